@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one room that touches what Synapse keeps private.
+
+Everything else in this package reaches Synapse through `synapse.module_api` or through
+this file, so that a Synapse upgrade is a review of this file.
+"""
+
+import copy
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from synapse.http.server import HttpServer, JsonResource
+from synapse.http.servlet import RestServlet
+from synapse.module_api import (
+    JsonDict,
+    LoggingTransaction,
+    ModuleApi,
+    Requester,
+    SynapseRequest,
+)
+from synapse.module_api.errors import Codes, ConfigError, SynapseError
+from synapse.rest.admin import register_servlets
+from synapse.rest.admin._base import assert_user_is_admin
+from synapse.rest.admin.media import register_servlets_for_media_repo
+from synapse.util.async_helpers import Linearizer
+from twisted.internet.address import UNIXAddress
+from twisted.web.resource import Resource
+
+from synapse_federation_admin.bounded_agent import BoundedAgent
+
+if TYPE_CHECKING:
+    from synapse.config.server import ListenerConfig
+
+__all__ = [
+    "Codes",
+    "Homeserver",
+    "HttpServer",
+    "JsonDict",
+    "RestServlet",
+    "SynapseError",
+    "SynapseRequest",
+]
+
+T = TypeVar("T")
+
+# A lock that is held per key: `async with lock(key)`.
+KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
+
+ADMIN_PATH = "/_synapse/admin"
+
+# The most that a destination may answer to a contact; real answers take 100 bytes.
+_MAX_VERSION_BYTES = 64 * 1024
+
+# The resources of a listener that make Synapse serve admin endpoints on it. Which ones
+# of them count, and what is then served, depends on the process.
+_Surface = frozenset[str]
+_CLOSED: _Surface = frozenset()
+_CLIENT: _Surface = frozenset({"client"})
+_CLIENT_AND_MEDIA: _Surface = frozenset({"client", "media"})
+
+
+class Homeserver:
+    """What this module needs of the Synapse process that it is loaded into."""
+
+    def __init__(self, api: ModuleApi) -> None:
+        self._api = api
+        self._hs = api._hs
+
+    # -- requests --------------------------------------------------------------------
+
+    async def require_admin(self, request: SynapseRequest) -> Requester:
+        """Return who makes a request, a server admin.
+
+        Synapse's own check, which also holds where accounts are delegated to an
+        authentication service (`synapse/rest/admin/_base.py`).
+
+        Raises:
+            SynapseError: 401 without a valid access token, 403 if the user is no admin.
+        """
+        auth = self._hs.get_auth()
+        requester = await auth.get_user_by_req(request)
+        await assert_user_is_admin(auth, requester)
+        return requester
+
+    def mount_admin(self, register: Callable[[HttpServer], None]) -> None:
+        """Serve Synapse's admin API at its path, with servlets of ours before its own.
+
+        Args:
+            register: Registers our servlets. Where Synapse has one of the same pattern
+                and method, ours answers.
+
+        Raises:
+            ConfigError: Another module has registered a resource at the path.
+        """
+        resource = AdminResource(self._hs, register)
+        self._api.register_web_resource(ADMIN_PATH, resource)
+        # Synapse keeps the first module's resource, and only logs that it does.
+        if self._hs._module_web_resources.get(ADMIN_PATH) is not resource:
+            raise ConfigError(
+                f"another module already serves {ADMIN_PATH}: "
+                "synapse_federation_admin.FederationAdmin must come before it in "
+                "`modules`, and be there only once",
+                path=("modules",),
+            )
+
+    # -- time and background ---------------------------------------------------------
+
+    def now_ms(self) -> int:
+        """Return the time, in ms since the epoch, by Synapse's clock."""
+        return self._hs.get_clock().time_msec()
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        """Wait."""
+        await self._api.sleep(duration_ms / 1000)
+
+    def run_in_background(
+        self, desc: str, func: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        """Start a background process of Synapse's: own log context, own metrics.
+
+        Args:
+            desc: Its name in metrics: one of a few, not one per destination.
+            func: What to run. What it raises is logged by Synapse.
+            args: Arguments for `func`.
+        """
+        self._api.run_as_background_process(desc, func, *args)
+
+    def linearizer(self, name: str, max_count: int = 1) -> KeyedLock:
+        """Make a lock that is held per key, for log contexts as Synapse keeps them."""
+        return Linearizer(
+            name=name, clock=self._hs.get_clock(), max_count=max_count
+        ).queue
+
+    # -- database --------------------------------------------------------------------
+
+    async def run_db_interaction(
+        self, desc: str, func: Callable[..., T], *args: object
+    ) -> T:
+        """Run a function in a transaction, on a database thread.
+
+        Args:
+            desc: Its name in metrics and logs.
+            func: Called with a `LoggingTransaction` and `args`.
+            args: Arguments for `func`.
+        """
+        return await self._api.run_db_interaction(desc, func, *args)
+
+    async def clear_retry_timings(self, destination: str) -> None:
+        """Set a destination's retry timings to "not failing".
+
+        The caches of every process are told. Raises what the database raises.
+        """
+        await self._hs.get_datastores().main.set_destination_retry_timings(
+            destination, None, 0, 0
+        )
+
+    async def restore_failure_ts(self, failures: Sequence[tuple[str, int]]) -> set[str]:
+        """Give destinations that are failing the time since when they really fail.
+
+        Where a destination is not failing, or its `failure_ts` is already as early,
+        nothing is changed. Synapse's own store has no method for this: its upsert
+        ignores a change of `failure_ts` alone.
+
+        Args:
+            failures: Pairs of a destination and its `failure_ts`, in ms.
+
+        Returns:
+            Those of the destinations that are failing.
+        """
+        store = self._hs.get_datastores().main
+
+        def restore_failure_ts_txn(txn: LoggingTransaction) -> set[str]:
+            failing = set()
+            for destination, failure_ts in failures:
+                txn.execute(
+                    "SELECT failure_ts FROM destinations "
+                    "WHERE destination = ? AND retry_last_ts > 0",
+                    (destination,),
+                )
+                row = txn.fetchone()
+                if row is None:
+                    continue
+                failing.add(destination)
+                if row[0] is not None and row[0] <= failure_ts:
+                    continue
+                # Again with its condition: by now another process may have cleared it.
+                txn.execute(
+                    "UPDATE destinations SET failure_ts = ? "
+                    "WHERE destination = ? AND retry_last_ts > 0",
+                    (failure_ts, destination),
+                )
+                store._invalidate_cache_and_stream(
+                    txn, store.get_destination_retry_timings, (destination,)
+                )
+            return failing
+
+        return await self.run_db_interaction(
+            "federation_admin_restore_failure_ts", restore_failure_ts_txn
+        )
+
+    # -- federation ------------------------------------------------------------------
+
+    def wake(self, destination: str) -> None:
+        """Have this process try a destination now, if it sends to it."""
+        self._hs.get_notifier().notify_remote_server_up(destination)
+
+    @property
+    def has_other_processes(self) -> bool:
+        """Whether this homeserver runs on several processes, joined by Redis."""
+        return bool(self._hs.config.redis.redis_enabled)
+
+    def wake_elsewhere(self, destination: str) -> None:
+        """Have every other process try a destination now, if it sends to it."""
+        self._hs.get_replication_command_handler().send_remote_server_up(destination)
+
+    @property
+    def longest_send_attempt_ms(self) -> int:
+        """How long a federation sender may take over one transaction, all retries."""
+        federation = self._hs.config.federation
+        retries = federation.max_long_retries
+        # Synapse adds up to 40 % of jitter to the delays between the attempts.
+        return int(
+            federation.client_timeout_ms * (retries + 1)
+            + federation.max_long_retry_delay_ms * 1.4 * retries
+        )
+
+    async def contact(
+        self, destination: str, *, timeout_ms: int, ignore_backoff: bool
+    ) -> JsonDict:
+        """Make one real request to a destination: `GET /_matrix/federation/v1/version`.
+
+        It goes through Synapse's own federation client, so that whitelist, IP
+        blocklist, proxy, `outbound_federation_restricted_to`, certificates and the
+        retry limiter are Synapse's. The limiter puts a destination that does not answer
+        into backoff, and takes one that does out of it.
+
+        Args:
+            destination: The server name.
+            timeout_ms: How long it has to answer.
+            ignore_backoff: Ask even if it is in backoff; a failure then leaves the
+                retry timings as they are.
+
+        Returns:
+            The body: https://spec.matrix.org/v1.11/server-server-api/#get_matrixfederationv1version
+
+        Raises:
+            Exception: Whatever Synapse's client raises; nothing of it is our fault.
+        """
+        # Synapse's client as it is, but for the agent that it makes requests with.
+        client = copy.copy(self._hs.get_federation_http_client())
+        agent = BoundedAgent(client.agent, _MAX_VERSION_BYTES)
+        client.agent = agent
+        try:
+            return await client.get_json(
+                destination,
+                path="/_matrix/federation/v1/version",
+                timeout=timeout_ms,
+                ignore_backoff=ignore_backoff,
+            )
+        finally:
+            agent.close()
+
+
+class AdminResource(Resource):
+    """Synapse's admin API with servlets of ours, on the listeners that have it.
+
+    Synapse attaches a module's resource to every HTTP listener of a process, also to
+    those where stock Synapse has no admin API. This resource answers by listener:
+    what Synapse would have served there (`synapse/app/homeserver.py`,
+    `synapse/app/generic_worker.py`) together with ours, or 404 `M_UNRECOGNIZED`.
+    """
+
+    isLeaf = True
+
+    def __init__(self, hs: Any, register: Callable[[HttpServer], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
+        self._listeners = _Listeners(hs)
+        self._by_surface = {
+            surface: _admin_routes(hs, surface, register)
+            for surface in self._listeners.surfaces()
+        }
+
+    def render(self, request: SynapseRequest) -> int:
+        """Answer a request, as what its listener carries."""
+        assert request.path is not None
+        if not request.path.isascii():
+            # Synapse's router decodes the path as ASCII. A client that sends a Unicode
+            # name raw means the same as one that percent-encodes it.
+            request.path = b"".join(
+                bytes([byte]) if byte < 0x80 else b"%%%02X" % byte
+                for byte in request.path
+            )
+        return self._by_surface[self._listeners.surface_of(request)].render(request)
+
+
+def _admin_routes(
+    hs: Any, surface: _Surface, register: Callable[[HttpServer], None]
+) -> JsonResource:
+    routes = JsonResource(hs, canonical_json=False)
+    if surface:
+        # Ours are registered twice. The first match wins, so they go first; and of an
+        # equal pattern and method the last registration stays, so they go last as well.
+        register(routes)
+        if "client" in surface:
+            register_servlets(hs, routes)
+        if "media" in surface:
+            register_servlets_for_media_repo(hs, routes)
+        register(routes)
+    return routes
+
+
+class _Listeners:
+    """Knows on which listeners of this process Synapse serves admin endpoints."""
+
+    def __init__(self, hs: Any) -> None:
+        on_worker = hs.config.worker.worker_app is not None
+        carriers = (
+            _CLIENT_AND_MEDIA
+            if on_worker and hs.config.media.can_load_media_repo
+            else _CLIENT
+        )
+        listeners = (
+            hs.config.worker.worker_listeners
+            if on_worker
+            else hs.config.server.listeners
+        )
+        self._by_tag: dict[str, list[tuple[ListenerConfig, _Surface]]] = {}
+        for listener in listeners:
+            if listener.http_options is not None:
+                names = {
+                    name
+                    for resource in listener.http_options.resources
+                    for name in resource.names
+                }
+                self._by_tag.setdefault(listener.get_site_tag(), []).append(
+                    (listener, carriers & names)
+                )
+
+    def surfaces(self) -> set[_Surface]:
+        """Return every surface that `surface_of` may answer with."""
+        configured = {s for group in self._by_tag.values() for _, s in group}
+        return configured | {_CLIENT, _CLOSED}
+
+    def surface_of(self, request: SynapseRequest) -> _Surface:
+        """Return the surface of the listener that a request came in through."""
+        tag = request.synapse_site.site_tag
+        listeners = self._by_tag.get(tag)
+        if listeners is None:
+            # Synapse opens no listener that is not in its configuration. Who has put
+            # this resource on a site of his own, as Synapse's test harness does, wants
+            # it served.
+            return _CLIENT
+        surfaces = {surface for _, surface in listeners}
+        if len(surfaces) > 1:
+            # All Unix sockets share one tag, and so do two listeners on one port of
+            # different addresses, or what the operator has tagged alike.
+            surfaces = {s for listener, s in listeners if _is_at(listener, request)}
+        return surfaces.pop() if len(surfaces) == 1 else _CLOSED
+
+
+def _is_at(listener: "ListenerConfig", request: SynapseRequest) -> bool:
+    """Tell whether a request came in through a listener, by the local address."""
+    host = request.getHost()  # type: ignore[no-untyped-call]  # Twisted's
+    if isinstance(host, UNIXAddress):
+        path = getattr(listener, "path", None)
+        return path is not None and host.name == path.encode()
+    if getattr(listener, "port", None) != getattr(host, "port", None):
+        return False
+    addresses: list[str] = getattr(listener, "bind_addresses", [])
+    return getattr(host, "host", None) in addresses or bool(
+        {"0.0.0.0", "::", ""} & set(addresses)  # noqa: S104  # compared, not bound
+    )

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The class that Synapse loads."""
+
+from typing import TYPE_CHECKING
+
+from synapse_federation_admin.config import FederationAdminConfig, parse_config
+from synapse_federation_admin.supported import require_supported_synapse
+
+if TYPE_CHECKING:
+    from synapse.module_api import ModuleApi
+
+
+class FederationAdmin:
+    """Serves the Federation admin API from inside Synapse.
+
+    Synapse calls `parse_config` while it reads homeserver.yaml, and makes one instance
+    in every process, before that process begins to listen.
+    """
+
+    def __init__(self, config: FederationAdminConfig, api: "ModuleApi") -> None:
+        # Only now: on a Synapse that parse_config has refused, these might not import.
+        from synapse_federation_admin.destinations.store import DestinationStore
+        from synapse_federation_admin.homeserver import Homeserver
+        from synapse_federation_admin.repair.reset import ConnectionReset
+        from synapse_federation_admin.rest import Services, mount
+
+        homeserver = Homeserver(api)
+        destinations = DestinationStore(homeserver)
+        mount(
+            Services(
+                homeserver=homeserver,
+                destinations=destinations,
+                reset=ConnectionReset(config, homeserver, destinations),
+            )
+        )
+
+    @staticmethod
+    def parse_config(config: object) -> FederationAdminConfig:
+        """Parse the module's `config` section.
+
+        Raises:
+            ConfigError: The section is wrong, or Synapse is too old. See
+                `synapse_federation_admin.config.parse_config`.
+        """
+        require_supported_synapse()
+        return parse_config(config)

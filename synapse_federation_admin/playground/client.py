@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small client: the bits of the Matrix client API and the admin API that we use."""
+
+import hashlib
+import hmac
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from attrs import frozen
+
+from synapse_federation_admin.playground.processes import PlaygroundError
+
+Json = dict[str, Any]
+
+FEDERATION = "/_synapse/admin/v1/federation"
+
+
+class ApiError(PlaygroundError):
+    """A request was not answered with a 2xx status, or not at all."""
+
+    def __init__(self, method: str, url: str, status: int, body: str) -> None:
+        """Keep what was asked and what was answered.
+
+        Args:
+            method: the HTTP method.
+            url: the whole URL.
+            status: the HTTP status, or 0 if there was no answer.
+            body: the answer's body, or why there was no answer.
+        """
+        super().__init__(f"{method} {url}: {status or 'no answer'}: {body[:500]}")
+        self.method = method
+        self.url = url
+        self.status = status
+        self.body = body
+
+
+@frozen
+class User:
+    """A local user and what is needed to act as them."""
+
+    user_id: str
+    access_token: str
+    password: str
+
+
+def quoted(text: str) -> str:
+    """Percent-encode a text for use as one segment of a path."""
+    return quote(text, safe="")
+
+
+class MatrixClient:
+    """Speaks to one listener of one homeserver, as one user or as nobody."""
+
+    def __init__(
+        self, base_url: str, access_token: str = "", *, timeout_s: float = 30
+    ) -> None:
+        """Make a client; it connects when it is used.
+
+        Args:
+            base_url: such as "http://127.0.0.1:8008".
+            access_token: whose requests these are; empty for nobody's.
+            timeout_s: seconds until an unanswered request is an error.
+        """
+        self.base_url = base_url
+        self.access_token = access_token
+        # trust_env=False: a proxy of the environment has no place between us and
+        # ourselves.
+        self.http = httpx.Client(
+            base_url=base_url,
+            headers=(
+                {"Authorization": f"Bearer {access_token}"} if access_token else {}
+            ),
+            timeout=timeout_s,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> "MatrixClient":
+        """Do nothing: it connects when it is used."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close its connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, str | int] | None = None,
+        timeout_s: float | None = None,
+    ) -> Json:
+        """Send a request and return the JSON object of its answer.
+
+        Raises:
+            ApiError: no answer, or one that is not 2xx.
+        """
+        try:
+            response = self.http.request(
+                method,
+                path,
+                json=json,
+                params=params,
+                timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
+            )
+        except httpx.HTTPError as e:
+            raise ApiError(method, self.base_url + path, 0, repr(e)) from e
+        if not response.is_success:
+            raise ApiError(
+                method, str(response.url), response.status_code, response.text
+            )
+        answer: Json = response.json()
+        return answer
+
+    # The Matrix client-server API.
+
+    def login(self, user: str, password: str) -> User:
+        """Log in with a password; this makes a new device and a new token."""
+        answer = self.request(
+            "POST",
+            "/_matrix/client/v3/login",
+            json={
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": user},
+                "password": password,
+            },
+        )
+        return User(answer["user_id"], answer["access_token"], password)
+
+    def create_room(self, room_version: str = "11") -> str:
+        """Create a room that everybody may join, and return its room id."""
+        answer = self.request(
+            "POST",
+            "/_matrix/client/v3/createRoom",
+            json={"preset": "public_chat", "room_version": room_version},
+        )
+        return str(answer["room_id"])
+
+    def join(self, room_id: str, via: str) -> None:
+        """Join a room over federation, through a server that is in it."""
+        self.request(
+            "POST",
+            f"/_matrix/client/v3/join/{quoted(room_id)}",
+            params={"server_name": via, "via": via},
+            json={},
+            timeout_s=90,
+        )
+
+    def send_message(self, room_id: str, body: str) -> str:
+        """Send a text message to a room and return its event id."""
+        answer = self.request(
+            "PUT",
+            f"/_matrix/client/v3/rooms/{quoted(room_id)}/send/m.room.message"
+            f"/{uuid.uuid4()}",
+            json={"msgtype": "m.text", "body": body},
+        )
+        return str(answer["event_id"])
+
+    def send_to_device(
+        self, user_id: str, body: str, message_type: str = "org.example.playground"
+    ) -> None:
+        """Send a to-device message to all devices of a user."""
+        self.request(
+            "PUT",
+            f"/_matrix/client/v3/sendToDevice/{message_type}/{uuid.uuid4()}",
+            json={"messages": {user_id: {"*": {"body": body}}}},
+        )
+
+    def sync(self, since: str | None = None, timeout_ms: int = 0) -> Json:
+        """Ask for what is new; wait for at most `timeout_ms` milliseconds for it."""
+        params: dict[str, str | int] = {"timeout": timeout_ms}
+        if since is not None:
+            params["since"] = since
+        return self.request(
+            "GET",
+            "/_matrix/client/v3/sync",
+            params=params,
+            timeout_s=30 + timeout_ms / 1000,
+        )
+
+    # Synapse's admin API.
+
+    def register(
+        self, secret: str, localpart: str, password: str, *, admin: bool = False
+    ) -> User:
+        """Register a user with the homeserver's `registration_shared_secret`."""
+        path = "/_synapse/admin/v1/register"
+        nonce = self.request("GET", path)["nonce"]
+        kind = "admin" if admin else "notadmin"
+        signed = "\0".join([nonce, localpart, password, kind]).encode()
+        answer = self.request(
+            "POST",
+            path,
+            json={
+                "nonce": nonce,
+                "username": localpart,
+                "password": password,
+                "admin": admin,
+                # SHA-1 is what Synapse asks for here.
+                "mac": hmac.new(secret.encode(), signed, hashlib.sha1).hexdigest(),
+            },
+        )
+        return User(answer["user_id"], answer["access_token"], password)
+
+    def destinations(self, **params: str | int) -> Json:
+        """List destinations: one page, as the API gives it."""
+        return self.request("GET", f"{FEDERATION}/destinations", params=params)
+
+    def destination(self, server_name: str) -> Json:
+        """Read one destination."""
+        return self.request("GET", f"{FEDERATION}/destinations/{quoted(server_name)}")
+
+    def destination_rooms(self, server_name: str, **params: str | int) -> Json:
+        """List the rooms for which events have been queued for a destination."""
+        return self.request(
+            "GET",
+            f"{FEDERATION}/destinations/{quoted(server_name)}/rooms",
+            params=params,
+        )
+
+    def reset_connection(self, server_name: str) -> Json:
+        """Reset a failing destination's retry timings."""
+        return self.request(
+            "POST",
+            f"{FEDERATION}/destinations/{quoted(server_name)}/reset_connection",
+            json={},
+        )

@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fake remote homeservers: real sockets, real TLS, and faults at will.
+
+A `RemoteServer` can join a room over federation like any server, so Synapse's own
+queues, retry timings and backlog come from Synapse's own failures.
+"""
+
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+from attrs import frozen
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import ApiError, quoted
+from synapse_federation_admin.playground.events import Identity
+from synapse_federation_admin.playground.processes import WaitTimeout, free_port
+from synapse_federation_admin.playground.remote_http import Handler
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+class Behaviour(Enum):
+    """How a remote server treats whoever contacts it."""
+
+    HEALTHY = "healthy"
+    DOWN = "down"
+    """The port is closed: connections are refused."""
+    EXPIRED_CERTIFICATE = "expired certificate"
+    WRONG_NAME_CERTIFICATE = "certificate for another name"
+    BAD_GATEWAY = "answers 502"
+    HANGING = "accepts, never answers"
+    SLOW = "healthy but slow"
+
+
+class MessageKind(Enum):
+    """What a transaction carried."""
+
+    PDU = "PDU"
+    TO_DEVICE = "to-device message"
+    EDU = "EDU"
+    """Any other EDU."""
+
+
+@frozen
+class Connection:
+    """A TCP connection that was accepted."""
+
+    monotonic: float
+    """Seconds, as `time.monotonic()`."""
+    ts: int
+    """Milliseconds since the epoch."""
+    behaviour: Behaviour
+
+
+@frozen
+class Request:
+    """An HTTP request that was read."""
+
+    monotonic: float
+    """Seconds, as `time.monotonic()`."""
+    ts: int
+    """Milliseconds since the epoch."""
+    method: str
+    path: str
+    """With the query."""
+    behaviour: Behaviour
+
+
+@frozen
+class Message:
+    """A PDU or an EDU that was received and accepted."""
+
+    monotonic: float
+    """Seconds, as `time.monotonic()`."""
+    ts: int
+    """Milliseconds since the epoch."""
+    kind: MessageKind
+    type: str
+    """The event's or the EDU's type."""
+    content: Json
+    raw: Json
+
+    def has(self, text: str) -> bool:
+        """Tell whether a text occurs in the content."""
+        return text in json.dumps(self.content, ensure_ascii=False)
+
+
+class RemoteServer:
+    """A remote homeserver whose behaviour can be switched while it runs.
+
+    Its threads serve from `start` (or from entering the context) to `stop`. While it is
+    DOWN, its port stays bound, but not listening: nobody else gets it.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        certificates: CertificateAuthority,
+        *,
+        port: int = 0,
+        slowness_s: float = 2,
+    ) -> None:
+        """Describe a server.
+
+        Args:
+            address: an address in 127.0.0.0/8.
+            certificates: who issues its certificates.
+            port: where it listens; 0 chooses a free one.
+            slowness_s: seconds that each answer takes while it is SLOW.
+        """
+        self.address = address
+        self.port = port or free_port(address)
+        self.server_name = f"{address}:{self.port}"
+        self.slowness_s = slowness_s
+        self.identity = Identity(self.server_name)
+        good = certificates.valid(address)
+        self._contexts = {
+            Behaviour.EXPIRED_CERTIFICATE: certificates.expired(address),
+            Behaviour.WRONG_NAME_CERTIFICATE: certificates.wrong_name(),
+        }
+        self._good_context = good
+        self._client_context = certificates.client_context()
+        self._behaviour = Behaviour.HEALTHY
+        self._news = threading.Condition()
+        self._connections: list[Connection] = []
+        self._requests: list[Request] = []
+        self._messages: list[Message] = []
+        self._transactions: set[str] = set()
+        self._socket: socket.socket | None = None
+        self._listening = False
+        # Duplicates of the accepted sockets: shutting one down ends the connection
+        # without touching the TLS object that another thread is using.
+        self._open: set[socket.socket] = set()
+
+    # What it has seen.
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """How it behaves now."""
+        return self._behaviour
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections that it has accepted, oldest first."""
+        with self._news:
+            return list(self._connections)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests that it has read, oldest first."""
+        with self._news:
+            return list(self._requests)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The PDUs and EDUs that it has received, oldest first."""
+        with self._news:
+            return list(self._messages)
+
+    def wait_for_connection(self, since: float, timeout_s: float) -> Connection:
+        """Wait for a connection accepted at or after a `time.monotonic()`.
+
+        Raises:
+            WaitTimeout: there was none for `timeout_s` seconds.
+        """
+        return self._wait_for(
+            self._connections,
+            lambda connection: connection.monotonic >= since,
+            "a connection",
+            timeout_s,
+        )
+
+    def wait_for_request(
+        self, since: float, timeout_s: float, path: str = ""
+    ) -> Request:
+        """Wait for a request, read at or after a `time.monotonic()`.
+
+        Args:
+            since: seconds, as `time.monotonic()`.
+            timeout_s: seconds.
+            path: what its path must contain.
+
+        Raises:
+            WaitTimeout: there was none for `timeout_s` seconds.
+        """
+        return self._wait_for(
+            self._requests,
+            lambda request: request.monotonic >= since and path in request.path,
+            f"a request for …{path}…",
+            timeout_s,
+        )
+
+    def wait_for_message(
+        self, kind: MessageKind, text: str, timeout_s: float
+    ) -> Message:
+        """Wait for a message with a text in its content, or find it if it is here.
+
+        Raises:
+            WaitTimeout: there was none for `timeout_s` seconds.
+        """
+        return self._wait_for(
+            self._messages,
+            lambda message: message.kind is kind and message.has(text),
+            f"the {kind.value} {text!r}",
+            timeout_s,
+        )
+
+    def _wait_for(
+        self, seen: list[T], wanted: Callable[[T], bool], what: str, timeout_s: float
+    ) -> T:
+        def find() -> T | None:
+            return next((item for item in seen if wanted(item)), None)
+
+        with self._news:
+            found = self._news.wait_for(find, timeout_s)
+        if found is None:
+            raise WaitTimeout(
+                f"Waited {timeout_s:g} s for {what} to reach {self.server_name}"
+            )
+        return found
+
+    # Running.
+
+    def __enter__(self) -> "RemoteServer":
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def start(self, behaviour: Behaviour = Behaviour.HEALTHY) -> None:
+        """Take the port and begin to behave as told."""
+        self._behaviour = behaviour
+        self._bind()
+        if behaviour is not Behaviour.DOWN:
+            self._listen()
+
+    def stop(self) -> None:
+        """Give the port back and end every connection."""
+        self._close_port()
+        self._close_connections()
+
+    def switch(self, behaviour: Behaviour) -> None:
+        """Behave differently from now on, also towards those already connected."""
+        self._behaviour = behaviour
+        if behaviour is Behaviour.DOWN:
+            self._close_port()
+            self._bind()
+        elif not self._listening:
+            self._listen()
+        self._close_connections()
+
+    def _bind(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # Connections of before may still be in TIME_WAIT.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((self.address, self.port))
+
+    def _listen(self) -> None:
+        assert self._socket is not None
+        self._socket.listen(64)
+        self._listening = True
+        threading.Thread(
+            target=self._accept,
+            args=(self._socket,),
+            name=f"remote {self.server_name}",
+            daemon=True,
+        ).start()
+
+    def _close_port(self) -> None:
+        self._listening = False
+        if self._socket is not None:
+            # Wakes the thread that accepts; merely closing does not.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
+
+    def _close_connections(self) -> None:
+        with self._news:
+            connections = list(self._open)
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                return
+            behaviour = self._behaviour
+            handle = accepted.dup()
+            with self._news:
+                self._open.add(handle)
+                self._connections.append(
+                    Connection(time.monotonic(), int(time.time() * 1000), behaviour)
+                )
+                self._news.notify_all()
+            threading.Thread(
+                target=self._serve, args=(accepted, handle, behaviour), daemon=True
+            ).start()
+
+    def _serve(
+        self, accepted: socket.socket, handle: socket.socket, behaviour: Behaviour
+    ) -> None:
+        try:
+            if behaviour is Behaviour.HANGING:
+                while accepted.recv(65536):
+                    pass
+                return
+            context = self._contexts.get(behaviour, self._good_context)
+            accepted.settimeout(30)
+            with context.wrap_socket(accepted, server_side=True) as connection:
+                connection.settimeout(None)
+                Handler(connection, self, behaviour)
+        except (OSError, ssl.SSLError, ValueError):
+            # The client went away, disliked our certificate, or we were switched.
+            pass
+        finally:
+            accepted.close()
+            with self._news:
+                self._open.discard(handle)
+            handle.close()
+
+    # Called by the connections' threads.
+
+    def saw_request(self, method: str, path: str, behaviour: Behaviour) -> None:
+        """Remember a request."""
+        with self._news:
+            self._requests.append(
+                Request(
+                    time.monotonic(), int(time.time() * 1000), method, path, behaviour
+                )
+            )
+            self._news.notify_all()
+
+    def saw_transaction(self, transaction_id: str, transaction: Json) -> None:
+        """Remember what a transaction carried, unless it is a repetition."""
+        monotonic, ts = time.monotonic(), int(time.time() * 1000)
+        with self._news:
+            if transaction_id in self._transactions:
+                return
+            self._transactions.add(transaction_id)
+            for pdu in transaction.get("pdus", []):
+                self._messages.append(
+                    Message(
+                        *(monotonic, ts, MessageKind.PDU),
+                        *(pdu["type"], pdu["content"], pdu),
+                    )
+                )
+            for edu in transaction.get("edus", []):
+                kind = (
+                    MessageKind.TO_DEVICE
+                    if edu["edu_type"] == "m.direct_to_device"
+                    else MessageKind.EDU
+                )
+                self._messages.append(
+                    Message(monotonic, ts, kind, edu["edu_type"], edu["content"], edu)
+                )
+            self._news.notify_all()
+
+    # Speaking to others.
+
+    def join_room(
+        self, room_id: str, homeserver: str, localpart: str = "x"
+    ) -> tuple[str, str]:
+        """Join a room over federation: make_join, then send_join.
+
+        Args:
+            room_id: a room of version 11 that anybody may join.
+            homeserver: the server name, host:port, of a server that is in the room.
+            localpart: who of this server joins.
+
+        Returns:
+            The user id of who joined, and the id of the member event.
+
+        Raises:
+            ApiError: the homeserver refused.
+        """
+        user_id = f"@{localpart}:{self.server_name}"
+        with httpx.Client(
+            base_url=f"https://{homeserver}",
+            verify=self._client_context,
+            timeout=60,
+            trust_env=False,
+        ) as client:
+            made = self._request(
+                client,
+                *("GET", homeserver),
+                f"/_matrix/federation/v1/make_join/{quoted(room_id)}/{quoted(user_id)}"
+                "?ver=11",
+            )
+            event_id, event = self.identity.join_event(made["event"])
+            self._request(
+                client,
+                *("PUT", homeserver),
+                f"/_matrix/federation/v2/send_join/{quoted(room_id)}/{quoted(event_id)}",
+                event,
+            )
+        return user_id, event_id
+
+    def _request(
+        self,
+        client: httpx.Client,
+        method: str,
+        homeserver: str,
+        uri: str,
+        content: Json | None = None,
+    ) -> Json:
+        request = client.build_request(method, uri, json=content)
+        # Signed is what is really sent, however httpx chose to write it.
+        request.headers["Authorization"] = self.identity.authorization(
+            method, request.url.raw_path.decode("ascii"), homeserver, content
+        )
+        try:
+            response = client.send(request)
+        except httpx.HTTPError as e:
+            raise ApiError(method, str(request.url), 0, repr(e)) from e
+        if not response.is_success:
+            raise ApiError(
+                method, str(request.url), response.status_code, response.text
+            )
+        answer: Json = response.json()
+        return answer

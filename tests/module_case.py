@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A homeserver of Synapse's test harness that has loaded this module."""
+
+from typing import Any
+from urllib.parse import quote
+
+import synapse.rest.admin
+from synapse.rest.client import login, room
+from synapse.server import HomeServer
+from synapse.util.clock import Clock
+from tests import unittest
+from twisted.internet.testing import MemoryReactor
+from twisted.web.resource import Resource
+
+DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
+
+# Of the harness's requests: they come in through a listener with this tag.
+HARNESS_TAG = "test"
+
+
+def module_config(**config: Any) -> dict[str, Any]:
+    """Return the parts of homeserver.yaml with which the harness loads the module."""
+    return {
+        "listeners": [
+            {
+                "port": 8008,
+                "type": "http",
+                "tag": HARNESS_TAG,
+                "resources": [{"names": ["client"]}],
+            }
+        ],
+        "modules": [
+            {"module": "synapse_federation_admin.FederationAdmin", "config": config}
+        ],
+    }
+
+
+class LoadsModule:
+    """Mixed into a `HomeserverTestCase`: requests reach our admin resource."""
+
+    # The module's configuration. Contacts would go out to nowhere.
+    config: dict[str, Any] = {"contact_on_reset": False}
+
+    hs: HomeServer
+
+    def default_config(self) -> dict[str, Any]:
+        return {**super().default_config(), **module_config(**self.config)}  # type: ignore[misc]
+
+    def create_resource_dict(self) -> dict[str, Resource]:
+        return {
+            **super().create_resource_dict(),  # type: ignore[misc]
+            **self.hs._module_web_resources,
+        }
+
+
+class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
+    """With an admin, an ordinary user, and short words for requests and rows."""
+
+    servlets = [
+        # Of these, only what is outside of /_synapse/admin answers.
+        synapse.rest.admin.register_servlets_for_client_rest_resource,
+        login.register_servlets,
+        room.register_servlets,
+    ]
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        self.store = hs.get_datastores().main
+        self.register_user("admin", "pass", admin=True)
+        self.admin_token = self.login("admin", "pass")
+        self.register_user("user", "pass")
+        self.user_token = self.login("user", "pass")
+
+    def ask(
+        self, method: str, path: str, *, token: str | None = "admin", **kwargs: Any
+    ) -> Any:
+        """Make a request, as the admin unless another token is given."""
+        if token == "admin":
+            token = self.admin_token
+        return self.make_request(method, path, access_token=token, **kwargs)
+
+    def get_json(self, path: str) -> Any:
+        """Return the JSON of a GET that answers 200."""
+        channel = self.ask("GET", path)
+        self.assertEqual(channel.code, 200, channel.result)
+        return channel.json_body
+
+    def destination_path(self, name: str, rest: str = "") -> str:
+        return f"{DESTINATIONS}/{quote(name, safe='')}{rest}"
+
+    def add_destination(
+        self,
+        name: str,
+        retry_last_ts: int | None = None,
+        retry_interval: int | None = None,
+        failure_ts: int | None = None,
+        last_successful_stream_ordering: int | None = None,
+    ) -> None:
+        """Write a row, past Synapse and its caches, as an operator with SQL would."""
+        self.get_success(
+            self.store.db_pool.simple_upsert(
+                "destinations",
+                {"destination": name},
+                {
+                    "retry_last_ts": retry_last_ts,
+                    "retry_interval": retry_interval,
+                    "failure_ts": failure_ts,
+                    "last_successful_stream_ordering": last_successful_stream_ordering,
+                },
+            )
+        )
+
+    def add_room(self, destination: str, room_id: str, stream_ordering: int) -> None:
+        self.get_success(
+            self.store.db_pool.simple_insert(
+                "destination_rooms",
+                {
+                    "destination": destination,
+                    "room_id": room_id,
+                    "stream_ordering": stream_ordering,
+                },
+            )
+        )
+
+    def names(self, query: str = "") -> list[str]:
+        """Return the names in the list of destinations."""
+        body = self.get_json(DESTINATIONS + query)
+        return [row["destination"] for row in body["destinations"]]
