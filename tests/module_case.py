@@ -110,6 +110,14 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         )
 
     def add_room(self, destination: str, room_id: str, stream_ordering: int) -> None:
+        """Write that an event in a room was queued for a destination."""
+        self.get_success(
+            self.store.db_pool.simple_upsert(
+                "rooms",
+                {"room_id": room_id},
+                {"is_public": False, "creator": "@admin:test", "room_version": "11"},
+            )
+        )
         self.get_success(
             self.store.db_pool.simple_insert(
                 "destination_rooms",

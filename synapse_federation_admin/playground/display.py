@@ -125,14 +125,15 @@ def _value(raw: int | None) -> str:
 
 
 def curl_lines(
-    url: str, access_token: str, server_name: str
+    url: str, access_token: str, server_name: str, control_url: str
 ) -> list[tuple[str, str]]:
-    """Make shell lines for the four endpoints, each with what it does.
+    """Make shell lines to play with, each with what it does.
 
     Args:
         url: the base URL of a listener.
         access_token: the admin's.
         server_name: the destination that they are about.
+        control_url: the base URL of the switchboard.
     """
     token = shlex.quote(f"Authorization: Bearer {access_token}")
     base = f"{url}{FEDERATION}/destinations"
@@ -143,10 +144,14 @@ def curl_lines(
             "All destinations, the latest failure first",
             f"{get} {shlex.quote(f'{base}?order_by=failure_ts&dir=b')}",
         ),
-        ("One of them", f"{get} {shlex.quote(one)}"),
+        ("The one that is down", f"{get} {shlex.quote(one)}"),
         ("The rooms that it shares with us", f"{get} {shlex.quote(f'{one}/rooms')}"),
         (
-            "Reset its connection",
+            "Bring it up (or: down, slow, hanging, bad_gateway ...)",
+            f"curl -sS -X PUT -d healthy {shlex.quote(f'{control_url}/{server_name}')}",
+        ),
+        (
+            "Reset its connection: what waits for it is sent at once",
             f"{get} -X POST {shlex.quote(f'{one}/reset_connection')}",
         ),
     ]
@@ -160,7 +165,7 @@ def show_destinations(
     console.print(destinations_table(rows, playground.behaviour_of, title=title))
 
 
-def show_playground(console: Console, playground: Playground) -> None:
+def show_playground(console: Console, playground: Playground, control_url: str) -> None:
     """Print all that one needs to play: addresses, token, table, and curl lines."""
     show_destinations(
         console, playground, playground.destinations(), "Destinations, as the API says"
@@ -177,26 +182,30 @@ def show_playground(console: Console, playground: Playground) -> None:
     ]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        _plain(console, f"{name:<{width}}  {value}")
+        plain(console, f"{name:<{width}}  {value}")
     down = playground.remotes[Behaviour.DOWN].server_name
-    for what, line in curl_lines(synapse.url(), playground.admin.access_token, down):
+    token = playground.admin.access_token
+    for what, line in curl_lines(synapse.url(), token, down, control_url):
         console.print()
         console.print(Text(f"# {what}:", "dim"))
-        _plain(console, line)
+        plain(console, line)
 
 
 def show_result(console: Console, playground: Playground, result: CheckResult) -> None:
     """Print what the main job has shown."""
     show_destinations(console, playground, [result.after], "After the reset")
     console.print()
-    for line in (
+    plain(
+        console,
         f"{result.repaired} was down, is up, and its connection was reset.",
-        f"Seconds after the reset's answer: first contact "
-        f"{max(0.0, result.first_contact_s):.2f}, the waiting event "
-        f"{max(0.0, result.pdu_s):.2f}, the waiting to-device message "
-        f"{max(0.0, result.to_device_s):.2f}.",
+    )
+    for what, seconds in (
+        ("first contact", result.first_contact_s),
+        ("the waiting event", result.pdu_s),
+        ("the waiting to-device message", result.to_device_s),
     ):
-        console.print(line, markup=False, highlight=False)
+        when = f"{seconds:.3f} s after" if seconds >= 0 else "even before"
+        plain(console, f"  {what:<30} {when} the reset's answer")
 
 
 def _admin_processes(playground: Playground) -> list[str]:
@@ -208,7 +217,7 @@ def _admin_processes(playground: Playground) -> list[str]:
     ]
 
 
-def _plain(console: Console, line: str) -> None:
+def plain(console: Console, line: str) -> None:
     """Print a line to be copied: never wrapped, never styled."""
     console.print(
         line, soft_wrap=True, markup=False, highlight=False, emoji=False, style=None

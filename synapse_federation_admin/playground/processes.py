@@ -46,13 +46,13 @@ class PlaygroundError(Exception):
     """Something in the playground did not happen; the text is for a person.
 
     PlaygroundError
-      ├ WaitTimeout        what was waited for did not come in time
+      ├ WaitTimeoutError        what was waited for did not come in time
       ├ ProcessError       a child process ended or did not start
       └ client.ApiError    an HTTP request was not answered with 200
     """
 
 
-class WaitTimeout(PlaygroundError):
+class WaitTimeoutError(PlaygroundError):
     """What was waited for did not come in time."""
 
 
@@ -100,7 +100,7 @@ def wait_until(
         interval_s: seconds between two calls.
 
     Raises:
-        WaitTimeout: it returned nothing true for `timeout_s` seconds.
+        WaitTimeoutError: it returned nothing true for `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -108,7 +108,7 @@ def wait_until(
         if result:
             return result
         if time.monotonic() >= deadline:
-            raise WaitTimeout(f"Waited {timeout_s:g} s for {what}")
+            raise WaitTimeoutError(f"Waited {timeout_s:g} s for {what}")
         time.sleep(interval_s)
 
 

@@ -22,7 +22,7 @@ from attrs import frozen
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import ApiError, quoted
 from synapse_federation_admin.playground.events import Identity
-from synapse_federation_admin.playground.processes import WaitTimeout, free_port
+from synapse_federation_admin.playground.processes import WaitTimeoutError, free_port
 from synapse_federation_admin.playground.remote_http import Handler
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class RemoteServer:
         """Wait for a connection accepted at or after a `time.monotonic()`.
 
         Raises:
-            WaitTimeout: there was none for `timeout_s` seconds.
+            WaitTimeoutError: there was none for `timeout_s` seconds.
         """
         return self._wait_for(
             self._connections,
@@ -191,7 +191,7 @@ class RemoteServer:
             path: what its path must contain.
 
         Raises:
-            WaitTimeout: there was none for `timeout_s` seconds.
+            WaitTimeoutError: there was none for `timeout_s` seconds.
         """
         return self._wait_for(
             self._requests,
@@ -206,7 +206,7 @@ class RemoteServer:
         """Wait for a message with a text in its content, or find it if it is here.
 
         Raises:
-            WaitTimeout: there was none for `timeout_s` seconds.
+            WaitTimeoutError: there was none for `timeout_s` seconds.
         """
         return self._wait_for(
             self._messages,
@@ -224,7 +224,7 @@ class RemoteServer:
         with self._news:
             found = self._news.wait_for(find, timeout_s)
         if found is None:
-            raise WaitTimeout(
+            raise WaitTimeoutError(
                 f"Waited {timeout_s:g} s for {what} to reach {self.server_name}"
             )
         return found

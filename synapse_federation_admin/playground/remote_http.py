@@ -42,13 +42,13 @@ class Handler(BaseHTTPRequestHandler):
         address = connection.getpeername()
         super().__init__(connection, address, remote)  # type: ignore[arg-type]  # the base class only keeps its server, it does not use it
 
-    def do_GET(self) -> None:  # noqa: N802, D102
+    def do_GET(self) -> None:  # noqa: D102
         self._handle()
 
-    def do_PUT(self) -> None:  # noqa: N802, D102
+    def do_PUT(self) -> None:  # noqa: D102
         self._handle()
 
-    def do_POST(self) -> None:  # noqa: N802, D102
+    def do_POST(self) -> None:  # noqa: D102
         self._handle()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002

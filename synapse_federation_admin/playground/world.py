@@ -44,7 +44,7 @@ class Playground:
         folder: Path,
         *,
         workers: bool = False,
-        module_config: Mapping[str, Any] | None = {},  # noqa: B006  # never changed
+        module_config: Mapping[str, Any] | None = {},  # never changed
         extra_config: Mapping[str, Any] | None = None,
         progress: Callable[[str], None] = say_nothing,
     ) -> None:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A switchboard: change a remote server's behaviour with curl while playing.
+
+GET /                  every remote server and how it behaves
+PUT /<server name>     the body names a behaviour, such as `healthy` or `down`
+"""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+from synapse_federation_admin.playground.processes import free_port
+from synapse_federation_admin.playground.remote import Behaviour
+from synapse_federation_admin.playground.world import Playground
+
+
+class Control:
+    """Serves the switchboard on 127.0.0.1 while its context lasts."""
+
+    def __init__(self, playground: Playground) -> None:
+        """Describe a switchboard for a playground's remote servers."""
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.playground = playground
+
+    def __enter__(self) -> "Control":
+        """Begin to serve."""
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    playground: Playground
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        if self.path != "/":
+            self._answer(404, {"error": "There is only /"})
+            return
+        remotes = self.server.playground.remotes.values()
+        self._answer(
+            200,
+            {remote.server_name: remote.behaviour.name.lower() for remote in remotes},
+        )
+
+    def do_PUT(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        wanted = self.rfile.read(length).decode("utf-8", "replace").strip()
+        names = {behaviour.name.lower(): behaviour for behaviour in Behaviour}
+        server_name = unquote(self.path[1:])
+        for remote in self.server.playground.remotes.values():
+            if remote.server_name == server_name:
+                break
+        else:
+            self._answer(404, {"error": f"No remote server is called {server_name}"})
+            return
+        if wanted not in names:
+            self._answer(400, {"error": f"The body must be one of {', '.join(names)}"})
+            return
+        remote.switch(names[wanted])
+        self._answer(200, {server_name: wanted})
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Say nothing: the terminal is for the playground's own text."""
+
+    def _answer(self, status: int, answer: dict[str, str]) -> None:
+        body = json.dumps(answer, indent=1).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

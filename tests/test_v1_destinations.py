@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients rely on in v1's reading endpoints, on both databases."""
+
+import pytest
+from module_case import DESTINATIONS, ModuleTestCase
+from parameterized import parameterized
+
+KEYS = {
+    "destination",
+    "retry_last_ts",
+    "retry_interval",
+    "failure_ts",
+    "last_successful_stream_ordering",
+}
+
+
+@pytest.mark.database
+class ListTestCase(ModuleTestCase):
+    """GET destinations."""
+
+    def test_shape(self) -> None:
+        """A destination has the five documented keys; retry_* are never null."""
+        self.add_destination("fresh.example")
+        self.add_destination("failing.example", 10, 20, 5, 7)
+
+        body = self.get_json(DESTINATIONS)
+
+        self.assertEqual(
+            body,
+            {
+                "destinations": [
+                    {
+                        "destination": "failing.example",
+                        "retry_last_ts": 10,
+                        "retry_interval": 20,
+                        "failure_ts": 5,
+                        "last_successful_stream_ordering": 7,
+                    },
+                    {
+                        "destination": "fresh.example",
+                        "retry_last_ts": 0,
+                        "retry_interval": 0,
+                        "failure_ts": None,
+                        "last_successful_stream_ordering": None,
+                    },
+                ],
+                "total": 2,
+            },
+        )
+
+    def test_defaults(self) -> None:
+        """Without parameters: the first 100, by name, ascending."""
+        names = [f"host{number:03}.example" for number in range(101)]
+        for name in reversed(names):
+            self.add_destination(name)
+
+        self.assertEqual(self.names(), names[:100])
+        self.assertEqual(self.get_json(DESTINATIONS)["next_token"], "100")
+
+    @parameterized.expand(
+        [
+            # (from, limit, how many rows of 5, next_token)
+            ("0", "2", 2, "2"),
+            ("2", "2", 2, "4"),
+            ("4", "2", 1, None),
+            ("3", "2", 2, None),
+            ("0", "5", 5, None),
+            ("0", "6", 5, None),
+            ("5", "2", 0, None),
+            ("6", "2", 0, None),
+            ("0", "0", 0, None),
+            ("3", "0", 0, None),
+            ("00", "007", 5, None),
+            ("0", str(2**63), 5, None),
+            (str(2**63), "1", 0, None),
+            (str(2**63 - 1), str(2**63 - 1), 0, None),
+            ("9" * 5000, "9" * 5000, 0, None),
+        ]
+    )
+    def test_pages(
+        self, start: str, limit: str, expected: int, next_token: str | None
+    ) -> None:
+        """`total` is always there; `next_token` only where there is a next page."""
+        for number in range(5):
+            self.add_destination(f"host{number}.example")
+
+        body = self.get_json(f"{DESTINATIONS}?from={start}&limit={limit}")
+
+        self.assertEqual(len(body["destinations"]), expected)
+        self.assertEqual(body["total"], 5)
+        self.assertEqual(body.get("next_token"), next_token)
+        self.assertEqual("next_token" in body, next_token is not None)
+
+    def test_null_order(self) -> None:
+        """NULL counts as 0 in retry_*, and comes last elsewhere, in both directions.
+
+        What is equal is sorted by name, ascending, in both directions.
+        """
+        self.add_destination("b", 0, 0, None, None)
+        self.add_destination("a", None, None, None, None)
+        self.add_destination("d", 20, 200, 5, 50)
+        self.add_destination("c", 20, 200, 5, 50)
+        self.add_destination("e", 10, 300, 9, 40)
+
+        for order, forwards, backwards in (
+            ("destination", "abcde", "edcba"),
+            ("retry_last_ts", "abecd", "cdeab"),
+            ("retry_interval", "abcde", "ecdab"),
+            ("failure_ts", "cdeab", "ecdab"),
+            ("last_successful_stream_ordering", "ecdab", "cdeab"),
+        ):
+            query = f"?order_by={order}&dir="
+            self.assertEqual("".join(self.names(query + "f")), forwards, order)
+            self.assertEqual("".join(self.names(query + "b")), backwards, order)
+
+    @parameterized.expand(
+        [
+            ("", {"a_b.example", "axb.example", "UPPER.example", "50%.example"}),
+            ("a_b", {"a_b.example"}),
+            ("%", {"50%.example"}),
+            ("0%.", {"50%.example"}),
+            ("\\", set()),
+            ("!", set()),
+            ("upper", {"UPPER.example"}),
+            ("UPPER", {"UPPER.example"}),
+            ("AXB", {"axb.example"}),
+            ("nothing", set()),
+            ("\0", set()),
+            ("ÜPPER", set()),
+            (
+                "EXAMPLE",
+                {"a_b.example", "axb.example", "UPPER.example", "50%.example"},
+            ),
+        ]
+    )
+    def test_filter(self, text: str, expected: set[str]) -> None:
+        """`destination` is a substring in any case; `%`, `_`, `\\` are characters."""
+        for name in ("a_b.example", "axb.example", "UPPER.example", "50%.example"):
+            self.add_destination(name)
+
+        body = self.get_json(DESTINATIONS + "?limit=1&destination=" + quoted(text))
+
+        self.assertEqual(body["total"], len(expected))
+        self.assertEqual(
+            set(self.names("?destination=" + quoted(text))), expected, text
+        )
+
+    @parameterized.expand(
+        [
+            ("order_by=bar", "order_by"),
+            ("order_by=", "order_by"),
+            ("order_by=Destination", "order_by"),
+            ("order_by=destination%20DESC", "order_by"),
+            ("order_by=%ff", "order_by"),
+            ("dir=bar", "dir"),
+            ("dir=", "dir"),
+            ("dir=F", "dir"),
+            ("from=-5", "from"),
+            ("from=", "from"),
+            ("from=abc", "from"),
+            ("from=1.5", "from"),
+            ("from=1_0", "from"),
+            ("from=%201", "from"),
+            ("from=%d9%a1", "from"),
+            ("limit=-5", "limit"),
+            ("limit=", "limit"),
+            ("limit=0x10", "limit"),
+            ("limit=1e3", "limit"),
+            ("limit=None", "limit"),
+            ("limit=%00", "limit"),
+            ("destination=%ff", "destination"),
+        ]
+    )
+    def test_bad_parameter(self, query: str, name: str) -> None:
+        """A bad parameter is 400 M_INVALID_PARAM, and the text names it."""
+        channel = self.ask("GET", f"{DESTINATIONS}?{query}")
+
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertIn(f"'{name}'", channel.json_body["error"])
+
+    def test_repeated_and_unknown_parameters(self) -> None:
+        """Of a repeated parameter the first counts; v1 ignores what it doesn't know."""
+        for name in ("a.example", "b.example"):
+            self.add_destination(name)
+
+        self.assertEqual(self.names("?limit=1&limit=abc&fancy=1"), ["a.example"])
+
+    def test_body_is_ignored(self) -> None:
+        """A GET may carry a body."""
+        self.add_destination("a.example")
+        channel = self.ask("GET", DESTINATIONS, content=b"{not json")
+        self.assertEqual(channel.json_body["total"], 1)
+
+    def test_cors(self) -> None:
+        """Answers, errors and preflights have the headers that browsers need."""
+        for channel in (
+            self.ask("GET", DESTINATIONS),
+            self.ask("GET", DESTINATIONS + "?limit=x"),
+            self.ask("GET", DESTINATIONS, token=None),
+            self.ask("OPTIONS", DESTINATIONS, token=None),
+        ):
+            origin = channel.headers.getRawHeaders("Access-Control-Allow-Origin")
+            self.assertEqual(origin, ["*"])
+            allowed = channel.headers.getRawHeaders("Access-Control-Allow-Headers")
+            self.assertIn("Authorization", allowed[0])
+        self.assertIn(channel.code, (200, 204))
+
+    def test_head(self) -> None:
+        """HEAD is answered like GET, without a body."""
+        self.assertEqual(self.ask("HEAD", DESTINATIONS).code, 200)
+
+
+@pytest.mark.database
+class DetailTestCase(ModuleTestCase):
+    """GET destinations/<destination>."""
+
+    def test_keys(self) -> None:
+        """The same five keys as in the list, with the same values."""
+        for row in (("up.example",), ("down.example", 10, 20, 5, 7)):
+            self.add_destination(*row)
+            detail = self.get_json(self.destination_path(row[0]))
+            (listed,) = self.get_json(f"{DESTINATIONS}?destination={row[0]}")[
+                "destinations"
+            ]
+            self.assertEqual(detail, listed)
+            self.assertEqual(set(detail), KEYS)
+
+    def test_exact_name(self) -> None:
+        """The name is exact: case counts, and so does the port."""
+        self.add_destination("Host.example:8448")
+
+        self.get_json(self.destination_path("Host.example:8448"))
+        for name in ("host.example:8448", "Host.example", "Host.example:8448 "):
+            channel = self.ask("GET", self.destination_path(name))
+            self.assertEqual(channel.code, 404)
+            self.assertEqual(
+                channel.json_body,
+                {"errcode": "M_NOT_FOUND", "error": "Unknown destination"},
+            )
+
+    @parameterized.expand(
+        [
+            ("host:8448", "host:8448"),
+            ("host:8448", "host%3A8448"),
+            ("host:8448", "host%3a8448"),
+            ("[2001:db8::1]:8448", "[2001:db8::1]:8448"),
+            ("[2001:db8::1]:8448", "%5B2001%3Adb8%3A%3A1%5D%3A8448"),
+            ("1.2.3.4", "1.2.3.4"),
+            ("weird/name", "weird%2Fname"),
+            ("wéird", "w%C3%A9ird"),
+        ]
+    )
+    def test_names_in_paths(self, name: str, path: str) -> None:
+        """Names with ports and IPv6 literals work raw and percent-encoded."""
+        self.add_destination(name, 10, 20, 5, 7)
+        self.add_room(name, "!room:example", 3)
+
+        url = f"{DESTINATIONS}/{path}"
+        self.assertEqual(self.get_json(url)["destination"], name)
+        self.assertEqual(self.get_json(url + "/rooms")["total"], 1)
+        self.assertEqual(self.ask("POST", url + "/reset_connection").code, 200)
+
+    def test_truth_of_the_table(self) -> None:
+        """After a manual UPDATE, list and detail both show what is in the table."""
+        self.get_success(
+            self.store.set_destination_retry_timings("a.example", 5, 10, 20)
+        )
+        # Fills Synapse's cache, which the UPDATE then does not invalidate.
+        self.get_success(self.store.get_destination_retry_timings("a.example"))
+        self.add_destination("a.example", 100, 200, 50)
+
+        detail = self.get_json(self.destination_path("a.example"))
+
+        self.assertEqual(detail["retry_last_ts"], 100)
+        self.assertEqual(self.get_json(DESTINATIONS)["destinations"], [detail])
+
+    def test_empty_name(self) -> None:
+        """An empty destination is 404, on every path."""
+        for method, rest in (
+            ("GET", "/"),
+            ("GET", "//rooms"),
+            ("POST", "//reset_connection"),
+        ):
+            channel = self.ask(method, DESTINATIONS + rest)
+            self.assertEqual(channel.code, 404)
+            self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+
+
+@pytest.mark.database
+class RoomsTestCase(ModuleTestCase):
+    """GET destinations/<destination>/rooms."""
+
+    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
+        super().prepare(reactor, clock, hs)
+        self.add_destination("a.example")
+        self.add_destination("other.example")
+        for number in range(5):
+            self.add_room("a.example", f"!{number}:example", 100 - number)
+        self.add_room("other.example", "!0:example", 7)
+        self.url = self.destination_path("a.example", "/rooms")
+
+    def test_shape(self) -> None:
+        """A room has its ID and its stream ordering, and nothing else."""
+        self.assertEqual(
+            self.get_json(self.url + "?limit=1"),
+            {
+                "rooms": [{"room_id": "!0:example", "stream_ordering": 100}],
+                "total": 5,
+                "next_token": "1",
+            },
+        )
+
+    @parameterized.expand(
+        [
+            ("", "01234", None),
+            ("?dir=b", "43210", None),
+            ("?order_by=id&dir=b", "43210", None),
+            ("?order_by=&from=3", "34", None),
+            ("?from=1&limit=2", "12", "3"),
+            ("?from=3&limit=2", "34", None),
+            ("?from=5", "", None),
+            ("?limit=0", "", None),
+            (f"?from={2**64}", "", None),
+            (f"?limit={2**64}", "01234", None),
+        ]
+    )
+    def test_pages(self, query: str, expected: str, next_token: str | None) -> None:
+        """By room ID, in pages; `order_by` is ignored."""
+        body = self.get_json(self.url + query)
+        self.assertEqual("".join(r["room_id"][1] for r in body["rooms"]), expected)
+        self.assertEqual(body["total"], 5)
+        self.assertEqual(body.get("next_token"), next_token)
+        self.assertEqual("next_token" in body, next_token is not None)
+
+    @parameterized.expand(["from=-1", "limit=-1", "limit=x", "dir=x", "dir="])
+    def test_bad_parameter(self, query: str) -> None:
+        """A bad parameter is 400 M_INVALID_PARAM, and the text names it."""
+        channel = self.ask("GET", f"{self.url}?{query}")
+        self.assertEqual(channel.code, 400)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertIn(f"'{query.split('=')[0]}'", channel.json_body["error"])
+
+    def test_no_rooms(self) -> None:
+        """A destination without rooms has none; an unknown one is 404."""
+        self.add_destination("quiet.example")
+        body = self.get_json(self.destination_path("quiet.example", "/rooms"))
+        self.assertEqual(body, {"rooms": [], "total": 0})
+
+        channel = self.ask("GET", self.destination_path("unknown.example", "/rooms"))
+        self.assertEqual(channel.code, 404)
+        self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+
+
+def quoted(text: str) -> str:
+    """Percent-encode every byte."""
+    return "".join(f"%{byte:02x}" for byte in text.encode())
