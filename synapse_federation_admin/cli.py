@@ -22,12 +22,13 @@ _EXTRA = (
 def main() -> None:
     """Run the command line."""
     try:
-        command_line()()
+        command_line()(prog_name="synapse-federation-admin")
     except ModuleNotFoundError as e:
-        if (e.name or "").partition(".")[0] not in _EXTRA:
+        missing = (e.name or "").partition(".")[0]
+        if missing not in _EXTRA:
             raise
         sys.exit(
-            f"This command needs {e.name}, which is not installed:"
+            f"This command needs {missing}, which is not installed:"
             " pip install 'synapse-federation-admin[playground]'"
         )
 

@@ -283,14 +283,6 @@ class AdminResource(Resource):
 
     def render(self, request: SynapseRequest) -> int:
         """Answer a request, as what its listener carries."""
-        assert request.path is not None
-        if not request.path.isascii():
-            # Synapse's router decodes the path as ASCII. A client that sends a Unicode
-            # name raw means the same as one that percent-encodes it.
-            request.path = b"".join(
-                bytes([byte]) if byte < 0x80 else b"%%%02X" % byte
-                for byte in request.path
-            )
         return self._by_surface[self._listeners.surface_of(request)].render(request)
 
 

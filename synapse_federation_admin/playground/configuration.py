@@ -164,6 +164,8 @@ def _homeserver(
         "ip_range_blacklist": [],
         "federation_ip_range_blacklist": [],
         "presence": {"enabled": False},
+        # Else the same /sync, asked again, gets the same answer for two minutes.
+        "caches": {"sync_response_cache_duration": 0},
         # Cheap on purpose: nobody attacks these passwords.
         "bcrypt_rounds": 4,
         # Failures shall come in seconds; the backoff after them is Synapse's default.

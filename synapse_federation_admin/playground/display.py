@@ -138,7 +138,8 @@ def curl_lines(
     token = shlex.quote(f"Authorization: Bearer {access_token}")
     base = f"{url}{FEDERATION}/destinations"
     one = f"{base}/{quoted(server_name)}"
-    get = f"curl -sS -H {token}"
+    # Synapse's answers do not end with a newline of their own.
+    get = f"curl -sS -w '\\n' -H {token}"
     return [
         (
             "All destinations, the latest failure first",

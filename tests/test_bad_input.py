@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input, from a table: a clear answer, never a 500. On both databases."""
+
+import itertools
+from typing import Any
+
+import pytest
+from module_case import DESTINATIONS, ModuleTestCase
+from parameterized import parameterized
+
+# Destinations as they may stand in a path: what they are, and the bytes. All of them
+# ASCII, as a URL is: a raw byte beyond that fails in Synapse's own site (`synapse/http/
+# proxy.py`, `ProxySite.getResourceFor`), before any resource, ours or another, is found.
+NAMES: dict[str, bytes] = {
+    "space": b"%20",
+    "slash": b"%2F",
+    "two slashes": b"%2F%2F",
+    "dots": b"..",
+    "encoded dots": b"%2E%2E",
+    "nul": b"%00",
+    "nul inside": b"a%00b.example",
+    "newline": b"a%0Ab",
+    "not utf-8": b"%ff%fe",
+    "cut utf-8": b"%c3",
+    "surrogate": b"%ed%a0%80",
+    "unicode": b"%E2%98%83.example",
+    "bad escape": b"%zz",
+    "lone percent": b"%",
+    "double encoded": b"%252F",
+    "quote": b"'%3B%20DROP%20TABLE%20destinations--",
+    "wildcards": b"%25_%5C",
+    "user id": b"@user:example",
+    "url": b"https%3A%2F%2Fexample",
+    "bad port": b"example:99999999999999999999",
+    "open bracket": b"[::1",
+    "long": b"a" * 300,
+    "very long": b"a" * 10_000,
+    "html": b"%3Cscript%3E",
+    "semicolon": b"a;b=c",
+}
+
+SUFFIXES = (("GET", b""), ("GET", b"/rooms"), ("POST", b"/reset_connection"))
+
+QUERIES: dict[str, bytes] = {
+    "enormous": b"from=" + b"9" * 4000 + b"&limit=" + b"9" * 4000,
+    "beyond 64 bits": b"from=9223372036854775808&limit=9223372036854775808",
+    "nul": b"destination=%00",
+    "nul inside": b"destination=a%00b",
+    "not utf-8": b"destination=%ff",
+    "surrogate": b"destination=%ed%a0%80",
+    "wildcards": b"destination=%25%5f%5c%21",
+    "long": b"destination=" + b"%25" * 3000,
+    "quote": b"destination=%27%20OR%201=1--&order_by=destination",
+    "repeated": b"limit=1&limit=2&from=0&from=x&dir=f&dir=b&destination=a&destination=b",
+    "no value": b"limit&from&dir&destination",
+    "empty": b"limit=&from=&dir=&order_by=&destination=",
+    "sql in order": b"order_by=(select%201)",
+    "list": b"limit[]=1&from[0]=1",
+    "odd": b"&&&===&%&;;",
+    "float": b"limit=1.0&from=NaN",
+    "unknown": b"fields=*&sort=up",
+}
+
+BODIES: dict[str, bytes] = {
+    "broken": b"{",
+    "list": b"[]",
+    "number": b"1",
+    "text": b'"',
+    "not utf-8": b"\xff\xfe\x00",
+    "nan": b'{"a": NaN}',
+    "deep": b"[" * 2000,
+    "big": b'{"a": "' + b"x" * 3000 + b'"}',
+}
+
+
+@pytest.mark.database
+class BadInputTestCase(ModuleTestCase):
+    """As an admin: others do not get that far."""
+
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        self.add_destination("a.example", 10, 20, 5, 7)
+
+    @parameterized.expand(
+        [
+            (f"{what} {suffix.decode()}", method, name + suffix)
+            for (what, name), (method, suffix) in itertools.product(
+                NAMES.items(), SUFFIXES
+            )
+        ]
+    )
+    def test_name(self, _what: str, method: str, path: bytes) -> None:
+        """What is no known destination is 404, in JSON, and nothing is written."""
+        channel = self.ask(method, DESTINATIONS.encode() + b"/" + path)
+
+        self.assertEqual(channel.code, 404, channel.result)
+        self.assertIn(channel.json_body["errcode"], ("M_NOT_FOUND", "M_UNRECOGNIZED"))
+        self.assertEqual(self.names(), ["a.example"])
+
+    @parameterized.expand(QUERIES.items())
+    def test_query(self, _what: str, query: bytes) -> None:
+        """A query is answered, or refused with 400 M_INVALID_PARAM."""
+        for path in ("", "/a.example", "/a.example/rooms"):
+            url = (DESTINATIONS + path).encode() + b"?" + query
+            channel = self.ask("GET", url)
+            self.assertIn(channel.code, (200, 400), channel.result)
+            if channel.code == 400:
+                self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+
+    @parameterized.expand(BODIES.items())
+    def test_body(self, _what: str, body: bytes) -> None:
+        """A reset takes any body, a GET ignores it."""
+        for path in ("", "/a.example", "/a.example/rooms"):
+            channel = self.ask("GET", DESTINATIONS + path, content=body)
+            self.assertEqual(channel.code, 200, channel.result)
+        url = self.destination_path("a.example", "/reset_connection")
+        self.assertEqual(self.ask("POST", url, content=body).code, 200)

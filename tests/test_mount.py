@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the module's resource answers, and that it loses nothing of Synapse's."""
+
+from typing import Any
+from unittest import mock
+
+from module_case import DESTINATIONS
+from parameterized import parameterized
+from synapse.app.generic_worker import GenericWorkerServer
+from synapse.app.homeserver import SynapseHomeServer
+from synapse.config.server import parse_listener_def
+from synapse.http.server import JsonResource
+from synapse.module_api.errors import ConfigError
+from synapse.rest import SERVLET_GROUPS
+from synapse.server import HomeServer
+from synapse.util.clock import Clock
+from tests.server import make_request
+from tests.unittest import HomeserverTestCase
+from twisted.internet.address import UNIXAddress
+from twisted.internet.testing import MemoryReactor
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from synapse_federation_admin import FederationAdmin
+from synapse_federation_admin.rest import ROUTES
+
+MODULE = {"module": "synapse_federation_admin.FederationAdmin", "config": {}}
+
+
+def listener(port: int, *names: str, **options: Any) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "port": port,
+        "bind_addresses": ["127.0.0.1"],
+        "resources": [{"names": list(names)}],
+        **options,
+    }
+
+
+def unix_listener(path: str, *names: str) -> dict[str, Any]:
+    return {"type": "http", "path": path, "resources": [{"names": list(names)}]}
+
+
+def admin_of(site: Site) -> Resource | None:
+    """Return what a listener has at /_synapse/admin."""
+    synapse = site.resource.children.get(b"_synapse")
+    return synapse and synapse.children.get(b"admin")
+
+
+def routes_of(resource: JsonResource) -> set[tuple[str, bytes]]:
+    return {
+        (pattern.pattern, method)
+        for pattern, methods in resource._routes.items()
+        for method in methods
+    }
+
+
+class ListenersTestCase(HomeserverTestCase):
+    """Synapse's own code opens the listeners, on Synapse's fake reactor."""
+
+    listeners: list[dict[str, Any]]
+    app: type[HomeServer] = SynapseHomeServer
+    worker_options: dict[str, Any] = {}
+
+    def make_homeserver(self, reactor: MemoryReactor, clock: Clock) -> HomeServer:
+        return self.setup_test_homeserver(homeserver_to_use=self.app)
+
+    def default_config(self) -> dict[str, Any]:
+        config = {**super().default_config(), "modules": [MODULE]}
+        if self.app is GenericWorkerServer:
+            return {
+                **config,
+                "worker_app": "synapse.app.generic_worker",
+                "worker_name": "worker1",
+                "worker_listeners": self.listeners,
+                "instance_map": {"main": {"host": "127.0.0.1", "port": 1}},
+                "redis": {"enabled": False},
+                # The harness looks at the first of these; a worker at none of them.
+                "listeners": [listener(0, "federation")],
+                **self.worker_options,
+            }
+        return {**config, "listeners": self.listeners}
+
+    def open(self, *, stock: bool = False) -> list[Site]:
+        """Have Synapse open every listener, and return their sites in order.
+
+        Args:
+            stock: Leave the module's resource out.
+        """
+        resources = {} if stock else self.hs._module_web_resources
+        before = len(self.reactor.tcpServers)
+        with (
+            mock.patch.object(self.hs, "_module_web_resources", resources),
+            # What one homeserver puts there, the next one in the same process, which
+            # only a test has, would find.
+            mock.patch.dict(SERVLET_GROUPS),
+        ):
+            SERVLET_GROUPS.pop("media", None)
+            for options in self.listeners:
+                parsed = parse_listener_def(0, options)
+                if isinstance(self.hs, SynapseHomeServer):
+                    self.hs._listener_http(self.hs.config, parsed)
+                else:
+                    assert isinstance(self.hs, GenericWorkerServer)
+                    self.hs._listen_http(parsed)
+        return [server[1] for server in self.reactor.tcpServers[before:]]
+
+    def status(self, site: Site, path: str = DESTINATIONS, method: str = "GET") -> int:
+        channel = make_request(self.reactor, site, method, path, shorthand=False)
+        if channel.code == 404:
+            self.assertEqual(channel.json_body["errcode"], "M_UNRECOGNIZED")
+        return channel.code
+
+    def check_nothing_is_lost(self) -> None:
+        """Every route of stock Synapse is in ours, listener by listener."""
+        ours = self.open()
+        stock = self.open(stock=True)
+        self.assertEqual(len(ours), len(self.listeners))
+        for options, our_site, stock_site in zip(
+            self.listeners, ours, stock, strict=True
+        ):
+            request = mock.Mock(synapse_site=our_site)
+            resource = admin_of(our_site)
+            mounted = resource._by_surface[resource._listeners.surface_of(request)]
+            stock_resource = admin_of(stock_site)
+            stock_routes = routes_of(stock_resource) if stock_resource else set()
+            self.assertEqual(stock_routes - routes_of(mounted), set(), options)
+            # And where Synapse has none, there are none.
+            self.assertEqual(bool(stock_routes), bool(routes_of(mounted)), options)
+
+
+class MainTestCase(ListenersTestCase):
+    """The main process."""
+
+    listeners = [
+        listener(1, "client"),
+        listener(2, "client", "federation"),
+        listener(3, "federation"),
+        listener(4, "metrics"),
+        listener(5, "replication"),
+        listener(6, "media"),
+        listener(7, "health"),
+        listener(8, "federation", tag="tagged"),
+        listener(9, "client", tag="tagged client"),
+    ]
+
+    def test_nothing_is_lost(self) -> None:
+        """Every admin route of stock Synapse is there, listener by listener."""
+        self.check_nothing_is_lost()
+
+    def test_answers_where_synapse_does(self) -> None:
+        """401 where Synapse serves its admin API, 404 M_UNRECOGNIZED elsewhere."""
+        self.assertEqual(
+            [self.status(site) for site in self.open()],
+            [401, 401, 404, 404, 404, 404, 404, 404, 401],
+        )
+
+    def test_every_route_is_guarded(self) -> None:
+        """No route of ours answers on a listener without the admin API."""
+        federation = self.open()[2]
+        for route in ROUTES:
+            self.assertEqual(self.status(federation, route.path, route.method), 404)
+
+    def test_other_admin_endpoints_answer(self) -> None:
+        """The rest of Synapse's admin API still answers beside ours."""
+        client = self.open()[0]
+        self.assertEqual(self.status(client, "/_synapse/admin/v1/server_version"), 200)
+        self.assertEqual(self.status(client, "/_synapse/admin/v2/users"), 401)
+        self.assertEqual(self.status(client, "/_synapse/admin/v1/nothing"), 404)
+
+    def test_ours_answer(self) -> None:
+        """Each of our routes is answered by us, not by Synapse's servlet."""
+        resource = admin_of(self.open()[0])
+        for path, method in (
+            (DESTINATIONS, b"GET"),
+            (DESTINATIONS + "/a", b"GET"),
+            (DESTINATIONS + "/a/rooms", b"GET"),
+            (DESTINATIONS + "/a/reset_connection", b"POST"),
+        ):
+            request = mock.Mock(path=path.encode(), method=method)
+            (routes,) = (r for s, r in resource._by_surface.items() if s == {"client"})
+            callback, _, _ = routes._get_handler_for_request(request)
+            self.assertTrue(
+                callback.__module__.startswith("synapse_federation_admin."), path
+            )
+
+
+class WorkerTestCase(ListenersTestCase):
+    """A generic worker, with the media repository."""
+
+    app = GenericWorkerServer
+    listeners = [
+        listener(1, "client"),
+        listener(2, "media"),
+        listener(3, "client", "media"),
+        listener(4, "federation"),
+        listener(5, "metrics"),
+        listener(6, "health"),
+        listener(7, "replication"),
+    ]
+
+    def test_nothing_is_lost(self) -> None:
+        """Every admin route of stock Synapse is there, listener by listener."""
+        self.check_nothing_is_lost()
+
+    def test_answers_where_synapse_does(self) -> None:
+        """401 where Synapse serves admin endpoints, 404 M_UNRECOGNIZED elsewhere."""
+        self.assertEqual(
+            [self.status(site) for site in self.open()],
+            [401, 401, 401, 404, 404, 404, 404],
+        )
+
+
+class WorkerWithoutMediaTestCase(ListenersTestCase):
+    """A generic worker on which the media repository is off."""
+
+    app = GenericWorkerServer
+    worker_options = {"enable_media_repo": False}
+    listeners = [listener(1, "client"), listener(2, "media")]
+
+    def test_nothing_is_lost(self) -> None:
+        """Every admin route of stock Synapse is there, listener by listener."""
+        self.check_nothing_is_lost()
+
+    def test_answers_where_synapse_does(self) -> None:
+        """A `media` listener without the repository has no admin endpoint."""
+        self.assertEqual([self.status(site) for site in self.open()], [401, 404])
+
+
+class SharedTagTestCase(ListenersTestCase):
+    """Listeners that share a tag are told apart by their address, or not served."""
+
+    listeners = [
+        listener(8008, "client", tag="same"),
+        listener(8448, "federation", tag="same"),
+        listener(8009, "client", bind_addresses=["127.0.0.1"]),
+        listener(8009, "federation", bind_addresses=["127.0.0.2"]),
+        unix_listener("/run/client.sock", "client"),
+        unix_listener("/run/federation.sock", "federation"),
+    ]
+
+    @parameterized.expand(
+        [
+            ("same", "127.0.0.1", 8008, 401),
+            ("same", "127.0.0.1", 8448, 404),
+            ("same", "127.0.0.1", 1234, 404),
+            ("8009", "127.0.0.1", 8009, 401),
+            ("8009", "127.0.0.2", 8009, 404),
+            ("8009", "127.0.0.3", 8009, 404),
+        ]
+    )
+    def test_tcp(self, tag: str, host: str, port: int, expected: int) -> None:
+        """By port, or by address where the port is the same."""
+        self.check(tag, mock.Mock(host=host, port=port), expected)
+
+    @parameterized.expand(
+        [
+            ("/run/client.sock", 401),
+            ("/run/federation.sock", 404),
+            ("/run/other.sock", 404),
+        ]
+    )
+    def test_unix(self, path: str, expected: int) -> None:
+        """All Unix sockets have the tag `unix`: by path."""
+        self.check("unix", UNIXAddress(path.encode()), expected)
+
+    def check(self, tag: str, host: Any, expected: int) -> None:
+        site = mock.Mock(wraps=None, site_tag=tag)
+        request = mock.Mock(synapse_site=site, getHost=lambda: host)
+        listeners = self.hs._module_web_resources["/_synapse/admin"]._listeners
+        surface = listeners.surface_of(request)
+        self.assertEqual(401 if surface else 404, expected)
+
+
+class OtherModuleTestCase(HomeserverTestCase):
+    """Two modules that want the same path."""
+
+    def test_path_is_taken(self) -> None:
+        """If another module has the path, Synapse does not start without saying so."""
+        api = self.hs.get_module_api()
+        api.register_web_resource("/_synapse/admin", Resource())
+
+        with self.assertRaisesRegex(ConfigError, "another module already serves"):
+            FederationAdmin(FederationAdmin.parse_config({}), api)
