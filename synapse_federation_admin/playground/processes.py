@@ -46,9 +46,9 @@ class PlaygroundError(Exception):
     """Something in the playground did not happen; the text is for a person.
 
     PlaygroundError
-      ├ WaitTimeoutError        what was waited for did not come in time
+      ├ WaitTimeoutError   what was waited for did not come in time
       ├ ProcessError       a child process ended or did not start
-      └ client.ApiError    an HTTP request was not answered with 200
+      └ client.ApiError    an HTTP request was not answered with 2xx
     """
 
 

@@ -5,94 +5,40 @@ A `RemoteServer` can join a room over federation like any server, so Synapse's o
 queues, retry timings and backlog come from Synapse's own failures.
 """
 
-import json
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
-from attrs import frozen
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import ApiError, quoted
+from synapse_federation_admin.playground.client import ApiError, Json, quoted
 from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.playground.processes import WaitTimeoutError, free_port
+from synapse_federation_admin.playground.records import (
+    Behaviour,
+    Connection,
+    Message,
+    MessageKind,
+    Request,
+)
 from synapse_federation_admin.playground.remote_http import Handler
 
+__all__ = [
+    "Behaviour",
+    "Connection",
+    "Message",
+    "MessageKind",
+    "RemoteServer",
+    "Request",
+]
+
 T = TypeVar("T")
-Json = dict[str, Any]
-
-
-class Behaviour(Enum):
-    """How a remote server treats whoever contacts it."""
-
-    HEALTHY = "healthy"
-    DOWN = "down"
-    """The port is closed: connections are refused."""
-    EXPIRED_CERTIFICATE = "expired certificate"
-    WRONG_NAME_CERTIFICATE = "certificate for another name"
-    BAD_GATEWAY = "answers 502"
-    HANGING = "accepts, never answers"
-    SLOW = "healthy but slow"
-
-
-class MessageKind(Enum):
-    """What a transaction carried."""
-
-    PDU = "PDU"
-    TO_DEVICE = "to-device message"
-    EDU = "EDU"
-    """Any other EDU."""
-
-
-@frozen
-class Connection:
-    """A TCP connection that was accepted."""
-
-    monotonic: float
-    """Seconds, as `time.monotonic()`."""
-    ts: int
-    """Milliseconds since the epoch."""
-    behaviour: Behaviour
-
-
-@frozen
-class Request:
-    """An HTTP request that was read."""
-
-    monotonic: float
-    """Seconds, as `time.monotonic()`."""
-    ts: int
-    """Milliseconds since the epoch."""
-    method: str
-    path: str
-    """With the query."""
-    behaviour: Behaviour
-
-
-@frozen
-class Message:
-    """A PDU or an EDU that was received and accepted."""
-
-    monotonic: float
-    """Seconds, as `time.monotonic()`."""
-    ts: int
-    """Milliseconds since the epoch."""
-    kind: MessageKind
-    type: str
-    """The event's or the EDU's type."""
-    content: Json
-    raw: Json
-
-    def has(self, text: str) -> bool:
-        """Tell whether a text occurs in the content."""
-        return text in json.dumps(self.content, ensure_ascii=False)
 
 
 class RemoteServer:

@@ -8,10 +8,12 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from synapse_federation_admin.playground.records import Behaviour
+
 if TYPE_CHECKING:
     import ssl
 
-    from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
+    from synapse_federation_admin.playground.remote import RemoteServer
 
 _SEND = re.compile(r"^/_matrix/federation/v1/send/([^/]+)/?$")
 
@@ -28,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         self,
         connection: "ssl.SSLSocket",
         remote: "RemoteServer",
-        behaviour: "Behaviour",
+        behaviour: Behaviour,
     ) -> None:
         """Serve the connection until it ends.
 
@@ -58,10 +60,10 @@ class Handler(BaseHTTPRequestHandler):
         behaviour = self._behaviour
         self._remote.saw_request(self.command, self.path, behaviour)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if behaviour.name == "BAD_GATEWAY":
+        if behaviour is Behaviour.BAD_GATEWAY:
             self._answer(502, b"<html><h1>502 Bad Gateway</h1></html>", "text/html")
             return
-        if behaviour.name == "SLOW":
+        if behaviour is Behaviour.SLOW:
             time.sleep(self._remote.slowness_s)
         status, answer = self._route(body)
         self._answer(status, json.dumps(answer).encode(), "application/json")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a fake remote server behaves, and what it has seen."""
+
+import json
+from enum import Enum
+from typing import Any
+
+from attrs import frozen
+
+Json = dict[str, Any]
+
+
+class Behaviour(Enum):
+    """How a remote server treats whoever contacts it."""
+
+    HEALTHY = "healthy"
+    DOWN = "down"
+    """The port is closed: connections are refused."""
+    EXPIRED_CERTIFICATE = "expired certificate"
+    WRONG_NAME_CERTIFICATE = "certificate for another name"
+    BAD_GATEWAY = "answers 502"
+    HANGING = "accepts, never answers"
+    SLOW = "healthy but slow"
+
+
+class MessageKind(Enum):
+    """What a transaction carried."""
+
+    PDU = "PDU"
+    TO_DEVICE = "to-device message"
+    EDU = "EDU"
+    """Any other EDU."""
+
+
+@frozen
+class Connection:
+    """A TCP connection that was accepted."""
+
+    monotonic: float
+    """Seconds, as `time.monotonic()`."""
+    ts: int
+    """Milliseconds since the epoch."""
+    behaviour: Behaviour
+
+
+@frozen
+class Request:
+    """An HTTP request that was read."""
+
+    monotonic: float
+    """Seconds, as `time.monotonic()`."""
+    ts: int
+    """Milliseconds since the epoch."""
+    method: str
+    path: str
+    """With the query."""
+    behaviour: Behaviour
+
+
+@frozen
+class Message:
+    """A PDU or an EDU that was received and accepted."""
+
+    monotonic: float
+    """Seconds, as `time.monotonic()`."""
+    ts: int
+    """Milliseconds since the epoch."""
+    kind: MessageKind
+    type: str
+    """The event's or the EDU's type."""
+    content: Json
+    raw: Json
+
+    def has(self, text: str) -> bool:
+        """Tell whether a text occurs in the content."""
+        return text in json.dumps(self.content, ensure_ascii=False)
