@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers that have no end, over real connections, plain and TLS."""
 
+import socket
+import ssl
+import threading
+import time
 from collections.abc import Generator
 from typing import Any
 
 import treq
 import trustme
-from OpenSSL import SSL
-from twisted.internet import reactor, ssl
-from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import LoopingCall, deferLater
-from twisted.python.failure import Failure
+from parameterized import parameterized
+from twisted.internet import reactor
+from twisted.internet.defer import inlineCallbacks
+from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IPolicyForHTTPS
@@ -22,46 +26,56 @@ from synapse_federation_admin.bounded_agent import BodyTooLongError, BoundedAgen
 LIMIT = 64 * 1024
 
 
-class HostileServer(Protocol):
-    """Answers 502, and then goes on sending; never agrees to end the connection."""
+class HostileServer:
+    """Answers one request with an endless body, and reads nothing more ever after.
 
-    chunk = b"x" * 16384
-    interval = 0.001
+    So it never agrees to the end of a TLS connection either.
 
-    def connectionMade(self) -> None:
+    Attributes:
+        sent: The bytes of the body that it could send.
+        dropped: Whether the connection was dropped by the client.
+    """
+
+    def __init__(self, *, tls: bool, chunk: bytes, interval_s: float) -> None:
         self.sent = 0
-        self.lost: Deferred[None] = Deferred()
-        self.factory.connections.append(self)  # type: ignore[union-attr]
-        self.sending = LoopingCall(self.send)
+        self.dropped = False
+        self._chunk = chunk
+        self._interval_s = interval_s
+        self._context = None
+        if tls:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._listening.getsockname()[1]}/".encode()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
 
-    def dataReceived(self, data: bytes) -> None:
-        if not self.sending.running:
-            assert self.transport is not None
-            self.transport.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
-            self.sending.start(self.interval)
-
-    def send(self) -> None:
-        assert self.transport is not None
-        self.transport.write(self.chunk)
-        self.sent += len(self.chunk)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.sending.running:
-            self.sending.stop()
-        self.lost.callback(None)
-
-
-class DrippingServer(HostileServer):
-    """One byte at a time."""
-
-    chunk = b"x"
-    interval = 0.01
+    def _serve(self) -> None:
+        connection, _ = self._listening.accept()
+        self._listening.close()
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_side=True)
+        connection.recv(65536)
+        deadline = time.monotonic() + 5
+        connection.settimeout(5)
+        with connection:
+            connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+            try:
+                while time.monotonic() < deadline:
+                    connection.sendall(self._chunk)
+                    self.sent += len(self._chunk)
+                    time.sleep(self._interval_s)
+            except TimeoutError:
+                pass
+            except OSError:
+                self.dropped = True
 
 
 @implementer(IPolicyForHTTPS)
 class TrustAnything:
     def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
-        return ssl.CertificateOptions(verify=False)
+        return CertificateOptions(verify=False)
 
 
 class BoundedAgentTestCase(TestCase):
@@ -69,86 +83,51 @@ class BoundedAgentTestCase(TestCase):
 
     timeout = 20
 
-    def listen(self, server: type[Protocol], *, tls: bool) -> tuple[Factory, bytes]:
-        factory = Factory.forProtocol(server)
-        factory.connections = []  # type: ignore[attr-defined]
-        if tls:
-            certificate = trustme.CA().issue_cert("127.0.0.1")
-            context = SSL.Context(SSL.TLS_METHOD)
-            certificate.configure_cert(context)
-            options = ssl.CertificateOptions()
-            options.getContext = lambda: context  # type: ignore[method-assign]
-            port = reactor.listenSSL(0, factory, options, interface="127.0.0.1")  # type: ignore[attr-defined]
-        else:
-            port = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
-        self.addCleanup(port.stopListening)
-        scheme = "https" if tls else "http"
-        return factory, f"{scheme}://127.0.0.1:{port.getHost().port}/".encode()
-
     def agent(self) -> BoundedAgent:
         return BoundedAgent(Agent(reactor, TrustAnything()), LIMIT)
 
+    @parameterized.expand([(False,), (True,)])
     @inlineCallbacks
-    def check_too_long(self, *, tls: bool) -> Generator[Any, Any, None]:
-        factory, url = self.listen(HostileServer, tls=tls)
-        response = yield self.agent().request(b"GET", url)
+    def test_too_long(self, tls: bool) -> Generator[Any, Any, None]:
+        """A body beyond the limit fails, and the connection is dropped at once."""
+        server = HostileServer(tls=tls, chunk=b"x" * 16384, interval_s=0)
+        response = yield self.agent().request(b"GET", server.url)
         self.assertEqual(response.code, 502)
 
         failure = yield self.assertFailure(treq.content(response), ResponseFailed)
 
         self.assertIsInstance(failure.reasons[0].value, BodyTooLongError)
-        (connection,) = factory.connections  # type: ignore[attr-defined]
-        yield connection.lost
-        # The rest is what the buffers of two sockets hold.
-        self.assertLess(connection.sent, 16 * 1024 * 1024)
+        yield deferToThread(server.thread.join)
+        self.assertTrue(server.dropped)
+        # More than the limit only by what the buffers of two sockets hold.
+        self.assertLess(server.sent, 16 * 1024 * 1024)
 
-    def test_too_long(self) -> "Deferred[None]":
-        """A body beyond the limit fails, and the connection is dropped."""
-        return self.check_too_long(tls=False)
-
-    def test_too_long_tls(self) -> "Deferred[None]":
-        """So it is with TLS, where a polite end would wait for the other side."""
-        return self.check_too_long(tls=True)
-
+    @parameterized.expand([(False,), (True,)])
     @inlineCallbacks
-    def check_close(self, *, tls: bool) -> Generator[Any, Any, None]:
-        factory, url = self.listen(DrippingServer, tls=tls)
+    def test_close(self, tls: bool) -> Generator[Any, Any, None]:
+        """Closing the agent drops an answer that comes in byte by byte."""
+        server = HostileServer(tls=tls, chunk=b"x", interval_s=0.01)
         agent = self.agent()
-        response = yield agent.request(b"GET", url)
+        response = yield agent.request(b"GET", server.url)
         body = treq.content(response)
         yield deferLater(reactor, 0.1)  # type: ignore[arg-type]
 
         agent.close()
 
-        (connection,) = factory.connections  # type: ignore[attr-defined]
-        yield connection.lost
+        yield deferToThread(server.thread.join)
+        self.assertTrue(server.dropped)
         self.assertNoResult(body)
-
-    def test_close(self) -> "Deferred[None]":
-        """Closing the agent drops an answer that is still coming in."""
-        return self.check_close(tls=False)
-
-    def test_close_tls(self) -> "Deferred[None]":
-        """So it is with TLS."""
-        return self.check_close(tls=True)
 
     @inlineCallbacks
     def test_short(self) -> Generator[Any, Any, None]:
-        """An answer within the limit is passed on as it is."""
-
-        class Short(Protocol):
-            def dataReceived(self, data: bytes) -> None:
-                assert self.transport is not None
-                self.transport.write(b"HTTP/1.1 200 OK\r\n\r\n" + b"y" * LIMIT)
-                self.transport.loseConnection()
-
-        _, url = self.listen(Short, tls=False)
+        """A body of just the limit is passed on as it is."""
+        server = HostileServer(tls=False, chunk=b"x" * LIMIT, interval_s=10)
         agent = self.agent()
-        response = yield agent.request(b"GET", url)
-        body = yield treq.content(response)
-        self.assertEqual(body, b"y" * LIMIT)
-        agent.close()
+        received = []
+        response = yield agent.request(b"GET", server.url)
+        body = treq.collect(response, received.append)
+        yield deferLater(reactor, 0.5)  # type: ignore[arg-type]
 
-    def assertNoResult(self, deferred: "Deferred[Any]") -> None:
-        super().assertNoResult(deferred)
-        deferred.addErrback(lambda _: None)
+        self.assertEqual(b"".join(received), b"x" * LIMIT)
+        self.assertNoResult(body)
+        agent.close()
