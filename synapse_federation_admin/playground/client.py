@@ -180,6 +180,17 @@ class MatrixClient:
             json={"messages": {user_id: {"*": {"body": body}}}},
         )
 
+    def query_keys(self, user_id: str) -> Json:
+        """Ask for a user's device keys, over federation if the user is not local.
+
+        This queues nothing for a destination; if that fails, Synapse backs off from it.
+        """
+        return self.request(
+            "POST",
+            "/_matrix/client/v3/keys/query",
+            json={"device_keys": {user_id: []}},
+        )
+
     def sync(self, since: str | None = None, timeout_ms: int = 0) -> Json:
         """Ask for what is new; wait for at most `timeout_ms` milliseconds for it."""
         params: dict[str, str | int] = {"timeout": timeout_ms}

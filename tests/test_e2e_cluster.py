@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Main, a generic worker and two federation senders, on PostgreSQL and Redis."""
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import attr
+import httpx
+import pytest
+from synapse.config.workers import ShardedWorkerHandlingConfig
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import FEDERATION, User
+from synapse_federation_admin.playground.configuration import (
+    FEDERATION_SENDERS,
+    GENERIC_WORKER,
+    MAIN,
+)
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.remote import (
+    Behaviour,
+    MessageKind,
+    RemoteServer,
+)
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+PROCESSES = (MAIN, GENERIC_WORKER)
+SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
+
+
+@attr.s(slots=True, auto_attribs=True)
+class Cluster:
+    synapse: SynapseServer
+    admin: User
+    certificates: CertificateAuthority
+    # By the sender that they are for and the process through which they are reset.
+    remotes: dict[tuple[str, str], RemoteServer]
+
+    def row(self, process: str, remote: RemoteServer) -> dict[str, int]:
+        client = self.synapse.client(self.admin, process)
+        return client.destination(remote.server_name)
+
+
+def remote_of(sender: str, address: str, ca: CertificateAuthority) -> RemoteServer:
+    """Make a remote server to which a certain federation sender sends."""
+    while True:
+        remote = RemoteServer(address, ca)
+        if SHARDS.should_handle(sender, remote.server_name):
+            return remote
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two servers of each sender, down, with a message and a to-device message."""
+    folder = tmp_path_factory.mktemp("cluster")
+    certificates = CertificateAuthority(folder)
+    with SynapseServer(folder / "synapse", certificates, workers=True) as synapse:
+        admin = synapse.create_user("admin", admin=True)
+        client = synapse.client(admin)
+        room_id = client.create_room()
+        remotes = {
+            key: remote_of(key[0], f"127.0.0.{number}", certificates)
+            for number, key in enumerate(
+                itertools.product(FEDERATION_SENDERS, PROCESSES), start=30
+            )
+        }
+        for remote in remotes.values():
+            remote.start()
+            remote.join_room(room_id, synapse.server_name)
+        client.send_message(room_id, "to all")
+        for remote in remotes.values():
+            remote.wait_for_message(MessageKind.PDU, "to all", 60)
+            wait_until(
+                lambda name=remote.server_name: client.destination(name)[
+                    "last_successful_stream_ordering"
+                ],
+                "Synapse to note the delivery",
+                30,
+            )
+            remote.switch(Behaviour.DOWN)
+        client.send_message(room_id, "waiting")
+        for remote in remotes.values():
+            client.send_to_device(f"@x:{remote.server_name}", "waiting too")
+        for remote in remotes.values():
+            wait_until(
+                lambda name=remote.server_name: client.destination(name)["failure_ts"],
+                "Synapse to back off",
+                60,
+            )
+        yield Cluster(synapse, admin, certificates, remotes)
+        for remote in remotes.values():
+            remote.stop()
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sender", FEDERATION_SENDERS)
+def test_still_down(cluster: Cluster, sender: str, process: str) -> None:
+    """What is still down is in backoff again, with fresh timings, seen from everywhere.
+
+    It fails since when it failed before.
+    """
+    remote = cluster.remotes[sender, process]
+    before = cluster.row(MAIN, remote)
+    reset_ts = int(time.time() * 1000)
+
+    cluster.synapse.client(cluster.admin, process).reset_connection(remote.server_name)
+
+    for seen_from in PROCESSES:
+        wait_until(
+            lambda seen_from=seen_from: (
+                cluster.row(seen_from, remote)["retry_last_ts"] >= reset_ts
+            ),
+            f"{seen_from} to show the new failure",
+            10,
+        )
+        wait_until(
+            lambda seen_from=seen_from: (
+                cluster.row(seen_from, remote)["failure_ts"] == before["failure_ts"]
+            ),
+            f"{seen_from} to show the old failure_ts",
+            10,
+        )
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sender", FEDERATION_SENDERS)
+def test_reset(cluster: Cluster, sender: str, process: str) -> None:
+    """The first attempt comes within 2 s of the answer, and so does what waited.
+
+    From main and from the generic worker, for a destination of each sender.
+    """
+    remote = cluster.remotes[sender, process]
+    client = cluster.synapse.client(cluster.admin, process)
+    remote.switch(Behaviour.HEALTHY)
+
+    client.reset_connection(remote.server_name)
+
+    answered = time.monotonic()
+    seen = []
+    for what, found in (
+        ("contact", remote.wait_for_request(0, 2, "/version")),
+        ("transaction", remote.wait_for_request(answered - 2, 2, "/send/")),
+        ("PDU", remote.wait_for_message(MessageKind.PDU, "waiting", 2)),
+        ("to-device", remote.wait_for_message(MessageKind.TO_DEVICE, "waiting too", 2)),
+    ):
+        seen.append(f"{what} {found.monotonic - answered:+.3f} s")
+        assert found.monotonic - answered < 2, seen
+    print(f"{sender} reset through {process}:", ", ".join(seen))  # noqa: T201
+    for seen_from in PROCESSES:
+        row = cluster.row(seen_from, remote)
+        assert (row["retry_last_ts"], row["retry_interval"]) == (0, 0)
+        assert row["failure_ts"] is None
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_nothing_queued(cluster: Cluster, process: str) -> None:
+    """A destination for which nothing waits is contacted all the same."""
+    client = cluster.synapse.client(cluster.admin, process)
+    with RemoteServer("127.0.0.40", cluster.certificates) as remote:
+        remote.switch(Behaviour.DOWN)
+        client.query_keys(f"@x:{remote.server_name}")
+        wait_until(
+            lambda: (
+                remote.server_name
+                in {row["destination"] for row in client.destinations()["destinations"]}
+            ),
+            "Synapse to store the failure",
+            10,
+        )
+        remote.switch(Behaviour.HEALTHY)
+
+        client.reset_connection(remote.server_name)
+
+        answered = time.monotonic()
+        request = remote.wait_for_request(0, 2, "/_matrix/federation/v1/version")
+        assert request.monotonic - answered < 2
+
+
+def test_list_is_the_same_everywhere(cluster: Cluster) -> None:
+    """Main and worker give the same list; the worker has no such API without us."""
+    first, second = (
+        cluster.synapse.client(cluster.admin, process).destinations()
+        for process in PROCESSES
+    )
+    assert first == second
+    assert first["total"] >= 4
+
+
+def test_other_listeners(cluster: Cluster) -> None:
+    """The replication listener and a sender's listener serve no admin API."""
+    for url in (
+        f"http://127.0.0.1:{cluster.synapse.layout.replication_port}",
+        *(cluster.synapse.url(sender) for sender in FEDERATION_SENDERS),
+    ):
+        answer = httpx.get(
+            f"{url}{FEDERATION}/destinations",
+            headers={"Authorization": f"Bearer {cluster.admin.access_token}"},
+            trust_env=False,
+        )
+        assert answer.status_code == 404
+        assert answer.json()["errcode"] == "M_UNRECOGNIZED"
