@@ -42,6 +42,13 @@ def pytest_collection_modifyitems(
         items[:] = [i for i in items if i.get_closest_marker("database")]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail if a test was skipped: nothing here is meant to be."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def synapse_tests() -> Path:
     """Return the folder that holds the installed Synapse's package `tests`."""
     version = importlib.metadata.version("matrix-synapse")

@@ -8,9 +8,10 @@ import synapse.rest.admin
 from synapse.rest.client import login, room
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
-from tests import unittest
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
+
+from tests import unittest
 
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 

@@ -8,8 +8,8 @@ from module_case import DESTINATIONS, ModuleTestCase
 from parameterized import parameterized
 
 # Destinations as they may stand in a path: what they are, and the bytes. All of them
-# ASCII, as a URL is: a raw byte beyond that fails in Synapse's own site (`synapse/http/
-# proxy.py`, `ProxySite.getResourceFor`), before any resource, ours or another, is found.
+# ASCII, as a URL is: a raw byte beyond that fails in Synapse's own site, before any
+# resource, ours or another, is found (`synapse/http/proxy.py`, `ProxySite`).
 NAMES: dict[str, bytes] = {
     "space": b"%20",
     "slash": b"%2F",
@@ -50,7 +50,7 @@ QUERIES: dict[str, bytes] = {
     "wildcards": b"destination=%25%5f%5c%21",
     "long": b"destination=" + b"%25" * 3000,
     "quote": b"destination=%27%20OR%201=1--&order_by=destination",
-    "repeated": b"limit=1&limit=2&from=0&from=x&dir=f&dir=b&destination=a&destination=b",
+    "repeated": b"limit=1&limit=2&from=0&from=x&dir=f&dir=b&destination=a",
     "no value": b"limit&from&dir&destination",
     "empty": b"limit=&from=&dir=&order_by=&destination=",
     "sql in order": b"order_by=(select%201)",

@@ -148,7 +148,7 @@ def test_reset(cluster: Cluster, sender: str, process: str) -> None:
     ):
         seen.append(f"{what} {found.monotonic - answered:+.3f} s")
         assert found.monotonic - answered < 2, seen
-    print(f"{sender} reset through {process}:", ", ".join(seen))  # noqa: T201
+    print(f"{sender} reset through {process}:", ", ".join(seen))
     for seen_from in PROCESSES:
         row = cluster.row(seen_from, remote)
         assert (row["retry_last_ts"], row["retry_interval"]) == (0, 0)
