@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation cannot drift: what there is, is there, and nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from synapse_federation_admin import __version__
+from synapse_federation_admin.cli import command_line
+from synapse_federation_admin.config import CONFIG_KEYS, FederationAdminConfig
+from synapse_federation_admin.rest import ROUTES
+from synapse_federation_admin.supported import OLDEST_SYNAPSE
+
+REPOSITORY = Path(__file__).parent.parent
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text()
+
+
+def test_routes() -> None:
+    """Every route is in docs/api.md with its method, and none that there isn't."""
+    documented = re.findall(
+        r"^    (GET|PUT|POST|DELETE) (/\S+)$", read("docs/api.md"), re.MULTILINE
+    )
+    assert sorted(documented) == sorted((r.method, r.path) for r in ROUTES)
+
+
+def test_configuration() -> None:
+    """Every key has its section in docs/configuration.md, and there are no others."""
+    text = read("docs/configuration.md")
+    assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(CONFIG_KEYS)
+    defaults = FederationAdminConfig()
+    assert f"by default `{str(defaults.contact_on_reset).lower()}`" in text
+    assert f"by default `{defaults.contact_timeout_ms // 1000}s`" in text
+
+
+def test_commands() -> None:
+    """Every command and option is in docs/playground.md."""
+    text = read("docs/playground.md")
+    for name, command in command_line().commands.items():
+        assert f"synapse-federation-admin {name}" in text
+        for parameter in command.params:
+            assert f"`{parameter.opts[0]}" in text, parameter.opts
+
+
+def test_supported_versions() -> None:
+    """README, docs and tox agree on the supported versions of Synapse."""
+    oldest = ".".join(map(str, OLDEST_SYNAPSE))
+    pinned = re.findall(r"matrix-synapse==([\d.]+)", read("tox.ini"))
+    assert pinned == ["1.163.2", f"{oldest}.0"]
+    for name in ("README.md", "docs/install.md"):
+        assert f"Synapse {oldest} to {pinned[0]}" in read(name)
+
+
+def test_changelog() -> None:
+    """The changelog begins with this version."""
+    newest = re.search(r"^## \[?([\w.]+)", read("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == __version__
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links(document: Path) -> None:
+    """Links between the documents lead somewhere."""
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
+        name, _, anchor = target.partition("#")
+        file = document.parent / name if name else document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            anchors = {
+                re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
+                for h in headings
+            }
+            assert anchor in anchors, target
+
+
+def test_readme_commands_are_those_of_ci() -> None:
+    """What CI runs is, to the letter, README's command for all tests."""
+    command = read(".ci/run").splitlines()[-1]
+    assert command in read("README.md")
