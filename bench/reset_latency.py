@@ -33,7 +33,8 @@ def main() -> None:
     """Measure and print."""
     print(f"Synapse {importlib.metadata.version('matrix-synapse')}\n")
     print(
-        "| | something waits: first request | it arrives | nothing waits: first request |"
+        "| | something waits: first request | it arrives "
+        "| nothing waits: first request |"
     )
     print("|---|---|---|---|")
     for workers in (False, True):

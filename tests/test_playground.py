@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `playground`, as a person runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from synapse_federation_admin.playground import check as main_job
+from synapse_federation_admin.playground.processes import (
+    PlaygroundError,
+    WaitTimeoutError,
+    wait_until,
+)
+from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
+from synapse_federation_admin.playground.world import Playground
+
+pytestmark = pytest.mark.e2e
+
+COMMAND = [sys.executable, "-m", "synapse_federation_admin.cli", "playground"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the playground's temporary folder is below `tmp`.
+
+    It is short: a Unix socket below it has a path of at most 107 bytes.
+    """
+    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "80"}
+
+
+def run(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Return the commands of running processes that mention a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if str(folder) in command and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(command)
+    return found
+
+
+def check_output(done: "subprocess.CompletedProcess[str]") -> None:
+    """Check what a run of `--check` that succeeded has said."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 7 destinations are failing" in done.stdout
+    for what in ("waiting event", "waiting to-device message"):
+        taken = re.search(rf"{what} +(-?[\d.]+) s after the reset", done.stdout)
+        assert taken, done.stdout
+        assert float(taken[1]) < 2
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_check(environment: dict[str, str], tmp_path: Path) -> None:
+    """`--check` does the main job, says how long it took, and leaves nothing behind."""
+    check_output(run(environment, "--check"))
+
+    assert list(tmp_path.iterdir()) == []
+    assert left_behind(tmp_path) == []
+
+
+def test_check_with_workers(environment: dict[str, str], tmp_path: Path) -> None:
+    """So it does with `--workers`; `--keep FOLDER` keeps files, but no process."""
+    folder = tmp_path / "kept"
+
+    check_output(run(environment, "--check", "--workers", "--keep", str(folder)))
+
+    assert (folder / "synapse" / "homeserver.yaml").is_file()
+    assert (folder / "synapse" / "federation_sender_1.log").stat().st_size > 0
+    assert left_behind(tmp_path) == []
+
+    refused = run(environment, "--check", "--keep", str(folder))
+    assert refused.returncode == 1
+    assert "is not an empty folder" in refused.stderr
+
+
+@pytest.fixture
+def interactive(environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        COMMAND,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> str:
+    """Read the output up to a line that contains a text."""
+    output = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        output += line
+        if text in line:
+            return output
+    raise AssertionError(f"{text!r} is not in the output:\n{output}")
+
+
+def test_interactive(
+    interactive: "subprocess.Popen[str]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It shows commands that work when pasted, goes on, and ends on Ctrl-C."""
+    output = read_until(interactive, "until Ctrl-C")
+    commands = re.findall(r"^\s*(curl .*)$", output, re.MULTILINE)
+    assert len(commands) >= 5, output
+    for command in commands:
+        pasted = subprocess.run(
+            command, shell=True, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert pasted.returncode == 0, (command, pasted.stderr)
+        assert pasted.stdout.strip().startswith("{"), (command, pasted.stdout)
+        assert "errcode" not in pasted.stdout, (command, pasted.stdout)
+
+    interactive.send_signal(signal.SIGINT)
+    rest, _ = interactive.communicate(timeout=30)
+
+    assert interactive.returncode == 0, rest
+    assert list(tmp_path.iterdir()) == []
+    assert left_behind(tmp_path) == []
+
+
+def test_killed(interactive: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    """Killed outright, it takes its processes with it."""
+    read_until(interactive, "Joining all of them")
+    assert left_behind(tmp_path)
+
+    interactive.kill()
+
+    wait_until(lambda: not left_behind(tmp_path), "all processes to end", 10)
+
+
+def test_missing_extra() -> None:
+    """Without the extra there is one sentence that says how to get it."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import sys; sys.modules['click'] = None\n"
+            "from synapse_federation_admin.cli import main; main()",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "This command needs click, which is not installed:"
+        " pip install 'synapse-federation-admin[playground]'\n"
+    )
+
+
+def test_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job fails if the reset clears nothing, or the message stays away."""
+    monkeypatch.setattr(main_job, "_ARRIVAL_TIMEOUT_S", 3)
+    with Playground(tmp_path) as world:
+        world.prepare()
+        with monkeypatch.context() as patch:
+            patch.setattr(world.client, "reset_connection", lambda _: {})
+            with pytest.raises(PlaygroundError, match="has not cleared"):
+                main_job.check(world)
+        world.remotes[Behaviour.DOWN].switch(Behaviour.DOWN)
+        with monkeypatch.context() as patch:
+            # It does not come up.
+            patch.setattr(RemoteServer, "switch", lambda *_: time.sleep(0))
+            with pytest.raises((PlaygroundError, WaitTimeoutError)):
+                main_job.check(world)
+
+
+def test_bad_module_config(tmp_path: Path) -> None:
+    """A Synapse that refuses its configuration says which key is wrong, and ends."""
+    world = Playground(tmp_path, module_config={"contact_timeout": "soon"})
+    with pytest.raises(PlaygroundError, match="contact_timeout: expected a duration"):
+        world.__enter__()
