@@ -8,8 +8,8 @@ from typing import Any
 import attr
 from synapse.module_api.errors import ConfigError
 
-_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000}
-_DURATION = re.compile(r"([0-9]{1,12})([smh])")
+_UNIT_MS = {"s": 1000, "m": 60_000}
+_DURATION = re.compile(r"([0-9]{1,12})([sm])")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -6,9 +6,11 @@ this file, so that a Synapse upgrade is a review of this file.
 """
 
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, TypeVar
 
 from synapse.http.server import HttpServer, JsonResource
 from synapse.http.servlet import RestServlet
@@ -24,6 +26,7 @@ from synapse.rest.admin import register_servlets
 from synapse.rest.admin._base import assert_user_is_admin
 from synapse.rest.admin.media import register_servlets_for_media_repo
 from synapse.util.async_helpers import Linearizer
+from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
 from twisted.web.resource import Resource
 
@@ -31,6 +34,9 @@ from synapse_federation_admin.bounded_agent import BoundedAgent
 
 if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
+    from synapse.server import HomeServer
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Codes",
@@ -51,6 +57,9 @@ ADMIN_PATH = "/_synapse/admin"
 
 # The most that a destination may answer to a contact; real answers take 100 bytes.
 _MAX_VERSION_BYTES = 64 * 1024
+
+_ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
+_LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
 
 # The resources of a listener that make Synapse serve admin endpoints on it. Which ones
 # of them count, and what is then served, depends on the process.
@@ -135,27 +144,43 @@ class Homeserver:
     # -- database --------------------------------------------------------------------
 
     async def run_db_interaction(
-        self, desc: str, func: Callable[..., T], *args: object
+        self, desc: str, func: Callable[[LoggingTransaction], T]
     ) -> T:
         """Run a function in a transaction, on a database thread.
 
         Args:
             desc: Its name in metrics and logs.
-            func: Called with a `LoggingTransaction` and `args`.
-            args: Arguments for `func`.
+            func: Called with a `LoggingTransaction`; again if the database says so.
         """
-        return await self._api.run_db_interaction(desc, func, *args)
+        return await self._api.run_db_interaction(desc, func)
+
+    async def is_backing_off(self, destination: str) -> bool:
+        """Tell whether this process believes a destination to be failing.
+
+        That is what Synapse acts on: a cache of the row, which a change of the row that
+        is not Synapse's own does not invalidate.
+        """
+        store = self._hs.get_datastores().main
+        timings = await store.get_destination_retry_timings(destination)  # type: ignore[call-arg,arg-type]  # Synapse's own mypy plugin knows how it is called
+        return timings is not None
 
     async def clear_retry_timings(self, destination: str) -> None:
         """Set a destination's retry timings to "not failing".
 
-        The caches of every process are told. Raises what the database raises.
+        The caches of every process are told. Raises what the database raises; then
+        nothing has changed.
         """
-        await self._hs.get_datastores().main.set_destination_retry_timings(
-            destination, None, 0, 0
+        store = self._hs.get_datastores().main
+        # Synapse's set_destination_retry_timings runs the same in autocommit mode: if
+        # telling the caches fails there, the row is cleared all the same.
+        await self.run_db_interaction(
+            "federation_admin_clear_retry_timings",
+            lambda txn: store._set_destination_retry_timings_txn(
+                txn, destination, None, 0, 0
+            ),
         )
 
-    async def restore_failure_ts(self, failures: Sequence[tuple[str, int]]) -> set[str]:
+    async def restore_failure_ts(self, failures: Mapping[str, int | None]) -> set[str]:
         """Give destinations that are failing the time since when they really fail.
 
         Where a destination is not failing, or its `failure_ts` is already as early,
@@ -163,7 +188,7 @@ class Homeserver:
         ignores a change of `failure_ts` alone.
 
         Args:
-            failures: Pairs of a destination and its `failure_ts`, in ms.
+            failures: By destination, its `failure_ts` in ms; None to leave it as it is.
 
         Returns:
             Those of the destinations that are failing.
@@ -171,35 +196,44 @@ class Homeserver:
         store = self._hs.get_datastores().main
 
         def restore_failure_ts_txn(txn: LoggingTransaction) -> set[str]:
-            failing = set()
-            for destination, failure_ts in failures:
-                txn.execute(
-                    "SELECT failure_ts FROM destinations "
-                    "WHERE destination = ? AND retry_last_ts > 0",
-                    (destination,),
-                )
-                row = txn.fetchone()
-                if row is None:
+            txn.execute(
+                "SELECT destination, failure_ts FROM destinations "  # noqa: S608
+                f"WHERE destination IN ({', '.join('?' * len(failures))}) "
+                "AND retry_last_ts > 0 ORDER BY destination",
+                tuple(failures),
+            )
+            failing: dict[str, int | None] = dict(txn.fetchall())
+            for destination, failure_ts in failing.items():
+                earlier_ts = failures[destination]
+                if earlier_ts is None or (failure_ts or earlier_ts + 1) <= earlier_ts:
                     continue
-                failing.add(destination)
-                if row[0] is not None and row[0] <= failure_ts:
-                    continue
-                # Again with its condition: by now another process may have cleared it.
+                # If somebody else has changed the row by now, PostgreSQL refuses this,
+                # and Synapse runs the whole transaction again.
                 txn.execute(
-                    "UPDATE destinations SET failure_ts = ? "
-                    "WHERE destination = ? AND retry_last_ts > 0",
-                    (failure_ts, destination),
+                    "UPDATE destinations SET failure_ts = ? WHERE destination = ?",
+                    (earlier_ts, destination),
                 )
                 store._invalidate_cache_and_stream(
                     txn, store.get_destination_retry_timings, (destination,)
                 )
-            return failing
+            return set(failing)
 
+        if not failures:
+            return set()
         return await self.run_db_interaction(
             "federation_admin_restore_failure_ts", restore_failure_ts_txn
         )
 
     # -- federation ------------------------------------------------------------------
+
+    @staticmethod
+    def is_server_name(name: str) -> bool:
+        """Tell whether a name is one that Synapse would send a request to."""
+        try:
+            parse_and_validate_server_name(name)
+        except ValueError:
+            return False
+        return True
 
     def wake(self, destination: str) -> None:
         """Have this process try a destination now, if it sends to it."""
@@ -273,39 +307,43 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, hs: Any, register: Callable[[HttpServer], None]) -> None:
+    def __init__(
+        self, hs: "HomeServer", register: Callable[[HttpServer], None]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
+        self._hs = hs
+        self._register = register
         self._listeners = _Listeners(hs)
-        self._by_surface = {
-            surface: _admin_routes(hs, surface, register)
-            for surface in self._listeners.surfaces()
-        }
+        self._by_surface = {_CLOSED: self._routes(_CLOSED)}
+        for surface in self._listeners.surfaces():
+            self._by_surface[surface] = self._routes(surface)
 
     def render(self, request: SynapseRequest) -> int:
         """Answer a request, as what its listener carries."""
-        return self._by_surface[self._listeners.surface_of(request)].render(request)
+        surface = self._listeners.surface_of(request)
+        if surface not in self._by_surface:
+            self._by_surface[surface] = self._routes(surface)
+        return self._by_surface[surface].render(request)
 
-
-def _admin_routes(
-    hs: Any, surface: _Surface, register: Callable[[HttpServer], None]
-) -> JsonResource:
-    routes = JsonResource(hs, canonical_json=False)
-    if surface:
-        # Ours are registered twice. The first match wins, so they go first; and of an
-        # equal pattern and method the last registration stays, so they go last as well.
-        register(routes)
-        if "client" in surface:
-            register_servlets(hs, routes)
-        if "media" in surface:
-            register_servlets_for_media_repo(hs, routes)
-        register(routes)
-    return routes
+    def _routes(self, surface: _Surface) -> JsonResource:
+        routes = JsonResource(self._hs, canonical_json=False)
+        if surface:
+            # Ours are registered twice. The first match wins, so they go first; and of
+            # an equal pattern and method the last registration stays, so they go last
+            # as well.
+            self._register(routes)
+            if "client" in surface:
+                register_servlets(self._hs, routes)
+            if "media" in surface:
+                register_servlets_for_media_repo(self._hs, routes)
+            self._register(routes)
+        return routes
 
 
 class _Listeners:
     """Knows on which listeners of this process Synapse serves admin endpoints."""
 
-    def __init__(self, hs: Any) -> None:
+    def __init__(self, hs: "HomeServer") -> None:
         on_worker = hs.config.worker.worker_app is not None
         carriers = (
             _CLIENT_AND_MEDIA
@@ -317,6 +355,7 @@ class _Listeners:
             if on_worker
             else hs.config.server.listeners
         )
+        self._unconfigured: set[str] = set()
         self._by_tag: dict[str, list[tuple[ListenerConfig, _Surface]]] = {}
         for listener in listeners:
             if listener.http_options is not None:
@@ -330,18 +369,20 @@ class _Listeners:
                 )
 
     def surfaces(self) -> set[_Surface]:
-        """Return every surface that `surface_of` may answer with."""
-        configured = {s for group in self._by_tag.values() for _, s in group}
-        return configured | {_CLIENT, _CLOSED}
+        """Return the surfaces of the listeners in the configuration."""
+        return {surface for group in self._by_tag.values() for _, surface in group}
 
     def surface_of(self, request: SynapseRequest) -> _Surface:
         """Return the surface of the listener that a request came in through."""
         tag = request.synapse_site.site_tag
         listeners = self._by_tag.get(tag)
         if listeners is None:
-            # Synapse opens no listener that is not in its configuration. Who has put
-            # this resource on a site of his own, as Synapse's test harness does, wants
-            # it served.
+            # Synapse itself opens no listener that is not in its configuration. Who has
+            # put this resource on a site of his own, as Synapse's test harness does,
+            # wants it served there.
+            if tag not in self._unconfigured:
+                self._unconfigured.add(tag)
+                logger.warning("Listener %r is not in Synapse's configuration", tag)
             return _CLIENT
         surfaces = {surface for _, surface in listeners}
         if len(surfaces) > 1:
@@ -359,7 +400,16 @@ def _is_at(listener: "ListenerConfig", request: SynapseRequest) -> bool:
         return path is not None and host.name == path.encode()
     if getattr(listener, "port", None) != getattr(host, "port", None):
         return False
-    addresses: list[str] = getattr(listener, "bind_addresses", [])
-    return getattr(host, "host", None) in addresses or bool(
-        {"0.0.0.0", "::", ""} & set(addresses)  # noqa: S104  # compared, not bound
-    )
+    bound = set(_addresses(getattr(listener, "bind_addresses", [])))
+    return bool({ip_address(host.host), *_ANY_ADDRESS} & bound)
+
+
+def _addresses(names: list[str]) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield what a listener's `bind_addresses` stand for."""
+    for name in names:
+        try:
+            yield ip_address(name or "::")
+        except ValueError:
+            # A host name: Synapse binds to what it resolves to on this machine.
+            if name == "localhost":
+                yield from _LOCALHOST

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synapse's own tests for this API, run against our resource."""
 
+from typing import Any
+
 import pytest
 from module_case import LoadsModule
 from synapse.rest.client import login, room
@@ -11,6 +13,9 @@ class AnsweredByUs(LoadsModule):
     """Synapse's own admin servlets are nowhere but in our resource."""
 
     servlets = [login.register_servlets, room.register_servlets]
+
+    # As it is by default, contacts included.
+    config: dict[str, Any] = {}
 
 
 def stock_cases() -> dict[str, type]:

@@ -13,10 +13,11 @@ from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import homeserver
 from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.repair import follow_up
+from synapse_federation_admin.repair.contact import MAX_CONTACTS
 
 NAME = "down.example"
 FAILING = (1000, 2000, 500, 7)
-HOUR_MS = 3_600_000
 
 
 class ResetTestCase(ModuleTestCase):
@@ -122,35 +123,76 @@ class AnswersTestCase(ResetTestCase):
         self.assertEqual(self.get_json(DESTINATIONS)["total"], 0)
 
     def test_database_error(self) -> None:
-        """A database that refuses the change is a 500, and the row is as it was."""
-        self.add_destination(NAME, *FAILING)
+        """A database that refuses any of the changes is a 500; nothing has changed.
 
-        def refuse_updates(txn: LoggingTransaction) -> None:
-            if isinstance(txn.database_engine, PostgresEngine):
-                txn.execute(
-                    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
-                    "$$ BEGIN RAISE 'disk full'; END $$"
-                )
-                txn.execute(
-                    "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON destinations "
-                    "FOR EACH ROW EXECUTE FUNCTION refuse()"
-                )
-            else:
-                txn.execute(
-                    "CREATE TRIGGER refuse BEFORE UPDATE ON destinations "
-                    "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-                )
+        On PostgreSQL the change for the caches of other processes is one of them.
+        """
+        tables = ["destinations"]
+        if self.is_postgres:
+            tables.append("cache_invalidation_stream_by_instance")
+        for table in tables:
+            self.add_destination(NAME, *FAILING)
+            self.refuse_changes(table)
 
-        self.get_success(self.store.db_pool.runInteraction("test", refuse_updates))
+            channel = self.reset()
 
-        channel = self.reset()
+            self.assertEqual(channel.code, 500)
+            self.assertEqual(
+                channel.json_body,
+                {"errcode": "M_UNKNOWN", "error": "Internal server error"},
+            )
+            self.assertEqual(self.row(), (1000, 2000, 500, 7))
+            on = f" ON {table}" if self.is_postgres else ""
+            self.run_sql(f"DROP TRIGGER refuse{on}")
 
-        self.assertEqual(channel.code, 500)
-        self.assertEqual(
-            channel.json_body,
-            {"errcode": "M_UNKNOWN", "error": "Internal server error"},
+    @property
+    def is_postgres(self) -> bool:
+        return isinstance(self.store.database_engine, PostgresEngine)
+
+    def refuse_changes(self, table: str) -> None:
+        """Have the database refuse every insertion and update."""
+        if self.is_postgres:
+            self.run_sql(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+                "AS $$ BEGIN RAISE 'disk full'; END $$"
+            )
+            self.run_sql(
+                f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        else:
+            self.run_sql(
+                f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} "
+                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+            )
+
+    def run_sql(self, statement: str) -> None:
+        def run(txn: LoggingTransaction) -> None:
+            txn.execute(statement)
+
+        self.get_success(self.store.db_pool.runInteraction("test", run))
+
+    def test_cleared_by_hand(self) -> None:
+        """Where only Synapse's cache still says that it is failing, a reset is one."""
+        self.get_success(self.store.set_destination_retry_timings(NAME, 5, 10, 20))
+        self.get_success(self.store.get_destination_retry_timings(NAME))
+        self.add_destination(NAME)
+
+        self.assertEqual(self.reset().code, 200)
+
+        self.assertIsNone(
+            self.get_success(self.store.get_destination_retry_timings(NAME))
         )
-        self.assertEqual(self.row(), (1000, 2000, 500, 7))
+        self.assertEqual(self.reset().code, 400)
+
+    def test_no_server_name(self) -> None:
+        """A row whose name is no server's is cleared; there is nobody to be woken."""
+        for name in ("two\nlines", "a b", "host:port", "[::1", "\x1b[31m"):
+            self.add_destination(name, *FAILING)
+            with mock.patch.object(Homeserver, "wake") as wake:
+                self.assertEqual(self.reset(name).code, 200)
+            wake.assert_not_called()
+            self.assertEqual(self.row(name), (0, 0, None, 7))
 
     def test_no_contact(self) -> None:
         """With `contact_on_reset: false` nothing is asked of the destination."""
@@ -160,21 +202,40 @@ class AnswersTestCase(ResetTestCase):
             self.pump(1)
         contact.assert_not_called()
 
-    def test_wakes_this_process(self) -> None:
-        """The federation sender of this process is woken, after the row is cleared."""
-        self.add_destination(NAME, *FAILING)
-        seen = []
+    def test_clears_before_it_wakes(self) -> None:
+        """First the row is cleared, then this process is woken, then the others are.
 
-        def look(destination: str) -> None:
-            # Without a deferred: the cache must be right at this very moment.
-            self.store.get_destination_retry_timings.invalidate((destination,))
-            seen.append(destination)
+        The others more than once: their caches learn of it a moment later. Without
+        other processes nobody else is told.
+        """
+        calls: list[str] = []
+        clear = Homeserver.clear_retry_timings
 
-        with mock.patch.object(
-            self.hs.get_notifier(), "notify_remote_server_up", side_effect=look
-        ):
-            self.reset()
-        self.assertEqual(seen, [NAME])
+        async def cleared(homeserver: Homeserver, name: str) -> None:
+            await clear(homeserver, name)
+            calls.append("cleared")
+
+        for others in (True, False):
+            calls.clear()
+            self.add_destination(NAME, *FAILING)
+            with (
+                mock.patch.object(Homeserver, "clear_retry_timings", cleared),
+                mock.patch.object(
+                    self.hs.get_notifier(),
+                    "notify_remote_server_up",
+                    side_effect=lambda name: calls.append(f"woken {name}"),
+                ),
+                mock.patch.object(
+                    self.hs.get_replication_command_handler(),
+                    "send_remote_server_up",
+                    side_effect=lambda name: calls.append(f"told {name}"),
+                ),
+                mock.patch.object(Homeserver, "has_other_processes", others),
+            ):
+                self.reset()
+                self.pump(0.3)
+            self.assertEqual(calls[:2], ["cleared", f"woken {NAME}"])
+            self.assertEqual(calls[2:], [f"told {NAME}"] * (6 if others else 0))
 
 
 @pytest.mark.database
@@ -185,7 +246,8 @@ class ContactTestCase(ResetTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.contacts: list[tuple[bool, Deferred[Any]]] = []
+        # The destination, whether its backoff was to be ignored, and the answer.
+        self.contacts: list[tuple[str, bool, Deferred[Any]]] = []
         patcher = mock.patch.object(Homeserver, "contact", self.contact)
         patcher.start()
         self.addCleanup(patcher.stop)
@@ -195,10 +257,20 @@ class ContactTestCase(ResetTestCase):
         self, destination: str, *, timeout_ms: int, ignore_backoff: bool
     ) -> "Deferred[Any]":
         """Stand in for the network: answers when the test says so."""
-        self.assertEqual((destination, timeout_ms), (NAME, 10_000))
+        self.assertEqual(timeout_ms, 10_000)
         answer: Deferred[Any] = Deferred()
-        self.contacts.append((ignore_backoff, answer))
+        self.contacts.append((destination, ignore_backoff, answer))
         return answer
+
+    def reset(self, name: str = NAME, **kwargs: Any) -> Any:
+        """Reset, and let the contact begin."""
+        channel = super().reset(name, **kwargs)
+        self.wait(0.05)
+        return channel
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in steps in which background processes get on."""
+        self.pump(seconds / 100)
 
     def fail(self, failure_ts: int) -> None:
         """Have Synapse store a failure, as its retry limiter does it."""
@@ -208,19 +280,30 @@ class ContactTestCase(ResetTestCase):
             )
         )
 
-    def answer(self, error: Exception | None = None) -> None:
+    def recover(self) -> None:
+        """Have Synapse store that it got through, as its retry limiter does it."""
+        self.get_success(self.store.set_destination_retry_timings(NAME, None, 0, 0))
+
+    def answer(self, error: Exception | None = None, which: int = -1) -> None:
         """End the contact that is under way."""
-        deferred = self.contacts[-1][1]
+        deferred = self.contacts[which][2]
         if error is None:
             deferred.callback({"server": {"name": "Fake", "version": "1"}})
         else:
             deferred.errback(error)
-        self.pump()
+        self.wait(0.01)
+
+    def reset_and_fail(self) -> None:
+        """Reset what then turns out to be down."""
+        self.assertEqual(self.reset().code, 200)
+        self.fail(9_000)
+        self.answer(OSError("refused"))
+        self.wait(1)
 
     def test_answer_does_not_wait(self) -> None:
         """The reset is answered while the contact still hangs."""
         self.assertEqual(self.reset().code, 200)
-        self.assertEqual([c[0] for c in self.contacts], [False])
+        self.assertEqual([c[:2] for c in self.contacts], [(NAME, False)])
         self.answer()
         self.assertEqual(self.row(), (0, 0, None, 7))
 
@@ -235,17 +318,26 @@ class ContactTestCase(ResetTestCase):
         self.assertEqual(len(self.contacts), 1)
 
         self.answer(OSError("refused"))
-        self.assertEqual([c[0] for c in self.contacts], [False, True])
+        self.assertEqual([c[1] for c in self.contacts], [False, True])
+        self.recover()
         self.answer()
-        self.pump(60)
+        self.wait(3600)
         self.assertEqual(len(self.contacts), 2)
+
+    def test_bounded_contacts(self) -> None:
+        """Resets of many destinations lead to so many contacts at once, and no more."""
+        for number in range(MAX_CONTACTS + 2):
+            self.add_destination(f"host{number}.example", *FAILING)
+            super().reset(f"host{number}.example")
+        self.wait(0.1)
+        self.assertEqual(len(self.contacts), MAX_CONTACTS)
+
+        self.answer(which=0)
+        self.assertEqual(len(self.contacts), MAX_CONTACTS + 1)
 
     def test_still_failing(self) -> None:
         """What is still down fails since when it failed before, with new timings."""
-        self.reset()
-        self.fail(9_000)
-        self.answer(OSError("refused"))
-        self.pump(1)
+        self.reset_and_fail()
 
         self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
         timings = self.get_success(self.store.get_destination_retry_timings(NAME))
@@ -256,9 +348,9 @@ class ContactTestCase(ResetTestCase):
         """Synapse may store the failure some seconds after the contact has failed."""
         self.reset()
         self.answer(OSError("refused"))
-        self.pump(0.05)
+        self.wait(5)
         self.fail(9_000)
-        self.pump(0.1)
+        self.wait(10)
 
         self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
 
@@ -267,54 +359,53 @@ class ContactTestCase(ResetTestCase):
 
         With Synapse's defaults such an attempt takes up to 25 minutes.
         """
-        self.reset()
-        self.fail(9_000)
-        self.answer(OSError("refused"))
-        self.pump(1)
+        self.reset_and_fail()
 
-        self.reactor.advance(20 * 60)
+        self.wait(20 * 60)
         self.fail(90_000)
         self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
-        self.reactor.advance(31)
-        self.pump(1)
+        self.wait(31)
         self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
 
-    def test_recovers_later(self) -> None:
-        """Once it has recovered, a new failure is a new one."""
-        self.reset()
-        self.fail(9_000)
-        self.answer(OSError("refused"))
-        self.pump(1)
-        self.get_success(self.store.set_destination_retry_timings(NAME, None, 0, 0))
-        self.reactor.advance(31)
-        self.pump(1)
+    def test_ends(self) -> None:
+        """Later than that a new failure is a new one."""
+        self.reset_and_fail()
+        self.wait(30 * 60)
 
         self.fail(90_000)
-        self.reactor.advance(HOUR_MS / 1000)
-        self.pump(1)
+        self.wait(60)
         self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
 
-    def test_answers_well(self) -> None:
-        """After a contact that succeeded, a new failure is a new one."""
-        self.reset()
-        self.answer()
-        self.fail(90_000)
-        self.reactor.advance(60)
-        self.pump(1)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
-
-    def test_answers_with_an_error(self) -> None:
-        """An answer that Synapse does not back off for leaves the row cleared."""
-        self.reset()
-        self.answer(homeserver.SynapseError(404, "Unrecognized"))
-        self.reactor.advance(60)
-        self.pump(1)
-        self.assertEqual(self.row(), (0, 0, None, 7))
+    def test_recovers(self) -> None:
+        """Once it has recovered for two minutes, a new failure is a new one."""
+        self.reset_and_fail()
+        self.recover()
+        self.wait(200)
 
         self.fail(90_000)
-        self.reactor.advance(60)
-        self.pump(1)
+        self.wait(60)
         self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
+
+    def test_reset_elsewhere(self) -> None:
+        """A reset on another process, which clears the row, too, loses nothing."""
+        self.reset_and_fail()
+        self.recover()
+        self.wait(70)
+
+        self.fail(90_000)
+        self.wait(31)
+        self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
+
+    def test_second_reset_hangs(self) -> None:
+        """A second reset, whose contact hangs for long, loses nothing."""
+        self.reset_and_fail()
+        self.assertEqual(self.reset().code, 200)
+        self.wait(300)
+
+        self.fail(90_000)
+        self.answer(OSError("timeout"))
+        self.wait(1)
+        self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
 
     def test_second_reset_keeps_the_oldest(self) -> None:
         """A reset before the old time was restored does not lose it either."""
@@ -324,5 +415,120 @@ class ContactTestCase(ResetTestCase):
         self.answer(OSError("refused"))
         self.fail(10_000)
         self.answer(OSError("refused"))
-        self.pump(1)
+        self.wait(1)
         self.assertEqual(self.row(), (10_000, 600_000, 500, 7))
+
+    def test_database_fails(self) -> None:
+        """A database that fails for a while does not end the work."""
+        with mock.patch.object(
+            Homeserver, "restore_failure_ts", side_effect=OSError("no database")
+        ):
+            self.reset_and_fail()
+            self.wait(60)
+        self.assertEqual(self.row(), (9_000, 600_000, 9_000, 7))
+        self.wait(31)
+        self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
+
+    def test_one_background_process(self) -> None:
+        """However often a destination fails and recovers, one process follows it."""
+        with mock.patch.object(
+            Homeserver,
+            "run_in_background",
+            autospec=True,
+            side_effect=Homeserver.run_in_background,
+        ) as run:
+            for _ in range(5):
+                self.add_destination(NAME, *FAILING)
+                self.reset()
+                self.answer()
+                self.wait(5)
+        started = [call.args[1] for call in run.call_args_list]
+        self.assertEqual(started.count("federation_admin_follow_up"), 1)
+        self.assertEqual(started.count("federation_admin_contact"), 5)
+
+    def test_bounded_memory(self) -> None:
+        """Beyond a bound the destinations that were reset first are let go of."""
+        with mock.patch.object(follow_up, "MAX_FOLLOWED", 1):
+            self.reset()
+            self.fail(9_000)
+            self.add_destination("other.example", *FAILING)
+            self.reset("other.example")
+            self.answer(OSError("refused"), which=0)
+            self.wait(60)
+        self.assertEqual(self.row(), (9_000, 600_000, 9_000, 7))
+
+    def test_answers_well(self) -> None:
+        """What has answered is woken again, and asked no more."""
+        self.reset()
+        with mock.patch.object(
+            self.hs.get_notifier(), "notify_remote_server_up"
+        ) as notify:
+            self.answer()
+        notify.assert_called_once_with(NAME)
+        self.wait(3600)
+        self.assertEqual(len(self.contacts), 1)
+        self.assertEqual(self.row(), (0, 0, None, 7))
+
+    def test_attempt_from_before(self) -> None:
+        """A backoff that an attempt from before the reset stores is taken back.
+
+        By Synapse's own limiter, after one more contact in spite of the backoff.
+        """
+        self.reset()
+        self.answer()
+        self.fail(9_000)
+        self.wait(31)
+        self.assertEqual([c[1] for c in self.contacts], [False, True])
+        self.recover()
+        self.answer()
+        self.wait(3600)
+        self.assertEqual(len(self.contacts), 2)
+        self.assertEqual(self.row(), (0, 0, None, 7))
+
+    def test_answers_but_takes_nothing(self) -> None:
+        """What answers our request but not those of a sender is left to its backoff.
+
+        It has been failing since when it failed before.
+        """
+        self.reset()
+        self.answer()
+        self.fail(9_000)
+        self.wait(31)
+        self.recover()
+        self.answer()
+        self.fail(10_000)
+        self.wait(120)
+        self.assertEqual(len(self.contacts), 2)
+        self.assertEqual(self.row(), (10_000, 600_000, 500, 7))
+
+    def test_answers_and_goes_down(self) -> None:
+        """What has answered and then goes down fails since then."""
+        self.reset()
+        self.answer()
+        self.fail(90_000)
+        self.wait(31)
+        self.answer(OSError("refused"))
+        self.wait(120)
+        self.assertEqual(len(self.contacts), 2)
+        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
+
+    def test_answers_with_an_error(self) -> None:
+        """An answer that Synapse does not back off for leaves the row cleared."""
+        self.reset()
+        self.answer(homeserver.SynapseError(404, "Unrecognized"))
+        self.wait(200)
+        self.assertEqual(self.row(), (0, 0, None, 7))
+
+        self.fail(90_000)
+        self.wait(60)
+        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
+
+    def test_log(self) -> None:
+        """What a remote server puts into an error is logged escaped, and cut."""
+        with self.assertLogs("synapse_federation_admin", "INFO") as logs:
+            self.reset()
+            self.answer(OSError("forged\n2026-01-01 line \x1b[31m" + "x" * 10_000))
+        (line,) = logs.output
+        self.assertIn("forged\\n2026", line)
+        self.assertTrue(line.isprintable())
+        self.assertLess(len(line), 600)

@@ -14,9 +14,6 @@ from synapse_federation_admin.models import (
     Direction,
 )
 
-# The largest integer that SQLite and a PostgreSQL bigint hold.
-MAX_SQL_INTEGER = 2**63 - 1
-
 # `retry_*` that is NULL counts as 0, which is also how the API shows it. What else is
 # NULL comes last in both directions. SQLite and PostgreSQL by themselves disagree about
 # where NULL goes.
@@ -69,7 +66,7 @@ def select_destinations(query: DestinationQuery) -> Sql:
     return Sql(
         f"SELECT {DESTINATION_COLUMNS} FROM destinations {where.text} "  # noqa: S608
         f"ORDER BY {_order(query)} LIMIT ? OFFSET ?",
-        (*where.args, *_window(query.limit, query.offset)),
+        (*where.args, query.limit, query.offset),
     )
 
 
@@ -87,7 +84,7 @@ def select_rooms(
     return Sql(
         "SELECT room_id, stream_ordering FROM destination_rooms WHERE destination = ? "  # noqa: S608
         f"ORDER BY room_id {_DIRECTIONS[direction]} LIMIT ? OFFSET ?",
-        (destination, *_window(limit, offset)),
+        (destination, limit, offset),
     )
 
 
@@ -108,7 +105,3 @@ def _order(query: DestinationQuery) -> str:
     if query.order_by in _NULL_IS_ZERO:
         return f"COALESCE({column}, 0) {direction}, destination ASC"
     return f"{column} IS NULL, {column} {direction}, destination ASC"
-
-
-def _window(limit: int, offset: int) -> tuple[int, int]:
-    return min(limit, MAX_SQL_INTEGER), min(offset, MAX_SQL_INTEGER)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contacts a destination in the background, after its retry timings were reset."""
+"""Contacts destinations in the background."""
 
 import logging
+from collections.abc import Callable
+
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.repair.failure_history import FailureHistory
 
 logger = logging.getLogger(__name__)
 
@@ -12,7 +14,11 @@ logger = logging.getLogger(__name__)
 # who resets ten thousand destinations in a loop must not open ten thousand connections.
 MAX_CONTACTS = 50
 
-# A remote server has a say in the text of an error: it is escaped and cut to this.
+# The answer to the reset goes out first, and so does what waits in this process.
+_HEAD_START_MS = 20
+
+# A remote server has a say in its name and in the text of an error: what is logged of
+# them is escaped and cut to this.
 _MAX_LOGGED_CHARACTERS = 300
 
 
@@ -23,60 +29,81 @@ class BackgroundContacts:
         self._homeserver = homeserver
         self._timeout_ms = timeout_ms
         self._turn = homeserver.linearizer("federation_admin_contact", MAX_CONTACTS)
-        self._history = FailureHistory(homeserver)
-        # The destinations with a contact under way, and whether one more is wanted.
+        # The destinations with a contact queued or under way, and whether one more is
+        # wanted after it.
         self._wanted_again: dict[str, bool] = {}
 
-    def start(self, name: str, *, failing_since_ts: int | None) -> None:
-        """Contact a destination whose retry timings have just been cleared.
+    def is_busy(self, name: str) -> bool:
+        """Tell whether a contact with a destination is queued or under way."""
+        return name in self._wanted_again
 
-        If a contact with it is under way, it is contacted once more afterwards: that
-        one began before the timings were cleared, and may tell of an older state.
+    def start(
+        self,
+        name: str,
+        done: Callable[[str, bool], None],
+        *,
+        ignore_backoff: bool = False,
+    ) -> None:
+        """Contact a destination.
+
+        If a contact with it is under way, it is contacted once more afterwards: the one
+        under way began earlier, and may tell of an older state.
 
         Args:
             name: The server name.
-            failing_since_ts: Its `failure_ts` before it was cleared, in ms. If the
-                destination turns out to be failing still, it gets this back.
+            done: Called with the name, and whether it answered well, when there is no
+                contact with it left to wait for.
+            ignore_backoff: Ask even if Synapse backs off from it; see
+                `Homeserver.contact`.
         """
-        if failing_since_ts is not None:
-            self._history.remember(name, failing_since_ts)
         if name in self._wanted_again:
             self._wanted_again[name] = True
             return
         self._wanted_again[name] = False
         self._homeserver.run_in_background(
-            "federation_admin_contact", self._contact_until_settled, name
+            "federation_admin_contact", self._run, name, done, ignore_backoff
         )
 
-    async def _contact_until_settled(self, name: str) -> None:
+    async def _run(
+        self, name: str, done: Callable[[str, bool], None], ignore_backoff: bool
+    ) -> None:
+        answered = False
         try:
-            answered = await self._contact(name, ignore_backoff=False)
+            await self._homeserver.sleep_ms(_HEAD_START_MS)
+            answered = await self._contact(name, ignore_backoff)
             while self._wanted_again[name]:
                 self._wanted_again[name] = False
-                # The contact before this one may have put it back into backoff.
+                # The one before this may have put it back into backoff.
                 answered = await self._contact(name, ignore_backoff=True)
         finally:
             del self._wanted_again[name]
-        if answered:
-            self._history.forget(name)
-        else:
-            await self._history.restore(name)
+        done(name, answered)
 
-    async def _contact(self, name: str, *, ignore_backoff: bool) -> bool:
+    async def _contact(self, name: str, ignore_backoff: bool) -> bool:
         """Make the request, and return whether it was answered well."""
         async with self._turn(""):
             try:
                 await self._homeserver.contact(
                     name, timeout_ms=self._timeout_ms, ignore_backoff=ignore_backoff
                 )
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
             except Exception as error:
                 # Whatever it is, it is between us and the remote server, and Synapse's
                 # retry limiter has already drawn its conclusions from it.
                 logger.info(
                     "Contact with %s after the reset of its connection failed: %s",
-                    name,
-                    ascii(f"{type(error).__name__}: {error}")[:_MAX_LOGGED_CHARACTERS],
+                    _loggable(name),
+                    _loggable(f"{type(error).__name__}: {error}"),
                 )
                 return False
-        logger.info("Contact with %s after the reset of its connection succeeded", name)
+        logger.info(
+            "Contact with %s after the reset of its connection succeeded",
+            _loggable(name),
+        )
         return True
+
+
+def _loggable(text: str) -> str:
+    return ascii(text)[:_MAX_LOGGED_CHARACTERS]

@@ -20,7 +20,8 @@ from synapse_federation_admin.repair.reset import ConnectionReset
 
 E = TypeVar("E", bound=Enum)
 
-# Longer numbers are valid and mean the same as this one: more rows than any table has.
+# Longer numbers are valid and mean the same: more rows than any table has. Numbers of
+# this many digits are within the 64 bits of both databases.
 _MAX_DIGITS = 18
 
 

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows a destination after its connection was reset, until that has settled.
+
+A reset clears the destination's row, and then several attempts to reach it meet: our
+contact, those of federation senders on other processes that were woken, and those that
+began before the reset and know nothing of it. An attempt of a sender ends only after
+all its retries, with Synapse's defaults up to 25 minutes later, and each one that fails
+writes what it believes into the row. Two things may go wrong, and are put right here:
+
+- The destination is still failing. Synapse writes the time of the new failure as
+  `failure_ts`, and "failing for 90 days" becomes "failing for a second". It gets its
+  old `failure_ts` back.
+- The destination has answered our contact, and an attempt from before puts it into
+  backoff after all. It is contacted once more: if it answers, Synapse's own retry
+  limiter takes it out of backoff and wakes every process.
+
+What is known here is in memory, and of the resets of this process.
+"""
+
+import logging
+
+import attr
+
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.repair.contact import BackgroundContacts
+from synapse_federation_admin.repair.wake import Wake
+
+logger = logging.getLogger(__name__)
+
+# How often to look at a row: at first often, since Synapse stores the outcome of a
+# contact in the background and what a sender finds out follows soon, and then after a
+# quarter of the time that has gone by since the contact.
+_LOOK_OFTENEST_MS = 200
+_LOOK_RAREST_MS = 30_000
+
+# How long a row must show no failure until the destination counts as recovered. It may
+# be clear only because another process has reset it, too, and is about to find out that
+# it is still down.
+_RECOVERED_AFTER_MS = 120_000
+
+# Destinations followed at once; beyond that the oldest are let go of.
+MAX_FOLLOWED = 10_000
+
+# Rows looked at in one transaction.
+_BATCH = 100
+
+
+@attr.s(slots=True, auto_attribs=True, eq=False)
+class _Followed:
+    """A destination that was reset."""
+
+    # Since when it had been failing; None if Synapse did not know.
+    failure_ts: int | None
+    # When no attempt from before can be under way any more.
+    until_ts: int
+    # When the last contact ended, and when to look at the row next.
+    contacted_ts: int = 0
+    look_ts: int = 0
+    # Whether it has answered the last contact.
+    answered: bool = False
+    # Whether it was contacted once more, after it had answered and failed.
+    contacted_again: bool = False
+    # Since when its row has shown no failure.
+    clear_since_ts: int | None = None
+
+
+class FollowUp:
+    """Contacts destinations that were reset, and sees to what comes of it."""
+
+    def __init__(
+        self, homeserver: Homeserver, wake: Wake, *, contact_timeout_ms: int
+    ) -> None:
+        self._homeserver = homeserver
+        self._wake = wake
+        self._contacts = BackgroundContacts(homeserver, timeout_ms=contact_timeout_ms)
+        # In the order of their resets.
+        self._followed: dict[str, _Followed] = {}
+        self._looking = False
+
+    def start(self, name: str, *, failing_since_ts: int | None) -> None:
+        """Follow a destination whose retry timings have just been cleared.
+
+        Args:
+            name: The server name.
+            failing_since_ts: Its `failure_ts` before it was cleared, in ms.
+        """
+        now_ts = self._homeserver.now_ms()
+        before = self._followed.pop(name, None)
+        if before is not None and before.failure_ts and before.until_ts > now_ts:
+            failing_since_ts = min(failing_since_ts or now_ts, before.failure_ts)
+        if len(self._followed) >= MAX_FOLLOWED:
+            del self._followed[next(iter(self._followed))]
+        self._followed[name] = _Followed(
+            failing_since_ts,
+            until_ts=now_ts + self._homeserver.longest_send_attempt_ms,
+        )
+        self._contacts.start(name, self._contacted)
+
+    def _contacted(self, name: str, answered: bool) -> None:
+        if answered:
+            # Those who were woken at the reset may still have believed in the backoff.
+            self._wake.everywhere(name)
+        followed = self._followed.get(name)
+        if followed is None:
+            return
+        if followed.contacted_again and not answered:
+            # It was up, and is down now: that is a failure of its own.
+            del self._followed[name]
+            return
+        followed.answered = answered
+        followed.contacted_ts = followed.look_ts = self._homeserver.now_ms()
+        if not self._looking:
+            self._looking = True
+            self._homeserver.run_in_background(
+                "federation_admin_follow_up", self._look_while_followed
+            )
+
+    async def _look_while_followed(self) -> None:
+        try:
+            while self._followed:
+                await self._homeserver.sleep_ms(_LOOK_OFTENEST_MS)
+                now_ts = self._homeserver.now_ms()
+                due = [
+                    name
+                    for name, followed in self._followed.items()
+                    if followed.look_ts <= now_ts and not self._contacts.is_busy(name)
+                ]
+                for start in range(0, len(due), _BATCH):
+                    await self._look(due[start : start + _BATCH])
+        finally:
+            self._looking = False
+
+    async def _look(self, names: list[str]) -> None:
+        """Look at some rows, and see to them."""
+        looked_at = {n: self._followed[n] for n in names if n in self._followed}
+        try:
+            failing = await self._homeserver.restore_failure_ts(
+                {name: self._to_restore(f) for name, f in looked_at.items()}
+            )
+        except Exception:
+            # The database will be back.
+            logger.warning(
+                "Could not look at destinations after a reset", exc_info=True
+            )
+            failing = None
+        now_ts = self._homeserver.now_ms()
+        for name, followed in looked_at.items():
+            if self._followed.get(name) is not followed or self._contacts.is_busy(name):
+                # Reset again in the meantime.
+                continue
+            interval_ms = (now_ts - followed.contacted_ts) // 4
+            followed.look_ts = now_ts + min(
+                max(interval_ms, _LOOK_OFTENEST_MS), _LOOK_RAREST_MS
+            )
+            if followed.until_ts <= now_ts:
+                del self._followed[name]
+            elif failing is not None:
+                self._conclude(name, followed, name in failing, now_ts)
+
+    def _conclude(
+        self, name: str, followed: _Followed, failing: bool, now_ts: int
+    ) -> None:
+        if failing:
+            followed.clear_since_ts = None
+            if followed.answered and not followed.contacted_again:
+                followed.contacted_again = True
+                self._contacts.start(name, self._contacted, ignore_backoff=True)
+            elif followed.answered:
+                # It answers our request, but not those of a sender.
+                followed.answered = False
+        elif not followed.answered:
+            if followed.clear_since_ts is None:
+                followed.clear_since_ts = now_ts
+            if now_ts - followed.clear_since_ts >= _RECOVERED_AFTER_MS:
+                del self._followed[name]
+
+    @staticmethod
+    def _to_restore(followed: _Followed) -> int | None:
+        return None if followed.answered else followed.failure_ts
