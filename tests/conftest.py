@@ -71,8 +71,15 @@ def fetch_synapse_tests(version: str, folder: Path) -> None:
     # pip would build the package to know its metadata, which takes a Rust compiler.
     command = [sys.executable, "-m", "unearth", f"matrix-synapse=={version}"]
     command += ["--no-binary", "--download", str(folder)]
-    if index_url := os.environ.get("PIP_INDEX_URL"):
-        command += ["--index-url", index_url]
+    # Where pip would get it from.
+    index = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    if index := os.environ.get("PIP_INDEX_URL") or index:
+        command += ["--index-url", index]
     subprocess.run(
         command,
         check=True,

@@ -37,6 +37,12 @@ def test_configuration() -> None:
     assert f"by default `{defaults.contact_timeout_ms // 1000}s`" in text
 
 
+def test_readme_configuration() -> None:
+    """README's table has every key."""
+    keys = re.findall(r"^\| `(\w+)` \| `", read("README.md"), re.MULTILINE)
+    assert keys == list(CONFIG_KEYS)
+
+
 def test_commands() -> None:
     """Every command and option is in docs/playground.md."""
     text = read("docs/playground.md")

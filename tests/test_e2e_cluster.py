@@ -180,7 +180,7 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
 
 
 def test_list_is_the_same_everywhere(cluster: Cluster) -> None:
-    """Main and worker give the same list; the worker has no such API without us."""
+    """Main and worker give the same list."""
     first, second = (
         cluster.synapse.client(cluster.admin, process).destinations()
         for process in PROCESSES

@@ -111,6 +111,31 @@ class ListenersTestCase(HomeserverTestCase):
             self.assertEqual(channel.json_body["errcode"], "M_UNRECOGNIZED")
         return channel.code
 
+    def check_every_route(self, open_listeners: set[int]) -> None:
+        """Every route is 401 on some listeners, and 404 on all the others."""
+        for number, site in enumerate(self.open()):
+            for route in ROUTES:
+                path = route.path.replace("<destination>", "a")
+                self.assertEqual(
+                    self.status(site, path, route.method),
+                    401 if number in open_listeners else 404,
+                    (number, route),
+                )
+
+    def check_ours_answer(self) -> None:
+        """Whatever is served with `client` has our callbacks at our routes."""
+        resource = self.hs._module_web_resources["/_synapse/admin"]
+        routes = resource._by_surface[frozenset({"client"})]
+        for route in ROUTES:
+            request = mock.Mock(
+                path=route.path.replace("<destination>", "a").encode(),
+                method=route.method.encode(),
+            )
+            callback, _, _ = routes._get_handler_for_request(request)
+            self.assertTrue(
+                callback.__module__.startswith("synapse_federation_admin."), route
+            )
+
     def check_nothing_is_lost(self) -> None:
         """Every route of stock Synapse is in ours, listener by listener."""
         ours = self.open()
@@ -156,10 +181,8 @@ class MainTestCase(ListenersTestCase):
         )
 
     def test_every_route_is_guarded(self) -> None:
-        """No route of ours answers on a listener without the admin API."""
-        federation = self.open()[2]
-        for route in ROUTES:
-            self.assertEqual(self.status(federation, route.path, route.method), 404)
+        """Each route of ours answers on just the listeners with the admin API."""
+        self.check_every_route({0, 1, 8})
 
     def test_other_admin_endpoints_answer(self) -> None:
         """The rest of Synapse's admin API still answers beside ours."""
@@ -170,19 +193,7 @@ class MainTestCase(ListenersTestCase):
 
     def test_ours_answer(self) -> None:
         """Each of our routes is answered by us, not by Synapse's servlet."""
-        resource = admin_of(self.open()[0])
-        for path, method in (
-            (DESTINATIONS, b"GET"),
-            (DESTINATIONS + "/a", b"GET"),
-            (DESTINATIONS + "/a/rooms", b"GET"),
-            (DESTINATIONS + "/a/reset_connection", b"POST"),
-        ):
-            request = mock.Mock(path=path.encode(), method=method)
-            (routes,) = (r for s, r in resource._by_surface.items() if s == {"client"})
-            callback, _, _ = routes._get_handler_for_request(request)
-            self.assertTrue(
-                callback.__module__.startswith("synapse_federation_admin."), path
-            )
+        self.check_ours_answer()
 
 
 class WorkerTestCase(ListenersTestCase):
@@ -203,12 +214,15 @@ class WorkerTestCase(ListenersTestCase):
         """Every admin route of stock Synapse is there, listener by listener."""
         self.check_nothing_is_lost()
 
-    def test_answers_where_synapse_does(self) -> None:
-        """401 where Synapse serves admin endpoints, 404 M_UNRECOGNIZED elsewhere."""
-        self.assertEqual(
-            [self.status(site) for site in self.open()],
-            [401, 401, 401, 404, 404, 404, 404],
-        )
+    def test_every_route_is_guarded(self) -> None:
+        """Each route of ours answers on just the listeners with admin endpoints."""
+        self.check_every_route({0, 1, 2})
+
+    def test_ours_answer(self) -> None:
+        """Each of our routes is answered by us; stock Synapse has none on a worker."""
+        self.check_ours_answer()
+        stock = admin_of(self.open(stock=True)[0])
+        self.assertFalse([p for p, _ in routes_of(stock) if "/federation/" in p])
 
 
 class WorkerWithoutMediaTestCase(ListenersTestCase):
@@ -227,6 +241,19 @@ class WorkerWithoutMediaTestCase(ListenersTestCase):
         self.assertEqual([self.status(site) for site in self.open()], [401, 404])
 
 
+class WithoutListenersTestCase(ListenersTestCase):
+    """A federation sender that listens nowhere."""
+
+    app = GenericWorkerServer
+    listeners = []
+
+    def test_builds_nothing(self) -> None:
+        """Where the admin API is not served, not one servlet of it is made."""
+        resource = self.hs._module_web_resources["/_synapse/admin"]
+        self.assertEqual(set(resource._by_surface), {frozenset()})
+        self.assertFalse(resource._by_surface[frozenset()]._routes)
+
+
 class SharedTagTestCase(ListenersTestCase):
     """Listeners that share a tag are told apart by their address, or not served."""
 
@@ -235,6 +262,10 @@ class SharedTagTestCase(ListenersTestCase):
         listener(8448, "federation", tag="same"),
         listener(8009, "client", bind_addresses=["127.0.0.1"]),
         listener(8009, "federation", bind_addresses=["127.0.0.2"]),
+        listener(8010, "client", bind_addresses=["localhost", "2001:DB8:0::1"]),
+        listener(8010, "federation", bind_addresses=["127.0.0.2", "::2"]),
+        listener(8011, "client", bind_addresses=["0.0.0.0"], tag="any"),
+        listener(8012, "federation", bind_addresses=["::"], tag="any"),
         unix_listener("/run/client.sock", "client"),
         unix_listener("/run/federation.sock", "federation"),
     ]
@@ -247,6 +278,12 @@ class SharedTagTestCase(ListenersTestCase):
             ("8009", "127.0.0.1", 8009, 401),
             ("8009", "127.0.0.2", 8009, 404),
             ("8009", "127.0.0.3", 8009, 404),
+            ("8010", "127.0.0.1", 8010, 401),
+            ("8010", "::1", 8010, 401),
+            ("8010", "2001:db8::1", 8010, 401),
+            ("8010", "::2", 8010, 404),
+            ("any", "192.0.2.1", 8011, 401),
+            ("any", "192.0.2.1", 8012, 404),
         ]
     )
     def test_tcp(self, tag: str, host: str, port: int, expected: int) -> None:
