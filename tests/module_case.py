@@ -7,6 +7,8 @@ from urllib.parse import quote
 import synapse.rest.admin
 from synapse.rest.client import login, room
 from synapse.server import HomeServer
+from synapse.storage.database import LoggingTransaction
+from synapse.storage.engines import PostgresEngine
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
@@ -134,3 +136,30 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         """Return the names in the list of destinations."""
         body = self.get_json(DESTINATIONS + query)
         return [row["destination"] for row in body["destinations"]]
+
+    @property
+    def is_postgres(self) -> bool:
+        return isinstance(self.store.database_engine, PostgresEngine)
+
+    def refuse_changes(self, table: str) -> None:
+        """Have the database refuse every insertion and update."""
+        if self.is_postgres:
+            self.run_sql(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+                "AS $$ BEGIN RAISE 'disk full'; END $$"
+            )
+            self.run_sql(
+                f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        else:
+            self.run_sql(
+                f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} "
+                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+            )
+
+    def run_sql(self, statement: str) -> None:
+        def run(txn: LoggingTransaction) -> None:
+            txn.execute(statement)
+
+        self.get_success(self.store.db_pool.runInteraction("test", run))

@@ -7,8 +7,6 @@ from unittest import mock
 import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 from parameterized import parameterized
-from synapse.storage.database import LoggingTransaction
-from synapse.storage.engines import PostgresEngine
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import homeserver
@@ -144,33 +142,6 @@ class AnswersTestCase(ResetTestCase):
             self.assertEqual(self.row(), (1000, 2000, 500, 7))
             on = f" ON {table}" if self.is_postgres else ""
             self.run_sql(f"DROP TRIGGER refuse{on}")
-
-    @property
-    def is_postgres(self) -> bool:
-        return isinstance(self.store.database_engine, PostgresEngine)
-
-    def refuse_changes(self, table: str) -> None:
-        """Have the database refuse every insertion and update."""
-        if self.is_postgres:
-            self.run_sql(
-                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
-                "AS $$ BEGIN RAISE 'disk full'; END $$"
-            )
-            self.run_sql(
-                f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} "
-                "FOR EACH ROW EXECUTE FUNCTION refuse()"
-            )
-        else:
-            self.run_sql(
-                f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} "
-                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-            )
-
-    def run_sql(self, statement: str) -> None:
-        def run(txn: LoggingTransaction) -> None:
-            txn.execute(statement)
-
-        self.get_success(self.store.db_pool.runInteraction("test", run))
 
     def test_cleared_by_hand(self) -> None:
         """Where only Synapse's cache still says that it is failing, a reset is one."""
