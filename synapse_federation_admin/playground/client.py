@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import uuid
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
@@ -82,12 +81,7 @@ class MatrixClient:
         """Do nothing: it connects when it is used."""
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close its connections."""
         self.close()
 

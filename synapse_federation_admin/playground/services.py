@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
-from types import TracebackType
 
 from attrs import frozen
 
@@ -110,12 +109,7 @@ class Postgres:
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the server; its data stay."""
         self.stop()
 
@@ -220,12 +214,7 @@ class Redis:
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the server."""
         self.stop()
 

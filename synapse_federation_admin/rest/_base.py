@@ -46,7 +46,7 @@ class AdminServlet(RestServlet):
 
     def __init__(self, services: Services) -> None:
         self.PATTERNS = [path_pattern(self.PATH)]
-        self._homeserver = services.homeserver
+        self._services = services
 
 
 def path_pattern(path: str) -> re.Pattern[str]:

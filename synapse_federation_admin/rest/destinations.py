@@ -12,7 +12,6 @@ from synapse_federation_admin.models import (
 )
 from synapse_federation_admin.rest._base import (
     AdminServlet,
-    Services,
     parse_choice,
     parse_count,
     parse_text,
@@ -59,13 +58,9 @@ class DestinationsServlet(AdminServlet):
 
     PATH = "/v1/federation/destinations"
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._destinations = services.destinations
-
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
-        await self._homeserver.require_admin(request)
+        await self._services.homeserver.require_admin(request)
         query = DestinationQuery(
             offset=parse_count(request, "from", default=0),
             limit=parse_count(request, "limit", default=_DEFAULT_LIMIT),
@@ -75,7 +70,7 @@ class DestinationsServlet(AdminServlet):
             direction=parse_choice(request, "dir", default=Direction.FORWARDS),
             name_contains=parse_text(request, "destination"),
         )
-        page = await self._destinations.list(query)
+        page = await self._services.destinations.list(query)
         return HTTPStatus.OK, {
             "destinations": [_render_destination(row) for row in page.rows],
             "total": page.total,
@@ -95,16 +90,12 @@ class DestinationServlet(AdminServlet):
 
     PATH = "/v1/federation/destinations/<destination>"
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._destinations = services.destinations
-
     async def on_GET(
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:
         """Answer GET."""
-        await self._homeserver.require_admin(request)
-        row = await self._destinations.get(destination)
+        await self._services.homeserver.require_admin(request)
+        row = await self._services.destinations.get(destination)
         if row is None:
             raise unknown_destination()
         return HTTPStatus.OK, _render_destination(row)
@@ -138,17 +129,13 @@ class DestinationRoomsServlet(AdminServlet):
 
     PATH = "/v1/federation/destinations/<destination>/rooms"
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._destinations = services.destinations
-
     async def on_GET(
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:
         """Answer GET."""
-        await self._homeserver.require_admin(request)
+        await self._services.homeserver.require_admin(request)
         offset = parse_count(request, "from", default=0)
-        page = await self._destinations.list_rooms(
+        page = await self._services.destinations.list_rooms(
             destination,
             offset=offset,
             limit=parse_count(request, "limit", default=_DEFAULT_LIMIT),

@@ -12,7 +12,6 @@ from synapse_federation_admin.homeserver import (
 from synapse_federation_admin.models import ResetOutcome
 from synapse_federation_admin.rest._base import (
     AdminServlet,
-    Services,
     unknown_destination,
 )
 
@@ -33,16 +32,12 @@ class ResetConnectionServlet(AdminServlet):
 
     PATH = "/v1/federation/destinations/<destination>/reset_connection"
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._reset = services.reset
-
     async def on_POST(
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:
         """Answer POST."""
-        await self._homeserver.require_admin(request)
-        outcome = await self._reset.reset(destination)
+        await self._services.homeserver.require_admin(request)
+        outcome = await self._services.reset.reset(destination)
         if outcome is ResetOutcome.UNKNOWN_DESTINATION:
             raise unknown_destination()
         if outcome is ResetOutcome.NOT_FAILING:
