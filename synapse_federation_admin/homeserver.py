@@ -5,13 +5,14 @@ Everything else in this package reaches Synapse through `synapse.module_api` or 
 this file, so that a Synapse upgrade is a review of this file.
 """
 
-import copy
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
+from synapse.crypto.context_factory import FederationPolicyForHTTPS
+from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.server import HttpServer, JsonResource
 from synapse.http.servlet import RestServlet
 from synapse.module_api import (
@@ -30,7 +31,7 @@ from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
 from twisted.web.resource import Resource
 
-from synapse_federation_admin.bounded_agent import BoundedAgent
+from synapse_federation_admin.bounded_reactor import BoundedReactor
 
 if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
@@ -55,8 +56,11 @@ KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
 
 ADMIN_PATH = "/_synapse/admin"
 
-# The most that a destination may answer to a contact; real answers take 100 bytes.
-_MAX_VERSION_BYTES = 64 * 1024
+# What a connection made for a contact may bring in, and how long it may last. A real
+# answer takes some 10 KB, most of it certificates, and the longest timeout is a minute,
+# once for the headers and once for the body.
+_MAX_CONTACT_BYTES = 256 * 1024
+_MAX_CONTACT_S = 150
 
 _ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
 _LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
@@ -75,6 +79,7 @@ class Homeserver:
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
         self._hs = api._hs
+        self._contact_client: MatrixFederationHttpClient | None = None
 
     # -- requests --------------------------------------------------------------------
 
@@ -107,9 +112,9 @@ class Homeserver:
         # Synapse keeps the first module's resource, and only logs that it does.
         if self._hs._module_web_resources.get(ADMIN_PATH) is not resource:
             raise ConfigError(
-                f"another module already serves {ADMIN_PATH}: "
-                "synapse_federation_admin.FederationAdmin must come before it in "
-                "`modules`, and be there only once",
+                f"a module already serves {ADMIN_PATH}: synapse_federation_admin."
+                "FederationAdmin must be in `modules` only once, and before any other "
+                "module that serves that path",
                 path=("modules",),
             )
 
@@ -264,10 +269,11 @@ class Homeserver:
     ) -> JsonDict:
         """Make one real request to a destination: `GET /_matrix/federation/v1/version`.
 
-        It goes through Synapse's own federation client, so that whitelist, IP
+        It goes through a federation client of Synapse's own, so that whitelist, IP
         blocklist, proxy, `outbound_federation_restricted_to`, certificates and the
-        retry limiter are Synapse's. The limiter puts a destination that does not answer
-        into backoff, and takes one that does out of it.
+        retry limiter are Synapse's; only its connections are bounded. The limiter puts
+        a destination that does not answer into backoff, and takes one that does out of
+        it.
 
         Args:
             destination: The server name.
@@ -281,19 +287,44 @@ class Homeserver:
         Raises:
             Exception: Whatever Synapse's client raises; nothing of it is our fault.
         """
-        # Synapse's client as it is, but for the agent that it makes requests with.
-        client = copy.copy(self._hs.get_federation_http_client())
-        agent = BoundedAgent(client.agent, _MAX_VERSION_BYTES)
-        client.agent = agent
-        try:
-            return await client.get_json(
-                destination,
-                path="/_matrix/federation/v1/version",
-                timeout=timeout_ms,
-                ignore_backoff=ignore_backoff,
-            )
-        finally:
-            agent.close()
+        if self._contact_client is None:
+            self._contact_client = _contact_client(self._hs)
+        return await self._contact_client.get_json(
+            destination,
+            path="/_matrix/federation/v1/version",
+            timeout=timeout_ms,
+            ignore_backoff=ignore_backoff,
+        )
+
+
+class _HomeServerView:
+    """A homeserver as it is, but for its reactor."""
+
+    def __init__(self, hs: "HomeServer", reactor: BoundedReactor) -> None:
+        self._hs = hs
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._hs, name)
+
+    def get_reactor(self) -> BoundedReactor:
+        return self._reactor
+
+
+def _contact_client(hs: "HomeServer") -> MatrixFederationHttpClient:
+    """Make a federation client as Synapse does, with bounded connections.
+
+    As `synapse/server.py`, `HomeServer.get_federation_http_client`.
+    """
+    reactor = BoundedReactor(
+        hs.get_reactor(),
+        max_received_bytes=_MAX_CONTACT_BYTES,
+        max_lifetime_s=_MAX_CONTACT_S,
+    )
+    return MatrixFederationHttpClient(
+        cast("HomeServer", _HomeServerView(hs, reactor)),
+        FederationPolicyForHTTPS(hs.config),
+    )
 
 
 class AdminResource(Resource):
@@ -324,6 +355,15 @@ class AdminResource(Resource):
         if surface not in self._by_surface:
             self._by_surface[surface] = self._routes(surface)
         return self._by_surface[surface].render(request)
+
+    def listNames(self) -> list[bytes]:
+        """Return no names: what is below a leaf is never asked.
+
+        Synapse builds a tree of resources for each listener, and this resource is in
+        all of them. Where another module has a path below this one, the second tree
+        would find what the first has put here, and fail.
+        """
+        return []
 
     def _routes(self, surface: _Surface) -> JsonResource:
         routes = JsonResource(self._hs, canonical_json=False)

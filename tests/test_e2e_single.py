@@ -134,7 +134,16 @@ def test_nothing_queued_is_contacted(world: Playground) -> None:
         connection.close()
 
 
-def test_hostile_answer(world: Playground) -> None:
+@pytest.mark.parametrize(
+    ("beginning", "endless"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"x" * 65536),
+        (b"HTTP/1.1 200 OK\r\n", b"X-Header: " + b"x" * 8192 + b"\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    ],
+    ids=["body", "headers", "continue"],
+)
+def test_hostile_answer(world: Playground, beginning: bytes, endless: bytes) -> None:
     """A server whose answer to the contact has no end costs neither time nor memory."""
     name, port = unreachable_destination(world, "127.0.0.21")
     certificate = world.certificates.valid("127.0.0.21")
@@ -145,12 +154,12 @@ def test_hostile_answer(world: Playground) -> None:
         with certificate.wrap_socket(accepted, server_side=True) as connection:
             connection.settimeout(10)
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+            connection.sendall(beginning)
             deadline = time.monotonic() + 10
             try:
                 while time.monotonic() < deadline:
-                    connection.sendall(b"x" * 65536)
-                    sent.append(65536)
+                    connection.sendall(endless)
+                    sent.append(len(endless))
             except (OSError, ssl.SSLError):
                 return
 

@@ -309,6 +309,19 @@ class SharedTagTestCase(ListenersTestCase):
         self.assertEqual(401 if surface else 404, expected)
 
 
+class ModuleBelowTestCase(ListenersTestCase):
+    """Another module has a path below ours."""
+
+    listeners = [listener(1, "client"), listener(2, "client")]
+
+    def test_every_listener_opens(self) -> None:
+        """Every listener opens, and serves the admin API."""
+        self.hs.get_module_api().register_web_resource(
+            "/_synapse/admin/v1/other", Resource()
+        )
+        self.assertEqual([self.status(site) for site in self.open()], [401, 401])
+
+
 class OtherModuleTestCase(HomeserverTestCase):
     """Two modules that want the same path."""
 
@@ -317,5 +330,5 @@ class OtherModuleTestCase(HomeserverTestCase):
         api = self.hs.get_module_api()
         api.register_web_resource("/_synapse/admin", Resource())
 
-        with self.assertRaisesRegex(ConfigError, "another module already serves"):
+        with self.assertRaisesRegex(ConfigError, "a module already serves"):
             FederationAdmin(FederationAdmin.parse_config({}), api)

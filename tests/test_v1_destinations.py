@@ -344,7 +344,8 @@ class RoomsTestCase(ModuleTestCase):
         body = self.get_json(self.destination_path("quiet.example", "/rooms"))
         self.assertEqual(body, {"rooms": [], "total": 0})
 
-        channel = self.ask("GET", self.destination_path("unknown.example", "/rooms"))
+        path = self.destination_path("unknown.example", "/rooms?limit=x")
+        channel = self.ask("GET", path)
         self.assertEqual(channel.code, 404)
         self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
 

@@ -281,19 +281,31 @@ class ContactTestCase(ResetTestCase):
     def test_one_at_a_time(self) -> None:
         """Resets during a contact lead to one more contact after it, and no more.
 
-        That one asks in spite of the backoff which the first may have led to.
+        That one asks in spite of the backoff which the first has led to.
         """
         for _ in range(5):
             self.add_destination(NAME, *FAILING)
             self.assertEqual(self.reset().code, 200)
         self.assertEqual(len(self.contacts), 1)
 
+        self.fail(9_000)
         self.answer(OSError("refused"))
         self.assertEqual([c[1] for c in self.contacts], [False, True])
         self.recover()
         self.answer()
         self.wait(3600)
         self.assertEqual(len(self.contacts), 2)
+
+    def test_impatient(self) -> None:
+        """However often it is reset, what is down ends up in backoff.
+
+        Whatever cleared the row last, the contact that follows it puts it back.
+        """
+        self.reset()
+        self.add_destination(NAME, *FAILING)
+        self.reset()
+        self.answer(OSError("timeout"))
+        self.assertEqual([c[1] for c in self.contacts], [False, False])
 
     def test_bounded_contacts(self) -> None:
         """Resets of many destinations lead to so many contacts at once, and no more."""

@@ -56,25 +56,17 @@ class DestinationStore:
 
     async def list_rooms(
         self, name: str, *, offset: int, limit: int, direction: Direction
-    ) -> Page[DestinationRoom] | None:
+    ) -> Page[DestinationRoom]:
         """Return one page of a destination's rooms, sorted by room ID.
 
         Args:
-            name: The destination's exact name.
+            name: The exact name of a destination that there is.
             offset: How many rooms to leave out at the start.
             limit: The most rooms to return.
             direction: The direction of the sort.
-
-        Returns:
-            The page, or None if the destination is unknown.
         """
-        if not sql.can_be_stored(name):
-            return None
 
-        def list_rooms_txn(txn: LoggingTransaction) -> Page[DestinationRoom] | None:
-            _execute(txn, sql.select_destination(name))
-            if txn.fetchone() is None:
-                return None
+        def list_rooms_txn(txn: LoggingTransaction) -> Page[DestinationRoom]:
             total = _count(txn, sql.count_rooms(name))
             if limit == 0 or offset >= total:
                 return Page([], total)

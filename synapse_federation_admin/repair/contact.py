@@ -37,13 +37,7 @@ class BackgroundContacts:
         """Tell whether a contact with a destination is queued or under way."""
         return name in self._wanted_again
 
-    def start(
-        self,
-        name: str,
-        done: Callable[[str, bool], None],
-        *,
-        ignore_backoff: bool = False,
-    ) -> None:
+    def start(self, name: str, done: Callable[[str, bool], None]) -> None:
         """Contact a destination.
 
         If a contact with it is under way, it is contacted once more afterwards: the one
@@ -53,38 +47,38 @@ class BackgroundContacts:
             name: The server name.
             done: Called with the name, and whether it answered well, when there is no
                 contact with it left to wait for.
-            ignore_backoff: Ask even if Synapse backs off from it; see
-                `Homeserver.contact`.
         """
         if name in self._wanted_again:
             self._wanted_again[name] = True
             return
         self._wanted_again[name] = False
         self._homeserver.run_in_background(
-            "federation_admin_contact", self._run, name, done, ignore_backoff
+            "federation_admin_contact", self._run, name, done
         )
 
-    async def _run(
-        self, name: str, done: Callable[[str, bool], None], ignore_backoff: bool
-    ) -> None:
+    async def _run(self, name: str, done: Callable[[str, bool], None]) -> None:
         answered = False
         try:
             await self._homeserver.sleep_ms(_HEAD_START_MS)
-            answered = await self._contact(name, ignore_backoff)
+            answered = await self._contact(name)
             while self._wanted_again[name]:
                 self._wanted_again[name] = False
-                # The one before this may have put it back into backoff.
-                answered = await self._contact(name, ignore_backoff=True)
+                answered = await self._contact(name)
         finally:
             del self._wanted_again[name]
         done(name, answered)
 
-    async def _contact(self, name: str, ignore_backoff: bool) -> bool:
+    async def _contact(self, name: str) -> bool:
         """Make the request, and return whether it was answered well."""
         async with self._turn(""):
             try:
                 await self._homeserver.contact(
-                    name, timeout_ms=self._timeout_ms, ignore_backoff=ignore_backoff
+                    name,
+                    timeout_ms=self._timeout_ms,
+                    # If another attempt has put it into backoff by now, ask all the
+                    # same; a failure then leaves that backoff as it is. Else a failure
+                    # has to lead to one.
+                    ignore_backoff=await self._homeserver.is_backing_off(name),
                 )
             except CancelledError:
                 # Synapse is shutting down.

@@ -164,7 +164,7 @@ class FollowUp:
             followed.clear_since_ts = None
             if followed.answered and not followed.contacted_again:
                 followed.contacted_again = True
-                self._contacts.start(name, self._contacted, ignore_backoff=True)
+                self._contacts.start(name, self._contacted)
             elif followed.answered:
                 # It answers our request, but not those of a sender.
                 followed.answered = False

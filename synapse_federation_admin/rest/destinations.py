@@ -134,6 +134,8 @@ class DestinationRoomsServlet(AdminServlet):
     ) -> tuple[int, JsonDict]:
         """Answer GET."""
         await self._services.homeserver.require_admin(request)
+        if await self._services.destinations.get(destination) is None:
+            raise unknown_destination()
         offset = parse_count(request, "from", default=0)
         page = await self._services.destinations.list_rooms(
             destination,
@@ -141,8 +143,6 @@ class DestinationRoomsServlet(AdminServlet):
             limit=parse_count(request, "limit", default=_DEFAULT_LIMIT),
             direction=parse_choice(request, "dir", default=Direction.FORWARDS),
         )
-        if page is None:
-            raise unknown_destination()
         return HTTPStatus.OK, {
             "rooms": [
                 {"room_id": row.room_id, "stream_ordering": row.stream_ordering}

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reactor whose connections have an end: in bytes received, and in time.
+
+Synapse's federation client bounds the body of a successful answer. It does not bound
+the body of an error, nor the headers of any answer, and after its own timeout it goes
+on reading. A hostile server could fill the homeserver's memory with one answer, or keep
+a connection for ever. Here the connection itself is bounded, below TLS and HTTP.
+"""
+
+from typing import Any
+
+from twisted.internet.interfaces import (
+    IAddress,
+    IConnector,
+    IDelayedCall,
+    IProtocol,
+    IReactorPluggableNameResolver,
+    ITCPTransport,
+)
+from twisted.internet.protocol import ClientFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+
+@implementer(IReactorPluggableNameResolver)
+class BoundedReactor:
+    """Passes everything on to another reactor, and bounds the connections it makes."""
+
+    def __init__(
+        self, reactor: Any, *, max_received_bytes: int, max_lifetime_s: float
+    ) -> None:
+        """Wrap a reactor.
+
+        Args:
+            reactor: The reactor that does everything.
+            max_received_bytes: A connection over which more comes in is dropped. What
+                counts are the bytes on the wire, TLS handshake included.
+            max_lifetime_s: A connection older than this is dropped, idle or not.
+        """
+        self._reactor = reactor
+        self.max_received_bytes = max_received_bytes
+        self.max_lifetime_s = max_lifetime_s
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the wrapped reactor has."""
+        return getattr(self._reactor, name)
+
+    def connectTCP(
+        self, host: str, port: int, factory: ClientFactory, *args: Any, **kwargs: Any
+    ) -> IConnector:
+        """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`."""
+        bounded = _BoundedFactory(factory, self)
+        connector: IConnector = self._reactor.connectTCP(
+            host, port, bounded, *args, **kwargs
+        )
+        return connector
+
+    def connectUNIX(
+        self, address: str, factory: ClientFactory, *args: Any, **kwargs: Any
+    ) -> IConnector:
+        """Connect: see `twisted.internet.interfaces.IReactorUNIX.connectUNIX`."""
+        bounded = _BoundedFactory(factory, self)
+        connector: IConnector = self._reactor.connectUNIX(
+            address, bounded, *args, **kwargs
+        )
+        return connector
+
+
+class _BoundedProtocol(ProtocolWrapper):
+    """Counts what comes in over a connection, and drops it when it is enough.
+
+    Without waiting for the other side to agree: a polite end of a TLS connection waits
+    for the peer, who may never answer and never stop sending.
+    """
+
+    factory: "_BoundedFactory"
+
+    def __init__(self, factory: "_BoundedFactory", protocol: IProtocol) -> None:
+        super().__init__(factory, protocol)  # type: ignore[arg-type]  # it is one of a subclass of its own
+        self._bytes_left = factory.reactor.max_received_bytes
+        self._end: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        """Begin to count the time."""
+        self._end = self.factory.reactor.callLater(
+            self.factory.reactor.max_lifetime_s, self._drop
+        )
+        super().connectionMade()  # type: ignore[no-untyped-call]  # Twisted's
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass data on while there is not too much of it."""
+        self._bytes_left -= len(data)
+        if self._bytes_left >= 0:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's
+        else:
+            self._drop()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # no default: always given
+        """Stop counting."""
+        if self._end is not None and self._end.active():
+            self._end.cancel()
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
+
+    def _drop(self) -> None:
+        assert ITCPTransport.providedBy(self.transport)
+        self.transport.abortConnection()
+
+
+class _BoundedFactory(WrappingFactory):
+    protocol = _BoundedProtocol
+    noisy = False
+
+    def __init__(self, factory: ClientFactory, reactor: BoundedReactor) -> None:
+        super().__init__(factory)  # type: ignore[no-untyped-call]  # Twisted's
+        self.reactor = reactor
+
+    def buildProtocol(self, addr: IAddress | None) -> _BoundedProtocol | None:  # type: ignore[override]  # None is in IProtocolFactory
+        """Wrap what the wrapped factory makes, if it wants the connection at all."""
+        protocol = self.wrappedFactory.buildProtocol(addr)
+        return None if protocol is None else _BoundedProtocol(self, protocol)
