@@ -38,6 +38,16 @@ class StockTestCase(ModuleTestCase):
         for query in (f"from={2**63}", f"limit={2**63}"):
             self.assertEqual(self.ask("GET", f"{DESTINATIONS}?{query}").code, 500)
 
+    def test_odd_integers(self) -> None:
+        """What Python's int() takes is taken, though it is no integer elsewhere."""
+        for query in ("limit=1_000", "from=%2B5", "limit=%205"):
+            self.assertEqual(self.ask("GET", f"{DESTINATIONS}?{query}").code, 200)
+
+    def test_filter_beyond_ascii(self) -> None:
+        """A filter that is not ASCII is refused."""
+        channel = self.ask("GET", DESTINATIONS + "?destination=%C3%BC")
+        self.assertEqual(channel.code, 400)
+
     def test_wildcards(self) -> None:
         """`_` in the filter stands for any character."""
         self.add_destination("axb.example")
