@@ -17,6 +17,9 @@ from tests import unittest
 
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 
+NAME = "down.example"
+FAILING = (1000, 2000, 500, 7)
+
 # Of the harness's requests: they come in through a listener with this tag.
 HARNESS_TAG = "test"
 
@@ -163,3 +166,22 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
             txn.execute(statement)
 
         self.get_success(self.store.db_pool.runInteraction("test", run))
+
+
+class ResetTestCase(ModuleTestCase):
+    """POST destinations/<destination>/reset_connection, without a contact."""
+
+    def reset(self, name: str = NAME, **kwargs: Any) -> Any:
+        return self.ask(
+            "POST", self.destination_path(name, "/reset_connection"), **kwargs
+        )
+
+    def row(self, name: str = NAME) -> tuple[int, int, int | None, int | None]:
+        """Return a destination's times, as GET shows them."""
+        body = self.get_json(self.destination_path(name))
+        return (
+            body["retry_last_ts"],
+            body["retry_interval"],
+            body["failure_ts"],
+            body["last_successful_stream_ordering"],
+        )
