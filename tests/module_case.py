@@ -17,6 +17,7 @@ from tests import unittest
 
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 
+# A destination for tests of the reset, and the columns of its row while it is failing.
 NAME = "down.example"
 FAILING = (1000, 2000, 500, 7)
 
