@@ -5,30 +5,42 @@ Everything else in this package reaches Synapse through `synapse.module_api` or 
 this file, so that a Synapse upgrade is a review of this file.
 """
 
+import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from synapse.crypto.context_factory import FederationPolicyForHTTPS
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
-from synapse.http.server import HttpServer, JsonResource
+from synapse.http.server import (
+    HttpServer,
+    JsonResource,
+    finish_request,
+    set_cors_headers,
+)
 from synapse.http.servlet import RestServlet
+from synapse.logging.context import PreserveLoggingContext
 from synapse.module_api import (
     JsonDict,
     LoggingTransaction,
     ModuleApi,
     Requester,
     SynapseRequest,
+    make_deferred_yieldable,
 )
 from synapse.module_api.errors import Codes, ConfigError, SynapseError
 from synapse.rest.admin import register_servlets
 from synapse.rest.admin._base import assert_user_is_admin
 from synapse.rest.admin.media import register_servlets_for_media_repo
-from synapse.util.async_helpers import Linearizer
+from synapse.storage.engines import PostgresEngine
+from synapse.util.async_helpers import Linearizer, ObservableDeferred
 from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
 from synapse_federation_admin.bounded_reactor import BoundedReactor
@@ -44,9 +56,12 @@ __all__ = [
     "Homeserver",
     "HttpServer",
     "JsonDict",
+    "Requester",
     "RestServlet",
     "SynapseError",
     "SynapseRequest",
+    "finish_request",
+    "set_cors_headers",
 ]
 
 T = TypeVar("T")
@@ -80,6 +95,10 @@ class Homeserver:
         self._api = api
         self._hs = api._hs
         self._contact_client: MatrixFederationHttpClient | None = None
+        self._not_begun: dict[Hashable, ObservableDeferred[Any]] = {}
+        self._one_at_a_time = Linearizer(
+            name="federation_admin_compute_once", clock=self._hs.get_clock()
+        )
 
     # -- requests --------------------------------------------------------------------
 
@@ -118,7 +137,23 @@ class Homeserver:
                 path=("modules",),
             )
 
+    def secret_for(self, purpose: str) -> bytes:
+        """Return a secret of this homeserver's, the same in all of its processes.
+
+        Args:
+            purpose: What it is for: another purpose has another secret.
+        """
+        key = self._hs.config.key.macaroon_secret_key
+        return hmac.digest(
+            key, b"synapse_federation_admin " + purpose.encode(), "sha256"
+        )
+
     # -- time and background ---------------------------------------------------------
+
+    @property
+    def reactor(self) -> IReactorTime:
+        """The clock of timeouts."""
+        return self._hs.get_reactor()
 
     def now_ms(self) -> int:
         """Return the time, in ms since the epoch, by Synapse's clock."""
@@ -146,7 +181,61 @@ class Homeserver:
             name=name, clock=self._hs.get_clock(), max_count=max_count
         ).queue
 
+    async def compute_once(
+        self, key: Hashable, compute: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Compute something, once for all who ask for it at the same time.
+
+        One computation of a key runs at a time. Who asks while it runs gets the result
+        of the next one, and not of this one, which may have read what was there before
+        he asked.
+
+        Args:
+            key: What is computed: equal keys stand for the same result.
+            compute: What to run. What it raises is raised to all who asked.
+        """
+        observable = self._not_begun.get(key)
+        if observable is None:
+            deferred: Deferred[T] = Deferred()
+            observable = ObservableDeferred(deferred, consumeErrors=True)
+            self._not_begun[key] = observable
+            self._api.run_as_background_process(
+                "federation_admin_compute_once", self._compute, key, compute, deferred
+            )
+        result: T = await make_deferred_yieldable(observable.observe())
+        return result
+
+    async def _compute(
+        self,
+        key: Hashable,
+        compute: Callable[[], Awaitable[T]],
+        deferred: "Deferred[T]",
+    ) -> None:
+        """Run one computation of `compute_once`, and hand its outcome out."""
+        async with self._one_at_a_time.queue(key):
+            del self._not_begun[key]
+            try:
+                result = await compute()
+            except Exception:
+                failure = Failure()
+                with PreserveLoggingContext():
+                    deferred.errback(failure)
+            else:
+                with PreserveLoggingContext():
+                    deferred.callback(result)
+
     # -- database --------------------------------------------------------------------
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the database is PostgreSQL; else it is SQLite.
+
+        On SQLite, Synapse has one connection for everything: what runs long on it holds
+        up the whole homeserver.
+        """
+        return isinstance(
+            self._hs.get_datastores().main.database_engine, PostgresEngine
+        )
 
     async def run_db_interaction(
         self, desc: str, func: Callable[[LoggingTransaction], T]
@@ -239,6 +328,11 @@ class Homeserver:
         except ValueError:
             return False
         return True
+
+    def is_allowed(self, destination: str) -> bool:
+        """Tell whether `federation_domain_whitelist` lets requests to it through."""
+        config = self._hs.config.federation
+        return config.is_domain_allowed_according_to_federation_whitelist(destination)
 
     def wake(self, destination: str) -> None:
         """Have this process try a destination now, if it sends to it."""
@@ -434,7 +528,7 @@ class _Listeners:
 
 def _is_at(listener: "ListenerConfig", request: SynapseRequest) -> bool:
     """Tell whether a request came in through a listener, by the local address."""
-    host = request.getHost()  # type: ignore[no-untyped-call]  # Twisted's
+    host = request.getHost()
     if isinstance(host, UNIXAddress):
         path = getattr(listener, "path", None)
         return path is not None and host.name == path.encode()

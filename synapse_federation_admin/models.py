@@ -14,13 +14,14 @@ T = TypeVar("T")
 
 
 class DestinationOrder(Enum):
-    """The columns of `destinations` by which a list may be sorted."""
+    """What a list of destinations may be sorted by: columns, and `next_retry_ts`."""
 
     DESTINATION = "destination"
     RETRY_LAST_TS = "retry_last_ts"
     RETRY_INTERVAL = "retry_interval"
     FAILURE_TS = "failure_ts"
     LAST_SUCCESSFUL_STREAM_ORDERING = "last_successful_stream_ordering"
+    NEXT_RETRY_TS = "next_retry_ts"
 
 
 class Direction(Enum):
@@ -28,6 +29,22 @@ class Direction(Enum):
 
     FORWARDS = "f"
     BACKWARDS = "b"
+
+
+class DestinationStatus(Enum):
+    """What a destination's row says of it; every destination has exactly one."""
+
+    # Not failing, and something has been delivered.
+    ONLINE = "online"
+
+    # Not failing, and nothing has been delivered yet.
+    UNKNOWN = "unknown"
+
+    # Failing, and its next retry lies in the future.
+    BACKING_OFF = "backing_off"
+
+    # Failing, and the time of its next retry has come.
+    RETRY_DUE = "retry_due"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -57,6 +74,24 @@ class Destination:
         """
         return bool(self.retry_last_ts)
 
+    @property
+    def next_retry_ts(self) -> int | None:
+        """When Synapse may try again; None if it is not failing."""
+        if not self.retry_last_ts:
+            return None
+        return self.retry_last_ts + (self.retry_interval or 0)
+
+    def status(self, now_ms: int) -> DestinationStatus:
+        """Return its status at a time in ms since the epoch."""
+        next_retry_ts = self.next_retry_ts
+        if next_retry_ts is not None:
+            if next_retry_ts > now_ms:
+                return DestinationStatus.BACKING_OFF
+            return DestinationStatus.RETRY_DUE
+        if self.last_successful_stream_ordering is None:
+            return DestinationStatus.UNKNOWN
+        return DestinationStatus.ONLINE
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class DestinationRoom:
@@ -67,31 +102,123 @@ class DestinationRoom:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Page(Generic[T]):
-    """Some rows of a list, and how many the whole list has."""
+class Backlog:
+    """What waits for one destination.
 
-    rows: list[T]
-    total: int
+    Attributes:
+        rooms: Rooms with an event that it has not got.
+        oldest_stream_ordering: The smallest stream ordering among them; None if none.
+        can_catch_up: Whether Synapse will send those rooms' events at all: it does not
+            where nothing has ever been delivered.
+        to_device_messages: To-device messages that wait.
+        oldest_to_device_ts: When the oldest of them was queued; None if none.
+        device_list_updates: Changes of local users' devices that wait.
+    """
+
+    rooms: int = 0
+    oldest_stream_ordering: int | None = None
+    can_catch_up: bool = True
+    to_device_messages: int = 0
+    oldest_to_device_ts: int | None = None
+    device_list_updates: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not (self.rooms or self.to_device_messages or self.device_list_updates)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class DestinationQuery:
-    """What v1's list of destinations may be asked.
+class Page(Generic[T]):
+    """Some rows of a list.
 
     Attributes:
-        offset: How many rows to leave out at the start.
-        limit: The most rows to return.
-        order_by: The column to sort by; equal rows are sorted by name, ascending.
-        direction: The direction of `order_by`.
-        name_contains: Keep the destinations whose name contains this, in any case of
-            its ASCII letters. Empty: keep all.
+        rows: The rows.
+        total: How many rows the whole list has.
+        has_more: Whether there are rows behind these.
     """
 
-    offset: int = 0
-    limit: int = 100
+    rows: list[T]
+    total: int
+    has_more: bool
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class DestinationFilter:
+    """Which destinations a list holds: those that meet every condition.
+
+    Attributes:
+        name_contains: Part of the name, in any case of its ASCII letters. Empty: any.
+        name_glob: A pattern for the whole name, in any case of its ASCII letters, in
+            which `*` stands for any text and `?` for one character. Empty: any.
+        statuses: The statuses to keep. Empty: all.
+        failing_for_ms: Keep what has been failing for at least so long, in ms.
+    """
+
+    name_contains: str = ""
+    name_glob: str = ""
+    statuses: frozenset[DestinationStatus] = frozenset()
+    failing_for_ms: int | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there is no condition at all."""
+        return self == DestinationFilter()
+
+    @property
+    def has_pattern(self) -> bool:
+        """Whether there is a condition on the name."""
+        return bool(self.name_contains or self.name_glob)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Sort:
+    """How a list of destinations is sorted.
+
+    `retry_last_ts` and `retry_interval` that are NULL count as 0; what else is NULL
+    comes last in both directions. Equal values are sorted by name, ascending.
+
+    Attributes:
+        order_by: What to sort by.
+        direction: The direction of `order_by`.
+    """
+
     order_by: DestinationOrder = DestinationOrder.DESTINATION
     direction: Direction = Direction.FORWARDS
-    name_contains: str = ""
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether the name alone decides."""
+        return self.order_by is DestinationOrder.DESTINATION
+
+    def position_of(self, row: "Destination") -> "Position":
+        """Return where a row stands in a list that is sorted so."""
+        if self.is_by_name:
+            return Position(None, row.destination)
+        value: int | None = getattr(row, self.order_by.value)
+        if value is None and self.order_by in NULL_IS_ZERO:
+            value = 0
+        return Position(value, row.destination)
+
+
+# The orders in which a row that has NULL is shown with 0, and sorted as 0.
+NULL_IS_ZERO = frozenset(
+    {DestinationOrder.RETRY_LAST_TS, DestinationOrder.RETRY_INTERVAL}
+)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Position:
+    """A place in a sorted list: right behind the row with this value and name.
+
+    Attributes:
+        value: What the row has in the column that the list is sorted by; None for NULL,
+            and in a list by name.
+        destination: The row's name.
+    """
+
+    value: int | None
+    destination: str
 
 
 class ResetOutcome(Enum):

@@ -19,6 +19,9 @@ class FederationAdmin:
 
     def __init__(self, config: FederationAdminConfig, api: "ModuleApi") -> None:
         # Only now: on a Synapse that parse_config has refused, these might not import.
+        from synapse_federation_admin.destinations.lists import OffsetLists
+        from synapse_federation_admin.destinations.page_ends import PageEnds
+        from synapse_federation_admin.destinations.reader import DestinationReader
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.homeserver import Homeserver
         from synapse_federation_admin.repair.reset import ConnectionReset
@@ -30,6 +33,8 @@ class FederationAdmin:
             Services(
                 homeserver=homeserver,
                 destinations=destinations,
+                reader=DestinationReader(homeserver),
+                lists=OffsetLists(PageEnds(homeserver.now_ms)),
                 reset=ConnectionReset(config, homeserver, destinations),
             )
         )

@@ -5,29 +5,38 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
 
 import re
+from collections.abc import Sequence
 
 import attr
 
 from synapse_federation_admin.models import (
-    DestinationOrder,
-    DestinationQuery,
+    DestinationFilter,
+    DestinationStatus,
     Direction,
 )
 
-# `retry_*` that is NULL counts as 0, which is also how the API shows it. What else is
-# NULL comes last in both directions. SQLite and PostgreSQL by themselves disagree about
-# where NULL goes.
-_NULL_IS_ZERO = {DestinationOrder.RETRY_LAST_TS, DestinationOrder.RETRY_INTERVAL}
-
 _ASCII_CAPITALS = re.compile("[A-Z]+")
 _LIKE_SPECIAL = re.compile("[!%_]")
-
-_DIRECTIONS = {Direction.FORWARDS: "ASC", Direction.BACKWARDS: "DESC"}
 
 DESTINATION_COLUMNS = (
     "destination, retry_last_ts, retry_interval, failure_ts, "
     "last_successful_stream_ordering"
 )
+
+# The optional indexes are over the rows for which FAILING is true, so it is written the
+# same wherever it is used.
+FAILING = "retry_last_ts <> 0"
+NOT_FAILING = "(retry_last_ts IS NULL OR retry_last_ts = 0)"
+NEXT_RETRY_TS = "(retry_last_ts + COALESCE(retry_interval, 0))"
+
+_NOT_FAILING_STATUSES = {
+    DestinationStatus.ONLINE: "last_successful_stream_ordering IS NOT NULL",
+    DestinationStatus.UNKNOWN: "last_successful_stream_ordering IS NULL",
+}
+_FAILING_STATUSES = {
+    DestinationStatus.BACKING_OFF: f"{NEXT_RETRY_TS} > ?",
+    DestinationStatus.RETRY_DUE: f"{NEXT_RETRY_TS} <= ?",
+}
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -36,6 +45,14 @@ class Sql:
 
     text: str
     args: tuple[str | int, ...] = ()
+
+
+def all_of(conditions: Sequence[Sql]) -> Sql:
+    """Return the WHERE clause for rows that meet every condition."""
+    return Sql(
+        " AND ".join(condition.text for condition in conditions) or "TRUE",
+        tuple(arg for condition in conditions for arg in condition.args),
+    )
 
 
 def can_be_stored(name: str) -> bool:
@@ -54,19 +71,25 @@ def select_destination(name: str) -> Sql:
     )
 
 
-def count_destinations(query: DestinationQuery) -> Sql:
-    """Count the destinations that a query's filter keeps."""
-    where = _where(query)
-    return Sql(f"SELECT COUNT(*) FROM destinations {where.text}", where.args)  # noqa: S608
-
-
-def select_destinations(query: DestinationQuery) -> Sql:
-    """Select one page of the destinations that a query's filter keeps."""
-    where = _where(query)
+def select_rooms(
+    destination: str, *, after: str | None, limit: int, direction: Direction
+) -> Sql:
+    """Select a destination's rooms from behind a room on, sorted by room ID."""
+    comparison, order = BEYOND[direction]
+    beyond = f"AND room_id {comparison} ?" if after is not None else ""
     return Sql(
-        f"SELECT {DESTINATION_COLUMNS} FROM destinations {where.text} "  # noqa: S608
-        f"ORDER BY {_order(query)} LIMIT ? OFFSET ?",
-        (*where.args, query.limit, query.offset),
+        "SELECT room_id, stream_ordering FROM destination_rooms WHERE destination = ? "  # noqa: S608
+        f"{beyond} ORDER BY room_id {order} LIMIT ?",
+        (destination, *([after] if after is not None else []), limit),
+    )
+
+
+def select_room_at(destination: str, offset: int, direction: Direction) -> Sql:
+    """Select the room ID at an offset in a destination's rooms."""
+    return Sql(
+        "SELECT room_id FROM destination_rooms WHERE destination = ? "  # noqa: S608
+        f"ORDER BY room_id {BEYOND[direction][1]} LIMIT 1 OFFSET ?",
+        (destination, offset),
     )
 
 
@@ -77,31 +100,64 @@ def count_rooms(destination: str) -> Sql:
     )
 
 
-def select_rooms(
-    destination: str, *, offset: int, limit: int, direction: Direction
-) -> Sql:
-    """Select one page of a destination's rooms, sorted by room ID."""
-    return Sql(
-        "SELECT room_id, stream_ordering FROM destination_rooms WHERE destination = ? "  # noqa: S608
-        f"ORDER BY room_id {_DIRECTIONS[direction]} LIMIT ? OFFSET ?",
-        (destination, limit, offset),
-    )
+# By direction: how what comes behind a row compares with it, and the order.
+BEYOND = {Direction.FORWARDS: (">", "ASC"), Direction.BACKWARDS: ("<", "DESC")}
 
 
-def _where(query: DestinationQuery) -> Sql:
-    if not query.name_contains:
-        return Sql("")
-    # Only ASCII letters, as LOWER does on SQLite and in PostgreSQL's C locale.
-    needle = _ASCII_CAPITALS.sub(lambda m: m[0].lower(), query.name_contains)
-    needle = _LIKE_SPECIAL.sub(lambda m: "!" + m[0], needle)
-    return Sql("WHERE LOWER(destination) LIKE ? ESCAPE '!'", (f"%{needle}%",))
+def conditions(wanted: DestinationFilter, now_ms: int) -> list[Sql]:
+    """Return the conditions of a filter.
+
+    Args:
+        wanted: The filter.
+        now_ms: The time at which statuses and durations are taken.
+    """
+    found = []
+    if wanted.name_contains:
+        found.append(_like(f"%{_like_literal(wanted.name_contains)}%"))
+    if wanted.name_glob:
+        pattern = _like_literal(wanted.name_glob)
+        found.append(_like(pattern.replace("*", "%").replace("?", "_")))
+    if wanted.statuses:
+        found += _status_conditions(wanted.statuses, now_ms)
+    if wanted.failing_for_ms is not None:
+        if Sql(FAILING) not in found:
+            found.append(Sql(FAILING))
+        found.append(Sql("failure_ts <= ?", (now_ms - wanted.failing_for_ms,)))
+    return found
 
 
-def _order(query: DestinationQuery) -> str:
-    column = query.order_by.value
-    direction = _DIRECTIONS[query.direction]
-    if query.order_by is DestinationOrder.DESTINATION:
-        return f"destination {direction}"
-    if query.order_by in _NULL_IS_ZERO:
-        return f"COALESCE({column}, 0) {direction}, destination ASC"
-    return f"{column} IS NULL, {column} {direction}, destination ASC"
+def is_of_failing(wanted: DestinationFilter) -> bool:
+    """Tell whether a filter keeps none but failing destinations."""
+    if wanted.failing_for_ms is not None:
+        return True
+    return bool(wanted.statuses) and wanted.statuses <= set(_FAILING_STATUSES)
+
+
+def _status_conditions(
+    statuses: frozenset[DestinationStatus], now_ms: int
+) -> list[Sql]:
+    healthy = [text for s, text in _NOT_FAILING_STATUSES.items() if s in statuses]
+    failing = [text for s, text in _FAILING_STATUSES.items() if s in statuses]
+    if not healthy:
+        # Both as conditions of their own, so that an index over failing rows serves.
+        due = [Sql(text, (now_ms,)) for text in failing]
+        return [Sql(FAILING), *(due if len(due) == 1 else [])]
+    kept = [NOT_FAILING if len(healthy) == 2 else f"{NOT_FAILING} AND {healthy[0]}"]
+    args: tuple[int, ...] = ()
+    if failing:
+        kept.append(FAILING if len(failing) == 2 else f"{FAILING} AND {failing[0]}")
+        args = (now_ms,) if len(failing) == 1 else ()
+    return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
+
+
+def _like(pattern: str) -> Sql:
+    return Sql("LOWER(destination) LIKE ? ESCAPE '!'", (pattern,))
+
+
+def _like_literal(text: str) -> str:
+    """Return a text as LIKE takes it: lower case, and nothing special in it.
+
+    Only ASCII letters, as LOWER does on SQLite and in PostgreSQL's C locale.
+    """
+    lower = _ASCII_CAPITALS.sub(lambda m: m[0].lower(), text)
+    return _LIKE_SPECIAL.sub(lambda m: "!" + m[0], lower)

@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the database. Answers always come from the tables, never from a cache."""
+"""Asks for one destination. Answers come from the tables, never from a cache."""
 
+from collections.abc import AsyncIterator, Hashable
+
+import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations import query as sql
 from synapse_federation_admin.destinations.query import Sql
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    Destination,
-    DestinationQuery,
-    DestinationRoom,
-    Direction,
-    Page,
-)
+from synapse_federation_admin.models import Destination, DestinationRoom, Direction
+
+_PIECE = 1000
 
 
 class DestinationStore:
-    """Reads Synapse's tables `destinations` and `destination_rooms`.
-
-    Every method runs one transaction and raises what the database raises.
-    """
+    """Reads one row of Synapse's table `destinations`, and its `destination_rooms`."""
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
 
     async def get(self, name: str) -> Destination | None:
-        """Return the destination of exactly this name, or None if there is none."""
+        """Return the destination of exactly this name, or None if there is none.
+
+        Raises:
+            Exception: Whatever the database raises.
+        """
         if not sql.can_be_stored(name):
             return None
 
@@ -38,55 +38,85 @@ class DestinationStore:
             "federation_admin_get_destination", get_txn
         )
 
-    async def list(self, query: DestinationQuery) -> Page[Destination]:
-        """Return one page of the destinations, and how many the filter keeps."""
-        if not sql.can_be_stored(query.name_contains):
-            return Page([], total=0)
+    def rooms(self, destination: str, direction: Direction) -> "RoomListing":
+        """Return the list of the rooms of a destination that there is."""
+        return RoomListing(self._homeserver, destination, direction)
 
-        def list_txn(txn: LoggingTransaction) -> Page[Destination]:
-            total = _count(txn, sql.count_destinations(query))
-            if query.limit == 0 or query.offset >= total:
-                return Page([], total)
-            _execute(txn, sql.select_destinations(query))
-            return Page([Destination(*row) for row in txn], total)
 
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_list_destinations", list_txn
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RoomListing:
+    """The rooms in which something was ever queued for a destination, by room ID.
+
+    See `synapse_federation_admin.destinations.lists.Listing`.
+    """
+
+    homeserver: Homeserver
+    destination: str
+    direction: Direction
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal lists."""
+        return (self.destination, self.direction)
+
+    async def count(self) -> int:
+        """Count all rows."""
+
+        def count_txn(txn: LoggingTransaction) -> int:
+            _execute(txn, sql.count_rooms(self.destination))
+            row = txn.fetchone()
+            assert row is not None
+            return int(row[0])
+
+        return await self.homeserver.run_db_interaction(
+            "federation_admin_count_destination_rooms", count_txn
         )
 
-    async def list_rooms(
-        self, name: str, *, offset: int, limit: int, direction: Direction
-    ) -> Page[DestinationRoom]:
-        """Return one page of a destination's rooms, sorted by room ID.
-
-        Args:
-            name: The exact name of a destination that there is.
-            offset: How many rooms to leave out at the start.
-            limit: The most rooms to return.
-            direction: The direction of the sort.
-        """
-
-        def list_rooms_txn(txn: LoggingTransaction) -> Page[DestinationRoom]:
-            total = _count(txn, sql.count_rooms(name))
-            if limit == 0 or offset >= total:
-                return Page([], total)
-            _execute(
-                txn,
-                sql.select_rooms(name, offset=offset, limit=limit, direction=direction),
-            )
-            return Page([DestinationRoom(*row) for row in txn], total)
-
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_list_destination_rooms", list_rooms_txn
+    async def read(self, after: str | None, limit: int) -> list[DestinationRoom]:
+        """Return the next rows."""
+        statement = sql.select_rooms(
+            self.destination, after=after, limit=limit, direction=self.direction
         )
+
+        def read_txn(txn: LoggingTransaction) -> list[DestinationRoom]:
+            _execute(txn, statement)
+            return [DestinationRoom(*row) for row in txn.fetchall()]
+
+        return await self.homeserver.run_db_interaction(
+            "federation_admin_list_destination_rooms", read_txn
+        )
+
+    async def pieces(
+        self, after: str | None, limit: int
+    ) -> AsyncIterator[list[DestinationRoom]]:
+        """Read many rows, piece by piece."""
+        while limit > 0:
+            count = min(_PIECE, limit)
+            rows = await self.read(after, count)
+            if rows:
+                yield rows
+            if len(rows) < count:
+                return
+            after = rows[-1].room_id
+            limit -= count
+
+    async def position_at(self, offset: int, total: int) -> str | None:  # noqa: ARG002
+        """Return the room ID of the row before an offset."""
+        statement = sql.select_room_at(self.destination, offset - 1, self.direction)
+
+        def position_txn(txn: LoggingTransaction) -> str | None:
+            _execute(txn, statement)
+            row = txn.fetchone()
+            return row[0] if row else None
+
+        return await self.homeserver.run_db_interaction(
+            "federation_admin_list_destination_rooms", position_txn
+        )
+
+    def position_of(self, row: DestinationRoom) -> str:
+        """Return the position behind a row."""
+        return row.room_id
 
 
 def _execute(txn: LoggingTransaction, statement: Sql) -> None:
     txn.execute(statement.text, statement.args)
-
-
-def _count(txn: LoggingTransaction, statement: Sql) -> int:
-    _execute(txn, statement)
-    row = txn.fetchone()
-    assert row is not None
-    return int(row[0])

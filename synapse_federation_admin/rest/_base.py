@@ -2,16 +2,21 @@
 """What every servlet shares: paths, the admin check, and the parsing of parameters."""
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 from http import HTTPStatus
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import attr
 
+from synapse_federation_admin.destinations.lists import OffsetLists
+from synapse_federation_admin.destinations.page_ends import Walker
+from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver import (
     Codes,
     Homeserver,
+    Requester,
     RestServlet,
     SynapseError,
     SynapseRequest,
@@ -31,6 +36,8 @@ class Services:
 
     homeserver: Homeserver
     destinations: DestinationStore
+    reader: DestinationReader
+    lists: OffsetLists[Any]
     reset: ConnectionReset
 
 
@@ -64,6 +71,28 @@ def unknown_destination() -> SynapseError:
     return SynapseError(HTTPStatus.NOT_FOUND, "Unknown destination", Codes.NOT_FOUND)
 
 
+def invalid_param(message: str) -> SynapseError:
+    """Return the error for a bad parameter, which the message names."""
+    return SynapseError(HTTPStatus.BAD_REQUEST, message, Codes.INVALID_PARAM)
+
+
+def walker(request: SynapseRequest, requester: Requester, limit: int) -> Walker:
+    """Return who asks for a page, for what is remembered of his walk."""
+    agent = request.getHeader("User-Agent") or ""
+    address = request.getClientAddress()
+    return Walker(
+        client=(
+            requester.user.to_string(),
+            requester.access_token_id,
+            requester.device_id,
+            getattr(address, "host", None),
+            agent[:200],
+        ),
+        connection=str(request.client),
+        limit=limit,
+    )
+
+
 def _first(request: SynapseRequest, name: str) -> bytes | None:
     """Return a query parameter's value: the first one, where it is repeated."""
     values = (request.args or {}).get(name.encode())
@@ -81,17 +110,21 @@ def parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
         return default
     # Only ASCII digits: int() also takes "1_000", " 7" and digits of other scripts.
     if not re.fullmatch(b"[0-9]+", value):
-        raise SynapseError(
-            HTTPStatus.BAD_REQUEST,
-            f"Query parameter '{name}' must be a non-negative integer",
-            Codes.INVALID_PARAM,
-        )
+        raise invalid_param(f"Query parameter '{name}' must be a non-negative integer")
     digits = value.lstrip(b"0") or b"0"
     return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
 
 
-def parse_choice(request: SynapseRequest, name: str, *, default: E) -> E:
+def parse_choice(
+    request: SynapseRequest, name: str, *, default: E, choices: Sequence[E] = ()
+) -> E:
     """Parse a query parameter that is one of an Enum's values.
+
+    Args:
+        request: The request.
+        name: The parameter.
+        default: What stands for a parameter that is not there.
+        choices: Which members are valid. Empty: all.
 
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
@@ -99,15 +132,12 @@ def parse_choice(request: SynapseRequest, name: str, *, default: E) -> E:
     value = _first(request, name)
     if value is None:
         return default
-    for choice in type(default):
+    valid = choices or tuple(type(default))
+    for choice in valid:
         if value == choice.value.encode():
             return choice
-    choices = ", ".join(f"'{choice.value}'" for choice in type(default))
-    raise SynapseError(
-        HTTPStatus.BAD_REQUEST,
-        f"Query parameter '{name}' must be one of {choices}",
-        Codes.INVALID_PARAM,
-    )
+    names = ", ".join(f"'{choice.value}'" for choice in valid)
+    raise invalid_param(f"Query parameter '{name}' must be one of {names}")
 
 
 def parse_text(request: SynapseRequest, name: str) -> str:
@@ -122,8 +152,4 @@ def parse_text(request: SynapseRequest, name: str) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise SynapseError(
-            HTTPStatus.BAD_REQUEST,
-            f"Query parameter '{name}' must be UTF-8",
-            Codes.INVALID_PARAM,
-        ) from None
+        raise invalid_param(f"Query parameter '{name}' must be UTF-8") from None

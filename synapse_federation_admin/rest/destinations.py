@@ -1,24 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1: the documented reading endpoints."""
 
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from http import HTTPStatus
+from json.encoder import encode_basestring_ascii as _json_text
+from typing import Generic, TypeVar
 
-from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
+import attr
+
+from synapse_federation_admin.destinations.lists import (
+    DestinationListing,
+    Listing,
+    LongPage,
+)
+from synapse_federation_admin.homeserver import JsonDict, Requester, SynapseRequest
 from synapse_federation_admin.models import (
     Destination,
+    DestinationFilter,
     DestinationOrder,
-    DestinationQuery,
+    DestinationRoom,
     Direction,
+    Sort,
 )
 from synapse_federation_admin.rest._base import (
     AdminServlet,
+    Services,
     parse_choice,
     parse_count,
     parse_text,
     unknown_destination,
+    walker,
 )
+from synapse_federation_admin.rest._stream import respond_in_chunks
+
+T = TypeVar("T")
+P = TypeVar("P")
 
 _DEFAULT_LIMIT = 100
+
+# Above this, a page is written while it is read.
+_MAX_PLAIN_LIMIT = 1000
+
+# Those that are documented.
+_ORDERS = tuple(
+    order for order in DestinationOrder if order is not DestinationOrder.NEXT_RETRY_TS
+)
 
 
 class DestinationsServlet(AdminServlet):
@@ -58,24 +85,26 @@ class DestinationsServlet(AdminServlet):
 
     PATH = "/v1/federation/destinations"
 
-    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
+    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict] | None:
         """Answer GET."""
-        await self._services.homeserver.require_admin(request)
-        query = DestinationQuery(
-            offset=parse_count(request, "from", default=0),
-            limit=parse_count(request, "limit", default=_DEFAULT_LIMIT),
+        requester = await self._services.homeserver.require_admin(request)
+        sort = Sort(
             order_by=parse_choice(
-                request, "order_by", default=DestinationOrder.DESTINATION
+                request,
+                "order_by",
+                default=DestinationOrder.DESTINATION,
+                choices=_ORDERS,
             ),
             direction=parse_choice(request, "dir", default=Direction.FORWARDS),
-            name_contains=parse_text(request, "destination"),
         )
-        page = await self._services.destinations.list(query)
-        return HTTPStatus.OK, {
-            "destinations": [_render_destination(row) for row in page.rows],
-            "total": page.total,
-            **_next_token(query.offset, len(page.rows), page.total),
-        }
+        wanted = DestinationFilter(name_contains=parse_text(request, "destination"))
+        return await _answer_page(
+            self._services,
+            request,
+            requester,
+            DestinationListing(self._services.reader, wanted, sort),
+            _DESTINATIONS,
+        )
 
 
 class DestinationServlet(AdminServlet):
@@ -131,26 +160,72 @@ class DestinationRoomsServlet(AdminServlet):
 
     async def on_GET(
         self, request: SynapseRequest, destination: str
-    ) -> tuple[int, JsonDict]:
+    ) -> tuple[int, JsonDict] | None:
         """Answer GET."""
-        await self._services.homeserver.require_admin(request)
+        requester = await self._services.homeserver.require_admin(request)
         if await self._services.destinations.get(destination) is None:
             raise unknown_destination()
-        offset = parse_count(request, "from", default=0)
-        page = await self._services.destinations.list_rooms(
-            destination,
-            offset=offset,
-            limit=parse_count(request, "limit", default=_DEFAULT_LIMIT),
-            direction=parse_choice(request, "dir", default=Direction.FORWARDS),
+        direction = parse_choice(request, "dir", default=Direction.FORWARDS)
+        return await _answer_page(
+            self._services,
+            request,
+            requester,
+            self._services.destinations.rooms(destination, direction),
+            _ROOMS,
         )
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Kind(Generic[T]):
+    """How a list is written.
+
+    Attributes:
+        key: The key in the answer under which its rows are.
+        render: Returns one row as JSON has it.
+        encode: Returns the JSON of one row, many times faster.
+    """
+
+    key: str
+    render: Callable[[T], JsonDict]
+    encode: Callable[[T], str]
+
+
+async def _answer_page(
+    services: Services,
+    request: SynapseRequest,
+    requester: Requester,
+    listing: Listing[T, P],
+    kind: _Kind[T],
+) -> tuple[int, JsonDict] | None:
+    """Answer with a page of a list, as `from` and `limit` say.
+
+    A long page is written while it is read, and None is returned.
+    """
+    offset = parse_count(request, "from", default=0)
+    limit = parse_count(request, "limit", default=_DEFAULT_LIMIT)
+    who = walker(request, requester, limit)
+    if limit <= _MAX_PLAIN_LIMIT:
+        page = await services.lists.page(listing, offset, limit, who)
         return HTTPStatus.OK, {
-            "rooms": [
-                {"room_id": row.room_id, "stream_ordering": row.stream_ordering}
-                for row in page.rows
-            ],
+            kind.key: [kind.render(row) for row in page.rows],
             "total": page.total,
-            **_next_token(offset, len(page.rows), page.total),
+            **({"next_token": str(offset + limit)} if page.has_more else {}),
         }
+    chunks = _encode(services.lists.long_page(listing, offset, limit, who), kind)
+    await respond_in_chunks(services.homeserver, request, "application/json", chunks)
+    return None
+
+
+async def _encode(page: LongPage[T, P], kind: _Kind[T]) -> AsyncGenerator[bytes, None]:
+    """Yield the JSON of a long page in chunks."""
+    before = f'{{"{kind.key}":['
+    async with aclosing(page.pieces()) as pieces:
+        async for rows in pieces:
+            yield (before + ",".join(map(kind.encode, rows))).encode("ascii")
+            before = ","
+    next_token = f',"next_token":"{page.end}"' if page.has_more else ""
+    empty = before if before != "," else ""
+    yield f'{empty}],"total":{page.total}{next_token}}}'.encode("ascii")
 
 
 def _render_destination(row: Destination) -> JsonDict:
@@ -164,7 +239,31 @@ def _render_destination(row: Destination) -> JsonDict:
     }
 
 
-def _next_token(offset: int, returned: int, total: int) -> JsonDict:
-    """Render where the next page begins, if this one leads anywhere."""
-    end = offset + returned
-    return {"next_token": str(end)} if returned and end < total else {}
+def _encode_destination(row: Destination) -> str:
+    """Return the JSON of `_render_destination`."""
+    failure_ts = row.failure_ts
+    ordering = row.last_successful_stream_ordering
+    return (
+        f'{{"destination":{_json_text(row.destination)},'
+        f'"retry_last_ts":{row.retry_last_ts or 0},'
+        f'"retry_interval":{row.retry_interval or 0},'
+        f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
+        '"last_successful_stream_ordering":'
+        f"{'null' if ordering is None else ordering}}}"
+    )
+
+
+def _render_room(row: DestinationRoom) -> JsonDict:
+    return {"room_id": row.room_id, "stream_ordering": row.stream_ordering}
+
+
+def _encode_room(row: DestinationRoom) -> str:
+    """Return the JSON of `_render_room`."""
+    return (
+        f'{{"room_id":{_json_text(row.room_id)},'
+        f'"stream_ordering":{row.stream_ordering}}}'
+    )
+
+
+_DESTINATIONS = _Kind("destinations", _render_destination, _encode_destination)
+_ROOMS = _Kind("rooms", _render_room, _encode_room)
