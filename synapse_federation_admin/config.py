@@ -20,10 +20,12 @@ class FederationAdminConfig:
         contact_on_reset: Whether `reset_connection` makes one real request to the
             destination, in the background.
         contact_timeout_ms: How long a destination has to answer that request.
+        indexes: Whether to create the optional indexes on Synapse's `destinations`.
     """
 
     contact_on_reset: bool = True
     contact_timeout_ms: int = 10_000
+    indexes: bool = False
 
 
 def parse_config(config: object) -> FederationAdminConfig:
@@ -89,6 +91,7 @@ def _shown(value: object) -> str:
 _PARSERS: dict[str, tuple[str, Any]] = {
     "contact_on_reset": ("contact_on_reset", _parse_bool),
     "contact_timeout": ("contact_timeout_ms", _parse_contact_timeout),
+    "indexes": ("indexes", _parse_bool),
 }
 
 # Every key, for error messages and for the test that all of them are documented.

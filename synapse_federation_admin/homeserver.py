@@ -34,6 +34,7 @@ from synapse.module_api.errors import Codes, ConfigError, SynapseError
 from synapse.rest.admin import register_servlets
 from synapse.rest.admin._base import assert_user_is_admin
 from synapse.rest.admin.media import register_servlets_for_media_repo
+from synapse.storage.database import LoggingDatabaseConnection
 from synapse.storage.engines import PostgresEngine
 from synapse.util.async_helpers import Linearizer, ObservableDeferred
 from synapse.util.stringutils import parse_and_validate_server_name
@@ -95,6 +96,8 @@ class Homeserver:
         self._api = api
         self._hs = api._hs
         self._contact_client: MatrixFederationHttpClient | None = None
+        self._cancel_statements: set[Callable[[], None]] | None = None
+        self._is_shutting_down = False
         self._not_begun: dict[Hashable, ObservableDeferred[Any]] = {}
         self._one_at_a_time = Linearizer(
             name="federation_admin_compute_once", clock=self._hs.get_clock()
@@ -248,6 +251,57 @@ class Homeserver:
         """
         return await self._api.run_db_interaction(desc, func)
 
+    @property
+    def runs_background_tasks(self) -> bool:
+        """Whether this is the process that does what is to be done once only.
+
+        One process of the homeserver is: main, or `run_background_tasks_on`.
+        """
+        return bool(self._hs.config.worker.run_background_tasks)
+
+    async def run_outside_transactions(
+        self, func: Callable[[LoggingTransaction], T]
+    ) -> T:
+        """Run statements on PostgreSQL that may take hours, each by itself.
+
+        There is no transaction and no limit of time. When Synapse shuts down, what runs
+        is cancelled: Synapse does not end before its database threads do.
+
+        Args:
+            func: Called once. No other call of Synapse's sees what it does to its
+                session: the connection is replaced afterwards.
+        """
+        if self._cancel_statements is None:
+            self._cancel_statements = set()
+            self._hs.get_reactor().addSystemEventTrigger(
+                "before", "shutdown", self._cancel_all_statements
+            )
+        cancels = self._cancel_statements
+
+        def run(conn: LoggingDatabaseConnection) -> T:
+            # Of the driver's connection, not of the pool's, which is given another.
+            cancel = conn.conn.cancel  # type: ignore[attr-defined]  # psycopg2's
+            cancels.add(cancel)
+            try:
+                if self._is_shutting_down:
+                    raise RuntimeError("Synapse is shutting down")
+                txn = conn.cursor(txn_name="federation_admin_outside_transactions")
+                txn.execute("SET statement_timeout = 0")
+                txn.execute("SET lock_timeout = 0")
+                return func(txn)
+            finally:
+                cancels.discard(cancel)
+                conn.reconnect()
+
+        return await self._hs.get_datastores().main.db_pool.runWithConnection(
+            run, db_autocommit=True
+        )
+
+    def _cancel_all_statements(self) -> None:
+        self._is_shutting_down = True
+        for cancel in tuple(self._cancel_statements or ()):
+            cancel()
+
     async def is_backing_off(self, destination: str) -> bool:
         """Tell whether this process believes a destination to be failing.
 
@@ -333,6 +387,19 @@ class Homeserver:
         """Tell whether `federation_domain_whitelist` lets requests to it through."""
         config = self._hs.config.federation
         return config.is_domain_allowed_according_to_federation_whitelist(destination)
+
+    def sender_of(self, destination: str) -> str | None:
+        """Return the name of the process that sends to a destination.
+
+        The main process is called `master`. None if this process knows of none: where
+        nothing sends, and where senders are configured in the old way, with
+        `send_federation: false`, which tells only the sender itself who it is.
+        """
+        senders = self._hs.config.worker.federation_shard_config
+        for name in senders.instances:
+            if senders.should_handle(name, destination):
+                return name
+        return None
 
     def wake(self, destination: str) -> None:
         """Have this process try a destination now, if it sends to it."""

@@ -5,6 +5,7 @@ A name that ends in `_ts` is a time in ms since the Unix epoch, one that ends in
 a duration in ms.
 """
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -129,6 +130,88 @@ class Backlog:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class Reach:
+    """Who is affected when federation with one server fails, by current membership.
+
+    Attributes:
+        shared_rooms: Rooms in which users of ours and of that server are joined.
+        local_users: Our users who are joined in those rooms.
+    """
+
+    shared_rooms: int = 0
+    local_users: int = 0
+
+
+class FailureAge(Enum):
+    """For how long a destination has been failing; every failing one has exactly one.
+
+    The age is that of `failure_ts`, or of `retry_last_ts` where that is NULL: since
+    then at the latest it has been failing.
+    """
+
+    UNDER_1H = "<1h"
+    UNDER_1D = "<1d"
+    UNDER_7D = "<7d"
+    FROM_7D = ">=7d"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class BacklogTotals:
+    """What waits for all destinations together.
+
+    Attributes:
+        rooms: Pairs of destination and room with an event that it has not got and that
+            Synapse will send by itself, once it can.
+        rooms_never_caught_up: Such pairs in which it will not, because nothing has ever
+            been delivered to the destination.
+        to_device_messages: To-device messages that wait.
+        oldest_to_device_ts: When the oldest of them was queued; None if none.
+        device_list_updates: Changes of local users' devices that wait.
+    """
+
+    rooms: int = 0
+    rooms_never_caught_up: int = 0
+    to_device_messages: int = 0
+    oldest_to_device_ts: int | None = None
+    device_list_updates: int = 0
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Unlisted:
+    """Names for which something waits, but which Synapse has no row for.
+
+    Attributes:
+        total: How many there are.
+        sample: Some of them, in no order.
+    """
+
+    total: int = 0
+    sample: tuple[str, ...] = ()
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Summary:
+    """All destinations in a few numbers.
+
+    Attributes:
+        as_of_ts: The time at which statuses and ages are taken.
+        total: How many destinations there are.
+        by_status: How many of them have each status; all four are in it.
+        failing_by_age: How many have been failing for how long; all four are in it.
+        backlog: What waits, for names without a row too.
+        unlisted: The names without a row for which to-device messages or device list
+            updates wait.
+    """
+
+    as_of_ts: int
+    total: int
+    by_status: Mapping[DestinationStatus, int]
+    failing_by_age: Mapping[FailureAge, int]
+    backlog: BacklogTotals
+    unlisted: Unlisted
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Page(Generic[T]):
     """Some rows of a list.
 
@@ -219,6 +302,18 @@ class Position:
 
     value: int | None
     destination: str
+
+
+class IndexState(Enum):
+    """What there is of an optional index."""
+
+    READY = "ready"
+
+    # It is being built; or, on PostgreSQL, a build was interrupted, which is begun
+    # again when Synapse starts.
+    BUILDING = "building"
+
+    MISSING = "missing"
 
 
 class ResetOutcome(Enum):

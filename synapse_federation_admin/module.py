@@ -19,25 +19,35 @@ class FederationAdmin:
 
     def __init__(self, config: FederationAdminConfig, api: "ModuleApi") -> None:
         # Only now: on a Synapse that parse_config has refused, these might not import.
+        from synapse_federation_admin.destinations.backlog import BacklogStore
+        from synapse_federation_admin.destinations.indexes import DestinationIndexes
         from synapse_federation_admin.destinations.lists import OffsetLists
         from synapse_federation_admin.destinations.page_ends import PageEnds
+        from synapse_federation_admin.destinations.reach import ReachStore
         from synapse_federation_admin.destinations.reader import DestinationReader
         from synapse_federation_admin.destinations.store import DestinationStore
+        from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.homeserver import Homeserver
         from synapse_federation_admin.repair.reset import ConnectionReset
         from synapse_federation_admin.rest import Services, mount
 
         homeserver = Homeserver(api)
         destinations = DestinationStore(homeserver)
+        indexes = DestinationIndexes(homeserver, config.indexes)
         mount(
             Services(
                 homeserver=homeserver,
                 destinations=destinations,
                 reader=DestinationReader(homeserver),
                 lists=OffsetLists(PageEnds(homeserver.now_ms)),
+                backlog=BacklogStore(homeserver),
+                reach=ReachStore(homeserver),
+                summary=SummaryStore(homeserver),
+                indexes=indexes,
                 reset=ConnectionReset(config, homeserver, destinations),
             )
         )
+        indexes.start()
 
     @staticmethod
     def parse_config(config: object) -> FederationAdminConfig:

@@ -90,8 +90,8 @@ class PageEnds(Generic[P]):
         """Return where the page before an offset ended, on this walker's walk.
 
         One client may be on several walks at once: then what was handed out on the same
-        connection counts, or else with the same limit, and that first which no page has
-        followed yet.
+        connection and with the same limit counts, or else with one of them the same,
+        and of those that first which no page has followed yet.
         """
         oldest_ts = self._now_ms() - _MAX_AGE_MS
         walks = [
@@ -101,11 +101,10 @@ class PageEnds(Generic[P]):
         ]
         if not walks:
             return None
-        walks = (
-            [walk for walk in walks if walk.walker.connection == walker.connection]
-            or [walk for walk in walks if walk.walker.limit == walker.limit]
-            or walks
-        )
+        connected = [w for w in walks if w.walker.connection == walker.connection]
+        alike = [w for w in walks if w.walker.limit == walker.limit]
+        both = [w for w in connected if w in alike]
+        walks = both or connected or alike or walks
         found = next((walk for walk in _latest(walks) if not walk.is_used), walks[-1])
         found.is_used = True
         return found.end

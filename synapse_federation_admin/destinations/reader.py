@@ -6,7 +6,7 @@ connection, a list that no index serves is read in small pieces, each in a trans
 of its own, between which the homeserver's own work goes on.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -115,7 +115,7 @@ class DestinationReader:
         sort: Sort,
         after: Position | None,
         limit: int | None = None,
-    ) -> AsyncIterator[list[Destination]]:
+    ) -> AsyncGenerator[list[Destination], None]:
         """Read a long list, piece by piece, at the pace of who asks for the pieces.
 
         No transaction outlives a piece. A row that is there all along is in one piece,
@@ -404,7 +404,7 @@ class DestinationReader:
             )
         return top
 
-    async def _row_pieces(self) -> AsyncIterator[Sql]:
+    async def _row_pieces(self) -> AsyncGenerator[Sql, None]:
         """Yield conditions that cut the table into pieces."""
         last = await self._homeserver.run_db_interaction(
             "federation_admin_last_destination", _last_row_id

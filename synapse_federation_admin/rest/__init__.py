@@ -10,7 +10,13 @@ from synapse_federation_admin.rest.destinations import (
     DestinationServlet,
     DestinationsServlet,
 )
+from synapse_federation_admin.rest.export import ExportServlet
 from synapse_federation_admin.rest.reset_connection import ResetConnectionServlet
+from synapse_federation_admin.rest.summary import SummaryServlet
+from synapse_federation_admin.rest.v2_destinations import (
+    DestinationsV2Servlet,
+    DestinationV2Servlet,
+)
 
 __all__ = ["ROUTES", "SERVLETS", "Route", "Services", "mount"]
 
@@ -19,6 +25,11 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     DestinationServlet,
     DestinationRoomsServlet,
     ResetConnectionServlet,
+    DestinationsV2Servlet,
+    # Before the one of a destination: that would match, too.
+    ExportServlet,
+    DestinationV2Servlet,
+    SummaryServlet,
 )
 
 

@@ -9,10 +9,14 @@ from typing import Any, ClassVar, TypeVar
 
 import attr
 
+from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.lists import OffsetLists
 from synapse_federation_admin.destinations.page_ends import Walker
+from synapse_federation_admin.destinations.reach import ReachStore
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.store import DestinationStore
+from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.homeserver import (
     Codes,
     Homeserver,
@@ -38,6 +42,10 @@ class Services:
     destinations: DestinationStore
     reader: DestinationReader
     lists: OffsetLists[Any]
+    backlog: BacklogStore
+    reach: ReachStore
+    summary: SummaryStore
+    indexes: DestinationIndexes
     reset: ConnectionReset
 
 

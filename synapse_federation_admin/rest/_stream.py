@@ -56,28 +56,26 @@ async def respond_in_chunks(
         request.setHeader(b"Content-Disposition", disposition.encode("ascii"))
         request.setHeader(b"Access-Control-Expose-Headers", b"Content-Disposition")
     writer = _Writer(homeserver, request)
+    held: bytes | None = None
     async with aclosing(chunks):
-        held = await anext(chunks, b"")
         async for chunk in chunks:
-            if not writer.has_begun:
-                _begin(request)
-                writer.begin()
-            await writer.write(held)
+            if held is not None:
+                if not writer.has_begun:
+                    _begin(request)
+                    writer.begin()
+                await writer.write(held)
             if writer.is_gone:
                 return
             held = chunk
-    if not writer.has_begun:
-        if writer.is_gone:
-            return
-        request.setHeader(b"Content-Length", str(len(held)).encode("ascii"))
-        _begin(request)
-        request.write(held)
-    else:
-        await writer.write(held)
+    if writer.has_begun:
+        await writer.write(held or b"")
         writer.end()
-        if writer.is_gone:
-            return
-    finish_request(request)
+    elif not writer.is_gone:
+        request.setHeader(b"Content-Length", str(len(held or b"")).encode("ascii"))
+        _begin(request)
+        request.write(held or b"")
+    if not writer.is_gone:
+        finish_request(request)
 
 
 def _begin(request: SynapseRequest) -> None:

@@ -4,7 +4,6 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from http import HTTPStatus
-from json.encoder import encode_basestring_ascii as _json_text
 from typing import Generic, TypeVar
 
 import attr
@@ -16,7 +15,6 @@ from synapse_federation_admin.destinations.lists import (
 )
 from synapse_federation_admin.homeserver import JsonDict, Requester, SynapseRequest
 from synapse_federation_admin.models import (
-    Destination,
     DestinationFilter,
     DestinationOrder,
     DestinationRoom,
@@ -32,6 +30,7 @@ from synapse_federation_admin.rest._base import (
     unknown_destination,
     walker,
 )
+from synapse_federation_admin.rest._render import encode_v1, json_text, render_v1
 from synapse_federation_admin.rest._stream import respond_in_chunks
 
 T = TypeVar("T")
@@ -127,7 +126,7 @@ class DestinationServlet(AdminServlet):
         row = await self._services.destinations.get(destination)
         if row is None:
             raise unknown_destination()
-        return HTTPStatus.OK, _render_destination(row)
+        return HTTPStatus.OK, render_v1(row)
 
 
 class DestinationRoomsServlet(AdminServlet):
@@ -228,31 +227,6 @@ async def _encode(page: LongPage[T, P], kind: _Kind[T]) -> AsyncGenerator[bytes,
     yield f'{empty}],"total":{page.total}{next_token}}}'.encode("ascii")
 
 
-def _render_destination(row: Destination) -> JsonDict:
-    """Render the five documented keys; a client that others wrote refuses a sixth."""
-    return {
-        "destination": row.destination,
-        "retry_last_ts": row.retry_last_ts or 0,
-        "retry_interval": row.retry_interval or 0,
-        "failure_ts": row.failure_ts,
-        "last_successful_stream_ordering": row.last_successful_stream_ordering,
-    }
-
-
-def _encode_destination(row: Destination) -> str:
-    """Return the JSON of `_render_destination`."""
-    failure_ts = row.failure_ts
-    ordering = row.last_successful_stream_ordering
-    return (
-        f'{{"destination":{_json_text(row.destination)},'
-        f'"retry_last_ts":{row.retry_last_ts or 0},'
-        f'"retry_interval":{row.retry_interval or 0},'
-        f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
-        '"last_successful_stream_ordering":'
-        f"{'null' if ordering is None else ordering}}}"
-    )
-
-
 def _render_room(row: DestinationRoom) -> JsonDict:
     return {"room_id": row.room_id, "stream_ordering": row.stream_ordering}
 
@@ -260,10 +234,10 @@ def _render_room(row: DestinationRoom) -> JsonDict:
 def _encode_room(row: DestinationRoom) -> str:
     """Return the JSON of `_render_room`."""
     return (
-        f'{{"room_id":{_json_text(row.room_id)},'
+        f'{{"room_id":{json_text(row.room_id)},'
         f'"stream_ordering":{row.stream_ordering}}}'
     )
 
 
-_DESTINATIONS = _Kind("destinations", _render_destination, _encode_destination)
+_DESTINATIONS = _Kind("destinations", render_v1, encode_v1)
 _ROOMS = _Kind("rooms", _render_room, _encode_room)

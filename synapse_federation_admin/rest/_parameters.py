@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The query parameters of v2: whatever is misspelt or doubled is an error."""
+
+import re
+from collections.abc import Collection, Sequence
+from enum import Enum
+from typing import TypeVar
+
+from synapse_federation_admin.homeserver import SynapseRequest
+from synapse_federation_admin.models import (
+    DestinationFilter,
+    DestinationOrder,
+    DestinationStatus,
+    Direction,
+    Sort,
+)
+from synapse_federation_admin.rest._base import (
+    invalid_param,
+    parse_choice,
+    parse_count,
+    parse_text,
+)
+
+E = TypeVar("E", bound=Enum)
+
+FILTER_PARAMETERS = ("status", "destination", "failing_for")
+SORT_PARAMETERS = ("order_by", "dir")
+
+# Those that may be given more than once.
+_REPEATABLE = frozenset({"status", "include"})
+
+# Those that Synapse itself takes on every endpoint.
+_SYNAPSES_OWN = frozenset({"access_token", "user_id"})
+
+_UNIT_MS = {
+    "s": 1000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 604_800_000,
+}
+_DURATION = re.compile("([0-9]{1,9})([smhdw])")
+
+
+class _Include(Enum):
+    BACKLOG = "backlog"
+
+
+def require_known(request: SynapseRequest, names: Collection[str]) -> None:
+    """Refuse query parameters that an endpoint does not take.
+
+    A misspelt filter must not select everything.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    for name, values in (request.args or {}).items():
+        text = name.decode("utf-8", "replace")
+        if text in _SYNAPSES_OWN:
+            continue
+        if text not in names:
+            known = ", ".join(f"'{known}'" for known in names) or "none"
+            raise invalid_param(
+                f"Unknown query parameter '{text[:100]}'; known are: {known}"
+            )
+        if len(values) > 1 and text not in _REPEATABLE:
+            raise invalid_param(f"Query parameter '{text}' must be given only once")
+
+
+def parse_filter(request: SynapseRequest) -> DestinationFilter:
+    """Parse `FILTER_PARAMETERS`.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    name = parse_text(request, "destination")
+    is_glob = "*" in name or "?" in name
+    statuses = frozenset(_parse_choices(request, "status", tuple(DestinationStatus)))
+    return DestinationFilter(
+        name_contains="" if is_glob else name,
+        name_glob=name if is_glob else "",
+        # All of them are no condition.
+        statuses=statuses if len(statuses) < len(DestinationStatus) else frozenset(),
+        failing_for_ms=_parse_duration(request, "failing_for"),
+    )
+
+
+def parse_sort(request: SynapseRequest) -> Sort:
+    """Parse `SORT_PARAMETERS`.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    return Sort(
+        parse_choice(request, "order_by", default=DestinationOrder.DESTINATION),
+        parse_choice(request, "dir", default=Direction.FORWARDS),
+    )
+
+
+def parse_includes_backlog(request: SynapseRequest) -> bool:
+    """Parse `include`.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    return bool(_parse_choices(request, "include", tuple(_Include)))
+
+
+def parse_flag(request: SynapseRequest, name: str) -> bool:
+    """Parse a parameter that is `true` or `false`, which is the default.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    text = parse_text(request, name) if name.encode() in (request.args or {}) else None
+    if text in (None, "false"):
+        return False
+    if text == "true":
+        return True
+    raise invalid_param(f"Query parameter '{name}' must be 'true' or 'false'")
+
+
+def parse_limit(request: SynapseRequest, *, default: int, highest: int) -> int:
+    """Parse `limit`.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    limit = parse_count(request, "limit", default=default)
+    if 1 <= limit <= highest:
+        return limit
+    raise invalid_param(f"Query parameter 'limit' must be from 1 to {highest}")
+
+
+def _parse_choices(
+    request: SynapseRequest, name: str, choices: Sequence[E]
+) -> Sequence[E]:
+    found = []
+    for value in (request.args or {}).get(name.encode(), []):
+        for choice in choices:
+            if value == choice.value.encode():
+                found.append(choice)
+                break
+        else:
+            names = ", ".join(f"'{choice.value}'" for choice in choices)
+            raise invalid_param(f"Query parameter '{name}' must be one of {names}")
+    return found
+
+
+def _parse_duration(request: SynapseRequest, name: str) -> int | None:
+    if name.encode() not in (request.args or {}):
+        return None
+    match = _DURATION.fullmatch(parse_text(request, name))
+    if not match:
+        raise invalid_param(
+            f"Query parameter '{name}' must be a duration: a number and one of "
+            "s, m, h, d and w, such as 7d"
+        )
+    return int(match[1]) * _UNIT_MS[match[2]]

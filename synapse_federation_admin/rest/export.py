@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: all destinations that a filter keeps, as a file."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from enum import Enum
+
+from synapse_federation_admin.homeserver import SynapseRequest
+from synapse_federation_admin.models import Destination
+from synapse_federation_admin.rest._base import AdminServlet, Services, parse_choice
+from synapse_federation_admin.rest._parameters import (
+    FILTER_PARAMETERS,
+    SORT_PARAMETERS,
+    parse_filter,
+    parse_includes_backlog,
+    parse_sort,
+    require_known,
+)
+from synapse_federation_admin.rest._render import (
+    CSV_BACKLOG_COLUMNS,
+    CSV_COLUMNS,
+    encode_csv,
+    encode_v2,
+    render_backlog,
+    render_v2,
+)
+from synapse_federation_admin.rest._stream import respond_in_chunks
+from synapse_federation_admin.rest.v2_destinations import backlogs_of, render_rows
+
+
+class ExportFormat(Enum):
+    """The formats of an export."""
+
+    NDJSON = "ndjson"
+    CSV = "csv"
+
+
+_CONTENT_TYPES = {
+    ExportFormat.NDJSON: "application/x-ndjson",
+    ExportFormat.CSV: "text/csv; charset=utf-8; header=present",
+}
+
+
+class ExportServlet(AdminServlet):
+    """Export all destinations that the filters keep, as a file.
+
+    GET /_synapse/admin/v2/federation/destinations/export?format=csv&status=retry_due
+
+    Query parameters, all optional; any other is an error:
+        format: `ndjson`, one JSON object of the list a line, or `csv`, with a line of
+            column names first (`ndjson`)
+        status, destination, failing_for, order_by, dir, include: as in the list
+
+    200 OK: the file. It is written while it is read; a failure half-way cuts the
+    connection.
+
+    Errors: 400 `M_INVALID_PARAM` for a bad parameter, 401, 403.
+    """
+
+    PATH = "/v2/federation/destinations/export"
+
+    async def on_GET(self, request: SynapseRequest) -> None:
+        """Answer GET."""
+        services = self._services
+        await services.homeserver.require_admin(request)
+        require_known(
+            request, ("format", *FILTER_PARAMETERS, *SORT_PARAMETERS, "include")
+        )
+        format_ = parse_choice(request, "format", default=ExportFormat.NDJSON)
+        pieces = services.reader.pieces(
+            parse_filter(request), parse_sort(request), after=None
+        )
+        encode = _csv_chunks if format_ is ExportFormat.CSV else _ndjson_chunks
+        await respond_in_chunks(
+            services.homeserver,
+            request,
+            _CONTENT_TYPES[format_],
+            encode(services, pieces, parse_includes_backlog(request)),
+            file_name=f"destinations.{format_.value}",
+        )
+
+
+async def _ndjson_chunks(
+    services: Services,
+    pieces: AsyncGenerator[list[Destination], None],
+    includes_backlog: bool,
+) -> AsyncGenerator[bytes, None]:
+    is_allowed = services.homeserver.is_allowed
+    async with aclosing(pieces):
+        async for rows in pieces:
+            if includes_backlog:
+                lines = [
+                    json.dumps(shown, separators=(",", ":"))
+                    for shown in await render_rows(services, rows, True)
+                ]
+            else:
+                now_ms = services.homeserver.now_ms()
+                lines = [
+                    encode_v2(row, now_ms, allowed=is_allowed(row.destination))
+                    for row in rows
+                ]
+            yield ("\n".join(lines) + "\n").encode("ascii")
+
+
+async def _csv_chunks(
+    services: Services,
+    pieces: AsyncGenerator[list[Destination], None],
+    includes_backlog: bool,
+) -> AsyncGenerator[bytes, None]:
+    backlog_columns = CSV_BACKLOG_COLUMNS if includes_backlog else ()
+    yield encode_csv([(*CSV_COLUMNS, *backlog_columns)])
+    is_allowed = services.homeserver.is_allowed
+    async with aclosing(pieces):
+        async for rows in pieces:
+            backlogs = await backlogs_of(services, rows, includes_backlog)
+            now_ms = services.homeserver.now_ms()
+            lines = []
+            for row in rows:
+                shown = render_v2(row, now_ms, allowed=is_allowed(row.destination))
+                shown["allowed"] = "true" if shown["allowed"] else "false"
+                line = list(shown.values())
+                if includes_backlog:
+                    line += render_backlog(backlogs[row.destination]).values()
+                lines.append(line)
+            yield encode_csv(lines)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: destinations with their status, found by what matters."""
+
+from http import HTTPStatus
+
+from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
+from synapse_federation_admin.models import (
+    Backlog,
+    Destination,
+    DestinationFilter,
+    Sort,
+)
+from synapse_federation_admin.rest._base import (
+    AdminServlet,
+    Services,
+    invalid_param,
+    parse_text,
+    unknown_destination,
+)
+from synapse_federation_admin.rest._page_token import PageToken, PageTokens
+from synapse_federation_admin.rest._parameters import (
+    FILTER_PARAMETERS,
+    SORT_PARAMETERS,
+    parse_filter,
+    parse_flag,
+    parse_includes_backlog,
+    parse_limit,
+    parse_sort,
+    require_known,
+)
+from synapse_federation_admin.rest._render import render_backlog, render_v2
+
+_DEFAULT_LIMIT = 100
+_MAX_LIMIT = 1000
+
+
+class DestinationsV2Servlet(AdminServlet):
+    """List destinations, with their status, by page.
+
+    GET /_synapse/admin/v2/federation/destinations?status=retry_due&failing_for=7d
+
+    Query parameters, all optional; any other is an error:
+        status: `online`, `unknown`, `backing_off` or `retry_due`; may be repeated
+        destination: a part of the name, or, with `*` or `?`, a pattern for all of it
+        failing_for: keep what has been failing for at least so long: `90s`, `7d`
+        order_by: as v1, or `next_retry_ts` (`destination`)
+        dir: `f` or `b` (`f`)
+        limit: the most rows to return, from 1 to 1000 (100)
+        from: the `next_token` of the page before, with the same filters and order
+        include: `backlog` adds what waits for each destination
+        total: `true` adds the number of all rows that the filters keep
+
+    200 OK
+
+        {
+            "destinations": [
+                {
+                    "destination": "matrix.org",
+                    "retry_last_ts": 1557332397936,
+                    "retry_interval": 3000000,
+                    "failure_ts": 1557332397936,
+                    "last_successful_stream_ordering": null,
+                    "status": "backing_off",
+                    "next_retry_ts": 1557335397936,
+                    "allowed": true
+                }
+            ],
+            "total": 10,
+            "next_token": "xBp0..."
+        }
+
+    `next_token` is absent on the last page.
+
+    Errors: 400 `M_INVALID_PARAM` for a bad parameter, 401, 403.
+    """
+
+    PATH = "/v2/federation/destinations"
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._tokens = PageTokens(services.homeserver.secret_for("page token"))
+
+    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
+        """Answer GET."""
+        services = self._services
+        await services.homeserver.require_admin(request)
+        require_known(
+            request,
+            (*FILTER_PARAMETERS, *SORT_PARAMETERS, "limit", "from", "include", "total"),
+        )
+        wanted, sort = parse_filter(request), parse_sort(request)
+        limit = parse_limit(request, default=_DEFAULT_LIMIT, highest=_MAX_LIMIT)
+        includes_backlog = parse_includes_backlog(request)
+        includes_total = parse_flag(request, "total")
+        begin = self._parse_from(request, wanted, sort)
+
+        after = begin.after if begin else None
+        found = await services.reader.read(wanted, sort, after, limit + 1)
+        rows, has_more = found[:limit], len(found) > limit
+        total = begin.total if begin else None
+        if includes_total and total is None:
+            is_whole = begin is None and not has_more
+            total = len(rows) if is_whole else await services.reader.count(wanted)
+        answer: JsonDict = {
+            "destinations": await render_rows(services, rows, includes_backlog)
+        }
+        if includes_total:
+            answer["total"] = total
+        if has_more:
+            token = PageToken(sort.position_of(rows[-1]), total)
+            answer["next_token"] = self._tokens.make(wanted, sort, token)
+        return HTTPStatus.OK, answer
+
+    def _parse_from(
+        self, request: SynapseRequest, wanted: DestinationFilter, sort: Sort
+    ) -> PageToken | None:
+        if b"from" not in (request.args or {}):
+            return None
+        token = self._tokens.read(wanted, sort, parse_text(request, "from"))
+        if token is None:
+            raise invalid_param(
+                "Query parameter 'from' must be the 'next_token' of a page with the "
+                "same filters and the same order"
+            )
+        return token
+
+
+class DestinationV2Servlet(AdminServlet):
+    """Tell everything that Synapse knows of one server.
+
+    GET /_synapse/admin/v2/federation/destinations/<destination>
+
+    200 OK: the object of the list with `backlog`, and
+
+        {
+            "shared_rooms": 12,
+            "local_users": 40,
+            "sender": "federation_sender1",
+            "inbound": {"last_transaction_ts": 1557332397936}
+        }
+
+    `shared_rooms` are rooms in which users of that server and of ours are now, and
+    `local_users` ours in them; `sender` is the instance that sends to it, null if none
+    does; `last_transaction_ts` is when it last reached us, null if it has not within
+    the 30 days that Synapse remembers.
+
+    A name for which only to-device messages or device list updates wait is found, too.
+
+    Errors: 404 `M_NOT_FOUND` if Synapse knows nothing of it, 400 `M_INVALID_PARAM` for
+    any query parameter, 401, 403.
+    """
+
+    PATH = "/v2/federation/destinations/<destination>"
+
+    async def on_GET(
+        self, request: SynapseRequest, destination: str
+    ) -> tuple[int, JsonDict]:
+        """Answer GET."""
+        services = self._services
+        await services.homeserver.require_admin(request)
+        require_known(request, ())
+        row = await services.destinations.get(destination)
+        backlog = (await services.backlog.of([destination]))[destination]
+        if row is None:
+            if backlog.is_empty:
+                raise unknown_destination()
+            row = Destination(destination, None, None, None, None)
+        reach = await services.reach.of(destination)
+        last_ts = await services.reach.last_inbound_ts(destination)
+        homeserver = services.homeserver
+        allowed = homeserver.is_allowed(destination)
+        return HTTPStatus.OK, {
+            **render_v2(row, homeserver.now_ms(), allowed=allowed),
+            "backlog": render_backlog(backlog),
+            "shared_rooms": reach.shared_rooms,
+            "local_users": reach.local_users,
+            "sender": homeserver.sender_of(destination),
+            "inbound": {"last_transaction_ts": last_ts},
+        }
+
+
+async def render_rows(
+    services: Services, rows: list[Destination], includes_backlog: bool
+) -> list[JsonDict]:
+    """Render the rows of a page."""
+    homeserver = services.homeserver
+    backlogs = await backlogs_of(services, rows, includes_backlog)
+    now_ms = homeserver.now_ms()
+    rendered = []
+    for row in rows:
+        allowed = homeserver.is_allowed(row.destination)
+        shown = render_v2(row, now_ms, allowed=allowed)
+        if includes_backlog:
+            shown["backlog"] = render_backlog(backlogs[row.destination])
+        rendered.append(shown)
+    return rendered
+
+
+async def backlogs_of(
+    services: Services, rows: list[Destination], wanted: bool
+) -> dict[str, Backlog]:
+    """Return what waits for each row's destination, if that is wanted."""
+    if not wanted:
+        return {}
+    return await services.backlog.of([row.destination for row in rows])

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long answers of a real Synapse on PostgreSQL, to slow and to vanishing readers."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import FEDERATION, MatrixClient
+from synapse_federation_admin.playground.processes import free_port, wait_until
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+ROWS = 100_000
+METRICS_PORT = free_port()
+EXPORT = "/_synapse/admin/v2/federation/destinations/export"
+LISTS = [
+    f"{FEDERATION}/destinations?limit=99999999",
+    f"{EXPORT}?format=ndjson",
+    f"{EXPORT}?format=csv",
+]
+
+
+class Homeserver:
+    """A homeserver with many destinations, and its admin."""
+
+    def __init__(self, synapse: SynapseServer, client: MatrixClient) -> None:
+        self.synapse = synapse
+        self.client = client
+
+    def execute(self, statement: str) -> None:
+        database = self.synapse.database
+        assert database is not None
+        connection = psycopg2.connect(
+            host=database.host, user=database.user, dbname=database.name
+        )
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
+    def transactions(self) -> int:
+        """Return how many transactions lists have taken so far."""
+        metrics = httpx.get(f"http://127.0.0.1:{METRICS_PORT}/_synapse/metrics").text
+        pattern = (
+            r"synapse_storage_transaction_time_count\{[^}]*"
+            r'desc="federation_admin_list_destinations"[^}]*\} ([0-9.e+]+)'
+        )
+        return sum(int(float(value)) for value in re.findall(pattern, metrics))
+
+    @contextmanager
+    def ask(self, path: str, receive_buffer: int = 4096) -> Iterator[socket.socket]:
+        """Send a GET, and leave it to the caller to read the answer."""
+        port = self.synapse.layout.client_ports["main"]
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            connection.settimeout(60)
+            connection.connect(("127.0.0.1", port))
+            token = self.client.access_token
+            connection.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                f"Authorization: Bearer {token}\r\n\r\n".encode()
+            )
+            yield connection
+
+
+@pytest.fixture(scope="module")
+def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    folder = tmp_path_factory.mktemp("long")
+    extra: dict[str, object] = {"enable_metrics": True}
+    synapse = SynapseServer(
+        folder, CertificateAuthority(folder), postgres=True, extra_config=extra
+    )
+    layout = synapse.layout
+    extra["listeners"] = [
+        {
+            "type": "http",
+            "port": layout.client_ports["main"],
+            "bind_addresses": ["127.0.0.1"],
+            "resources": [{"names": ["client"]}],
+        },
+        {
+            "type": "http",
+            "port": METRICS_PORT,
+            "bind_addresses": ["127.0.0.1"],
+            "resources": [{"names": ["metrics"]}],
+        },
+    ]
+    with synapse:
+        user = synapse.create_user("admin", admin=True)
+        homeserver = Homeserver(synapse, synapse.client(user))
+        homeserver.execute(
+            "INSERT INTO destinations (destination, retry_last_ts, failure_ts)"
+            " SELECT md5(n::text) || '.example', n % 3, n % 5"
+            f" FROM generate_series(1, {ROWS}) AS n"
+        )
+        homeserver.execute("ANALYZE destinations")
+        yield homeserver
+
+
+def read_all(connection: socket.socket, *, pause_s: float = 0) -> bytes:
+    parts = []
+    while part := connection.recv(1 << 16):
+        parts.append(part)
+        time.sleep(pause_s)
+    return b"".join(parts)
+
+
+def body_of(answer: bytes) -> bytes:
+    """Return the body of an answer in chunks; fail if the last one is missing."""
+    rest = answer.partition(b"\r\n\r\n")[2]
+    body = b""
+    while True:
+        size, _, rest = rest.partition(b"\r\n")
+        if not int(size, 16):
+            return body
+        body += rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_slow_reader(homeserver: Homeserver, path: str) -> None:
+    """One who reads slowly gets everything, and costs no memory and no transaction."""
+    process = psutil.Process(homeserver.synapse.process("main").pid)
+    # Whatever memory it takes once, it has taken then.
+    homeserver.client.destinations(limit=ROWS)
+    before = process.memory_info().rss
+    with homeserver.ask(path) as connection:
+        head = connection.recv(1000)
+        time.sleep(1)
+        stalled = homeserver.transactions()
+        time.sleep(1)
+        assert homeserver.transactions() == stalled
+        # A transaction left open would hold this up.
+        homeserver.execute("SET lock_timeout = '2s'; LOCK TABLE destinations")
+        assert process.memory_info().rss - before < 16 << 20
+        answer = head + read_all(connection)
+    text = body_of(answer).decode()
+    names = re.findall(r"[0-9a-f]{32}\.example", text)
+    assert len(names) == len(set(names)) == ROWS
+    assert names == sorted(names)
+    if "limit" in path:
+        assert json.loads(text)["total"] == ROWS
+    else:
+        assert b"Content-Disposition: attachment" in answer[:2000]
+    assert process.memory_info().rss - before < 32 << 20
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_vanishing_reader(homeserver: Homeserver, path: str) -> None:
+    """When the reader goes away, the work ends within one piece."""
+    with homeserver.ask(path) as connection:
+        connection.recv(1000)
+        time.sleep(1)
+        stalled = homeserver.transactions()
+    time.sleep(1)
+    assert homeserver.transactions() <= stalled + 1
+    log = homeserver.synapse.log_tail(lines=50)
+    assert "Traceback" not in log
+
+
+def test_many_vanishing_readers(homeserver: Homeserver) -> None:
+    """Fifty that go away at any moment leave nothing behind that hinders the next."""
+
+    def vanish(number: int) -> None:
+        with homeserver.ask(LISTS[number % len(LISTS)]) as connection:
+            time.sleep(number % 7 / 20)
+            if number % 2:
+                connection.recv(100_000)
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(vanish, range(50)))
+    wait_until(lambda: quiet(homeserver), "the lists to end", 30)
+    with homeserver.ask(LISTS[0], 1 << 20) as connection:
+        assert json.loads(body_of(read_all(connection)))["total"] == ROWS
+
+
+def quiet(homeserver: Homeserver) -> bool:
+    before = homeserver.transactions()
+    time.sleep(0.3)
+    return homeserver.transactions() == before
+
+
+def test_http_1_0(homeserver: Homeserver) -> None:
+    """A client of HTTP/1.0 gets the whole list, up to the end of the connection."""
+    port = homeserver.synapse.layout.client_ports["main"]
+    token = homeserver.client.access_token
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            f"GET {LISTS[0]} HTTP/1.0\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        )
+        answer = read_all(connection)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["total"] == ROWS
+
+
+# Last, for it stops the database.
+def test_database_fails_half_way(homeserver: Homeserver) -> None:
+    """A failure half-way cuts the connection: the answer never looks complete."""
+    readers = []
+    for path in LISTS:
+        reader = homeserver.ask(path)
+        connection = reader.__enter__()
+        head = connection.recv(1000)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        readers.append((reader, connection, head))
+    time.sleep(1)
+    assert homeserver.synapse.postgres is not None
+    homeserver.synapse.postgres.stop()
+    for reader, connection, head in readers:
+        try:
+            rest = read_all(connection)
+        except ConnectionResetError:
+            rest = b""
+        assert not (head + rest).endswith(b"\r\n0\r\n\r\n")
+        reader.__exit__(None, None, None)

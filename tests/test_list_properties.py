@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every list, by every order and filter, is a plain sort of the plain rows."""
+
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from module_case import ModuleTestCase
+from synapse.server import HomeServer
+from synapse.util.clock import Clock
+from twisted.internet.testing import MemoryReactor
+
+from synapse_federation_admin.destinations import reader as reader_module
+from synapse_federation_admin.destinations.indexes import INDEXES
+from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import (
+    Destination,
+    DestinationFilter,
+    DestinationOrder,
+    DestinationStatus,
+    Direction,
+    Sort,
+)
+
+T = TypeVar("T")
+
+NOW_MS = 1_000_000
+
+# Small enough for a few rows to need several of each.
+PIECES = {
+    "_WINDOW": 7,
+    "_FIRST_WINDOW": 3,
+    "_PIECE": 5,
+    "_INDEXED_PIECE": 4,
+    "_PASS_PIECE": 11,
+    "_HOP": 6,
+}
+
+names = st.text("aAbB.%_!-:é*?", min_size=1, max_size=4)
+times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000, -1])
+rows_of_destinations = st.lists(
+    st.builds(Destination, names, times, times, times, times),
+    unique_by=lambda row: row.destination,
+    max_size=40,
+)
+sorts = st.builds(Sort, st.sampled_from(DestinationOrder), st.sampled_from(Direction))
+filters = st.builds(
+    DestinationFilter,
+    name_contains=st.just("") | st.text("aAb.%_é", max_size=2),
+    name_glob=st.just("") | st.text("aAb.*?%_", max_size=3),
+    statuses=st.frozensets(st.sampled_from(DestinationStatus), max_size=3),
+    failing_for_ms=st.none() | st.sampled_from([0, 500_000, NOW_MS]),
+)
+
+NONE_IS_ZERO = (DestinationOrder.RETRY_LAST_TS, DestinationOrder.RETRY_INTERVAL)
+
+
+def next_retry_ts(row: Destination) -> int | None:
+    return row.retry_last_ts + (row.retry_interval or 0) if row.retry_last_ts else None
+
+
+def plain_value(row: Destination, order: DestinationOrder) -> int | None:
+    if order is DestinationOrder.NEXT_RETRY_TS:
+        return next_retry_ts(row)
+    value = getattr(row, order.value)
+    return value or 0 if order in NONE_IS_ZERO else value
+
+
+def plainly_sorted(rows: list[Destination], sort: Sort) -> list[Destination]:
+    """Sort by name first, and then, keeping that order of equals, by value."""
+    rows = sorted(rows, key=lambda row: row.destination.encode())
+    backwards = sort.direction is Direction.BACKWARDS
+    if sort.order_by is DestinationOrder.DESTINATION:
+        return rows[::-1] if backwards else rows
+    nulls = [row for row in rows if plain_value(row, sort.order_by) is None]
+    rows = [row for row in rows if plain_value(row, sort.order_by) is not None]
+    rows.sort(key=lambda row: plain_value(row, sort.order_by), reverse=backwards)
+    return rows + nulls
+
+
+def ascii_lower(text: str) -> str:
+    return "".join(c.lower() if c.isascii() else c for c in text)
+
+
+def glob_matches(pattern: str, name: str) -> bool:
+    """Match a pattern of literal characters, `*` and `?`, with a whole name."""
+    if not pattern:
+        return not name
+    if pattern[0] == "*":
+        return any(glob_matches(pattern[1:], name[i:]) for i in range(len(name) + 1))
+    return (
+        bool(name)
+        and pattern[0] in ("?", name[0])
+        and glob_matches(pattern[1:], name[1:])
+    )
+
+
+def plain_status(row: Destination) -> str:
+    if row.retry_last_ts:
+        return "backing_off" if (next_retry_ts(row) or 0) > NOW_MS else "retry_due"
+    return "unknown" if row.last_successful_stream_ordering is None else "online"
+
+
+def keeps(wanted: DestinationFilter, row: Destination) -> bool:
+    name = ascii_lower(row.destination)
+    if ascii_lower(wanted.name_contains) not in name:
+        return False
+    if wanted.name_glob and not glob_matches(ascii_lower(wanted.name_glob), name):
+        return False
+    statuses = {status.value for status in wanted.statuses}
+    if statuses and plain_status(row) not in statuses:
+        return False
+    if wanted.failing_for_ms is None:
+        return True
+    return (
+        bool(row.retry_last_ts)
+        and row.failure_ts is not None
+        and row.failure_ts <= NOW_MS - wanted.failing_for_ms
+    )
+
+
+@pytest.mark.database
+class ListPropertiesTest(ModuleTestCase):
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        self.db_pool = hs.get_datastores().main.db_pool
+        self.reactor.advance(NOW_MS / 1000 - self.reactor.seconds())
+        homeserver = Homeserver(hs.get_module_api())
+        self.reader = DestinationReader(homeserver)
+
+    def result(self, awaitable: Awaitable[T]) -> T:
+        return self.get_success(awaitable)
+
+    def fill(self, rows: list[Destination]) -> None:
+        def fill_txn(txn: Any) -> None:
+            txn.execute("DELETE FROM destinations")
+            txn.execute_batch(
+                "INSERT INTO destinations (destination, retry_last_ts, retry_interval,"
+                " failure_ts, last_successful_stream_ordering) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (
+                        row.destination,
+                        row.retry_last_ts,
+                        row.retry_interval,
+                        row.failure_ts,
+                        row.last_successful_stream_ordering,
+                    )
+                    for row in rows
+                ],
+            )
+
+        self.result(self.db_pool.runInteraction("fill", fill_txn))
+
+    def check(
+        self,
+        rows: list[Destination],
+        wanted: DestinationFilter,
+        sort: Sort,
+        limit: int,
+    ) -> None:
+        self.fill(rows)
+        expected = plainly_sorted([row for row in rows if keeps(wanted, row)], sort)
+        self.assertEqual(self.result(self.reader.count(wanted)), len(expected))
+        self.assertEqual(self.walk(wanted, sort, limit), expected)
+        self.assertEqual(self.result(self.collect(wanted, sort, None)), expected)
+        self.assertEqual(
+            self.result(self.collect(wanted, sort, limit)), expected[:limit]
+        )
+        backwards = self.reader.read(wanted, sort, None, limit, reverse=True)
+        self.assertEqual(self.result(backwards), expected[::-1][:limit])
+        for offset in {1, limit, len(expected) // 2, len(expected) - 1}:
+            if 0 < offset < len(expected):
+                found = self.reader.position_at(wanted, sort, offset, len(expected))
+                self.assertEqual(
+                    self.result(found), sort.position_of(expected[offset - 1])
+                )
+
+    def walk(
+        self, wanted: DestinationFilter, sort: Sort, limit: int
+    ) -> list[Destination]:
+        rows: list[Destination] = []
+        after = None
+        while True:
+            page = self.result(self.reader.read(wanted, sort, after, limit))
+            rows += page
+            if len(page) < limit:
+                return rows
+            after = sort.position_of(page[-1])
+
+    async def collect(
+        self, wanted: DestinationFilter, sort: Sort, limit: int | None
+    ) -> list[Destination]:
+        pieces = self.reader.pieces(wanted, sort, None, limit)
+        return [row async for piece in pieces for row in piece]
+
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
+    @given(rows_of_destinations, filters, sorts, st.integers(1, 12))
+    @example([], DestinationFilter(), Sort(), 1)
+    def test_lists_without_indexes(
+        self,
+        rows: list[Destination],
+        wanted: DestinationFilter,
+        sort: Sort,
+        limit: int,
+    ) -> None:
+        """A walk, a long list, a count and a jump find what a plain sort finds."""
+        with patch.multiple(reader_module, **PIECES):
+            self.check(rows, wanted, sort, limit)
+
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
+    @given(rows_of_destinations, filters, sorts, st.integers(1, 12))
+    def test_lists_with_indexes(
+        self,
+        rows: list[Destination],
+        wanted: DestinationFilter,
+        sort: Sort,
+        limit: int,
+    ) -> None:
+        """They find the same with the optional indexes."""
+        self.create_indexes()
+        with patch.multiple(reader_module, **PIECES):
+            self.check(rows, wanted, sort, limit)
+
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
+    @given(rows_of_destinations, sorts, st.integers(1, 12))
+    def test_lists_without_filter(
+        self, rows: list[Destination], sort: Sort, limit: int
+    ) -> None:
+        """So does a list of all destinations, in every order."""
+        with patch.multiple(reader_module, **PIECES):
+            self.check(rows, DestinationFilter(), sort, limit)
+
+    def create_indexes(self) -> None:
+        def create_txn(txn: Any) -> None:
+            for index in INDEXES:
+                txn.execute(f"DROP INDEX IF EXISTS {index.name}")
+                txn.execute(index.create())
+
+        self.result(self.db_pool.runInteraction("create_indexes", create_txn))
