@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2's list, detail, summary and export, on both databases."""
+
+import csv
+import io
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from module_case import ModuleTestCase
+from parameterized import parameterized
+
+V2 = "/_synapse/admin/v2/federation"
+LIST = V2 + "/destinations"
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+CASES: list[tuple[str, list[str]]] = [
+    ("?status=online", ["online"]),
+    ("?status=unknown", ["unknown"]),
+    ("?status=backing_off", ["backing-off"]),
+    ("?status=retry_due", ["due"]),
+    ("?status=retry_due&status=backing_off", ["backing-off", "due"]),
+    ("?status=retry_due&status=online", ["due", "online"]),
+    ("?destination=ON", ["online"]),
+    ("?destination=o*.example", ["online"]),
+    ("?destination=*N????.E*", ["online"]),
+    ("?destination=?ue.example", ["due"]),
+    ("?destination=ue*", []),
+    ("?destination=n_", []),
+    ("?destination=%25", []),
+    ("?destination=%00", []),
+    ("?failing_for=2d", ["backing-off"]),
+    ("?failing_for=1w", ["backing-off"]),
+    ("?failing_for=24h", ["backing-off", "due"]),
+    ("?failing_for=86401s", ["backing-off"]),
+    ("?failing_for=1440m&status=retry_due", ["due"]),
+    ("?failing_for=2w", []),
+    ("?failing_for=1s&status=online", []),
+    ("?order_by=next_retry_ts", ["due", "backing-off", "online", "unknown"]),
+    (
+        "?order_by=next_retry_ts&dir=b",
+        ["backing-off", "due", "online", "unknown"],
+    ),
+    ("?order_by=failure_ts&limit=1", ["backing-off"]),
+]
+
+
+class V2TestCase(ModuleTestCase):
+    """With one destination of each kind."""
+
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        # Late enough for something to have failed for weeks.
+        self.reactor.advance(100 * DAY_MS / 1000)
+        now_ms = self.clock.time_msec()
+        self.now_ms = now_ms
+        self.add_destination("online.example", 0, 0, None, 5)
+        self.add_destination("unknown.example")
+        self.add_destination(
+            "backing-off.example", now_ms - HOUR_MS, DAY_MS, now_ms - 10 * DAY_MS, 3
+        )
+        self.add_destination(
+            "due.example", now_ms - DAY_MS, HOUR_MS, now_ms - DAY_MS, None
+        )
+
+    def names(self, query: str = "") -> list[str]:
+        body = self.get_json(LIST + query)
+        return [row["destination"] for row in body["destinations"]]
+
+    def refused(self, path: str) -> str:
+        """Return the error of a request that is answered 400 `M_INVALID_PARAM`."""
+        channel = self.ask("GET", path)
+        self.assertEqual(channel.code, 400, (path, channel.result))
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        return str(channel.json_body["error"])
+
+
+@pytest.mark.database
+class ListV2Test(V2TestCase):
+    def test_shape(self) -> None:
+        """A destination has v1's keys, its status, its next retry, and `allowed`."""
+        now_ms = self.now_ms
+        expected = [
+            {
+                "destination": "backing-off.example",
+                "retry_last_ts": now_ms - HOUR_MS,
+                "retry_interval": DAY_MS,
+                "failure_ts": now_ms - 10 * DAY_MS,
+                "last_successful_stream_ordering": 3,
+                "status": "backing_off",
+                "next_retry_ts": now_ms - HOUR_MS + DAY_MS,
+                "allowed": True,
+            },
+            {
+                "destination": "due.example",
+                "retry_last_ts": now_ms - DAY_MS,
+                "retry_interval": HOUR_MS,
+                "failure_ts": now_ms - DAY_MS,
+                "last_successful_stream_ordering": None,
+                "status": "retry_due",
+                "next_retry_ts": now_ms - DAY_MS + HOUR_MS,
+                "allowed": True,
+            },
+            {
+                "destination": "online.example",
+                "retry_last_ts": 0,
+                "retry_interval": 0,
+                "failure_ts": None,
+                "last_successful_stream_ordering": 5,
+                "status": "online",
+                "next_retry_ts": None,
+                "allowed": True,
+            },
+            {
+                "destination": "unknown.example",
+                "retry_last_ts": 0,
+                "retry_interval": 0,
+                "failure_ts": None,
+                "last_successful_stream_ordering": None,
+                "status": "unknown",
+                "next_retry_ts": None,
+                "allowed": True,
+            },
+        ]
+
+        self.assertEqual(self.get_json(LIST), {"destinations": expected})
+        lines = self.ask("GET", LIST + "/export").result["body"].decode().splitlines()
+        self.assertEqual([json.loads(line) for line in lines], expected)
+
+    def test_filters_and_orders(self) -> None:
+        """Every filter and order keeps what it says, and the export the same."""
+        for query, expected in CASES:
+            self.check_list(query, expected)
+
+    def check_list(self, query: str, expected: list[str]) -> None:
+        names = [f"{name}.example" for name in expected]
+        self.assertEqual(self.names(query), names, query)
+        if "limit" not in query:
+            self.assertEqual(
+                self.get_json(f"{LIST}{query}&total=true")["total"], len(names)
+            )
+            exported = self.ask("GET", f"{LIST}/export{query}").result.get("body", b"")
+            lines = [json.loads(line) for line in exported.decode().splitlines()]
+            self.assertEqual([line["destination"] for line in lines], names)
+
+    def test_pages(self) -> None:
+        """Pages follow each other by token; `total` is counted once per walk."""
+        rows, totals, token = [], [], ""
+        while True:
+            body = self.get_json(f"{LIST}?limit=1&total=true{token}")
+            rows += [row["destination"] for row in body["destinations"]]
+            totals.append(body["total"])
+            self.add_destination(f"z{len(rows)}.example" if len(rows) < 3 else "a")
+            if "next_token" not in body:
+                break
+            token = f"&from={body['next_token']}"
+        self.assertEqual(
+            rows,
+            [
+                "backing-off.example",
+                "due.example",
+                "online.example",
+                "unknown.example",
+                "z1.example",
+                "z2.example",
+            ],
+        )
+        self.assertEqual(set(totals), {4})
+
+    def test_token_in_other_ways(self) -> None:
+        """A token may be used with another limit, `include` or `total`."""
+        token = self.get_json(f"{LIST}?limit=1")["next_token"]
+        for query in ("limit=2", "include=backlog", "total=true"):
+            body = self.get_json(f"{LIST}?from={token}&{query}")
+            self.assertEqual(body["destinations"][0]["destination"], "due.example")
+
+    def test_foreign_tokens(self) -> None:
+        """A token of other filters, truncated, changed or made up is refused."""
+        query = "?limit=1&status=retry_due&status=backing_off"
+        token = self.get_json(LIST + query)["next_token"]
+        self.assertEqual(self.names(f"{query}&from={token}"), ["due.example"])
+        for other in (
+            "?status=retry_due",
+            "?status=retry_due&status=online",
+            "?limit=1",
+            query + "&dir=b",
+            query + "&order_by=failure_ts",
+            query + "&failing_for=1s",
+            query + "&destination=e",
+            query + "&destination=e*",
+        ):
+            self.refused(f"{LIST}{other}&from={token}")
+        raw = urlsafe_b64decode(token + "==")
+        changed = [token[:length] for length in range(len(token))]
+        changed += [token + "A", token + "=", token + "==", " " + token]
+        for position in range(len(raw)):
+            flipped = bytearray(raw)
+            flipped[position] ^= 1
+            changed.append(urlsafe_b64encode(flipped).rstrip(b"=").decode())
+        for body in (b'[null,"a",null]', b"", b"{}", b"null", b"\xff"):
+            changed.append(urlsafe_b64encode(bytes(16) + body).rstrip(b"=").decode())
+        last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        changed += [token[:-1] + char for char in last if char != token[-1]]
+        for text in changed:
+            self.refused(f"{LIST}{query}&from={quote(text)}")
+
+    def test_backlog(self) -> None:
+        """`include=backlog` adds what waits, in the list and in both exports."""
+        self.add_room("online.example", "!a:test", 4)
+        self.add_room("online.example", "!b:test", 6)
+        self.add_room("unknown.example", "!c:test", 2)
+        body = self.get_json(f"{LIST}?include=backlog&total=false")
+        nothing = {
+            "rooms": 0,
+            "oldest_stream_ordering": None,
+            "catch_up": "possible",
+            "to_device_messages": 0,
+            "oldest_to_device_ts": None,
+            "device_list_updates": 0,
+        }
+        one = {**nothing, "rooms": 1}
+        expected = {
+            "backing-off.example": nothing,
+            "due.example": nothing,
+            "online.example": {**one, "oldest_stream_ordering": 6},
+            "unknown.example": {
+                **one,
+                "oldest_stream_ordering": 2,
+                "catch_up": "impossible",
+            },
+        }
+        self.assertEqual(
+            {row["destination"]: row["backlog"] for row in body["destinations"]},
+            expected,
+        )
+        exported = self.ask("GET", f"{LIST}/export?include=backlog").result["body"]
+        rows = [json.loads(line) for line in exported.decode().splitlines()]
+        self.assertEqual(rows, body["destinations"])
+        table = self.table(f"{LIST}/export?include=backlog&format=csv")
+        self.assertEqual(table[2]["oldest_stream_ordering"], "6")
+        self.assertEqual(table[3]["catch_up"], "impossible")
+
+    def table(self, path: str) -> list[dict[str, str]]:
+        channel = self.ask("GET", path)
+        self.assertEqual(channel.code, 200)
+        text = channel.result["body"].decode()
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+
+    def test_csv(self) -> None:
+        """The CSV has a line of names, and for NULL an empty field."""
+        self.add_destination('a,"b".example', None, None, 0, 0)
+        rows = self.table(f"{LIST}/export?format=csv")
+        self.assertEqual(len(rows), 5)
+        self.assertEqual(
+            rows[0],
+            {
+                "destination": 'a,"b".example',
+                "retry_last_ts": "0",
+                "retry_interval": "0",
+                "failure_ts": "0",
+                "last_successful_stream_ordering": "0",
+                "status": "online",
+                "next_retry_ts": "",
+                "allowed": "true",
+            },
+        )
+        self.assertEqual(rows[4]["last_successful_stream_ordering"], "")
+
+    def test_empty_export(self) -> None:
+        """Where nothing is kept, NDJSON is empty and CSV has its names."""
+        self.run_sql("DELETE FROM destinations")
+        channel = self.ask("GET", f"{LIST}/export")
+        self.assertEqual((channel.code, channel.result.get("body", b"")), (200, b""))
+        self.assertEqual(self.table(f"{LIST}/export?format=csv"), [])
+        head = self.ask("GET", f"{LIST}/export?format=csv").result["body"]
+        self.assertTrue(head.startswith(b"destination,retry_last_ts,"))
+
+    def test_export_headers(self) -> None:
+        """A browser saves the export as a file of its format."""
+        for name, content_type in (
+            ("ndjson", "application/x-ndjson"),
+            ("csv", "text/csv"),
+        ):
+            channel = self.ask("GET", f"{LIST}/export?format={name}")
+            headers = channel.headers
+            (disposition,) = headers.getRawHeaders("Content-Disposition")
+            self.assertEqual(disposition, f'attachment; filename="destinations.{name}"')
+            (found,) = headers.getRawHeaders("Content-Type")
+            self.assertEqual(found.partition(";")[0], content_type)
+            self.assertEqual(
+                headers.getRawHeaders("Access-Control-Allow-Origin"), ["*"]
+            )
+
+
+class BadParametersTest(V2TestCase):
+    @parameterized.expand(
+        [
+            ("?stauts=online", "stauts"),
+            ("?destination=a&destination=b", "destination"),
+            ("?status=offline", "status"),
+            ("?status=online&status=", "status"),
+            ("?failing_for=7", "failing_for"),
+            ("?failing_for=-7d", "failing_for"),
+            ("?failing_for=7D", "failing_for"),
+            ("?failing_for=", "failing_for"),
+            ("?failing_for=9999999999d", "failing_for"),
+            ("?order_by=", "order_by"),
+            ("?order_by=status", "order_by"),
+            ("?dir=up", "dir"),
+            ("?limit=0", "limit"),
+            ("?limit=1001", "limit"),
+            ("?limit=-1", "limit"),
+            ("?limit=1_0", "limit"),
+            ("?include=rooms", "include"),
+            ("?total=1", "total"),
+            ("?total=", "total"),
+            ("?from=", "from"),
+            ("?from=100", "from"),
+            ("?destination=%ff", "destination"),
+            ("?from=%ff", "from"),
+            ("?%ff=1", "known"),
+        ]
+    )
+    def test_bad_parameters(self, query: str, named: str) -> None:
+        """A parameter that is unknown, doubled or wrong is refused by its name."""
+        self.assertIn(named, self.refused(LIST + query))
+
+    def test_export_refuses_pages(self) -> None:
+        """The export takes no paging, and no unknown format."""
+        self.assertIn("limit", self.refused(LIST + "/export?limit=5"))
+        self.assertIn("format", self.refused(LIST + "/export?format=xml"))
+        self.assertIn("total", self.refused(LIST + "/export?total=true"))
+
+
+@pytest.mark.database
+class DetailV2Test(V2TestCase):
+    def test_detail(self) -> None:
+        """The detail is the object of the list, and all that is known beside it."""
+        (row,) = self.get_json(f"{LIST}?destination=online&include=backlog")[
+            "destinations"
+        ]
+        self.assertEqual(
+            self.get_json(f"{LIST}/online.example"),
+            {
+                **row,
+                "shared_rooms": 0,
+                "local_users": 0,
+                "sender": None,
+                "inbound": {"last_transaction_ts": None},
+            },
+        )
+
+    def test_unknown(self) -> None:
+        """Of what Synapse knows nothing, there is no detail."""
+        for name in ("nowhere.example", "", "%00", "Online.example"):
+            channel = self.ask("GET", f"{LIST}/{name}")
+            self.assertEqual(channel.code, 404, name)
+            self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+        self.assertIn("verbose", self.refused(f"{LIST}/online.example?verbose=1"))
+
+    def test_name_without_row(self) -> None:
+        """A name with nothing but waiting messages is found, and is in the summary."""
+        self.run_sql(
+            "INSERT INTO device_federation_outbox "
+            "(destination, stream_id, queued_ts, messages_json) "
+            "VALUES ('new.example:8448', 1, 77, '{}')"
+        )
+        body = self.get_json(f"{LIST}/new.example:8448")
+        self.assertEqual(body["status"], "unknown")
+        self.assertEqual(body["failure_ts"], None)
+        self.assertEqual(body["backlog"]["to_device_messages"], 1)
+        self.assertEqual(body["backlog"]["oldest_to_device_ts"], 77)
+        summary = self.get_json(f"{V2}/summary")
+        self.assertEqual(summary["total"], 4)
+        self.assertEqual(summary["backlog"]["to_device_messages"], 1)
+        self.assertEqual(
+            summary["unlisted"], {"total": 1, "sample": ["new.example:8448"]}
+        )
+
+    def test_inbound_and_reach(self) -> None:
+        """The detail says when it last reached us, and who shares rooms with it."""
+        self.run_sql(
+            "INSERT INTO received_transactions (transaction_id, origin, ts) "
+            "VALUES ('1', 'online.example', 5), ('2', 'online.example', 9)"
+        )
+        room_id = self.helper.create_room_as("admin", tok=self.admin_token)
+        self.run_sql(
+            "INSERT INTO current_state_events "
+            "(event_id, room_id, type, state_key, membership) VALUES "
+            f"('$1', '{room_id}', 'm.room.member', '@a:online.example', 'join')"
+        )
+        body = self.get_json(f"{LIST}/online.example")
+        self.assertEqual(body["inbound"], {"last_transaction_ts": 9})
+        self.assertEqual((body["shared_rooms"], body["local_users"]), (1, 1))
+
+
+@pytest.mark.database
+class SummaryTest(V2TestCase):
+    def test_summary(self) -> None:
+        """The summary counts by status and by age, and tells the indexes' state."""
+        body = self.get_json(f"{V2}/summary")
+        indexes = body.pop("indexes")
+        self.assertEqual(
+            body,
+            {
+                "as_of_ts": self.clock.time_msec(),
+                "total": 4,
+                "status": {"online": 1, "unknown": 1, "backing_off": 1, "retry_due": 1},
+                "failing": {"<1h": 0, "<1d": 0, "<7d": 1, ">=7d": 1},
+                "backlog": {
+                    "rooms": 0,
+                    "rooms_never_caught_up": 0,
+                    "to_device_messages": 0,
+                    "oldest_to_device_ts": None,
+                    "device_list_updates": 0,
+                },
+                "unlisted": {"total": 0, "sample": []},
+            },
+        )
+        self.assertEqual((indexes["enabled"], indexes["ready"]), (False, False))
+        self.assertEqual(set(indexes["states"].values()), {"missing"})
+        self.assertEqual(indexes["errors"], {})
+        self.assertIn("total", self.refused(f"{V2}/summary?total=true"))
+
+
+class WhitelistTest(V2TestCase):
+    def default_config(self) -> dict[str, Any]:
+        return {
+            **super().default_config(),
+            "federation_domain_whitelist": ["online.example"],
+        }
+
+    def test_allowed(self) -> None:
+        """`allowed` is false where `federation_domain_whitelist` shuts a server out."""
+        rows = self.get_json(LIST)["destinations"]
+        allowed = [row["destination"] for row in rows if row["allowed"]]
+        self.assertEqual(allowed, ["online.example"])
+        self.assertFalse(self.get_json(f"{LIST}/due.example")["allowed"])
+        exported = self.ask("GET", f"{LIST}/export").result["body"].decode()
+        self.assertEqual(exported.count('"allowed":true'), 1)
