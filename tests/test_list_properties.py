@@ -33,6 +33,8 @@ NOW_MS = 1_000_000
 # Small enough for a few rows to need several of each.
 PIECES = {
     "_WINDOW": 7,
+    "_TABLE_PIECE": 9,
+    "_MAX_WINDOWS": 2,
     "_FIRST_WINDOW": 3,
     "_PIECE": 5,
     "_INDEXED_PIECE": 4,

@@ -67,7 +67,10 @@ class Segment:
         return [*self.conditions, Sql(f"destination {comparison} ?", (self.after,))]
 
     def before(self, last: Position) -> Sql:
-        """Return the condition for those rows of a segment by value before a row's."""
+        """Return the condition for those rows that come before a row of the segment."""
+        if self.value is None:
+            comparison = BEYOND[_OPPOSITE[self.names]][0]
+            return Sql(f"destination {comparison} ?", (last.destination,))
         assert last.value is not None
         nearer = BEYOND[_OPPOSITE[self.values]][0]
         name_nearer = BEYOND[_OPPOSITE[self.names]][0]

@@ -104,19 +104,25 @@ def count_rooms(destination: str) -> Sql:
 BEYOND = {Direction.FORWARDS: (">", "ASC"), Direction.BACKWARDS: ("<", "DESC")}
 
 
-def conditions(wanted: DestinationFilter, now_ms: int) -> list[Sql]:
+def conditions(
+    wanted: DestinationFilter, now_ms: int, *, like_folds_case: bool
+) -> list[Sql]:
     """Return the conditions of a filter.
 
     Args:
         wanted: The filter.
         now_ms: The time at which statuses and durations are taken.
+        like_folds_case: Whether LIKE takes ASCII letters of either case for equal, as
+            SQLite's does. There it is several times as fast as LOWER.
     """
+    name = "destination" if like_folds_case else "LOWER(destination)"
     found = []
     if wanted.name_contains:
-        found.append(_like(f"%{_like_literal(wanted.name_contains)}%"))
+        pattern = f"%{_like_literal(wanted.name_contains)}%"
+        found.append(Sql(f"{name} LIKE ? ESCAPE '!'", (pattern,)))
     if wanted.name_glob:
-        pattern = _like_literal(wanted.name_glob)
-        found.append(_like(pattern.replace("*", "%").replace("?", "_")))
+        pattern = _like_literal(wanted.name_glob).replace("*", "%").replace("?", "_")
+        found.append(Sql(f"{name} LIKE ? ESCAPE '!'", (pattern,)))
     if wanted.statuses:
         found += _status_conditions(wanted.statuses, now_ms)
     if wanted.failing_for_ms is not None:
@@ -148,10 +154,6 @@ def _status_conditions(
         kept.append(FAILING if len(failing) == 2 else f"{FAILING} AND {failing[0]}")
         args = (now_ms,) if len(failing) == 1 else ()
     return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
-
-
-def _like(pattern: str) -> Sql:
-    return Sql("LOWER(destination) LIKE ? ESCAPE '!'", (pattern,))
 
 
 def _like_literal(text: str) -> str:

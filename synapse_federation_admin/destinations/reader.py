@@ -34,8 +34,14 @@ from synapse_federation_admin.models import (
     Sort,
 )
 
-# How many rows one transaction looks at on SQLite: some 10 ms.
-_WINDOW = 20_000
+# How many rows one transaction looks at on SQLite, some 10 ms: of those next to each
+# other by name, and of those next to each other in the table, which it reads far
+# faster.
+_WINDOW = 4000
+_TABLE_PIECE = 20_000
+
+# A page looks through so many windows before it takes one pass over the table instead.
+_MAX_WINDOWS = 3
 _FIRST_WINDOW = 1000
 
 # How many rows a long list takes at a time: where the database goes straight to them,
@@ -129,6 +135,10 @@ class DestinationReader:
         """
         if not _is_possible(wanted):
             return
+        if sort.is_by_name and not wanted.keeps_all:
+            async for rows in self._windows(wanted, sort, after, limit):
+                yield rows
+            return
         size = _PIECE
         if not sort.is_by_name:
             size = _PASS_PIECE
@@ -148,6 +158,29 @@ class DestinationReader:
                 return
             after = sort.position_of(rows[-1])
             left = None if left is None else left - count
+
+    async def _windows(
+        self,
+        wanted: DestinationFilter,
+        sort: Sort,
+        position: Position | None,
+        limit: int | None,
+    ) -> AsyncGenerator[list[Destination], None]:
+        """Read a long list by name that a filter thins out."""
+        (segment,) = segments(sort, position, split_ties=False)
+        after = segment.after
+        left = _WINDOW if limit is None else limit
+        while left:
+            async with self._passes("read"):
+                after, rows = await self._read_window(
+                    wanted, segment, after, _WINDOW, left
+                )
+            if rows:
+                yield rows
+            if after is None:
+                return
+            if limit is not None:
+                left -= len(rows)
 
     async def position_at(
         self, wanted: DestinationFilter, sort: Sort, offset: int, total: int
@@ -338,51 +371,71 @@ class DestinationReader:
         return Position(None, name)
 
     def _conditions(self, wanted: DestinationFilter) -> list[Sql]:
-        return conditions(wanted, self._homeserver.now_ms())
+        return conditions(
+            wanted,
+            self._homeserver.now_ms(),
+            like_folds_case=not self._homeserver.is_postgres,
+        )
 
     # -- on SQLite, in pieces --------------------------------------------------------
 
     async def _read_in_pieces(
         self, wanted: DestinationFilter, sort: Sort, segment: Segment, limit: int
     ) -> list[Destination]:
-        if segment.value is None:
-            return await self._read_windows(wanted, segment, limit)
-        return await self._read_top(wanted, sort, segment, limit)
-
-    async def _read_windows(
-        self, wanted: DestinationFilter, segment: Segment, limit: int
-    ) -> list[Destination]:
-        """Read a segment by name through windows of names that grow."""
-        where = [*segment.conditions, *self._conditions(wanted)]
+        if segment.value is not None:
+            return await self._read_top(wanted, sort, segment, limit)
         rows: list[Destination] = []
-        size = min(max(_FIRST_WINDOW, 4 * limit), _WINDOW)
-        begin = segment.after
-        while len(rows) < limit:
-
-            def window_txn(
-                txn: LoggingTransaction,
-                begin: str | None = begin,
-                size: int = size,
-                left: int = limit - len(rows),
-            ) -> tuple[str | None, list[Destination]]:
-                end = _name_at(txn, begin, segment.names, size)
-                window = [*where, *_between(begin, end, segment.names)]
-                source = "destinations"
-                return end, _select(txn, source, window, segment.order, left)
-
-            begin, found = await self._homeserver.run_db_interaction(
-                "federation_admin_list_destinations", window_txn
+        size = min(max(_FIRST_WINDOW, 2 * limit), _WINDOW)
+        after = segment.after
+        for _ in range(_MAX_WINDOWS):
+            after, found = await self._read_window(
+                wanted, segment, after, size, limit - len(rows)
             )
             rows += found
-            if begin is None:
-                break
-            size = min(4 * size, _WINDOW)
-        return rows
+            if after is None or len(rows) == limit:
+                return rows
+            size = min(2 * size, _WINDOW)
+        rest = attr.evolve(segment, after=after)
+        return rows + await self._read_top(wanted, sort, rest, limit - len(rows))
+
+    async def _read_window(
+        self,
+        wanted: DestinationFilter,
+        segment: Segment,
+        after: str | None,
+        size: int,
+        limit: int,
+    ) -> tuple[str | None, list[Destination]]:
+        """Read what a segment by name has in the next rows of the table by name.
+
+        Args:
+            wanted: Which rows to keep.
+            segment: The segment.
+            after: The window begins behind this name; None is at the start.
+            size: How many rows of the table the window has.
+            limit: The most rows to return.
+
+        Returns:
+            The name at the end of the window, or None if no row lies behind, and the
+            rows.
+        """
+        where = [*segment.conditions, *self._conditions(wanted)]
+
+        def window_txn(
+            txn: LoggingTransaction,
+        ) -> tuple[str | None, list[Destination]]:
+            end = _name_at(txn, after, segment.names, size)
+            window = [*where, *_between(after, end, segment.names)]
+            return end, _select(txn, "destinations", window, segment.order, limit)
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_list_destinations", window_txn
+        )
 
     async def _read_top(
         self, wanted: DestinationFilter, sort: Sort, segment: Segment, limit: int
     ) -> list[Destination]:
-        """Read the first rows of a segment by value in one pass over the table."""
+        """Read the first rows of a segment in one pass over the table."""
         where = [*segment.where, *self._conditions(wanted)]
         top: list[Destination] = []
         async for piece in self._row_pieces():
@@ -409,8 +462,8 @@ class DestinationReader:
         last = await self._homeserver.run_db_interaction(
             "federation_admin_last_destination", _last_row_id
         )
-        for begin in range(0, last, _WINDOW):
-            yield Sql("rowid > ? AND rowid <= ?", (begin, begin + _WINDOW))
+        for begin in range(0, last, _TABLE_PIECE):
+            yield Sql("rowid > ? AND rowid <= ?", (begin, begin + _TABLE_PIECE))
 
 
 def _is_possible(wanted: DestinationFilter) -> bool:
@@ -479,14 +532,15 @@ def _last_row_id(txn: LoggingTransaction) -> int:
 def _merge(
     sort: Sort, segment: Segment, one: list[Destination], other: list[Destination]
 ) -> list[Destination]:
-    """Merge two sorted parts of a segment by value, as SQLite compares: by bytes."""
+    """Merge two sorted parts of a segment, as SQLite compares names: by bytes."""
     rows = one + other
     rows.sort(
         key=lambda row: row.destination,
         reverse=segment.names is Direction.BACKWARDS,
     )
-    rows.sort(
-        key=lambda row: sort.position_of(row).value or 0,
-        reverse=segment.values is Direction.BACKWARDS,
-    )
+    if segment.value is not None:
+        rows.sort(
+            key=lambda row: sort.position_of(row).value or 0,
+            reverse=segment.values is Direction.BACKWARDS,
+        )
     return rows

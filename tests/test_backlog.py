@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits for named destinations, on both databases."""
+
+import random
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from module_case import ModuleTestCase
+from parameterized import parameterized
+
+from synapse_federation_admin.destinations import backlog
+from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import Backlog
+
+pytestmark = pytest.mark.database
+
+# Pieces so small that everything takes several, and none at all.
+SIZES = [(1,), (2,), (3,), (5000,)]
+
+
+class BacklogTestCase(ModuleTestCase):
+    """BacklogStore.of."""
+
+    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
+        super().prepare(reactor, clock, hs)
+        self.backlogs = BacklogStore(Homeserver(hs.get_module_api()))
+        self.stream_id = 0
+
+    def of(self, *names: str) -> dict[str, Backlog]:
+        return self.get_success(self.backlogs.of(names))
+
+    def insert(self, table: str, **values: Any) -> None:
+        self.get_success(self.store.db_pool.simple_insert(table, values))
+
+    def add_to_device(self, name: str, queued_ts: int, stream_id: int = 1) -> None:
+        self.insert(
+            "device_federation_outbox",
+            destination=name,
+            stream_id=stream_id,
+            queued_ts=queued_ts,
+            messages_json="{}",
+        )
+
+    def add_poke(self, name: str, *, sent: bool = False, stream_id: int = 1) -> None:
+        self.insert(
+            "device_lists_outbound_pokes",
+            destination=name,
+            stream_id=stream_id,
+            user_id="@user:test",
+            device_id="DEVICE",
+            sent=sent,
+            ts=1,
+        )
+
+    def test_nothing(self) -> None:
+        """A destination for which nothing waits has an empty backlog, known or not."""
+        self.add_destination("idle.example", None, None, None, 10)
+        self.add_room("idle.example", "!a:x", 10)
+        self.add_room("idle.example", "!b:x", 9)
+
+        found = self.of("idle.example", "unknown.example", "", "a\0b", "idle.example")
+
+        self.assertEqual(
+            found,
+            dict.fromkeys(["idle.example", "unknown.example", "", "a\0b"], Backlog()),
+        )
+        self.assertTrue(found["idle.example"].is_empty)
+        self.assertEqual(self.of(), {})
+
+    def test_rooms(self) -> None:
+        """A room waits if its newest event is newer than the last one delivered."""
+        self.add_destination("a.example", None, None, None, 10)
+        self.add_destination("b.example", None, None, None, 30)
+        for number, stream_ordering in enumerate([9, 10, 13, 12]):
+            self.add_room("a.example", f"!{number}:x", stream_ordering)
+            self.add_room("b.example", f"!{number}:x", stream_ordering)
+
+        self.assertEqual(
+            self.of("a.example", "b.example"),
+            {
+                "a.example": Backlog(rooms=2, oldest_stream_ordering=12),
+                "b.example": Backlog(),
+            },
+        )
+
+    def test_never_delivered(self) -> None:
+        """Where nothing was ever delivered all rooms wait, and are not caught up."""
+        self.add_destination("new.example")
+        self.assertTrue(self.of("new.example")["new.example"].can_catch_up)
+
+        self.add_room("new.example", "!a:x", 8)
+        self.add_room("new.example", "!b:x", 7)
+
+        self.assertEqual(
+            self.of("new.example")["new.example"],
+            Backlog(rooms=2, oldest_stream_ordering=7, can_catch_up=False),
+        )
+
+    def test_rooms_without_a_row(self) -> None:
+        """Rooms of a name without a row always wait, should there be any."""
+        # Synapse's own table does not let there be any.
+        self.run_sql("DROP TABLE destination_rooms")
+        self.run_sql(
+            "CREATE TABLE destination_rooms (destination TEXT NOT NULL, room_id TEXT "
+            "NOT NULL, stream_ordering BIGINT NOT NULL)"
+        )
+        self.add_room("lost.example", "!a:x", 4)
+        self.assertEqual(
+            self.of("lost.example")["lost.example"],
+            Backlog(rooms=1, oldest_stream_ordering=4, can_catch_up=False),
+        )
+
+    def test_synapse_agrees_on_rooms(self) -> None:
+        """Synapse's sender takes as undelivered what we say waits, where it asks."""
+        self.add_destination("a.example", None, None, None, 2)
+        room_id = self.helper.create_room_as("admin", tok=self.admin_token)
+        events = self.get_success(
+            self.store.db_pool.simple_select_list(
+                "events", {"room_id": room_id}, ["stream_ordering"]
+            )
+        )
+        newest = max(stream_ordering for (stream_ordering,) in events)
+        self.insert(
+            "destination_rooms",
+            destination="a.example",
+            room_id=room_id,
+            stream_ordering=newest,
+        )
+        for delivered, waits in ((newest - 1, 1), (newest, 0)):
+            self.add_destination("a.example", None, None, None, delivered)
+            asked = self.get_success(
+                self.store.get_catch_up_room_event_ids("a.example", delivered)
+            )
+            self.assertEqual(len(asked), waits)
+            self.assertEqual(self.of("a.example")["a.example"].rooms, waits)
+
+    def test_without_a_row(self) -> None:
+        """What waits for a name without a row in `destinations` is found."""
+        self.add_to_device("lost.example", 50)
+        self.add_to_device("lost.example", 40)
+        self.add_to_device("lost.example", 60)
+        self.add_poke("lost.example")
+
+        self.assertEqual(
+            self.of("lost.example")["lost.example"],
+            Backlog(
+                to_device_messages=3, oldest_to_device_ts=40, device_list_updates=1
+            ),
+        )
+
+    def test_sent_pokes(self) -> None:
+        """Every row of device_lists_outbound_pokes waits, as Synapse's sender sees it.
+
+        Synapse deletes the rows that it has delivered, and ignores the column `sent`.
+        """
+        self.add_poke("a.example", sent=False, stream_id=1)
+        self.add_poke("a.example", sent=True, stream_id=2)
+
+        sending = self.get_success(
+            self.store.db_pool.runInteraction(
+                "test",
+                self.store._get_device_updates_by_remote_txn,
+                "a.example",
+                0,
+                100,
+                100,
+            )
+        )
+        self.assertEqual(len(sending), 2)
+        self.assertEqual(self.of("a.example")["a.example"].device_list_updates, 2)
+
+        self.get_success(self.store.mark_as_sent_devices_by_remote("a.example", 1))
+        self.assertEqual(self.of("a.example")["a.example"].device_list_updates, 1)
+
+    def test_names_are_exact(self) -> None:
+        """A name stands for itself: not for another case, and not for a pattern."""
+        self.add_to_device("A.example", 1)
+        self.add_to_device("b'x.example", 1)
+        found = self.of("a.example", "A.example", "%", "b'x.example")
+        waiting = {name for name, waits in found.items() if not waits.is_empty}
+        self.assertEqual(waiting, {"A.example", "b'x.example"})
+
+    @parameterized.expand(SIZES)
+    def test_pieces(self, size: int) -> None:
+        """However it is cut into pieces, it is what a plain computation finds."""
+        randomness = random.Random(size)
+        names = [f"{number}.example" for number in range(12)]
+        expected = {}
+        for name in names:
+            expected[name] = self.add_random(name, randomness)
+
+        with (
+            patch.object(backlog, "_PIECE", size),
+            patch.object(backlog, "_NAMES", size),
+            patch.object(backlog, "_PER_NAME", randomness.randrange(2)),
+        ):
+            self.assertEqual(self.of(*names), expected)
+
+    def add_random(self, name: str, randomness: random.Random) -> Backlog:
+        """Write random rows for a destination, and return its backlog."""
+        last = randomness.choice([None, *range(5)])
+        self.add_destination(name, None, None, None, last)
+        orderings = [randomness.randrange(8) for _ in range(randomness.randrange(7))]
+        for number, stream_ordering in enumerate(orderings):
+            self.add_room(name, f"!{number}:x", stream_ordering)
+        waiting = [o for o in orderings if last is None or o > last]
+        queued = [randomness.randrange(99) for _ in range(randomness.randrange(7))]
+        for queued_ts in queued:
+            self.add_to_device(name, queued_ts, stream_id=randomness.randrange(4))
+        pokes = randomness.randrange(7)
+        for _ in range(pokes):
+            self.add_poke(name, stream_id=randomness.randrange(4))
+        return Backlog(
+            rooms=len(waiting),
+            oldest_stream_ordering=min(waiting, default=None),
+            can_catch_up=last is not None or not waiting,
+            to_device_messages=len(queued),
+            oldest_to_device_ts=min(queued, default=None),
+            device_list_updates=pokes,
+        )
+
+    def test_bounded_transactions(self) -> None:
+        """On SQLite no transaction looks at more than a piece."""
+        self.add_destination("big.example", None, None, None, 0)
+        for number in range(25):
+            self.add_room("big.example", f"!{number}:x", number + 1)
+        runs = []
+        original = Homeserver.run_db_interaction
+
+        async def count(self: Homeserver, desc: str, func: Any) -> Any:
+            runs.append(desc)
+            return await original(self, desc, func)
+
+        with (
+            patch.object(backlog, "_PIECE", 10),
+            patch.object(Homeserver, "run_db_interaction", count),
+        ):
+            self.assertEqual(self.of("big.example")["big.example"].rooms, 25)
+        self.assertEqual(len(runs), 3 if self.is_postgres else 5)

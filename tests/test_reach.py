@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is affected by a server, and who sends to it, on both databases."""
+
+import random
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from module_case import ModuleTestCase
+from parameterized import parameterized
+from synapse.config._base import ShardedWorkerHandlingConfig
+from tests.unittest import override_config
+from twisted.internet.defer import ensureDeferred
+
+from synapse_federation_admin.destinations import reach
+from synapse_federation_admin.destinations.reach import ReachStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import Reach
+
+pytestmark = pytest.mark.database
+
+SIZES = [(1,), (2,), (3,), (7,), (20_000,)]
+
+
+def pieces_of(size: int) -> Any:
+    """Have everything read in pieces of a size."""
+    return patch.multiple(
+        reach,
+        _PIECE=size,
+        _PIECE_ON_POSTGRES=size,
+        _USERS=size,
+        _USERS_ON_POSTGRES=size,
+    )
+
+
+class StoreTestCase(ModuleTestCase):
+    """With a store, and rows to be written."""
+
+    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
+        super().prepare(reactor, clock, hs)
+        self.homeserver = Homeserver(hs.get_module_api())
+        self.reaches = ReachStore(self.homeserver)
+        self.events = 0
+
+    def insert(self, table: str, **values: Any) -> None:
+        self.get_success(self.store.db_pool.simple_insert(table, values))
+
+
+class ReachTestCase(StoreTestCase):
+    """ReachStore.of."""
+
+    def of(self, name: str) -> Reach:
+        return self.get_success(self.reaches.of(name))
+
+    def add_member(self, room_id: str, user: str, membership: str = "join") -> None:
+        """Write a membership, of a local user as Synapse does for those."""
+        self.events += 1
+        event_id = f"$test{self.events}"
+        self.insert(
+            "current_state_events",
+            event_id=event_id,
+            room_id=room_id,
+            type="m.room.member",
+            state_key=user,
+            membership=membership,
+        )
+        if user.endswith(":test"):
+            self.insert(
+                "local_current_membership",
+                event_id=event_id,
+                room_id=room_id,
+                user_id=user,
+                membership=membership,
+            )
+
+    def test_real_rooms(self) -> None:
+        """In rooms made through Synapse, only those who are joined now count."""
+        room_id = self.helper.create_room_as("user", tok=self.user_token)
+        self.assertEqual(self.of("test"), Reach(shared_rooms=1, local_users=1))
+        self.assertEqual(self.of("remote.example"), Reach())
+
+        self.add_member(room_id, "@a:remote.example")
+        self.assertEqual(self.of("remote.example"), Reach(1, 1))
+
+        self.helper.invite(room_id, "@user:test", "@admin:test", tok=self.user_token)
+        self.assertEqual(self.of("remote.example"), Reach(1, 1))
+        self.helper.join(room_id, "@admin:test", tok=self.admin_token)
+        self.assertEqual(self.of("remote.example"), Reach(1, 2))
+        self.helper.leave(room_id, "@user:test", tok=self.user_token)
+        self.assertEqual(self.of("remote.example"), Reach(1, 1))
+
+    def test_left_rooms(self) -> None:
+        """A room which all of ours, or all of theirs, have left is not shared."""
+        self.add_member("!ours:x", "@user:test")
+        self.add_member("!ours:x", "@gone:b.example", "leave")
+        self.add_member("!ours:x", "@asked:b.example", "invite")
+        self.add_member("!theirs:x", "@user:test", "leave")
+        self.add_member("!theirs:x", "@a:b.example")
+        self.assertEqual(self.of("b.example"), Reach())
+
+    @parameterized.expand(
+        [
+            ("example.org", 1),
+            ("EXAMPLE.org", 1),
+            ("sub.example.org", 1),
+            ("example.org:8448", 1),
+            ("b:example.org", 1),
+            ("[2001:db8::1]:8448", 1),
+            ("db8::1]:8448", 0),
+            ("org", 0),
+            ("8448", 0),
+            ("Example.org", 0),
+            ("%", 0),
+            ("example_org", 0),
+            ("exampl!e.org", 0),
+            ("", 0),
+            ("a\0b", 0),
+        ]
+    )
+    def test_names_are_exact(self, name: str, expected: int) -> None:
+        """Only what has exactly the name after the first colon is of a server."""
+        for number, server in enumerate(
+            [
+                "example.org",
+                "EXAMPLE.org",
+                "sub.example.org",
+                "example.org:8448",
+                "b:example.org",
+                "[2001:db8::1]:8448",
+            ]
+        ):
+            self.add_member(f"!{number}:x", "@user:test")
+            self.add_member(f"!{number}:x", f"@a:{server}")
+        self.assertEqual(self.of(name), Reach(expected, expected))
+
+    @parameterized.expand(SIZES)
+    def test_pieces(self, size: int) -> None:
+        """However it is cut into pieces, it is what a plain computation finds."""
+        randomness = random.Random(size)
+        members = {}
+        for room in range(8):
+            for server in ("test", "a.example", "b.example", "x.a.example"):
+                for user in range(4):
+                    if randomness.random() < 0.4:
+                        member = (f"!{room}:x", f"@{user}:{server}")
+                        members[member] = randomness.choice(["join", "leave"])
+        for (room_id, user_id), membership in members.items():
+            self.add_member(room_id, user_id, membership)
+        joined = {member for member, value in members.items() if value == "join"}
+
+        ours = {room for room, user in joined if user.endswith(":test")}
+        for server in ("a.example", "b.example", "c.example"):
+            rooms = {room for room, user in joined if user.endswith(f":{server}")}
+            rooms &= ours
+            users = {u for r, u in joined if r in rooms and u.endswith(":test")}
+            with pieces_of(size):
+                self.assertEqual(self.of(server), Reach(len(rooms), len(users)))
+
+    def test_asked_together(self) -> None:
+        """Who asks for the same at the same time is answered from one computation."""
+        self.add_member("!a:x", "@user:test")
+        self.add_member("!a:x", "@a:b.example")
+        with patch.object(
+            self.reaches, "_reach", wraps=self.reaches._reach
+        ) as computed:
+            asked = [ensureDeferred(self.reaches.of("b.example")) for _ in range(5)]
+            found = [self.get_success(deferred) for deferred in asked]
+        self.assertEqual(found, [Reach(1, 1)] * 5)
+        self.assertLessEqual(computed.call_count, 2)
+
+
+class InboundTestCase(StoreTestCase):
+    """ReachStore.last_inbound_ts."""
+
+    def last(self, name: str) -> int | None:
+        return self.get_success(self.reaches.last_inbound_ts(name))
+
+    def receive(self, origin: str, ts: int | None) -> None:
+        self.events += 1
+        self.insert(
+            "received_transactions",
+            transaction_id=str(self.events),
+            origin=origin,
+            ts=ts,
+        )
+
+    def test_received(self) -> None:
+        """It is the time at which Synapse recorded the newest transaction."""
+        self.assertIsNone(self.last("a.example"))
+        self.get_success(
+            self.store.set_received_txn_response("t1", "a.example", 200, {})
+        )
+        self.assertEqual(self.last("a.example"), self.clock.time_msec())
+        self.assertIsNone(self.last("A.example"))
+        self.assertIsNone(self.last("a\0b"))
+
+    @parameterized.expand(SIZES)
+    def test_newest(self, size: int) -> None:
+        """However it is cut into pieces, the newest is found, among equal times too."""
+        randomness = random.Random(size)
+        origins = ["a.example", "b.example", "c.example"]
+        newest: dict[str, int] = {}
+        for _ in range(40):
+            origin = randomness.choice(origins)
+            ts = randomness.randrange(12)
+            self.receive(origin, ts)
+            newest[origin] = max(newest.get(origin, 0), ts)
+        self.receive("once.example", 0)
+        self.receive("never.example", None)
+        with pieces_of(size):
+            for origin in origins:
+                self.assertEqual(self.last(origin), newest[origin])
+            self.assertEqual(self.last("once.example"), 0)
+            self.assertIsNone(self.last("never.example"))
+            self.assertIsNone(self.last("other.example"))
+
+
+class SenderTestCase(ModuleTestCase):
+    """Homeserver.sender_of."""
+
+    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
+        super().prepare(reactor, clock, hs)
+        self.homeserver = Homeserver(hs.get_module_api())
+
+    @override_config({"federation_sender_instances": ["master"]})
+    def test_main(self) -> None:
+        """On one process, that process sends to every destination."""
+        self.assertEqual(self.homeserver.sender_of("a.example"), "master")
+
+    def test_none(self) -> None:
+        """Where no process is known to send, there is none."""
+        self.hs.config.worker.federation_shard_config = ShardedWorkerHandlingConfig([])
+        self.assertIsNone(self.homeserver.sender_of("a.example"))
+
+    def test_shards(self) -> None:
+        """Of several senders it is the one that Synapse has handle the destination."""
+        senders = ShardedWorkerHandlingConfig(["sender1", "sender2", "sender3"])
+        self.hs.config.worker.federation_shard_config = senders
+        found = set()
+        for number in range(50):
+            name = f"{number}.example"
+            sender = self.homeserver.sender_of(name)
+            assert sender is not None
+            self.assertTrue(senders.should_handle(sender, name))
+            found.add(sender)
+        self.assertEqual(found, set(senders.instances))
