@@ -16,17 +16,17 @@ from synapse_federation_admin.supported import require_supported_synapse
 def test_defaults(empty: Any) -> None:
     """Every key is optional."""
     assert FederationAdmin.parse_config(empty) == FederationAdminConfig(
-        contact_on_reset=True, contact_timeout_ms=10_000
+        contact_on_reset=True, contact_timeout_ms=10_000, indexes=False
     )
 
 
 def test_values() -> None:
     """What is given is taken; durations become ms."""
     config = FederationAdmin.parse_config(
-        {"contact_on_reset": False, "contact_timeout": "1m"}
+        {"contact_on_reset": False, "contact_timeout": "1m", "indexes": True}
     )
     assert config == FederationAdminConfig(
-        contact_on_reset=False, contact_timeout_ms=60_000
+        contact_on_reset=False, contact_timeout_ms=60_000, indexes=True
     )
 
 
@@ -39,6 +39,7 @@ def test_values() -> None:
         ({"contact_on_reset": "yes"}, "contact_on_reset: expected true or false"),
         ({"contact_on_reset": 1}, "contact_on_reset: expected true or false"),
         ({"contact_on_reset": None}, "contact_on_reset: expected true or false"),
+        ({"indexes": "yes"}, "indexes: expected true or false"),
         ({"contact_timeout": 10}, "contact_timeout: expected a duration"),
         ({"contact_timeout": True}, "contact_timeout: expected a duration"),
         ({"contact_timeout": "0s"}, "from 1s to 60s"),
