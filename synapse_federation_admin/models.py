@@ -7,7 +7,7 @@ a duration in ms.
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import attr
 
@@ -48,9 +48,12 @@ class DestinationStatus(Enum):
     RETRY_DUE = "retry_due"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Destination:
-    """One row of Synapse's table `destinations`, as the table has it."""
+class Destination(NamedTuple):
+    """One row of Synapse's table `destinations`, as the table has it.
+
+    A named tuple, for lists make a million of them, and it is made five times as fast
+    as the other values here.
+    """
 
     destination: str
 
@@ -84,9 +87,8 @@ class Destination:
 
     def status(self, now_ms: int) -> DestinationStatus:
         """Return its status at a time in ms since the epoch."""
-        next_retry_ts = self.next_retry_ts
-        if next_retry_ts is not None:
-            if next_retry_ts > now_ms:
+        if self.retry_last_ts:
+            if self.retry_last_ts + (self.retry_interval or 0) > now_ms:
                 return DestinationStatus.BACKING_OFF
             return DestinationStatus.RETRY_DUE
         if self.last_successful_stream_ordering is None:
@@ -190,25 +192,50 @@ class Unlisted:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Summary:
-    """All destinations in a few numbers.
+class BacklogSummary:
+    """What waits, in a few numbers.
+
+    Attributes:
+        as_of_ts: When reading it began.
+        totals: What waits, for names without a row too.
+        unlisted: The names without a row for which to-device messages or device list
+            updates wait.
+    """
+
+    as_of_ts: int
+    totals: BacklogTotals
+    unlisted: Unlisted
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Counts:
+    """How many destinations there are.
 
     Attributes:
         as_of_ts: The time at which statuses and ages are taken.
         total: How many destinations there are.
         by_status: How many of them have each status; all four are in it.
         failing_by_age: How many have been failing for how long; all four are in it.
-        backlog: What waits, for names without a row too.
-        unlisted: The names without a row for which to-device messages or device list
-            updates wait.
     """
 
     as_of_ts: int
     total: int
     by_status: Mapping[DestinationStatus, int]
     failing_by_age: Mapping[FailureAge, int]
-    backlog: BacklogTotals
-    unlisted: Unlisted
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Summary:
+    """All destinations in a few numbers.
+
+    Attributes:
+        counts: The destinations, as they are now.
+        backlog: What waits, as it was a short while ago at most where that is cheap to
+            tell; None if it is not known yet.
+    """
+
+    counts: Counts
+    backlog: BacklogSummary | None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

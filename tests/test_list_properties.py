@@ -36,8 +36,7 @@ PIECES = {
     "_TABLE_PIECE": 9,
     "_MAX_WINDOWS": 2,
     "_FIRST_WINDOW": 3,
-    "_PIECE": 5,
-    "_INDEXED_PIECE": 4,
+    "_LONG_PIECE": 5,
     "_PASS_PIECE": 11,
     "_HOP": 6,
 }

@@ -47,10 +47,15 @@ class Sql:
     args: tuple[str | int, ...] = ()
 
 
-def all_of(conditions: Sequence[Sql]) -> Sql:
-    """Return the WHERE clause for rows that meet every condition."""
+def where(conditions: Sequence[Sql]) -> Sql:
+    """Return the WHERE clause for rows that meet every condition; "" for all rows.
+
+    Not `WHERE TRUE`: SQLite counts twice as fast without.
+    """
+    if not conditions:
+        return Sql("")
     return Sql(
-        " AND ".join(condition.text for condition in conditions) or "TRUE",
+        "WHERE " + " AND ".join(condition.text for condition in conditions),
         tuple(arg for condition in conditions for arg in condition.args),
     )
 

@@ -6,10 +6,17 @@ connection, a list that no index serves is read in small pieces, each in a trans
 of its own, between which the homeserver's own work goes on.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 import attr
-from synapse.module_api import LoggingTransaction
+from synapse.module_api import (
+    LoggingTransaction,
+    make_deferred_yieldable,
+    run_in_background,
+)
+from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.destinations.order import (
     Segment,
@@ -20,10 +27,10 @@ from synapse_federation_admin.destinations.query import (
     BEYOND,
     DESTINATION_COLUMNS,
     Sql,
-    all_of,
     can_be_stored,
     conditions,
     is_of_failing,
+    where,
 )
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
@@ -38,16 +45,15 @@ from synapse_federation_admin.models import (
 # other by name, and of those next to each other in the table, which it reads far
 # faster.
 _WINDOW = 4000
-_TABLE_PIECE = 20_000
+_TABLE_PIECE = 100_000
 
 # A page looks through so many windows before it takes one pass over the table instead.
 _MAX_WINDOWS = 3
 _FIRST_WINDOW = 1000
 
-# How many rows a long list takes at a time: where the database goes straight to them,
-# where an optional index leads it there, and where each time costs a pass.
-_PIECE = 1000
-_INDEXED_PIECE = 4000
+# How many rows a long list takes at a time: where an index leads the database to them,
+# and where each time costs a pass.
+_LONG_PIECE = 4000
 _PASS_PIECE = 20_000
 
 # How many index entries one transaction skips on SQLite.
@@ -55,6 +61,13 @@ _HOP = 200_000
 
 # How many of the requests that cost a pass over the table may use the database at once.
 _MAX_PASSES = 2
+
+
+# Reads rows of a list from behind a position on, at most so many, and tells the
+# position behind them; None if there are no more.
+_Fetch = Callable[
+    [Position | None, int], Awaitable[tuple[list[Destination], Position | None]]
+]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -136,51 +149,54 @@ class DestinationReader:
         if not _is_possible(wanted):
             return
         if sort.is_by_name and not wanted.keeps_all:
-            async for rows in self._windows(wanted, sort, after, limit):
-                yield rows
-            return
-        size = _PIECE
-        if not sort.is_by_name:
-            size = _PASS_PIECE
-            (segment, *_) = segments(sort, after, split_ties=True)
-            usable = await self._homeserver.run_db_interaction(
-                "federation_admin_indexes", self._usable_indexes
-            )
-            if segment.index in usable and not wanted.has_pattern:
-                size = _INDEXED_PIECE
-        left = limit
-        while left is None or left > 0:
-            count = size if left is None else min(size, left)
-            rows = await self._read_as_pass(wanted, sort, after, count, False)
-            for begin in range(0, len(rows), _PIECE):
-                yield rows[begin : begin + _PIECE]
-            if len(rows) < count:
-                return
-            after = sort.position_of(rows[-1])
-            left = None if left is None else left - count
+            fetch = self._windows(wanted, sort)
+        else:
+            size = await self._piece_size(wanted, sort, after)
+            fetch = self._blocks(wanted, sort, size)
+        async with aclosing(_read_ahead(fetch, after, limit)) as pieces:
+            async for rows in pieces:
+                for start in range(0, len(rows), _LONG_PIECE):
+                    yield rows[start : start + _LONG_PIECE]
 
-    async def _windows(
-        self,
-        wanted: DestinationFilter,
-        sort: Sort,
-        position: Position | None,
-        limit: int | None,
-    ) -> AsyncGenerator[list[Destination], None]:
-        """Read a long list by name that a filter thins out."""
-        (segment,) = segments(sort, position, split_ties=False)
-        after = segment.after
-        left = _WINDOW if limit is None else limit
-        while left:
+    async def _piece_size(
+        self, wanted: DestinationFilter, sort: Sort, after: Position | None
+    ) -> int:
+        """Return how many rows of a long list to take at a time."""
+        if sort.is_by_name:
+            return _LONG_PIECE
+        segment = segments(sort, after, split_ties=True)[0]
+        usable = await self._homeserver.run_db_interaction(
+            "federation_admin_indexes", self._usable_indexes
+        )
+        is_indexed = segment.index in usable and not wanted.has_pattern
+        return _LONG_PIECE if is_indexed else _PASS_PIECE
+
+    def _blocks(self, wanted: DestinationFilter, sort: Sort, size: int) -> _Fetch:
+        """Return what reads a long list a number of rows at a time."""
+
+        async def fetch(
+            after: Position | None, most: int
+        ) -> tuple[list[Destination], Position | None]:
+            count = min(size, most)
+            rows = await self._read_as_pass(wanted, sort, after, count, False)
+            return rows, sort.position_of(rows[-1]) if len(rows) == count else None
+
+        return fetch
+
+    def _windows(self, wanted: DestinationFilter, sort: Sort) -> _Fetch:
+        """Return what reads a long list by name that a filter thins out."""
+
+        async def fetch(
+            after: Position | None, most: int
+        ) -> tuple[list[Destination], Position | None]:
+            (segment,) = segments(sort, after, split_ties=False)
             async with self._passes("read"):
-                after, rows = await self._read_window(
-                    wanted, segment, after, _WINDOW, left
+                end, rows = await self._read_window(
+                    wanted, segment, segment.after, _WINDOW, most
                 )
-            if rows:
-                yield rows
-            if after is None:
-                return
-            if limit is not None:
-                left -= len(rows)
+            return rows, None if end is None else Position(None, end)
+
+        return fetch
 
     async def position_at(
         self, wanted: DestinationFilter, sort: Sort, offset: int, total: int
@@ -210,17 +226,17 @@ class DestinationReader:
     async def _count(self, wanted: DestinationFilter) -> int:
         async with self._passes("count"):
             if self._homeserver.is_postgres or wanted.keeps_all:
-                where = self._conditions(wanted)
+                which = self._conditions(wanted)
                 return await self._homeserver.run_db_interaction(
                     "federation_admin_count_destinations",
-                    lambda txn: _count(txn, where),
+                    lambda txn: _count(txn, which),
                 )
             total = 0
-            async for piece in self._row_pieces():
-                where = [*self._conditions(wanted), piece]
+            async for piece in self._row_pieces(_TABLE_PIECE):
+                which = [*self._conditions(wanted), piece]
                 total += await self._homeserver.run_db_interaction(
                     "federation_admin_count_destinations",
-                    lambda txn, where=where: _count(txn, where),  # type: ignore[misc]
+                    lambda txn, which=which: _count(txn, which),  # type: ignore[misc]
                 )
             return total
 
@@ -278,8 +294,8 @@ class DestinationReader:
             if source is None:
                 return _Begun(rows, rest)
             segment = rest.pop(0)
-            where = [*segment.where, *self._conditions(wanted)]
-            rows += _select(txn, source, where, segment.order, limit - len(rows))
+            which = [*segment.where, *self._conditions(wanted)]
+            rows += _select(txn, source, which, segment.order, limit - len(rows))
         return _Begun(rows, [])
 
     def _source(
@@ -321,7 +337,7 @@ class DestinationReader:
         """Return the position of the row behind `skipped` others."""
         if sort.is_by_name and wanted.keeps_all:
             return await self._hop(sort, skipped, reverse)
-        if not self._homeserver.is_postgres or skipped < _PIECE:
+        if not self._homeserver.is_postgres or skipped < _LONG_PIECE:
             position = None
             left = skipped + 1
             while left:
@@ -419,13 +435,13 @@ class DestinationReader:
             The name at the end of the window, or None if no row lies behind, and the
             rows.
         """
-        where = [*segment.conditions, *self._conditions(wanted)]
+        which = [*segment.conditions, *self._conditions(wanted)]
 
         def window_txn(
             txn: LoggingTransaction,
         ) -> tuple[str | None, list[Destination]]:
             end = _name_at(txn, after, segment.names, size)
-            window = [*where, *_between(after, end, segment.names)]
+            window = [*which, *_between(after, end, segment.names)]
             return end, _select(txn, "destinations", window, segment.order, limit)
 
         return await self._homeserver.run_db_interaction(
@@ -436,16 +452,18 @@ class DestinationReader:
         self, wanted: DestinationFilter, sort: Sort, segment: Segment, limit: int
     ) -> list[Destination]:
         """Read the first rows of a segment in one pass over the table."""
-        where = [*segment.where, *self._conditions(wanted)]
+        which = [*segment.where, *self._conditions(wanted)]
         top: list[Destination] = []
-        async for piece in self._row_pieces():
+        # The first pieces return `limit` rows each.
+        size = _TABLE_PIECE if limit <= _LONG_PIECE else _WINDOW
+        async for piece in self._row_pieces(size):
 
             def top_txn(
                 txn: LoggingTransaction,
                 piece: Sql = piece,
                 top: list[Destination] = top,
             ) -> list[Destination]:
-                better = [piece, *where]
+                better = [piece, *which]
                 if len(top) == limit:
                     better.append(segment.before(sort.position_of(top[-1])))
                 source = "destinations NOT INDEXED"
@@ -457,13 +475,36 @@ class DestinationReader:
             )
         return top
 
-    async def _row_pieces(self) -> AsyncGenerator[Sql, None]:
+    async def _row_pieces(self, size: int) -> AsyncGenerator[Sql, None]:
         """Yield conditions that cut the table into pieces."""
         last = await self._homeserver.run_db_interaction(
             "federation_admin_last_destination", _last_row_id
         )
-        for begin in range(0, last, _TABLE_PIECE):
-            yield Sql("rowid > ? AND rowid <= ?", (begin, begin + _TABLE_PIECE))
+        for begin in range(0, last, size):
+            yield Sql("rowid > ? AND rowid <= ?", (begin, begin + size))
+
+
+async def _read_ahead(
+    fetch: _Fetch, after: Position | None, limit: int | None
+) -> AsyncGenerator[list[Destination], None]:
+    """Yield what a function fetches, and have it fetch the next while that is used."""
+    left = limit if limit is not None else sys.maxsize
+    pending: Deferred[tuple[list[Destination], Position | None]] | None
+    pending = run_in_background(fetch, after, left) if left else None
+    try:
+        while pending is not None:
+            rows, after = await make_deferred_yieldable(pending)
+            pending = None
+            left -= len(rows)
+            if after is not None and left > 0:
+                pending = run_in_background(fetch, after, left)
+            if rows:
+                yield rows
+    finally:
+        if pending is not None:
+            # Nobody wants it any more. It ends before the request does.
+            pending.addErrback(lambda _: None)
+            await make_deferred_yieldable(pending)
 
 
 def _is_possible(wanted: DestinationFilter) -> bool:
@@ -473,24 +514,24 @@ def _is_possible(wanted: DestinationFilter) -> bool:
 def _select(
     txn: LoggingTransaction,
     source: str,
-    where: Sequence[Sql],
+    which: Sequence[Sql],
     order: str,
     limit: int,
     offset: int = 0,
 ) -> list[Destination]:
-    condition = all_of(where)
+    condition = where(which)
     txn.execute(
-        f"SELECT {DESTINATION_COLUMNS} FROM {source} WHERE {condition.text} "  # noqa: S608
+        f"SELECT {DESTINATION_COLUMNS} FROM {source} {condition.text} "  # noqa: S608
         f"ORDER BY {order} LIMIT ? OFFSET ?",
         (*condition.args, limit, offset),
     )
-    return [Destination(*row) for row in txn.fetchall()]
+    return list(map(Destination._make, txn.fetchall()))
 
 
-def _count(txn: LoggingTransaction, where: Sequence[Sql]) -> int:
-    condition = all_of(where)
+def _count(txn: LoggingTransaction, which: Sequence[Sql]) -> int:
+    condition = where(which)
     txn.execute(
-        f"SELECT COUNT(*) FROM destinations WHERE {condition.text}",  # noqa: S608
+        f"SELECT COUNT(*) FROM destinations {condition.text}",  # noqa: S608
         condition.args,
     )
     row = txn.fetchone()
@@ -502,9 +543,9 @@ def _name_at(
     txn: LoggingTransaction, after: str | None, direction: Direction, count: int
 ) -> str | None:
     """Return the name of the `count`th row behind a name; None if there are fewer."""
-    condition = all_of(_between(after, None, direction))
+    condition = where(_between(after, None, direction))
     txn.execute(
-        f"SELECT destination FROM destinations WHERE {condition.text} "  # noqa: S608
+        f"SELECT destination FROM destinations {condition.text} "  # noqa: S608
         f"ORDER BY destination {BEYOND[direction][1]} LIMIT 1 OFFSET ?",
         (*condition.args, count - 1),
     )

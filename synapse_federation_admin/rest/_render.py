@@ -7,15 +7,21 @@ as text, many times faster, for long lists.
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as json_text
 
 from synapse_federation_admin.homeserver import JsonDict
-from synapse_federation_admin.models import Backlog, Destination
+from synapse_federation_admin.models import (
+    Backlog,
+    Destination,
+    DestinationStatus,
+)
 
 __all__ = [
     "CSV_COLUMNS",
-    "encode_csv",
+    "csv_fields",
+    "csv_line",
     "encode_v1",
     "encode_v2",
     "json_text",
@@ -58,15 +64,14 @@ def render_v1(row: Destination) -> JsonDict:
 
 def encode_v1(row: Destination) -> str:
     """Return the JSON of `render_v1`."""
-    failure_ts = row.failure_ts
-    ordering = row.last_successful_stream_ordering
+    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
     return (
-        f'{{"destination":{json_text(row.destination)},'
-        f'"retry_last_ts":{row.retry_last_ts or 0},'
-        f'"retry_interval":{row.retry_interval or 0},'
+        f'{{"destination":{json_text(name)},'
+        f'"retry_last_ts":{retry_last_ts or 0},'
+        f'"retry_interval":{retry_interval or 0},'
         f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
         '"last_successful_stream_ordering":'
-        f"{'null' if ordering is None else ordering}}}"
+        f"{'null' if stream_ordering is None else stream_ordering}}}"
     )
 
 
@@ -82,12 +87,57 @@ def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
 
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
     """Return the JSON of `render_v2`."""
-    next_retry_ts = row.next_retry_ts
+    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
+    # Most rows do not fail: for them, all that v2 adds is known.
+    if retry_last_ts:
+        next_retry_ts = row.next_retry_ts
+        added = f'"{row.status(now_ms).value}","next_retry_ts":{next_retry_ts}'
+    else:
+        added = _ADDED_UNKNOWN if stream_ordering is None else _ADDED_ONLINE
     return (
-        f'{encode_v1(row)[:-1]},"status":"{row.status(now_ms).value}",'
-        f'"next_retry_ts":{"null" if next_retry_ts is None else next_retry_ts},'
-        f'"allowed":{"true" if allowed else "false"}}}'
+        f'{{"destination":{json_text(name)},'
+        f'"retry_last_ts":{retry_last_ts or 0},'
+        f'"retry_interval":{retry_interval or 0},'
+        f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
+        '"last_successful_stream_ordering":'
+        f"{'null' if stream_ordering is None else stream_ordering},"
+        f'"status":{added},"allowed":{"true" if allowed else "false"}}}'
     )
+
+
+_ADDED_UNKNOWN = f'"{DestinationStatus.UNKNOWN.value}","next_retry_ts":null'
+_ADDED_ONLINE = f'"{DestinationStatus.ONLINE.value}","next_retry_ts":null'
+
+
+def csv_line(row: Destination, now_ms: int, *, allowed: bool) -> str:
+    """Return the fields of `CSV_COLUMNS` as CSV, without an end of line."""
+    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
+    if retry_last_ts:
+        added = f"{row.status(now_ms).value},{row.next_retry_ts}"
+    else:
+        status = _UNKNOWN if stream_ordering is None else _ONLINE
+        added = f"{status},"
+    return (
+        f"{name if _IS_PLAIN(name) else csv_fields([name])},"
+        f"{retry_last_ts or 0},{retry_interval or 0},"
+        f"{'' if failure_ts is None else failure_ts},"
+        f"{'' if stream_ordering is None else stream_ordering},"
+        f"{added},{'true' if allowed else 'false'}"
+    )
+
+
+# Names that CSV need not quote: those of servers are such.
+_IS_PLAIN = re.compile(r"[\w.:\[\]-]+", re.ASCII).fullmatch
+
+_UNKNOWN = DestinationStatus.UNKNOWN.value
+_ONLINE = DestinationStatus.ONLINE.value
+
+
+def csv_fields(fields: Sequence[object]) -> str:
+    """Return fields as CSV (RFC 4180), without an end of line; None is an empty one."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(fields)
+    return text.getvalue()
 
 
 def render_backlog(backlog: Backlog) -> JsonDict:
@@ -100,10 +150,3 @@ def render_backlog(backlog: Backlog) -> JsonDict:
         "oldest_to_device_ts": backlog.oldest_to_device_ts,
         "device_list_updates": backlog.device_list_updates,
     }
-
-
-def encode_csv(lines: Sequence[Sequence[object]]) -> bytes:
-    """Return lines of CSV (RFC 4180), in UTF-8; None is an empty field."""
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue().encode()

@@ -20,10 +20,10 @@ from synapse_federation_admin.rest._parameters import (
 from synapse_federation_admin.rest._render import (
     CSV_BACKLOG_COLUMNS,
     CSV_COLUMNS,
-    encode_csv,
+    csv_fields,
+    csv_line,
     encode_v2,
     render_backlog,
-    render_v2,
 )
 from synapse_federation_admin.rest._stream import respond_in_chunks
 from synapse_federation_admin.rest.v2_destinations import backlogs_of, render_rows
@@ -109,18 +109,19 @@ async def _csv_chunks(
     includes_backlog: bool,
 ) -> AsyncGenerator[bytes, None]:
     backlog_columns = CSV_BACKLOG_COLUMNS if includes_backlog else ()
-    yield encode_csv([(*CSV_COLUMNS, *backlog_columns)])
+    yield f"{csv_fields((*CSV_COLUMNS, *backlog_columns))}\r\n".encode("ascii")
     is_allowed = services.homeserver.is_allowed
     async with aclosing(pieces):
         async for rows in pieces:
             backlogs = await backlogs_of(services, rows, includes_backlog)
             now_ms = services.homeserver.now_ms()
-            lines = []
-            for row in rows:
-                shown = render_v2(row, now_ms, allowed=is_allowed(row.destination))
-                shown["allowed"] = "true" if shown["allowed"] else "false"
-                line = list(shown.values())
-                if includes_backlog:
-                    line += render_backlog(backlogs[row.destination]).values()
-                lines.append(line)
-            yield encode_csv(lines)
+            lines = [
+                csv_line(row, now_ms, allowed=is_allowed(row.destination))
+                for row in rows
+            ]
+            if includes_backlog:
+                lines = [
+                    f"{line},{csv_fields([*render_backlog(backlogs[row[0]]).values()])}"
+                    for row, line in zip(rows, lines, strict=True)
+                ]
+            yield ("\r\n".join(lines) + "\r\n").encode()
