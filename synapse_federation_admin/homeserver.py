@@ -40,6 +40,7 @@ from synapse.util.async_helpers import Linearizer, ObservableDeferred
 from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -185,7 +186,11 @@ class Homeserver:
         ).queue
 
     async def compute_once(
-        self, key: Hashable, compute: Callable[[], Awaitable[T]]
+        self,
+        key: Hashable,
+        compute: Callable[[], Awaitable[T]],
+        *,
+        timeout_ms: int | None = None,
     ) -> T:
         """Compute something, once for all who ask for it at the same time.
 
@@ -195,17 +200,37 @@ class Homeserver:
 
         Args:
             key: What is computed: equal keys stand for the same result.
-            compute: What to run. What it raises is raised to all who asked.
+            compute: What to run. What it raises is raised to all who asked; if nobody
+                waits any more, Synapse logs it.
+            timeout_ms: How long to wait for the result. It is computed to the end even
+                if nobody waits any more.
+
+        Raises:
+            TimeoutError: It took longer.
         """
         observable = self._not_begun.get(key)
-        if observable is None:
+        if observable is not None:
+            observer = observable.observe()
+        else:
             deferred: Deferred[T] = Deferred()
             observable = ObservableDeferred(deferred, consumeErrors=True)
             self._not_begun[key] = observable
+            # First of all, for it may fail at once.
+            observer = observable.observe()
             self._api.run_as_background_process(
-                "federation_admin_compute_once", self._compute, key, compute, deferred
+                "federation_admin_compute_once",
+                self._compute,
+                key,
+                compute,
+                deferred,
+                observable,
             )
-        result: T = await make_deferred_yieldable(observable.observe())
+        if timeout_ms is not None:
+            observer.addTimeout(timeout_ms / 1000, self.reactor)
+        try:
+            result: T = await make_deferred_yieldable(observer)
+        except DeferredTimeoutError as e:
+            raise TimeoutError from e
         return result
 
     async def _compute(
@@ -213,6 +238,7 @@ class Homeserver:
         key: Hashable,
         compute: Callable[[], Awaitable[T]],
         deferred: "Deferred[T]",
+        observable: "ObservableDeferred[T]",
     ) -> None:
         """Run one computation of `compute_once`, and hand its outcome out."""
         async with self._one_at_a_time.queue(key):
@@ -221,8 +247,12 @@ class Homeserver:
                 result = await compute()
             except Exception:
                 failure = Failure()
+                # Those whose time is over are still there, but have been told.
+                is_awaited = not all(d.called for d in observable.observers())
                 with PreserveLoggingContext():
                     deferred.errback(failure)
+                if not is_awaited:
+                    raise
             else:
                 with PreserveLoggingContext():
                     deferred.callback(result)
@@ -383,10 +413,11 @@ class Homeserver:
             return False
         return True
 
-    def is_allowed(self, destination: str) -> bool:
-        """Tell whether `federation_domain_whitelist` lets requests to it through."""
+    @property
+    def is_allowed(self) -> Callable[[str], bool]:
+        """Tells whether `federation_domain_whitelist` lets requests to a server out."""
         config = self._hs.config.federation
-        return config.is_domain_allowed_according_to_federation_whitelist(destination)
+        return config.is_domain_allowed_according_to_federation_whitelist
 
     def sender_of(self, destination: str) -> str | None:
         """Return the name of the process that sends to a destination.

@@ -230,8 +230,7 @@ class Summary:
 
     Attributes:
         counts: The destinations, as they are now.
-        backlog: What waits, as it was a short while ago at most where that is cheap to
-            tell; None if it is not known yet.
+        backlog: What waits, which may be older; None if it is not known yet.
     """
 
     counts: Counts

@@ -13,7 +13,7 @@ from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations import reader as reader_module
+from synapse_federation_admin.destinations import sizes
 from synapse_federation_admin.destinations.indexes import INDEXES
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.homeserver import Homeserver
@@ -32,13 +32,13 @@ NOW_MS = 1_000_000
 
 # Small enough for a few rows to need several of each.
 PIECES = {
-    "_WINDOW": 7,
-    "_TABLE_PIECE": 9,
-    "_MAX_WINDOWS": 2,
-    "_FIRST_WINDOW": 3,
-    "_LONG_PIECE": 5,
-    "_PASS_PIECE": 11,
-    "_HOP": 6,
+    "WINDOW": 7,
+    "TABLE_PIECE": 9,
+    "MAX_WINDOWS": 2,
+    "FIRST_WINDOW": 3,
+    "LONG_PIECE": 5,
+    "PASS_PIECE": 11,
+    "HOP": 6,
 }
 
 names = st.text("aAbB.%_!-:é*?", min_size=1, max_size=4)
@@ -213,7 +213,7 @@ class ListPropertiesTest(ModuleTestCase):
         limit: int,
     ) -> None:
         """A walk, a long list, a count and a jump find what a plain sort finds."""
-        with patch.multiple(reader_module, **PIECES):
+        with patch.multiple(sizes, **PIECES):
             self.check(rows, wanted, sort, limit)
 
     @settings(
@@ -232,7 +232,7 @@ class ListPropertiesTest(ModuleTestCase):
     ) -> None:
         """They find the same with the optional indexes."""
         self.create_indexes()
-        with patch.multiple(reader_module, **PIECES):
+        with patch.multiple(sizes, **PIECES):
             self.check(rows, wanted, sort, limit)
 
     @settings(
@@ -246,7 +246,7 @@ class ListPropertiesTest(ModuleTestCase):
         self, rows: list[Destination], sort: Sort, limit: int
     ) -> None:
         """So does a list of all destinations, in every order."""
-        with patch.multiple(reader_module, **PIECES):
+        with patch.multiple(sizes, **PIECES):
             self.check(rows, DestinationFilter(), sort, limit)
 
     def create_indexes(self) -> None:

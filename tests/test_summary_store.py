@@ -8,13 +8,22 @@ from unittest.mock import patch
 import pytest
 from module_case import ModuleTestCase
 from parameterized import parameterized
-from twisted.internet.defer import ensureDeferred
+from synapse.logging.context import (
+    SENTINEL_CONTEXT,
+    LoggingContext,
+    PreserveLoggingContext,
+    current_context,
+)
+from synapse.module_api import make_deferred_yieldable
+from twisted.internet.defer import Deferred, ensureDeferred
 
 from synapse_federation_admin.destinations import summary
 from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    BacklogSummary,
     BacklogTotals,
+    Counts,
     Destination,
     DestinationStatus,
     FailureAge,
@@ -36,8 +45,8 @@ AGES_MS = {
 }
 
 
-class SummaryTestCase(ModuleTestCase):
-    """SummaryStore.get."""
+class SummaryTestCaseBase(ModuleTestCase):
+    """With a SummaryStore, and words for what waits."""
 
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
@@ -46,6 +55,11 @@ class SummaryTestCase(ModuleTestCase):
 
     def get(self) -> Summary:
         return self.get_success(self.summaries.get())
+
+    def get_backlog(self) -> BacklogSummary:
+        found = self.get().backlog
+        assert found is not None
+        return found
 
     def insert(self, table: str, rows: list[dict[str, Any]]) -> None:
         keys = list(rows[0])
@@ -85,17 +99,26 @@ class SummaryTestCase(ModuleTestCase):
             ],
         )
 
+
+class SummaryTestCase(SummaryTestCaseBase):
+    """SummaryStore.get."""
+
     def test_nothing(self) -> None:
         """Of nothing, everything is 0, and every status and age is there."""
         self.assertEqual(
             self.get(),
             Summary(
-                as_of_ts=self.clock.time_msec(),
-                total=0,
-                by_status=dict.fromkeys(DestinationStatus, 0),
-                failing_by_age=dict.fromkeys(FailureAge, 0),
-                backlog=BacklogTotals(),
-                unlisted=Unlisted(),
+                Counts(
+                    as_of_ts=self.clock.time_msec(),
+                    total=0,
+                    by_status=dict.fromkeys(DestinationStatus, 0),
+                    failing_by_age=dict.fromkeys(FailureAge, 0),
+                ),
+                BacklogSummary(
+                    as_of_ts=self.clock.time_msec(),
+                    totals=BacklogTotals(),
+                    unlisted=Unlisted(),
+                ),
             ),
         )
 
@@ -111,7 +134,7 @@ class SummaryTestCase(ModuleTestCase):
         self.add_destination("due2", now_ms, 0, now_ms)
         self.add_destination("due3", now_ms, None, now_ms, 5)
 
-        found = self.get()
+        found = self.get().counts
 
         self.assertEqual(found.total, 8)
         self.assertEqual(
@@ -138,7 +161,7 @@ class SummaryTestCase(ModuleTestCase):
         self.add_destination("online.x", 0, 0, now_ms, 5)
 
         self.assertEqual(
-            self.get().failing_by_age,
+            self.get().counts.failing_by_age,
             {
                 FailureAge.UNDER_1H: 3,
                 FailureAge.UNDER_1D: 2,
@@ -151,7 +174,7 @@ class SummaryTestCase(ModuleTestCase):
         """Where failure_ts is NULL, the last failed attempt's time stands for it."""
         now_ms = self.clock.time_msec()
         self.add_destination("a", now_ms - HOUR_MS, 1, None)
-        found = self.get().failing_by_age
+        found = self.get().counts.failing_by_age
         self.assertEqual(found[FailureAge.UNDER_1D], 1)
         self.assertEqual(sum(found.values()), 1)
 
@@ -164,7 +187,7 @@ class SummaryTestCase(ModuleTestCase):
         for number in range(3):
             self.add_room("new.example", f"!{number}:x", number)
 
-        found = self.get().backlog
+        found = self.get_backlog().totals
 
         self.assertEqual(found, BacklogTotals(rooms=2, rooms_never_caught_up=3))
 
@@ -179,10 +202,10 @@ class SummaryTestCase(ModuleTestCase):
         )
         self.add_pokes("both.example", "lost2.example", "known.example")
 
-        found = self.get()
+        found = self.get_backlog()
 
         self.assertEqual(
-            found.backlog,
+            found.totals,
             BacklogTotals(
                 to_device_messages=4, oldest_to_device_ts=50, device_list_updates=3
             ),
@@ -199,7 +222,7 @@ class SummaryTestCase(ModuleTestCase):
         self.add_pokes(*(f"{number}.example" for number in range(3, 15)))
         for size in (1, 4, 1000):
             with patch.object(summary, "_NAMES", size):
-                found = self.get().unlisted
+                found = self.get_backlog().unlisted
             self.assertEqual(found.total, 15)
             self.assertEqual(len(set(found.sample)), 10)
 
@@ -250,24 +273,29 @@ class SummaryTestCase(ModuleTestCase):
         unlisted = {name for name, _ in queued} | set(poked)
         unlisted -= set(rows)
         self.assertEqual(
-            found,
-            Summary(
+            found.counts,
+            Counts(
                 as_of_ts=now_ms,
                 total=30,
                 by_status={s: statuses.count(s) for s in DestinationStatus},
                 failing_by_age={a: ages.count(a) for a in FailureAge},
-                backlog=BacklogTotals(
-                    rooms=rooms_waiting,
-                    rooms_never_caught_up=rooms_never,
-                    to_device_messages=len(queued),
-                    oldest_to_device_ts=min(ts for _, ts in queued),
-                    device_list_updates=len(poked),
-                ),
-                unlisted=Unlisted(len(unlisted), found.unlisted.sample),
             ),
         )
-        self.assertEqual(set(found.unlisted.sample) - unlisted, set())
-        self.assertEqual(len(found.unlisted.sample), min(10, len(unlisted)))
+        assert found.backlog is not None
+        self.assertEqual(
+            found.backlog.totals,
+            BacklogTotals(
+                rooms=rooms_waiting,
+                rooms_never_caught_up=rooms_never,
+                to_device_messages=len(queued),
+                oldest_to_device_ts=min(ts for _, ts in queued),
+                device_list_updates=len(poked),
+            ),
+        )
+        sample = found.backlog.unlisted.sample
+        self.assertEqual(found.backlog.unlisted.total, len(unlisted))
+        self.assertEqual(set(sample) - unlisted, set())
+        self.assertEqual(len(sample), min(10, len(unlisted)))
 
     def test_rooms_without_a_row(self) -> None:
         """Rooms of a name without a row always wait, should there be any."""
@@ -278,17 +306,259 @@ class SummaryTestCase(ModuleTestCase):
             "NOT NULL, stream_ordering BIGINT NOT NULL)"
         )
         self.add_room("lost.example", "!a:x", 0)
-        self.assertEqual(self.get().backlog, BacklogTotals(rooms_never_caught_up=1))
+        self.assertEqual(
+            self.get_backlog().totals, BacklogTotals(rooms_never_caught_up=1)
+        )
 
-    def test_asked_together(self) -> None:
+    def test_always_new(self) -> None:
+        """Where little waits, every answer is of its own time, in all that it says."""
+        for number in range(1, 4):
+            self.add_destination(f"{number}.example")
+            self.add_to_device((f"{number}.example", 70))
+            self.reactor.advance(0.001)
+            found = self.get()
+            assert found.backlog is not None
+            self.assertEqual(found.counts.total, number)
+            self.assertEqual(found.backlog.totals.to_device_messages, number)
+            self.assertEqual(found.backlog.as_of_ts, self.clock.time_msec())
+
+    def test_counted_together(self) -> None:
         """Who asks at the same time is answered from one computation."""
-        with patch.object(
-            self.summaries, "_get", wraps=self.summaries._get
-        ) as computed:
+        with (
+            patch.object(
+                self.summaries, "_count", wraps=self.summaries._count
+            ) as counted,
+            patch.object(
+                self.summaries, "_read_backlog", wraps=self.summaries._read_backlog
+            ) as read,
+        ):
             asked = [ensureDeferred(self.summaries.get()) for _ in range(5)]
+            # On SQLite the one who was first gives way to the others.
+            self.pump(0.001)
             found = [self.get_success(deferred) for deferred in asked]
-        self.assertEqual({each.total for each in found}, {0})
-        self.assertLessEqual(computed.call_count, 2)
+        self.assertEqual({each.counts.total for each in found}, {0})
+        self.assertLessEqual(counted.call_count, 2)
+        self.assertLessEqual(read.call_count, 2)
+
+
+class SlowBacklogTestCase(SummaryTestCaseBase):
+    """SummaryStore.get where reading what waits takes as long as the test wants."""
+
+    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
+        super().prepare(reactor, clock, hs)
+        self.readings: list[Deferred[None]] = []
+        read_backlog = self.summaries._read_backlog
+
+        async def read_slowly(now_ms: int) -> BacklogSummary:
+            reading: Deferred[None] = Deferred()
+            self.readings.append(reading)
+            await make_deferred_yieldable(reading)
+            return await read_backlog(now_ms)
+
+        patcher = patch.object(self.summaries, "_read_backlog", read_slowly)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def ask(self) -> "Deferred[Summary]":
+        deferred = ensureDeferred(self.summaries.get())
+        # For the transactions: no time goes by.
+        self.pump()
+        return deferred
+
+    def later(self, ms: int) -> None:
+        self.reactor.advance(ms / 1000)
+        self.pump()
+
+    def read(self, ms: int = 0) -> None:
+        """Have the reading that is under way end, some time from now."""
+        self.later(ms)
+        with PreserveLoggingContext():
+            self.readings[-1].callback(None)
+        self.pump()
+
+    def test_none_yet(self) -> None:
+        """What is not known in time is not known, and the next answer has it."""
+        self.add_to_device(("a.example", 70))
+        asked_ms = self.clock.time_msec()
+        asked = self.ask()
+        self.later(249)
+        self.assertNoResult(asked)
+        self.later(1)
+        found = self.successResultOf(asked)
+        self.assertEqual(found.counts.total, 0)
+        self.assertIsNone(found.backlog)
+
+        self.read(750)
+
+        self.later(1)
+        found = self.get()
+        assert found.backlog is not None
+        self.assertEqual(found.backlog.totals.to_device_messages, 1)
+        self.assertEqual(found.backlog.as_of_ts, asked_ms)
+        self.assertEqual(found.counts.as_of_ts, asked_ms + 1001)
+
+    def test_in_time(self) -> None:
+        """What is known in time is in the answer, which then waits no longer."""
+        asked = self.ask()
+        self.read(200)
+        self.assertIsNotNone(self.successResultOf(asked).backlog)
+
+    def test_least_wait(self) -> None:
+        """However long the counting took, the answer waits for the rest a little."""
+        count = self.summaries._count
+
+        async def count_slowly() -> Counts:
+            counts = await count()
+            self.reactor.advance(0.3)
+            return counts
+
+        with patch.object(self.summaries, "_count", count_slowly):
+            asked = self.ask()
+        self.later(49)
+        self.assertNoResult(asked)
+        self.later(1)
+        self.assertIsNone(self.successResultOf(asked).backlog)
+
+    def test_older(self) -> None:
+        """Until the new one is there, the answer has the one before."""
+        asked = self.ask()
+        self.read(40)
+        first = self.successResultOf(asked).backlog
+        assert first is not None
+        self.add_to_device(("a.example", 70))
+
+        asked = self.ask()
+        self.later(250)
+        self.assertEqual(self.successResultOf(asked).backlog, first)
+        # It is still being read, so who asks now waits as long, and for the same.
+        asked = self.ask()
+        self.later(250)
+        self.assertEqual(self.successResultOf(asked).backlog, first)
+        self.assertEqual(len(self.readings), 2)
+
+        self.read()
+        second = self.get().backlog
+        assert second is not None
+        self.assertEqual(second.totals.to_device_messages, 1)
+        self.assertGreater(second.as_of_ts, first.as_of_ts)
+
+    def test_rest(self) -> None:
+        """What took long is not read again before ten times as long."""
+        self.ask()
+        self.read(300)
+        first = self.get().backlog
+        assert first is not None
+        self.later(2999)
+        self.assertEqual(self.get().backlog, first)
+        self.assertEqual(len(self.readings), 1)
+        self.later(1)
+        asked = self.ask()
+        self.assertEqual(len(self.readings), 2)
+        # What takes less than 50 ms is read for everyone who asks.
+        self.read(49)
+        self.successResultOf(asked)
+        self.ask()
+        self.assertEqual(len(self.readings), 3)
+        self.read()
+
+    def test_clock_set_back(self) -> None:
+        """A clock that is set back does not put the next reading off."""
+        self.ask()
+        self.read(300)
+        hour = patch.object(
+            self.summaries._homeserver,
+            "now_ms",
+            return_value=self.clock.time_msec() - 1000,
+        )
+        with hour:
+            self.ask()
+        self.assertEqual(len(self.readings), 2)
+        self.read()
+
+    def test_ten_askers(self) -> None:
+        """Of ten who ask one after the other, none starts a second reading."""
+        asked = []
+        for _ in range(10):
+            asked.append(self.ask())
+            self.later(30)
+        self.later(250)
+        self.assertEqual(len(self.readings), 1)
+        for each in asked:
+            self.assertIsNone(self.successResultOf(each).backlog)
+        self.read()
+        # What they waited for behind it is not read: it would be too soon.
+        self.assertEqual(len(self.readings), 1)
+        self.assertIsNotNone(self.get().backlog)
+
+    def test_fails_in_time(self) -> None:
+        """If reading fails while somebody waits, so does the answer."""
+        asked = self.ask()
+        with PreserveLoggingContext():
+            self.readings[-1].errback(RuntimeError("disk full"))
+        self.pump()
+        self.assertEqual(
+            str(self.failureResultOf(asked, RuntimeError).value), "disk full"
+        )
+        # And the next one is tried.
+        asked = self.ask()
+        self.read()
+        self.assertIsNotNone(self.successResultOf(asked).backlog)
+
+    def test_fails_later(self) -> None:
+        """If it fails when nobody waits any more, Synapse logs it."""
+        asked = self.ask()
+        self.later(250)
+        self.assertIsNone(self.successResultOf(asked).backlog)
+        with self.assertLogs("synapse", "ERROR") as logged:
+            with PreserveLoggingContext():
+                self.readings[-1].errback(RuntimeError("disk full"))
+            self.pump()
+        self.assertIn("disk full", "".join(logged.output))
+        self.assertIsNone(self.get().backlog)
+        # It took long, so it is not tried at once.
+        self.assertEqual(len(self.readings), 1)
+        self.later(2500)
+        asked = self.ask()
+        self.read()
+        self.assertIsNotNone(self.successResultOf(asked).backlog)
+
+    def test_pauses(self) -> None:
+        """On SQLite, reading pauses while destinations are counted."""
+        asked = self.ask()
+        self.later(250)
+        self.successResultOf(asked)
+        self.summaries._is_counting = True
+        self.read()
+        self.assertEqual(self.summaries._backlog is None, not self.is_postgres)
+        self.summaries._is_counting = False
+        self.later(10)
+        self.assertIsNotNone(self.summaries._backlog)
+
+    def test_pauses_end(self) -> None:
+        """It comes to its end even if destinations are counted all the time."""
+        self.ask()
+        self.summaries._is_counting = True
+        self.read()
+        for _ in range(100):
+            self.later(10)
+        self.assertIsNotNone(self.summaries._backlog)
+
+    def test_log_context(self) -> None:
+        """Whether the time is over or not, the log context is the asker's."""
+        for delay_ms in (300, 10):
+
+            async def ask() -> None:
+                with LoggingContext(name="asker", server_name="test") as context:
+                    await self.summaries.get()
+                    self.assertIs(current_context(), context)
+
+            asked = ensureDeferred(ask())
+            self.pump()
+            self.assertIs(current_context(), SENTINEL_CONTEXT)
+            self.read(delay_ms)
+            self.successResultOf(asked)
+            self.assertIs(current_context(), SENTINEL_CONTEXT)
+            self.later(3000)
 
 
 def random_destination(

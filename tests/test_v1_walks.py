@@ -9,6 +9,7 @@ import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 
 from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.segment_reader import SegmentReader
 
 ORDERS = [
     f"order_by={order}&dir={direction}"
@@ -262,7 +263,7 @@ class LongListTestCase(ModuleTestCase):
 
     def test_failure_at_first(self) -> None:
         """A database that fails before anything is written is a 500 with an errcode."""
-        with patch.object(DestinationReader, "_read", side_effect=RuntimeError("no")):
+        with patch.object(SegmentReader, "read", side_effect=RuntimeError("no")):
             channel = self.ask("GET", f"{DESTINATIONS}?limit=5000")
 
         self.assertEqual(channel.code, 500)

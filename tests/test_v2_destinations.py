@@ -6,11 +6,17 @@ import io
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
 from module_case import ModuleTestCase
 from parameterized import parameterized
+from synapse.logging.context import PreserveLoggingContext
+from twisted.internet.defer import Deferred
+
+from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.models import BacklogSummary
 
 V2 = "/_synapse/admin/v2/federation"
 LIST = V2 + "/destinations"
@@ -413,6 +419,7 @@ class SummaryTest(V2TestCase):
                 "status": {"online": 1, "unknown": 1, "backing_off": 1, "retry_due": 1},
                 "failing": {"<1h": 0, "<1d": 0, "<7d": 1, ">=7d": 1},
                 "backlog": {
+                    "as_of_ts": self.clock.time_msec(),
                     "rooms": 0,
                     "rooms_never_caught_up": 0,
                     "to_device_messages": 0,
@@ -426,6 +433,30 @@ class SummaryTest(V2TestCase):
         self.assertEqual(set(indexes["states"].values()), {"missing"})
         self.assertEqual(indexes["errors"], {})
         self.assertIn("total", self.refused(f"{V2}/summary?total=true"))
+
+    def test_slow_backlog(self) -> None:
+        """What is not known yet is null, and an error only if one waits for it."""
+        reading: Deferred[BacklogSummary] = Deferred()
+        with patch.object(SummaryStore, "_read_backlog", lambda *_: reading):
+            body = self.get_json(f"{V2}/summary")
+            self.assertEqual(body["total"], 4)
+            self.assertEqual(
+                body["backlog"],
+                {
+                    "as_of_ts": None,
+                    "rooms": None,
+                    "rooms_never_caught_up": None,
+                    "to_device_messages": None,
+                    "oldest_to_device_ts": None,
+                    "device_list_updates": None,
+                },
+            )
+            self.assertEqual(body["unlisted"], {"total": None, "sample": []})
+            with PreserveLoggingContext():
+                reading.errback(RuntimeError("disk full"))
+        self.reactor.advance(60)
+        with patch.object(SummaryStore, "_read_backlog", side_effect=RuntimeError):
+            self.assertEqual(self.ask("GET", f"{V2}/summary").code, 500)
 
 
 class WhitelistTest(V2TestCase):

@@ -51,6 +51,11 @@ class Segment:
     values: Direction = Direction.FORWARDS
 
     @property
+    def is_by_name(self) -> bool:
+        """Whether the name alone sorts it, and the primary key serves."""
+        return self.value is None and self.index is None
+
+    @property
     def order(self) -> str:
         """Its ORDER BY."""
         by_name = f"destination {BEYOND[self.names][1]}"

@@ -4,10 +4,13 @@
 On PostgreSQL each table is one statement. On SQLite, where the whole homeserver shares
 one connection, each is read in small pieces: the answer takes longer, and nobody else
 waits for it.
+
+The destinations are counted for every answer. What waits for them may take seconds to
+read, so an answer that would be late takes what was read before.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from synapse.module_api import LoggingTransaction
 
@@ -15,12 +18,13 @@ from synapse_federation_admin.destinations.backlog import DEVICE_LISTS, TO_DEVIC
 from synapse_federation_admin.destinations.query import (
     FAILING,
     NEXT_RETRY_TS,
-    NOT_FAILING,
     Sql,
 )
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    BacklogSummary,
     BacklogTotals,
+    Counts,
     DestinationStatus,
     FailureAge,
     Summary,
@@ -29,14 +33,36 @@ from synapse_federation_admin.models import (
 
 T = TypeVar("T")
 
+
+class _Run(Protocol):
+    """Runs a function in a transaction."""
+
+    async def __call__(self, func: Callable[[LoggingTransaction], T]) -> T: ...
+
+
 # How many rows, or names, one transaction looks at on SQLite: some 10 ms.
-_DESTINATIONS = 20_000
-_ROOMS = 2500
+_DESTINATIONS = 40_000
+_ROOMS = 4000
 _TO_DEVICE = 5000
 _NAMES = 1000
 
 # How many names without a row are named.
 _SAMPLE = 10
+
+# After how long an answer goes without waiting for a new backlog; and how long it waits
+# at least, which is enough for that of a small homeserver.
+_ANSWER_MS = 250
+_LEAST_WAIT_MS = 50
+
+# Reading a backlog that takes less is always worth it. After one that takes longer, the
+# next is not begun before so many times as long.
+_CHEAP_MS = 50
+_REST_FACTOR = 10
+
+# On SQLite, how long and how often reading the backlog pauses before each piece while
+# destinations are counted: that is what somebody waits for.
+_PAUSE_MS = 10
+_PAUSES = 10
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -60,37 +86,83 @@ class SummaryStore:
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
+        self._is_counting = False
+        self._backlog: BacklogSummary | None = None
+        # The times, in ms, at which no backlog is read, as the last one was costly.
+        self._rest = range(0)
 
     async def get(self) -> Summary:
-        """Return the summary; computed once for all who ask at the same time."""
-        return await self._homeserver.compute_once(("summary",), self._get)
+        """Return the summary; computed once for all who ask at the same time.
 
-    async def _get(self) -> Summary:
+        Where the backlog takes long, it is read to the end for those who ask later.
+        """
+        began_ms = self._homeserver.now_ms()
+        counts = await self._homeserver.compute_once(("summary", "counts"), self._count)
+        left_ms = began_ms + _ANSWER_MS - self._homeserver.now_ms()
+        try:
+            backlog = await self._homeserver.compute_once(
+                ("summary", "backlog"),
+                self._refresh_backlog,
+                timeout_ms=max(left_ms, _LEAST_WAIT_MS),
+            )
+        except TimeoutError:
+            backlog = self._backlog
+        return Summary(counts, backlog)
+
+    async def _count(self) -> Counts:
         now_ms = self._homeserver.now_ms()
-        destinations = await self._sums(
-            "destinations", _DESTINATIONS, lambda rows: count_destinations(rows, now_ms)
-        )
-        total, failing, backing_off, unknown, *younger = destinations
-        sendable, never_sent = await self._sums(
-            "destination_rooms", _ROOMS, count_rooms
-        )
-        to_device, oldest_ts = await self._to_device()
-        return Summary(
+        self._is_counting = True
+        try:
+            sums = await self._sums(
+                self._run,
+                "destinations",
+                _DESTINATIONS,
+                lambda rows: count_destinations(rows, now_ms),
+            )
+        finally:
+            self._is_counting = False
+        total, delivered, failing, failing_delivered, backing_off, *younger = sums
+        online = delivered - failing_delivered
+        return Counts(
             as_of_ts=now_ms,
             total=total,
             by_status={
-                DestinationStatus.ONLINE: total - failing - unknown,
-                DestinationStatus.UNKNOWN: unknown,
+                DestinationStatus.ONLINE: online,
+                DestinationStatus.UNKNOWN: total - failing - online,
                 DestinationStatus.BACKING_OFF: backing_off,
                 DestinationStatus.RETRY_DUE: failing - backing_off,
             },
             failing_by_age=_by_age(failing, younger),
-            backlog=BacklogTotals(
+        )
+
+    async def _refresh_backlog(self) -> BacklogSummary | None:
+        """Read the backlog, unless it is too soon; return the newest that there is."""
+        began_ms = self._homeserver.now_ms()
+        if began_ms in self._rest:
+            return self._backlog
+        try:
+            self._backlog = await self._read_backlog(began_ms)
+        finally:
+            ended_ms = self._homeserver.now_ms()
+            took_ms = ended_ms - began_ms
+            rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
+            self._rest = range(ended_ms, ended_ms + rest_ms)
+        return self._backlog
+
+    async def _read_backlog(self, now_ms: int) -> BacklogSummary:
+        sendable, never_sent = await self._sums(
+            self._run_backlog, "destination_rooms", _ROOMS, count_rooms
+        )
+        to_device, oldest_ts = await self._to_device()
+        device_lists = await self._run_backlog(_count_device_lists)
+        return BacklogSummary(
+            as_of_ts=now_ms,
+            totals=BacklogTotals(
                 rooms=sendable,
                 rooms_never_caught_up=never_sent,
                 to_device_messages=to_device,
                 oldest_to_device_ts=oldest_ts,
-                device_list_updates=await self._run(_count_device_lists),
+                device_list_updates=device_lists,
             ),
             unlisted=await self._unlisted(),
         )
@@ -100,28 +172,45 @@ class SummaryStore:
             "federation_admin_summary", func
         )
 
+    async def _run_backlog(self, func: Callable[[LoggingTransaction], T]) -> T:
+        for _ in range(_PAUSES):
+            if self._homeserver.is_postgres or not self._is_counting:
+                break
+            await self._homeserver.sleep_ms(_PAUSE_MS)
+
+        def backlog_txn(txn: LoggingTransaction) -> T:
+            if self._homeserver.is_postgres:
+                # Nobody waits for it: one CPU is enough.
+                txn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+            return func(txn)
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_summary_backlog", backlog_txn
+        )
+
     async def _sums(
-        self, table: str, size: int, select: Callable[[Sql], Sql]
+        self, run: _Run, table: str, size: int, select: Callable[[Sql], Sql]
     ) -> list[int]:
         """Run a statement that counts, over a table whose rows are rarely deleted.
 
         Args:
+            run: What to run a transaction with.
             table: The table.
             size: How many rows to take at a time on SQLite.
             select: Makes the statement, for the rows that meet a condition.
         """
         if self._homeserver.is_postgres:
             statement = select(_ALL)
-            return await self._run(lambda txn: _one(txn, statement))
+            return await run(lambda txn: _one(txn, statement))
         last = Sql(f"SELECT COALESCE(MAX(rowid), 0) FROM {table}")  # noqa: S608
-        (last_row_id,) = await self._run(lambda txn: _one(txn, last))
+        (last_row_id,) = await run(lambda txn: _one(txn, last))
         sums: list[int] = []
         # From one piece at least, so that there are zeros to return.
         for begin in range(0, max(last_row_id, 1), size):
             statement = select(
                 Sql("x.rowid > ? AND x.rowid <= ?", (begin, begin + size))
             )
-            counts = await self._run(lambda txn, s=statement: _one(txn, s))  # type: ignore[misc]
+            counts = await run(lambda txn, s=statement: _one(txn, s))  # type: ignore[misc]
             sums = [
                 a + b for a, b in zip(sums or [0] * len(counts), counts, strict=True)
             ]
@@ -131,7 +220,7 @@ class SummaryStore:
         """Return how many to-device messages wait, and when the oldest was queued."""
         if self._homeserver.is_postgres:
             statement = sum_to_device(_ALL)
-            count, oldest_ts = await self._run(lambda txn: _one(txn, statement))
+            count, oldest_ts = await self._run_backlog(lambda txn: _one(txn, statement))
             return count, oldest_ts
         total = 0
         oldest: list[int] = []
@@ -146,7 +235,7 @@ class SummaryStore:
                 count, oldest_ts = _one(txn, sum_to_device(rows))
                 return count, oldest_ts, upto
 
-            count, oldest_ts, after = await self._run(piece_txn)
+            count, oldest_ts, after = await self._run_backlog(piece_txn)
             total += count
             oldest += [] if oldest_ts is None else [oldest_ts]
         return total, min(oldest, default=None)
@@ -154,7 +243,7 @@ class SummaryStore:
     async def _unlisted(self) -> Unlisted:
         """Return the names that something waits for, and that have no row."""
         if self._homeserver.is_postgres:
-            return await self._run(_unlisted)
+            return await self._run_backlog(_unlisted)
         total = 0
         sample: list[str] = []
         # What is in both tables is counted in the first.
@@ -170,7 +259,7 @@ class SummaryStore:
                 ) -> tuple[list[str], str | None]:
                     return _unlisted_piece(txn, queue, other, after)
 
-                names, after = await self._run(piece_txn)
+                names, after = await self._run_backlog(piece_txn)
                 total += len(names)
                 sample += names[: _SAMPLE - len(sample)]
         return Unlisted(total, tuple(sample))
@@ -179,20 +268,29 @@ class SummaryStore:
 def count_destinations(rows: Sql, now_ms: int) -> Sql:
     """Count some rows of `destinations` AS x.
 
+    What is to be known of all rows is counted apart: the rest costs failing rows only.
+
     Returns:
-        The statement. It yields how many rows there are, are failing, are backing off,
-        and are unknown; and how many are failing for less than each of `_AGES_MS`.
+        The statement. It yields how many rows there are, and to how many something has
+        been delivered; then how many are failing, to how many of those something has
+        been delivered, how many are backing off, and how many are failing for less than
+        each of `_AGES_MS`.
     """
-    ages = [
-        f"COUNT(*) FILTER (WHERE {FAILING} AND COALESCE(failure_ts, retry_last_ts) > ?)"
-    ] * len(_AGES_MS)
+    ages = ["COUNT(*) FILTER (WHERE COALESCE(failure_ts, retry_last_ts) > ?)"] * len(
+        _AGES_MS
+    )
     return Sql(
-        f"SELECT COUNT(*), COUNT(*) FILTER (WHERE {FAILING}), "  # noqa: S608
-        f"COUNT(*) FILTER (WHERE {FAILING} AND {NEXT_RETRY_TS} > ?), "
-        f"COUNT(*) FILTER (WHERE {NOT_FAILING} "
-        f"AND last_successful_stream_ordering IS NULL), {', '.join(ages)} "
-        f"FROM destinations x WHERE {rows.text}",
-        (now_ms, *(now_ms - age_ms for age_ms in _AGES_MS.values()), *rows.args),
+        "SELECT * FROM (SELECT COUNT(*), COUNT(last_successful_stream_ordering) "  # noqa: S608
+        f"FROM destinations x WHERE {rows.text}) every, "
+        "(SELECT COUNT(*), COUNT(last_successful_stream_ordering), "
+        f"COUNT(*) FILTER (WHERE {NEXT_RETRY_TS} > ?), {', '.join(ages)} "
+        f"FROM destinations x WHERE {FAILING} AND {rows.text}) failing",
+        (
+            *rows.args,
+            now_ms,
+            *(now_ms - age_ms for age_ms in _AGES_MS.values()),
+            *rows.args,
+        ),
     )
 
 

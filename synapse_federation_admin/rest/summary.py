@@ -4,9 +4,18 @@
 from http import HTTPStatus
 
 from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
-from synapse_federation_admin.models import IndexState, Summary
+from synapse_federation_admin.models import BacklogSummary, IndexState, Summary
 from synapse_federation_admin.rest._base import AdminServlet
 from synapse_federation_admin.rest._parameters import require_known
+
+# The keys of `backlog` beside `as_of_ts`, which are named as in the model.
+_TOTALS = (
+    "rooms",
+    "rooms_never_caught_up",
+    "to_device_messages",
+    "oldest_to_device_ts",
+    "device_list_updates",
+)
 
 
 class SummaryServlet(AdminServlet):
@@ -27,6 +36,7 @@ class SummaryServlet(AdminServlet):
             },
             "failing": {"<1h": 100, "<1d": 900, "<7d": 9000, ">=7d": 50000},
             "backlog": {
+                "as_of_ts": 1557332397936,
                 "rooms": 1200,
                 "rooms_never_caught_up": 30,
                 "to_device_messages": 5000,
@@ -47,6 +57,10 @@ class SummaryServlet(AdminServlet):
     those that Synapse will not send by itself. `unlisted` are names for which something
     waits but which Synapse has no row for, so that they are in no list. In `indexes`,
     a state is `ready`, `building` or `missing`.
+
+    `backlog` and `unlisted` are as of `backlog.as_of_ts`. Where it takes long to read
+    what waits, this is older than the rest, or null while nothing is known yet: then so
+    is all the rest of the two, but for `sample`, which is empty.
 
     Errors: 400 `M_INVALID_PARAM` for any query parameter, 401, 403.
     """
@@ -72,21 +86,29 @@ class SummaryServlet(AdminServlet):
 
 
 def _render(summary: Summary) -> JsonDict:
-    backlog = summary.backlog
+    counts = summary.counts
     return {
-        "as_of_ts": summary.as_of_ts,
-        "total": summary.total,
-        "status": {status.value: count for status, count in summary.by_status.items()},
-        "failing": {age.value: count for age, count in summary.failing_by_age.items()},
+        "as_of_ts": counts.as_of_ts,
+        "total": counts.total,
+        "status": {status.value: count for status, count in counts.by_status.items()},
+        "failing": {age.value: count for age, count in counts.failing_by_age.items()},
+        **_render_backlog(summary.backlog),
+    }
+
+
+def _render_backlog(backlog: BacklogSummary | None) -> JsonDict:
+    if backlog is None:
+        return {
+            "backlog": dict.fromkeys(["as_of_ts", *_TOTALS]),
+            "unlisted": {"total": None, "sample": []},
+        }
+    return {
         "backlog": {
-            "rooms": backlog.rooms,
-            "rooms_never_caught_up": backlog.rooms_never_caught_up,
-            "to_device_messages": backlog.to_device_messages,
-            "oldest_to_device_ts": backlog.oldest_to_device_ts,
-            "device_list_updates": backlog.device_list_updates,
+            "as_of_ts": backlog.as_of_ts,
+            **{name: getattr(backlog.totals, name) for name in _TOTALS},
         },
         "unlisted": {
-            "total": summary.unlisted.total,
-            "sample": list(summary.unlisted.sample),
+            "total": backlog.unlisted.total,
+            "sample": list(backlog.unlisted.sample),
         },
     }

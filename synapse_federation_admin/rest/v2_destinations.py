@@ -142,7 +142,7 @@ class DestinationV2Servlet(AdminServlet):
     `shared_rooms` are rooms in which users of that server and of ours are now, and
     `local_users` ours in them; `sender` is the instance that sends to it, null if none
     does; `last_transaction_ts` is when it last reached us, null if it has not within
-    the 30 days that Synapse remembers.
+    the last day, which is what Synapse remembers.
 
     A name for which only to-device messages or device list updates wait is found, too.
 
