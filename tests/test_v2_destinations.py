@@ -43,7 +43,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("?failing_for=2d", ["backing-off"]),
     ("?failing_for=1w", ["backing-off"]),
     ("?failing_for=24h", ["backing-off", "due"]),
-    ("?failing_for=86401s", ["backing-off"]),
+    ("?failing_for=90000s", ["backing-off"]),
     ("?failing_for=1440m&status=retry_due", ["due"]),
     ("?failing_for=2w", []),
     ("?failing_for=1s&status=online", []),
