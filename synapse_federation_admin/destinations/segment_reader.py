@@ -27,6 +27,9 @@ from synapse_federation_admin.models import (
     Sort,
 )
 
+# How long PostgreSQL is not asked again which indexes there are.
+_LOOK_AGAIN_MS = 10_000
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class _Begun:
@@ -46,6 +49,8 @@ class SegmentReader:
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
+        self._indexes: set[str] = set()
+        self._looked_ts = 0
 
     async def read(
         self,
@@ -205,9 +210,7 @@ class SegmentReader:
         by_name = sort.is_by_name
         usable: set[str] = set()
         if not by_name or not wanted.keeps_all:
-            usable = statements.usable_indexes(
-                txn, on_postgres=self._homeserver.is_postgres
-            )
+            usable = self._usable_indexes(txn)
         index = segments(sort, after, reverse=reverse, split_ties=True)[0].index
         rest = segments(sort, after, reverse=reverse, split_ties=index in usable)
         rows: list[Destination] = []
@@ -221,6 +224,19 @@ class SegmentReader:
                 txn, source, which, segment.order, limit - len(rows)
             )
         return _Begun(rows, [])
+
+    def _usable_indexes(self, txn: LoggingTransaction) -> set[str]:
+        """Return which of the optional indexes there are, ready for use.
+
+        On PostgreSQL it is enough to know that roughly: it finds the best plan itself.
+        """
+        now_ms = self._homeserver.now_ms()
+        on_postgres = self._homeserver.is_postgres
+        age_ms = now_ms - self._looked_ts
+        if not on_postgres or not 0 <= age_ms < _LOOK_AGAIN_MS:
+            self._indexes = statements.usable_indexes(txn, on_postgres=on_postgres)
+            self._looked_ts = now_ms
+        return self._indexes
 
     def _source(
         self, segment: Segment, wanted: DestinationFilter, usable: set[str]

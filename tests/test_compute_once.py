@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What many ask for at the same time is computed once for all of them."""
+
+from collections.abc import Awaitable
+from unittest.mock import patch
+
+from synapse.logging.context import LoggingContext, current_context
+from synapse.server import HomeServer
+from synapse.util.clock import Clock
+from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.segment_reader import SegmentReader
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import (
+    DestinationFilter,
+    DestinationOrder,
+    Direction,
+    Sort,
+)
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.testing import MemoryReactor
+
+from module_case import ModuleTestCase
+
+
+class ComputeOnceTest(ModuleTestCase):
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        self.homeserver = Homeserver(hs.get_module_api())
+        self.computing: list[Deferred[str]] = []
+
+    async def compute(self) -> str:
+        deferred: Deferred[str] = Deferred()
+        self.computing.append(deferred)
+        return await deferred
+
+    def ask(self, key: str = "key") -> "Deferred[str]":
+        return self.start(self.homeserver.compute_once(key, self.compute))
+
+    def start(self, awaitable: Awaitable[str]) -> "Deferred[str]":
+        deferred = ensureDeferred(awaitable)  # type: ignore[arg-type]
+        self.pump()
+        return deferred
+
+    def finish(self, result: str) -> None:
+        self.computing.pop(0).callback(result)
+        self.pump()
+
+    def test_one_at_a_time(self) -> None:
+        """Who asks while it is computed gets what is computed next, as all others."""
+        first = self.ask()
+        later = [self.ask() for _ in range(5)]
+        self.assertEqual(len(self.computing), 1)
+
+        self.finish("before they asked")
+        self.assertEqual(self.successResultOf(first), "before they asked")
+        for asked in later:
+            self.assertNoResult(asked)
+        self.assertEqual(len(self.computing), 1)
+
+        self.finish("since they asked")
+        for asked in later:
+            self.assertEqual(self.successResultOf(asked), "since they asked")
+        self.assertEqual(self.computing, [])
+
+    def test_keys(self) -> None:
+        """What has another key is computed at the same time."""
+        one, other = self.ask("one"), self.ask("other")
+        self.assertEqual(len(self.computing), 2)
+        self.finish("1")
+        self.finish("2")
+        self.assertEqual(self.successResultOf(one), "1")
+        self.assertEqual(self.successResultOf(other), "2")
+
+    def test_failure(self) -> None:
+        """All who wait are told of a failure; the next one who asks is not."""
+        asked = [self.ask() for _ in range(3)]
+        self.computing.pop(0).errback(ValueError("no"))
+        self.pump()
+        self.failureResultOf(asked[0], ValueError)
+        self.computing.pop(0).errback(ValueError("no"))
+        self.pump()
+        self.failureResultOf(asked[1], ValueError)
+        self.failureResultOf(asked[2], ValueError)
+
+        again = self.ask()
+        self.finish("yes")
+        self.assertEqual(self.successResultOf(again), "yes")
+
+    def test_nothing_is_kept(self) -> None:
+        """Nothing is remembered of what is over."""
+        for number in range(10):
+            asked = self.ask(f"key {number}")
+            self.finish("done")
+            self.successResultOf(asked)
+        self.assertEqual(self.homeserver._not_begun, {})
+        self.assertEqual(self.homeserver._one_at_a_time.key_to_defer, {})
+
+    def test_log_context(self) -> None:
+        """Everyone goes on in the log context in which he has asked."""
+
+        async def ask_in(context: LoggingContext) -> str:
+            with context:
+                result = await self.homeserver.compute_once("key", self.compute)
+                self.assertIs(current_context(), context)
+                return result
+
+        contexts = [
+            LoggingContext(name=f"test {number}", server_name="test")
+            for number in range(3)
+        ]
+        asked = [self.start(ask_in(context)) for context in contexts]
+        self.finish("1")
+        self.finish("2")
+        self.assertEqual([self.successResultOf(d) for d in asked], ["1", "2", "2"])
+
+    def test_expensive_order(self) -> None:
+        """Ten who ask for an expensive page take two readings, and not ten."""
+        self.add_destination("a.example", 5)
+        reader = DestinationReader(self.homeserver)
+        sort = Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS)
+        read = SegmentReader.read
+        readings = []
+
+        async def counted(*args: object) -> object:
+            readings.append(args)
+            return await read(*args)  # type: ignore[arg-type]
+
+        with patch.object(SegmentReader, "read", counted):
+            asked = [
+                ensureDeferred(reader.read(DestinationFilter(), sort, None, 10))
+                for _ in range(10)
+            ]
+            self.pump()
+        for deferred in asked:
+            (row,) = self.successResultOf(deferred)
+            self.assertEqual(row.destination, "a.example")
+        self.assertEqual(len(readings), 2)
