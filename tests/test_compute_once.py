@@ -4,9 +4,13 @@
 from collections.abc import Awaitable
 from unittest.mock import patch
 
+from module_case import ModuleTestCase
 from synapse.logging.context import LoggingContext, current_context
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.testing import MemoryReactor
+
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.segment_reader import SegmentReader
 from synapse_federation_admin.homeserver import Homeserver
@@ -16,10 +20,6 @@ from synapse_federation_admin.models import (
     Direction,
     Sort,
 )
-from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.testing import MemoryReactor
-
-from module_case import ModuleTestCase
 
 
 class ComputeOnceTest(ModuleTestCase):
