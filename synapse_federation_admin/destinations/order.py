@@ -71,19 +71,17 @@ class Segment:
         comparison = BEYOND[self.names][0]
         return [*self.conditions, Sql(f"destination {comparison} ?", (self.after,))]
 
-    def before(self, last: Position) -> Sql:
-        """Return the condition for those rows that come before a row of the segment."""
+    def not_behind(self, last: Position) -> Sql:
+        """Return a condition that keeps every row which comes before a row.
+
+        It keeps others with the same value, too: so it is a single comparison.
+        """
         if self.value is None:
             comparison = BEYOND[_OPPOSITE[self.names]][0]
             return Sql(f"destination {comparison} ?", (last.destination,))
         assert last.value is not None
-        nearer = BEYOND[_OPPOSITE[self.values]][0]
-        name_nearer = BEYOND[_OPPOSITE[self.names]][0]
-        return Sql(
-            f"({self.value} {nearer} ? "
-            f"OR ({self.value} = ? AND destination {name_nearer} ?))",
-            (last.value, last.value, last.destination),
-        )
+        comparison = BEYOND[_OPPOSITE[self.values]][0]
+        return Sql(f"{self.value} {comparison}= ?", (last.value,))
 
 
 class _Part(Enum):

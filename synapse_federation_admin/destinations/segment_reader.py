@@ -171,7 +171,7 @@ class SegmentReader:
             ) -> list[Destination]:
                 better = [piece, *which]
                 if len(top) == limit:
-                    better.append(segment.before(sort.position_of(top[-1])))
+                    better.append(segment.not_behind(sort.position_of(top[-1])))
                 source = "destinations NOT INDEXED"
                 found = statements.select(txn, source, better, segment.order, limit)
                 return _merge(sort, segment, top, found)[:limit] if found else top
