@@ -11,18 +11,24 @@ from synapse.util.clock import Clock
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
+from synapse_federation_admin.destinations import statements
+from synapse_federation_admin.destinations.read_ahead import read_ahead
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.segment_reader import SegmentReader
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    Destination,
     DestinationFilter,
     DestinationOrder,
     Direction,
+    Position,
     Sort,
 )
 
 
-class ComputeOnceTest(ModuleTestCase):
+class ComputingTestCase(ModuleTestCase):
+    """With computations that end when a test says so."""
+
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.homeserver = Homeserver(hs.get_module_api())
@@ -45,6 +51,8 @@ class ComputeOnceTest(ModuleTestCase):
         self.computing.pop(0).callback(result)
         self.pump()
 
+
+class ComputeOnceTest(ComputingTestCase):
     def test_one_at_a_time(self) -> None:
         """Who asks while it is computed gets what is computed next, as all others."""
         first = self.ask()
@@ -135,3 +143,87 @@ class ComputeOnceTest(ModuleTestCase):
             (row,) = self.successResultOf(deferred)
             self.assertEqual(row.destination, "a.example")
         self.assertEqual(len(readings), 2)
+
+    def test_count(self) -> None:
+        """Ten who ask how many rows there are take two counts."""
+        reader = DestinationReader(self.homeserver)
+        count = statements.count
+        counts = []
+
+        def counted(*args: object, **kwargs: object) -> int:
+            counts.append(args)
+            return count(*args, **kwargs)  # type: ignore[arg-type]
+
+        with patch.object(statements, "count", counted):
+            asked = [
+                ensureDeferred(reader.count(DestinationFilter())) for _ in range(10)
+            ]
+            self.pump()
+        self.assertEqual([self.successResultOf(d) for d in asked], [0] * 10)
+        self.assertEqual(len(counts), 2)
+
+    def test_passes(self) -> None:
+        """Of the readings that may cost a pass, two run at a time."""
+        reader = DestinationReader(self.homeserver)
+
+        async def compute(*args: object) -> list[Destination]:
+            await self.compute()
+            return []
+
+        with patch.object(SegmentReader, "read", compute):
+            asked = [
+                ensureDeferred(
+                    reader.read(
+                        DestinationFilter(name_contains=str(number)), Sort(), None, 5
+                    )
+                )
+                for number in range(5)
+            ]
+            self.pump()
+            for waiting in (2, 2, 2, 2, 1):
+                self.assertEqual(len(self.computing), waiting)
+                self.finish("read")
+        self.assertEqual([self.successResultOf(d) for d in asked], [[]] * 5)
+
+
+class ReadAheadTest(ComputingTestCase):
+    """The next piece of a long list is read while the last one is used."""
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        self.row = Destination("a.example", None, None, None, None)
+
+    async def fetch(
+        self, after: Position | None, most: int
+    ) -> tuple[list[Destination], Position | None]:
+        end = await self.compute()
+        return [self.row], Position(None, end)
+
+    def test_reads_ahead(self) -> None:
+        """While a piece is used, the one behind it is read, and no other."""
+        pieces = read_ahead(self.fetch, None, None)
+        first = self.start(anext(pieces))
+        self.finish("a")
+        self.assertEqual(self.successResultOf(first), [self.row])
+        self.assertEqual(len(self.computing), 1)
+        self.pump()
+        self.assertEqual(len(self.computing), 1)
+        self.start(pieces.aclose())
+        self.finish("b")
+
+    def test_closed(self) -> None:
+        """Who closes it waits for the reading that is under way, and that may fail."""
+        for fails in (False, True):
+            pieces = read_ahead(self.fetch, None, None)
+            first = self.start(anext(pieces))
+            self.finish("a")
+            self.successResultOf(first)
+            closed = self.start(pieces.aclose())
+            self.assertNoResult(closed)
+            if fails:
+                self.computing.pop(0).errback(ValueError("no"))
+                self.pump()
+            else:
+                self.finish("b")
+            self.assertIsNone(self.successResultOf(closed))
+            self.assertEqual(self.computing, [])

@@ -13,7 +13,7 @@ from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations import sizes
+from synapse_federation_admin.destinations import sizes, statements
 from synapse_federation_admin.destinations.indexes import INDEXES
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.homeserver import Homeserver
@@ -33,7 +33,10 @@ NOW_MS = 1_000_000
 # Small enough for a few rows to need several of each.
 PIECES = {
     "WINDOW": 7,
-    "TABLE_PIECE": 9,
+    "TABLE_PIECE": 5,
+    "MIN_TABLE_PIECE": 3,
+    "MAX_TABLE_PIECE": 13,
+    "SAMPLE": 8,
     "MAX_WINDOWS": 2,
     "FIRST_WINDOW": 3,
     "LONG_PIECE": 5,
@@ -127,7 +130,8 @@ def keeps(wanted: DestinationFilter, row: Destination) -> bool:
 @pytest.mark.database
 class ListPropertiesTest(ModuleTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        self.db_pool = hs.get_datastores().main.db_pool
+        self.store = hs.get_datastores().main
+        self.db_pool = self.store.db_pool
         self.reactor.advance(NOW_MS / 1000 - self.reactor.seconds())
         homeserver = Homeserver(hs.get_module_api())
         self.reader = DestinationReader(homeserver)
@@ -248,6 +252,51 @@ class ListPropertiesTest(ModuleTestCase):
         """So does a list of all destinations, in every order."""
         with patch.multiple(sizes, **PIECES):
             self.check(rows, DestinationFilter(), sort, limit)
+
+    def test_indexes_serve(self) -> None:
+        """On SQLite, where there is an index for a list, it is read by that index."""
+        if self.is_postgres:
+            return
+        self.create_indexes()
+        select = statements.select
+        sources: list[str] = []
+
+        def spy(txn: Any, source: str, *args: Any) -> list[Destination]:
+            sources.append(source)
+            return select(txn, source, *args)
+
+        failing = DestinationFilter(failing_for_ms=1)
+        newest = Sort(DestinationOrder.FAILURE_TS, Direction.BACKWARDS)
+        by_interval = Sort(DestinationOrder.RETRY_INTERVAL, Direction.BACKWARDS)
+        with patch.object(statements, "select", spy):
+            self.result(self.reader.read(failing, Sort(), None, 5))
+            self.result(self.reader.read(DestinationFilter(), newest, None, 5))
+            self.result(self.reader.read(DestinationFilter(), by_interval, None, 5))
+        used = [source for source in sources if "INDEXED BY" in source]
+        self.assertEqual(
+            used,
+            [
+                "destinations INDEXED BY federation_admin_failing",
+                "destinations INDEXED BY federation_admin_failure_ts",
+                "destinations INDEXED BY federation_admin_retry_interval_desc",
+                # Values below 0.
+                "destinations INDEXED BY federation_admin_retry_interval_desc",
+            ],
+        )
+
+    def test_other_index_of_the_same_name(self) -> None:
+        """An index of ours by name, but over other rows, is left alone."""
+        self.result(
+            self.db_pool.runInteraction(
+                "test",
+                lambda txn: txn.execute(
+                    "CREATE INDEX federation_admin_failing ON destinations "
+                    "(destination) WHERE retry_last_ts > 0"
+                ),
+            )
+        )
+        rows = [Destination("a", 5, 0, 1, None), Destination("b", 0, 0, None, None)]
+        self.check(rows, DestinationFilter(failing_for_ms=1), Sort(), 5)
 
     def create_indexes(self) -> None:
         def create_txn(txn: Any) -> None:

@@ -277,6 +277,16 @@ class ListV2Test(V2TestCase):
         )
         self.assertEqual(rows[4]["last_successful_stream_ordering"], "")
 
+    def test_csv_of_odd_names(self) -> None:
+        """Whatever is in a name, the CSV has it in one field."""
+        names = ["a\nb", "a\rb", "a\r\nb", "=1+1", " a ", "a\tb", "é;ü", "'a'"]
+        for name in names:
+            self.add_destination(name)
+        rows = self.table(f"{LIST}/export?format=csv")
+        found = [row["destination"] for row in rows]
+        self.assertEqual(sorted(set(found) & set(names)), sorted(names))
+        self.assertEqual(len(found), 4 + len(names))
+
     def test_empty_export(self) -> None:
         """Where nothing is kept, NDJSON is empty and CSV has its names."""
         self.run_sql("DELETE FROM destinations")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists as v1 speaks of them: by offset, with the number of all rows."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, Hashable
+from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 import attr
@@ -36,7 +37,7 @@ class Listing(Protocol[T, P]):
     async def read(self, after: P | None, limit: int) -> list[T]:
         """Return the next rows behind a position; None is the start."""
 
-    def pieces(self, after: P | None, limit: int) -> AsyncIterator[list[T]]:
+    def pieces(self, after: P | None, limit: int) -> AsyncGenerator[list[T], None]:
         """Read many rows, piece by piece."""
 
     async def position_at(self, offset: int, total: int) -> P | None:
@@ -69,7 +70,7 @@ class DestinationListing:
 
     def pieces(
         self, after: Position | None, limit: int
-    ) -> AsyncIterator[list[Destination]]:
+    ) -> AsyncGenerator[list[Destination], None]:
         """Read many rows, piece by piece."""
         return self.reader.pieces(self.wanted, self.sort, after, limit)
 
@@ -134,14 +135,15 @@ class LongPage(Generic[T, P]):
         left = self._limit
         last: T | None = None
         # One more than is wanted tells whether there are more.
-        async for piece in listing.pieces(start.after, self._limit + 1):
-            rows = piece[:left]
-            self.has_more = len(rows) < len(piece)
-            left -= len(rows)
-            self.end += len(rows)
-            if rows:
-                last = rows[-1]
-                yield rows
+        async with aclosing(listing.pieces(start.after, self._limit + 1)) as pieces:
+            async for piece in pieces:
+                rows = piece[:left]
+                self.has_more = len(rows) < len(piece)
+                left -= len(rows)
+                self.end += len(rows)
+                if rows:
+                    last = rows[-1]
+                    yield rows
         if not self.has_more:
             self.total = self.end
             return

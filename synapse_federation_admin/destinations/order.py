@@ -83,6 +83,15 @@ class Segment:
         comparison = BEYOND[_OPPOSITE[self.values]][0]
         return Sql(f"{self.value} {comparison}= ?", (last.value,))
 
+    def cut(self, value: int) -> tuple[Sql, Sql]:
+        """Return the conditions for rows up to a value, and for those beyond it."""
+        beyond = BEYOND[self.values][0]
+        up_to = BEYOND[_OPPOSITE[self.values]][0]
+        return (
+            Sql(f"{self.value} {up_to}= ?", (value,)),
+            Sql(f"{self.value} {beyond} ?", (value,)),
+        )
+
 
 class _Part(Enum):
     """A part of a sorted list, by how its rows' values compare with 0."""

@@ -9,14 +9,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 
+from synapse.module_api import LoggingTransaction
+
 from synapse_federation_admin.destinations import sizes, statements
 from synapse_federation_admin.destinations.order import (
     segments,
     whole_order,
 )
-from synapse_federation_admin.destinations.query import (
-    can_be_stored,
-)
+from synapse_federation_admin.destinations.query import Sql, can_be_stored
 from synapse_federation_admin.destinations.read_ahead import Fetch, read_ahead
 from synapse_federation_admin.destinations.segment_reader import SegmentReader
 from synapse_federation_admin.homeserver import Homeserver
@@ -141,7 +141,7 @@ class DestinationReader:
             after: Position | None, most: int
         ) -> tuple[list[Destination], Position | None]:
             (segment,) = segments(sort, after, split_ties=False)
-            async with self._passes("read"):
+            async with self._passes("pass"):
                 end, rows = await self._segments.read_window(
                     wanted, segment, segment.after, sizes.WINDOW, most
                 )
@@ -173,7 +173,7 @@ class DestinationReader:
         )
 
     async def _count(self, wanted: DestinationFilter) -> int:
-        async with self._passes("count"):
+        async with self._passes("pass"):
             if self._homeserver.is_postgres or wanted.keeps_all:
                 which = self._segments.conditions(wanted)
                 return await self._homeserver.run_db_interaction(
@@ -181,12 +181,14 @@ class DestinationReader:
                     partial(statements.count, which=which),
                 )
             total = 0
-            async for piece in self._segments.row_pieces(sizes.TABLE_PIECE):
+
+            def count(txn: LoggingTransaction, piece: Sql) -> int:
                 which = [*self._segments.conditions(wanted), piece]
-                total += await self._homeserver.run_db_interaction(
-                    "federation_admin_count_destinations",
-                    partial(statements.count, which=which),
-                )
+                return statements.count(txn, which)
+
+            async with aclosing(self._segments.each_piece(count)) as pieces:
+                async for counted in pieces:
+                    total += counted
             return total
 
     async def _read_as_pass(
@@ -197,7 +199,7 @@ class DestinationReader:
         limit: int,
         reverse: bool,
     ) -> list[Destination]:
-        async with self._passes("read"):
+        async with self._passes("pass"):
             return await self._segments.read(wanted, sort, after, limit, reverse)
 
     async def _position_at(
@@ -217,7 +219,7 @@ class DestinationReader:
                 left -= count
                 position = sort.position_of(rows[-1])
             return position
-        async with self._passes("position"):
+        async with self._passes("pass"):
             rows = await self._homeserver.run_db_interaction(
                 "federation_admin_skip_destinations",
                 lambda txn: statements.select(
@@ -243,15 +245,16 @@ class DestinationReader:
                 split_ties=False,
             )
             count = left if self._homeserver.is_postgres else min(left, sizes.HOP)
-            name = await self._homeserver.run_db_interaction(
-                "federation_admin_skip_destinations",
-                partial(
-                    statements.name_at,
-                    after=segment.after,
-                    direction=segment.names,
-                    count=count,
-                ),
-            )
+            async with self._passes("pass"):
+                name = await self._homeserver.run_db_interaction(
+                    "federation_admin_skip_destinations",
+                    partial(
+                        statements.name_at,
+                        after=segment.after,
+                        direction=segment.names,
+                        count=count,
+                    ),
+                )
             if name is None:
                 return None
             left -= count

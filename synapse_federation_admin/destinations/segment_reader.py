@@ -6,7 +6,12 @@ one connection, a segment that no index serves is read in small pieces, each in 
 transaction of its own, between which the homeserver's own work goes on.
 """
 
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+from operator import attrgetter
+from typing import TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -27,6 +32,8 @@ from synapse_federation_admin.models import (
     Sort,
 )
 
+T = TypeVar("T")
+
 # How long PostgreSQL is not asked again which indexes there are.
 _LOOK_AGAIN_MS = 10_000
 
@@ -37,11 +44,13 @@ class _Begun:
 
     Attributes:
         rows: The rows that it found.
-        rest: The segments that are to be read in pieces.
+        rest: The segments that are still to be read, the first of them in pieces.
+        usable: The optional indexes that there are.
     """
 
     rows: list[Destination]
     rest: list[Segment]
+    usable: set[str]
 
 
 class SegmentReader:
@@ -75,10 +84,13 @@ class SegmentReader:
         )
         rows = begun.rows
         for segment in begun.rest:
-            if len(rows) < limit:
-                found = await self._read_in_pieces(
-                    wanted, sort, segment, limit - len(rows)
-                )
+            left = limit - len(rows)
+            if left:
+                source = self._source(segment, wanted, begun.usable)
+                if source is not None:
+                    found = await self._read_whole(wanted, segment, source, left)
+                else:
+                    found = await self._read_in_pieces(wanted, sort, segment, left)
                 rows = rows + found
         return rows
 
@@ -90,7 +102,10 @@ class SegmentReader:
         if segment.is_by_name:
             size = min(max(sizes.FIRST_WINDOW, 2 * limit), sizes.WINDOW)
             after = segment.after
-            for _ in range(sizes.MAX_WINDOWS):
+            windows = 0
+            # A long list goes on by windows: it needs all of them, one time or another.
+            while windows < sizes.MAX_WINDOWS or limit > sizes.LONG_PIECE:
+                windows += 1
                 after, found = await self.read_window(
                     wanted, segment, after, size, limit - len(rows)
                 )
@@ -99,23 +114,25 @@ class SegmentReader:
                     return rows
                 size = min(2 * size, sizes.WINDOW)
             segment = attr.evolve(segment, after=after)
-        read = self._read_whole if self._homeserver.is_postgres else self._read_top
-        return rows + await read(wanted, sort, segment, limit - len(rows))
+        left = limit - len(rows)
+        if self._homeserver.is_postgres:
+            found = await self._read_whole(wanted, segment, "destinations", left)
+        else:
+            found = await self._read_top(wanted, sort, segment, left)
+        return rows + found
 
     async def _read_whole(
         self,
         wanted: DestinationFilter,
-        sort: Sort,  # noqa: ARG002  # as _read_top
         segment: Segment,
+        source: str,
         limit: int,
     ) -> list[Destination]:
         """Read a segment with one statement."""
         which = [*segment.where, *self.conditions(wanted)]
         return await self._homeserver.run_db_interaction(
             "federation_admin_list_destinations",
-            lambda txn: statements.select(
-                txn, "destinations", which, segment.order, limit
-            ),
+            lambda txn: statements.select(txn, source, which, segment.order, limit),
         )
 
     async def read_window(
@@ -157,37 +174,91 @@ class SegmentReader:
     async def _read_top(
         self, wanted: DestinationFilter, sort: Sort, segment: Segment, limit: int
     ) -> list[Destination]:
-        """Read the first rows of a segment in one pass over the table."""
+        """Read the first rows of a segment by passes over the table."""
         which = [*segment.where, *self.conditions(wanted)]
+        guess = None
+        if segment.value is not None and limit > sizes.LONG_PIECE:
+            guess = await self._guess(segment, which, limit)
+        if guess is None:
+            return await self._read_pass(sort, segment, which, limit)
+        up_to, beyond = segment.cut(guess)
+        rows = await self._read_pass(sort, segment, [*which, up_to], limit)
+        left = limit - len(rows)
+        if left:
+            rows += await self._read_pass(sort, segment, [*which, beyond], left)
+        return rows
+
+    async def _read_pass(
+        self, sort: Sort, segment: Segment, which: list[Sql], limit: int
+    ) -> list[Destination]:
+        """Read the first rows of a segment in one pass over the table."""
         top: list[Destination] = []
-        # The first pieces return `limit` rows each.
-        size = sizes.TABLE_PIECE if limit <= sizes.LONG_PIECE else sizes.WINDOW
-        async for piece in self.row_pieces(size):
 
-            def top_txn(
-                txn: LoggingTransaction,
-                piece: Sql = piece,
-                top: list[Destination] = top,
-            ) -> list[Destination]:
-                better = [piece, *which]
-                if len(top) == limit:
-                    better.append(segment.not_behind(sort.position_of(top[-1])))
-                source = "destinations NOT INDEXED"
-                found = statements.select(txn, source, better, segment.order, limit)
-                return _merge(sort, segment, top, found)[:limit] if found else top
+        def read(txn: LoggingTransaction, piece: Sql) -> list[Destination]:
+            better = [piece, *which]
+            if len(top) == limit:
+                better.append(segment.not_behind(sort.position_of(top[-1])))
+            source = "destinations NOT INDEXED"
+            return statements.select(txn, source, better, segment.order, limit)
 
-            top = await self._homeserver.run_db_interaction(
-                "federation_admin_list_destinations", top_txn
-            )
+        merge = _merging(sort, segment)
+        async with aclosing(self.each_piece(read)) as pieces:
+            async for found in pieces:
+                if found:
+                    top = merge(top, found)[:limit]
         return top
 
-    async def row_pieces(self, size: int) -> AsyncGenerator[Sql, None]:
-        """Yield conditions that cut the table into pieces."""
+    async def _guess(
+        self, segment: Segment, which: list[Sql], limit: int
+    ) -> int | None:
+        """Guess a value up to which a segment has `limit` rows, or some more.
+
+        Without it, the first pieces of the table would return that many rows each.
+
+        Returns:
+            The value; None if the segment may have fewer rows.
+        """
         last = await self._homeserver.run_db_interaction(
             "federation_admin_last_destination", statements.last_row_id
         )
-        for begin in range(0, last, size):
-            yield Sql("rowid > ? AND rowid <= ?", (begin, begin + size))
+        step = max(1, last // sizes.SAMPLE)
+        sampled = [*which, Sql("rowid % ? = 0", (step,))]
+        assert segment.value is not None
+        read = partial(statements.values, expression=segment.value)
+        values: list[int] = []
+        async with aclosing(
+            self.each_piece(lambda txn, piece: read(txn, which=[piece, *sampled]))
+        ) as pieces:
+            async for found in pieces:
+                values += found
+        values.sort(reverse=segment.values is Direction.BACKWARDS)
+        index = limit * 6 // (step * 5) + 3
+        return values[index] if index < len(values) else None
+
+    async def each_piece(
+        self, read: Callable[[LoggingTransaction, Sql], T]
+    ) -> AsyncGenerator[T, None]:
+        """Read the table in pieces, each in a transaction of some milliseconds.
+
+        Args:
+            read: Is given the condition of a piece.
+        """
+        last = await self._homeserver.run_db_interaction(
+            "federation_admin_last_destination", statements.last_row_id
+        )
+        size = sizes.TABLE_PIECE
+        begin = 0
+        while begin < last:
+            piece = Sql("rowid > ? AND rowid <= ?", (begin, begin + size))
+            result, took_s = await self._homeserver.run_db_interaction(
+                "federation_admin_list_destinations", partial(_timed, read, piece)
+            )
+            yield result
+            begin += size
+            if took_s < sizes.SHORT_S:
+                size = min(2 * size, sizes.MAX_TABLE_PIECE)
+            elif took_s > sizes.LONG_S:
+                size = max(size // 2, sizes.MIN_TABLE_PIECE)
 
     def conditions(self, wanted: DestinationFilter) -> list[Sql]:
         """Return the conditions of a filter, as of now."""
@@ -217,13 +288,13 @@ class SegmentReader:
         while rest and len(rows) < limit:
             source = self._source(rest[0], wanted, usable)
             if source is None:
-                return _Begun(rows, rest)
+                return _Begun(rows, rest, usable)
             segment = rest.pop(0)
             which = [*segment.where, *self.conditions(wanted)]
             rows += statements.select(
                 txn, source, which, segment.order, limit - len(rows)
             )
-        return _Begun(rows, [])
+        return _Begun(rows, [], usable)
 
     def _usable_indexes(self, txn: LoggingTransaction) -> set[str]:
         """Return which of the optional indexes there are, ready for use.
@@ -260,18 +331,32 @@ class SegmentReader:
         return None
 
 
-def _merge(
-    sort: Sort, segment: Segment, one: list[Destination], other: list[Destination]
-) -> list[Destination]:
-    """Merge two sorted parts of a segment, as SQLite compares names: by bytes."""
-    rows = one + other
-    rows.sort(
-        key=lambda row: row.destination,
-        reverse=segment.names is Direction.BACKWARDS,
-    )
-    if segment.value is not None:
-        rows.sort(
-            key=lambda row: sort.position_of(row).value or 0,
-            reverse=segment.values is Direction.BACKWARDS,
-        )
-    return rows
+def _timed(
+    read: Callable[[LoggingTransaction, Sql], T], piece: Sql, txn: LoggingTransaction
+) -> tuple[T, float]:
+    started = time.perf_counter()
+    return read(txn, piece), time.perf_counter() - started
+
+
+def _merging(
+    sort: Sort, segment: Segment
+) -> Callable[[list[Destination], list[Destination]], list[Destination]]:
+    """Return what merges two sorted parts of a segment.
+
+    Names are compared as SQLite does it: by bytes.
+    """
+    reverse = segment.names is Direction.BACKWARDS
+    value = attrgetter(sort.order_by.value)
+    # What is sorted in reverse, but shall ascend, is negated, and the other way round.
+    negated = (segment.values is Direction.BACKWARDS) != reverse
+    sign = -1 if negated else 1
+
+    def by_value(row: Destination) -> tuple[int, str]:
+        return sign * value(row), row.destination
+
+    key = attrgetter("destination") if segment.value is None else by_value
+
+    def merge(one: list[Destination], other: list[Destination]) -> list[Destination]:
+        return sorted(one + other, key=key, reverse=reverse)
+
+    return merge

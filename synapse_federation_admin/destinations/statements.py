@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.destinations.indexes import INDEXES
 from synapse_federation_admin.destinations.query import (
     BEYOND,
     DESTINATION_COLUMNS,
@@ -53,6 +54,16 @@ def count(txn: LoggingTransaction, which: Sequence[Sql]) -> int:
     return int(row[0])
 
 
+def values(txn: LoggingTransaction, expression: str, which: Sequence[Sql]) -> list[int]:
+    """Return the values of an expression in the rows that meet conditions."""
+    condition = where(which)
+    txn.execute(
+        f"SELECT {expression} FROM destinations NOT INDEXED {condition.text}",  # noqa: S608
+        condition.args,
+    )
+    return [value for (value,) in txn.fetchall()]
+
+
 def name_at(
     txn: LoggingTransaction, after: str | None, direction: Direction, count: int
 ) -> str | None:
@@ -86,16 +97,21 @@ def last_row_id(txn: LoggingTransaction) -> int:
 
 
 def usable_indexes(txn: LoggingTransaction, *, on_postgres: bool) -> set[str]:
-    """Return which of the optional indexes there are, ready for use."""
+    """Return which of the optional indexes there are, ready for use.
+
+    On SQLite only those that are as the module makes them: a statement that names an
+    index which does not serve it fails.
+    """
     if on_postgres:
         txn.execute(
             "SELECT c.relname FROM pg_index AS i "
             "INNER JOIN pg_class AS c ON c.oid = i.indexrelid "
             "WHERE i.indrelid = 'destinations'::regclass AND i.indisvalid"
         )
-    else:
-        txn.execute(
-            "SELECT name FROM sqlite_master "
-            "WHERE type = 'index' AND tbl_name = 'destinations'"
-        )
-    return {name for (name,) in txn}
+        return {name for (name,) in txn.fetchall()}
+    txn.execute(
+        "SELECT name, sql FROM sqlite_master "
+        "WHERE type = 'index' AND tbl_name = 'destinations'"
+    )
+    found = dict(txn.fetchall())
+    return {index.name for index in INDEXES if found.get(index.name) == index.create()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks for one destination. Answers come from the tables, never from a cache."""
 
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, Hashable
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -88,7 +88,7 @@ class RoomListing:
 
     async def pieces(
         self, after: str | None, limit: int
-    ) -> AsyncIterator[list[DestinationRoom]]:
+    ) -> AsyncGenerator[list[DestinationRoom], None]:
         """Read many rows, piece by piece."""
         while limit > 0:
             count = min(_PIECE, limit)

@@ -136,8 +136,9 @@ _ONLINE = DestinationStatus.ONLINE.value
 def csv_fields(fields: Sequence[object]) -> str:
     """Return fields as CSV (RFC 4180), without an end of line; None is an empty one."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(fields)
-    return text.getvalue()
+    # It quotes such ends of lines only as it writes itself.
+    csv.writer(text, lineterminator="\r\n").writerow(fields)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def render_backlog(backlog: Backlog) -> JsonDict:

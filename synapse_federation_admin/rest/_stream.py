@@ -51,17 +51,18 @@ async def respond_in_chunks(
     """
     request.setHeader(b"Content-Type", content_type.encode("ascii"))
     request.setHeader(b"Cache-Control", b"no-cache, no-store, must-revalidate")
-    if file_name is not None:
-        disposition = f'attachment; filename="{file_name}"'
-        request.setHeader(b"Content-Disposition", disposition.encode("ascii"))
-        request.setHeader(b"Access-Control-Expose-Headers", b"Content-Disposition")
+    if request.method == b"HEAD":
+        await chunks.aclose()
+        _begin(request, file_name)
+        finish_request(request)
+        return
     writer = _Writer(homeserver, request)
     held: bytes | None = None
     async with aclosing(chunks):
         async for chunk in chunks:
             if held is not None:
                 if not writer.has_begun:
-                    _begin(request)
+                    _begin(request, file_name)
                     writer.begin()
                 await writer.write(held)
             if writer.is_gone:
@@ -72,15 +73,22 @@ async def respond_in_chunks(
         writer.end()
     elif not writer.is_gone:
         request.setHeader(b"Content-Length", str(len(held or b"")).encode("ascii"))
-        _begin(request)
+        _begin(request, file_name)
         request.write(held or b"")
     if not writer.is_gone:
         finish_request(request)
 
 
-def _begin(request: SynapseRequest) -> None:
+def _begin(request: SynapseRequest, file_name: str | None) -> None:
+    """Set what only an answer has that succeeds."""
     request.setResponseCode(HTTPStatus.OK)
     set_cors_headers(request)
+    if file_name is not None:
+        disposition = f'attachment; filename="{file_name}"'
+        request.setHeader(b"Content-Disposition", disposition.encode("ascii"))
+        request.responseHeaders.addRawHeader(
+            b"Access-Control-Expose-Headers", b"Content-Disposition"
+        )
 
 
 @implementer(IPushProducer)

@@ -36,6 +36,9 @@ class ExportFormat(Enum):
     CSV = "csv"
 
 
+# How many rows with their backlog are written at a time.
+_BACKLOG_PIECE = 1000
+
 _CONTENT_TYPES = {
     ExportFormat.NDJSON: "application/x-ndjson",
     ExportFormat.CSV: "text/csv; charset=utf-8; header=present",
@@ -87,8 +90,8 @@ async def _ndjson_chunks(
     includes_backlog: bool,
 ) -> AsyncGenerator[bytes, None]:
     is_allowed = services.homeserver.is_allowed
-    async with aclosing(pieces):
-        async for rows in pieces:
+    async with aclosing(_cut(pieces, includes_backlog)) as parts:
+        async for rows in parts:
             if includes_backlog:
                 lines = [
                     json.dumps(shown, separators=(",", ":"))
@@ -111,8 +114,8 @@ async def _csv_chunks(
     backlog_columns = CSV_BACKLOG_COLUMNS if includes_backlog else ()
     yield f"{csv_fields((*CSV_COLUMNS, *backlog_columns))}\r\n".encode("ascii")
     is_allowed = services.homeserver.is_allowed
-    async with aclosing(pieces):
-        async for rows in pieces:
+    async with aclosing(_cut(pieces, includes_backlog)) as parts:
+        async for rows in parts:
             backlogs = await backlogs_of(services, rows, includes_backlog)
             now_ms = services.homeserver.now_ms()
             lines = [
@@ -125,3 +128,14 @@ async def _csv_chunks(
                     for row, line in zip(rows, lines, strict=True)
                 ]
             yield ("\r\n".join(lines) + "\r\n").encode()
+
+
+async def _cut(
+    pieces: AsyncGenerator[list[Destination], None], includes_backlog: bool
+) -> AsyncGenerator[list[Destination], None]:
+    """Yield rows in smaller pieces where each takes longer to write."""
+    async with aclosing(pieces):
+        async for rows in pieces:
+            size = _BACKLOG_PIECE if includes_backlog else len(rows)
+            for begin in range(0, len(rows), size):
+                yield rows[begin : begin + size]
