@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import attr
 from synapse.crypto.context_factory import FederationPolicyForHTTPS
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.server import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "BeforeReset",
     "Codes",
     "Homeserver",
     "HttpServer",
@@ -88,6 +90,19 @@ _Surface = frozenset[str]
 _CLOSED: _Surface = frozenset()
 _CLIENT: _Surface = frozenset({"client"})
 _CLIENT_AND_MEDIA: _Surface = frozenset({"client", "media"})
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class BeforeReset:
+    """What a destination's row said before its retry timings were cleared.
+
+    Attributes:
+        failure_ts: Since when it was failing, in ms; None: that is not to be restored.
+        delivered: Its `last_successful_stream_ordering`.
+    """
+
+    failure_ts: int | None
+    delivered: int | None
 
 
 class Homeserver:
@@ -358,46 +373,57 @@ class Homeserver:
             ),
         )
 
-    async def restore_failure_ts(self, failures: Mapping[str, int | None]) -> set[str]:
+    async def restore_failure_ts(
+        self, before: Mapping[str, BeforeReset]
+    ) -> dict[str, bool]:
         """Give destinations that are failing the time since when they really fail.
 
         Where a destination is not failing, or its `failure_ts` is already as early,
-        nothing is changed. Synapse's own store has no method for this: its upsert
-        ignores a change of `failure_ts` alone.
+        nothing is changed; nor where its `last_successful_stream_ordering` is another
+        one: it got through in between, or its row is a new one, and so is the failure.
+        Synapse's own store has no method for this: its upsert ignores a change of
+        `failure_ts` alone.
 
         Args:
-            failures: By destination, its `failure_ts` in ms; None to leave it as it is.
+            before: By destination, what its row said when it was reset.
 
         Returns:
-            Those of the destinations that are failing.
+            Those of the destinations that are failing, and for each of them whether
+            anything has been delivered to it since.
         """
         store = self._hs.get_datastores().main
 
-        def restore_failure_ts_txn(txn: LoggingTransaction) -> set[str]:
+        def restore_failure_ts_txn(txn: LoggingTransaction) -> dict[str, bool]:
             txn.execute(
-                "SELECT destination, failure_ts FROM destinations "  # noqa: S608
-                f"WHERE destination IN ({', '.join('?' * len(failures))}) "
+                "SELECT destination, failure_ts, last_successful_stream_ordering "  # noqa: S608
+                "FROM destinations "
+                f"WHERE destination IN ({', '.join('?' * len(before))}) "
                 "AND retry_last_ts > 0 ORDER BY destination",
-                tuple(failures),
+                tuple(before),
             )
-            failing: dict[str, int | None] = dict(txn.fetchall())
-            for destination, failure_ts in failing.items():
-                earlier_ts = failures[destination]
-                if earlier_ts is None or (failure_ts or earlier_ts + 1) <= earlier_ts:
+            failing: dict[str, bool] = {}
+            for destination, failure_ts, delivered in txn.fetchall():
+                then = before[destination]
+                failing[destination] = (delivered or 0) > (then.delivered or 0)
+                if (
+                    then.failure_ts is None
+                    or delivered != then.delivered
+                    or (failure_ts and failure_ts <= then.failure_ts)
+                ):
                     continue
                 # If somebody else has changed the row by now, PostgreSQL refuses this,
                 # and Synapse runs the whole transaction again.
                 txn.execute(
                     "UPDATE destinations SET failure_ts = ? WHERE destination = ?",
-                    (earlier_ts, destination),
+                    (then.failure_ts, destination),
                 )
                 store._invalidate_cache_and_stream(
                     txn, store.get_destination_retry_timings, (destination,)
                 )
-            return set(failing)
+            return failing
 
-        if not failures:
-            return set()
+        if not before:
+            return {}
         return await self.run_db_interaction(
             "federation_admin_restore_failure_ts", restore_failure_ts_txn
         )
@@ -506,17 +532,23 @@ class _HomeServerView:
 def _contact_client(hs: "HomeServer") -> MatrixFederationHttpClient:
     """Make a federation client as Synapse does, with bounded connections.
 
-    As `synapse/server.py`, `HomeServer.get_federation_http_client`.
+    As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request has a
+    connection of its own: the bounds are those of one request, and a connection that
+    was made earlier would prove less.
     """
     reactor = BoundedReactor(
         hs.get_reactor(),
         max_received_bytes=_MAX_CONTACT_BYTES,
         max_lifetime_s=_MAX_CONTACT_S,
     )
-    return MatrixFederationHttpClient(
+    client = MatrixFederationHttpClient(
         cast("HomeServer", _HomeServerView(hs, reactor)),
         FederationPolicyForHTTPS(hs.config),
     )
+    # Within the wrapper that keeps to `ip_range_blacklist` there is a
+    # MatrixFederationAgent or a ProxyAgent.
+    client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
+    return client
 
 
 class AdminResource(Resource):

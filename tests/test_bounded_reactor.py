@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Generator
 from typing import Any
+from unittest import mock
 
 import treq
 import trustme
 from parameterized import parameterized
 from twisted.internet import reactor
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import ensureDeferred, inlineCallbacks
 from twisted.internet.ssl import CertificateOptions
+from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
 from twisted.protocols import tls
 from twisted.trial.unittest import TestCase
@@ -21,7 +23,9 @@ from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
+from synapse_federation_admin import homeserver
 from synapse_federation_admin.bounded_reactor import BoundedReactor
+from tests import unittest
 
 LIMIT = 256 * 1024
 
@@ -154,3 +158,51 @@ class BoundedReactorTestCase(TestCase):
         self.assertTrue(received == body)
         # Nobody has asked for what came after it.
         yield self.check_dropped(server)
+
+
+class ContactConnectionsTestCase(unittest.HomeserverTestCase):
+    """The connections of the client for contacts, in Synapse's harness."""
+
+    def contact(self, contacting: homeserver.Homeserver) -> StringTransport:
+        """Make a contact, answer it, and return the connection that it has made."""
+        self.reactor.lookups.update({ip: ip for ip in ("1.2.3.4", "127.0.0.1")})
+        before = len(self.reactor.tcpClients)
+        answer = ensureDeferred(
+            contacting.contact("1.2.3.4:8448", timeout_ms=10_000, ignore_backoff=True)
+        )
+        self.pump()
+        self.assertEqual(len(self.reactor.tcpClients), before + 1)
+        connection = self.reactor.tcpClients[-1][2].buildProtocol(None)
+        transport = StringTransport()
+        connection.makeConnection(transport)
+        self.pump()
+        self.assertIn(b"GET ", transport.value())
+        connection.dataReceived(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 2\r\n\r\n{}"
+        )
+        self.assertEqual(self.get_success(answer), {})
+        return transport
+
+    def check_one_connection_each(self) -> None:
+        # Without TLS.
+        with mock.patch.object(homeserver, "FederationPolicyForHTTPS"):
+            homeserver.FederationPolicyForHTTPS.return_value = None  # type: ignore[attr-defined]
+            contacting = homeserver.Homeserver(self.hs.get_module_api())
+            for _ in range(2):
+                self.assertTrue(self.contact(contacting).disconnecting)
+
+    def test_direct(self) -> None:
+        """Each request has a connection of its own, which ends with it."""
+        self.check_one_connection_each()
+
+    @unittest.override_config(
+        {
+            "outbound_federation_restricted_to": ["sender"],
+            "instance_map": {"sender": {"host": "127.0.0.1", "port": 1}},
+            "worker_replication_secret": "secret",
+        }
+    )
+    def test_through_another_process(self) -> None:
+        """So it is where requests go out through another process only."""
+        self.check_one_connection_each()

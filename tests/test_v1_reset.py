@@ -8,6 +8,7 @@ from module_case import DESTINATIONS, FAILING, NAME, ResetTestCase
 from parameterized import parameterized
 
 from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.repair.wake import Wake
 
 
 @pytest.mark.database
@@ -179,4 +180,32 @@ class AnswersTestCase(ResetTestCase):
                 self.reset()
                 self.pump(0.3)
             self.assertEqual(calls[:2], ["cleared", f"woken {NAME}"])
-            self.assertEqual(calls[2:], [f"told {NAME}"] * (6 if others else 0))
+            self.assertEqual(calls[2:], [f"told {NAME}"] * (5 if others else 0))
+
+    def test_wakes_again(self) -> None:
+        """The others are told five times in 15 s, which costs ten retries five."""
+        homeserver = Homeserver(self.hs.get_module_api())
+        told: list[tuple[str, int]] = []
+        started_ts = homeserver.now_ms()
+        with (
+            mock.patch.object(Homeserver, "has_other_processes", True),
+            mock.patch.object(
+                Homeserver,
+                "wake_elsewhere",
+                lambda self, name: told.append((name, self.now_ms() - started_ts)),
+            ),
+        ):
+            wake = Wake(homeserver)
+            wake.everywhere("a.example")
+            self.reactor.advance(0.025)
+            wake.everywhere("b.example")
+            self.pump(0.3)
+            for name, first in (("a.example", 0), ("b.example", 25)):
+                times = [at for called, at in told if called == name]
+                self.assertEqual(len(times), 5)
+                for at, after in zip(times, (0, 50, 250, 1000, 15_000), strict=True):
+                    self.assertLess(abs(at - first - after), 601)
+
+            wake.everywhere("a.example")
+            self.pump(0.3)
+        self.assertEqual(len(told), 15)

@@ -59,5 +59,9 @@ class ConnectionReset:
         if self._homeserver.is_server_name(name):
             self._wake.everywhere(name)
             if self._follow_up is not None:
-                self._follow_up.start(name, failing_since_ts=destination.failure_ts)
+                self._follow_up.start(
+                    name,
+                    failing_since_ts=destination.failure_ts,
+                    delivered=destination.last_successful_stream_ordering,
+                )
         return ResetOutcome.RESET

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wakes whoever sends to a destination, in whichever process that is."""
 
+import logging
+from collections import deque
+
 from synapse_federation_admin.homeserver import Homeserver
+
+logger = logging.getLogger(__name__)
 
 # A sender on another process asks its cache whether the destination is in backoff. The
 # invalidation of that cache travels through the database and arrives some ms after the
 # wake-up, on a busy host some seconds; the wake-up then comes to nothing. So it is
-# repeated: waking twice is harmless. These are the times in between.
-_AGAIN_AFTER_MS = (50, 200, 1000, 4000, 15_000)
+# repeated, at these times after the first. Not more often than that: if the sender is
+# between two attempts at one transaction, each wake-up has it try at once, and uses up
+# one of its long retries, which are ten by default.
+_AGAIN_AFTER_MS = (50, 250, 1000, 15_000)
 
 
 class Wake:
@@ -15,17 +22,34 @@ class Wake:
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
+        # By how long after the first, whom to wake again, and when; the next one first.
+        # One process of Synapse's sees to each queue that is not empty.
+        self._again: dict[int, deque[tuple[int, str]]] = {
+            after_ms: deque() for after_ms in _AGAIN_AFTER_MS
+        }
 
     def everywhere(self, name: str) -> None:
         """Wake this process now, and the others now and some times more."""
         self._homeserver.wake(name)
-        if self._homeserver.has_other_processes:
-            self._homeserver.wake_elsewhere(name)
-            self._homeserver.run_in_background(
-                "federation_admin_wake", self._wake_again, name
-            )
+        if not self._homeserver.has_other_processes:
+            return
+        self._homeserver.wake_elsewhere(name)
+        now_ts = self._homeserver.now_ms()
+        for after_ms, queue in self._again.items():
+            queue.append((now_ts + after_ms, name))
+            if len(queue) == 1:
+                self._homeserver.run_in_background(
+                    "federation_admin_wake", self._wake_again, after_ms, queue
+                )
 
-    async def _wake_again(self, name: str) -> None:
-        for delay_ms in _AGAIN_AFTER_MS:
-            await self._homeserver.sleep_ms(delay_ms)
-            self._homeserver.wake_elsewhere(name)
+    async def _wake_again(self, after_ms: int, queue: deque[tuple[int, str]]) -> None:
+        while queue:
+            due_ts, name = queue[0]
+            # The system's clock may be set back.
+            wait_ms = min(max(due_ts - self._homeserver.now_ms(), 0), after_ms)
+            await self._homeserver.sleep_ms(wait_ms)
+            try:
+                self._homeserver.wake_elsewhere(name)
+            except Exception:
+                logger.exception("Could not wake other processes")
+            queue.popleft()
