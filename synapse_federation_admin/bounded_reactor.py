@@ -7,20 +7,27 @@ on reading. A hostile server could fill the homeserver's memory with one answer,
 a connection for ever. Here the connection itself is bounded, below TLS and HTTP.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 from twisted.internet.interfaces import (
     IAddress,
     IConnector,
     IDelayedCall,
+    IHostnameResolver,
+    IHostResolution,
     IProtocol,
     IReactorPluggableNameResolver,
+    IResolutionReceiver,
     ITCPTransport,
 )
 from twisted.internet.protocol import ClientFactory
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+# Host names of which it is remembered whether they have addresses.
+_MAX_RESOLVED = 1000
 
 
 @implementer(IReactorPluggableNameResolver)
@@ -41,10 +48,20 @@ class BoundedReactor:
         self._reactor = reactor
         self.max_received_bytes = max_received_bytes
         self.max_lifetime_s = max_lifetime_s
+        self._resolved: OrderedDict[str, bool] = OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
         """Return what the wrapped reactor has."""
         return getattr(self._reactor, name)
+
+    @property
+    def nameResolver(self) -> "_RecordingResolver":
+        """What looks host names up."""
+        return _RecordingResolver(self._reactor.nameResolver, self._resolved)
+
+    def has_addresses(self, host: str) -> bool:
+        """Tell whether a host name led to addresses when it was last looked up."""
+        return self._resolved.get(host, False)
 
     def connectTCP(
         self, host: str, port: int, factory: ClientFactory, *args: Any, **kwargs: Any
@@ -65,6 +82,59 @@ class BoundedReactor:
             address, bounded, *args, **kwargs
         )
         return connector
+
+
+@implementer(IHostnameResolver)
+class _RecordingResolver:
+    """Looks host names up, and remembers of the last ones whether they have addresses.
+
+    Whoever filters the addresses tells the same of none that is left as of none at all.
+    """
+
+    def __init__(
+        self, resolver: IHostnameResolver, resolved: OrderedDict[str, bool]
+    ) -> None:
+        self._resolver = resolver
+        self._resolved = resolved
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
+        hostName: str,  # noqa: N803
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
+        self._resolved[hostName] = False
+        self._resolved.move_to_end(hostName)
+        if len(self._resolved) > _MAX_RESOLVED:
+            self._resolved.popitem(last=False)
+        receiver = _RecordingReceiver(resolutionReceiver, hostName, self._resolved)
+        return self._resolver.resolveHostName(receiver, hostName, *args, **kwargs)
+
+
+@implementer(IResolutionReceiver)
+class _RecordingReceiver:
+    def __init__(
+        self,
+        receiver: IResolutionReceiver,
+        host_name: str,
+        resolved: OrderedDict[str, bool],
+    ) -> None:
+        self._receiver = receiver
+        self._host_name = host_name
+        self._resolved = resolved
+
+    def resolutionBegan(self, resolution: IHostResolution) -> None:
+        self._receiver.resolutionBegan(resolution)
+
+    def addressResolved(self, address: IAddress) -> None:
+        if self._host_name in self._resolved:
+            self._resolved[self._host_name] = True
+        self._receiver.addressResolved(address)
+
+    def resolutionComplete(self) -> None:
+        self._receiver.resolutionComplete()
 
 
 class _BoundedProtocol(ProtocolWrapper):

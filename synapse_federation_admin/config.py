@@ -8,8 +8,17 @@ from typing import Any
 import attr
 from synapse.module_api.errors import ConfigError
 
-_UNIT_MS = {"s": 1000, "m": 60_000}
-_DURATION = re.compile(r"([0-9]{1,12})([sm])")
+_UNIT_MS = {
+    "s": 1000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 604_800_000,
+}
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+
+_SECOND_MS = 1000
+_DAY_MS = 86_400_000
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -21,11 +30,15 @@ class FederationAdminConfig:
             destination, in the background.
         contact_timeout_ms: How long a destination has to answer that request.
         indexes: Whether to create the optional indexes on Synapse's `destinations`.
+        audit_keep_for_ms: How long to keep what was done through this module.
+        bulk_max_per_second: How many destinations a bulk run may contact per second.
     """
 
     contact_on_reset: bool = True
     contact_timeout_ms: int = 10_000
     indexes: bool = False
+    audit_keep_for_ms: int = 400 * _DAY_MS
+    bulk_max_per_second: int = 500
 
 
 def parse_config(config: object) -> FederationAdminConfig:
@@ -41,45 +54,83 @@ def parse_config(config: object) -> FederationAdminConfig:
         ConfigError: A key is unknown, or a value has the wrong type or is out of range.
             It names the key and says what was expected.
     """
-    if config is None:
-        config = {}
-    if not isinstance(config, Mapping):
+    values = _parse_section("", config)
+    return FederationAdminConfig(**values)
+
+
+def _parse_section(section: str, values: object) -> dict[str, Any]:
+    """Parse the keys of a section, which is "" for the whole.
+
+    Returns:
+        The values, by the names of the attributes above.
+    """
+    path = tuple(section.split(".")) if section else ()
+    of_section = f"{section}: " if section else ""
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
         raise ConfigError(
-            f"expected a mapping of configuration keys, not {_shown(config)}"
+            f"{of_section}expected a mapping of configuration keys, not "
+            f"{_shown(values)}",
+            path=path,
         )
-    for key in config:
-        if key not in _PARSERS:
+    known = [
+        key for key in (*_SECTIONS, *_PARSERS) if key.rpartition(".")[0] == section
+    ]
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{section}.{name}" if section else name
+        if key not in known:
+            names = ", ".join(key.rpartition(".")[2] for key in known)
             raise ConfigError(
-                f"unknown key {_shown(key)}; the keys are: {', '.join(CONFIG_KEYS)}",
-                path=(str(key),),
+                f"{of_section}unknown key {_shown(name)}; the keys are: {names}",
+                path=(*path, str(name)),
             )
-    return FederationAdminConfig(
-        **{
-            field: parse(key, config[key])
-            for key, (field, parse) in _PARSERS.items()
-            if key in config
-        }
-    )
+        if key in _SECTIONS:
+            found.update(_parse_section(key, value))
+        else:
+            field, parse = _PARSERS[key]
+            found[field] = parse(key, value)
+    return found
 
 
 def _parse_bool(key: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(
-            f"{key}: expected true or false, not {_shown(value)}", path=(key,)
-        )
+        raise _error(key, f"expected true or false, not {_shown(value)}")
     return value
 
 
 def _parse_contact_timeout(key: str, value: object) -> int:
+    return _parse_duration(
+        key, value, _SECOND_MS, 60 * _SECOND_MS, "from 1s to 60s, such as 10s"
+    )
+
+
+def _parse_keep_for(key: str, value: object) -> int:
+    return _parse_duration(
+        key, value, _DAY_MS, 36_500 * _DAY_MS, "from 1d to 36500d, such as 400d"
+    )
+
+
+def _parse_duration(
+    key: str, value: object, least_ms: int, most_ms: int, expected: str
+) -> int:
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match:
         milliseconds = int(match[1]) * _UNIT_MS[match[2]]
-        if 1000 <= milliseconds <= 60_000:
+        if least_ms <= milliseconds <= most_ms:
             return milliseconds
-    raise ConfigError(
-        f"{key}: expected a duration from 1s to 60s, such as 10s, not {_shown(value)}",
-        path=(key,),
-    )
+    raise _error(key, f"expected a duration {expected}, not {_shown(value)}")
+
+
+def _parse_per_second(key: str, value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000:
+        return value
+    raise _error(key, f"expected a number from 1 to 1000, not {_shown(value)}")
+
+
+def _error(key: str, text: str) -> ConfigError:
+    return ConfigError(f"{key}: {text}", path=tuple(key.split(".")))
 
 
 def _shown(value: object) -> str:
@@ -88,11 +139,16 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+_SECTIONS = ("audit", "bulk")
+
 _PARSERS: dict[str, tuple[str, Any]] = {
     "contact_on_reset": ("contact_on_reset", _parse_bool),
     "contact_timeout": ("contact_timeout_ms", _parse_contact_timeout),
     "indexes": ("indexes", _parse_bool),
+    "audit.keep_for": ("audit_keep_for_ms", _parse_keep_for),
+    "bulk.max_per_second": ("bulk_max_per_second", _parse_per_second),
 }
 
-# Every key, for error messages and for the test that all of them are documented.
+# Every key, for the test that all of them are documented; that of a section is before
+# the dot.
 CONFIG_KEYS: tuple[str, ...] = tuple(_PARSERS)

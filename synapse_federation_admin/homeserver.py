@@ -7,13 +7,23 @@ this file, so that a Synapse upgrade is a review of this file.
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from copy import copy
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import attr
+from OpenSSL import SSL
+from synapse.api.errors import (
+    FederationDeniedError,
+    HttpResponseException,
+    RequestSendFailed,
+)
+from synapse.config.homeserver import HomeServerConfig
+from synapse.config.workers import MAIN_PROCESS_INSTANCE_NAME
 from synapse.crypto.context_factory import FederationPolicyForHTTPS
+from synapse.http.client import BodyExceededMaxSize
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.server import (
     HttpServer,
@@ -37,6 +47,8 @@ from synapse.rest.admin._base import assert_user_is_admin
 from synapse.rest.admin.media import register_servlets_for_media_repo
 from synapse.storage.database import LoggingDatabaseConnection
 from synapse.storage.engines import PostgresEngine
+from synapse.storage.engines._base import IsolationLevel
+from synapse.types import JsonMapping, ScheduledTask, TaskStatus
 from synapse.util.async_helpers import Linearizer, ObservableDeferred
 from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
@@ -51,19 +63,27 @@ from synapse_federation_admin.bounded_reactor import BoundedReactor
 if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
     from synapse.server import HomeServer
+    from synapse.storage import DataStore
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
     "BeforeReset",
+    "BodyExceededMaxSize",
     "Codes",
+    "FederationDeniedError",
     "Homeserver",
+    "HttpResponseException",
     "HttpServer",
     "JsonDict",
+    "LoggingTransaction",
+    "Pending",
+    "RequestSendFailed",
     "Requester",
     "RestServlet",
     "SynapseError",
     "SynapseRequest",
+    "UntrustedCertificateError",
     "finish_request",
     "set_cors_headers",
 ]
@@ -74,6 +94,10 @@ T = TypeVar("T")
 KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
 
 ADMIN_PATH = "/_synapse/admin"
+
+# What the main process is called here, as in Synapse's `instance_map`; in its code it
+# is "master".
+MAIN = "main"
 
 # What a connection made for a contact may bring in, and how long it may last. A real
 # answer takes some 10 KB, most of it certificates, and the longest timeout is a minute,
@@ -105,13 +129,64 @@ class BeforeReset:
     delivered: int | None
 
 
+class UntrustedCertificateError(Exception):
+    """A certificate does not lead to an authority that this homeserver trusts.
+
+    Attributes:
+        code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"OpenSSL verification error {code}")
+        self.code = code
+
+
+class Pending(Generic[T]):
+    """Something that goes on in the background, for which many may wait."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._deferred: Deferred[T] = Deferred()
+        self._observable = ObservableDeferred(self._deferred, consumeErrors=True)
+
+    async def wait(self, timeout_ms: int | None = None) -> T:
+        """Return what comes of it, or raise what it raises.
+
+        Args:
+            timeout_ms: How long to wait; it goes on all the same.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
+        observer = self._observable.observe()
+        if timeout_ms is not None:
+            observer.addTimeout(timeout_ms / 1000, self._reactor)
+        try:
+            result: T = await make_deferred_yieldable(observer)
+        except DeferredTimeoutError as e:
+            raise TimeoutError from e
+        return result
+
+    async def run(self, func: Callable[[], Awaitable[T]]) -> None:
+        """Run it, and hand out what comes of it. Only `Homeserver.begin` calls this."""
+        try:
+            result = await func()
+        except Exception:
+            failure = Failure()
+            with PreserveLoggingContext():
+                self._deferred.errback(failure)
+        else:
+            with PreserveLoggingContext():
+                self._deferred.callback(result)
+
+
 class Homeserver:
     """What this module needs of the Synapse process that it is loaded into."""
 
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
         self._hs = api._hs
-        self._contact_client: MatrixFederationHttpClient | None = None
+        self._contact_clients: _ContactClients | None = None
         self._cancel_statements: set[Callable[[], None]] | None = None
         self._is_shutting_down = False
         self._not_begun: dict[Hashable, ObservableDeferred[Any]] = {}
@@ -193,6 +268,17 @@ class Homeserver:
             args: Arguments for `func`.
         """
         self._api.run_as_background_process(desc, func, *args)
+
+    def begin(self, desc: str, func: Callable[[], Awaitable[T]]) -> Pending[T]:
+        """Start something in the background for which others are going to wait.
+
+        Args:
+            desc: Its name in metrics: one of a few.
+            func: What to run. What it raises is raised to all who wait.
+        """
+        pending: Pending[T] = Pending(self.reactor)
+        self._api.run_as_background_process(desc, pending.run, func)
+        return pending
 
     def linearizer(self, name: str, max_count: int = 1) -> KeyedLock:
         """Make a lock that is held per key, for log contexts as Synapse keeps them."""
@@ -296,6 +382,18 @@ class Homeserver:
         """
         return await self._api.run_db_interaction(desc, func)
 
+    async def run_read_committed(
+        self, desc: str, func: Callable[[LoggingTransaction], T]
+    ) -> T:
+        """Run a function in a transaction in which each statement sees the newest.
+
+        For those that wait for a lock first: what Synapse's ordinary transactions see
+        is as old as their first statement.
+        """
+        return await self._hs.get_datastores().main.db_pool.runInteraction(
+            desc, func, isolation_level=IsolationLevel.READ_COMMITTED
+        )
+
     @property
     def runs_background_tasks(self) -> bool:
         """Whether this is the process that does what is to be done once only.
@@ -354,23 +452,33 @@ class Homeserver:
         is not Synapse's own does not invalidate.
         """
         store = self._hs.get_datastores().main
-        timings = await store.get_destination_retry_timings(destination)  # type: ignore[call-arg,arg-type]  # Synapse's own mypy plugin knows how it is called
+        timings = await store.get_destination_retry_timings(destination)  # type: ignore[call-arg,arg-type,misc]  # Synapse's own mypy plugin knows how it is called
         return timings is not None
 
-    async def clear_retry_timings(self, destination: str) -> None:
-        """Set a destination's retry timings to "not failing".
+    def clear_retry_timings_txn(
+        self, txn: LoggingTransaction, destination: str
+    ) -> None:
+        """Set a destination's retry timings to "not failing", in a transaction.
 
-        The caches of every process are told. Raises what the database raises; then
-        nothing has changed.
+        The caches of every process are told once it is committed. Synapse's
+        set_destination_retry_timings runs the same in autocommit mode: if telling the
+        caches fails there, the row is cleared all the same.
         """
         store = self._hs.get_datastores().main
-        # Synapse's set_destination_retry_timings runs the same in autocommit mode: if
-        # telling the caches fails there, the row is cleared all the same.
-        await self.run_db_interaction(
-            "federation_admin_clear_retry_timings",
-            lambda txn: store._set_destination_retry_timings_txn(
-                txn, destination, None, 0, 0
-            ),
+        store._set_destination_retry_timings_txn(txn, destination, None, 0, 0)
+
+    def invalidate_retry_timings_txn(
+        self, txn: LoggingTransaction, destinations: Collection[str]
+    ) -> None:
+        """Have every process read some destinations' retry timings anew.
+
+        Once the transaction is committed, in which they are changed.
+        """
+        store = self._hs.get_datastores().main
+        store._invalidate_cache_and_stream_bulk(
+            txn,
+            store.get_destination_retry_timings,
+            [(destination,) for destination in destinations],
         )
 
     async def restore_failure_ts(
@@ -448,15 +556,35 @@ class Homeserver:
     def sender_of(self, destination: str) -> str | None:
         """Return the name of the process that sends to a destination.
 
-        The main process is called `master`. None if this process knows of none: where
+        The main process is called `main`. None if this process knows of none: where
         nothing sends, and where senders are configured in the old way, with
         `send_federation: false`, which tells only the sender itself who it is.
         """
         senders = self._hs.config.worker.federation_shard_config
         for name in senders.instances:
             if senders.should_handle(name, destination):
-                return name
+                return _shown(name)
         return None
+
+    @property
+    def instance_name(self) -> str:
+        """The name of this process; that of the main process is `main`."""
+        return _shown(self._hs.get_instance_name())
+
+    @property
+    def other_instances(self) -> list[str]:
+        """The names of the other processes that the configuration names."""
+        if not self.has_other_processes:
+            return []
+        worker = self._hs.config.worker
+        names = {MAIN, *map(_shown, worker.instance_map)}
+        names.update(map(_shown, worker.federation_shard_config.instances))
+        return sorted(names - {self.instance_name})
+
+    @property
+    def can_tell_others(self) -> bool:
+        """Whether this process is connected with the others, through Redis."""
+        return self._hs.get_replication_command_handler().connected()
 
     def wake(self, destination: str) -> None:
         """Have this process try a destination now, if it sends to it."""
@@ -505,14 +633,96 @@ class Homeserver:
         Raises:
             Exception: Whatever Synapse's client raises; nothing of it is our fault.
         """
-        if self._contact_client is None:
-            self._contact_client = _contact_client(self._hs)
-        return await self._contact_client.get_json(
+        return await self._contact(
+            self._clients.limited,
+            destination,
+            timeout_ms=timeout_ms,
+            ignore_backoff=ignore_backoff,
+        )
+
+    async def probe(self, destination: str, *, timeout_ms: int) -> JsonDict:
+        """Make the same request past the retry limiter.
+
+        It is made even if the destination is in backoff, and whatever comes of it, no
+        retry timing is changed and nobody is woken.
+        """
+        return await self._contact(
+            self._clients.unlimited,
+            destination,
+            timeout_ms=timeout_ms,
+            ignore_backoff=True,
+        )
+
+    def has_addresses(self, host: str) -> bool:
+        """Tell whether a host name led to addresses when it was last looked up.
+
+        By a contact of this process, within the last some hundred. Synapse takes a name
+        that leads to a blocked address for one that leads to none.
+        """
+        return self._clients.reactor.has_addresses(host)
+
+    @property
+    def _clients(self) -> "_ContactClients":
+        if self._contact_clients is None:
+            self._contact_clients = _ContactClients(self._hs)
+        return self._contact_clients
+
+    @staticmethod
+    async def _contact(
+        client: MatrixFederationHttpClient,
+        destination: str,
+        *,
+        timeout_ms: int,
+        ignore_backoff: bool,
+    ) -> JsonDict:
+        return await client.get_json(
             destination,
             path="/_matrix/federation/v1/version",
             timeout=timeout_ms,
             ignore_backoff=ignore_backoff,
         )
+
+    # -- scheduled tasks ---------------------------------------------------------------
+
+    def register_task(self, action: str, run: Callable[[str], Awaitable[None]]) -> None:
+        """Tell Synapse's task scheduler how to run tasks of a kind.
+
+        Before any is scheduled, and at every start: those that were running when the
+        process ended are run again.
+
+        Args:
+            action: The kind, which no other task of Synapse's has.
+            run: Called with what the task is about, on the process that runs background
+                tasks.
+        """
+
+        async def run_task(
+            task: ScheduledTask,
+        ) -> tuple[TaskStatus, JsonMapping | None, str | None]:
+            await run(task.resource_id or "")
+            return TaskStatus.COMPLETE, None, None
+
+        self._hs.get_task_scheduler().register_action(run_task, action)
+
+    async def schedule_task(self, action: str, about: str) -> None:
+        """Have a task run as soon as may be."""
+        await self._hs.get_task_scheduler().schedule_task(action, resource_id=about)
+
+    async def has_task(self, action: str, about: str) -> bool:
+        """Tell whether there is a task that has not come to its end."""
+        tasks = await self._hs.get_task_scheduler().get_tasks(
+            actions=[action],
+            resource_id=about,
+            statuses=[TaskStatus.ACTIVE, TaskStatus.SCHEDULED],
+        )
+        return bool(tasks)
+
+    def launch_tasks(self) -> None:
+        """Have the scheduler look for tasks now; else it does so once a minute.
+
+        Only on the process that runs background tasks.
+        """
+        self._hs.get_task_scheduler().on_new_task("")
 
 
 class _HomeServerView:
@@ -529,26 +739,74 @@ class _HomeServerView:
         return self._reactor
 
 
-def _contact_client(hs: "HomeServer") -> MatrixFederationHttpClient:
-    """Make a federation client as Synapse does, with bounded connections.
+class _NoTimings:
+    """A store in which no destination is failing, for the retry limiter.
+
+    It then lets every request out; and since the backoff is to be ignored, it stores
+    nothing afterwards (`synapse/util/retryutils.py`).
+    """
+
+    def __init__(self, hs: "HomeServer") -> None:
+        self.hs = hs
+
+    async def get_destination_retry_timings(self, _: str) -> None:
+        return None
+
+
+class _ContactPolicy(FederationPolicyForHTTPS):
+    """Synapse's policy, and the reason if a certificate is not trusted."""
+
+    def __init__(self, config: HomeServerConfig) -> None:
+        super().__init__(config)
+        context = self._verify_ssl_context
+        context.set_verify(context.get_verify_mode(), _verified)
+
+
+def _verified(
+    connection: SSL.Connection, _certificate: object, code: int, _depth: int, ok: int
+) -> bool:
+    """Take note of OpenSSL's verdict on a certificate; return that it stands."""
+    if not ok:
+        # Else all that is left of it is "certificate verify failed".
+        tls_protocol = connection.get_app_data()
+        tls_protocol.failVerification(Failure(UntrustedCertificateError(code)))
+    return bool(ok)
+
+
+class _ContactClients:
+    """Federation clients as Synapse makes its own, with bounded connections.
 
     As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request has a
     connection of its own: the bounds are those of one request, and a connection that
     was made earlier would prove less.
+
+    Attributes:
+        reactor: What makes their connections.
+        limited: The retry limiter acts on what comes of its requests.
+        unlimited: It does not.
     """
-    reactor = BoundedReactor(
-        hs.get_reactor(),
-        max_received_bytes=_MAX_CONTACT_BYTES,
-        max_lifetime_s=_MAX_CONTACT_S,
-    )
-    client = MatrixFederationHttpClient(
-        cast("HomeServer", _HomeServerView(hs, reactor)),
-        FederationPolicyForHTTPS(hs.config),
-    )
-    # Within the wrapper that keeps to `ip_range_blacklist` there is a
-    # MatrixFederationAgent or a ProxyAgent.
-    client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
-    return client
+
+    def __init__(self, hs: "HomeServer") -> None:
+        self.reactor = BoundedReactor(
+            hs.get_reactor(),
+            max_received_bytes=_MAX_CONTACT_BYTES,
+            max_lifetime_s=_MAX_CONTACT_S,
+        )
+        self.limited = MatrixFederationHttpClient(
+            cast("HomeServer", _HomeServerView(hs, self.reactor)),
+            _ContactPolicy(hs.config),
+        )
+        # Within the wrapper that keeps to `ip_range_blacklist` there is a
+        # MatrixFederationAgent or a ProxyAgent.
+        pool = self.limited.agent._agent._pool  # type: ignore[attr-defined]  # IAgent's have none
+        pool.persistent = False
+        self.unlimited = copy(self.limited)
+        self.unlimited._store = cast("DataStore", _NoTimings(hs))
+
+
+def _shown(instance: str) -> str:
+    """Return the name of a process as it is in `instance_map`."""
+    return MAIN if instance == MAIN_PROCESS_INSTANCE_NAME else instance
 
 
 class AdminResource(Resource):

@@ -28,26 +28,45 @@ class FederationAdmin:
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.homeserver import Homeserver
+        from synapse_federation_admin.repair.audit import Audit
+        from synapse_federation_admin.repair.follow_up import FollowUp
+        from synapse_federation_admin.repair.reconnect import Reconnect
         from synapse_federation_admin.repair.reset import ConnectionReset
+        from synapse_federation_admin.repair.wake import Wake
         from synapse_federation_admin.rest import Services, mount
+        from synapse_federation_admin.tables import Tables
 
         homeserver = Homeserver(api)
         destinations = DestinationStore(homeserver)
+        backlog = BacklogStore(homeserver)
         indexes = DestinationIndexes(homeserver, config.indexes)
+        tables = Tables(homeserver)
+        audit = Audit(homeserver, tables, keep_for_ms=config.audit_keep_for_ms)
+        wake = Wake(homeserver)
+        follow_up = FollowUp(
+            homeserver, wake, contact_timeout_ms=config.contact_timeout_ms
+        )
         mount(
             Services(
                 homeserver=homeserver,
                 destinations=destinations,
                 reader=DestinationReader(homeserver),
                 lists=OffsetLists(PageEnds(homeserver.now_ms)),
-                backlog=BacklogStore(homeserver),
+                backlog=backlog,
                 reach=ReachStore(homeserver),
                 summary=SummaryStore(homeserver),
                 indexes=indexes,
-                reset=ConnectionReset(config, homeserver, destinations),
+                reset=ConnectionReset(
+                    config, homeserver, destinations, audit, wake, follow_up
+                ),
+                reconnect=Reconnect(
+                    homeserver, destinations, backlog, audit, wake, follow_up
+                ),
+                audit=audit,
             )
         )
         indexes.start()
+        audit.start()
 
     @staticmethod
     def parse_config(config: object) -> FederationAdminConfig:

@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "synapse_federation_admin"
 REPOSITORY = PACKAGE.parent
 
 # What the rooms may import of each other: nothing imports upwards or sideways.
-SHARED = {"models", "homeserver", "config", "bounded_reactor", "supported"}
+SHARED = {
+    *("models", "homeserver", "config", "bounded_reactor", "supported"),
+    *("failure", "tables"),
+}
 ROOMS = {
     "destinations": SHARED,
     "repair": SHARED | {"destinations"},

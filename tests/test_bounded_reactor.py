@@ -186,8 +186,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
     def check_one_connection_each(self) -> None:
         # Without TLS.
-        with mock.patch.object(homeserver, "FederationPolicyForHTTPS"):
-            homeserver.FederationPolicyForHTTPS.return_value = None  # type: ignore[attr-defined]
+        with mock.patch.object(homeserver, "_ContactPolicy", return_value=None):
             contacting = homeserver.Homeserver(self.hs.get_module_api())
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)

@@ -16,17 +16,31 @@ from synapse_federation_admin.supported import require_supported_synapse
 def test_defaults(empty: Any) -> None:
     """Every key is optional."""
     assert FederationAdmin.parse_config(empty) == FederationAdminConfig(
-        contact_on_reset=True, contact_timeout_ms=10_000, indexes=False
+        contact_on_reset=True,
+        contact_timeout_ms=10_000,
+        indexes=False,
+        audit_keep_for_ms=400 * 86_400_000,
+        bulk_max_per_second=500,
     )
 
 
 def test_values() -> None:
     """What is given is taken; durations become ms."""
     config = FederationAdmin.parse_config(
-        {"contact_on_reset": False, "contact_timeout": "1m", "indexes": True}
+        {
+            "contact_on_reset": False,
+            "contact_timeout": "1m",
+            "indexes": True,
+            "audit": {"keep_for": "2w"},
+            "bulk": {"max_per_second": 7},
+        }
     )
     assert config == FederationAdminConfig(
-        contact_on_reset=False, contact_timeout_ms=60_000, indexes=True
+        contact_on_reset=False,
+        contact_timeout_ms=60_000,
+        indexes=True,
+        audit_keep_for_ms=14 * 86_400_000,
+        bulk_max_per_second=7,
     )
 
 
@@ -51,6 +65,14 @@ def test_values() -> None:
         ({"contact_timeout": None}, "not None"),
         (["contact_on_reset"], "expected a mapping"),
         ("contact_on_reset", "expected a mapping"),
+        ({"audit": "400d"}, "audit: expected a mapping"),
+        ({"audit": {"keep": "1d"}}, "audit: unknown key 'keep'; the keys are: k"),
+        ({"audit.keep_for": "1d"}, "unknown key 'audit.keep_for'"),
+        ({"audit": {"keep_for": "12h"}}, "audit.keep_for: expected a duration from 1d"),
+        ({"audit": {"keep_for": 400}}, "audit.keep_for: expected a duration"),
+        ({"bulk": {"max_per_second": 0}}, "bulk.max_per_second: expected a number"),
+        ({"bulk": {"max_per_second": True}}, "bulk.max_per_second: expected a number"),
+        ({"bulk": {"max_per_second": "5"}}, "bulk.max_per_second: expected a number"),
     ],
 )
 def test_wrong(config: Any, expected: str) -> None:
@@ -80,7 +102,7 @@ def test_unknown_key_lists_the_keys() -> None:
     """A misspelt key is answered with those that there are."""
     with pytest.raises(ConfigError) as error:
         FederationAdmin.parse_config({"contact": True})
-    assert all(key in error.value.msg for key in CONFIG_KEYS)
+    assert all(key.split(".")[0] in error.value.msg for key in CONFIG_KEYS)
 
 
 @pytest.mark.parametrize("version", ["1.139.2", "1.99.0", "0.99.5", "1.139.0rc1"])

@@ -154,17 +154,17 @@ class AnswersTestCase(ResetTestCase):
         other processes nobody else is told.
         """
         calls: list[str] = []
-        clear = Homeserver.clear_retry_timings
+        clear = Homeserver.clear_retry_timings_txn
 
-        async def cleared(homeserver: Homeserver, name: str) -> None:
-            await clear(homeserver, name)
+        def cleared(homeserver: Homeserver, txn: object, name: str) -> None:
+            clear(homeserver, txn, name)
             calls.append("cleared")
 
         for others in (True, False):
             calls.clear()
             self.add_destination(NAME, *FAILING)
             with (
-                mock.patch.object(Homeserver, "clear_retry_timings", cleared),
+                mock.patch.object(Homeserver, "clear_retry_timings_txn", cleared),
                 mock.patch.object(
                     self.hs.get_notifier(),
                     "notify_remote_server_up",

@@ -28,15 +28,16 @@ class DestinationStore:
         """
         if not sql.can_be_stored(name):
             return None
-
-        def get_txn(txn: LoggingTransaction) -> Destination | None:
-            _execute(txn, sql.select_destination(name))
-            row = txn.fetchone()
-            return Destination(*row) if row else None
-
         return await self._homeserver.run_db_interaction(
-            "federation_admin_get_destination", get_txn
+            "federation_admin_get_destination", lambda txn: self.get_txn(txn, name)
         )
+
+    @staticmethod
+    def get_txn(txn: LoggingTransaction, name: str) -> Destination | None:
+        """Return the same in a transaction, of a name that can be stored at all."""
+        _execute(txn, sql.select_destination(name))
+        row = txn.fetchone()
+        return Destination(*row) if row else None
 
     def rooms(self, destination: str, direction: Direction) -> "RoomListing":
         """Return the list of the rooms of a destination that there is."""

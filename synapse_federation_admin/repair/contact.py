@@ -1,40 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contacts destinations in the background."""
+"""Contacts destinations: one real request, and what comes of it as a value."""
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.failure import bounded, describe, failure_of
+from synapse_federation_admin.homeserver import Homeserver, JsonDict
+from synapse_federation_admin.models import Contact, FailureKind
 
 logger = logging.getLogger(__name__)
 
-# Contacts under way at once in one process; the others wait for their turn. Somebody
-# who resets ten thousand destinations in a loop must not open ten thousand connections.
+# Contacts under way at once in one process after resets; the others wait for their
+# turn. Somebody who resets ten thousand destinations in a loop must not open ten
+# thousand connections.
 MAX_CONTACTS = 50
 
 # The answer to the reset goes out first, and so does what waits in this process.
 _HEAD_START_MS = 20
 
-# A remote server has a say in its name and in the text of an error: what is logged of
-# them is escaped and cut to this.
-_MAX_LOGGED_CHARACTERS = 300
+# How much is kept of what a server says of itself.
+_MAX_SERVER_TEXT = 100
+
+
+async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contact:
+    """Contact a destination; whatever comes of it, nothing is changed.
+
+    Args:
+        homeserver: Makes the request.
+        name: The server name.
+        timeout_ms: How long it has to answer: to be connected to and to send the
+            headers of its answer, and then as long again to send the rest.
+    """
+    if not homeserver.is_server_name(name):
+        return Contact(0, failure=describe(FailureKind.INVALID_NAME))
+    return await _contact(
+        homeserver, lambda: homeserver.probe(name, timeout_ms=timeout_ms)
+    )
+
+
+async def _contact(
+    homeserver: Homeserver, request: Callable[[], Awaitable[JsonDict]]
+) -> Contact:
+    """Make a request, and return what came of it."""
+    begun_ms = homeserver.now_ms()
+    try:
+        body = await request()
+    except CancelledError:
+        # Synapse is shutting down.
+        raise
+    except Exception as error:
+        # Whatever it is, it is between us and the remote server.
+        return Contact(
+            homeserver.now_ms() - begun_ms,
+            failure=failure_of(error, homeserver.has_addresses),
+        )
+    duration_ms = homeserver.now_ms() - begun_ms
+    if not isinstance(body, dict):
+        detail = "the answer is JSON, but no object"
+        return Contact(
+            duration_ms, failure=describe(FailureKind.INVALID_RESPONSE, detail)
+        )
+    server = body.get("server")
+    says = server if isinstance(server, dict) else {}
+    return Contact(duration_ms, _said(says.get("name")), _said(says.get("version")))
+
+
+def shown_contact(contact: Contact) -> JsonDict:
+    """Return a contact as the API and the audit show it."""
+    failure = contact.failure
+    return {
+        "duration_ms": contact.duration_ms,
+        "server": None
+        if failure
+        else {"name": contact.server_name, "version": contact.server_version},
+        "error": {"kind": failure.kind.value, "message": failure.message}
+        if failure
+        else None,
+    }
+
+
+def _said(text: object) -> str | None:
+    return bounded(text, _MAX_SERVER_TEXT) if isinstance(text, str) else None
 
 
 class BackgroundContacts:
     """Makes one real request to a destination: one at a time for each of them."""
 
     def __init__(
-        self, homeserver: Homeserver, done: Callable[[str, bool], None]
+        self, homeserver: Homeserver, done: Callable[[str, Contact], None]
     ) -> None:
         """Make the queue.
 
         Args:
             homeserver: Makes the requests.
-            done: Called with a name, and whether it answered well, when there is no
-                contact with it left to wait for. Not if a contact is cancelled.
+            done: Called with a name, and what came of the last contact with it, when
+                there is none left to wait for. Not if a contact is cancelled.
         """
         self._homeserver = homeserver
         self._done = done
@@ -85,7 +148,7 @@ class BackgroundContacts:
             await self._homeserver.sleep_ms(_HEAD_START_MS)
             timeout_ms = self._timeouts_ms[name]
             self._timeouts_ms[name] = 0
-            answered = await self._contact(name, timeout_ms)
+            contact = await self._contact(name, timeout_ms)
         except BaseException:
             del self._timeouts_ms[name]
             raise
@@ -94,40 +157,25 @@ class BackgroundContacts:
             return
         del self._timeouts_ms[name]
         try:
-            self._done(name, answered)
+            self._done(name, contact)
         except Exception:
             # The others in the queue are still to be contacted.
             logger.exception("Could not conclude from a contact")
 
-    async def _contact(self, name: str, timeout_ms: int) -> bool:
-        """Make the request, and return whether it was answered well."""
-        try:
-            await self._homeserver.contact(
-                name,
-                timeout_ms=timeout_ms,
-                # If another attempt has put it into backoff by now, ask all the same; a
-                # failure then leaves that backoff as it is. Else a failure has to lead
-                # to one.
-                ignore_backoff=await self._homeserver.is_backing_off(name),
-            )
-        except CancelledError:
-            # Synapse is shutting down.
-            raise
-        except Exception as error:
-            # Whatever it is, it is between us and the remote server, and Synapse's
-            # retry limiter has already drawn its conclusions from it.
-            logger.info(
-                "Contact with %s after the reset of its connection failed: %s",
-                _loggable(name),
-                _loggable(f"{type(error).__name__}: {error}"),
-            )
-            return False
-        logger.info(
-            "Contact with %s after the reset of its connection succeeded",
-            _loggable(name),
+    async def _contact(self, name: str, timeout_ms: int) -> Contact:
+        """Make the request, of whose outcome Synapse's retry limiter is to know."""
+        # If another attempt has put it into backoff by now, ask all the same; a failure
+        # then leaves that backoff as it is. Else a failure has to lead to one.
+        ignore_backoff = await self._homeserver.is_backing_off(name)
+        contact = await _contact(
+            self._homeserver,
+            lambda: self._homeserver.contact(
+                name, timeout_ms=timeout_ms, ignore_backoff=ignore_backoff
+            ),
         )
-        return True
-
-
-def _loggable(text: str) -> str:
-    return ascii(text)[:_MAX_LOGGED_CHARACTERS]
+        logger.info(
+            "Contact with %s after the reset of its connection %s",
+            bounded(name),
+            f"failed: {contact.failure.message}" if contact.failure else "succeeded",
+        )
+        return contact

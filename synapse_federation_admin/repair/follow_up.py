@@ -23,11 +23,13 @@ What is known here is in memory, and of the resets of this process.
 """
 
 import logging
+from collections.abc import Callable
 
 import attr
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver import BeforeReset, Homeserver
+from synapse_federation_admin.models import Contact
 from synapse_federation_admin.repair.contact import BackgroundContacts
 from synapse_federation_admin.repair.wake import Wake
 
@@ -78,6 +80,8 @@ class _Followed:
     contacted_again: bool = False
     # Since when its row has shown no failure.
     clear_since_ts: int | None = None
+    # Called once, with what came of the first contact.
+    done: Callable[[Contact], None] | None = None
 
 
 class FollowUp:
@@ -97,7 +101,13 @@ class FollowUp:
         self._warned = False
 
     def start(
-        self, name: str, *, failing_since_ts: int | None, delivered: int | None
+        self,
+        name: str,
+        *,
+        failing_since_ts: int | None,
+        delivered: int | None,
+        contact: bool = True,
+        done: Callable[[Contact], None] | None = None,
     ) -> None:
         """Contact and follow a destination whose retry timings have just been cleared.
 
@@ -105,6 +115,8 @@ class FollowUp:
             name: The server name.
             failing_since_ts: Its `failure_ts` before it was cleared, in ms.
             delivered: Its `last_successful_stream_ordering` then.
+            contact: Whether to contact it; it is followed in any case.
+            done: Called with what came of the contact.
         """
         now_ts = self._homeserver.now_ms()
         before = self._followed.pop(name, None)
@@ -122,8 +134,11 @@ class FollowUp:
             failing_since_ts,
             delivered,
             until_ts=now_ts + self._homeserver.longest_send_attempt_ms,
+            contacted_ts=now_ts,
+            done=done,
         )
-        self._contacts.start(name, timeout_ms=self._contact_timeout_ms)
+        if contact:
+            self._contacts.start(name, timeout_ms=self._contact_timeout_ms)
         if not self._looking:
             self._looking = True
             self._homeserver.run_in_background(
@@ -153,8 +168,12 @@ class FollowUp:
                 return True
         return False
 
-    def _contacted(self, name: str, answered: bool) -> None:
+    def _contacted(self, name: str, contact: Contact) -> None:
+        answered = contact.failure is None
         followed = self._followed.get(name)
+        if followed is not None and followed.done is not None:
+            done, followed.done = followed.done, None
+            done(contact)
         if followed is not None:
             if followed.contacted_again and not answered:
                 # It was up, and is down now: that is a failure of its own.

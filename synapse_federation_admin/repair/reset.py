@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1's `reset_connection`: clear the retry timings, wake, and contact."""
 
+import attr
+from synapse.module_api import LoggingTransaction
+
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import ResetOutcome
+from synapse_federation_admin.models import (
+    Actor,
+    AuditAction,
+    AuditEntry,
+    Contact,
+    ResetOutcome,
+)
+from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 
@@ -17,20 +28,19 @@ class ConnectionReset:
         config: FederationAdminConfig,
         homeserver: Homeserver,
         destinations: DestinationStore,
+        audit: Audit,
+        wake: Wake,
+        follow_up: FollowUp,
     ) -> None:
+        self._contacts = config.contact_on_reset
         self._homeserver = homeserver
         self._destinations = destinations
+        self._audit = audit
+        self._wake = wake
+        self._follow_up = follow_up
         self._lock = homeserver.linearizer("federation_admin_reset")
-        self._wake = Wake(homeserver)
-        self._follow_up = (
-            FollowUp(
-                homeserver, self._wake, contact_timeout_ms=config.contact_timeout_ms
-            )
-            if config.contact_on_reset
-            else None
-        )
 
-    async def reset(self, name: str) -> ResetOutcome:
+    async def reset(self, name: str, actor: Actor) -> ResetOutcome:
         """Clear a destination's retry timings and have every process try it again.
 
         Returns as soon as the timings are cleared; what waits for the destination, and
@@ -38,6 +48,7 @@ class ConnectionReset:
 
         Args:
             name: The destination's exact name.
+            actor: Who asks for it.
 
         Returns:
             What came of it. Raises what the database raises, with nothing changed.
@@ -52,16 +63,45 @@ class ConnectionReset:
                 destination.is_failing or await self._homeserver.is_backing_off(name)
             ):
                 return ResetOutcome.NOT_FAILING
-            await self._homeserver.clear_retry_timings(name)
+            entry = self._audit.entry(
+                AuditAction.RESET,
+                actor,
+                destination=name,
+                outcome=ResetOutcome.RESET.value,
+                details={"failure_ts": destination.failure_ts},
+            )
+            await self._clear(name, entry)
 
         # A row may bear a name that is no server's, from an event or a message that was
         # addressed to one. There is nobody to be woken or contacted.
         if self._homeserver.is_server_name(name):
             self._wake.everywhere(name)
-            if self._follow_up is not None:
+            if self._contacts:
                 self._follow_up.start(
                     name,
                     failing_since_ts=destination.failure_ts,
                     delivered=destination.last_successful_stream_ordering,
+                    done=lambda contact: self._contacted(entry, contact),
                 )
         return ResetOutcome.RESET
+
+    async def _clear(self, name: str, entry: AuditEntry) -> None:
+        """Clear the timings and write that it was done, both or neither."""
+        await self._audit.ready()
+
+        def clear_txn(txn: LoggingTransaction) -> None:
+            self._homeserver.clear_retry_timings_txn(txn, name)
+            self._audit.insert_txn(txn, [entry])
+
+        await self._homeserver.run_db_interaction(
+            "federation_admin_clear_retry_timings", clear_txn
+        )
+
+    def _contacted(self, entry: AuditEntry, contact: Contact) -> None:
+        """Add to the audit what came of the contact."""
+        known = {**entry.details, "contact": shown_contact(contact)}
+        self._homeserver.run_in_background(
+            "federation_admin_audit",
+            self._audit.add_details,
+            attr.evolve(entry, details=known),
+        )

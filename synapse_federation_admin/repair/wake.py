@@ -5,6 +5,7 @@ import logging
 from collections import deque
 
 from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import Told
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +29,33 @@ class Wake:
             after_ms: deque() for after_ms in _AGAIN_AFTER_MS
         }
 
-    def everywhere(self, name: str) -> None:
-        """Wake this process now, and the others now and some times more."""
-        self._homeserver.wake(name)
-        if not self._homeserver.has_other_processes:
-            return
-        self._homeserver.wake_elsewhere(name)
-        now_ts = self._homeserver.now_ms()
+    def everywhere(self, name: str) -> Told:
+        """Wake this process now, and the others now and some times more.
+
+        Returns:
+            Who was told; what is tried again later may still reach the others.
+        """
+        homeserver = self._homeserver
+        homeserver.wake(name)
+        own_name = homeserver.instance_name
+        if not homeserver.has_other_processes:
+            return Told((own_name,))
+        is_connected = homeserver.can_tell_others
+        homeserver.wake_elsewhere(name)
+        now_ts = homeserver.now_ms()
         for after_ms, queue in self._again.items():
             queue.append((now_ts + after_ms, name))
             if len(queue) == 1:
-                self._homeserver.run_in_background(
+                homeserver.run_in_background(
                     "federation_admin_wake", self._wake_again, after_ms, queue
                 )
+        if not is_connected:
+            return Told(
+                (own_name,),
+                f"only this process ({own_name}) could be told, the others not: it is "
+                "not connected to Redis",
+            )
+        return Told((own_name, *homeserver.other_instances))
 
     async def _wake_again(self, after_ms: int, queue: deque[tuple[int, str]]) -> None:
         while queue:

@@ -5,12 +5,14 @@ import attr
 
 from synapse_federation_admin.homeserver import HttpServer
 from synapse_federation_admin.rest._base import AdminServlet, Services
+from synapse_federation_admin.rest.audit import AuditServlet
 from synapse_federation_admin.rest.destinations import (
     DestinationRoomsServlet,
     DestinationServlet,
     DestinationsServlet,
 )
 from synapse_federation_admin.rest.export import ExportServlet
+from synapse_federation_admin.rest.reconnect import ReconnectServlet
 from synapse_federation_admin.rest.reset_connection import ResetConnectionServlet
 from synapse_federation_admin.rest.summary import SummaryServlet
 from synapse_federation_admin.rest.v2_destinations import (
@@ -30,6 +32,8 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     ExportServlet,
     DestinationV2Servlet,
     SummaryServlet,
+    ReconnectServlet,
+    AuditServlet,
 )
 
 

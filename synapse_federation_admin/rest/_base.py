@@ -25,6 +25,9 @@ from synapse_federation_admin.homeserver import (
     SynapseError,
     SynapseRequest,
 )
+from synapse_federation_admin.models import Actor
+from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.repair.reconnect import Reconnect
 from synapse_federation_admin.repair.reset import ConnectionReset
 
 E = TypeVar("E", bound=Enum)
@@ -47,6 +50,8 @@ class Services:
     summary: SummaryStore
     indexes: DestinationIndexes
     reset: ConnectionReset
+    reconnect: Reconnect
+    audit: Audit
 
 
 class AdminServlet(RestServlet):
@@ -72,6 +77,13 @@ def path_pattern(path: str) -> re.Pattern[str]:
     return re.compile(
         "^/_synapse/admin" + re.sub("<([a-z_]+)>", r"(?P<\1>[^/]*)", path) + "$"
     )
+
+
+def actor(requester: Requester) -> Actor:
+    """Return who makes a request, for the audit."""
+    user_id = requester.user.to_string()
+    entity = requester.authenticated_entity
+    return Actor(user_id, entity if entity != user_id else None)
 
 
 def unknown_destination() -> SynapseError:

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2's `next_token`: where the next page begins, sealed by this homeserver.
 
-A token holds the position behind the last row and the number of all rows, if that was
-asked for; an authentication code over both and over the list's order and filter shows
-that this homeserver made it, and made it for this list.
+A token of a list of destinations holds the position behind the last row and the number
+of all rows, if that was asked for. An authentication code over what it says, and over
+the list's order and filter, shows that this homeserver made it, and for this list.
 """
 
 import hmac
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from typing import Any
 
 import attr
 
+from synapse_federation_admin.homeserver import SynapseRequest
 from synapse_federation_admin.models import DestinationFilter, Position, Sort
+from synapse_federation_admin.rest._base import invalid_param, parse_text
 
 _CODE_BYTES = 16
 
@@ -30,23 +34,25 @@ class PageToken:
     total: int | None
 
 
-class PageTokens:
-    """Makes and reads tokens."""
+class Seal:
+    """Makes and reads tokens that say where a page of some list begins."""
 
     def __init__(self, secret: bytes) -> None:
-        """Take the secret that all processes of a homeserver share."""
+        """Take a secret that all processes of a homeserver share."""
         self._secret = secret
 
-    def make(self, wanted: DestinationFilter, sort: Sort, token: PageToken) -> str:
-        """Return the text of a token for a list."""
-        says = [token.after.value, token.after.destination, token.total]
+    def make(self, listing: Sequence[object], says: Sequence[object]) -> str:
+        """Return the text of a token.
+
+        Args:
+            listing: What makes the list: its filter, its order.
+            says: What the token says.
+        """
         body = json.dumps(says).encode("ascii")
-        sealed = self._code(wanted, sort, body) + body
+        sealed = self._code(listing, body) + body
         return urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii")
 
-    def read(
-        self, wanted: DestinationFilter, sort: Sort, text: str
-    ) -> PageToken | None:
+    def read(self, listing: Sequence[object], text: str) -> list[Any] | None:
         """Return what a token for a list says; None if it was not made for it."""
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
@@ -54,21 +60,68 @@ class PageTokens:
         except ValueError:
             return None
         code, body = sealed[:_CODE_BYTES], sealed[_CODE_BYTES:]
-        if not hmac.compare_digest(code, self._code(wanted, sort, body)):
+        if not hmac.compare_digest(code, self._code(listing, body)):
             return None
-        value, destination, total = json.loads(body)
-        token = PageToken(Position(value, destination), total)
+        says: list[Any] = json.loads(body)
         # Base64 has several texts for the same bytes.
-        return token if self.make(wanted, sort, token) == text else None
+        return says if self.make(listing, says) == text else None
 
-    def _code(self, wanted: DestinationFilter, sort: Sort, body: bytes) -> bytes:
-        listing = [
-            wanted.name_contains,
-            wanted.name_glob,
-            sorted(status.value for status in wanted.statuses),
-            wanted.failing_for_ms,
-            sort.order_by.value,
-            sort.direction.value,
-        ]
+    def position(
+        self, listing: Sequence[object], request: SynapseRequest
+    ) -> list[Any] | None:
+        """Return what the parameter `from` of a request says; None if it has none.
+
+        Raises:
+            SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
+        """
+        if b"from" not in (request.args or {}):
+            return None
+        says = self.read(listing, parse_text(request, "from"))
+        if says is None:
+            raise invalid_param(
+                "Query parameter 'from' must be the 'next_token' of a page with the "
+                "same filters and the same order"
+            )
+        return says
+
+    def _code(self, listing: Sequence[object], body: bytes) -> bytes:
         sealed = json.dumps(listing).encode("ascii") + b"\n" + body
         return hmac.digest(self._secret, sealed, "sha256")[:_CODE_BYTES]
+
+
+class PageTokens:
+    """Makes and reads the tokens of lists of destinations."""
+
+    def __init__(self, secret: bytes) -> None:
+        """Take a secret that all processes of a homeserver share."""
+        self._seal = Seal(secret)
+
+    def make(self, wanted: DestinationFilter, sort: Sort, token: PageToken) -> str:
+        """Return the text of a token for a list."""
+        says = [token.after.value, token.after.destination, token.total]
+        return self._seal.make(_listing(wanted, sort), says)
+
+    def parse_from(
+        self, request: SynapseRequest, wanted: DestinationFilter, sort: Sort
+    ) -> PageToken | None:
+        """Return what the parameter `from` of a request says; None if it has none.
+
+        Raises:
+            SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
+        """
+        says = self._seal.position(_listing(wanted, sort), request)
+        if says is None:
+            return None
+        value, destination, total = says
+        return PageToken(Position(value, destination), total)
+
+
+def _listing(wanted: DestinationFilter, sort: Sort) -> list[object]:
+    return [
+        wanted.name_contains,
+        wanted.name_glob,
+        sorted(status.value for status in wanted.statuses),
+        wanted.failing_for_ms,
+        sort.order_by.value,
+        sort.direction.value,
+    ]

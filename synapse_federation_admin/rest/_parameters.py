@@ -26,9 +26,6 @@ E = TypeVar("E", bound=Enum)
 FILTER_PARAMETERS = ("status", "destination", "failing_for")
 SORT_PARAMETERS = ("order_by", "dir")
 
-# Those that may be given more than once.
-_REPEATABLE = frozenset({"status", "include"})
-
 # Those that Synapse itself takes on every endpoint.
 _SYNAPSES_OWN = frozenset({"access_token", "user_id"})
 
@@ -46,10 +43,20 @@ class _Include(Enum):
     BACKLOG = "backlog"
 
 
-def require_known(request: SynapseRequest, names: Collection[str]) -> None:
+def require_known(
+    request: SynapseRequest,
+    names: Collection[str],
+    *,
+    repeatable: Collection[str] = ("status", "include"),
+) -> None:
     """Refuse query parameters that an endpoint does not take.
 
     A misspelt filter must not select everything.
+
+    Args:
+        request: The request.
+        names: Those that it takes.
+        repeatable: Those that may be given more than once.
 
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
@@ -63,7 +70,7 @@ def require_known(request: SynapseRequest, names: Collection[str]) -> None:
             raise invalid_param(
                 f"Unknown query parameter '{text[:100]}'; known are: {known}"
             )
-        if len(values) > 1 and text not in _REPEATABLE:
+        if len(values) > 1 and text not in repeatable:
             raise invalid_param(f"Query parameter '{text}' must be given only once")
 
 
@@ -75,7 +82,7 @@ def parse_filter(request: SynapseRequest) -> DestinationFilter:
     """
     name = parse_text(request, "destination")
     is_glob = "*" in name or "?" in name
-    statuses = frozenset(_parse_choices(request, "status", tuple(DestinationStatus)))
+    statuses = frozenset(parse_choices(request, "status", tuple(DestinationStatus)))
     return DestinationFilter(
         name_contains="" if is_glob else name,
         name_glob=name if is_glob else "",
@@ -103,7 +110,7 @@ def parse_includes_backlog(request: SynapseRequest) -> bool:
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
     """
-    return bool(_parse_choices(request, "include", tuple(_Include)))
+    return bool(parse_choices(request, "include", tuple(_Include)))
 
 
 def parse_flag(request: SynapseRequest, name: str) -> bool:
@@ -132,9 +139,14 @@ def parse_limit(request: SynapseRequest, *, default: int, highest: int) -> int:
     raise invalid_param(f"Query parameter 'limit' must be from 1 to {highest}")
 
 
-def _parse_choices(
+def parse_choices(
     request: SynapseRequest, name: str, choices: Sequence[E]
 ) -> Sequence[E]:
+    """Parse a parameter that is one of an Enum's values, and may be given repeatedly.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
+    """
     found = []
     for value in (request.args or {}).get(name.encode(), []):
         for choice in choices:

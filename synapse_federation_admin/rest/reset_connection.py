@@ -12,6 +12,7 @@ from synapse_federation_admin.homeserver import (
 from synapse_federation_admin.models import ResetOutcome
 from synapse_federation_admin.rest._base import (
     AdminServlet,
+    actor,
     unknown_destination,
 )
 
@@ -36,8 +37,8 @@ class ResetConnectionServlet(AdminServlet):
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:
         """Answer POST."""
-        await self._services.homeserver.require_admin(request)
-        outcome = await self._services.reset.reset(destination)
+        requester = await self._services.homeserver.require_admin(request)
+        outcome = await self._services.reset.reset(destination, actor(requester))
         if outcome is ResetOutcome.UNKNOWN_DESTINATION:
             raise unknown_destination()
         if outcome is ResetOutcome.NOT_FAILING:

@@ -7,14 +7,10 @@ from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
 from synapse_federation_admin.models import (
     Backlog,
     Destination,
-    DestinationFilter,
-    Sort,
 )
 from synapse_federation_admin.rest._base import (
     AdminServlet,
     Services,
-    invalid_param,
-    parse_text,
     unknown_destination,
 )
 from synapse_federation_admin.rest._page_token import PageToken, PageTokens
@@ -92,7 +88,7 @@ class DestinationsV2Servlet(AdminServlet):
         limit = parse_limit(request, default=_DEFAULT_LIMIT, highest=_MAX_LIMIT)
         includes_backlog = parse_includes_backlog(request)
         includes_total = parse_flag(request, "total")
-        begin = self._parse_from(request, wanted, sort)
+        begin = self._tokens.parse_from(request, wanted, sort)
 
         after = begin.after if begin else None
         found = await services.reader.read(wanted, sort, after, limit + 1)
@@ -110,19 +106,6 @@ class DestinationsV2Servlet(AdminServlet):
             token = PageToken(sort.position_of(rows[-1]), total)
             answer["next_token"] = self._tokens.make(wanted, sort, token)
         return HTTPStatus.OK, answer
-
-    def _parse_from(
-        self, request: SynapseRequest, wanted: DestinationFilter, sort: Sort
-    ) -> PageToken | None:
-        if b"from" not in (request.args or {}):
-            return None
-        token = self._tokens.read(wanted, sort, parse_text(request, "from"))
-        if token is None:
-            raise invalid_param(
-                "Query parameter 'from' must be the 'next_token' of a page with the "
-                "same filters and the same order"
-            )
-        return token
 
 
 class DestinationV2Servlet(AdminServlet):

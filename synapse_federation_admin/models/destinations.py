@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that travel between the rooms: frozen, slotted, with their units.
-
-A name that ends in `_ts` is a time in ms since the Unix epoch, one that ends in `_ms`
-a duration in ms.
-"""
+"""Destinations, lists of them, and what waits for them."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -340,11 +336,3 @@ class IndexState(Enum):
     BUILDING = "building"
 
     MISSING = "missing"
-
-
-class ResetOutcome(Enum):
-    """What came of a request to reset a destination's retry timings."""
-
-    RESET = "reset"
-    NOT_FAILING = "not_failing"
-    UNKNOWN_DESTINATION = "unknown_destination"

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells why a request to another server failed: the one place that names causes.
+
+Synapse's federation client raises
+
+    FederationDeniedError           not on `federation_domain_whitelist`
+    HttpResponseException           an answer of 3xx or 4xx
+    RequestSendFailed               everything else; what it wraps is the cause:
+      ├ HttpResponseException       an answer of 5xx or 429
+      ├ SynapseError                an IP address as server name that is blocked
+      ├ DNSLookupError, twisted.names.error.*
+      ├ ConnectError                refused, no route, timed out
+      ├ ResponseFailed              its reasons are the cause: TLS, a connection that
+      │                             was closed, a time limit
+      └ defer.TimeoutError, ValueError, BodyExceededMaxSize, RuntimeError
+                                    while it reads the body
+
+(`synapse/http/matrixfederationclient.py`). Where `outbound_federation_restricted_to`
+sends it through another process, that one answers 502 with the cause as text
+(`synapse/http/proxy.py`).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+
+from OpenSSL import SSL
+from service_identity.exceptions import VerificationError
+from twisted.internet import error as net
+from twisted.internet.defer import CancelledError
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.error import DNSLookupError
+from twisted.names import error as dns
+from twisted.web.client import RequestTransmissionFailed, ResponseFailed
+
+from synapse_federation_admin.homeserver import (
+    BodyExceededMaxSize,
+    FederationDeniedError,
+    HttpResponseException,
+    RequestSendFailed,
+    SynapseError,
+    UntrustedCertificateError,
+)
+from synapse_federation_admin.models import Failure, FailureKind
+
+# How much of a text in which a remote server has a say is kept.
+_MAX_TEXT = 300
+
+# How much of the body of an error is looked at.
+_MAX_BODY = 16 * 1024
+
+# OpenSSL's verification errors: X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
+_TLS_KINDS = {9: FailureKind.TLS_NOT_YET_VALID, 10: FailureKind.TLS_EXPIRED}
+
+_HTTP_KINDS: dict[int, FailureKind] = {
+    HTTPStatus.UNAUTHORIZED: FailureKind.REJECTED,
+    HTTPStatus.FORBIDDEN: FailureKind.REJECTED,
+    HTTPStatus.GONE: FailureKind.GONE,
+    HTTPStatus.TOO_MANY_REQUESTS: FailureKind.RATE_LIMITED,
+}
+
+# What an exception of a type stands for: the first that fits.
+_KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
+    ((FederationDeniedError,), FailureKind.NOT_ALLOWED),
+    ((VerificationError,), FailureKind.TLS_WRONG_NAME),
+    ((SSL.Error,), FailureKind.TLS_FAILED),
+    ((DNSLookupError,), FailureKind.DNS_NOT_FOUND),
+    (
+        (
+            dns.DomainError,
+            dns.AuthoritativeDomainError,
+            dns.DNSQueryTimeoutError,
+            dns.ResolverError,
+        ),
+        FailureKind.DNS_FAILED,
+    ),
+    ((net.ConnectionRefusedError,), FailureKind.CONNECTION_REFUSED),
+    # The second is what is left of a connection that the time limit found unfinished.
+    (
+        (net.TimeoutError, net.ConnectingCancelledError),
+        FailureKind.CONNECTION_TIMEOUT,
+    ),
+    ((net.ConnectError,), FailureKind.UNREACHABLE),
+    ((CancelledError, DeferredTimeoutError), FailureKind.RESPONSE_TIMEOUT),
+    # The connection was closed before there was an answer, the answer is no HTTP, or
+    # its body is no JSON, or too long.
+    (
+        (
+            net.ConnectionClosed,
+            ResponseFailed,
+            RequestTransmissionFailed,
+            BodyExceededMaxSize,
+            ValueError,
+            RuntimeError,
+        ),
+        FailureKind.INVALID_RESPONSE,
+    ),
+)
+
+_SENTENCES = {
+    FailureKind.INVALID_NAME: "This is no valid server name: nothing can be sent to it",
+    FailureKind.NOT_ALLOWED: "federation_domain_whitelist does not allow this server",
+    FailureKind.IP_BLOCKED: (
+        "Its address is in federation_ip_range_blacklist or ip_range_blacklist: allow "
+        "it there if it is to be reached"
+    ),
+    FailureKind.DNS_NOT_FOUND: (
+        "The DNS has no address for this server: its domain may be gone, or the "
+        "resolver of this host does not answer"
+    ),
+    FailureKind.DNS_FAILED: (
+        "The DNS could not be asked about this server: the name servers of its domain, "
+        "or the resolver of this host, do not work"
+    ),
+    FailureKind.CONNECTION_REFUSED: (
+        "Its address refuses connections: the server is down, or its port is closed"
+    ),
+    FailureKind.CONNECTION_TIMEOUT: (
+        "Its address does not react: the host is down, or a firewall, theirs or ours, "
+        "drops the connection"
+    ),
+    FailureKind.UNREACHABLE: "There is no way from this host to its address",
+    FailureKind.TLS_EXPIRED: (
+        "Its certificate, or one in the chain, has expired: it has to be renewed there"
+    ),
+    FailureKind.TLS_NOT_YET_VALID: (
+        "Its certificate is not valid yet: its date is wrong, or the clock of this host"
+    ),
+    FailureKind.TLS_WRONG_NAME: (
+        "Its certificate is for other names: it has to be corrected there"
+    ),
+    FailureKind.TLS_UNTRUSTED: (
+        "Its certificate does not lead to an authority that this homeserver trusts: it "
+        "is self-signed, or the chain is incomplete"
+    ),
+    FailureKind.TLS_FAILED: (
+        "No TLS connection comes about: perhaps something else listens at that port"
+    ),
+    FailureKind.REJECTED: "It rejects our requests",
+    FailureKind.RATE_LIMITED: "It has had too many requests from us: try later",
+    FailureKind.GONE: "It says that it is gone for good",
+    FailureKind.HTTP_ERROR: (
+        "There is a web server, but no homeserver answers behind it"
+    ),
+    FailureKind.RESPONSE_TIMEOUT: (
+        "It takes connections but does not answer in time: it is overloaded or stuck"
+    ),
+    FailureKind.INVALID_RESPONSE: (
+        "What answers there is no Matrix homeserver, or it broke off its answer"
+    ),
+    FailureKind.OTHER: "The request failed for a reason that has no name here",
+}
+
+# The text of a failure that another process has met names the types of exceptions:
+# outermost first, then those that it wraps.
+_PROXIED = "ProxyResource: Error when proxying request: "
+_PROXIED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
+_UNVERIFIED = "certificate verify failed"
+_NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
+
+
+def failure_of(
+    error: BaseException, has_addresses: Callable[[str], bool] = lambda _: False
+) -> Failure:
+    """Tell why a request failed.
+
+    Args:
+        error: What Synapse's federation client has raised.
+        has_addresses: Tells whether a host name has led to addresses. If one has, and
+            Synapse says that there are none, they are blocked.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        kind = _kind_of(cause, has_addresses)
+        if kind is not None:
+            return describe(kind, _text_of(cause))
+    return describe(FailureKind.OTHER, _text_of(causes[-1]))
+
+
+def describe(kind: FailureKind, detail: str = "") -> Failure:
+    """Return a failure with the sentence for its kind, and a detail behind it."""
+    sentence = _SENTENCES[kind]
+    return Failure(kind, f"{sentence} ({detail})" if detail else sentence)
+
+
+def bounded(text: str, most: int = _MAX_TEXT) -> str:
+    """Return a text as one line of printable ASCII that is not endless."""
+    shown = ascii(text[:most])[1:-1]
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that may be the cause: what is wrapped, innermost first."""
+    if isinstance(error, RequestSendFailed):
+        yield from _causes(error.inner_exception)
+    elif isinstance(error, ResponseFailed | RequestTransmissionFailed):
+        reasons = [reason.value for reason in error.reasons]
+        # A connection that is closed for a reason is closed as well.
+        reasons.sort(key=lambda reason: isinstance(reason, net.ConnectionClosed))
+        for reason in reasons:
+            yield from _causes(reason)
+        yield error
+    else:
+        yield error
+
+
+def _kind_of(
+    cause: BaseException, has_addresses: Callable[[str], bool]
+) -> FailureKind | None:
+    if isinstance(cause, HttpResponseException):
+        proxied = _proxied_text(cause)
+        if proxied is not None:
+            return _kind_by_text(proxied)
+        return _HTTP_KINDS.get(cause.code, FailureKind.HTTP_ERROR)
+    if isinstance(cause, SynapseError):
+        is_blocked = cause.code == HTTPStatus.FORBIDDEN
+        return FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
+    if isinstance(cause, UntrustedCertificateError):
+        return _TLS_KINDS.get(cause.code, FailureKind.TLS_UNTRUSTED)
+    if isinstance(cause, DNSLookupError):
+        host = _NO_RESULTS.search(str(cause))
+        if host and has_addresses(host[1]):
+            return FailureKind.IP_BLOCKED
+    for types, kind in _KINDS:
+        if isinstance(cause, types):
+            return kind
+    return None
+
+
+def _kind_by_text(text: str) -> FailureKind:
+    """Return the kind of a failure that another process tells of."""
+    if _UNVERIFIED in text:
+        return FailureKind.TLS_UNTRUSTED
+    # What is wrapped comes last.
+    for name in reversed(_PROXIED_TYPE.findall(text)):
+        for types, kind in _KINDS:
+            if any(name in _names_of(type_) for type_ in types):
+                return kind
+    return FailureKind.OTHER
+
+
+def _names_of(type_: type[BaseException]) -> Iterator[str]:
+    """Yield the full name of a type, and those of the types that are made of it."""
+    yield f"{type_.__module__}.{type_.__qualname__}"
+    for below in type_.__subclasses__():
+        yield from _names_of(below)
+
+
+def _proxied_text(error: HttpResponseException) -> str | None:
+    if error.code != HTTPStatus.BAD_GATEWAY:
+        return None
+    body = error.response[:_MAX_BODY].decode("utf-8", "replace")
+    return body if _PROXIED in body else None
+
+
+def _text_of(cause: BaseException) -> str:
+    """Return what an exception says, as it may be shown."""
+    if isinstance(cause, HttpResponseException):
+        if _proxied_text(cause) is not None:
+            return "as another process of this homeserver tells"
+        return bounded(f"HTTP {cause.code} {_error_in(cause)}".strip())
+    if isinstance(cause, UntrustedCertificateError):
+        return str(cause)
+    if isinstance(cause, FederationDeniedError):
+        return ""
+    text = str(cause)
+    return bounded(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+
+
+def _error_in(error: HttpResponseException) -> str:
+    """Return the Matrix error in the body of an answer; "" if there is none."""
+    try:
+        body = json.loads(error.response[:_MAX_BODY])
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(body, dict):
+        return ""
+    texts = [body.get(key) for key in ("errcode", "error")]
+    return " ".join(text for text in texts if isinstance(text, str))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that travel between the rooms: frozen, slotted, with their units.
+
+A name that ends in `_ts` is a time in ms since the Unix epoch, one that ends in `_ms`
+a duration in ms.
+"""
+
+from synapse_federation_admin.models.audit import (
+    AUDIT_INTERRUPTED,
+    AUDIT_PENDING,
+    Actor,
+    AuditAction,
+    AuditEntry,
+    AuditFilter,
+)
+from synapse_federation_admin.models.destinations import (
+    NULL_IS_ZERO,
+    Backlog,
+    BacklogSummary,
+    BacklogTotals,
+    Counts,
+    Destination,
+    DestinationFilter,
+    DestinationOrder,
+    DestinationRoom,
+    DestinationStatus,
+    Direction,
+    FailureAge,
+    IndexState,
+    Page,
+    Position,
+    Reach,
+    Sort,
+    Summary,
+    Unlisted,
+)
+from synapse_federation_admin.models.failure import (
+    Failure,
+    FailureKind,
+)
+from synapse_federation_admin.models.repair import (
+    Contact,
+    ReconnectOutcome,
+    ResetOutcome,
+    Told,
+)
+
+__all__ = [
+    "AUDIT_INTERRUPTED",
+    "AUDIT_PENDING",
+    "NULL_IS_ZERO",
+    "Actor",
+    "AuditAction",
+    "AuditEntry",
+    "AuditFilter",
+    "Backlog",
+    "BacklogSummary",
+    "BacklogTotals",
+    "Contact",
+    "Counts",
+    "Destination",
+    "DestinationFilter",
+    "DestinationOrder",
+    "DestinationRoom",
+    "DestinationStatus",
+    "Direction",
+    "Failure",
+    "FailureAge",
+    "FailureKind",
+    "IndexState",
+    "Page",
+    "Position",
+    "Reach",
+    "ReconnectOutcome",
+    "ResetOutcome",
+    "Sort",
+    "Summary",
+    "Told",
+    "Unlisted",
+]

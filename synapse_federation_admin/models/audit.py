@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit: who did what, when, why, and what came of it."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+import attr
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Actor:
+    """Who makes a change.
+
+    Attributes:
+        user_id: The user whose access token it was.
+        puppeted_by: The admin who acts as that user; None if nobody does.
+    """
+
+    user_id: str
+    puppeted_by: str | None = None
+
+
+class AuditAction(Enum):
+    """What was done through this module."""
+
+    # v1's reset_connection.
+    RESET = "reset"
+
+    # One destination was contacted, by itself or in a bulk run.
+    RECONNECT = "reconnect"
+
+    # A bulk run, and that it was cancelled.
+    BULK_RECONNECT = "bulk_reconnect"
+    CANCEL = "cancel"
+
+    # Long retry intervals were shortened.
+    CLAMP = "clamp"
+
+    # One destination was removed, by itself or by a filter; and the latter as a whole.
+    FORGET = "forget"
+    BULK_FORGET = "bulk_forget"
+
+
+# The outcome of what has not come to its end yet, and of what never will, because the
+# process that did it has ended.
+AUDIT_PENDING = "pending"
+AUDIT_INTERRUPTED = "interrupted"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class AuditEntry:
+    """One thing that was done through this module.
+
+    Attributes:
+        entry_id: Its ID.
+        ts: When it began.
+        action: What was done.
+        actor: Who did it.
+        instance: The process that did it; the main process is `main`.
+        outcome: What came of it: `pending` while it goes on.
+        destination: The destination; None if it was done to many.
+        reason: Why, as whoever did it says; None if he does not.
+        run_id: The bulk run that it belongs to, or is; None if there is none.
+        ended_ts: When it ended; None if it has not.
+        details: What else there is to know, as JSON.
+    """
+
+    entry_id: str
+    ts: int
+    action: AuditAction
+    actor: Actor
+    instance: str
+    outcome: str
+    destination: str | None = None
+    reason: str | None = None
+    run_id: str | None = None
+    ended_ts: int | None = None
+    details: Mapping[str, object] = attr.Factory(dict)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class AuditFilter:
+    """Which entries of the audit to read: those that meet every condition.
+
+    Attributes:
+        destination: The exact name of the destination; None: any.
+        user_id: The user, or the admin who acted as him; None: any.
+        actions: The actions; empty: all.
+        outcome: The outcome; None: any.
+        run_id: The bulk run; None: any.
+        since_ts: Keep what began then or later.
+        until_ts: Keep what began before.
+    """
+
+    destination: str | None = None
+    user_id: str | None = None
+    actions: frozenset[AuditAction] = frozenset()
+    outcome: str | None = None
+    run_id: str | None = None
+    since_ts: int | None = None
+    until_ts: int | None = None

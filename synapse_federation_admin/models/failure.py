@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why requests to other servers fail."""
+
+from enum import Enum
+
+import attr
+
+
+class FailureKind(Enum):
+    """Why a request to another server fails: one cause each, the same everywhere."""
+
+    INVALID_NAME = "invalid_name"
+    NOT_ALLOWED = "not_allowed"
+    IP_BLOCKED = "ip_blocked"
+    WELL_KNOWN_INVALID = "well_known_invalid"
+    WELL_KNOWN_UNREACHABLE = "well_known_unreachable"
+    DNS_NOT_FOUND = "dns_not_found"
+    DNS_FAILED = "dns_failed"
+    CONNECTION_REFUSED = "connection_refused"
+    CONNECTION_TIMEOUT = "connection_timeout"
+    UNREACHABLE = "unreachable"
+    TLS_EXPIRED = "tls_expired"
+    TLS_NOT_YET_VALID = "tls_not_yet_valid"
+    TLS_WRONG_NAME = "tls_wrong_name"
+    TLS_UNTRUSTED = "tls_untrusted"
+    TLS_FAILED = "tls_failed"
+    REJECTED = "rejected"
+    RATE_LIMITED = "rate_limited"
+    GONE = "gone"
+    HTTP_ERROR = "http_error"
+    RESPONSE_TIMEOUT = "response_timeout"
+    INVALID_RESPONSE = "invalid_response"
+    KEYS_MISSING = "keys_missing"
+    KEYS_INVALID = "keys_invalid"
+    KEYS_EXPIRED = "keys_expired"
+    OTHER = "other"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Failure:
+    """Why a request failed.
+
+    Attributes:
+        kind: The cause.
+        message: What a person can act on: one line of printable ASCII, and not endless,
+            whatever the remote server has sent.
+    """
+
+    kind: FailureKind
+    message: str
