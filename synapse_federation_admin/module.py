@@ -29,9 +29,11 @@ class FederationAdmin:
         from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.homeserver import Homeserver
         from synapse_federation_admin.repair.audit import Audit
+        from synapse_federation_admin.repair.bulk import BulkReconnect
         from synapse_federation_admin.repair.follow_up import FollowUp
         from synapse_federation_admin.repair.reconnect import Reconnect
         from synapse_federation_admin.repair.reset import ConnectionReset
+        from synapse_federation_admin.repair.runs import RunStore
         from synapse_federation_admin.repair.wake import Wake
         from synapse_federation_admin.rest import Services, mount
         from synapse_federation_admin.tables import Tables
@@ -46,11 +48,14 @@ class FederationAdmin:
         follow_up = FollowUp(
             homeserver, wake, contact_timeout_ms=config.contact_timeout_ms
         )
+        reader = DestinationReader(homeserver)
+        runs = RunStore(homeserver, audit, keep_for_ms=config.audit_keep_for_ms)
+        bulk = BulkReconnect(homeserver, runs, reader, wake)
         mount(
             Services(
                 homeserver=homeserver,
                 destinations=destinations,
-                reader=DestinationReader(homeserver),
+                reader=reader,
                 lists=OffsetLists(PageEnds(homeserver.now_ms)),
                 backlog=backlog,
                 reach=ReachStore(homeserver),
@@ -63,10 +68,14 @@ class FederationAdmin:
                     homeserver, destinations, backlog, audit, wake, follow_up
                 ),
                 audit=audit,
+                runs=runs,
+                bulk=bulk,
+                bulk_max_per_second=config.bulk_max_per_second,
             )
         )
         indexes.start()
         audit.start()
+        bulk.start()
 
     @staticmethod
     def parse_config(config: object) -> FederationAdminConfig:

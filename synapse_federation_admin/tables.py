@@ -80,6 +80,7 @@ _VERSIONS: tuple[tuple[str, ...], ...] = (
             puppeted_by TEXT,
             reason TEXT,
             criteria TEXT NOT NULL,
+            names TEXT,
             per_second DOUBLE PRECISION NOT NULL,
             timeout_ms BIGINT NOT NULL,
             created_ts BIGINT NOT NULL,

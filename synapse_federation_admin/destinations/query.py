@@ -76,6 +76,15 @@ def select_destination(name: str) -> Sql:
     )
 
 
+def select_known(names: Sequence[str]) -> Sql:
+    """Select those of some names for which there is a row."""
+    return Sql(
+        "SELECT destination FROM destinations "  # noqa: S608
+        f"WHERE destination IN ({', '.join('?' * len(names))})",
+        tuple(names),
+    )
+
+
 def select_rooms(
     destination: str, *, after: str | None, limit: int, direction: Direction
 ) -> Sql:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks for one destination. Answers come from the tables, never from a cache."""
 
-from collections.abc import AsyncGenerator, Hashable
+from collections.abc import AsyncGenerator, Hashable, Sequence
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -38,6 +38,24 @@ class DestinationStore:
         _execute(txn, sql.select_destination(name))
         row = txn.fetchone()
         return Destination(*row) if row else None
+
+    async def known(self, names: Sequence[str]) -> set[str]:
+        """Return those of some names for which there is a row; not for very many.
+
+        Raises:
+            Exception: Whatever the database raises.
+        """
+        statement = sql.select_known(names)
+
+        def known_txn(txn: LoggingTransaction) -> set[str]:
+            _execute(txn, statement)
+            return {name for (name,) in txn.fetchall()}
+
+        if not names:
+            return set()
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_known_destinations", known_txn
+        )
 
     def rooms(self, destination: str, direction: Direction) -> "RoomListing":
         """Return the list of the rooms of a destination that there is."""

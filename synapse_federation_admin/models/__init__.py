@@ -44,6 +44,16 @@ from synapse_federation_admin.models.repair import (
     ResetOutcome,
     Told,
 )
+from synapse_federation_admin.models.runs import (
+    Queued,
+    Run,
+    RunCriteria,
+    RunError,
+    RunErrors,
+    RunOutcome,
+    RunResult,
+    RunStatus,
+)
 
 __all__ = [
     "AUDIT_INTERRUPTED",
@@ -70,9 +80,17 @@ __all__ = [
     "IndexState",
     "Page",
     "Position",
+    "Queued",
     "Reach",
     "ReconnectOutcome",
     "ResetOutcome",
+    "Run",
+    "RunCriteria",
+    "RunError",
+    "RunErrors",
+    "RunOutcome",
+    "RunResult",
+    "RunStatus",
     "Sort",
     "Summary",
     "Told",

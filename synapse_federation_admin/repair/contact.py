@@ -7,7 +7,12 @@ from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.failure import bounded, describe, failure_of
+from synapse_federation_admin.failure import (
+    bounded,
+    describe,
+    failure_of,
+    forget_frames,
+)
 from synapse_federation_admin.homeserver import Homeserver, JsonDict
 from synapse_federation_admin.models import Contact, FailureKind
 
@@ -53,10 +58,9 @@ async def _contact(
         raise
     except Exception as error:
         # Whatever it is, it is between us and the remote server.
-        return Contact(
-            homeserver.now_ms() - begun_ms,
-            failure=failure_of(error, homeserver.has_addresses),
-        )
+        failure = failure_of(error, homeserver.has_addresses)
+        forget_frames(error)
+        return Contact(homeserver.now_ms() - begun_ms, failure=failure)
     duration_ms = homeserver.now_ms() - begun_ms
     if not isinstance(body, dict):
         detail = "the answer is JSON, but no object"

@@ -13,6 +13,10 @@ from synapse_federation_admin.rest.destinations import (
 )
 from synapse_federation_admin.rest.export import ExportServlet
 from synapse_federation_admin.rest.reconnect import ReconnectServlet
+from synapse_federation_admin.rest.reconnects import (
+    ReconnectsRunServlet,
+    ReconnectsServlet,
+)
 from synapse_federation_admin.rest.reset_connection import ResetConnectionServlet
 from synapse_federation_admin.rest.summary import SummaryServlet
 from synapse_federation_admin.rest.v2_destinations import (
@@ -33,6 +37,8 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     DestinationV2Servlet,
     SummaryServlet,
     ReconnectServlet,
+    ReconnectsServlet,
+    ReconnectsRunServlet,
     AuditServlet,
 )
 

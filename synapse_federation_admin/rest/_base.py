@@ -27,8 +27,10 @@ from synapse_federation_admin.homeserver import (
 )
 from synapse_federation_admin.models import Actor
 from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.repair.bulk import BulkReconnect
 from synapse_federation_admin.repair.reconnect import Reconnect
 from synapse_federation_admin.repair.reset import ConnectionReset
+from synapse_federation_admin.repair.runs import RunStore
 
 E = TypeVar("E", bound=Enum)
 
@@ -52,6 +54,9 @@ class Services:
     reset: ConnectionReset
     reconnect: Reconnect
     audit: Audit
+    runs: RunStore
+    bulk: BulkReconnect
+    bulk_max_per_second: int
 
 
 class AdminServlet(RestServlet):

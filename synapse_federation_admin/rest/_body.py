@@ -97,6 +97,10 @@ class Body:
         value = self._values.get(key, "")
         if not isinstance(value, str):
             raise self._wrong(key, "a string")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self._wrong(key, "a string of whole characters") from None
         return value
 
     def texts(self, key: str, most: int) -> list[str]:
@@ -108,6 +112,11 @@ class Body:
             raise self._wrong(key, "a list of strings")
         return value
 
+    def text_or_texts(self, key: str, most: int) -> list[str]:
+        """Return a text, or a list of texts, as a list."""
+        value = self._values[key]
+        return [value] if isinstance(value, str) else self.texts(key, most)
+
     def reason(self) -> str | None:
         """Return `reason`: why, as the admin says; None if he does not."""
         reason = self.text("reason")
@@ -115,10 +124,6 @@ class Body:
             raise self._wrong(
                 "reason", f"a string of at most {_MAX_REASON} characters without NUL"
             )
-        try:
-            reason.encode()
-        except UnicodeEncodeError:
-            raise self._wrong("reason", "a string of whole characters") from None
         return reason or None
 
     def _wrong(self, key: str, expected: str) -> Exception:

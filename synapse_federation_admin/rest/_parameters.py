@@ -80,16 +80,36 @@ def parse_filter(request: SynapseRequest) -> DestinationFilter:
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
     """
-    name = parse_text(request, "destination")
+    return make_filter(
+        parse_text(request, "destination"),
+        frozenset(parse_choices(request, "status", tuple(DestinationStatus))),
+        _parse_duration(request, "failing_for"),
+    )
+
+
+def make_filter(
+    name: str, statuses: frozenset[DestinationStatus], failing_for_ms: int | None
+) -> DestinationFilter:
+    """Return the filter that the API's words stand for.
+
+    Args:
+        name: Part of the name, or with `*` or `?` a pattern for all of it; "": any.
+        statuses: The statuses to keep; all of them are no condition.
+        failing_for_ms: For how long it has been failing at least.
+    """
     is_glob = "*" in name or "?" in name
-    statuses = frozenset(parse_choices(request, "status", tuple(DestinationStatus)))
     return DestinationFilter(
         name_contains="" if is_glob else name,
         name_glob=name if is_glob else "",
-        # All of them are no condition.
         statuses=statuses if len(statuses) < len(DestinationStatus) else frozenset(),
-        failing_for_ms=_parse_duration(request, "failing_for"),
+        failing_for_ms=failing_for_ms,
     )
+
+
+def duration_ms(text: str) -> int | None:
+    """Return the ms of a duration such as `7d`; None if it is none."""
+    match = _DURATION.fullmatch(text)
+    return int(match[1]) * _UNIT_MS[match[2]] if match else None
 
 
 def parse_sort(request: SynapseRequest) -> Sort:
@@ -162,10 +182,10 @@ def parse_choices(
 def _parse_duration(request: SynapseRequest, name: str) -> int | None:
     if name.encode() not in (request.args or {}):
         return None
-    match = _DURATION.fullmatch(parse_text(request, name))
-    if not match:
+    found = duration_ms(parse_text(request, name))
+    if found is None:
         raise invalid_param(
             f"Query parameter '{name}' must be a duration: a number and one of "
             "s, m, h, d and w, such as 7d"
         )
-    return int(match[1]) * _UNIT_MS[match[2]]
+    return found

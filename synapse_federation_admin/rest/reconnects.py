@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: bulk runs, which reconnect many destinations."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+import attr
+
+from synapse_federation_admin.homeserver import (
+    Codes,
+    JsonDict,
+    SynapseError,
+    SynapseRequest,
+)
+from synapse_federation_admin.models import (
+    DestinationFilter,
+    Direction,
+    Run,
+    RunCriteria,
+    RunErrors,
+    RunStatus,
+    Sort,
+)
+from synapse_federation_admin.repair.runs import (
+    ALL_FAILING,
+    FAILING_STATUSES,
+    shown_criteria,
+)
+from synapse_federation_admin.rest._base import (
+    AdminServlet,
+    Services,
+    actor,
+    invalid_param,
+)
+from synapse_federation_admin.rest._body import Body
+from synapse_federation_admin.rest._filter import parse_filter_object
+from synapse_federation_admin.rest._page_token import Seal
+from synapse_federation_admin.rest._parameters import parse_limit, require_known
+
+_DEFAULT_PER_SECOND = 5
+_LEAST_PER_SECOND = 0.1
+_DEFAULT_TIMEOUT_MS = 10_000
+_LEAST_TIMEOUT_MS = 1000
+_MAX_TIMEOUT_MS = 60_000
+
+# A longer list is for a filter, or for several runs.
+_MAX_NAMES = 50_000
+
+# How many names an error, or the answer of a dry run, shows.
+_SHOWN_NAMES = 100
+_SAMPLE = 10
+
+_CRITERIA = ("destinations", "filter", "all_failing")
+_KEYS = (
+    *_CRITERIA,
+    *("dry_run", "ignore_unknown", "per_second", "timeout_ms", "reason"),
+)
+
+
+class ReconnectsServlet(AdminServlet):
+    """Reconnect many destinations, and list the runs that do.
+
+    POST /_synapse/admin/v2/federation/reconnects
+
+    Body: one of `destinations`, `filter` and `all_failing`; any other key is an error:
+
+        {
+            "destinations": ["matrix.example.org"],
+            "filter": {"status": "retry_due", "failing_for": "7d"},
+            "all_failing": true,
+            "dry_run": false,
+            "ignore_unknown": false,
+            "per_second": 5,
+            "timeout_ms": 10000,
+            "reason": "The network is back"
+        }
+
+    200 OK: the run, as `GET` of its ID has it; with `dry_run`
+
+        {"dry_run": true, "matched": 2, "sample": ["matrix.example.org"]}
+
+    and nothing is changed. A filter that names no status is for failing destinations.
+    With `ignore_unknown`, the answer has `ignored`: how many names were `unknown` or
+    `invalid`.
+
+    Errors: 400 `M_INVALID_PARAM` for a bad key, for no criteria, and for names in the
+    list that are no valid server names or that Synapse has no row for, which are in
+    `invalid` and `unknown`; 409 `M_UNKNOWN` if there is a run that has not ended, whose
+    ID is in `id`; 400 `M_NOT_JSON`, `M_BAD_JSON`, 401, 403.
+
+    GET /_synapse/admin/v2/federation/reconnects
+
+    Query parameters: `limit`, from 1 to 100 (20); `from`, the `next_token` of the page
+    before. 200 OK: `{"reconnects": [...], "next_token": "..."}`, the newest first.
+    """
+
+    PATH = "/v2/federation/reconnects"
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._seal = Seal(services.homeserver.secret_for("reconnects token"))
+
+    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
+        """Answer GET."""
+        services = self._services
+        await services.homeserver.require_admin(request)
+        require_known(request, ("limit", "from"))
+        limit = parse_limit(request, default=20, highest=100)
+        says = self._seal.position([Direction.BACKWARDS.value], request)
+        before = (says[0], says[1]) if says else None
+        found = await services.runs.read(before, limit + 1)
+        now_ms = services.homeserver.now_ms()
+        answer: JsonDict = {"reconnects": [render(r, now_ms) for r in found[:limit]]}
+        if len(found) > limit:
+            last = found[limit - 1]
+            answer["next_token"] = self._seal.make(
+                [Direction.BACKWARDS.value], [last.created_ts, last.run_id]
+            )
+        return HTTPStatus.OK, answer
+
+    async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
+        """Answer POST."""
+        services = self._services
+        requester = await services.homeserver.require_admin(request)
+        require_known(request, ())
+        body = Body.parse(request, _KEYS)
+        given = [key for key in _CRITERIA if key in body]
+        if len(given) != 1:
+            raise invalid_param(
+                "One of the keys 'destinations', 'filter' and 'all_failing' is needed, "
+                "and only one"
+            )
+        per_second = body.number(
+            "per_second",
+            default=min(_DEFAULT_PER_SECOND, services.bulk_max_per_second),
+            least=_LEAST_PER_SECOND,
+            most=services.bulk_max_per_second,
+        )
+        timeout_ms = body.integer(
+            "timeout_ms",
+            default=_DEFAULT_TIMEOUT_MS,
+            least=_LEAST_TIMEOUT_MS,
+            most=_MAX_TIMEOUT_MS,
+        )
+        dry_run, reason = body.flag("dry_run"), body.reason()
+        ignores = body.flag("ignore_unknown")
+        names: Sequence[str] = ()
+        ignored: JsonDict = {}
+        if given == ["destinations"]:
+            names, unknown, invalid = await self._sort_out(
+                body.texts("destinations", _MAX_NAMES)
+            )
+            if (unknown or invalid) and not ignores:
+                raise _unusable(unknown, invalid)
+            ignored = {"unknown": len(unknown), "invalid": len(invalid)}
+            criteria = RunCriteria(listed=len(names))
+        else:
+            criteria = RunCriteria(wanted=_parse_wanted(body, given[0]))
+        extra: JsonDict = {"ignored": ignored} if ignores and ignored else {}
+        if dry_run:
+            return HTTPStatus.OK, {**await self._dry_run(criteria, names), **extra}
+        run, created = await services.bulk.create(
+            criteria,
+            names,
+            actor(requester),
+            reason=reason,
+            per_second=per_second,
+            timeout_ms=timeout_ms,
+        )
+        if not created:
+            raise SynapseError(
+                HTTPStatus.CONFLICT,
+                f"The run {run.run_id} has not ended: wait for it, or cancel it with "
+                f"DELETE {self.PATH}/{run.run_id}",
+                Codes.UNKNOWN,
+                additional_fields={"id": run.run_id},
+            )
+        return HTTPStatus.OK, {**render(run, services.homeserver.now_ms()), **extra}
+
+    async def _sort_out(
+        self, names: Sequence[str]
+    ) -> tuple[list[str], list[str], list[str]]:
+        """Return the names that can be contacted, the unknown and the invalid ones."""
+        homeserver = self._services.homeserver
+        known: list[str] = []
+        unknown: list[str] = []
+        invalid: list[str] = []
+        names = list(dict.fromkeys(names))
+        for begin in range(0, len(names), 1000):
+            piece = names[begin : begin + 1000]
+            valid = [name for name in piece if homeserver.is_server_name(name)]
+            found = await self._services.destinations.known(valid)
+            known += [name for name in valid if name in found]
+            unknown += [name for name in valid if name not in found]
+            invalid += [name for name in piece if not homeserver.is_server_name(name)]
+        return known, unknown, invalid
+
+    async def _dry_run(self, criteria: RunCriteria, names: Sequence[str]) -> JsonDict:
+        wanted = criteria.wanted
+        if wanted is None:
+            return {
+                "dry_run": True,
+                "matched": len(names),
+                "sample": list(names[:_SAMPLE]),
+            }
+        reader = self._services.reader
+        rows = await reader.read(wanted, Sort(), None, _SAMPLE)
+        return {
+            "dry_run": True,
+            "matched": await reader.count(wanted),
+            "sample": [row.destination for row in rows],
+        }
+
+
+class ReconnectsRunServlet(AdminServlet):
+    """Look at a bulk run, and cancel it.
+
+    GET /_synapse/admin/v2/federation/reconnects/<id>
+
+    200 OK
+
+        {
+            "id": "f2a4c3f19a2b77e0",
+            "status": "running",
+            "user_id": "@admin:example.com",
+            "puppeted_by": null,
+            "reason": "The network is back",
+            "criteria": {"all_failing": true},
+            "per_second": 5,
+            "timeout_ms": 10000,
+            "created_ts": 1795475024352,
+            "started_ts": 1795475024360,
+            "updated_ts": 1795475184352,
+            "ended_ts": null,
+            "matched": 10000,
+            "done": 800,
+            "connected": 100,
+            "still_failing": 690,
+            "no_longer_failing": 7,
+            "skipped": 3,
+            "errors": {
+                "tls_expired": {
+                    "count": 31,
+                    "recent": [{"destination": "...", "message": "...", "ts": 17954...}]
+                }
+            },
+            "rate_per_second": 5.0,
+            "estimated_end_ts": 1795477024352
+        }
+
+    `status`: `scheduled`, `preparing` (`matched` still grows), `running`, `complete` or
+    `cancelled`. What came of each destination is in the audit, by `run_id`.
+
+    DELETE /_synapse/admin/v2/federation/reconnects/<id>
+
+    200 OK: the run, cancelled. From then on nothing is changed any more, and within a
+    second no contact is begun. A run that has ended stays as it is.
+
+    Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM` for any query parameter, 401, 403.
+    """
+
+    PATH = "/v2/federation/reconnects/<run_id>"
+
+    async def on_GET(
+        self, request: SynapseRequest, run_id: str
+    ) -> tuple[int, JsonDict]:
+        """Answer GET."""
+        services = self._services
+        await services.homeserver.require_admin(request)
+        require_known(request, ())
+        return self._answer(await services.runs.get(run_id))
+
+    async def on_DELETE(
+        self, request: SynapseRequest, run_id: str
+    ) -> tuple[int, JsonDict]:
+        """Answer DELETE."""
+        services = self._services
+        requester = await services.homeserver.require_admin(request)
+        require_known(request, ())
+        return self._answer(await services.runs.cancel(run_id, actor(requester)))
+
+    def _answer(self, run: Run | None) -> tuple[int, JsonDict]:
+        if run is None:
+            raise SynapseError(
+                HTTPStatus.NOT_FOUND, "There is no such run", Codes.NOT_FOUND
+            )
+        return HTTPStatus.OK, render(run, self._services.homeserver.now_ms())
+
+
+def render(run: Run, now_ms: int) -> JsonDict:
+    """Render a run."""
+    return {
+        "id": run.run_id,
+        "status": run.status.value,
+        "user_id": run.actor.user_id,
+        "puppeted_by": run.actor.puppeted_by,
+        "reason": run.reason,
+        "criteria": shown_criteria(run.criteria),
+        "per_second": run.per_second,
+        "timeout_ms": run.timeout_ms,
+        "created_ts": run.created_ts,
+        "started_ts": run.started_ts,
+        "updated_ts": run.updated_ts,
+        "ended_ts": run.ended_ts,
+        "matched": run.matched,
+        "done": run.done,
+        **{outcome.value: count for outcome, count in run.counts.items()},
+        "errors": _render_errors(run.errors),
+        "rate_per_second": run.rate if run.status is RunStatus.RUNNING else None,
+        "estimated_end_ts": run.estimated_end_ts(now_ms),
+    }
+
+
+def _render_errors(errors: Mapping[str, RunErrors]) -> JsonDict:
+    return {
+        kind: {
+            "count": found.count,
+            "recent": [
+                {
+                    "destination": error.destination,
+                    "message": error.message,
+                    "ts": error.ts,
+                }
+                for error in found.recent
+            ],
+        }
+        for kind, found in errors.items()
+    }
+
+
+def _parse_wanted(body: Body, key: str) -> DestinationFilter:
+    if key == "all_failing":
+        if not body.flag("all_failing"):
+            raise invalid_param("Key 'all_failing' must be true, or not be there")
+        return ALL_FAILING
+    wanted = parse_filter_object(body)
+    if wanted.statuses or wanted.failing_for_ms is not None:
+        return wanted
+    return attr.evolve(wanted, statuses=FAILING_STATUSES)
+
+
+def _unusable(unknown: Sequence[str], invalid: Sequence[str]) -> SynapseError:
+    """Return the error for names that cannot be contacted."""
+    what = [
+        f"{len(names)} {adjective} ({', '.join(names[:3])[:200]}"
+        f"{', ...' if len(names) > 3 else ''})"
+        for adjective, names in (("unknown", unknown), ("invalid", invalid))
+        if names
+    ]
+    return SynapseError(
+        HTTPStatus.BAD_REQUEST,
+        f"Key 'destinations' has names that cannot be contacted: {' and '.join(what)}; "
+        "with 'ignore_unknown' they are left out",
+        Codes.INVALID_PARAM,
+        additional_fields={
+            "unknown": list(unknown[:_SHOWN_NAMES]),
+            "invalid": list(invalid[:_SHOWN_NAMES]),
+        },
+    )

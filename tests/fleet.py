@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thousands of remote servers behind a few sockets, and their rows in the database.
+
+Each has an address of its own in 127.0.0.0/8, by which it is told apart. They answer
+nothing but what a contact and a federation sender ask.
+"""
+
+import asyncio
+import json
+import sqlite3
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import attr
+import trustme
+
+from synapse_federation_admin.playground.processes import free_port
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+HOUR_MS = 3_600_000
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Seen:
+    """A contact or a request that has arrived; `path` is empty if it was dropped."""
+
+    name: str
+    monotonic: float
+    path: str = ""
+    body: str = ""
+
+
+class Fleet:
+    """Servers of three sorts: up, dropping every connection, and refusing them.
+
+    What is seen of the first two is recorded. The certificate of those that are up is
+    issued by `authority`, for all of their addresses.
+    """
+
+    def __init__(
+        self,
+        authority: trustme.CA,
+        *,
+        up: int,
+        dropping: int = 0,
+        refusing: int = 0,
+        hanging: int = 0,
+        delay_s: float = 0,
+    ) -> None:
+        self._delay_s = delay_s
+        ports = [free_port() for _ in range(4)]
+        self._ports = dict(
+            zip(("up", "dropping", "refusing", "hanging"), ports, strict=True)
+        )
+        addresses = [f"127.1.{n // 250}.{n % 250 + 1}" for n in range(up)]
+        self.up = [f"{a}:{ports[0]}" for a in addresses]
+        self.dropping = _names(2, dropping, ports[1])
+        self.refusing = _names(3, refusing, ports[2])
+        self.hanging = _names(4, hanging, ports[3])
+        self.seen: list[Seen] = []
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if up:
+            authority.issue_cert(*addresses).configure_cert(self._context)
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.up, *self.dropping, *self.refusing, *self.hanging]
+
+    @property
+    def contacts(self) -> "Counter[str]":
+        """How often each was contacted: by a connection, or by asking its version."""
+        return Counter(s.name for s in self.seen if "/send/" not in s.path)
+
+    def received(self, text: str) -> set[str]:
+        """Return who has received a transaction with a text in it."""
+        return {s.name for s in self.seen if "/send/" in s.path and text in s.body}
+
+    def __enter__(self) -> "Fleet":
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+
+        async def start() -> None:
+            await asyncio.start_server(
+                self._answer,
+                "0.0.0.0",
+                self._ports["up"],
+                ssl=self._context,
+                backlog=1000,
+            )
+            for sort, handle in (("dropping", self._drop), ("hanging", self._hang)):
+                await asyncio.start_server(
+                    handle, "0.0.0.0", self._ports[sort], backlog=1000
+                )
+
+        self._loop.run_until_complete(start())
+        self._ready.set()
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0.05))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
+    def _record(self, writer: asyncio.StreamWriter, path: str = "", body: str = ""):
+        host, port = writer.get_extra_info("sockname")
+        self.seen.append(Seen(f"{host}:{port}", time.monotonic(), path, body))
+
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                path = head.split(" ", 2)[1]
+                length = 0
+                for line in head.splitlines():
+                    if line.lower().startswith("content-length:"):
+                        length = int(line.split(":")[1])
+                body = (await reader.readexactly(length)).decode("utf-8", "replace")
+                self._record(writer, path, body)
+                if self._delay_s:
+                    await asyncio.sleep(self._delay_s)
+                answer = json.dumps(
+                    {"pdus": {}}
+                    if "/send/" in path
+                    else {"server": {"name": "fleet", "version": "1"}}
+                ).encode()
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer)
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _drop(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._record(writer)
+        writer.transport.abort()
+
+    async def _hang(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._record(writer)
+        try:
+            await reader.read(-1)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+
+def _names(block: int, count: int, port: int) -> list[str]:
+    return [
+        f"127.{block}.{number // 250}.{number % 250 + 1}:{port}"
+        for number in range(count)
+    ]
+
+
+def write_failing(
+    synapse: SynapseServer, names: Iterable[str], *, failing_since_ts: int
+) -> None:
+    """Write rows of destinations that are failing, with a day of backoff left."""
+    now_ms = int(time.time() * 1000)
+    rows = [
+        (name, now_ms - HOUR_MS, 25 * HOUR_MS, failing_since_ts + number, None)
+        for number, name in enumerate(names)
+    ]
+    columns = (
+        "destination, retry_last_ts, retry_interval, failure_ts, "
+        "last_successful_stream_ordering"
+    )
+    if synapse.postgres is not None and synapse.database is not None:
+        for begin in range(0, len(rows), 1000):
+            values = ", ".join(
+                f"('{row[0]}', {row[1]}, {row[2]}, {row[3]}, NULL)"
+                for row in rows[begin : begin + 1000]
+            )
+            synapse.postgres.execute(
+                synapse.database,
+                f"INSERT INTO destinations ({columns}) VALUES {values}",
+            )
+        return
+    with closing(connect_sqlite(synapse.folder)) as connection, connection:
+        connection.executemany(
+            f"INSERT INTO destinations ({columns}) VALUES (?, ?, ?, ?, ?)", rows
+        )
+
+
+def read_rows(synapse: SynapseServer) -> dict[str, Sequence[int | None]]:
+    """Return all rows of `destinations`, by name."""
+    columns = "destination, retry_last_ts, retry_interval, failure_ts"
+    rows = select(synapse, f"SELECT {columns} FROM destinations")
+    return {
+        row[0]: tuple(int(value) if value else None for value in row[1:])
+        for row in rows
+    }
+
+
+def select(synapse: SynapseServer, statement: str) -> list[Sequence[str]]:
+    """Run a statement in the database of a Synapse; return rows of texts."""
+    if synapse.postgres is not None and synapse.database is not None:
+        text = synapse.postgres.execute(synapse.database, statement)
+        return [line.split("|") for line in text.splitlines()]
+    with closing(connect_sqlite(synapse.folder)) as connection:
+        return [
+            ["" if value is None else str(value) for value in row]
+            for row in connection.execute(statement)
+        ]
+
+
+def connect_sqlite(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / "homeserver.db", timeout=30)
