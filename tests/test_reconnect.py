@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One destination is reconnected: contact first, change only what proved to work."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+from module_case import NAME, quote
+from parameterized import parameterized
+from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
+from twisted.internet import error
+
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.repair import reconnect as module
+
+REFUSED = error.ConnectionRefusedError()
+
+
+class ReconnectTestCase(ProbeTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_destination(NAME, *LONG_FAILING)
+
+    def reconnect(self, name: str = NAME, *, wait: bool = False, **body: Any) -> Any:
+        """Ask, and let the contact begin."""
+        channel = self.ask(
+            "POST",
+            f"{V2}/destinations/{quote(name, safe='')}/reconnect",
+            content=body,
+            await_result=wait,
+        )
+        self.pump(0.0001)
+        return channel
+
+
+@pytest.mark.database
+class OutcomesTestCase(ReconnectTestCase):
+    """What is answered and changed, by what comes of the contact."""
+
+    def test_connected(self) -> None:
+        """A destination that answers is cleared and woken; the audit knows of it."""
+        with mock.patch.object(
+            self.hs.get_notifier(), "notify_remote_server_up"
+        ) as woken:
+            channel = self.reconnect(reason="they are back")
+            self.assertEqual(self.row(NAME), LONG_FAILING)
+            woken.assert_not_called()
+            self.answer()
+        self.assertEqual(channel.code, 200, channel.result)
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "connected")
+        self.assertEqual(body["before"]["status"], "backing_off")
+        self.assertEqual(body["before"]["failure_ts"], 500)
+        self.assertEqual(body["after"]["status"], "online")
+        self.assertEqual(body["after"]["retry_last_ts"], 0)
+        self.assertEqual(body["contact"]["server"], {"name": "Fake", "version": "1"})
+        self.assertIsNone(body["contact"]["error"])
+        self.assertEqual(body["told"], ["main"])
+        woken.assert_called_once_with(NAME)
+        self.assertEqual(self.row(NAME), (0, 0, None, 7))
+        timings = self.store.get_destination_retry_timings(NAME)
+        self.assertIsNone(self.get_success(timings))
+
+        (entry,) = self.audit()
+        self.assertEqual(entry["action"], "reconnect")
+        self.assertEqual(entry["outcome"], "connected")
+        self.assertEqual(entry["destination"], NAME)
+        self.assertEqual(entry["user_id"], "@admin:test")
+        self.assertEqual(entry["instance"], "main")
+        self.assertEqual(entry["reason"], "they are back")
+        self.assertEqual(entry["details"]["contact"], body["contact"])
+        self.assertEqual(entry["details"]["failure_ts"], 500)
+        self.assertGreaterEqual(entry["ended_ts"], entry["ts"])
+
+    def test_still_failing(self) -> None:
+        """If it does not answer nothing changes, nobody is woken; it is said why."""
+        with mock.patch.object(
+            self.hs.get_notifier(), "notify_remote_server_up"
+        ) as woken:
+            channel = self.reconnect()
+            self.answer(REFUSED)
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "still_failing")
+        self.assertEqual(body["contact"]["error"]["kind"], "connection_refused")
+        self.assertIsNone(body["contact"]["server"])
+        self.assertEqual(body["before"], body["after"])
+        self.assertEqual(body["told"], [])
+        woken.assert_not_called()
+        self.assertEqual(self.row(NAME), LONG_FAILING)
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "still_failing")
+
+    def test_pending(self) -> None:
+        """After its time limit the answer is `pending`; the attempt goes on to its end.
+
+        The audit has its outcome then.
+        """
+        channel = self.reconnect(timeout_ms=2000)
+        self.pump(0.03)
+        self.assertEqual(channel.code, 200, channel.result)
+        self.assertEqual(channel.json_body["outcome"], "pending")
+        self.assertEqual(channel.json_body["after"]["status"], "backing_off")
+        self.assertGreaterEqual(channel.json_body["contact"]["duration_ms"], 1900)
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "pending")
+        self.assertIsNone(entry["ended_ts"])
+        self.answer()
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "connected")
+        self.assertEqual(self.row(NAME), (0, 0, None, 7))
+
+    def test_forced(self) -> None:
+        """With `force` it is cleared and woken though it does not answer.
+
+        When Synapse finds it failing again, it has failed since when it failed before.
+        """
+        channel = self.reconnect(force=True)
+        self.answer(REFUSED)
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "forced")
+        self.assertEqual(body["contact"]["error"]["kind"], "connection_refused")
+        self.assertEqual(body["before"]["failure_ts"], 500)
+        self.assertEqual(body["after"]["failure_ts"], None)
+        self.assertEqual(body["told"], ["main"])
+        self.assertEqual(self.row(NAME), (0, 0, None, 7))
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "forced")
+        self.assertIs(entry["details"]["force"], True)
+
+        now_ms = self.clock.time_msec()
+        self.get_success(
+            self.store.set_destination_retry_timings(NAME, now_ms, now_ms, 600_000)
+        )
+        self.pump(0.1)
+        self.assertEqual(self.row(NAME), (now_ms, 600_000, 500, 7))
+        self.assertEqual(len(self.probes), 1)
+
+    def test_force_needs_no_force(self) -> None:
+        """With `force`, too, a destination that answers is `connected`."""
+        channel = self.reconnect(force=True)
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "connected")
+
+    def test_not_failing(self) -> None:
+        """A destination that is not failing may be contacted; its row stays."""
+        self.add_destination("up.example", 0, 0, None, 3)
+        channel = self.reconnect("up.example")
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "connected")
+        self.assertEqual(self.row("up.example"), (0, 0, None, 3))
+        channel = self.reconnect("up.example")
+        self.answer(REFUSED)
+        self.assertEqual(channel.json_body["outcome"], "still_failing")
+        self.assertEqual(self.row("up.example"), (0, 0, None, 3))
+
+    def test_stale_cache(self) -> None:
+        """What was changed by hand, and Synapse still backs off from, is cleared."""
+        self.get_success(self.store.get_destination_retry_timings(NAME))
+        self.add_destination(NAME, 0, 0, None, 7)
+        self.reconnect()
+        self.answer()
+        timings = self.store.get_destination_retry_timings(NAME)
+        self.assertIsNone(self.get_success(timings))
+
+    def test_unknown(self) -> None:
+        """A name of which Synapse knows nothing is 404, and leaves no trace."""
+        for name in ("no.example", "down.exampl", "DOWN.example", "%", "a\0b"):
+            channel = self.reconnect(name)
+            self.assertEqual(channel.code, 404, channel.result)
+            self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+        self.assertEqual(self.audit(), [])
+        self.assertEqual(self.probes, [])
+
+    def test_unlisted(self) -> None:
+        """A name for which something waits, but which has no row, is contacted.
+
+        It gets no row by that.
+        """
+        self.get_success(
+            self.store.db_pool.simple_insert(
+                "device_federation_outbox",
+                {
+                    "destination": "new.example",
+                    "stream_id": 1,
+                    "queued_ts": 1,
+                    "messages_json": "{}",
+                },
+            )
+        )
+        channel = self.reconnect("new.example")
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "connected")
+        self.assertEqual(self.names(), [NAME])
+
+    def test_invalid_name(self) -> None:
+        """A row whose name is no server name is not contacted: `invalid_name`."""
+        self.add_destination("no server", *LONG_FAILING)
+        channel = self.reconnect("no server")
+        self.assertEqual(channel.json_body["outcome"], "still_failing")
+        self.assertEqual(channel.json_body["contact"]["error"]["kind"], "invalid_name")
+        self.assertEqual(self.probes, [])
+        # It can be forced.
+        channel = self.reconnect("no server", force=True)
+        self.assertEqual(channel.json_body["outcome"], "forced")
+        self.assertEqual(self.row("no server"), (0, 0, None, 7))
+
+    def test_strange_answers(self) -> None:
+        """An answer without, or with a strange, `server` is an answer all the same."""
+        for answer, server in (
+            ({}, {"name": None, "version": None}),
+            ({"server": 1}, {"name": None, "version": None}),
+            (
+                {"server": {"name": "a\n\x1b[31m", "version": ["1"]}},
+                {"name": "a\\n\\x1b[31m", "version": None},
+            ),
+        ):
+            channel = self.reconnect()
+            self.answer(answer)
+            self.assertEqual(channel.json_body["outcome"], "connected")
+            self.assertEqual(channel.json_body["contact"]["server"], server)
+        channel = self.reconnect()
+        self.answer(["no object"])
+        self.assertEqual(
+            channel.json_body["contact"]["error"]["kind"], "invalid_response"
+        )
+
+    def test_database_fails(self) -> None:
+        """If the outcome can't be stored: 500, nothing is changed, nobody woken."""
+        channel = self.reconnect()
+        self.refuse_changes("destinations")
+        with mock.patch.object(
+            self.hs.get_notifier(), "notify_remote_server_up"
+        ) as woken:
+            self.answer()
+        self.assertEqual(channel.code, 500)
+        self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
+        self.assertEqual(self.row(NAME), LONG_FAILING)
+        woken.assert_not_called()
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "pending")
+
+
+@pytest.mark.database
+class ManyAskersTestCase(ReconnectTestCase):
+    """However many ask, there is one contact."""
+
+    def test_hundred(self) -> None:
+        """A hundred askers cause one contact; each gets its outcome, and an entry."""
+        channels = [self.reconnect() for _ in range(100)]
+        self.assertEqual(self.probed, [NAME])
+        self.answer()
+        for channel in channels:
+            self.assertEqual(channel.json_body["outcome"], "connected")
+            self.assertEqual(channel.json_body["before"]["status"], "backing_off")
+            self.assertEqual(channel.json_body["after"]["status"], "online")
+        self.assertEqual(self.probed, [NAME])
+        entries = self.audit()
+        self.assertEqual(len(entries), 100)
+        self.assertEqual({entry["outcome"] for entry in entries}, {"connected"})
+        self.assertEqual(len({e["details"]["attempt_id"] for e in entries}), 1)
+
+    def test_one_forces(self) -> None:
+        """Of two who ask at once, of whom one forces, each gets what he asks for."""
+        plain, forced = self.reconnect(), self.reconnect(force=True)
+        self.answer(REFUSED)
+        self.assertEqual(plain.json_body["outcome"], "still_failing")
+        self.assertEqual(forced.json_body["outcome"], "forced")
+        self.assertEqual(len(self.probes), 1)
+
+    def test_asked_later(self) -> None:
+        """Who asks after an attempt has ended has another one made."""
+        self.reconnect()
+        self.answer(REFUSED)
+        channel = self.reconnect()
+        self.assertEqual(len(self.probes), 2)
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "connected")
+
+    def test_others_are_not_held_up(self) -> None:
+        """A destination that hangs does not hold up another."""
+        self.add_destination("b.example", *LONG_FAILING)
+        self.reconnect()
+        channel = self.reconnect("b.example")
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "connected")
+
+    def test_memory_is_bounded(self) -> None:
+        """Attempts that have ended are let go of."""
+        with mock.patch.object(module, "_MAX_ENDED", 3):
+            for number in range(6):
+                name = f"host{number}.example"
+                self.add_destination(name, *LONG_FAILING)
+                self.reconnect(name)
+                self.answer()
+        (servlet,) = {
+            entry.callback.__self__
+            for resource in self.hs._module_web_resources.values()
+            for routes in resource._by_surface.values()
+            for pattern, methods in routes._routes.items()
+            if pattern.pattern.endswith("/reconnect$")
+            for entry in methods.values()
+        }
+        self.assertLessEqual(len(servlet._services.reconnect._attempts), 3)
+
+
+@pytest.mark.database
+class OtherProcessesTestCase(ReconnectTestCase):
+    """An attempt of another process counts as well."""
+
+    def lease(self, **values: Any) -> None:
+        """Write an attempt of another process."""
+        # Makes the tables.
+        self.audit()
+        self.get_success(
+            self.store.db_pool.simple_upsert(
+                "federation_admin_attempts",
+                {"destination": NAME},
+                {
+                    "attempt_id": "other",
+                    "instance": "worker1",
+                    "started_ts": self.clock.time_msec(),
+                    "ended_ts": None,
+                    "result": None,
+                    **values,
+                },
+            )
+        )
+
+    def test_waits(self) -> None:
+        """Its outcome is waited for, and answered here; no contact is made."""
+        self.lease()
+        channel = self.reconnect()
+        self.pump(0.01)
+        self.assertEqual(self.probes, [])
+        result = (
+            f'{{"before": ["{NAME}", 1000, 1000000000000, 500, 7],'
+            f'"after": ["{NAME}", 0, 0, null, 7],'
+            '"contact": [12, "Fake", "1"], "failure": null}'
+        )
+        self.lease(ended_ts=self.clock.time_msec(), result=result)
+        self.pump(0.02)
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "connected")
+        self.assertEqual(body["contact"]["duration_ms"], 12)
+        self.assertEqual(body["before"]["failure_ts"], 500)
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "connected")
+
+    def test_ended_before(self) -> None:
+        """One that had ended before is of no use: a contact is made."""
+        self.lease(ended_ts=self.clock.time_msec() - 1, result="{}")
+        self.reconnect()
+        self.assertEqual(self.probed, [NAME])
+
+    @parameterized.expand(
+        [
+            ("its time is over", {"started_ts": -1_000_000}),
+            ("an earlier life", {"instance": "main"}),
+        ]
+    )
+    def test_never_ends(self, what: str, values: dict[str, Any]) -> None:
+        """One that will never end is taken over."""
+        self.lease(**values)
+        self.reconnect()
+        self.assertEqual(self.probed, [NAME])
+
+    def test_result_is_left(self) -> None:
+        """What this process leaves for the others is what they can read."""
+        self.reconnect()
+        self.answer(REFUSED)
+        with mock.patch.object(Homeserver, "instance_name", "worker1"):
+            row = self.get_success(
+                self.store.db_pool.simple_select_one(
+                    "federation_admin_attempts",
+                    {"destination": NAME},
+                    ("ended_ts", "result"),
+                )
+            )
+        self.assertIsNotNone(row[0])
+        result = module._from_json(row[1])
+        self.assertEqual(result.contact.failure.kind.value, "connection_refused")
+        self.assertEqual(result.before.failure_ts, 500)
+
+    def test_told(self) -> None:
+        """Told are the processes of the configuration, or it is said why not."""
+        told = mock.patch.object(
+            self.hs.get_replication_command_handler(), "send_remote_server_up"
+        )
+        others = mock.patch.object(Homeserver, "has_other_processes", True)
+        names = mock.patch.object(Homeserver, "other_instances", ["sender1"])
+        for connected, expected in (
+            (True, ["main", "sender1"]),
+            (False, "only this process (main) could be told, the others not: "),
+        ):
+            reached = mock.patch.object(Homeserver, "can_tell_others", connected)
+            with told as sent, others, names, reached:
+                channel = self.reconnect()
+                self.answer()
+                sent.assert_called_with(NAME)
+            if connected:
+                self.assertEqual(channel.json_body["told"], expected)
+            else:
+                self.assertIn(expected, channel.json_body["told"])
+            self.assertEqual(channel.json_body["outcome"], "connected")
+
+
+class InputTestCase(ReconnectTestCase):
+    """A bad body changes nothing, and the error names what is wrong."""
+
+    @parameterized.expand(
+        [
+            (b"{", "M_NOT_JSON", ""),
+            (b"[]", "M_BAD_JSON", ""),
+            (b'{"time": 1}', "M_INVALID_PARAM", "'time'"),
+            (b'{"timeout_ms": 0}', "M_INVALID_PARAM", "'timeout_ms'"),
+            (b'{"timeout_ms": 60001}', "M_INVALID_PARAM", "'timeout_ms'"),
+            (b'{"timeout_ms": "1"}', "M_INVALID_PARAM", "'timeout_ms'"),
+            (b'{"timeout_ms": true}', "M_INVALID_PARAM", "'timeout_ms'"),
+            (b'{"timeout_ms": 1.5}', "M_INVALID_PARAM", "'timeout_ms'"),
+            (b'{"force": 1}', "M_INVALID_PARAM", "'force'"),
+            (b'{"force": null}', "M_INVALID_PARAM", "'force'"),
+            (b'{"reason": 1}', "M_INVALID_PARAM", "'reason'"),
+            (b'{"reason": "\\u0000"}', "M_INVALID_PARAM", "'reason'"),
+            (b'{"reason": "\\ud800"}', "M_INVALID_PARAM", "'reason'"),
+            (b'{"reason": "' + b"x" * 1001 + b'"}', "M_INVALID_PARAM", "'reason'"),
+        ]
+    )
+    def test_body(self, content: bytes, errcode: str, named: str) -> None:
+        """400, with the key's name, and no contact."""
+        channel = self.ask(
+            "POST", f"{V2}/destinations/{NAME}/reconnect", content=content
+        )
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertEqual(channel.json_body["errcode"], errcode)
+        self.assertIn(named, channel.json_body["error"])
+        self.assertEqual(self.probes, [])
+        self.assertEqual(self.audit(), [])
+
+    def test_query(self) -> None:
+        """A query parameter is refused: it may be meant for the body."""
+        channel = self.ask(
+            "POST", f"{V2}/destinations/{NAME}/reconnect?force=true", content={}
+        )
+        self.assertEqual(channel.code, 400)
+        self.assertIn("'force'", channel.json_body["error"])
+
+    def test_no_body(self) -> None:
+        """No body at all will do."""
+        self.answers[NAME] = ANSWER
+        channel = self.ask("POST", f"{V2}/destinations/{NAME}/reconnect")
+        self.assertEqual(channel.json_body["outcome"], "connected")
