@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attr
-import trustme
 
+from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import free_port
 from synapse_federation_admin.playground.synapse import SynapseServer
 
@@ -36,15 +37,15 @@ class Seen:
 
 
 class Fleet:
-    """Servers of three sorts: up, dropping every connection, and refusing them.
+    """Servers of four sorts: up, dropping connections, refusing them, and hanging.
 
-    What is seen of the first two is recorded. The certificate of those that are up is
-    issued by `authority`, for all of their addresses.
+    Those that hang take connections and do nothing. What is seen is recorded, of all
+    but those that refuse.
     """
 
     def __init__(
         self,
-        authority: trustme.CA,
+        certificates: CertificateAuthority,
         *,
         up: int,
         dropping: int = 0,
@@ -65,7 +66,7 @@ class Fleet:
         self.seen: list[Seen] = []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if up:
-            authority.issue_cert(*addresses).configure_cert(self._context)
+            self._context = certificates.valid(*addresses)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -96,26 +97,34 @@ class Fleet:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
 
-        async def start() -> None:
-            await asyncio.start_server(
-                self._answer,
-                "0.0.0.0",
-                self._ports["up"],
-                ssl=self._context,
-                backlog=1000,
-            )
-            for sort, handle in (("dropping", self._drop), ("hanging", self._hang)):
+        servers: list[asyncio.Server] = []
+
+        async def listen(handle: Any, sort: str, **options: Any) -> None:
+            servers.append(
                 await asyncio.start_server(
-                    handle, "0.0.0.0", self._ports[sort], backlog=1000
+                    handle, "0.0.0.0", self._ports[sort], backlog=1000, **options
                 )
+            )
+
+        async def start() -> None:
+            await listen(self._answer, "up", ssl=self._context)
+            await listen(self._drop, "dropping")
+            await listen(self._hang, "hanging")
+
+        async def end() -> None:
+            for server in servers:
+                server.close()
+            tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
         self._loop.run_until_complete(start())
         self._ready.set()
         self._loop.run_forever()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.05))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(end())
+        # What is closed is closed in the next rounds.
+        self._loop.run_until_complete(asyncio.sleep(0.1))
 
     def _record(self, writer: asyncio.StreamWriter, path: str = "", body: str = ""):
         host, port = writer.get_extra_info("sockname")

@@ -46,9 +46,9 @@ class CertificateAuthority:
             blob.write_to_path(files.certificate, append=True)
         return files
 
-    def valid(self, address: str) -> ssl.SSLContext:
-        """Make a server's TLS context with a valid certificate for an IP address."""
-        return self._server_context(self._ca.issue_cert(address))
+    def valid(self, *addresses: str) -> ssl.SSLContext:
+        """Make a server's TLS context with a valid certificate for IP addresses."""
+        return self._server_context(self._ca.issue_cert(*addresses))
 
     def expired(self, address: str) -> ssl.SSLContext:
         """Make one whose certificate was valid until yesterday."""

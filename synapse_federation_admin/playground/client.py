@@ -16,6 +16,7 @@ from synapse_federation_admin.playground.processes import PlaygroundError
 Json = dict[str, Any]
 
 FEDERATION = "/_synapse/admin/v1/federation"
+FEDERATION_V2 = "/_synapse/admin/v2/federation"
 
 
 class ApiError(PlaygroundError):
@@ -236,6 +237,35 @@ class MatrixClient:
             f"{FEDERATION}/destinations/{quoted(server_name)}/rooms",
             params=params,
         )
+
+    def reconnect(self, server_name: str, **body: Any) -> Json:
+        """Contact a destination, and reconnect it if it answers."""
+        return self.request(
+            "POST",
+            f"{FEDERATION_V2}/destinations/{quoted(server_name)}/reconnect",
+            json=body,
+            timeout_s=90,
+        )
+
+    def start_run(self, **body: Any) -> Json:
+        """Begin a bulk run."""
+        return self.request("POST", f"{FEDERATION_V2}/reconnects", json=body)
+
+    def run(self, run_id: str) -> Json:
+        """Read a bulk run."""
+        return self.request("GET", f"{FEDERATION_V2}/reconnects/{run_id}")
+
+    def audit(self, **params: str | int) -> list[Json]:
+        """Read the whole audit that the filters keep, the newest first."""
+        found: list[Json] = []
+        while True:
+            page = self.request(
+                "GET", f"{FEDERATION_V2}/audit", params={"limit": 1000, **params}
+            )
+            found += page["entries"]
+            if "next_token" not in page:
+                return found
+            params["from"] = page["next_token"]
 
     def reset_connection(self, server_name: str) -> Json:
         """Reset a failing destination's retry timings."""

@@ -122,6 +122,17 @@ class Postgres:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def go_down(self) -> None:
+        """Stop the server for a while, as a restart of its host does."""
+        assert self._process is not None
+        self._process.stop()
+
+    def come_back(self) -> None:
+        """Start the server again, on the same data and socket."""
+        assert self._process is not None
+        self._process.start()
+        wait_until(self._ready, "PostgreSQL to accept connections", 30)
+
     def create_database(self, name: str) -> Database:
         """Create a database with the encoding and the collation that Synapse demands.
 
@@ -237,6 +248,16 @@ class Redis:
     def __exit__(self, *_: object) -> None:
         """Stop the server."""
         self.stop()
+
+    def go_down(self) -> None:
+        """Stop the server for a while."""
+        self.stop()
+
+    def come_back(self) -> None:
+        """Start the server again, on the same port."""
+        assert self._process is not None
+        self._process.start()
+        wait_until(self._ready, "Redis to accept connections", 30)
 
     def stop(self) -> None:
         """Stop the server."""

@@ -76,6 +76,7 @@ class SynapseServer:
         self.layout = Layout.choose(address, workers=workers)
         self.database: Database | None = None
         self.postgres: Postgres | None = None
+        self.redis: Redis | None = None
         self._certificates = certificates
         self._workers = workers
         self._use_postgres = workers if postgres is None else postgres
@@ -214,21 +215,20 @@ class SynapseServer:
     def _prepare(self, stack: ExitStack) -> None:
         """Start what Synapse needs, write its files, and describe its processes."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        redis: Redis | None = None
         if self._use_postgres:
             self._progress("Starting PostgreSQL")
             self.postgres = stack.enter_context(Postgres(self.folder / "postgres"))
             self.database = self.postgres.create_database("synapse")
         if self._workers:
             self._progress("Starting Redis")
-            redis = stack.enter_context(Redis(self.folder / "redis"))
+            self.redis = stack.enter_context(Redis(self.folder / "redis"))
         write_configuration(
             self.folder,
             self.layout,
             self._certificates,
             registration_secret=self.registration_secret,
             database=self.database,
-            redis=redis,
+            redis=self.redis,
             module_config=self._module_config,
             extra_config=self._extra_config,
         )

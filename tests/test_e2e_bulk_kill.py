@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bulk run whose process is killed, again and again, in the middle of it."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from fleet import Fleet, read_rows, write_failing
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+KILLS = int(os.environ.get("KILLS", "4"))
+PER_SECOND = 100
+
+# A contact that was under way at a kill may be repeated: those begun so shortly before.
+IN_FLIGHT_S = 1.0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgres"])
+def test_killed(tmp_path: Path, postgres: bool) -> None:
+    """After each `kill -9` and restart the run goes on; at the end all has been done.
+
+    Every destination has been contacted, and has one outcome. Counts, audit, rows and
+    what the servers have seen agree. Only what was under way at a kill was repeated.
+    """
+    dice = random.Random(KILLS)
+    certificates = CertificateAuthority(tmp_path)
+    up, dropping = 20 * KILLS, 80 * KILLS
+    with (
+        Fleet(certificates, up=up, dropping=dropping) as fleet,
+        SynapseServer(tmp_path / "synapse", certificates, postgres=postgres) as synapse,
+    ):
+        write_failing(synapse, fleet.names, failing_since_ts=1_000_000)
+        before = read_rows(synapse)
+        admin = synapse.create_user("admin", admin=True)
+        client = synapse.client(admin)
+        run_id = client.start_run(all_failing=True, per_second=PER_SECOND)["id"]
+        kills: list[float] = []
+        resumed: list[float] = []
+        for _ in range(KILLS):
+            done = client.run(run_id)["done"]
+            wait_until(
+                lambda done=done: client.run(run_id)["done"] > done, "progress", 30
+            )
+            resumed.append(time.monotonic() - (kills[-1] if kills else 0))
+            time.sleep(dice.random() * 0.8)
+            synapse.process("main").kill()
+            kills.append(time.monotonic())
+            synapse.start()
+        wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 60)
+        run = client.run(run_id)
+        entries = client.audit(run_id=run_id, action="reconnect")
+        (whole,) = client.audit(run_id=run_id, action="bulk_reconnect")
+        after = read_rows(synapse)
+
+        assert run["status"] == "complete"
+        assert (run["matched"], run["done"]) == (up + dropping, up + dropping)
+        assert (run["connected"], run["still_failing"]) == (up, dropping)
+        outcomes = [(entry["destination"], entry["outcome"]) for entry in entries]
+        assert sorted(outcomes) == sorted(
+            [(name, "connected") for name in fleet.up]
+            + [(name, "still_failing") for name in fleet.dropping]
+        )
+        assert whole["outcome"] == "complete"
+        assert whole["details"]["connected"] == up
+        for name in fleet.up:
+            assert not after[name][0]
+        for name in fleet.dropping:
+            assert after[name] == before[name]
+
+        contacts = fleet.contacts
+        assert set(contacts) == set(fleet.names)
+        repeated = {name for name, count in contacts.items() if count > 1}
+        for name in repeated:
+            times = sorted(
+                seen.monotonic
+                for seen in fleet.seen
+                if seen.name == name and "/send/" not in seen.path
+            )
+            for first in times[:-1]:
+                assert any(0 <= kill - first < IN_FLIGHT_S for kill in kills), name
+        print(
+            json.dumps(
+                {
+                    "kills": len(kills),
+                    "destinations": len(fleet.names),
+                    "repeated": len(repeated),
+                    "contacts": sum(contacts.values()),
+                }
+            )
+        )
