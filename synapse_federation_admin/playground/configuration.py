@@ -223,8 +223,14 @@ def _database(folder: Path, database: Database | None) -> Json:
 
 def _workers(layout: Layout, redis: Redis) -> Json:
     return {
+        # Workers have no replication listener, but whichever listener they have passes
+        # requests to other servers on (`outbound_federation_restricted_to`).
         "instance_map": {
-            "main": {"host": "127.0.0.1", "port": layout.replication_port}
+            "main": {"host": "127.0.0.1", "port": layout.replication_port},
+            **{
+                name: {"host": "127.0.0.1", "port": layout.client_ports[name]}
+                for name in WORKERS
+            },
         },
         "worker_replication_secret": secrets.token_hex(32),
         "redis": {
