@@ -30,7 +30,9 @@ class FederationAdmin:
         from synapse_federation_admin.homeserver import Homeserver
         from synapse_federation_admin.repair.audit import Audit
         from synapse_federation_admin.repair.bulk import BulkReconnect
+        from synapse_federation_admin.repair.clamp import Clamp
         from synapse_federation_admin.repair.follow_up import FollowUp
+        from synapse_federation_admin.repair.forget import Forget
         from synapse_federation_admin.repair.reconnect import Reconnect
         from synapse_federation_admin.repair.reset import ConnectionReset
         from synapse_federation_admin.repair.runs import RunStore
@@ -50,6 +52,7 @@ class FederationAdmin:
         )
         reader = DestinationReader(homeserver)
         runs = RunStore(homeserver, audit, keep_for_ms=config.audit_keep_for_ms)
+        reach = ReachStore(homeserver)
         bulk = BulkReconnect(homeserver, runs, reader, wake)
         mount(
             Services(
@@ -58,7 +61,7 @@ class FederationAdmin:
                 reader=reader,
                 lists=OffsetLists(PageEnds(homeserver.now_ms)),
                 backlog=backlog,
-                reach=ReachStore(homeserver),
+                reach=reach,
                 summary=SummaryStore(homeserver),
                 indexes=indexes,
                 reset=ConnectionReset(
@@ -71,6 +74,8 @@ class FederationAdmin:
                 runs=runs,
                 bulk=bulk,
                 bulk_max_per_second=config.bulk_max_per_second,
+                clamp=Clamp(homeserver, audit),
+                forget=Forget(homeserver, destinations, reader, backlog, reach, audit),
             )
         )
         indexes.start()

@@ -169,6 +169,36 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         self.get_success(self.store.db_pool.runInteraction("test", run))
 
 
+class MembersTestCase(ModuleTestCase):
+    """Writes memberships."""
+
+    events = 0
+
+    def insert(self, table: str, **values: Any) -> None:
+        self.get_success(self.store.db_pool.simple_insert(table, values))
+
+    def add_member(self, room_id: str, user: str, membership: str = "join") -> None:
+        """Write a membership, of a local user as Synapse does for those."""
+        self.events += 1
+        event_id = f"$test{self.events}"
+        self.insert(
+            "current_state_events",
+            event_id=event_id,
+            room_id=room_id,
+            type="m.room.member",
+            state_key=user,
+            membership=membership,
+        )
+        if user.endswith(":test"):
+            self.insert(
+                "local_current_membership",
+                event_id=event_id,
+                room_id=room_id,
+                user_id=user,
+                membership=membership,
+            )
+
+
 class ResetTestCase(ModuleTestCase):
     """POST destinations/<destination>/reset_connection, without a contact."""
 

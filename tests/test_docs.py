@@ -31,15 +31,17 @@ def test_routes() -> None:
 def test_configuration() -> None:
     """Every key has its section in docs/configuration.md, and there are no others."""
     text = read("docs/configuration.md")
-    assert re.findall(r"^### `(\w+)`$", text, re.MULTILINE) == list(CONFIG_KEYS)
+    assert re.findall(r"^### `([\w.]+)`$", text, re.MULTILINE) == list(CONFIG_KEYS)
     defaults = FederationAdminConfig()
     assert f"by default `{str(defaults.contact_on_reset).lower()}`" in text
     assert f"by default `{defaults.contact_timeout_ms // 1000}s`" in text
+    assert f"by default `{defaults.audit_keep_for_ms // 86_400_000}d`" in text
+    assert f"by default `{defaults.bulk_max_per_second}`" in text
 
 
 def test_readme_configuration() -> None:
     """README's table has every key."""
-    keys = re.findall(r"^\| `(\w+)` \| `", read("README.md"), re.MULTILINE)
+    keys = re.findall(r"^\| `([\w.]+)` \| `", read("README.md"), re.MULTILINE)
     assert keys == list(CONFIG_KEYS)
 
 

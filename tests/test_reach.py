@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from module_case import ModuleTestCase
+from module_case import MembersTestCase, ModuleTestCase
 from parameterized import parameterized
 from synapse.config._base import ShardedWorkerHandlingConfig
 from tests.unittest import override_config
@@ -33,17 +33,13 @@ def pieces_of(size: int) -> Any:
     )
 
 
-class StoreTestCase(ModuleTestCase):
+class StoreTestCase(MembersTestCase):
     """With a store, and rows to be written."""
 
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
         self.homeserver = Homeserver(hs.get_module_api())
         self.reaches = ReachStore(self.homeserver)
-        self.events = 0
-
-    def insert(self, table: str, **values: Any) -> None:
-        self.get_success(self.store.db_pool.simple_insert(table, values))
 
 
 class ReachTestCase(StoreTestCase):
@@ -51,27 +47,6 @@ class ReachTestCase(StoreTestCase):
 
     def of(self, name: str) -> Reach:
         return self.get_success(self.reaches.of(name))
-
-    def add_member(self, room_id: str, user: str, membership: str = "join") -> None:
-        """Write a membership, of a local user as Synapse does for those."""
-        self.events += 1
-        event_id = f"$test{self.events}"
-        self.insert(
-            "current_state_events",
-            event_id=event_id,
-            room_id=room_id,
-            type="m.room.member",
-            state_key=user,
-            membership=membership,
-        )
-        if user.endswith(":test"):
-            self.insert(
-                "local_current_membership",
-                event_id=event_id,
-                room_id=room_id,
-                user_id=user,
-                membership=membership,
-            )
 
     def test_real_rooms(self) -> None:
         """In rooms made through Synapse, only those who are joined now count."""
@@ -225,7 +200,7 @@ class SenderTestCase(ModuleTestCase):
     @override_config({"federation_sender_instances": ["master"]})
     def test_main(self) -> None:
         """On one process, that process sends to every destination."""
-        self.assertEqual(self.homeserver.sender_of("a.example"), "master")
+        self.assertEqual(self.homeserver.sender_of("a.example"), "main")
 
     def test_none(self) -> None:
         """Where no process is known to send, there is none."""
@@ -244,3 +219,37 @@ class SenderTestCase(ModuleTestCase):
             self.assertTrue(senders.should_handle(sender, name))
             found.add(sender)
         self.assertEqual(found, set(senders.instances))
+
+
+class SharedRoomsTestCase(StoreTestCase):
+    """ReachStore.shared_rooms_of."""
+
+    @parameterized.expand(SIZES)
+    def test_as_one_by_one(self, size: int) -> None:
+        """Of many servers at once it counts what it counts of each by itself."""
+        dice = random.Random(size)
+        servers = ["a.example", "a.example:8448", "b.a.example", "A.example", "x_y"]
+        servers += ["[::1]:8448", "test"]
+        for number in range(60):
+            server = dice.choice(servers)
+            self.add_member(
+                f"!room{dice.randrange(12)}:test",
+                f"@user{number}:{server}",
+                dice.choice(["join", "join", "leave", "invite"]),
+            )
+        with pieces_of(size):
+            many = self.get_success(
+                self.reaches.shared_rooms_of([*servers, "none.example", "xxy", "a\0"])
+            )
+            single = {
+                name: self.get_success(self.reaches.of(name)).shared_rooms
+                for name in servers
+            }
+        self.assertEqual(many, {name: n for name, n in single.items() if n})
+        self.assertTrue(many)
+
+    def test_none(self) -> None:
+        """Of no servers nothing is read."""
+        with patch.object(Homeserver, "run_db_interaction") as run:
+            self.assertEqual(self.get_success(self.reaches.shared_rooms_of([])), {})
+        run.assert_not_called()

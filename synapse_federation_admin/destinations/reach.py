@@ -7,7 +7,7 @@ over the index of all members' user IDs finds those of a server.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from synapse.module_api import LoggingTransaction
 
@@ -46,6 +46,77 @@ class ReachStore:
             return Reach()
         return await self._homeserver.compute_once(
             ("reach", name), lambda: self._reach(name)
+        )
+
+    async def shared_rooms_of(self, names: Collection[str]) -> dict[str, int]:
+        """Count the rooms that some servers share with users of ours, in one pass.
+
+        Args:
+            names: The exact server names. All of them are held in memory.
+
+        Returns:
+            The counts, by name; those that share none are left out.
+        """
+        rooms: dict[str, set[str]] = {}
+        wanted = frozenset(filter(can_be_stored, names))
+        after: str | None = "" if wanted else None
+        while after is not None:
+            users, after = await self._next_users_of(wanted, after)
+            for begin in range(0, len(users), _USERS):
+                statement = select_memberships(users[begin : begin + _USERS])
+                for room_id, user in await self._fetch(statement):
+                    rooms.setdefault(server_of(user), set()).add(room_id)
+        local = await self._with_local_users(set().union(*rooms.values()))
+        counts = {name: len(found & local) for name, found in rooms.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    async def _next_users_of(
+        self, names: frozenset[str], after: str
+    ) -> tuple[list[str], str | None]:
+        """Return some servers' users among the next members.
+
+        As `_next_users`, for many servers.
+        """
+        on_postgres = self._homeserver.is_postgres
+
+        def users_txn(txn: LoggingTransaction) -> tuple[list[str], str | None]:
+            end = select_end_of_members(after, self._piece)
+            txn.execute(end.text, end.args)
+            ((upto,),) = txn.fetchall()
+            if upto is None:
+                return [], None
+            statement = select_distinct_members(after, upto)
+            if on_postgres:
+                # Here the database is faster at looking names up.
+                txn.execute(
+                    f"{statement.text} AND "
+                    "SUBSTRING(state_key FROM POSITION(':' IN state_key) + 1) = ANY(?)",
+                    (*statement.args, list(names)),
+                )
+            else:
+                txn.execute(statement.text, statement.args)
+            return [u for (u,) in txn.fetchall() if server_of(u) in names], upto
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_reach", users_txn
+        )
+
+    async def _with_local_users(self, rooms: set[str]) -> set[str]:
+        """Return those of some rooms in which a user of ours is joined."""
+        found: set[str] = set()
+        ordered = sorted(rooms)
+        for begin in range(0, len(ordered), _USERS):
+            statement = select_rooms_with_local_users(ordered[begin : begin + _USERS])
+            found.update(room_id for (room_id,) in await self._fetch(statement))
+        return found
+
+    async def _fetch(self, statement: Sql) -> list[tuple[str, ...]]:
+        def fetch_txn(txn: LoggingTransaction) -> list[tuple[str, ...]]:
+            txn.execute(statement.text, statement.args)
+            return list(txn.fetchall())
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_reach", fetch_txn
         )
 
     async def last_inbound_ts(self, name: str) -> int | None:
@@ -179,7 +250,12 @@ class ReachStore:
 
 def is_of(name: str, user_id: str) -> bool:
     """Tell whether a user ID is of a server."""
-    return user_id.partition(":")[2] == name
+    return server_of(user_id) == name
+
+
+def server_of(user_id: str) -> str:
+    """Return the server name in a user ID."""
+    return user_id.partition(":")[2]
 
 
 def select_end_of_members(after: str, limit: int) -> Sql:
@@ -204,6 +280,34 @@ def select_users(name: str, after: str, upto: str) -> Sql:
         "WHERE type = 'm.room.member' AND state_key > ? AND state_key <= ? "
         "AND state_key LIKE ? ESCAPE '!'",
         (after, upto, f"@%:{literal}"),
+    )
+
+
+def select_distinct_members(after: str, upto: str) -> Sql:
+    """Select members behind a user ID and up to another, each once."""
+    return Sql(
+        "SELECT DISTINCT state_key FROM current_state_events "
+        "WHERE type = 'm.room.member' AND state_key > ? AND state_key <= ?",
+        (after, upto),
+    )
+
+
+def select_memberships(users: Sequence[str]) -> Sql:
+    """Select the rooms in which some users are joined, with who is."""
+    return Sql(
+        "SELECT room_id, state_key FROM current_state_events "  # noqa: S608
+        "WHERE type = 'm.room.member' AND membership = 'join' "
+        f"AND state_key IN ({', '.join('?' * len(users))})",
+        tuple(users),
+    )
+
+
+def select_rooms_with_local_users(rooms: Sequence[str]) -> Sql:
+    """Select those of some rooms in which a user of ours is joined."""
+    return Sql(
+        "SELECT DISTINCT room_id FROM local_current_membership "  # noqa: S608
+        f"WHERE membership = 'join' AND room_id IN ({', '.join('?' * len(rooms))})",
+        tuple(rooms),
     )
 
 

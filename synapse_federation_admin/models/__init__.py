@@ -38,6 +38,12 @@ from synapse_federation_admin.models.failure import (
     Failure,
     FailureKind,
 )
+from synapse_federation_admin.models.removal import (
+    Clamped,
+    Forgotten,
+    ManyForgotten,
+    Waiting,
+)
 from synapse_federation_admin.models.repair import (
     Contact,
     ReconnectOutcome,
@@ -66,6 +72,7 @@ __all__ = [
     "Backlog",
     "BacklogSummary",
     "BacklogTotals",
+    "Clamped",
     "Contact",
     "Counts",
     "Destination",
@@ -77,7 +84,9 @@ __all__ = [
     "Failure",
     "FailureAge",
     "FailureKind",
+    "Forgotten",
     "IndexState",
+    "ManyForgotten",
     "Page",
     "Position",
     "Queued",
@@ -95,4 +104,5 @@ __all__ = [
     "Summary",
     "Told",
     "Unlisted",
+    "Waiting",
 ]

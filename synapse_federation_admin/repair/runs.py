@@ -54,6 +54,9 @@ _RECENT_ERRORS = 5
 
 _DELETED_AT_ONCE = 1000
 
+# How long the last attempt at a destination is kept for those who wait for its result.
+_KEPT_ATTEMPTS_MS = 86_400_000
+
 # What the queue of an ended run may be left with, and runs that are kept for too long.
 _ENDED = "SELECT run_id FROM federation_admin_runs WHERE active IS NULL"
 
@@ -389,7 +392,10 @@ class RunStore:
         return await self._run("cancel", cancel_txn)
 
     async def sweep(self) -> None:
-        """Delete what ended runs have left in the queue, and runs kept for too long."""
+        """Delete what is of no use any more, in small pieces.
+
+        What ended runs have left in the queue, and what has been kept for long enough.
+        """
         await self._audit.ready()
         for statement, args in (
             (
@@ -402,6 +408,12 @@ class RunStore:
                 "DELETE FROM federation_admin_runs WHERE run_id IN "  # noqa: S608
                 f"({_ENDED} AND ended_ts < ? LIMIT ?)",
                 (self._homeserver.now_ms() - self._keep_for_ms, _DELETED_AT_ONCE),
+            ),
+            (
+                "DELETE FROM federation_admin_attempts WHERE destination IN "
+                "(SELECT destination FROM federation_admin_attempts "
+                "WHERE started_ts < ? LIMIT ?)",
+                (self._homeserver.now_ms() - _KEPT_ATTEMPTS_MS, _DELETED_AT_ONCE),
             ),
         ):
             deleted = _DELETED_AT_ONCE
@@ -520,6 +532,11 @@ def shown_criteria(criteria: RunCriteria) -> dict[str, object]:
         return {"destinations": criteria.listed}
     if wanted == ALL_FAILING:
         return {"all_failing": True}
+    return {"filter": shown_filter(wanted)}
+
+
+def shown_filter(wanted: DestinationFilter) -> dict[str, object]:
+    """Return a filter as the API and the audit show it."""
     shown: dict[str, object] = {}
     if wanted.has_pattern:
         shown["destination"] = wanted.name_glob or wanted.name_contains
@@ -527,7 +544,7 @@ def shown_criteria(criteria: RunCriteria) -> dict[str, object]:
         shown["status"] = sorted(status.value for status in wanted.statuses)
     if wanted.failing_for_ms is not None:
         shown["failing_for_ms"] = wanted.failing_for_ms
-    return {"filter": shown}
+    return shown
 
 
 FAILING_STATUSES = frozenset(

@@ -6,12 +6,14 @@ import attr
 from synapse_federation_admin.homeserver import HttpServer
 from synapse_federation_admin.rest._base import AdminServlet, Services
 from synapse_federation_admin.rest.audit import AuditServlet
+from synapse_federation_admin.rest.clamp import ClampServlet
 from synapse_federation_admin.rest.destinations import (
     DestinationRoomsServlet,
     DestinationServlet,
     DestinationsServlet,
 )
 from synapse_federation_admin.rest.export import ExportServlet
+from synapse_federation_admin.rest.forget import ForgetManyServlet, ForgetServlet
 from synapse_federation_admin.rest.reconnect import ReconnectServlet
 from synapse_federation_admin.rest.reconnects import (
     ReconnectsRunServlet,
@@ -39,6 +41,9 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     ReconnectServlet,
     ReconnectsServlet,
     ReconnectsRunServlet,
+    ClampServlet,
+    ForgetServlet,
+    ForgetManyServlet,
     AuditServlet,
 )
 

@@ -28,6 +28,8 @@ from synapse_federation_admin.homeserver import (
 from synapse_federation_admin.models import Actor
 from synapse_federation_admin.repair.audit import Audit
 from synapse_federation_admin.repair.bulk import BulkReconnect
+from synapse_federation_admin.repair.clamp import Clamp
+from synapse_federation_admin.repair.forget import Forget
 from synapse_federation_admin.repair.reconnect import Reconnect
 from synapse_federation_admin.repair.reset import ConnectionReset
 from synapse_federation_admin.repair.runs import RunStore
@@ -57,6 +59,8 @@ class Services:
     runs: RunStore
     bulk: BulkReconnect
     bulk_max_per_second: int
+    clamp: Clamp
+    forget: Forget
 
 
 class AdminServlet(RestServlet):

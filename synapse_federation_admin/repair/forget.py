@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removes what Synapse keeps of servers that are gone for good.
+
+That is the row in `destinations` and what refers to its name: the ledger of rooms, the
+queues of device list updates and, only if that is asked for, of to-device messages.
+What a server has sent to us stays.
+
+A destination with which a user of ours shares a room is not forgotten: Synapse would
+send to it again with the next event, and it would miss what was queued. Where none is
+shared, neither side follows the other's device lists: so it loses nothing by the loss
+of `device_lists_outbound_last_success`, which tells it what it has missed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.destinations import query as sql
+from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.reach import ReachStore
+from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.store import DestinationStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import (
+    Actor,
+    AuditAction,
+    AuditEntry,
+    Backlog,
+    Destination,
+    DestinationFilter,
+    Forgotten,
+    ManyForgotten,
+    Sort,
+    Waiting,
+)
+from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.repair.runs import shown_filter
+
+# Tables with what refers to a destination, in the order in which it is deleted: one of
+# them is bound to `destinations` by a foreign key. Not every Synapse has all of them.
+_CHILDREN = (
+    "destination_rooms",
+    "destination_rooms_sticky_events_backlog",
+    "device_lists_outbound_pokes",
+    "device_lists_outbound_last_success",
+)
+_TO_DEVICE = "device_federation_outbox"
+
+# Of how many destinations a pass over all members looks for shared rooms.
+_CANDIDATES = 20_000
+
+# How many are looked at, and how many are deleted, in one transaction.
+_LOOKED_AT_ONCE = 200
+_DELETED_AT_ONCE = 20
+
+# Between two transactions that delete, so that others get their turn.
+_PAUSE_MS = 5
+
+_SAMPLE = 10
+
+_CHANGED = "Something was sent to this destination, or failed, meanwhile: try again"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Seen:
+    """What was there when it was looked for shared rooms.
+
+    If any of it is another when it is to be deleted, it is not deleted: perhaps
+    somebody has joined a room.
+    """
+
+    row: Destination | None = None
+    newest_event: int | None = None
+
+
+class Forget:
+    """Forgets destinations."""
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        destinations: DestinationStore,
+        reader: DestinationReader,
+        backlog: BacklogStore,
+        reach: ReachStore,
+        audit: Audit,
+    ) -> None:
+        self._homeserver = homeserver
+        self._destinations = destinations
+        self._reader = reader
+        self._backlog = backlog
+        self._reach = reach
+        self._audit = audit
+        self._lock = homeserver.linearizer("federation_admin_forget")
+        self._tables: tuple[str, ...] | None = None
+
+    async def forget(
+        self,
+        name: str,
+        actor: Actor,
+        *,
+        dry_run: bool,
+        drop_to_device: bool,
+        reason: str | None,
+    ) -> Forgotten | None:
+        """Forget one destination, unless users of ours share a room with it.
+
+        Args:
+            name: Its exact name.
+            actor: Who asks for it.
+            dry_run: Tell what would come of it, and change nothing.
+            drop_to_device: Delete the to-device messages that wait for it as well.
+            reason: Why, for the audit.
+
+        Returns:
+            What came of it; None if Synapse knows nothing of this destination. Raises
+            what the database raises; then nothing has changed.
+        """
+        row = await self._destinations.get(name)
+        backlog = (await self._backlog.of([name]))[name]
+        if row is None and backlog.is_empty:
+            return None
+        seen = (await self._look([name]))[name]
+        shared_rooms = (await self._reach.of(name)).shared_rooms
+        lost, kept = _losses([backlog], drop_to_device)
+        found = Forgotten(
+            destination=row or Destination(name, None, None, None, None),
+            lost=lost,
+            kept=kept,
+            shared_rooms=shared_rooms,
+            refused=_refusal(shared_rooms),
+        )
+        if dry_run or found.refused:
+            return found
+        entry = self._entry(found.destination, actor, reason, backlog, drop_to_device)
+        deleted = await self._delete({name: seen}, [entry], drop_to_device)
+        if not deleted:
+            return attr.evolve(found, refused=_CHANGED, changed=True)
+        return attr.evolve(found, forgotten=True)
+
+    async def forget_many(
+        self,
+        wanted: DestinationFilter,
+        actor: Actor,
+        *,
+        dry_run: bool,
+        drop_to_device: bool,
+        reason: str | None,
+    ) -> ManyForgotten:
+        """Forget what a filter keeps, but for what shares rooms with users of ours.
+
+        It goes on to its end, even if nobody waits for it any more.
+
+        Args:
+            wanted: The filter.
+            actor: Who asks for it.
+            dry_run: Tell what would come of it, and change nothing.
+            drop_to_device: Delete the to-device messages that wait as well.
+            reason: Why, for the audit.
+
+        Returns:
+            What came of it. Raises what the database raises; what has been forgotten by
+            then stays so.
+        """
+        forget = partial(
+            self._forget_many, wanted, actor, dry_run, drop_to_device, reason
+        )
+        return await self._homeserver.begin("federation_admin_forget", forget).wait()
+
+    async def _forget_many(
+        self,
+        wanted: DestinationFilter,
+        actor: Actor,
+        dry_run: bool,
+        drop_to_device: bool,
+        reason: str | None,
+    ) -> ManyForgotten:
+        async with self._lock(""):
+            if dry_run:
+                return await self._forget_all(wanted, None, drop_to_device)
+            details = {"filter": shown_filter(wanted), "drop_to_device": drop_to_device}
+            entry = self._audit.entry(
+                AuditAction.BULK_FORGET, actor, reason=reason, details=details
+            )
+            entry = attr.evolve(entry, run_id=entry.entry_id)
+            await self._audit.insert(entry)
+            try:
+                found = await self._forget_all(wanted, entry, drop_to_device)
+            except Exception:
+                await self._audit.end(self._audit.ended(entry, "failed"))
+                raise
+            counts = {
+                "matched": found.matched,
+                "forgotten": found.forgotten,
+                "refused": found.refused,
+                "lost": attr.asdict(found.lost),
+            }
+            await self._audit.end(self._audit.ended(entry, "done", counts))
+            return found
+
+    async def _forget_all(
+        self,
+        wanted: DestinationFilter,
+        run: AuditEntry | None,
+        drop_to_device: bool,
+    ) -> ManyForgotten:
+        """Forget what a filter keeps; without an entry of the audit only look."""
+        total = ManyForgotten(run_id=run.run_id if run else None)
+        names: list[str] = []
+        async with aclosing(self._reader.pieces(wanted, Sort(), None)) as pieces:
+            async for rows in pieces:
+                names += [row.destination for row in rows]
+                if len(names) >= _CANDIDATES:
+                    total = await self._forget_these(total, names, run, drop_to_device)
+                    names = []
+        return await self._forget_these(total, names, run, drop_to_device)
+
+    async def _forget_these(
+        self,
+        total: ManyForgotten,
+        names: Sequence[str],
+        run: AuditEntry | None,
+        drop_to_device: bool,
+    ) -> ManyForgotten:
+        seen: dict[str, _Seen] = {}
+        for piece in _pieces(names, _LOOKED_AT_ONCE):
+            seen.update(await self._look(piece))
+        shared = await self._reach.shared_rooms_of(names)
+        for piece in _pieces([n for n in names if n not in shared], _DELETED_AT_ONCE):
+            backlogs = await self._backlog.of(piece)
+            forgotten = set(piece)
+            if run is not None:
+                entries = [
+                    self._entry(
+                        seen[name].row or Destination(name, None, None, None, None),
+                        run.actor,
+                        run.reason,
+                        backlogs[name],
+                        drop_to_device,
+                        run_id=run.run_id,
+                    )
+                    for name in piece
+                ]
+                forgotten = await self._delete(
+                    {name: seen[name] for name in piece}, entries, drop_to_device
+                )
+                await self._homeserver.sleep_ms(_PAUSE_MS)
+            lost, kept = _losses([backlogs[name] for name in forgotten], drop_to_device)
+            total = attr.evolve(
+                total,
+                forgotten=total.forgotten + len(forgotten),
+                lost=total.lost + lost,
+                kept=total.kept + kept,
+                sample=(*total.sample, *sorted(forgotten))[:_SAMPLE],
+                refused=total.refused + len(piece) - len(forgotten),
+            )
+        return attr.evolve(
+            total,
+            matched=total.matched + len(names),
+            refused=total.refused + len(shared),
+            refused_sample=(*total.refused_sample, *sorted(shared.items()))[:_SAMPLE],
+        )
+
+    async def _look(self, names: Sequence[str]) -> dict[str, _Seen]:
+        """Return what is there of some destinations."""
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_forget", lambda txn: _look_txn(txn, names)
+        )
+
+    async def _delete(
+        self,
+        seen: Mapping[str, _Seen],
+        entries: Sequence[AuditEntry],
+        drop_to_device: bool,
+    ) -> set[str]:
+        """Delete destinations in one transaction, with their entries in the audit.
+
+        Args:
+            seen: What was there of each when it was looked for shared rooms.
+            entries: What to write of each that is deleted.
+            drop_to_device: Delete to-device messages as well.
+
+        Returns:
+            Those that were deleted: whose rows are as they were seen.
+        """
+        await self._audit.ready()
+        if self._tables is None:
+            self._tables = await self._homeserver.run_db_interaction(
+                "federation_admin_forget",
+                partial(_tables_txn, on_postgres=self._homeserver.is_postgres),
+            )
+        children = (*self._tables, *([_TO_DEVICE] if drop_to_device else []))
+
+        def delete_txn(txn: LoggingTransaction) -> set[str]:
+            now = _look_txn(txn, list(seen))
+            names = sorted(name for name in seen if now[name] == seen[name])
+            if not names:
+                return set()
+            marks = ", ".join("?" * len(names))
+            for table in (*children, "destinations"):
+                txn.execute(
+                    f"DELETE FROM {table} WHERE destination IN ({marks})",  # noqa: S608
+                    tuple(names),
+                )
+            self._homeserver.invalidate_retry_timings_txn(txn, names)
+            self._audit.insert_txn(txn, [e for e in entries if e.destination in names])
+            return set(names)
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_forget", delete_txn
+        )
+
+    def _entry(
+        self,
+        row: Destination,
+        actor: Actor,
+        reason: str | None,
+        backlog: Backlog,
+        drop_to_device: bool,
+        *,
+        run_id: str | None = None,
+    ) -> AuditEntry:
+        lost, kept = _losses([backlog], drop_to_device)
+        return self._audit.entry(
+            AuditAction.FORGET,
+            actor,
+            destination=row.destination,
+            reason=reason,
+            run_id=run_id,
+            outcome="forgotten",
+            details={
+                "failure_ts": row.failure_ts,
+                "lost": attr.asdict(lost),
+                "kept": {"to_device_messages": kept},
+            },
+        )
+
+
+def _refusal(shared_rooms: int) -> str | None:
+    if not shared_rooms:
+        return None
+    rooms = "1 room" if shared_rooms == 1 else f"{shared_rooms} rooms"
+    return (
+        f"Local users share {rooms} with this destination: it is not forgotten while "
+        "they do"
+    )
+
+
+def _losses(backlogs: Sequence[Backlog], drop_to_device: bool) -> tuple[Waiting, int]:
+    """Return what would be lost of backlogs, and how many messages would be kept."""
+    messages = sum(backlog.to_device_messages for backlog in backlogs)
+    lost = Waiting(
+        rooms=sum(backlog.rooms for backlog in backlogs),
+        to_device_messages=messages if drop_to_device else 0,
+        device_list_updates=sum(backlog.device_list_updates for backlog in backlogs),
+    )
+    return lost, 0 if drop_to_device else messages
+
+
+def _pieces(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(names), size):
+        yield names[begin : begin + size]
+
+
+def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, _Seen]:
+    marks = ", ".join("?" * len(names))
+    txn.execute(
+        f"SELECT {sql.DESTINATION_COLUMNS} FROM destinations "  # noqa: S608
+        f"WHERE destination IN ({marks})",
+        tuple(names),
+    )
+    rows = {row[0]: Destination(*row) for row in txn.fetchall()}
+    txn.execute(
+        "SELECT destination, MAX(stream_ordering) FROM destination_rooms "  # noqa: S608
+        f"WHERE destination IN ({marks}) GROUP BY destination",
+        tuple(names),
+    )
+    newest = dict(txn.fetchall())
+    return {name: _Seen(rows.get(name), newest.get(name)) for name in names}
+
+
+def _tables_txn(txn: LoggingTransaction, *, on_postgres: bool) -> tuple[str, ...]:
+    """Return those of the tables that this Synapse has."""
+    found = []
+    for table in _CHILDREN:
+        if on_postgres:
+            txn.execute("SELECT to_regclass(?) IS NOT NULL", (table,))
+        else:
+            txn.execute(
+                "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?",
+                (table,),
+            )
+        ((exists,),) = txn.fetchall()
+        if exists:
+            found.append(table)
+    return tuple(found)

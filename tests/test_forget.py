@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Synapse keeps of servers that are gone for good is removed."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+from module_case import MembersTestCase, quote
+from parameterized import parameterized
+
+from synapse_federation_admin.destinations.reach import ReachStore
+from synapse_federation_admin.repair import forget as module
+
+V2 = "/_synapse/admin/v2/federation"
+FORGET_MANY = f"{V2}/forget"
+DEAD = "dead.example"
+DAY_MS = 86_400_000
+NOW_DAYS = 100
+LONG_AGO = (1000, 10**12, 500, 7)
+
+TABLES = (
+    "destinations",
+    "destination_rooms",
+    "destination_rooms_sticky_events_backlog",
+    "device_lists_outbound_pokes",
+    "device_lists_outbound_last_success",
+    "device_federation_outbox",
+)
+
+
+class ForgetTestCase(MembersTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.reactor.advance(NOW_DAYS * DAY_MS / 1000)
+        # Tokens of users do not expire by that, but the admin's may be cached.
+        self.stream_id = 10
+
+    @property
+    def tables(self) -> list[str]:
+        """Those of the tables that this Synapse has."""
+        if not hasattr(self, "_tables"):
+            self._tables = [t for t in TABLES if self.exists(t)]
+        return self._tables
+
+    def exists(self, table: str) -> bool:
+        def exists(txn: Any) -> bool:
+            if self.is_postgres:
+                txn.execute("SELECT to_regclass(?) IS NOT NULL", (table,))
+            else:
+                txn.execute(
+                    "SELECT COUNT(*) FROM sqlite_master WHERE name = ?", (table,)
+                )
+            return bool(txn.fetchall()[0][0])
+
+        return self.get_success(self.store.db_pool.runInteraction("test", exists))
+
+    def add_everything(self, name: str, row: tuple[Any, ...] = LONG_AGO) -> None:
+        """Write a row of a destination, and something of it into every table."""
+        self.add_destination(name, *row)
+        self.add_room(name, "!delivered:test", 3)
+        self.add_room(name, "!waits:test", 9)
+        self.stream_id += 1
+        if "destination_rooms_sticky_events_backlog" in self.tables:
+            self.insert(
+                "destination_rooms_sticky_events_backlog",
+                destination=name,
+                room_id="!waits:test",
+                sticky_events_stream_position=1,
+            )
+        for number in range(3):
+            self.insert(
+                "device_lists_outbound_pokes",
+                destination=name,
+                stream_id=self.stream_id * 10 + number,
+                user_id="@user:test",
+                device_id="D",
+                sent=False,
+                ts=1,
+            )
+        self.insert(
+            "device_lists_outbound_last_success",
+            destination=name,
+            user_id="@user:test",
+            stream_id=1,
+        )
+        for number in range(2):
+            self.insert(
+                "device_federation_outbox",
+                destination=name,
+                stream_id=self.stream_id * 10 + number,
+                queued_ts=1,
+                messages_json="{}",
+            )
+
+    def left(self, name: str) -> dict[str, int]:
+        """Return how many rows of a name there are, by table; without zeros."""
+        found = {
+            table: self.get_success(
+                self.store.db_pool.simple_select_one_onecol(
+                    table, {"destination": name}, "COUNT(*)"
+                )
+            )
+            for table in self.tables
+        }
+        return {table: count for table, count in found.items() if count}
+
+    def everything(self) -> dict[str, int]:
+        counts = dict.fromkeys(self.tables, 1)
+        counts.update(
+            destination_rooms=2,
+            device_lists_outbound_pokes=3,
+            device_federation_outbox=2,
+        )
+        return counts
+
+    def share_room(self, name: str, room_id: str = "!shared:test") -> None:
+        self.add_member(room_id, f"@someone:{name}")
+        self.add_member(room_id, "@user:test")
+
+    def forget(self, name: str = DEAD, **body: Any) -> Any:
+        path = f"{V2}/destinations/{quote(name, safe='')}/forget"
+        return self.ask("POST", path, content=body)
+
+    def forget_many(self, **body: Any) -> Any:
+        return self.ask("POST", FORGET_MANY, content=body)
+
+    def audit(self, query: str = "") -> list[dict[str, Any]]:
+        return self.get_json(f"{V2}/audit{query}")["entries"]
+
+
+@pytest.mark.database
+class OneTestCase(ForgetTestCase):
+    """POST destinations/<destination>/forget."""
+
+    def test_forget(self) -> None:
+        """Nothing is left of it, but to-device messages; others are untouched."""
+        others = ["alive.example", "x.dead.example", "DEAD.example", "dead.example:1"]
+        for name in (DEAD, *others):
+            self.add_everything(name)
+        channel = self.forget(dry_run=False, reason="domain expired")
+        self.assertEqual(channel.code, 200, channel.result)
+        body = channel.json_body
+        self.assertEqual((body["dry_run"], body["forgotten"]), (False, True))
+        self.assertEqual(
+            body["lost"],
+            {"rooms": 1, "to_device_messages": 0, "device_list_updates": 3},
+        )
+        self.assertEqual(body["kept"], {"to_device_messages": 2})
+        self.assertEqual((body["shared_rooms"], body["refused"]), (0, None))
+        self.assertEqual(body["destination"]["failure_ts"], 500)
+        self.assertEqual(self.left(DEAD), {"device_federation_outbox": 2})
+        for name in others:
+            self.assertEqual(self.left(name), self.everything())
+        (entry,) = self.audit()
+        self.assertEqual((entry["action"], entry["outcome"]), ("forget", "forgotten"))
+        self.assertEqual(entry["destination"], DEAD)
+        self.assertEqual(entry["reason"], "domain expired")
+        self.assertEqual(entry["details"]["failure_ts"], 500)
+        self.assertEqual(entry["details"]["lost"], body["lost"])
+
+    def test_drop_to_device(self) -> None:
+        """With `drop_to_device` they go, too."""
+        self.add_everything(DEAD)
+        body = self.forget(dry_run=False, drop_to_device=True).json_body
+        self.assertEqual(body["lost"]["to_device_messages"], 2)
+        self.assertEqual(body["kept"], {"to_device_messages": 0})
+        self.assertEqual(self.left(DEAD), {})
+
+    @parameterized.expand([(False,), (True,)])
+    def test_dry_run(self, drop: bool) -> None:
+        """By default it is only told what would be lost."""
+        self.add_everything(DEAD)
+        body = self.forget(drop_to_device=drop).json_body
+        self.assertEqual((body["dry_run"], body["forgotten"]), (True, False))
+        self.assertEqual(body["lost"]["to_device_messages"], 2 if drop else 0)
+        self.assertEqual(body["lost"]["rooms"], 1)
+        self.assertEqual(self.left(DEAD), self.everything())
+        self.assertEqual(self.audit(), [])
+
+    def test_shared_rooms(self) -> None:
+        """While local users share rooms with it, that is refused, with their number."""
+        self.add_everything(DEAD)
+        self.share_room(DEAD)
+        self.share_room(DEAD, "!other:test")
+        self.add_member("!old:test", f"@someone:{DEAD}", "leave")
+        channel = self.forget(dry_run=False, drop_to_device=True)
+        self.assertEqual(channel.code, 400)
+        self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
+        self.assertIn("2 rooms", channel.json_body["error"])
+        self.assertEqual(channel.json_body["shared_rooms"], 2)
+        self.assertEqual(self.left(DEAD), self.everything())
+        self.assertEqual(self.audit(), [])
+        body = self.forget().json_body
+        self.assertIn("2 rooms", body["refused"])
+        self.assertEqual(body["shared_rooms"], 2)
+
+    def test_joined_meanwhile(self) -> None:
+        """If something is sent to it while it is looked at, it is 409, and stays."""
+        for change in (
+            lambda: self.add_room(DEAD, "!new:test", 12),
+            lambda: self.add_destination(DEAD, 2000, 10**12, 500, 7),
+        ):
+            self.add_everything(DEAD)
+            of = ReachStore.of
+
+            async def of_and_change(store: Any, name: str, of=of, change=change) -> Any:
+                found = await of(store, name)
+                # Not through get_success: the request is under way.
+                self.changes.append(change)
+                return found
+
+            self.changes: list[Any] = []
+            deletes = module.Forget._delete
+
+            def delete(forget: Any, *args: Any, deletes=deletes) -> Any:
+                while self.changes:
+                    self.changes.pop()()
+                return deletes(forget, *args)
+
+            with (
+                mock.patch.object(ReachStore, "of", of_and_change),
+                mock.patch.object(module.Forget, "_delete", delete),
+            ):
+                channel = self.forget(dry_run=False, drop_to_device=True)
+            self.assertEqual(channel.code, 409, channel.result)
+            self.assertIn("destinations", self.left(DEAD))
+            self.assertIn("device_federation_outbox", self.left(DEAD))
+            self.assertEqual(self.audit(), [])
+            self.assertEqual(self.forget(dry_run=False, drop_to_device=True).code, 200)
+            self.run_sql("DELETE FROM federation_admin_audit")
+
+    def test_caches(self) -> None:
+        """Synapse knows at once that it is not in backoff any more."""
+        self.add_everything(DEAD)
+        timings = self.store.get_destination_retry_timings(DEAD)
+        self.assertIsNotNone(self.get_success(timings))
+        self.forget(dry_run=False)
+        timings = self.store.get_destination_retry_timings(DEAD)
+        self.assertIsNone(self.get_success(timings))
+
+    def test_comes_back(self) -> None:
+        """A destination that comes back later starts clean."""
+        self.add_everything(DEAD)
+        self.forget(dry_run=False, drop_to_device=True)
+        self.get_success(
+            self.store.store_destination_rooms_entries((DEAD,), "!waits:test", 30)
+        )
+        body = self.get_json(f"{V2}/destinations/{DEAD}")
+        self.assertEqual(body["status"], "unknown")
+        self.assertIsNone(body["failure_ts"])
+        self.assertIsNone(body["last_successful_stream_ordering"])
+        self.assertEqual(body["backlog"]["rooms"], 1)
+
+    def test_database_fails(self) -> None:
+        """If the database fails in the middle, everything is left."""
+        self.add_everything(DEAD)
+        # The last one, after all the others.
+        if self.is_postgres:
+            self.run_sql(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+                "AS $$ BEGIN RAISE 'disk full'; END $$"
+            )
+            self.run_sql(
+                "CREATE TRIGGER refuse BEFORE DELETE ON destinations "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        else:
+            self.run_sql(
+                "CREATE TRIGGER refuse BEFORE DELETE ON destinations "
+                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+            )
+        channel = self.forget(dry_run=False, drop_to_device=True)
+        self.assertEqual(channel.code, 500)
+        self.assertEqual(self.left(DEAD), self.everything())
+        self.assertEqual(self.audit(), [])
+
+    def test_unlisted(self) -> None:
+        """What waits for a name that has no row can be forgotten, too."""
+        self.insert(
+            "device_lists_outbound_pokes",
+            destination=DEAD,
+            stream_id=1,
+            user_id="@user:test",
+            device_id="D",
+            sent=False,
+            ts=1,
+        )
+        self.assertEqual(self.forget(dry_run=False).code, 200)
+        self.assertEqual(self.left(DEAD), {})
+
+    def test_unknown(self) -> None:
+        """A name of which Synapse knows nothing is 404."""
+        for name in ("no.example", "%", "a\0b", ""):
+            channel = self.forget(name, dry_run=False)
+            self.assertEqual(channel.code, 404, channel.result)
+
+
+@pytest.mark.database
+class ManyTestCase(ForgetTestCase):
+    """POST forget."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        day = DAY_MS
+        now = NOW_DAYS * day
+        self.dead = [f"dead{number}.example" for number in range(7)]
+        for name in self.dead:
+            self.add_everything(name, (now - day, 2 * day, now - 60 * day, 7))
+        self.add_everything("shared.example", (now - day, 2 * day, now - 60 * day, 7))
+        self.share_room("shared.example")
+        self.add_everything("young.example", (now - day, 2 * day, now - 10 * day, 7))
+        self.add_everything("fine.example", (0, 0, None, 7))
+
+    def test_forget(self) -> None:
+        """What a filter keeps is forgotten, but for what shares rooms with us."""
+        with (
+            mock.patch.object(module, "_DELETED_AT_ONCE", 2),
+            mock.patch.object(module, "_LOOKED_AT_ONCE", 3),
+        ):
+            channel = self.forget_many(
+                filter={"failing_for": "30d"}, dry_run=False, reason="spring"
+            )
+        self.assertEqual(channel.code, 200, channel.result)
+        body = channel.json_body
+        self.assertEqual(
+            (body["matched"], body["forgotten"], body["refused"]), (8, 7, 1)
+        )
+        self.assertEqual(
+            body["lost"],
+            {"rooms": 7, "to_device_messages": 0, "device_list_updates": 21},
+        )
+        self.assertEqual(body["kept"], {"to_device_messages": 14})
+        self.assertEqual(body["sample"], self.dead)
+        self.assertEqual(
+            body["refused_sample"],
+            [{"destination": "shared.example", "shared_rooms": 1}],
+        )
+        for name in self.dead:
+            self.assertEqual(self.left(name), {"device_federation_outbox": 2})
+        for name in ("shared.example", "young.example", "fine.example"):
+            self.assertEqual(self.left(name), self.everything())
+        entries = self.audit(f"?run_id={body['run_id']}&action=forget")
+        self.assertEqual(sorted(e["destination"] for e in entries), self.dead)
+        self.assertEqual({entry["reason"] for entry in entries}, {"spring"})
+        (whole,) = self.audit("?action=bulk_forget")
+        self.assertEqual(whole["outcome"], "done")
+        self.assertEqual(whole["run_id"], body["run_id"])
+        self.assertEqual(whole["details"]["forgotten"], 7)
+
+    def test_dry_run(self) -> None:
+        """By default it is only told what would be done."""
+        body = self.forget_many(filter={"failing_for": "30d"}).json_body
+        self.assertEqual(
+            (body["dry_run"], body["matched"], body["forgotten"], body["refused"]),
+            (True, 8, 7, 1),
+        )
+        self.assertEqual(body["lost"]["device_list_updates"], 21)
+        self.assertIsNone(body["run_id"])
+        for name in self.dead:
+            self.assertEqual(self.left(name), self.everything())
+        self.assertEqual(self.audit(), [])
+
+    def test_force(self) -> None:
+        """With `force` it may be younger; never with rooms shared."""
+        body = self.forget_many(
+            filter={"destination": "*.example", "status": "backing_off"},
+            force=True,
+            dry_run=False,
+            drop_to_device=True,
+        ).json_body
+        self.assertEqual((body["matched"], body["forgotten"]), (9, 8))
+        for name in (*self.dead, "young.example"):
+            self.assertEqual(self.left(name), {})
+        for name in ("shared.example", "fine.example"):
+            self.assertEqual(self.left(name), self.everything())
+
+    def test_chunks(self) -> None:
+        """There is one pass over the members for many; in all, none is missed."""
+        passes = mock.patch.object(
+            ReachStore,
+            "shared_rooms_of",
+            autospec=True,
+            side_effect=ReachStore.shared_rooms_of,
+        )
+        with passes as counted:
+            self.forget_many(filter={"failing_for": "30d"})
+            self.assertEqual(counted.call_count, 1)
+        with mock.patch.object(module, "_CANDIDATES", 1):
+            body = self.forget_many(
+                filter={"failing_for": "30d"}, dry_run=False
+            ).json_body
+        self.assertEqual((body["matched"], body["forgotten"]), (8, 7))
+
+    def test_database_fails(self) -> None:
+        """If the database fails, the audit says so, and what is whole stays whole."""
+        self.forget_many(filter={"failing_for": "30d"})
+        with mock.patch.object(
+            module.Forget, "_delete", side_effect=RuntimeError("gone")
+        ):
+            channel = self.forget_many(filter={"failing_for": "30d"}, dry_run=False)
+        self.assertEqual(channel.code, 500)
+        (whole,) = self.audit()
+        self.assertEqual(whole["outcome"], "failed")
+        for name in self.dead:
+            self.assertEqual(self.left(name), self.everything())
+
+    @parameterized.expand(
+        [
+            ({}, "'filter'"),
+            ({"force": True}, "'filter'"),
+            ({"filter": {}}, "'filter'"),
+            ({"filter": {}, "force": True}, "'filter'"),
+            ({"filter": {"destination": "dead"}}, "'filter.failing_for'"),
+            ({"filter": {"failing_for": "29d"}}, "'filter.failing_for'"),
+            ({"filter": {"failing_for": "719h"}}, "'filter.failing_for'"),
+            ({"filter": {"failing_for": "30d"}, "forced": True}, "'forced'"),
+            ({"filter": {"failing_for": "30d"}, "force": "yes"}, "'force'"),
+            ({"filter": {"failing_for": "30d"}, "dry_run": "no"}, "'dry_run'"),
+            ({"filter": {"failing_for": "30d", "older": 1}}, "'filter.older'"),
+        ]
+    )
+    def test_bad_body(self, body: Any, named: str) -> None:
+        """A bad body is 400 M_INVALID_PARAM, naming the key; nothing is changed."""
+        channel = self.forget_many(**{"dry_run": False, **body})
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertIn(named, channel.json_body["error"])
+        for name in self.dead:
+            self.assertEqual(self.left(name), self.everything())
