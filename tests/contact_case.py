@@ -5,6 +5,7 @@ from typing import Any
 from unittest import mock
 
 from module_case import FAILING, NAME, ResetTestCase
+from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.homeserver import Homeserver
@@ -32,7 +33,8 @@ class ContactTestCase(ResetTestCase):
         self.timeouts_ms.append(timeout_ms)
         answer: Deferred[Any] = Deferred()
         self.contacts.append((destination, ignore_backoff, answer))
-        return answer
+        # A real one leaves no log context to the reactor while it waits.
+        return make_deferred_yieldable(answer)
 
     def reset(self, name: str = NAME, **kwargs: Any) -> Any:
         """Reset, and let the contact begin."""
