@@ -66,7 +66,7 @@ class AccessTestCase(ModuleTestCase):
         )
         self.assertIn(channel.code, (200, 400, 404))
 
-    @parameterized.expand({path for _, path in EVERY_ROUTE})
+    @parameterized.expand(sorted({path for _, path in EVERY_ROUTE}))
     def test_wrong_methods(self, path: str) -> None:
         """What a path has no use for is 405 M_UNRECOGNIZED, token or not."""
         right = {method for method, known in EVERY_ROUTE if known == path}
@@ -74,7 +74,7 @@ class AccessTestCase(ModuleTestCase):
             for token in (None, self.user_token, self.admin_token):
                 self.check(method, path, token, 405, "M_UNRECOGNIZED")
 
-    @parameterized.expand({path for _, path in EVERY_ROUTE})
+    @parameterized.expand(sorted({path for _, path in EVERY_ROUTE}))
     def test_preflight(self, path: str) -> None:
         """Every path answers the preflight of a browser."""
         channel = self.ask("OPTIONS", path, token=None)
