@@ -8,6 +8,7 @@ exactly the installed version is fetched once, and cached outside of the reposit
 import atexit
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -29,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     sys.path.insert(0, str(synapse_tests()))
-    if config.getoption("--postgres"):
+    # With pytest-xdist, its processes, which run the tests, each have one of their own.
+    if config.getoption("--postgres") and config.getoption("dist", "no") == "no":
         start_postgres()
 
 
@@ -40,6 +42,10 @@ def pytest_collection_modifyitems(
         deselected = [i for i in items if i.get_closest_marker("database") is None]
         config.hook.pytest_deselected(items=deselected)
         items[:] = [i for i in items if i.get_closest_marker("database")]
+    if hasattr(config, "workerinput"):
+        # What starts real processes mostly waits, for seconds. It comes first, lest one
+        # process of pytest-xdist still waits when the others have nothing left to do.
+        items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -96,7 +102,9 @@ def fetch_synapse_tests(version: str, folder: Path) -> None:
 
 def start_postgres() -> None:
     """Start a PostgreSQL of our own and have Synapse's harness use it."""
-    folder = tempfile.TemporaryDirectory(prefix="federation-admin-postgres-")
+    folder = tempfile.TemporaryDirectory(
+        prefix="federation-admin-postgres-", dir=folder_in_memory()
+    )
     server = Postgres(Path(folder.name))
     server.__enter__()
     # Not earlier: Synapse's harness drops its database when the interpreter exits.
@@ -110,3 +118,15 @@ def start_postgres() -> None:
         # Synapse's harness makes databases of its own from here.
         SYNAPSE_POSTGRES_DBNAME_FOR_INITIAL_CREATE=database.name,
     )
+
+
+def folder_in_memory() -> str | None:
+    """Return a folder in memory, if there is one with room for PostgreSQL's data.
+
+    Each test has a database of its own, of more than a thousand files. Some disks'
+    file systems take a second to make these, and to make them is most of a test's time.
+    """
+    folder = "/dev/shm"
+    if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 1 << 30:
+        return folder
+    return None
