@@ -52,7 +52,8 @@ class Database:
             self.query(
                 "SELECT c.relname, i.indisvalid FROM pg_index AS i "
                 "JOIN pg_class AS c ON c.oid = i.indexrelid "
-                "WHERE c.relname LIKE 'federation_admin_%'"
+                "WHERE c.relname LIKE 'federation_admin_%' "
+                "AND i.indrelid = 'destinations'::regclass"
             )
         )
 
@@ -60,8 +61,10 @@ class Database:
         """Return what tells an index from one of the same name that replaced it."""
         return dict(
             self.query(
-                "SELECT relname, oid FROM pg_class WHERE relkind = 'i' "
-                "AND relname LIKE 'federation_admin_%'"
+                "SELECT c.relname, c.oid FROM pg_index AS i "
+                "JOIN pg_class AS c ON c.oid = i.indexrelid "
+                "WHERE c.relname LIKE 'federation_admin_%' "
+                "AND i.indrelid = 'destinations'::regclass"
             )
         )
 

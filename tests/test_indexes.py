@@ -67,7 +67,8 @@ class IndexesTestCase(ModuleTestCase):
             else "SELECT name, rootpage FROM sqlite_master "
             "WHERE substr(name, 1, 17) = 'federation_admin_'"
         )
-        return dict(rows)
+        # The module's own tables have indexes, too.
+        return {name: number for name, number in rows if name in ALL_READY}
 
     def other_session(self) -> Any:
         """Open a connection of our own to the same PostgreSQL database."""
