@@ -10,6 +10,8 @@ a connection for ever. Here the connection itself is bounded, below TLS and HTTP
 from collections import OrderedDict
 from typing import Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import (
     IAddress,
     IConnector,
@@ -101,16 +103,45 @@ class _RecordingResolver:
         self,
         resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
         hostName: str,  # noqa: N803
+        portNumber: int = 0,  # noqa: N803
         *args: Any,
         **kwargs: Any,
     ) -> Any:
         """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
+        address = _literal(hostName, portNumber)
+        if address is not None:
+            # There is nothing to look up, and so no need for a thread.
+            resolution = _Resolution(hostName)
+            resolutionReceiver.resolutionBegan(resolution)
+            resolutionReceiver.addressResolved(address)
+            resolutionReceiver.resolutionComplete()
+            return resolution
         self._resolved[hostName] = False
         self._resolved.move_to_end(hostName)
         if len(self._resolved) > _MAX_RESOLVED:
             self._resolved.popitem(last=False)
         receiver = _RecordingReceiver(resolutionReceiver, hostName, self._resolved)
-        return self._resolver.resolveHostName(receiver, hostName, *args, **kwargs)
+        return self._resolver.resolveHostName(
+            receiver, hostName, portNumber, *args, **kwargs
+        )
+
+
+def _literal(host: str, port: int) -> IPv4Address | IPv6Address | None:
+    """Return the address that a host name is; None if it has to be looked up."""
+    if isIPAddress(host):
+        return IPv4Address("TCP", host, port)
+    return IPv6Address("TCP", host, port) if isIPv6Address(host) else None
+
+
+@implementer(IHostResolution)
+class _Resolution:
+    """A look-up that is over at once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cancel(self) -> None:
+        """There is nothing to cancel."""
 
 
 @implementer(IResolutionReceiver)
