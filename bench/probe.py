@@ -81,6 +81,11 @@ class Health:
         out, _ = self._child.communicate()
         self._samples = [(start, ms) for start, ms in json.loads(out)]
 
+    @property
+    def samples(self) -> list[float]:
+        """All latencies, in ms, once it was stopped."""
+        return [ms for _, ms in self._samples]
+
     def worst_ms(self, since: float, until: float) -> float:
         """Return the longest latency in ms, of polls that overlap a time."""
         return max(
