@@ -250,7 +250,7 @@ def _kind_of(
         return _TLS_KINDS.get(cause.code, FailureKind.TLS_UNTRUSTED)
     if isinstance(cause, DNSLookupError):
         host = _NO_RESULTS.search(str(cause))
-        if host and has_addresses(host[1]):
+        if host and has_addresses(host[1].rstrip(".")):
             return FailureKind.IP_BLOCKED
     for types, kind in _KINDS:
         if isinstance(cause, types):
