@@ -63,7 +63,6 @@ _HTTP_KINDS: dict[int, FailureKind] = {
 
 # What an exception of a type stands for: the first that fits.
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
-    ((FederationDeniedError,), FailureKind.NOT_ALLOWED),
     ((VerificationError,), FailureKind.TLS_WRONG_NAME),
     ((SSL.Error,), FailureKind.TLS_FAILED),
     ((DNSLookupError,), FailureKind.DNS_NOT_FOUND),
@@ -243,6 +242,8 @@ def _kind_of(
         if proxied is not None:
             return _kind_by_text(proxied)
         return _HTTP_KINDS.get(cause.code, FailureKind.HTTP_ERROR)
+    if isinstance(cause, FederationDeniedError):
+        return FailureKind.NOT_ALLOWED
     if isinstance(cause, SynapseError):
         is_blocked = cause.code == HTTPStatus.FORBIDDEN
         return FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
