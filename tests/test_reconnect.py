@@ -170,6 +170,11 @@ class OutcomesTestCase(ReconnectTestCase):
             self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
         self.assertEqual(self.audit(), [])
         self.assertEqual(self.probes, [])
+        # It may be known the next moment.
+        self.reactor.advance(0.01)
+        self.add_destination("no.example", *LONG_FAILING)
+        self.reconnect("no.example")
+        self.assertEqual(self.probed, ["no.example"])
 
     def test_unlisted(self) -> None:
         """A name for which something waits, but which has no row, is contacted.

@@ -148,7 +148,9 @@ class Reconnect:
             what the database raises; then the retry timings are as they were.
         """
         attempt = self._attempts.get(name)
-        if attempt is None or (attempt.ended_ts or asked_ts) < asked_ts:
+        if attempt is None or (
+            attempt.ended_ts is not None and attempt.ended_ts < asked_ts
+        ):
             attempt = self._begin(name, asked_ts)
         before = await attempt.before.wait()
         if before is None:
@@ -189,28 +191,19 @@ class Reconnect:
             }
         self._attempts[name] = attempt
         begin = self._homeserver.begin
-        attempt.before = begin(
-            "federation_admin_reconnect", lambda: self._look(name, attempt)
-        )
+        attempt.before = begin("federation_admin_reconnect", lambda: self._look(name))
         attempt.result = begin(
             "federation_admin_reconnect", lambda: self._attempt(name, attempt, asked_ts)
         )
         return attempt
 
-    async def _look(self, name: str, attempt: _Attempt) -> Destination | None:
+    async def _look(self, name: str) -> Destination | None:
         """Return what the row says; None if Synapse knows nothing of a destination."""
-        try:
-            row = await self._destinations.get(name)
-            if row is None:
-                backlog = (await self._backlog.of([name]))[name]
-                if not backlog.is_empty:
-                    row = Destination(name, None, None, None, None)
-        except Exception:
-            attempt.ended_ts = 0
-            raise
+        row = await self._destinations.get(name)
         if row is None:
-            # It may be known the next moment.
-            attempt.ended_ts = 0
+            backlog = (await self._backlog.of([name]))[name]
+            if not backlog.is_empty:
+                row = Destination(name, None, None, None, None)
         return row
 
     async def _attempt(self, name: str, attempt: _Attempt, asked_ts: int) -> _Result:
@@ -229,7 +222,8 @@ class Reconnect:
                 result = attr.evolve(result, told=self._wake.everywhere(name))
             return result
         finally:
-            attempt.ended_ts = attempt.ended_ts or self._homeserver.now_ms()
+            if attempt.ended_ts is None:
+                attempt.ended_ts = self._homeserver.now_ms()
 
     async def _take(self, name: str, attempt: _Attempt, asked_ts: int) -> str:
         """Make this attempt the one under way, if no other process makes one.
