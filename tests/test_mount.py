@@ -2,7 +2,7 @@
 """Where the module's resource answers, and that it loses nothing of Synapse's."""
 
 from typing import Any
-from unittest import mock
+from unittest import TestResult, mock
 
 from module_case import DESTINATIONS
 from parameterized import parameterized
@@ -23,6 +23,7 @@ from twisted.web.server import Site
 
 from synapse_federation_admin import FederationAdmin
 from synapse_federation_admin.rest import ROUTES
+from tests import server
 
 MODULE = {"module": "synapse_federation_admin.FederationAdmin", "config": {}}
 
@@ -55,8 +56,20 @@ def routes_of(resource: JsonResource) -> set[tuple[str, bytes]]:
     }
 
 
+class _MainTestCase(HomeserverTestCase):
+    def runTest(self) -> None:
+        """Do nothing: setting it up is all."""
+
+
 class ListenersTestCase(HomeserverTestCase):
     """Synapse's own code opens the listeners, on Synapse's fake reactor."""
+
+    def setUp(self) -> None:
+        if server.PREPPED_SQLITE_DB_CONN is None:
+            # The first homeserver of a process makes the database that all copy. A
+            # worker must not, and would leave all later tests without one.
+            _MainTestCase("runTest").run(TestResult())
+        super().setUp()
 
     listeners: list[dict[str, Any]]
     app: type[HomeServer] = SynapseHomeServer
