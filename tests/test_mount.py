@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the module's resource answers, and that it loses nothing of Synapse's."""
 
+import unittest
 from typing import Any
-from unittest import TestResult, mock
+from unittest import mock
 
 from module_case import DESTINATIONS
 from parameterized import parameterized
@@ -68,7 +69,7 @@ class ListenersTestCase(HomeserverTestCase):
         if server.PREPPED_SQLITE_DB_CONN is None:
             # The first homeserver of a process makes the database that all copy. A
             # worker must not, and would leave all later tests without one.
-            _MainTestCase("runTest").run(TestResult())
+            _MainTestCase("runTest").run(unittest.TestResult())
         super().setUp()
 
     listeners: list[dict[str, Any]]
