@@ -76,9 +76,9 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
         FailureKind.DNS_FAILED,
     ),
     ((net.ConnectionRefusedError,), FailureKind.CONNECTION_REFUSED),
-    # The second is what is left of a connection that the time limit found unfinished.
+    # The last is what is left of a connection that the time limit found unfinished.
     (
-        (net.TimeoutError, net.ConnectingCancelledError),
+        (net.TimeoutError, net.TCPTimedOutError, net.ConnectingCancelledError),
         FailureKind.CONNECTION_TIMEOUT,
     ),
     ((net.ConnectError,), FailureKind.UNREACHABLE),
