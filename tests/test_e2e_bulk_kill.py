@@ -19,8 +19,9 @@ pytestmark = pytest.mark.e2e
 KILLS = int(os.environ.get("KILLS", "4"))
 PER_SECOND = 100
 
-# A contact that was under way at a kill may be repeated: those begun so shortly before.
-IN_FLIGHT_S = 1.0
+# A contact that was under way at a kill may be repeated: those begun so shortly before,
+# on a busy machine, for it is under way until its outcome is in the database.
+IN_FLIGHT_S = 3.0
 
 
 @pytest.mark.timeout(900)
@@ -86,7 +87,9 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
                 if seen.name == name and "/send/" not in seen.path
             )
             for first in times[:-1]:
-                assert any(0 <= kill - first < IN_FLIGHT_S for kill in kills), name
+                # How long before a kill it was begun.
+                before_kill_s = min(kill - first for kill in kills if kill >= first)
+                assert before_kill_s < IN_FLIGHT_S, (name, times, kills)
         print(
             json.dumps(
                 {

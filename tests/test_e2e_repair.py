@@ -18,6 +18,7 @@ from synapse_federation_admin.playground.configuration import (
     MAIN,
 )
 from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
@@ -32,6 +33,7 @@ FAILING_SINCE_TS = int(time.time() * 1000) - 90 * 86_400_000
 class Cluster:
     synapse: SynapseServer
     admin: User
+    certificates: CertificateAuthority
     fleet: Fleet
     # Which of those that are up nobody has reconnected yet.
     fresh: list[str]
@@ -76,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         client = synapse.client(admin)
         for name in fleet.up[:40]:
             client.send_to_device(f"@x:{name}", WAITING)
-        yield Cluster(synapse, admin, fleet, fleet.up[:40])
+        yield Cluster(synapse, admin, certificates, fleet, fleet.up[:40])
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -108,9 +110,13 @@ def test_reconnect(cluster: Cluster, sender: str, process: str) -> None:
 
 def test_hundred_askers(cluster: Cluster) -> None:
     """A hundred who ask at once, of main and of a worker, cause one contact."""
-    name = cluster.take()
+    # It takes its time, so that all of them ask before it has answered.
+    remote = RemoteServer("127.0.0.61", cluster.certificates, slowness_s=4)
+    name = remote.server_name
+    write_failing(cluster.synapse, [name], failing_since_ts=FAILING_SINCE_TS)
     clients = [cluster.client(process) for process in PROCESSES]
-    with ThreadPoolExecutor(100) as pool:
+    with remote, ThreadPoolExecutor(100) as pool:
+        remote.switch(Behaviour.SLOW)
         answers = list(
             pool.map(
                 lambda number: clients[number % 2].reconnect(name, timeout_ms=30_000),
@@ -119,7 +125,7 @@ def test_hundred_askers(cluster: Cluster) -> None:
         )
     assert {answer["outcome"] for answer in answers} == {"connected"}
     assert {answer["before"]["status"] for answer in answers} == {"backing_off"}
-    assert cluster.fleet.contacts[name] == 1
+    assert len(remote.requests) == 1
     assert len(cluster.client().audit(destination=name)) == 100
 
 
