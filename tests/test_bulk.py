@@ -528,6 +528,27 @@ class ResumeTestCase(BulkTestCase):
             dict.fromkeys(names, 1),
         )
 
+    def test_contact_breaks(self) -> None:
+        """A destination whose contact broke without an outcome is contacted again."""
+        names = [f"host{number:03}.example" for number in range(5)]
+        self.add_failing(*names)
+        self.answers.update(dict.fromkeys(names, REFUSED))
+        broken = [True]
+
+        async def probe(*args: Any, **kwargs: Any) -> Any:
+            if args[1] == names[2] and broken:
+                broken.pop()
+                raise RuntimeError("bug")
+            return await real(*args, **kwargs)
+
+        real = module.probe
+        with mock.patch.object(module, "probe", probe):
+            run_id = self.begin(all_failing=True, per_second=10)
+            self.wait(10)
+        self.assertEqual(self.run_of(run_id)["status"], "complete")
+        self.assertEqual(self.counts(run_id), (5, 5, 0, 5))
+        self.assertEqual(sorted(self.entries(run_id)), names)
+
     def test_all_or_nothing(self) -> None:
         """If the audit can't be written, nothing is cleared, counted or taken off."""
         self.add_failing("a.example")

@@ -47,7 +47,7 @@ MAX_IN_FLIGHT = 400
 
 # How many destinations are put into the queue, and how many results are written, in
 # one transaction.
-_PREPARED_AT_ONCE = 500
+_PREPARED_AT_ONCE = 200
 _RECORDED_AT_ONCE = 100
 
 # Results that are still to be written: with so many no contact is begun.
@@ -66,6 +66,7 @@ _COLLECT_OLDER_AFTER = 500
 
 # How long to wait between two looks at what is due and what has ended.
 _TICK_MS = 5
+_LONGEST_TICK_MS = 50
 
 # For how many seconds of its pace a run reads its queue ahead: whether a destination is
 # still failing is as old as that.
@@ -250,12 +251,22 @@ class _Worker:
                 return
             if not await self._persist(lambda: self._runs.prepared(run.run_id, runner)):
                 return
+        while await self._work_through():
+            if await self._persist(lambda: self._runs.complete(run.run_id, runner)):
+                return
+            # Something has gone wrong with some of them: they are still in the queue.
+            self._position, self._has_more = None, True
+            await self._homeserver.sleep_ms(_LONGEST_RETRY_MS)
+
+    async def _work_through(self) -> bool:
+        """See to what is in the queue; return whether the run is still its."""
+        run = self._run
         pace = Pace(run.per_second, self._now_s())
         begun_s = self._now_s()
         burst, late_s = max(int(run.per_second * _BURST_S), 1), 0.0
-        while await self._read_ahead() or self._in_flight or self._ended:
+        while self._has_more or self._ahead or self._in_flight or self._ended:
             if not await self._is_alive():
-                return
+                return False
             # A reactor that is late has much to do: less of it shall be ours.
             calm_burst = max(int(burst * _LATE_S / (_LATE_S + late_s)), 1)
             if self._now_s() - begun_s < _SLOW_START_S:
@@ -264,16 +275,20 @@ class _Worker:
                 *(pace.allowed(self._now_s()), calm_burst),
                 *(MAX_IN_FLIGHT - self._in_flight, _MAX_ENDED - len(self._ended)),
             )
+            if most > 0:
+                await self._read_ahead()
             begun = self._begin(most)
             pace.begun(begun)
             self._collect(begun)
             self._start_recording()
-            idle_ms = int(pace.next_in_s() * 1000) if not self._in_flight else 0
-            pause_ms = min(max(idle_ms, _TICK_MS), _LOOK_EVERY_MS)
+            is_idle = not (self._in_flight or self._ended)
+            longest_ms = _LOOK_EVERY_MS if is_idle else _LONGEST_TICK_MS
+            next_ms = int(pace.next_in_s() * 1000)
+            pause_ms = max(min(next_ms, longest_ms), _TICK_MS)
             due_s = self._now_s() + pause_ms / 1000
             await self._homeserver.sleep_ms(pause_ms)
             late_s = max(self._now_s() - due_s, 0)
-        await self._persist(lambda: self._runs.complete(run.run_id, runner))
+        return True
 
     async def _prepare(self) -> bool:
         """Put the destinations into the queue; return whether the run goes on."""
@@ -320,8 +335,8 @@ class _Worker:
                     part = rows[begin : begin + _PREPARED_AT_ONCE]
                     yield [row.destination for row in part], part[-1].destination
 
-    async def _read_ahead(self) -> bool:
-        """Read more of the queue if that is needed; return whether there is any."""
+    async def _read_ahead(self) -> None:
+        """Read more of the queue, if that is needed."""
         most = max(int(self._run.per_second * _AHEAD_S), 1)
         if self._has_more and len(self._ahead) <= most // 2:
             rows = await self._persist(
@@ -331,7 +346,6 @@ class _Worker:
             self._ahead.extend(rows)
             if rows:
                 self._position = rows[-1].position
-        return bool(self._ahead)
 
     def _begin(self, most: int) -> int:
         """Begin contacts; return how many. What needs none is done with at once."""

@@ -356,15 +356,27 @@ class RunStore:
 
         return await self._run("get", is_alive_txn)
 
-    async def complete(self, run_id: str, runner: str) -> None:
-        """Make an end of a run whose queue is empty."""
+    async def complete(self, run_id: str, runner: str) -> bool:
+        """Make an end of a run, if there is nothing left in its queue.
 
-        def complete_txn(txn: LoggingTransaction) -> None:
+        Returns:
+            Whether there is nothing left, or the run is not this runner's any more.
+        """
+
+        def complete_txn(txn: LoggingTransaction) -> bool:
             run = self._lock_txn(txn, run_id, runner)
-            if run is not None:
-                self._end_txn(txn, run, RunStatus.COMPLETE)
+            if run is None:
+                return True
+            txn.execute(
+                "SELECT 1 FROM federation_admin_run_queue WHERE run_id = ? LIMIT 1",
+                (run_id,),
+            )
+            if txn.fetchone() is not None:
+                return False
+            self._end_txn(txn, run, RunStatus.COMPLETE)
+            return True
 
-        await self._run("complete", complete_txn)
+        return await self._run("complete", complete_txn)
 
     async def cancel(self, run_id: str, actor: Actor) -> Run | None:
         """Make an end of a run, if it has not ended; from here on nothing is written.
