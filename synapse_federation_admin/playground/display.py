@@ -11,7 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from synapse_federation_admin.playground.check import CheckResult
-from synapse_federation_admin.playground.client import FEDERATION, Json, quoted
+from synapse_federation_admin.playground.client import (
+    FEDERATION,
+    FEDERATION_V2,
+    Json,
+    quoted,
+)
 from synapse_federation_admin.playground.remote import Behaviour
 from synapse_federation_admin.playground.world import Playground
 
@@ -138,6 +143,8 @@ def curl_lines(
     token = shlex.quote(f"Authorization: Bearer {access_token}")
     base = f"{url}{FEDERATION}/destinations"
     one = f"{base}/{quoted(server_name)}"
+    v2 = f"{url}{FEDERATION_V2}"
+    one_v2 = f"{v2}/destinations/{quoted(server_name)}"
     # Synapse's answers do not end with a newline of their own.
     get = f"curl -sS -w '\\n' -H {token}"
     return [
@@ -154,6 +161,19 @@ def curl_lines(
         (
             "Reset its connection: what waits for it is sent at once",
             f"{get} -X POST {shlex.quote(f'{one}/reset_connection')}",
+        ),
+        (
+            "Or, before and after: contact it, and see what comes of it",
+            f"{get} -X POST {shlex.quote(f'{one_v2}/reconnect')}",
+        ),
+        (
+            "Reconnect all that fail, and look how it goes",
+            f"{get} -d '{{\"all_failing\": true}}' {shlex.quote(f'{v2}/reconnects')}",
+        ),
+        ("", f"{get} {shlex.quote(f'{v2}/reconnects')}"),
+        (
+            "Who did what, and what came of it",
+            f"{get} {shlex.quote(f'{v2}/audit')}",
         ),
     ]
 
@@ -187,8 +207,9 @@ def show_playground(console: Console, playground: Playground, control_url: str) 
     down = playground.remotes[Behaviour.DOWN].server_name
     token = playground.admin.access_token
     for what, line in curl_lines(synapse.url(), token, down, control_url):
-        console.print()
-        console.print(Text(f"# {what}:", "dim"))
+        if what:
+            console.print()
+            console.print(Text(f"# {what}:", "dim"))
         plain(console, line)
 
 
