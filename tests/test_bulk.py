@@ -255,6 +255,15 @@ class RunTestCase(BulkTestCase):
         self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
         self.assertEqual(self.names(), [])
 
+    def test_not_failing(self) -> None:
+        """What is not failing, but in the list, is contacted; its row stays as it is."""
+        self.add_destination("new.example")
+        self.answers["new.example"] = ANSWER
+        run_id = self.begin(destinations=["new.example"])
+        self.wait(1)
+        self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
+        self.assertEqual(self.row("new.example"), (None, None, None, None))
+
     def test_nothing_matches(self) -> None:
         """A run for nothing is complete at once."""
         run_id = self.begin(all_failing=True)
