@@ -256,7 +256,7 @@ class RunTestCase(BulkTestCase):
         self.assertEqual(self.names(), [])
 
     def test_not_failing(self) -> None:
-        """What is not failing, but in the list, is contacted; its row stays as it is."""
+        """What is not failing, but in the list, is contacted, and its row stays."""
         self.add_destination("new.example")
         self.answers["new.example"] = ANSWER
         run_id = self.begin(destinations=["new.example"])
