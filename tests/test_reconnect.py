@@ -12,6 +12,7 @@ from twisted.internet import error
 
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.repair import reconnect as module
+from synapse_federation_admin.repair.audit import Audit
 
 REFUSED = error.ConnectionRefusedError()
 
@@ -71,6 +72,21 @@ class OutcomesTestCase(ReconnectTestCase):
         self.assertEqual(entry["details"]["contact"], body["contact"])
         self.assertEqual(entry["details"]["failure_ts"], 500)
         self.assertGreaterEqual(entry["ended_ts"], entry["ts"])
+
+    def test_at_once(self) -> None:
+        """The entry in the audit ends in the transaction in which the row is cleared.
+
+        So a process that is killed right after it has left no wrong entry.
+        """
+
+        async def killed(*_: Any) -> None:
+            return
+
+        with mock.patch.object(Audit, "end", killed):
+            self.reconnect()
+            self.answer()
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "connected")
 
     def test_still_failing(self) -> None:
         """If it does not answer nothing changes, nobody is woken; it is said why."""
