@@ -37,12 +37,18 @@ class BoundedReactor:
     """Passes everything on to another reactor, and bounds the connections it makes."""
 
     def __init__(
-        self, reactor: Any, *, max_received_bytes: int, max_lifetime_s: float
+        self,
+        reactor: Any,
+        *,
+        max_received_bytes: int,
+        max_lifetime_s: float,
+        resolver: IHostnameResolver | None = None,
     ) -> None:
         """Wrap a reactor.
 
         Args:
             reactor: The reactor that does everything.
+            resolver: What looks up names; by default the reactor's own.
             max_received_bytes: A connection over which more comes in is dropped. What
                 counts are the bytes on the wire, TLS handshake included.
             max_lifetime_s: A connection older than this is dropped, idle or not.
@@ -50,6 +56,7 @@ class BoundedReactor:
         self._reactor = reactor
         self.max_received_bytes = max_received_bytes
         self.max_lifetime_s = max_lifetime_s
+        self._resolver = resolver
         self._resolved: OrderedDict[str, bool] = OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
@@ -59,7 +66,8 @@ class BoundedReactor:
     @property
     def nameResolver(self) -> "_RecordingResolver":
         """What looks host names up."""
-        return _RecordingResolver(self._reactor.nameResolver, self._resolved)
+        resolver = self._resolver or self._reactor.nameResolver
+        return _RecordingResolver(resolver, self._resolved)
 
     def has_addresses(self, host: str) -> bool:
         """Tell whether a host name led to addresses when it was last looked up."""

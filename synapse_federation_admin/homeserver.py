@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator,
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 import attr
 from OpenSSL import SSL
@@ -50,12 +50,14 @@ from synapse.storage.engines import PostgresEngine
 from synapse.storage.engines._base import IsolationLevel
 from synapse.types import JsonMapping, ScheduledTask, TaskStatus
 from synapse.util.async_helpers import Linearizer, ObservableDeferred
+from synapse.util.gai_resolver import GAIResolver
 from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IHostnameResolver, IReactorTime
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 from twisted.web.resource import Resource
 
 from synapse_federation_admin.bounded_reactor import BoundedReactor
@@ -104,6 +106,9 @@ MAIN = "main"
 # once for the headers and once for the body.
 _MAX_CONTACT_BYTES = 256 * 1024
 _MAX_CONTACT_S = 150
+
+# Look-ups of names under way at once, for contacts.
+_RESOLVER_THREADS = 64
 
 _ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
 _LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
@@ -380,7 +385,15 @@ class Homeserver:
             desc: Its name in metrics and logs.
             func: Called with a `LoggingTransaction`; again if the database says so.
         """
-        return await self._api.run_db_interaction(desc, func)
+        return await self._api.run_db_interaction(desc, _each_anew(func))
+
+    @property
+    def integrity_error(self) -> type[Exception]:
+        """What the database raises if something is not as a constraint wants it."""
+        error: type[Exception] = (
+            self._hs.get_datastores().main.database_engine.module.IntegrityError
+        )
+        return error
 
     async def run_read_committed(
         self, desc: str, func: Callable[[LoggingTransaction], T]
@@ -391,7 +404,7 @@ class Homeserver:
         is as old as their first statement.
         """
         return await self._hs.get_datastores().main.db_pool.runInteraction(
-            desc, func, isolation_level=IsolationLevel.READ_COMMITTED
+            desc, _each_anew(func), isolation_level=IsolationLevel.READ_COMMITTED
         )
 
     @property
@@ -753,6 +766,19 @@ class _NoTimings:
         return None
 
 
+class _NoCache:
+    """A TTLCache that remembers nothing (`synapse/util/caches/ttlcache.py`)."""
+
+    def get_with_expiry(self, key: bytes) -> NoReturn:
+        raise KeyError(key)
+
+    def get(self, _key: bytes, default: T) -> T:
+        return default
+
+    def set(self, _key: bytes, _value: object, _ttl: float) -> None:
+        pass
+
+
 class _ContactPolicy(FederationPolicyForHTTPS):
     """Synapse's policy, and the reason if a certificate is not trusted."""
 
@@ -789,6 +815,7 @@ class _ContactClients:
     def __init__(self, hs: "HomeServer") -> None:
         self.reactor = BoundedReactor(
             hs.get_reactor(),
+            resolver=_resolver(hs),
             max_received_bytes=_MAX_CONTACT_BYTES,
             max_lifetime_s=_MAX_CONTACT_S,
         )
@@ -800,8 +827,31 @@ class _ContactClients:
         # MatrixFederationAgent or a ProxyAgent.
         pool = self.limited.agent._agent._pool  # type: ignore[attr-defined]  # IAgent's have none
         pool.persistent = False
+        resolver = getattr(self.limited.agent._agent, "_well_known_resolver", None)  # type: ignore[attr-defined]
+        if resolver is not None:
+            # Synapse remembers for an hour that a server has no well-known file, also
+            # if it could not be reached: it would still seem to be down when it is up.
+            resolver._well_known_cache = _NoCache()
+            resolver._had_valid_well_known_cache = _NoCache()
         self.unlimited = copy(self.limited)
         self.unlimited._store = cast("DataStore", _NoTimings(hs))
+
+
+def _resolver(hs: "HomeServer") -> IHostnameResolver:
+    """Return what looks up the names of contacts.
+
+    In threads of its own: a look-up cannot be called off, and domains that are dead may
+    take long. Synapse's own twenty threads would have none left for its federation.
+    """
+    reactor = hs.get_reactor()
+    resolver = reactor.nameResolver
+    if not isinstance(resolver, GAIResolver):
+        # Not Synapse's own: that of a test harness.
+        return resolver
+    pool = ThreadPool(maxthreads=_RESOLVER_THREADS, name="federation_admin_resolver")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return cast("IHostnameResolver", GAIResolver(reactor, getThreadPool=lambda: pool))
 
 
 def _shown(instance: str) -> str:
@@ -935,3 +985,24 @@ def _addresses(names: list[str]) -> Iterator[IPv4Address | IPv6Address]:
             # A host name: Synapse binds to what it resolves to on this machine.
             if name == "localhost":
                 yield from _LOCALHOST
+
+
+def _each_anew(
+    func: Callable[[LoggingTransaction], T],
+) -> Callable[[LoggingTransaction], T]:
+    """Have what an attempt at a transaction wants done after it go if it is repeated.
+
+    Synapse does it for every attempt, once one has succeeded.
+    """
+
+    def attempt(txn: LoggingTransaction) -> T:
+        for callbacks in (
+            txn.after_callbacks,
+            txn.async_after_callbacks,
+            txn.exception_callbacks,
+        ):
+            if callbacks:
+                callbacks.clear()
+        return func(txn)
+
+    return attempt

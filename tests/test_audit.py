@@ -250,7 +250,7 @@ class KeepTestCase(AuditTestCase):
         other = self.write(outcome="pending", instance="worker1")
         ended = self.write(outcome="connected")
         self.reactor.advance(1)
-        self.get_success(self.log._interrupt_own())
+        self.get_success(self.log._interrupt_own(self.clock.time_msec()))
         self.assertEqual(
             self.outcomes(),
             {

@@ -191,6 +191,28 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)
 
+    def test_nothing_is_remembered(self) -> None:
+        """Whether a server has a well-known file is looked up for each contact.
+
+        Else one that could not be reached would seem to be down for an hour.
+        """
+        clients = homeserver._ContactClients(self.hs)
+        resolver = clients.limited.agent._agent._well_known_resolver  # type: ignore[attr-defined]
+        asked = []
+
+        async def fetch(server_name: bytes) -> tuple[bytes | None, float]:
+            asked.append(server_name)
+            return None, 3600
+
+        with mock.patch.object(resolver, "_fetch_well_known", fetch):
+            for _ in range(2):
+                self.get_success(resolver.get_well_known(b"a.example"))
+        self.assertEqual(asked, [b"a.example"] * 2)
+        self.assertIs(
+            clients.unlimited.agent._agent._well_known_resolver,  # type: ignore[attr-defined]
+            resolver,
+        )
+
     def test_direct(self) -> None:
         """Each request has a connection of its own, which ends with it."""
         self.check_one_connection_each()

@@ -13,6 +13,7 @@ from twisted.internet import error
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.repair import reconnect as module
 from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.repair.contact import MAX_CONTACTS
 
 REFUSED = error.ConnectionRefusedError()
 
@@ -258,7 +259,30 @@ class OutcomesTestCase(ReconnectTestCase):
         self.assertEqual(self.row(NAME), LONG_FAILING)
         woken.assert_not_called()
         (entry,) = self.audit()
-        self.assertEqual(entry["outcome"], "pending")
+        self.assertEqual(entry["outcome"], "failed")
+        # Nobody waits for an attempt that has no outcome.
+        self.assertEqual(
+            self.get_success(
+                self.store.db_pool.simple_select_one_onecol(
+                    "federation_admin_attempts", None, "COUNT(*)"
+                )
+            ),
+            0,
+        )
+
+    def test_audit_fails(self) -> None:
+        """If the audit can't be written, nothing is done: no contact is made."""
+        if self.is_postgres:
+            self.refuse_changes("federation_admin_audit")
+        else:
+            self.run_sql(
+                "CREATE TRIGGER refuse BEFORE INSERT ON federation_admin_audit "
+                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+            )
+        channel = self.reconnect()
+        self.assertEqual(channel.code, 500)
+        self.assertEqual(self.probes, [])
+        self.assertEqual(self.row(NAME), LONG_FAILING)
 
 
 @pytest.mark.database
@@ -304,6 +328,17 @@ class ManyAskersTestCase(ReconnectTestCase):
         channel = self.reconnect("b.example")
         self.answer()
         self.assertEqual(channel.json_body["outcome"], "connected")
+
+    def test_many_destinations(self) -> None:
+        """Contacts with many destinations wait for each other, some at a time."""
+        for number in range(MAX_CONTACTS + 5):
+            name = f"host{number}.example"
+            self.add_destination(name, *LONG_FAILING)
+            self.reconnect(name, timeout_ms=1)
+        self.assertEqual(len(self.probes), MAX_CONTACTS)
+        for which in range(5):
+            self.answer(which=which)
+        self.assertEqual(len(self.probes), MAX_CONTACTS + 5)
 
     def test_memory_is_bounded(self) -> None:
         """Attempts that have ended are let go of."""
@@ -443,6 +478,7 @@ class InputTestCase(ReconnectTestCase):
             (b'{"reason": 1}', "M_INVALID_PARAM", "'reason'"),
             (b'{"reason": "\\u0000"}', "M_INVALID_PARAM", "'reason'"),
             (b'{"reason": "\\ud800"}', "M_INVALID_PARAM", "'reason'"),
+            (b'{"\\ud800": 1}', "M_INVALID_PARAM", "ud800"),
             (b'{"reason": "' + b"x" * 1001 + b'"}', "M_INVALID_PARAM", "'reason'"),
         ]
     )

@@ -118,7 +118,7 @@ class TablesTestCase(ModuleTestCase):
             return
         self.drop()
         args = self.hs.config.database.databases[0].config["args"]
-        barrier = threading.Barrier(6)
+        barrier = threading.Barrier(6, timeout=30)
         errors: list[Exception] = []
 
         def make() -> None:

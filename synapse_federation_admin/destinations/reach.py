@@ -90,7 +90,8 @@ class ReachStore:
                 # Here the database is faster at looking names up.
                 txn.execute(
                     f"{statement.text} AND "
-                    "SUBSTRING(state_key FROM POSITION(':' IN state_key) + 1) = ANY(?)",
+                    "SUBSTRING(state_key FROM POSITION(':' IN state_key) + 1) "
+                    "IN (SELECT UNNEST(?::text[]))",
                     (*statement.args, list(names)),
                 )
             else:

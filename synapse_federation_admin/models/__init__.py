@@ -6,6 +6,7 @@ a duration in ms.
 """
 
 from synapse_federation_admin.models.audit import (
+    AUDIT_FAILED,
     AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     Actor,
@@ -62,6 +63,7 @@ from synapse_federation_admin.models.runs import (
 )
 
 __all__ = [
+    "AUDIT_FAILED",
     "AUDIT_INTERRUPTED",
     "AUDIT_PENDING",
     "NULL_IS_ZERO",

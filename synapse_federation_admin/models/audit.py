@@ -46,6 +46,9 @@ class AuditAction(Enum):
 AUDIT_PENDING = "pending"
 AUDIT_INTERRUPTED = "interrupted"
 
+# The outcome of what has gone wrong on our side.
+AUDIT_FAILED = "failed"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class AuditEntry:

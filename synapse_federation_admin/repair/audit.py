@@ -12,6 +12,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    AUDIT_FAILED,
     AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     Actor,
@@ -32,6 +33,9 @@ _COLUMNS = (
 # How many entries one transaction looks at or deletes.
 _WINDOW = 5000
 _DELETED_AT_ONCE = 500
+
+# How long to wait if the database cannot be used at the start.
+_INTERRUPT_AGAIN_MS = 10_000
 
 # How often to look for entries that have been kept for long enough.
 _PRUNE_EVERY_MS = 3_600_000
@@ -157,6 +161,18 @@ class Audit:
             "federation_admin_audit", lambda txn: self.end_txn(txn, [entry])
         )
 
+    async def end_as_failed(
+        self, entry: AuditEntry, details: Mapping[str, object] | None = None
+    ) -> None:
+        """Write that something has gone wrong, if that can be written.
+
+        For where an exception is on its way, which shall not be hidden by another.
+        """
+        try:
+            await self.end(self.ended(entry, AUDIT_FAILED, details))
+        except Exception as e:
+            logger.warning("Cannot write to the audit: %s", e)
+
     async def add_details(self, entry: AuditEntry) -> None:
         """Write the details of an entry that has ended. Raises what the database does.
 
@@ -209,7 +225,9 @@ class Audit:
         return found
 
     async def _clean_up(self) -> None:
-        await self._interrupt_own()
+        started_ts = self._homeserver.now_ms()
+        while not await self._interrupt_own(started_ts):
+            await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
         if not self._homeserver.runs_background_tasks:
             return
         await self._homeserver.sleep_ms(_FIRST_PRUNE_MS)
@@ -220,23 +238,35 @@ class Audit:
                 logger.warning("Cannot prune the audit: %s", e)
             await self._homeserver.sleep_ms(_PRUNE_EVERY_MS)
 
-    async def _interrupt_own(self) -> None:
-        """Make an end of what this process was doing when it ended, if it was."""
-        started_ts = self._homeserver.now_ms()
+    async def _interrupt_own(self, started_ts: int) -> bool:
+        """Make an end of what this process was doing when it ended, if it was.
+
+        Args:
+            started_ts: When it has started again.
+
+        Returns:
+            Whether that has worked.
+        """
+        own = (self._homeserver.instance_name, started_ts)
+
+        def interrupt_own_txn(txn: LoggingTransaction) -> None:
+            _interrupt_txn(txn, "instance = ? AND ts < ?", own, started_ts)
+            # Nobody shall wait for it.
+            txn.execute(
+                "DELETE FROM federation_admin_attempts "
+                "WHERE instance = ? AND started_ts < ? AND ended_ts IS NULL",
+                own,
+            )
+
         try:
             await self.ready()
             await self._homeserver.run_db_interaction(
-                "federation_admin_audit",
-                lambda txn: _interrupt_txn(
-                    txn,
-                    "instance = ? AND ts < ?",
-                    (self._homeserver.instance_name, started_ts),
-                    started_ts,
-                ),
+                "federation_admin_audit", interrupt_own_txn
             )
         except Exception as e:
-            # When it is needed, whoever needs it tries again and tells.
             logger.warning("Cannot use the audit's table yet: %s", e)
+            return False
+        return True
 
     async def prune(self) -> None:
         """Delete entries that have been kept for long enough, in small pieces."""

@@ -32,7 +32,9 @@ class Clamp:
 
     async def count(self, longest_ms: int) -> int:
         """Return how many failing destinations have a longer backoff."""
-        return await self._walk(longest_ms, change=False)
+        counts: list[int] = []
+        await self._walk(longest_ms, counts, change=False)
+        return sum(counts)
 
     async def clamp(
         self, longest_ms: int, actor: Actor, *, reason: str | None
@@ -65,24 +67,26 @@ class Clamp:
                 details={"max_retry_interval_ms": longest_ms},
             )
             await self._audit.insert(entry)
+            counts: list[int] = []
             try:
-                changed = await self._walk(longest_ms, change=True)
+                await self._walk(longest_ms, counts, change=True)
             except Exception:
-                await self._audit.end(self._audit.ended(entry, "failed"))
+                await self._audit.end_as_failed(entry, {"changed": sum(counts)})
                 raise
+            changed = sum(counts)
             await self._audit.end(
                 self._audit.ended(entry, "done", {"changed": changed})
             )
             return Clamped(matched=changed, changed=changed)
 
-    async def _walk(self, longest_ms: int, *, change: bool) -> int:
-        """Look at all destinations, some at a time; return how many have a longer one.
+    async def _walk(self, longest_ms: int, counts: list[int], *, change: bool) -> None:
+        """Look at all destinations, some at a time.
 
         Args:
             longest_ms: How long a backoff may be.
+            counts: Is given how many have a longer one, of each piece when it is done.
             change: Whether to shorten it.
         """
-        found = 0
         after: str | None = None
         while True:
 
@@ -114,8 +118,8 @@ class Clamp:
             count, after = await self._homeserver.run_db_interaction(
                 "federation_admin_clamp", look_txn
             )
-            found += count
+            counts.append(count)
             if after is None:
-                return found
+                return
             if change and count:
                 await self._homeserver.sleep_ms(_PAUSE_MS)

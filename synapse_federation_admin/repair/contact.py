@@ -18,9 +18,9 @@ from synapse_federation_admin.models import Contact, FailureKind
 
 logger = logging.getLogger(__name__)
 
-# Contacts under way at once in one process after resets; the others wait for their
-# turn. Somebody who resets ten thousand destinations in a loop must not open ten
-# thousand connections.
+# Contacts under way at once in one process after resets, and as many for reconnects;
+# the others wait for their turn. Somebody who resets ten thousand destinations in a
+# loop must not open ten thousand connections.
 MAX_CONTACTS = 50
 
 # The answer to the reset goes out first, and so does what waits in this process.

@@ -10,6 +10,7 @@ process the attempt is known in memory, and to the others by its row in
 import json
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import attr
@@ -30,7 +31,11 @@ from synapse_federation_admin.models import (
     Told,
 )
 from synapse_federation_admin.repair.audit import Audit
-from synapse_federation_admin.repair.contact import probe, shown_contact
+from synapse_federation_admin.repair.contact import (
+    MAX_CONTACTS,
+    probe,
+    shown_contact,
+)
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 
@@ -97,6 +102,8 @@ class _Attempt:
         # nothing of the destination: then there is no result.
         self.before: Pending[Destination | None]
         self.result: Pending[_Result]
+        # The entry of who has asked first: the contact is made once it is written.
+        self.first: Pending[AuditEntry]
         # Entries of the audit that end with it, in the transaction in which it does.
         self.entries: list[AuditEntry] = []
         self.ended_ts: int | None = None
@@ -122,6 +129,9 @@ class Reconnect:
         self._follow_up = follow_up
         # By name: those under way, and those that have ended lately.
         self._attempts: dict[str, _Attempt] = {}
+        self._slots = homeserver.linearizer(
+            "federation_admin_reconnect_contacts", MAX_CONTACTS
+        )
 
     async def reconnect(
         self,
@@ -147,28 +157,36 @@ class Reconnect:
             What came of it; None if Synapse knows nothing of this destination. Raises
             what the database raises; then the retry timings are as they were.
         """
+
+        def entry_for(attempt: _Attempt, before: Destination) -> AuditEntry:
+            return self._audit.entry(
+                AuditAction.RECONNECT,
+                actor,
+                destination=name,
+                reason=reason,
+                details={
+                    "attempt_id": attempt.attempt_id,
+                    "failure_ts": before.failure_ts,
+                    **({"force": True} if force else {}),
+                },
+            )
+
         attempt = self._attempts.get(name)
-        if attempt is None or (
+        is_first = attempt is None or (
             attempt.ended_ts is not None and attempt.ended_ts < asked_ts
-        ):
-            attempt = self._begin(name, asked_ts)
+        )
+        if attempt is None or is_first:
+            attempt = self._begin(name, asked_ts, entry_for, force)
         before = await attempt.before.wait()
         if before is None:
             return None
-        entry = self._audit.entry(
-            AuditAction.RECONNECT,
-            actor,
-            destination=name,
-            reason=reason,
-            details={
-                "attempt_id": attempt.attempt_id,
-                "failure_ts": before.failure_ts,
-                **({"force": True} if force else {}),
-            },
-        )
-        await self._audit.insert(entry)
-        if not force and attempt.ended_ts is None:
-            attempt.entries.append(entry)
+        if is_first:
+            entry = await attempt.first.wait()
+        else:
+            entry = entry_for(attempt, before)
+            await self._audit.insert(entry)
+            if not force and attempt.ended_ts is None:
+                attempt.entries.append(entry)
         finished = self._homeserver.begin(
             "federation_admin_reconnect",
             lambda: self._finish(name, attempt, entry, force),
@@ -181,7 +199,13 @@ class Reconnect:
                 ReconnectOutcome.PENDING, before, before, contact=None, told=Told()
             )
 
-    def _begin(self, name: str, asked_ts: int) -> _Attempt:
+    def _begin(
+        self,
+        name: str,
+        asked_ts: int,
+        entry_for: Callable[[_Attempt, Destination], AuditEntry],
+        force: bool,
+    ) -> _Attempt:
         attempt = _Attempt()
         if len(self._attempts) >= _MAX_ENDED:
             self._attempts = {
@@ -192,10 +216,31 @@ class Reconnect:
         self._attempts[name] = attempt
         begin = self._homeserver.begin
         attempt.before = begin("federation_admin_reconnect", lambda: self._look(name))
+        attempt.first = begin(
+            "federation_admin_reconnect",
+            lambda: self._enter(name, attempt, entry_for, force),
+        )
         attempt.result = begin(
             "federation_admin_reconnect", lambda: self._attempt(name, attempt, asked_ts)
         )
         return attempt
+
+    async def _enter(
+        self,
+        name: str,
+        attempt: _Attempt,
+        entry_for: Callable[[_Attempt, Destination], AuditEntry],
+        force: bool,
+    ) -> AuditEntry:
+        """Write the entry of who has asked first, before anything is done."""
+        before = await attempt.before.wait()
+        if before is None:
+            raise LookupError(name)
+        entry = entry_for(attempt, before)
+        await self._audit.insert(entry)
+        if not force:
+            attempt.entries.append(entry)
+        return entry
 
     async def _look(self, name: str) -> Destination | None:
         """Return what the row says; None if Synapse knows nothing of a destination."""
@@ -211,13 +256,14 @@ class Reconnect:
             before = await attempt.before.wait()
             if before is None:
                 raise LookupError(name)
+            await attempt.first.wait()
             result = None
             while result is None:
-                lease = await self._take(name, attempt, asked_ts)
+                lease, started_ts = await self._take(name, attempt, asked_ts)
                 if lease == attempt.attempt_id:
                     result = await self._contact(name, attempt, before)
                 else:
-                    result = await self._wait_for_other(name, lease)
+                    result = await self._wait_for_other(name, lease, started_ts)
             if result.contact.failure is None:
                 result = attr.evolve(result, told=self._wake.everywhere(name))
             return result
@@ -225,17 +271,19 @@ class Reconnect:
             if attempt.ended_ts is None:
                 attempt.ended_ts = self._homeserver.now_ms()
 
-    async def _take(self, name: str, attempt: _Attempt, asked_ts: int) -> str:
+    async def _take(
+        self, name: str, attempt: _Attempt, asked_ts: int
+    ) -> tuple[str, int]:
         """Make this attempt the one under way, if no other process makes one.
 
         Returns:
-            The ID of the attempt that counts.
+            The ID of the attempt that counts, and when it was begun.
         """
         await self._audit.ready()
         now_ts = self._homeserver.now_ms()
         own = self._homeserver.instance_name
 
-        def take_txn(txn: LoggingTransaction) -> str:
+        def take_txn(txn: LoggingTransaction) -> tuple[str, int]:
             # An attempt of this process of which it knows nothing is from an earlier
             # life of its.
             txn.execute(
@@ -252,20 +300,22 @@ class Reconnect:
                 ),
             )
             txn.execute(
-                "SELECT attempt_id FROM federation_admin_attempts "
+                "SELECT attempt_id, started_ts FROM federation_admin_attempts "
                 "WHERE destination = ?",
                 (name,),
             )
-            ((attempt_id,),) = txn.fetchall()
-            return str(attempt_id)
+            ((attempt_id, started_ts),) = txn.fetchall()
+            return str(attempt_id), int(started_ts)
 
         return await self._homeserver.run_db_interaction(
             "federation_admin_reconnect", take_txn
         )
 
-    async def _wait_for_other(self, name: str, attempt_id: str) -> _Result | None:
+    async def _wait_for_other(
+        self, name: str, attempt_id: str, started_ts: int
+    ) -> _Result | None:
         """Wait for another process's attempt; None if it will never end."""
-        deadline_ts = self._homeserver.now_ms() + _LONGEST_ATTEMPT_MS
+        deadline_ts = started_ts + _LONGEST_ATTEMPT_MS
 
         def look_txn(txn: LoggingTransaction) -> tuple[Any, ...] | None:
             txn.execute(
@@ -291,7 +341,8 @@ class Reconnect:
     ) -> _Result:
         """Make the contact, and if it was answered well, clear and wake."""
         homeserver = self._homeserver
-        contact = await probe(homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS)
+        async with self._slots(""):
+            contact = await probe(homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS)
         connected = contact.failure is None
         # Where somebody has changed the row by hand, Synapse may still be backing off,
         # as it finds in its cache.
@@ -320,17 +371,42 @@ class Reconnect:
             )
             return result
 
-        result = await homeserver.run_db_interaction(
-            "federation_admin_reconnect", end_txn
-        )
+        try:
+            result = await homeserver.run_db_interaction(
+                "federation_admin_reconnect", end_txn
+            )
+        except Exception:
+            await self._give_up(name, attempt)
+            raise
         attempt.ended_ts = homeserver.now_ms()
         return result
+
+    async def _give_up(self, name: str, attempt: _Attempt) -> None:
+        """Have no other process wait for an attempt whose outcome is lost."""
+
+        def give_up_txn(txn: LoggingTransaction) -> None:
+            txn.execute(
+                "DELETE FROM federation_admin_attempts "
+                "WHERE destination = ? AND attempt_id = ?",
+                (name, attempt.attempt_id),
+            )
+
+        try:
+            await self._homeserver.run_db_interaction(
+                "federation_admin_reconnect", give_up_txn
+            )
+        except Exception as e:
+            logger.warning("Could not give an attempt up: %s", e)
 
     async def _finish(
         self, name: str, attempt: _Attempt, entry: AuditEntry, force: bool
     ) -> Reconnected:
         """Return what came of it for one of those who have asked; end his entry."""
-        result = await attempt.result.wait()
+        try:
+            result = await attempt.result.wait()
+        except Exception:
+            await self._audit.end_as_failed(entry)
+            raise
         if force and result.contact.failure is not None:
             return await self._force(name, result, entry)
         found = result.reconnected

@@ -6,6 +6,7 @@ from typing import Any
 
 from synapse.module_api import parse_json_object_from_request
 
+from synapse_federation_admin.failure import bounded
 from synapse_federation_admin.homeserver import SynapseRequest
 from synapse_federation_admin.rest._base import invalid_param
 
@@ -45,7 +46,8 @@ class Body:
             if key not in keys:
                 known = ", ".join(f"'{self._prefix}{known}'" for known in keys)
                 raise invalid_param(
-                    f"Unknown key '{self._prefix}{key[:100]}'; known are: {known}"
+                    f"Unknown key '{self._prefix}{bounded(key, 100)}'; known are: "
+                    f"{known}"
                 )
 
     def __contains__(self, key: str) -> bool:
@@ -97,10 +99,7 @@ class Body:
         value = self._values.get(key, "")
         if not isinstance(value, str):
             raise self._wrong(key, "a string")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise self._wrong(key, "a string of whole characters") from None
+        self._require_whole(key, value)
         return value
 
     def texts(self, key: str, most: int) -> list[str]:
@@ -110,12 +109,14 @@ class Body:
             raise self._wrong(key, f"a list of at most {most} strings")
         if not all(isinstance(item, str) for item in value):
             raise self._wrong(key, "a list of strings")
+        for item in value:
+            self._require_whole(key, item)
         return value
 
     def text_or_texts(self, key: str, most: int) -> list[str]:
         """Return a text, or a list of texts, as a list."""
         value = self._values[key]
-        return [value] if isinstance(value, str) else self.texts(key, most)
+        return [self.text(key)] if isinstance(value, str) else self.texts(key, most)
 
     def reason(self) -> str | None:
         """Return `reason`: why, as the admin says; None if he does not."""
@@ -125,6 +126,13 @@ class Body:
                 "reason", f"a string of at most {_MAX_REASON} characters without NUL"
             )
         return reason or None
+
+    def _require_whole(self, key: str, text: str) -> None:
+        """Refuse half of a surrogate pair, which no database and no answer takes."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self._wrong(key, "of whole characters only") from None
 
     def _wrong(self, key: str, expected: str) -> Exception:
         return invalid_param(f"Key '{self._prefix}{key}' must be {expected}")

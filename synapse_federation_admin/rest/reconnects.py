@@ -186,8 +186,8 @@ class ReconnectsServlet(AdminServlet):
         unknown: list[str] = []
         invalid: list[str] = []
         names = list(dict.fromkeys(names))
-        for begin in range(0, len(names), 1000):
-            piece = names[begin : begin + 1000]
+        for begin in range(0, len(names), 500):
+            piece = names[begin : begin + 500]
             valid = [name for name in piece if homeserver.is_server_name(name)]
             found = await self._services.destinations.known(valid)
             known += [name for name in valid if name in found]
