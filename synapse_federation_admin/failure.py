@@ -264,7 +264,8 @@ def _kind_by_text(text: str) -> FailureKind:
     if _UNVERIFIED in text:
         return FailureKind.TLS_UNTRUSTED
     # What is wrapped comes last.
-    for name in reversed(_PROXIED_TYPE.findall(text)):
+    for found in reversed(_PROXIED_TYPE.findall(text)):
+        name = found.removeprefix("builtins.")
         for types, kind in _KINDS:
             if any(name in _names_of(type_) for type_ in types):
                 return kind
@@ -272,8 +273,11 @@ def _kind_by_text(text: str) -> FailureKind:
 
 
 def _names_of(type_: type[BaseException]) -> Iterator[str]:
-    """Yield the full name of a type, and those of the types that are made of it."""
-    yield f"{type_.__module__}.{type_.__qualname__}"
+    """Yield the full name of a type, and those of the types that are made of it.
+
+    Python's own are without their module: a text has them with it and without.
+    """
+    yield f"{type_.__module__}.{type_.__qualname__}".removeprefix("builtins.")
     for below in type_.__subclasses__():
         yield from _names_of(below)
 

@@ -145,22 +145,29 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
     def is_postgres(self) -> bool:
         return isinstance(self.store.database_engine, PostgresEngine)
 
-    def refuse_changes(self, table: str) -> None:
-        """Have the database refuse every insertion and update."""
+    def refuse_changes(self, table: str, *events: str) -> None:
+        """Have the database refuse every insertion and update, or what is given."""
+        events = events or ("INSERT", "UPDATE")
         if self.is_postgres:
             self.run_sql(
                 "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
                 "AS $$ BEGIN RAISE 'disk full'; END $$"
             )
-            self.run_sql(
-                f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} "
+        for event in events:
+            what = (
                 "FOR EACH ROW EXECUTE FUNCTION refuse()"
+                if self.is_postgres
+                else "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
             )
-        else:
             self.run_sql(
-                f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} "
-                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+                f"CREATE TRIGGER refuse_{event} BEFORE {event} ON {table} {what}"
             )
+
+    def accept_changes(self, table: str, *events: str) -> None:
+        """Have the database accept again what it refuses."""
+        for event in events or ("INSERT", "UPDATE"):
+            on_table = f" ON {table}" if self.is_postgres else ""
+            self.run_sql(f"DROP TRIGGER refuse_{event}{on_table}")
 
     def run_sql(self, statement: str) -> None:
         def run(txn: LoggingTransaction) -> None:

@@ -12,7 +12,13 @@ from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Actor, AuditAction, AuditEntry
+from synapse_federation_admin.models import (
+    Actor,
+    AuditAction,
+    AuditEntry,
+    AuditFilter,
+    Direction,
+)
 from synapse_federation_admin.repair import audit as module
 from synapse_federation_admin.repair.audit import Audit
 from synapse_federation_admin.tables import Tables
@@ -82,6 +88,48 @@ class WhoTestCase(AuditTestCase):
         self.ask("POST", self.destination_path("no.example", "/reset_connection"))
         self.assertEqual(len(self.audit()), 1)
 
+    def test_reconnect(self) -> None:
+        """So is a reconnect, from when it begins: who, where, why; and its outcome."""
+        self.add_destination(NAME, *LONG_FAILING)
+        path = f"{V2}/destinations/{NAME}/reconnect"
+        begun_ms = self.clock.time_msec()
+        channel = self.ask(
+            "POST", path, content={"reason": "They are back"}, await_result=False
+        )
+        self.pump(0.01)
+        (begun,) = self.audit()
+        expected = {
+            "action": "reconnect",
+            "destination": NAME,
+            "user_id": "@admin:test",
+            "puppeted_by": None,
+            "instance": "main",
+            "reason": "They are back",
+            "run_id": None,
+        }
+        self.assertEqual({k: begun[k] for k in expected}, expected)
+        self.assertEqual((begun["outcome"], begun["ended_ts"]), ("pending", None))
+        self.assertTrue(begun_ms <= begun["ts"] <= self.clock.time_msec())
+
+        self.reactor.advance(3)
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "connected")
+        (ended,) = self.audit()
+        self.assertEqual(
+            ended,
+            {
+                **begun,
+                "outcome": "connected",
+                "ended_ts": ended["ended_ts"],
+                "details": ended["details"],
+            },
+        )
+        self.assertGreaterEqual(ended["ended_ts"], begun["ts"] + 3000)
+        self.assertEqual(ended["details"]["failure_ts"], LONG_FAILING[2])
+        self.assertEqual(
+            ended["details"]["contact"]["server"], {"name": "Fake", "version": "1"}
+        )
+
     def test_puppet(self) -> None:
         """Who acts with another user's token is in it, beside that user."""
         self.register_user("second", "pass", admin=True)
@@ -102,13 +150,7 @@ class WhoTestCase(AuditTestCase):
         """If the audit can't be written, nothing is done, and nothing is logged."""
         self.add_destination(NAME, *FAILING)
         self.run_sql("SELECT COUNT(*) FROM federation_admin_audit")
-        if self.is_postgres:
-            self.refuse_changes("federation_admin_audit")
-        else:
-            self.run_sql(
-                "CREATE TRIGGER refuse BEFORE INSERT ON federation_admin_audit "
-                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-            )
+        self.refuse_changes("federation_admin_audit")
         with self.assertNoLogs(module.logger, "INFO"):
             channel = self.ask("POST", self.destination_path(NAME, "/reset_connection"))
         self.assertEqual(channel.code, 500)
@@ -172,6 +214,68 @@ class ReadTestCase(AuditTestCase):
                     ids = [entry.entry_id for entry in expected]
                     self.assertEqual(self.walk(f"limit={limit}&dir=f{query}"), ids)
                     self.assertEqual(self.walk(f"limit={limit}{query}"), ids[::-1])
+
+    def test_every_limit(self) -> None:
+        """With any limit, in windows of any size, each entry comes once, in order."""
+        entries = [
+            self.write(ts=number // 7, outcome="connected" if number % 5 else "reset")
+            for number in range(23)
+        ]
+        entries.sort(key=lambda entry: (entry.ts, entry.entry_id))
+        reset = [entry for entry in entries if entry.outcome == "reset"]
+        for window in (1, 5, 23):
+            with mock.patch.object(module, "_WINDOW", window):
+                for limit in range(1, 26):
+                    for wanted, expected in (
+                        (AuditFilter(), entries),
+                        (AuditFilter(outcome="reset"), reset),
+                    ):
+                        for direction in Direction:
+                            found = self.read_all(wanted, limit, direction)
+                            if direction is Direction.BACKWARDS:
+                                found.reverse()
+                            self.assertEqual(found, expected)
+
+    def read_all(
+        self, wanted: AuditFilter, limit: int, direction: Direction
+    ) -> list[AuditEntry]:
+        found: list[AuditEntry] = []
+        after = None
+        while True:
+            page = self.get_success(self.log.read(wanted, after, limit, direction))
+            found += page
+            if len(page) < limit:
+                return found
+            after = (page[-1].ts, page[-1].entry_id)
+
+    def test_written_meanwhile(self) -> None:
+        """What is written while somebody pages makes no other entry come twice."""
+        entries = [self.write(ts=number // 3).entry_id for number in range(9)]
+        found: list[str] = []
+        token = ""
+        for number in range(5):
+            body = self.get_json(f"{V2}/audit?limit=2{token}")
+            found += [entry["entry_id"] for entry in body["entries"]]
+            token = f"&from={quote(body.get('next_token', ''))}"
+            self.write(ts=100 + number)
+        self.assertEqual(sorted(found), sorted(entries))
+
+    def test_tokens_of_other_lists(self) -> None:
+        """A token of another list is 400, here and there."""
+        for number in range(3):
+            self.write(ts=number)
+            self.add_destination(f"host{number}.example", *FAILING)
+        lists = [f"{V2}/audit", f"{V2}/destinations", f"{V2}/reconnects"]
+        tokens = {
+            path: self.get_json(f"{path}?limit=1")["next_token"] for path in lists[:2]
+        }
+        for path in lists:
+            for other, token in tokens.items():
+                channel = self.ask("GET", f"{path}?limit=1&from={quote(token)}")
+                self.assertEqual(channel.code, 200 if path == other else 400)
+                if path != other:
+                    self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+                    self.assertIn("'from'", channel.json_body["error"])
 
     def test_tokens(self) -> None:
         """A token is good for the same filter and direction only."""
@@ -258,6 +362,75 @@ class KeepTestCase(AuditTestCase):
                 other.entry_id: "pending",
                 ended.entry_id: "connected",
             },
+        )
+
+    def test_start(self) -> None:
+        """It begins with that, as soon as there is a database; attempts end as well.
+
+        Then it prunes: a minute later, and every hour.
+        """
+        self.reactor.advance(20 * DAY_MS / 1000)
+        own = self.write(outcome="pending")
+        too_old = self.write(ts=1)
+        for number, (instance, ended) in enumerate(
+            (("main", "NULL"), ("main", "2"), ("worker1", "NULL"))
+        ):
+            self.run_sql(
+                "INSERT INTO federation_admin_attempts VALUES "
+                f"('{number}.example', 'a', '{instance}', 1, {ended}, NULL)"
+            )
+        self.reactor.advance(1)
+        failing = mock.Mock(side_effect=OSError("no database"))
+        with mock.patch.object(self.homeserver, "run_db_interaction", failing):
+            self.log.start()
+            self.pump(0.05)
+        self.assertGreaterEqual(failing.call_count, 1)
+        self.assertEqual(self.outcomes()[own.entry_id], "pending")
+
+        later = self.write(outcome="pending")
+        self.wait(15)
+        # What has begun since is not what was left.
+        self.assertEqual(
+            self.outcomes(),
+            {
+                own.entry_id: "interrupted",
+                later.entry_id: "pending",
+                too_old.entry_id: "connected",
+            },
+        )
+        self.assertEqual(
+            sorted(
+                self.get_success(
+                    self.store.db_pool.simple_select_onecol(
+                        "federation_admin_attempts", None, "destination"
+                    )
+                )
+            ),
+            ["1.example", "2.example"],
+        )
+        self.wait(60)
+        self.assertNotIn(too_old.entry_id, self.outcomes())
+        late = self.write(ts=1)
+        self.wait(3600)
+        self.assertNotIn(late.entry_id, self.outcomes())
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in steps in which background processes get on."""
+        self.pump(seconds / 100)
+
+    def test_failed(self) -> None:
+        """That something went wrong is written; if it can't be, that hides nothing."""
+        entry = self.write(outcome="pending", details={"a": 1})
+        broken = mock.patch.object(
+            self.homeserver, "run_db_interaction", side_effect=OSError("no database")
+        )
+        with broken, self.assertLogs(module.logger, "WARNING"):
+            self.get_success(self.log.end_as_failed(entry))
+        self.assertEqual(self.outcomes(), {entry.entry_id: "pending"})
+        self.get_success(self.log.end_as_failed(entry, {"b": 2}))
+        (found,) = self.audit()
+        self.assertEqual(
+            (found["outcome"], found["details"]), ("failed", {"a": 1, "b": 2})
         )
 
     def test_ends_once(self) -> None:

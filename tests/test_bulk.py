@@ -563,29 +563,16 @@ class ResumeTestCase(BulkTestCase):
         self.add_failing("a.example")
         run_id = self.begin(all_failing=True)
         self.wait(0.5)
-        self.refuse_insertions()
+        self.refuse_changes("federation_admin_audit")
         self.answer()
         self.wait(3)
         self.assertEqual(self.counts(run_id), (1, 0, 0, 0))
         self.assertEqual(self.row("a.example"), LONG_FAILING)
         self.assertEqual(self.left_in_queue(), 1)
-        self.accept_insertions()
+        self.accept_changes("federation_admin_audit")
         self.wait(8)
         self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
         self.assertEqual(self.row("a.example"), (0, 0, None, 7))
-
-    def refuse_insertions(self) -> None:
-        if self.is_postgres:
-            self.refuse_changes("federation_admin_audit")
-        else:
-            self.run_sql(
-                "CREATE TRIGGER refuse BEFORE INSERT ON federation_admin_audit "
-                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-            )
-
-    def accept_insertions(self) -> None:
-        on_table = " ON federation_admin_audit" if self.is_postgres else ""
-        self.run_sql(f"DROP TRIGGER refuse{on_table}")
 
     @property
     def bulk(self) -> module.BulkReconnect:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fleet import read_rows, write_failing
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
-from synapse_federation_admin.playground.processes import free_port
+from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
@@ -48,6 +48,7 @@ class Fault:
         certificate: What makes its TLS context; None: it speaks no TLS.
         repeats: Whether the end of the answer is sent again and again.
         says: What has to be in the message.
+        greets: Whether it begins to speak before it is asked anything.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Fault:
     certificate: str | None = "valid"
     repeats: bytes = b""
     says: str = ""
+    greets: bool = False
 
 
 HOSTILE = b'{"errcode": "M_\\u001b[31m\\n2026 forged", "error": "' + b"x" * 100_000
@@ -64,8 +66,14 @@ FAULTS: dict[str, Fault] = {
     "not yet valid": Fault("tls_not_yet_valid", certificate="early"),
     "wrong name": Fault("tls_wrong_name", certificate="wrong_name"),
     "other authority": Fault("tls_untrusted", certificate="other_authority"),
+    "self-signed": Fault("tls_untrusted", certificate="self_signed"),
     "incomplete chain": Fault("tls_untrusted", certificate="incomplete"),
     "no TLS": Fault("tls_failed", certificate=None),
+    "no TLS, greets": Fault(
+        "tls_failed", b"SSH-2.0-OpenSSH_9.2\r\n", certificate=None, greets=True
+    ),
+    # Synapse's client does not tell how far it has come.
+    "closes in the handshake": Fault("invalid_response", None, certificate=None),
     "401": Fault("rejected", http("401 Unauthorized", b"{}")),
     "403": Fault(
         "rejected",
@@ -106,6 +114,20 @@ FAULTS: dict[str, Fault] = {
         repeats=b'"x", ' * 1000,
     ),
     "hostile text": Fault("rejected", http("403 Forbidden", HOSTILE + b'"}')),
+    "hostile text, short": Fault(
+        "rejected",
+        http(
+            "403 Forbidden", b'{"errcode": "M_\\u001b[31m\\n2026", "error": "\\u2028x"}'
+        ),
+        says=r"HTTP 403 M_\x1b[31m\n2026 \u2028x",
+    ),
+    "hostile status": Fault("http_error", http("500 \x1b[31m\xff" + "x" * 9000, b"{}")),
+    "hostile redirect": Fault(
+        "http_error", http("302 Found", b"", b"Location: \x1b[31m\xff\r\n")
+    ),
+    "hostile content type": Fault(
+        "invalid_response", http("200 OK", b"{}", b"Content-Type: \x1b[31m\xff\r\n")
+    ),
 }
 
 
@@ -138,7 +160,8 @@ class FaultyServer:
         if self._context is not None:
             connection = self._context.wrap_socket(connection, server_side=True)
         with connection:
-            connection.recv(65536)
+            if not self._fault.greets:
+                connection.recv(65536)
             if self._fault.answer is None:
                 return
             connection.sendall(self._fault.answer)
@@ -173,7 +196,18 @@ def contexts(
         ),
         "other_authority": context(trustme.CA().issue_cert(ADDRESS)),
         "incomplete": incomplete,
+        "self_signed": self_signed(folder),
     }
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """Return a context whose certificate is its own authority."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "self.pem")
+    authority.private_key_pem.write_to_path(folder / "self.key")
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(folder / "self.pem", folder / "self.key")
+    return made
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -181,6 +215,40 @@ class Laboratory:
     synapse: SynapseServer
     client: MatrixClient
     names: dict[str, str]
+    hanging: dict[str, str]
+
+
+@contextmanager
+def hanging_servers(context: ssl.SSLContext) -> Iterator[dict[str, str]]:
+    """Run servers that never answer; yield their names, by where it hangs."""
+    with ExitStack() as stack:
+
+        def listen(backlog: int) -> tuple[socket.socket, str]:
+            server = stack.enter_context(
+                socket.create_server((ADDRESS, free_port(ADDRESS)), backlog=backlog)
+            )
+            return server, f"{ADDRESS}:{server.getsockname()[1]}"
+
+        # Linux takes one connection more than that, and then ignores who connects.
+        server, full = listen(0)
+        stack.enter_context(socket.create_connection(server.getsockname()))
+        # The kernel takes the connection, and nobody reads from it.
+        _, silent = listen(100)
+        server, mute = listen(100)
+
+        def shake_hands() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    stack.enter_context(
+                        context.wrap_socket(connection, server_side=True)
+                    )
+
+        thread = threading.Thread(target=shake_hands, daemon=True)
+        thread.start()
+        yield {"connect": full, "handshake": silent, "answer": mute}
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +269,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
             )
             stack.callback(server.close)
             names[what] = server.name
+        hanging = stack.enter_context(hanging_servers(made["valid"]))
         names.update(
             {
                 "refused": f"{ADDRESS}:{free_port(ADDRESS)}",
@@ -212,9 +281,10 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
         synapse = stack.enter_context(
             SynapseServer(folder / "synapse", certificates, extra_config=config)
         )
-        write_failing(synapse, names.values(), failing_since_ts=1_000_000)
+        known = [*names.values(), *hanging.values()]
+        write_failing(synapse, known, failing_since_ts=1_000_000)
         admin = synapse.create_user("admin", admin=True)
-        yield Laboratory(synapse, synapse.client(admin), names)
+        yield Laboratory(synapse, synapse.client(admin), names, hanging)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +317,10 @@ KINDS = {
 
 @pytest.mark.parametrize("what", KINDS)
 def test_kind(answers: dict[str, dict[str, Any]], what: str) -> None:
-    """The right kind, and a message that is one bounded line; the row is untouched."""
+    """In time, the right kind, and a message that is one bounded line of ASCII.
+
+    The row is untouched.
+    """
     answer = answers[what]
     assert answer["outcome"] == "still_failing", answer
     error = answer["contact"]["error"]
@@ -255,10 +328,30 @@ def test_kind(answers: dict[str, dict[str, Any]], what: str) -> None:
     message = error["message"]
     assert message.isascii()
     assert message.isprintable()
-    assert len(message) < 600
+    assert len(message) < 500
+    assert answer["contact"]["duration_ms"] < 10_000
     if what in FAULTS:
         assert FAULTS[what].says in message
     assert answer["before"] == answer["after"]
+
+
+def test_time_is_over(laboratory: Laboratory) -> None:
+    """What hangs is told by where it hangs, as soon as its time is over."""
+    client, hanging = laboratory.client, laboratory.hanging
+    before = read_rows(laboratory.synapse)
+    run = client.start_run(destinations=list(hanging.values()), timeout_ms=1000)
+    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 20)
+    assert read_rows(laboratory.synapse) == before
+    entries = client.audit(run_id=run["id"], action="reconnect")
+    contacts = {entry["destination"]: entry["details"]["contact"] for entry in entries}
+    kinds = {what: contacts[name]["error"]["kind"] for what, name in hanging.items()}
+    assert kinds == {
+        "connect": "connection_timeout",
+        "handshake": "response_timeout",
+        "answer": "response_timeout",
+    }
+    for contact in contacts.values():
+        assert 900 < contact["duration_ms"] < 10_000, contact
 
 
 def test_blocked_by_name_and_not_allowed(

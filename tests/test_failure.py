@@ -3,9 +3,11 @@
 
 import gc
 import json
+import re
 import sys
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import ParseError, RequestTransmissionFailed
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
+from synapse_federation_admin import failure as module
 from synapse_federation_admin.failure import (
     bounded,
     describe,
@@ -103,7 +106,59 @@ def test_kind(error: Exception, kind: str) -> None:
     assert found.kind.value == kind
     assert found.message.isascii()
     assert found.message.isprintable()
-    assert len(found.message) < 600
+    assert len(found.message) < 500
+
+
+# One of each type that the table knows.
+EXAMPLES: list[Exception] = [
+    WRONG_NAME,
+    SSL.Error([("", "", "wrong version number")]),
+    net.DNSLookupError("no results for hostname lookup: a"),
+    dns.DNSServerError(),
+    dns.AuthoritativeDomainError(),
+    dns.DNSQueryTimeoutError(1),
+    dns.ResolverError(),
+    net.ConnectionRefusedError(),
+    net.TimeoutError(),
+    net.TCPTimedOutError(),
+    net.ConnectingCancelledError(None),  # type: ignore[arg-type]
+    net.NoRouteError(),
+    CancelledError(),
+    DeferredTimeoutError(),
+    net.ConnectionDone(),
+    net.ConnectionLost(),
+    never(),
+    RequestTransmissionFailed([]),
+    BodyExceededMaxSize(),
+    ValueError(),
+    RuntimeError(),
+]
+
+
+def kind_in_table(error: Exception) -> FailureKind:
+    return next(kind for types, kind in module._KINDS if isinstance(error, types))
+
+
+def test_table() -> None:
+    """There is an example of each type in the table, and no type hides another."""
+    for types, kind in module._KINDS:
+        for type_ in types:
+            kinds = {kind_in_table(e) for e in EXAMPLES if isinstance(e, type_)}
+            assert kind in kinds, type_
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda x: type(x).__name__)
+def test_wrapped(example: Exception) -> None:
+    """Whatever Synapse's and Twisted's clients wrap it in, a cause has its kind."""
+    kind = kind_in_table(example)
+    for wrap in (never, lambda e: RequestTransmissionFailed([Failure(e)])):
+        for error in (example, wrap(example), wrap(never(example))):
+            assert failure_of(error).kind is kind
+            assert failure_of(sent(error)).kind is kind
+    # That a connection was lost is what comes of it, and not the cause.
+    lost = net.ConnectionLost()
+    for reasons in ((lost, example), (example, lost)):
+        assert failure_of(sent(never(*reasons))).kind is kind
 
 
 def test_blocked_name() -> None:
@@ -146,6 +201,20 @@ def test_another_process(error: Exception, kind: str) -> None:
     assert "another process" in found.message
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda x: type(x).__name__)
+def test_another_process_with_stack(example: Exception) -> None:
+    """So has each type of the table, where the text has a stack in it, too."""
+    kind = kind_in_table(example)
+    for error in (example, never(example), never(net.ConnectionLost(), example)):
+        try:
+            raise error
+        except Exception:
+            text = f"ProxyResource: Error when proxying request: GET a -> {Failure()}"
+        assert __file__ in text
+        body = json.dumps({"errcode": "M_UNKNOWN", "err": text}).encode()
+        assert failure_of(sent(http(502, body))).kind is kind, text
+
+
 def test_hostile_text() -> None:
     """What a remote server says is shown as one bounded line of printable ASCII."""
     body = json.dumps({"errcode": "M_\n\x1b[31m\u2028", "error": "x" * 10_000})
@@ -170,6 +239,18 @@ def test_sentences() -> None:
     kinds = {kind for _, kind in CAUSES} | {"invalid_name"}
     for kind in kinds:
         assert len(describe(FailureKind(kind)).message) > 15
+
+
+def test_documented() -> None:
+    """Every kind that can occur has its sentence, and its line in docs/api.md."""
+    text = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    section = text.split("### Why a contact fails")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert documented[0] == "kind"
+    occurring = {kind.value for kind in module._SENTENCES}
+    assert sorted(documented[1:]) == sorted(occurring)
+    assert {kind for _, kind in CAUSES} <= occurring
 
 
 def raised(error: Exception) -> tuple[Exception, Iterable[Any]]:

@@ -255,20 +255,7 @@ class OneTestCase(ForgetTestCase):
         """If the database fails in the middle, everything is left."""
         self.add_everything(DEAD)
         # The last one, after all the others.
-        if self.is_postgres:
-            self.run_sql(
-                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
-                "AS $$ BEGIN RAISE 'disk full'; END $$"
-            )
-            self.run_sql(
-                "CREATE TRIGGER refuse BEFORE DELETE ON destinations "
-                "FOR EACH ROW EXECUTE FUNCTION refuse()"
-            )
-        else:
-            self.run_sql(
-                "CREATE TRIGGER refuse BEFORE DELETE ON destinations "
-                "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-            )
+        self.refuse_changes("destinations", "DELETE")
         channel = self.forget(dry_run=False, drop_to_device=True)
         self.assertEqual(channel.code, 500)
         self.assertEqual(self.left(DEAD), self.everything())

@@ -114,8 +114,7 @@ class AnswersTestCase(ResetTestCase):
                 {"errcode": "M_UNKNOWN", "error": "Internal server error"},
             )
             self.assertEqual(self.row(), (1000, 2000, 500, 7))
-            on = f" ON {table}" if self.is_postgres else ""
-            self.run_sql(f"DROP TRIGGER refuse{on}")
+            self.accept_changes(table)
 
     def test_cleared_by_hand(self) -> None:
         """Where only Synapse's cache still says that it is failing, a reset is one."""
