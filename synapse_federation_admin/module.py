@@ -28,11 +28,13 @@ class FederationAdmin:
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.homeserver import Homeserver
+        from synapse_federation_admin.repair.attempts import Attempts
         from synapse_federation_admin.repair.audit import Audit
         from synapse_federation_admin.repair.bulk import BulkReconnect
         from synapse_federation_admin.repair.clamp import Clamp
         from synapse_federation_admin.repair.follow_up import FollowUp
         from synapse_federation_admin.repair.forget import Forget
+        from synapse_federation_admin.repair.housekeeping import Housekeeping
         from synapse_federation_admin.repair.reconnect import Reconnect
         from synapse_federation_admin.repair.reset import ConnectionReset
         from synapse_federation_admin.repair.runs import RunStore
@@ -45,15 +47,18 @@ class FederationAdmin:
         backlog = BacklogStore(homeserver)
         indexes = DestinationIndexes(homeserver, config.indexes)
         tables = Tables(homeserver)
-        audit = Audit(homeserver, tables, keep_for_ms=config.audit_keep_for_ms)
+        audit = Audit(homeserver, tables)
+        housekeeping = Housekeeping(
+            homeserver, tables, keep_for_ms=config.audit_keep_for_ms
+        )
         wake = Wake(homeserver)
         follow_up = FollowUp(
             homeserver, wake, contact_timeout_ms=config.contact_timeout_ms
         )
         reader = DestinationReader(homeserver)
-        runs = RunStore(homeserver, audit, keep_for_ms=config.audit_keep_for_ms)
+        runs = RunStore(homeserver, audit)
         reach = ReachStore(homeserver)
-        bulk = BulkReconnect(homeserver, runs, reader, wake)
+        bulk = BulkReconnect(homeserver, runs, destinations, reader, wake, housekeeping)
         mount(
             Services(
                 homeserver=homeserver,
@@ -68,18 +73,24 @@ class FederationAdmin:
                     config, homeserver, destinations, audit, wake, follow_up
                 ),
                 reconnect=Reconnect(
-                    homeserver, destinations, backlog, audit, wake, follow_up
+                    homeserver,
+                    destinations,
+                    backlog,
+                    Attempts(homeserver, tables),
+                    audit,
+                    wake,
+                    follow_up,
                 ),
                 audit=audit,
                 runs=runs,
                 bulk=bulk,
                 bulk_max_per_second=config.bulk_max_per_second,
                 clamp=Clamp(homeserver, audit),
-                forget=Forget(homeserver, destinations, reader, backlog, reach, audit),
+                forget=Forget(homeserver, reader, backlog, reach, audit),
             )
         )
         indexes.start()
-        audit.start()
+        housekeeping.start()
         bulk.start()
 
     @staticmethod

@@ -20,7 +20,9 @@ from synapse_federation_admin.models import (
     Direction,
 )
 from synapse_federation_admin.repair import audit as module
+from synapse_federation_admin.repair import housekeeping
 from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.tables import Tables
 
 DAY_MS = 86_400_000
@@ -32,8 +34,10 @@ class AuditTestCase(ProbeTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.homeserver = Homeserver(self.hs.get_module_api())
-        self.log = Audit(
-            self.homeserver, Tables(self.homeserver), keep_for_ms=10 * DAY_MS
+        tables = Tables(self.homeserver)
+        self.log = Audit(self.homeserver, tables)
+        self.housekeeping = Housekeeping(
+            self.homeserver, tables, keep_for_ms=10 * DAY_MS
         )
 
     def write(self, **values: Any) -> AuditEntry:
@@ -325,8 +329,8 @@ class KeepTestCase(AuditTestCase):
         kept = [
             self.write(ts=now_ms - age).entry_id for age in (10 * DAY_MS, DAY_MS, 0)
         ]
-        with mock.patch.object(module, "_DELETED_AT_ONCE", 3):
-            self.get_success(self.log.prune())
+        with mock.patch.object(housekeeping, "_DELETED_AT_ONCE", 3):
+            self.get_success(self.housekeeping.prune())
         self.assertEqual(set(self.outcomes()), set(kept))
 
     def test_never_ends(self) -> None:
@@ -338,7 +342,7 @@ class KeepTestCase(AuditTestCase):
         run = self.write(
             ts=now_ms - 2 * DAY_MS, outcome="pending", action=AuditAction.BULK_RECONNECT
         )
-        self.get_success(self.log.prune())
+        self.get_success(self.housekeeping.prune())
         self.assertEqual(
             self.outcomes(),
             {
@@ -354,7 +358,7 @@ class KeepTestCase(AuditTestCase):
         other = self.write(outcome="pending", instance="worker1")
         ended = self.write(outcome="connected")
         self.reactor.advance(1)
-        self.get_success(self.log._interrupt_own(self.clock.time_msec()))
+        self.get_success(self.housekeeping.interrupt_own(self.clock.time_msec()))
         self.assertEqual(
             self.outcomes(),
             {
@@ -382,7 +386,7 @@ class KeepTestCase(AuditTestCase):
         self.reactor.advance(1)
         failing = mock.Mock(side_effect=OSError("no database"))
         with mock.patch.object(self.homeserver, "run_db_interaction", failing):
-            self.log.start()
+            self.housekeeping.start()
             self.pump(0.05)
         self.assertGreaterEqual(failing.call_count, 1)
         self.assertEqual(self.outcomes()[own.entry_id], "pending")

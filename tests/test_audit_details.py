@@ -14,6 +14,7 @@ from test_audit import ADMIN, OTHER
 
 from synapse_federation_admin.models import AuditAction
 from synapse_federation_admin.repair import audit as module
+from synapse_federation_admin.repair import housekeeping
 
 
 @pytest.mark.database
@@ -120,13 +121,13 @@ class DetailsTestCase(of_audit.AuditTestCase):
         """What this process does not do by itself, a bulk run, is not interrupted."""
         self.write(outcome="pending", action=AuditAction.BULK_RECONNECT)
         self.reactor.advance(1)
-        self.get_success(self.log._interrupt_own(self.clock.time_msec()))
+        self.get_success(self.housekeeping.interrupt_own(self.clock.time_msec()))
         self.assertEqual([e["outcome"] for e in self.audit()], ["pending"])
 
     def test_began_meanwhile(self) -> None:
         """What begins when the process starts is not taken for what it left."""
         entry = self.write(outcome="pending")
-        self.get_success(self.log._interrupt_own(entry.ts))
+        self.get_success(self.housekeeping.interrupt_own(entry.ts))
         self.assertEqual([e["outcome"] for e in self.audit()], ["pending"])
 
     def test_end_is_logged_once(self) -> None:
@@ -173,13 +174,14 @@ class DetailsTestCase(of_audit.AuditTestCase):
 
         async def spy(desc: str, func: Any) -> Any:
             result = await run(desc, func)
-            if desc == "federation_admin_prune_audit":
+            if desc == "federation_admin_prune":
                 deleted.append(result)
             return result
 
         with (
-            mock.patch.object(module, "_DELETED_AT_ONCE", 3),
+            mock.patch.object(housekeeping, "_DELETED_AT_ONCE", 3),
             mock.patch.object(self.homeserver, "run_db_interaction", spy),
         ):
-            self.get_success(self.log.prune())
-        self.assertEqual(deleted, [3, 3, 1])
+            self.get_success(self.housekeeping.prune())
+        # No other table has anything to delete.
+        self.assertEqual(deleted, [3, 3, 1, 0, 0, 0])

@@ -181,10 +181,16 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
 
 def test_list_is_the_same_everywhere(cluster: Cluster) -> None:
     """Main and worker give the same list."""
-    first, second = (
-        cluster.synapse.client(cluster.admin, process).destinations()
-        for process in PROCESSES
+    main, worker = (
+        cluster.synapse.client(cluster.admin, process) for process in PROCESSES
     )
+
+    def read() -> tuple[Any, Any] | None:
+        first, second = main.destinations(), worker.destinations()
+        # Rows change while senders try what is failing.
+        return (first, second) if main.destinations() == first else None
+
+    first, second = wait_until(read, "a list that stays", 10)
     assert first == second
     assert first["total"] >= 4
 

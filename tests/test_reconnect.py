@@ -11,6 +11,7 @@ from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 from twisted.internet import error
 
 from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.repair import attempts
 from synapse_federation_admin.repair import reconnect as module
 from synapse_federation_admin.repair.audit import Audit
 from synapse_federation_admin.repair.contact import MAX_CONTACTS
@@ -427,7 +428,7 @@ class OtherProcessesTestCase(ReconnectTestCase):
                 )
             )
         self.assertIsNotNone(row[0])
-        result = module._from_json(row[1])
+        result = attempts.from_json(row[1])
         self.assertEqual(result.contact.failure.kind.value, "connection_refused")
         self.assertEqual(result.before.failure_ts, 500)
 

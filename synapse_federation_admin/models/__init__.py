@@ -40,7 +40,7 @@ from synapse_federation_admin.models.failure import (
     FailureKind,
 )
 from synapse_federation_admin.models.removal import (
-    Clamped,
+    ForgetOptions,
     Forgotten,
     ManyForgotten,
     Waiting,
@@ -57,9 +57,12 @@ from synapse_federation_admin.models.runs import (
     RunCriteria,
     RunError,
     RunErrors,
+    RunOrder,
     RunOutcome,
+    RunPreview,
     RunResult,
     RunStatus,
+    SortedNames,
 )
 
 __all__ = [
@@ -74,7 +77,6 @@ __all__ = [
     "Backlog",
     "BacklogSummary",
     "BacklogTotals",
-    "Clamped",
     "Contact",
     "Counts",
     "Destination",
@@ -86,6 +88,7 @@ __all__ = [
     "Failure",
     "FailureAge",
     "FailureKind",
+    "ForgetOptions",
     "Forgotten",
     "IndexState",
     "ManyForgotten",
@@ -99,10 +102,13 @@ __all__ = [
     "RunCriteria",
     "RunError",
     "RunErrors",
+    "RunOrder",
     "RunOutcome",
+    "RunPreview",
     "RunResult",
     "RunStatus",
     "Sort",
+    "SortedNames",
     "Summary",
     "Told",
     "Unlisted",

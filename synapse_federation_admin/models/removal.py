@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes of shortening backoffs, and of forgetting destinations."""
+"""Forgetting destinations: how, and what comes of it."""
 
 import attr
 
+from synapse_federation_admin.models.audit import Actor
 from synapse_federation_admin.models.destinations import Destination
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Clamped:
-    """What came of shortening backoffs.
+class ForgetOptions:
+    """How destinations are to be forgotten.
 
     Attributes:
-        matched: How many destinations had a longer one.
-        changed: How many have a shorter one now.
+        actor: Who asks for it.
+        dry_run: Tell what would come of it, and change nothing.
+        drop_to_device: Delete the to-device messages that wait as well.
+        reason: Why, for the audit.
     """
 
-    matched: int
-    changed: int
+    actor: Actor
+    dry_run: bool
+    drop_to_device: bool
+    reason: str | None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bulk runs: many destinations reconnected, one after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import attr
@@ -50,6 +50,55 @@ class RunCriteria:
 
     wanted: DestinationFilter | None = None
     listed: int = 0
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RunOrder:
+    """What a bulk run is asked for.
+
+    Attributes:
+        criteria: Which destinations it is for.
+        names: Their names, if that is a list; else empty.
+        actor: Who asks for it.
+        reason: Why, as he says.
+        per_second: How many contacts to begin per second.
+        timeout_ms: How long a destination has to answer.
+    """
+
+    criteria: RunCriteria
+    names: Sequence[str]
+    actor: Actor
+    reason: str | None
+    per_second: float
+    timeout_ms: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RunPreview:
+    """What a bulk run would be for.
+
+    Attributes:
+        matched: How many destinations.
+        sample: The names of some.
+    """
+
+    matched: int
+    sample: Sequence[str]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SortedNames:
+    """The names of a list, each once, by whether they can be contacted.
+
+    Attributes:
+        usable: Those that can.
+        unknown: Those that Synapse has no row for.
+        invalid: Those that are no valid server names.
+    """
+
+    usable: Sequence[str]
+    unknown: Sequence[str]
+    invalid: Sequence[str]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

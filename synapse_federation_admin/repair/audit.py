@@ -13,7 +13,6 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
     AUDIT_FAILED,
-    AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     Actor,
     AuditAction,
@@ -30,20 +29,8 @@ _COLUMNS = (
     "reason, run_id, ended_ts, details"
 )
 
-# How many entries one transaction looks at or deletes.
+# How many entries one transaction looks at.
 _WINDOW = 5000
-_DELETED_AT_ONCE = 500
-
-# How long to wait if the database cannot be used at the start.
-_INTERRUPT_AGAIN_MS = 10_000
-
-# How often to look for entries that have been kept for long enough.
-_PRUNE_EVERY_MS = 3_600_000
-_FIRST_PRUNE_MS = 60_000
-
-# What is pending for longer will never end: its process is gone. A bulk run may take
-# as long as it wants.
-_LONGEST_PENDING_MS = 86_400_000
 
 # What may take long is in the log when it begins, too.
 _LOGGED_TWICE = frozenset(
@@ -61,16 +48,9 @@ class Audit:
     An entry is in the log when it has ended, once its transaction is committed.
     """
 
-    def __init__(
-        self, homeserver: Homeserver, tables: Tables, *, keep_for_ms: int
-    ) -> None:
+    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
         self._tables = tables
-        self._keep_for_ms = keep_for_ms
-
-    def start(self) -> None:
-        """Make an end of what this process has left, and begin to prune."""
-        self._homeserver.run_in_background("federation_admin_audit", self._clean_up)
 
     async def ready(self) -> None:
         """Return when the table is there. Raises what the database raises."""
@@ -223,87 +203,6 @@ class Audit:
             found += entries
             is_more = begin is not None
         return found
-
-    async def _clean_up(self) -> None:
-        started_ts = self._homeserver.now_ms()
-        while not await self._interrupt_own(started_ts):
-            await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
-        if not self._homeserver.runs_background_tasks:
-            return
-        await self._homeserver.sleep_ms(_FIRST_PRUNE_MS)
-        while True:
-            try:
-                await self.prune()
-            except Exception as e:
-                logger.warning("Cannot prune the audit: %s", e)
-            await self._homeserver.sleep_ms(_PRUNE_EVERY_MS)
-
-    async def _interrupt_own(self, started_ts: int) -> bool:
-        """Make an end of what this process was doing when it ended, if it was.
-
-        Args:
-            started_ts: When it has started again.
-
-        Returns:
-            Whether that has worked.
-        """
-        own = (self._homeserver.instance_name, started_ts)
-
-        def interrupt_own_txn(txn: LoggingTransaction) -> None:
-            _interrupt_txn(txn, "instance = ? AND ts < ?", own, started_ts)
-            # Nobody shall wait for it.
-            txn.execute(
-                "DELETE FROM federation_admin_attempts "
-                "WHERE instance = ? AND started_ts < ? AND ended_ts IS NULL",
-                own,
-            )
-
-        try:
-            await self.ready()
-            await self._homeserver.run_db_interaction(
-                "federation_admin_audit", interrupt_own_txn
-            )
-        except Exception as e:
-            logger.warning("Cannot use the audit's table yet: %s", e)
-            return False
-        return True
-
-    async def prune(self) -> None:
-        """Delete entries that have been kept for long enough, in small pieces."""
-        await self.ready()
-        now_ts = self._homeserver.now_ms()
-        await self._homeserver.run_db_interaction(
-            "federation_admin_audit",
-            lambda txn: _interrupt_txn(
-                txn, "ts < ?", (now_ts - _LONGEST_PENDING_MS,), now_ts
-            ),
-        )
-        deleted = _DELETED_AT_ONCE
-        while deleted == _DELETED_AT_ONCE:
-
-            def delete_txn(txn: LoggingTransaction) -> int:
-                txn.execute(
-                    "DELETE FROM federation_admin_audit WHERE entry_id IN ("
-                    "SELECT entry_id FROM federation_admin_audit WHERE ts < ? "
-                    "ORDER BY ts LIMIT ?)",
-                    (now_ts - self._keep_for_ms, _DELETED_AT_ONCE),
-                )
-                return txn.rowcount
-
-            deleted = await self._homeserver.run_db_interaction(
-                "federation_admin_prune_audit", delete_txn
-            )
-
-
-def _interrupt_txn(
-    txn: LoggingTransaction, which: str, args: tuple[str | int, ...], now_ts: int
-) -> None:
-    # The literal is that of the index.
-    txn.execute(
-        "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
-        f"WHERE outcome = 'pending' AND action <> ? AND {which}",
-        (AUDIT_INTERRUPTED, now_ts, AuditAction.BULK_RECONNECT.value, *args),
-    )
 
 
 def _read_window(

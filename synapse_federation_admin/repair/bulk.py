@@ -10,7 +10,7 @@ import gc
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from itertools import islice
 from typing import TypeVar
@@ -18,19 +18,22 @@ from typing import TypeVar
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
-    Actor,
     Position,
     Queued,
     Run,
-    RunCriteria,
+    RunOrder,
     RunOutcome,
+    RunPreview,
     RunResult,
     RunStatus,
     Sort,
+    SortedNames,
 )
 from synapse_federation_admin.repair.contact import probe
+from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.repair.pace import Pace, Rate
 from synapse_federation_admin.repair.runs import RunStore
 from synapse_federation_admin.repair.wake import Wake
@@ -49,6 +52,10 @@ MAX_IN_FLIGHT = 400
 # one transaction.
 _PREPARED_AT_ONCE = 200
 _RECORDED_AT_ONCE = 100
+
+# How many names of a list are looked up in one transaction, and how many a preview has.
+_SORTED_AT_ONCE = 500
+_SAMPLE = 10
 
 # Results that are still to be written: with so many no contact is begun.
 _MAX_ENDED = 500
@@ -88,7 +95,6 @@ _LONGEST_RETRY_MS = 5000
 # How often to look for a run that nobody works on: the first time soon after the start.
 _FIRST_WATCH_MS = 1000
 _WATCH_EVERY_MS = 15_000
-_SWEEP_EVERY = 240
 
 
 class BulkReconnect:
@@ -98,13 +104,17 @@ class BulkReconnect:
         self,
         homeserver: Homeserver,
         runs: RunStore,
+        destinations: DestinationStore,
         reader: DestinationReader,
         wake: Wake,
+        housekeeping: Housekeeping,
     ) -> None:
         self._homeserver = homeserver
         self._runs = runs
+        self._destinations = destinations
         self._reader = reader
         self._wake = wake
+        self._housekeeping = housekeeping
         # Those that this process works on.
         self._working: set[str] = set()
         homeserver.register_task(_ACTION, self._work)
@@ -114,30 +124,38 @@ class BulkReconnect:
         if self._homeserver.runs_background_tasks:
             self._homeserver.run_in_background("federation_admin_runs", self._watch)
 
-    async def create(
-        self,
-        criteria: RunCriteria,
-        names: Sequence[str],
-        actor: Actor,
-        *,
-        reason: str | None,
-        per_second: float,
-        timeout_ms: int,
-    ) -> tuple[Run, bool]:
+    async def sort_out(self, names: Iterable[str]) -> SortedNames:
+        """Sort the names of a list by whether they can be contacted."""
+        usable: list[str] = []
+        unknown: list[str] = []
+        invalid: list[str] = []
+        names = list(dict.fromkeys(names))
+        for begin in range(0, len(names), _SORTED_AT_ONCE):
+            piece = names[begin : begin + _SORTED_AT_ONCE]
+            valid = [name for name in piece if self._homeserver.is_server_name(name)]
+            known = await self._destinations.known(valid)
+            usable += [name for name in valid if name in known]
+            unknown += [name for name in valid if name not in known]
+            invalid += set(piece).difference(valid)
+        return SortedNames(usable, unknown, sorted(invalid))
+
+    async def preview(self, order: RunOrder) -> RunPreview:
+        """Tell what a run would be for; nothing is changed."""
+        wanted = order.criteria.wanted
+        if wanted is None:
+            return RunPreview(len(order.names), order.names[:_SAMPLE])
+        rows = await self._reader.read(wanted, Sort(), None, _SAMPLE)
+        count = await self._reader.count(wanted)
+        return RunPreview(count, [row.destination for row in rows])
+
+    async def create(self, order: RunOrder) -> tuple[Run, bool]:
         """Make a run and have it begun, if there is none that has not ended.
 
         Returns:
             The run, and True; or the run that there is, and False. Raises what the
             database raises.
         """
-        run, created = await self._runs.create(
-            criteria,
-            names,
-            actor,
-            reason=reason,
-            per_second=per_second,
-            timeout_ms=timeout_ms,
-        )
+        run, created = await self._runs.create(order)
         if created:
             try:
                 await self._homeserver.schedule_task(_ACTION, run.run_id)
@@ -153,7 +171,6 @@ class BulkReconnect:
         by; and a process may have been killed between making a run and scheduling it.
         """
         await self._homeserver.sleep_ms(_FIRST_WATCH_MS)
-        looks = 0
         while True:
             try:
                 run = await self._runs.active()
@@ -162,9 +179,6 @@ class BulkReconnect:
                         self._homeserver.launch_tasks()
                     else:
                         await self._homeserver.schedule_task(_ACTION, run.run_id)
-                if looks % _SWEEP_EVERY == 0:
-                    await self._runs.sweep()
-                looks += 1
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -192,7 +206,7 @@ class BulkReconnect:
                     run,
                     runner,
                 ).work()
-                await _persist(self._homeserver, self._runs.sweep)
+                await _persist(self._homeserver, self._housekeeping.clear_queue)
         finally:
             self._working.discard(run_id)
 

@@ -12,7 +12,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.destinations import statements
 from synapse_federation_admin.destinations.query import FAILING, Sql, where
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Actor, AuditAction, Clamped, Direction
+from synapse_federation_admin.models import Actor, AuditAction, Direction
 from synapse_federation_admin.repair.audit import Audit
 
 # How many rows next to each other by name one transaction looks at, and may change.
@@ -36,9 +36,7 @@ class Clamp:
         await self._walk(longest_ms, counts, change=False)
         return sum(counts)
 
-    async def clamp(
-        self, longest_ms: int, actor: Actor, *, reason: str | None
-    ) -> Clamped:
+    async def clamp(self, longest_ms: int, actor: Actor, *, reason: str | None) -> int:
         """Shorten every longer backoff, and have every process know.
 
         It goes on to its end, even if nobody waits for it any more.
@@ -49,16 +47,14 @@ class Clamp:
             reason: Why, for the audit.
 
         Returns:
-            What came of it. Raises what the database raises; what has been shortened by
-            then stays so.
+            How many have been shortened. Raises what the database raises; what has been
+            shortened by then stays so.
         """
         return await self._homeserver.begin(
             "federation_admin_clamp", partial(self._clamp, longest_ms, actor, reason)
         ).wait()
 
-    async def _clamp(
-        self, longest_ms: int, actor: Actor, reason: str | None
-    ) -> Clamped:
+    async def _clamp(self, longest_ms: int, actor: Actor, reason: str | None) -> int:
         async with self._lock(""):
             entry = self._audit.entry(
                 AuditAction.CLAMP,
@@ -77,7 +73,7 @@ class Clamp:
             await self._audit.end(
                 self._audit.ended(entry, "done", {"changed": changed})
             )
-            return Clamped(matched=changed, changed=changed)
+            return changed
 
     async def _walk(self, longest_ms: int, counts: list[int], *, change: bool) -> None:
         """Look at all destinations, some at a time.

@@ -7,8 +7,10 @@ What a server has sent to us stays.
 
 A destination with which a user of ours shares a room is not forgotten: Synapse would
 send to it again with the next event, and it would miss what was queued. Where none is
-shared, neither side follows the other's device lists: so it loses nothing by the loss
-of `device_lists_outbound_last_success`, which tells it what it has missed.
+shared, neither side follows the other's device lists. The rows in
+`device_lists_outbound_last_success` go with the updates that wait: with them, the next
+update would refer to one that the server may have, and it would not notice what it has
+missed; without them, it asks anew.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,22 +24,21 @@ from synapse_federation_admin.destinations import query as sql
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.reach import ReachStore
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
-    Actor,
     AuditAction,
     AuditEntry,
     Backlog,
     Destination,
     DestinationFilter,
+    ForgetOptions,
     Forgotten,
     ManyForgotten,
     Sort,
     Waiting,
 )
 from synapse_federation_admin.repair.audit import Audit
-from synapse_federation_admin.repair.runs import shown_filter
+from synapse_federation_admin.repair.criteria import shown_filter
 
 # Tables with what refers to a destination, in the order in which it is deleted: one of
 # them is bound to `destinations` by a foreign key. Not every Synapse has all of them.
@@ -84,14 +85,12 @@ class Forget:
     def __init__(
         self,
         homeserver: Homeserver,
-        destinations: DestinationStore,
         reader: DestinationReader,
         backlog: BacklogStore,
         reach: ReachStore,
         audit: Audit,
     ) -> None:
         self._homeserver = homeserver
-        self._destinations = destinations
         self._reader = reader
         self._backlog = backlog
         self._reach = reach
@@ -99,23 +98,12 @@ class Forget:
         self._lock = homeserver.linearizer("federation_admin_forget")
         self._tables: tuple[str, ...] | None = None
 
-    async def forget(
-        self,
-        name: str,
-        actor: Actor,
-        *,
-        dry_run: bool,
-        drop_to_device: bool,
-        reason: str | None,
-    ) -> Forgotten | None:
+    async def forget(self, name: str, options: ForgetOptions) -> Forgotten | None:
         """Forget one destination, unless users of ours share a room with it.
 
         Args:
             name: Its exact name.
-            actor: Who asks for it.
-            dry_run: Tell what would come of it, and change nothing.
-            drop_to_device: Delete the to-device messages that wait for it as well.
-            reason: Why, for the audit.
+            options: How.
 
         Returns:
             What came of it; None if Synapse knows nothing of this destination. Raises
@@ -124,75 +112,60 @@ class Forget:
         if not sql.can_be_stored(name):
             return None
         seen = (await self._look([name]))[name]
-        row = await self._destinations.get(name)
         backlog = (await self._backlog.of([name]))[name]
-        if row is None and backlog.is_empty:
+        if seen.row is None and backlog.is_empty:
             return None
         shared_rooms = (await self._reach.of(name)).shared_rooms
-        lost, kept = _losses([backlog], drop_to_device)
+        lost, kept = _losses([backlog], options)
         found = Forgotten(
-            destination=row or Destination(name, None, None, None, None),
+            destination=seen.row or Destination(name, None, None, None, None),
             lost=lost,
             kept=kept,
             shared_rooms=shared_rooms,
             refused=_refusal(shared_rooms),
         )
-        if dry_run or found.refused:
+        if options.dry_run or found.refused:
             return found
-        entry = self._entry(found.destination, actor, reason, backlog, drop_to_device)
-        deleted = await self._delete({name: seen}, [entry], drop_to_device)
+        entry = self._entry(name, seen, backlog, options)
+        deleted = await self._delete({name: seen}, [entry], options)
         if not deleted:
             return attr.evolve(found, refused=_CHANGED, changed=True)
         return attr.evolve(found, forgotten=True)
 
     async def forget_many(
-        self,
-        wanted: DestinationFilter,
-        actor: Actor,
-        *,
-        dry_run: bool,
-        drop_to_device: bool,
-        reason: str | None,
+        self, wanted: DestinationFilter, options: ForgetOptions
     ) -> ManyForgotten:
         """Forget what a filter keeps, but for what shares rooms with users of ours.
 
         It goes on to its end, even if nobody waits for it any more.
 
-        Args:
-            wanted: The filter.
-            actor: Who asks for it.
-            dry_run: Tell what would come of it, and change nothing.
-            drop_to_device: Delete the to-device messages that wait as well.
-            reason: Why, for the audit.
-
         Returns:
             What came of it. Raises what the database raises; what has been forgotten by
             then stays so.
         """
-        forget = partial(
-            self._forget_many, wanted, actor, dry_run, drop_to_device, reason
-        )
-        return await self._homeserver.begin("federation_admin_forget", forget).wait()
+        return await self._homeserver.begin(
+            "federation_admin_forget", partial(self._forget_many, wanted, options)
+        ).wait()
 
     async def _forget_many(
-        self,
-        wanted: DestinationFilter,
-        actor: Actor,
-        dry_run: bool,
-        drop_to_device: bool,
-        reason: str | None,
+        self, wanted: DestinationFilter, options: ForgetOptions
     ) -> ManyForgotten:
-        if dry_run:
-            return await self._forget_all(wanted, None, drop_to_device)
+        if options.dry_run:
+            return await self._forget_all(wanted, options, None)
         async with self._lock(""):
-            details = {"filter": shown_filter(wanted), "drop_to_device": drop_to_device}
             entry = self._audit.entry(
-                AuditAction.BULK_FORGET, actor, reason=reason, details=details
+                AuditAction.BULK_FORGET,
+                options.actor,
+                reason=options.reason,
+                details={
+                    "filter": shown_filter(wanted),
+                    "drop_to_device": options.drop_to_device,
+                },
             )
             entry = attr.evolve(entry, run_id=entry.entry_id)
             await self._audit.insert(entry)
             try:
-                found = await self._forget_all(wanted, entry, drop_to_device)
+                found = await self._forget_all(wanted, options, entry.entry_id)
             except Exception:
                 await self._audit.end_as_failed(entry)
                 raise
@@ -208,26 +181,25 @@ class Forget:
     async def _forget_all(
         self,
         wanted: DestinationFilter,
-        run: AuditEntry | None,
-        drop_to_device: bool,
+        options: ForgetOptions,
+        run_id: str | None,
     ) -> ManyForgotten:
-        """Forget what a filter keeps; without an entry of the audit only look."""
-        total = ManyForgotten(run_id=run.run_id if run else None)
+        """Forget what a filter keeps."""
+        total = ManyForgotten(run_id=run_id)
         names: list[str] = []
         async with aclosing(self._reader.pieces(wanted, Sort(), None)) as pieces:
             async for rows in pieces:
                 names += [row.destination for row in rows]
                 if len(names) >= _CANDIDATES:
-                    total = await self._forget_these(total, names, run, drop_to_device)
+                    total = await self._forget_these(total, names, options)
                     names = []
-        return await self._forget_these(total, names, run, drop_to_device)
+        return await self._forget_these(total, names, options)
 
     async def _forget_these(
         self,
         total: ManyForgotten,
         names: Sequence[str],
-        run: AuditEntry | None,
-        drop_to_device: bool,
+        options: ForgetOptions,
     ) -> ManyForgotten:
         seen: dict[str, _Seen] = {}
         for piece in _pieces(names, _LOOKED_AT_ONCE):
@@ -236,23 +208,16 @@ class Forget:
         for piece in _pieces([n for n in names if n not in shared], _DELETED_AT_ONCE):
             backlogs = await self._backlog.of(piece)
             forgotten = set(piece)
-            if run is not None:
+            if not options.dry_run:
                 entries = [
-                    self._entry(
-                        seen[name].row or Destination(name, None, None, None, None),
-                        run.actor,
-                        run.reason,
-                        backlogs[name],
-                        drop_to_device,
-                        run_id=run.run_id,
-                    )
+                    self._entry(name, seen[name], backlogs[name], options, total.run_id)
                     for name in piece
                 ]
                 forgotten = await self._delete(
-                    {name: seen[name] for name in piece}, entries, drop_to_device
+                    {name: seen[name] for name in piece}, entries, options
                 )
                 await self._homeserver.sleep_ms(_PAUSE_MS)
-            lost, kept = _losses([backlogs[name] for name in forgotten], drop_to_device)
+            lost, kept = _losses([backlogs[name] for name in forgotten], options)
             total = attr.evolve(
                 total,
                 forgotten=total.forgotten + len(forgotten),
@@ -278,14 +243,14 @@ class Forget:
         self,
         seen: Mapping[str, _Seen],
         entries: Sequence[AuditEntry],
-        drop_to_device: bool,
+        options: ForgetOptions,
     ) -> set[str]:
         """Delete destinations in one transaction, with their entries in the audit.
 
         Args:
             seen: What was there of each when it was looked for shared rooms.
             entries: What to write of each that is deleted.
-            drop_to_device: Delete to-device messages as well.
+            options: How.
 
         Returns:
             Those that were deleted: whose rows are as they were seen.
@@ -296,7 +261,7 @@ class Forget:
                 "federation_admin_forget",
                 partial(_tables_txn, on_postgres=self._homeserver.is_postgres),
             )
-        children = (*self._tables, *([_TO_DEVICE] if drop_to_device else []))
+        children = (*self._tables, *([_TO_DEVICE] if options.drop_to_device else []))
 
         def delete_txn(txn: LoggingTransaction) -> set[str]:
             now = _look_txn(txn, list(seen))
@@ -326,29 +291,27 @@ class Forget:
                 return set()
         deleted: set[str] = set()
         for name, was in seen.items():
-            deleted |= await self._delete({name: was}, entries, drop_to_device)
+            deleted |= await self._delete({name: was}, entries, options)
         return deleted
 
     def _entry(
         self,
-        row: Destination,
-        actor: Actor,
-        reason: str | None,
+        name: str,
+        seen: _Seen,
         backlog: Backlog,
-        drop_to_device: bool,
-        *,
+        options: ForgetOptions,
         run_id: str | None = None,
     ) -> AuditEntry:
-        lost, kept = _losses([backlog], drop_to_device)
+        lost, kept = _losses([backlog], options)
         return self._audit.entry(
             AuditAction.FORGET,
-            actor,
-            destination=row.destination,
-            reason=reason,
+            options.actor,
+            destination=name,
+            reason=options.reason,
             run_id=run_id,
             outcome="forgotten",
             details={
-                "failure_ts": row.failure_ts,
+                "failure_ts": seen.row.failure_ts if seen.row else None,
                 "lost": attr.asdict(lost),
                 "kept": {"to_device_messages": kept},
             },
@@ -365,15 +328,15 @@ def _refusal(shared_rooms: int) -> str | None:
     )
 
 
-def _losses(backlogs: Sequence[Backlog], drop_to_device: bool) -> tuple[Waiting, int]:
+def _losses(backlogs: Sequence[Backlog], options: ForgetOptions) -> tuple[Waiting, int]:
     """Return what would be lost of backlogs, and how many messages would be kept."""
     messages = sum(backlog.to_device_messages for backlog in backlogs)
     lost = Waiting(
         rooms=sum(backlog.rooms for backlog in backlogs),
-        to_device_messages=messages if drop_to_device else 0,
+        to_device_messages=messages if options.drop_to_device else 0,
         device_list_updates=sum(backlog.device_list_updates for backlog in backlogs),
     )
-    return lost, 0 if drop_to_device else messages
+    return lost, 0 if options.drop_to_device else messages
 
 
 def _pieces(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -3,15 +3,12 @@
 
 However many ask at the same time, and whichever process they ask, a destination is
 contacted once. Who asks while an attempt is under way waits for that one. Within a
-process the attempt is known in memory, and to the others by its row in
-`federation_admin_attempts`, where its result is left for them.
+process the attempt is known in memory, and to the others through
+`synapse_federation_admin.repair.attempts`.
 """
 
-import json
-import logging
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -25,11 +22,10 @@ from synapse_federation_admin.models import (
     AuditEntry,
     Contact,
     Destination,
-    Failure,
-    FailureKind,
     ReconnectOutcome,
     Told,
 )
+from synapse_federation_admin.repair.attempts import AttemptResult, Attempts
 from synapse_federation_admin.repair.audit import Audit
 from synapse_federation_admin.repair.contact import (
     MAX_CONTACTS,
@@ -39,17 +35,9 @@ from synapse_federation_admin.repair.contact import (
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 
-logger = logging.getLogger(__name__)
-
 # How long a destination has to answer, however long those who ask are willing to wait:
 # as long as Synapse gives it to answer a transaction.
 _CONTACT_TIMEOUT_MS = 60_000
-
-# After this an attempt of another process has come to its end, or its process has.
-_LONGEST_ATTEMPT_MS = 150_000
-
-# How often to look whether an attempt of another process has ended.
-_LOOK_EVERY_MS = 100
 
 # Ended attempts that are kept in memory, for those who asked before they ended.
 _MAX_ENDED = 1000
@@ -74,25 +62,6 @@ class Reconnected:
     told: Told
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Result:
-    """What came of an attempt."""
-
-    before: Destination
-    after: Destination
-    contact: Contact
-    told: Told = attr.Factory(Told)
-
-    @property
-    def reconnected(self) -> Reconnected:
-        outcome = (
-            ReconnectOutcome.STILL_FAILING
-            if self.contact.failure
-            else ReconnectOutcome.CONNECTED
-        )
-        return Reconnected(outcome, self.before, self.after, self.contact, self.told)
-
-
 class _Attempt:
     """One contact with a destination, for all who ask at the same time."""
 
@@ -101,7 +70,7 @@ class _Attempt:
         # What the row says before the contact, once it is read; None if Synapse knows
         # nothing of the destination: then there is no result.
         self.before: Pending[Destination | None]
-        self.result: Pending[_Result]
+        self.result: Pending[AttemptResult]
         # The entry of who has asked first: the contact is made once it is written.
         self.first: Pending[AuditEntry]
         # Entries of the audit that end with it, in the transaction in which it does.
@@ -117,6 +86,7 @@ class Reconnect:
         homeserver: Homeserver,
         destinations: DestinationStore,
         backlog: BacklogStore,
+        attempts: Attempts,
         audit: Audit,
         wake: Wake,
         follow_up: FollowUp,
@@ -124,6 +94,7 @@ class Reconnect:
         self._homeserver = homeserver
         self._destinations = destinations
         self._backlog = backlog
+        self._shared = attempts
         self._audit = audit
         self._wake = wake
         self._follow_up = follow_up
@@ -251,7 +222,9 @@ class Reconnect:
                 row = Destination(name, None, None, None, None)
         return row
 
-    async def _attempt(self, name: str, attempt: _Attempt, asked_ts: int) -> _Result:
+    async def _attempt(
+        self, name: str, attempt: _Attempt, asked_ts: int
+    ) -> AttemptResult:
         try:
             before = await attempt.before.wait()
             if before is None:
@@ -259,11 +232,13 @@ class Reconnect:
             await attempt.first.wait()
             result = None
             while result is None:
-                lease, started_ts = await self._take(name, attempt, asked_ts)
-                if lease == attempt.attempt_id:
+                counts, started_ts = await self._shared.take(
+                    name, attempt.attempt_id, asked_ts
+                )
+                if counts == attempt.attempt_id:
                     result = await self._contact(name, attempt, before)
                 else:
-                    result = await self._wait_for_other(name, lease, started_ts)
+                    result = await self._shared.wait_for(name, counts, started_ts)
             if result.contact.failure is None:
                 result = attr.evolve(result, told=self._wake.everywhere(name))
             return result
@@ -271,74 +246,9 @@ class Reconnect:
             if attempt.ended_ts is None:
                 attempt.ended_ts = self._homeserver.now_ms()
 
-    async def _take(
-        self, name: str, attempt: _Attempt, asked_ts: int
-    ) -> tuple[str, int]:
-        """Make this attempt the one under way, if no other process makes one.
-
-        Returns:
-            The ID of the attempt that counts, and when it was begun.
-        """
-        await self._audit.ready()
-        now_ts = self._homeserver.now_ms()
-        own = self._homeserver.instance_name
-
-        def take_txn(txn: LoggingTransaction) -> tuple[str, int]:
-            # An attempt of this process of which it knows nothing is from an earlier
-            # life of its.
-            txn.execute(
-                "INSERT INTO federation_admin_attempts AS a "
-                "(destination, attempt_id, instance, started_ts) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (destination) DO UPDATE SET "
-                "attempt_id = EXCLUDED.attempt_id, instance = EXCLUDED.instance, "
-                "started_ts = EXCLUDED.started_ts, ended_ts = NULL, result = NULL "
-                "WHERE a.ended_ts < ? OR a.instance = ? "
-                "OR (a.ended_ts IS NULL AND a.started_ts < ?)",
-                (
-                    *(name, attempt.attempt_id, own, now_ts),
-                    *(asked_ts, own, now_ts - _LONGEST_ATTEMPT_MS),
-                ),
-            )
-            txn.execute(
-                "SELECT attempt_id, started_ts FROM federation_admin_attempts "
-                "WHERE destination = ?",
-                (name,),
-            )
-            ((attempt_id, started_ts),) = txn.fetchall()
-            return str(attempt_id), int(started_ts)
-
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_reconnect", take_txn
-        )
-
-    async def _wait_for_other(
-        self, name: str, attempt_id: str, started_ts: int
-    ) -> _Result | None:
-        """Wait for another process's attempt; None if it will never end."""
-        deadline_ts = started_ts + _LONGEST_ATTEMPT_MS
-
-        def look_txn(txn: LoggingTransaction) -> tuple[Any, ...] | None:
-            txn.execute(
-                "SELECT ended_ts, result FROM federation_admin_attempts "
-                "WHERE destination = ? AND attempt_id = ?",
-                (name, attempt_id),
-            )
-            return txn.fetchone()
-
-        while self._homeserver.now_ms() < deadline_ts:
-            row = await self._homeserver.run_db_interaction(
-                "federation_admin_reconnect", look_txn
-            )
-            if row is None:
-                return None
-            if row[0] is not None:
-                return _from_json(row[1])
-            await self._homeserver.sleep_ms(_LOOK_EVERY_MS)
-        return None
-
     async def _contact(
         self, name: str, attempt: _Attempt, before: Destination
-    ) -> _Result:
+    ) -> AttemptResult:
         """Make the contact, and if it was answered well, clear and wake."""
         homeserver = self._homeserver
         async with self._slots(""):
@@ -349,26 +259,17 @@ class Reconnect:
         backs_off = connected and await homeserver.is_backing_off(name)
         # From here on nobody joins: his entry would be too late.
         entries, attempt.entries = attempt.entries, []
-        outcome = (
-            ReconnectOutcome.CONNECTED if connected else ReconnectOutcome.STILL_FAILING
-        )
-        ended = [
-            self._audit.ended(entry, outcome.value, {"contact": shown_contact(contact)})
-            for entry in entries
-        ]
+        outcome = _outcome_of(contact)
+        ended = [self._ended(entry, outcome, contact) for entry in entries]
 
-        def end_txn(txn: LoggingTransaction) -> _Result:
+        def end_txn(txn: LoggingTransaction) -> AttemptResult:
             row = self._destinations.get_txn(txn, name)
             if connected and row is not None and (row.is_failing or backs_off):
                 homeserver.clear_retry_timings_txn(txn, name)
                 row = self._destinations.get_txn(txn, name)
-            result = _Result(before, row or before, contact)
+            result = AttemptResult(before, row or before, contact)
             self._audit.end_txn(txn, ended)
-            txn.execute(
-                "UPDATE federation_admin_attempts SET ended_ts = ?, result = ? "
-                "WHERE destination = ? AND attempt_id = ?",
-                (homeserver.now_ms(), _to_json(result), name, attempt.attempt_id),
-            )
+            self._shared.end_txn(txn, name, attempt.attempt_id, result)
             return result
 
         try:
@@ -376,27 +277,10 @@ class Reconnect:
                 "federation_admin_reconnect", end_txn
             )
         except Exception:
-            await self._give_up(name, attempt)
+            await self._shared.give_up(name, attempt.attempt_id)
             raise
         attempt.ended_ts = homeserver.now_ms()
         return result
-
-    async def _give_up(self, name: str, attempt: _Attempt) -> None:
-        """Have no other process wait for an attempt whose outcome is lost."""
-
-        def give_up_txn(txn: LoggingTransaction) -> None:
-            txn.execute(
-                "DELETE FROM federation_admin_attempts "
-                "WHERE destination = ? AND attempt_id = ?",
-                (name, attempt.attempt_id),
-            )
-
-        try:
-            await self._homeserver.run_db_interaction(
-                "federation_admin_reconnect", give_up_txn
-            )
-        except Exception as e:
-            logger.warning("Could not give an attempt up: %s", e)
 
     async def _finish(
         self, name: str, attempt: _Attempt, entry: AuditEntry, force: bool
@@ -409,21 +293,28 @@ class Reconnect:
             raise
         if force and result.contact.failure is not None:
             return await self._force(name, result, entry)
-        found = result.reconnected
-        shown = {"contact": shown_contact(result.contact)}
-        # If it has not ended with the attempt: writing it twice does no harm.
-        await self._audit.end(self._audit.ended(entry, found.outcome.value, shown))
-        return found
+        outcome = _outcome_of(result.contact)
+        # If it has not ended with the attempt.
+        await self._audit.end(self._ended(entry, outcome, result.contact))
+        return Reconnected(
+            outcome, result.before, result.after, result.contact, result.told
+        )
+
+    def _ended(
+        self, entry: AuditEntry, outcome: ReconnectOutcome, contact: Contact
+    ) -> AuditEntry:
+        """Return an entry with its end."""
+        return self._audit.ended(
+            entry, outcome.value, {"contact": shown_contact(contact)}
+        )
 
     async def _force(
-        self, name: str, result: _Result, entry: AuditEntry
+        self, name: str, result: AttemptResult, entry: AuditEntry
     ) -> Reconnected:
         """Clear and wake, though the destination does not answer."""
         homeserver = self._homeserver
         outcome = ReconnectOutcome.FORCED
-        ended = self._audit.ended(
-            entry, outcome.value, {"contact": shown_contact(result.contact)}
-        )
+        ended = self._ended(entry, outcome, result.contact)
 
         def force_txn(txn: LoggingTransaction) -> tuple[Destination, Destination]:
             before = self._destinations.get_txn(txn, name)
@@ -450,33 +341,7 @@ class Reconnect:
         return Reconnected(outcome, before, after, result.contact, told)
 
 
-def _to_json(result: _Result) -> str:
-    failure = result.contact.failure
-    return json.dumps(
-        {
-            "before": list(result.before),
-            "after": list(result.after),
-            "contact": [
-                result.contact.duration_ms,
-                result.contact.server_name,
-                result.contact.server_version,
-            ],
-            "failure": [failure.kind.value, failure.message] if failure else None,
-        }
-    )
-
-
-def _from_json(text: str) -> _Result:
-    found = json.loads(text)
-    failure = found["failure"]
-    duration_ms, server_name, server_version = found["contact"]
-    return _Result(
-        Destination(*found["before"]),
-        Destination(*found["after"]),
-        Contact(
-            duration_ms,
-            server_name,
-            server_version,
-            Failure(FailureKind(failure[0]), failure[1]) if failure else None,
-        ),
-    )
+def _outcome_of(contact: Contact) -> ReconnectOutcome:
+    if contact.failure:
+        return ReconnectOutcome.STILL_FAILING
+    return ReconnectOutcome.CONNECTED

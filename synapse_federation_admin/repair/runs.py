@@ -27,19 +27,22 @@ from synapse_federation_admin.models import (
     AuditAction,
     AuditEntry,
     Destination,
-    DestinationFilter,
-    DestinationStatus,
     Queued,
     Run,
-    RunCriteria,
     RunError,
     RunErrors,
+    RunOrder,
     RunOutcome,
     RunResult,
     RunStatus,
 )
 from synapse_federation_admin.repair.audit import Audit
 from synapse_federation_admin.repair.contact import shown_contact
+from synapse_federation_admin.repair.criteria import (
+    criteria_from_json,
+    criteria_to_json,
+    shown_criteria,
+)
 
 T = TypeVar("T")
 
@@ -51,14 +54,6 @@ _COLUMNS = (
 
 # Of each kind of error, how many are kept.
 _RECENT_ERRORS = 5
-
-_DELETED_AT_ONCE = 1000
-
-# How long the last attempt at a destination is kept for those who wait for its result.
-_KEPT_ATTEMPTS_MS = 86_400_000
-
-# What the queue of an ended run may be left with, and runs that are kept for too long.
-_ENDED = "SELECT run_id FROM federation_admin_runs WHERE active IS NULL"
 
 # First what waits to be sent: messages to devices, without which others cannot read
 # what they are sent, then events, then changes of devices.
@@ -85,33 +80,13 @@ _PRIORITY = """
 class RunStore:
     """Reads and writes bulk runs. Every method raises what the database raises."""
 
-    def __init__(
-        self, homeserver: Homeserver, audit: Audit, *, keep_for_ms: int
-    ) -> None:
+    def __init__(self, homeserver: Homeserver, audit: Audit) -> None:
         self._homeserver = homeserver
         self._audit = audit
-        self._keep_for_ms = keep_for_ms
         self._for_update = "FOR UPDATE" if homeserver.is_postgres else ""
 
-    async def create(
-        self,
-        criteria: RunCriteria,
-        names: Sequence[str],
-        actor: Actor,
-        *,
-        reason: str | None,
-        per_second: float,
-        timeout_ms: int,
-    ) -> tuple[Run, bool]:
+    async def create(self, order: RunOrder) -> tuple[Run, bool]:
         """Make a run, if there is none that has not ended.
-
-        Args:
-            criteria: Which destinations it is for.
-            names: Their names, if that is a list; else empty.
-            actor: Who asks for it.
-            reason: Why, as he says.
-            per_second: How many contacts to begin per second.
-            timeout_ms: How long a destination has to answer.
 
         Returns:
             The run, and True; or the run that there is, and False.
@@ -121,10 +96,13 @@ class RunStore:
         run_id = secrets.token_hex(8)
         entry = self._audit.entry(
             AuditAction.BULK_RECONNECT,
-            actor,
-            reason=reason,
+            order.actor,
+            reason=order.reason,
             run_id=run_id,
-            details={"criteria": shown_criteria(criteria), "per_second": per_second},
+            details={
+                "criteria": shown_criteria(order.criteria),
+                "per_second": order.per_second,
+            },
         )
 
         def create_txn(txn: LoggingTransaction) -> tuple[Run, bool]:
@@ -138,9 +116,9 @@ class RunStore:
                 "ON CONFLICT (active) DO NOTHING",
                 (
                     *(run_id, RunStatus.SCHEDULED.value, entry.entry_id),
-                    *(actor.user_id, actor.puppeted_by, reason),
-                    *(_criteria_to_json(criteria), json.dumps(names)),
-                    *(float(per_second), timeout_ms, now_ts, now_ts),
+                    *(order.actor.user_id, order.actor.puppeted_by, order.reason),
+                    *(criteria_to_json(order.criteria), json.dumps(order.names)),
+                    *(float(order.per_second), order.timeout_ms, now_ts, now_ts),
                 ),
             )
             created = bool(txn.rowcount)
@@ -403,44 +381,6 @@ class RunStore:
 
         return await self._run("cancel", cancel_txn)
 
-    async def sweep(self) -> None:
-        """Delete what is of no use any more, in small pieces.
-
-        What ended runs have left in the queue, and what has been kept for long enough.
-        """
-        await self._audit.ready()
-        for statement, args in (
-            (
-                "DELETE FROM federation_admin_run_queue WHERE (run_id, destination) IN "  # noqa: S608
-                "(SELECT run_id, destination FROM federation_admin_run_queue "
-                f"WHERE run_id IN ({_ENDED}) LIMIT ?)",
-                (_DELETED_AT_ONCE,),
-            ),
-            (
-                "DELETE FROM federation_admin_runs WHERE run_id IN "  # noqa: S608
-                f"({_ENDED} AND ended_ts < ? LIMIT ?)",
-                (self._homeserver.now_ms() - self._keep_for_ms, _DELETED_AT_ONCE),
-            ),
-            (
-                "DELETE FROM federation_admin_attempts WHERE destination IN "
-                "(SELECT destination FROM federation_admin_attempts "
-                "WHERE started_ts < ? LIMIT ?)",
-                (self._homeserver.now_ms() - _KEPT_ATTEMPTS_MS, _DELETED_AT_ONCE),
-            ),
-        ):
-            deleted = _DELETED_AT_ONCE
-            while deleted == _DELETED_AT_ONCE:
-
-                def delete_txn(
-                    txn: LoggingTransaction,
-                    statement: str = statement,
-                    args: tuple[int, ...] = args,
-                ) -> int:
-                    txn.execute(statement, args)
-                    return txn.rowcount
-
-                deleted = await self._run("sweep", delete_txn)
-
     async def _run(self, what: str, func: Callable[[LoggingTransaction], T]) -> T:
         return await self._homeserver.run_db_interaction(
             f"federation_admin_run_{what}", func
@@ -537,34 +477,6 @@ class RunStore:
         return attr.evolve(entry, ts=result.ts, ended_ts=result.ended_ts)
 
 
-def shown_criteria(criteria: RunCriteria) -> dict[str, object]:
-    """Return criteria as the API and the audit show them: without a long list."""
-    wanted = criteria.wanted
-    if wanted is None:
-        return {"destinations": criteria.listed}
-    if wanted == ALL_FAILING:
-        return {"all_failing": True}
-    return {"filter": shown_filter(wanted)}
-
-
-def shown_filter(wanted: DestinationFilter) -> dict[str, object]:
-    """Return a filter as the API and the audit show it."""
-    shown: dict[str, object] = {}
-    if wanted.has_pattern:
-        shown["destination"] = wanted.name_glob or wanted.name_contains
-    if wanted.statuses:
-        shown["status"] = sorted(status.value for status in wanted.statuses)
-    if wanted.failing_for_ms is not None:
-        shown["failing_for_ms"] = wanted.failing_for_ms
-    return shown
-
-
-FAILING_STATUSES = frozenset(
-    {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}
-)
-ALL_FAILING = DestinationFilter(statuses=FAILING_STATUSES)
-
-
 def _select(
     txn: LoggingTransaction,
     which: str,
@@ -585,29 +497,11 @@ def _to_run(row: Sequence[Any]) -> Run:
     return Run(
         status=RunStatus(found.pop("status")),
         actor=Actor(found.pop("user_id"), found.pop("puppeted_by")),
-        criteria=_criteria_from_json(found.pop("criteria")),
+        criteria=criteria_from_json(found.pop("criteria")),
         counts={outcome: int(found.pop(outcome.value)) for outcome in RunOutcome},
         errors=_errors_from_json(found.pop("errors")),
         **found,
     )
-
-
-def _criteria_to_json(criteria: RunCriteria) -> str:
-    wanted = criteria.wanted
-    if wanted is None:
-        return json.dumps({"listed": criteria.listed})
-    values = attr.asdict(wanted)
-    values["statuses"] = sorted(status.value for status in wanted.statuses)
-    return json.dumps({"wanted": values})
-
-
-def _criteria_from_json(text: str) -> RunCriteria:
-    found = json.loads(text)
-    if "listed" in found:
-        return RunCriteria(listed=found["listed"])
-    values = found["wanted"]
-    values["statuses"] = frozenset(map(DestinationStatus, values["statuses"]))
-    return RunCriteria(wanted=DestinationFilter(**values))
 
 
 def _with_errors(

@@ -50,10 +50,9 @@ class ClampServlet(AdminServlet):
         if dry_run:
             matched, changed = await services.clamp.count(longest_ms), 0
         else:
-            found = await services.clamp.clamp(
+            matched = changed = await services.clamp.clamp(
                 longest_ms, actor(requester), reason=reason
             )
-            matched, changed = found.matched, found.changed
         return HTTPStatus.OK, {
             "dry_run": dry_run,
             "matched": matched,

@@ -6,10 +6,15 @@ from http import HTTPStatus
 from synapse_federation_admin.homeserver import (
     Codes,
     JsonDict,
+    Requester,
     SynapseError,
     SynapseRequest,
 )
-from synapse_federation_admin.models import DestinationFilter, Waiting
+from synapse_federation_admin.models import (
+    DestinationFilter,
+    ForgetOptions,
+    Waiting,
+)
 from synapse_federation_admin.rest._base import (
     AdminServlet,
     actor,
@@ -68,14 +73,9 @@ class ForgetServlet(AdminServlet):
         requester = await services.homeserver.require_admin(request)
         require_known(request, ())
         body = Body.parse(request, _KEYS)
-        dry_run = body.flag("dry_run", default=True)
-        found = await services.forget.forget(
-            destination,
-            actor(requester),
-            dry_run=dry_run,
-            drop_to_device=body.flag("drop_to_device"),
-            reason=body.reason(),
-        )
+        options = _parse_options(body, requester)
+        dry_run = options.dry_run
+        found = await services.forget.forget(destination, options)
         if found is None:
             raise unknown_destination()
         if found.refused and not dry_run:
@@ -147,17 +147,10 @@ class ForgetManyServlet(AdminServlet):
         requester = await services.homeserver.require_admin(request)
         require_known(request, ())
         body = Body.parse(request, ("filter", "force", *_KEYS))
-        dry_run = body.flag("dry_run", default=True)
-        drop_to_device, reason = body.flag("drop_to_device"), body.reason()
-        found = await services.forget.forget_many(
-            _parse_wanted(body),
-            actor(requester),
-            dry_run=dry_run,
-            drop_to_device=drop_to_device,
-            reason=reason,
-        )
+        options = _parse_options(body, requester)
+        found = await services.forget.forget_many(_parse_wanted(body), options)
         return HTTPStatus.OK, {
-            "dry_run": dry_run,
+            "dry_run": options.dry_run,
             "run_id": found.run_id,
             "matched": found.matched,
             "forgotten": found.forgotten,
@@ -170,6 +163,15 @@ class ForgetManyServlet(AdminServlet):
                 for name, count in found.refused_sample
             ],
         }
+
+
+def _parse_options(body: Body, requester: Requester) -> ForgetOptions:
+    return ForgetOptions(
+        actor(requester),
+        dry_run=body.flag("dry_run", default=True),
+        drop_to_device=body.flag("drop_to_device"),
+        reason=body.reason(),
+    )
 
 
 def _parse_wanted(body: Body) -> DestinationFilter:

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 import attr
 
+from synapse_federation_admin.failure import bounded
 from synapse_federation_admin.homeserver import (
     Codes,
     JsonDict,
@@ -18,10 +19,11 @@ from synapse_federation_admin.models import (
     Run,
     RunCriteria,
     RunErrors,
+    RunOrder,
     RunStatus,
-    Sort,
+    SortedNames,
 )
-from synapse_federation_admin.repair.runs import (
+from synapse_federation_admin.repair.criteria import (
     ALL_FAILING,
     FAILING_STATUSES,
     shown_criteria,
@@ -46,9 +48,8 @@ _MAX_TIMEOUT_MS = 60_000
 # A longer list is for a filter, or for several runs.
 _MAX_NAMES = 50_000
 
-# How many names an error, or the answer of a dry run, shows.
+# How many names of each sort an error shows.
 _SHOWN_NAMES = 100
-_SAMPLE = 10
 
 _CRITERIA = ("destinations", "filter", "all_failing")
 _KEYS = (
@@ -145,28 +146,31 @@ class ReconnectsServlet(AdminServlet):
         dry_run, reason = body.flag("dry_run"), body.reason()
         ignores = body.flag("ignore_unknown")
         names: Sequence[str] = ()
-        ignored: JsonDict = {}
+        extra: JsonDict = {}
         if given == ["destinations"]:
-            names, unknown, invalid = await self._sort_out(
-                body.texts("destinations", _MAX_NAMES)
-            )
-            if (unknown or invalid) and not ignores:
-                raise _unusable(unknown, invalid)
-            ignored = {"unknown": len(unknown), "invalid": len(invalid)}
-            criteria = RunCriteria(listed=len(names))
+            found = await services.bulk.sort_out(body.texts("destinations", _MAX_NAMES))
+            if (found.unknown or found.invalid) and not ignores:
+                raise _unusable(found)
+            names, criteria = found.usable, RunCriteria(listed=len(found.usable))
+            if ignores:
+                extra["ignored"] = {
+                    "unknown": len(found.unknown),
+                    "invalid": len(found.invalid),
+                }
         else:
             criteria = RunCriteria(wanted=_parse_wanted(body, given[0]))
-        extra: JsonDict = {"ignored": ignored} if ignores and ignored else {}
-        if dry_run:
-            return HTTPStatus.OK, {**await self._dry_run(criteria, names), **extra}
-        run, created = await services.bulk.create(
-            criteria,
-            names,
-            actor(requester),
-            reason=reason,
-            per_second=per_second,
-            timeout_ms=timeout_ms,
+        order = RunOrder(
+            criteria, names, actor(requester), reason, per_second, timeout_ms
         )
+        if dry_run:
+            preview = await services.bulk.preview(order)
+            return HTTPStatus.OK, {
+                "dry_run": True,
+                "matched": preview.matched,
+                "sample": list(preview.sample),
+                **extra,
+            }
+        run, created = await services.bulk.create(order)
         if not created:
             raise SynapseError(
                 HTTPStatus.CONFLICT,
@@ -176,40 +180,6 @@ class ReconnectsServlet(AdminServlet):
                 additional_fields={"id": run.run_id},
             )
         return HTTPStatus.OK, {**render(run, services.homeserver.now_ms()), **extra}
-
-    async def _sort_out(
-        self, names: Sequence[str]
-    ) -> tuple[list[str], list[str], list[str]]:
-        """Return the names that can be contacted, the unknown and the invalid ones."""
-        homeserver = self._services.homeserver
-        known: list[str] = []
-        unknown: list[str] = []
-        invalid: list[str] = []
-        names = list(dict.fromkeys(names))
-        for begin in range(0, len(names), 500):
-            piece = names[begin : begin + 500]
-            valid = [name for name in piece if homeserver.is_server_name(name)]
-            found = await self._services.destinations.known(valid)
-            known += [name for name in valid if name in found]
-            unknown += [name for name in valid if name not in found]
-            invalid += [name for name in piece if not homeserver.is_server_name(name)]
-        return known, unknown, invalid
-
-    async def _dry_run(self, criteria: RunCriteria, names: Sequence[str]) -> JsonDict:
-        wanted = criteria.wanted
-        if wanted is None:
-            return {
-                "dry_run": True,
-                "matched": len(names),
-                "sample": list(names[:_SAMPLE]),
-            }
-        reader = self._services.reader
-        rows = await reader.read(wanted, Sort(), None, _SAMPLE)
-        return {
-            "dry_run": True,
-            "matched": await reader.count(wanted),
-            "sample": [row.destination for row in rows],
-        }
 
 
 class ReconnectsRunServlet(AdminServlet):
@@ -339,12 +309,13 @@ def _parse_wanted(body: Body, key: str) -> DestinationFilter:
     return attr.evolve(wanted, statuses=FAILING_STATUSES)
 
 
-def _unusable(unknown: Sequence[str], invalid: Sequence[str]) -> SynapseError:
+def _unusable(found: SortedNames) -> SynapseError:
     """Return the error for names that cannot be contacted."""
+    sorts = {"unknown": found.unknown, "invalid": found.invalid}
     what = [
-        f"{len(names)} {adjective} ({', '.join(names[:3])[:200]}"
+        f"{len(names)} {sort} ({bounded(', '.join(names[:3]), 200)}"
         f"{', ...' if len(names) > 3 else ''})"
-        for adjective, names in (("unknown", unknown), ("invalid", invalid))
+        for sort, names in sorts.items()
         if names
     ]
     return SynapseError(
@@ -353,7 +324,6 @@ def _unusable(unknown: Sequence[str], invalid: Sequence[str]) -> SynapseError:
         "with 'ignore_unknown' they are left out",
         Codes.INVALID_PARAM,
         additional_fields={
-            "unknown": list(unknown[:_SHOWN_NAMES]),
-            "invalid": list(invalid[:_SHOWN_NAMES]),
+            sort: list(names[:_SHOWN_NAMES]) for sort, names in sorts.items()
         },
     )

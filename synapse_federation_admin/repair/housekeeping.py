@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the module's own tables in order: what was left, and what is old, goes.
+
+Each process makes an end of what it was doing when it ended. The one that runs
+background tasks deletes, once an hour, what has been kept for long enough.
+"""
+
+import logging
+
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import AUDIT_INTERRUPTED, AuditAction
+from synapse_federation_admin.tables import Tables
+
+logger = logging.getLogger(__name__)
+
+# How long to wait if the database cannot be used at the start.
+_INTERRUPT_AGAIN_MS = 10_000
+
+# How often to look for what has been kept for long enough.
+_PRUNE_EVERY_MS = 3_600_000
+_FIRST_PRUNE_MS = 60_000
+
+# How many rows one transaction deletes.
+_DELETED_AT_ONCE = 500
+
+# What is pending for longer will never end: its process is gone. A bulk run may take
+# as long as it wants. For so long an attempt is kept for who waits for its result, too.
+_LONGEST_PENDING_MS = 86_400_000
+
+_ENDED_RUNS = "SELECT run_id FROM federation_admin_runs WHERE active IS NULL"
+
+# What of each table goes, by the columns of its key: what began or ended before a time.
+_OLD_AUDIT = ("federation_admin_audit", "entry_id", "ts < ?")
+_OLD_RUNS = ("federation_admin_runs", "run_id", "active IS NULL AND ended_ts < ?")
+_OLD_ATTEMPTS = ("federation_admin_attempts", "destination", "started_ts < ?")
+_LEFT_IN_QUEUE = (
+    "federation_admin_run_queue",
+    "run_id, destination",
+    f"run_id IN ({_ENDED_RUNS})",
+)
+
+
+class Housekeeping:
+    """Keeps the module's own tables in order."""
+
+    def __init__(
+        self, homeserver: Homeserver, tables: Tables, *, keep_for_ms: int
+    ) -> None:
+        self._homeserver = homeserver
+        self._tables = tables
+        self._keep_for_ms = keep_for_ms
+
+    def start(self) -> None:
+        """Make an end of what this process has left, and begin to prune."""
+        self._homeserver.run_in_background(
+            "federation_admin_housekeeping", self._keep_house
+        )
+
+    async def interrupt_own(self, started_ts: int) -> bool:
+        """Make an end of what this process was doing when it ended, if it was.
+
+        Args:
+            started_ts: When it has started again.
+
+        Returns:
+            Whether that has worked.
+        """
+        own = (self._homeserver.instance_name, started_ts)
+
+        def interrupt_own_txn(txn: LoggingTransaction) -> None:
+            _interrupt_txn(txn, "instance = ? AND ts < ?", own, started_ts)
+            # Nobody shall wait for it.
+            txn.execute(
+                "DELETE FROM federation_admin_attempts "
+                "WHERE instance = ? AND started_ts < ? AND ended_ts IS NULL",
+                own,
+            )
+
+        try:
+            await self._tables.ready()
+            await self._homeserver.run_db_interaction(
+                "federation_admin_housekeeping", interrupt_own_txn
+            )
+        except Exception as e:
+            logger.warning("Cannot use the module's own tables yet: %s", e)
+            return False
+        return True
+
+    async def prune(self) -> None:
+        """Delete what has been kept for long enough, in small pieces.
+
+        Raises what the database raises.
+        """
+        await self._tables.ready()
+        now_ts = self._homeserver.now_ms()
+        await self._homeserver.run_db_interaction(
+            "federation_admin_housekeeping",
+            lambda txn: _interrupt_txn(
+                txn, "ts < ?", (now_ts - _LONGEST_PENDING_MS,), now_ts
+            ),
+        )
+        await self._delete(*_OLD_AUDIT, now_ts - self._keep_for_ms)
+        await self._delete(*_OLD_RUNS, now_ts - self._keep_for_ms)
+        await self._delete(*_OLD_ATTEMPTS, now_ts - _LONGEST_PENDING_MS)
+        await self.clear_queue()
+
+    async def clear_queue(self) -> None:
+        """Delete what ended runs have left to do. Raises what the database raises."""
+        await self._delete(*_LEFT_IN_QUEUE)
+
+    async def _keep_house(self) -> None:
+        started_ts = self._homeserver.now_ms()
+        while not await self.interrupt_own(started_ts):
+            await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
+        if not self._homeserver.runs_background_tasks:
+            return
+        await self._homeserver.sleep_ms(_FIRST_PRUNE_MS)
+        while True:
+            try:
+                await self.prune()
+            except Exception as e:
+                logger.warning("Cannot prune the module's own tables: %s", e)
+            await self._homeserver.sleep_ms(_PRUNE_EVERY_MS)
+
+    async def _delete(self, table: str, key: str, where: str, *args: int) -> None:
+        """Delete rows of a table, some at a time."""
+        most = _DELETED_AT_ONCE
+
+        def delete_txn(txn: LoggingTransaction) -> int:
+            txn.execute(
+                f"DELETE FROM {table} WHERE ({key}) IN "  # noqa: S608
+                f"(SELECT {key} FROM {table} WHERE {where} LIMIT ?)",
+                (*args, most),
+            )
+            return txn.rowcount
+
+        deleted = most
+        while deleted == most:
+            deleted = await self._homeserver.run_db_interaction(
+                "federation_admin_prune", delete_txn
+            )
+
+
+def _interrupt_txn(
+    txn: LoggingTransaction, which: str, args: tuple[str | int, ...], now_ts: int
+) -> None:
+    # The literal is that of the index.
+    txn.execute(
+        "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
+        f"WHERE outcome = 'pending' AND action <> ? AND {which}",
+        (AUDIT_INTERRUPTED, now_ts, AuditAction.BULK_RECONNECT.value, *args),
+    )
