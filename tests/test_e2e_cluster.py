@@ -4,6 +4,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import attr
 import httpx
