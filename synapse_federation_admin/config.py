@@ -32,6 +32,7 @@ class FederationAdminConfig:
         indexes: Whether to create the optional indexes on Synapse's `destinations`.
         audit_keep_for_ms: How long to keep what was done through this module.
         bulk_max_per_second: How many destinations a bulk run may contact per second.
+        diagnosis_timeout_ms: How long the diagnosis of one destination may take.
     """
 
     contact_on_reset: bool = True
@@ -39,6 +40,7 @@ class FederationAdminConfig:
     indexes: bool = False
     audit_keep_for_ms: int = 400 * _DAY_MS
     bulk_max_per_second: int = 500
+    diagnosis_timeout_ms: int = 20_000
 
 
 def parse_config(config: object) -> FederationAdminConfig:
@@ -106,6 +108,12 @@ def _parse_contact_timeout(key: str, value: object) -> int:
     )
 
 
+def _parse_diagnosis_timeout(key: str, value: object) -> int:
+    return _parse_duration(
+        key, value, 2 * _SECOND_MS, 60 * _SECOND_MS, "from 2s to 60s, such as 20s"
+    )
+
+
 def _parse_keep_for(key: str, value: object) -> int:
     return _parse_duration(
         key, value, _DAY_MS, 36_500 * _DAY_MS, "from 1d to 36500d, such as 400d"
@@ -139,7 +147,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-_SECTIONS = ("audit", "bulk")
+_SECTIONS = ("audit", "bulk", "diagnosis")
 
 _PARSERS: dict[str, tuple[str, Any]] = {
     "contact_on_reset": ("contact_on_reset", _parse_bool),
@@ -147,6 +155,7 @@ _PARSERS: dict[str, tuple[str, Any]] = {
     "indexes": ("indexes", _parse_bool),
     "audit.keep_for": ("audit_keep_for_ms", _parse_keep_for),
     "bulk.max_per_second": ("bulk_max_per_second", _parse_per_second),
+    "diagnosis.timeout": ("diagnosis_timeout_ms", _parse_diagnosis_timeout),
 }
 
 # Every key, for the test that all of them are documented; that of a section is before

@@ -105,6 +105,13 @@ _SENTENCES = {
         "Its address is in federation_ip_range_blacklist or ip_range_blacklist: allow "
         "it there if it is to be reached"
     ),
+    FailureKind.WELL_KNOWN_INVALID: (
+        "Its file /.well-known/matrix/server is wrong: it has to be corrected there"
+    ),
+    FailureKind.WELL_KNOWN_UNREACHABLE: (
+        "Its file /.well-known/matrix/server cannot be fetched, so Synapse looks for "
+        "the server elsewhere"
+    ),
     FailureKind.DNS_NOT_FOUND: (
         "The DNS has no address for this server: its domain may be gone, or the "
         "resolver of this host does not answer"
@@ -148,6 +155,13 @@ _SENTENCES = {
     ),
     FailureKind.INVALID_RESPONSE: (
         "What answers there is no Matrix homeserver, or it broke off its answer"
+    ),
+    FailureKind.KEYS_MISSING: "It gives out no keys to verify what it sends",
+    FailureKind.KEYS_INVALID: (
+        "The keys that it gives out are wrong: what it sends cannot be verified"
+    ),
+    FailureKind.KEYS_EXPIRED: (
+        "The keys that it gives out have expired: what it sends cannot be verified"
     ),
     FailureKind.OTHER: "The request failed for a reason that has no name here",
 }

@@ -10,10 +10,17 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from copy import copy
+from functools import partial
+from io import BytesIO
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+from socket import AF_UNSPEC, SOCK_STREAM, getaddrinfo
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
+from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
+    proxy_bypass_environment,
+)
 
 import attr
+from netaddr import IPAddress  # type: ignore[import-untyped]  # Synapse's
 from OpenSSL import SSL
 from synapse.api.errors import (
     FederationDeniedError,
@@ -22,9 +29,31 @@ from synapse.api.errors import (
 )
 from synapse.config.homeserver import HomeServerConfig
 from synapse.config.workers import MAIN_PROCESS_INSTANCE_NAME
-from synapse.crypto.context_factory import FederationPolicyForHTTPS
-from synapse.http.client import BodyExceededMaxSize
+from synapse.crypto.context_factory import (
+    ConnectionVerifier,
+    FederationPolicyForHTTPS,
+    SSLClientConnectionCreator,
+)
+from synapse.http.client import (
+    BlocklistingAgentWrapper,
+    BlocklistingReactorWrapper,
+    BodyExceededMaxSize,
+    read_body_with_max_size,
+)
+from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
+from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
+from synapse.http.federation.srv_resolver import SERVER_CACHE
+from synapse.http.federation.well_known_resolver import (
+    WELL_KNOWN_DEFAULT_CACHE_PERIOD,
+    WELL_KNOWN_MAX_CACHE_PERIOD,
+    WELL_KNOWN_MAX_SIZE,
+    WELL_KNOWN_MIN_CACHE_PERIOD,
+    WellKnownLookupResult,
+    WellKnownResolver,
+    _cache_period_from_headers,
+)
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
+from synapse.http.proxyagent import ProxyAgent, http_proxy_endpoint
 from synapse.http.server import (
     HttpServer,
     JsonResource,
@@ -32,7 +61,11 @@ from synapse.http.server import (
     set_cors_headers,
 )
 from synapse.http.servlet import RestServlet
-from synapse.logging.context import PreserveLoggingContext
+from synapse.logging.context import (
+    PreserveLoggingContext,
+    defer_to_threadpool,
+    run_in_background,
+)
 from synapse.module_api import (
     JsonDict,
     LoggingTransaction,
@@ -55,10 +88,19 @@ from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.interfaces import IHostnameResolver, IReactorTime
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IResponse
 from twisted.web.resource import Resource
+from unpaddedbase64 import encode_base64
+from zope.interface import implementer
 
 from synapse_federation_admin.bounded_reactor import BoundedReactor
 
@@ -74,11 +116,13 @@ __all__ = [
     "BodyExceededMaxSize",
     "Codes",
     "FederationDeniedError",
+    "FederationRequests",
     "Homeserver",
     "HttpResponseException",
     "HttpServer",
     "JsonDict",
     "LoggingTransaction",
+    "Outbound",
     "Pending",
     "RequestSendFailed",
     "Requester",
@@ -87,6 +131,8 @@ __all__ = [
     "SynapseRequest",
     "UntrustedCertificateError",
     "finish_request",
+    "make_deferred_yieldable",
+    "run_in_background",
     "set_cors_headers",
 ]
 
@@ -107,8 +153,15 @@ MAIN = "main"
 _MAX_CONTACT_BYTES = 256 * 1024
 _MAX_CONTACT_S = 150
 
-# Look-ups of names under way at once, for contacts.
+# Look-ups of names under way at once, for contacts, and for diagnoses.
 _RESOLVER_THREADS = 64
+_DIAGNOSIS_THREADS = 16
+
+# How much of a server's status line is passed on.
+_MAX_PHRASE = 100
+
+# How many stored keys of one server are looked at.
+_MAX_STORED_KEYS = 200
 
 _ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
 _LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
@@ -666,6 +719,19 @@ class Homeserver:
             ignore_backoff=True,
         )
 
+    def outbound(self, max_lifetime_ms: int) -> "Outbound":
+        """Make the way out to other servers, step by step.
+
+        Args:
+            max_lifetime_ms: How long a connection may last.
+        """
+        return Outbound(self._hs, max_lifetime_ms / 1000)
+
+    @property
+    def server_name(self) -> str:
+        """This homeserver's own server name."""
+        return self._hs.hostname
+
     def has_addresses(self, host: str) -> bool:
         """Tell whether a host name led to addresses when it was last looked up.
 
@@ -815,7 +881,7 @@ class _ContactClients:
     def __init__(self, hs: "HomeServer") -> None:
         self.reactor = BoundedReactor(
             hs.get_reactor(),
-            resolver=_resolver(hs),
+            resolver=_resolver(hs, _RESOLVER_THREADS),
             max_received_bytes=_MAX_CONTACT_BYTES,
             max_lifetime_s=_MAX_CONTACT_S,
         )
@@ -837,7 +903,16 @@ class _ContactClients:
         self.unlimited._store = cast("DataStore", _NoTimings(hs))
 
 
-def _resolver(hs: "HomeServer") -> IHostnameResolver:
+def _thread_pool(hs: "HomeServer", threads: int) -> ThreadPool:
+    """Return threads that end when Synapse does."""
+    reactor = hs.get_reactor()
+    pool = ThreadPool(maxthreads=threads, name="federation_admin_resolver")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return pool
+
+
+def _resolver(hs: "HomeServer", threads: int) -> IHostnameResolver:
     """Return what looks up the names of contacts.
 
     In threads of its own: a look-up cannot be called off, and domains that are dead may
@@ -848,10 +923,409 @@ def _resolver(hs: "HomeServer") -> IHostnameResolver:
     if not isinstance(resolver, GAIResolver):
         # Not Synapse's own: that of a test harness.
         return resolver
-    pool = ThreadPool(maxthreads=_RESOLVER_THREADS, name="federation_admin_resolver")
-    pool.start()
-    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    pool = _thread_pool(hs, threads)
     return cast("IHostnameResolver", GAIResolver(reactor, getThreadPool=lambda: pool))
+
+
+class TlsObserver(Protocol):
+    """Is told what happens in a TLS handshake."""
+
+    def begun(self) -> None:
+        """It begins: the connection is there."""
+
+    def failed(self, code: int) -> None:
+        """OpenSSL does not trust the chain; may be told more than once.
+
+        Args:
+            code: Its verification error, one of its `X509_V_ERR_*`.
+        """
+
+    def completed(self, connection: SSL.Connection) -> Exception | None:
+        """It is completed, but for what an error is returned for.
+
+        Args:
+            connection: Shows certificates, version and cipher.
+        """
+
+
+class Outbound:
+    """The way from this process to other servers, each step by itself.
+
+    As Synapse's federation client goes it (`synapse/http/federation/`), with the same
+    settings, over bounded connections.
+    """
+
+    # The size up to which Synapse reads a well-known file.
+    well_known_max_bytes = WELL_KNOWN_MAX_SIZE
+
+    def __init__(self, hs: "HomeServer", max_lifetime_s: float) -> None:
+        self._hs = hs
+        self._config = hs.config.server
+        self._threads: ThreadPool | None = None
+        # All that Synapse wants of a reactor, and more.
+        self._bounded = cast(
+            Any,
+            BoundedReactor(
+                hs.get_reactor(),
+                resolver=_resolver(hs, _DIAGNOSIS_THREADS),
+                max_received_bytes=_MAX_CONTACT_BYTES,
+                max_lifetime_s=max_lifetime_s,
+            ),
+        )
+        self._policy = _ContactPolicy(hs.config)
+        self._observing = _ObservingPolicy(hs.config)
+        reactor = BlocklistingReactorWrapper(
+            self._bounded,
+            self._config.federation_ip_range_allowlist,
+            self._config.federation_ip_range_blocklist,
+        )
+        # As in `MatrixFederationAgent`.
+        self.web_agent: IAgent = BlocklistingAgentWrapper(
+            ProxyAgent(
+                reactor=reactor,
+                proxy_reactor=self._bounded,
+                contextFactory=self._policy,
+                proxy_config=self._config.proxy_config,
+            ),
+            ip_blocklist=self._config.federation_ip_range_blocklist,
+        )
+        self._proxy, self._proxy_credentials = http_proxy_endpoint(
+            self._config.proxy_config.https_proxy.encode()
+            if self._config.proxy_config and self._config.proxy_config.https_proxy
+            else None,
+            self._bounded,
+            self._policy,
+        )
+        client = MatrixFederationHttpClient(
+            cast("HomeServer", _HomeServerView(hs, self._bounded)), self._policy
+        )
+        client._store = cast("DataStore", _NoTimings(hs))
+        client.max_short_retries = 0
+        if self.instances is not None:
+            client.agent = _PlainAgent(client.agent)
+        self._client = client
+
+    @property
+    def instances(self) -> list[str] | None:
+        """The processes that go out to other servers in this one's stead.
+
+        None if this one goes itself (`outbound_federation_restricted_to`).
+        """
+        allowed = self._hs.config.worker.outbound_federation_restricted_to
+        if self._hs.get_instance_name() in allowed:
+            return None
+        return sorted(map(_shown, allowed.instances or []))
+
+    @property
+    def user_agent(self) -> str:
+        """What Synapse calls itself in requests."""
+        suffix = self._config.user_agent_suffix
+        version: str = self._hs.version_string
+        return f"{version} {suffix}" if suffix else version
+
+    def is_blocked(self, address: str, *, as_server_name: bool = False) -> bool:
+        """Tell whether Synapse's settings block an IP address for federation.
+
+        Args:
+            address: The address.
+            as_server_name: Whether it is a server name itself, or stands in a URL: for
+                those Synapse does not look at `ip_range_whitelist`.
+        """
+        allowed = self._config.federation_ip_range_allowlist
+        found = IPAddress(address.partition("%")[0])
+        if found not in self._config.federation_ip_range_blocklist:
+            return False
+        return as_server_name or allowed is None or found not in allowed
+
+    def goes_through_proxy(self, host: str) -> bool:
+        """Tell whether Synapse's proxy is to connect to a host."""
+        config = self._config.proxy_config
+        return self._proxy is not None and not (
+            config is not None
+            and proxy_bypass_environment(host, proxies=config.get_proxies_dictionary())
+        )
+
+    def verifies(self, host: str) -> bool:
+        """Tell whether Synapse verifies the certificate of a host."""
+        return self._policy.get_options(host.encode())._verifier._verify_certs  # type: ignore[attr-defined,no-any-return]  # of Synapse's own class
+
+    def has_addresses(self, host: str) -> bool:
+        """Tell whether a host name led to addresses when it was last looked up."""
+        return bool(self._bounded.has_addresses(host))
+
+    async def look_up(self, host: str, port: int) -> list[str]:
+        """Return the IP addresses of a host name, as the operating system finds them.
+
+        Raises:
+            OSError: A `socket.gaierror`, which tells why there are none.
+            UnicodeError: It can be no host name.
+        """
+        if self._threads is None:
+            self._threads = _thread_pool(self._hs, _DIAGNOSIS_THREADS)
+        found = await defer_to_threadpool(
+            self._hs.get_reactor(),
+            self._threads,
+            partial(getaddrinfo, host, port, AF_UNSPEC, SOCK_STREAM),
+        )
+        return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+    def endpoint(
+        self,
+        address: str | None,
+        host: str,
+        port: int,
+        *,
+        name: str,
+        observer: TlsObserver,
+        timeout_s: float,
+    ) -> IStreamClientEndpoint:
+        """Make an endpoint of TLS connections to an address.
+
+        The handshake goes on if the certificate is bad, and `observer` is told.
+
+        Args:
+            address: The IP address. None: Synapse's proxy connects to `host`.
+            host: The host.
+            port: The port.
+            name: The host name that the certificate has to be for.
+            observer: Is told of the handshake.
+            timeout_s: How long to try to connect.
+        """
+        if address is None:
+            assert self._proxy is not None
+            endpoint: IStreamClientEndpoint = HTTPConnectProxyEndpoint(
+                self._bounded,
+                self._proxy,
+                host.encode(),
+                port,
+                self._proxy_credentials,
+            )
+        else:
+            endpoint = HostnameEndpoint(self._bounded, address, port, timeout=timeout_s)
+        return wrapClientTLS(self._observing.options(name, observer), endpoint)
+
+    async def read_body(self, response: IResponse, max_bytes: int) -> bytes:
+        """Return the body of an answer.
+
+        Raises:
+            BodyExceededMaxSize: It is larger.
+            Exception: It broke off.
+        """
+        stream = BytesIO()
+        await make_deferred_yieldable(
+            read_body_with_max_size(response, stream, max_bytes)
+        )
+        return stream.getvalue()
+
+    def well_known_lifetime_ms(self, headers: Headers) -> int:
+        """Tell how long Synapse caches a valid well-known file, by its headers."""
+        period_s = _cache_period_from_headers(
+            headers, time_now=self._hs.get_reactor().seconds
+        )
+        if period_s is None:
+            period_s = WELL_KNOWN_DEFAULT_CACHE_PERIOD
+        else:
+            period_s = min(period_s, WELL_KNOWN_MAX_CACHE_PERIOD)
+            period_s = max(period_s, WELL_KNOWN_MIN_CACHE_PERIOD)
+        return int(period_s * 1000)
+
+    def cached_well_known(self, host: str) -> tuple[str | None, int] | None:
+        """Return what this process's federation client has cached of a well-known file.
+
+        Returns:
+            The delegated name, None for there being none; and when that ends, in ms
+            since the epoch. None: nothing is cached.
+        """
+        agent = self._hs.get_federation_http_client().agent
+        resolver = getattr(getattr(agent, "_agent", None), "_well_known_resolver", None)
+        if resolver is None:
+            return None
+        try:
+            found, expires_s, _ = resolver._well_known_cache.get_with_expiry(
+                host.encode()
+            )
+        except KeyError:
+            return None
+        if expires_s <= self._hs.get_clock().time():
+            return None
+        return found.decode("ascii") if found else None, int(expires_s * 1000)
+
+    @staticmethod
+    def cached_services(service: str) -> list[tuple[str, int, int]]:
+        """Return what this process has cached of the SRV records of a name.
+
+        Returns:
+            Of each its host, its port, and until when, in ms since the epoch.
+        """
+        return [
+            (server.host.decode("ascii", "replace"), server.port, server.expires * 1000)
+            for server in SERVER_CACHE.get(service.encode(), ())
+        ]
+
+    def requests(self, delegated_to: str | None) -> "FederationRequests":
+        """Return what makes signed requests, through a federation client of Synapse's.
+
+        Past its retry limiter, and each of them once only.
+
+        Args:
+            delegated_to: What the well-known file of the server says: it is not asked
+                for again.
+        """
+        if self.instances is not None:
+            return FederationRequests(self._client)
+        client = copy(self._client)
+        agent = MatrixFederationAgent(
+            server_name=client.server_name,
+            reactor=self._bounded,
+            clock=client.clock,
+            tls_client_options_factory=self._policy,
+            user_agent=self.user_agent.encode("ascii"),
+            ip_allowlist=self._config.federation_ip_range_allowlist,
+            ip_blocklist=self._config.federation_ip_range_blocklist,
+            proxy_config=self._config.proxy_config,
+            _well_known_resolver=cast(WellKnownResolver, _KnownWellKnown(delegated_to)),
+        )
+        agent._pool.persistent = False
+        client.agent = _PlainAgent(
+            BlocklistingAgentWrapper(
+                agent, ip_blocklist=self._config.federation_ip_range_blocklist
+            )
+        )
+        return FederationRequests(client)
+
+    async def stored_keys(self, name: str) -> dict[str, str]:
+        """Return the keys of a server that Synapse has stored.
+
+        Returns:
+            By key ID, such as `ed25519:a`, the key in unpadded base64; at most some
+            hundred.
+        """
+
+        def stored_keys_txn(txn: LoggingTransaction) -> dict[str, str]:
+            txn.execute(
+                "SELECT key_id, verify_key FROM server_signature_keys "
+                "WHERE server_name = ? ORDER BY ts_valid_until_ms DESC LIMIT ?",
+                (name, _MAX_STORED_KEYS),
+            )
+            return {key_id: encode_base64(bytes(key)) for key_id, key in txn.fetchall()}
+
+        return await self._hs.get_datastores().main.db_pool.runInteraction(
+            "federation_admin_stored_keys", stored_keys_txn
+        )
+
+
+class FederationRequests:
+    """Makes signed requests to one server."""
+
+    def __init__(self, client: MatrixFederationHttpClient) -> None:
+        self._client = client
+
+    async def get(
+        self,
+        destination: str,
+        path: str,
+        args: dict[str, str] | None = None,
+        *,
+        timeout_ms: int,
+    ) -> tuple[JsonDict, dict[bytes, list[bytes]]]:
+        """Make a GET request.
+
+        Args:
+            destination: The server name.
+            path: The path.
+            args: The query parameters.
+            timeout_ms: How long it has to answer.
+
+        Returns:
+            The body, and the headers.
+
+        Raises:
+            Exception: Whatever Synapse's client raises; nothing of it is our fault.
+        """
+        return await self._client.get_json_with_headers(
+            destination,
+            path=path,
+            args=args,
+            timeout=timeout_ms,
+            ignore_backoff=True,
+        )
+
+
+class _KnownWellKnown:
+    """A WellKnownResolver that knows already what the file says."""
+
+    def __init__(self, delegated_to: str | None) -> None:
+        self._result = WellKnownLookupResult(
+            delegated_to.encode("ascii") if delegated_to else None
+        )
+
+    async def get_well_known(self, _server_name: bytes) -> WellKnownLookupResult:
+        return self._result
+
+
+@implementer(IAgent)
+class _PlainAgent:
+    """Passes answers on with a status line that may be logged, as Synapse does it."""
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        return self._agent.request(*args, **kwargs).addCallback(self._plain)
+
+    @staticmethod
+    def _plain(response: IResponse) -> IResponse:
+        phrase = ascii(response.phrase[:_MAX_PHRASE].decode("latin-1"))
+        response.phrase = phrase[1:-1].encode()
+        return response
+
+
+class _ObservingPolicy(FederationPolicyForHTTPS):
+    """Synapse's policy, but a handshake comes to its end before it is judged."""
+
+    def __init__(self, config: HomeServerConfig) -> None:
+        super().__init__(config)
+        context = self._verify_ssl_context
+        context.set_verify(context.get_verify_mode(), _observed)
+
+    def options(self, name: str, observer: TlsObserver) -> SSLClientConnectionCreator:
+        """Return what makes connections for a host name."""
+        # Also where Synapse does not verify: to see what it would find.
+        creator = SSLClientConnectionCreator(
+            name.encode(), self._verify_ssl_context, False
+        )
+        creator._verifier = _ObservingVerifier(name, observer)
+        return creator
+
+
+class _ObservingVerifier(ConnectionVerifier):
+    """Tells an observer of a handshake, who has the last word."""
+
+    def __init__(self, name: str, observer: TlsObserver) -> None:
+        super().__init__(name.encode(), False)
+        self.observer = observer
+
+    def verify_context_info_cb(
+        self, ssl_connection: SSL.Connection, where: int
+    ) -> None:
+        """See Synapse's; this is called by OpenSSL."""
+        super().verify_context_info_cb(ssl_connection, where)
+        if where & SSL.SSL_CB_HANDSHAKE_START:
+            self.observer.begun()
+        if where & SSL.SSL_CB_HANDSHAKE_DONE:
+            error = self.observer.completed(ssl_connection)
+            if error is not None:
+                ssl_connection.get_app_data().failVerification(Failure(error))
+
+
+def _observed(
+    connection: SSL.Connection, _certificate: object, code: int, _depth: int, ok: int
+) -> bool:
+    """Tell the observer of OpenSSL's verdict on a certificate, and have it go on."""
+    if not ok:
+        connection.get_app_data()._synapse_tls_verifier.observer.failed(code)
+    return True
 
 
 def _shown(instance: str) -> str:

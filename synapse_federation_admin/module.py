@@ -27,6 +27,7 @@ class FederationAdmin:
         from synapse_federation_admin.destinations.reader import DestinationReader
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.destinations.summary import SummaryStore
+        from synapse_federation_admin.diagnosis.diagnose import Diagnoses
         from synapse_federation_admin.homeserver import Homeserver
         from synapse_federation_admin.repair.attempts import Attempts
         from synapse_federation_admin.repair.audit import Audit
@@ -87,6 +88,13 @@ class FederationAdmin:
                 bulk_max_per_second=config.bulk_max_per_second,
                 clamp=Clamp(homeserver, audit),
                 forget=Forget(homeserver, reader, backlog, reach, audit),
+                diagnoses=Diagnoses(
+                    homeserver,
+                    destinations,
+                    backlog,
+                    reach,
+                    timeout_ms=config.diagnosis_timeout_ms,
+                ),
             )
         )
         indexes.start()

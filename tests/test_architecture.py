@@ -18,7 +18,8 @@ SHARED = {
 ROOMS = {
     "destinations": SHARED,
     "repair": SHARED | {"destinations"},
-    "rest": SHARED | {"destinations", "repair"},
+    "diagnosis": SHARED | {"destinations"},
+    "rest": SHARED | {"destinations", "repair", "diagnosis"},
     "playground": set(),
 }
 

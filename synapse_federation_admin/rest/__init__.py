@@ -12,6 +12,7 @@ from synapse_federation_admin.rest.destinations import (
     DestinationServlet,
     DestinationsServlet,
 )
+from synapse_federation_admin.rest.diagnose import DiagnoseServlet
 from synapse_federation_admin.rest.export import ExportServlet
 from synapse_federation_admin.rest.forget import ForgetManyServlet, ForgetServlet
 from synapse_federation_admin.rest.reconnect import ReconnectServlet
@@ -45,6 +46,7 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     ForgetServlet,
     ForgetManyServlet,
     AuditServlet,
+    DiagnoseServlet,
 )
 
 

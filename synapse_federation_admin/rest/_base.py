@@ -17,6 +17,7 @@ from synapse_federation_admin.destinations.reach import ReachStore
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.homeserver import (
     Codes,
     Homeserver,
@@ -61,6 +62,7 @@ class Services:
     bulk_max_per_second: int
     clamp: Clamp
     forget: Forget
+    diagnoses: Diagnoses
 
 
 class AdminServlet(RestServlet):

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stage `connections`: each address by itself, with TLS and one request."""
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from itertools import zip_longest
+
+import attr
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.web.client import URI, Agent
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
+from zope.interface import implementer
+
+from synapse_federation_admin.diagnosis.http import Answer, ask
+from synapse_federation_admin.diagnosis.limits import (
+    Deadline,
+    TimeIsOver,
+    side_by_side,
+)
+from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.diagnosis.tls import Handshake
+from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
+from synapse_federation_admin.failure import bounded, describe, failure_of
+from synapse_federation_admin.homeserver import Homeserver, Outbound
+from synapse_federation_admin.models import (
+    AddressesFindings,
+    Connection,
+    ConnectionsFindings,
+    Failure,
+    FailureKind,
+    Stage,
+    StageName,
+    StageOutcome,
+    Target,
+    VersionFindings,
+)
+
+# How many addresses are connected to: a server may have ten thousand.
+_MAX_CONNECTIONS = 12
+
+# The share of the time of a diagnosis: to connect, and for all of it.
+_SHARE_CONNECT = 0.25
+_SHARE = 0.4
+
+# The size up to which an answer about the version is read.
+_MAX_VERSION_BYTES = 64 * 1024
+
+# An address of the global Internet, to see whether there is a route to any.
+_GLOBAL_IPV6 = "2001:4:112::1"
+
+
+async def check_connections(
+    homeserver: Homeserver,
+    outbound: Outbound,
+    name: ServerName,
+    addresses: AddressesFindings,
+    deadline: Deadline,
+) -> Stage:
+    """Connect to each address, and ask for the version there.
+
+    Args:
+        homeserver: Knows the time.
+        outbound: Connects.
+        name: The name that was resolved: of that are `Host`, SNI and certificate.
+        addresses: To which hosts that has led.
+        deadline: Until when it has to be over.
+    """
+    begun_ms = deadline.now_ms
+    planned = plan(addresses.targets, name)
+    has_ipv6 = _has_ipv6()
+
+    def connecting(connection: Connection) -> Callable[[], Awaitable[Connection]]:
+        async def connect() -> Connection:
+            if connection.outcome is StageOutcome.SKIPPED:
+                return connection
+            attempt = _Attempt(homeserver, outbound, name, connection, deadline)
+            return without_route(await attempt.connect(), has_ipv6=has_ipv6)
+
+        return connect
+
+    connections = await side_by_side(
+        *(connecting(connection) for connection in planned[:_MAX_CONNECTIONS])
+    )
+    total = sum(
+        1 if target.via_proxy else target.addresses_total
+        for target in addresses.targets
+    )
+    findings = ConnectionsFindings(tuple(connections), max(0, total - len(connections)))
+    return attr.evolve(conclude(findings), duration_ms=deadline.since(begun_ms))
+
+
+def plan(targets: tuple[Target, ...], name: ServerName) -> list[Connection]:
+    """Return what is to be connected to: of each host the first, the second, ..."""
+    by_target: list[list[Connection]] = []
+    for target in targets:
+        connection = Connection(
+            address=None,
+            host=target.host,
+            port=target.port,
+            host_header=name.netloc,
+            sni=None if name.is_literal else name.host,
+            outcome=StageOutcome.FAILED,
+        )
+        if target.via_proxy:
+            by_target.append([connection])
+            continue
+        by_target.append(
+            [
+                attr.evolve(
+                    connection,
+                    address=address.address,
+                    outcome=StageOutcome.SKIPPED
+                    if target.error
+                    else StageOutcome.FAILED,
+                    error=target.error,
+                )
+                for address in target.addresses
+            ]
+        )
+    return [
+        connection
+        for rank in zip_longest(*by_target)
+        for connection in rank
+        if connection is not None
+    ]
+
+
+@implementer(IAgentEndpointFactory)
+class _OneEndpoint:
+    """Connects to one place, whatever the URL says."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def endpointForURI(self, _uri: URI) -> IStreamClientEndpoint:
+        return self._endpoint
+
+
+class _Attempt:
+    """Makes one connection."""
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        outbound: Outbound,
+        name: ServerName,
+        connection: Connection,
+        deadline: Deadline,
+    ) -> None:
+        self._homeserver = homeserver
+        self._outbound = outbound
+        self._connection = connection
+        self._deadline = deadline
+        self._handshake = Handshake(
+            name.host,
+            deadline,
+            now_ms=homeserver.now_ms(),
+            is_literal=name.is_literal,
+            is_verified=outbound.verifies(name.host),
+        )
+        timeout_ms = deadline.left_ms(_SHARE_CONNECT)
+        endpoint = outbound.endpoint(
+            connection.address,
+            connection.host,
+            connection.port,
+            name=name.host,
+            observer=self._handshake,
+            timeout_s=timeout_ms / 1000,
+        )
+        reactor = homeserver.reactor
+        self._agent: IAgent = Agent.usingEndpointFactory(
+            reactor, _OneEndpoint(endpoint)
+        )
+        self._url = f"https://{connection.host_header}{VERSION_PATH}"
+
+    async def connect(self) -> Connection:
+        """Return the connection with all that came of it."""
+        begun_ms = self._deadline.now_ms
+        answer: Answer | None = None
+        error: Failure | None = None
+        try:
+            answer = await self._deadline.within(
+                self._deadline.left_ms(_SHARE), self._ask
+            )
+        except (TimeIsOver, CancelledError):
+            error = self._too_late()
+        except Exception as e:
+            # Whatever it is, it is between us and the remote server.
+            error = self._why(e)
+        handshake = self._handshake
+        tls = handshake.findings
+        connection = attr.evolve(
+            self._connection,
+            connect_ms=None
+            if handshake.begun_ms is None
+            else round(handshake.begun_ms - begun_ms),
+            tls=tls,
+        )
+        is_accepted = tls is not None and not (tls.is_verified and tls.problems)
+        if not is_accepted:
+            return attr.evolve(
+                connection, error=tls.problems[0] if tls and tls.problems else error
+            )
+        assert handshake.completed_ms is not None
+        duration_ms = self._deadline.since(handshake.completed_ms)
+        version = (
+            VersionFindings(duration_ms, error=error)
+            if answer is None
+            else read_version(answer, duration_ms, self._homeserver.now_ms())
+        )
+        return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
+
+    async def _ask(self) -> Answer:
+        return await ask(
+            self._outbound,
+            self._agent,
+            self._url,
+            Headers({"User-Agent": [self._outbound.user_agent]}),
+            max_bytes=_MAX_VERSION_BYTES,
+        )
+
+    def _too_late(self) -> Failure:
+        """Return the failure of what took too long, by how far it has come."""
+        handshake = self._handshake
+        if handshake.begun_ms is None:
+            return describe(FailureKind.CONNECTION_TIMEOUT)
+        where = "the request" if handshake.findings else "the TLS handshake"
+        return describe(FailureKind.RESPONSE_TIMEOUT, f"to {where}")
+
+    def _why(self, error: Exception) -> Failure:
+        """Tell why there was no answer."""
+        failure = failure_of(error, self._outbound.has_addresses)
+        handshake = self._handshake
+        if handshake.begun_ms is None and self._connection.address is None:
+            return _proxy_failed(failure)
+        if (
+            handshake.begun_ms is not None
+            and handshake.findings is None
+            and failure.kind is FailureKind.INVALID_RESPONSE
+        ):
+            detail = "the connection was closed in the TLS handshake"
+            return describe(FailureKind.TLS_FAILED, detail)
+        return failure
+
+
+def _proxy_failed(failure: Failure) -> Failure:
+    """Return the failure of our proxy, which did not connect us."""
+    return describe(
+        FailureKind.OTHER,
+        f"https_proxy, this homeserver's proxy, did not connect: {failure.message}",
+    )
+
+
+def _has_ipv6() -> bool:
+    """Tell whether this host has any route to the IPv6 Internet; nothing is sent."""
+    try:
+        with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as udp:
+            udp.connect((_GLOBAL_IPV6, 9))
+    except OSError as e:
+        return e.errno not in (
+            errno.ENETUNREACH,
+            errno.EAFNOSUPPORT,
+            errno.EADDRNOTAVAIL,
+        )
+    return True
+
+
+def without_route(connection: Connection, *, has_ipv6: bool) -> Connection:
+    """Excuse an IPv6 address where this host has no IPv6: Synapse uses the others."""
+    if (
+        has_ipv6
+        or connection.error is None
+        or connection.error.kind is not FailureKind.UNREACHABLE
+        or ":" not in (connection.address or "")
+    ):
+        return connection
+    error = describe(FailureKind.UNREACHABLE, "this host has no IPv6")
+    return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
+
+
+def conclude(findings: ConnectionsFindings) -> Stage:
+    """Return the stage: whether a connection comes about, and whether always."""
+
+    def stage(
+        outcome: StageOutcome, message: str, kind: FailureKind | None = None
+    ) -> Stage:
+        return Stage(StageName.CONNECTIONS, outcome, message, kind, findings=findings)
+
+    tried = [c for c in findings.connections if c.outcome is not StageOutcome.SKIPPED]
+    bad = [c for c in tried if c.outcome is StageOutcome.FAILED]
+    if not tried:
+        first = findings.connections[0].error if findings.connections else None
+        failure = first or describe(FailureKind.UNREACHABLE)
+        return stage(StageOutcome.FAILED, failure.message, failure.kind)
+    if not bad:
+        count = len(tried)
+        what = f"all {count} addresses" if count > 1 else "its address"
+        return stage(StageOutcome.OK, f"TLS connections to {what} work")
+    failure = bad[0].error or describe(FailureKind.OTHER)
+    if len(bad) == len(tried):
+        return stage(StageOutcome.FAILED, failure.message, failure.kind)
+    return stage(
+        StageOutcome.WARNING,
+        f"{len(bad)} of {len(tried)} addresses do not work: {_at(bad[0])}: "
+        f"{failure.message}",
+        failure.kind,
+    )
+
+
+def _at(connection: Connection) -> str:
+    return bounded(f"{connection.address or connection.host} port {connection.port}")

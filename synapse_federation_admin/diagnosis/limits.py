@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a diagnosis may take: time, and how much of it is told."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import gatherResults
+from twisted.internet.interfaces import IReactorTime
+
+from synapse_federation_admin.failure import bounded
+from synapse_federation_admin.homeserver import (
+    make_deferred_yieldable,
+    run_in_background,
+)
+
+T = TypeVar("T")
+
+# How much is told of a text from outside: a line, or a word of it.
+MAX_TEXT = 300
+MAX_WORD = 100
+
+
+class Deadline:
+    """Until when a diagnosis has to be over."""
+
+    def __init__(self, reactor: IReactorTime, timeout_ms: int) -> None:
+        """Begin to count the time.
+
+        Args:
+            reactor: The clock.
+            timeout_ms: How long the whole may take.
+        """
+        self._reactor = reactor
+        self._timeout_ms = timeout_ms
+        self._ends_s = reactor.seconds() + timeout_ms / 1000
+
+    @property
+    def now_ms(self) -> float:
+        """The time, to be compared with another."""
+        return self._reactor.seconds() * 1000
+
+    def since(self, begun_ms: float) -> int:
+        """Return how long something has taken, in ms."""
+        return round(self.now_ms - begun_ms)
+
+    def left_ms(self, share: float = 1) -> int:
+        """Return how long a step may take: a share of the whole time, if it is left."""
+        left_ms = (self._ends_s - self._reactor.seconds()) * 1000
+        return max(1, int(min(left_ms, self._timeout_ms * share)))
+
+    async def within(
+        self, limit_ms: int, func: Callable[..., Awaitable[T]], *args: object
+    ) -> T:
+        """Run something, and call it off when its time is over.
+
+        Args:
+            limit_ms: How long it may take.
+            func: What to run.
+            args: Arguments for `func`.
+
+        Raises:
+            twisted.internet.defer.TimeoutError: It was called off.
+            Exception: What `func` raises.
+        """
+        deferred = run_in_background(func, *args)
+        deferred.addTimeout(limit_ms / 1000, self._reactor)
+        result: T = await make_deferred_yieldable(deferred)
+        return result
+
+
+TimeIsOver = DeferredTimeoutError
+
+
+async def side_by_side(*funcs: Callable[[], Awaitable[T]]) -> list[T]:
+    """Run several things at once, and return what comes of each."""
+    results: list[T] = await make_deferred_yieldable(
+        gatherResults([run_in_background(func) for func in funcs], consumeErrors=True)
+    )
+    return results
+
+
+def word(value: object, most: int = MAX_WORD) -> str | None:
+    """Return a text from outside as it may be told; None if it is none."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return bounded(value, most) if isinstance(value, str) else None

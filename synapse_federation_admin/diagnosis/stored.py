@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stage `stored`: what Synapse holds of a server."""
+
+from synapse_federation_admin.diagnosis.clock import shown_duration
+from synapse_federation_admin.models import (
+    Backlog,
+    Destination,
+    Stage,
+    StageName,
+    StageOutcome,
+    StoredFindings,
+)
+
+
+def check_stored(
+    row: Destination | None,
+    backlog: Backlog,
+    last_inbound_ts: int | None,
+    *,
+    now_ms: int,
+) -> Stage:
+    """Tell what is stored.
+
+    Args:
+        row: Synapse's row for the server; None if there is none.
+        backlog: What waits for it.
+        last_inbound_ts: When it last sent us a transaction, within the last day.
+        now_ms: The time, in ms since the epoch.
+    """
+    if row is None:
+        findings = StoredFindings(
+            is_known=False, backlog=backlog, last_inbound_ts=last_inbound_ts
+        )
+        return Stage(
+            StageName.STORED,
+            StageOutcome.OK,
+            "Synapse has never sent anything to it",
+            findings=findings,
+        )
+    next_retry_ts = row.next_retry_ts
+    left_ms = 0 if next_retry_ts is None else max(0, next_retry_ts - now_ms)
+    is_failing = row.is_failing
+    reaches_us = (
+        is_failing
+        and last_inbound_ts is not None
+        and last_inbound_ts > (row.failure_ts or 0)
+    )
+    findings = StoredFindings(
+        is_known=True,
+        status=row.status(now_ms).value,
+        failing_since_ts=row.failure_ts if is_failing else None,
+        next_retry_ts=next_retry_ts,
+        backoff_left_ms=left_ms,
+        backlog=backlog,
+        last_inbound_ts=last_inbound_ts,
+        reaches_us=reaches_us,
+    )
+    if not is_failing:
+        return Stage(
+            StageName.STORED,
+            StageOutcome.OK,
+            "Synapse does not have it as failing",
+            findings=findings,
+        )
+    since = (
+        f"for {shown_duration(max(0, now_ms - row.failure_ts))}"
+        if row.failure_ts
+        else "for an unknown time"
+    )
+    message = f"Synapse has it as failing {since}, and tries it again "
+    message += f"in {shown_duration(left_ms)}" if left_ms else "when something is due"
+    if reaches_us and last_inbound_ts is not None:
+        ago = shown_duration(max(0, now_ms - last_inbound_ts))
+        message += f". It reaches us: it last did so {ago} ago"
+    return Stage(StageName.STORED, StageOutcome.WARNING, message, findings=findings)

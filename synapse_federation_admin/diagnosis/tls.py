@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a TLS handshake shows of a server."""
+
+from datetime import datetime, timezone
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from OpenSSL import SSL
+from service_identity.exceptions import VerificationError
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+
+from synapse_federation_admin.diagnosis.limits import (
+    MAX_TEXT,
+    Deadline,
+    word,
+)
+from synapse_federation_admin.failure import failure_of
+from synapse_federation_admin.homeserver import UntrustedCertificateError
+from synapse_federation_admin.models import (
+    Certificate,
+    Failure,
+    FailureKind,
+    TlsFindings,
+)
+
+_DAY_MS = 86_400_000
+
+# How many of a certificate's names are told.
+_MAX_NAMES = 20
+
+# More different errors than one chain has.
+_MAX_PROBLEMS = 8
+
+
+class Handshake:
+    """Observes one TLS handshake: see `homeserver.TlsObserver`."""
+
+    def __init__(
+        self,
+        name: str,
+        deadline: Deadline,
+        *,
+        now_ms: int,
+        is_literal: bool,
+        is_verified: bool,
+    ) -> None:
+        """Describe what is expected.
+
+        Args:
+            name: The host name, or IP address, that the certificate has to be for.
+            deadline: The clock.
+            now_ms: The time, in ms since the epoch.
+            is_literal: Whether the name is an IP address.
+            is_verified: Whether Synapse verifies the certificate.
+        """
+        self._name = name
+        self._deadline = deadline
+        self._now_ms = now_ms
+        self._is_literal = is_literal
+        self._is_verified = is_verified
+        self._codes: list[int] = []
+        self.begun_ms: float | None = None
+        self.completed_ms: float | None = None
+        self.findings: TlsFindings | None = None
+
+    def begun(self) -> None:
+        """The connection is there."""
+        if self.begun_ms is None:
+            self.begun_ms = self._deadline.now_ms
+
+    def failed(self, code: int) -> None:
+        """OpenSSL does not trust the chain."""
+        if code not in self._codes and len(self._codes) < _MAX_PROBLEMS:
+            self._codes.append(code)
+
+    def completed(self, connection: SSL.Connection) -> Exception | None:
+        """Take down what there is to see, and return what Synapse would not accept."""
+        if self.findings is not None:
+            # What TLS 1.3 has to say afterwards.
+            return None
+        self.completed_ms = self._deadline.now_ms
+        errors: list[Exception] = [
+            UntrustedCertificateError(code) for code in self._codes
+        ]
+        mismatch = self._mismatch(connection)
+        if mismatch is not None:
+            errors.append(mismatch)
+        begun_ms = self._deadline.now_ms if self.begun_ms is None else self.begun_ms
+        self.findings = TlsFindings(
+            handshake_ms=self._deadline.since(begun_ms),
+            version=connection.get_protocol_version_name(),
+            cipher=connection.get_cipher_name() or "",
+            certificate=_certificate(connection, self._now_ms),
+            is_trusted=not self._codes,
+            name_matches=mismatch is None,
+            is_verified=self._is_verified,
+            problems=_distinct([failure_of(error) for error in errors]),
+        )
+        return errors[0] if errors and self._is_verified else None
+
+    def _mismatch(self, connection: SSL.Connection) -> Exception | None:
+        """Return why the certificate is not for the name, as Synapse sees it."""
+        try:
+            if self._is_literal:
+                verify_ip_address(connection, self._name)
+            else:
+                verify_hostname(connection, self._name)
+        except VerificationError as e:
+            return e
+        except Exception:
+            # A certificate can be such that nobody can read names in it.
+            return VerificationError(errors=[])
+        return None
+
+
+def _distinct(failures: list[Failure]) -> tuple[Failure, ...]:
+    """Return the first failure of each kind: an untrusted chain has many errors."""
+    found: dict[FailureKind, Failure] = {}
+    for failure in failures:
+        found.setdefault(failure.kind, failure)
+    return tuple(found.values())
+
+
+def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:
+    """Return what the server's certificate says; None if nobody can read it."""
+    try:
+        chain = connection.get_peer_cert_chain() or []
+        shown = connection.get_peer_certificate()
+        if shown is None:
+            return None
+        certificate = shown.to_cryptography()
+        names = _names(certificate)
+        not_after_ts = _ms(certificate, "not_valid_after")
+        return Certificate(
+            subject=word(certificate.subject.rfc4514_string(), MAX_TEXT) or "",
+            issuer=word(certificate.issuer.rfc4514_string(), MAX_TEXT) or "",
+            names=tuple(word(name) or "" for name in names[:_MAX_NAMES]),
+            names_total=len(names),
+            not_before_ts=_ms(certificate, "not_valid_before"),
+            not_after_ts=not_after_ts,
+            days_left=(not_after_ts - now_ms) // _DAY_MS,
+            sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+            chain_length=len(chain),
+        )
+    except Exception:
+        # What is in it is up to the server, and so is what that makes of a parser.
+        return None
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except x509.ExtensionNotFound:
+        return []
+    return [
+        str(name.value)
+        for name in extension.value
+        if isinstance(name, x509.DNSName | x509.IPAddress)
+    ]
+
+
+def _ms(certificate: x509.Certificate, which: str) -> int:
+    # Before version 42 of cryptography there were only times without a zone: UTC.
+    moment: datetime = getattr(certificate, f"{which}_utc", None) or getattr(
+        certificate, which
+    )
+    return int(moment.replace(tzinfo=timezone.utc).timestamp() * 1000)
