@@ -151,8 +151,8 @@ _ADVICE = {
     ),
     FailureKind.TLS_UNTRUSTED: (
         "Tell them: it is self-signed, or they do not send the certificates between. "
-        "If it is of an authority of your own, add that to federation_custom_ca_list and "
-        "restart Synapse."
+        "If it is of an authority of your own, add that to federation_custom_ca_list "
+        "and restart Synapse."
     ),
     FailureKind.TLS_FAILED: (
         "Tell them: something that is no TLS server listens at that port, or it has no "
@@ -160,8 +160,8 @@ _ADVICE = {
     ),
     FailureKind.REJECTED: (
         "Check that they can reach this homeserver and fetch its key, that the clock "
-        "of this host is right, and that server_name and signing key are what they were. "
-        "If so, ask them whether they have shut us out."
+        "of this host is right, and that server_name and signing key are what they "
+        "were. If so, ask them whether they have shut us out."
     ),
     FailureKind.RATE_LIMITED: (
         "Wait; if it goes on, ask them to allow this homeserver more."

@@ -247,6 +247,14 @@ class MatrixClient:
             timeout_s=90,
         )
 
+    def diagnose(self, server_name: str) -> Json:
+        """Find out why federation with a server fails."""
+        return self.request(
+            "POST",
+            f"{FEDERATION_V2}/destinations/{quoted(server_name)}/diagnose",
+            timeout_s=150,
+        )
+
     def start_run(self, **body: Any) -> Json:
         """Begin a bulk run."""
         return self.request("POST", f"{FEDERATION_V2}/reconnects", json=body)

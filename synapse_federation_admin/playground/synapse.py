@@ -4,7 +4,7 @@
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class SynapseServer:
         postgres: bool | None = None,
         module_config: Mapping[str, Any] | None = {},  # never changed
         extra_config: Mapping[str, Any] | None = None,
+        wrapper: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = say_nothing,
     ) -> None:
         """Describe a homeserver.
@@ -69,6 +71,8 @@ class SynapseServer:
             postgres: use PostgreSQL; by default only with workers.
             module_config: the module's configuration; None for a stock Synapse.
             extra_config: merged into homeserver.yaml.
+            wrapper: a command that executes the one behind it, in its own process.
+            environment: more environment variables.
             progress: is told what happens while it starts.
         """
         self.folder = folder
@@ -82,6 +86,8 @@ class SynapseServer:
         self._use_postgres = workers if postgres is None else postgres
         self._module_config = module_config
         self._extra_config = extra_config
+        self._wrapper = list(wrapper)
+        self._environment = dict(environment or {})
         self._progress = progress
         self._processes: dict[str, ChildProcess] = {}
         self._stack = ExitStack()
@@ -232,11 +238,11 @@ class SynapseServer:
             module_config=self._module_config,
             extra_config=self._extra_config,
         )
-        environment = _environment()
+        environment = _environment() | self._environment
         for name in self.processes:
             self._processes[name] = ChildProcess(
                 f"Synapse ({name})",
-                _command(self.folder, name),
+                self._wrapper + _command(self.folder, name),
                 output=self.folder / f"{name}.out",
                 folder=self.folder,
                 environment=environment,

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A DNS server of the tests' own, right or wrong as they say."""
+
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+
+import dnslib
+from dnslib import QTYPE, RCODE, RR, DNSRecord
+
+# What a name may have in place of records.
+SERVFAIL = "SERVFAIL"
+SILENCE = "silence"
+
+_MAX_UDP = 512
+
+
+class DnsServer:
+    """Answers over UDP and TCP at port 53 of an address, from a table.
+
+    `records` has by (name, type) a list of values, SERVFAIL or SILENCE; a name that has
+    none of any type does not exist.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.records: dict[tuple[str, str], Any] = {}
+        self.delay_s = 0.0
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind((address, 53))
+        self._tcp = socket.create_server((address, 53))
+
+    def __enter__(self) -> "DnsServer":
+        for serve in (self._serve_udp, self._serve_tcp):
+            threading.Thread(target=serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in (self._udp, self._tcp):
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            server.close()
+
+    def add(self, name: str, kind: str, *values: Any) -> None:
+        self.records.setdefault((name, kind), []).extend(values)
+
+    def _serve_udp(self) -> None:
+        while True:
+            try:
+                data, peer = self._udp.recvfrom(4096)
+            except OSError:
+                return
+            if not data:
+                continue
+            timer = threading.Timer(self.delay_s, self._answer_udp, (data, peer))
+            timer.daemon = True
+            timer.start()
+
+    def _answer_udp(self, data: bytes, peer: Any) -> None:
+        reply = self._reply(data)
+        if reply is None:
+            return
+        packed = reply.pack()
+        if len(packed) > _MAX_UDP:
+            packed = reply.truncate().pack()
+        with suppress(OSError):
+            self._udp.sendto(packed, peer)
+
+    def _serve_tcp(self) -> None:
+        while True:
+            try:
+                connection, _ = self._tcp.accept()
+            except OSError:
+                return
+            threading.Thread(
+                target=self._answer_tcp, args=(connection,), daemon=True
+            ).start()
+
+    def _answer_tcp(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            stream = connection.makefile("rb")
+            while length := stream.read(2):
+                reply = self._reply(stream.read(int.from_bytes(length, "big")))
+                if reply is not None:
+                    packed = reply.pack()
+                    connection.sendall(len(packed).to_bytes(2, "big") + packed)
+
+    def _reply(self, data: bytes) -> DNSRecord | None:
+        request = DNSRecord.parse(data)
+        reply = request.reply()
+        name = str(request.q.qname).rstrip(".").lower()
+        kind = QTYPE[request.q.qtype]
+        values = self.records.get((name, kind), [])
+        if values == SILENCE:
+            return None
+        if values == SERVFAIL:
+            reply.header.rcode = RCODE.SERVFAIL
+            return reply
+        if not any(known == name for known, _ in self.records):
+            reply.header.rcode = RCODE.NXDOMAIN
+        rdata = getattr(dnslib, kind, None)
+        for value in values:
+            arguments = value if isinstance(value, tuple) else (value,)
+            reply.add_answer(
+                RR(request.q.qname, request.q.qtype, rdata=rdata(*arguments), ttl=60)
+            )
+        return reply

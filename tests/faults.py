@@ -1,0 +1,829 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue of faults: what a server does wrong, and what that is to be called."""
+
+import datetime
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from ipaddress import ip_address
+
+import attr
+import trustme
+from laboratory import (
+    HTML,
+    KEYS,
+    QUERY,
+    VERSION,
+    WELL_KNOWN,
+    ZONE,
+    Answer,
+    Laboratory,
+    as_json,
+    close,
+    hang,
+    homeserver,
+    http,
+    repeat,
+)
+
+from synapse_federation_admin.playground.events import Identity
+
+NOW = datetime.datetime.now(datetime.timezone.utc)
+DAY = datetime.timedelta(days=1)
+BLOCKED = "127.9.0.1"
+
+# Where the kernel has no route to, and says so at once.
+NOWHERE = "224.0.0.1"
+
+Build = Callable[[Laboratory, str], str | None]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Fault:
+    """A fault.
+
+    Attributes:
+        label: The first label of its server name.
+        verdict: What is to be found.
+        kind: How it is to be called.
+        build: Makes the server; returns its name if that is another one.
+        says: What the explanation or the advice has to contain.
+    """
+
+    label: str
+    verdict: str
+    kind: str | None
+    build: Build
+    says: str = ""
+
+
+CATALOGUE: list[Fault] = []
+
+
+def fault(
+    label: str, verdict: str, kind: str | None = None, says: str = ""
+) -> Callable[[Build], Build]:
+    """Add a fault to the catalogue."""
+
+    def add(build: Build) -> Build:
+        CATALOGUE.append(Fault(label, verdict, kind, build, says))
+        return build
+
+    return add
+
+
+def up(
+    lab: Laboratory, name: str, address: str | None = None, **answers: Answer
+) -> str:
+    """Have a homeserver in order, but for some answers, at port 8448."""
+    address = address or lab.address()
+    lab.name(name.partition(".")[0], address)
+    lab.serve(address, 8448, homeserver(name, **answers), name)
+    return address
+
+
+def up_with(lab: Laboratory, name: str, context: ssl.SSLContext) -> str:
+    """Have one with a certificate of its own."""
+    address = lab.address()
+    lab.name(name.partition(".")[0], address)
+    lab.serve(address, 8448, homeserver(name), context=context)
+    return address
+
+
+def context(leaf: trustme.LeafCert) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(made)
+    return made
+
+
+def issued(lab: Laboratory, *names: str, **kwargs: datetime.datetime) -> ssl.SSLContext:
+    return context(lab.authority.issue_cert(*names, **kwargs))
+
+
+def expired(lab: Laboratory, *names: str) -> ssl.SSLContext:
+    return issued(lab, *names, not_before=NOW - 9 * DAY, not_after=NOW - 3.5 * DAY)
+
+
+def delegates(lab: Laboratory, name: str, address: str, file: Answer) -> None:
+    """Serve a well-known file at port 443."""
+    lab.serve(address, 443, {WELL_KNOWN: file}, name)
+
+
+def m_server(to: object) -> bytes:
+    return as_json({"m.server": to})
+
+
+# What is in order.
+
+
+@fault("healthy", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+
+
+@fault("literal", "ok")
+def _(lab: Laboratory, name: str) -> str:
+    address = lab.address()
+    name = f"{address}:18448"
+    lab.serve(address, 18448, homeserver(name), address)
+    return name
+
+
+@fault("port", "ok")
+def _(lab: Laboratory, name: str) -> str:
+    address = lab.address()
+    lab.name("port", address)
+    lab.serve(address, 9448, homeserver(f"{name}:9448"), name)
+    return f"{name}:9448"
+
+
+@fault("delegated", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    address, other = lab.address(), lab.address()
+    lab.name("delegated", address)
+    delegates(lab, name, address, m_server(f"elsewhere.{ZONE}:10448"))
+    lab.name("elsewhere", other)
+    lab.serve(other, 10448, homeserver(name), f"elsewhere.{ZONE}")
+
+
+@fault("delegated-srv", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    address, other = lab.address(), lab.address()
+    lab.name("delegated-srv", address)
+    delegates(lab, name, address, m_server(f"by-srv.{ZONE}"))
+    lab.dns.add(f"_matrix-fed._tcp.by-srv.{ZONE}", "SRV", (0, 0, 10448, f"t1.{ZONE}"))
+    lab.name("t1", other)
+    lab.serve(other, 10448, homeserver(name), f"by-srv.{ZONE}")
+
+
+@fault("delegated-literal", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("delegated-literal", address)
+    delegates(lab, name, address, m_server(f"{address}:10448"))
+    lab.serve(address, 10448, homeserver(name), address)
+
+
+@fault("redirected", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    address, other = up(lab, name), lab.address()
+    location = b"Location: https://files.%s/there\r\n" % ZONE.encode()
+    delegates(lab, name, address, http("302 Found", b"", location))
+    lab.name("files", other)
+    lab.serve(other, 443, {"/there": m_server(f"{name}:8448")}, f"files.{ZONE}")
+
+
+@fault("srv", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 10448, f"t2.{ZONE}"))
+    lab.name("t2", address)
+    lab.serve(address, 10448, homeserver(name), name)
+
+
+@fault("old-srv", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.dns.add(f"_matrix._tcp.{name}", "SRV", (0, 0, 10448, f"t3.{ZONE}"))
+    lab.name("t3", address)
+    lab.serve(address, 10448, homeserver(name), name)
+
+
+@fault("srv-beside-well-known", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    """Delegation wins over SRV records, here of nothing."""
+    address = up(lab, name)
+    delegates(lab, name, address, m_server(f"{name}:8448"))
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 9, f"nothing.{ZONE}"))
+
+
+@fault("not-found", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    """A web server without a well-known file."""
+    address = up(lab, name)
+    delegates(lab, name, address, http("404 Not Found", b"<html>", HTML))
+
+
+@fault("known-alias", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=as_json({"room_id": "!a:b", "servers": []}))
+
+
+# Names.
+
+
+@fault("invalid", "failing", "invalid_name")
+def _(lab: Laboratory, name: str) -> str:
+    return "no server"
+
+
+@fault("invalid-port", "failing", "invalid_name", "how the name is written")
+def _(lab: Laboratory, name: str) -> str:
+    return f"{name}:99999"
+
+
+@fault("invalid-label", "failing", "invalid_name")
+def _(lab: Laboratory, name: str) -> str:
+    return f"a..{ZONE}"
+
+
+@fault("invalid-url", "failing", "invalid_name")
+def _(lab: Laboratory, name: str) -> str:
+    return f"https://{ZONE}"
+
+
+@fault("shut-out", "failing", "not_allowed", "federation_domain_whitelist")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+
+
+# DNS.
+
+
+@fault("nxdomain", "failing", "dns_not_found")
+def _(lab: Laboratory, name: str) -> None:
+    pass
+
+
+@fault("no-address", "failing", "dns_not_found")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(name, "TXT", "there is something, but no address")
+
+
+@fault("servfail", "failing", "dns_failed")
+def _(lab: Laboratory, name: str) -> None:
+    for kind in ("A", "AAAA"):
+        lab.dns.records[name, kind] = "SERVFAIL"
+
+
+@fault("silent-dns", "failing", "dns_failed")
+def _(lab: Laboratory, name: str) -> None:
+    for kind in ("A", "AAAA"):
+        lab.dns.records[name, kind] = "silence"
+
+
+@fault("srv-servfail", "failing", "dns_failed")
+def _(lab: Laboratory, name: str) -> None:
+    """Synapse gives up then, although the address is there."""
+    up(lab, name)
+    lab.dns.records[f"_matrix-fed._tcp.{name}", "SRV"] = "SERVFAIL"
+
+
+@fault("srv-silent", "failing", "dns_failed")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    lab.dns.records[f"_matrix-fed._tcp.{name}", "SRV"] = "silence"
+
+
+@fault("srv-to-nowhere", "failing", "dns_not_found", f"gone.{ZONE}")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, f"gone.{ZONE}"))
+
+
+@fault("srv-refused", "failing", "unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 0, "."))
+
+
+@fault("srv-one-bad", "degraded", "connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    good, bad = lab.address(), lab.address()
+    service = f"_matrix-fed._tcp.{name}"
+    lab.dns.add(service, "SRV", (0, 0, 8448, f"t4.{ZONE}"), (9, 0, 8448, f"t5.{ZONE}"))
+    lab.name("t4", good)
+    lab.name("t5", bad)
+    lab.serve(good, 8448, homeserver(name), name)
+
+
+@fault("srv-one-gone", "degraded", "dns_not_found")
+def _(lab: Laboratory, name: str) -> None:
+    good = lab.address()
+    service = f"_matrix-fed._tcp.{name}"
+    lab.dns.add(service, "SRV", (0, 0, 8448, f"t6.{ZONE}"), (9, 0, 8448, f"no.{ZONE}"))
+    lab.name("t6", good)
+    lab.serve(good, 8448, homeserver(name), name)
+
+
+# Blocked addresses.
+
+
+@fault("blocked", "failing", "ip_blocked", "ip_range_blacklist")
+def _(lab: Laboratory, name: str) -> None:
+    lab.name("blocked", BLOCKED)
+
+
+@fault("blocked-literal", "failing", "ip_blocked")
+def _(lab: Laboratory, name: str) -> str:
+    return f"{BLOCKED}:8448"
+
+
+@fault("blocked-by-delegation", "failing", "ip_blocked")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("blocked-by-delegation", address)
+    delegates(lab, name, address, m_server(f"{BLOCKED}:8448"))
+
+
+@fault("blocked-one", "failing", "ip_blocked")
+def _(lab: Laboratory, name: str) -> None:
+    """Synapse then does not use the good one either."""
+    up(lab, name)
+    lab.name("blocked-one", BLOCKED)
+
+
+@fault("blocked-redirect", "failing", "well_known_unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("blocked-redirect", address)
+    location = b"Location: https://%s/there\r\n" % BLOCKED.encode()
+    delegates(lab, name, address, http("302 Found", b"", location))
+
+
+# Connections.
+
+
+@fault("refused", "failing", "connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    lab.name("refused", lab.address())
+
+
+@fault("dropped", "failing", "connection_timeout")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("dropped", address)
+    # Linux takes one connection more than that, and then ignores who connects.
+    full = lab.enter(socket.create_server((address, 8448), backlog=0))
+    lab.enter(socket.create_connection(full.getsockname()))
+
+
+@fault("nowhere", "failing", "unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    lab.name("nowhere", NOWHERE)
+
+
+@fault("one-refused", "degraded", "connection_refused", "works for some")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    lab.name("one-refused", lab.address())
+
+
+@fault("one-expired", "degraded", "tls_expired", "works for some")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    up_with(lab, name, expired(lab, name))
+
+
+@fault("one-web-server", "degraded", "http_error")
+def _(lab: Laboratory, name: str) -> None:
+    other = lab.address()
+    up(lab, name)
+    lab.name("one-web-server", other)
+    lab.serve(other, 8448, http("404 Not Found", b"<html>", HTML), name)
+
+
+@fault("ipv6-refused", "degraded", "connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    lab.dns.add(name, "AAAA", "::1")
+
+
+# TLS.
+
+
+@fault("expired", "failing", "tls_expired", "expired 3 days ago")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, expired(lab, name))
+
+
+@fault("early", "failing", "tls_not_yet_valid")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, issued(lab, name, not_before=NOW + DAY, not_after=NOW + 9 * DAY))
+
+
+@fault("wrong-name", "failing", "tls_wrong_name", "is for other.example")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, issued(lab, "other.example"))
+
+
+@fault("expired-wrong-name", "failing", "tls_expired", "is for another name")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, expired(lab, "other.example"))
+
+
+@fault("srv-target-name", "failing", "tls_wrong_name")
+def _(lab: Laboratory, name: str) -> None:
+    """The certificate has to be for the server name, not for where SRV leads to."""
+    address = lab.address()
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, f"t7.{ZONE}"))
+    lab.name("t7", address)
+    lab.serve(address, 8448, homeserver(name), f"t7.{ZONE}")
+
+
+@fault("self-signed", "failing", "tls_untrusted")
+def _(lab: Laboratory, name: str) -> None:
+    own = trustme.CA()
+    folder = lab.folder / "self"
+    folder.mkdir()
+    own.cert_pem.write_to_path(folder / "c.pem")
+    own.private_key_pem.write_to_path(folder / "k.pem")
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(folder / "c.pem", folder / "k.pem")
+    up_with(lab, name, made)
+
+
+@fault("other-authority", "failing", "tls_untrusted")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, context(trustme.CA().issue_cert(name)))
+
+
+@fault("incomplete-chain", "failing", "tls_untrusted")
+def _(lab: Laboratory, name: str) -> None:
+    leaf = lab.authority.create_child_ca().issue_cert(name)
+    folder = lab.folder / "incomplete"
+    folder.mkdir()
+    (folder / "c.pem").write_bytes(leaf.cert_chain_pems[0].bytes())
+    leaf.private_key_pem.write_to_path(folder / "k.pem")
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(folder / "c.pem", folder / "k.pem")
+    up_with(lab, name, made)
+
+
+@fault("no-tls", "failing", "tls_failed")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("no-tls", address)
+    lab.serve(address, 8448, homeserver(name), plain=True)
+
+
+@fault("closes-handshake", "failing", "tls_failed")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("closes-handshake", address)
+    lab.serve(address, 8448, close, plain=True)
+
+
+@fault("hangs-handshake", "failing", "response_timeout")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("hangs-handshake", address)
+    lab.serve(address, 8448, hang, plain=True)
+
+
+# The well-known file.
+
+
+def well_known(
+    label: str,
+    verdict: str,
+    kind: str,
+    file: Answer,
+    *,
+    works: bool,
+) -> None:
+    """Add a fault of the file, of a server that can be found without it or not."""
+
+    @fault(label, verdict, kind)
+    def _(lab: Laboratory, name: str) -> None:
+        address = lab.address()
+        if works:
+            up(lab, name, address)
+        else:
+            lab.name(label, address)
+        delegates(lab, name, address, file)
+
+
+for works in (False, True):
+    end, verdict = ("-works", "degraded") if works else ("", "failing")
+    for label, kind, file in (
+        ("no-json", "well_known_invalid", http("200 OK", b"{")),
+        ("html-file", "well_known_invalid", http("200 OK", b"<html>", HTML)),
+        ("no-m-server", "well_known_invalid", as_json({"server": "a"})),
+        ("number", "well_known_invalid", m_server(8448)),
+        ("list", "well_known_invalid", as_json(["m.server"])),
+        ("umlaut", "well_known_invalid", m_server("m\u00fcller.example")),
+        ("large-file", "well_known_invalid", m_server("x" * 60_000)),
+        ("bad-gateway", "well_known_unreachable", http("502 Bad Gateway", b"")),
+        (
+            "redirect-away",
+            "well_known_unreachable",
+            http("302 Found", b"", b"Location: https://nosuch.example/\r\n"),
+        ),
+        (
+            "redirect-loop",
+            "well_known_unreachable",
+            http("302 Found", b"", b"Location: /.well-known/matrix/server\r\n"),
+        ),
+        ("redirect-nowhere", "well_known_unreachable", http("302 Found", b"", b"")),
+        ("file-closes", "well_known_unreachable", close),
+    ):
+        well_known(f"{label}{end}", verdict, kind, file, works=works)
+
+
+well_known(
+    "url", "failing", "well_known_invalid", m_server("https://a.example"), works=True
+)
+well_known("path", "failing", "well_known_invalid", m_server("a.example/b"), works=True)
+well_known("hanging-file", "degraded", "well_known_unreachable", hang, works=True)
+
+
+@fault("expired-file", "failing", "well_known_unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("expired-file", address)
+    lab.serve(address, 443, {}, context=expired(lab, name))
+
+
+@fault("delegated-refused", "failing", "connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    """SRV records, here of a server that is up, do not count beside delegation."""
+    address = up(lab, name)
+    delegates(lab, name, address, m_server(f"{name}:9"))
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, name))
+
+
+@fault("delegated-wrong-name", "failing", "tls_wrong_name")
+def _(lab: Laboratory, name: str) -> None:
+    """The certificate has to be for the delegated name."""
+    address = up(lab, name)
+    lab.name("other-name", address)
+    delegates(lab, name, address, m_server(f"other-name.{ZONE}:8448"))
+
+
+# Answers.
+
+EVERYWHERE = (
+    ("401", "rejected", http("401 Unauthorized")),
+    ("403", "rejected", as_json({"errcode": "M_FORBIDDEN"}, status="403 Forbidden")),
+    ("404", "http_error", http("404 Not Found", b"<html>", HTML)),
+    ("410", "gone", http("410 Gone", b"")),
+    ("429", "rate_limited", http("429 Too Many Requests")),
+    ("500", "http_error", http("500 Internal Server Error")),
+    ("502", "http_error", http("502 Bad Gateway", b"<html>", HTML)),
+    ("redirect", "http_error", http("301 Moved", b"", b"Location: https://a.b/\r\n")),
+    ("html", "invalid_response", http("200 OK", b"<html>", HTML)),
+    ("broken-json", "invalid_response", http("200 OK", b"{")),
+    ("no-http", "invalid_response", b"SSH-2.0-OpenSSH_9.2\r\n" * 50),
+    ("closes", "invalid_response", close),
+    ("hangs", "response_timeout", hang),
+    (
+        "cut",
+        "invalid_response",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{",
+    ),
+)
+
+for label, kind, answer in EVERYWHERE:
+
+    @fault(f"all-{label}", "failing", kind)
+    def _(lab: Laboratory, name: str, answer: Answer = answer) -> None:
+        address = lab.address()
+        lab.name(name.partition(".")[0], address)
+        lab.serve(address, 8448, answer, name)
+
+
+@fault("rejects", "failing", "rejected", "fetch its key")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No"))
+
+
+@fault("shuts-us-out", "failing", "rejected")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=as_json({"errcode": "M_FORBIDDEN"}, status="403 No"))
+
+
+@fault("query-500", "failing", "http_error")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=http("500 Internal Server Error"))
+
+
+@fault("query-limited", "failing", "rate_limited")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=http("429 Too Many Requests"))
+
+
+@fault("query-unknown", "degraded", "http_error")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=as_json({"errcode": "M_UNRECOGNIZED"}, status="404 No"))
+
+
+@fault("no-version", "degraded", "http_error")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, version=http("404 Not Found"))
+
+
+# Keys.
+
+
+def keys(name: str, **changes: object) -> bytes:
+    """Return an answer whose signature is right, but for what is wrong."""
+    identity = Identity(name)
+    content = identity.server_keys()
+    content.pop("signatures")
+    content.update(changes)
+    return as_json(identity._signed(content))
+
+
+def broken_signature(name: str) -> bytes:
+    content = Identity(name).server_keys()
+    content["valid_until_ts"] += 1
+    return as_json(content)
+
+
+BAD_KEYS: tuple[tuple[str, str, Callable[[str], bytes]], ...] = (
+    ("keys-404", "keys_missing", lambda _: http("404 Not Found")),
+    ("keys-none", "keys_missing", lambda name: keys(name, verify_keys={})),
+    ("keys-odd", "keys_missing", lambda name: keys(name, verify_keys={"rsa:1": {}})),
+    ("keys-signature", "keys_invalid", broken_signature),
+    (
+        "keys-unsigned",
+        "keys_invalid",
+        lambda name: as_json(
+            {k: v for k, v in Identity(name).server_keys().items() if k[0] != "s"}
+        ),
+    ),
+    ("keys-of-another", "keys_invalid", lambda _: keys("other.example")),
+    ("keys-no-date", "keys_invalid", lambda name: keys(name, valid_until_ts="soon")),
+    ("keys-a-list", "keys_invalid", lambda _: as_json([])),
+    (
+        "keys-expired",
+        "keys_expired",
+        lambda name: keys(name, valid_until_ts=int(time.time() * 1000) - 86_400_000),
+    ),
+    ("keys-500", "http_error", lambda _: http("500 Internal Server Error")),
+)
+
+for label, kind, make in BAD_KEYS:
+
+    @fault(label, "failing", kind)
+    def _(lab: Laboratory, name: str, make: Callable[[str], bytes] = make) -> None:
+        up(lab, name, keys=make(name))
+
+
+# Clocks.
+
+
+@fault("fast-clock", "degraded", "other", "ahead of ours")
+def _(lab: Laboratory, name: str) -> None:
+    date = f"Date: {formatdate(time.time() + 7200, usegmt=True)}\r\n".encode()
+    up(lab, name, version=as_json({"server": {}}, date))
+
+
+@fault("slow-clock-rejects", "failing", "rejected", "behind ours")
+def _(lab: Laboratory, name: str) -> None:
+    date = f"Date: {formatdate(time.time() - 7200, usegmt=True)}\r\n".encode()
+    up(
+        lab,
+        name,
+        version=as_json({"server": {}}, date),
+        query=as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No"),
+    )
+
+
+# Hostile servers.
+
+ESC = b"\x1b[31m\xff\r\t"
+TEXT = "\u001b[31m\n2026 forged\u2028" + "x" * 20_000
+
+
+def hostile(label: str, verdict: str, kind: str | None, **answers: Answer) -> None:
+    @fault(label, verdict, kind)
+    def _(lab: Laboratory, name: str) -> None:
+        up(lab, name, **answers)
+
+
+hostile(
+    "hostile-version",
+    "ok",
+    None,
+    version=as_json({"server": {"name": TEXT, "version": TEXT}}),
+)
+hostile(
+    "hostile-type",
+    "degraded",
+    "invalid_response",
+    version=http("200 OK", b"{}", b"Content-Type: " + ESC + b"\r\n"),
+)
+hostile(
+    "hostile-errcode",
+    "failing",
+    "rejected",
+    query=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
+)
+hostile(
+    "hostile-status",
+    "failing",
+    "http_error",
+    query=b"HTTP/1.1 500 " + ESC + b"z" * 5000 + b"\r\nContent-Length: 0\r\n\r\n",
+)
+hostile(
+    "hostile-keys",
+    "failing",
+    "keys_invalid",
+    keys=as_json(
+        {
+            "server_name": TEXT,
+            "verify_keys": {"ed25519:" + TEXT: {"key": TEXT}},
+            "signatures": TEXT,
+            "valid_until_ts": 10**400,
+        }
+    ),
+)
+hostile("deep-keys", "failing", "invalid_response", keys=http("200 OK", b"[" * 50_000))
+hostile(
+    "deep-version",
+    "degraded",
+    "invalid_response",
+    version=http("200 OK", b"[" * 50_000),
+)
+hostile(
+    "endless-body",
+    "degraded",
+    "invalid_response",
+    version=repeat(
+        b'"x", ' * 1000,
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[",
+    ),
+)
+hostile(
+    "endless-headers",
+    "degraded",
+    "invalid_response",
+    version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n"),
+)
+hostile(
+    "endless-keys",
+    "failing",
+    "invalid_response",
+    keys=repeat(
+        b'"x", ' * 1000,
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[",
+    ),
+)
+hostile(
+    "slow-version",
+    "degraded",
+    "response_timeout",
+    version=repeat(
+        b"x",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[",
+        every_s=1,
+    ),
+)
+hostile(
+    "slow-query",
+    "failing",
+    "response_timeout",
+    query=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
+)
+
+for label, verdict, kind, file in (
+    (
+        "hostile-file",
+        "failing",
+        "well_known_invalid",
+        m_server("\u001b[31mx" + "y" * 9000),
+    ),
+    (
+        "hostile-location",
+        "degraded",
+        "well_known_unreachable",
+        http("302 Found", b"", b"Location: " + ESC[:6] + b"z" * 9000 + b"\r\n"),
+    ),
+    (
+        "endless-file",
+        "degraded",
+        "well_known_invalid",
+        repeat(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n"),
+    ),
+    (
+        "slow-file",
+        "degraded",
+        "well_known_unreachable",
+        repeat(b"x", b"HTTP/1.1 200 OK\r\n\r\n", every_s=1),
+    ),
+):
+    well_known(label, verdict, kind, file, works=True)
+
+
+@fault("endless-redirects", "degraded", "well_known_unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    address = up(lab, name)
+    location = b"Location: /x%s\r\n" % (b"x" * 2000)
+    lab.serve(address, 443, http("302 Found", b"", location), name)
+
+
+@fault("many-addresses", "failing", "connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    """Ten thousand: ten hosts with a thousand addresses each, where nothing is."""
+    first = int(ip_address("127.90.0.1"))
+    for number in range(10):
+        host = f"many{number}.{ZONE}"
+        lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, host))
+        base = first + 1000 * number
+        lab.dns.add(host, "A", *(str(ip_address(base + n)) for n in range(1000)))
+
+
+__all__ = ["CATALOGUE", "KEYS", "QUERY", "VERSION", "Fault"]

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remote servers that are wrong in one way each, on real sockets with real DNS names.
+
+Each has an address of its own in 127.88.0.0/16 and a name below `lab.example`, which
+a DNS server of the laboratory knows. Synapse runs in a mount namespace in which that
+is the resolver of the system.
+"""
+
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from dns_server import DnsServer
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.events import Identity
+
+ZONE = "lab.example"
+
+JSON = b"Content-Type: application/json\r\n"
+HTML = b"Content-Type: text/html\r\n"
+
+VERSION = "/_matrix/federation/v1/version"
+KEYS = "/_matrix/key/v2/server"
+QUERY = "/_matrix/federation/v1/query/directory"
+WELL_KNOWN = "/.well-known/matrix/server"
+
+# What a responder gives: bytes to send, or something that acts on the connection.
+Answer = bytes | Callable[[ssl.SSLSocket], None]
+Answers = Mapping[str, Answer]
+
+
+def http(status: str, body: bytes = b"{}", headers: bytes = JSON) -> bytes:
+    """Return an answer."""
+    length = b"Content-Length: %d\r\n" % len(body)
+    return b"HTTP/1.1 " + status.encode() + b"\r\n" + headers + length + b"\r\n" + body
+
+
+def as_json(content: Any, headers: bytes = b"", status: str = "200 OK") -> bytes:
+    return http(status, json.dumps(content).encode(), JSON + headers)
+
+
+NOT_FOUND = as_json({"errcode": "M_NOT_FOUND", "error": "No"}, status="404 Not Found")
+UNRECOGNIZED = as_json(
+    {"errcode": "M_UNRECOGNIZED", "error": "No"}, status="404 Not Found"
+)
+
+
+def hang(connection: ssl.SSLSocket) -> None:
+    """Take everything and answer nothing."""
+    while connection.recv(65536):
+        pass
+
+
+def repeat(data: bytes, first: bytes = b"", every_s: float = 0) -> Answer:
+    """Answer without an end."""
+
+    def answer(connection: ssl.SSLSocket) -> None:
+        connection.sendall(first)
+        while True:
+            connection.sendall(data)
+            time.sleep(every_s)
+
+    return answer
+
+
+def close(_: ssl.SSLSocket) -> None:
+    """Close the connection."""
+
+
+def homeserver(name: str, **answers: Answer) -> dict[str, Answer]:
+    """Return what a homeserver in order answers, but for what is given.
+
+    Args:
+        name: Its server name.
+        answers: By `version`, `keys`, `query`.
+    """
+    keys = as_json(Identity(name).server_keys())
+    return {
+        VERSION: answers.get(
+            "version", as_json({"server": {"name": "lab", "version": "1.2"}})
+        ),
+        KEYS: answers.get("keys", keys),
+        QUERY: answers.get("query", NOT_FOUND),
+    }
+
+
+class Server:
+    """Listens at one address and port, and answers by path."""
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        answers: Answers | Answer,
+        *,
+        latency_s: float = 0,
+    ) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.names: list[str | None] = []
+        self._context = context
+        self._answers = answers
+        self._latency_s = latency_s
+        self._socket = socket.create_server((address, port), backlog=100)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(
+                target=self._answer, args=(connection,), daemon=True
+            ).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with suppress(OSError, ValueError), connection:
+            connection.settimeout(60)
+            # The round trip of TCP, of TLS, and of the request.
+            time.sleep(self._latency_s * 2)
+            if self._context is None:
+                self._answer_plainly(connection)
+                return
+            context = self._context
+            with context.wrap_socket(connection, server_side=True) as secure:
+                self._answer_request(secure)
+
+    def _answer_plainly(self, connection: Any) -> None:
+        if callable(self._answers):
+            self._answers(connection)
+        elif isinstance(self._answers, bytes):
+            connection.recv(65536)
+            connection.sendall(self._answers)
+        else:
+            self._answer_request(connection)
+
+    def _answer_request(self, connection: Any) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = connection.recv(65536)
+            if not data:
+                return
+            head += data
+        lines = head.decode("latin-1").split("\r\n")
+        path = lines[0].split(" ")[1].partition("?")[0]
+        host = next(
+            (li[5:].strip() for li in lines if li.lower().startswith("host:")), ""
+        )
+        self.requests.append((path, host))
+        time.sleep(self._latency_s)
+        answer: Answer = UNRECOGNIZED
+        if isinstance(self._answers, Mapping):
+            answer = self._answers.get(path, UNRECOGNIZED)
+        else:
+            answer = self._answers
+        if callable(answer):
+            answer(connection)
+        else:
+            connection.sendall(answer)
+
+
+class Laboratory:
+    """Makes servers, names, and what Synapse needs to meet them."""
+
+    def __init__(self, folder: Path, number: int = 1) -> None:
+        """Make an empty one.
+
+        Args:
+            folder: For files.
+            number: From 1 to 200: those of tests that run at once differ.
+        """
+        self._stack = ExitStack()
+        self.folder = folder
+        self._number = number
+        self._next = 0
+        self.certificates = CertificateAuthority(folder)
+        self.authority = self.certificates._ca
+        self.dns = DnsServer(f"127.88.{number}.53")
+
+    def __enter__(self) -> "Laboratory":
+        self._stack.enter_context(self.dns)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def wrapper(self) -> list[str]:
+        """What starts Synapse with the laboratory's resolver."""
+        conf = self.folder / "resolv.conf"
+        conf.write_text(
+            f"nameserver {self.dns.address}\noptions timeout:1 attempts:1\n"
+        )
+        script = f'mount --bind "{conf}" /etc/resolv.conf && exec "$0" "$@"'
+        return ["unshare", "--mount", "sh", "-c", script]
+
+    def enter(self, resource: Any) -> Any:
+        """Keep something open until the end."""
+        return self._stack.enter_context(resource)
+
+    def address(self) -> str:
+        """Return an address that nobody has yet."""
+        self._next += 1
+        high, low = divmod(self._next, 50)
+        assert high < 4
+        return f"127.88.{self._number}.{60 + high * 50 + low}"
+
+    def serve(
+        self,
+        address: str,
+        port: int,
+        answers: Answers | Answer,
+        *names: str,
+        context: ssl.SSLContext | None = None,
+        plain: bool = False,
+        **kwargs: Any,
+    ) -> Server:
+        """Serve, by default with a valid certificate for some names."""
+        if context is None and not plain:
+            context = self.certificates.valid(*names)
+        server = Server(address, port, context, answers, **kwargs)
+        self._stack.callback(server.close)
+        return server
+
+    def name(self, label: str, *addresses: str) -> str:
+        """Give a name addresses."""
+        name = f"{label}.{ZONE}"
+        self.dns.add(name, "A", *addresses)
+        return name

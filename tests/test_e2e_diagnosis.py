@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diagnosis names the cause: every fault real, on real sockets, with real DNS."""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attr
+import pytest
+from faults import BLOCKED, CATALOGUE, Fault
+from fleet import read_rows, write_failing
+from laboratory import ZONE, Laboratory
+
+from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.playground.client import MatrixClient
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+TIMEOUT_S = 6
+
+
+@attr.s(slots=True, auto_attribs=True)
+class World:
+    synapse: SynapseServer
+    client: MatrixClient
+    names: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A homeserver, and a server for every fault."""
+    folder = tmp_path_factory.mktemp("laboratory")
+    with Laboratory(folder) as laboratory:
+        names = {}
+        for fault in CATALOGUE:
+            name = f"{fault.label}.{ZONE}"
+            names[fault.label] = fault.build(laboratory, name) or name
+        allowed = [name for label, name in names.items() if label != "shut-out"]
+        config = {
+            "federation_ip_range_blacklist": [f"{BLOCKED}/32"],
+            "federation_domain_whitelist": allowed,
+        }
+        with SynapseServer(
+            folder / "synapse",
+            laboratory.certificates,
+            module_config={"diagnosis": {"timeout": f"{TIMEOUT_S}s"}},
+            extra_config=config,
+            wrapper=laboratory.wrapper,
+        ) as synapse:
+            write_failing(synapse, list(names.values()), failing_since_ts=1_000_000)
+            admin = synapse.create_user("admin", admin=True)
+            yield World(synapse, synapse.client(admin), names)
+
+
+@pytest.fixture(scope="module")
+def reports(world: World) -> dict[str, Any]:
+    """A diagnosis of each, some of them at a time."""
+    before = read_rows(world.synapse)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(world.client.diagnose, world.names.values())
+        reports = dict(zip(world.names, found, strict=True))
+    assert read_rows(world.synapse) == before
+    return reports
+
+
+@pytest.mark.parametrize("fault", CATALOGUE, ids=lambda fault: fault.label)
+def test_fault(reports: dict[str, Any], fault: Fault) -> None:
+    """The right verdict and kind, in time, in words that are bounded ASCII."""
+    report = reports[fault.label]
+    found = (report["verdict"], report["kind"])
+    assert found == (fault.verdict, fault.kind), json.dumps(report, indent=1)
+    assert report["duration_ms"] <= TIMEOUT_S * 1000 + 500
+    assert fault.says in report["explanation"] + report["advice"], report
+    for text in texts(report):
+        assert text.isascii()
+        assert text.isprintable()
+        assert len(text) < 1000
+    assert len(json.dumps(report)) < 64_000
+
+
+def test_every_kind() -> None:
+    """The catalogue has every kind there is, and enough faults."""
+    kinds = {fault.kind for fault in CATALOGUE} - {None}
+    assert kinds == {kind.value for kind in FailureKind}
+    assert len([fault for fault in CATALOGUE if fault.verdict != "ok"]) >= 40
+
+
+def test_log(world: World, reports: dict[str, Any]) -> None:
+    """What a server sends does not reach the log as it is."""
+    text = (world.synapse.folder / "main.log").read_bytes()
+    assert not re.search(rb"[^\n\t\x20-\x7e]", text), re.search(
+        rb".{80}[^\n\t\x20-\x7e].{80}", text
+    )
+    assert max(map(len, text.splitlines())) < 4000
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text in a report."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)
