@@ -27,6 +27,7 @@ class DnsServer:
         self.address = address
         self.records: dict[tuple[str, str], Any] = {}
         self.delay_s = 0.0
+        self._prepared: dict[tuple[str, str], bytes] = {}
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._udp.bind((address, 53))
         self._tcp = socket.create_server((address, 53))
@@ -58,12 +59,13 @@ class DnsServer:
             timer.start()
 
     def _answer_udp(self, data: bytes, peer: Any) -> None:
-        reply = self._reply(data)
-        if reply is None:
+        packed = self._packed(data)
+        if packed is None:
             return
-        packed = reply.pack()
         if len(packed) > _MAX_UDP:
-            packed = reply.truncate().pack()
+            reply = DNSRecord.parse(data).reply()
+            reply.header.tc = 1
+            packed = reply.pack()
         with suppress(OSError):
             self._udp.sendto(packed, peer)
 
@@ -81,10 +83,24 @@ class DnsServer:
         with suppress(OSError), connection:
             stream = connection.makefile("rb")
             while length := stream.read(2):
-                reply = self._reply(stream.read(int.from_bytes(length, "big")))
-                if reply is not None:
-                    packed = reply.pack()
+                packed = self._packed(stream.read(int.from_bytes(length, "big")))
+                if packed is not None:
                     connection.sendall(len(packed).to_bytes(2, "big") + packed)
+
+    def prepare(self, name: str, kind: str) -> None:
+        """Make an answer that is large beforehand: that takes long."""
+        packed = self._packed(DNSRecord.question(name, kind).pack())
+        assert packed is not None
+        self._prepared[name, kind] = packed[2:]
+
+    def _packed(self, data: bytes) -> bytes | None:
+        question = DNSRecord.parse(data).q
+        name = str(question.qname).rstrip(".").lower()
+        prepared = self._prepared.get((name, QTYPE[question.qtype]))
+        if prepared is not None:
+            return data[:2] + prepared
+        reply = self._reply(data)
+        return None if reply is None else reply.pack()
 
     def _reply(self, data: bytes) -> DNSRecord | None:
         request = DNSRecord.parse(data)

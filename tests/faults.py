@@ -454,7 +454,7 @@ def _(lab: Laboratory, name: str) -> None:
 def _(lab: Laboratory, name: str) -> None:
     address = lab.address()
     lab.name("no-tls", address)
-    lab.serve(address, 8448, homeserver(name), plain=True)
+    lab.serve(address, 8448, http("400 Bad Request"), plain=True)
 
 
 @fault("closes-handshake", "failing", "tls_failed")
@@ -652,7 +652,7 @@ BAD_KEYS: tuple[tuple[str, str, Callable[[str], bytes]], ...] = (
         "keys_expired",
         lambda name: keys(name, valid_until_ts=int(time.time() * 1000) - 86_400_000),
     ),
-    ("keys-500", "http_error", lambda _: http("500 Internal Server Error")),
+    ("keys-500", "keys_missing", lambda _: http("500 Internal Server Error")),
 )
 
 for label, kind, make in BAD_KEYS:
@@ -731,7 +731,7 @@ hostile(
         }
     ),
 )
-hostile("deep-keys", "failing", "invalid_response", keys=http("200 OK", b"[" * 50_000))
+hostile("deep-keys", "failing", "keys_invalid", keys=http("200 OK", b"[" * 50_000))
 hostile(
     "deep-version",
     "degraded",
@@ -756,7 +756,7 @@ hostile(
 hostile(
     "endless-keys",
     "failing",
-    "invalid_response",
+    "keys_invalid",
     keys=repeat(
         b'"x", ' * 1000,
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[",
@@ -824,6 +824,7 @@ def _(lab: Laboratory, name: str) -> None:
         lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, host))
         base = first + 1000 * number
         lab.dns.add(host, "A", *(str(ip_address(base + n)) for n in range(1000)))
+        lab.dns.prepare(host, "A")
 
 
 __all__ = ["CATALOGUE", "KEYS", "QUERY", "VERSION", "Fault"]

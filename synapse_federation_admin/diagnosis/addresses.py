@@ -226,7 +226,8 @@ async def _look_up_services(
         for answer in answers
         if isinstance(answer.payload, dns.Record_SRV)
     ]
-    if len(answers) == 1 and payloads and payloads[0][0].target == dns.Name(b"."):
+    # The root is the target of a service that is decidedly not there (RFC 2782).
+    if len(payloads) == 1 and payloads[0][0].target.name in (b"", b"."):
         return Services(is_refused=True)
     payloads.sort(key=lambda found: (found[0].priority, -found[0].weight))
     records = tuple(

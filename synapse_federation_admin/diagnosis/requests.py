@@ -49,6 +49,12 @@ _SHARE_OF_CLIENT = 0.95
 
 _MAX_BODY = 16 * 1024
 
+# What an answer to the request for keys that has none stands for.
+_KINDS_OF_KEYS = {
+    FailureKind.HTTP_ERROR: FailureKind.KEYS_MISSING,
+    FailureKind.INVALID_RESPONSE: FailureKind.KEYS_INVALID,
+}
+
 
 class OwnRequests:
     """Makes requests through Synapse's client."""
@@ -72,16 +78,16 @@ class OwnRequests:
         found = await self._get(name, KEYS_PATH)
         duration_ms = deadline.since(begun_ms)
         if isinstance(found, Exception):
-            failure = self._failure_of(found)
-            if _status_of(found) == HTTPStatus.NOT_FOUND:
-                failure = describe(FailureKind.KEYS_MISSING, failure.message)
+            error = self._failure_of(found)
+            kind = _KINDS_OF_KEYS.get(error.kind)
+            failure = describe(kind, error.message) if kind else error
             return Stage(
                 StageName.KEYS,
                 StageOutcome.FAILED,
                 failure.message,
                 failure.kind,
                 duration_ms,
-                KeysFindings(error=failure),
+                KeysFindings(error=error),
             )
         body, headers = found
         try:

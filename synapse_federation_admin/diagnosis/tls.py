@@ -138,7 +138,7 @@ def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:
             names_total=len(names),
             not_before_ts=_ms(certificate, "not_valid_before"),
             not_after_ts=not_after_ts,
-            days_left=(not_after_ts - now_ms) // _DAY_MS,
+            days_left=int((not_after_ts - now_ms) / _DAY_MS),
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
             chain_length=len(chain),
         )

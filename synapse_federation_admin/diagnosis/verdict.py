@@ -10,6 +10,7 @@ from synapse_federation_admin.models import (
     Conclusion,
     ConnectionsFindings,
     FailureKind,
+    KeysFindings,
     Stage,
     StageName,
     StageOutcome,
@@ -222,6 +223,13 @@ def _failing_stage(stages: Stages) -> Stage | None:
     if not failed:
         return None
     first = failed[0]
+    if (
+        isinstance(first.findings, KeysFindings)
+        and first.findings.error is not None
+        and first.findings.error.kind is stages[StageName.AUTHENTICATED].kind
+    ):
+        # It is not the keys: it answers so to everything.
+        first = stages[StageName.AUTHENTICATED]
     return _misled(stages, first) or first
 
 
@@ -300,7 +308,8 @@ def _explained_tls(stages: Stages, kind: FailureKind) -> str:
     certificate = tls.certificate
     if kind is FailureKind.TLS_EXPIRED and certificate.days_left < 0:
         days = -certificate.days_left
-        explanation = f"Their certificate expired {days} day{'s'[: days > 1]} ago"
+        ago = f"{days} day{'s'[: days > 1]} ago"
+        explanation = f"Their certificate expired {ago}"
     if kind is FailureKind.TLS_WRONG_NAME:
         names = ", ".join(certificate.names[:3]) or "no name at all"
         explanation = f"Their certificate is for {names}, and not for their name"

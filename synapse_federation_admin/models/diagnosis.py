@@ -257,7 +257,7 @@ class Certificate:
         names_total: How many there are.
         not_before_ts: From when it is valid.
         not_after_ts: Until when.
-        days_left: How many days that is from now; negative if it has expired.
+        days_left: How many whole days that is from now; negative if it has expired.
         sha256: Its fingerprint, in hexadecimal.
         chain_length: How many certificates the server has sent.
     """
