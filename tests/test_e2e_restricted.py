@@ -83,3 +83,30 @@ def test_bulk(cluster: Cluster) -> None:
     run = client.start_run(destinations=[cluster.remote.server_name])
     wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 20)
     assert client.run(run["id"])["connected"] == 1
+
+
+# What a diagnosis finds; of the requests through Synapse's client it has nothing but
+# what the other process tells.
+VERDICTS = {
+    Behaviour.HEALTHY: ("ok", None),
+    Behaviour.DOWN: ("failing", "connection_refused"),
+    Behaviour.WRONG_NAME_CERTIFICATE: ("failing", "tls_wrong_name"),
+    Behaviour.BAD_GATEWAY: ("failing", "http_error"),
+}
+
+
+@pytest.mark.parametrize("process", [MAIN, GENERIC_WORKER])
+@pytest.mark.parametrize("behaviour", VERDICTS, ids=lambda behaviour: behaviour.value)
+def test_diagnosis(cluster: Cluster, behaviour: Behaviour, process: str) -> None:
+    """Where a process may not go out, Synapse's own client decides."""
+    name = cluster.remote.server_name
+    cluster.remote.switch(behaviour)
+    before = read_rows(cluster.synapse)[name]
+    report = cluster.synapse.client(cluster.admin, process).diagnose(name)
+    assert (report["verdict"], report["kind"]) == VERDICTS[behaviour], report
+    assert report["instance"] == process
+    for stage in report["stages"]:
+        if stage["name"] in ("well_known", "addresses", "connections", "version"):
+            assert stage["outcome"] == "skipped"
+            assert FEDERATION_SENDERS[0] in stage["message"]
+    assert read_rows(cluster.synapse)[name] == before
