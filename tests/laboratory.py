@@ -108,7 +108,8 @@ class Server:
         self._context = context
         self._answers = answers
         self._latency_s = latency_s
-        self._socket = socket.create_server((address, port), backlog=100)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.create_server((address, port), family=family, backlog=99)
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
@@ -135,8 +136,12 @@ class Server:
                 self._answer_plainly(connection)
                 return
             context = self._context
+            context.sni_callback = self._saw_name
             with context.wrap_socket(connection, server_side=True) as secure:
                 self._answer_request(secure)
+
+    def _saw_name(self, _: object, name: str | None, __: object) -> None:
+        self.names.append(name)
 
     def _answer_plainly(self, connection: Any) -> None:
         if callable(self._answers):

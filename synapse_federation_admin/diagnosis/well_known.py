@@ -48,6 +48,13 @@ _SHARE = 0.35
 # 404 is, and Synapse finds it out as soon.
 _NO_WEB_SERVER = (FailureKind.CONNECTION_REFUSED, FailureKind.DNS_NOT_FOUND)
 
+# So do these, of what a proxy makes of it that can't connect.
+_NO_WEB_SERVER_BY_PROXY = (
+    *_NO_WEB_SERVER,
+    FailureKind.UNREACHABLE,
+    FailureKind.INVALID_RESPONSE,
+)
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Fetched:
@@ -132,7 +139,8 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
         location = answer.header("Location") if answer else None
         requests.append(_shown(url, deadline.since(begun_ms), answer, location, error))
         if answer is None or answer.status not in REDIRECTS:
-            return _judge(tuple(requests), answer)
+            is_proxied = outbound.goes_through_proxy(host)
+            return _judge(tuple(requests), answer, is_proxied=is_proxied)
         if location is None or len(requests) > _MAX_REDIRECTS:
             what = (
                 "a redirect that leads nowhere"
@@ -179,12 +187,15 @@ def _shown(
     )
 
 
-def _judge(requests: tuple[WellKnownRequest, ...], answer: Answer | None) -> Fetched:
+def _judge(
+    requests: tuple[WellKnownRequest, ...], answer: Answer | None, *, is_proxied: bool
+) -> Fetched:
     """Tell what it means that a request was the last one."""
+    no_web_server = _NO_WEB_SERVER_BY_PROXY if is_proxied else _NO_WEB_SERVER
     last = requests[-1]
     if answer is None:
         assert last.error is not None
-        if len(requests) == 1 and last.error.kind in _NO_WEB_SERVER:
+        if len(requests) == 1 and last.error.kind in no_web_server:
             return Fetched(requests, is_absent=True)
         problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, last.error.message)
         return Fetched(requests, problem=problem)

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a diagnosis shows of the way, and of what this homeserver itself does on it."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import attr
+import pytest
+from faults import expired, m_server
+from fleet import connect_sqlite, write_failing
+from laboratory import QUERY, WELL_KNOWN, ZONE, Laboratory, hang, homeserver
+
+from synapse_federation_admin.playground.client import ApiError, MatrixClient
+from synapse_federation_admin.playground.processes import free_port
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+TIMEOUT_S = 3
+
+
+@attr.s(slots=True, auto_attribs=True)
+class World:
+    laboratory: Laboratory
+    synapse: SynapseServer
+    client: MatrixClient
+
+    def diagnose(self, name: str) -> dict[str, Any]:
+        """Return a report, whose stages are by name, with their findings in them."""
+        report = self.client.diagnose(name)
+        report["stages"] = {
+            stage["name"]: {**stage, **(stage["findings"] or {})}
+            for stage in report["stages"]
+        }
+        return report
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("ways")
+    with Laboratory(folder, 2) as laboratory, start(laboratory, "synapse") as synapse:
+        yield World(laboratory, synapse, admin_of(synapse))
+
+
+def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
+    config = {"federation_ip_range_blacklist": []}
+    return SynapseServer(
+        laboratory.folder / name,
+        laboratory.certificates,
+        module_config={"diagnosis": {"timeout": f"{TIMEOUT_S}s"}},
+        extra_config={**config, **kwargs.pop("extra_config", {})},
+        wrapper=laboratory.wrapper,
+        **kwargs,
+    )
+
+
+def admin_of(synapse: SynapseServer) -> MatrixClient:
+    return synapse.client(synapse.create_user("admin", admin=True))
+
+
+def run_sql(synapse: SynapseServer, statement: str, *values: Any) -> None:
+    with closing(connect_sqlite(synapse.folder)) as connection, connection:
+        connection.execute(statement, values)
+
+
+def test_what_is_sent(world: World) -> None:
+    """`Host`, SNI and certificate are of the delegated name, not of an SRV target."""
+    laboratory = world.laboratory
+    name, delegated = f"sent.{ZONE}", f"delegated.{ZONE}"
+    web, address = laboratory.address(), laboratory.address()
+    laboratory.name("sent", web)
+    laboratory.serve(web, 443, {WELL_KNOWN: m_server(delegated)}, name)
+    laboratory.dns.add(
+        f"_matrix-fed._tcp.{delegated}", "SRV", (1, 2, 10448, f"target.{ZONE}")
+    )
+    laboratory.name("target", address)
+    server = laboratory.serve(address, 10448, homeserver(name), delegated)
+    report = world.diagnose(name)
+    assert report["verdict"] == "ok", report
+    assert {host for _, host in server.requests} == {delegated}
+    assert set(server.names) == {delegated}
+    stages = report["stages"]
+    assert stages["well_known"]["delegated_to"] == delegated
+    assert stages["well_known"]["lifetime_ms"] == 86_400_000
+    (request,) = stages["well_known"]["requests"]
+    assert request["url"] == f"https://{name}/.well-known/matrix/server"
+    assert request["content_type"] == "application/json"
+    assert request["size_bytes"] == len('{"m.server": ""}') + len(delegated)
+    assert stages["addresses"]["step"] == "3.3"
+    (service,) = stages["addresses"]["services"]
+    assert (service["priority"], service["weight"]) == (1, 2)
+    assert (service["target"], service["port"]) == (f"target.{ZONE}", 10448)
+    (connection,) = stages["connections"]["connections"]
+    assert connection["address"] == address
+    assert connection["host_header"] == connection["sni"] == delegated
+    tls = connection["tls"]
+    assert tls["version"] == "TLSv1.3"
+    assert (tls["is_trusted"], tls["name_matches"]) == (True, True)
+    assert tls["is_verified"] is True
+    certificate = tls["certificate"]
+    assert certificate["names"] == [delegated]
+    assert certificate["days_left"] > 30
+    assert len(certificate["sha256"]) == 64
+    assert stages["version"]["server_name"] == "lab"
+    assert stages["version"]["server_version"] == "1.2"
+    (key,) = stages["keys"]["keys"]
+    assert key["is_self_signed"]
+    assert key["stored"] is None
+    assert stages["authenticated"]["status"] == 404
+    assert stages["authenticated"]["path"] == QUERY
+    assert stages["clock"]["outcome"] == "skipped"
+    assert stages["stored"]["is_known"] is False
+    assert report["stored"] == stages["stored"]["findings"]
+
+
+def test_works_again(world: World) -> None:
+    """A server that Synapse has as failing, and that works: reset the connection.
+
+    The diagnosis itself changes nothing of that.
+    """
+    laboratory = world.laboratory
+    name, address = f"again.{ZONE}", laboratory.address()
+    laboratory.name("again", address)
+    laboratory.serve(address, 8448, homeserver(name), name)
+    write_failing(world.synapse, [name], failing_since_ts=1_000_000)
+    report = world.diagnose(name)
+    assert (report["verdict"], report["kind"]) == ("ok", None)
+    assert report["advice"] == (
+        "Everything works now; Synapse will not try again for 23 h. "
+        "Reset the connection."
+    )
+    assert report["stored"]["status"] == "backing_off"
+    assert world.client.destination(name)["retry_interval"] == 25 * 3_600_000
+
+
+def test_they_reach_us(world: World) -> None:
+    """If they send to us while we fail to send to them, that is said in words."""
+    name = f"oneway.{ZONE}"
+    world.laboratory.name("oneway", world.laboratory.address())
+    write_failing(world.synapse, [name], failing_since_ts=1_000_000)
+    run_sql(
+        world.synapse,
+        "INSERT INTO received_transactions (transaction_id, origin, ts, "
+        "response_code, response_json, has_been_referenced) "
+        "VALUES ('1', ?, ?, 200, '{}', 0)",
+        name,
+        int(time.time() * 1000) - 60_000,
+    )
+    report = world.diagnose(name)
+    assert report["kind"] == "connection_refused"
+    assert "they reach us, but we cannot reach them" in report["explanation"]
+    assert report["stored"]["reaches_us"] is True
+
+
+def test_cached_delegation(world: World) -> None:
+    """Where Synapse goes by an older answer that it has cached, that is found."""
+    laboratory = world.laboratory
+    name, address = f"moved.{ZONE}", laboratory.address()
+    laboratory.name("moved", address)
+    file = {WELL_KNOWN: m_server(f"{name}:9449")}
+    laboratory.serve(address, 443, file, name)
+    laboratory.serve(address, 9449, homeserver(name), name)
+    laboratory.serve(address, 9450, homeserver(name), name)
+    with suppress(ApiError):
+        # A request of Synapse's own.
+        world.client.request(
+            "GET", f"/_matrix/client/v3/directory/room/%23nobody:{name}"
+        )
+    assert world.diagnose(name)["verdict"] == "ok"
+    file[WELL_KNOWN] = m_server(f"{name}:9450")
+    report = world.diagnose(name)
+    assert (report["verdict"], report["kind"]) == ("degraded", "other"), report
+    found = report["stages"]["well_known"]
+    assert found["delegated_to"] == f"{name}:9450"
+    assert found["cached"]["m_server"] == f"{name}:9449"
+    assert found["cached"]["differs"] is True
+    assert "older answer" in report["explanation"]
+    # And while it cannot be fetched, Synapse goes on with it.
+    file[WELL_KNOWN] = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+    report = world.diagnose(name)
+    assert (report["verdict"], report["kind"]) == (
+        "degraded",
+        "well_known_unreachable",
+    )
+    assert report["stages"]["well_known"]["delegated_to"] == f"{name}:9449"
+
+
+def test_another_key_is_stored(world: World) -> None:
+    """A key that is not the one that Synapse has stored under the same ID."""
+    laboratory = world.laboratory
+    name, address = f"rekeyed.{ZONE}", laboratory.address()
+    laboratory.name("rekeyed", address)
+    laboratory.serve(address, 8448, homeserver(name), name)
+    run_sql(
+        world.synapse,
+        "INSERT INTO server_signature_keys (server_name, key_id, from_server, "
+        "ts_added_ms, verify_key, ts_valid_until_ms) VALUES (?, ?, ?, 1, ?, 2)",
+        *(name, "ed25519:a_play", name, b"x" * 32),
+    )
+    report = world.diagnose(name)
+    assert (report["verdict"], report["kind"]) == ("degraded", "keys_invalid")
+    assert report["stages"]["keys"]["keys"][0]["stored"] is False
+    assert report["stages"]["keys"]["stored_total"] == 1
+
+
+def test_ipv6(world: World) -> None:
+    """An IPv6 address as server name."""
+    name = "[::1]:18450"
+    world.laboratory.serve("::1", 18450, homeserver(name), "::1")
+    report = world.diagnose(name)
+    assert report["verdict"] == "ok", report
+    (connection,) = report["stages"]["connections"]["connections"]
+    assert (connection["address"], connection["sni"]) == ("::1", None)
+    assert connection["host_header"] == name
+
+
+def test_ourselves(world: World) -> None:
+    """Our own name is no server to send to."""
+    report = world.diagnose(world.synapse.server_name)
+    assert (report["verdict"], report["kind"]) == ("failing", "invalid_name")
+    assert "this homeserver itself" in report["stages"]["name"]["message"]
+
+
+def test_one_report_for_all_who_ask(world: World) -> None:
+    """One diagnosis of a server at a time, and all who ask meanwhile get that."""
+    laboratory = world.laboratory
+    name, address = f"asked.{ZONE}", laboratory.address()
+    laboratory.name("asked", address)
+    server = laboratory.serve(address, 8448, homeserver(name, version=hang), name)
+    with ThreadPoolExecutor(20) as pool:
+        reports = list(pool.map(world.diagnose, [name] * 20))
+    assert all(report == reports[0] for report in reports)
+    assert len([path for path, _ in server.requests if path == QUERY]) == 1
+
+
+def test_few_at_a_time(world: World) -> None:
+    """Four at a time; each in its time; and one too many is told so."""
+    laboratory = world.laboratory
+    names = [f"hang{number}.{ZONE}" for number in range(26)]
+    address = laboratory.address()
+    laboratory.serve(address, 8448, hang, plain=True)
+    for name in names:
+        laboratory.dns.add(name, "A", address)
+
+    def diagnose(name: str) -> Any:
+        try:
+            return world.diagnose(name)
+        except ApiError as e:
+            return e
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(26) as pool:
+        found = list(pool.map(diagnose, names))
+    took_s = time.monotonic() - begun
+    errors = [report for report in found if isinstance(report, ApiError)]
+    reports = [report for report in found if not isinstance(report, ApiError)]
+    assert len(errors) == 2
+    for error in errors:
+        assert error.status == 429
+        assert "M_LIMIT_EXCEEDED" in error.body
+    for report in reports:
+        assert report["duration_ms"] <= TIMEOUT_S * 1000 + 500
+        assert report["kind"] == "response_timeout"
+    assert took_s > 24 / 4 * TIMEOUT_S * 0.3
+
+
+def test_not_verified(tmp_path: Path) -> None:
+    """Where Synapse does not verify, what is wrong is shown but stops nothing."""
+    with Laboratory(tmp_path, 3) as laboratory:
+        name, address = f"expired.{ZONE}", laboratory.address()
+        laboratory.name("expired", address)
+        laboratory.serve(
+            address, 8448, homeserver(name), context=expired(laboratory, name)
+        )
+        config = {"federation_certificate_verification_whitelist": [f"*.{ZONE}"]}
+        with start(laboratory, "synapse", extra_config=config) as synapse:
+            report = admin_of(synapse).diagnose(name)
+    assert report["verdict"] == "ok", report
+    (connection,) = report["stages"][3]["findings"]["connections"]
+    assert connection["tls"]["is_verified"] is False
+    assert connection["tls"]["is_trusted"] is False
+    assert [p["kind"] for p in connection["tls"]["problems"]] == ["tls_expired"]
+
+
+def test_real_homeservers(tmp_path: Path) -> None:
+    """A real Synapse accepts us; one that shuts us out rejects us."""
+    shut = {"federation_domain_whitelist": ["friend.example"]}
+    with ExitStack() as stack:
+        laboratory = stack.enter_context(Laboratory(tmp_path, 4))
+        ours, theirs, closed = (
+            stack.enter_context(
+                start(laboratory, label, address=address, extra_config=config)
+            )
+            for label, address, config in (
+                ("ours", "127.88.4.1", {}),
+                ("theirs", "127.88.4.2", {}),
+                ("closed", "127.88.4.3", shut),
+            )
+        )
+        client = admin_of(ours)
+        good = client.diagnose(theirs.server_name)
+        bad = client.diagnose(closed.server_name)
+    assert good["verdict"] == "ok", good
+    assert good["stages"][4]["findings"]["server_name"] == "Synapse"
+    assert good["stages"][7]["outcome"] == "ok"
+    assert (bad["verdict"], bad["kind"]) == ("failing", "rejected"), bad
+    assert bad["stages"][6]["findings"]["status"] in (401, 403)
+
+
+class Proxy:
+    """An HTTP proxy: connects, or refuses to."""
+
+    def __init__(self, addresses: dict[str, str]) -> None:
+        self.asked: list[str] = []
+        self._addresses = addresses
+        self._socket = socket.create_server(("127.0.0.1", free_port()))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                threading.Thread(
+                    target=self._connect, args=(connection,), daemon=True
+                ).start()
+
+    def _connect(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            head = connection.recv(65536)
+            host, _, port = head.split(b" ")[1].decode().rpartition(":")
+            self.asked.append(host)
+            if host not in self._addresses:
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+                return
+            other = socket.create_connection((self._addresses[host], int(port)))
+            with other:
+                connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                back = threading.Thread(
+                    target=self._pump, args=(other, connection), daemon=True
+                )
+                back.start()
+                self._pump(connection, other)
+                back.join(10)
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_proxy(tmp_path: Path) -> None:
+    """Synapse's proxy connects, and looks names up; what it refuses is its fault."""
+    with ExitStack() as stack:
+        laboratory = stack.enter_context(Laboratory(tmp_path, 5))
+        addresses, names = {}, {}
+        for label in ("through", "refused", "past"):
+            name, address = f"{label}.{ZONE}", laboratory.address()
+            names[label] = name
+            laboratory.serve(address, 8448, homeserver(name), name)
+            if label == "through":
+                addresses[name] = address
+            if label == "past":
+                laboratory.name(label, address)
+        proxy = Proxy(addresses)
+        stack.callback(proxy.close)
+        environment = {"https_proxy": proxy.url, "no_proxy": names["past"]}
+        synapse = stack.enter_context(
+            start(laboratory, "synapse", environment=environment)
+        )
+        client = admin_of(synapse)
+        reports = {label: client.diagnose(name) for label, name in names.items()}
+    assert reports["through"]["verdict"] == "ok", reports["through"]
+    (connection,) = reports["through"]["stages"][3]["findings"]["connections"]
+    assert connection["address"] is None
+    assert reports["past"]["verdict"] == "ok", reports["past"]
+    refused = reports["refused"]
+    assert (refused["verdict"], refused["kind"]) == ("failing", "other"), refused
+    assert "proxy" in refused["stages"][3]["message"]
+    assert names["past"] not in proxy.asked
+    assert {names["through"], names["refused"]} <= set(proxy.asked)
