@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages of a diagnosis mean: for every kind, and where stages disagree."""
+
+from typing import Any
+
+import attr
+import pytest
+
+from synapse_federation_admin.diagnosis.verdict import conclude
+from synapse_federation_admin.failure import describe
+from synapse_federation_admin.models import (
+    AddressesFindings,
+    Certificate,
+    Connection,
+    ConnectionsFindings,
+    FailureKind,
+    KeysFindings,
+    Stage,
+    StageName,
+    StageOutcome,
+    StoredFindings,
+    Target,
+    TlsFindings,
+    Verdict,
+    WellKnownFindings,
+    WellKnownRequest,
+)
+
+OK, WARNING = StageOutcome.OK, StageOutcome.WARNING
+FAILED, SKIPPED = StageOutcome.FAILED, StageOutcome.SKIPPED
+
+Name, Kind = StageName, FailureKind
+
+# Which stage finds it.
+STAGES = {
+    Name.NAME: (Kind.INVALID_NAME, Kind.NOT_ALLOWED),
+    Name.WELL_KNOWN: (Kind.WELL_KNOWN_INVALID,),
+    Name.ADDRESSES: (Kind.DNS_NOT_FOUND, Kind.DNS_FAILED, Kind.IP_BLOCKED),
+    Name.CONNECTIONS: (
+        *(Kind.CONNECTION_REFUSED, Kind.CONNECTION_TIMEOUT, Kind.UNREACHABLE),
+        *(Kind.TLS_EXPIRED, Kind.TLS_NOT_YET_VALID, Kind.TLS_WRONG_NAME),
+        *(Kind.TLS_UNTRUSTED, Kind.TLS_FAILED, Kind.OTHER),
+    ),
+    Name.KEYS: (Kind.KEYS_MISSING, Kind.KEYS_INVALID, Kind.KEYS_EXPIRED),
+    Name.AUTHENTICATED: (
+        *(Kind.REJECTED, Kind.RATE_LIMITED, Kind.GONE, Kind.HTTP_ERROR),
+        *(Kind.RESPONSE_TIMEOUT, Kind.INVALID_RESPONSE),
+    ),
+}
+
+# A word of what is advised for each.
+ADVICE = {
+    Kind.INVALID_NAME: "how the name is written",
+    Kind.NOT_ALLOWED: "federation_domain_whitelist",
+    Kind.IP_BLOCKED: "ip_range_blacklist",
+    Kind.WELL_KNOWN_INVALID: "correct the file",
+    Kind.WELL_KNOWN_UNREACHABLE: "does not serve the file",
+    Kind.DNS_NOT_FOUND: "the resolver of this host",
+    Kind.DNS_FAILED: "the resolver of this host",
+    Kind.CONNECTION_REFUSED: "their server is up again",
+    Kind.CONNECTION_TIMEOUT: "firewall",
+    Kind.UNREACHABLE: "routes",
+    Kind.TLS_EXPIRED: "until they renew it",
+    Kind.TLS_NOT_YET_VALID: "clock of this host",
+    Kind.TLS_WRONG_NAME: "for which name",
+    Kind.TLS_UNTRUSTED: "federation_custom_ca_list",
+    Kind.TLS_FAILED: "TLS version",
+    Kind.REJECTED: "fetch its key",
+    Kind.RATE_LIMITED: "Wait",
+    Kind.GONE: "forgotten",
+    Kind.HTTP_ERROR: "reverse proxy",
+    Kind.RESPONSE_TIMEOUT: "overloaded",
+    Kind.INVALID_RESPONSE: "something else",
+    Kind.KEYS_MISSING: "/_matrix/key/v2/server",
+    Kind.KEYS_INVALID: "/_matrix/key/v2/server",
+    Kind.KEYS_EXPIRED: "restarted",
+    Kind.OTHER: "log of Synapse",
+}
+
+
+def stage(
+    name: StageName,
+    outcome: StageOutcome = OK,
+    kind: FailureKind | None = None,
+    findings: Any = None,
+) -> Stage:
+    message = describe(kind).message if kind else "All is well"
+    return Stage(name, outcome, message, kind, findings=findings)
+
+
+def stages(*changed: Stage) -> dict[StageName, Stage]:
+    """Return stages in order, but for some."""
+    stored = StoredFindings(is_known=True, status="online")
+    found = {name: stage(name) for name in StageName}
+    found[Name.STORED] = stage(Name.STORED, findings=stored)
+    return found | {s.name: s for s in changed}
+
+
+def failed_at(name: StageName, kind: FailureKind) -> dict[StageName, Stage]:
+    """Return stages of which one has failed, and those behind it were not tried."""
+    order = list(StageName)
+    behind = [
+        stage(later, SKIPPED)
+        for later in order[order.index(name) + 1 :]
+        if later is not Name.STORED
+    ]
+    return stages(stage(name, FAILED, kind), *behind)
+
+
+CASES = [(name, kind) for name, kinds in STAGES.items() for kind in kinds]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=lambda value: value.value)
+def test_kind(name: StageName, kind: FailureKind) -> None:
+    """What stops requests is the verdict, explained, and with advice of its own."""
+    found = conclude(failed_at(name, kind))
+    assert (found.verdict, found.kind) == (Verdict.FAILING, kind)
+    assert found.explanation.endswith(".")
+    assert found.explanation.count(".") == 1 + found.explanation.count("well-known")
+    assert ADVICE[kind] in found.advice
+    if kind is not Kind.RATE_LIMITED:
+        assert "Resetting the connection will not help." in found.advice
+
+
+def unreachable_file(first: FailureKind | None) -> Stage:
+    """Return the stage of a file that leads nowhere."""
+    error = describe(first) if first else None
+    requests = (WellKnownRequest("https://a/", 1, error=error),)
+    return stage(
+        Name.WELL_KNOWN,
+        WARNING,
+        Kind.WELL_KNOWN_UNREACHABLE,
+        WellKnownFindings(requests, 1),
+    )
+
+
+def test_every_kind_is_tested() -> None:
+    """No kind is without a case here, but for the one below."""
+    assert {kind for _, kind in CASES} | {Kind.WELL_KNOWN_UNREACHABLE} == set(Kind)
+    assert set(ADVICE) == set(Kind)
+
+
+@pytest.mark.parametrize(
+    ("first", "kind"),
+    [
+        (None, Kind.WELL_KNOWN_UNREACHABLE),
+        (Kind.TLS_EXPIRED, Kind.WELL_KNOWN_UNREACHABLE),
+        (Kind.CONNECTION_TIMEOUT, Kind.CONNECTION_REFUSED),
+    ],
+)
+def test_file_that_cannot_be_fetched(
+    first: FailureKind | None, kind: FailureKind
+) -> None:
+    """It is the cause if there is a web server, and nobody where Synapse looks then."""
+    found = failed_at(Name.CONNECTIONS, Kind.CONNECTION_REFUSED)
+    found[Name.WELL_KNOWN] = unreachable_file(first)
+    conclusion = conclude(found)
+    assert (conclusion.verdict, conclusion.kind) == (Verdict.FAILING, kind)
+    if kind is Kind.WELL_KNOWN_UNREACHABLE:
+        assert ADVICE[kind] in conclusion.advice
+
+
+def test_file_beside_a_bad_certificate() -> None:
+    """If there is a server where Synapse looks, what is wrong with that counts."""
+    found = failed_at(Name.CONNECTIONS, Kind.TLS_EXPIRED)
+    found[Name.WELL_KNOWN] = unreachable_file(None)
+    assert conclude(found).kind is Kind.TLS_EXPIRED
+
+
+def test_a_request_got_through() -> None:
+    """What fails beside a request that got through makes it degraded, not failing."""
+    for name, kind in (
+        (Name.WELL_KNOWN, Kind.WELL_KNOWN_INVALID),
+        (Name.CONNECTIONS, Kind.TLS_FAILED),
+        (Name.VERSION, Kind.HTTP_ERROR),
+    ):
+        found = conclude(stages(stage(name, FAILED, kind)))
+        assert (found.verdict, found.kind) == (Verdict.DEGRADED, kind)
+    found = conclude(stages(stage(Name.KEYS, FAILED, Kind.KEYS_EXPIRED)))
+    assert found.verdict is Verdict.FAILING
+
+
+@pytest.mark.parametrize("name", list(StageName)[1:8])
+def test_warning(name: StageName) -> None:
+    """A warning of any stage but the last makes it degraded."""
+    found = conclude(stages(stage(name, WARNING, Kind.OTHER)))
+    assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.OTHER)
+    assert found.explanation.endswith(".")
+
+
+def test_failures_before_warnings() -> None:
+    """A stage that failed is told before one that warns, though it comes later."""
+    found = conclude(
+        stages(
+            stage(Name.WELL_KNOWN, WARNING, Kind.WELL_KNOWN_UNREACHABLE),
+            stage(Name.VERSION, FAILED, Kind.HTTP_ERROR),
+        )
+    )
+    assert found.kind is Kind.HTTP_ERROR
+
+
+def test_same_answer_to_everything() -> None:
+    """Keys that are not given out for the same reason as everything is: that reason."""
+    keys = KeysFindings(error=describe(Kind.HTTP_ERROR))
+    found = stages(
+        *(stage(name, SKIPPED) for name in list(StageName)[1:5]),
+        stage(Name.KEYS, FAILED, Kind.KEYS_MISSING, keys),
+        stage(Name.AUTHENTICATED, FAILED, Kind.HTTP_ERROR),
+    )
+    assert conclude(found).kind is Kind.HTTP_ERROR
+
+
+def connection(*problems: FailureKind, days_left: int = 9) -> Stage:
+    """Return the stage of one connection whose certificate has problems."""
+    certificate = Certificate(
+        *("CN=a", "CN=b", ("one.example", "two.example"), 2),
+        *(0, 0, days_left, "ab", 1),
+    )
+    tls = TlsFindings(
+        *(1, "TLSv1.3", "AES", certificate, False, False, True),
+        tuple(describe(kind) for kind in problems),
+    )
+    failed = Connection(
+        *("192.0.2.1", "a.example", 8448, "a.example", "a.example", FAILED, 1, tls)
+    )
+    return stage(
+        *(Name.CONNECTIONS, FAILED, problems[0]), ConnectionsFindings((failed,))
+    )
+
+
+def explained(*problems: FailureKind, days_left: int = 9) -> str:
+    skipped = [stage(name, SKIPPED) for name in list(StageName)[4:8]]
+    found = stages(connection(*problems, days_left=days_left), *skipped)
+    return conclude(found).explanation
+
+
+def test_certificates() -> None:
+    """Explanations have dates and names, and all that is wrong."""
+    assert explained(Kind.TLS_EXPIRED, days_left=-3) == (
+        "Their certificate expired 3 days ago."
+    )
+    assert explained(Kind.TLS_EXPIRED, days_left=-1) == (
+        "Their certificate expired 1 day ago."
+    )
+    # One in the chain, or within a day.
+    assert explained(Kind.TLS_EXPIRED) == "Their certificate has expired."
+    assert explained(Kind.TLS_WRONG_NAME) == (
+        "Their certificate is for one.example, two.example, and not for their name."
+    )
+    assert explained(Kind.TLS_EXPIRED, Kind.TLS_WRONG_NAME, days_left=-3) == (
+        "Their certificate expired 3 days ago and is for another name."
+    )
+
+
+def test_places() -> None:
+    """Where nobody answers is said, and which name was not found."""
+    failed = Connection("192.0.2.1", "a.example", 8448, "a", "a", FAILED)
+    refused = stage(
+        *(Name.CONNECTIONS, FAILED, Kind.CONNECTION_REFUSED),
+        ConnectionsFindings((failed,)),
+    )
+    behind = [stage(name, SKIPPED) for name in list(StageName)[4:8]]
+    assert conclude(stages(refused, *behind)).explanation == (
+        "Their server refuses connections at 192.0.2.1 port 8448."
+    )
+
+
+def stored(**changes: Any) -> Stage:
+    findings = StoredFindings(
+        is_known=True,
+        status="backing_off",
+        failing_since_ts=1,
+        next_retry_ts=2,
+        backoff_left_ms=31 * 3_600_000,
+    )
+    return stage(Name.STORED, WARNING, findings=attr.evolve(findings, **changes))
+
+
+def test_all_is_well() -> None:
+    """Nothing to do; or, if Synapse does not know it yet, a reset."""
+    found = conclude(stages())
+    assert (found.verdict, found.kind) == (Verdict.OK, None)
+    assert found.advice == "There is nothing to do."
+    found = conclude(stages(stored()))
+    assert (found.verdict, found.kind) == (Verdict.OK, None)
+    assert found.advice == (
+        "Everything works now; Synapse will not try again for 31 h. "
+        "Reset the connection."
+    )
+    found = conclude(stages(stored(backoff_left_ms=0)))
+    assert "only when something is due. Reset the connection." in found.advice
+
+
+def test_they_reach_us() -> None:
+    """That they reach us while we do not reach them is said."""
+    found = failed_at(Name.CONNECTIONS, Kind.CONNECTION_TIMEOUT)
+    found[Name.STORED] = stored(reaches_us=True)
+    assert "; they reach us, but we cannot reach them." in conclude(found).explanation
+
+
+def test_clocks() -> None:
+    """If they reject us and the clocks differ, that comes first."""
+    clock = Stage(Name.CLOCK, WARNING, "Its clock is 2 h behind ours", Kind.OTHER)
+    found = stages(stage(Name.AUTHENTICATED, FAILED, Kind.REJECTED), clock)
+    assert conclude(found).advice.startswith("Its clock is 2 h behind ours: set")
+    found = stages(stage(Name.AUTHENTICATED, FAILED, Kind.GONE), clock)
+    assert "clock" not in conclude(found).advice
+
+
+def test_name_that_is_not_found() -> None:
+    """The host that has no address is named: it may be where SRV records lead to."""
+    findings = AddressesFindings(
+        "a.example", "4", (), targets=(Target("gone.example", 8448),)
+    )
+    found = failed_at(Name.ADDRESSES, Kind.DNS_NOT_FOUND)
+    found[Name.ADDRESSES] = stage(Name.ADDRESSES, FAILED, Kind.DNS_NOT_FOUND, findings)
+    assert "gone.example" in conclude(found).explanation
