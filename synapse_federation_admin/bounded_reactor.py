@@ -31,6 +31,10 @@ from zope.interface import implementer
 # Host names of which it is remembered whether they have addresses.
 _MAX_RESOLVED = 1000
 
+# Addresses of one host name that are passed on: a hostile one has thousands, and
+# Synapse looks each of them up in its IP blocklist at once.
+_MAX_ADDRESSES = 100
+
 
 @implementer(IReactorPluggableNameResolver)
 class BoundedReactor:
@@ -163,6 +167,7 @@ class _RecordingReceiver:
         self._receiver = receiver
         self._host_name = host_name
         self._resolved = resolved
+        self._left = _MAX_ADDRESSES
 
     def resolutionBegan(self, resolution: IHostResolution) -> None:
         self._receiver.resolutionBegan(resolution)
@@ -170,7 +175,9 @@ class _RecordingReceiver:
     def addressResolved(self, address: IAddress) -> None:
         if self._host_name in self._resolved:
             self._resolved[self._host_name] = True
-        self._receiver.addressResolved(address)
+        if self._left > 0:
+            self._left -= 1
+            self._receiver.addressResolved(address)
 
     def resolutionComplete(self) -> None:
         self._receiver.resolutionComplete()

@@ -313,8 +313,22 @@ def _text_of(cause: BaseException) -> str:
         return str(cause)
     if isinstance(cause, FederationDeniedError):
         return ""
+    if isinstance(cause, VerificationError):
+        return bounded(_not_for(cause))
     text = str(cause)
     return bounded(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+
+
+def _not_for(error: VerificationError) -> str:
+    """Tell which names a certificate is not for."""
+    expected = [getattr(mismatch, "mismatched_id", None) for mismatch in error.errors]
+    names = [
+        name.decode() if isinstance(name, bytes) else str(name)
+        for identity in expected
+        for name in (getattr(identity, "hostname", getattr(identity, "ip", None)),)
+        if name is not None
+    ]
+    return f"it is not for {', '.join(names)}" if names else "it is for no name"
 
 
 def _error_in(error: HttpResponseException) -> str:

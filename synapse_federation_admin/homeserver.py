@@ -10,10 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from copy import copy
-from functools import partial
 from io import BytesIO
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AF_UNSPEC, SOCK_STREAM, getaddrinfo
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
     proxy_bypass_environment,
@@ -88,7 +88,11 @@ from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    wrapClientTLS,
+)
 from twisted.internet.interfaces import (
     IHostnameResolver,
     IReactorTime,
@@ -962,6 +966,7 @@ class Outbound:
         self._hs = hs
         self._config = hs.config.server
         self._threads: ThreadPool | None = None
+        self._checking = Lock()
         # All that Synapse wants of a reactor, and more.
         self._bounded = cast(
             Any,
@@ -1053,21 +1058,38 @@ class Outbound:
         """Tell whether a host name led to addresses when it was last looked up."""
         return bool(self._bounded.has_addresses(host))
 
-    async def look_up(self, host: str, port: int) -> list[str]:
+    async def look_up(
+        self, host: str, port: int, *, as_server_name: bool
+    ) -> dict[str, bool]:
         """Return the IP addresses of a host name, as the operating system finds them.
+
+        Args:
+            host: The name, or an address.
+            port: The port there.
+            as_server_name: As in `is_blocked`.
+
+        Returns:
+            By address, whether Synapse blocks it.
 
         Raises:
             OSError: A `socket.gaierror`, which tells why there are none.
             UnicodeError: It can be no host name.
         """
+
+        def look_up() -> dict[str, bool]:
+            found = getaddrinfo(host, port, AF_UNSPEC, SOCK_STREAM)
+            addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
+            # It takes some time, of thousands; and many threads at that would leave
+            # the reactor little.
+            with self._checking:
+                return {
+                    address: self.is_blocked(address, as_server_name=as_server_name)
+                    for address in addresses
+                }
+
         if self._threads is None:
             self._threads = _thread_pool(self._hs, _DIAGNOSIS_THREADS)
-        found = await defer_to_threadpool(
-            self._hs.get_reactor(),
-            self._threads,
-            partial(getaddrinfo, host, port, AF_UNSPEC, SOCK_STREAM),
-        )
-        return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+        return await defer_to_threadpool(self._hs.get_reactor(), self._threads, look_up)
 
     def endpoint(
         self,
@@ -1101,7 +1123,8 @@ class Outbound:
                 self._proxy_credentials,
             )
         else:
-            endpoint = HostnameEndpoint(self._bounded, address, port, timeout=timeout_s)
+            to = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
+            endpoint = to(self._bounded, address, port, timeout=timeout_s)
         return wrapClientTLS(self._observing.options(name, observer), endpoint)
 
     async def read_body(self, response: IResponse, max_bytes: int) -> bytes:

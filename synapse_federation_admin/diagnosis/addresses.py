@@ -289,10 +289,12 @@ async def _look_up(
     as_server_name: bool,
 ) -> Target:
     """Look a host up; return its addresses, or why there are none."""
+
+    async def look_up() -> dict[str, bool]:
+        return await outbound.look_up(host, port, as_server_name=as_server_name)
+
     try:
-        addresses = await deadline.within(
-            deadline.left_ms(_SHARE_ADDRESSES), outbound.look_up, host, port
-        )
+        addresses = await deadline.within(deadline.left_ms(_SHARE_ADDRESSES), look_up)
     except TimeIsOver:
         return Target(
             host,
@@ -304,27 +306,20 @@ async def _look_up(
     except UnicodeError:
         detail = f"{bounded(host)} can be no host name"
         return Target(host, port, error=describe(FailureKind.DNS_NOT_FOUND, detail))
-    shown = tuple(
-        TargetAddress(
-            word(address) or "",
-            outbound.is_blocked(address, as_server_name=as_server_name),
-        )
-        for address in addresses
-    )
-    blocked = [address.address for address in shown if address.blocked]
+    blocked = [address for address, is_blocked in addresses.items() if is_blocked]
     error = None
     if blocked:
         detail = ", ".join(blocked[:3])
-        if len(blocked) < len(shown):
+        if len(blocked) < len(addresses):
             detail += ": because of it Synapse does not use the others either"
-        error = describe(FailureKind.IP_BLOCKED, detail)
+        error = describe(FailureKind.IP_BLOCKED, bounded(detail))
     # Those that are blocked are told before all others.
-    ordered = sorted(shown, key=lambda address: not address.blocked)
+    told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
     return Target(
         host,
         port,
-        tuple((ordered if blocked else shown)[:_MAX_ADDRESSES]),
-        len(shown),
+        tuple(TargetAddress(bounded(a), addresses[a]) for a in told),
+        len(addresses),
         error=error,
     )
 

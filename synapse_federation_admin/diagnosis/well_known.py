@@ -197,7 +197,10 @@ def _judge(
         assert last.error is not None
         if len(requests) == 1 and last.error.kind in no_web_server:
             return Fetched(requests, is_absent=True)
-        problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, last.error.message)
+        why = last.error.message.partition(":")[0].partition(" (")[0]
+        problem = describe(
+            FailureKind.WELL_KNOWN_UNREACHABLE, why[:1].lower() + why[1:]
+        )
         return Fetched(requests, problem=problem)
     if answer.error is not None:
         problem = describe(FailureKind.WELL_KNOWN_INVALID, "it is too large")
