@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import UserError
 from twisted.internet.interfaces import (
     IAddress,
     IConnector,
@@ -96,6 +97,65 @@ class BoundedReactor:
             address, bounded, *args, **kwargs
         )
         return connector
+
+
+@implementer(IReactorPluggableNameResolver)
+class EndingReactor:
+    """Passes everything on to another reactor, and connects until a time only."""
+
+    def __init__(self, reactor: Any, ends_s: float) -> None:
+        """Wrap a reactor.
+
+        Args:
+            reactor: The reactor that does everything.
+            ends_s: The time, by its `seconds()`, from which on every connection, and
+                every look-up of a name, fails at once.
+        """
+        self._reactor = reactor
+        self._ends_s = ends_s
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the wrapped reactor has."""
+        return getattr(self._reactor, name)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time has come."""
+        return bool(self._reactor.seconds() >= self._ends_s)
+
+    @property
+    def nameResolver(self) -> "IHostnameResolver":
+        """What looks host names up."""
+        return _NoResolver() if self.is_over else self._reactor.nameResolver
+
+    def connectTCP(self, *args: Any, **kwargs: Any) -> IConnector:
+        """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`.
+
+        Raises:
+            UserError: The time is over.
+        """
+        if self.is_over:
+            raise UserError("The time is over")
+        connector: IConnector = self._reactor.connectTCP(*args, **kwargs)
+        return connector
+
+
+@implementer(IHostnameResolver)
+class _NoResolver:
+    """Finds nothing."""
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
+        hostName: str,  # noqa: N803
+        *_args: Any,
+        **_kwargs: Any,
+    ) -> IHostResolution:
+        """Find nothing: see `twisted.internet.interfaces.IHostnameResolver`."""
+        resolution = _Resolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+        resolutionReceiver.resolutionComplete()
+        return resolution
 
 
 @implementer(IHostnameResolver)

@@ -20,12 +20,14 @@ sends it through another process, that one answers 502 with the cause as text
 (`synapse/http/proxy.py`).
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from traceback import clear_frames
 
+import attr
 from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from twisted.internet import error as net
@@ -53,6 +55,23 @@ _MAX_BODY = 16 * 1024
 
 # OpenSSL's verification errors: X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
 _TLS_KINDS = {9: FailureKind.TLS_NOT_YET_VALID, 10: FailureKind.TLS_EXPIRED}
+
+# Others of them, in words (`man openssl-verification-options`).
+_UNTRUSTED = {
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it is self-signed",
+    19: "the authority in its chain is not known here",
+    20: "who has issued it is not known here",
+    21: "the certificates between are missing",
+    24: "one that is no authority has issued it",
+    26: "it is not for TLS servers",
+    47: "its authority may not issue it for this name",
+    48: "its authority may not issue it for this name",
+    66: "its key is too weak",
+    67: "the key of its authority is too weak",
+    68: "its signature is too weak",
+}
 
 _HTTP_KINDS: dict[int, FailureKind] = {
     HTTPStatus.UNAUTHORIZED: FailureKind.REJECTED,
@@ -96,6 +115,14 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
         ),
         FailureKind.INVALID_RESPONSE,
     ),
+)
+
+# What is said of these is for a person.
+_TELLING = (
+    HttpResponseException,
+    UntrustedCertificateError,
+    VerificationError,
+    SSL.Error,
 )
 
 _SENTENCES = {
@@ -188,14 +215,27 @@ def failure_of(
     for cause in causes:
         kind = _kind_of(cause, has_addresses)
         if kind is not None:
-            return describe(kind, _text_of(cause))
-    return describe(FailureKind.OTHER, _text_of(causes[-1]))
+            return _describe(kind, cause)
+    return _describe(FailureKind.OTHER, causes[-1])
+
+
+def _describe(kind: FailureKind, cause: BaseException) -> Failure:
+    failure = describe(kind, _text_of(cause))
+    # The names of Python's exceptions tell a person nothing.
+    return failure if isinstance(cause, _TELLING) else attr.evolve(failure, detail="")
 
 
 def describe(kind: FailureKind, detail: str = "") -> Failure:
     """Return a failure with the sentence for its kind, and a detail behind it."""
     sentence = _SENTENCES[kind]
-    return Failure(kind, f"{sentence} ({detail})" if detail else sentence)
+    return Failure(kind, f"{sentence} ({detail})" if detail else sentence, detail)
+
+
+def summary(failure: Failure) -> str:
+    """Return what is wrong in a few words, without what may be the cause."""
+    sentence = _SENTENCES[failure.kind].partition(":")[0]
+    said = sentence[:1].lower() + sentence[1:]
+    return f"{said} ({failure.detail})" if failure.detail else said
 
 
 def bounded(text: str, most: int = _MAX_TEXT) -> str:
@@ -263,6 +303,9 @@ def _kind_of(
         return FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
     if isinstance(cause, UntrustedCertificateError):
         return _TLS_KINDS.get(cause.code, FailureKind.TLS_UNTRUSTED)
+    if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
+        # There is a way: it was taken, and closed at once.
+        return FailureKind.INVALID_RESPONSE
     if isinstance(cause, DNSLookupError):
         host = _NO_RESULTS.search(str(cause))
         if host and has_addresses(host[1].rstrip(".")):
@@ -310,13 +353,23 @@ def _text_of(cause: BaseException) -> str:
             return "as another process of this homeserver tells"
         return bounded(f"HTTP {cause.code} {_error_in(cause)}".strip())
     if isinstance(cause, UntrustedCertificateError):
-        return str(cause)
+        what = _UNTRUSTED.get(cause.code, f"OpenSSL verification error {cause.code}")
+        return f"{what}, of one in its chain" if cause.depth else what
+    if isinstance(cause, SSL.Error):
+        return bounded(_tls_text(cause))
     if isinstance(cause, FederationDeniedError):
         return ""
     if isinstance(cause, VerificationError):
         return bounded(_not_for(cause))
     text = str(cause)
     return bounded(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+
+
+def _tls_text(error: SSL.Error) -> str:
+    """Return what OpenSSL says of a handshake, in its own words."""
+    reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    texts = [str(reason[-1]) for reason in reasons if isinstance(reason, tuple)]
+    return ", ".join(filter(None, texts)) or type(error).__name__
 
 
 def _not_for(error: VerificationError) -> str:
@@ -328,7 +381,7 @@ def _not_for(error: VerificationError) -> str:
         for name in (getattr(identity, "hostname", getattr(identity, "ip", None)),)
         if name is not None
     ]
-    return f"it is not for {', '.join(names)}" if names else "it is for no name"
+    return f"it is not for {', '.join(names)}" if names else "it has no subjectAltName"
 
 
 def _error_in(error: HttpResponseException) -> str:

@@ -7,6 +7,7 @@ this file, so that a Synapse upgrade is a review of this file.
 
 import hmac
 import logging
+import re
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from copy import copy
@@ -22,9 +23,11 @@ from urllib.request import (  # type: ignore[attr-defined]  # not documented, bu
 import attr
 from netaddr import IPAddress  # type: ignore[import-untyped]  # Synapse's
 from OpenSSL import SSL
+from service_identity.exceptions import VerificationError
 from synapse.api.errors import (
     FederationDeniedError,
     HttpResponseException,
+    LimitExceededError,
     RequestSendFailed,
 )
 from synapse.config.homeserver import HomeServerConfig
@@ -42,9 +45,10 @@ from synapse.http.client import (
 )
 from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
 from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
-from synapse.http.federation.srv_resolver import SERVER_CACHE
+from synapse.http.federation.srv_resolver import SERVER_CACHE, Server, SrvResolver
 from synapse.http.federation.well_known_resolver import (
     WELL_KNOWN_DEFAULT_CACHE_PERIOD,
+    WELL_KNOWN_GRACE_PERIOD_FACTOR,
     WELL_KNOWN_MAX_CACHE_PERIOD,
     WELL_KNOWN_MAX_SIZE,
     WELL_KNOWN_MIN_CACHE_PERIOD,
@@ -89,6 +93,7 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.endpoints import (
+    HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     wrapClientTLS,
@@ -106,7 +111,7 @@ from twisted.web.resource import Resource
 from unpaddedbase64 import encode_base64
 from zope.interface import implementer
 
-from synapse_federation_admin.bounded_reactor import BoundedReactor
+from synapse_federation_admin.bounded_reactor import BoundedReactor, EndingReactor
 
 if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
@@ -125,6 +130,7 @@ __all__ = [
     "HttpResponseException",
     "HttpServer",
     "JsonDict",
+    "LimitExceededError",
     "LoggingTransaction",
     "Outbound",
     "Pending",
@@ -159,10 +165,19 @@ _MAX_CONTACT_S = 150
 
 # Look-ups of names under way at once, for contacts, and for diagnoses.
 _RESOLVER_THREADS = 64
-_DIAGNOSIS_THREADS = 16
+_DIAGNOSIS_THREADS = 64
 
-# How much of a server's status line is passed on.
-_MAX_PHRASE = 100
+# How much Synapse may log of a text in which a server has a say.
+_MAX_LOGGED = 300
+
+# How many of the servers that SRV records lead to are tried.
+_MAX_SERVERS = 8
+
+# How much later Synapse's client gives up than its connections do.
+_GRACE_MS = 50
+
+# What SRV records may lead to.
+_HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
 
 # How many stored keys of one server are looked at.
 _MAX_STORED_KEYS = 200
@@ -196,11 +211,13 @@ class UntrustedCertificateError(Exception):
 
     Attributes:
         code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
+        depth: Of which certificate: 0 is the server's, others are in its chain.
     """
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, depth: int = 0) -> None:
         super().__init__(f"OpenSSL verification error {code}")
         self.code = code
+        self.depth = depth
 
 
 class Pending(Generic[T]):
@@ -210,6 +227,11 @@ class Pending(Generic[T]):
         self._reactor = reactor
         self._deferred: Deferred[T] = Deferred()
         self._observable = ObservableDeferred(self._deferred, consumeErrors=True)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return bool(self._deferred.called)
 
     async def wait(self, timeout_ms: int | None = None) -> T:
         """Return what comes of it, or raise what it raises.
@@ -617,6 +639,14 @@ class Homeserver:
             return False
         return True
 
+    def can_be_host(self, host: str) -> bool:
+        """Tell whether Synapse can connect to a host of this name, if there is one.
+
+        Twisted is stricter than the DNS: of underscores, or hyphens at the ends.
+        """
+        endpoint = HostnameEndpoint(self._hs.get_reactor(), host, 443)
+        return not endpoint._badHostname
+
     @property
     def is_allowed(self) -> Callable[[str], bool]:
         """Tells whether `federation_domain_whitelist` lets requests to a server out."""
@@ -742,7 +772,7 @@ class Homeserver:
         By a contact of this process, within the last some hundred. Synapse takes a name
         that leads to a blocked address for one that leads to none.
         """
-        return self._clients.reactor.has_addresses(host)
+        return bool(self._clients.reactor.has_addresses(host))
 
     @property
     def _clients(self) -> "_ContactClients":
@@ -849,6 +879,21 @@ class _NoCache:
         pass
 
 
+class _QuietVerifier(ConnectionVerifier):
+    """Synapse's verifier, for which a certificate without names is no surprise."""
+
+    def verify_context_info_cb(
+        self, ssl_connection: SSL.Connection, where: int
+    ) -> None:
+        """See Synapse's; this is called by OpenSSL."""
+        try:
+            super().verify_context_info_cb(ssl_connection, where)
+        except Exception:
+            # What is in it, and in the name, is up to the server.
+            error = VerificationError(errors=[])
+            ssl_connection.get_app_data().failVerification(Failure(error))
+
+
 class _ContactPolicy(FederationPolicyForHTTPS):
     """Synapse's policy, and the reason if a certificate is not trusted."""
 
@@ -857,24 +902,162 @@ class _ContactPolicy(FederationPolicyForHTTPS):
         context = self._verify_ssl_context
         context.set_verify(context.get_verify_mode(), _verified)
 
+    def get_options(self, host: bytes) -> SSLClientConnectionCreator:
+        """Return what makes connections: see Synapse's."""
+        creator = cast(SSLClientConnectionCreator, super().get_options(host))
+        creator._verifier = _QuietVerifier(host, creator._verifier._verify_certs)
+        return creator
+
 
 def _verified(
-    connection: SSL.Connection, _certificate: object, code: int, _depth: int, ok: int
+    connection: SSL.Connection, _certificate: object, code: int, depth: int, ok: int
 ) -> bool:
     """Take note of OpenSSL's verdict on a certificate; return that it stands."""
     if not ok:
         # Else all that is left of it is "certificate verify failed".
         tls_protocol = connection.get_app_data()
-        tls_protocol.failVerification(Failure(UntrustedCertificateError(code)))
+        tls_protocol.failVerification(Failure(UntrustedCertificateError(code, depth)))
     return bool(ok)
 
 
-class _ContactClients:
-    """Federation clients as Synapse makes its own, with bounded connections.
+class _Network:
+    """Connections to other servers as Synapse's federation client makes them: bounded.
 
-    As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request has a
-    connection of its own: the bounds are those of one request, and a connection that
-    was made earlier would prove less.
+    What other servers send is such afterwards that Synapse may log it.
+
+    Attributes:
+        reactor: What makes the connections.
+        threads: Those that look names up; None in a test harness.
+        policy: What is wanted of TLS.
+        web_agent: Makes requests for well-known files.
+    """
+
+    def __init__(
+        self, hs: "HomeServer", *, threads: int, max_lifetime_s: float
+    ) -> None:
+        self._hs = hs
+        self._config = hs.config.server
+        resolver: IHostnameResolver = hs.get_reactor().nameResolver
+        self.threads: ThreadPool | None = None
+        if isinstance(resolver, GAIResolver):
+            # In threads of its own: a look-up cannot be called off, and domains that
+            # are dead may take long. Synapse's own twenty threads would have none left
+            # for its federation.
+            pool = _thread_pool(hs, threads)
+            resolver = cast(
+                IHostnameResolver,
+                GAIResolver(hs.get_reactor(), getThreadPool=lambda: pool),
+            )
+            self.threads = pool
+        # All that Synapse wants of a reactor, and more.
+        self.reactor = cast(
+            Any,
+            BoundedReactor(
+                hs.get_reactor(),
+                resolver=resolver,
+                max_received_bytes=_MAX_CONTACT_BYTES,
+                max_lifetime_s=max_lifetime_s,
+            ),
+        )
+        self.policy = _ContactPolicy(hs.config)
+        self._blocklisting = BlocklistingReactorWrapper(
+            self.reactor,
+            self._config.federation_ip_range_allowlist,
+            self._config.federation_ip_range_blocklist,
+        )
+        # As in `MatrixFederationAgent`.
+        self.web_agent: IAgent = self._wrapped(
+            ProxyAgent(
+                reactor=self._blocklisting,
+                proxy_reactor=self.reactor,
+                contextFactory=self.policy,
+                proxy_config=self._config.proxy_config,
+            )
+        )
+
+    @property
+    def user_agent(self) -> str:
+        """What Synapse calls itself in requests."""
+        suffix = self._config.user_agent_suffix
+        version: str = self._hs.version_string
+        return f"{version} {suffix}" if suffix else version
+
+    def well_known_resolver(self) -> WellKnownResolver:
+        """Return what asks for well-known files, and remembers nothing.
+
+        Synapse remembers for an hour that a server has no such file, also if it could
+        not be reached: it would still seem to be down when it is up.
+        """
+        return WellKnownResolver(
+            server_name=self._hs.hostname,
+            reactor=self._blocklisting,
+            clock=self._hs.get_clock(),
+            agent=self.web_agent,
+            user_agent=self.user_agent.encode("ascii"),
+            well_known_cache=cast(Any, _NoCache()),
+            had_well_known_cache=cast(Any, _NoCache()),
+        )
+
+    def client(self, resolver: WellKnownResolver) -> MatrixFederationHttpClient:
+        """Make a federation client.
+
+        As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request
+        has a connection of its own: the bounds are those of one request, and a
+        connection that was made earlier would prove less.
+
+        Args:
+            resolver: What tells to which server another one delegates.
+        """
+        if other_instances(self._hs) is not None:
+            # Its agent asks another process. That is within a wrapper which keeps to
+            # `ip_range_blacklist`.
+            client = MatrixFederationHttpClient(
+                cast("HomeServer", _HomeServerView(self._hs, self.reactor)), self.policy
+            )
+            client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
+            client.agent = _PlainAgent(client.agent)
+            return client
+        # A second one that is made anew would take the metrics of Synapse's own caches
+        # of well-known files.
+        client = copy(self._hs.get_federation_http_client())
+        client.agent = self.agent(resolver)
+        return client
+
+    def agent(self, resolver: WellKnownResolver, ends_s: float | None = None) -> IAgent:
+        """Make what a client makes its requests with, where it goes out itself.
+
+        Args:
+            resolver: What tells to which server another one delegates.
+            ends_s: The reactor's time from which nothing is connected to any more.
+        """
+        reactor = self.reactor
+        if ends_s is not None:
+            reactor = cast(Any, EndingReactor(reactor, ends_s))
+        direct = MatrixFederationAgent(
+            server_name=self._hs.hostname,
+            reactor=reactor,
+            clock=self._hs.get_clock(),
+            tls_client_options_factory=self.policy,
+            user_agent=self.user_agent.encode("ascii"),
+            ip_allowlist=self._config.federation_ip_range_allowlist,
+            ip_blocklist=self._config.federation_ip_range_blocklist,
+            proxy_config=self._config.proxy_config,
+            _srv_resolver=_PlainSrvResolver(),
+            _well_known_resolver=resolver,
+        )
+        direct._pool.persistent = False
+        return self._wrapped(direct)
+
+    def _wrapped(self, agent: IAgent) -> IAgent:
+        return _PlainAgent(
+            BlocklistingAgentWrapper(
+                agent, ip_blocklist=self._config.federation_ip_range_blocklist
+            )
+        )
+
+
+class _ContactClients:
+    """Federation clients for contacts.
 
     Attributes:
         reactor: What makes their connections.
@@ -883,26 +1066,9 @@ class _ContactClients:
     """
 
     def __init__(self, hs: "HomeServer") -> None:
-        self.reactor = BoundedReactor(
-            hs.get_reactor(),
-            resolver=_resolver(hs, _RESOLVER_THREADS),
-            max_received_bytes=_MAX_CONTACT_BYTES,
-            max_lifetime_s=_MAX_CONTACT_S,
-        )
-        self.limited = MatrixFederationHttpClient(
-            cast("HomeServer", _HomeServerView(hs, self.reactor)),
-            _ContactPolicy(hs.config),
-        )
-        # Within the wrapper that keeps to `ip_range_blacklist` there is a
-        # MatrixFederationAgent or a ProxyAgent.
-        pool = self.limited.agent._agent._pool  # type: ignore[attr-defined]  # IAgent's have none
-        pool.persistent = False
-        resolver = getattr(self.limited.agent._agent, "_well_known_resolver", None)  # type: ignore[attr-defined]
-        if resolver is not None:
-            # Synapse remembers for an hour that a server has no well-known file, also
-            # if it could not be reached: it would still seem to be down when it is up.
-            resolver._well_known_cache = _NoCache()
-            resolver._had_valid_well_known_cache = _NoCache()
+        network = _Network(hs, threads=_RESOLVER_THREADS, max_lifetime_s=_MAX_CONTACT_S)
+        self.reactor = network.reactor
+        self.limited = network.client(network.well_known_resolver())
         self.unlimited = copy(self.limited)
         self.unlimited._store = cast("DataStore", _NoTimings(hs))
 
@@ -916,33 +1082,14 @@ def _thread_pool(hs: "HomeServer", threads: int) -> ThreadPool:
     return pool
 
 
-def _resolver(hs: "HomeServer", threads: int) -> IHostnameResolver:
-    """Return what looks up the names of contacts.
-
-    In threads of its own: a look-up cannot be called off, and domains that are dead may
-    take long. Synapse's own twenty threads would have none left for its federation.
-    """
-    reactor = hs.get_reactor()
-    resolver = reactor.nameResolver
-    if not isinstance(resolver, GAIResolver):
-        # Not Synapse's own: that of a test harness.
-        return resolver
-    pool = _thread_pool(hs, threads)
-    return cast("IHostnameResolver", GAIResolver(reactor, getThreadPool=lambda: pool))
-
-
 class TlsObserver(Protocol):
     """Is told what happens in a TLS handshake."""
 
     def begun(self) -> None:
         """It begins: the connection is there."""
 
-    def failed(self, code: int) -> None:
-        """OpenSSL does not trust the chain; may be told more than once.
-
-        Args:
-            code: Its verification error, one of its `X509_V_ERR_*`.
-        """
+    def failed(self, error: UntrustedCertificateError) -> None:
+        """OpenSSL does not trust the chain; may be told more than once."""
 
     def completed(self, connection: SSL.Connection) -> Exception | None:
         """It is completed, but for what an error is returned for.
@@ -965,50 +1112,22 @@ class Outbound:
     def __init__(self, hs: "HomeServer", max_lifetime_s: float) -> None:
         self._hs = hs
         self._config = hs.config.server
-        self._threads: ThreadPool | None = None
+        self._network = _Network(
+            hs, threads=_DIAGNOSIS_THREADS, max_lifetime_s=max_lifetime_s
+        )
         self._checking = Lock()
-        # All that Synapse wants of a reactor, and more.
-        self._bounded = cast(
-            Any,
-            BoundedReactor(
-                hs.get_reactor(),
-                resolver=_resolver(hs, _DIAGNOSIS_THREADS),
-                max_received_bytes=_MAX_CONTACT_BYTES,
-                max_lifetime_s=max_lifetime_s,
-            ),
-        )
-        self._policy = _ContactPolicy(hs.config)
         self._observing = _ObservingPolicy(hs.config)
-        reactor = BlocklistingReactorWrapper(
-            self._bounded,
-            self._config.federation_ip_range_allowlist,
-            self._config.federation_ip_range_blocklist,
-        )
-        # As in `MatrixFederationAgent`.
-        self.web_agent: IAgent = BlocklistingAgentWrapper(
-            ProxyAgent(
-                reactor=reactor,
-                proxy_reactor=self._bounded,
-                contextFactory=self._policy,
-                proxy_config=self._config.proxy_config,
-            ),
-            ip_blocklist=self._config.federation_ip_range_blocklist,
-        )
+        self.web_agent = self._network.web_agent
+        self.user_agent = self._network.user_agent
+        proxies = self._config.proxy_config
         self._proxy, self._proxy_credentials = http_proxy_endpoint(
-            self._config.proxy_config.https_proxy.encode()
-            if self._config.proxy_config and self._config.proxy_config.https_proxy
-            else None,
-            self._bounded,
-            self._policy,
+            proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
+            self._network.reactor,
+            self._network.policy,
         )
-        client = MatrixFederationHttpClient(
-            cast("HomeServer", _HomeServerView(hs, self._bounded)), self._policy
-        )
-        client._store = cast("DataStore", _NoTimings(hs))
-        client.max_short_retries = 0
-        if self.instances is not None:
-            client.agent = _PlainAgent(client.agent)
-        self._client = client
+        self._client = self._network.client(self._network.well_known_resolver())
+        self._client._store = cast("DataStore", _NoTimings(hs))
+        self._client.max_short_retries = 0
 
     @property
     def instances(self) -> list[str] | None:
@@ -1016,17 +1135,12 @@ class Outbound:
 
         None if this one goes itself (`outbound_federation_restricted_to`).
         """
-        allowed = self._hs.config.worker.outbound_federation_restricted_to
-        if self._hs.get_instance_name() in allowed:
-            return None
-        return sorted(map(_shown, allowed.instances or []))
+        return other_instances(self._hs)
 
     @property
-    def user_agent(self) -> str:
-        """What Synapse calls itself in requests."""
-        suffix = self._config.user_agent_suffix
-        version: str = self._hs.version_string
-        return f"{version} {suffix}" if suffix else version
+    def now_ms(self) -> int:
+        """The time, in ms since the epoch."""
+        return self._hs.get_clock().time_msec()
 
     def is_blocked(self, address: str, *, as_server_name: bool = False) -> bool:
         """Tell whether Synapse's settings block an IP address for federation.
@@ -1052,11 +1166,11 @@ class Outbound:
 
     def verifies(self, host: str) -> bool:
         """Tell whether Synapse verifies the certificate of a host."""
-        return self._policy.get_options(host.encode())._verifier._verify_certs  # type: ignore[attr-defined,no-any-return]  # of Synapse's own class
+        return self._network.policy.get_options(host.encode())._verifier._verify_certs
 
     def has_addresses(self, host: str) -> bool:
         """Tell whether a host name led to addresses when it was last looked up."""
-        return bool(self._bounded.has_addresses(host))
+        return bool(self._network.reactor.has_addresses(host))
 
     async def look_up(
         self, host: str, port: int, *, as_server_name: bool
@@ -1087,9 +1201,8 @@ class Outbound:
                     for address in addresses
                 }
 
-        if self._threads is None:
-            self._threads = _thread_pool(self._hs, _DIAGNOSIS_THREADS)
-        return await defer_to_threadpool(self._hs.get_reactor(), self._threads, look_up)
+        threads = self._network.threads or self._hs.get_reactor().getThreadPool()
+        return await defer_to_threadpool(self._hs.get_reactor(), threads, look_up)
 
     def endpoint(
         self,
@@ -1116,7 +1229,7 @@ class Outbound:
         if address is None:
             assert self._proxy is not None
             endpoint: IStreamClientEndpoint = HTTPConnectProxyEndpoint(
-                self._bounded,
+                self._network.reactor,
                 self._proxy,
                 host.encode(),
                 port,
@@ -1124,7 +1237,7 @@ class Outbound:
             )
         else:
             to = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-            endpoint = to(self._bounded, address, port, timeout=timeout_s)
+            endpoint = to(self._network.reactor, address, port, timeout=timeout_s)
         return wrapClientTLS(self._observing.options(name, observer), endpoint)
 
     async def read_body(self, response: IResponse, max_bytes: int) -> bytes:
@@ -1152,26 +1265,30 @@ class Outbound:
             period_s = max(period_s, WELL_KNOWN_MIN_CACHE_PERIOD)
         return int(period_s * 1000)
 
-    def cached_well_known(self, host: str) -> tuple[str | None, int] | None:
+    def cached_well_known(self, host: str) -> tuple[str | None, int, bool] | None:
         """Return what this process's federation client has cached of a well-known file.
 
         Returns:
-            The delegated name, None for there being none; and when that ends, in ms
-            since the epoch. None: nothing is cached.
+            The delegated name, None for there being none; when that ends, in ms since
+            the epoch; and whether it is used unasked. None: nothing is cached.
         """
         agent = self._hs.get_federation_http_client().agent
         resolver = getattr(getattr(agent, "_agent", None), "_well_known_resolver", None)
         if resolver is None:
             return None
         try:
-            found, expires_s, _ = resolver._well_known_cache.get_with_expiry(
+            found, expires_s, ttl_s = resolver._well_known_cache.get_with_expiry(
                 host.encode()
             )
         except KeyError:
             return None
-        if expires_s <= self._hs.get_clock().time():
+        left_s = expires_s - self._hs.get_clock().time()
+        if left_s <= 0:
             return None
-        return found.decode("ascii") if found else None, int(expires_s * 1000)
+        # In the last part of the time it asks anew, and keeps to it if that fails.
+        is_used = left_s > WELL_KNOWN_GRACE_PERIOD_FACTOR * ttl_s
+        name = found.decode("ascii") if found else None
+        return name, int(expires_s * 1000), is_used
 
     @staticmethod
     def cached_services(service: str) -> list[tuple[str, int, int]]:
@@ -1185,36 +1302,36 @@ class Outbound:
             for server in SERVER_CACHE.get(service.encode(), ())
         ]
 
-    def requests(self, delegated_to: str | None) -> "FederationRequests":
+    def requests(
+        self,
+        *,
+        is_file_known: bool,
+        delegated_to: str | None,
+        timeout_ms: int,
+    ) -> "FederationRequests":
         """Return what makes signed requests, through a federation client of Synapse's.
 
         Past its retry limiter, and each of them once only.
 
         Args:
-            delegated_to: What the well-known file of the server says: it is not asked
-                for again.
+            is_file_known: Whether it is known what the well-known file of the server
+                says; else that is asked for.
+            delegated_to: What it says.
+            timeout_ms: How long they may take, from now on.
         """
-        if self.instances is not None:
-            return FederationRequests(self._client)
-        client = copy(self._client)
-        agent = MatrixFederationAgent(
-            server_name=client.server_name,
-            reactor=self._bounded,
-            clock=client.clock,
-            tls_client_options_factory=self._policy,
-            user_agent=self.user_agent.encode("ascii"),
-            ip_allowlist=self._config.federation_ip_range_allowlist,
-            ip_blocklist=self._config.federation_ip_range_blocklist,
-            proxy_config=self._config.proxy_config,
-            _well_known_resolver=cast(WellKnownResolver, _KnownWellKnown(delegated_to)),
-        )
-        agent._pool.persistent = False
-        client.agent = _PlainAgent(
-            BlocklistingAgentWrapper(
-                agent, ip_blocklist=self._config.federation_ip_range_blocklist
+        client = self._client
+        if self.instances is None:
+            client = copy(client)
+            resolver = (
+                cast(WellKnownResolver, _KnownWellKnown(delegated_to))
+                if is_file_known
+                else self._network.well_known_resolver()
             )
-        )
-        return FederationRequests(client)
+            ends_s = self._hs.get_reactor().seconds() + timeout_ms / 1000
+            client.agent = self._network.agent(resolver, ends_s)
+        # Synapse goes on with the next address when its time is over, and then the
+        # next: there is to be none.
+        return FederationRequests(client, timeout_ms + _GRACE_MS)
 
     async def stored_keys(self, name: str) -> dict[str, str]:
         """Return the keys of a server that Synapse has stored.
@@ -1240,16 +1357,12 @@ class Outbound:
 class FederationRequests:
     """Makes signed requests to one server."""
 
-    def __init__(self, client: MatrixFederationHttpClient) -> None:
+    def __init__(self, client: MatrixFederationHttpClient, timeout_ms: int) -> None:
         self._client = client
+        self._timeout_ms = timeout_ms
 
     async def get(
-        self,
-        destination: str,
-        path: str,
-        args: dict[str, str] | None = None,
-        *,
-        timeout_ms: int,
+        self, destination: str, path: str, args: dict[str, str] | None = None
     ) -> tuple[JsonDict, dict[bytes, list[bytes]]]:
         """Make a GET request.
 
@@ -1257,7 +1370,6 @@ class FederationRequests:
             destination: The server name.
             path: The path.
             args: The query parameters.
-            timeout_ms: How long it has to answer.
 
         Returns:
             The body, and the headers.
@@ -1269,7 +1381,7 @@ class FederationRequests:
             destination,
             path=path,
             args=args,
-            timeout=timeout_ms,
+            timeout=self._timeout_ms,
             ignore_backoff=True,
         )
 
@@ -1288,20 +1400,64 @@ class _KnownWellKnown:
 
 @implementer(IAgent)
 class _PlainAgent:
-    """Passes answers on with a status line that may be logged, as Synapse does it."""
+    """Passes on what Synapse may log: what servers say is printable, and not endless.
+
+    Synapse logs their status line, their `Content-Type`, and what of an answer it
+    cannot parse.
+    """
 
     def __init__(self, agent: IAgent) -> None:
         self._agent = agent
 
     def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
         """Make a request: see `twisted.web.iweb.IAgent`."""
-        return self._agent.request(*args, **kwargs).addCallback(self._plain)
+        return self._agent.request(*args, **kwargs).addCallbacks(
+            self._plain, self._plain_failure
+        )
 
     @staticmethod
     def _plain(response: IResponse) -> IResponse:
-        phrase = ascii(response.phrase[:_MAX_PHRASE].decode("latin-1"))
-        response.phrase = phrase[1:-1].encode()
+        response.phrase = _plain_text(response.phrase).encode()
+        headers = response.headers.getRawHeaders(b"Content-Type")
+        if headers is not None:
+            response.headers.setRawHeaders(
+                b"Content-Type", [_plain_text(headers[0]).encode()]
+            )
         return response
+
+    @classmethod
+    def _plain_failure(cls, failure: Failure) -> Failure:
+        assert failure.value is not None
+        cls._make_plain(failure.value)
+        return failure
+
+    @classmethod
+    def _make_plain(cls, error: BaseException) -> None:
+        error.args = tuple(
+            _plain_text(arg) if isinstance(arg, str | bytes) else arg
+            for arg in error.args
+        )
+        for reason in getattr(error, "reasons", ()):
+            cls._make_plain(reason.value)
+
+
+def _plain_text(text: str | bytes) -> str:
+    """Return a text as it may be logged."""
+    if isinstance(text, bytes):
+        text = text[:_MAX_LOGGED].decode("latin-1")
+    return ascii(text[:_MAX_LOGGED])[1:-1][:_MAX_LOGGED]
+
+
+class _PlainSrvResolver(SrvResolver):
+    """Looks SRV records up, and does not pass on what can be no host name."""
+
+    async def resolve_service(self, service_name: bytes) -> list[Server]:
+        """Look up: see Synapse's."""
+        found = await super().resolve_service(service_name)
+        plain = [server for server in found if _HOST_NAME.fullmatch(server.host)]
+        if found and not plain:
+            raise ValueError("its SRV records do not lead to host names")
+        return plain[:_MAX_SERVERS]
 
 
 class _ObservingPolicy(FederationPolicyForHTTPS):
@@ -1343,12 +1499,24 @@ class _ObservingVerifier(ConnectionVerifier):
 
 
 def _observed(
-    connection: SSL.Connection, _certificate: object, code: int, _depth: int, ok: int
+    connection: SSL.Connection, _certificate: object, code: int, depth: int, ok: int
 ) -> bool:
     """Tell the observer of OpenSSL's verdict on a certificate, and have it go on."""
     if not ok:
-        connection.get_app_data()._synapse_tls_verifier.observer.failed(code)
+        error = UntrustedCertificateError(code, depth)
+        connection.get_app_data()._synapse_tls_verifier.observer.failed(error)
     return True
+
+
+def other_instances(hs: "HomeServer") -> list[str] | None:
+    """Return the processes that go out to other servers in this one's stead.
+
+    None if this one goes itself.
+    """
+    allowed = hs.config.worker.outbound_federation_restricted_to
+    if hs.get_instance_name() in allowed:
+        return None
+    return sorted(map(_shown, allowed.instances or []))
 
 
 def _shown(instance: str) -> str:

@@ -4,6 +4,7 @@
 import datetime
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -11,6 +12,10 @@ from ipaddress import ip_address
 
 import attr
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from dnslib import DNSLabel
 from laboratory import (
     HTML,
     KEYS,
@@ -104,6 +109,87 @@ def issued(lab: Laboratory, *names: str, **kwargs: datetime.datetime) -> ssl.SSL
 
 def expired(lab: Laboratory, *names: str) -> ssl.SSLContext:
     return issued(lab, *names, not_before=NOW - 9 * DAY, not_after=NOW - 3.5 * DAY)
+
+
+def made_by(
+    lab: Laboratory,
+    name: str,
+    *,
+    names: tuple[str, ...],
+    bits: int = 2048,
+    authority: tuple[x509.Certificate, rsa.RSAPrivateKey] | None = None,
+) -> ssl.SSLContext:
+    """Return a context with a certificate that trustme would not make."""
+    key = rsa.generate_private_key(65537, bits)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(common(name))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + 90 * DAY)
+    )
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), False
+        )
+    if authority is None:
+        issuer = x509.load_pem_x509_certificate(lab.authority.cert_pem.bytes())
+        signing = serialization.load_pem_private_key(
+            lab.authority.private_key_pem.bytes(), None
+        )
+        chain = []
+    else:
+        issuer, signing = authority
+        chain = [issuer]
+    certificate = builder.issuer_name(issuer.subject).sign(signing, hashes.SHA256())
+    folder = lab.folder / name
+    folder.mkdir()
+    pem = serialization.Encoding.PEM
+    (folder / "c.pem").write_bytes(
+        b"".join(c.public_bytes(pem) for c in (certificate, *chain))
+    )
+    (folder / "k.pem").write_bytes(
+        key.private_bytes(
+            pem,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.set_ciphers("ALL:@SECLEVEL=0")
+    made.load_cert_chain(folder / "c.pem", folder / "k.pem")
+    return made
+
+
+def common(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+def expired_between(lab: Laboratory, name: str) -> ssl.SSLContext:
+    """Return a context with an authority in its chain that has expired."""
+    root = x509.load_pem_x509_certificate(lab.authority.cert_pem.bytes())
+    signing = serialization.load_pem_private_key(
+        lab.authority.private_key_pem.bytes(), None
+    )
+    key = rsa.generate_private_key(65537, 2048)
+    between = (
+        x509.CertificateBuilder()
+        .subject_name(common("between"))
+        .issuer_name(root.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - 90 * DAY)
+        .not_valid_after(NOW - DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(signing, hashes.SHA256())
+    )
+    return made_by(lab, name, names=(name,), authority=(between, key))
+
+
+def reset(connection: ssl.SSLSocket) -> None:
+    """Reset the connection."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def delegates(lab: Laboratory, name: str, address: str, file: Answer) -> None:
@@ -287,6 +373,31 @@ def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 0, "."))
 
 
+@fault("srv-underscore", "failing", "dns_not_found", "my_host")
+def _(lab: Laboratory, name: str) -> None:
+    """Twisted does not connect to a host of such a name."""
+    address = lab.address()
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, f"my_host.{ZONE}"))
+    lab.name("my_host", address)
+    lab.serve(address, 8448, homeserver(name), name)
+
+
+@fault("srv-forged", "failing", "dns_not_found")
+def _(lab: Laboratory, name: str) -> None:
+    """A host name that would be a line of the log."""
+    target = DNSLabel([b"x\n2026-01-01 00:00:00,000 - root - 1 - CRITICAL - FAKE"])
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, target))
+
+
+@fault("srv-blackholes", "failing", "connection_timeout")
+def _(lab: Laboratory, name: str) -> None:
+    """Many servers that do not react: none is tried when the diagnosis is over."""
+    service = f"_matrix-fed._tcp.{name}"
+    for number in range(30):
+        lab.dns.add(service, "SRV", (number, 0, 8448, f"hole{number}.{ZONE}"))
+        lab.dns.add(f"hole{number}.{ZONE}", "A", lab.hole())
+
+
 @fault("srv-one-bad", "degraded", "connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     good, bad = lab.address(), lab.address()
@@ -351,11 +462,7 @@ def _(lab: Laboratory, name: str) -> None:
 
 @fault("dropped", "failing", "connection_timeout")
 def _(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name("dropped", address)
-    # Linux takes one connection more than that, and then ignores who connects.
-    full = lab.enter(socket.create_server((address, 8448), backlog=0))
-    lab.enter(socket.create_connection(full.getsockname()))
+    lab.name("dropped", lab.hole())
 
 
 @fault("nowhere", "failing", "unreachable")
@@ -363,7 +470,7 @@ def _(lab: Laboratory, name: str) -> None:
     lab.name("nowhere", NOWHERE)
 
 
-@fault("one-refused", "degraded", "connection_refused", "works for some")
+@fault("one-refused", "degraded", "connection_refused", "not at every address")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
     lab.name("one-refused", lab.address())
@@ -450,6 +557,44 @@ def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, made)
 
 
+@fault("two-faults", "failing", "connection_refused", "other addresses fail")
+def _(lab: Laboratory, name: str) -> None:
+    lab.name("two-faults", lab.address())
+    up_with(lab, name, expired(lab, name))
+
+
+@fault("expired-between", "failing", "tls_expired", "in the chain")
+def _(lab: Laboratory, name: str) -> None:
+    """The server's own certificate is valid, and one in its chain has expired."""
+    up_with(lab, name, expired_between(lab, name))
+
+
+@fault("no-names", "failing", "tls_wrong_name", "no subjectAltName")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, made_by(lab, name, names=()))
+
+
+@fault("weak-key", "failing", "tls_untrusted", "its key is too weak")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, made_by(lab, name, names=(name,), bits=1024))
+
+
+@fault("wants-certificate", "failing", "tls_failed", "certificate required")
+def _(lab: Laboratory, name: str) -> None:
+    made = lab.certificates.valid(name)
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.load_verify_locations(lab.certificates.path)
+    up_with(lab, name, made)
+
+
+@fault("resets", "failing", "tls_failed", "closes it")
+def _(lab: Laboratory, name: str) -> None:
+    """Takes a connection and resets it."""
+    address = lab.address()
+    lab.name("resets", address)
+    lab.serve(address, 8448, reset, plain=True)
+
+
 @fault("no-tls", "failing", "tls_failed")
 def _(lab: Laboratory, name: str) -> None:
     address = lab.address()
@@ -498,7 +643,7 @@ for works in (False, True):
     end, verdict = ("-works", "degraded") if works else ("", "failing")
     for label, kind, file in (
         ("no-json", "well_known_invalid", http("200 OK", b"{")),
-        ("html-file", "well_known_invalid", http("200 OK", b"<html>", HTML)),
+        ("text-file", "well_known_invalid", http("200 OK", b"hello")),
         ("no-m-server", "well_known_invalid", as_json({"server": "a"})),
         ("number", "well_known_invalid", m_server(8448)),
         ("list", "well_known_invalid", as_json(["m.server"])),
@@ -525,7 +670,64 @@ well_known(
     "url", "failing", "well_known_invalid", m_server("https://a.example"), works=True
 )
 well_known("path", "failing", "well_known_invalid", m_server("a.example/b"), works=True)
-well_known("hanging-file", "degraded", "well_known_unreachable", hang, works=True)
+well_known("hanging-file", "failing", "well_known_unreachable", hang, works=True)
+
+
+@fault("web-page", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    """A web site that answers with a page, whatever it is asked for."""
+    address = up(lab, name)
+    delegates(lab, name, address, http("200 OK", b"<html>", HTML))
+
+
+@fault("web-page-only", "failing", "well_known_invalid")
+def _(lab: Laboratory, name: str) -> None:
+    address = lab.address()
+    lab.name("web-page-only", address)
+    delegates(lab, name, address, http("200 OK", b"<html>", HTML))
+
+
+@fault("web-certificate", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    """A web site of the same name whose certificate is not for it."""
+    address = up(lab, name)
+    lab.serve(address, 443, {}, "other.example")
+
+
+@fault("web-page-and-srv", "failing", "connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    """Who has SRV records has no need of the file."""
+    address = lab.address()
+    lab.name("web-page-and-srv", address)
+    delegates(lab, name, address, http("200 OK", b"<html>", HTML))
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, name))
+
+
+@fault("no-file", "failing", "connection_refused", "perhaps that is missing")
+def _(lab: Laboratory, name: str) -> None:
+    """A homeserver at port 443 to which nothing leads."""
+    address = lab.address()
+    lab.name("no-file", address)
+    lab.serve(address, 443, homeserver(name), name)
+
+
+@fault("dropped-file", "degraded", "well_known_unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    address = up(lab, name)
+    full = lab.enter(socket.create_server((address, 443), backlog=0))
+    lab.enter(socket.create_connection(full.getsockname()))
+
+
+@fault("slower-file", "ok")
+def _(lab: Laboratory, name: str) -> None:
+    """Synapse waits for it, and so does the diagnosis."""
+    address = up(lab, name)
+
+    def answer(connection: ssl.SSLSocket) -> None:
+        time.sleep(2)
+        connection.sendall(m_server(f"{name}:8448"))
+
+    delegates(lab, name, address, answer)
 
 
 @fault("expired-file", "failing", "well_known_unreachable")
@@ -662,6 +864,62 @@ for label, kind, make in BAD_KEYS:
         up(lab, name, keys=make(name))
 
 
+@fault("keys-of-this-name", "failing", "keys_invalid", "calls itself other.example")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, keys=keys("other.example"))
+
+
+@fault("keys-shut", "failing", "keys_missing", "HTTP 403")
+def _(lab: Laboratory, name: str) -> None:
+    """It is not us whom they reject."""
+    up(lab, name, keys=http("403 Forbidden", b"<html>", HTML))
+
+
+@fault("keys-gone", "failing", "keys_missing", "HTTP 410")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, keys=http("410 Gone"))
+
+
+def with_old(name: str, old: object) -> bytes:
+    return keys(name, old_verify_keys=old)
+
+
+def with_second(name: str, key: object) -> bytes:
+    """Return keys of which the second cannot be read."""
+    good = Identity(name).server_keys()["verify_keys"]
+    content = {**good, "ed25519:z": key}
+    return keys(name, verify_keys=content)
+
+
+def unreadable(label: str, make: Callable[[str], bytes]) -> None:
+    """Add keys of which Synapse takes none, for it cannot read one."""
+
+    @fault(label, "failing", "keys_invalid")
+    def _(lab: Laboratory, name: str) -> None:
+        up(lab, name, keys=make(name))
+
+
+unreadable("old-key-bad", lambda name: with_old(name, {"ed25519:o": {"key": "A"}}))
+unreadable("old-keys-a-list", lambda name: with_old(name, [1]))
+unreadable("second-key-bad", lambda name: with_second(name, {"key": "AAAA"}))
+unreadable("second-key-empty", lambda name: with_second(name, {}))
+
+
+@fault("query-html", "failing", "http_error", "only a part of /_matrix")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=http("404 Not Found", b"<html>", HTML))
+
+
+@fault("query-error", "failing", "http_error", "HTTP 500 M_UNKNOWN")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"))
+
+
+@fault("version-shut", "degraded", "rejected", "does not tell its version")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, version=http("403 Forbidden"))
+
+
 # Clocks.
 
 
@@ -705,6 +963,20 @@ hostile(
     "degraded",
     "invalid_response",
     version=http("200 OK", b"{}", b"Content-Type: " + ESC + b"\r\n"),
+)
+hostile(
+    "folded-type",
+    "failing",
+    "keys_invalid",
+    keys=http(
+        "200 OK", b"{}", b"Content-Type: a" + b"\r\n \x1b[31m\x07b" * 5000 + b"\r\n"
+    ),
+)
+hostile(
+    "garbage-status",
+    "failing",
+    "invalid_response",
+    query=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
 )
 hostile(
     "hostile-errcode",
@@ -800,7 +1072,7 @@ for label, verdict, kind, file in (
     ),
     (
         "slow-file",
-        "degraded",
+        "failing",
         "well_known_unreachable",
         repeat(b"x", b"HTTP/1.1 200 OK\r\n\r\n", every_s=1),
     ),

@@ -223,6 +223,14 @@ class Laboratory:
         assert high < 4
         return f"127.88.{self._number}.{60 + high * 50 + low}"
 
+    def hole(self) -> str:
+        """Return an address at port 8448 of which nobody reacts."""
+        address = self.address()
+        # Linux takes one connection more than that, and then ignores who connects.
+        full = self.enter(socket.create_server((address, 8448), backlog=0))
+        self.enter(socket.create_connection(full.getsockname()))
+        return address
+
     def serve(
         self,
         address: str,

@@ -197,7 +197,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         Else one that could not be reached would seem to be down for an hour.
         """
         clients = homeserver._ContactClients(self.hs)
-        resolver = clients.limited.agent._agent._well_known_resolver  # type: ignore[attr-defined]
+        resolver = clients.limited.agent._agent._agent._well_known_resolver  # type: ignore[attr-defined]
         asked = []
 
         async def fetch(server_name: bytes) -> tuple[bytes | None, float]:
@@ -209,7 +209,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
                 self.get_success(resolver.get_well_known(b"a.example"))
         self.assertEqual(asked, [b"a.example"] * 2)
         self.assertIs(
-            clients.unlimited.agent._agent._well_known_resolver,  # type: ignore[attr-defined]
+            clients.unlimited.agent._agent._agent._well_known_resolver,  # type: ignore[attr-defined]
             resolver,
         )
 

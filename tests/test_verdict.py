@@ -9,7 +9,6 @@ import pytest
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failure import describe
 from synapse_federation_admin.models import (
-    AddressesFindings,
     Certificate,
     Connection,
     ConnectionsFindings,
@@ -19,7 +18,6 @@ from synapse_federation_admin.models import (
     StageName,
     StageOutcome,
     StoredFindings,
-    Target,
     TlsFindings,
     Verdict,
     WellKnownFindings,
@@ -214,7 +212,7 @@ def connection(*problems: FailureKind, days_left: int = 9) -> Stage:
     """Return the stage of one connection whose certificate has problems."""
     certificate = Certificate(
         *("CN=a", "CN=b", ("one.example", "two.example"), 2),
-        *(0, 0, days_left, "ab", 1),
+        *(0, 0, days_left * 86_400_000, days_left, "ab", 1),
     )
     tls = TlsFindings(
         *(1, "TLSv1.3", "AES", certificate, False, False, True),
@@ -240,12 +238,13 @@ def test_certificates() -> None:
         "Their certificate expired 3 days ago."
     )
     assert explained(Kind.TLS_EXPIRED, days_left=-1) == (
-        "Their certificate expired 1 day ago."
+        "Their certificate expired 24 h ago."
     )
-    # One in the chain, or within a day.
-    assert explained(Kind.TLS_EXPIRED) == "Their certificate has expired."
+    assert explained(Kind.TLS_EXPIRED) == (
+        "A certificate in the chain that they send has expired."
+    )
     assert explained(Kind.TLS_WRONG_NAME) == (
-        "Their certificate is for one.example, two.example, and not for their name."
+        "Their certificate is for one.example, two.example, and not for a.example."
     )
     assert explained(Kind.TLS_EXPIRED, Kind.TLS_WRONG_NAME, days_left=-3) == (
         "Their certificate expired 3 days ago and is for another name."
@@ -309,9 +308,9 @@ def test_clocks() -> None:
 
 def test_name_that_is_not_found() -> None:
     """The host that has no address is named: it may be where SRV records lead to."""
-    findings = AddressesFindings(
-        "a.example", "4", (), targets=(Target("gone.example", 8448),)
-    )
+    failure = describe(Kind.DNS_NOT_FOUND, "there is no gone.example")
     found = failed_at(Name.ADDRESSES, Kind.DNS_NOT_FOUND)
-    found[Name.ADDRESSES] = stage(Name.ADDRESSES, FAILED, Kind.DNS_NOT_FOUND, findings)
-    assert "gone.example" in conclude(found).explanation
+    found[Name.ADDRESSES] = Stage.of(Name.ADDRESSES, failure)
+    assert conclude(found).explanation == (
+        "The DNS has no address for this server: there is no gone.example."
+    )

@@ -5,6 +5,7 @@ https://spec.matrix.org/v1.11/server-server-api/#resolving-server-names, and wha
 Synapse makes of it (`synapse/http/federation/matrix_federation_agent.py`).
 """
 
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -22,8 +23,12 @@ from synapse_federation_admin.diagnosis.limits import (
     word,
 )
 from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failure import bounded, describe
-from synapse_federation_admin.homeserver import Outbound, make_deferred_yieldable
+from synapse_federation_admin.failure import bounded, describe, summary
+from synapse_federation_admin.homeserver import (
+    Homeserver,
+    Outbound,
+    make_deferred_yieldable,
+)
 from synapse_federation_admin.models import (
     AddressesFindings,
     CachedService,
@@ -49,18 +54,19 @@ _OLD_SERVICE = ("3.4", "5", "SRV records of _matrix._tcp (deprecated)")
 _FALLBACK = ("3.5", "6", f"the name itself, port {_DEFAULT_PORT}")
 _DELEGATION = ("3", "3", "delegation by /.well-known/matrix/server")
 
-# The share of the time of a diagnosis: for each look-up of SRV records, of which there
-# are at most two, and for those of addresses, all of them at once.
-_SHARE_SERVICE = 0.15
-_SHARE_ADDRESSES = 0.2
+# The share of the time of a diagnosis: for the look-ups of SRV records, and for those
+# of addresses.
+_SHARE_SERVICES = 0.3
+_SHARE_ADDRESSES = 0.3
 
 # How many hosts are looked up, and how many records and addresses are told.
-_MAX_TARGETS = 16
+_MAX_TARGETS = 8
 _MAX_SERVICES = 50
 _MAX_ADDRESSES = 50
 
-# The longest host name, in the DNS.
+# The longest host name, in the DNS; and what one is made of, or an address.
 _MAX_HOST = 255
+_HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -70,7 +76,7 @@ class Services:
     Attributes:
         records: The records, those first that are used first.
         total: How many there are.
-        is_refused: Whether the only one says that the service is not there.
+        is_refused: Whether all that they say is that the service is not there.
         failure: Why they could not be looked up.
         cached: What Synapse has cached of them, if that differs.
     """
@@ -114,11 +120,17 @@ class _Steps:
 
 
 async def check_addresses(
-    outbound: Outbound, name: ServerName, deadline: Deadline, *, is_delegated: bool
+    homeserver: Homeserver,
+    outbound: Outbound,
+    name: ServerName,
+    deadline: Deadline,
+    *,
+    is_delegated: bool,
 ) -> Stage:
     """Find out where requests go.
 
     Args:
+        homeserver: Knows which host names Synapse can connect to.
         outbound: Looks host names up.
         name: The name to resolve: the delegated one, if there is one.
         deadline: Until when it has to be over.
@@ -132,24 +144,23 @@ async def check_addresses(
     targets, failure = await _targets(outbound, name, deadline, steps, found)
     if not is_delegated and not name.is_literal and name.port is None:
         steps.take(_DELEGATION, ResolutionOutcome.NOTHING)
+
+    def looking_up(host: str, port: int) -> Callable[[], Awaitable[Target]]:
+        look_up = _LookUp(homeserver, outbound, host, port, deadline)
+        is_server_name = name.is_literal and not is_delegated
+        return lambda: look_up.run(as_server_name=is_server_name)
+
     resolved = await side_by_side(
-        *(
-            _looking_up(
-                outbound,
-                target,
-                deadline,
-                as_server_name=name.is_literal and not is_delegated,
-            )
-            for target in targets[:_MAX_TARGETS]
-        )
+        *(looking_up(host, port) for host, port in targets[:_MAX_TARGETS])
     )
+    services = [service for service in found if service.records or service.failure]
     findings = AddressesFindings(
         resolved=name.netloc,
         step=steps.used,
         steps=steps.all(),
-        services=tuple(r for services in found for r in services.records),
-        services_total=sum(services.total for services in found),
-        cached_services=tuple(s.cached for s in found if s.cached is not None),
+        services=tuple(r for s in services for r in s.records[:_MAX_SERVICES]),
+        services_total=sum(s.total for s in services),
+        cached_services=tuple(s.cached for s in services if s.cached is not None),
         targets=tuple(resolved),
         targets_total=len(targets),
     )
@@ -173,19 +184,19 @@ async def _targets(
         steps.take(_PORT, ResolutionOutcome.USED)
         return [(name.host, name.port)], None
     steps.take(_PORT, ResolutionOutcome.NOT_APPLICABLE)
-    for step, label in ((_SERVICE, "_matrix-fed"), (_OLD_SERVICE, "_matrix")):
-        services = await _look_up_services(
-            outbound, f"{label}._tcp.{name.host}", deadline
-        )
+    # Of the second there is need only if there are none of the first: but the DNS may
+    # be slow.
+    both = await side_by_side(
+        lambda: _look_up_services(outbound, f"_matrix-fed._tcp.{name.host}", deadline),
+        lambda: _look_up_services(outbound, f"_matrix._tcp.{name.host}", deadline),
+    )
+    for step, services in zip((_SERVICE, _OLD_SERVICE), both, strict=True):
         found.append(services)
-        if services.failure is not None:
-            steps.take(step, ResolutionOutcome.FAILED, services.failure.message)
-            return [], services.failure
+        failure = services.failure
         if services.is_refused:
-            failure = describe(
-                FailureKind.UNREACHABLE,
-                "its SRV record says that the service is not offered",
-            )
+            detail = "their SRV record says that they do not offer federation"
+            failure = describe(FailureKind.UNREACHABLE, detail)
+        if failure is not None:
             steps.take(step, ResolutionOutcome.FAILED, failure.message)
             return [], failure
         if services.records:
@@ -208,28 +219,24 @@ async def _look_up_services(
         return found
 
     try:
-        answers = await deadline.within(deadline.left_ms(_SHARE_SERVICE), look_up)
+        answers = await deadline.within(deadline.left_ms(_SHARE_SERVICES), look_up)
     except (DNSNameError, DNSNotImplementedError):
         # Synapse takes both for there being none.
         answers = ()
-    except (TimeIsOver, CancelledError):
-        failure = describe(
-            FailureKind.DNS_FAILED, f"no answer about {bounded(service)}"
-        )
-        return Services(failure=failure)
     except Exception as e:
-        # What the resolver, or the name server, makes of it.
-        detail = f"{type(e).__name__} about {bounded(service)}"
-        return Services(failure=describe(FailureKind.DNS_FAILED, detail))
+        # What the resolver, or the name server, makes of it; or the time is over.
+        is_late = isinstance(e, TimeIsOver | CancelledError)
+        what = "no answer in time" if is_late else type(e).__name__
+        failure = describe(FailureKind.DNS_FAILED, f"{what} about {bounded(service)}")
+        return Services(failure=failure, cached=_cached(outbound, service))
     payloads: list[tuple[Any, int]] = [
         (answer.payload, answer.ttl)
         for answer in answers
         if isinstance(answer.payload, dns.Record_SRV)
     ]
     # The root is the target of a service that is decidedly not there (RFC 2782).
-    if len(payloads) == 1 and payloads[0][0].target.name in (b"", b"."):
-        return Services(is_refused=True)
-    payloads.sort(key=lambda found: (found[0].priority, -found[0].weight))
+    there = [found for found in payloads if found[0].target.name not in (b"", b".")]
+    there.sort(key=lambda found: (found[0].priority, -found[0].weight))
     records = tuple(
         ServiceRecord(
             service=service,
@@ -239,10 +246,13 @@ async def _look_up_services(
             weight=payload.weight,
             ttl_s=ttl,
         )
-        for payload, ttl in payloads[:_MAX_SERVICES]
+        for payload, ttl in there
     )
     return Services(
-        records, len(payloads), cached=_cached_otherwise(outbound, service, records)
+        records,
+        len(payloads),
+        is_refused=bool(payloads) and not there,
+        cached=_cached_otherwise(outbound, service, records),
     )
 
 
@@ -250,133 +260,151 @@ def _cached_otherwise(
     outbound: Outbound, service: str, records: Sequence[ServiceRecord]
 ) -> CachedService | None:
     """Return what Synapse has cached, if that is valid still and differs."""
-    cached = outbound.cached_services(service)
-    targets = {f"{host}:{port}" for host, port, _ in cached}
-    if not cached or targets == {f"{r.target}:{r.port}" for r in records}:
+    cached = _cached(outbound, service)
+    targets = {bounded(f"{r.target}:{r.port}") for r in records}
+    if cached is None or cached.is_expired or targets == set(cached.targets):
         return None
+    return cached
+
+
+def _cached(outbound: Outbound, service: str) -> CachedService | None:
+    """Return what Synapse has cached; if it can look nothing up it goes by that."""
+    cached = outbound.cached_services(service)
+    if not cached:
+        return None
+    targets = sorted({f"{host}:{port}" for host, port, _ in cached})
+    expires_ts = min(expires_ts for _, _, expires_ts in cached)
     return CachedService(
         service,
-        tuple(bounded(target) for target in sorted(targets)[:_MAX_SERVICES]),
-        min(expires_ts for _, _, expires_ts in cached),
+        tuple(bounded(target) for target in targets[:_MAX_SERVICES]),
+        expires_ts,
+        is_expired=expires_ts <= outbound.now_ms,
     )
 
 
-def _looking_up(
-    outbound: Outbound,
-    target: tuple[str, int],
-    deadline: Deadline,
-    *,
-    as_server_name: bool,
-) -> Callable[[], Awaitable[Target]]:
-    host, port = target
+class _LookUp:
+    """Looks up one host."""
 
-    async def look_up() -> Target:
-        if outbound.goes_through_proxy(host):
-            return Target(host, port, via_proxy=True)
-        return await _look_up(
-            outbound, host, port, deadline, as_server_name=as_server_name
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        outbound: Outbound,
+        host: str,
+        port: int,
+        deadline: Deadline,
+    ) -> None:
+        self._homeserver = homeserver
+        self._outbound = outbound
+        self._host = host
+        self._port = port
+        self._deadline = deadline
+
+    async def run(self, *, as_server_name: bool) -> Target:
+        """Return its addresses, or why there are none.
+
+        Args:
+            as_server_name: Whether it is an address, and the server name itself.
+        """
+        outbound, host = self._outbound, self._host
+        # Such Synapse refuses before it asks its proxy.
+        is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
+        if not _HOST.fullmatch(host) or not self._homeserver.can_be_host(host):
+            detail = f"Synapse cannot connect to a host of the name {bounded(host)}"
+            return self._failed(describe(FailureKind.DNS_NOT_FOUND, detail))
+        if not is_refused and outbound.goes_through_proxy(host):
+            return Target(host, self._port, via_proxy=True)
+        try:
+            addresses = await look_up(
+                outbound, host, self._port, self._deadline, as_server_name
+            )
+        except TimeIsOver:
+            detail = f"no answer in time about {bounded(host)}"
+            return self._failed(describe(FailureKind.DNS_FAILED, detail))
+        except (OSError, UnicodeError) as e:
+            return self._failed(why_no_address(e, host))
+        return self._found(addresses, as_server_name=as_server_name)
+
+    def _failed(self, failure: Failure) -> Target:
+        return Target(bounded(self._host, _MAX_HOST), self._port, error=failure)
+
+    def _found(self, addresses: dict[str, bool], *, as_server_name: bool) -> Target:
+        blocked = [address for address, is_blocked in addresses.items() if is_blocked]
+        error = None
+        if blocked:
+            detail = ", ".join(blocked[:3])
+            if len(blocked) < len(addresses):
+                detail += ", because of which Synapse does not use the others either"
+            if as_server_name:
+                detail += "; of a server name ip_range_whitelist allows none"
+            error = describe(FailureKind.IP_BLOCKED, bounded(detail))
+        # Those that are blocked are told before all others.
+        told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
+        return Target(
+            self._host,
+            self._port,
+            tuple(TargetAddress(bounded(a), addresses[a]) for a in told),
+            len(addresses),
+            error=error,
         )
 
-    return look_up
 
-
-async def _look_up(
+async def look_up(
     outbound: Outbound,
     host: str,
     port: int,
     deadline: Deadline,
-    *,
-    as_server_name: bool,
-) -> Target:
-    """Look a host up; return its addresses, or why there are none."""
+    as_server_name: bool = False,
+) -> dict[str, bool]:
+    """Look a host up: see `Outbound.look_up`.
+
+    Raises:
+        twisted.internet.defer.TimeoutError: There was no answer in time.
+        OSError: There are no addresses.
+        UnicodeError: It can be no host name.
+    """
 
     async def look_up() -> dict[str, bool]:
         return await outbound.look_up(host, port, as_server_name=as_server_name)
 
-    try:
-        addresses = await deadline.within(deadline.left_ms(_SHARE_ADDRESSES), look_up)
-    except TimeIsOver:
-        return Target(
-            host,
-            port,
-            error=describe(FailureKind.DNS_FAILED, f"no answer about {bounded(host)}"),
-        )
-    except OSError as e:
-        return Target(host, port, error=why_no_address(e, host))
-    except UnicodeError:
-        detail = f"{bounded(host)} can be no host name"
-        return Target(host, port, error=describe(FailureKind.DNS_NOT_FOUND, detail))
-    blocked = [address for address, is_blocked in addresses.items() if is_blocked]
-    error = None
-    if blocked:
-        detail = ", ".join(blocked[:3])
-        if len(blocked) < len(addresses):
-            detail += ": because of it Synapse does not use the others either"
-        error = describe(FailureKind.IP_BLOCKED, bounded(detail))
-    # Those that are blocked are told before all others.
-    told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
-    return Target(
-        host,
-        port,
-        tuple(TargetAddress(bounded(a), addresses[a]) for a in told),
-        len(addresses),
-        error=error,
-    )
+    return await deadline.within(deadline.left_ms(_SHARE_ADDRESSES), look_up)
 
 
-def why_no_address(error: OSError, host: str) -> Failure:
+def why_no_address(error: OSError | UnicodeError, host: str) -> Failure:
     """Tell why the operating system finds no address of a host name."""
     name = bounded(host)
+    if isinstance(error, UnicodeError):
+        return describe(FailureKind.DNS_NOT_FOUND, f"{name} can be no host name")
     if isinstance(error, socket.gaierror):
         if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
             return describe(FailureKind.DNS_NOT_FOUND, f"there is no {name}")
-        what = (
-            "the name servers fail" if error.errno == socket.EAI_AGAIN else str(error)
-        )
-        return describe(FailureKind.DNS_FAILED, f"{name}: {bounded(what)}")
+        is_again = error.errno == socket.EAI_AGAIN
+        what = "the name servers fail" if is_again else bounded(str(error))
+        return describe(FailureKind.DNS_FAILED, f"{name}: {what}")
     return describe(FailureKind.DNS_FAILED, f"{name}: {bounded(str(error))}")
 
 
 def conclude(findings: AddressesFindings, failure: Failure | None) -> Stage:
     """Return the stage: whether there is anything to connect to."""
-    if failure is None and findings.targets:
-        bad = [target for target in findings.targets if target.error is not None]
-        if not bad:
-            return Stage(
-                StageName.ADDRESSES,
-                StageOutcome.OK,
-                _led_to(findings),
-                findings=findings,
-            )
+    bad = [target for target in findings.targets if target.error is not None]
+    if failure is None and bad and len(bad) == len(findings.targets):
+        failure = bad[0].error
+    if failure is not None:
+        return Stage.of(StageName.ADDRESSES, failure, findings)
+    if bad and bad[0].error is not None:
         first = bad[0].error
-        assert first is not None
-        if len(bad) == len(findings.targets):
-            failure = first
-        else:
-            message = (
-                f"{len(bad)} of {len(findings.targets)} hosts cannot be used: "
-                f"{bad[0].host}: {first.message}"
-            )
-            return Stage(
-                StageName.ADDRESSES,
-                StageOutcome.WARNING,
-                message,
-                first.kind,
-                findings=findings,
-            )
-    assert failure is not None
+        what = (
+            f"{len(bad)} of {len(findings.targets)} hosts cannot be used: "
+            f"{bad[0].host} port {bad[0].port}: {summary(first)}"
+        )
+        return attr.evolve(
+            Stage.of(StageName.ADDRESSES, first, findings, StageOutcome.WARNING),
+            message=what,
+        )
+    hosts = ", ".join(f"{t.host} port {t.port}" for t in findings.targets[:3])
+    more = findings.targets_total - 3
     return Stage(
         StageName.ADDRESSES,
-        StageOutcome.FAILED,
-        failure.message,
-        failure.kind,
+        StageOutcome.OK,
+        f"Requests go to {hosts}" + (f" and {more} more" if more > 0 else ""),
         findings=findings,
     )
-
-
-def _led_to(findings: AddressesFindings) -> str:
-    hosts = ", ".join(
-        f"{target.host} port {target.port}" for target in findings.targets[:3]
-    )
-    more = findings.targets_total - 3
-    return f"Requests go to {hosts}" + (f" and {more} more" if more > 0 else "")

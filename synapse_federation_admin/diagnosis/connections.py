@@ -2,8 +2,9 @@
 """The stage `connections`: each address by itself, with TLS and one request."""
 
 import errno
+import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing
 from itertools import zip_longest
 
@@ -24,7 +25,13 @@ from synapse_federation_admin.diagnosis.limits import (
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
-from synapse_federation_admin.failure import bounded, describe, failure_of
+from synapse_federation_admin.failure import (
+    bounded,
+    describe,
+    failure_of,
+    forget_frames,
+    summary,
+)
 from synapse_federation_admin.homeserver import Homeserver, Outbound
 from synapse_federation_admin.models import (
     AddressesFindings,
@@ -49,8 +56,17 @@ _SHARE = 0.4
 # The size up to which an answer about the version is read.
 _MAX_VERSION_BYTES = 64 * 1024
 
-# An address of the global Internet, to see whether there is a route to any.
-_GLOBAL_IPV6 = "2001:4:112::1"
+# What Synapse says of a proxy that does not connect, and what that may stand for.
+_PROXY = "https_proxy, the proxy of this homeserver"
+_PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
+_PROXY_KINDS = {
+    502: FailureKind.UNREACHABLE,
+    503: FailureKind.UNREACHABLE,
+    504: FailureKind.CONNECTION_TIMEOUT,
+}
+
+# Addresses of the global Internet, to see whether there is a route to any.
+_GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
 
 
 async def check_connections(
@@ -71,25 +87,25 @@ async def check_connections(
     """
     begun_ms = deadline.now_ms
     planned = plan(addresses.targets, name)
-    has_ipv6 = _has_ipv6()
+    missing = _missing_families()
 
     def connecting(connection: Connection) -> Callable[[], Awaitable[Connection]]:
         async def connect() -> Connection:
             if connection.outcome is StageOutcome.SKIPPED:
                 return connection
             attempt = _Attempt(homeserver, outbound, name, connection, deadline)
-            return without_route(await attempt.connect(), has_ipv6=has_ipv6)
+            return without_route(await attempt.connect(), missing)
 
         return connect
 
     connections = await side_by_side(
         *(connecting(connection) for connection in planned[:_MAX_CONNECTIONS])
     )
-    total = sum(
-        1 if target.via_proxy else target.addresses_total
-        for target in addresses.targets
+    known = sum(1 if t.via_proxy else t.addresses_total for t in addresses.targets)
+    not_looked_up = addresses.targets_total - len(addresses.targets)
+    findings = ConnectionsFindings(
+        tuple(connections), max(0, known - len(connections)) + not_looked_up
     )
-    findings = ConnectionsFindings(tuple(connections), max(0, total - len(connections)))
     return attr.evolve(conclude(findings), duration_ms=deadline.since(begun_ms))
 
 
@@ -191,6 +207,7 @@ class _Attempt:
         except Exception as e:
             # Whatever it is, it is between us and the remote server.
             error = self._why(e)
+            forget_frames(e)
         handshake = self._handshake
         tls = handshake.findings
         connection = attr.evolve(
@@ -219,7 +236,13 @@ class _Attempt:
             self._outbound,
             self._agent,
             self._url,
-            Headers({"User-Agent": [self._outbound.user_agent]}),
+            # As Synapse writes it, also with the port that HTTPS has anyway.
+            Headers(
+                {
+                    "Host": [self._connection.host_header],
+                    "User-Agent": [self._outbound.user_agent],
+                }
+            ),
             max_bytes=_MAX_VERSION_BYTES,
         )
 
@@ -227,9 +250,11 @@ class _Attempt:
         """Return the failure of what took too long, by how far it has come."""
         handshake = self._handshake
         if handshake.begun_ms is None:
-            return describe(FailureKind.CONNECTION_TIMEOUT)
-        where = "the request" if handshake.findings else "the TLS handshake"
-        return describe(FailureKind.RESPONSE_TIMEOUT, f"to {where}")
+            is_proxied = self._connection.address is None
+            through = f"through {_PROXY}" if is_proxied else ""
+            return describe(FailureKind.CONNECTION_TIMEOUT, through)
+        where = "to the request" if handshake.findings else "in the TLS handshake"
+        return describe(FailureKind.RESPONSE_TIMEOUT, where)
 
     def _why(self, error: Exception) -> Failure:
         """Tell why there was no answer."""
@@ -237,79 +262,86 @@ class _Attempt:
         handshake = self._handshake
         if handshake.begun_ms is None and self._connection.address is None:
             return _proxy_failed(failure)
-        if (
-            handshake.begun_ms is not None
-            and handshake.findings is None
-            and failure.kind is FailureKind.INVALID_RESPONSE
-        ):
-            detail = "the connection was closed in the TLS handshake"
+        if handshake.findings is None and failure.kind is FailureKind.INVALID_RESPONSE:
+            detail = "it takes the connection, and closes it in the TLS handshake"
             return describe(FailureKind.TLS_FAILED, detail)
         return failure
 
 
 def _proxy_failed(failure: Failure) -> Failure:
-    """Return the failure of our proxy, which did not connect us."""
-    return describe(
-        FailureKind.OTHER,
-        f"https_proxy, this homeserver's proxy, did not connect: {failure.message}",
+    """Return the failure to be connected by Synapse's proxy."""
+    found = _PROXY_STATUS.search(failure.message)
+    if found is None:
+        return describe(FailureKind.OTHER, f"{_PROXY}, does not connect")
+    status = int(found[1])
+    kind = _PROXY_KINDS.get(status, FailureKind.OTHER)
+    return describe(kind, f"{_PROXY}, answers HTTP {status}")
+
+
+def _missing_families() -> frozenset[socket.AddressFamily]:
+    """Return those for which this host has no route; nothing is sent."""
+    return frozenset(
+        family for family, address in _GLOBAL.items() if not _has_route(family, address)
     )
 
 
-def _has_ipv6() -> bool:
-    """Tell whether this host has any route to the IPv6 Internet; nothing is sent."""
+def _has_route(family: socket.AddressFamily, address: str) -> bool:
     try:
-        with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as udp:
-            udp.connect((_GLOBAL_IPV6, 9))
+        with closing(socket.socket(family, socket.SOCK_DGRAM)) as udp:
+            udp.connect((address, 9))
     except OSError as e:
         return e.errno not in (
-            errno.ENETUNREACH,
-            errno.EAFNOSUPPORT,
-            errno.EADDRNOTAVAIL,
+            *(errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL),
         )
     return True
 
 
-def without_route(connection: Connection, *, has_ipv6: bool) -> Connection:
-    """Excuse an IPv6 address where this host has no IPv6: Synapse uses the others."""
+def without_route(
+    connection: Connection, missing: Collection[socket.AddressFamily]
+) -> Connection:
+    """Excuse an address of a family that this host does not have.
+
+    Synapse uses the others.
+    """
+    is_ipv6 = ":" in (connection.address or "")
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
     if (
-        has_ipv6
+        family not in missing
         or connection.error is None
         or connection.error.kind is not FailureKind.UNREACHABLE
-        or ":" not in (connection.address or "")
     ):
         return connection
-    error = describe(FailureKind.UNREACHABLE, "this host has no IPv6")
+    detail = f"this host has no {'IPv6' if is_ipv6 else 'IPv4'}"
+    error = describe(FailureKind.UNREACHABLE, detail)
     return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
 
 
 def conclude(findings: ConnectionsFindings) -> Stage:
     """Return the stage: whether a connection comes about, and whether always."""
-
-    def stage(
-        outcome: StageOutcome, message: str, kind: FailureKind | None = None
-    ) -> Stage:
-        return Stage(StageName.CONNECTIONS, outcome, message, kind, findings=findings)
-
+    name = StageName.CONNECTIONS
     tried = [c for c in findings.connections if c.outcome is not StageOutcome.SKIPPED]
     bad = [c for c in tried if c.outcome is StageOutcome.FAILED]
     if not tried:
         first = findings.connections[0].error if findings.connections else None
-        failure = first or describe(FailureKind.UNREACHABLE)
-        return stage(StageOutcome.FAILED, failure.message, failure.kind)
+        return Stage.of(name, first or describe(FailureKind.UNREACHABLE), findings)
+    of = f"{len(tried)} addresses" if len(tried) > 1 else "its address"
+    if findings.not_contacted:
+        of += f" (of {len(findings.connections) + findings.not_contacted})"
     if not bad:
-        count = len(tried)
-        what = f"all {count} addresses" if count > 1 else "its address"
-        return stage(StageOutcome.OK, f"TLS connections to {what} work")
+        message = f"TLS connections to {of} work"
+        return Stage(name, StageOutcome.OK, message, findings=findings)
     failure = bad[0].error or describe(FailureKind.OTHER)
     if len(bad) == len(tried):
-        return stage(StageOutcome.FAILED, failure.message, failure.kind)
-    return stage(
-        StageOutcome.WARNING,
-        f"{len(bad)} of {len(tried)} addresses do not work: {_at(bad[0])}: "
-        f"{failure.message}",
-        failure.kind,
+        return Stage.of(name, failure, findings)
+    faults = "; ".join(
+        f"{at(c)}: {summary(c.error)}" for c in bad[:3] if c.error is not None
+    )
+    return attr.evolve(
+        Stage.of(name, failure, findings, StageOutcome.WARNING),
+        message=f"{len(bad)} of {of} do not work: {faults}",
     )
 
 
-def _at(connection: Connection) -> str:
+def at(connection: Connection) -> str:
+    """Return where a connection leads, in words."""
     return bounded(f"{connection.address or connection.host} port {connection.port}")

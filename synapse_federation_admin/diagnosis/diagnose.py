@@ -2,10 +2,10 @@
 """Makes diagnoses: all stages, side by side where they do not depend on each other."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
 
 import attr
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.reach import ReachStore
@@ -23,8 +23,12 @@ from synapse_federation_admin.diagnosis.server_name import ServerName, check_nam
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.version import check_version
-from synapse_federation_admin.diagnosis.well_known import check_well_known
-from synapse_federation_admin.homeserver import Homeserver, Outbound, Pending
+from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
+from synapse_federation_admin.homeserver import (
+    Homeserver,
+    Outbound,
+    Pending,
+)
 from synapse_federation_admin.models import (
     AddressesFindings,
     ConnectionsFindings,
@@ -38,9 +42,14 @@ from synapse_federation_admin.models import (
 
 logger = logging.getLogger(__name__)
 
-# Diagnoses under way at once in one process, and how many wait for their turn.
+# Diagnoses under way at once in one process. Who waits longer than a share of the time
+# for a turn is told to come again: what is left would be too short.
 _MAX_DIAGNOSES = 4
-_MAX_WAITING = 20
+_SHARE_OF_WAIT = 0.25
+
+# The share of the time after which Synapse's client has to give up: so that it says
+# itself what it has met.
+_SHARE_OF_REQUESTS = 0.93
 
 # A connection that nobody wants any more ends so much after the diagnosis.
 _GRACE_MS = 1000
@@ -51,10 +60,13 @@ _DIRECT = (
     StageName.CONNECTIONS,
     StageName.VERSION,
 )
+_ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
+
+Stages = dict[StageName, Stage]
 
 
 class TooManyDiagnosesError(Exception):
-    """So many are under way, and wait, that another one would take too long."""
+    """So many others are under way that no turn has come."""
 
 
 class Diagnoses:
@@ -78,11 +90,11 @@ class Diagnoses:
             reach: Knows when a server last reached us.
             timeout_ms: How long one diagnosis may take.
         """
+        self.timeout_ms = timeout_ms
         self._homeserver = homeserver
         self._destinations = destinations
         self._backlog = backlog
         self._reach = reach
-        self._timeout_ms = timeout_ms
         self._outbound: Outbound | None = None
         self._under_way: dict[str, Pending[Diagnosis]] = {}
         self._turns = homeserver.linearizer(
@@ -100,31 +112,36 @@ class Diagnoses:
         """
         pending = self._under_way.get(name)
         if pending is None:
-            if len(self._under_way) >= _MAX_DIAGNOSES + _MAX_WAITING:
-                raise TooManyDiagnosesError
             pending = self._homeserver.begin(
                 "federation_admin_diagnosis", lambda: self._in_turn(name)
             )
-            self._under_way[name] = pending
+            if not pending.is_over:
+                self._under_way[name] = pending
         return await pending.wait()
 
     async def _in_turn(self, name: str) -> Diagnosis:
+        deadline = Deadline(self._homeserver.reactor, self.timeout_ms)
+        wait_ms = deadline.left_ms(_SHARE_OF_WAIT)
         try:
-            async with self._turns(""):
-                return await self._diagnose(name)
+            async with AsyncExitStack() as stack:
+                try:
+                    turn = self._turns("")
+                    await deadline.within(wait_ms, stack.enter_async_context, turn)
+                except TimeIsOver:
+                    raise TooManyDiagnosesError from None
+                return await self._diagnose(name, deadline)
         finally:
             self._under_way.pop(name, None)
 
-    async def _diagnose(self, name: str) -> Diagnosis:
+    async def _diagnose(self, name: str, deadline: Deadline) -> Diagnosis:
         checked_ts = self._homeserver.now_ms()
-        deadline = Deadline(self._homeserver.reactor, self._timeout_ms)
         begun_ms = deadline.now_ms
-        stages = {StageName.NAME: check_name(self._homeserver, name)}
-        found = await side_by_side(
+        named = check_name(self._homeserver, name)
+        stages = {StageName.NAME: named}
+        for some in await side_by_side(
             lambda: self._check_stored(name, deadline),
-            lambda: self._check_way(name, stages[StageName.NAME], deadline),
-        )
-        for some in found:
+            lambda: self._check_way(name, named, deadline),
+        ):
             stages.update(some)
         stages[StageName.CLOCK] = _check_clock(stages)
         return Diagnosis(
@@ -136,9 +153,7 @@ class Diagnoses:
             stages=tuple(stages[stage] for stage in StageName),
         )
 
-    async def _check_stored(
-        self, name: str, deadline: Deadline
-    ) -> dict[StageName, Stage]:
+    async def _check_stored(self, name: str, deadline: Deadline) -> Stages:
         begun_ms = deadline.now_ms
 
         async def read() -> Stage:
@@ -147,9 +162,11 @@ class Diagnoses:
             last_ts = await self._reach.last_inbound_ts(name)
             return check_stored(row, backlog, last_ts, now_ms=self._homeserver.now_ms())
 
+        # Work on the database is not called off: it would be waited for.
+        reading = self._homeserver.begin("federation_admin_diagnosis", read)
         try:
-            stage = await deadline.within(deadline.left_ms(), read)
-        except (TimeIsOver, CancelledError):
+            stage = await reading.wait(deadline.left_ms())
+        except TimeoutError:
             stage = _skipped(StageName.STORED, "The database does not answer in time")
         except Exception as e:
             logger.warning("Could not read what is stored for a diagnosis: %s", e)
@@ -157,16 +174,13 @@ class Diagnoses:
         stage = attr.evolve(stage, duration_ms=deadline.since(begun_ms))
         return {StageName.STORED: stage}
 
-    async def _check_way(
-        self, name: str, named: Stage, deadline: Deadline
-    ) -> dict[StageName, Stage]:
+    async def _check_way(self, name: str, named: Stage, deadline: Deadline) -> Stages:
         """Go the way that a request takes."""
-        asked = (StageName.KEYS, StageName.AUTHENTICATED)
         if named.outcome is StageOutcome.FAILED:
             why = "Nothing is sent to this name"
-            return {stage: _skipped(stage, why) for stage in (*_DIRECT, *asked)}
+            return {stage: _skipped(stage, why) for stage in (*_DIRECT, *_ASKED)}
         if self._outbound is None:
-            self._outbound = self._homeserver.outbound(self._timeout_ms + _GRACE_MS)
+            self._outbound = self._homeserver.outbound(self.timeout_ms + _GRACE_MS)
         outbound = self._outbound
         if outbound.instances is not None:
             why = (
@@ -174,14 +188,17 @@ class Diagnoses:
                 f"servers: {', '.join(outbound.instances)}"
             )
             stages = {stage: _skipped(stage, why) for stage in _DIRECT}
-            stages.update(await self._ask(outbound, name, None, deadline))
-            return stages
+            return stages | await self._ask(outbound, name, None, deadline)
         well_known = await check_well_known(outbound, ServerName.parse(name), deadline)
         stages = {StageName.WELL_KNOWN: well_known.stage}
-        delegated_to = well_known.delegated_to
         for some in await side_by_side(
-            lambda: self._go(outbound, name, delegated_to, deadline),
-            lambda: self._ask(outbound, name, delegated_to, deadline),
+            lambda: _guarded(
+                _DIRECT[1:],
+                lambda: self._go(outbound, name, well_known.delegated_to, deadline),
+            ),
+            lambda: _guarded(
+                _ASKED, lambda: self._ask(outbound, name, well_known, deadline)
+            ),
         ):
             stages.update(some)
         return _without_repetition(stages)
@@ -192,7 +209,7 @@ class Diagnoses:
         name: str,
         delegated_to: str | None,
         deadline: Deadline,
-    ) -> dict[StageName, Stage]:
+    ) -> Stages:
         """Find the addresses and connect to each."""
         try:
             where = ServerName.parse(delegated_to or name)
@@ -200,15 +217,13 @@ class Diagnoses:
             why = "It delegates to what is no server name"
             return {stage: _skipped(stage, why) for stage in _DIRECT[1:]}
         addresses = await check_addresses(
-            outbound, where, deadline, is_delegated=delegated_to is not None
+            *(self._homeserver, outbound, where, deadline),
+            is_delegated=delegated_to is not None,
         )
         stages = {StageName.ADDRESSES: addresses}
         assert isinstance(addresses.findings, AddressesFindings)
-        if not addresses.findings.targets:
-            why = "There is no address to connect to"
-            return stages | {stage: _skipped(stage, why) for stage in _DIRECT[2:]}
         if addresses.outcome is StageOutcome.FAILED:
-            why = "No address can be connected to"
+            why = "There is no address to connect to"
             return stages | {stage: _skipped(stage, why) for stage in _DIRECT[2:]}
         connections = await check_connections(
             self._homeserver, outbound, where, addresses.findings, deadline
@@ -222,28 +237,44 @@ class Diagnoses:
         self,
         outbound: Outbound,
         name: str,
-        delegated_to: str | None,
+        well_known: WellKnown | None,
         deadline: Deadline,
-    ) -> dict[StageName, Stage]:
-        """Ask what only Synapse's own client can ask."""
+    ) -> Stages:
+        """Ask what only Synapse's own client can ask, where that would ask now."""
         requests = OwnRequests(
-            self._homeserver, outbound, outbound.requests(delegated_to), deadline
-        )
-        checks: tuple[Callable[[str], Awaitable[Stage]], ...] = (
-            requests.check_keys,
-            requests.check_authenticated,
+            self._homeserver,
+            outbound,
+            outbound.requests(
+                is_file_known=well_known is not None and not well_known.is_late,
+                delegated_to=well_known.used if well_known else None,
+                timeout_ms=deadline.left_ms(_SHARE_OF_REQUESTS),
+            ),
+            deadline,
         )
         keys, authenticated = await side_by_side(
-            lambda: checks[0](name), lambda: checks[1](name)
+            lambda: requests.check_keys(name),
+            lambda: requests.check_authenticated(name),
         )
         return {StageName.KEYS: keys, StageName.AUTHENTICATED: authenticated}
+
+
+async def _guarded(
+    names: Collection[StageName], func: Callable[[], Awaitable[Stages]]
+) -> Stages:
+    """Have a fault of our own cost these stages, and not the whole report."""
+    try:
+        return await func()
+    except Exception:
+        logger.exception("A stage of a diagnosis has failed")
+        why = "This module has failed here: see the log of Synapse"
+        return {name: _skipped(name, why) for name in names}
 
 
 def _skipped(stage: StageName, why: str) -> Stage:
     return Stage(stage, StageOutcome.SKIPPED, why)
 
 
-def _without_repetition(stages: dict[StageName, Stage]) -> dict[StageName, Stage]:
+def _without_repetition(stages: Stages) -> Stages:
     """Have the requests of Synapse's client not tell again what was met before them."""
     before = next(
         (
@@ -256,11 +287,10 @@ def _without_repetition(stages: dict[StageName, Stage]) -> dict[StageName, Stage
     if before is None:
         return stages
     shown = dict(stages)
-    for name in (StageName.KEYS, StageName.AUTHENTICATED):
+    for name in _ASKED:
         stage = stages[name]
         status = getattr(stage.findings, "status", None)
-        is_answered = stage.outcome is not StageOutcome.FAILED or status is not None
-        if not is_answered:
+        if stage.outcome is StageOutcome.FAILED and status is None:
             why = f"The server was not reached: see the stage {before.name.value}"
             shown[name] = attr.evolve(
                 _skipped(name, why), duration_ms=stage.duration_ms
@@ -268,7 +298,7 @@ def _without_repetition(stages: dict[StageName, Stage]) -> dict[StageName, Stage
     return shown
 
 
-def _check_clock(stages: dict[StageName, Stage]) -> Stage:
+def _check_clock(stages: Stages) -> Stage:
     """Compare clocks by the first answer of the homeserver that tells the time."""
     for name in (StageName.VERSION, StageName.KEYS):
         findings = stages[name].findings

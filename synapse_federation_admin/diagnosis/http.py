@@ -35,13 +35,16 @@ class Answer:
     error: Exception | None = None
 
     def header(self, name: str) -> bytes | None:
-        """Return the value of a header: the last one, where it is repeated."""
+        """Return the value of a header: the first one, where it is repeated."""
         values = self.headers.getRawHeaders(name.encode())
-        return values[-1] if values else None
+        return values[0] if values else None
 
     @property
     def date_ts(self) -> int | None:
         """The time by the server's clock, in ms, if it tells."""
+        if self.header("Age") is not None:
+            # It is that of a cache, and of an answer that was made earlier.
+            return None
         return parse_date_ts(self.header("Date"))
 
 

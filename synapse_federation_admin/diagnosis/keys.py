@@ -6,14 +6,16 @@ makes of it (`synapse/crypto/keyring.py`).
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from canonicaljson import encode_canonical_json
 from signedjson.key import decode_verify_key_bytes, is_signing_algorithm_supported
 from unpaddedbase64 import decode_base64
 
+from synapse_federation_admin.diagnosis.clock import shown_duration
 from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failure import describe
+from synapse_federation_admin.failure import bounded, describe
 from synapse_federation_admin.models import (
     Failure,
     FailureKind,
@@ -26,12 +28,13 @@ KEYS_PATH = "/_matrix/key/v2/server"
 
 # How many keys are looked at: a server has one, or two.
 _MAX_KEYS = 20
+_MAX_READ = 500
 
 
 def read_keys(
     name: str,
     body: object,
-    stored: Mapping[str, str],
+    stored: Mapping[str, str] | None,
     *,
     now_ms: int,
     date_ts: int | None,
@@ -41,7 +44,7 @@ def read_keys(
     Args:
         name: The server name.
         body: The answer, parsed.
-        stored: By key ID, the keys in base64 that Synapse has stored.
+        stored: By key ID, the keys in base64 that Synapse has stored; None: not known.
         now_ms: The time, in ms since the epoch.
         date_ts: The time by the server's clock.
 
@@ -50,73 +53,111 @@ def read_keys(
     """
     content = body if isinstance(body, dict) else {}
     verify_keys = _object(content.get("verify_keys"))
+    old_keys = _object(content.get("old_verify_keys"))
     signatures = _object(_object(content.get("signatures")).get(name))
     valid_until_ts = content.get("valid_until_ts")
     if not isinstance(valid_until_ts, int) or isinstance(valid_until_ts, bool):
         valid_until_ts = None
-    looked_at = list(verify_keys.items())[:_MAX_KEYS]
+    their_name = word(content.get("server_name"))
     signed = _canonical(content)
-    shown: list[ServerKey] = []
-    problems: list[tuple[StageOutcome, Failure]] = []
-
-    def problem(
-        detail: str,
-        kind: FailureKind = FailureKind.KEYS_INVALID,
-        outcome: StageOutcome = StageOutcome.FAILED,
-    ) -> None:
-        problems.append((outcome, describe(kind, detail)))
-
+    problems = _Problems()
     if not isinstance(body, dict) or signed is None:
-        problem("the answer is no JSON object that can be signed")
+        problems.add("the answer is no JSON object that can be signed")
     elif content.get("server_name") != name:
-        problem(f"they are for {word(content.get('server_name')) or 'no server'}")
-    usable = [key_id for key_id, _ in looked_at if is_usable(key_id)]
+        problems.add(f"they are for {their_name or 'no server'}, not for {name}")
+    usable = {k: v for k, v in verify_keys.items() if is_usable(k)}
     if not usable:
-        problem("there is no ed25519 key among them", FailureKind.KEYS_MISSING)
-    for key_id, value in looked_at:
-        if key_id not in usable:
-            continue
-        key = _object(value).get("key")
+        detail = "there is no ed25519 key among them"
+        problems.add(detail, FailureKind.KEYS_MISSING)
+    # Synapse reads all of them, and takes none if it cannot read one.
+    _check_readable(verify_keys, problems)
+    _check_readable(old_keys, problems, is_old=True)
+    if not isinstance(content.get("old_verify_keys", {}), dict):
+        problems.add("old_verify_keys is no object")
+    # Those with a signature first, in the order of those, as Synapse takes them.
+    order = [k for k in signatures if k in usable]
+    order += [k for k in usable if k not in signatures]
+    shown: list[ServerKey] = []
+    for key_id in order[:_MAX_KEYS]:
+        key = _object(usable[key_id]).get("key")
         is_signed = signed is not None and _verify(
             key_id, key, signatures.get(key_id), signed
         )
         label = word(key_id) or ""
+        is_first = not shown
         if not is_signed and key_id in signatures:
-            problem(f"the signature with {label} is wrong")
+            outcome = StageOutcome.FAILED if is_first else StageOutcome.WARNING
+            problems.add(f"the signature with {label} is wrong", outcome=outcome)
         elif not is_signed:
-            problem(f"they are not signed with {label}", outcome=StageOutcome.WARNING)
+            detail = f"they are not signed with {label}"
+            problems.add(detail, outcome=StageOutcome.WARNING)
         same = None
-        if key_id in stored:
+        if stored is not None and key_id in stored:
             same = isinstance(key, str) and _same(key, stored[key_id])
             if not same:
-                problem(
-                    f"Synapse has another key stored as {label}",
-                    outcome=StageOutcome.WARNING,
-                )
+                detail = f"Synapse has another key stored as {label}"
+                problems.add(detail, outcome=StageOutcome.WARNING)
         shown.append(ServerKey(label, is_signed, same))
     if usable and not any(key.is_self_signed for key in shown):
-        problem("they are not signed by any of them")
+        problems.add("they are not signed by any of them")
     if valid_until_ts is None:
-        problem("valid_until_ts is no integer")
+        problems.add("valid_until_ts is no integer")
     elif valid_until_ts <= now_ms:
-        problem(
-            f"{_ago(now_ms - valid_until_ts)} ago, by our clock",
-            FailureKind.KEYS_EXPIRED,
-        )
+        ago = f"{shown_duration(now_ms - valid_until_ts)} ago, by our clock"
+        problems.add(ago, FailureKind.KEYS_EXPIRED)
     findings = KeysFindings(
-        server_name=word(content.get("server_name")),
+        server_name=their_name,
         keys=tuple(shown),
         keys_total=len(verify_keys),
-        old_keys=len(_object(content.get("old_verify_keys"))),
+        old_keys=len(old_keys),
         valid_until_ts=_bounded(valid_until_ts),
-        stored_total=len(stored),
+        stored_total=None if stored is None else len(stored),
+        status=HTTPStatus.OK,
         date_ts=date_ts,
         received_ts=now_ms,
     )
-    problems.sort(key=lambda found: found[0] is not StageOutcome.FAILED)
-    if problems:
-        return (*problems[0], findings)
-    return StageOutcome.OK, None, findings
+    outcome, failure = problems.worst()
+    return outcome, failure, findings
+
+
+class _Problems:
+    """Keeps what is wrong."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[StageOutcome, Failure]] = []
+
+    def add(
+        self,
+        detail: str,
+        kind: FailureKind = FailureKind.KEYS_INVALID,
+        outcome: StageOutcome = StageOutcome.FAILED,
+    ) -> None:
+        self._found.append((outcome, describe(kind, bounded(detail))))
+
+    def worst(self) -> tuple[StageOutcome, Failure | None]:
+        for outcome, failure in self._found:
+            if outcome is StageOutcome.FAILED:
+                return outcome, failure
+        return self._found[0] if self._found else (StageOutcome.OK, None)
+
+
+def _check_readable(
+    keys: Mapping[str, object], problems: _Problems, *, is_old: bool = False
+) -> None:
+    """Find keys that Synapse cannot read: because of one it takes none."""
+    for key_id, value in list(keys.items())[:_MAX_READ]:
+        if not is_usable(key_id):
+            continue
+        try:
+            content = _object(value)
+            decode_verify_key_bytes(key_id, decode_base64(content["key"]))
+            if is_old:
+                content["expired_ts"]
+        except Exception:
+            # What is wrong with it is up to the server.
+            what = "old_verify_keys" if is_old else "verify_keys"
+            problems.add(f"Synapse cannot read {word(key_id)} in {what}")
+            return
 
 
 def is_usable(key_id: str) -> bool:
@@ -161,10 +202,3 @@ def _same(key: str, stored: str) -> bool:
 def _bounded(ts: int | None) -> int | None:
     """Return a time that every reader of JSON can read."""
     return None if ts is None else max(-(2**53), min(ts, 2**53))
-
-
-def _ago(duration_ms: int) -> str:
-    days, hours = divmod(duration_ms // 3_600_000, 24)
-    if days > 36_500:
-        return "more than 100 years"
-    return f"{days} d {hours} h" if days else f"{hours} h"

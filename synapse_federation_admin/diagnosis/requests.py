@@ -6,20 +6,21 @@ process goes out in this one's stead.
 """
 
 import json
+import logging
 from http import HTTPStatus
 
-from twisted.internet.defer import CancelledError
+import attr
 
 from synapse_federation_admin.diagnosis.http import parse_date_ts
 from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
-from synapse_federation_admin.diagnosis.limits import Deadline, TimeIsOver, word
+from synapse_federation_admin.diagnosis.limits import Deadline, word
 from synapse_federation_admin.failure import (
-    bounded,
     describe,
     failure_of,
     forget_frames,
 )
 from synapse_federation_admin.homeserver import (
+    BodyExceededMaxSize,
     FederationRequests,
     Homeserver,
     HttpResponseException,
@@ -42,18 +43,9 @@ QUERY_PATH = "/_matrix/federation/v1/query/directory"
 # An alias that nobody has: the request changes nothing anywhere.
 _ALIAS = "#synapse-federation-admin-diagnosis"
 
-# The share of the time of a diagnosis, after which a request is called off; Synapse's
-# client is told to give up somewhat earlier, so that it says itself how that was.
-_SHARE = 0.9
-_SHARE_OF_CLIENT = 0.95
-
 _MAX_BODY = 16 * 1024
 
-# What an answer to the request for keys that has none stands for.
-_KINDS_OF_KEYS = {
-    FailureKind.HTTP_ERROR: FailureKind.KEYS_MISSING,
-    FailureKind.INVALID_RESPONSE: FailureKind.KEYS_INVALID,
-}
+logger = logging.getLogger(__name__)
 
 
 class OwnRequests:
@@ -73,82 +65,71 @@ class OwnRequests:
 
     async def check_keys(self, name: str) -> Stage:
         """Ask a server for its keys, and judge them."""
-        deadline = self._deadline
-        begun_ms = deadline.now_ms
+        begun_ms = self._deadline.now_ms
         found = await self._get(name, KEYS_PATH)
-        duration_ms = deadline.since(begun_ms)
+        duration_ms = self._deadline.since(begun_ms)
         if isinstance(found, Exception):
             error = self._failure_of(found)
-            kind = _KINDS_OF_KEYS.get(error.kind)
-            failure = describe(kind, error.message) if kind else error
-            return Stage(
-                StageName.KEYS,
-                StageOutcome.FAILED,
-                failure.message,
-                failure.kind,
-                duration_ms,
-                KeysFindings(error=error),
-            )
+            status = _status_of(found)
+            failure = no_keys(status, error, is_answer=_is_answer(found))
+            findings = KeysFindings(status=status, error=error)
+            stage = Stage.of(StageName.KEYS, failure, findings)
+            return attr.evolve(stage, duration_ms=duration_ms)
         body, headers = found
-        try:
-            stored = await deadline.within(
-                deadline.left_ms(), self._outbound.stored_keys, name
-            )
-        except TimeIsOver:
-            # The database is slow; the keys can be judged all the same.
-            stored = {}
         dates = headers.get(b"Date") or headers.get(b"date") or [b""]
         outcome, problem, findings = read_keys(
             name,
             body,
-            stored,
+            await self._stored_keys(name),
             now_ms=self._homeserver.now_ms(),
-            date_ts=parse_date_ts(dates[-1]),
+            date_ts=None if b"Age" in headers else parse_date_ts(dates[0]),
         )
-        return Stage(
-            StageName.KEYS,
-            outcome,
-            problem.message if problem else "Its keys are valid, and signed by itself",
-            problem.kind if problem else None,
-            duration_ms,
-            findings,
+        if problem is None:
+            message = "Its keys are valid, and signed by itself"
+            return Stage(
+                *(StageName.KEYS, outcome, message, None, duration_ms), findings
+            )
+        stage = Stage.of(StageName.KEYS, problem, findings, outcome)
+        return attr.evolve(stage, duration_ms=duration_ms)
+
+    async def _stored_keys(self, name: str) -> dict[str, str] | None:
+        """Return the keys that Synapse has stored; None if they cannot be read."""
+        # Work on the database is not called off: it would be waited for.
+        reading = self._homeserver.begin(
+            "federation_admin_diagnosis", lambda: self._outbound.stored_keys(name)
         )
+        try:
+            return await reading.wait(self._deadline.left_ms())
+        except Exception as e:
+            # The keys can be judged all the same.
+            logger.warning("Could not read stored keys for a diagnosis: %s", e)
+            return None
 
     async def check_authenticated(self, name: str) -> Stage:
         """Make a request that we sign, so that the server has to verify our key."""
         begun_ms = self._deadline.now_ms
         found = await self._get(name, QUERY_PATH, {"room_alias": f"{_ALIAS}:{name}"})
         duration_ms = self._deadline.since(begun_ms)
-        status = HTTPStatus.OK.value
+        status: int | None = HTTPStatus.OK.value
         errcode: str | None = None
         failure: Failure | None = None
         if isinstance(found, Exception):
-            status, errcode = _status_of(found) or 0, _errcode_of(found)
+            status, errcode = _status_of(found), _errcode_of(found)
             failure = self._failure_of(found)
-        outcome, message, kind = conclude(status, errcode, failure)
-        return Stage(
-            StageName.AUTHENTICATED,
-            outcome,
-            message,
-            kind,
-            duration_ms,
-            AuthenticatedFindings(QUERY_PATH, status or None, word(errcode)),
-        )
+        findings = AuthenticatedFindings(QUERY_PATH, status, word(errcode))
+        stage = conclude(findings, failure)
+        return attr.evolve(stage, duration_ms=duration_ms)
 
     async def _get(
         self, name: str, path: str, args: dict[str, str] | None = None
     ) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Exception:
         """Make a request; return the answer, or what Synapse's client has raised."""
-        limit_ms = self._deadline.left_ms(_SHARE)
-        timeout_ms = max(1, int(limit_ms * _SHARE_OF_CLIENT))
-
-        async def get() -> tuple[JsonDict, dict[bytes, list[bytes]]]:
-            return await self._requests.get(name, path, args, timeout_ms=timeout_ms)
-
         try:
-            return await self._deadline.within(limit_ms, get)
-        except (TimeIsOver, CancelledError) as e:
-            return e
+            # Synapse's client ends it by itself; but for the body of the answer it has
+            # as much time again.
+            return await self._deadline.within(
+                self._deadline.left_ms(), self._requests.get, name, path, args
+            )
         except Exception as e:
             # Whatever it is, it is between us and the remote server.
             forget_frames(e)
@@ -158,29 +139,52 @@ class OwnRequests:
         return failure_of(error, self._outbound.has_addresses)
 
 
-def conclude(
-    status: int, errcode: str | None, failure: Failure | None
-) -> tuple[StageOutcome, str, FailureKind | None]:
-    """Tell what an answer to a signed request means.
+def no_keys(status: int | None, error: Failure, *, is_answer: bool) -> Failure:
+    """Tell what it means that a request for keys has failed.
 
     Args:
-        status: The HTTP status; 0 if there was no answer.
-        errcode: The Matrix error in it.
+        status: The HTTP status, if there was one that is an error.
+        error: What came of the request.
+        is_answer: Whether there was an answer, which could not be read.
+    """
+    if status is not None:
+        return describe(FailureKind.KEYS_MISSING, f"HTTP {status}")
+    if error.kind is FailureKind.INVALID_RESPONSE:
+        if is_answer:
+            return describe(FailureKind.KEYS_INVALID, "the answer is no JSON object")
+        return describe(FailureKind.KEYS_MISSING, "the connection was closed")
+    return error
+
+
+def conclude(findings: AuthenticatedFindings, failure: Failure | None) -> Stage:
+    """Return the stage: what the answer to a signed request means.
+
+    Args:
+        findings: The answer.
         failure: What is wrong; None if the answer was one of 200.
     """
-    accepted = "It accepts our signature"
+    name, accepted = StageName.AUTHENTICATED, "It accepts our signature"
+    status, errcode = findings.status, findings.errcode
     if failure is None:
-        return StageOutcome.OK, accepted, None
+        return Stage(name, StageOutcome.OK, accepted, findings=findings)
     if status == HTTPStatus.NOT_FOUND and errcode == "M_NOT_FOUND":
-        return StageOutcome.OK, f"{accepted}: there is no such alias, it says", None
-    is_refusal = failure.kind in (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
-    if errcode is not None and 400 <= status < 500 and not is_refusal:
-        message = (
-            f"It answers, but does not know the request (HTTP {status} "
-            f"{bounded(errcode, 100)}): whether it accepts our signature is not known"
-        )
-        return StageOutcome.WARNING, message, failure.kind
-    return StageOutcome.FAILED, failure.message, failure.kind
+        message = f"{accepted}: there is no such alias, it says"
+        return Stage(name, StageOutcome.OK, message, findings=findings)
+    is_told = failure.kind in (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
+    if errcode is None or status is None or status >= 500 or is_told:
+        return Stage.of(name, failure, findings)
+    stage = Stage.of(name, failure, findings, StageOutcome.WARNING)
+    message = (
+        f"It answers, but does not know the request (HTTP {status} {errcode}): whether "
+        "it accepts our signature is not known"
+    )
+    return attr.evolve(stage, message=message)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Tell whether there was an answer, in which something is wrong."""
+    inner = error.inner_exception if isinstance(error, RequestSendFailed) else error
+    return isinstance(inner, ValueError | RuntimeError | BodyExceededMaxSize)
 
 
 def _http_error(error: Exception) -> HttpResponseException | None:

@@ -95,15 +95,16 @@ def check_name(homeserver: Homeserver, name: str) -> Stage:
     """Tell whether requests may be sent to a server name at all."""
 
     def failed(kind: FailureKind, detail: str) -> Stage:
-        message = describe(kind, detail).message
-        return Stage(StageName.NAME, StageOutcome.FAILED, message, kind)
+        return Stage.of(StageName.NAME, describe(kind, detail))
 
     try:
-        ServerName.parse(name)
+        parsed = ServerName.parse(name)
     except ValueError as e:
         return failed(FailureKind.INVALID_NAME, str(e))
     if not homeserver.is_server_name(name):
         return failed(FailureKind.INVALID_NAME, "Synapse refuses it")
+    if not homeserver.can_be_host(parsed.host):
+        return failed(FailureKind.INVALID_NAME, "no host can have this name")
     if name == homeserver.server_name:
         return failed(
             FailureKind.INVALID_NAME,

@@ -58,7 +58,7 @@ class Handshake:
         self._now_ms = now_ms
         self._is_literal = is_literal
         self._is_verified = is_verified
-        self._codes: list[int] = []
+        self._untrusted: list[UntrustedCertificateError] = []
         self.begun_ms: float | None = None
         self.completed_ms: float | None = None
         self.findings: TlsFindings | None = None
@@ -68,10 +68,10 @@ class Handshake:
         if self.begun_ms is None:
             self.begun_ms = self._deadline.now_ms
 
-    def failed(self, code: int) -> None:
+    def failed(self, error: UntrustedCertificateError) -> None:
         """OpenSSL does not trust the chain."""
-        if code not in self._codes and len(self._codes) < _MAX_PROBLEMS:
-            self._codes.append(code)
+        if len(self._untrusted) < _MAX_PROBLEMS:
+            self._untrusted.append(error)
 
     def completed(self, connection: SSL.Connection) -> Exception | None:
         """Take down what there is to see, and return what Synapse would not accept."""
@@ -79,9 +79,7 @@ class Handshake:
             # What TLS 1.3 has to say afterwards.
             return None
         self.completed_ms = self._deadline.now_ms
-        errors: list[Exception] = [
-            UntrustedCertificateError(code) for code in self._codes
-        ]
+        errors: list[Exception] = [*self._untrusted]
         mismatch = self._mismatch(connection)
         if mismatch is not None:
             errors.append(mismatch)
@@ -91,7 +89,7 @@ class Handshake:
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
             certificate=_certificate(connection, self._now_ms),
-            is_trusted=not self._codes,
+            is_trusted=not self._untrusted,
             name_matches=mismatch is None,
             is_verified=self._is_verified,
             problems=_distinct([failure_of(error) for error in errors]),
@@ -138,7 +136,8 @@ def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:
             names_total=len(names),
             not_before_ts=_ms(certificate, "not_valid_before"),
             not_after_ts=not_after_ts,
-            days_left=int((not_after_ts - now_ms) / _DAY_MS),
+            left_ms=not_after_ts - now_ms,
+            days_left=(not_after_ts - now_ms) // _DAY_MS,
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
             chain_length=len(chain),
         )

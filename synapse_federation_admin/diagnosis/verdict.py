@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages of a diagnosis mean, and what to do: pure functions of them."""
 
-from collections.abc import Mapping
-
 from synapse_federation_admin.diagnosis.clock import shown_duration
+from synapse_federation_admin.diagnosis.explanation import Stages, explain, is_up
 from synapse_federation_admin.models import (
     AddressesFindings,
-    ClockFindings,
+    AuthenticatedFindings,
     Conclusion,
-    ConnectionsFindings,
     FailureKind,
     KeysFindings,
     Stage,
     StageName,
     StageOutcome,
     StoredFindings,
-    TlsFindings,
     Verdict,
     WellKnownFindings,
 )
 
-Stages = Mapping[StageName, Stage]
+# Where to look first for what does not always work: of the file, least of all.
+_WEAK = (
+    StageName.ADDRESSES,
+    StageName.CONNECTIONS,
+    StageName.VERSION,
+    StageName.KEYS,
+    StageName.AUTHENTICATED,
+    StageName.WELL_KNOWN,
+    StageName.CLOCK,
+)
 
 # On the way that a request takes, what does not work stops it.
 _WAY = (
@@ -46,155 +52,23 @@ _NOBODY_THERE = (
     FailureKind.IP_BLOCKED,
 )
 
-_TLS = (
-    FailureKind.TLS_EXPIRED,
-    FailureKind.TLS_NOT_YET_VALID,
-    FailureKind.TLS_WRONG_NAME,
-    FailureKind.TLS_UNTRUSTED,
-    FailureKind.TLS_FAILED,
-)
-
 _THEIRS = "Resetting the connection will not help."
 
-# What is the matter, for a person: who it is with, and what.
-_EXPLANATIONS = {
-    FailureKind.INVALID_NAME: "Nothing can be sent to this name",
-    FailureKind.NOT_ALLOWED: (
-        "This homeserver's federation_domain_whitelist does not have this server"
-    ),
-    FailureKind.IP_BLOCKED: (
-        "This homeserver's IP blocklist has an address of this server, so Synapse does "
-        "not connect to it"
-    ),
-    FailureKind.WELL_KNOWN_INVALID: (
-        "Their file /.well-known/matrix/server is wrong, so requests do not find the "
-        "server"
-    ),
-    FailureKind.WELL_KNOWN_UNREACHABLE: (
-        "Their file /.well-known/matrix/server cannot be fetched, so requests do not "
-        "find the server"
-    ),
-    FailureKind.DNS_NOT_FOUND: "The DNS has no address for this server",
-    FailureKind.DNS_FAILED: "The DNS gives no answer about this server",
-    FailureKind.CONNECTION_REFUSED: "Their server refuses connections",
-    FailureKind.CONNECTION_TIMEOUT: "Their server does not react to connections",
-    FailureKind.UNREACHABLE: "There is no way from this host to their server",
-    FailureKind.TLS_EXPIRED: "Their certificate has expired",
-    FailureKind.TLS_NOT_YET_VALID: "Their certificate is not valid yet",
-    FailureKind.TLS_WRONG_NAME: "Their certificate is for another name",
-    FailureKind.TLS_UNTRUSTED: (
-        "Their certificate does not lead to an authority that this homeserver trusts"
-    ),
-    FailureKind.TLS_FAILED: "No TLS connection with their server comes about",
-    FailureKind.REJECTED: "They are up, but they reject our requests",
-    FailureKind.RATE_LIMITED: "They are up, but limit the rate of our requests",
-    FailureKind.GONE: "Their server says that it is gone for good",
-    FailureKind.HTTP_ERROR: ("A web server answers, but no homeserver does behind it"),
-    FailureKind.RESPONSE_TIMEOUT: (
-        "Their server takes connections, but does not answer in time"
-    ),
-    FailureKind.INVALID_RESPONSE: "What answers there is no Matrix homeserver",
-    FailureKind.KEYS_MISSING: "Their server gives out no keys",
-    FailureKind.KEYS_INVALID: "The keys that their server gives out are wrong",
-    FailureKind.KEYS_EXPIRED: "The keys that their server gives out have expired",
-    FailureKind.OTHER: "Requests to this server fail for a reason that has no name",
-}
+# Of these a reset can be of use: nobody has to do anything before.
+_HELPED_BY_RESET = (FailureKind.RATE_LIMITED,)
 
-_ADVICE = {
-    FailureKind.INVALID_NAME: (
-        "Check how the name is written. If it is a leftover, have it forgotten."
-    ),
-    FailureKind.NOT_ALLOWED: (
-        "If you want to federate with it, add it to federation_domain_whitelist and "
-        "restart Synapse."
-    ),
-    FailureKind.IP_BLOCKED: (
-        "If the address is right, take it out of ip_range_blacklist, or add it to "
-        "ip_range_whitelist, and restart Synapse; if not, tell them: their DNS leads "
-        "to a private address."
-    ),
-    FailureKind.WELL_KNOWN_INVALID: (
-        "Tell them to correct the file: it has to be "
-        '{"m.server": "<host>:<port>"}, with no scheme and no path.'
-    ),
-    FailureKind.WELL_KNOWN_UNREACHABLE: (
-        "Tell them that their web server does not serve the file, or redirects to "
-        "where it cannot be fetched."
-    ),
-    FailureKind.DNS_NOT_FOUND: (
-        "If other servers fail like this one, look at the resolver of this host. If "
-        "not, the domain may be gone: ask them, or have it forgotten."
-    ),
-    FailureKind.DNS_FAILED: (
-        "If other servers fail like this one, look at the resolver of this host, in "
-        "/etc/resolv.conf. If not, their name servers are broken: tell them."
-    ),
-    FailureKind.CONNECTION_REFUSED: (
-        "Wait until their server is up again, or tell them: it is down, or their port "
-        "is closed."
-    ),
-    FailureKind.CONNECTION_TIMEOUT: (
-        "If others reach it, look at the firewall of this host; if not, tell them: "
-        "their host is down, or their firewall drops connections."
-    ),
-    FailureKind.UNREACHABLE: (
-        "Look at the routes and the firewall of this host; if other servers can be "
-        "reached, tell them."
-    ),
-    FailureKind.TLS_EXPIRED: ("Nothing you do helps until they renew it: tell them."),
-    FailureKind.TLS_NOT_YET_VALID: (
-        "Check the clock of this host. If it is right, tell them: theirs was wrong "
-        "when the certificate was made."
-    ),
-    FailureKind.TLS_WRONG_NAME: (
-        "Tell them for which name the certificate has to be; nothing you do helps "
-        "until they correct it."
-    ),
-    FailureKind.TLS_UNTRUSTED: (
-        "Tell them: it is self-signed, or they do not send the certificates between. "
-        "If it is of an authority of your own, add that to federation_custom_ca_list "
-        "and restart Synapse."
-    ),
-    FailureKind.TLS_FAILED: (
-        "Tell them: something that is no TLS server listens at that port, or it has no "
-        "TLS version in common with us."
-    ),
-    FailureKind.REJECTED: (
-        "Check that they can reach this homeserver and fetch its key, that the clock "
-        "of this host is right, and that server_name and signing key are what they "
-        "were. If so, ask them whether they have shut us out."
-    ),
-    FailureKind.RATE_LIMITED: (
-        "Wait; if it goes on, ask them to allow this homeserver more."
-    ),
-    FailureKind.GONE: "Have it forgotten, if they confirm it.",
-    FailureKind.HTTP_ERROR: (
-        "Tell them: their homeserver is down, or their reverse proxy does not pass "
-        "/_matrix on to it."
-    ),
-    FailureKind.RESPONSE_TIMEOUT: (
-        "Wait, or tell them: their server is overloaded or stuck."
-    ),
-    FailureKind.INVALID_RESPONSE: (
-        "Tell them that something else than a homeserver answers at their address."
-    ),
-    FailureKind.KEYS_MISSING: (
-        "Tell them that /_matrix/key/v2/server gives no key: until it does, nothing "
-        "that they send can be verified."
-    ),
-    FailureKind.KEYS_INVALID: (
-        "Tell them what is wrong with the answer of /_matrix/key/v2/server: until it "
-        "is right, nothing that they send can be verified."
-    ),
-    FailureKind.KEYS_EXPIRED: (
-        "Check the clock of this host. If it is right, tell them: their homeserver has "
-        "to be restarted, or its clock set."
-    ),
-    FailureKind.OTHER: "See the messages of the stages, and the log of Synapse.",
-}
+# With these, there is somebody who does not let us in, or who is not asked.
+_NOT_FOR_REACH = (
+    FailureKind.INVALID_NAME,
+    FailureKind.NOT_ALLOWED,
+    FailureKind.IP_BLOCKED,
+    FailureKind.REJECTED,
+    FailureKind.RATE_LIMITED,
+    FailureKind.GONE,
+)
 
-# Those for which somebody has to do something before a reset is of any use.
-_NOT_HELPED_BY_RESET = frozenset(FailureKind) - {FailureKind.RATE_LIMITED}
+# Longer than anybody waits: Synapse's backoff can be such that it never ends.
+_NEVER_MS = 10 * 365 * 86_400_000
 
 
 def conclude(stages: Stages) -> Conclusion:
@@ -212,13 +86,21 @@ def conclude(stages: Stages) -> Conclusion:
     return _ok(stages)
 
 
+def _got_through(stages: Stages) -> bool:
+    """Tell whether the homeserver has answered to a request of Synapse's own."""
+    return stages[StageName.AUTHENTICATED].outcome in (
+        StageOutcome.OK,
+        StageOutcome.WARNING,
+    )
+
+
 def _failing_stage(stages: Stages) -> Stage | None:
     """Return the stage because of which requests fail; None if they do not."""
     failed = [
         stages[name] for name in _WAY if stages[name].outcome is StageOutcome.FAILED
     ]
-    if stages[StageName.AUTHENTICATED].outcome is StageOutcome.OK:
-        # A request has got through all the same: what else fails, fails at times.
+    if _got_through(stages):
+        # What else fails, fails at times.
         failed = [stage for stage in failed if stage.name in _DECISIVE]
     if not failed:
         return None
@@ -230,19 +112,53 @@ def _failing_stage(stages: Stages) -> Stage | None:
     ):
         # It is not the keys: it answers so to everything.
         first = stages[StageName.AUTHENTICATED]
+    if _is_outdated(stages, first) or _is_stuck(stages, first):
+        return stages[StageName.WELL_KNOWN]
     return _misled(stages, first) or first
+
+
+def _is_outdated(stages: Stages, failed: Stage) -> bool:
+    """Tell whether only Synapse itself fails, by an older answer that it has cached."""
+    findings = stages[StageName.WELL_KNOWN].findings
+    return (
+        isinstance(findings, WellKnownFindings)
+        and findings.cached is not None
+        and findings.cached.is_used
+        and findings.cached.differs
+        and failed.name in (StageName.KEYS, StageName.AUTHENTICATED)
+        and stages[StageName.VERSION].outcome is StageOutcome.OK
+    )
+
+
+def _is_stuck(stages: Stages, failed: Stage) -> bool:
+    """Tell whether Synapse gets no further than to wait for the file."""
+    findings = stages[StageName.WELL_KNOWN].findings
+    if not isinstance(findings, WellKnownFindings):
+        return False
+    error = findings.requests[-1].error
+    return (
+        failed.name in (StageName.KEYS, StageName.AUTHENTICATED)
+        and failed.kind is FailureKind.RESPONSE_TIMEOUT
+        and error is not None
+        and error.kind is FailureKind.RESPONSE_TIMEOUT
+    )
 
 
 def _misled(stages: Stages, failed: Stage) -> Stage | None:
     """Return the well-known stage, if it is why requests go to where nobody is."""
     well_known = stages[StageName.WELL_KNOWN]
+    addresses = stages[StageName.ADDRESSES].findings
     if (
         failed.name not in (StageName.ADDRESSES, StageName.CONNECTIONS)
         or failed.kind not in _NOBODY_THERE
         or well_known.outcome is not StageOutcome.WARNING
+        or well_known.kind is FailureKind.OTHER
         or not isinstance(well_known.findings, WellKnownFindings)
         or well_known.findings.delegated_to is not None
     ):
+        return None
+    if isinstance(addresses, AddressesFindings) and addresses.services_total:
+        # They have said where they are, in the DNS.
         return None
     first = well_known.findings.requests[0]
     if first.error is not None and first.error.kind in _NOBODY_THERE:
@@ -253,24 +169,32 @@ def _misled(stages: Stages, failed: Stage) -> Stage | None:
 
 def _weak_stage(stages: Stages) -> Stage | None:
     """Return the stage that shows best why federation does not always work."""
-    names = (*_WAY, StageName.CLOCK)
     for outcome in (StageOutcome.FAILED, StageOutcome.WARNING):
-        for name in names:
-            if stages[name].outcome is outcome:
-                return stages[name]
+        for name in _WEAK:
+            stage = stages[name]
+            if stage.outcome is outcome and not _is_harmless(stage):
+                return stage
     return None
+
+
+def _is_harmless(stage: Stage) -> bool:
+    """Tell whether a file that is wrong is only the page of some web site."""
+    return (
+        stage.outcome is StageOutcome.WARNING
+        and isinstance(stage.findings, WellKnownFindings)
+        and not stage.findings.suggests_delegation
+    )
 
 
 def _failing(stages: Stages, stage: Stage) -> Conclusion:
     kind = stage.kind or FailureKind.OTHER
-    explanation = _explained(stages, kind)
+    explanation, advice = explain(stages, stage, kind)
     stored = _stored(stages)
-    if stored.reaches_us:
+    if stored.reaches_us and kind not in _NOT_FOR_REACH and not is_up(stages):
         explanation += "; they reach us, but we cannot reach them"
-    advice = _ADVICE[kind]
     if _is_for_clock(stages, kind):
         advice = f"{stages[StageName.CLOCK].message}: set whichever is wrong. {advice}"
-    if kind in _NOT_HELPED_BY_RESET:
+    if kind not in _HELPED_BY_RESET:
         advice = f"{advice} {_THEIRS}"
     return Conclusion(Verdict.FAILING, kind, f"{explanation}.", advice)
 
@@ -285,105 +209,72 @@ def _is_for_clock(stages: Stages, kind: FailureKind) -> bool:
     )
 
 
-def _explained(stages: Stages, kind: FailureKind) -> str:
-    """Return what is the matter, with what is known of it."""
-    explanation = _EXPLANATIONS[kind]
-    if kind in _TLS:
-        return _explained_tls(stages, kind)
-    if kind in (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT):
-        where = _places(stages)
-        return f"{explanation} at {where}" if where else explanation
-    if kind in (FailureKind.DNS_NOT_FOUND, FailureKind.DNS_FAILED):
-        addresses = stages[StageName.ADDRESSES].findings
-        if isinstance(addresses, AddressesFindings) and addresses.targets:
-            return f"{explanation} ({addresses.targets[0].host})"
-    return explanation
-
-
-def _explained_tls(stages: Stages, kind: FailureKind) -> str:
-    explanation = _EXPLANATIONS[kind]
-    tls = _bad_tls(stages, kind)
-    if tls is None or tls.certificate is None:
-        return explanation
-    certificate = tls.certificate
-    if kind is FailureKind.TLS_EXPIRED and certificate.days_left < 0:
-        days = -certificate.days_left
-        ago = f"{days} day{'s'[: days > 1]} ago"
-        explanation = f"Their certificate expired {ago}"
-    if kind is FailureKind.TLS_WRONG_NAME:
-        names = ", ".join(certificate.names[:3]) or "no name at all"
-        explanation = f"Their certificate is for {names}, and not for their name"
-    others = [
-        _EXPLANATIONS[problem.kind].removeprefix("Their certificate ")
-        for problem in tls.problems
-        if problem.kind is not kind
-    ]
-    return " and ".join([explanation, *others])
-
-
-def _bad_tls(stages: Stages, kind: FailureKind) -> TlsFindings | None:
-    findings = stages[StageName.CONNECTIONS].findings
-    if isinstance(findings, ConnectionsFindings):
-        for connection in findings.connections:
-            if connection.tls is not None and any(
-                problem.kind is kind for problem in connection.tls.problems
-            ):
-                return connection.tls
-    return None
-
-
-def _places(stages: Stages) -> str:
-    """Return where requests go, in words."""
-    findings = stages[StageName.CONNECTIONS].findings
-    if not isinstance(findings, ConnectionsFindings):
-        return ""
-    places = [
-        f"{connection.address or connection.host} port {connection.port}"
-        for connection in findings.connections
-        if connection.outcome is StageOutcome.FAILED
-    ]
-    return " and ".join(places[:2])
-
-
 def _degraded(stages: Stages, stage: Stage) -> Conclusion:
     kind = stage.kind or FailureKind.OTHER
-    advice = _ADVICE[kind]
-    if stage.name is StageName.WELL_KNOWN and kind is FailureKind.OTHER:
-        explanation = (
-            "Requests get through, but Synapse still uses an older answer about where "
-            "this server is"
-        )
-        advice = "Wait until what is cached expires, or restart Synapse."
-    elif stage.name is StageName.CLOCK and isinstance(stage.findings, ClockFindings):
-        explanation = f"Requests get through, but {_lowered(stage.message)}"
+    explanation, advice = explain(stages, stage, kind)
+    message = _lowered(stage.message)
+    if stage.name is StageName.CLOCK:
+        explanation = f"Requests get through, but {message}"
         advice = "Set the clock that is wrong; see whether this host uses NTP."
-    elif stage.name is StageName.CONNECTIONS:
-        explanation = f"It works for some and not for others: {_lowered(stage.message)}"
+    elif stage.outcome is StageOutcome.WARNING and stage.name in (
+        StageName.ADDRESSES,
+        StageName.CONNECTIONS,
+        StageName.VERSION,
+    ):
+        if kind in _NOBODY_THERE:
+            explanation = f"It works, but not at every address: {message}"
+            advice = (
+                "Synapse goes on to the next address, which takes time, and if that "
+                f"fails there is none left. {advice}"
+            )
+        else:
+            explanation = f"It works for some and not for others: {message}"
+            advice = (
+                "Whether a request gets through depends on the address to which it is "
+                f"sent. {advice}"
+            )
+    elif stage.name is StageName.VERSION:
+        explanation = (
+            f"Requests get through, but it does not tell its version: {message}"
+        )
         advice = (
-            "Whether a request gets through depends on the address to which it is "
-            f"sent. {advice}"
+            "Little depends on that. Tell them that /_matrix/federation/v1/version is "
+            "not answered."
+        )
+    elif isinstance(stage.findings, AuthenticatedFindings):
+        explanation = f"Requests get through, but: {message}"
+        advice = (
+            "There is nothing to do, unless messages do not arrive there: ask them."
         )
     else:
-        explanation = f"Requests get through, but: {_lowered(stage.message)}"
+        explanation = f"Requests get through, but: {_lowered(explanation)}"
+    if stage.name is StageName.WELL_KNOWN and kind is FailureKind.WELL_KNOWN_INVALID:
+        advice += " Until then Synapse finds the server without it."
     return Conclusion(
         Verdict.DEGRADED, kind, f"{explanation}.", f"{advice}{_reset_advice(stages)}"
     )
 
 
 def _ok(stages: Stages) -> Conclusion:
+    remark = ""
+    if _is_harmless(stages[StageName.WELL_KNOWN]):
+        remark = (
+            " What their web server has for /.well-known/matrix/server is of no use, "
+            "but it needs none."
+        )
     stored = _stored(stages)
-    if stored.failing_since_ts is None and not stored.next_retry_ts:
+    if not stored.next_retry_ts:
         return Conclusion(
             Verdict.OK,
             None,
             "Federation with this server works.",
-            "There is nothing to do.",
+            f"There is nothing to do.{remark}",
         )
     return Conclusion(
         Verdict.OK,
         None,
         "Federation with this server works, but Synapse still has it as failing.",
-        f"Everything works now{_reset_advice(stages)}",
+        f"Everything works now;{_reset_advice(stages)}{remark}",
     )
 
 
@@ -392,11 +283,13 @@ def _reset_advice(stages: Stages) -> str:
     stored = _stored(stages)
     if not stored.next_retry_ts:
         return ""
-    if stored.backoff_left_ms:
+    if stored.backoff_left_ms > _NEVER_MS:
+        when = "will never try again by itself"
+    elif stored.backoff_left_ms:
         when = f"will not try again for {shown_duration(stored.backoff_left_ms)}"
     else:
         when = "will try again only when something is due"
-    return f"; Synapse {when}. Reset the connection."
+    return f" Synapse {when}. Reset the connection."
 
 
 def _stored(stages: Stages) -> StoredFindings:
@@ -407,3 +300,7 @@ def _stored(stages: Stages) -> StoredFindings:
 def _lowered(message: str) -> str:
     """Return a message as the end of a sentence."""
     return message[:1].lower() + message[1:].rstrip(".")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -11,7 +11,7 @@ import attr
 
 from synapse_federation_admin.diagnosis.http import Answer
 from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failure import describe, failure_of
+from synapse_federation_admin.failure import describe, failure_of, summary
 from synapse_federation_admin.homeserver import HttpResponseException
 from synapse_federation_admin.models import (
     ConnectionsFindings,
@@ -50,8 +50,9 @@ def read_version(answer: Answer, duration_ms: int, now_ms: int) -> VersionFindin
         error = describe(FailureKind.INVALID_RESPONSE, detail)
         return attr.evolve(findings, error=error)
 
+    # Synapse, too, wants it in small letters.
     media_type = (answer.header("Content-Type") or b"").partition(b";")[0].strip()
-    if media_type.lower() != b"application/json":
+    if media_type != b"application/json":
         return invalid("the Content-Type of the answer is not application/json")
     try:
         body = json.loads(answer.body or b"")
@@ -79,39 +80,37 @@ def _error_of(answer: Answer) -> Failure | None:
 
 def check_version(connections: ConnectionsFindings) -> Stage:
     """Return the stage: what came of the request at each address."""
-    asked = [c for c in connections.connections if c.version is not None]
-    answers = [c.version for c in asked if c.version is not None]
-    good = [answer for answer in answers if answer.error is None]
-    bad = [answer for answer in answers if answer.error is not None]
-
-    def stage(outcome: StageOutcome, message: str, answer: VersionFindings) -> Stage:
-        return Stage(
-            StageName.VERSION,
-            outcome,
-            message,
-            answer.error.kind if answer.error else None,
-            duration_ms=answer.duration_ms,
-            findings=answer,
-        )
-
-    if not answers:
+    asked = [
+        (connection, connection.version)
+        for connection in connections.connections
+        if connection.version is not None
+    ]
+    if not asked:
         return Stage(
             StageName.VERSION,
             StageOutcome.SKIPPED,
             "There is no connection to ask over",
         )
+    good = [answer for _, answer in asked if answer.error is None]
+    bad = [
+        (connection, answer, answer.error)
+        for connection, answer in asked
+        if answer.error is not None
+    ]
     if not bad:
         answer = good[0]
         software = " ".join(filter(None, (answer.server_name, answer.server_version)))
-        return stage(
-            StageOutcome.OK, f"It runs {software or 'software without a name'}", answer
-        )
-    assert bad[0].error is not None
+        message = f"It runs {software or 'software without a name'}"
+        stage = Stage(StageName.VERSION, StageOutcome.OK, message, findings=answer)
+        return attr.evolve(stage, duration_ms=answer.duration_ms)
+    connection, answer, failure = bad[0]
     if not good:
-        return stage(StageOutcome.FAILED, bad[0].error.message, bad[0])
-    return stage(
-        StageOutcome.WARNING,
-        f"{len(bad)} of {len(answers)} addresses do not answer well: "
-        f"{bad[0].error.message}",
-        bad[0],
+        stage = Stage.of(StageName.VERSION, failure, answer)
+        return attr.evolve(stage, duration_ms=answer.duration_ms)
+    where = f"{connection.address or connection.host} port {connection.port}"
+    return attr.evolve(
+        Stage.of(StageName.VERSION, failure, answer, StageOutcome.WARNING),
+        message=f"{len(bad)} of {len(asked)} addresses do not answer well: {where}: "
+        f"{summary(failure)}",
+        duration_ms=answer.duration_ms,
     )

@@ -7,11 +7,12 @@ Synapse makes of it (`synapse/http/federation/well_known_resolver.py`).
 
 import json
 from http import HTTPStatus
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import attr
 from twisted.web.http_headers import Headers
 
+from synapse_federation_admin.diagnosis.addresses import look_up, why_no_address
 from synapse_federation_admin.diagnosis.http import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.limits import (
     MAX_TEXT,
@@ -20,7 +21,13 @@ from synapse_federation_admin.diagnosis.limits import (
     word,
 )
 from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failure import bounded, describe, failure_of
+from synapse_federation_admin.failure import (
+    bounded,
+    describe,
+    failure_of,
+    forget_frames,
+    summary,
+)
 from synapse_federation_admin.homeserver import Outbound
 from synapse_federation_admin.models import (
     CachedWellKnown,
@@ -42,11 +49,19 @@ _MAX_DELEGATED = 300
 _SEVERITY = (StageOutcome.OK, StageOutcome.WARNING, StageOutcome.FAILED)
 
 # The share of the time of a diagnosis.
-_SHARE = 0.35
+_SHARE = 0.5
 
 # They say of a host that it has no web server. That is no delegation, as an answer of
 # 404 is, and Synapse finds it out as soon.
 _NO_WEB_SERVER = (FailureKind.CONNECTION_REFUSED, FailureKind.DNS_NOT_FOUND)
+
+_TLS = (
+    FailureKind.TLS_EXPIRED,
+    FailureKind.TLS_NOT_YET_VALID,
+    FailureKind.TLS_WRONG_NAME,
+    FailureKind.TLS_UNTRUSTED,
+    FailureKind.TLS_FAILED,
+)
 
 # So do these, of what a proxy makes of it that can't connect.
 _NO_WEB_SERVER_BY_PROXY = (
@@ -79,12 +94,16 @@ class WellKnown:
 
     Attributes:
         stage: The stage.
-        delegated_to: Where Synapse sends requests, as it is: perhaps no server name at
-            all. None if the server does not delegate.
+        delegated_to: To which name requests go by it, as it is: perhaps no server name
+            at all. None if the server does not delegate.
+        used: To which name Synapse sends them now, by what it has cached.
+        is_late: Whether it did not come in time: Synapse may wait longer.
     """
 
     stage: Stage
     delegated_to: str | None = None
+    used: str | None = None
+    is_late: bool = False
 
 
 async def check_well_known(
@@ -136,6 +155,9 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
         except Exception as e:
             # Whatever it is, it is between us and the remote server.
             error = failure_of(e, outbound.has_addresses)
+            forget_frames(e)
+            if error.kind is FailureKind.DNS_NOT_FOUND:
+                error = await _why_not_found(outbound, url, error, deadline)
         location = answer.header("Location") if answer else None
         requests.append(_shown(url, deadline.since(begun_ms), answer, location, error))
         if answer is None or answer.status not in REDIRECTS:
@@ -156,6 +178,22 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
                 FailureKind.WELL_KNOWN_UNREACHABLE, "a redirect to what is no URL"
             )
             return Fetched(tuple(requests), problem=problem)
+
+
+async def _why_not_found(
+    outbound: Outbound, url: str, error: Failure, deadline: Deadline
+) -> Failure:
+    """Tell a name that is not there from one that the DNS gives no answer about."""
+    host = urlsplit(url).hostname or ""
+    if outbound.goes_through_proxy(host):
+        return error
+    try:
+        await look_up(outbound, host, 443, deadline)
+    except TimeIsOver:
+        return describe(FailureKind.DNS_FAILED, f"no answer about {bounded(host)}")
+    except (OSError, UnicodeError) as e:
+        return why_no_address(e, host)
+    return error
 
 
 async def _ask(outbound: Outbound, url: str, headers: Headers) -> Answer:
@@ -197,10 +235,7 @@ def _judge(
         assert last.error is not None
         if len(requests) == 1 and last.error.kind in no_web_server:
             return Fetched(requests, is_absent=True)
-        why = last.error.message.partition(":")[0].partition(" (")[0]
-        problem = describe(
-            FailureKind.WELL_KNOWN_UNREACHABLE, why[:1].lower() + why[1:]
-        )
+        problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, summary(last.error))
         return Fetched(requests, problem=problem)
     if answer.error is not None:
         problem = describe(FailureKind.WELL_KNOWN_INVALID, "it is too large")
@@ -217,7 +252,7 @@ def conclude(
     fetched: Fetched,
     *,
     lifetime_ms: int | None,
-    cached: tuple[str | None, int] | None,
+    cached: tuple[str | None, int, bool] | None,
     max_bytes: int,
 ) -> WellKnown:
     """Return the stage: what the file says, and what Synapse makes of it.
@@ -225,41 +260,49 @@ def conclude(
     Args:
         fetched: The file.
         lifetime_ms: How long Synapse would cache it.
-        cached: What Synapse has cached: a name or None, and until when.
+        cached: What Synapse has cached: a name or None, until when, and whether that
+            is used unasked.
         max_bytes: The size up to which Synapse reads the file.
     """
-    findings = WellKnownFindings(fetched.requests, max_bytes)
     problem, outcome = fetched.problem, StageOutcome.OK
-    delegated_to: str | None = None
+    fresh: str | None = None
+    findings = WellKnownFindings(
+        fetched.requests, max_bytes, suggests_delegation=_suggests_delegation(fetched)
+    )
     message = "There is no such file: the server does not delegate"
     if fetched.answer is not None:
         m_server, problem = _read(fetched.answer.body or b"")
         # Synapse uses whatever is ASCII, and what that leads to is seen later.
         if m_server and m_server.isascii():
-            delegated_to = m_server[:_MAX_DELEGATED]
+            fresh = m_server[:_MAX_DELEGATED]
             outcome = StageOutcome.FAILED if problem else outcome
         message = f"It delegates to {word(m_server)}"
         findings = attr.evolve(
             findings,
             m_server=word(m_server),
             is_valid=problem is None if m_server is not None else None,
-            lifetime_ms=lifetime_ms if delegated_to else None,
+            lifetime_ms=lifetime_ms if fresh else None,
         )
     kind = problem.kind if problem else None
     if problem is not None:
         message = problem.message
-        outcome = outcome if delegated_to else StageOutcome.WARNING
+        outcome = outcome if fresh else StageOutcome.WARNING
+    delegated_to = used = fresh
     if cached is not None:
-        m_server, expires_ts = cached
-        differs = m_server != delegated_to
+        m_server, expires_ts, is_used = cached
+        differs = m_server != fresh
         findings = attr.evolve(
-            findings, cached=CachedWellKnown(word(m_server), expires_ts, differs)
+            findings,
+            cached=CachedWellKnown(word(m_server), expires_ts, is_used, differs),
+            suggests_delegation=findings.suggests_delegation or m_server is not None,
         )
-        if differs and m_server and problem and not delegated_to:
+        if is_used or (problem and not fresh and m_server):
+            used = m_server
+        if differs and m_server and problem and not fresh:
             # What fails for a while does not end what was cached.
             delegated_to = m_server
             message += f". Synapse still uses what it has cached: {word(m_server)}"
-        elif differs:
+        elif differs and is_used:
             outcome = max(outcome, StageOutcome.WARNING, key=_SEVERITY.index)
             kind = kind or FailureKind.OTHER
             message += (
@@ -267,8 +310,28 @@ def conclude(
                 f"cached: {word(m_server) or 'that there is no such file'}"
             )
     findings = attr.evolve(findings, delegated_to=word(delegated_to))
-    stage = Stage(StageName.WELL_KNOWN, outcome, message, kind, findings=findings)
-    return WellKnown(stage, delegated_to)
+    detail = problem.detail if problem else ""
+    stage = Stage(
+        *(StageName.WELL_KNOWN, outcome, message, kind),
+        findings=findings,
+        detail=detail,
+    )
+    error = fetched.requests[-1].error
+    is_late = error is not None and error.kind is FailureKind.RESPONSE_TIMEOUT
+    return WellKnown(stage, delegated_to, used, is_late and used is None)
+
+
+def _suggests_delegation(fetched: Fetched) -> bool:
+    """Tell whether what is at the file's place looks as if it was meant to be one."""
+    last = fetched.requests[-1]
+    if fetched.is_absent:
+        return False
+    if last.error is not None:
+        # A web site whose certificate is bad, or for other names, may be anything.
+        return len(fetched.requests) > 1 or last.error.kind not in _TLS
+    return not (last.content_type or "").lower().startswith("text/html") or (
+        last.status is not None and last.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    )
 
 
 def _read(body: bytes) -> tuple[str | None, Failure | None]:

@@ -48,7 +48,7 @@ class Verdict(Enum):
 
     OK = "ok"
 
-    # It works, but not always or not for long.
+    # It works, but not always, or something is not as it should be.
     DEGRADED = "degraded"
 
     FAILING = "failing"
@@ -103,11 +103,14 @@ class CachedWellKnown:
     Attributes:
         m_server: The delegated name; None: that there is none.
         expires_ts: Until when.
+        is_used: Whether Synapse goes by it unasked; else it asks anew, and keeps to it
+            if that fails.
         differs: Whether it is not what the file says now.
     """
 
     m_server: str | None
     expires_ts: int
+    is_used: bool
     differs: bool
 
 
@@ -120,7 +123,9 @@ class WellKnownFindings:
         max_bytes: The size up to which Synapse reads the file.
         m_server: What the file gives as `m.server`, valid or not; None if nothing.
         is_valid: Whether that is a valid server name; None if there is none.
-        delegated_to: Where Synapse sends requests: `m.server` if it is valid.
+        delegated_to: To which name requests go by that; None: the server's own.
+        suggests_delegation: Whether anything looks as if the server meant to delegate:
+            not a web site that answers with a page, whatever it is asked for.
         lifetime_ms: How long Synapse would cache it.
         cached: What Synapse has cached; None if nothing.
     """
@@ -130,6 +135,7 @@ class WellKnownFindings:
     m_server: str | None = None
     is_valid: bool | None = None
     delegated_to: str | None = None
+    suggests_delegation: bool = False
     lifetime_ms: int | None = None
     cached: CachedWellKnown | None = None
 
@@ -180,11 +186,14 @@ class CachedService:
         service: The name.
         targets: `host:port`s.
         expires_ts: Until when.
+        is_expired: Whether that has passed. Synapse goes by it all the same if it
+            cannot look them up.
     """
 
     service: str
     targets: tuple[str, ...]
     expires_ts: int
+    is_expired: bool
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -233,7 +242,7 @@ class AddressesFindings:
         services_total: How many there are.
         cached_services: What Synapse has cached of them, where it differs.
         targets: The hosts, those first that are used first.
-        targets_total: How many there are.
+        targets_total: How many there are: not all of them are looked up.
     """
 
     resolved: str
@@ -257,7 +266,8 @@ class Certificate:
         names_total: How many there are.
         not_before_ts: From when it is valid.
         not_after_ts: Until when.
-        days_left: How many whole days that is from now; negative if it has expired.
+        left_ms: How long that is from now; negative if it has expired.
+        days_left: The same in days, rounded down.
         sha256: Its fingerprint, in hexadecimal.
         chain_length: How many certificates the server has sent.
     """
@@ -268,6 +278,7 @@ class Certificate:
     names_total: int
     not_before_ts: int
     not_after_ts: int
+    left_ms: int
     days_left: int
     sha256: str
     chain_length: int
@@ -394,7 +405,8 @@ class KeysFindings:
         keys_total: How many there are.
         old_keys: How many keys it has that it signs with no more.
         valid_until_ts: Until when it says that they are valid.
-        stored_total: How many of its keys Synapse has stored.
+        stored_total: How many of its keys Synapse has stored; None: not known.
+        status: The HTTP status; None if there was no answer.
         date_ts: The time by the server's clock, in the answer's `Date`.
         received_ts: The time here when the answer came.
         error: Why there was no answer.
@@ -405,7 +417,8 @@ class KeysFindings:
     keys_total: int = 0
     old_keys: int = 0
     valid_until_ts: int | None = None
-    stored_total: int = 0
+    stored_total: int | None = None
+    status: int | None = None
     date_ts: int | None = None
     received_ts: int | None = None
     error: Failure | None = None
@@ -454,7 +467,7 @@ class StoredFindings:
         backlog: What waits for it.
         last_inbound_ts: When it last sent us a transaction; None if it has not within
             the last day, which is what Synapse remembers.
-        reaches_us: Whether it is failing and has reached us since.
+        reaches_us: Whether it has, and if it is failing, since it is.
     """
 
     is_known: bool
@@ -490,6 +503,8 @@ class Stage:
         kind: What is wrong; None if nothing is, or if there is no name for it.
         duration_ms: How long it took.
         findings: What was seen; None if it was not tried.
+        detail: Of what is wrong, what is particular, in words for a person; "" if
+            there is nothing.
     """
 
     name: StageName
@@ -498,6 +513,29 @@ class Stage:
     kind: FailureKind | None = None
     duration_ms: int = 0
     findings: Findings | None = None
+    detail: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        name: StageName,
+        failure: Failure,
+        findings: Findings | None = None,
+        outcome: StageOutcome = StageOutcome.FAILED,
+    ) -> "Stage":
+        """Return a stage in which something is wrong.
+
+        Args:
+            name: Which.
+            failure: What is wrong.
+            findings: What was seen.
+            outcome: What came of it.
+        """
+        return cls(
+            *(name, outcome, failure.message, failure.kind),
+            findings=findings,
+            detail=failure.detail,
+        )
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -44,7 +44,9 @@ class Failure:
         kind: The cause.
         message: What a person can act on: one line of printable ASCII, and not endless,
             whatever the remote server has sent.
+        detail: Of that, what is particular; "" if that is nothing for a person.
     """
 
     kind: FailureKind
     message: str
+    detail: str = attr.ib(default="", eq=False)

@@ -44,7 +44,9 @@ class Body:
         """Refuse keys that are not known."""
         for key in self._values:
             if key not in keys:
-                known = ", ".join(f"'{self._prefix}{known}'" for known in keys)
+                known = (
+                    ", ".join(f"'{self._prefix}{known}'" for known in keys) or "none"
+                )
                 raise invalid_param(
                     f"Unknown key '{self._prefix}{bounded(key, 100)}'; known are: "
                     f"{known}"

@@ -9,9 +9,8 @@ import attr
 
 from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
 from synapse_federation_admin.homeserver import (
-    Codes,
     JsonDict,
-    SynapseError,
+    LimitExceededError,
     SynapseRequest,
 )
 from synapse_federation_admin.models import (
@@ -67,7 +66,8 @@ class DiagnoseServlet(AdminServlet):
     being diagnosed gets the same diagnosis.
 
     Errors: 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 404 `M_NOT_FOUND` for an
-    empty name, 429 `M_LIMIT_EXCEEDED` if many others are under way, 401, 403.
+    empty name, 429 `M_LIMIT_EXCEEDED`, with `retry_after_ms`, if others are under way
+    and no turn comes within a quarter of the time, 401, 403.
     """
 
     PATH = "/v2/federation/destinations/<destination>/diagnose"
@@ -85,10 +85,9 @@ class DiagnoseServlet(AdminServlet):
         try:
             found = await services.diagnoses.diagnose(destination)
         except TooManyDiagnosesError:
-            raise SynapseError(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "Many other diagnoses are under way: try again in some seconds",
-                Codes.LIMIT_EXCEEDED,
+            raise LimitExceededError(
+                "federation_admin_diagnosis",
+                retry_after_ms=services.diagnoses.timeout_ms,
             ) from None
         return HTTPStatus.OK, render(found)
 

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explains what is wrong with a server, with what the stages know of it."""
+
+from collections.abc import Mapping
+
+from synapse_federation_admin.diagnosis.clock import shown_duration
+from synapse_federation_admin.diagnosis.sentences import ADVICE, EXPLANATIONS
+from synapse_federation_admin.failure import describe, summary
+from synapse_federation_admin.models import (
+    AddressesFindings,
+    AuthenticatedFindings,
+    Connection,
+    ConnectionsFindings,
+    Failure,
+    FailureKind,
+    KeysFindings,
+    Stage,
+    StageName,
+    StageOutcome,
+    WellKnownFindings,
+)
+
+Stages = Mapping[StageName, Stage]
+
+_TLS = (
+    FailureKind.TLS_EXPIRED,
+    FailureKind.TLS_NOT_YET_VALID,
+    FailureKind.TLS_WRONG_NAME,
+    FailureKind.TLS_UNTRUSTED,
+    FailureKind.TLS_FAILED,
+)
+
+
+def explain(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str]:
+    """Return what is the matter, with what is known of it, and what to do."""
+    explanation, advice = EXPLANATIONS[kind], ADVICE[kind]
+    findings = stage.findings
+    if kind in _TLS:
+        return _told_tls(stages, stage, kind)
+    if isinstance(findings, WellKnownFindings):
+        return _told_well_known(stages, stage, findings, kind)
+    if isinstance(findings, AuthenticatedFindings) and is_up(stages):
+        if kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED):
+            return _told_signed(findings, kind)
+    elif isinstance(findings, KeysFindings):
+        return _told_keys(stage, findings, kind)
+    if kind in (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT):
+        where = _places(stages, kind)
+        if where:
+            explanation = f"{explanation} at {where}"
+        if _may_lack_delegation(stages):
+            advice += (
+                " A web server answers on port 443, but has no "
+                "/.well-known/matrix/server: perhaps that is missing."
+            )
+        return explanation, advice
+    if kind is FailureKind.OTHER and any(
+        connection.address is None for connection in _failed_connections(stages)
+    ):
+        explanation = "This homeserver's own proxy does not connect to this server"
+        advice = "Look at https_proxy and no_proxy, and at the log of that proxy."
+    if kind is FailureKind.UNREACHABLE and stage.name is StageName.ADDRESSES:
+        return stage.detail[:1].upper() + stage.detail[
+            1:
+        ], "Ask them; or have it forgotten."
+    if stage.detail:
+        explanation = f"{explanation}: {stage.detail}"
+    return explanation, advice
+
+
+def _told_tls(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str]:
+    explanation, advice = EXPLANATIONS[kind], ADVICE[kind]
+    connection = _bad_connection(stages, kind)
+    tls = connection.tls if connection else None
+    if connection is None or tls is None or tls.certificate is None:
+        if stage.detail:
+            explanation = f"{explanation}: {stage.detail}"
+        return explanation, advice
+    certificate = tls.certificate
+    problem = next(problem for problem in tls.problems if problem.kind is kind)
+    name = connection.sni or connection.host
+    if kind is FailureKind.TLS_EXPIRED:
+        if certificate.left_ms < 0:
+            ago = shown_duration(-certificate.left_ms)
+            explanation = f"Their certificate expired {ago} ago"
+        else:
+            explanation = "A certificate in the chain that they send has expired"
+    elif kind is FailureKind.TLS_WRONG_NAME:
+        names = ", ".join(certificate.names[:3]) or "no name: it has no subjectAltName"
+        explanation = f"Their certificate is for {names}, and not for {name}"
+        advice = advice.replace(
+            "for which name the certificate has to be",
+            (f"that the certificate has to be for {name}"),
+        )
+    elif kind is FailureKind.TLS_UNTRUSTED and not _is_about_authority(problem):
+        explanation = (
+            f"This homeserver does not accept their certificate: {problem.detail}"
+        )
+        advice = "Nothing you do helps until they get another one: tell them."
+    others = [
+        EXPLANATIONS[other.kind].removeprefix("Their certificate ")
+        for other in tls.problems
+        if other.kind is not kind
+    ]
+    return " and ".join([explanation, *others]), advice
+
+
+def _is_about_authority(problem: Failure) -> bool:
+    """Tell whether a certificate is not trusted because of who has issued it."""
+    return problem.detail.startswith(
+        ("it is self-signed", "the authority in", "who has issued", "the certificates")
+    )
+
+
+def _told_well_known(
+    stages: Stages, stage: Stage, findings: WellKnownFindings, kind: FailureKind
+) -> tuple[str, str]:
+    cached = findings.cached
+    if kind is FailureKind.OTHER and cached is not None:
+        explanation = (
+            "Synapse still uses an older answer about where this server is, "
+            f"{cached.m_server or 'that it does not delegate'}"
+        )
+        advice = (
+            "Wait until what is cached expires (cached.expires_ts), or restart "
+            "Synapse, with its workers."
+        )
+        failed = stages[StageName.AUTHENTICATED]
+        if failed.outcome is StageOutcome.FAILED and failed.kind is not None:
+            what = EXPLANATIONS[failed.kind]
+            explanation += f", and there it fails: {what[:1].lower()}{what[1:]}"
+        return explanation, advice
+    explanation, advice = EXPLANATIONS[kind], ADVICE[kind]
+    last = findings.requests[-1]
+    if last.error is not None and last.error.kind is FailureKind.IP_BLOCKED:
+        advice = f"It leads to a blocked address. {ADVICE[FailureKind.IP_BLOCKED]}"
+    if stage.detail:
+        explanation = f"{explanation}: {stage.detail}"
+    return explanation, advice
+
+
+def _told_signed(findings: AuthenticatedFindings, kind: FailureKind) -> tuple[str, str]:
+    """Return what it means that only a signed request is not answered well."""
+    said = " ".join(
+        filter(None, (f"HTTP {findings.status}", findings.errcode))
+        if findings.status
+        else [summary(describe(kind))]
+    )
+    if findings.errcode:
+        advice = "Tell them: the log of their homeserver has the reason."
+    else:
+        advice = (
+            "Tell them: perhaps their reverse proxy passes only a part of /_matrix on "
+            "to the homeserver."
+        )
+    return (
+        "They answer other requests, but not one that is signed by this homeserver "
+        f"({said})",
+        advice,
+    )
+
+
+def _told_keys(
+    stage: Stage, findings: KeysFindings, kind: FailureKind
+) -> tuple[str, str]:
+    explanation, advice = EXPLANATIONS[kind], ADVICE[kind]
+    if findings.error is not None and kind is findings.error.kind:
+        # It is none of the kinds of keys.
+        what = summary(describe(kind))
+        explanation = f"The request for their keys fails: {what}"
+        advice = ADVICE[FailureKind.KEYS_MISSING]
+    elif stage.detail:
+        explanation = f"{explanation}: {stage.detail}"
+    if "not for" in stage.detail and findings.server_name:
+        advice = (
+            f"The server there calls itself {findings.server_name}: use that name if "
+            f"it is theirs, or tell them. {advice}"
+        )
+    if any(key.stored is False for key in findings.keys):
+        explanation = "They have another key than Synapse has stored under the same ID"
+        advice = (
+            "Ask them: either the server was set up anew, with a new key under an old "
+            "ID, or the domain has another owner now."
+        )
+    return explanation, advice
+
+
+def _may_lack_delegation(stages: Stages) -> bool:
+    """Tell whether there is a web server, but neither delegation nor SRV records."""
+    well_known = stages[StageName.WELL_KNOWN].findings
+    addresses = stages[StageName.ADDRESSES].findings
+    return (
+        isinstance(well_known, WellKnownFindings)
+        and well_known.delegated_to is None
+        and well_known.requests[-1].status is not None
+        and isinstance(addresses, AddressesFindings)
+        and not addresses.services_total
+    )
+
+
+def _bad_connection(stages: Stages, kind: FailureKind) -> Connection | None:
+    findings = stages[StageName.CONNECTIONS].findings
+    if isinstance(findings, ConnectionsFindings):
+        for connection in findings.connections:
+            if connection.tls is not None and any(
+                problem.kind is kind for problem in connection.tls.problems
+            ):
+                return connection
+    return None
+
+
+def _failed_connections(stages: Stages) -> list[Connection]:
+    findings = stages[StageName.CONNECTIONS].findings
+    if not isinstance(findings, ConnectionsFindings):
+        return []
+    return [c for c in findings.connections if c.outcome is StageOutcome.FAILED]
+
+
+def _places(stages: Stages, kind: FailureKind) -> str:
+    """Return where there is a fault, in words."""
+    failed = _failed_connections(stages)
+    same = [
+        f"{connection.address or connection.host} port {connection.port}"
+        for connection in failed
+        if connection.error is None or connection.error.kind is kind
+    ]
+    places = " and ".join(same[:2])
+    if len(same) > 2:
+        places += f" and {len(same) - 2} other addresses"
+    if len(same) < len(failed):
+        places += "; other addresses fail otherwise"
+    return places
+
+
+def is_up(stages: Stages) -> bool:
+    """Tell whether a homeserver answers there."""
+    return StageOutcome.OK in (
+        stages[StageName.VERSION].outcome,
+        stages[StageName.KEYS].outcome,
+    )
