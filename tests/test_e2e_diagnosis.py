@@ -95,6 +95,13 @@ def test_log(world: World, reports: dict[str, Any]) -> None:
         rb".{80}[^\n\t\x20-\x7e].{80}", text
     )
     assert max(map(len, text.splitlines())) < 4000
+    assert not re.search(rb"^2026-01-01", text, re.MULTILINE), "a forged line"
+    # Nothing of it is a surprise.
+    for surprise in (b"Traceback", b"already registered"):
+        assert surprise not in text, surprise
+    # Nothing goes on for long when a diagnosis is over. Synapse complains some times
+    # of what it calls off itself, while it waits for a well-known file.
+    assert text.count(b"Re-starting finished log context") < 30
 
 
 def texts(value: Any) -> Iterator[str]:

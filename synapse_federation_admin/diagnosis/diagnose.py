@@ -47,9 +47,10 @@ logger = logging.getLogger(__name__)
 _MAX_DIAGNOSES = 4
 _SHARE_OF_WAIT = 0.25
 
-# The share of the time after which Synapse's client has to give up: so that it says
-# itself what it has met.
-_SHARE_OF_REQUESTS = 0.93
+# The share of the time that is left when Synapse's client has to give up: so that it
+# says itself what it has met; and how long it takes until what it called off has ended.
+_SHARE_AFTER_REQUESTS = 0.07
+_CALLED_OFF_MS = 100
 
 # A connection that nobody wants any more ends so much after the diagnosis.
 _GRACE_MS = 1000
@@ -241,13 +242,16 @@ class Diagnoses:
         deadline: Deadline,
     ) -> Stages:
         """Ask what only Synapse's own client can ask, where that would ask now."""
+        begun_ms = deadline.now_ms
+        reserve_ms = int(self.timeout_ms * _SHARE_AFTER_REQUESTS)
+        timeout_ms = max(1, deadline.left_ms() - reserve_ms)
         requests = OwnRequests(
             self._homeserver,
             outbound,
             outbound.requests(
                 is_file_known=well_known is not None and not well_known.is_late,
                 delegated_to=well_known.used if well_known else None,
-                timeout_ms=deadline.left_ms(_SHARE_OF_REQUESTS),
+                timeout_ms=timeout_ms,
             ),
             deadline,
         )
@@ -255,6 +259,8 @@ class Diagnoses:
             lambda: requests.check_keys(name),
             lambda: requests.check_authenticated(name),
         )
+        if deadline.since(begun_ms) >= timeout_ms:
+            await self._homeserver.sleep_ms(_CALLED_OFF_MS)
         return {StageName.KEYS: keys, StageName.AUTHENTICATED: authenticated}
 
 
