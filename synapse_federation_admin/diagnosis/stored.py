@@ -29,7 +29,10 @@ def check_stored(
     """
     if row is None:
         findings = StoredFindings(
-            is_known=False, backlog=backlog, last_inbound_ts=last_inbound_ts
+            is_known=False,
+            backlog=backlog,
+            last_inbound_ts=last_inbound_ts,
+            reaches_us=last_inbound_ts is not None,
         )
         return Stage(
             StageName.STORED,
@@ -40,11 +43,8 @@ def check_stored(
     next_retry_ts = row.next_retry_ts
     left_ms = 0 if next_retry_ts is None else max(0, next_retry_ts - now_ms)
     is_failing = row.is_failing
-    reaches_us = (
-        is_failing
-        and last_inbound_ts is not None
-        and last_inbound_ts > (row.failure_ts or 0)
-    )
+    failing_since_ts = (row.failure_ts or 0) if is_failing else 0
+    reaches_us = last_inbound_ts is not None and last_inbound_ts > failing_since_ts
     findings = StoredFindings(
         is_known=True,
         status=row.status(now_ms).value,

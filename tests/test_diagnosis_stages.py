@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure parts of the stages of a diagnosis: what is made of what was seen."""
+
+import json
+import socket
+from typing import Any
+
+import pytest
+from twisted.web.http_headers import Headers
+
+from synapse_federation_admin.diagnosis.addresses import why_no_address
+from synapse_federation_admin.diagnosis.clock import check_clock, shown_duration
+from synapse_federation_admin.diagnosis.connections import plan, without_route
+from synapse_federation_admin.diagnosis.http import Answer, parse_date_ts
+from synapse_federation_admin.diagnosis.keys import read_keys
+from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.diagnosis.stored import check_stored
+from synapse_federation_admin.diagnosis.version import read_version
+from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
+from synapse_federation_admin.failure import describe
+from synapse_federation_admin.models import (
+    Backlog,
+    Connection,
+    Destination,
+    FailureKind,
+    KeysFindings,
+    StageOutcome,
+    StoredFindings,
+    Target,
+    TargetAddress,
+    WellKnownFindings,
+    WellKnownRequest,
+)
+from synapse_federation_admin.playground.events import Identity
+
+NAME = "a.example"
+NOW = 1_800_000_000_000
+HOUR = 3_600_000
+
+OK, WARNING = StageOutcome.OK, StageOutcome.WARNING
+FAILED, SKIPPED = StageOutcome.FAILED, StageOutcome.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "port", "is_literal"),
+    [
+        ("a.example", "a.example", None, False),
+        ("A-1.example:8448", "A-1.example", 8448, False),
+        ("1.2.3.4", "1.2.3.4", None, True),
+        ("1.2.3.4:1", "1.2.3.4", 1, True),
+        ("1.2.3.999", "1.2.3.999", None, False),
+        ("[2001:db8::1]", "2001:db8::1", None, True),
+        ("[::ffff:1.2.3.4]:65535", "::ffff:1.2.3.4", 65535, True),
+        ("a" * 63 + ".example", "a" * 63 + ".example", None, False),
+    ],
+)
+def test_name(name: str, host: str, port: int | None, is_literal: bool) -> None:
+    """Names of the specification's grammar, and what they are made of."""
+    parsed = ServerName.parse(name)
+    assert (parsed.host, parsed.port, parsed.is_literal) == (host, port, is_literal)
+    assert parsed.netloc == name
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "host or host:port"),
+        ("a b", "host or host:port"),
+        ("https://a.example", "it is a URL"),
+        ("a.example/b", "it is a URL"),
+        ("m\u00fcller.example", "Punycode"),
+        ("a.example:x", "no port"),
+        ("a.example:0", "1 to 65535"),
+        ("a.example:65536", "1 to 65535"),
+        ("a..example", "empty label"),
+        ("a.example.", "empty label"),
+        ("a" * 64 + ".example", "more than 63"),
+        ("[1.2.3]", "no IPv6 address"),
+        ("[::1", "host or host:port"),
+        ("::1", "host or host:port"),
+        ("a.example\n", "host or host:port"),
+    ],
+)
+def test_no_name(name: str, why: str) -> None:
+    """What is no server name, and why."""
+    with pytest.raises(ValueError, match=why):
+        ServerName.parse(name)
+
+
+# The well-known file.
+
+
+def fetched(body: Any, content_type: str = "application/json") -> Fetched:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = WellKnownRequest("https://a/", 1, 200, content_type)
+    return Fetched((request,), Answer(200, Headers(), content))
+
+
+def absent() -> Fetched:
+    return Fetched((WellKnownRequest("https://a/", 1, 404),), is_absent=True)
+
+
+def broken() -> Fetched:
+    problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, "HTTP 502")
+    return Fetched((WellKnownRequest("https://a/", 1, 502),), problem=problem)
+
+
+CACHED = ("old.example", NOW, True)
+STALE = ("old.example", NOW, False)
+
+
+@pytest.mark.parametrize(
+    ("file", "cached", "outcome", "kind", "goes_to", "used"),
+    [
+        (fetched({"m.server": "b"}), None, OK, None, "b", "b"),
+        (absent(), None, OK, None, None, None),
+        (
+            *(fetched({"m.server": "b/c"}), None, FAILED),
+            *("well_known_invalid", "b/c", "b/c"),
+        ),
+        (fetched({"m.server": 1}), None, WARNING, "well_known_invalid", None, None),
+        (fetched({}), None, WARNING, "well_known_invalid", None, None),
+        (
+            *(fetched({"m.server": ""}), None, WARNING),
+            *("well_known_invalid", None, None),
+        ),
+        (fetched(b"\xff"), None, WARNING, "well_known_invalid", None, None),
+        (fetched(b"[NaN]"), None, WARNING, "well_known_invalid", None, None),
+        (broken(), None, WARNING, "well_known_unreachable", None, None),
+        # And what is cached, and used unasked.
+        (fetched({"m.server": "old.example"}), CACHED, OK, None, *["old.example"] * 2),
+        (fetched({"m.server": "b"}), CACHED, WARNING, "other", "b", "old.example"),
+        (fetched({"m.server": "b"}), (None, NOW, True), WARNING, "other", "b", None),
+        (absent(), CACHED, WARNING, "other", None, "old.example"),
+        (absent(), (None, NOW, True), OK, None, None, None),
+        (
+            *(broken(), CACHED, WARNING, "well_known_unreachable"),
+            *["old.example"] * 2,
+        ),
+        # Or only if the file cannot be fetched.
+        (fetched({"m.server": "b"}), STALE, OK, None, "b", "b"),
+        (absent(), STALE, OK, None, None, None),
+        (broken(), STALE, WARNING, "well_known_unreachable", *["old.example"] * 2),
+    ],
+)
+def test_file(
+    file: Fetched,
+    cached: Any,
+    outcome: StageOutcome,
+    kind: str | None,
+    goes_to: str | None,
+    used: str | None,
+) -> None:
+    """What a file means, and what Synapse does, by what it has cached."""
+    found = conclude(file, lifetime_ms=1, cached=cached, max_bytes=9)
+    stage = found.stage
+    assert stage.outcome is outcome
+    assert (stage.kind.value if stage.kind else None) == kind
+    assert (found.delegated_to, found.used) == (goes_to, used)
+    assert isinstance(stage.findings, WellKnownFindings)
+    assert stage.findings.delegated_to == goes_to
+
+
+def test_hostile_file() -> None:
+    """A name that is long, or not printable, is cut and escaped."""
+    found = conclude(
+        fetched({"m.server": "\x1b" + "x" * 9000}),
+        lifetime_ms=1,
+        cached=None,
+        max_bytes=9,
+    )
+    assert isinstance(found.stage.findings, WellKnownFindings)
+    for text in (
+        found.stage.message,
+        found.stage.findings.m_server,
+        found.stage.findings.delegated_to,
+    ):
+        assert text is not None
+        assert text.isprintable()
+        assert len(text) < 500
+
+
+def test_page_of_a_web_site() -> None:
+    """A page in HTML does not look like delegation; JSON does."""
+    for content_type, suggests in (
+        ("text/html; charset=utf-8", False),
+        ("application/json", True),
+        ("text/plain", True),
+    ):
+        found = conclude(
+            fetched(b"?", content_type), lifetime_ms=1, cached=None, max_bytes=9
+        )
+        assert isinstance(found.stage.findings, WellKnownFindings)
+        assert found.stage.findings.suggests_delegation is suggests
+
+
+# Keys.
+
+
+def keys(**changes: Any) -> dict[str, Any]:
+    identity = Identity(NAME)
+    content = {**identity.server_keys(), **changes}
+    content.pop("signatures")
+    content = {k: v for k, v in content.items() if v is not None}
+    return identity._signed(content)
+
+
+def judge(
+    body: Any, stored: dict[str, str] | None = None
+) -> tuple[str, str, KeysFindings]:
+    outcome, failure, findings = read_keys(
+        NAME, body, {} if stored is None else stored, now_ms=1, date_ts=None
+    )
+    return outcome.value, failure.detail if failure else "", findings
+
+
+def test_good_keys() -> None:
+    """Keys in order, with or without old ones; and one of two that signs."""
+    assert judge(keys())[:2] == ("ok", "")
+    assert judge(keys(old_verify_keys=None))[:2] == ("ok", "")
+    outcome, detail, findings = judge(with_others(1))
+    assert (outcome, detail) == ("warning", "they are not signed with ed25519:n0")
+    assert [key.is_self_signed for key in findings.keys] == [True, False]
+
+
+def with_others(count: int) -> dict[str, Any]:
+    """Return keys with more keys, which do not sign, before the one that does."""
+    others = {
+        f"ed25519:n{n}": next(
+            iter(Identity(NAME).server_keys()["verify_keys"].values())
+        )
+        for n in range(count)
+    }
+    identity = Identity(NAME)
+    content = identity.server_keys()
+    content.pop("signatures")
+    content["verify_keys"] = {**others, **content["verify_keys"]}
+    return identity._signed(content)
+
+
+def test_key_that_signs_is_found() -> None:
+    """Also among many, of which some only are looked at."""
+    outcome, _, findings = judge(with_others(40))
+    assert outcome == "warning"
+    assert findings.keys[0].is_self_signed
+    assert (len(findings.keys), findings.keys_total) == (20, 41)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ([], "no JSON object"),
+        (keys(server_name="b"), "they are for b, not for a.example"),
+        (keys(verify_keys={}), "no ed25519 key"),
+        (keys(valid_until_ts="x"), "valid_until_ts is no integer"),
+        (keys(valid_until_ts=True), "valid_until_ts is no integer"),
+        (keys(valid_until_ts=0), "by our clock"),
+        ({**keys(), "valid_until_ts": 9**12}, "is wrong"),
+        ({**keys(), "signatures": []}, "not signed by any"),
+        ({**keys(), "x": float("nan")}, "can be signed"),
+        (keys(old_verify_keys=[]), "old_verify_keys is no object"),
+        (keys(old_verify_keys={"ed25519:o": {"key": "A"}}), "ed25519:o in old"),
+        (keys(old_verify_keys={"ed25519:o": 1}), "ed25519:o in old"),
+    ],
+)
+def test_bad_keys(body: Any, detail: str) -> None:
+    """What is wrong with keys is told."""
+    outcome, found, _ = judge(body)
+    assert outcome == "failed"
+    assert detail in found
+
+
+def test_stored_keys() -> None:
+    """A key that Synapse has stored is the same, or another, or not known."""
+    body = keys()
+    ((key_id, value),) = body["verify_keys"].items()
+    assert judge(body, {key_id: value["key"]})[2].keys[0].stored is True
+    outcome, detail, findings = judge(body, {key_id: "AAAA"})
+    assert (outcome, findings.keys[0].stored) == ("warning", False)
+    assert "another key stored" in detail
+    assert judge(body, {"ed25519:z": "AAAA"})[2].keys[0].stored is None
+    unknown = read_keys(NAME, body, None, now_ms=1, date_ts=None)[2]
+    assert (unknown.stored_total, unknown.keys[0].stored) == (None, None)
+
+
+# Answers and clocks.
+
+
+@pytest.mark.parametrize(
+    ("date", "ts"),
+    [
+        (b"Thu, 01 Jan 1970 00:00:01 GMT", 1000),
+        (b"Thu, 01 Jan 1970 01:00:01 +0100", 1000),
+        (b"Thu, 01 Jan 1970 00:00:01", 1000),
+        (b"yesterday", None),
+        (b"\xff", None),
+        (b"Thu, 99 Jan 1970 00:00:01 GMT", None),
+        (b"Thu, 01 Jan 99999999999 00:00:01 GMT", None),
+        (None, None),
+    ],
+)
+def test_date(date: bytes | None, ts: int | None) -> None:
+    """A Date, or what is none."""
+    assert parse_date_ts(date) == ts
+
+
+def test_date_of_a_cache() -> None:
+    """That of an answer from a cache does not tell the time."""
+    headers = Headers({"Date": ["Thu, 01 Jan 1970 00:00:01 GMT"], "Age": ["9"]})
+    assert Answer(200, headers).date_ts is None
+    headers.removeHeader("Age")
+    assert Answer(200, headers).date_ts == 1000
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "outcome", "says"),
+    [
+        (0, OK, "agree"),
+        (-1900, OK, "agree"),
+        (59_000, OK, "59 s ahead of ours"),
+        (-61_000, WARNING, "61 s behind ours"),
+        (2 * HOUR, WARNING, "2 h ahead of ours"),
+    ],
+)
+def test_clock(ahead_ms: int, outcome: StageOutcome, says: str) -> None:
+    """A minute is a warning, seconds are not."""
+    stage = check_clock(NOW + ahead_ms, NOW)
+    assert stage.outcome is outcome
+    assert says in stage.message
+    assert check_clock(None, NOW).outcome is SKIPPED
+
+
+def test_durations() -> None:
+    """In the largest unit of which there are two."""
+    shown = [shown_duration(n * 1000) for n in (0, 119, 120, 7199, 7200, 172_800)]
+    assert shown == ["0 s", "119 s", "2 min", "119 min", "2 h", "2 days"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "kind"),
+    [
+        (200, {"Content-Type": ["application/json; charset=utf-8"]}, b"{}", None),
+        (200, {"Content-Type": ["Application/JSON"]}, b"{}", "invalid_response"),
+        (200, {}, b"{}", "invalid_response"),
+        (200, {"Content-Type": ["application/json"]}, b"[]", "invalid_response"),
+        (204, {}, b"", "invalid_response"),
+        (302, {}, None, "http_error"),
+        (401, {}, b"", "rejected"),
+        (410, {}, b"", "gone"),
+        (503, {}, b"", "http_error"),
+    ],
+)
+def test_version(
+    status: int, headers: dict[str, list[str]], body: bytes | None, kind: str | None
+) -> None:
+    """An answer of a homeserver, or what is none."""
+    found = read_version(Answer(status, Headers(headers), body), 1, NOW)
+    assert (found.error.kind.value if found.error else None) == kind
+
+
+# Addresses.
+
+
+def test_why_no_address() -> None:
+    """What the operating system says of a name."""
+    for error, kind in (
+        (socket.gaierror(socket.EAI_NONAME, "x"), FailureKind.DNS_NOT_FOUND),
+        (socket.gaierror(socket.EAI_NODATA, "x"), FailureKind.DNS_NOT_FOUND),
+        (socket.gaierror(socket.EAI_AGAIN, "x"), FailureKind.DNS_FAILED),
+        (socket.gaierror(socket.EAI_FAIL, "x"), FailureKind.DNS_FAILED),
+        (OSError(24, "Too many open files"), FailureKind.DNS_FAILED),
+        (UnicodeError(), FailureKind.DNS_NOT_FOUND),
+    ):
+        assert why_no_address(error, "a").kind is kind
+
+
+def test_plan() -> None:
+    """Of each host the first address, then the second; those blocked are left out."""
+
+    def host(name: str, *addresses: str, **kwargs: Any) -> Target:
+        shown = tuple(TargetAddress(address, False) for address in addresses)
+        return Target(name, 1, shown, len(shown), **kwargs)
+
+    error = describe(FailureKind.IP_BLOCKED)
+    targets = (
+        host("a", "1", "2", "3"),
+        host("b", "4", error=error),
+        Target("c", 2, via_proxy=True),
+    )
+    planned = plan(targets, ServerName("n.example", None, False))
+    assert [(c.address, c.host) for c in planned] == [
+        *(("1", "a"), ("4", "b"), (None, "c"), ("2", "a"), ("3", "a")),
+    ]
+    assert [c.outcome is SKIPPED for c in planned] == [False, True, False, False, False]
+    assert {c.sni for c in planned} == {"n.example"}
+
+
+def test_no_route() -> None:
+    """An address of a family that this host does not have is excused."""
+    error = describe(FailureKind.UNREACHABLE)
+    six = Connection("2001:db8::1", "a", 1, "a", "a", FAILED, error=error)
+    four = Connection("192.0.2.1", "a", 1, "a", "a", FAILED, error=error)
+    missing = {socket.AF_INET6}
+    assert without_route(six, missing).outcome is SKIPPED
+    assert without_route(four, missing).outcome is FAILED
+    assert without_route(four, {socket.AF_INET}).outcome is SKIPPED
+    assert without_route(six, ()).outcome is FAILED
+
+
+# What is stored.
+
+
+@pytest.mark.parametrize(
+    ("row", "inbound", "reaches_us", "says"),
+    [
+        (None, None, False, "never sent"),
+        (None, NOW - 1, True, "never sent"),
+        (Destination(NAME, None, None, None, 1), NOW - 1, True, "not have it as"),
+        (Destination(NAME, NOW, HOUR, NOW - 9, 1), NOW - 1, True, "It reaches us"),
+        (Destination(NAME, NOW, HOUR, NOW - 9, 1), NOW - 10, False, "again in 60 min"),
+        (Destination(NAME, 1, 1, 1, 1), None, False, "when something is due"),
+    ],
+)
+def test_stored(
+    row: Destination | None, inbound: int | None, reaches_us: bool, says: str
+) -> None:
+    """What Synapse holds, and whether they reach us."""
+    stage = check_stored(row, Backlog(), inbound, now_ms=NOW)
+    assert isinstance(stage.findings, StoredFindings)
+    assert stage.findings.reaches_us is reaches_us
+    assert says in stage.message
