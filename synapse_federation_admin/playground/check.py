@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from attrs import frozen
 
@@ -14,6 +15,18 @@ from synapse_federation_admin.playground.world import (
     WAITING_TO_DEVICE,
     Playground,
 )
+
+# As many as are under way in a process at a time.
+_DIAGNOSES_AT_ONCE = 4
+
+# What is to be found of servers that fail.
+_KINDS = {
+    Behaviour.DOWN: "connection_refused",
+    Behaviour.EXPIRED_CERTIFICATE: "tls_expired",
+    Behaviour.WRONG_NAME_CERTIFICATE: "tls_wrong_name",
+    Behaviour.BAD_GATEWAY: "http_error",
+    Behaviour.HANGING: "response_timeout",
+}
 
 # Stock Synapse with federation senders on workers needs about a minute.
 _ARRIVAL_TIMEOUT_S = 90
@@ -27,6 +40,8 @@ class CheckResult:
     """All destinations before the reset, as the API gave them."""
     failing: list[Json]
     """Those of them that were failing."""
+    diagnoses: list[Json]
+    """Why each of those fails, as the API said."""
     repaired: str
     """The server name of the server that was down and whose connection was reset."""
     first_contact_s: float
@@ -42,13 +57,16 @@ class CheckResult:
 
 
 def check(
-    playground: Playground, show: Callable[[list[Json]], None] = lambda _: None
+    playground: Playground,
+    show: Callable[[list[Json]], None] = lambda _: None,
+    show_diagnoses: Callable[[list[Json]], None] = lambda _: None,
 ) -> CheckResult:
     """Do the main job on a prepared playground.
 
     Args:
         playground: started and prepared.
         show: is handed the failing destinations, as the API gave them.
+        show_diagnoses: is handed a diagnosis of each.
 
     Raises:
         PlaygroundError: a part of it did not happen; the text says which.
@@ -70,6 +88,10 @@ def check(
     before = client.destination(name)
     if any(message.has(WAITING_MESSAGE) for message in remote.messages):
         raise PlaygroundError(f"{name} got its message although it was down")
+
+    progress("Asking why they fail")
+    diagnoses = _diagnose(playground)
+    show_diagnoses(diagnoses)
 
     progress(f"Bringing {name} up and resetting its connection")
     brought_up = time.monotonic()
@@ -98,6 +120,7 @@ def check(
     return CheckResult(
         destinations=destinations,
         failing=failing,
+        diagnoses=diagnoses,
         repaired=name,
         first_contact_s=contact.monotonic - answered,
         pdu_s=pdu.monotonic - answered,
@@ -105,6 +128,21 @@ def check(
         before=before,
         after=after,
     )
+
+
+def _diagnose(playground: Playground) -> list[Json]:
+    """Ask why each failing server fails; the answers have to be right."""
+    names = [server.server_name for server in playground.failing]
+    with ThreadPoolExecutor(_DIAGNOSES_AT_ONCE) as pool:
+        diagnoses = list(pool.map(playground.client.diagnose, names))
+    for remote, diagnosis in zip(playground.failing, diagnoses, strict=True):
+        expected = _KINDS[remote.behaviour]
+        if diagnosis["kind"] != expected:
+            raise PlaygroundError(
+                f"{remote.server_name}: {remote.behaviour.value}: the diagnosis should "
+                f"be {expected}; the API says {diagnosis['kind']}"
+            )
+    return diagnoses
 
 
 def _require_cleared(row: Json) -> None:

@@ -153,6 +153,10 @@ def curl_lines(
             f"{get} {shlex.quote(f'{base}?order_by=failure_ts&dir=b')}",
         ),
         ("The one that is down", f"{get} {shlex.quote(one)}"),
+        (
+            "Why it fails, and what to do",
+            f"{get} -X POST {shlex.quote(f'{one_v2}/diagnose')}",
+        ),
         ("The rooms that it shares with us", f"{get} {shlex.quote(f'{one}/rooms')}"),
         (
             "Bring it up (or: down, slow, hanging, bad_gateway ...)",
@@ -184,6 +188,16 @@ def show_destinations(
     """Print the table of destinations."""
     console.print()
     console.print(destinations_table(rows, playground.behaviour_of, title=title))
+
+
+def show_diagnoses(console: Console, diagnoses: Iterable[Json]) -> None:
+    """Print why servers fail, and what to do."""
+    console.print()
+    for diagnosis in diagnoses:
+        plain(console, f"{diagnosis['destination']}  {diagnosis['kind']}")
+        plain(console, f"  {diagnosis['explanation']}")
+        console.print(Text(f"  {diagnosis['advice']}", "dim"))
+    console.print()
 
 
 def show_playground(console: Console, playground: Playground, control_url: str) -> None:

@@ -21,6 +21,7 @@ from synapse_federation_admin.playground.display import (
     Progress,
     plain,
     show_destinations,
+    show_diagnoses,
     show_playground,
     show_result,
 )
@@ -155,7 +156,11 @@ class Session:
                 f"{len(failing)} of {total} destinations are failing",
             )
 
-        result = check(playground, show)
+        def show_why(diagnoses: list[Json]) -> None:
+            self._progress.done()
+            show_diagnoses(self._console, diagnoses)
+
+        result = check(playground, show, show_why)
         self._progress.done()
         show_result(self._console, playground, result)
 
