@@ -26,6 +26,10 @@ class AccessTestCase(ModuleTestCase):
         patcher.start()
         self.addCleanup(patcher.stop)
 
+    def default_config(self) -> dict[str, Any]:
+        # Diagnoses would, too.
+        return {**super().default_config(), "federation_domain_whitelist": []}
+
     @parameterized.expand(EVERY_ROUTE)
     def test_no_token(self, method: str, path: str) -> None:
         """Without a token: 401 M_MISSING_TOKEN, in JSON."""

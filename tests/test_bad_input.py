@@ -7,6 +7,8 @@ import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 from parameterized import parameterized
 
+V2 = "/_synapse/admin/v2/federation/destinations"
+
 # Destinations as they may stand in a path: what they are, and the bytes. All of them
 # ASCII, as a URL is: a raw byte beyond that fails in Synapse's own site, before any
 # resource, ours or another, is found (`synapse/http/proxy.py`, `ProxySite`).
@@ -115,3 +117,45 @@ class BadInputTestCase(ModuleTestCase):
             self.add_destination("a.example", 10, 20, 5, 7)
             channel = self.ask("POST", url, content=body)
             self.assertEqual(channel.code, 200, (what, channel.result))
+
+    def test_names_to_diagnose(self) -> None:
+        """What is no server name is diagnosed as that: 200, and never sent to."""
+        for what, name in NAMES.items():
+            channel = self.ask("POST", V2.encode() + b"/" + name + b"/diagnose")
+            if channel.code == 404:
+                # Not a path of ours: the name has a slash, or steps out.
+                self.assertEqual(channel.json_body["errcode"], "M_UNRECOGNIZED", what)
+                continue
+            self.assertEqual(channel.code, 200, (what, channel.result))
+            report = channel.json_body
+            self.assertEqual(report["verdict"], "failing", what)
+            self.assertEqual(report["kind"], "invalid_name", what)
+            stages = {stage["name"]: stage for stage in report["stages"]}
+            self.assertEqual(stages["authenticated"]["outcome"], "skipped", what)
+            self.assertEqual(stages["stored"]["outcome"], "ok", what)
+        self.assertEqual(self.names(), ["a.example"])
+
+    def test_bodies_to_diagnose(self) -> None:
+        """A diagnosis takes no body but an empty object."""
+        url = V2 + "/a..example/diagnose"
+        for what, body in BODIES.items():
+            channel = self.ask("POST", url, content=body)
+            self.assertEqual(channel.code, 400, (what, channel.result))
+        for good in (b"", b"{}"):
+            self.assertEqual(self.ask("POST", url, content=good).code, 200)
+        channel = self.ask("POST", url, content=b'{"timeout_ms": 1}')
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertIn("timeout_ms", channel.json_body["error"])
+        self.assertEqual(self.ask("POST", V2 + "//diagnose").code, 404)
+
+    def test_diagnosis_without_the_database(self) -> None:
+        """What cannot be read costs a diagnosis that stage, and nothing else."""
+        self.run_sql("ALTER TABLE received_transactions RENAME TO gone")
+        channel = self.ask("POST", V2 + "/a..example/diagnose")
+        self.run_sql("ALTER TABLE gone RENAME TO received_transactions")
+        self.assertEqual(channel.code, 200, channel.result)
+        stage = channel.json_body["stages"][8]
+        self.assertEqual((stage["name"], stage["outcome"]), ("stored", "skipped"))
+        self.assertIn("cannot be read", stage["message"])
+        self.assertIsNone(channel.json_body["stored"])
+        self.assertEqual(channel.json_body["kind"], "invalid_name")
