@@ -3,9 +3,11 @@
 
 import json
 import socket
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from netaddr import IPAddress, IPSet
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.diagnosis.addresses import why_no_address
@@ -18,6 +20,7 @@ from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failure import describe
+from synapse_federation_admin.homeserver import _AddressRanges
 from synapse_federation_admin.models import (
     Backlog,
     Connection,
@@ -429,3 +432,26 @@ def test_stored(
     assert isinstance(stage.findings, StoredFindings)
     assert stage.findings.reaches_us is reaches_us
     assert says in stage.message
+
+
+@pytest.mark.parametrize(
+    "blocked",
+    [
+        [],
+        ["127.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "::1/128", "fc00::/7"],
+        ["0.0.0.0/0", "::/0"],
+        ["192.0.2.1/32", "192.0.2.3/32", "::ffff:7f00:0/104"],
+    ],
+)
+def test_blocked_addresses(blocked: list[str]) -> None:
+    """Addresses are compared with a blocklist as Synapse does it."""
+    addresses = IPSet(blocked)
+    ranges = _AddressRanges(addresses)
+    for address in (
+        *("127.0.0.1", "126.255.255.255", "128.0.0.0", "10.0.255.255", "10.1.0.0"),
+        *("10.2.255.255", "10.3.0.0", "192.0.2.1", "192.0.2.2", "192.0.2.3"),
+        *("::1", "::2", "fc00::", "fdff::1", "fe00::", "::ffff:127.0.0.1", "0.0.0.0"),
+    ):
+        expected = IPAddress(address) in addresses
+        assert (ip_address(address) in ranges) is expected, address
+    assert ip_address("127.0.0.1") not in _AddressRanges(None)
