@@ -23,8 +23,8 @@ from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from synapse_federation_admin import homeserver
 from synapse_federation_admin.bounded_reactor import BoundedReactor
+from synapse_federation_admin.homeserver import Homeserver, network
 from tests import unittest
 
 LIMIT = 256 * 1024
@@ -163,7 +163,7 @@ class BoundedReactorTestCase(TestCase):
 class ContactConnectionsTestCase(unittest.HomeserverTestCase):
     """The connections of the client for contacts, in Synapse's harness."""
 
-    def contact(self, contacting: homeserver.Homeserver) -> StringTransport:
+    def contact(self, contacting: Homeserver) -> StringTransport:
         """Make a contact, answer it, and return the connection that it has made."""
         self.reactor.lookups.update({ip: ip for ip in ("1.2.3.4", "127.0.0.1")})
         before = len(self.reactor.tcpClients)
@@ -186,8 +186,8 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
     def check_one_connection_each(self) -> None:
         # Without TLS.
-        with mock.patch.object(homeserver, "_ContactPolicy", return_value=None):
-            contacting = homeserver.Homeserver(self.hs.get_module_api())
+        with mock.patch.object(network, "ContactPolicy", return_value=None):
+            contacting = Homeserver(self.hs.get_module_api())
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)
 
@@ -196,7 +196,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
         Else one that could not be reached would seem to be down for an hour.
         """
-        clients = homeserver._ContactClients(self.hs)
+        clients = network.ContactClients(self.hs)
         resolver = clients.limited.agent._agent._agent._well_known_resolver  # type: ignore[attr-defined]
         asked = []
 

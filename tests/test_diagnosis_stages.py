@@ -10,6 +10,7 @@ import pytest
 from netaddr import IPAddress, IPSet
 from twisted.web.http_headers import Headers
 
+from synapse_federation_admin.address_ranges import AddressRanges
 from synapse_federation_admin.diagnosis.addresses import why_no_address
 from synapse_federation_admin.diagnosis.clock import check_clock, shown_duration
 from synapse_federation_admin.diagnosis.connections import plan, without_route
@@ -20,7 +21,6 @@ from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failure import describe
-from synapse_federation_admin.homeserver import _AddressRanges
 from synapse_federation_admin.models import (
     Backlog,
     Connection,
@@ -446,7 +446,7 @@ def test_stored(
 def test_blocked_addresses(blocked: list[str]) -> None:
     """Addresses are compared with a blocklist as Synapse does it."""
     addresses = IPSet(blocked)
-    ranges = _AddressRanges(addresses)
+    ranges = AddressRanges(addresses)
     for address in (
         *("127.0.0.1", "126.255.255.255", "128.0.0.0", "10.0.255.255", "10.1.0.0"),
         *("10.2.255.255", "10.3.0.0", "192.0.2.1", "192.0.2.2", "192.0.2.3"),
@@ -454,4 +454,4 @@ def test_blocked_addresses(blocked: list[str]) -> None:
     ):
         expected = IPAddress(address) in addresses
         assert (ip_address(address) in ranges) is expected, address
-    assert ip_address("127.0.0.1") not in _AddressRanges(None)
+    assert ip_address("127.0.0.1") not in AddressRanges(None)

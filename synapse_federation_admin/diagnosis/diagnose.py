@@ -141,7 +141,9 @@ class Diagnoses:
         stages = {StageName.NAME: named}
         for some in await side_by_side(
             lambda: self._check_stored(name, deadline),
-            lambda: self._check_way(name, named, deadline),
+            lambda: _guarded(
+                (*_DIRECT, *_ASKED), lambda: self._check_way(name, named, deadline)
+            ),
         ):
             stages.update(some)
         stages[StageName.CLOCK] = _check_clock(stages)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where Synapse serves its admin API, and ours with it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
+
+from synapse.http.server import (
+    HttpServer,
+    JsonResource,
+)
+from synapse.module_api import (
+    SynapseRequest,
+)
+from synapse.rest.admin import register_servlets
+from synapse.rest.admin.media import register_servlets_for_media_repo
+from twisted.internet.address import UNIXAddress
+from twisted.web.resource import Resource
+
+if TYPE_CHECKING:
+    from synapse.config.server import ListenerConfig
+    from synapse.server import HomeServer
+
+logger = logging.getLogger(__name__)
+
+_ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
+_LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
+
+# The resources of a listener that make Synapse serve admin endpoints on it. Which ones
+# of them count, and what is then served, depends on the process.
+_Surface = frozenset[str]
+_CLOSED: _Surface = frozenset()
+_CLIENT: _Surface = frozenset({"client"})
+_CLIENT_AND_MEDIA: _Surface = frozenset({"client", "media"})
+
+
+class AdminResource(Resource):
+    """Synapse's admin API with servlets of ours, on the listeners that have it.
+
+    Synapse attaches a module's resource to every HTTP listener of a process, also to
+    those where stock Synapse has no admin API. This resource answers by listener:
+    what Synapse would have served there (`synapse/app/homeserver.py`,
+    `synapse/app/generic_worker.py`) together with ours, or 404 `M_UNRECOGNIZED`.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self, hs: "HomeServer", register: Callable[[HttpServer], None]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
+        self._hs = hs
+        self._register = register
+        self._listeners = _Listeners(hs)
+        self._by_surface = {_CLOSED: self._routes(_CLOSED)}
+        for surface in self._listeners.surfaces():
+            self._by_surface[surface] = self._routes(surface)
+
+    def render(self, request: SynapseRequest) -> int:
+        """Answer a request, as what its listener carries."""
+        surface = self._listeners.surface_of(request)
+        if surface not in self._by_surface:
+            self._by_surface[surface] = self._routes(surface)
+        return self._by_surface[surface].render(request)
+
+    def listNames(self) -> list[bytes]:
+        """Return no names: what is below a leaf is never asked.
+
+        Synapse builds a tree of resources for each listener, and this resource is in
+        all of them. Where another module has a path below this one, the second tree
+        would find what the first has put here, and fail.
+        """
+        return []
+
+    def _routes(self, surface: _Surface) -> JsonResource:
+        routes = JsonResource(self._hs, canonical_json=False)
+        if surface:
+            # Ours are registered twice. The first match wins, so they go first; and of
+            # an equal pattern and method the last registration stays, so they go last
+            # as well.
+            self._register(routes)
+            if "client" in surface:
+                register_servlets(self._hs, routes)
+            if "media" in surface:
+                register_servlets_for_media_repo(self._hs, routes)
+            self._register(routes)
+        return routes
+
+
+class _Listeners:
+    """Knows on which listeners of this process Synapse serves admin endpoints."""
+
+    def __init__(self, hs: "HomeServer") -> None:
+        on_worker = hs.config.worker.worker_app is not None
+        carriers = (
+            _CLIENT_AND_MEDIA
+            if on_worker and hs.config.media.can_load_media_repo
+            else _CLIENT
+        )
+        listeners = (
+            hs.config.worker.worker_listeners
+            if on_worker
+            else hs.config.server.listeners
+        )
+        self._unconfigured: set[str] = set()
+        self._by_tag: dict[str, list[tuple[ListenerConfig, _Surface]]] = {}
+        for listener in listeners:
+            if listener.http_options is not None:
+                names = {
+                    name
+                    for resource in listener.http_options.resources
+                    for name in resource.names
+                }
+                self._by_tag.setdefault(listener.get_site_tag(), []).append(
+                    (listener, carriers & names)
+                )
+
+    def surfaces(self) -> set[_Surface]:
+        """Return the surfaces of the listeners in the configuration."""
+        return {surface for group in self._by_tag.values() for _, surface in group}
+
+    def surface_of(self, request: SynapseRequest) -> _Surface:
+        """Return the surface of the listener that a request came in through."""
+        tag = request.synapse_site.site_tag
+        listeners = self._by_tag.get(tag)
+        if listeners is None:
+            # Synapse itself opens no listener that is not in its configuration. Who has
+            # put this resource on a site of his own, as Synapse's test harness does,
+            # wants it served there.
+            if tag not in self._unconfigured:
+                self._unconfigured.add(tag)
+                logger.warning("Listener %r is not in Synapse's configuration", tag)
+            return _CLIENT
+        surfaces = {surface for _, surface in listeners}
+        if len(surfaces) > 1:
+            # All Unix sockets share one tag, and so do two listeners on one port of
+            # different addresses, or what the operator has tagged alike.
+            surfaces = {s for listener, s in listeners if _is_at(listener, request)}
+        return surfaces.pop() if len(surfaces) == 1 else _CLOSED
+
+
+def _is_at(listener: "ListenerConfig", request: SynapseRequest) -> bool:
+    """Tell whether a request came in through a listener, by the local address."""
+    host = request.getHost()
+    if isinstance(host, UNIXAddress):
+        path = getattr(listener, "path", None)
+        return path is not None and host.name == path.encode()
+    if getattr(listener, "port", None) != getattr(host, "port", None):
+        return False
+    bound = set(_addresses(getattr(listener, "bind_addresses", [])))
+    return bool({ip_address(host.host), *_ANY_ADDRESS} & bound)
+
+
+def _addresses(names: list[str]) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield what a listener's `bind_addresses` stand for."""
+    for name in names:
+        try:
+            yield ip_address(name or "::")
+        except ValueError:
+            # A host name: Synapse binds to what it resolves to on this machine.
+            if name == "localhost":
+                yield from _LOCALHOST

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to other servers, as Synapse's federation client makes them."""
+
+import re
+from copy import copy
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+from OpenSSL import SSL
+from service_identity.exceptions import VerificationError
+from synapse.config.homeserver import HomeServerConfig
+from synapse.crypto.context_factory import (
+    ConnectionVerifier,
+    FederationPolicyForHTTPS,
+    SSLClientConnectionCreator,
+)
+from synapse.http.client import (
+    BlocklistingAgentWrapper,
+    BlocklistingReactorWrapper,
+)
+from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
+from synapse.http.federation.srv_resolver import Server, SrvResolver
+from synapse.http.federation.well_known_resolver import (
+    WellKnownResolver,
+)
+from synapse.http.matrixfederationclient import MatrixFederationHttpClient
+from synapse.http.proxyagent import ProxyAgent
+from synapse.util.gai_resolver import GAIResolver
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+)
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from twisted.web.iweb import IAgent
+
+from synapse_federation_admin.bounded_reactor import BoundedReactor, EndingReactor
+from synapse_federation_admin.homeserver.instances import outbound_instances
+from synapse_federation_admin.plain_agent import PlainAgent
+
+if TYPE_CHECKING:
+    from synapse.server import HomeServer
+    from synapse.storage import DataStore
+
+T = TypeVar("T")
+
+# What a connection made for a contact may bring in, and how long it may last. A real
+# answer takes some 10 KB, most of it certificates, and the longest timeout is a minute,
+# once for the headers and once for the body.
+_MAX_CONTACT_BYTES = 256 * 1024
+_MAX_CONTACT_S = 150
+
+# Look-ups of names under way at once, for contacts.
+_RESOLVER_THREADS = 64
+
+# How many of the servers that SRV records lead to are tried.
+_MAX_SERVERS = 8
+
+# What SRV records may lead to.
+_HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
+
+
+class UntrustedCertificateError(Exception):
+    """A certificate does not lead to an authority that this homeserver trusts.
+
+    Attributes:
+        code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
+        depth: Of which certificate: 0 is the server's, others are in its chain.
+    """
+
+    def __init__(self, code: int, depth: int = 0) -> None:
+        super().__init__(f"OpenSSL verification error {code}")
+        self.code = code
+        self.depth = depth
+
+
+class Network:
+    """Connections to other servers as Synapse's federation client makes them: bounded.
+
+    What other servers send is such afterwards that Synapse may log it.
+
+    Attributes:
+        reactor: What makes the connections.
+        threads: Those that look names up; None in a test harness.
+        policy: What is wanted of TLS.
+        web_agent: Makes requests for well-known files.
+    """
+
+    def __init__(
+        self, hs: "HomeServer", *, threads: int, max_lifetime_s: float
+    ) -> None:
+        self._hs = hs
+        self._config = hs.config.server
+        resolver: IHostnameResolver = hs.get_reactor().nameResolver
+        self.threads: ThreadPool | None = None
+        if isinstance(resolver, GAIResolver):
+            # In threads of its own: a look-up cannot be called off, and domains that
+            # are dead may take long. Synapse's own twenty threads would have none left
+            # for its federation.
+            pool = _thread_pool(hs, threads)
+            resolver = cast(
+                IHostnameResolver,
+                GAIResolver(hs.get_reactor(), getThreadPool=lambda: pool),
+            )
+            self.threads = pool
+        # All that Synapse wants of a reactor, and more.
+        self.reactor = cast(
+            Any,
+            BoundedReactor(
+                hs.get_reactor(),
+                resolver=resolver,
+                max_received_bytes=_MAX_CONTACT_BYTES,
+                max_lifetime_s=max_lifetime_s,
+            ),
+        )
+        self.policy = ContactPolicy(hs.config)
+        self._blocklisting = BlocklistingReactorWrapper(
+            self.reactor,
+            self._config.federation_ip_range_allowlist,
+            self._config.federation_ip_range_blocklist,
+        )
+        # As in `MatrixFederationAgent`.
+        self.web_agent: IAgent = self._wrapped(
+            ProxyAgent(
+                reactor=self._blocklisting,
+                proxy_reactor=self.reactor,
+                contextFactory=self.policy,
+                proxy_config=self._config.proxy_config,
+            )
+        )
+
+    @property
+    def user_agent(self) -> str:
+        """What Synapse calls itself in requests."""
+        suffix = self._config.user_agent_suffix
+        version: str = self._hs.version_string
+        return f"{version} {suffix}" if suffix else version
+
+    def well_known_resolver(self) -> WellKnownResolver:
+        """Return what asks for well-known files, and remembers nothing.
+
+        Synapse remembers for an hour that a server has no such file, also if it could
+        not be reached: it would still seem to be down when it is up.
+        """
+        return WellKnownResolver(
+            server_name=self._hs.hostname,
+            reactor=self._blocklisting,
+            clock=self._hs.get_clock(),
+            agent=self.web_agent,
+            user_agent=self.user_agent.encode("ascii"),
+            well_known_cache=cast(Any, _NoCache()),
+            had_well_known_cache=cast(Any, _NoCache()),
+        )
+
+    def client(self, resolver: WellKnownResolver) -> MatrixFederationHttpClient:
+        """Make a federation client.
+
+        As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request
+        has a connection of its own: the bounds are those of one request, and a
+        connection that was made earlier would prove less.
+
+        Args:
+            resolver: What tells to which server another one delegates.
+        """
+        if outbound_instances(self._hs) is not None:
+            # Its agent asks another process. That is within a wrapper which keeps to
+            # `ip_range_blacklist`.
+            client = MatrixFederationHttpClient(
+                cast("HomeServer", _HomeServerView(self._hs, self.reactor)), self.policy
+            )
+            client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
+            client.agent = PlainAgent(client.agent)
+            return client
+        # A second one that is made anew would take the metrics of Synapse's own caches
+        # of well-known files.
+        client = copy(self._hs.get_federation_http_client())
+        client.agent = self.agent(resolver)
+        return client
+
+    def agent(self, resolver: WellKnownResolver, ends_s: float | None = None) -> IAgent:
+        """Make what a client makes its requests with, where it goes out itself.
+
+        Args:
+            resolver: What tells to which server another one delegates.
+            ends_s: The reactor's time from which nothing is connected to any more.
+        """
+        reactor = self.reactor
+        if ends_s is not None:
+            reactor = cast(Any, EndingReactor(reactor, ends_s))
+        direct = MatrixFederationAgent(
+            server_name=self._hs.hostname,
+            reactor=reactor,
+            clock=self._hs.get_clock(),
+            tls_client_options_factory=self.policy,
+            user_agent=self.user_agent.encode("ascii"),
+            ip_allowlist=self._config.federation_ip_range_allowlist,
+            ip_blocklist=self._config.federation_ip_range_blocklist,
+            proxy_config=self._config.proxy_config,
+            _srv_resolver=_PlainSrvResolver(),
+            _well_known_resolver=resolver,
+        )
+        direct._pool.persistent = False
+        return self._wrapped(direct)
+
+    def _wrapped(self, agent: IAgent) -> IAgent:
+        return PlainAgent(
+            BlocklistingAgentWrapper(
+                agent, ip_blocklist=self._config.federation_ip_range_blocklist
+            )
+        )
+
+
+class ContactClients:
+    """Federation clients for contacts.
+
+    Attributes:
+        reactor: What makes their connections.
+        limited: The retry limiter acts on what comes of its requests.
+        unlimited: It does not.
+    """
+
+    def __init__(self, hs: "HomeServer") -> None:
+        network = Network(hs, threads=_RESOLVER_THREADS, max_lifetime_s=_MAX_CONTACT_S)
+        self.reactor = network.reactor
+        self.limited = network.client(network.well_known_resolver())
+        self.unlimited = copy(self.limited)
+        self.unlimited._store = cast("DataStore", NoTimings(hs))
+
+
+class _HomeServerView:
+    """A homeserver as it is, but for its reactor."""
+
+    def __init__(self, hs: "HomeServer", reactor: BoundedReactor) -> None:
+        self._hs = hs
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._hs, name)
+
+    def get_reactor(self) -> BoundedReactor:
+        return self._reactor
+
+
+class NoTimings:
+    """A store in which no destination is failing, for the retry limiter.
+
+    It then lets every request out; and since the backoff is to be ignored, it stores
+    nothing afterwards (`synapse/util/retryutils.py`).
+    """
+
+    def __init__(self, hs: "HomeServer") -> None:
+        self.hs = hs
+
+    async def get_destination_retry_timings(self, _: str) -> None:
+        """Return that none is."""
+        return
+
+
+class _NoCache:
+    """A TTLCache that remembers nothing (`synapse/util/caches/ttlcache.py`)."""
+
+    def get_with_expiry(self, key: bytes) -> NoReturn:
+        raise KeyError(key)
+
+    def get(self, _key: bytes, default: T) -> T:
+        return default
+
+    def set(self, _key: bytes, _value: object, _ttl: float) -> None:
+        pass
+
+
+class _QuietVerifier(ConnectionVerifier):
+    """Synapse's verifier, for which a certificate without names is no surprise."""
+
+    def verify_context_info_cb(
+        self, ssl_connection: SSL.Connection, where: int
+    ) -> None:
+        """See Synapse's; this is called by OpenSSL."""
+        try:
+            super().verify_context_info_cb(ssl_connection, where)
+        except Exception:
+            # What is in it, and in the name, is up to the server.
+            error = VerificationError(errors=[])
+            ssl_connection.get_app_data().failVerification(Failure(error))
+
+
+class ContactPolicy(FederationPolicyForHTTPS):
+    """Synapse's policy, and the reason if a certificate is not trusted."""
+
+    def __init__(self, config: HomeServerConfig) -> None:
+        super().__init__(config)
+        context = self._verify_ssl_context
+        context.set_verify(context.get_verify_mode(), _verified)
+
+    def get_options(self, host: bytes) -> SSLClientConnectionCreator:
+        """Return what makes connections: see Synapse's."""
+        creator = cast(SSLClientConnectionCreator, super().get_options(host))
+        creator._verifier = _QuietVerifier(host, creator._verifier._verify_certs)
+        return creator
+
+
+def _verified(
+    connection: SSL.Connection, _certificate: object, code: int, depth: int, ok: int
+) -> bool:
+    """Take note of OpenSSL's verdict on a certificate; return that it stands."""
+    if not ok:
+        # Else all that is left of it is "certificate verify failed".
+        tls_protocol = connection.get_app_data()
+        tls_protocol.failVerification(Failure(UntrustedCertificateError(code, depth)))
+    return bool(ok)
+
+
+class _PlainSrvResolver(SrvResolver):
+    """Looks SRV records up, and does not pass on what can be no host name."""
+
+    async def resolve_service(self, service_name: bytes) -> list[Server]:
+        """Look up: see Synapse's."""
+        found = await super().resolve_service(service_name)
+        plain = [server for server in found if _HOST_NAME.fullmatch(server.host)]
+        if found and not plain:
+            raise ValueError("its SRV records do not lead to host names")
+        return plain[:_MAX_SERVERS]
+
+
+def _thread_pool(hs: "HomeServer", threads: int) -> ThreadPool:
+    """Return threads that end when Synapse does."""
+    reactor = hs.get_reactor()
+    pool = ThreadPool(maxthreads=threads, name="federation_admin_resolver")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return pool
