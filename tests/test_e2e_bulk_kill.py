@@ -23,6 +23,10 @@ PER_SECOND = 100
 # on a busy machine, for it is under way until its outcome is in the database.
 IN_FLIGHT_S = 3.0
 
+# So late the remote servers of the test may see on a busy machine what is in their
+# sockets: also after the kill.
+SEEN_LATE_S = 0.5
+
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgres"])
@@ -87,8 +91,10 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
                 if seen.name == name and "/send/" not in seen.path
             )
             for first in times[:-1]:
-                # How long before a kill it was begun.
-                before_kill_s = min(kill - first for kill in kills if kill >= first)
+                # How long before a kill it was begun: what was, may be seen later.
+                before_kill_s = min(
+                    kill - first for kill in kills if kill >= first - SEEN_LATE_S
+                )
                 assert before_kill_s < IN_FLIGHT_S, (name, times, kills)
         print(
             json.dumps(
