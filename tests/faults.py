@@ -482,6 +482,29 @@ def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, expired(lab, name))
 
 
+@fault("one-expired-first", "degraded", "tls_expired", "works for some")
+def _(lab: Laboratory, name: str) -> None:
+    up_with(lab, name, expired(lab, name))
+    up(lab, name)
+
+
+@fault("one-web-server-first", "degraded", "http_error", "works for some")
+def _(lab: Laboratory, name: str) -> None:
+    other = lab.address()
+    lab.name("one-web-server-first", other)
+    lab.serve(other, 8448, http("502 Bad Gateway", b"<html>", HTML), name)
+    up(lab, name)
+
+
+@fault("one-hole", "degraded", "connection_timeout", "not at every address")
+def _(lab: Laboratory, name: str) -> None:
+    """An address that does not react, at port 443 either."""
+    up(lab, name)
+    hole = lab.hole()
+    lab.hole(hole, 443)
+    lab.name("one-hole", hole)
+
+
 @fault("one-web-server", "degraded", "http_error")
 def _(lab: Laboratory, name: str) -> None:
     other = lab.address()
@@ -789,6 +812,44 @@ for label, kind, answer in EVERYWHERE:
 @fault("rejects", "failing", "rejected", "fetch its key")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No"))
+
+
+@fault("rejects-and-hides", "failing", "rejected", "fetch its key")
+def _(lab: Laboratory, name: str) -> None:
+    """One that does not tell its version, and rejects us."""
+    up(
+        lab,
+        name,
+        version=http("404 Not Found", b"<html>", HTML),
+        query=as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No"),
+    )
+
+
+@fault("query-hangs", "failing", "response_timeout", "fetch its key")
+def _(lab: Laboratory, name: str) -> None:
+    """It may be waiting for our key."""
+    up(lab, name, query=hang)
+
+
+@fault("keys-limited", "failing", "rate_limited")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name, keys=http("429 Too Many Requests"))
+
+
+@fault("late-hostile-file", "failing", "well_known_unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    """The file hangs at first, and then is hostile to whoever logs it."""
+    address = up(lab, name)
+    asked: list[int] = []
+
+    def answer(connection: ssl.SSLSocket) -> None:
+        asked.append(1)
+        if len(asked) == 1:
+            hang(connection)
+        else:
+            connection.sendall(as_json({"m.server": "x" * 300, "x": TEXT, "\xfc": 1}))
+
+    delegates(lab, name, address, answer)
 
 
 @fault("shuts-us-out", "failing", "rejected")

@@ -223,11 +223,11 @@ class Laboratory:
         assert high < 4
         return f"127.88.{self._number}.{60 + high * 50 + low}"
 
-    def hole(self) -> str:
-        """Return an address at port 8448 of which nobody reacts."""
-        address = self.address()
+    def hole(self, address: str = "", port: int = 8448) -> str:
+        """Return an address at a port of which nobody reacts."""
+        address = address or self.address()
         # Linux takes one connection more than that, and then ignores who connects.
-        full = self.enter(socket.create_server((address, 8448), backlog=0))
+        full = self.enter(socket.create_server((address, port), backlog=0))
         self.enter(socket.create_connection(full.getsockname()))
         return address
 

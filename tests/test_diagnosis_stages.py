@@ -164,6 +164,23 @@ def test_file(
     assert stage.findings.delegated_to == goes_to
 
 
+def test_late_file() -> None:
+    """Synapse waits for a file that does not come, unless it has an answer cached."""
+    error = describe(FailureKind.RESPONSE_TIMEOUT)
+    request = WellKnownRequest("https://a/", 1, error=error)
+    problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE)
+    late = Fetched((request,), problem=problem)
+    for cached, is_late in (
+        (None, True),
+        ((None, NOW, True), False),
+        ((None, NOW, False), True),
+        (CACHED, False),
+        (STALE, False),
+    ):
+        found = conclude(late, lifetime_ms=1, cached=cached, max_bytes=9)
+        assert found.is_late is is_late, cached
+
+
 def test_hostile_file() -> None:
     """A name that is long, or not printable, is cut and escaped."""
     found = conclude(

@@ -4,11 +4,13 @@
 import re
 from pathlib import Path
 
+import attr
 import pytest
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.cli import command_line
 from synapse_federation_admin.config import CONFIG_KEYS, FederationAdminConfig
+from synapse_federation_admin.models import diagnosis
 from synapse_federation_admin.rest import ROUTES
 from synapse_federation_admin.supported import OLDEST_SYNAPSE
 
@@ -38,6 +40,17 @@ def test_configuration() -> None:
     assert f"by default `{defaults.audit_keep_for_ms // 86_400_000}d`" in text
     assert f"by default `{defaults.bulk_max_per_second}`" in text
     assert f"by default `{defaults.diagnosis_timeout_ms // 1000}s`" in text
+
+
+def test_findings() -> None:
+    """Every key of a diagnosis is in docs/diagnosis.md."""
+    text = read("docs/diagnosis.md")
+    for name, value in vars(diagnosis).items():
+        if name in ("Stage", "Conclusion", "Diagnosis") or not attr.has(value):
+            continue
+        if value.__module__ == diagnosis.__name__:
+            for field in attr.fields(value):
+                assert f"{field.name}`" in text, (name, field.name)
 
 
 def test_readme_configuration() -> None:

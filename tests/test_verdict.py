@@ -9,6 +9,7 @@ import pytest
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failure import describe
 from synapse_federation_admin.models import (
+    AuthenticatedFindings,
     Certificate,
     Connection,
     ConnectionsFindings,
@@ -20,6 +21,7 @@ from synapse_federation_admin.models import (
     StoredFindings,
     TlsFindings,
     Verdict,
+    VersionFindings,
     WellKnownFindings,
     WellKnownRequest,
 )
@@ -58,7 +60,7 @@ ADVICE = {
     Kind.CONNECTION_REFUSED: "their server is up again",
     Kind.CONNECTION_TIMEOUT: "firewall",
     Kind.UNREACHABLE: "routes",
-    Kind.TLS_EXPIRED: "until they renew it",
+    Kind.TLS_EXPIRED: "to renew it",
     Kind.TLS_NOT_YET_VALID: "clock of this host",
     Kind.TLS_WRONG_NAME: "for which name",
     Kind.TLS_UNTRUSTED: "federation_custom_ca_list",
@@ -264,6 +266,133 @@ def test_places() -> None:
     )
 
 
+def versions(*kinds: FailureKind | None) -> ConnectionsFindings:
+    """Return connections to addresses that answer well, or not."""
+    return ConnectionsFindings(
+        tuple(
+            Connection(
+                *(f"192.0.2.{n}", "a", 1, "a", "a", OK),
+                version=VersionFindings(
+                    1, status=200, error=describe(kind) if kind else None
+                ),
+            )
+            for n, kind in enumerate(kinds)
+        )
+    )
+
+
+def test_synapse_met_the_bad_address() -> None:
+    """One bad address among good ones is degraded, also if Synapse has met that."""
+    asked = [
+        stage(name, FAILED, Kind.TLS_EXPIRED)
+        for name in (Name.KEYS, Name.AUTHENTICATED)
+    ]
+    bad = stage(Name.CONNECTIONS, WARNING, Kind.TLS_EXPIRED)
+    found = conclude(stages(bad, *asked))
+    assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.TLS_EXPIRED)
+    assert "works for some" in found.explanation
+    # An answer of some addresses that is none.
+    keys = KeysFindings(status=502, error=describe(Kind.HTTP_ERROR))
+    found = conclude(
+        stages(
+            stage(Name.CONNECTIONS, findings=versions(None, Kind.HTTP_ERROR)),
+            stage(Name.VERSION, WARNING, Kind.HTTP_ERROR),
+            stage(Name.KEYS, FAILED, Kind.KEYS_MISSING, keys),
+            stage(Name.AUTHENTICATED, FAILED, Kind.HTTP_ERROR),
+        )
+    )
+    assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.HTTP_ERROR)
+    # But what none of the addresses does, is not about addresses.
+    rejected = stage(Name.AUTHENTICATED, FAILED, Kind.REJECTED)
+    found = conclude(stages(bad, rejected))
+    assert (found.verdict, found.kind) == (Verdict.FAILING, Kind.REJECTED)
+
+
+def test_version_is_shut() -> None:
+    """A homeserver that does not tell its version, and rejects us, rejects us."""
+    found = conclude(
+        stages(
+            stage(Name.VERSION, FAILED, Kind.HTTP_ERROR),
+            stage(Name.KEYS, OK, findings=KeysFindings(status=200)),
+            stage(Name.AUTHENTICATED, FAILED, Kind.REJECTED),
+        )
+    )
+    assert found.kind is Kind.REJECTED
+
+
+def test_rejects_everything() -> None:
+    """If also what is not signed is rejected, our key is not the matter."""
+    found = conclude(
+        stages(
+            stage(
+                *(Name.VERSION, FAILED, Kind.REJECTED),
+                VersionFindings(1, status=403),
+            ),
+            stage(Name.AUTHENTICATED, FAILED, Kind.REJECTED),
+        )
+    )
+    assert found.kind is Kind.REJECTED
+    assert "key" not in found.advice
+    assert "firewall" in found.advice
+
+
+def test_only_signed_requests_hang() -> None:
+    """Perhaps they wait for our key."""
+    signed = AuthenticatedFindings("/path")
+    found = conclude(
+        stages(stage(Name.AUTHENTICATED, FAILED, Kind.RESPONSE_TIMEOUT, signed))
+    )
+    assert found.kind is Kind.RESPONSE_TIMEOUT
+    assert "not one that is signed" in found.explanation
+    assert "fetch its key" in found.advice
+
+
+def test_other_processes_go_out() -> None:
+    """Then a timeout does not tell whether connections are taken."""
+    why = "outbound_federation_restricted_to has other processes go out"
+    skipped = [
+        Stage(name, SKIPPED, why)
+        for name in (Name.WELL_KNOWN, Name.ADDRESSES, Name.CONNECTIONS, Name.VERSION)
+    ]
+    late = [
+        stage(name, FAILED, Kind.RESPONSE_TIMEOUT)
+        for name in (Name.KEYS, Name.AUTHENTICATED)
+    ]
+    found = conclude(stages(*skipped, *late))
+    assert found.kind is Kind.RESPONSE_TIMEOUT
+    assert "is not known here" in found.explanation
+
+
+@pytest.mark.parametrize("kind", [Kind.OTHER, Kind.CONNECTION_TIMEOUT])
+def test_proxy(kind: FailureKind) -> None:
+    """What fails on the way through our own proxy is told as that."""
+    failed = Connection(None, "a", 1, "a", "a", FAILED, error=describe(kind))
+    found = failed_at(Name.CONNECTIONS, kind)
+    found[Name.CONNECTIONS] = stage(
+        Name.CONNECTIONS, FAILED, kind, ConnectionsFindings((failed,))
+    )
+    conclusion = conclude(found)
+    assert conclusion.kind is kind
+    assert "own proxy" in conclusion.explanation
+    assert "https_proxy" in conclusion.advice
+
+
+def test_keys_that_synapse_accepts() -> None:
+    """A warning about keys is not told as if they were wrong."""
+    detail = "they are not signed with ed25519:z"
+    found = conclude(
+        stages(
+            attr.evolve(
+                stage(Name.KEYS, WARNING, Kind.KEYS_INVALID, KeysFindings(status=200)),
+                detail=detail,
+            )
+        )
+    )
+    assert found.verdict is Verdict.DEGRADED
+    assert detail in found.explanation
+    assert "can be verified" not in found.advice
+
+
 def stored(**changes: Any) -> Stage:
     findings = StoredFindings(
         is_known=True,
@@ -292,9 +421,16 @@ def test_all_is_well() -> None:
 
 def test_they_reach_us() -> None:
     """That they reach us while we do not reach them is said."""
+    said = "; they reach us, but we cannot reach them."
     found = failed_at(Name.CONNECTIONS, Kind.CONNECTION_TIMEOUT)
     found[Name.STORED] = stored(reaches_us=True)
-    assert "; they reach us, but we cannot reach them." in conclude(found).explanation
+    assert said in conclude(found).explanation
+    # Not if it was reached.
+    expired = KeysFindings(status=200)
+    found = stages(
+        stage(Name.KEYS, FAILED, Kind.KEYS_EXPIRED, expired), stored(reaches_us=True)
+    )
+    assert said not in conclude(found).explanation
 
 
 def test_clocks() -> None:

@@ -64,6 +64,9 @@ _MAX_TARGETS = 8
 _MAX_SERVICES = 50
 _MAX_ADDRESSES = 50
 
+# What is to be known of a server name that is an address.
+ALLOWED_NONE = "of server names, ip_range_whitelist allows none"
+
 # The longest host name, in the DNS; and what one is made of, or an address.
 _MAX_HOST = 255
 _HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
@@ -153,14 +156,13 @@ async def check_addresses(
     resolved = await side_by_side(
         *(looking_up(host, port) for host, port in targets[:_MAX_TARGETS])
     )
-    services = [service for service in found if service.records or service.failure]
     findings = AddressesFindings(
         resolved=name.netloc,
         step=steps.used,
         steps=steps.all(),
-        services=tuple(r for s in services for r in s.records[:_MAX_SERVICES]),
-        services_total=sum(s.total for s in services),
-        cached_services=tuple(s.cached for s in services if s.cached is not None),
+        services=tuple(r for s in found for r in s.records[:_MAX_SERVICES]),
+        services_total=sum(s.total for s in found),
+        cached_services=tuple(s.cached for s in found if s.cached is not None),
         targets=tuple(resolved),
         targets_total=len(targets),
     )
@@ -190,8 +192,8 @@ async def _targets(
         lambda: _look_up_services(outbound, f"_matrix-fed._tcp.{name.host}", deadline),
         lambda: _look_up_services(outbound, f"_matrix._tcp.{name.host}", deadline),
     )
+    found.extend(both)
     for step, services in zip((_SERVICE, _OLD_SERVICE), both, strict=True):
-        found.append(services)
         failure = services.failure
         if services.is_refused:
             detail = "their SRV record says that they do not offer federation"
@@ -335,7 +337,7 @@ class _LookUp:
             if len(blocked) < len(addresses):
                 detail += ", because of which Synapse does not use the others either"
             if as_server_name:
-                detail += "; of a server name ip_range_whitelist allows none"
+                detail += f"; {ALLOWED_NONE}"
             error = describe(FailureKind.IP_BLOCKED, bounded(detail))
         # Those that are blocked are told before all others.
         told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]

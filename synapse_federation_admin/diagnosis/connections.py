@@ -303,7 +303,9 @@ def without_route(
 
     Synapse uses the others.
     """
-    is_ipv6 = ":" in (connection.address or "")
+    if connection.address is None:
+        return connection
+    is_ipv6 = ":" in connection.address
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
     if (
         family not in missing

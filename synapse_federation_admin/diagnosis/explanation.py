@@ -2,11 +2,15 @@
 """Explains what is wrong with a server, with what the stages know of it."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
+from synapse_federation_admin.diagnosis.addresses import ALLOWED_NONE
 from synapse_federation_admin.diagnosis.clock import shown_duration
+from synapse_federation_admin.diagnosis.keys import ANOTHER_KEY
 from synapse_federation_admin.diagnosis.sentences import ADVICE, EXPLANATIONS
 from synapse_federation_admin.failure import describe, summary
 from synapse_federation_admin.models import (
+    TLS_KINDS,
     AddressesFindings,
     AuthenticatedFindings,
     Connection,
@@ -22,20 +26,12 @@ from synapse_federation_admin.models import (
 
 Stages = Mapping[StageName, Stage]
 
-_TLS = (
-    FailureKind.TLS_EXPIRED,
-    FailureKind.TLS_NOT_YET_VALID,
-    FailureKind.TLS_WRONG_NAME,
-    FailureKind.TLS_UNTRUSTED,
-    FailureKind.TLS_FAILED,
-)
-
 
 def explain(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str]:
     """Return what is the matter, with what is known of it, and what to do."""
     explanation, advice = EXPLANATIONS[kind], ADVICE[kind]
     findings = stage.findings
-    if kind in _TLS:
+    if kind in TLS_KINDS:
         return _told_tls(stages, stage, kind)
     if isinstance(findings, WellKnownFindings):
         return _told_well_known(stages, stage, findings, kind)
@@ -44,6 +40,21 @@ def explain(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str]:
             return _told_signed(findings, kind)
     elif isinstance(findings, KeysFindings):
         return _told_keys(stage, findings, kind)
+    if kind is FailureKind.RESPONSE_TIMEOUT and _is_restricted(stages):
+        explanation = (
+            "No answer comes in time by way of the process that goes out to other "
+            "servers; whether they take connections is not known here"
+        )
+        return explanation, advice
+    if kind is FailureKind.REJECTED and _rejects_all(stages):
+        explanation = "They reject requests that are not even signed"
+        advice = (
+            "Ask them: something before their homeserver, such as a firewall, shuts "
+            "this host out."
+        )
+        return explanation, advice
+    if any(c.address is None for c in _failed_connections(stages)):
+        return _told_proxy(stage, kind)
     if kind in (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT):
         where = _places(stages, kind)
         if where:
@@ -54,17 +65,42 @@ def explain(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str]:
                 "/.well-known/matrix/server: perhaps that is missing."
             )
         return explanation, advice
-    if kind is FailureKind.OTHER and any(
-        connection.address is None for connection in _failed_connections(stages)
-    ):
-        explanation = "This homeserver's own proxy does not connect to this server"
-        advice = "Look at https_proxy and no_proxy, and at the log of that proxy."
     if kind is FailureKind.UNREACHABLE and stage.name is StageName.ADDRESSES:
-        return stage.detail[:1].upper() + stage.detail[
-            1:
-        ], "Ask them; or have it forgotten."
+        explanation = stage.detail[:1].upper() + stage.detail[1:]
+        return explanation, "Ask them; or have it forgotten."
+    if kind is FailureKind.IP_BLOCKED and ALLOWED_NONE in stage.detail:
+        advice = advice.replace(", or add it to ip_range_whitelist,", "")
     if stage.detail:
         explanation = f"{explanation}: {stage.detail}"
+    return explanation, advice
+
+
+def _is_restricted(stages: Stages) -> bool:
+    """Tell whether other processes go out in this one's stead."""
+    connections = stages[StageName.CONNECTIONS]
+    return (
+        connections.outcome is StageOutcome.SKIPPED
+        and "outbound_federation_restricted_to" in connections.message
+    )
+
+
+def _rejects_all(stages: Stages) -> bool:
+    """Tell whether requests are rejected in which our key plays no part."""
+    return any(
+        getattr(stages[name].findings, "status", None) in (401, 403)
+        for name in (StageName.VERSION, StageName.KEYS)
+    )
+
+
+def _told_proxy(stage: Stage, kind: FailureKind) -> tuple[str, str]:
+    """Return what it means that a connection through our proxy fails."""
+    explanation = "This homeserver's own proxy does not connect to this server"
+    if kind is not FailureKind.OTHER:
+        explanation += f": {summary(describe(kind, stage.detail))}"
+    advice = (
+        "Look at https_proxy and no_proxy, and at the log of that proxy. If it "
+        "connects to other servers, tell them."
+    )
     return explanation, advice
 
 
@@ -90,18 +126,20 @@ def _told_tls(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str
         explanation = f"Their certificate is for {names}, and not for {name}"
         advice = advice.replace(
             "for which name the certificate has to be",
-            (f"that the certificate has to be for {name}"),
+            f"that the certificate has to be for {name}",
         )
     elif kind is FailureKind.TLS_UNTRUSTED and not _is_about_authority(problem):
         explanation = (
             f"This homeserver does not accept their certificate: {problem.detail}"
         )
-        advice = "Nothing you do helps until they get another one: tell them."
+        advice = "Tell them to get another one."
     others = [
         EXPLANATIONS[other.kind].removeprefix("Their certificate ")
         for other in tls.problems
         if other.kind is not kind
     ]
+    if others and explanation.startswith("A certificate"):
+        others[0] = f"theirs {others[0]}"
     return " and ".join([explanation, *others]), advice
 
 
@@ -146,7 +184,10 @@ def _told_signed(findings: AuthenticatedFindings, kind: FailureKind) -> tuple[st
         if findings.status
         else [summary(describe(kind))]
     )
-    if findings.errcode:
+    if kind is FailureKind.RESPONSE_TIMEOUT:
+        # Their server may be waiting for ours, of which it needs the key.
+        advice = ADVICE[FailureKind.REJECTED]
+    elif findings.errcode:
         advice = "Tell them: the log of their homeserver has the reason."
     else:
         advice = (
@@ -171,12 +212,15 @@ def _told_keys(
         advice = ADVICE[FailureKind.KEYS_MISSING]
     elif stage.detail:
         explanation = f"{explanation}: {stage.detail}"
+    if stage.outcome is StageOutcome.WARNING:
+        explanation = f"Synapse accepts their keys, but: {stage.detail}"
+        advice = "Tell them what is wrong with the answer of /_matrix/key/v2/server."
     if "not for" in stage.detail and findings.server_name:
         advice = (
             f"The server there calls itself {findings.server_name}: use that name if "
             f"it is theirs, or tell them. {advice}"
         )
-    if any(key.stored is False for key in findings.keys):
+    if ANOTHER_KEY in stage.detail:
         explanation = "They have another key than Synapse has stored under the same ID"
         advice = (
             "Ask them: either the server was set up anew, with a new key under an old "
@@ -192,7 +236,7 @@ def _may_lack_delegation(stages: Stages) -> bool:
     return (
         isinstance(well_known, WellKnownFindings)
         and well_known.delegated_to is None
-        and well_known.requests[-1].status is not None
+        and (well_known.requests[-1].status or 0) >= HTTPStatus.BAD_REQUEST
         and isinstance(addresses, AddressesFindings)
         and not addresses.services_total
     )
@@ -224,6 +268,8 @@ def _places(stages: Stages, kind: FailureKind) -> str:
         for connection in failed
         if connection.error is None or connection.error.kind is kind
     ]
+    if not same:
+        return ""
     places = " and ".join(same[:2])
     if len(same) > 2:
         places += f" and {len(same) - 2} other addresses"

@@ -26,6 +26,8 @@ from synapse_federation_admin.models import (
 
 KEYS_PATH = "/_matrix/key/v2/server"
 
+ANOTHER_KEY = "another key stored"
+
 # How many keys are looked at: a server has one, or two.
 _MAX_KEYS = 20
 _MAX_READ = 500
@@ -95,7 +97,7 @@ def read_keys(
         if stored is not None and key_id in stored:
             same = isinstance(key, str) and _same(key, stored[key_id])
             if not same:
-                detail = f"Synapse has another key stored as {label}"
+                detail = f"Synapse has {ANOTHER_KEY} as {label}"
                 problems.add(detail, outcome=StageOutcome.WARNING)
         shown.append(ServerKey(label, is_signed, same))
     if usable and not any(key.is_self_signed for key in shown):

@@ -147,7 +147,7 @@ def no_keys(status: int | None, error: Failure, *, is_answer: bool) -> Failure:
         error: What came of the request.
         is_answer: Whether there was an answer, which could not be read.
     """
-    if status is not None:
+    if status is not None and error.kind is not FailureKind.RATE_LIMITED:
         return describe(FailureKind.KEYS_MISSING, f"HTTP {status}")
     if error.kind is FailureKind.INVALID_RESPONSE:
         if is_answer:

@@ -13,13 +13,9 @@ EXPLANATIONS = {
         "This homeserver's IP blocklist has an address of this server, so Synapse does "
         "not connect to it"
     ),
-    FailureKind.WELL_KNOWN_INVALID: (
-        "Their file /.well-known/matrix/server is wrong, so requests do not find the "
-        "server"
-    ),
+    FailureKind.WELL_KNOWN_INVALID: ("Their file /.well-known/matrix/server is wrong"),
     FailureKind.WELL_KNOWN_UNREACHABLE: (
-        "Their file /.well-known/matrix/server cannot be fetched, so requests do not "
-        "find the server"
+        "Their file /.well-known/matrix/server cannot be fetched"
     ),
     FailureKind.DNS_NOT_FOUND: "The DNS has no address for this server",
     FailureKind.DNS_FAILED: "The DNS gives no answer about this server",
@@ -88,15 +84,12 @@ ADVICE = {
         "Look at the routes and the firewall of this host; if other servers can be "
         "reached, tell them."
     ),
-    FailureKind.TLS_EXPIRED: ("Nothing you do helps until they renew it: tell them."),
+    FailureKind.TLS_EXPIRED: ("Tell them to renew it."),
     FailureKind.TLS_NOT_YET_VALID: (
         "Check the clock of this host. If it is right, tell them: theirs was wrong "
         "when the certificate was made."
     ),
-    FailureKind.TLS_WRONG_NAME: (
-        "Tell them for which name the certificate has to be; nothing you do helps "
-        "until they correct it."
-    ),
+    FailureKind.TLS_WRONG_NAME: ("Tell them for which name the certificate has to be."),
     FailureKind.TLS_UNTRUSTED: (
         "Tell them: it is self-signed, or they do not send the certificates between. "
         "If it is of an authority of your own, add that to federation_custom_ca_list "

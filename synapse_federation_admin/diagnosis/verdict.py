@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages of a diagnosis mean, and what to do: pure functions of them."""
 
+from http import HTTPStatus
+
 from synapse_federation_admin.diagnosis.clock import shown_duration
-from synapse_federation_admin.diagnosis.explanation import Stages, explain, is_up
+from synapse_federation_admin.diagnosis.explanation import Stages, explain
 from synapse_federation_admin.models import (
+    TLS_KINDS,
     AddressesFindings,
     AuthenticatedFindings,
     Conclusion,
+    ConnectionsFindings,
     FailureKind,
     KeysFindings,
     Stage,
@@ -80,7 +84,7 @@ def conclude(stages: Stages) -> Conclusion:
     failing = _failing_stage(stages)
     if failing is not None:
         return _failing(stages, failing)
-    weak = _weak_stage(stages)
+    weak = _uneven_stage(stages) or _weak_stage(stages)
     if weak is not None:
         return _degraded(stages, weak)
     return _ok(stages)
@@ -102,19 +106,72 @@ def _failing_stage(stages: Stages) -> Stage | None:
     if _got_through(stages):
         # What else fails, fails at times.
         failed = [stage for stage in failed if stage.name in _DECISIVE]
-    if not failed:
+    if _is_answered(stages):
+        # Without its version a homeserver can do.
+        failed = [stage for stage in failed if stage.name is not StageName.VERSION]
+    if not failed or _uneven_stage(stages) is not None:
         return None
     first = failed[0]
     if (
         isinstance(first.findings, KeysFindings)
-        and first.findings.error is not None
-        and first.findings.error.kind is stages[StageName.AUTHENTICATED].kind
+        and _met(first) is stages[StageName.AUTHENTICATED].kind
     ):
         # It is not the keys: it answers so to everything.
         first = stages[StageName.AUTHENTICATED]
     if _is_outdated(stages, first) or _is_stuck(stages, first):
         return stages[StageName.WELL_KNOWN]
     return _misled(stages, first) or first
+
+
+def _met(stage: Stage) -> FailureKind | None:
+    """Return what a request has met: of that for keys, not what it means for them."""
+    findings = stage.findings
+    if isinstance(findings, KeysFindings) and findings.error is not None:
+        return findings.error.kind
+    return stage.kind
+
+
+def _is_answered(stages: Stages) -> bool:
+    """Tell whether a homeserver answers to one of Synapse's own requests."""
+    keys = stages[StageName.KEYS].findings
+    signed = stages[StageName.AUTHENTICATED].findings
+    return (isinstance(keys, KeysFindings) and keys.status == HTTPStatus.OK) or (
+        isinstance(signed, AuthenticatedFindings) and signed.errcode is not None
+    )
+
+
+def _uneven_stage(stages: Stages) -> Stage | None:
+    """Return the stage in which only some addresses are bad, if Synapse met those.
+
+    Else None: Synapse's own requests go to one address each, and have failed by luck.
+    """
+    failed = [
+        stages[name]
+        for name in (StageName.KEYS, StageName.AUTHENTICATED)
+        if stages[name].outcome is StageOutcome.FAILED
+    ]
+    if not failed:
+        return None
+    for name in (StageName.CONNECTIONS, StageName.VERSION):
+        stage = stages[name]
+        if stage.outcome is StageOutcome.WARNING and all(
+            _met(other) in _bad_kinds(stage, stages) for other in failed
+        ):
+            return stage
+    return None
+
+
+def _bad_kinds(stage: Stage, stages: Stages) -> set[FailureKind | None]:
+    """Return what the bad ones among the addresses do."""
+    findings = stages[StageName.CONNECTIONS].findings
+    kinds: set[FailureKind | None] = {stage.kind}
+    if isinstance(findings, ConnectionsFindings):
+        for connection in findings.connections:
+            answer = connection.version
+            for error in (connection.error, answer.error if answer else None):
+                if error is not None:
+                    kinds.add(error.kind)
+    return kinds
 
 
 def _is_outdated(stages: Stages, failed: Stage) -> bool:
@@ -131,14 +188,14 @@ def _is_outdated(stages: Stages, failed: Stage) -> bool:
 
 
 def _is_stuck(stages: Stages, failed: Stage) -> bool:
-    """Tell whether Synapse gets no further than to wait for the file."""
+    """Tell whether Synapse gets no further for it waits for the file."""
     findings = stages[StageName.WELL_KNOWN].findings
     if not isinstance(findings, WellKnownFindings):
         return False
     error = findings.requests[-1].error
     return (
         failed.name in (StageName.KEYS, StageName.AUTHENTICATED)
-        and failed.kind is FailureKind.RESPONSE_TIMEOUT
+        and getattr(failed.findings, "status", None) is None
         and error is not None
         and error.kind is FailureKind.RESPONSE_TIMEOUT
     )
@@ -190,13 +247,25 @@ def _failing(stages: Stages, stage: Stage) -> Conclusion:
     kind = stage.kind or FailureKind.OTHER
     explanation, advice = explain(stages, stage, kind)
     stored = _stored(stages)
-    if stored.reaches_us and kind not in _NOT_FOR_REACH and not is_up(stages):
+    if stage.name is StageName.WELL_KNOWN and kind is not FailureKind.OTHER:
+        explanation += ", so requests do not find the server"
+    if stored.reaches_us and kind not in _NOT_FOR_REACH and not _is_reached(stages):
         explanation += "; they reach us, but we cannot reach them"
     if _is_for_clock(stages, kind):
         advice = f"{stages[StageName.CLOCK].message}: set whichever is wrong. {advice}"
+    if kind in TLS_KINDS:
+        advice = f"{advice} Nothing you do helps until then."
     if kind not in _HELPED_BY_RESET:
         advice = f"{advice} {_THEIRS}"
     return Conclusion(Verdict.FAILING, kind, f"{explanation}.", advice)
+
+
+def _is_reached(stages: Stages) -> bool:
+    """Tell whether any request to the homeserver was answered at all."""
+    return any(
+        getattr(stages[name].findings, "status", None) is not None
+        for name in (StageName.VERSION, StageName.KEYS, StageName.AUTHENTICATED)
+    )
 
 
 def _is_for_clock(stages: Stages, kind: FailureKind) -> bool:
@@ -204,8 +273,6 @@ def _is_for_clock(stages: Stages, kind: FailureKind) -> bool:
     return stages[StageName.CLOCK].outcome is StageOutcome.WARNING and kind in (
         FailureKind.REJECTED,
         FailureKind.KEYS_EXPIRED,
-        FailureKind.TLS_EXPIRED,
-        FailureKind.TLS_NOT_YET_VALID,
     )
 
 
@@ -299,8 +366,6 @@ def _stored(stages: Stages) -> StoredFindings:
 
 def _lowered(message: str) -> str:
     """Return a message as the end of a sentence."""
+    if message.startswith("Synapse"):
+        return message
     return message[:1].lower() + message[1:].rstrip(".")
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -30,6 +30,7 @@ from synapse_federation_admin.failure import (
 )
 from synapse_federation_admin.homeserver import Outbound
 from synapse_federation_admin.models import (
+    TLS_KINDS,
     CachedWellKnown,
     Failure,
     FailureKind,
@@ -54,14 +55,6 @@ _SHARE = 0.5
 # They say of a host that it has no web server. That is no delegation, as an answer of
 # 404 is, and Synapse finds it out as soon.
 _NO_WEB_SERVER = (FailureKind.CONNECTION_REFUSED, FailureKind.DNS_NOT_FOUND)
-
-_TLS = (
-    FailureKind.TLS_EXPIRED,
-    FailureKind.TLS_NOT_YET_VALID,
-    FailureKind.TLS_WRONG_NAME,
-    FailureKind.TLS_UNTRUSTED,
-    FailureKind.TLS_FAILED,
-)
 
 # So do these, of what a proxy makes of it that can't connect.
 _NO_WEB_SERVER_BY_PROXY = (
@@ -281,6 +274,7 @@ def conclude(
             findings,
             m_server=word(m_server),
             is_valid=problem is None if m_server is not None else None,
+            suggests_delegation=findings.suggests_delegation or m_server is not None,
             lifetime_ms=lifetime_ms if fresh else None,
         )
     kind = problem.kind if problem else None
@@ -318,7 +312,8 @@ def conclude(
     )
     error = fetched.requests[-1].error
     is_late = error is not None and error.kind is FailureKind.RESPONSE_TIMEOUT
-    return WellKnown(stage, delegated_to, used, is_late and used is None)
+    is_cached = used is not None or (cached is not None and cached[2])
+    return WellKnown(stage, delegated_to, used, is_late and not is_cached)
 
 
 def _suggests_delegation(fetched: Fetched) -> bool:
@@ -328,7 +323,7 @@ def _suggests_delegation(fetched: Fetched) -> bool:
         return False
     if last.error is not None:
         # A web site whose certificate is bad, or for other names, may be anything.
-        return len(fetched.requests) > 1 or last.error.kind not in _TLS
+        return len(fetched.requests) > 1 or last.error.kind not in TLS_KINDS
     return not (last.content_type or "").lower().startswith("text/html") or (
         last.status is not None and last.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     )

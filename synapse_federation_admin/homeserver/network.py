@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections to other servers, as Synapse's federation client makes them."""
 
+import json
 import re
 from copy import copy
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -30,7 +31,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
-from twisted.web.iweb import IAgent
+from twisted.web.iweb import IAgent, IResponse
 
 from synapse_federation_admin.bounded_reactor import BoundedReactor, EndingReactor
 from synapse_federation_admin.homeserver.instances import outbound_instances
@@ -53,6 +54,9 @@ _RESOLVER_THREADS = 64
 
 # How many of the servers that SRV records lead to are tried.
 _MAX_SERVERS = 8
+
+# The longest name to which anybody can delegate: a host name, and a port.
+_MAX_NAME = 261
 
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
@@ -140,7 +144,7 @@ class Network:
         Synapse remembers for an hour that a server has no such file, also if it could
         not be reached: it would still seem to be down when it is up.
         """
-        return WellKnownResolver(
+        return _PlainWellKnownResolver(
             server_name=self._hs.hostname,
             reactor=self._blocklisting,
             clock=self._hs.get_clock(),
@@ -308,6 +312,27 @@ def _verified(
     return bool(ok)
 
 
+class _PlainWellKnownResolver(WellKnownResolver):
+    """Asks for well-known files, and has Synapse log no more of them than it needs."""
+
+    async def _make_well_known_request(
+        self, server_name: bytes, retry: bool
+    ) -> tuple[IResponse, bytes]:
+        """Make the request: see Synapse's."""
+        response, body = await super()._make_well_known_request(server_name, retry)
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            # Of what is no JSON it logs nothing.
+            return response, body
+        m_server = content.get("m.server") if isinstance(content, dict) else None
+        if not isinstance(m_server, str) or not m_server.isascii():
+            return response, b"{}"
+        if not m_server.isprintable() or len(m_server) > _MAX_NAME:
+            m_server = "not-a-server-name."
+        return response, json.dumps({"m.server": m_server}).encode()
+
+
 class _PlainSrvResolver(SrvResolver):
     """Looks SRV records up, and does not pass on what can be no host name."""
 
@@ -323,7 +348,7 @@ class _PlainSrvResolver(SrvResolver):
 def _thread_pool(hs: "HomeServer", threads: int) -> ThreadPool:
     """Return threads that end when Synapse does."""
     reactor = hs.get_reactor()
-    pool = ThreadPool(maxthreads=threads, name="federation_admin_resolver")
+    pool = ThreadPool(0, threads, name="federation_admin_resolver")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return pool

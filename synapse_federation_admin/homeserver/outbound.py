@@ -268,7 +268,7 @@ class Outbound:
             return None
         try:
             found, expires_s, ttl_s = resolver._well_known_cache.get_with_expiry(
-                host.encode()
+                host.lower().encode()
             )
         except KeyError:
             return None

@@ -65,6 +65,7 @@ from synapse_federation_admin.models.diagnosis import (
     WellKnownRequest,
 )
 from synapse_federation_admin.models.failure import (
+    TLS_KINDS,
     Failure,
     FailureKind,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "AUDIT_INTERRUPTED",
     "AUDIT_PENDING",
     "NULL_IS_ZERO",
+    "TLS_KINDS",
     "Actor",
     "AddressesFindings",
     "AuditAction",

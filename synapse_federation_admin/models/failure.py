@@ -36,6 +36,18 @@ class FailureKind(Enum):
     OTHER = "other"
 
 
+# Those that are about TLS and certificates.
+TLS_KINDS = frozenset(
+    {
+        FailureKind.TLS_EXPIRED,
+        FailureKind.TLS_NOT_YET_VALID,
+        FailureKind.TLS_WRONG_NAME,
+        FailureKind.TLS_UNTRUSTED,
+        FailureKind.TLS_FAILED,
+    }
+)
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Failure:
     """Why a request failed.

@@ -59,8 +59,8 @@ class DiagnoseServlet(AdminServlet):
 
     `verdict`: `ok`, `degraded`, `failing`. `stages` are always the same nine, in the
     order of `StageName`; `outcome` is `ok`, `warning`, `failed` or `skipped`, and the
-    `findings` of each are in docs/api.md, null if it was not tried. `stored` are the
-    findings of the last stage.
+    `findings` of each are in docs/diagnosis.md, null if it was not tried. `stored` are
+    the findings of the last stage.
 
     It takes at most as long as `diagnosis.timeout` says. Who asks while the server is
     being diagnosed gets the same diagnosis.
