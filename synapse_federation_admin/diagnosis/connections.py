@@ -260,6 +260,11 @@ class _Attempt:
         """Tell why there was no answer."""
         failure = failure_of(error, self._outbound.has_addresses)
         handshake = self._handshake
+        if failure.kind in (
+            FailureKind.RESPONSE_TIMEOUT,
+            FailureKind.CONNECTION_TIMEOUT,
+        ):
+            return self._too_late()
         if handshake.begun_ms is None and self._connection.address is None:
             return _proxy_failed(failure)
         if handshake.findings is None and failure.kind is FailureKind.INVALID_RESPONSE:

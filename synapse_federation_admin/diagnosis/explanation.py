@@ -122,8 +122,12 @@ def _told_tls(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str
         else:
             explanation = "A certificate in the chain that they send has expired"
     elif kind is FailureKind.TLS_WRONG_NAME:
-        names = ", ".join(certificate.names[:3]) or "no name: it has no subjectAltName"
-        explanation = f"Their certificate is for {names}, and not for {name}"
+        names = ", ".join(certificate.names[:3])
+        explanation = (
+            f"Their certificate is for {names}, and not for {name}"
+            if names
+            else f"Their certificate has no subjectAltName, so it is not for {name}"
+        )
         advice = advice.replace(
             "for which name the certificate has to be",
             f"that the certificate has to be for {name}",
@@ -209,11 +213,12 @@ def _told_keys(
         # It is none of the kinds of keys.
         what = summary(describe(kind))
         explanation = f"The request for their keys fails: {what}"
-        advice = ADVICE[FailureKind.KEYS_MISSING]
+        if kind is not FailureKind.RATE_LIMITED:
+            advice = ADVICE[FailureKind.KEYS_MISSING]
     elif stage.detail:
         explanation = f"{explanation}: {stage.detail}"
     if stage.outcome is StageOutcome.WARNING:
-        explanation = f"Synapse accepts their keys, but: {stage.detail}"
+        explanation = f"Synapse accepts their keys, but {stage.detail}"
         advice = "Tell them what is wrong with the answer of /_matrix/key/v2/server."
     if "not for" in stage.detail and findings.server_name:
         advice = (

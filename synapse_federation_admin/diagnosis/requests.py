@@ -151,7 +151,8 @@ def no_keys(status: int | None, error: Failure, *, is_answer: bool) -> Failure:
         return describe(FailureKind.KEYS_MISSING, f"HTTP {status}")
     if error.kind is FailureKind.INVALID_RESPONSE:
         if is_answer:
-            return describe(FailureKind.KEYS_INVALID, "the answer is no JSON object")
+            detail = "the answer is no JSON object, or not of application/json"
+            return describe(FailureKind.KEYS_INVALID, detail)
         return describe(FailureKind.KEYS_MISSING, "the connection was closed")
     return error
 

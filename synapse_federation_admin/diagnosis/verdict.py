@@ -5,6 +5,7 @@ from http import HTTPStatus
 
 from synapse_federation_admin.diagnosis.clock import shown_duration
 from synapse_federation_admin.diagnosis.explanation import Stages, explain
+from synapse_federation_admin.failure import describe, summary
 from synapse_federation_admin.models import (
     TLS_KINDS,
     AddressesFindings,
@@ -301,9 +302,8 @@ def _degraded(stages: Stages, stage: Stage) -> Conclusion:
                 f"sent. {advice}"
             )
     elif stage.name is StageName.VERSION:
-        explanation = (
-            f"Requests get through, but it does not tell its version: {message}"
-        )
+        why = summary(describe(kind, stage.detail))
+        explanation = f"Requests get through, but it does not tell its version: {why}"
         advice = (
             "Little depends on that. Tell them that /_matrix/federation/v1/version is "
             "not answered."
@@ -313,7 +313,9 @@ def _degraded(stages: Stages, stage: Stage) -> Conclusion:
         advice = (
             "There is nothing to do, unless messages do not arrive there: ask them."
         )
-    else:
+    elif stage.name is StageName.CONNECTIONS:
+        explanation = f"Requests get through at times only: {_lowered(explanation)}"
+    elif not isinstance(stage.findings, KeysFindings):
         explanation = f"Requests get through, but: {_lowered(explanation)}"
     if stage.name is StageName.WELL_KNOWN and kind is FailureKind.WELL_KNOWN_INVALID:
         advice += " Until then Synapse finds the server without it."

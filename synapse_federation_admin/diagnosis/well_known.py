@@ -166,9 +166,13 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
             return Fetched(tuple(requests), problem=problem)
         try:
             url = urljoin(url, location.decode("ascii"))
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(url)
         except ValueError:
             problem = describe(
-                FailureKind.WELL_KNOWN_UNREACHABLE, "a redirect to what is no URL"
+                FailureKind.WELL_KNOWN_UNREACHABLE,
+                "a redirect to what is no URL of the web",
             )
             return Fetched(tuple(requests), problem=problem)
 
