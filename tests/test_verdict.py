@@ -363,6 +363,14 @@ def test_other_processes_go_out() -> None:
     assert "is not known here" in found.explanation
 
 
+def test_not_found_out() -> None:
+    """What was not tried at all is not taken for what works."""
+    skipped = [stage(name, SKIPPED) for name in list(StageName)[1:8]]
+    found = conclude(stages(*skipped))
+    assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.OTHER)
+    assert "could not be found out" in found.explanation
+
+
 @pytest.mark.parametrize("kind", [Kind.OTHER, Kind.CONNECTION_TIMEOUT])
 def test_proxy(kind: FailureKind) -> None:
     """What fails on the way through our own proxy is told as that."""

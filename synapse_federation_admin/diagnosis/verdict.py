@@ -85,6 +85,14 @@ def conclude(stages: Stages) -> Conclusion:
     failing = _failing_stage(stages)
     if failing is not None:
         return _failing(stages, failing)
+    authenticated = stages[StageName.AUTHENTICATED]
+    if authenticated.outcome is StageOutcome.SKIPPED:
+        return Conclusion(
+            Verdict.DEGRADED,
+            FailureKind.OTHER,
+            f"This could not be found out: {_lowered(authenticated.message)}.",
+            "Try again.",
+        )
     weak = _uneven_stage(stages) or _weak_stage(stages)
     if weak is not None:
         return _degraded(stages, weak)
