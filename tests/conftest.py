@@ -42,6 +42,10 @@ def pytest_collection_modifyitems(
         deselected = [i for i in items if i.get_closest_marker("database") is None]
         config.hook.pytest_deselected(items=deselected)
         items[:] = [i for i in items if i.get_closest_marker("database")]
+    if os.geteuid() != 0:
+        deselected = [i for i in items if i.get_closest_marker("root")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [i for i in items if not i.get_closest_marker("root")]
     if hasattr(config, "workerinput"):
         # What starts real processes mostly waits, for seconds. It comes first, lest one
         # process of pytest-xdist still waits when the others have nothing left to do.

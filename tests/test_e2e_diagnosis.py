@@ -17,7 +17,7 @@ from synapse_federation_admin.models import FailureKind
 from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 TIMEOUT_S = 6
 

@@ -20,7 +20,7 @@ from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import free_port
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 TIMEOUT_S = 3
 

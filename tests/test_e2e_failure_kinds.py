@@ -16,6 +16,7 @@ import attr
 import pytest
 import trustme
 from fleet import read_rows, write_failing
+from laboratory import JSON, http
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -28,14 +29,6 @@ ADDRESS = "127.0.0.70"
 BLOCKED = "127.9.0.1"
 NOW = datetime.datetime.now(datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)
-
-JSON = b"Content-Type: application/json\r\n"
-
-
-def http(status: str, body: bytes, headers: bytes = JSON) -> bytes:
-    """Return an answer."""
-    length = b"Content-Length: %d\r\n" % len(body)
-    return b"HTTP/1.1 " + status.encode() + b"\r\n" + headers + length + b"\r\n" + body
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
