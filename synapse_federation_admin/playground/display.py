@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -195,8 +196,8 @@ def show_diagnoses(console: Console, diagnoses: Iterable[Json]) -> None:
     console.print()
     for diagnosis in diagnoses:
         plain(console, f"{diagnosis['destination']}  {diagnosis['kind']}")
-        plain(console, f"  {diagnosis['explanation']}")
-        console.print(Text(f"  {diagnosis['advice']}", "dim"))
+        for text, style in (("explanation", ""), ("advice", "dim")):
+            console.print(Padding(Text(diagnosis[text], style), (0, 0, 0, 2)))
     console.print()
 
 
