@@ -6,27 +6,38 @@ import socket
 from ipaddress import ip_address
 from typing import Any
 
+import attr
 import pytest
 from netaddr import IPAddress, IPSet
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.address_ranges import AddressRanges
+from synapse_federation_admin.diagnosis.addresses import conclude as conclude_addresses
 from synapse_federation_admin.diagnosis.addresses import why_no_address
 from synapse_federation_admin.diagnosis.clock import check_clock, shown_duration
+from synapse_federation_admin.diagnosis.connections import (
+    conclude as conclude_connections,
+)
 from synapse_federation_admin.diagnosis.connections import plan, without_route
 from synapse_federation_admin.diagnosis.http import Answer, parse_date_ts
 from synapse_federation_admin.diagnosis.keys import read_keys
+from synapse_federation_admin.diagnosis.requests import conclude as conclude_signed
+from synapse_federation_admin.diagnosis.requests import no_keys
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failure import describe
 from synapse_federation_admin.models import (
+    AddressesFindings,
+    AuthenticatedFindings,
     Backlog,
     Connection,
+    ConnectionsFindings,
     Destination,
     FailureKind,
     KeysFindings,
+    Stage,
     StageOutcome,
     StoredFindings,
     Target,
@@ -472,3 +483,91 @@ def test_blocked_addresses(blocked: list[str]) -> None:
         expected = IPAddress(address) in addresses
         assert (ip_address(address) in ranges) is expected, address
     assert ip_address("127.0.0.1") not in AddressRanges(None)
+
+
+# What stages conclude.
+
+
+@pytest.mark.parametrize(
+    ("status", "errcode", "kind", "outcome"),
+    [
+        (404, "M_NOT_FOUND", FailureKind.HTTP_ERROR, OK),
+        (404, "M_UNRECOGNIZED", FailureKind.HTTP_ERROR, WARNING),
+        (400, "M_NOT_FOUND", FailureKind.HTTP_ERROR, WARNING),
+        (404, None, FailureKind.HTTP_ERROR, FAILED),
+        (500, "M_UNKNOWN", FailureKind.HTTP_ERROR, FAILED),
+        (401, "M_UNAUTHORIZED", FailureKind.REJECTED, FAILED),
+        (429, "M_LIMIT_EXCEEDED", FailureKind.RATE_LIMITED, FAILED),
+        (None, None, FailureKind.RESPONSE_TIMEOUT, FAILED),
+    ],
+)
+def test_signed_request(
+    status: int | None, errcode: str | None, kind: FailureKind, outcome: StageOutcome
+) -> None:
+    """What an answer to a signed request means."""
+    findings = AuthenticatedFindings("/path", status, errcode)
+    stage = conclude_signed(findings, describe(kind))
+    assert stage.outcome is outcome
+    assert stage.kind is (None if outcome is OK else kind)
+    assert conclude_signed(AuthenticatedFindings("/path", 200), None).outcome is OK
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "is_answer", "found"),
+    [
+        (404, FailureKind.HTTP_ERROR, False, FailureKind.KEYS_MISSING),
+        (403, FailureKind.REJECTED, False, FailureKind.KEYS_MISSING),
+        (429, FailureKind.RATE_LIMITED, False, FailureKind.RATE_LIMITED),
+        (None, FailureKind.INVALID_RESPONSE, True, FailureKind.KEYS_INVALID),
+        (None, FailureKind.INVALID_RESPONSE, False, FailureKind.KEYS_MISSING),
+        (None, FailureKind.TLS_EXPIRED, False, FailureKind.TLS_EXPIRED),
+    ],
+)
+def test_no_keys(
+    status: int | None, kind: FailureKind, is_answer: bool, found: FailureKind
+) -> None:
+    """What it means that a request for keys fails."""
+    assert no_keys(status, describe(kind), is_answer=is_answer).kind is found
+
+
+def test_addresses() -> None:
+    """All hosts, some, or none can be used."""
+    error = describe(FailureKind.DNS_NOT_FOUND, "there is no b")
+    good, bad = Target("a", 1), Target("b", 2, error=error)
+
+    def found(*targets: Target) -> Stage:
+        findings = AddressesFindings("n", "4", (), targets=targets, targets_total=9)
+        return conclude_addresses(findings, None)
+
+    assert found(good).outcome is OK
+    assert found(good, good).message == "Requests go to a port 1, a port 1 and 6 more"
+    some = found(good, bad)
+    assert (some.outcome, some.kind) == (WARNING, FailureKind.DNS_NOT_FOUND)
+    assert some.message.startswith("1 of 2 hosts cannot be used: b port 2: ")
+    none = found(bad, bad)
+    assert (none.outcome, none.kind) == (FAILED, FailureKind.DNS_NOT_FOUND)
+    failure = describe(FailureKind.DNS_FAILED)
+    none = conclude_addresses(AddressesFindings("n", None, ()), failure)
+    assert (none.outcome, none.kind) == (FAILED, FailureKind.DNS_FAILED)
+
+
+def test_connections() -> None:
+    """All addresses work, or some, or none; and how many there are."""
+    error = describe(FailureKind.CONNECTION_REFUSED)
+    good = Connection("192.0.2.1", "a", 1, "a", "a", OK)
+    bad = attr.evolve(good, outcome=FAILED, error=error)
+    left_out = attr.evolve(good, outcome=SKIPPED, error=error)
+
+    def found(*connections: Connection, not_contacted: int = 0) -> Stage:
+        return conclude_connections(ConnectionsFindings(connections, not_contacted))
+
+    assert found(good).message == "TLS connections to its address work"
+    assert found(good, left_out).outcome is OK
+    many = found(good, good, not_contacted=3)
+    assert many.message == "TLS connections to 2 addresses (of 5) work"
+    some = found(bad, good)
+    assert (some.outcome, some.kind) == (WARNING, FailureKind.CONNECTION_REFUSED)
+    assert "192.0.2.1 port 1: its address refuses connections" in some.message
+    for none in (found(bad), found(bad, left_out), found(left_out)):
+        assert (none.outcome, none.kind) == (FAILED, FailureKind.CONNECTION_REFUSED)
+    assert found().kind is FailureKind.UNREACHABLE

@@ -10,6 +10,7 @@ from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failure import describe
 from synapse_federation_admin.models import (
     AuthenticatedFindings,
+    CachedWellKnown,
     Certificate,
     Connection,
     ConnectionsFindings,
@@ -361,6 +362,67 @@ def test_other_processes_go_out() -> None:
     found = conclude(stages(*skipped, *late))
     assert found.kind is Kind.RESPONSE_TIMEOUT
     assert "is not known here" in found.explanation
+
+
+def cached(is_used: bool = True, differs: bool = True) -> Stage:
+    """Return the stage of a file of which Synapse has another answer cached."""
+    findings = WellKnownFindings(
+        (WellKnownRequest("https://a/", 1, 200),),
+        1,
+        m_server="new.example",
+        suggests_delegation=True,
+        cached=CachedWellKnown("old.example", 1, is_used, differs),
+    )
+    return stage(Name.WELL_KNOWN, WARNING, Kind.OTHER, findings)
+
+
+def test_old_answer_is_cached() -> None:
+    """If Synapse goes by an older answer, that is the cause, or will be no more."""
+    refused = stage(Name.AUTHENTICATED, FAILED, Kind.CONNECTION_REFUSED)
+    found = conclude(stages(cached(), refused))
+    assert (found.verdict, found.kind) == (Verdict.FAILING, Kind.OTHER)
+    assert "older answer about where this server is, old.example" in found.explanation
+    assert "there it fails: their server refuses connections" in found.explanation
+    assert "restart Synapse" in found.advice
+    # If the server does not work by the new one either, that is the cause.
+    for other in (cached(is_used=False), cached(differs=False)):
+        assert conclude(stages(other, refused)).kind is Kind.CONNECTION_REFUSED
+    down = failed_at(Name.CONNECTIONS, Kind.CONNECTION_REFUSED)
+    down[Name.WELL_KNOWN] = cached()
+    assert conclude(down).kind is Kind.CONNECTION_REFUSED
+    # And if requests get through, it may end.
+    found = conclude(stages(cached()))
+    assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.OTHER)
+    assert "Requests get through, but: Synapse still uses" in found.explanation
+
+
+def test_synapse_waits_for_the_file() -> None:
+    """A file that does not come keeps Synapse from asking anything else."""
+    late = AuthenticatedFindings("/path")
+    asked = stage(Name.AUTHENTICATED, FAILED, Kind.RESPONSE_TIMEOUT, late)
+    found = conclude(stages(unreachable_file(Kind.RESPONSE_TIMEOUT), asked))
+    assert (found.verdict, found.kind) == (
+        Verdict.FAILING,
+        Kind.WELL_KNOWN_UNREACHABLE,
+    )
+    # Not if it has come to an answer.
+    answered = attr.evolve(asked, findings=AuthenticatedFindings("/path", 500))
+    found = conclude(stages(unreachable_file(Kind.RESPONSE_TIMEOUT), answered))
+    assert found.kind is Kind.RESPONSE_TIMEOUT
+    # Nor if it is another fault of the file.
+    found = conclude(stages(unreachable_file(Kind.TLS_EXPIRED), asked))
+    assert found.kind is Kind.RESPONSE_TIMEOUT
+
+
+def test_page_of_a_web_site() -> None:
+    """A page that is no file of delegation does no harm where there is none."""
+    findings = WellKnownFindings((WellKnownRequest("https://a/", 1, 200),), 1)
+    page = stage(Name.WELL_KNOWN, WARNING, Kind.WELL_KNOWN_INVALID, findings)
+    found = conclude(stages(page))
+    assert (found.verdict, found.kind) == (Verdict.OK, None)
+    assert "of no use, but it needs none" in found.advice
+    meant = attr.evolve(page, findings=attr.evolve(findings, suggests_delegation=True))
+    assert conclude(stages(meant)).verdict is Verdict.DEGRADED
 
 
 def test_not_found_out() -> None:
