@@ -327,8 +327,8 @@ class Outbound:
         """Return the keys of a server that Synapse has stored.
 
         Returns:
-            By key ID, such as `ed25519:a`, the key in unpadded base64: the one that is
-            valid for longest, if several servers have told it; at most some hundred.
+            By key ID, such as `ed25519:a`, the key in unpadded base64; at most some
+            hundred.
         """
 
         def stored_keys_txn(txn: LoggingTransaction) -> dict[str, str]:
@@ -337,10 +337,7 @@ class Outbound:
                 "WHERE server_name = ? ORDER BY ts_valid_until_ms DESC LIMIT ?",
                 (name, _MAX_STORED_KEYS),
             )
-            found: dict[str, str] = {}
-            for key_id, key in txn.fetchall():
-                found.setdefault(key_id, encode_base64(bytes(key)))
-            return found
+            return {key_id: encode_base64(bytes(key)) for key_id, key in txn.fetchall()}
 
         return await self._hs.get_datastores().main.db_pool.runInteraction(
             "federation_admin_stored_keys", stored_keys_txn
