@@ -26,7 +26,6 @@ from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
 from synapse_federation_admin.failure import (
-    bounded,
     describe,
     failure_of,
     forget_frames,
@@ -341,14 +340,9 @@ def conclude(findings: ConnectionsFindings) -> Stage:
     if len(bad) == len(tried):
         return Stage.of(name, failure, findings)
     faults = "; ".join(
-        f"{at(c)}: {summary(c.error)}" for c in bad[:3] if c.error is not None
+        f"{c.place}: {summary(c.error)}" for c in bad[:3] if c.error is not None
     )
     return attr.evolve(
         Stage.of(name, failure, findings, StageOutcome.WARNING),
         message=f"{len(bad)} of {of} do not work: {faults}",
     )
-
-
-def at(connection: Connection) -> str:
-    """Return where a connection leads, in words."""
-    return bounded(f"{connection.address or connection.host} port {connection.port}")

@@ -269,7 +269,7 @@ def _places(stages: Stages, kind: FailureKind) -> str:
     """Return where there is a fault, in words."""
     failed = _failed_connections(stages)
     same = [
-        f"{connection.address or connection.host} port {connection.port}"
+        connection.place
         for connection in failed
         if connection.error is None or connection.error.kind is kind
     ]

@@ -107,10 +107,9 @@ def check_version(connections: ConnectionsFindings) -> Stage:
     if not good:
         stage = Stage.of(StageName.VERSION, failure, answer)
         return attr.evolve(stage, duration_ms=answer.duration_ms)
-    where = f"{connection.address or connection.host} port {connection.port}"
     return attr.evolve(
         Stage.of(StageName.VERSION, failure, answer, StageOutcome.WARNING),
-        message=f"{len(bad)} of {len(asked)} addresses do not answer well: {where}: "
-        f"{summary(failure)}",
+        message=f"{len(bad)} of {len(asked)} addresses do not answer well: "
+        f"{connection.place}: {summary(failure)}",
         duration_ms=answer.duration_ms,
     )

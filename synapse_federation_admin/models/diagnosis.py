@@ -366,6 +366,11 @@ class Connection:
     version: VersionFindings | None = None
     error: Failure | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it leads, in words."""
+        return f"{self.address or self.host} port {self.port}"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class ConnectionsFindings:
