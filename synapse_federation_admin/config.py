@@ -33,6 +33,7 @@ class FederationAdminConfig:
         audit_keep_for_ms: How long to keep what was done through this module.
         bulk_max_per_second: How many destinations a bulk run may contact per second.
         diagnosis_timeout_ms: How long the diagnosis of one destination may take.
+        outages_keep_for_ms: How long to keep outages, and failures of real requests.
     """
 
     contact_on_reset: bool = True
@@ -41,6 +42,7 @@ class FederationAdminConfig:
     audit_keep_for_ms: int = 400 * _DAY_MS
     bulk_max_per_second: int = 500
     diagnosis_timeout_ms: int = 20_000
+    outages_keep_for_ms: int = 90 * _DAY_MS
 
 
 def parse_config(config: object) -> FederationAdminConfig:
@@ -120,6 +122,13 @@ def _parse_keep_for(key: str, value: object) -> int:
     )
 
 
+def _parse_outages_keep_for(key: str, value: object) -> int:
+    # Availability is told of the last 14 days.
+    return _parse_duration(
+        key, value, 14 * _DAY_MS, 36_500 * _DAY_MS, "from 14d to 36500d, such as 90d"
+    )
+
+
 def _parse_duration(
     key: str, value: object, least_ms: int, most_ms: int, expected: str
 ) -> int:
@@ -147,7 +156,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-_SECTIONS = ("audit", "bulk", "diagnosis")
+_SECTIONS = ("audit", "bulk", "diagnosis", "outages")
 
 _PARSERS: dict[str, tuple[str, Any]] = {
     "contact_on_reset": ("contact_on_reset", _parse_bool),
@@ -156,6 +165,7 @@ _PARSERS: dict[str, tuple[str, Any]] = {
     "audit.keep_for": ("audit_keep_for_ms", _parse_keep_for),
     "bulk.max_per_second": ("bulk_max_per_second", _parse_per_second),
     "diagnosis.timeout": ("diagnosis_timeout_ms", _parse_diagnosis_timeout),
+    "outages.keep_for": ("outages_keep_for_ms", _parse_outages_keep_for),
 }
 
 # Every key, for the test that all of them are documented; that of a section is before

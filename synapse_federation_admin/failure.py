@@ -35,7 +35,11 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
-from twisted.web.client import RequestTransmissionFailed, ResponseFailed
+from twisted.web.client import (
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
 
 from synapse_federation_admin.homeserver import (
     BodyExceededMaxSize,
@@ -80,6 +84,10 @@ _HTTP_KINDS: dict[int, FailureKind] = {
     HTTPStatus.TOO_MANY_REQUESTS: FailureKind.RATE_LIMITED,
 }
 
+# A request that failed for reasons of its own: while it was sent, or its body was made,
+# or answered.
+_HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
+
 # What an exception of a type stands for: the first that fits.
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
     ((VerificationError,), FailureKind.TLS_WRONG_NAME),
@@ -107,8 +115,7 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
     (
         (
             net.ConnectionClosed,
-            ResponseFailed,
-            RequestTransmissionFailed,
+            *_HAS_REASONS,
             BodyExceededMaxSize,
             ValueError,
             RuntimeError,
@@ -197,7 +204,9 @@ _SENTENCES = {
 # outermost first, then those that it wraps.
 _PROXIED = "ProxyResource: Error when proxying request: "
 _PROXIED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
-_UNVERIFIED = "certificate verify failed"
+_UNVERIFIED = re.compile(
+    "certificate verify failed(?:: OpenSSL verification error ([0-9]+))?"
+)
 _NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
 
 
@@ -277,7 +286,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions that may be the cause: what is wrapped, innermost first."""
     if isinstance(error, RequestSendFailed):
         yield from _causes(error.inner_exception)
-    elif isinstance(error, ResponseFailed | RequestTransmissionFailed):
+    elif isinstance(error, _HAS_REASONS):
         reasons = [reason.value for reason in error.reasons]
         # A connection that is closed for a reason is closed as well.
         reasons.sort(key=lambda reason: isinstance(reason, net.ConnectionClosed))
@@ -318,8 +327,10 @@ def _kind_of(
 
 def _kind_by_text(text: str) -> FailureKind:
     """Return the kind of a failure that another process tells of."""
-    if _UNVERIFIED in text:
-        return FailureKind.TLS_UNTRUSTED
+    unverified = _UNVERIFIED.search(text)
+    if unverified:
+        code = int(unverified[1] or 0)
+        return _TLS_KINDS.get(code, FailureKind.TLS_UNTRUSTED)
     # What is wrapped comes last.
     for found in reversed(_PROXIED_TYPE.findall(text)):
         name = found.removeprefix("builtins.")

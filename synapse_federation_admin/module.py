@@ -28,6 +28,11 @@ class FederationAdmin:
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+        from synapse_federation_admin.history.monitor import Monitor
+        from synapse_federation_admin.history.outages import Outages
+        from synapse_federation_admin.history.recorder import Recorder
+        from synapse_federation_admin.history.store import HistoryStore
+        from synapse_federation_admin.history.tried import TriedStore
         from synapse_federation_admin.homeserver import Homeserver
         from synapse_federation_admin.repair.attempts import Attempts
         from synapse_federation_admin.repair.audit import Audit
@@ -50,15 +55,29 @@ class FederationAdmin:
         tables = Tables(homeserver)
         audit = Audit(homeserver, tables)
         housekeeping = Housekeeping(
-            homeserver, tables, keep_for_ms=config.audit_keep_for_ms
+            homeserver,
+            tables,
+            keep_for_ms=config.audit_keep_for_ms,
+            outages_keep_for_ms=config.outages_keep_for_ms,
         )
         wake = Wake(homeserver)
         follow_up = FollowUp(
             homeserver, wake, contact_timeout_ms=config.contact_timeout_ms
         )
-        reader = DestinationReader(homeserver)
+        reader = DestinationReader(homeserver, tables)
         runs = RunStore(homeserver, audit)
         reach = ReachStore(homeserver)
+        summary = SummaryStore(homeserver)
+        history = HistoryStore(homeserver, tables)
+        diagnoses = Diagnoses(
+            homeserver,
+            destinations,
+            backlog,
+            reach,
+            history.last_failure,
+            timeout_ms=config.diagnosis_timeout_ms,
+        )
+        tried = TriedStore(homeserver, tables, diagnoses.find_addresses)
         bulk = BulkReconnect(homeserver, runs, destinations, reader, wake, housekeeping)
         mount(
             Services(
@@ -68,7 +87,7 @@ class FederationAdmin:
                 lists=OffsetLists(PageEnds(homeserver.now_ms)),
                 backlog=backlog,
                 reach=reach,
-                summary=SummaryStore(homeserver),
+                summary=summary,
                 indexes=indexes,
                 reset=ConnectionReset(
                     config, homeserver, destinations, audit, wake, follow_up
@@ -88,18 +107,19 @@ class FederationAdmin:
                 bulk_max_per_second=config.bulk_max_per_second,
                 clamp=Clamp(homeserver, audit),
                 forget=Forget(homeserver, reader, backlog, reach, audit),
-                diagnoses=Diagnoses(
-                    homeserver,
-                    destinations,
-                    backlog,
-                    reach,
-                    timeout_ms=config.diagnosis_timeout_ms,
-                ),
+                diagnoses=diagnoses,
+                history=history,
+                tried=tried,
             )
         )
         indexes.start()
         housekeeping.start()
         bulk.start()
+        Recorder(homeserver, tables).start()
+        Outages(
+            homeserver, tables, tried, contact_timeout_ms=config.contact_timeout_ms
+        ).start()
+        Monitor(homeserver, summary, history, tried).start()
 
     @staticmethod
     def parse_config(config: object) -> FederationAdminConfig:

@@ -117,6 +117,88 @@ _VERSIONS: tuple[tuple[str, ...], ...] = (
         ON federation_admin_run_queue (run_id, priority, destination)
         """,
     ),
+    (
+        # Why requests failed, one row for each destination and kind. See
+        # `synapse_federation_admin.history.recorder`.
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_failures (
+            destination TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            message TEXT NOT NULL,
+            first_ts BIGINT NOT NULL,
+            last_ts BIGINT NOT NULL,
+            count BIGINT NOT NULL,
+            instance TEXT NOT NULL,
+            issuer TEXT NOT NULL,
+            PRIMARY KEY (destination, kind)
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_failures_last
+        ON federation_admin_failures (last_ts)
+        """,
+        # When a destination last answered well, to within some minutes, and when it
+        # last did so after it had failed, exactly.
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_successes (
+            destination TEXT NOT NULL PRIMARY KEY,
+            last_ts BIGINT NOT NULL,
+            recovered_ts BIGINT
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_successes_last
+        ON federation_admin_successes (last_ts)
+        """,
+        # `end_ts` and `ended` are NULL while it lasts. `kinds` has a bit for each kind
+        # seen: see `synapse_federation_admin.history.kinds`.
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_outages (
+            destination TEXT NOT NULL,
+            start_ts BIGINT NOT NULL,
+            end_ts BIGINT,
+            ended TEXT,
+            kinds BIGINT NOT NULL,
+            last_kind TEXT,
+            PRIMARY KEY (destination, start_ts)
+        )
+        """,
+        """
+        CREATE UNIQUE INDEX IF NOT EXISTS federation_admin_outages_open
+        ON federation_admin_outages (destination)
+        WHERE end_ts IS NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_outages_kind
+        ON federation_admin_outages (last_kind, destination)
+        WHERE end_ts IS NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_outages_end
+        ON federation_admin_outages (end_ts)
+        WHERE end_ts IS NOT NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_outages_reset
+        ON federation_admin_outages (end_ts)
+        WHERE ended = 'reset'
+        """,
+        # Where destinations lead that began to fail together, as JSON.
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_addresses (
+            destination TEXT NOT NULL PRIMARY KEY,
+            looked_ts BIGINT NOT NULL,
+            addresses TEXT NOT NULL
+        )
+        """,
+        # Since when outages are recorded.
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_recording (
+            only_row INTEGER NOT NULL PRIMARY KEY,
+            since_ts BIGINT NOT NULL
+        )
+        """,
+    ),
 )
 
 # The key of PostgreSQL's advisory lock: any number that nobody else uses.

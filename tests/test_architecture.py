@@ -17,9 +17,10 @@ SHARED = {
 }
 ROOMS = {
     "destinations": SHARED,
+    "history": SHARED | {"destinations"},
     "repair": SHARED | {"destinations"},
     "diagnosis": SHARED | {"destinations"},
-    "rest": SHARED | {"destinations", "repair", "diagnosis"},
+    "rest": SHARED | {"destinations", "repair", "diagnosis", "history"},
     "homeserver": {"bounded_reactor", "address_ranges", "plain_agent"},
     "playground": set(),
 }

@@ -37,7 +37,10 @@ class AuditTestCase(ProbeTestCase):
         tables = Tables(self.homeserver)
         self.log = Audit(self.homeserver, tables)
         self.housekeeping = Housekeeping(
-            self.homeserver, tables, keep_for_ms=10 * DAY_MS
+            self.homeserver,
+            tables,
+            keep_for_ms=10 * DAY_MS,
+            outages_keep_for_ms=20 * DAY_MS,
         )
 
     def write(self, **values: Any) -> AuditEntry:

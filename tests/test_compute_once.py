@@ -24,6 +24,7 @@ from synapse_federation_admin.models import (
     Position,
     Sort,
 )
+from synapse_federation_admin.tables import Tables
 
 
 class ComputingTestCase(ModuleTestCase):
@@ -124,7 +125,7 @@ class ComputeOnceTest(ComputingTestCase):
     def test_expensive_order(self) -> None:
         """Ten who ask for an expensive page take two readings, and not ten."""
         self.add_destination("a.example", 5)
-        reader = DestinationReader(self.homeserver)
+        reader = DestinationReader(self.homeserver, Tables(self.homeserver))
         sort = Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS)
         read = SegmentReader.read
         readings = []
@@ -146,7 +147,7 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_count(self) -> None:
         """Ten who ask how many rows there are take two counts."""
-        reader = DestinationReader(self.homeserver)
+        reader = DestinationReader(self.homeserver, Tables(self.homeserver))
         count = statements.count
         counts = []
 
@@ -164,7 +165,7 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
-        reader = DestinationReader(self.homeserver)
+        reader = DestinationReader(self.homeserver, Tables(self.homeserver))
 
         async def compute(*args: object) -> list[Destination]:
             await self.compute()

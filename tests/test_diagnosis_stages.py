@@ -456,7 +456,7 @@ def test_stored(
     row: Destination | None, inbound: int | None, reaches_us: bool, says: str
 ) -> None:
     """What Synapse holds, and whether they reach us."""
-    stage = check_stored(row, Backlog(), inbound, now_ms=NOW)
+    stage = check_stored(row, Backlog(), inbound, None, now_ms=NOW)
     assert isinstance(stage.findings, StoredFindings)
     assert stage.findings.reaches_us is reaches_us
     assert says in stage.message

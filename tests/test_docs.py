@@ -40,6 +40,7 @@ def test_configuration() -> None:
     assert f"by default `{defaults.audit_keep_for_ms // 86_400_000}d`" in text
     assert f"by default `{defaults.bulk_max_per_second}`" in text
     assert f"by default `{defaults.diagnosis_timeout_ms // 1000}s`" in text
+    assert f"by default `{defaults.outages_keep_for_ms // 86_400_000}d`" in text
 
 
 def test_findings() -> None:

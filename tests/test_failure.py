@@ -20,7 +20,11 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.names import error as dns
 from twisted.python.failure import Failure
-from twisted.web._newclient import ParseError, RequestTransmissionFailed
+from twisted.web._newclient import (
+    ParseError,
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+)
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from synapse_federation_admin import failure as module
@@ -71,6 +75,7 @@ CAUSES: list[tuple[Exception, str]] = [
     (sent(DeferredTimeoutError()), "response_timeout"),
     (sent(never(CancelledError())), "response_timeout"),
     (sent(never(net.ConnectionLost(), CancelledError())), "response_timeout"),
+    (sent(RequestGenerationFailed([Failure(CancelledError())])), "response_timeout"),
     (sent(never(UntrustedCertificateError(10))), "tls_expired"),
     (sent(never(UntrustedCertificateError(9))), "tls_not_yet_valid"),
     (sent(never(UntrustedCertificateError(18))), "tls_untrusted"),

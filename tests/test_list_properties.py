@@ -25,6 +25,7 @@ from synapse_federation_admin.models import (
     Direction,
     Sort,
 )
+from synapse_federation_admin.tables import Tables
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ class ListPropertiesTest(ModuleTestCase):
         homeserver = Homeserver(hs.get_module_api())
         # The harness lets a microsecond go by now and then; examples are to the ms.
         homeserver.now_ms = lambda: NOW_MS  # type: ignore[method-assign]
-        self.reader = DestinationReader(homeserver)
+        self.reader = DestinationReader(homeserver, Tables(homeserver))
 
     def result(self, awaitable: Awaitable[T]) -> T:
         return self.get_success(awaitable)

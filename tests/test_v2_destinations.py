@@ -16,6 +16,7 @@ from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.history.monitor import Monitor
 from synapse_federation_admin.models import BacklogSummary
 
 V2 = "/_synapse/admin/v2/federation"
@@ -357,13 +358,16 @@ class BadParametersTest(V2TestCase):
 class DetailV2Test(V2TestCase):
     def test_detail(self) -> None:
         """The detail is the object of the list, and all that is known beside it."""
-        (row,) = self.get_json(f"{LIST}?destination=online&include=backlog")[
-            "destinations"
-        ]
+        (row,) = self.get_json(
+            f"{LIST}?destination=online&include=backlog&include=failure"
+            "&include=availability"
+        )["destinations"]
         self.assertEqual(
             self.get_json(f"{LIST}/online.example"),
             {
                 **row,
+                "failures": [],
+                "last_success_ts": None,
                 "shared_rooms": 0,
                 "local_users": 0,
                 "sender": None,
@@ -417,10 +421,19 @@ class DetailV2Test(V2TestCase):
 
 @pytest.mark.database
 class SummaryTest(V2TestCase):
+    def setUp(self) -> None:
+        # It would have read the backlog before anybody asks.
+        patcher = patch.object(Monitor, "start")
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        super().setUp()
+
     def test_summary(self) -> None:
         """The summary counts by status and by age, and tells the indexes' state."""
         body = self.get_json(f"{V2}/summary")
         indexes = body.pop("indexes")
+        self.assertEqual(body.pop("failing_by_kind"), {"unknown": 2})
+        self.assertEqual(body.pop("outlook")["verdict"], "normal")
         self.assertEqual(
             body,
             {

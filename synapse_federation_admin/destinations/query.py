@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import attr
 
 from synapse_federation_admin.models import (
+    UNKNOWN_KIND,
     DestinationFilter,
     DestinationStatus,
     Direction,
@@ -143,12 +144,16 @@ def conditions(
         if Sql(FAILING) not in found:
             found.append(Sql(FAILING))
         found.append(Sql("failure_ts <= ?", (now_ms - wanted.failing_for_ms,)))
+    if wanted.failures:
+        if Sql(FAILING) not in found:
+            found.append(Sql(FAILING))
+        found.append(_failure_condition(wanted.failures))
     return found
 
 
 def is_of_failing(wanted: DestinationFilter) -> bool:
     """Tell whether a filter keeps none but failing destinations."""
-    if wanted.failing_for_ms is not None:
+    if wanted.failing_for_ms is not None or wanted.failures:
         return True
     return bool(wanted.statuses) and wanted.statuses <= set(_FAILING_STATUSES)
 
@@ -168,6 +173,25 @@ def _status_conditions(
         kept.append(FAILING if len(failing) == 2 else f"{FAILING} AND {failing[0]}")
         args = (now_ms,) if len(failing) == 1 else ()
     return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
+
+
+def _failure_condition(failures: frozenset[str]) -> Sql:
+    """Return the condition for rows of what fails for one of some reasons.
+
+    The reason is that of the open outage (`synapse_federation_admin.history`).
+    """
+    reason = (
+        "SELECT 1 FROM federation_admin_outages AS o "
+        "WHERE o.destination = destinations.destination AND o.end_ts IS NULL AND"
+    )
+    kinds = sorted(failures - {UNKNOWN_KIND})
+    kept = []
+    if kinds:
+        marks = ", ".join("?" * len(kinds))
+        kept.append(f"EXISTS ({reason} o.last_kind IN ({marks}))")
+    if UNKNOWN_KIND in failures:
+        kept.append(f"NOT EXISTS ({reason} o.last_kind IS NOT NULL)")
+    return Sql(f"({' OR '.join(kept)})", tuple(kinds))
 
 
 def _like_literal(text: str) -> str:

@@ -26,6 +26,7 @@ from synapse_federation_admin.models import (
     Position,
     Sort,
 )
+from synapse_federation_admin.tables import Tables
 
 
 class DestinationReader:
@@ -34,8 +35,9 @@ class DestinationReader:
     Every method raises what the database raises.
     """
 
-    def __init__(self, homeserver: Homeserver) -> None:
+    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
+        self._tables = tables
         self._segments = SegmentReader(homeserver)
         self._passes = homeserver.linearizer(
             "federation_admin_passes", sizes.MAX_PASSES
@@ -45,6 +47,7 @@ class DestinationReader:
         """Count what a filter keeps; once for all who ask at the same time."""
         if not _is_possible(wanted):
             return 0
+        await self._prepare(wanted)
         return await self._homeserver.compute_once(
             ("count", wanted), lambda: self._count(wanted)
         )
@@ -69,6 +72,7 @@ class DestinationReader:
         """
         if limit == 0 or not _is_possible(wanted):
             return []
+        await self._prepare(wanted)
         if sort.is_by_name and wanted.keeps_all:
             return await self._segments.read(wanted, sort, after, limit, reverse)
         return await self._homeserver.compute_once(
@@ -96,6 +100,7 @@ class DestinationReader:
         """
         if not _is_possible(wanted):
             return
+        await self._prepare(wanted)
         if sort.is_by_name and not wanted.keeps_all:
             fetch = self._windows(wanted, sort)
         else:
@@ -105,6 +110,11 @@ class DestinationReader:
             async for rows in pieces:
                 for start in range(0, len(rows), sizes.LONG_PIECE):
                     yield rows[start : start + sizes.LONG_PIECE]
+
+    async def _prepare(self, wanted: DestinationFilter) -> None:
+        """Have the tables be there that a filter looks into."""
+        if wanted.failures:
+            await self._tables.ready()
 
     async def _piece_size(
         self, wanted: DestinationFilter, sort: Sort, after: Position | None

@@ -2,8 +2,9 @@
 """Makes diagnoses: all stages, side by side where they do not depend on each other."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import attr
 
@@ -34,6 +35,7 @@ from synapse_federation_admin.models import (
     ConnectionsFindings,
     Diagnosis,
     KeysFindings,
+    RecordedFailure,
     Stage,
     StageName,
     StageOutcome,
@@ -54,6 +56,10 @@ _CALLED_OFF_MS = 100
 
 # A connection that nobody wants any more ends so much after the diagnosis.
 _GRACE_MS = 1000
+
+# When addresses alone are looked for: of how many servers at once, and for how long.
+_MAX_LOOKED = 5
+_LOOK_MS = 5000
 
 _DIRECT = (
     StageName.WELL_KNOWN,
@@ -79,6 +85,7 @@ class Diagnoses:
         destinations: DestinationStore,
         backlog: BacklogStore,
         reach: ReachStore,
+        last_failure: Callable[[str], Awaitable[RecordedFailure | None]],
         *,
         timeout_ms: int,
     ) -> None:
@@ -89,6 +96,7 @@ class Diagnoses:
             destinations: Knows Synapse's rows.
             backlog: Knows what waits.
             reach: Knows when a server last reached us.
+            last_failure: Returns the last failure of a real request to a server.
             timeout_ms: How long one diagnosis may take.
         """
         self.timeout_ms = timeout_ms
@@ -96,6 +104,7 @@ class Diagnoses:
         self._destinations = destinations
         self._backlog = backlog
         self._reach = reach
+        self._last_failure = last_failure
         self._outbound: Outbound | None = None
         self._under_way: dict[str, Pending[Diagnosis]] = {}
         self._turns = homeserver.linearizer(
@@ -119,6 +128,49 @@ class Diagnoses:
             if not pending.is_over:
                 self._under_way[name] = pending
         return await pending.wait()
+
+    async def find_addresses(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Return to which IP addresses requests to some servers go.
+
+        Those of which none are found are left out. Nothing is connected to, but for
+        their well-known files.
+
+        Args:
+            names: The server names.
+        """
+        if self._way_out().instances is not None:
+            # This process is not to go out.
+            return {}
+        found: dict[str, list[str]] = {}
+        looked = self._homeserver.linearizer("federation_admin_addresses", _MAX_LOOKED)
+
+        async def look(name: str) -> None:
+            async with looked(""):
+                deadline = Deadline(self._homeserver.reactor, _LOOK_MS)
+                try:
+                    found[name] = await deadline.within(
+                        _LOOK_MS, self._addresses, name, deadline
+                    )
+                except (TimeIsOver, ValueError):
+                    # It leads nowhere.
+                    return
+
+        await side_by_side(*(partial(look, name) for name in names))
+        return {name: addresses for name, addresses in found.items() if addresses}
+
+    async def _addresses(self, name: str, deadline: Deadline) -> list[str]:
+        outbound = self._way_out()
+        well_known = await check_well_known(outbound, ServerName.parse(name), deadline)
+        addresses = await check_addresses(
+            self._homeserver,
+            outbound,
+            ServerName.parse(well_known.delegated_to or name),
+            deadline,
+            is_delegated=well_known.delegated_to is not None,
+        )
+        assert isinstance(addresses.findings, AddressesFindings)
+        targets = addresses.findings.targets
+        return sorted({a.address for target in targets for a in target.addresses})
 
     async def _in_turn(self, name: str) -> Diagnosis:
         deadline = Deadline(self._homeserver.reactor, self.timeout_ms)
@@ -147,12 +199,16 @@ class Diagnoses:
         ):
             stages.update(some)
         stages[StageName.CLOCK] = _check_clock(stages)
+        conclusion = conclude(stages)
+        self._homeserver.metrics.count_diagnosis(
+            conclusion.verdict.value, conclusion.kind.value if conclusion.kind else ""
+        )
         return Diagnosis(
             destination=name,
             checked_ts=checked_ts,
             duration_ms=deadline.since(begun_ms),
             instance=self._homeserver.instance_name,
-            conclusion=conclude(stages),
+            conclusion=conclusion,
             stages=tuple(stages[stage] for stage in StageName),
         )
 
@@ -163,7 +219,13 @@ class Diagnoses:
             row = await self._destinations.get(name)
             backlog = (await self._backlog.of([name]))[name]
             last_ts = await self._reach.last_inbound_ts(name)
-            return check_stored(row, backlog, last_ts, now_ms=self._homeserver.now_ms())
+            return check_stored(
+                row,
+                backlog,
+                last_ts,
+                await self._last_failure(name),
+                now_ms=self._homeserver.now_ms(),
+            )
 
         # Work on the database is not called off: it would be waited for.
         reading = self._homeserver.begin("federation_admin_diagnosis", read)
@@ -177,14 +239,17 @@ class Diagnoses:
         stage = attr.evolve(stage, duration_ms=deadline.since(begun_ms))
         return {StageName.STORED: stage}
 
+    def _way_out(self) -> Outbound:
+        if self._outbound is None:
+            self._outbound = self._homeserver.outbound(self.timeout_ms + _GRACE_MS)
+        return self._outbound
+
     async def _check_way(self, name: str, named: Stage, deadline: Deadline) -> Stages:
         """Go the way that a request takes."""
         if named.outcome is StageOutcome.FAILED:
             why = "Nothing is sent to this name"
             return {stage: _skipped(stage, why) for stage in (*_DIRECT, *_ASKED)}
-        if self._outbound is None:
-            self._outbound = self._homeserver.outbound(self.timeout_ms + _GRACE_MS)
-        outbound = self._outbound
+        outbound = self._way_out()
         if outbound.instances is not None:
             why = (
                 "outbound_federation_restricted_to has other processes go out to other "

@@ -5,6 +5,7 @@ from synapse_federation_admin.diagnosis.clock import shown_duration
 from synapse_federation_admin.models import (
     Backlog,
     Destination,
+    RecordedFailure,
     Stage,
     StageName,
     StageOutcome,
@@ -16,6 +17,7 @@ def check_stored(
     row: Destination | None,
     backlog: Backlog,
     last_inbound_ts: int | None,
+    last_failure: RecordedFailure | None,
     *,
     now_ms: int,
 ) -> Stage:
@@ -25,6 +27,7 @@ def check_stored(
         row: Synapse's row for the server; None if there is none.
         backlog: What waits for it.
         last_inbound_ts: When it last sent us a transaction, within the last day.
+        last_failure: The last failure of a real request to it that was recorded.
         now_ms: The time, in ms since the epoch.
     """
     if row is None:
@@ -33,6 +36,7 @@ def check_stored(
             backlog=backlog,
             last_inbound_ts=last_inbound_ts,
             reaches_us=last_inbound_ts is not None,
+            last_failure=last_failure,
         )
         return Stage(
             StageName.STORED,
@@ -54,6 +58,7 @@ def check_stored(
         backlog=backlog,
         last_inbound_ts=last_inbound_ts,
         reaches_us=reaches_us,
+        last_failure=last_failure,
     )
     if not is_failing:
         return Stage(

@@ -28,6 +28,7 @@ from synapse_federation_admin.homeserver.homeserver import BeforeReset, Homeserv
 from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 from synapse_federation_admin.homeserver.outbound import FederationRequests, Outbound
 from synapse_federation_admin.homeserver.pending import Pending
+from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
 
 __all__ = [
     "BeforeReset",
@@ -50,6 +51,7 @@ __all__ = [
     "SynapseRequest",
     "UntrustedCertificateError",
     "finish_request",
+    "led_to_blocked_addresses",
     "make_deferred_yieldable",
     "run_in_background",
     "set_cors_headers",

@@ -2,6 +2,7 @@
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
 import hmac
+import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -42,9 +43,11 @@ from twisted.python.failure import Failure
 
 from synapse_federation_admin.homeserver.admin_resource import AdminResource
 from synapse_federation_admin.homeserver.instances import MAIN, shown_instance
+from synapse_federation_admin.homeserver.metrics import Metrics
 from synapse_federation_admin.homeserver.network import ContactClients
 from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.homeserver.pending import Pending
+from synapse_federation_admin.homeserver.traffic import TrafficObserver, observe
 
 T = TypeVar("T")
 
@@ -52,6 +55,9 @@ T = TypeVar("T")
 KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
 
 ADMIN_PATH = "/_synapse/admin"
+
+# How long Synapse's shutdown waits for what is still to be done.
+_SHUTDOWN_S = 5
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -68,11 +74,16 @@ class BeforeReset:
 
 
 class Homeserver:
-    """What this module needs of the Synapse process that it is loaded into."""
+    """What this module needs of the Synapse process that it is loaded into.
+
+    Attributes:
+        metrics: What is shown on Synapse's metrics endpoint.
+    """
 
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
         self._hs = api._hs
+        self.metrics = Metrics(self._hs.hostname)
         self._contact_clients: ContactClients | None = None
         self._cancel_statements: set[Callable[[], None]] | None = None
         self._is_shutting_down = False
@@ -245,6 +256,21 @@ class Homeserver:
                 with PreserveLoggingContext():
                     deferred.callback(result)
 
+    def before_shutdown(self, desc: str, func: Callable[[], Awaitable[None]]) -> None:
+        """Have something done when Synapse shuts down, before the database goes.
+
+        Args:
+            desc: Its name in metrics.
+            func: What to run. Synapse waits for it, but not for long.
+        """
+        reactor = self._hs.get_reactor()
+
+        def run() -> "Deferred[None]":
+            done: Deferred[None] = self._hs.run_as_background_process(desc, func)
+            return done.addTimeout(_SHUTDOWN_S, reactor).addErrback(lambda _: None)
+
+        reactor.addSystemEventTrigger("before", "shutdown", run)
+
     # -- database --------------------------------------------------------------------
 
     @property
@@ -267,7 +293,7 @@ class Homeserver:
             desc: Its name in metrics and logs.
             func: Called with a `LoggingTransaction`; again if the database says so.
         """
-        return await self._api.run_db_interaction(desc, _each_anew(func))
+        return await self._api.run_db_interaction(desc, self._measured(desc, func))
 
     @property
     def integrity_error(self) -> type[Exception]:
@@ -286,8 +312,28 @@ class Homeserver:
         is as old as their first statement.
         """
         return await self._hs.get_datastores().main.db_pool.runInteraction(
-            desc, _each_anew(func), isolation_level=IsolationLevel.READ_COMMITTED
+            desc,
+            self._measured(desc, func),
+            isolation_level=IsolationLevel.READ_COMMITTED,
         )
+
+    def _measured(
+        self, desc: str, func: Callable[[LoggingTransaction], T]
+    ) -> Callable[[LoggingTransaction], T]:
+        """Have each attempt at a transaction begin anew, and be measured."""
+        attempt = _each_anew(func)
+
+        def measured(txn: LoggingTransaction) -> T:
+            began_s = time.perf_counter()
+            try:
+                return attempt(txn)
+            finally:
+                took_s = time.perf_counter() - began_s
+                self.metrics.measure_db_work(
+                    desc.removeprefix("federation_admin_"), took_s
+                )
+
+        return measured
 
     @property
     def runs_background_tasks(self) -> bool:
@@ -597,6 +643,10 @@ class Homeserver:
             timeout=timeout_ms,
             ignore_backoff=ignore_backoff,
         )
+
+    def observe_traffic(self, observer: TrafficObserver) -> None:
+        """Have an observer told of this process's federation requests, from now on."""
+        observe(self._hs, observer)
 
     # -- scheduled tasks ---------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from OpenSSL import SSL
+from OpenSSL.crypto import X509, X509Name
 from service_identity.exceptions import VerificationError
 from synapse.config.homeserver import HomeServerConfig
 from synapse.crypto.context_factory import (
@@ -58,22 +59,30 @@ _MAX_SERVERS = 8
 # The longest name to which anybody can delegate: a host name, and a port.
 _MAX_NAME = 261
 
+# Of who issued a certificate: the parts of his name that are told, and how much of it.
+_TOLD_OF_ISSUERS = (b"CN", b"O", b"OU")
+_MAX_ISSUER = 150
+
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
 
 
-class UntrustedCertificateError(Exception):
+class UntrustedCertificateError(SSL.Error):
     """A certificate does not lead to an authority that this homeserver trusts.
 
     Attributes:
         code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
         depth: Of which certificate: 0 is the server's, others are in its chain.
+        issuer: Who issued that certificate, as `CN=..., O=...`; "" if that is unknown.
     """
 
-    def __init__(self, code: int, depth: int = 0) -> None:
-        super().__init__(f"OpenSSL verification error {code}")
+    def __init__(self, code: int, depth: int = 0, issuer: str = "") -> None:
+        # As OpenSSL's own error, which Twisted looks into.
+        said = f"certificate verify failed: OpenSSL verification error {code}"
+        super().__init__([("SSL routines", "", said)])
         self.code = code
         self.depth = depth
+        self.issuer = issuer
 
 
 class Network:
@@ -292,7 +301,7 @@ class ContactPolicy(FederationPolicyForHTTPS):
     def __init__(self, config: HomeServerConfig) -> None:
         super().__init__(config)
         context = self._verify_ssl_context
-        context.set_verify(context.get_verify_mode(), _verified)
+        context.set_verify(context.get_verify_mode(), verified)
 
     def get_options(self, host: bytes) -> SSLClientConnectionCreator:
         """Return what makes connections: see Synapse's."""
@@ -301,15 +310,30 @@ class ContactPolicy(FederationPolicyForHTTPS):
         return creator
 
 
-def _verified(
-    connection: SSL.Connection, _certificate: object, code: int, depth: int, ok: int
+def verified(
+    _connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int
 ) -> bool:
-    """Take note of OpenSSL's verdict on a certificate; return that it stands."""
+    """Say what OpenSSL has against a certificate: its verdict stands.
+
+    Without this, all that is left of it is "certificate verify failed".
+
+    Raises:
+        UntrustedCertificateError: It does not trust it. pyOpenSSL ends the handshake
+            and raises this in place of its own error.
+    """
     if not ok:
-        # Else all that is left of it is "certificate verify failed".
-        tls_protocol = connection.get_app_data()
-        tls_protocol.failVerification(Failure(UntrustedCertificateError(code, depth)))
-    return bool(ok)
+        raise UntrustedCertificateError(code, depth, _name_of(certificate.get_issuer()))
+    return True
+
+
+def _name_of(name: X509Name) -> str:
+    """Return the parts of a name that are told, on one line."""
+    parts = [
+        f"{key.decode('ascii', 'replace')}={value.decode('utf-8', 'replace')}"
+        for key, value in name.get_components()
+        if key in _TOLD_OF_ISSUERS
+    ]
+    return ascii(", ".join(parts))[1:-1][:_MAX_ISSUER]
 
 
 class _PlainWellKnownResolver(WellKnownResolver):

@@ -219,6 +219,11 @@ class Counts:
     by_status: Mapping[DestinationStatus, int]
     failing_by_age: Mapping[FailureAge, int]
 
+    @property
+    def failing(self) -> int:
+        """How many destinations are failing."""
+        return sum(self.failing_by_age.values())
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Summary:
@@ -258,12 +263,15 @@ class DestinationFilter:
             which `*` stands for any text and `?` for one character. Empty: any.
         statuses: The statuses to keep. Empty: all.
         failing_for_ms: Keep what has been failing for at least so long, in ms.
+        failures: Keep what is failing, and the last time for one of these reasons: of
+            FAILURE_KINDS. Empty: any, and what is not failing.
     """
 
     name_contains: str = ""
     name_glob: str = ""
     statuses: frozenset[DestinationStatus] = frozenset()
     failing_for_ms: int | None = None
+    failures: frozenset[str] = frozenset()
 
     @property
     def keeps_all(self) -> bool:

@@ -12,6 +12,7 @@ import attr
 
 from synapse_federation_admin.models.destinations import Backlog
 from synapse_federation_admin.models.failure import Failure, FailureKind
+from synapse_federation_admin.models.history import RecordedFailure
 
 
 class StageName(Enum):
@@ -473,6 +474,8 @@ class StoredFindings:
         last_inbound_ts: When it last sent us a transaction; None if it has not within
             the last day, which is what Synapse remembers.
         reaches_us: Whether it has, and if it is failing, since it is.
+        last_failure: The last failure of a real request of Synapse's to it; None if
+            there was none since this module was installed.
     """
 
     is_known: bool
@@ -483,6 +486,7 @@ class StoredFindings:
     backlog: Backlog = attr.Factory(Backlog)
     last_inbound_ts: int | None = None
     reaches_us: bool = False
+    last_failure: RecordedFailure | None = None
 
 
 Findings: TypeAlias = (

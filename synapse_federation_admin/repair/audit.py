@@ -107,7 +107,7 @@ class Audit:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [_to_row(entry) for entry in entries],
         )
-        txn.call_after(_log, entries)
+        txn.call_after(self._log_and_count, entries)
 
     def end_txn(self, txn: LoggingTransaction, entries: Iterable[AuditEntry]) -> None:
         """Write what came of entries that are there; those that have ended stay so."""
@@ -123,7 +123,13 @@ class Audit:
             )
             if txn.rowcount:
                 ended.append(entry)
-        txn.call_after(_log, ended)
+        txn.call_after(self._log_and_count, ended)
+
+    def _log_and_count(self, entries: Collection[AuditEntry]) -> None:
+        _log(entries)
+        for entry in entries:
+            if entry.outcome != AUDIT_PENDING:
+                self._homeserver.metrics.count_repair(entry.action.value, entry.outcome)
 
     async def insert(self, entry: AuditEntry) -> None:
         """Write a new entry. Raises what the database raises."""

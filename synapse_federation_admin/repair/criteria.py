@@ -36,6 +36,8 @@ def shown_filter(wanted: DestinationFilter) -> dict[str, object]:
         shown["status"] = sorted(status.value for status in wanted.statuses)
     if wanted.failing_for_ms is not None:
         shown["failing_for_ms"] = wanted.failing_for_ms
+    if wanted.failures:
+        shown["failure"] = sorted(wanted.failures)
     return shown
 
 
@@ -46,6 +48,7 @@ def criteria_to_json(criteria: RunCriteria) -> str:
         return json.dumps({"listed": criteria.listed})
     values = attr.asdict(wanted)
     values["statuses"] = sorted(status.value for status in wanted.statuses)
+    values["failures"] = sorted(wanted.failures)
     return json.dumps({"wanted": values})
 
 
@@ -56,4 +59,6 @@ def criteria_from_json(text: str) -> RunCriteria:
         return RunCriteria(listed=found["listed"])
     values = found["wanted"]
     values["statuses"] = frozenset(map(DestinationStatus, values["statuses"]))
+    # What an earlier release has stored has none.
+    values["failures"] = frozenset(values.get("failures", ()))
     return RunCriteria(wanted=DestinationFilter(**values))

@@ -35,6 +35,13 @@ _ENDED_RUNS = "SELECT run_id FROM federation_admin_runs WHERE active IS NULL"
 _OLD_AUDIT = ("federation_admin_audit", "entry_id", "ts < ?")
 _OLD_RUNS = ("federation_admin_runs", "run_id", "active IS NULL AND ended_ts < ?")
 _OLD_ATTEMPTS = ("federation_admin_attempts", "destination", "started_ts < ?")
+# What is recorded of destinations, by when it was last so.
+_OLD_RECORDS = (
+    ("federation_admin_failures", "destination, kind", "last_ts < ?"),
+    ("federation_admin_successes", "destination", "last_ts < ?"),
+    ("federation_admin_outages", "destination, start_ts", "end_ts < ?"),
+)
+_OLD_ADDRESSES = ("federation_admin_addresses", "destination", "looked_ts < ?")
 _LEFT_IN_QUEUE = (
     "federation_admin_run_queue",
     "run_id, destination",
@@ -46,11 +53,17 @@ class Housekeeping:
     """Keeps the module's own tables in order."""
 
     def __init__(
-        self, homeserver: Homeserver, tables: Tables, *, keep_for_ms: int
+        self,
+        homeserver: Homeserver,
+        tables: Tables,
+        *,
+        keep_for_ms: int,
+        outages_keep_for_ms: int,
     ) -> None:
         self._homeserver = homeserver
         self._tables = tables
         self._keep_for_ms = keep_for_ms
+        self._outages_keep_for_ms = outages_keep_for_ms
 
     def start(self) -> None:
         """Make an end of what this process has left, and begin to prune."""
@@ -104,6 +117,9 @@ class Housekeeping:
         await self._delete(*_OLD_AUDIT, now_ts - self._keep_for_ms)
         await self._delete(*_OLD_RUNS, now_ts - self._keep_for_ms)
         await self._delete(*_OLD_ATTEMPTS, now_ts - _LONGEST_PENDING_MS)
+        for old in _OLD_RECORDS:
+            await self._delete(*old, now_ts - self._outages_keep_for_ms)
+        await self._delete(*_OLD_ADDRESSES, now_ts - _LONGEST_PENDING_MS)
         await self.clear_queue()
 
     async def clear_queue(self) -> None:

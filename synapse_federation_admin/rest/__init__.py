@@ -15,6 +15,7 @@ from synapse_federation_admin.rest.destinations import (
 from synapse_federation_admin.rest.diagnose import DiagnoseServlet
 from synapse_federation_admin.rest.export import ExportServlet
 from synapse_federation_admin.rest.forget import ForgetManyServlet, ForgetServlet
+from synapse_federation_admin.rest.outages import OutagesServlet
 from synapse_federation_admin.rest.reconnect import ReconnectServlet
 from synapse_federation_admin.rest.reconnects import (
     ReconnectsRunServlet,
@@ -47,6 +48,7 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     ForgetManyServlet,
     AuditServlet,
     DiagnoseServlet,
+    OutagesServlet,
 )
 
 

@@ -18,6 +18,8 @@ from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+from synapse_federation_admin.history.store import HistoryStore
+from synapse_federation_admin.history.tried import TriedStore
 from synapse_federation_admin.homeserver import (
     Codes,
     Homeserver,
@@ -63,6 +65,8 @@ class Services:
     clamp: Clamp
     forget: Forget
     diagnoses: Diagnoses
+    history: HistoryStore
+    tried: TriedStore
 
 
 class AdminServlet(RestServlet):

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A filter of destinations as an object in a body: as in the parameters of a list."""
 
-from synapse_federation_admin.models import DestinationFilter, DestinationStatus
+from synapse_federation_admin.models import (
+    FAILURE_KINDS,
+    DestinationFilter,
+    DestinationStatus,
+)
 from synapse_federation_admin.rest._base import invalid_param
 from synapse_federation_admin.rest._body import Body
 from synapse_federation_admin.rest._parameters import (
@@ -14,7 +18,8 @@ from synapse_federation_admin.rest._parameters import (
 def parse_filter_object(body: Body) -> DestinationFilter:
     """Parse the key `filter` of a body, which must be there.
 
-    Its keys are those of `FILTER_PARAMETERS`; `status` is a string, or a list of them.
+    Its keys are those of `FILTER_PARAMETERS`; `status` and `failure` are a string, or a
+    list of them.
 
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the key; also if there is nothing
@@ -25,11 +30,12 @@ def parse_filter_object(body: Body) -> DestinationFilter:
         given.text("destination"),
         frozenset(_statuses(given)),
         _failing_for_ms(given),
+        frozenset(_failures(given)),
     )
     if found.keeps_all:
         raise invalid_param(
-            "Key 'filter' must have at least one of the keys 'status', 'destination' "
-            "and 'failing_for' that leaves something out"
+            "Key 'filter' must have at least one of the keys 'status', 'destination', "
+            "'failing_for' and 'failure' that leaves something out"
         )
     return found
 
@@ -44,6 +50,16 @@ def _statuses(given: Body) -> list[DestinationStatus]:
         except ValueError:
             names = ", ".join(f"'{status.value}'" for status in DestinationStatus)
             raise invalid_param(f"Key 'filter.status' must be of {names}") from None
+    return found
+
+
+def _failures(given: Body) -> list[str]:
+    if "failure" not in given:
+        return []
+    found = given.text_or_texts("failure", len(FAILURE_KINDS))
+    if not set(found) <= set(FAILURE_KINDS):
+        names = ", ".join(f"'{kind}'" for kind in FAILURE_KINDS)
+        raise invalid_param(f"Key 'filter.failure' must be of {names}")
     return found
 
 

@@ -122,6 +122,7 @@ def _listing(wanted: DestinationFilter, sort: Sort) -> list[object]:
         wanted.name_glob,
         sorted(status.value for status in wanted.statuses),
         wanted.failing_for_ms,
+        sorted(wanted.failures),
         sort.order_by.value,
         sort.direction.value,
     ]

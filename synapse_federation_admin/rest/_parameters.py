@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from synapse_federation_admin.homeserver import SynapseRequest
 from synapse_federation_admin.models import (
+    FAILURE_KINDS,
     DestinationFilter,
     DestinationOrder,
     DestinationStatus,
@@ -23,7 +24,7 @@ from synapse_federation_admin.rest._base import (
 
 E = TypeVar("E", bound=Enum)
 
-FILTER_PARAMETERS = ("status", "destination", "failing_for")
+FILTER_PARAMETERS = ("status", "destination", "failing_for", "failure")
 SORT_PARAMETERS = ("order_by", "dir")
 
 # Those that Synapse itself takes on every endpoint.
@@ -39,15 +40,19 @@ _UNIT_MS = {
 _DURATION = re.compile("([0-9]{1,9})([smhdw])")
 
 
-class _Include(Enum):
+class Include(Enum):
+    """What more is to be told of each destination."""
+
     BACKLOG = "backlog"
+    FAILURE = "failure"
+    AVAILABILITY = "availability"
 
 
 def require_known(
     request: SynapseRequest,
     names: Collection[str],
     *,
-    repeatable: Collection[str] = ("status", "include"),
+    repeatable: Collection[str] = ("status", "include", "failure"),
 ) -> None:
     """Refuse query parameters that an endpoint does not take.
 
@@ -84,11 +89,15 @@ def parse_filter(request: SynapseRequest) -> DestinationFilter:
         parse_text(request, "destination"),
         frozenset(parse_choices(request, "status", tuple(DestinationStatus))),
         _parse_duration(request, "failing_for"),
+        frozenset(_parse_words(request, "failure", FAILURE_KINDS)),
     )
 
 
 def make_filter(
-    name: str, statuses: frozenset[DestinationStatus], failing_for_ms: int | None
+    name: str,
+    statuses: frozenset[DestinationStatus],
+    failing_for_ms: int | None,
+    failures: frozenset[str],
 ) -> DestinationFilter:
     """Return the filter that the API's words stand for.
 
@@ -96,6 +105,7 @@ def make_filter(
         name: Part of the name, or with `*` or `?` a pattern for all of it; "": any.
         statuses: The statuses to keep; all of them are no condition.
         failing_for_ms: For how long it has been failing at least.
+        failures: For which reasons it is failing.
     """
     is_glob = "*" in name or "?" in name
     return DestinationFilter(
@@ -103,6 +113,7 @@ def make_filter(
         name_glob=name if is_glob else "",
         statuses=statuses if len(statuses) < len(DestinationStatus) else frozenset(),
         failing_for_ms=failing_for_ms,
+        failures=failures,
     )
 
 
@@ -124,13 +135,19 @@ def parse_sort(request: SynapseRequest) -> Sort:
     )
 
 
-def parse_includes_backlog(request: SynapseRequest) -> bool:
+def parse_includes(
+    request: SynapseRequest, choices: Sequence[Include] = tuple(Include)
+) -> frozenset[Include]:
     """Parse `include`.
+
+    Args:
+        request: The request.
+        choices: What may be included.
 
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
     """
-    return bool(parse_choices(request, "include", tuple(_Include)))
+    return frozenset(parse_choices(request, "include", choices))
 
 
 def parse_flag(request: SynapseRequest, name: str) -> bool:
@@ -167,15 +184,20 @@ def parse_choices(
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
     """
+    by_word = {choice.value: choice for choice in choices}
+    return [by_word[word] for word in _parse_words(request, name, tuple(by_word))]
+
+
+def _parse_words(
+    request: SynapseRequest, name: str, words: Sequence[str]
+) -> Sequence[str]:
     found = []
     for value in (request.args or {}).get(name.encode(), []):
-        for choice in choices:
-            if value == choice.value.encode():
-                found.append(choice)
-                break
-        else:
-            names = ", ".join(f"'{choice.value}'" for choice in choices)
+        word = value.decode("utf-8", "replace")
+        if word not in words:
+            names = ", ".join(f"'{word}'" for word in words)
             raise invalid_param(f"Query parameter '{name}' must be one of {names}")
+        found.append(word)
     return found
 
 

@@ -9,13 +9,16 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as json_text
 
 from synapse_federation_admin.homeserver import JsonDict
 from synapse_federation_admin.models import (
+    Availability,
     Backlog,
     Destination,
     DestinationStatus,
+    RecordedFailure,
 )
 
 __all__ = [
@@ -25,7 +28,10 @@ __all__ = [
     "encode_v1",
     "encode_v2",
     "json_text",
+    "render_availability",
     "render_backlog",
+    "render_failure",
+    "render_last_failure",
     "render_v1",
     "render_v2",
 ]
@@ -150,4 +156,38 @@ def render_backlog(backlog: Backlog) -> JsonDict:
         "to_device_messages": backlog.to_device_messages,
         "oldest_to_device_ts": backlog.oldest_to_device_ts,
         "device_list_updates": backlog.device_list_updates,
+    }
+
+
+def render_failure(failure: RecordedFailure) -> JsonDict:
+    """Render failures of one kind."""
+    return {
+        "kind": failure.kind,
+        "message": failure.message,
+        "first_ts": failure.first_ts,
+        "last_ts": failure.last_ts,
+        "count": failure.count,
+        "instance": failure.instance,
+    }
+
+
+def render_last_failure(failures: Sequence[RecordedFailure]) -> JsonDict | None:
+    """Render the first of some failures; None if there is none."""
+    return render_failure(failures[0]) if failures else None
+
+
+def render_availability(availability: Availability) -> JsonDict:
+    """Render how much of the last days a destination was not failing."""
+    return {
+        "since_ts": availability.since_ts,
+        "share": availability.share,
+        "days": [
+            {
+                "date": datetime.fromtimestamp(day.begin_ts / 1000, timezone.utc)
+                .date()
+                .isoformat(),
+                "share": day.share,
+            }
+            for day in availability.days
+        ],
     }

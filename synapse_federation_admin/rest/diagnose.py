@@ -22,7 +22,7 @@ from synapse_federation_admin.models import (
 from synapse_federation_admin.rest._base import AdminServlet, unknown_destination
 from synapse_federation_admin.rest._body import Body
 from synapse_federation_admin.rest._parameters import require_known
-from synapse_federation_admin.rest._render import render_backlog
+from synapse_federation_admin.rest._render import render_backlog, render_last_failure
 
 
 class DiagnoseServlet(AdminServlet):
@@ -128,6 +128,8 @@ def _findings(stage: Stage) -> JsonDict | None:
     shown = attr.asdict(findings, value_serializer=_serialize)
     if isinstance(findings, StoredFindings):
         shown["backlog"] = render_backlog(findings.backlog)
+        failure = findings.last_failure
+        shown["last_failure"] = render_last_failure([failure] if failure else [])
     return shown
 
 

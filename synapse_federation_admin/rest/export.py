@@ -12,8 +12,9 @@ from synapse_federation_admin.rest._base import AdminServlet, Services, parse_ch
 from synapse_federation_admin.rest._parameters import (
     FILTER_PARAMETERS,
     SORT_PARAMETERS,
+    Include,
     parse_filter,
-    parse_includes_backlog,
+    parse_includes,
     parse_sort,
     require_known,
 )
@@ -39,6 +40,8 @@ class ExportFormat(Enum):
 # How many rows with their backlog are written at a time.
 _BACKLOG_PIECE = 1000
 
+_BACKLOG = frozenset({Include.BACKLOG})
+
 _CONTENT_TYPES = {
     ExportFormat.NDJSON: "application/x-ndjson",
     ExportFormat.CSV: "text/csv; charset=utf-8; header=present",
@@ -53,7 +56,8 @@ class ExportServlet(AdminServlet):
     Query parameters, all optional; any other is an error:
         format: `ndjson`, one JSON object of the list a line, or `csv`, with a line of
             column names first (`ndjson`)
-        status, destination, failing_for, order_by, dir, include: as in the list
+        status, destination, failing_for, failure, order_by, dir: as in the list
+        include: `backlog`, as in the list
 
     200 OK: the file. It is written while it is read; a failure half-way cuts the
     connection.
@@ -71,6 +75,7 @@ class ExportServlet(AdminServlet):
             request, ("format", *FILTER_PARAMETERS, *SORT_PARAMETERS, "include")
         )
         format_ = parse_choice(request, "format", default=ExportFormat.NDJSON)
+        includes_backlog = bool(parse_includes(request, (Include.BACKLOG,)))
         pieces = services.reader.pieces(
             parse_filter(request), parse_sort(request), after=None
         )
@@ -79,7 +84,7 @@ class ExportServlet(AdminServlet):
             services.homeserver,
             request,
             _CONTENT_TYPES[format_],
-            encode(services, pieces, parse_includes_backlog(request)),
+            encode(services, pieces, includes_backlog),
             file_name=f"destinations.{format_.value}",
         )
 
@@ -95,7 +100,7 @@ async def _ndjson_chunks(
             if includes_backlog:
                 lines = [
                     json.dumps(shown, separators=(",", ":"))
-                    for shown in await render_rows(services, rows, True)
+                    for shown in await render_rows(services, rows, _BACKLOG)
                 ]
             else:
                 now_ms = services.homeserver.now_ms()

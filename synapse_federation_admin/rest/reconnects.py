@@ -304,7 +304,7 @@ def _parse_wanted(body: Body, key: str) -> DestinationFilter:
             raise invalid_param("Key 'all_failing' must be true, or not be there")
         return ALL_FAILING
     wanted = parse_filter_object(body)
-    if wanted.statuses or wanted.failing_for_ms is not None:
+    if wanted.statuses or wanted.failing_for_ms is not None or wanted.failures:
         return wanted
     return attr.evolve(wanted, statuses=FAILING_STATUSES)
 

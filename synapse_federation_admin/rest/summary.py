@@ -3,8 +3,15 @@
 
 from http import HTTPStatus
 
+from synapse_federation_admin.history.monitor import all_kinds
 from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
-from synapse_federation_admin.models import BacklogSummary, IndexState, Summary
+from synapse_federation_admin.models import (
+    BacklogSummary,
+    IndexState,
+    Outlook,
+    Summary,
+    Tried,
+)
 from synapse_federation_admin.rest._base import AdminServlet
 from synapse_federation_admin.rest._parameters import require_known
 
@@ -35,6 +42,26 @@ class SummaryServlet(AdminServlet):
                 "retry_due": 20000
             },
             "failing": {"<1h": 100, "<1d": 900, "<7d": 9000, ">=7d": 50000},
+            "failing_by_kind": {"dns_not_found": 40000, "unknown": 20000},
+            "outlook": {
+                "verdict": "us",
+                "explanation": "92 % of servers tried in the last 15 minutes fail, ...",
+                "last_hour": {
+                    "tried": 500,
+                    "failing": 300,
+                    "began": 280,
+                    "share": 0.6,
+                    "shared": [
+                        {
+                            "type": "kind",
+                            "value": "dns_failed",
+                            "destinations": 290,
+                            "began": 280
+                        }
+                    ]
+                },
+                "last_15_minutes": {...}
+            },
             "backlog": {
                 "as_of_ts": 1557332397936,
                 "rooms": 1200,
@@ -52,7 +79,15 @@ class SummaryServlet(AdminServlet):
             }
         }
 
-    `failing` is by how long they have been failing. A room counts in `backlog` once for
+    `failing` is by how long they have been failing, `failing_by_kind` by the kind of
+    the last failure of a real request, those kinds that there are: `unknown` are those
+    that have not failed since the module was installed. `outlook` tells whether servers
+    began to fail together: `verdict` is `normal`, `us` (the cause is likely to be this
+    homeserver's) or `shared` (one of theirs); of the servers tried, how many fail, how
+    many of these began to in that time, and what they share, of `type` `kind`,
+    `address` or `issuer`, that of certificates which are not trusted.
+
+    A room counts in `backlog` once for
     each destination that has not got its newest event; `rooms_never_caught_up` are
     those that Synapse will not send by itself. `unlisted` are names for which something
     waits but which Synapse has no row for, so that they are in no list. In `indexes`,
@@ -72,10 +107,16 @@ class SummaryServlet(AdminServlet):
         await self._services.homeserver.require_admin(request)
         require_known(request, ())
         summary = await self._services.summary.get()
+        kinds = all_kinds(
+            summary.counts.failing, await self._services.history.failing_by_kind()
+        )
+        outlook = await self._services.tried.outlook()
         indexes = self._services.indexes
         states = await indexes.states()
         return HTTPStatus.OK, {
             **_render(summary),
+            "failing_by_kind": {kind: count for kind, count in kinds.items() if count},
+            "outlook": _render_outlook(outlook),
             "indexes": {
                 "enabled": indexes.enabled,
                 "ready": all(state is IndexState.READY for state in states.values()),
@@ -93,6 +134,33 @@ def _render(summary: Summary) -> JsonDict:
         "status": {status.value: count for status, count in counts.by_status.items()},
         "failing": {age.value: count for age, count in counts.failing_by_age.items()},
         **_render_backlog(summary.backlog),
+    }
+
+
+def _render_outlook(outlook: Outlook) -> JsonDict:
+    return {
+        "verdict": outlook.verdict.value,
+        "explanation": outlook.explanation,
+        "last_hour": _render_tried(outlook.tried),
+        "last_15_minutes": _render_tried(outlook.lately),
+    }
+
+
+def _render_tried(tried: Tried) -> JsonDict:
+    return {
+        "tried": tried.total,
+        "failing": tried.failing,
+        "began": tried.began,
+        "share": None if tried.share is None else round(tried.share, 4),
+        "shared": [
+            {
+                "type": cause.type.value,
+                "value": cause.value,
+                "destinations": cause.destinations,
+                "began": cause.began,
+            }
+            for cause in tried.causes
+        ],
     }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: destinations with their status, found by what matters."""
 
+from collections.abc import Collection
 from http import HTTPStatus
 
 from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
@@ -17,14 +18,21 @@ from synapse_federation_admin.rest._page_token import PageToken, PageTokens
 from synapse_federation_admin.rest._parameters import (
     FILTER_PARAMETERS,
     SORT_PARAMETERS,
+    Include,
     parse_filter,
     parse_flag,
-    parse_includes_backlog,
+    parse_includes,
     parse_limit,
     parse_sort,
     require_known,
 )
-from synapse_federation_admin.rest._render import render_backlog, render_v2
+from synapse_federation_admin.rest._render import (
+    render_availability,
+    render_backlog,
+    render_failure,
+    render_last_failure,
+    render_v2,
+)
 
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 1000
@@ -39,11 +47,15 @@ class DestinationsV2Servlet(AdminServlet):
         status: `online`, `unknown`, `backing_off` or `retry_due`; may be repeated
         destination: a part of the name, or, with `*` or `?`, a pattern for all of it
         failing_for: keep what has been failing for at least so long: `90s`, `7d`
+        failure: keep what is failing, and with this kind: `tls_expired`; `unknown` is
+            for what has not failed since the module was installed; may be repeated
         order_by: as v1, or `next_retry_ts` (`destination`)
         dir: `f` or `b` (`f`)
         limit: the most rows to return, from 1 to 1000 (100)
         from: the `next_token` of the page before, with the same filters and order
-        include: `backlog` adds what waits for each destination
+        include: `backlog` adds what waits for each destination, `failure` the last
+            failure of a real request, `availability` how much of the last 14 days it
+            was not failing; may be repeated
         total: `true` adds the number of all rows that the filters keep
 
     200 OK
@@ -86,7 +98,7 @@ class DestinationsV2Servlet(AdminServlet):
         )
         wanted, sort = parse_filter(request), parse_sort(request)
         limit = parse_limit(request, default=_DEFAULT_LIMIT, highest=_MAX_LIMIT)
-        includes_backlog = parse_includes_backlog(request)
+        includes = parse_includes(request)
         includes_total = parse_flag(request, "total")
         begin = self._tokens.parse_from(request, wanted, sort)
 
@@ -97,9 +109,7 @@ class DestinationsV2Servlet(AdminServlet):
         if includes_total and total is None:
             is_whole = begin is None and not has_more
             total = len(rows) if is_whole else await services.reader.count(wanted)
-        answer: JsonDict = {
-            "destinations": await render_rows(services, rows, includes_backlog)
-        }
+        answer: JsonDict = {"destinations": await render_rows(services, rows, includes)}
         if includes_total:
             answer["total"] = total
         if has_more:
@@ -109,18 +119,33 @@ class DestinationsV2Servlet(AdminServlet):
 
 
 class DestinationV2Servlet(AdminServlet):
-    """Tell everything that Synapse knows of one server.
+    """Tell everything that is known of one server.
 
     GET /_synapse/admin/v2/federation/destinations/<destination>
 
-    200 OK: the object of the list with `backlog`, and
+    200 OK: the object of the list with all that may be included, and
 
         {
+            "failures": [
+                {
+                    "kind": "tls_expired",
+                    "message": "Its certificate, or one in the chain, has expired: ...",
+                    "first_ts": 1557332397936,
+                    "last_ts": 1557335397936,
+                    "count": 7,
+                    "instance": "federation_sender1"
+                }
+            ],
+            "last_success_ts": 1557332397936,
             "shared_rooms": 12,
             "local_users": 40,
             "sender": "federation_sender1",
             "inbound": {"last_transaction_ts": 1557332397936}
         }
+
+    `failures` are those of real requests, one for each kind, the last first; it is
+    `last_failure`. `last_success_ts` is when it last answered well, to within five
+    minutes; null if it has not since the module was installed.
 
     `shared_rooms` are rooms in which users of that server and of ours are now, and
     `local_users` ours in them; `sender` is the instance that sends to it, null if none
@@ -150,11 +175,19 @@ class DestinationV2Servlet(AdminServlet):
             row = Destination(destination, None, None, None, None)
         reach = await services.reach.of(destination)
         last_ts = await services.reach.last_inbound_ts(destination)
+        failures = await services.history.failures([destination])
+        found = failures.get(destination, [])
+        availability = await services.history.availability([destination])
+        last_success_ts = await services.history.last_success_ts(destination)
         homeserver = services.homeserver
         allowed = homeserver.is_allowed(destination)
         return HTTPStatus.OK, {
             **render_v2(row, homeserver.now_ms(), allowed=allowed),
             "backlog": render_backlog(backlog),
+            "last_failure": render_last_failure(found),
+            "availability": render_availability(availability[destination]),
+            "failures": [render_failure(failure) for failure in found],
+            "last_success_ts": last_success_ts,
             "shared_rooms": reach.shared_rooms,
             "local_users": reach.local_users,
             "sender": homeserver.sender_of(destination),
@@ -163,18 +196,28 @@ class DestinationV2Servlet(AdminServlet):
 
 
 async def render_rows(
-    services: Services, rows: list[Destination], includes_backlog: bool
+    services: Services, rows: list[Destination], includes: Collection[Include]
 ) -> list[JsonDict]:
     """Render the rows of a page."""
     homeserver = services.homeserver
-    backlogs = await backlogs_of(services, rows, includes_backlog)
+    names = [row.destination for row in rows]
+    backlogs = await backlogs_of(services, rows, Include.BACKLOG in includes)
+    failures, availability = {}, {}
+    if Include.FAILURE in includes:
+        failures = await services.history.failures(names)
+    if Include.AVAILABILITY in includes:
+        availability = await services.history.availability(names)
     now_ms = homeserver.now_ms()
     rendered = []
     for row in rows:
-        allowed = homeserver.is_allowed(row.destination)
-        shown = render_v2(row, now_ms, allowed=allowed)
-        if includes_backlog:
-            shown["backlog"] = render_backlog(backlogs[row.destination])
+        name = row.destination
+        shown = render_v2(row, now_ms, allowed=homeserver.is_allowed(name))
+        if Include.BACKLOG in includes:
+            shown["backlog"] = render_backlog(backlogs[name])
+        if Include.FAILURE in includes:
+            shown["last_failure"] = render_last_failure(failures.get(name, ()))
+        if Include.AVAILABILITY in includes:
+            shown["availability"] = render_availability(availability[name])
         rendered.append(shown)
     return rendered
 

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the gauges among the metrics up to date, on the process with background tasks.
+
+A scrape reads what was counted last: it never waits for the database.
+"""
+
+import logging
+
+from twisted.internet.defer import CancelledError
+
+from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.history.store import HistoryStore
+from synapse_federation_admin.history.tried import TriedStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import (
+    FAILURE_KINDS,
+    UNKNOWN_KIND,
+    OutlookVerdict,
+)
+
+logger = logging.getLogger(__name__)
+
+# How often; and how many times as long as it has taken to wait at least.
+_EVERY_MS = 60_000
+_REST_FACTOR = 50
+
+# How soon after the start: when outages are up to date.
+_FIRST_MS = 5000
+
+
+class Monitor:
+    """Keeps the gauges up to date."""
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        summary: SummaryStore,
+        history: HistoryStore,
+        tried: TriedStore,
+    ) -> None:
+        self._homeserver = homeserver
+        self._summary = summary
+        self._history = history
+        self._tried = tried
+
+    def start(self) -> None:
+        """Begin, if this process runs background tasks."""
+        if self._homeserver.runs_background_tasks:
+            self._homeserver.run_in_background(
+                "federation_admin_monitor", self._keep_updating
+            )
+
+    async def _keep_updating(self) -> None:
+        await self._homeserver.sleep_ms(_FIRST_MS)
+        while True:
+            began_ts = self._homeserver.now_ms()
+            try:
+                await self.update()
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                logger.warning("Cannot bring metrics up to date yet: %s", e)
+            took_ms = self._homeserver.now_ms() - began_ts
+            await self._homeserver.sleep_ms(max(_EVERY_MS, _REST_FACTOR * took_ms))
+
+    async def update(self) -> None:
+        """Bring all gauges up to date. Raises what the database raises."""
+        metrics = self._homeserver.metrics
+        summary = await self._summary.get()
+        counts = summary.counts
+        metrics.show_destinations(
+            {status.value: count for status, count in counts.by_status.items()},
+            all_kinds(counts.failing, await self._history.failing_by_kind()),
+        )
+        now_ts = self._homeserver.now_ms()
+        if summary.backlog is not None:
+            totals = summary.backlog.totals
+            oldest_ts = totals.oldest_to_device_ts
+            metrics.show_backlog(
+                {
+                    "rooms": totals.rooms,
+                    "rooms_never_caught_up": totals.rooms_never_caught_up,
+                    "to_device_messages": totals.to_device_messages,
+                    "device_list_updates": totals.device_list_updates,
+                },
+                0 if oldest_ts is None else max(0, now_ts - oldest_ts) / 1000,
+            )
+        outlook = await self._tried.outlook()
+        metrics.show_outlook(
+            {verdict.value: verdict is outlook.verdict for verdict in OutlookVerdict},
+            {"failed": outlook.tried.failing, "succeeded": outlook.tried.succeeded},
+        )
+        metrics.show_updated(now_ts / 1000)
+
+
+def all_kinds(failing: int, known: dict[str, int]) -> dict[str, int]:
+    """Return how many destinations fail with each kind, all of them.
+
+    Args:
+        failing: How many fail.
+        known: Of those with a known kind, how many; the others have UNKNOWN_KIND.
+    """
+    found = {kind: known.get(kind, 0) for kind in FAILURE_KINDS}
+    found[UNKNOWN_KIND] = max(0, failing - sum(known.values()))
+    return found

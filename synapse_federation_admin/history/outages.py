@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps each outage of a destination: when it began, when it ended, and how.
+
+An outage begins with a request that fails, which `recorder` writes. It ends with the
+last thing that made Synapse take the destination as working again: a request that got
+through, a reset, or that its row was deleted. Which of these it was, this job finds out
+once a minute, in SQL, by Synapse's rows, what `recorder` has written, and the audit. It
+also begins the outages of what was failing before, and of what a killed process could
+not write.
+
+Only the process that runs background tasks does this.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from synapse.module_api import LoggingTransaction
+from twisted.internet.defer import CancelledError
+
+from synapse_federation_admin.destinations.query import FAILING, Sql
+from synapse_federation_admin.history.kinds import bits_of
+from synapse_federation_admin.history.tried import TriedStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import (
+    AuditAction,
+    OutageEnd,
+    ReconnectOutcome,
+    ResetOutcome,
+)
+from synapse_federation_admin.tables import Tables
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# How often, and how soon after the start.
+_EVERY_MS = 60_000
+_FIRST_MS = 2000
+
+# What one transaction looks at on SQLite: some 10 ms.
+_ROWS = 40_000
+_OPEN = 5000
+
+# How many outages one transaction begins.
+_BEGUN_AT_ONCE = 5000
+
+# By how much Synapse's time of a failure may differ from ours.
+_MOMENT_MS = 1000
+
+# How long Synapse may take to write the row of a destination that it has never met.
+_NEW_ROW_MS = 60_000
+
+# A request that was on its way when somebody reset the connection may get through then:
+# it is still the reset that has ended the outage.
+_ON_ITS_WAY_MS = 60_000
+
+# What a reset was followed by within this time may still turn out to have been in vain.
+_IN_VAIN_MS = 86_400_000
+
+# How much longer than the contact takes it may be until it is known whether a reset was
+# of use: what comes of it is written in the background.
+_SETTLED_MS = 20_000
+
+
+class Outages:
+    """Finds out how outages begin and end."""
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        tables: Tables,
+        tried: TriedStore,
+        *,
+        contact_timeout_ms: int,
+    ) -> None:
+        self._homeserver = homeserver
+        self._tables = tables
+        self._tried = tried
+        self._settled_ms = contact_timeout_ms + _SETTLED_MS
+
+    def start(self) -> None:
+        """Begin to look once a minute, if this process runs background tasks."""
+        if self._homeserver.runs_background_tasks:
+            self._homeserver.run_in_background(
+                "federation_admin_outages", self._keep_looking
+            )
+
+    async def _keep_looking(self) -> None:
+        await self._homeserver.sleep_ms(_FIRST_MS)
+        while True:
+            try:
+                await self.look()
+                await self._tried.look_up()
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                logger.warning("Cannot record outages yet: %s", e)
+            await self._homeserver.sleep_ms(_EVERY_MS)
+
+    async def look(self) -> None:
+        """Bring the outages up to date. Raises what the database raises."""
+        await self._tables.ready()
+        now_ts = self._homeserver.now_ms()
+        await self._run(partial(_begin_recording_txn, now_ts=now_ts))
+        await self._run(partial(_reopen_txn, now_ts=now_ts))
+        await self._each_open(
+            lambda which: _end(which, now_ts, now_ts - self._settled_ms)
+        )
+        await self._each_destination(_begin)
+
+    async def _each_open(self, statement: Callable[[Sql], Sql]) -> None:
+        """Run a statement over all open outages AS o."""
+        if self._homeserver.is_postgres:
+            await self._run(partial(_execute, statement(Sql("TRUE"))))
+            return
+        after: str | None = ""
+        while after is not None:
+
+            def piece_txn(txn: LoggingTransaction, after: str = after) -> str | None:
+                txn.execute(
+                    "SELECT destination FROM federation_admin_outages "
+                    "WHERE end_ts IS NULL AND destination > ? "
+                    "ORDER BY destination LIMIT 1 OFFSET ?",
+                    (after, _OPEN - 1),
+                )
+                row = txn.fetchone()
+                which = Sql("o.destination > ?", (after,))
+                if row is not None:
+                    upto = " AND o.destination <= ?"
+                    which = Sql(which.text + upto, (after, row[0]))
+                _execute(statement(which), txn)
+                return row[0] if row is not None else None
+
+            after = await self._run(piece_txn)
+
+    async def _each_destination(self, statement: Callable[[Sql], Sql]) -> None:
+        """Run a statement over all rows of `destinations` AS d, until it is done."""
+        pieces = [Sql("TRUE")]
+        if not self._homeserver.is_postgres:
+            last = await self._run(_last_row_id)
+            pieces = [
+                Sql("d.rowid > ? AND d.rowid <= ?", (begin, begin + _ROWS))
+                for begin in range(0, last, _ROWS)
+            ]
+        for piece in pieces:
+            while (
+                await self._run(partial(_execute, statement(piece))) == _BEGUN_AT_ONCE
+            ):
+                pass
+
+    async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
+        return await self._homeserver.run_read_committed(
+            "federation_admin_outages", func
+        )
+
+
+def _execute(statement: Sql, txn: LoggingTransaction) -> int:
+    txn.execute(statement.text, statement.args)
+    return txn.rowcount
+
+
+def _last_row_id(txn: LoggingTransaction) -> int:
+    txn.execute("SELECT COALESCE(MAX(rowid), 0) FROM destinations")
+    ((last,),) = txn.fetchall()
+    return int(last)
+
+
+def _begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
+    txn.execute(
+        "INSERT INTO federation_admin_recording (only_row, since_ts) VALUES (1, ?) "
+        "ON CONFLICT DO NOTHING",
+        (now_ts,),
+    )
+
+
+def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
+    """Have outages go on that a reset has seemed to end.
+
+    When a reset turns out to have been in vain, the destination is given the time since
+    when it really fails: that is before the reset.
+    """
+    txn.execute(
+        "SELECT o.destination, o.start_ts FROM federation_admin_outages AS o "  # noqa: S608
+        "JOIN destinations AS d ON d.destination = o.destination "
+        f"WHERE o.ended = '{OutageEnd.RESET.value}' AND o.end_ts > ? AND {FAILING} "
+        "AND d.failure_ts < o.end_ts - ? AND d.failure_ts > o.start_ts - ? LIMIT ?",
+        (now_ts - _IN_VAIN_MS, _MOMENT_MS, _MOMENT_MS, _BEGUN_AT_ONCE),
+    )
+    for destination, start_ts in txn.fetchall():
+        # What has been taken for another one since.
+        txn.execute(
+            "SELECT kinds, last_kind FROM federation_admin_outages "
+            "WHERE destination = ? AND start_ts > ? ORDER BY start_ts",
+            (destination, start_ts),
+        )
+        kinds, last_kind = 0, None
+        for later_kinds, later_kind in txn.fetchall():
+            kinds, last_kind = kinds | later_kinds, later_kind or last_kind
+        txn.execute(
+            "DELETE FROM federation_admin_outages "
+            "WHERE destination = ? AND start_ts > ?",
+            (destination, start_ts),
+        )
+        txn.execute(
+            "UPDATE federation_admin_outages SET end_ts = NULL, ended = NULL, "
+            "kinds = kinds | CAST(? AS BIGINT), last_kind = COALESCE(?, last_kind) "
+            "WHERE destination = ? AND start_ts = ?",
+            (kinds, last_kind, destination, start_ts),
+        )
+
+
+# By which outcomes of what is in the audit retry timings have been cleared.
+_CLEARED = ", ".join(
+    f"'{outcome.value}'"
+    for outcome in (
+        ResetOutcome.RESET,
+        ReconnectOutcome.CONNECTED,
+        ReconnectOutcome.FORCED,
+    )
+)
+# Of these, by which without knowing whether the destination works.
+_UNPROVEN = f"'{ResetOutcome.RESET.value}', '{ReconnectOutcome.FORCED.value}'"
+
+
+def _end(which: Sql, now_ts: int, settled_ts: int) -> Sql:
+    """Return what ends outages.
+
+    Candidates are those whose destination has no row, or does not fail, or fails since
+    a later time. The latter have ended only if there is something that has ended them:
+    Synapse's requests that fail side by side may make that time a later one, too.
+
+    Args:
+        which: The outages o to look at.
+        now_ts: The time.
+        settled_ts: Of what was reset later it is not known yet what comes of it.
+    """
+    return Sql(
+        f"""
+        UPDATE federation_admin_outages AS ending
+        SET ended = over.ended, end_ts = CASE over.ended
+            WHEN '{OutageEnd.RESET.value}' THEN over.reset_ts
+            WHEN '{OutageEnd.FORGOTTEN.value}' THEN COALESCE(over.forgotten_ts, ?)
+            ELSE COALESCE(over.recovered_ts, ?)
+        END
+        FROM (
+            SELECT *, CASE
+                WHEN reset_ts IS NOT NULL
+                    AND (recovered_ts IS NULL OR reset_ts > recovered_ts - ?)
+                    AND (forgotten_ts IS NULL OR reset_ts > forgotten_ts)
+                    THEN '{OutageEnd.RESET.value}'
+                WHEN recovered_ts IS NOT NULL THEN '{OutageEnd.RECOVERED.value}'
+                WHEN forgotten_ts IS NOT NULL OR is_gone
+                    THEN '{OutageEnd.FORGOTTEN.value}'
+                WHEN failing_ts IS NULL THEN '{OutageEnd.RECOVERED.value}'
+            END AS ended
+            FROM (
+                SELECT o.destination, o.start_ts, o.is_gone, o.failing_ts,
+                    (
+                        SELECT s.recovered_ts FROM federation_admin_successes AS s
+                        WHERE s.destination = o.destination
+                        AND s.recovered_ts >= o.start_ts
+                        AND s.recovered_ts <= COALESCE(o.failing_ts, s.recovered_ts)
+                    ) AS recovered_ts,
+                    (
+                        SELECT MAX(COALESCE(a.ended_ts, a.ts))
+                        FROM federation_admin_audit AS a
+                        WHERE a.destination = o.destination AND a.ts >= o.start_ts
+                        AND a.action IN (
+                            '{AuditAction.RESET.value}',
+                            '{AuditAction.RECONNECT.value}'
+                        )
+                        AND a.outcome IN ({_CLEARED})
+                        AND a.ts <= COALESCE(o.failing_ts, a.ts)
+                    ) AS reset_ts,
+                    (
+                        SELECT MAX(a.ts) FROM federation_admin_audit AS a
+                        WHERE a.destination = o.destination AND a.ts >= o.start_ts
+                        AND a.action = '{AuditAction.FORGET.value}'
+                        AND a.outcome = 'forgotten'
+                        AND a.ts <= COALESCE(o.failing_ts, a.ts)
+                    ) AS forgotten_ts
+                FROM (
+                    SELECT o.destination, o.start_ts, d.destination IS NULL AS is_gone,
+                        CASE WHEN d.retry_last_ts <> 0
+                            THEN COALESCE(d.failure_ts, d.retry_last_ts)
+                        END AS failing_ts
+                    FROM federation_admin_outages AS o
+                    LEFT JOIN destinations AS d ON d.destination = o.destination
+                    WHERE o.end_ts IS NULL AND {which.text}
+                    AND (
+                        d.retry_last_ts IS NULL OR d.retry_last_ts = 0
+                        OR d.failure_ts > o.start_ts + ?
+                    )
+                    AND (d.destination IS NOT NULL OR o.start_ts < ?)
+                ) AS o
+                WHERE NOT EXISTS (
+                    SELECT 1 FROM federation_admin_audit AS a
+                    WHERE a.destination = o.destination AND a.ts > ?
+                    AND a.outcome IN ({_UNPROVEN})
+                )
+            ) AS found
+        ) AS over
+        WHERE ending.destination = over.destination
+        AND ending.start_ts = over.start_ts AND ending.end_ts IS NULL
+        AND over.ended IS NOT NULL
+        """,  # noqa: S608
+        (
+            *(now_ts, now_ts, _ON_ITS_WAY_MS),
+            *which.args,
+            *(_MOMENT_MS, now_ts - _NEW_ROW_MS, settled_ts),
+        ),
+    )
+
+
+def _begin(rows: Sql) -> Sql:
+    """Return what begins outages of destinations that fail, of some rows d."""
+    return Sql(
+        f"""
+        INSERT INTO federation_admin_outages (destination, start_ts, kinds, last_kind)
+        SELECT destination, start_ts, {bits_of("last_kind")}, last_kind
+        FROM (
+            SELECT d.destination,
+                COALESCE(
+                    (
+                        SELECT MAX(before.end_ts)
+                        FROM federation_admin_outages AS before
+                        WHERE before.destination = d.destination
+                        AND before.end_ts > d.failure_ts
+                    ),
+                    d.failure_ts,
+                    d.retry_last_ts
+                ) AS start_ts,
+                (
+                    SELECT f.kind FROM federation_admin_failures AS f
+                    WHERE f.destination = d.destination
+                    AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - ?
+                    ORDER BY f.last_ts DESC LIMIT 1
+                ) AS last_kind
+            FROM destinations AS d
+            WHERE {FAILING} AND {rows.text} AND NOT EXISTS (
+                SELECT 1 FROM federation_admin_outages AS o
+                WHERE o.destination = d.destination AND o.end_ts IS NULL
+            )
+            LIMIT ?
+        ) AS new
+        WHERE TRUE
+        ON CONFLICT DO NOTHING
+        """,  # noqa: S608
+        (_MOMENT_MS, *rows.args, _BEGUN_AT_ONCE),
+    )

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells whether servers began to fail together, and whether it is us. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+from synapse_federation_admin.models import (
+    CauseType,
+    FailureKind,
+    Outlook,
+    OutlookVerdict,
+    SharedCause,
+    Tried,
+)
+
+# Of fewer servers nothing can be told.
+_LEAST = 5
+
+# The share of the servers tried that fail, or of those that worked before: from here on
+# it is out of the ordinary.
+_MANY_FAIL = 0.75
+_MANY_BEGAN = 0.5
+
+# The share of those that share a cause, for it to be the cause.
+_MOST = 0.75
+
+# Kinds that are one thing, seen from different sides, and what of ours it is likely to
+# be if most servers fail with them.
+_OURS: tuple[tuple[tuple[FailureKind, ...], str], ...] = (
+    (
+        (FailureKind.DNS_FAILED, FailureKind.DNS_NOT_FOUND),
+        "the resolver of this host",
+    ),
+    (
+        (
+            FailureKind.CONNECTION_TIMEOUT,
+            FailureKind.UNREACHABLE,
+            FailureKind.CONNECTION_REFUSED,
+        ),
+        "the network of this host, its firewall or its proxy",
+    ),
+    (
+        (
+            FailureKind.DNS_FAILED,
+            FailureKind.DNS_NOT_FOUND,
+            FailureKind.CONNECTION_TIMEOUT,
+            FailureKind.UNREACHABLE,
+            FailureKind.CONNECTION_REFUSED,
+        ),
+        "the network of this host",
+    ),
+    (
+        (FailureKind.IP_BLOCKED,),
+        "federation_ip_range_blacklist or ip_range_blacklist in the configuration",
+    ),
+    (
+        (FailureKind.TLS_EXPIRED, FailureKind.TLS_NOT_YET_VALID),
+        "the clock of this host",
+    ),
+    (
+        (FailureKind.TLS_UNTRUSTED,),
+        "what this host trusts, its certificate authorities or "
+        "federation_custom_ca_list, or something in between that intercepts TLS",
+    ),
+    (
+        (FailureKind.TLS_WRONG_NAME, FailureKind.TLS_FAILED),
+        "something between this host and the others that intercepts TLS",
+    ),
+    (
+        (FailureKind.REJECTED,),
+        "this homeserver's signing key, or that others cannot fetch it from here",
+    ),
+    ((FailureKind.RATE_LIMITED,), "that this homeserver sends too much"),
+    (
+        (FailureKind.RESPONSE_TIMEOUT, FailureKind.INVALID_RESPONSE),
+        "the network of this host, its proxy, or that it is overloaded",
+    ),
+    (
+        (FailureKind.HTTP_ERROR, FailureKind.GONE),
+        "a proxy between this host and the others, or what this homeserver sends",
+    ),
+)
+
+
+def outlook(tried: Tried, lately: Tried) -> Outlook:
+    """Judge what was tried.
+
+    Args:
+        tried: In the last hour.
+        lately: In the last quarter of an hour.
+    """
+    # What is in both is told of the shorter time, which says more.
+    for window in (lately, tried):
+        for judge in (_one_of_theirs, _ours):
+            found = judge(window)
+            if found is not None:
+                verdict, explanation = found
+                return Outlook(verdict, explanation, tried, lately)
+    return Outlook(OutlookVerdict.NORMAL, _ordinary(tried), tried, lately)
+
+
+def _ours(tried: Tried) -> tuple[OutlookVerdict, str] | None:
+    """Tell of a cause on our side."""
+    share = tried.share
+    worked = tried.began + tried.succeeded
+    kinds = _of(tried, CauseType.KIND)
+    for counts, total, is_many, fail in (
+        (
+            {cause.value: cause.began for cause in kinds},
+            tried.began,
+            tried.began >= _LEAST and tried.began / worked >= _MANY_BEGAN,
+            "that worked began to fail",
+        ),
+        (
+            {cause.value: cause.destinations for cause in kinds},
+            tried.failing,
+            share is not None and tried.failing >= _LEAST and share >= _MANY_FAIL,
+            "fail",
+        ),
+    ):
+        if not is_many:
+            continue
+        of = worked if "began" in fail else tried.total
+        for family, ours in _OURS:
+            seen = [kind.value for kind in family if counts.get(kind.value)]
+            if sum(counts[kind] for kind in seen) < _MOST * total:
+                continue
+            verb = "fail" if total == tried.failing and of == tried.total else fail
+            return OutlookVerdict.US, (
+                f"{_percent(total, of)} of servers tried in the last "
+                f"{_minutes(tried)} {verb}, with {_either(seen)}: {ours} is the likely "
+                "cause"
+            )
+    return None
+
+
+def _one_of_theirs(tried: Tried) -> tuple[OutlookVerdict, str] | None:
+    """Tell of a cause that those who began to fail share, and others do not."""
+    if tried.began < _LEAST:
+        return None
+    for cause in (
+        *_of(tried, CauseType.ADDRESS),
+        *_of(tried, CauseType.ISSUER),
+    ):
+        if cause.began < max(_LEAST, _MOST * tried.began):
+            continue
+        what = (
+            f"lead to the address {cause.value}: what runs there, or the way there,"
+            if cause.type is CauseType.ADDRESS
+            else f"have certificates of the issuer {cause.value}: that"
+        )
+        return OutlookVerdict.SHARED, (
+            f"{cause.began} of the {tried.began} servers that began to fail in the "
+            f"last {_minutes(tried)} {what} is the likely cause"
+        )
+    return None
+
+
+def _ordinary(tried: Tried) -> str:
+    if not tried.total:
+        return f"No server was tried in the last {_minutes(tried)}"
+    if not tried.failing:
+        return (
+            f"None of the {tried.total} servers tried in the last {_minutes(tried)} "
+            "fails"
+        )
+    return (
+        f"{_percent(tried.failing, tried.total)} of servers tried in the last "
+        f"{_minutes(tried)} fail ({tried.failing} of {tried.total}), and nothing "
+        "suggests that it is for a reason on this side"
+    )
+
+
+def _of(tried: Tried, type_: CauseType) -> list[SharedCause]:
+    return [cause for cause in tried.causes if cause.type is type_]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part // whole} %"
+
+
+def _minutes(tried: Tried) -> str:
+    minutes = tried.window_ms // 60_000
+    return "hour" if minutes == 60 else f"{minutes} minutes"
+
+
+def _either(kinds: Sequence[str] | Iterable[str]) -> str:
+    *others, last = kinds
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what was recorded: failures, outages, and how much of the time all was well."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.destinations.query import FAILING, can_be_stored
+from synapse_federation_admin.history.kinds import from_bits
+from synapse_federation_admin.history.sql import greatest, least
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import (
+    Availability,
+    AvailableDay,
+    Outage,
+    OutageEnd,
+    RecordedFailure,
+)
+from synapse_federation_admin.tables import Tables
+
+T = TypeVar("T")
+
+_DAY_MS = 86_400_000
+
+# How many days of availability are told.
+_DAYS = 14
+
+# How many open outages one transaction counts on SQLite: some 10 ms.
+_OPEN = 10_000
+
+
+class HistoryStore:
+    """Reads what was recorded. Every method raises what the database raises."""
+
+    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
+        self._homeserver = homeserver
+        self._tables = tables
+
+    async def failures(
+        self, destinations: Sequence[str]
+    ) -> dict[str, list[RecordedFailure]]:
+        """Return the failures of some destinations, of each the last kind first.
+
+        At most one for each kind. Destinations without any are left out.
+        """
+        names = list(filter(can_be_stored, destinations))
+
+        def failures_txn(txn: LoggingTransaction) -> dict[str, list[RecordedFailure]]:
+            txn.execute(
+                "SELECT destination, kind, message, first_ts, last_ts, count, "  # noqa: S608
+                "instance, issuer FROM federation_admin_failures "
+                f"WHERE destination IN ({', '.join('?' * len(names))}) "
+                "ORDER BY last_ts DESC, kind",
+                tuple(names),
+            )
+            found = defaultdict(list)
+            for destination, *row in txn.fetchall():
+                found[destination].append(RecordedFailure(*row))
+            return dict(found)
+
+        return await self._run("failures", failures_txn) if names else {}
+
+    async def last_failure(self, destination: str) -> RecordedFailure | None:
+        """Return the last failure of a destination; None if there is none."""
+        found = await self.failures([destination])
+        return found[destination][0] if found else None
+
+    async def last_success_ts(self, destination: str) -> int | None:
+        """Return when a destination last answered well, to within five minutes."""
+
+        def last_success_txn(txn: LoggingTransaction) -> int | None:
+            txn.execute(
+                "SELECT last_ts FROM federation_admin_successes WHERE destination = ?",
+                (destination,),
+            )
+            row = txn.fetchone()
+            return int(row[0]) if row else None
+
+        if not can_be_stored(destination):
+            return None
+        return await self._run("successes", last_success_txn)
+
+    async def outages(
+        self, destination: str, before_ts: int | None, limit: int
+    ) -> list[Outage]:
+        """Return the outages of a destination, the newest first.
+
+        Args:
+            destination: The server name.
+            before_ts: Those that began before; None: all.
+            limit: The most to return.
+        """
+
+        def outages_txn(txn: LoggingTransaction) -> list[Outage]:
+            before = "" if before_ts is None else "AND start_ts < ?"
+            args = () if before_ts is None else (before_ts,)
+            txn.execute(
+                "SELECT start_ts, end_ts, ended, kinds FROM federation_admin_outages "  # noqa: S608
+                f"WHERE destination = ? {before} ORDER BY start_ts DESC LIMIT ?",
+                (destination, *args, limit),
+            )
+            return [
+                Outage(
+                    start_ts, end_ts, OutageEnd(ended) if ended else None, from_bits(k)
+                )
+                for start_ts, end_ts, ended, k in txn.fetchall()
+            ]
+
+        if not can_be_stored(destination):
+            return []
+        return await self._run("outages", outages_txn)
+
+    async def recorded_since_ts(self) -> int | None:
+        """Return since when outages are recorded; None if that has not begun yet."""
+        return await self._run("recording", _since_txn)
+
+    async def availability(
+        self, destinations: Sequence[str]
+    ) -> dict[str, Availability]:
+        """Return how much of the last 14 days some destinations were not failing.
+
+        Days are those of UTC; the present one is as long as it has lasted.
+        """
+        names = list(filter(can_be_stored, destinations))
+        now_ts = self._homeserver.now_ms()
+        today_ts = now_ts - now_ts % _DAY_MS
+        begins = [today_ts - day * _DAY_MS for day in reversed(range(_DAYS))]
+
+        def availability_txn(
+            txn: LoggingTransaction,
+        ) -> tuple[int | None, dict[tuple[str, int], int]]:
+            since_ts = _since_txn(txn)
+            if since_ts is None:
+                return None, {}
+            first_ts = max(begins[0], since_ts)
+            is_postgres = self._homeserver.is_postgres
+            least_, greatest_ = least(is_postgres), greatest(is_postgres)
+            # For each outage and each day that it touches, how long.
+            upto = f"{least_}(COALESCE(o.end_ts, ?), day.begin_ts + {_DAY_MS})"
+            from_ = f"{greatest_}(o.start_ts, day.begin_ts, ?)"
+            days = ", ".join(f"({begin})" for begin in begins)
+            txn.execute(
+                f"WITH day (begin_ts) AS (VALUES {days}) "  # noqa: S608
+                f"SELECT o.destination, day.begin_ts, SUM({upto} - {from_}) "
+                "FROM federation_admin_outages AS o "
+                f"JOIN day ON o.start_ts < day.begin_ts + {_DAY_MS} "
+                "AND (o.end_ts IS NULL OR o.end_ts > day.begin_ts) "
+                f"WHERE o.destination IN ({', '.join('?' * len(names))}) "
+                f"AND day.begin_ts + {_DAY_MS} > ? "
+                "AND (o.end_ts IS NULL OR o.end_ts > ?) "
+                "GROUP BY o.destination, day.begin_ts",
+                (now_ts, first_ts, *names, first_ts, first_ts),
+            )
+            rows = txn.fetchall()
+            return since_ts, {(name, day): int(down) for name, day, down in rows}
+
+        if not names:
+            return {}
+        since_ts, down = await self._run("availability", availability_txn)
+        return {
+            name: _availability(since_ts, now_ts, begins, down, name)
+            for name in destinations
+        }
+
+    async def failing_by_kind(self) -> dict[str, int]:
+        """Return how many destinations fail for which reason, where that is known."""
+        counts: dict[str, int] = defaultdict(int)
+        after: str | None = ""
+        while after is not None:
+            after = await self._run(
+                "failing_by_kind",
+                lambda txn, after=after: self._count_kinds_txn(txn, after, counts),  # type: ignore[misc]
+            )
+        return dict(counts)
+
+    def _count_kinds_txn(
+        self, txn: LoggingTransaction, after: str, counts: dict[str, int]
+    ) -> str | None:
+        """Count the next ones; return where they end, or None if that is all."""
+        upto = None
+        if not self._homeserver.is_postgres:
+            txn.execute(
+                "SELECT destination FROM federation_admin_outages "
+                "WHERE end_ts IS NULL AND destination > ? "
+                "ORDER BY destination LIMIT 1 OFFSET ?",
+                (after, _OPEN - 1),
+            )
+            row = txn.fetchone()
+            upto = row[0] if row else None
+        txn.execute(
+            "SELECT o.last_kind, COUNT(*) FROM federation_admin_outages AS o "  # noqa: S608
+            "JOIN destinations AS d ON d.destination = o.destination "
+            f"WHERE o.end_ts IS NULL AND o.last_kind IS NOT NULL AND {FAILING} "
+            f"AND o.destination > ? {'' if upto is None else 'AND o.destination <= ?'} "
+            "GROUP BY o.last_kind",
+            (after, *([] if upto is None else [upto])),
+        )
+        for kind, count in txn.fetchall():
+            counts[kind] += count
+        return upto
+
+    async def _run(self, what: str, func: Callable[[LoggingTransaction], T]) -> T:
+        await self._tables.ready()
+        return await self._homeserver.run_db_interaction(
+            f"federation_admin_{what}", func
+        )
+
+
+def _since_txn(txn: LoggingTransaction) -> int | None:
+    txn.execute("SELECT since_ts FROM federation_admin_recording")
+    row = txn.fetchone()
+    return int(row[0]) if row else None
+
+
+def _availability(
+    since_ts: int | None,
+    now_ts: int,
+    begins: Sequence[int],
+    down: dict[tuple[str, int], int],
+    name: str,
+) -> Availability:
+    """Return the availability of one destination.
+
+    Args:
+        since_ts: Since when outages are recorded.
+        now_ts: The time.
+        begins: When each day begins.
+        down: By destination and day, for how long it was failing, in ms.
+        name: The destination.
+    """
+    days = []
+    all_ms = all_down_ms = 0
+    for begin_ts in begins:
+        recorded_ms = 0
+        if since_ts is not None:
+            end_ts = min(begin_ts + _DAY_MS, now_ts)
+            recorded_ms = max(0, end_ts - max(begin_ts, since_ts))
+        down_ms = min(down.get((name, begin_ts), 0), recorded_ms)
+        all_ms += recorded_ms
+        all_down_ms += down_ms
+        days.append(AvailableDay(begin_ts, _share(recorded_ms, down_ms)))
+    return Availability(
+        since_ts=None if since_ts is None else max(since_ts, begins[0]),
+        share=_share(all_ms, all_down_ms),
+        days=tuple(days),
+    )
+
+
+def _share(recorded_ms: int, down_ms: int) -> float | None:
+    if not recorded_ms:
+        return None
+    # Cut, not rounded: what was down for a second was not always up.
+    return int((recorded_ms - down_ms) * 10_000 / recorded_ms) / 10_000

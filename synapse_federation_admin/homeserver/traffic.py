@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes of Synapse's own federation requests, taken from where it says so.
+
+Synapse keeps of a failure that there was one, and when: why it failed, it only logs.
+So that is taken from its loggers as it is handed to them. A filter would not do: a
+level that is off is not filtered but dropped before, and a level that is set here would
+be gone when Synapse reads its logging configuration again, on SIGHUP. The loggers are
+given a class of their own, which tells us and then goes on as ever: level, filters and
+handlers remain the operator's, and not one line is more or less.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import synapse.http.client
+import synapse.http.matrixfederationclient
+import synapse.util.retryutils
+from OpenSSL import SSL
+from synapse.logging.context import current_context
+
+from synapse_federation_admin.homeserver.instances import outbound_instances
+from synapse_federation_admin.homeserver.network import verified
+
+if TYPE_CHECKING:
+    from synapse.server import HomeServer
+
+logger = logging.getLogger(__name__)
+
+# What Synapse says, to the letter, with the arguments beside it.
+_FAILED = "Connection to %s was unsuccessful (%s(%s)); backoff now %i"
+_RECOVERED = "Connection to %s was successful; clearing backoff"
+_ANSWERED = "{%s} [%s] Got response headers: %d %s"
+_BLOCKED = "Blocked %s from DNS resolution to %s"
+
+# Where it says so.
+_SAID_BY: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
+    (synapse.util.retryutils, (_FAILED, _RECOVERED)),
+    (synapse.http.matrixfederationclient, (_ANSWERED,)),
+    (synapse.http.client, (_BLOCKED,)),
+)
+
+# How many host names are remembered that have led to blocked addresses.
+_MAX_BLOCKED = 1000
+
+
+class TrafficObserver(Protocol):
+    """Is told what comes of this process's federation requests.
+
+    On the reactor, in the midst of the request: it must be quick.
+    """
+
+    def failed(self, destination: str, error: BaseException) -> None:
+        """A request failed so that the destination is to be backed off from.
+
+        Args:
+            destination: The server name.
+            error: Why. Not to be kept: it holds on to the whole request.
+        """
+
+    def recovered(self, destination: str) -> None:
+        """A request to a destination that was failing succeeded."""
+
+    def answered(self, destination: str) -> None:
+        """A request was answered with 2xx."""
+
+
+# By this homeserver's name: in one process there may be several, each with a module.
+_observers: dict[str, TrafficObserver] = {}
+
+# Host names that have led to blocked addresses, the last of them last.
+_blocked: dict[str, None] = {}
+
+_Told = tuple[object, ...]
+
+
+def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
+    """Have an observer told of this process's federation requests, from now on."""
+    _observers[hs.hostname] = observer
+    for module, templates in _SAID_BY:
+        _observe_logger(logging.getLogger(module.__name__))
+        source = inspect.getsource(module)
+        for template in templates:
+            if template not in source:
+                logger.error(
+                    "This release of Synapse does not say '%s' in %s: what depends on "
+                    "that is not recorded. Please report it.",
+                    template,
+                    module.__name__,
+                )
+    _name_untrusted_certificates(hs)
+
+
+def led_to_blocked_addresses(host: str) -> bool:
+    """Tell whether a host name has led to addresses that Synapse's settings block.
+
+    Synapse takes such a name for one that leads nowhere.
+    """
+    return host in _blocked
+
+
+def _take_failed(args: _Told) -> None:
+    destination, _, error, _ = args
+    observer = _observer()
+    if observer is None or not isinstance(error, BaseException):
+        return
+    # A redirected request is within another, and each of them says so.
+    if getattr(error, "_federation_admin_told", False):
+        return
+    with suppress(AttributeError):
+        error._federation_admin_told = True  # type: ignore[attr-defined]  # a mark of ours
+    observer.failed(str(destination), error)
+
+
+def _take_recovered(args: _Told) -> None:
+    observer = _observer()
+    if observer is not None:
+        observer.recovered(str(args[0]))
+
+
+def _take_answered(args: _Told) -> None:
+    _, destination, code, _ = args
+    observer = _observer()
+    if observer is not None and isinstance(code, int) and 200 <= code < 300:
+        observer.answered(str(destination))
+
+
+def _take_blocked(args: _Told) -> None:
+    host = str(args[1])
+    _blocked.pop(host, None)
+    _blocked[host] = None
+    if len(_blocked) > _MAX_BLOCKED:
+        del _blocked[next(iter(_blocked))]
+
+
+_TAKEN_BY: dict[str, Callable[[_Told], None]] = {
+    _FAILED: _take_failed,
+    _RECOVERED: _take_recovered,
+    _ANSWERED: _take_answered,
+    _BLOCKED: _take_blocked,
+}
+
+
+def _observer() -> TrafficObserver | None:
+    """Return the observer of the homeserver whose request this is."""
+    if len(_observers) == 1:
+        return next(iter(_observers.values()))
+    return _observers.get(current_context().server_name)
+
+
+class _Observed(logging.Logger):
+    """A logger that tells us first."""
+
+    def debug(self, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log: see `logging.Logger`."""
+        _take(msg, args)
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        super().debug(msg, *args, **kwargs)
+
+    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log: see `logging.Logger`."""
+        _take(msg, args)
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        super().info(msg, *args, **kwargs)
+
+
+def _take(msg: object, args: _Told) -> None:
+    taken_by = _TAKEN_BY.get(msg) if isinstance(msg, str) else None
+    if taken_by is None:
+        return
+    try:
+        taken_by(args)
+    except Exception:
+        # Whatever is wrong here, the request goes on.
+        logger.exception("Could not take note of '%s'", msg)
+
+
+def _observe_logger(observed: logging.Logger) -> None:
+    if not isinstance(observed, _Observed):
+        # It may be of a class of somebody else's.
+        bases = (_Observed, type(observed))
+        observed.__class__ = type(_Observed.__name__, bases, {})
+
+
+def _name_untrusted_certificates(hs: "HomeServer") -> None:
+    """Have Synapse's client say why it does not trust a certificate.
+
+    Else all that is left of an expired one is "certificate verify failed". What OpenSSL
+    decides stands.
+    """
+    if outbound_instances(hs) is not None:
+        # Others make the connections.
+        return
+    agent = hs.get_federation_http_client().agent
+    try:
+        direct = agent._agent  # type: ignore[attr-defined]  # a BlocklistingAgentWrapper's
+        factory = direct._agent._endpointFactory
+        context: SSL.Context = factory._tls_client_options_factory._verify_ssl_context
+    except AttributeError:
+        logger.warning(
+            "Cannot tell why certificates are not trusted: all such failures are "
+            "recorded as tls_untrusted"
+        )
+        return
+    context.set_verify(context.get_verify_mode(), verified)

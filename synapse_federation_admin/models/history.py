@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened, and when: failures of real requests, outages, and what they share."""
+
+from enum import Enum
+
+import attr
+
+from synapse_federation_admin.models.failure import FailureKind
+
+# In place of a kind, where a destination fails and it is not known why: no request has
+# failed since this module was installed, or the kind is that of another release.
+UNKNOWN_KIND = "unknown"
+
+# What may be asked for, and is counted: every kind, and UNKNOWN_KIND.
+FAILURE_KINDS = (*(kind.value for kind in FailureKind), UNKNOWN_KIND)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RecordedFailure:
+    """Failures of one kind of real requests to one destination.
+
+    Attributes:
+        kind: The cause.
+        message: What the last of them said; for a person.
+        first_ts: When the first of them failed.
+        last_ts: When the last of them failed.
+        count: How many there were.
+        instance: The process whose request was the last of them.
+        issuer: Who issued the certificate that was not trusted; "" if that is not it.
+    """
+
+    kind: str
+    message: str
+    first_ts: int
+    last_ts: int
+    count: int
+    instance: str
+    issuer: str = ""
+
+
+class OutageEnd(Enum):
+    """How an outage ended."""
+
+    # A request of Synapse's own got through.
+    RECOVERED = "recovered"
+
+    # Somebody reset the connection, or reconnected it.
+    RESET = "reset"
+
+    # Synapse's row for the destination was deleted.
+    FORGOTTEN = "forgotten"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Outage:
+    """A time for which a destination was failing.
+
+    Attributes:
+        start_ts: When it began.
+        end_ts: When it ended; None while it lasts.
+        ended: How; None while it lasts.
+        kinds: The kinds of failures seen in it.
+    """
+
+    start_ts: int
+    end_ts: int | None
+    ended: OutageEnd | None
+    kinds: tuple[str, ...]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class AvailableDay:
+    """How much of one day, in UTC, a destination was not failing.
+
+    Attributes:
+        begin_ts: When the day begins.
+        share: From 0 to 1, of the part of the day that is recorded; None if none is.
+    """
+
+    begin_ts: int
+    share: float | None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Availability:
+    """How much of the last days a destination was not failing.
+
+    Attributes:
+        since_ts: Since when that is recorded, within these days; None if it is not.
+        share: From 0 to 1, of the time that is recorded; None if none is.
+        days: Each day, the oldest first, the present one last.
+    """
+
+    since_ts: int | None
+    share: float | None
+    days: tuple[AvailableDay, ...]
+
+
+class CauseType(Enum):
+    """What failures may have in common."""
+
+    KIND = "kind"
+    ADDRESS = "address"
+    ISSUER = "issuer"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SharedCause:
+    """What several destinations that fail have in common.
+
+    Attributes:
+        type: What of them.
+        value: What it is: a kind, an IP address, the issuer of a certificate.
+        destinations: How many of those that fail.
+        began: How many of them began to fail in that time.
+    """
+
+    type: CauseType
+    value: str
+    destinations: int
+    began: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Tried:
+    """The destinations that were tried in the time up to now.
+
+    Attributes:
+        window_ms: How long that is.
+        failing: How many of them fail.
+        began: How many of those began to fail in that time.
+        succeeded: How many do not fail.
+        causes: What those that fail have in common, the most common first.
+    """
+
+    window_ms: int
+    failing: int
+    began: int
+    succeeded: int
+    causes: tuple[SharedCause, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many destinations were tried."""
+        return self.failing + self.succeeded
+
+    @property
+    def share(self) -> float | None:
+        """Which share of them fails; None if none was tried."""
+        return self.failing / self.total if self.total else None
+
+
+class OutlookVerdict(Enum):
+    """Whose fault it is likely to be when servers fail."""
+
+    # Nothing out of the ordinary.
+    NORMAL = "normal"
+
+    # This homeserver's: its resolver, its network, its clock.
+    US = "us"
+
+    # That of something which several other servers share.
+    SHARED = "shared"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Outlook:
+    """Whether servers began to fail together, and what they share.
+
+    Attributes:
+        verdict: In a word.
+        explanation: In a sentence.
+        tried: The last hour.
+        lately: The last quarter of an hour.
+    """
+
+    verdict: OutlookVerdict
+    explanation: str
+    tried: Tried
+    lately: Tried
