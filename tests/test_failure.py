@@ -134,6 +134,7 @@ EXAMPLES: list[Exception] = [
     net.ConnectionLost(),
     never(),
     RequestTransmissionFailed([]),
+    RequestGenerationFailed([]),
     BodyExceededMaxSize(),
     ValueError(),
     RuntimeError(),

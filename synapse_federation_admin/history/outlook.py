@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells whether servers began to fail together, and whether it is us. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from synapse_federation_admin.models import (
     CauseType,
@@ -15,10 +15,8 @@ from synapse_federation_admin.models import (
 # Of fewer servers nothing can be told.
 _LEAST = 5
 
-# The share of the servers tried that fail, or of those that worked before: from here on
-# it is out of the ordinary.
-_MANY_FAIL = 0.75
-_MANY_BEGAN = 0.5
+# The share of those servers that worked, of which many began to fail.
+_MANY = 0.5
 
 # The share of those that share a cause, for it to be the cause.
 _MOST = 0.75
@@ -99,37 +97,33 @@ def outlook(tried: Tried, lately: Tried) -> Outlook:
 
 
 def _ours(tried: Tried) -> tuple[OutlookVerdict, str] | None:
-    """Tell of a cause on our side."""
-    share = tried.share
+    """Tell of a cause on our side.
+
+    Any homeserver knows servers that are long dead, for all kinds of reasons: what
+    counts is that many began to fail, or that not one is reached.
+    """
     worked = tried.began + tried.succeeded
-    kinds = _of(tried, CauseType.KIND)
-    for counts, total, is_many, fail in (
-        (
-            {cause.value: cause.began for cause in kinds},
-            tried.began,
-            tried.began >= _LEAST and tried.began / worked >= _MANY_BEGAN,
-            "that worked began to fail",
-        ),
-        (
-            {cause.value: cause.destinations for cause in kinds},
-            tried.failing,
-            share is not None and tried.failing >= _LEAST and share >= _MANY_FAIL,
-            "fail",
-        ),
-    ):
-        if not is_many:
+    if tried.began >= _LEAST and tried.began >= _MANY * worked:
+        counts = {c.value: c.began for c in _of(tried, CauseType.KIND)}
+        total = tried.began
+    elif tried.failing >= _LEAST and not tried.succeeded:
+        counts = {c.value: c.destinations for c in _of(tried, CauseType.KIND)}
+        total = tried.failing
+    else:
+        return None
+    for family, ours in _OURS:
+        kinds = [kind.value for kind in family if counts.get(kind.value)]
+        if sum(counts[kind] for kind in kinds) < _MOST * total:
             continue
-        of = worked if "began" in fail else tried.total
-        for family, ours in _OURS:
-            seen = [kind.value for kind in family if counts.get(kind.value)]
-            if sum(counts[kind] for kind in seen) < _MOST * total:
-                continue
-            verb = "fail" if total == tried.failing and of == tried.total else fail
-            return OutlookVerdict.US, (
-                f"{_percent(total, of)} of servers tried in the last "
-                f"{_minutes(tried)} {verb}, with {_either(seen)}: {ours} is the likely "
-                "cause"
-            )
+        with_them = sum(
+            cause.destinations
+            for cause in _of(tried, CauseType.KIND)
+            if cause.value in kinds
+        )
+        return OutlookVerdict.US, (
+            f"{_percent(with_them, tried.total)} of servers tried in the last "
+            f"{_minutes(tried)} fail with {_either(kinds)}: {ours} is the likely cause"
+        )
     return None
 
 
@@ -137,10 +131,11 @@ def _one_of_theirs(tried: Tried) -> tuple[OutlookVerdict, str] | None:
     """Tell of a cause that those who began to fail share, and others do not."""
     if tried.began < _LEAST:
         return None
-    for cause in (
-        *_of(tried, CauseType.ADDRESS),
-        *_of(tried, CauseType.ISSUER),
-    ):
+    causes = _of(tried, CauseType.ADDRESS)
+    if tried.succeeded:
+        # Else it may be our clock, and most servers have the same few issuers.
+        causes += _of(tried, CauseType.ISSUER)
+    for cause in causes:
         if cause.began < max(_LEAST, _MOST * tried.began):
             continue
         what = (
@@ -183,6 +178,6 @@ def _minutes(tried: Tried) -> str:
     return "hour" if minutes == 60 else f"{minutes} minutes"
 
 
-def _either(kinds: Sequence[str] | Iterable[str]) -> str:
+def _either(kinds: Sequence[str]) -> str:
     *others, last = kinds
     return f"{', '.join(others)} or {last}" if others else last

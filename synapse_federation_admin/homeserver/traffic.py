@@ -11,6 +11,8 @@ handlers remain the operator's, and not one line is more or less.
 
 import inspect
 import logging
+import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
@@ -43,8 +45,10 @@ _SAID_BY: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (synapse.http.client, (_BLOCKED,)),
 )
 
-# How many host names are remembered that have led to blocked addresses.
+# How many host names are remembered that have led to blocked addresses, and how long
+# that is the reason if a request fails.
 _MAX_BLOCKED = 1000
+_BLOCKED_FOR_S = 60
 
 
 class TrafficObserver(Protocol):
@@ -71,8 +75,8 @@ class TrafficObserver(Protocol):
 # By this homeserver's name: in one process there may be several, each with a module.
 _observers: dict[str, TrafficObserver] = {}
 
-# Host names that have led to blocked addresses, the last of them last.
-_blocked: dict[str, None] = {}
+# Host names that have led to blocked addresses, by when; the last of them last.
+_blocked: dict[str, float] = {}
 
 _Told = tuple[object, ...]
 
@@ -95,11 +99,11 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
 
 
 def led_to_blocked_addresses(host: str) -> bool:
-    """Tell whether a host name has led to addresses that Synapse's settings block.
+    """Tell whether a host name has just led to addresses that Synapse's settings block.
 
     Synapse takes such a name for one that leads nowhere.
     """
-    return host in _blocked
+    return time.monotonic() - _blocked.get(host, -math.inf) < _BLOCKED_FOR_S
 
 
 def _take_failed(args: _Told) -> None:
@@ -131,7 +135,7 @@ def _take_answered(args: _Told) -> None:
 def _take_blocked(args: _Told) -> None:
     host = str(args[1])
     _blocked.pop(host, None)
-    _blocked[host] = None
+    _blocked[host] = time.monotonic()
     if len(_blocked) > _MAX_BLOCKED:
         del _blocked[next(iter(_blocked))]
 

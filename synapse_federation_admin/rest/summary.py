@@ -45,7 +45,7 @@ class SummaryServlet(AdminServlet):
             "failing_by_kind": {"dns_not_found": 40000, "unknown": 20000},
             "outlook": {
                 "verdict": "us",
-                "explanation": "92 % of servers tried in the last 15 minutes fail, ...",
+                "explanation": "92 % of servers tried in the last 15 minutes ...",
                 "last_hour": {
                     "tried": 500,
                     "failing": 300,

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was recorded, as the API tells it: failures, outages, availability, outlook."""
+
+import json
+from typing import Any
+from unittest import mock
+
+import pytest
+from module_case import ModuleTestCase
+from parameterized import parameterized
+
+from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+from synapse_federation_admin.history.kinds import from_bits, to_bits
+from synapse_federation_admin.history.outages import Outages
+from synapse_federation_admin.history.tried import TriedStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.models import FAILURE_KINDS, FailureKind
+from synapse_federation_admin.tables import Tables
+
+V2 = "/_synapse/admin/v2/federation"
+LIST = f"{V2}/destinations"
+
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+# 2026-11-24 12:00 UTC.
+NOON = 1_795_521_600_000
+
+
+class HistoryTestCase(ModuleTestCase):
+    """Writes what was recorded, with times before now."""
+
+    def setUp(self) -> None:
+        for patcher in (
+            # It would bring what is written here up to date.
+            mock.patch.object(Outages, "start"),
+            # The harness lets a microsecond go by now and then; tests are to the ms.
+            mock.patch.object(Homeserver, "now_ms", return_value=NOON),
+        ):
+            patcher.start()
+            self.addCleanup(patcher.stop)
+        super().setUp()
+        self.get_success(Tables(Homeserver(self.hs.get_module_api())).ready())
+        self.now = NOON
+
+    def insert(self, table: str, **values: Any) -> None:
+        self.get_success(
+            self.store.db_pool.simple_insert(f"federation_admin_{table}", values)
+        )
+
+    def add_failing(self, name: str, kind: str | None, ago: int = HOUR) -> None:
+        """Write a destination that fails, and its outage."""
+        self.add_destination(name, self.now - MINUTE, HOUR, self.now - ago)
+        bits = to_bits([kind]) if kind else 0
+        self.add_outage(name, ago, kinds=bits, last_kind=kind)
+
+    def add_outage(
+        self, name: str, begin: int, end: int | None = None, **values: Any
+    ) -> None:
+        """Write an outage, by how long ago it began and ended."""
+        self.insert(
+            "outages",
+            destination=name,
+            start_ts=self.now - begin,
+            end_ts=None if end is None else self.now - end,
+            **{"ended": None if end is None else "recovered", "kinds": 0, **values},
+        )
+
+    def add_failure(
+        self, name: str, kind: str, ago: int = MINUTE, **values: Any
+    ) -> None:
+        self.insert(
+            "failures",
+            destination=name,
+            kind=kind,
+            **{
+                "message": f"It is {kind}",
+                "first_ts": self.now - 2 * ago,
+                "last_ts": self.now - ago,
+                "count": 3,
+                "instance": "sender",
+                "issuer": "",
+                **values,
+            },
+        )
+
+
+@pytest.mark.database
+class FailuresTest(HistoryTestCase):
+    def test_last_failure(self) -> None:
+        """The last failure is that of the kind which was seen last."""
+        self.add_failing("a.example", "tls_expired")
+        self.add_failure("a.example", "dns_failed", ago=HOUR)
+        self.add_failure("a.example", "tls_expired", ago=MINUTE)
+        self.add_destination("b.example")
+        expected = {
+            "kind": "tls_expired",
+            "message": "It is tls_expired",
+            "first_ts": self.now - 2 * MINUTE,
+            "last_ts": self.now - MINUTE,
+            "count": 3,
+            "instance": "sender",
+        }
+        rows = self.get_json(f"{LIST}?include=failure")["destinations"]
+        found = {row["destination"]: row["last_failure"] for row in rows}
+        self.assertEqual(found, {"a.example": expected, "b.example": None})
+        detail = self.get_json(f"{LIST}/a.example")
+        self.assertEqual(detail["last_failure"], expected)
+        self.assertEqual(detail["failures"][0], expected)
+        self.assertEqual(
+            [failure["kind"] for failure in detail["failures"]],
+            ["tls_expired", "dns_failed"],
+        )
+        self.assertNotIn("last_failure", self.get_json(LIST)["destinations"][0])
+
+    def test_in_diagnosis(self) -> None:
+        """A diagnosis has it among what is stored."""
+        # Of an invalid name no stage goes out.
+        self.add_destination("no server", 5, 5, 5)
+        self.add_failure("no server", "rejected")
+        channel = self.ask("POST", f"{LIST}/no%20server/diagnose")
+        self.assertEqual(channel.code, 200, channel.result)
+        expected = self.get_json(f"{LIST}/no%20server")["last_failure"]
+        self.assertEqual(expected["kind"], "rejected")
+        self.assertEqual(channel.json_body["stored"]["last_failure"], expected)
+
+    def test_last_success(self) -> None:
+        """The detail tells when it last answered."""
+        self.add_destination("a.example")
+        then = self.now - 5
+        self.insert("successes", destination="a.example", last_ts=then)
+        self.assertEqual(self.get_json(f"{LIST}/a.example")["last_success_ts"], then)
+
+    def names_with(self, query: str) -> list[str]:
+        """Return the names that a list holds, which are those of its export, too."""
+        body = self.get_json(f"{LIST}?total=true&{query}")
+        names = [row["destination"] for row in body["destinations"]]
+        self.assertEqual(body["total"], len(names))
+        exported = self.ask("GET", f"{LIST}/export?{query}").result.get("body", b"")
+        lines = exported.decode().splitlines()
+        self.assertEqual([json.loads(line)["destination"] for line in lines], names)
+        return names
+
+    @parameterized.expand(
+        [
+            ("failure=tls_expired", "ab"),
+            ("failure=dns_failed", "c"),
+            ("failure=dns_failed&failure=tls_expired", "abc"),
+            ("failure=unknown", "de"),
+            ("failure=unknown&failure=dns_failed", "cde"),
+            ("failure=rejected", ""),
+            ("failure=tls_expired&destination=b.", "b"),
+            ("failure=tls_expired&failing_for=2h", "b"),
+            ("failure=tls_expired&status=online", ""),
+            ("failure=tls_expired&order_by=failure_ts", "ba"),
+        ]
+    )
+    def test_filter(self, query: str, expected: str) -> None:
+        """The list keeps what fails now, and with that kind."""
+        self.add_failing("a.example", "tls_expired")
+        self.add_failing("b.example", "tls_expired", ago=3 * HOUR)
+        self.add_failing("c.example", "dns_failed")
+        # Of one there is no reason, of another not yet an outage.
+        self.add_failing("d.example", None)
+        self.add_destination("e.example", 5, 5, 5)
+        # It works again, and nobody has looked yet; another has for long.
+        self.add_destination("f.example")
+        self.add_outage("f.example", HOUR, last_kind="tls_expired")
+        self.add_destination("g.example")
+        self.add_outage("g.example", DAY, HOUR, last_kind="tls_expired")
+        self.assertEqual(
+            self.names_with(query), [f"{letter}.example" for letter in expected]
+        )
+
+    def test_pages(self) -> None:
+        """A token is good for its own filter only."""
+        for name in "abc":
+            self.add_failing(f"{name}.example", "gone")
+        page = self.get_json(f"{LIST}?failure=gone&limit=2")
+        token = page["next_token"]
+        rest = self.get_json(f"{LIST}?failure=gone&limit=2&from={token}")
+        names = [row["destination"] for row in rest["destinations"]]
+        self.assertEqual(names, ["c.example"])
+        channel = self.ask("GET", f"{LIST}?failure=rejected&limit=2&from={token}")
+        self.assertEqual(channel.code, 400)
+
+    def test_summary(self) -> None:
+        """The summary counts by kind what the list finds."""
+        self.add_failing("a.example", "tls_expired")
+        self.add_failing("b.example", "tls_expired")
+        self.add_failing("c.example", "dns_failed")
+        self.add_failing("d.example", None)
+        self.add_destination("e.example", 5, 5, 5)
+        self.add_destination("f.example")
+        self.add_outage("f.example", HOUR, last_kind="tls_expired")
+        expected = {"tls_expired": 2, "dns_failed": 1, "unknown": 2}
+        with mock.patch("synapse_federation_admin.history.store._OPEN", 2):
+            counts = self.get_json(f"{V2}/summary")["failing_by_kind"]
+        self.assertEqual(counts, expected)
+        for kind in FAILURE_KINDS:
+            names = self.names_with(f"failure={kind}")
+            self.assertEqual(len(names), expected.get(kind, 0), kind)
+
+    @parameterized.expand(
+        [
+            (f"{LIST}?failure=expired", "failure"),
+            (f"{LIST}?failure=", "failure"),
+            (f"{LIST}?failure=%FF", "failure"),
+            (f"{LIST}?include=outages", "include"),
+            (f"{LIST}/export?include=failure", "include"),
+            (f"{LIST}/a/outages?limit=0", "limit"),
+            (f"{LIST}/a/outages?from=x", "from"),
+            (f"{LIST}/a/outages?dir=f", "dir"),
+        ]
+    )
+    def test_bad_input(self, path: str, named: str) -> None:
+        """A bad parameter is an error that names it."""
+        channel = self.ask("GET", path)
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertIn(f"'{named}'", channel.json_body["error"])
+
+    def test_bulk_run(self) -> None:
+        """A bulk run takes the kind as a filter, and tells that it has."""
+        self.add_failing("a.example", "tls_expired")
+        self.add_failing("b.example", "dns_failed")
+
+        def post(**body: Any) -> Any:
+            return self.ask("POST", f"{V2}/reconnects", content=body)
+
+        dry = post(filter={"failure": ["tls_expired"]}, dry_run=True)
+        self.assertEqual((dry.code, dry.json_body["matched"]), (200, 1))
+        wrong = post(filter={"failure": "expired"})
+        self.assertEqual(wrong.code, 400)
+        self.assertIn("'filter.failure'", wrong.json_body["error"])
+        with mock.patch.object(Homeserver, "probe", side_effect=ValueError):
+            run = post(filter={"failure": "dns_failed"})
+            self.pump()
+        self.assertEqual(run.code, 200, run.result)
+        found = self.get_json(f"{V2}/reconnects/{run.json_body['id']}")
+        self.assertEqual(found["criteria"]["filter"]["failure"], ["dns_failed"])
+
+
+@pytest.mark.database
+class OutagesTest(HistoryTestCase):
+    def test_outages(self) -> None:
+        """They come newest first, by page, with how they ended and what was seen."""
+        self.insert("recording", only_row=1, since_ts=5)
+        self.add_destination("a.example", self.now, HOUR, self.now)
+        self.add_outage("a.example", HOUR, kinds=to_bits(["gone"]), last_kind="gone")
+        self.add_outage("a.example", 5 * HOUR, 4 * HOUR, ended="reset")
+        bits = to_bits(["rejected", "dns_failed"])
+        self.add_outage("a.example", DAY, DAY - HOUR, kinds=bits)
+        self.add_outage("b.example", HOUR)
+        expected = [
+            {
+                "start_ts": self.now - HOUR,
+                "end_ts": None,
+                "duration_ms": HOUR,
+                "ended": None,
+                "kinds": ["gone"],
+            },
+            {
+                "start_ts": self.now - 5 * HOUR,
+                "end_ts": self.now - 4 * HOUR,
+                "duration_ms": HOUR,
+                "ended": "reset",
+                "kinds": [],
+            },
+            {
+                "start_ts": self.now - DAY,
+                "end_ts": self.now - DAY + HOUR,
+                "duration_ms": HOUR,
+                "ended": "recovered",
+                "kinds": ["dns_failed", "rejected"],
+            },
+        ]
+        path = f"{LIST}/a.example/outages"
+        self.assertEqual(
+            self.get_json(path), {"outages": expected, "recorded_since_ts": 5}
+        )
+        page = self.get_json(f"{path}?limit=1")
+        self.assertEqual(page["outages"], expected[:1])
+        rest = self.get_json(f"{path}?limit=2&from={page['next_token']}")
+        self.assertEqual(rest["outages"], expected[1:])
+        self.assertNotIn("next_token", rest)
+        other = self.ask("GET", f"{LIST}/b.example/outages?from={page['next_token']}")
+        self.assertEqual(other.code, 400)
+
+    def test_unknown(self) -> None:
+        """Of what nobody knows there are none; of what was forgotten there are."""
+        for name in ("nowhere.example", "", "%00"):
+            channel = self.ask("GET", f"{LIST}/{name}/outages")
+            self.assertEqual(channel.code, 404, name)
+            self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+        self.add_destination("a.example")
+        self.assertEqual(self.get_json(f"{LIST}/a.example/outages")["outages"], [])
+        self.add_outage("gone.example", HOUR, MINUTE, ended="forgotten")
+        outages = self.get_json(f"{LIST}/gone.example/outages")["outages"]
+        self.assertEqual([outage["ended"] for outage in outages], ["forgotten"])
+
+    def availability(self, name: str = "a.example") -> Any:
+        body = self.get_json(f"{LIST}?destination={name}&include=availability")
+        (row,) = body["destinations"]
+        detail = self.get_json(f"{LIST}/{name}")
+        self.assertEqual(detail["availability"], row["availability"])
+        return row["availability"]
+
+    def record_since(self, ago: int) -> None:
+        self.insert("recording", only_row=1, since_ts=self.now - ago)
+
+    def test_availability(self) -> None:
+        """Of each day it has the share that is no outage's, whatever that spans."""
+        self.record_since(30 * DAY)
+        self.add_destination("a.example")
+        # From before the fortnight, to 6:00 of its first day.
+        self.add_outage("a.example", 20 * DAY, 13 * DAY + 6 * HOUR)
+        # From 18:00 to 6:00.
+        self.add_outage("a.example", 3 * DAY + 18 * HOUR, 3 * DAY + 6 * HOUR)
+        # Two within a day, of an hour and of a minute.
+        self.add_outage("a.example", 2 * DAY, 2 * DAY - HOUR)
+        self.add_outage("a.example", 2 * DAY - 2 * HOUR, 2 * DAY - 2 * HOUR - MINUTE)
+        # It lasts, since 9:00 of this day.
+        self.add_outage("a.example", 3 * HOUR)
+        found = self.availability()
+        self.assertEqual(
+            [day["share"] for day in found["days"]],
+            [0.75, *[1.0] * 8, 0.75, 0.75, 0.9576, 1.0, 0.75],
+        )
+        self.assertEqual(found["days"][0]["date"], "2026-11-11")
+        self.assertEqual(found["days"][-1]["date"], "2026-11-24")
+        self.assertEqual(found["since_ts"], NOON - 13 * DAY - 12 * HOUR)
+        down = 6 * HOUR + 12 * HOUR + HOUR + MINUTE + 3 * HOUR
+        recorded = 13 * DAY + 12 * HOUR
+        self.assertEqual(found["share"], int(10_000 * (1 - down / recorded)) / 10_000)
+
+    def test_recorded_since(self) -> None:
+        """What was before anything was recorded is not told, and counts for nothing."""
+        # Since 0:00 of the day before, of which it was down for all.
+        self.record_since(DAY + 12 * HOUR)
+        self.add_destination("a.example")
+        self.add_outage("a.example", 10 * DAY, 12 * HOUR)
+        found = self.availability()
+        shares = [day["share"] for day in found["days"]]
+        self.assertEqual(shares, [None] * 12 + [0.0, 1.0])
+        self.assertEqual(found["since_ts"], self.now - DAY - 12 * HOUR)
+        self.assertEqual(found["share"], 0.3333)
+
+    def test_not_recorded(self) -> None:
+        """As long as nothing is recorded, nothing is told."""
+        self.add_destination("a.example")
+        found = self.availability()
+        self.assertEqual((found["since_ts"], found["share"]), (None, None))
+        self.assertEqual({day["share"] for day in found["days"]}, {None})
+
+
+@pytest.mark.database
+class OutlookTest(HistoryTestCase):
+    def add_many(self, count: int, kind: str, ago: int = MINUTE, **values: Any) -> None:
+        """Write destinations that began to fail, and failed last, a time ago."""
+        for number in range(count):
+            name = f"{kind}{number}.example"
+            self.add_failing(name, kind, ago=2 * ago)
+            self.add_failure(name, kind, ago=ago, **values)
+
+    def add_success(self, name: str, ago: int = MINUTE, **values: Any) -> None:
+        self.insert("successes", destination=name, last_ts=self.now - ago, **values)
+
+    def outlook(self) -> Any:
+        return self.get_json(f"{V2}/summary")["outlook"]
+
+    def test_us(self) -> None:
+        """Who was tried in which time, and with what they fail, is told."""
+        self.add_many(6, "dns_failed")
+        self.add_many(1, "gone", ago=20 * MINUTE)
+        self.add_destination("up.example")
+        self.add_success("up.example")
+        # That was before the hour, and that one fails by now.
+        self.add_success("old.example", ago=2 * HOUR)
+        self.add_success("dns_failed0.example")
+        # It has failed with another kind, but that was not the last.
+        self.add_failure("dns_failed1.example", "rejected", ago=2 * MINUTE)
+        # It is failing, but was not tried.
+        self.add_failing("long.example", "rejected", ago=DAY)
+        self.add_failure("long.example", "rejected", ago=5 * HOUR)
+        found = self.outlook()
+        self.assertEqual(found["verdict"], "us")
+        self.assertIn(
+            "85 % of servers tried in the last 15 minutes", found["explanation"]
+        )
+        cause = {"type": "kind", "value": "dns_failed", "destinations": 6, "began": 6}
+        self.assertEqual(
+            found["last_15_minutes"],
+            {"tried": 7, "failing": 6, "began": 6, "share": 0.8571, "shared": [cause]},
+        )
+        self.assertEqual(found["last_hour"]["failing"], 7)
+        self.assertEqual(
+            [cause["value"] for cause in found["last_hour"]["shared"]],
+            ["dns_failed", "gone"],
+        )
+
+    def test_issuer(self) -> None:
+        """The issuer that they share is told."""
+        self.add_many(6, "tls_expired", issuer="CN=R3, O=Somebody")
+        self.add_success("up.example")
+        found = self.outlook()
+        self.assertEqual(found["verdict"], "shared")
+        self.assertIn("CN=R3, O=Somebody", found["explanation"])
+        self.assertIn(
+            {
+                "type": "issuer",
+                "value": "CN=R3, O=Somebody",
+                "destinations": 6,
+                "began": 6,
+            },
+            found["last_hour"]["shared"],
+        )
+
+    def test_address(self) -> None:
+        """It is looked up where they lead, of some at a time, of each once."""
+        self.add_many(6, "connection_timeout")
+        self.add_success("up.example")
+        looked: list[list[str]] = []
+
+        async def find(names: list[str]) -> dict[str, list[str]]:
+            looked.append(names)
+            # One of them leads nowhere.
+            return {
+                name: ["192.0.2.1", f"2001:db8::{name[18]}"]
+                for name in names
+                if name != "connection_timeout5.example"
+            }
+
+        homeserver = Homeserver(self.hs.get_module_api())
+        tried = TriedStore(homeserver, Tables(homeserver), find)  # type: ignore[arg-type]
+        with mock.patch("synapse_federation_admin.history.tried._LOOKED_AT_ONCE", 4):
+            for _ in range(3):
+                self.get_success(tried.look_up())
+        self.assertEqual([len(names) for names in looked], [4, 2])
+        self.assertEqual(len({name for names in looked for name in names}), 6)
+        found = self.outlook()
+        self.assertEqual(found["verdict"], "shared")
+        self.assertIn("lead to the address 192.0.2.1", found["explanation"])
+        addresses = [c for c in found["last_hour"]["shared"] if c["type"] == "address"]
+        # What only one has is shared with nobody.
+        cause = {"type": "address", "value": "192.0.2.1"}
+        self.assertEqual(addresses, [{**cause, "destinations": 5, "began": 5}])
+
+    def test_not_worth_looking(self) -> None:
+        """Where few servers began to fail, nobody looks where they lead."""
+        self.add_many(4, "connection_timeout")
+        find = mock.AsyncMock(return_value={})
+        homeserver = Homeserver(self.hs.get_module_api())
+        tried = TriedStore(homeserver, Tables(homeserver), find)
+        self.get_success(tried.look_up())
+        find.assert_not_called()
+        self.add_many(1, "unreachable")
+        self.get_success(tried.look_up())
+        self.assertEqual(find.call_count, 1)
+
+    def test_literal_addresses(self) -> None:
+        """Of a name that is an address, or no server's, nobody has to be asked."""
+        diagnoses = Diagnoses(
+            Homeserver(self.hs.get_module_api()),
+            *(mock.Mock(), mock.Mock(), mock.Mock(), mock.Mock()),
+            timeout_ms=1000,
+        )
+        names = ["192.0.2.1:8448", "[2001:db8::1]", "no server"]
+        self.assertEqual(
+            self.get_success(diagnoses.find_addresses(names)),
+            {"192.0.2.1:8448": ["192.0.2.1"], "[2001:db8::1]": ["2001:db8::1"]},
+        )
+
+
+def test_bits() -> None:
+    """The bit of each kind is what it was in earlier releases."""
+    assert [kind.value for kind in FailureKind] == [
+        *("invalid_name", "not_allowed", "ip_blocked", "well_known_invalid"),
+        *("well_known_unreachable", "dns_not_found", "dns_failed"),
+        *("connection_refused", "connection_timeout", "unreachable", "tls_expired"),
+        *("tls_not_yet_valid", "tls_wrong_name", "tls_untrusted", "tls_failed"),
+        *("rejected", "rate_limited", "gone", "http_error", "response_timeout"),
+        *("invalid_response", "keys_missing", "keys_invalid", "keys_expired", "other"),
+    ]
+    for kind in FailureKind:
+        assert from_bits(to_bits([kind.value])) == (kind.value,)
+    assert from_bits(to_bits(["gone", "rejected"])) == ("rejected", "gone")
