@@ -126,8 +126,7 @@ class FailuresTest(HistoryTestCase):
         self.assertEqual(channel.json_body["stored"]["last_failure"], expected)
 
     def test_last_success(self) -> None:
-        """The detail tells when it last answered."""
-        self.add_destination("a.example")
+        """The detail tells when it last answered, even if there is no row."""
         then = self.now - 5
         self.insert("successes", destination="a.example", last_ts=then)
         self.assertEqual(self.get_json(f"{LIST}/a.example")["last_success_ts"], then)
@@ -299,6 +298,18 @@ class OutagesTest(HistoryTestCase):
         self.add_outage("gone.example", HOUR, MINUTE, ended="forgotten")
         outages = self.get_json(f"{LIST}/gone.example/outages")["outages"]
         self.assertEqual([outage["ended"] for outage in outages], ["forgotten"])
+
+    def test_forgotten(self) -> None:
+        """What is forgotten is known no more, but for its outages."""
+        self.add_failing("a.example", "gone")
+        self.add_failure("a.example", "gone")
+        self.insert("successes", destination="a.example", last_ts=5)
+        path = f"{LIST}/a.example"
+        self.assertEqual(self.get_json(path)["last_success_ts"], 5)
+        channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
+        self.assertEqual(channel.code, 200, channel.result)
+        self.assertEqual(self.ask("GET", path).code, 404)
+        self.assertEqual(len(self.get_json(f"{path}/outages")["outages"]), 1)
 
     def availability(self, name: str = "a.example") -> Any:
         body = self.get_json(f"{LIST}?destination={name}&include=availability")

@@ -47,6 +47,10 @@ _CHILDREN = (
     "destination_rooms_sticky_events_backlog",
     "device_lists_outbound_pokes",
     "device_lists_outbound_last_success",
+    # Of this module. Outages are kept: that it was forgotten is how one ended.
+    "federation_admin_failures",
+    "federation_admin_successes",
+    "federation_admin_addresses",
 )
 _TO_DEVICE = "device_federation_outbox"
 

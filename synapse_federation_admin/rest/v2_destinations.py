@@ -152,9 +152,10 @@ class DestinationV2Servlet(AdminServlet):
     does; `last_transaction_ts` is when it last reached us, null if it has not within
     the last day, which is what Synapse remembers.
 
-    A name for which only to-device messages or device list updates wait is found, too.
+    A name without a row is found, too, if to-device messages or device list updates
+    wait for it, or requests to it were recorded.
 
-    Errors: 404 `M_NOT_FOUND` if Synapse knows nothing of it, 400 `M_INVALID_PARAM` for
+    Errors: 404 `M_NOT_FOUND` if nothing is known of it, 400 `M_INVALID_PARAM` for
     any query parameter, 401, 403.
     """
 
@@ -169,16 +170,16 @@ class DestinationV2Servlet(AdminServlet):
         require_known(request, ())
         row = await services.destinations.get(destination)
         backlog = (await services.backlog.of([destination]))[destination]
+        failures = await services.history.failures([destination])
+        found = failures.get(destination, [])
+        last_success_ts = await services.history.last_success_ts(destination)
         if row is None:
-            if backlog.is_empty:
+            if backlog.is_empty and not found and last_success_ts is None:
                 raise unknown_destination()
             row = Destination(destination, None, None, None, None)
         reach = await services.reach.of(destination)
         last_ts = await services.reach.last_inbound_ts(destination)
-        failures = await services.history.failures([destination])
-        found = failures.get(destination, [])
         availability = await services.history.availability([destination])
-        last_success_ts = await services.history.last_success_ts(destination)
         homeserver = services.homeserver
         allowed = homeserver.is_allowed(destination)
         return HTTPStatus.OK, {

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers that begin to fail together, for real: is it us, or something they share?"""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attr
+import pytest
+from dns_server import SERVFAIL
+from faults import expired
+from laboratory import ZONE, Laboratory, as_json, hang
+
+from synapse_federation_admin.playground.client import ApiError, MatrixClient
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
+
+# One attempt, and no long one.
+QUICK = {
+    "federation_ip_range_blacklist": [],
+    "federation": {
+        "client_timeout": "5s",
+        "max_long_retries": 0,
+        "max_long_retry_delay": "1s",
+    },
+}
+
+
+def receive(connection: ssl.SSLSocket) -> None:
+    """Take a transaction, to its end."""
+    connection.sendall(as_json({"pdus": {}}, b"Connection: close\r\n"))
+    hang(connection)
+
+
+@attr.s(slots=True, auto_attribs=True)
+class World:
+    laboratory: Laboratory
+    synapse: SynapseServer
+    client: MatrixClient
+
+    def serve(self, label: str, **kwargs: Any) -> str:
+        """Serve what takes transactions; return its name."""
+        address = self.laboratory.address()
+        name = self.laboratory.name(label, address)
+        self.laboratory.serve(address, 8448, receive, name, **kwargs)
+        return name
+
+    def send(self, names: list[str]) -> None:
+        for name in names:
+            self.client.send_to_device(f"@x:{name}", "hello")
+
+    def get(self, path: str) -> Any:
+        return self.client.request("GET", f"/_synapse/admin/v2/federation/{path}")
+
+    def wait_for(self, names: list[str], key: str) -> None:
+        """Wait until there is something of each in its detail."""
+        for name in names:
+
+            def is_there(name: str = name) -> bool:
+                try:
+                    return self.get(f"destinations/{name}")[key] is not None
+                except ApiError as e:
+                    if e.status != 404:
+                        raise
+                    # Nothing is known of it yet.
+                    return False
+
+            wait_until(is_there, f"{key} of {name}", 30)
+
+    def outlook(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("summary")["outlook"]
+        return found
+
+
+@contextmanager
+def world(folder: Path, number: int) -> Iterator[World]:
+    with (
+        Laboratory(folder, number) as laboratory,
+        SynapseServer(
+            folder / "synapse",
+            laboratory.certificates,
+            extra_config=QUICK,
+            wrapper=laboratory.wrapper,
+        ) as synapse,
+    ):
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        yield World(laboratory, synapse, client)
+
+
+def test_resolver(tmp_path: Path) -> None:
+    """When the resolver breaks, that is said, and with which kind servers fail."""
+    with world(tmp_path, 11) as w:
+        names = [w.serve(f"up{number}") for number in range(7)]
+        w.send(names)
+        w.wait_for(names, "last_success_ts")
+        assert w.outlook()["verdict"] == "normal"
+        for name in names[:6]:
+            for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
+                for kind in ("A", "AAAA", "SRV"):
+                    w.laboratory.dns.records[service + name, kind] = SERVFAIL
+        w.send(names)
+        w.wait_for(names[:6], "last_failure")
+        found = w.outlook()
+    assert found["verdict"] == "us", found
+    assert found["explanation"] == (
+        "85 % of servers tried in the last 15 minutes fail with dns_failed: the "
+        "resolver of this host is the likely cause"
+    )
+    assert found["last_15_minutes"]["tried"] == 7
+
+
+def test_address(tmp_path: Path) -> None:
+    """When what fails leads to one address, that is told, and which."""
+    with world(tmp_path, 12) as w:
+        shared = w.laboratory.address()
+        names = [w.laboratory.name(f"shared{number}", shared) for number in range(6)]
+        server = w.laboratory.serve(shared, 8448, receive, *names)
+        others = [w.serve(f"other{number}") for number in range(3)]
+        w.send([*names, *others])
+        w.wait_for([*names, *others], "last_success_ts")
+        server.close()
+        w.send([*names, *others])
+        w.wait_for(names, "last_failure")
+        # It is looked up where they lead soon after a start, and once a minute.
+        w.synapse.restart()
+        wait_until(lambda: w.outlook()["verdict"] == "shared", "a shared cause", 30)
+        found = w.outlook()
+    assert "6 of the 6 servers that began to fail" in found["explanation"]
+    assert f"lead to the address {shared}" in found["explanation"]
+    causes = {(c["type"], c["value"]) for c in found["last_hour"]["shared"]}
+    assert causes == {("kind", "connection_refused"), ("address", shared)}
+
+
+def test_issuer(tmp_path: Path) -> None:
+    """When certificates of one issuer have expired, that is told."""
+    with world(tmp_path, 13) as w:
+        names = []
+        for number in range(6):
+            context = expired(w.laboratory, f"old{number}.{ZONE}")
+            names.append(w.serve(f"old{number}", context=context))
+        up = w.serve("up")
+        w.send([*names, up])
+        w.wait_for(names, "last_failure")
+        w.wait_for([up], "last_success_ts")
+        found = w.outlook()
+    assert found["verdict"] == "shared", found
+    assert "have certificates of the issuer" in found["explanation"]
+    (issuer,) = [c for c in found["last_hour"]["shared"] if c["type"] == "issuer"]
+    assert (issuer["destinations"], issuer["began"]) == (6, 6)
+    assert "trustme" in issuer["value"]
