@@ -28,6 +28,9 @@ _KINDS = {
     Behaviour.HANGING: "response_timeout",
 }
 
+# It is written every three seconds.
+_RECORDED_TIMEOUT_S = 15
+
 # Stock Synapse with federation senders on workers needs about a minute.
 _ARRIVAL_TIMEOUT_S = 90
 
@@ -88,6 +91,19 @@ def check(
     before = client.destination(name)
     if any(message.has(WAITING_MESSAGE) for message in remote.messages):
         raise PlaygroundError(f"{name} got its message although it was down")
+
+    progress("Reading why real requests to them failed")
+    wait_until(
+        lambda: (
+            playground.client.last_failure_kinds()
+            == {
+                server.server_name: _KINDS[server.behaviour]
+                for server in playground.failing
+            }
+        ),
+        "what real requests failed with to be recorded",
+        _RECORDED_TIMEOUT_S,
+    )
 
     progress("Asking why they fail")
     diagnoses = _diagnose(playground)

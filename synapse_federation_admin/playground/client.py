@@ -247,6 +247,18 @@ class MatrixClient:
             timeout_s=90,
         )
 
+    def last_failure_kinds(self) -> dict[str, str | None]:
+        """Return with what the last real request to each failing server failed."""
+        answer = self.request(
+            "GET",
+            "/_synapse/admin/v2/federation/destinations",
+            params={"include": "failure", "failing_for": "0s", "limit": 1000},
+        )
+        return {
+            row["destination"]: row["last_failure"] and row["last_failure"]["kind"]
+            for row in answer["destinations"]
+        }
+
     def diagnose(self, server_name: str) -> Json:
         """Find out why federation with a server fails."""
         return self.request(
