@@ -115,7 +115,9 @@ class FederationAdmin:
         indexes.start()
         housekeeping.start()
         bulk.start()
-        Recorder(homeserver, tables).start()
+        Recorder(
+            homeserver, tables, contact_timeout_ms=config.contact_timeout_ms
+        ).start()
         Outages(
             homeserver, tables, tried, contact_timeout_ms=config.contact_timeout_ms
         ).start()

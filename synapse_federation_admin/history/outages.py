@@ -20,15 +20,15 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import FAILING, Sql
+from synapse_federation_admin.history.ending import (
+    MOMENT_MS,
+    SETTLED_MS,
+    end_outages,
+)
 from synapse_federation_admin.history.kinds import bits_of
 from synapse_federation_admin.history.tried import TriedStore
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    AuditAction,
-    OutageEnd,
-    ReconnectOutcome,
-    ResetOutcome,
-)
+from synapse_federation_admin.models import OutageEnd
 from synapse_federation_admin.tables import Tables
 
 T = TypeVar("T")
@@ -46,22 +46,8 @@ _OPEN = 5000
 # How many outages one transaction begins.
 _BEGUN_AT_ONCE = 5000
 
-# By how much Synapse's time of a failure may differ from ours.
-_MOMENT_MS = 1000
-
-# How long Synapse may take to write the row of a destination that it has never met.
-_NEW_ROW_MS = 60_000
-
-# A request that was on its way when somebody reset the connection may get through then:
-# it is still the reset that has ended the outage.
-_ON_ITS_WAY_MS = 60_000
-
 # What a reset was followed by within this time may still turn out to have been in vain.
 _IN_VAIN_MS = 86_400_000
-
-# How much longer than the contact takes it may be until it is known whether a reset was
-# of use: what comes of it is written in the background.
-_SETTLED_MS = 20_000
 
 
 class Outages:
@@ -78,7 +64,7 @@ class Outages:
         self._homeserver = homeserver
         self._tables = tables
         self._tried = tried
-        self._settled_ms = contact_timeout_ms + _SETTLED_MS
+        self._settled_ms = contact_timeout_ms + SETTLED_MS
 
     def start(self) -> None:
         """Begin to look once a minute, if this process runs background tasks."""
@@ -107,7 +93,7 @@ class Outages:
         await self._run(partial(_begin_recording_txn, now_ts=now_ts))
         await self._run(partial(_reopen_txn, now_ts=now_ts))
         await self._each_open(
-            lambda which: _end(which, now_ts, now_ts - self._settled_ms)
+            lambda which: end_outages(which, now_ts, now_ts - self._settled_ms)
         )
         await self._each_destination(_begin)
 
@@ -187,7 +173,7 @@ def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
         "JOIN destinations AS d ON d.destination = o.destination "
         f"WHERE o.ended = '{OutageEnd.RESET.value}' AND o.end_ts > ? AND {FAILING} "
         "AND d.failure_ts < o.end_ts - ? AND d.failure_ts > o.start_ts - ? LIMIT ?",
-        (now_ts - _IN_VAIN_MS, _MOMENT_MS, _MOMENT_MS, _BEGUN_AT_ONCE),
+        (now_ts - _IN_VAIN_MS, MOMENT_MS, MOMENT_MS, _BEGUN_AT_ONCE),
     )
     for destination, start_ts in txn.fetchall():
         # What has been taken for another one since.
@@ -210,109 +196,6 @@ def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
             "WHERE destination = ? AND start_ts = ?",
             (kinds, last_kind, destination, start_ts),
         )
-
-
-# By which outcomes of what is in the audit retry timings have been cleared.
-_CLEARED = ", ".join(
-    f"'{outcome.value}'"
-    for outcome in (
-        ResetOutcome.RESET,
-        ReconnectOutcome.CONNECTED,
-        ReconnectOutcome.FORCED,
-    )
-)
-# Of these, by which without knowing whether the destination works.
-_UNPROVEN = f"'{ResetOutcome.RESET.value}', '{ReconnectOutcome.FORCED.value}'"
-
-
-def _end(which: Sql, now_ts: int, settled_ts: int) -> Sql:
-    """Return what ends outages.
-
-    Candidates are those whose destination has no row, or does not fail, or fails since
-    a later time. The latter have ended only if there is something that has ended them:
-    Synapse's requests that fail side by side may make that time a later one, too.
-
-    Args:
-        which: The outages o to look at.
-        now_ts: The time.
-        settled_ts: Of what was reset later it is not known yet what comes of it.
-    """
-    return Sql(
-        f"""
-        UPDATE federation_admin_outages AS ending
-        SET ended = over.ended, end_ts = CASE over.ended
-            WHEN '{OutageEnd.RESET.value}' THEN over.reset_ts
-            WHEN '{OutageEnd.FORGOTTEN.value}' THEN COALESCE(over.forgotten_ts, ?)
-            ELSE COALESCE(over.recovered_ts, ?)
-        END
-        FROM (
-            SELECT *, CASE
-                WHEN reset_ts IS NOT NULL
-                    AND (recovered_ts IS NULL OR reset_ts > recovered_ts - ?)
-                    AND (forgotten_ts IS NULL OR reset_ts > forgotten_ts)
-                    THEN '{OutageEnd.RESET.value}'
-                WHEN recovered_ts IS NOT NULL THEN '{OutageEnd.RECOVERED.value}'
-                WHEN forgotten_ts IS NOT NULL OR is_gone
-                    THEN '{OutageEnd.FORGOTTEN.value}'
-                WHEN failing_ts IS NULL THEN '{OutageEnd.RECOVERED.value}'
-            END AS ended
-            FROM (
-                SELECT o.destination, o.start_ts, o.is_gone, o.failing_ts,
-                    (
-                        SELECT s.recovered_ts FROM federation_admin_successes AS s
-                        WHERE s.destination = o.destination
-                        AND s.recovered_ts >= o.start_ts
-                        AND s.recovered_ts <= COALESCE(o.failing_ts, s.recovered_ts)
-                    ) AS recovered_ts,
-                    (
-                        SELECT MAX(COALESCE(a.ended_ts, a.ts))
-                        FROM federation_admin_audit AS a
-                        WHERE a.destination = o.destination AND a.ts >= o.start_ts
-                        AND a.action IN (
-                            '{AuditAction.RESET.value}',
-                            '{AuditAction.RECONNECT.value}'
-                        )
-                        AND a.outcome IN ({_CLEARED})
-                        AND a.ts <= COALESCE(o.failing_ts, a.ts)
-                    ) AS reset_ts,
-                    (
-                        SELECT MAX(a.ts) FROM federation_admin_audit AS a
-                        WHERE a.destination = o.destination AND a.ts >= o.start_ts
-                        AND a.action = '{AuditAction.FORGET.value}'
-                        AND a.outcome = 'forgotten'
-                        AND a.ts <= COALESCE(o.failing_ts, a.ts)
-                    ) AS forgotten_ts
-                FROM (
-                    SELECT o.destination, o.start_ts, d.destination IS NULL AS is_gone,
-                        CASE WHEN d.retry_last_ts <> 0
-                            THEN COALESCE(d.failure_ts, d.retry_last_ts)
-                        END AS failing_ts
-                    FROM federation_admin_outages AS o
-                    LEFT JOIN destinations AS d ON d.destination = o.destination
-                    WHERE o.end_ts IS NULL AND {which.text}
-                    AND (
-                        d.retry_last_ts IS NULL OR d.retry_last_ts = 0
-                        OR d.failure_ts > o.start_ts + ?
-                    )
-                    AND (d.destination IS NOT NULL OR o.start_ts < ?)
-                ) AS o
-                WHERE NOT EXISTS (
-                    SELECT 1 FROM federation_admin_audit AS a
-                    WHERE a.destination = o.destination AND a.ts > ?
-                    AND a.outcome IN ({_UNPROVEN})
-                )
-            ) AS found
-        ) AS over
-        WHERE ending.destination = over.destination
-        AND ending.start_ts = over.start_ts AND ending.end_ts IS NULL
-        AND over.ended IS NOT NULL
-        """,  # noqa: S608
-        (
-            *(now_ts, now_ts, _ON_ITS_WAY_MS),
-            *which.args,
-            *(_MOMENT_MS, now_ts - _NEW_ROW_MS, settled_ts),
-        ),
-    )
 
 
 def _begin(rows: Sql) -> Sql:
@@ -349,5 +232,5 @@ def _begin(rows: Sql) -> Sql:
         WHERE TRUE
         ON CONFLICT DO NOTHING
         """,  # noqa: S608
-        (_MOMENT_MS, *rows.args, _BEGUN_AT_ONCE),
+        (MOMENT_MS, *rows.args, _BEGUN_AT_ONCE),
     )

@@ -19,7 +19,9 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin.destinations.query import Sql
 from synapse_federation_admin.failure import failure_of
+from synapse_federation_admin.history.ending import SETTLED_MS, end_outages
 from synapse_federation_admin.history.kinds import to_bits
 from synapse_federation_admin.history.sql import rows_of_json
 from synapse_federation_admin.homeserver import (
@@ -63,9 +65,12 @@ _Key = tuple[str, FailureKind]
 class Recorder:
     """Takes note of what comes of this process's federation requests."""
 
-    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
+    def __init__(
+        self, homeserver: Homeserver, tables: Tables, *, contact_timeout_ms: int
+    ) -> None:
         self._homeserver = homeserver
         self._tables = tables
+        self._settled_ms = contact_timeout_ms + SETTLED_MS
         self._failures: dict[_Key, _Failures] = {}
         # When a destination answered, and when it did so after it had failed.
         self._successes: dict[str, int] = {}
@@ -177,10 +182,17 @@ class Recorder:
             batch = _Batch.make(
                 failures, recoveries, successes, self._homeserver.instance_name
             )
+            now_ts = self._homeserver.now_ms()
             try:
                 await self._homeserver.run_read_committed(
                     "federation_admin_record",
-                    partial(_write_txn, batch, self._homeserver.is_postgres),
+                    partial(
+                        _write_txn,
+                        batch,
+                        self._homeserver.is_postgres,
+                        now_ts,
+                        now_ts - self._settled_ms,
+                    ),
                 )
             except BaseException:
                 self._put_back(failures, recoveries, successes)
@@ -247,6 +259,7 @@ class _Batch:
             {
                 "destination": name,
                 "first_ts": min(failure.first_ts for _, failure in found),
+                "last_ts": max(failure.last_ts for _, failure in found),
                 "kind": max(found, key=lambda one: one[1].last_ts)[0].value,
                 "kinds": to_bits(kind.value for kind, _ in found),
             }
@@ -280,16 +293,30 @@ def _issuer_of(error: BaseException | None) -> str:
     return ""
 
 
-def _write_txn(batch: _Batch, is_postgres: bool, txn: LoggingTransaction) -> None:
+def _write_txn(
+    batch: _Batch,
+    is_postgres: bool,
+    now_ts: int,
+    settled_ts: int,
+    txn: LoggingTransaction,
+) -> None:
+    # What fails anew is no part of an outage that is over.
+    over = end_outages(Sql(_FAILS_ANEW, (batch.outages,)), now_ts, settled_ts)
     for rows, columns, statements in (
-        (batch.successes, _SUCCESS_COLUMNS, (_WRITE_SUCCESSES,)),
-        (batch.failures, _FAILURE_COLUMNS, (_WRITE_FAILURES,)),
-        (batch.outages, _OUTAGE_COLUMNS, (_BEGIN_OUTAGES, _WRITE_KINDS)),
+        (batch.successes, _SUCCESS_COLUMNS, (Sql(_WRITE_SUCCESSES),)),
+        (batch.failures, _FAILURE_COLUMNS, (Sql(_WRITE_FAILURES),)),
+        (
+            batch.outages,
+            _OUTAGE_COLUMNS,
+            (over, Sql(_BEGIN_OUTAGES), Sql(_WRITE_KINDS)),
+        ),
     ):
         if rows:
             source = rows_of_json("new", columns, is_postgres)
             for statement in statements:
-                txn.execute(statement.replace("{new}", source), (rows,))
+                txn.execute(
+                    statement.text.replace("{new}", source), statement.args or (rows,)
+                )
 
 
 _SUCCESS_COLUMNS = {"destination": "text", "ts": "bigint", "recovered": "bigint"}
@@ -306,6 +333,7 @@ _FAILURE_COLUMNS = {
 _OUTAGE_COLUMNS = {
     "destination": "text",
     "first_ts": "bigint",
+    "last_ts": "bigint",
     "kind": "text",
     "kinds": "bigint",
 }
@@ -341,21 +369,39 @@ _WRITE_FAILURES = """
         count = known.count + EXCLUDED.count
 """
 
+_FAILS_ANEW = """
+    o.destination IN (SELECT new.destination FROM {new})
+    AND d.retry_last_ts <> 0 AND d.failure_ts IS NOT NULL
+"""
+
 # Since when it fails Synapse's row knows best; but where that is about an outage that
-# has ended, this is another one.
+# has ended, this is another one. What is written only after the outage has ended in
+# which it failed, because another process or the job was quicker, begins none.
 _BEGIN_OUTAGES = """
     INSERT INTO federation_admin_outages (destination, start_ts, kinds)
     SELECT new.destination,
-        CASE WHEN d.failure_ts < new.first_ts AND NOT EXISTS (
-            SELECT 1 FROM federation_admin_outages AS before
-            WHERE before.destination = new.destination
-            AND before.end_ts > d.failure_ts
-        ) THEN d.failure_ts ELSE new.first_ts END,
+        CASE
+            WHEN d.failure_ts < new.first_ts AND NOT EXISTS (
+                SELECT 1 FROM federation_admin_outages AS before
+                WHERE before.destination = new.destination
+                AND before.end_ts > d.failure_ts
+            ) THEN d.failure_ts
+            ELSE COALESCE(
+                (
+                    SELECT MAX(before.end_ts)
+                    FROM federation_admin_outages AS before
+                    WHERE before.destination = new.destination
+                    AND before.end_ts > new.first_ts
+                ),
+                new.first_ts
+            )
+        END,
         0
     FROM {new} LEFT JOIN destinations AS d ON d.destination = new.destination
     WHERE NOT EXISTS (
         SELECT 1 FROM federation_admin_outages AS o
-        WHERE o.destination = new.destination AND o.end_ts IS NULL
+        WHERE o.destination = new.destination
+        AND (o.end_ts IS NULL OR o.end_ts >= new.last_ts)
     )
     ON CONFLICT DO NOTHING
 """

@@ -143,7 +143,8 @@ class HistoryStore:
             days = ", ".join(f"({begin})" for begin in begins)
             txn.execute(
                 f"WITH day (begin_ts) AS (VALUES {days}) "  # noqa: S608
-                f"SELECT o.destination, day.begin_ts, SUM({upto} - {from_}) "
+                f"SELECT o.destination, day.begin_ts, "
+                f"SUM({greatest_}({upto} - {from_}, 0)) "
                 "FROM federation_admin_outages AS o "
                 f"JOIN day ON o.start_ts < day.begin_ts + {_DAY_MS} "
                 "AND (o.end_ts IS NULL OR o.end_ts > day.begin_ts) "

@@ -18,6 +18,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import synapse.federation.transport.server._base
 import synapse.http.client
 import synapse.http.matrixfederationclient
 import synapse.util.retryutils
@@ -35,12 +36,14 @@ logger = logging.getLogger(__name__)
 # What Synapse says, to the letter, with the arguments beside it.
 _FAILED = "Connection to %s was unsuccessful (%s(%s)); backoff now %i"
 _RECOVERED = "Connection to %s was successful; clearing backoff"
+_MARKED_UP = "Marking origin %r as up"
 _ANSWERED = "{%s} [%s] Got response headers: %d %s"
 _BLOCKED = "Blocked %s from DNS resolution to %s"
 
 # Where it says so.
 _SAID_BY: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (synapse.util.retryutils, (_FAILED, _RECOVERED)),
+    (synapse.federation.transport.server._base, (_MARKED_UP,)),
     (synapse.http.matrixfederationclient, (_ANSWERED,)),
     (synapse.http.client, (_BLOCKED,)),
 )
@@ -66,7 +69,7 @@ class TrafficObserver(Protocol):
         """
 
     def recovered(self, destination: str) -> None:
-        """A request to a destination that was failing succeeded."""
+        """A destination that was failing has answered, or has asked us something."""
 
     def answered(self, destination: str) -> None:
         """A request was answered with 2xx."""
@@ -143,6 +146,7 @@ def _take_blocked(args: _Told) -> None:
 _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
     _FAILED: _take_failed,
     _RECOVERED: _take_recovered,
+    _MARKED_UP: _take_recovered,
     _ANSWERED: _take_answered,
     _BLOCKED: _take_blocked,
 }

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells which outages are over, when they ended, and how: in SQL, by what is stored."""
+
+from synapse_federation_admin.destinations.query import Sql
+from synapse_federation_admin.models import (
+    AuditAction,
+    OutageEnd,
+    ReconnectOutcome,
+    ResetOutcome,
+)
+
+# By how much Synapse's time of a failure may differ from ours.
+MOMENT_MS = 1000
+
+# How much longer than the contact takes it may be until it is known whether a reset was
+# of use: what comes of it is written in the background.
+SETTLED_MS = 20_000
+
+# How long Synapse may take to write the row of a destination that it has never met.
+_NEW_ROW_MS = 60_000
+
+# A request that was on its way when somebody reset the connection may get through then:
+# it is still the reset that has ended the outage.
+_ON_ITS_WAY_MS = 60_000
+
+# By which outcomes of what is in the audit retry timings have been cleared.
+_CLEARED = ", ".join(
+    f"'{outcome.value}'"
+    for outcome in (
+        ResetOutcome.RESET,
+        ReconnectOutcome.CONNECTED,
+        ReconnectOutcome.FORCED,
+    )
+)
+# Of these, by which without knowing whether the destination works.
+_UNPROVEN = f"'{ResetOutcome.RESET.value}', '{ReconnectOutcome.FORCED.value}'"
+
+
+def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
+    """Return what ends outages.
+
+    Candidates are those whose destination has no row, or does not fail, or fails since
+    a later time. The latter have ended only if there is something that has ended them:
+    Synapse's requests that fail side by side may make that time a later one, too.
+
+    Args:
+        which: The outages o to look at; d are the rows of their destinations.
+        now_ts: The time.
+        settled_ts: Of what was reset later it is not known yet what comes of it.
+    """
+    return Sql(
+        f"""
+        UPDATE federation_admin_outages AS ending
+        SET ended = over.ended,
+            end_ts = CASE WHEN over.end_ts > over.start_ts
+                THEN over.end_ts ELSE over.start_ts END
+        FROM (
+            SELECT destination, start_ts, ended, CASE ended
+                WHEN '{OutageEnd.RESET.value}' THEN reset_ts
+                WHEN '{OutageEnd.FORGOTTEN.value}' THEN COALESCE(forgotten_ts, ?)
+                ELSE COALESCE(recovered_ts, ?)
+            END AS end_ts
+            FROM (
+                SELECT *, CASE
+                    WHEN reset_ts IS NOT NULL
+                        AND (recovered_ts IS NULL OR reset_ts > recovered_ts - ?)
+                        AND (forgotten_ts IS NULL OR reset_ts > forgotten_ts)
+                        THEN '{OutageEnd.RESET.value}'
+                    WHEN recovered_ts IS NOT NULL THEN '{OutageEnd.RECOVERED.value}'
+                    WHEN forgotten_ts IS NOT NULL OR is_gone
+                        THEN '{OutageEnd.FORGOTTEN.value}'
+                    WHEN failing_ts IS NULL THEN '{OutageEnd.RECOVERED.value}'
+                END AS ended
+                FROM ({_found(which.text)}) AS found
+            ) AS found
+        ) AS over
+        WHERE ending.destination = over.destination
+        AND ending.start_ts = over.start_ts AND ending.end_ts IS NULL
+        AND over.ended IS NOT NULL
+        """,  # noqa: S608
+        (
+            *(now_ts, now_ts, _ON_ITS_WAY_MS),
+            *which.args,
+            *(MOMENT_MS, now_ts - _NEW_ROW_MS, settled_ts),
+        ),
+    )
+
+
+def _found(which: str) -> str:
+    """Return what finds candidates, and what may have ended each."""
+    return f"""
+        SELECT o.destination, o.start_ts, o.is_gone, o.failing_ts,
+            (
+                SELECT s.recovered_ts FROM federation_admin_successes AS s
+                WHERE s.destination = o.destination
+                AND s.recovered_ts >= o.start_ts
+                AND s.recovered_ts <= COALESCE(o.failing_ts, s.recovered_ts)
+            ) AS recovered_ts,
+            (
+                SELECT MAX(COALESCE(a.ended_ts, a.ts))
+                FROM federation_admin_audit AS a
+                WHERE a.destination = o.destination AND a.ts >= o.start_ts
+                AND a.action IN (
+                    '{AuditAction.RESET.value}',
+                    '{AuditAction.RECONNECT.value}'
+                )
+                AND a.outcome IN ({_CLEARED})
+                AND a.ts <= COALESCE(o.failing_ts, a.ts)
+            ) AS reset_ts,
+            (
+                SELECT MAX(a.ts) FROM federation_admin_audit AS a
+                WHERE a.destination = o.destination AND a.ts >= o.start_ts
+                AND a.action = '{AuditAction.FORGET.value}'
+                AND a.outcome = 'forgotten'
+                AND a.ts <= COALESCE(o.failing_ts, a.ts)
+            ) AS forgotten_ts
+        FROM (
+            SELECT o.destination, o.start_ts, d.destination IS NULL AS is_gone,
+                CASE WHEN d.retry_last_ts <> 0
+                    THEN COALESCE(d.failure_ts, d.retry_last_ts)
+                END AS failing_ts
+            FROM federation_admin_outages AS o
+            LEFT JOIN destinations AS d ON d.destination = o.destination
+            WHERE o.end_ts IS NULL AND {which}
+            AND (
+                d.retry_last_ts IS NULL OR d.retry_last_ts = 0
+                OR d.failure_ts > o.start_ts + ?
+            )
+            AND (d.destination IS NOT NULL OR o.start_ts < ?)
+        ) AS o
+        WHERE NOT EXISTS (
+            SELECT 1 FROM federation_admin_audit AS a
+            WHERE a.destination = o.destination AND a.ts > ?
+            AND a.outcome IN ({_UNPROVEN})
+        )
+    """  # noqa: S608

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A clock that a test sets, and that processes which it starts go by.
+
+As a program, `shifted_clock.py FILE python -m MODULE ARGUMENTS...` runs a module as
+Python does, but `time.time`, by which Twisted's timers and Synapse's timestamps go, is
+shifted by the seconds that are in a file, also while it runs. What is neither of them
+is not shifted: sockets, TLS, databases.
+"""
+
+import mmap
+import os
+import runpy
+import struct
+import sys
+import time
+from pathlib import Path
+
+_SECONDS = struct.Struct("d")
+
+
+class ShiftedClock:
+    """A clock, and the file in which it is told by how much it is shifted."""
+
+    def __init__(self, file: Path, now_s: float) -> None:
+        self._file = file
+        self._shift_s = now_s - time.time()
+        self._write()
+
+    @property
+    def wrapper(self) -> list[str]:
+        """The command that has the Python behind it go by this clock."""
+        return [sys.executable, __file__, str(self._file)]
+
+    @property
+    def now_ms(self) -> int:
+        return int((time.time() + self._shift_s) * 1000)
+
+    def jump(self, seconds: float) -> None:
+        self._shift_s += seconds
+        self._write()
+
+    def _write(self) -> None:
+        # In one piece: whoever reads sees the old one or the new one.
+        with open(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            file.truncate(_SECONDS.size)
+            with mmap.mmap(file.fileno(), _SECONDS.size) as memory:
+                memory[:] = _SECONDS.pack(self._shift_s)
+
+
+def _main() -> None:
+    file, _, _, module = sys.argv[1:5]
+    with open(file, "rb") as opened:
+        memory = mmap.mmap(opened.fileno(), _SECONDS.size, access=mmap.ACCESS_READ)
+    real = time.time
+
+    def shifted() -> float:
+        return real() + _SECONDS.unpack_from(memory)[0]
+
+    time.time = shifted
+    # The folder of this file.
+    del sys.path[0]
+    del sys.argv[:4]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()

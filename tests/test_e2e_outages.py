@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A day of failures, recoveries, resets and restarts, and what is recorded of it.
+
+The day is one of a clock that the test sets, by which Synapse goes; all else is real.
+"""
+
+import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attr
+import httpx
+import pytest
+from shifted_clock import ShiftedClock
+from synapse.config.workers import ShardedWorkerHandlingConfig
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import (
+    FEDERATION_V2,
+    MatrixClient,
+    quoted,
+)
+from synapse_federation_admin.playground.configuration import (
+    FEDERATION_SENDERS,
+    GENERIC_WORKER,
+    MAIN,
+)
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+DAY_S = 86_400
+SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
+
+# The clock goes in steps. None of them, nor two, ends a request that is under way.
+STEP_S = 20
+REQUEST_S = 55
+
+# How much real time there is after a step for what it sets off.
+SETTLE_S = 0.1
+
+# What is recorded exactly is by the clock of another process.
+EXACTLY_MS = 500
+
+SETTINGS = {
+    "federation": {
+        "client_timeout": f"{REQUEST_S}s",
+        "max_long_retries": 0,
+        "max_short_retries": 0,
+        "destination_min_retry_interval": "2m",
+        "destination_retry_multiplier": 2,
+        "destination_max_retry_interval": "10m",
+    }
+}
+
+KINDS = {
+    Behaviour.DOWN: "connection_refused",
+    Behaviour.EXPIRED_CERTIFICATE: "tls_expired",
+    Behaviour.WRONG_NAME_CERTIFICATE: "tls_wrong_name",
+    Behaviour.BAD_GATEWAY: "http_error",
+    Behaviour.HANGING: "response_timeout",
+}
+
+
+@attr.s(slots=True, auto_attribs=True)
+class Expected:
+    """An outage of the script: between which times it began and ended."""
+
+    began: tuple[int, int]
+    kinds: set[str]
+    end: tuple[int, int] | None = None
+    ended: str | None = None
+
+
+class Server:
+    """A remote server, and what the script has done to it."""
+
+    def __init__(self, remote: RemoteServer, shares_room: bool) -> None:
+        self.remote = remote
+        self.name = remote.server_name
+        self.shares_room = shares_room
+        self.outages: list[Expected] = []
+
+
+class Day:
+    """Has Synapse and remote servers go through a day."""
+
+    def __init__(self, folder: Path, stack: ExitStack, *, workers: bool) -> None:
+        self.certificates = CertificateAuthority(folder)
+        yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(1)
+        self.midnight_s = yesterday.timestamp() // DAY_S * DAY_S
+        self.clock = ShiftedClock(folder / "clock", self.midnight_s + 600)
+        self.synapse = stack.enter_context(
+            SynapseServer(
+                folder / "synapse",
+                self.certificates,
+                workers=workers,
+                extra_config=SETTINGS,
+                wrapper=self.clock.wrapper,
+            )
+        )
+        admin = self.synapse.create_user("admin", admin=True)
+        self.clients = [
+            self.synapse.client(admin, process)
+            for process in (MAIN, GENERIC_WORKER)
+            if process in self.synapse.processes
+        ]
+        for client in self.clients:
+            # None is left open over a jump of the clock.
+            client.http.headers["Connection"] = "close"
+        self.client = self.clients[0]
+        self.room_id = self.client.create_room()
+        self._stack = stack
+        self._count = 0
+
+    def server(self, *, shares_room: bool = False) -> Server:
+        """Start a remote server, in turn one of each federation sender."""
+        self._count += 1
+        sender = FEDERATION_SENDERS[self._count % 2]
+        while True:
+            remote = RemoteServer(f"127.0.0.{90 + self._count}", self.certificates)
+            if SHARDS.should_handle(sender, remote.server_name):
+                break
+        self._stack.enter_context(remote)
+        if shares_room:
+            remote.join_room(self.room_id, self.synapse.server_name)
+        return Server(remote, shares_room)
+
+    # -- time ------------------------------------------------------------------------
+
+    def wait(self, *, minutes: float = 0, seconds: float = 0) -> None:
+        """Let time pass, as it does for Synapse."""
+        left_s = minutes * 60 + seconds
+        while left_s > 0:
+            self._step(min(left_s, STEP_S))
+            left_s -= STEP_S
+
+    def wait_until(self, hour: int, minute: int = 0) -> None:
+        """Let hours pass in which nothing happens."""
+        to_ms = (self.midnight_s + hour * 3600 + minute * 60) * 1000
+        while (left_s := (to_ms - self.clock.now_ms) / 1000) > 0:
+            self._step(min(left_s, 3600))
+
+    def _step(self, seconds: float) -> None:
+        self.clock.jump(seconds)
+        # A reactor that waits for its next timer does not know of it before it wakes.
+        for name in self.synapse.processes:
+            if self.synapse.process(name).running:
+                httpx.get(f"{self.synapse.url(name)}/health", trust_env=False)
+        time.sleep(SETTLE_S)
+
+    # -- what happens ----------------------------------------------------------------
+
+    def failing(self, servers: Iterable[Server]) -> list[bool]:
+        rows = self.client.destinations(limit=100)["destinations"]
+        failing = {row["destination"] for row in rows if row["failure_ts"]}
+        return [server.name in failing for server in servers]
+
+    def fail(self, broken: dict[Server, Behaviour]) -> None:
+        """Have servers fail with real traffic, at this minute."""
+        for server, behaviour in broken.items():
+            server.remote.switch(behaviour)
+        begun_ms = self.clock.now_ms
+        for server in broken:
+            self.client.send_to_device(f"@x:{server.name}", "hello")
+        if any(server.shares_room for server in broken):
+            self.client.send_message(self.room_id, "hello")
+        quick = [s for s, b in broken.items() if b is not Behaviour.HANGING]
+        self._until(lambda: all(self.failing(quick)), "servers to fail")
+        quick_ms = self.clock.now_ms
+        if len(quick) < len(broken):
+            self.wait(seconds=REQUEST_S + 5)
+            self._until(lambda: all(self.failing(broken)), "what hangs to fail")
+        for server, behaviour in broken.items():
+            ended_ms = quick_ms if server in quick else self.clock.now_ms
+            server.outages.append(Expected((begun_ms, ended_ms), {KINDS[behaviour]}))
+
+    def fails_with(self, server: Server, behaviour: Behaviour) -> None:
+        """Have a server that is failing fail differently, when Synapse tries it."""
+        server.remote.switch(behaviour)
+        self._minute_by_minute(
+            lambda: self.last_kind(server) == KINDS[behaviour], "another failure"
+        )
+        server.outages[-1].kinds.add(KINDS[behaviour])
+
+    def recover(self, servers: Sequence[Server]) -> None:
+        """Have servers be up again, and Synapse find out by itself."""
+        for server in servers:
+            server.remote.switch(Behaviour.HEALTHY)
+        left = list(servers)
+
+        def look() -> bool:
+            for server, failing in zip(tuple(left), self.failing(left), strict=True):
+                if not failing:
+                    left.remove(server)
+                    self._ended(server, "recovered", look.before_ms)  # type: ignore[attr-defined]
+            look.before_ms = self.clock.now_ms  # type: ignore[attr-defined]
+            return not left
+
+        look.before_ms = self.clock.now_ms  # type: ignore[attr-defined]
+        self._minute_by_minute(look, "servers to recover")
+
+    def come_back(self, *servers: Server) -> None:
+        """Have servers be up again, and ask Synapse something."""
+        for server in servers:
+            server.remote.switch(Behaviour.HEALTHY)
+            begun_ms = self.clock.now_ms
+            self._ask(server)
+            self._until(lambda: not any(self.failing([server])), "Synapse to see it")  # noqa: B023
+            self._ended(server, "recovered", begun_ms)
+
+    def _ask(self, server: Server) -> None:
+        """Have a remote server ask Synapse something."""
+        us = self.synapse.server_name
+        path = "/_matrix/federation/v1/query/profile?user_id=" + quoted(f"@admin:{us}")
+        header = server.remote.identity.authorization("GET", path, us, None)
+        httpx.get(
+            f"https://{us}{path}",
+            headers={"Authorization": header},
+            verify=self.certificates.client_context(),
+            trust_env=False,
+        ).raise_for_status()
+
+    def repair(
+        self, server: Server, how: Callable[[MatrixClient, Server], Any]
+    ) -> None:
+        """Repair the connection to a server, which is up."""
+        server.remote.switch(Behaviour.HEALTHY)
+        begun_ms = self.clock.now_ms
+        how(self.clients[-1], server)
+        self._until(lambda: not any(self.failing([server])), "the repair")
+        self._ended(server, "reset", begun_ms)
+
+    def repair_in_vain(
+        self, server: Server, how: Callable[[MatrixClient, Server], Any]
+    ) -> None:
+        how(self.clients[-1], server)
+        self._until(lambda: all(self.failing([server])), "it to fail again")
+
+    def forget(self, server: Server) -> None:
+        begun_ms = self.clock.now_ms
+        answer = self.client.request(
+            "POST",
+            f"{FEDERATION_V2}/destinations/{quoted(server.name)}/forget",
+            json={"dry_run": False, "drop_to_device": True},
+        )
+        assert answer["forgotten"], answer
+        self._ended(server, "forgotten", begun_ms)
+
+    def _ended(self, server: Server, how: str, begun_ms: int, late_ms: int = 0) -> None:
+        server.outages[-1].ended = how
+        server.outages[-1].end = (begun_ms, self.clock.now_ms + late_ms)
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(condition, what, 20, 0.02)
+
+    def _minute_by_minute(self, condition: Callable[[], bool], what: str) -> None:
+        for _ in range(40 * 3):
+            if condition():
+                return
+            self.wait(seconds=STEP_S)
+        raise AssertionError(f"Waited 40 minutes of the clock for {what}")
+
+    # -- restarts --------------------------------------------------------------------
+
+    def restart(self, *names: str) -> None:
+        """Restart processes; all of them if none is given."""
+        names = names or self.synapse.processes
+        for name in names:
+            self.synapse.process(name).ask_to_stop()
+        for name in names:
+            self.synapse.process(name).stop()
+        self._start(names)
+
+    def kill(self, *names: str) -> None:
+        """Kill processes, all of them if none is given."""
+        for name in names or self.synapse.processes:
+            self.synapse.process(name).kill()
+
+    def start(self, *names: str) -> None:
+        self._start(names or self.synapse.processes)
+
+    def _start(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.synapse.start(name, wait=False)
+        for name in names:
+            self.synapse.wait_until_healthy(name)
+
+    # -- what is recorded ------------------------------------------------------------
+
+    def get(self, path: str, **params: str | int) -> Any:
+        return self.client.request("GET", FEDERATION_V2 + path, params=params)
+
+    def last_kind(self, server: Server) -> str | None:
+        found = self.get(f"/destinations/{quoted(server.name)}")["last_failure"]
+        return found["kind"] if found else None
+
+    def names(self, **params: str | int) -> set[str]:
+        page = self.get("/destinations", **params)
+        return {row["destination"] for row in page["destinations"]}
+
+    def outages(self, server: Server) -> Any:
+        return self.get(f"/destinations/{quoted(server.name)}/outages")
+
+    def check(self, servers: dict[str, Server]) -> list[str]:
+        """Return in what the recorded is not what the script has done."""
+        wrong = []
+        now_ms = self.clock.now_ms
+        for label, server in servers.items():
+            found = self.outages(server) if server.outages else {"outages": []}
+            recorded = found["outages"][::-1]
+            print(label)
+            for outage in recorded:
+                print("   ", self._shown(outage))
+            if len(recorded) != len(server.outages):
+                wrong.append(
+                    f"{label}: {len(recorded)} outages, not {len(server.outages)}: "
+                    f"{[self._shown(o) for o in recorded]}, {server.outages}"
+                )
+                continue
+            for number, (is_, want) in enumerate(
+                zip(recorded, server.outages, strict=True)
+            ):
+                where = f"{label}, outage {number}: {self._shown(is_)}: not"
+                if not _within(is_["start_ts"], want.began):
+                    wrong.append(f"{where} begun at {want.began}")
+                if want.end is None:
+                    if is_["end_ts"] is not None:
+                        wrong.append(f"{where} over")
+                elif is_["end_ts"] is None or not _within(is_["end_ts"], want.end):
+                    wrong.append(f"{where} over at {want.end}")
+                if is_["ended"] != want.ended:
+                    wrong.append(f"{where} ended by {want.ended}")
+                if set(is_["kinds"]) != want.kinds:
+                    wrong.append(f"{where} with {want.kinds}")
+                end_ms = is_["end_ts"] or now_ms
+                if abs(is_["duration_ms"] - (end_ms - is_["start_ts"])) > 5000:
+                    wrong.append(f"{where} as long")
+        return wrong
+
+    def check_availability(self, servers: dict[str, Server]) -> list[str]:
+        """Return where the share of this day is not that of the script."""
+        wrong = []
+        rows = self.get("/destinations", include="availability", limit=100)
+        found = {r["destination"]: r["availability"] for r in rows["destinations"]}
+        since_ms = (
+            rows and self.outages(next(iter(servers.values())))["recorded_since_ts"]
+        )
+        now_ms = self.clock.now_ms
+        for label, server in servers.items():
+            if server.name not in found:
+                if server.outages and server.outages[-1].ended != "forgotten":
+                    wrong.append(f"{label} is not in the list")
+                continue
+            least = most = 0
+            for outage in server.outages:
+                end = outage.end or (now_ms, now_ms)
+                least += end[0] - outage.began[1]
+                most += end[1] - outage.began[0]
+            share = found[server.name]["days"][-1]["share"]
+            whole = now_ms - since_ms
+            print(label, share, 1 - most / whole, 1 - least / whole)
+            if not 1 - most / whole - 2e-4 <= share <= 1 - least / whole + 2e-4:
+                wrong.append(
+                    f"{label}: {share}, not {1 - most / whole} to {1 - least / whole}"
+                )
+        return wrong
+
+    def _shown(self, outage: Any) -> str:
+        start, end = (
+            None
+            if ts is None
+            else datetime.datetime.fromtimestamp(ts / 1000, datetime.timezone.utc)
+            .time()
+            .isoformat("milliseconds")
+            for ts in (outage["start_ts"], outage["end_ts"])
+        )
+        return f"{start} to {end} {outage['ended']} {','.join(outage['kinds'])}"
+
+
+def _within(ts: int, span: tuple[int, int]) -> bool:
+    return span[0] - EXACTLY_MS <= ts <= span[1] + EXACTLY_MS
+
+
+def _reset(client: MatrixClient, server: Server) -> None:
+    client.reset_connection(server.name)
+
+
+def _reconnect(client: MatrixClient, server: Server) -> None:
+    client.reconnect(server.name)
+
+
+def _force(client: MatrixClient, server: Server) -> None:
+    answer = client.reconnect(server.name, force=True)
+    assert answer["outcome"] in ("forced", "connected"), answer
+
+
+def _run(client: MatrixClient, server: Server) -> None:
+    run_id = client.start_run(destinations=[server.name])["id"]
+    wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 20, 0.05)
+
+
+@pytest.fixture(params=[False, True], ids=["sqlite", "cluster"])
+def day(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Day]:
+    with ExitStack() as stack:
+        yield Day(tmp_path, stack, workers=request.param)
+
+
+def test_day(day: Day) -> None:
+    """What is recorded of a day is what has happened, however it began and ended.
+
+    Start and end, the way it ended, the kinds, and the share of the day; in the midst,
+    at the end, and after a new start of everything.
+    """
+    begun = time.monotonic()
+
+    def progress(what: str) -> None:
+        print(f"{time.monotonic() - begun:6.1f} s, {day.clock.now_ms}: {what}")
+
+    servers = {
+        "up": day.server(shares_room=True),
+        "by itself": day.server(shares_room=True),
+        "hanging": day.server(shares_room=True),
+        "comes back": day.server(),
+        "reset": day.server(shares_room=True),
+        "reconnect": day.server(),
+        "run": day.server(),
+        "forced": day.server(shares_room=True),
+        "forgotten": day.server(),
+        "short": day.server(),
+    }
+    s = servers
+    is_cluster = len(day.synapse.processes) > 1
+    day.client.send_message(day.room_id, "hello")
+    for server in servers.values():
+        day.client.send_to_device(f"@x:{server.name}", "hello")
+    day.wait(minutes=1)
+
+    progress("the first outages")
+    day.wait_until(1)
+    first = {
+        s["by itself"]: Behaviour.DOWN,
+        s["hanging"]: Behaviour.HANGING,
+        s["comes back"]: Behaviour.EXPIRED_CERTIFICATE,
+        s["reset"]: Behaviour.BAD_GATEWAY,
+        s["reconnect"]: Behaviour.WRONG_NAME_CERTIFICATE,
+        s["run"]: Behaviour.DOWN,
+        s["forced"]: Behaviour.WRONG_NAME_CERTIFICATE,
+        s["forgotten"]: Behaviour.DOWN,
+    }
+    day.fail(first)
+    day.fail({s["short"]: Behaviour.BAD_GATEWAY})
+    day.wait(seconds=20)
+    day.come_back(s["short"])
+    day.wait(minutes=2)
+
+    progress("in the midst")
+    counts = dict.fromkeys(KINDS.values(), 0)
+    for behaviour in first.values():
+        counts[KINDS[behaviour]] += 1
+    for kind, count in counts.items():
+        names = {server.name for server, b in first.items() if KINDS[b] == kind}
+        assert day.names(failure=kind) == names
+        assert len(names) == count
+    by_kind = day.get("/summary")["failing_by_kind"]
+    assert {k: n for k, n in by_kind.items() if n} == {
+        k: n for k, n in counts.items() if n
+    }
+    assert day.check(servers) == []
+
+    progress("repairs in vain")
+    day.repair_in_vain(s["reset"], _reset)
+    day.repair_in_vain(s["reconnect"], _reconnect)
+    day.repair_in_vain(s["run"], _run)
+    day.repair_in_vain(s["forced"], _force)
+    day.wait(minutes=2)
+    assert day.check(servers) == []
+
+    progress("a restart in the midst")
+    if is_cluster:
+        day.restart(*FEDERATION_SENDERS)
+    else:
+        day.restart()
+    day.fails_with(s["reset"], Behaviour.EXPIRED_CERTIFICATE)
+    day.wait(minutes=1)
+    assert day.check(servers) == []
+
+    progress("repairs")
+    day.repair(s["reset"], _reset)
+    day.repair(s["reconnect"], _reconnect)
+    day.repair(s["run"], _run)
+    day.forget(s["forgotten"])
+    day.come_back(s["comes back"])
+    day.recover([s["by itself"], s["hanging"], s["forced"]])
+    day.wait(minutes=2)
+    assert day.check(servers) == []
+    assert not any(day.get("/summary")["failing_by_kind"].values())
+
+    progress("a kill between outages")
+    day.wait_until(5)
+    day.kill()
+    day.wait(minutes=5)
+    day.start()
+    day.wait(minutes=1)
+
+    progress("a kill in the midst, before anything is written")
+    day.fail({s["run"]: Behaviour.DOWN, s["reset"]: Behaviour.DOWN})
+    day.kill()
+    day.wait(minutes=10)
+    day.start()
+    # It does not fail again: nothing else has said why it did.
+    s["run"].outages[-1].kinds.clear()
+    day.recover([s["run"]])
+    day.wait(minutes=4)
+    day.recover([s["reset"]])
+    day.wait(minutes=1)
+    progress(str(day.check(servers)))
+
+    progress("one after the other")
+    day.wait_until(10)
+    close = ("by itself", "comes back", "reset", "reconnect", "forgotten", "short")
+    day.fail({s[label]: Behaviour.DOWN for label in close})
+    day.wait(minutes=4)
+    if is_cluster:
+        day.restart(MAIN)
+    day.recover([s["by itself"]])
+    for label, how in (("reset", _reset), ("reconnect", _reconnect)):
+        day.repair(s[label], how)
+    day.forget(s["forgotten"])
+    day.come_back(s["comes back"])
+    day.wait(seconds=2)
+    again = dict.fromkeys((s[label] for label in close), Behaviour.BAD_GATEWAY)
+    del again[s["short"]]
+    # Whether that reset was in vain is not known yet: another kind would be both's.
+    again[s["reset"]] = Behaviour.DOWN
+    day.fail(again)
+    day.come_back(s["short"])
+    day.wait(seconds=40)
+    day.fail({s["short"]: Behaviour.EXPIRED_CERTIFICATE})
+    day.wait(minutes=3)
+    progress(str(day.check(servers)))
+    day.come_back(*(s[label] for label in close))
+    day.wait(minutes=2)
+
+    progress("the end")
+    day.wait_until(20)
+    day.fail({s["hanging"]: Behaviour.DOWN})
+    day.wait_until(23, 30)
+    wrong = day.check(servers) + day.check_availability(servers)
+    day.restart()
+    day.wait(minutes=2)
+    progress("after a new start")
+    wrong += day.check(servers) + day.check_availability(servers)
+    progress("done")
+    assert wrong == []

@@ -1,0 +1,633 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How outages begin and end: what the job makes of rows, audit and what is recorded."""
+
+from typing import Any
+
+import pytest
+from module_case import NAME, ModuleTestCase
+from synapse.api.errors import RequestSendFailed
+from synapse.server import HomeServer
+from synapse.util.clock import Clock
+from twisted.internet import error
+from twisted.internet.testing import MemoryReactor
+
+from synapse_federation_admin.history.kinds import to_bits
+from synapse_federation_admin.history.outages import Outages
+from synapse_federation_admin.history.recorder import Recorder
+from synapse_federation_admin.history.tried import TriedStore
+from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.tables import Tables
+
+pytestmark = pytest.mark.database
+
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+CONTACT_TIMEOUT_MS = 10_000
+OUTAGES = f"/_synapse/admin/v2/federation/destinations/{NAME}/outages"
+REFUSED = RequestSendFailed(error.ConnectionRefusedError(), can_retry=False)
+NO_DNS = RequestSendFailed(error.DNSLookupError(), can_retry=False)
+
+
+async def nowhere(names: Any) -> dict[str, list[str]]:
+    return {}
+
+
+class OutagesTestCase(ModuleTestCase):
+    """At first nothing is failing. The time is `self.now`, in ms.
+
+    Another process runs background tasks: nobody looks but the test.
+    """
+
+    def default_config(self) -> dict[str, Any]:
+        return {
+            **super().default_config(),
+            "instance_map": {
+                "main": {"host": "127.0.0.1", "port": 1},
+                "worker": {"host": "127.0.0.1", "port": 2},
+            },
+            "run_background_tasks_on": "worker",
+        }
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        reactor.advance(10 * DAY / 1000)
+        self.homeserver = Homeserver(hs.get_module_api())
+        self.tables = Tables(self.homeserver)
+        self.job = Outages(
+            self.homeserver,
+            self.tables,
+            TriedStore(self.homeserver, self.tables, nowhere),
+            contact_timeout_ms=CONTACT_TIMEOUT_MS,
+        )
+        self.look()
+        self.began = self.now
+
+    @property
+    def now(self) -> int:
+        return self.homeserver.now_ms()
+
+    def look(self) -> None:
+        self.get_success(self.job.look())
+
+    def pass_time(self, duration_ms: int) -> None:
+        """Let time pass, or set the clock back."""
+        self.reactor.rightNow += duration_ms / 1000
+
+    def failing(self, since_ts: int | None, last_ts: int | None = None) -> None:
+        """Write a row that is failing."""
+        self.add_destination(NAME, last_ts or since_ts, 600_000, since_ts)
+
+    def working(self) -> None:
+        """Write a row that is not failing."""
+        self.add_destination(NAME, 0, 0, None)
+
+    def outage(
+        self,
+        start_ts: int,
+        end_ts: int | None = None,
+        ended: str | None = None,
+        kind: str | None = "connection_refused",
+    ) -> None:
+        """Write an outage that is recorded."""
+        self.insert(
+            "outages",
+            start_ts=start_ts,
+            end_ts=end_ts,
+            ended=ended,
+            kinds=to_bits([kind] if kind else []),
+            last_kind=kind,
+        )
+
+    def recovered(self, ts: int) -> None:
+        """Write that a request got through after others had failed."""
+        self.insert("successes", last_ts=ts, recovered_ts=ts)
+
+    def failed(self, kind: str, ts: int) -> None:
+        """Write that a request failed."""
+        self.insert(
+            "failures",
+            kind=kind,
+            message="",
+            first_ts=ts,
+            last_ts=ts,
+            count=1,
+            instance="master",
+            issuer="",
+        )
+
+    def done(
+        self, action: str, outcome: str, ts: int, ended_ts: int | None = None
+    ) -> None:
+        """Write into the audit what somebody has done."""
+        self.insert(
+            "audit",
+            entry_id=f"{action} {outcome} {ts}",
+            ts=ts,
+            action=action,
+            user_id="@admin:test",
+            instance="master",
+            outcome=outcome,
+            ended_ts=ts if ended_ts is None else ended_ts,
+            details="{}",
+        )
+
+    def insert(self, table: str, **values: Any) -> None:
+        self.get_success(
+            self.store.db_pool.simple_insert(
+                f"federation_admin_{table}", {"destination": NAME, **values}
+            )
+        )
+
+    def recorder(self) -> Recorder:
+        """Return what takes note of the requests of a process."""
+        return Recorder(
+            self.homeserver, self.tables, contact_timeout_ms=CONTACT_TIMEOUT_MS
+        )
+
+    def write(self, recorder: Recorder) -> None:
+        self.get_success(recorder.write())
+
+    def assert_recorded(
+        self, expected: list[tuple[int, int | None, str | None]]
+    ) -> None:
+        """Compare starts, ends, and how they ended, oldest first.
+
+        Each request to the harness's database takes some milliseconds of its clock.
+        """
+        shown = self.shown()
+        told = (shown, expected)
+        self.assertEqual([o["ended"] for o in shown], [e[2] for e in expected], told)
+        for outage, (start_ts, end_ts, _) in zip(shown, expected, strict=True):
+            self.assertLess(abs(outage["start_ts"] - start_ts), 200, told)
+            self.assertEqual(outage["end_ts"] is None, end_ts is None, told)
+            if end_ts is not None:
+                self.assertLess(abs(outage["end_ts"] - end_ts), 200, told)
+
+    def shown(self) -> list[dict[str, Any]]:
+        return self.get_json(OUTAGES)["outages"][::-1]  # type: ignore[no-any-return]
+
+
+class BeginTestCase(OutagesTestCase):
+    """When an outage begins, where no process has written that it did."""
+
+    def test_failing_before(self) -> None:
+        """What has been failing since before recording began has an outage since then.
+
+        Looking again begins no other one.
+        """
+        self.failing(DAY)
+        for _ in range(2):
+            self.look()
+            self.assert_recorded([(DAY, None, None)])
+
+    def test_unknown_since(self) -> None:
+        """Where Synapse does not know since when it fails, it is since the last try."""
+        self.failing(None, last_ts=DAY)
+        self.look()
+        self.assert_recorded([(DAY, None, None)])
+
+    def test_kind(self) -> None:
+        """It has the kind of the last failure since, and no older one's."""
+        self.failing(self.began)
+        self.failed("dns_not_found", self.began - HOUR)
+        self.look()
+        self.assertEqual(self.shown()[0]["kinds"], [])
+
+        self.run_sql("DELETE FROM federation_admin_outages")
+        self.failed("tls_expired", self.began + 1)
+        self.look()
+        self.assertEqual(self.shown()[0]["kinds"], ["tls_expired"])
+
+    def test_not_failing(self) -> None:
+        """What is not failing, or never was, has no outage."""
+        self.working()
+        self.look()
+        self.assert_recorded([])
+        self.add_destination(NAME)
+        self.look()
+        self.assert_recorded([])
+
+    def test_since_before_the_last_end(self) -> None:
+        """What fails again, as Synapse says since before it recovered, does since then.
+
+        Such a time is written by an attempt that began before it recovered.
+        """
+        end_ts = self.began
+        self.outage(DAY, end_ts, "recovered")
+        self.failing(DAY, last_ts=self.began + 1000)
+        self.look()
+        self.assert_recorded([(DAY, end_ts, "recovered"), (end_ts, None, None)])
+
+    def test_many(self) -> None:
+        """However many are failing, each has an outage."""
+        count = 12_001
+        self.run_sql(
+            "INSERT INTO destinations "
+            "(destination, retry_last_ts, retry_interval, failure_ts) "
+            f"WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n "
+            f"WHERE n < {count}) SELECT 'd' || n, 1, 1, 1 FROM n"
+        )
+        self.look()
+        ((found,),) = self.select("SELECT COUNT(*) FROM federation_admin_outages")
+        self.assertEqual(found, count)
+        self.run_sql("UPDATE destinations SET retry_last_ts = 0")
+        self.look()
+        ((found,),) = self.select(
+            "SELECT COUNT(*) FROM federation_admin_outages WHERE end_ts IS NULL"
+        )
+        self.assertEqual(found, 0)
+
+    def select(self, statement: str) -> Any:
+        def run(txn: Any) -> Any:
+            txn.execute(statement)
+            return txn.fetchall()
+
+        return self.get_success(self.store.db_pool.runInteraction("test", run))
+
+
+class EndTestCase(OutagesTestCase):
+    """How an outage ends, that began an hour ago, and when."""
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        self.failing(self.began)
+        self.look()
+        self.pass_time(HOUR)
+
+    def assert_ended(self, end_ts: int | None, ended: str | None) -> None:
+        self.look()
+        self.assert_recorded([(self.began, end_ts, ended)])
+
+    def assert_open(self) -> None:
+        self.assert_ended(None, None)
+
+    def test_lasts(self) -> None:
+        """While it fails, it lasts, whatever was done in vain."""
+        self.done("reconnect", "still_failing", self.began + 1000)
+        self.done("reconnect", "pending", self.began + 1000)
+        self.assert_open()
+
+    def test_recovered(self) -> None:
+        """What has got through has recovered in that moment."""
+        self.working()
+        self.recovered(self.now - 5000)
+        self.assert_ended(self.now - 5000, "recovered")
+
+    def test_recovered_unnoticed(self) -> None:
+        """What is not failing any more, for no reason known, has recovered by now."""
+        self.working()
+        self.assert_ended(self.now, "recovered")
+
+    def test_recovered_before(self) -> None:
+        """That it had recovered before this outage does not end it."""
+        self.recovered(self.began - 1)
+        self.assert_open()
+        self.working()
+        self.assert_ended(self.now, "recovered")
+
+    def test_reset(self) -> None:
+        """A reset, after which it is not failing, ends it when it was made."""
+        self.working()
+        self.done("reset", "reset", self.now - MINUTE)
+        self.assert_ended(self.now - MINUTE, "reset")
+
+    def test_connected(self) -> None:
+        """A reconnect ends it when the server has answered."""
+        self.working()
+        self.done("reconnect", "connected", self.now - 9000, self.now - 1000)
+        self.assert_ended(self.now - 1000, "reset")
+
+    def test_forced(self) -> None:
+        """A forced reconnect, after which it is not failing, ends it, too."""
+        self.working()
+        self.done("reconnect", "forced", self.now - MINUTE)
+        self.assert_ended(self.now - MINUTE, "reset")
+
+    def test_not_known_yet(self) -> None:
+        """Until a contact after a reset must have ended, it is not known to be over."""
+        for outcome in ("reset", "reconnect"):
+            self.working()
+            reset_ts = self.now
+            self.done(outcome, "reset" if outcome == "reset" else "forced", reset_ts)
+            self.pass_time(CONTACT_TIMEOUT_MS + 19_000)
+            self.assert_open()
+        self.pass_time(2000)
+        self.assert_ended(reset_ts, "reset")
+
+    def test_reset_in_vain(self) -> None:
+        """A reset that was of no use does not end it, whatever the row says meanwhile.
+
+        At first that it is working, then that it fails since then, and in the end since
+        when it really does.
+        """
+        self.done("reset", "reset", self.now)
+        self.working()
+        self.assert_open()
+        self.pass_time(5000)
+        self.failing(self.now)
+        self.assert_open()
+        self.failing(self.began, self.now)
+        self.assert_open()
+        self.pass_time(HOUR)
+        self.assert_open()
+        # And then by itself.
+        self.working()
+        self.recovered(self.now)
+        self.assert_ended(self.now, "recovered")
+
+    def test_reset_and_recovery(self) -> None:
+        """What gets through within a second of a reset, or is on its way, was reset."""
+        for before_ms in (1000, -1000, -50_000):
+            self.working()
+            reset_ts = self.now - 2 * MINUTE
+            self.done("reset", "reset", reset_ts)
+            self.recovered(reset_ts - before_ms)
+            self.assert_ended(reset_ts, "reset")
+            self.run_sql("DELETE FROM federation_admin_audit")
+            self.run_sql("DELETE FROM federation_admin_successes")
+            self.run_sql("UPDATE federation_admin_outages SET end_ts = NULL")
+
+    def test_recovery_after_a_reset_in_vain(self) -> None:
+        """What gets through later than that has recovered by itself."""
+        self.done("reset", "reset", self.now - 10 * MINUTE)
+        self.working()
+        self.recovered(self.now - 5 * MINUTE)
+        self.assert_ended(self.now - 5 * MINUTE, "recovered")
+
+    def test_fails_again(self) -> None:
+        """What recovers and fails again before anybody looks has had two outages."""
+        recovered_ts, again_ts = self.now - 5000, self.now - 3000
+        self.recovered(recovered_ts)
+        self.failing(again_ts)
+        self.look()
+        self.assert_recorded(
+            [(self.began, recovered_ts, "recovered"), (again_ts, None, None)],
+        )
+
+    def test_reset_and_fails_again(self) -> None:
+        """So has what is reset and fails again, once it is known not to be in vain."""
+        reset_ts, again_ts = self.now, self.now + 2000
+        self.done("reset", "reset", reset_ts)
+        self.pass_time(2000)
+        self.failing(again_ts)
+        self.assert_open()
+        self.pass_time(MINUTE)
+        self.look()
+        self.assert_recorded([(self.began, reset_ts, "reset"), (again_ts, None, None)])
+
+    def test_side_by_side(self) -> None:
+        """That Synapse moves the time since when it fails is no end.
+
+        Several requests that fail side by side each write their own.
+        """
+        self.failing(self.began + 5000)
+        self.assert_open()
+
+    def test_forgotten(self) -> None:
+        """What was forgotten ends then."""
+        self.run_sql("DELETE FROM destinations")
+        self.done("forget", "forgotten", self.now - 5000)
+        self.assert_ended(self.now - 5000, "forgotten")
+
+    def test_gone(self) -> None:
+        """That its row is gone, and nobody says why, ends it now."""
+        self.run_sql("DELETE FROM destinations")
+        self.assert_ended(self.now, "forgotten")
+
+    def test_no_row_yet(self) -> None:
+        """What Synapse has never met has a row some time after its first failure."""
+        self.run_sql("DELETE FROM destinations")
+        self.run_sql("DELETE FROM federation_admin_outages")
+        start_ts = self.now
+        self.outage(start_ts)
+        self.pass_time(59_000)
+        self.look()
+        self.assert_recorded([(start_ts, None, None)])
+        self.pass_time(2_000)
+        self.look()
+        self.assert_recorded([(start_ts, self.now, "forgotten")])
+
+    def test_forgotten_and_fails_again(self) -> None:
+        """What is forgotten and fails again at once has had two outages."""
+        forgotten_ts, again_ts = self.now - 5000, self.now - 4000
+        self.done("forget", "forgotten", forgotten_ts)
+        self.failing(again_ts)
+        self.look()
+        self.assert_recorded(
+            [(self.began, forgotten_ts, "forgotten"), (again_ts, None, None)],
+        )
+
+    def test_recovered_then_forgotten(self) -> None:
+        """What recovers and is forgotten soon after has recovered."""
+        self.run_sql("DELETE FROM destinations")
+        self.recovered(self.now - 9000)
+        self.done("forget", "forgotten", self.now - 5000)
+        self.assert_ended(self.now - 9000, "recovered")
+
+    def test_clock_set_back(self) -> None:
+        """No outage ends before it began, though the clock was set back meanwhile."""
+        self.pass_time(-2 * HOUR)
+        self.working()
+        self.recovered(self.now)
+        self.assert_ended(self.began, "recovered")
+        self.assertEqual(self.shown()[0]["duration_ms"], 0)
+
+    def test_clock_set_back_open(self) -> None:
+        """An outage that begins in the future makes no share of a day exceed 1."""
+        self.pass_time(-2 * HOUR)
+        self.run_sql(f"UPDATE federation_admin_recording SET since_ts = {DAY}")
+        page = self.get_json(
+            "/_synapse/admin/v2/federation/destinations?include=availability"
+        )
+        (found,) = page["destinations"]
+        self.assertEqual(found["availability"]["share"], 1)
+
+
+class ReopenTestCase(OutagesTestCase):
+    """An outage that a reset has seemed to end, an hour ago, and that began before."""
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        self.reset_ts = self.now + HOUR
+        self.outage(self.began, self.reset_ts, "reset")
+        self.pass_time(2 * HOUR)
+
+    def test_goes_on(self) -> None:
+        """It goes on if the server turns out to fail since before the reset."""
+        self.failing(self.began, self.now)
+        self.look()
+        self.assert_recorded([(self.began, None, None)])
+
+    def test_with_what_came_after(self) -> None:
+        """What has been taken for further outages since then is part of it."""
+        self.outage(self.reset_ts + 10, self.reset_ts + 20, "recovered", "tls_expired")
+        self.outage(self.reset_ts + 30, kind="dns_not_found")
+        self.failing(self.began, self.now)
+        self.look()
+        self.assert_recorded([(self.began, None, None)])
+        self.assertEqual(
+            set(self.shown()[0]["kinds"]),
+            {"connection_refused", "tls_expired", "dns_not_found"},
+        )
+        (row,) = self.get_json(
+            "/_synapse/admin/v2/federation/destinations?failure=dns_not_found"
+        )["destinations"]
+        self.assertEqual(row["destination"], NAME)
+
+    def test_a_new_failure(self) -> None:
+        """It does not if the server fails since after the reset, or works."""
+        self.working()
+        self.look()
+        ended = (self.began, self.reset_ts, "reset")
+        self.assert_recorded([ended])
+        self.failing(self.reset_ts + 5)
+        self.look()
+        self.assert_recorded([ended, (self.reset_ts + 5, None, None)])
+
+    def test_only_resets(self) -> None:
+        """It does not if something else than a reset has ended it."""
+        self.run_sql("UPDATE federation_admin_outages SET ended = 'recovered'")
+        self.failing(self.began, self.now)
+        self.look()
+        self.assert_recorded(
+            [
+                (self.began, self.reset_ts, "recovered"),
+                (self.reset_ts, None, None),
+            ],
+        )
+
+    def test_not_the_one_before(self) -> None:
+        """An earlier outage that a reset has ended stays as it was."""
+        earlier = (self.began - HOUR, self.began - 2 * MINUTE, "reset")
+        self.outage(*earlier)
+        self.failing(self.began, self.now)
+        self.look()
+        self.assert_recorded([earlier, (self.began, None, None)])
+
+    def test_within_a_day(self) -> None:
+        """After a day it is not looked at any more."""
+        self.pass_time(DAY)
+        self.failing(self.began, self.now)
+        self.look()
+        self.assert_recorded(
+            [(self.began, self.reset_ts, "reset"), (self.reset_ts, None, None)],
+        )
+
+
+class SeveralProcessesTestCase(OutagesTestCase):
+    """What several processes write, in any order, and the job's part in it."""
+
+    def test_begins_with_the_failure(self) -> None:
+        """An outage begins with the failure that a process notices, of its kind."""
+        recorder = self.recorder()
+        recorder.failed(NAME, REFUSED)
+        failed_ts = self.now
+        self.pass_time(3000)
+        self.write(recorder)
+        self.failing(failed_ts)
+        self.look()
+        (shown,) = self.shown()
+        self.assertEqual(shown["start_ts"], failed_ts)
+        self.assertEqual(shown["kinds"], ["connection_refused"])
+
+    def test_failure_written_after_a_recovery(self) -> None:
+        """What fails in one process and recovers in another has recovered.
+
+        Though the one that has seen it fail writes last.
+        """
+        slow, quick = self.recorder(), self.recorder()
+        slow.failed(NAME, REFUSED)
+        failed_ts = self.now
+        self.failing(failed_ts)
+        self.pass_time(1000)
+        self.working()
+        quick.recovered(NAME)
+        recovered_ts = self.now
+        for recorder in (quick, slow):
+            self.write(recorder)
+            self.pass_time(500)
+            self.look()
+        self.assert_recorded([(failed_ts, recovered_ts, "recovered")])
+
+    def test_failure_written_after_the_end(self) -> None:
+        """A failure of an outage that is over begins no other one within it."""
+        slow, quick = self.recorder(), self.recorder()
+        self.failing(self.began)
+        self.look()
+        self.pass_time(HOUR)
+        slow.failed(NAME, REFUSED)
+        self.pass_time(1000)
+        self.working()
+        quick.recovered(NAME)
+        recovered_ts = self.now
+        self.write(quick)
+        self.look()
+        self.pass_time(1000)
+        self.write(slow)
+        self.look()
+        self.assert_recorded([(self.began, recovered_ts, "recovered")])
+
+    def test_fails_before_and_after_the_end(self) -> None:
+        """One that fails on after that begins when the one before it ended."""
+        slow = self.recorder()
+        self.failing(self.began)
+        self.look()
+        slow.failed(NAME, REFUSED)
+        self.pass_time(1000)
+        end_ts = self.now
+        self.working()
+        self.look()
+        self.pass_time(1000)
+        slow.failed(NAME, REFUSED)
+        self.failing(self.now)
+        self.write(slow)
+        self.look()
+        self.assert_recorded([(self.began, end_ts, "recovered"), (end_ts, None, None)])
+
+    def test_recovers_twice(self) -> None:
+        """Kinds of a failure after a recovery are not those of the outage before."""
+        recorder = self.recorder()
+        recorder.failed(NAME, REFUSED)
+        first_ts = self.now
+        self.failing(first_ts)
+        self.pass_time(3000)
+        self.write(recorder)
+        recorder.recovered(NAME)
+        recovered_ts = self.now
+        self.pass_time(3000)
+        self.write(recorder)
+        recorder.failed(NAME, NO_DNS)
+        again_ts = self.now
+        self.failing(again_ts)
+        self.pass_time(3000)
+        self.write(recorder)
+        self.look()
+        self.assert_recorded(
+            [(first_ts, recovered_ts, "recovered"), (again_ts, None, None)]
+        )
+        self.assertEqual(
+            [outage["kinds"] for outage in self.shown()],
+            [["connection_refused"], ["dns_not_found"]],
+        )
+
+    def test_attempt_from_before_a_reset(self) -> None:
+        """An attempt that fails after a reset has helped begins another outage.
+
+        Synapse says that it fails since then, for the attempt knew of no failure.
+        """
+        recorder = self.recorder()
+        self.failing(self.began)
+        self.look()
+        self.pass_time(HOUR)
+        reset_ts = self.now
+        self.done("reset", "reset", reset_ts)
+        self.working()
+        self.pass_time(2 * MINUTE)
+        self.look()
+        recorder.failed(NAME, REFUSED)
+        failed_ts = self.now
+        self.failing(failed_ts)
+        self.write(recorder)
+        self.look()
+        self.assert_recorded([(self.began, reset_ts, "reset"), (failed_ts, None, None)])
