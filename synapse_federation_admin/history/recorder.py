@@ -78,7 +78,9 @@ class Recorder:
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
-        self._has_warned = False
+        # Whether it has been said that there is no room, and that nothing is written.
+        self._has_said_full = False
+        self._has_said_failing = False
 
     def start(self) -> None:
         """Begin to take note; what has not been written is when Synapse shuts down."""
@@ -99,6 +101,7 @@ class Recorder:
             known.last_ts = now_ts
             known.count += 1
             known.message = failure.message
+            known.issuer = _issuer_of(error)
         elif self._has_room():
             self._failures[key] = _Failures(
                 now_ts, now_ts, 1, failure.message, _issuer_of(error)
@@ -130,8 +133,8 @@ class Recorder:
         waiting = len(self._failures) + len(self._recoveries) + len(self._successes)
         if waiting < _MAX_WAITING:
             return True
-        if not self._has_warned:
-            self._has_warned = True
+        if not self._has_said_full:
+            self._has_said_full = True
             logger.warning(
                 "%s failures of federation requests wait to be written: those of "
                 "further destinations are not recorded until they are",
@@ -159,11 +162,11 @@ class Recorder:
                     raise
                 except Exception as e:
                     # It is kept, and the database will be back.
-                    if not self._has_warned:
-                        self._has_warned = True
+                    if not self._has_said_failing:
+                        self._has_said_failing = True
                         logger.warning("Cannot record federation failures yet: %s", e)
                 else:
-                    self._has_warned = False
+                    self._has_said_full = self._has_said_failing = False
         finally:
             self._is_writing = False
 

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is taken note of, and how it comes into the database."""
+
+import gc
+import json
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+from module_case import ModuleTestCase
+from synapse.server import HomeServer
+from synapse.storage.database import LoggingTransaction
+from synapse.util.clock import Clock
+from twisted.internet import error as net
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.testing import MemoryReactor
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseNeverReceived
+
+from synapse_federation_admin.history import recorder as module
+from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
+from synapse_federation_admin.homeserver import (
+    Homeserver,
+    HttpResponseException,
+    RequestSendFailed,
+    UntrustedCertificateError,
+    traffic,
+)
+from synapse_federation_admin.tables import Tables
+
+V2 = "/_synapse/admin/v2/federation/destinations"
+WRITE_S = 3.1
+
+
+def refused() -> RequestSendFailed:
+    return RequestSendFailed(net.ConnectionRefusedError(), can_retry=True)
+
+
+def untrusted(code: int, issuer: str) -> RequestSendFailed:
+    reason = Failure(UntrustedCertificateError(code, 0, issuer))
+    return RequestSendFailed(ResponseNeverReceived([reason]), can_retry=True)
+
+
+def rejected(text: str) -> HttpResponseException:
+    return HttpResponseException(401, "No", json.dumps({"error": text}).encode())
+
+
+@pytest.mark.database
+class RecorderTestCase(ModuleTestCase):
+    """The recorder of the module, which Synapse has loaded."""
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        found = traffic._observers[hs.hostname]
+        assert isinstance(found, Recorder)
+        self.recorder = found
+        # The tables are there, and what is done at the start is over.
+        self.pass_s(30)
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time pass, and the database's work be done."""
+        self.reactor.advance(seconds)
+        self.pump()
+
+    @contextmanager
+    def writes(self) -> Iterator[list[float]]:
+        """Have a list in which there is when each transaction of the recorder began."""
+        homeserver = self.recorder._homeserver
+        real = homeserver.run_read_committed
+        began: list[float] = []
+
+        async def run(desc: str, func: Any) -> Any:
+            if desc == "federation_admin_record":
+                began.append(self.reactor.seconds())
+            return await real(desc, func)
+
+        with mock.patch.object(homeserver, "run_read_committed", run):
+            yield began
+
+    def rows(self, table: str = "failures") -> list[dict[str, Any]]:
+        columns = {
+            "failures": "destination, kind, message, first_ts, last_ts, count, "
+            "instance, issuer",
+            "successes": "destination, last_ts, recovered_ts",
+            "outages": "destination, start_ts, last_kind",
+        }[table]
+
+        def read(txn: LoggingTransaction) -> list[Any]:
+            txn.execute(f"SELECT {columns} FROM federation_admin_{table} ORDER BY 1, 2")
+            return txn.fetchall()
+
+        rows = self.get_success(self.store.db_pool.runInteraction("test", read))
+        return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        return {(row["destination"], row["kind"]): row["count"] for row in self.rows()}
+
+    def other(self) -> Recorder:
+        """Make the recorder of another process."""
+        homeserver = Homeserver(self.hs.get_module_api())
+        return Recorder(homeserver, Tables(homeserver))
+
+    def write_as(self, instance: str, recorder: Recorder) -> None:
+        with mock.patch.object(Homeserver, "instance_name", instance):
+            self.get_success(recorder.write())
+
+
+class WritesTestCase(RecorderTestCase):
+    def test_one_transaction(self) -> None:
+        """However many fail within three seconds, there is one transaction."""
+        with self.writes() as writes:
+            for number in range(900):
+                self.recorder.failed(f"{number % 300}.example", refused())
+            self.pass_s(2.5)
+            self.assertEqual(writes, [])
+            self.assertEqual(self.rows(), [])
+            self.pass_s(0.6)
+            self.assertEqual(len(writes), 1)
+        self.assertEqual(
+            self.counts(),
+            {(f"{n}.example", "connection_refused"): 3 for n in range(300)},
+        )
+
+    def test_written_in_pieces(self) -> None:
+        """More than a thousand take several transactions, one after another."""
+        with self.writes() as writes:
+            for number in range(2500):
+                self.recorder.failed(f"{number}.example", refused())
+            self.pass_s(WRITE_S)
+            self.assertEqual(len(writes), 3)
+        self.assertEqual(len(self.rows()), 2500)
+
+    def test_nothing_to_write(self) -> None:
+        """Where nothing happens the database is left alone."""
+        with self.writes() as writes:
+            self.get_success(self.recorder.write())
+            self.pass_s(60)
+            self.assertEqual(writes, [])
+
+    def test_added_up(self) -> None:
+        """Counts add up over several writes; first and last time are right."""
+        began_ts = self.clock.time_msec()
+        for _ in range(4):
+            self.recorder.failed("a.example", refused())
+            self.pass_s(1)
+            self.recorder.failed("a.example", rejected("no"))
+            self.pass_s(WRITE_S)
+        refusals, rejections = self.rows()
+        # Each row as it is kept, for one destination and kind.
+        self.assertEqual(
+            (refusals["kind"], refusals["count"]), ("connection_refused", 4)
+        )
+        self.assertEqual((rejections["kind"], rejections["count"]), ("rejected", 4))
+        round_ms = int((1 + WRITE_S) * 1000)
+        self.assertAlmostEqual(refusals["first_ts"], began_ts, delta=50)
+        self.assertAlmostEqual(
+            refusals["last_ts"], began_ts + 3 * round_ms, delta=5 * 1000
+        )
+        self.assertEqual(rejections["first_ts"] - refusals["first_ts"], 1000)
+        self.assertEqual(rejections["last_ts"] - refusals["last_ts"], 1000)
+
+    def test_two_instances(self) -> None:
+        """What two processes count adds up, though their times overlap.
+
+        Of who was last it is told what he was told, whoever writes last.
+        """
+        first, second = self.other(), self.other()
+        began_ts = self.clock.time_msec()
+        first.failed("a.example", rejected("1"))
+        self.reactor.advance(0.2)
+        second.failed("a.example", rejected("2"))
+        self.reactor.advance(0.2)
+        first.failed("a.example", rejected("3"))
+        self.reactor.advance(0.2)
+        second.failed("a.example", rejected("4"))
+        self.write_as("late", second)
+        self.write_as("early", first)
+        (row,) = self.rows()
+        self.assertEqual(
+            (row["first_ts"], row["last_ts"], row["count"], row["instance"]),
+            (began_ts, began_ts + 600, 4, "late"),
+        )
+        self.assertIn("HTTP 401 4", row["message"])
+        # And the other way round.
+        first.failed("a.example", rejected("5"))
+        self.reactor.advance(0.2)
+        second.failed("a.example", rejected("6"))
+        self.write_as("early", first)
+        self.write_as("late", second)
+        (row,) = self.rows()
+        self.assertEqual(row["count"], 6)
+        self.assertIn("HTTP 401 6", row["message"])
+        # Both have written, but the one that had nothing new changes nothing.
+        self.write_as("early", first)
+        self.assertEqual(self.rows(), [row])
+
+    def test_last_message(self) -> None:
+        """Kept is what was said last, and who issued the certificate of then."""
+        for issuer in ("CN=first", "CN=last"):
+            self.recorder.failed("a.example", untrusted(20, issuer))
+            self.recorder.failed("b.example", rejected(issuer))
+        self.pass_s(WRITE_S)
+        kept, said = self.rows()
+        self.assertEqual(kept["kind"], "tls_untrusted")
+        self.assertEqual(kept["issuer"], "CN=last")
+        self.assertIn("HTTP 401 CN=last", said["message"])
+        self.recorder.failed("a.example", untrusted(20, "CN=newest"))
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.rows()[0]["issuer"], "CN=newest")
+
+    def test_written_at_shutdown(self) -> None:
+        """What has not been written is when Synapse shuts down."""
+        self.recorder.failed("a.example", refused())
+        self.recorder.recovered("b.example")
+        self.recorder.answered("c.example")
+        before = dict.fromkeys(
+            trigger
+            for phase, event, trigger in self.shutdown_triggers()
+            if (phase, event) == ("before", "shutdown")
+        )
+        done = [trigger() for trigger in before]
+        self.pump()
+        self.assertTrue(done)
+        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 1})
+        self.assertEqual(
+            [row["destination"] for row in self.rows("successes")],
+            ["b.example", "c.example"],
+        )
+
+    def shutdown_triggers(self) -> list[tuple[str, str, Any]]:
+        """Return what is to be done, as another recorder asks for it at its start."""
+        found: list[tuple[str, str, Any]] = []
+
+        def add(phase: str, event: str, func: Any, *_: Any, **__: Any) -> None:
+            found.append((phase, event, func))
+
+        with mock.patch.object(self.reactor, "addSystemEventTrigger", add):
+            self.recorder.start()
+        return found
+
+    def test_outage(self) -> None:
+        """A failure opens an outage, with the kind of the last failure."""
+        self.recorder.failed("a.example", refused())
+        self.reactor.advance(1)
+        self.recorder.failed("a.example", rejected("no"))
+        self.pass_s(WRITE_S)
+        (row,) = self.rows("outages")
+        self.assertEqual(
+            (row["destination"], row["last_kind"]), ("a.example", "rejected")
+        )
+
+
+class BoundsTestCase(RecorderTestCase):
+    @mock.patch.object(module, "_WRITTEN_AT_ONCE", 25)
+    @mock.patch.object(module, "_MAX_WAITING", 50)
+    def test_bounded(self) -> None:
+        """Beyond the limit nothing is added, and it is said once; known ones count."""
+        with self.assertLogs(module.logger, "WARNING") as logs:
+            for number in range(80):
+                self.recorder.failed(f"{number:02}.example", refused())
+                self.recorder.answered(f"up{number}.example")
+                self.recorder.recovered(f"back{number}.example")
+        self.assertEqual(len(logs.records), 1)
+        waiting = (
+            self.recorder._failures,
+            self.recorder._successes,
+            self.recorder._recoveries,
+        )
+        self.assertEqual(sum(map(len, waiting)), 50)
+        self.recorder.failed("00.example", refused())
+        self.pass_s(WRITE_S)
+        counts = self.counts()
+        self.assertEqual(counts["00.example", "connection_refused"], 2)
+        self.assertEqual(sum(map(len, waiting)), 0)
+        # There is room again, and a word about it when there is none again.
+        with self.assertLogs(module.logger, "WARNING") as logs:
+            for number in range(60):
+                self.recorder.failed(f"later{number}.example", refused())
+        self.assertEqual(len(logs.records), 1)
+        self.pass_s(WRITE_S)
+        self.assertEqual(len(self.rows()), len(counts) + 50)
+
+    @mock.patch.object(module, "_WRITTEN_AT_ONCE", 25)
+    @mock.patch.object(module, "_MAX_WAITING", 50)
+    def test_full_because_of_the_database(self) -> None:
+        """Where the database fails it is said once, and once that the rest is lost."""
+        self.refuse_changes("federation_admin_failures")
+        with self.assertLogs(module.logger, "WARNING") as logs:
+            for number in range(40):
+                self.recorder.failed(f"{number}.example", refused())
+            for _ in range(3):
+                self.pass_s(WRITE_S)
+            for number in range(40, 80):
+                self.recorder.failed(f"{number}.example", refused())
+            for _ in range(3):
+                self.pass_s(WRITE_S)
+        said = [record.getMessage() for record in logs.records]
+        self.assertEqual(len(said), 2, said)
+        self.assertIn("Cannot record federation failures yet", said[0])
+        self.assertIn("are not recorded until", said[1])
+        self.accept_changes("federation_admin_failures")
+        self.pass_s(WRITE_S)
+        self.assertEqual(len(self.rows()), 50)
+
+    def test_nothing_lost_nothing_doubled(self) -> None:
+        """What a write that failed has taken is kept, once, with what came since."""
+        began_ts = self.clock.time_msec()
+        self.recorder.failed("a.example", rejected("first"))
+        self.recorder.recovered("b.example")
+        self.recorder.answered("c.example")
+        self.refuse_changes("federation_admin_failures")
+        with self.assertLogs(module.logger, "WARNING") as logs:
+            self.pass_s(WRITE_S)
+            self.assertEqual((self.rows(), self.rows("successes")), ([], []))
+            self.recorder.failed("a.example", rejected("second"))
+            self.recorder.failed("d.example", refused())
+            self.recorder.recovered("b.example")
+            b_ts = self.clock.time_msec()
+            self.pass_s(WRITE_S)
+            self.pass_s(WRITE_S)
+        self.assertEqual(len(logs.records), 1)
+        self.accept_changes("federation_admin_failures")
+        self.pass_s(WRITE_S)
+        first, second = self.rows()
+        self.assertEqual((first["destination"], first["count"]), ("a.example", 2))
+        self.assertEqual(first["first_ts"], began_ts)
+        self.assertIn("second", first["message"])
+        self.assertEqual((second["destination"], second["count"]), ("d.example", 1))
+        b_row, c_row = self.rows("successes")
+        self.assertEqual(b_row["recovered_ts"], b_ts)
+        self.assertEqual(c_row["destination"], "c.example")
+        self.assertIsNone(c_row["recovered_ts"])
+        # Nothing is left that would be written again.
+        self.pass_s(60)
+        self.assertEqual(self.rows(), [first, second])
+
+    def test_came_during_the_write(self) -> None:
+        """What fails while the database works is written as well, soon."""
+        homeserver = self.recorder._homeserver
+        real = homeserver.run_read_committed
+
+        async def slow(*args: Any) -> Any:
+            if len(calls) < 1:
+                calls.append(1)
+                self.recorder.failed("a.example", refused())
+            return await real(*args)
+
+        calls: list[int] = []
+        self.recorder.failed("a.example", refused())
+        with mock.patch.object(homeserver, "run_read_committed", slow):
+            self.pass_s(WRITE_S)
+            self.pass_s(WRITE_S)
+        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 2})
+
+    def test_two_writes_at_once(self) -> None:
+        """A write at the shutdown, while another one is under way, doubles nothing."""
+        for number in range(1500):
+            self.recorder.failed(f"{number}.example", refused())
+        both = [ensureDeferred(self.recorder.write()) for _ in range(2)]
+        self.pump()
+        for one in both:
+            self.successResultOf(one)
+        self.assertEqual(len(self.rows()), 1500)
+        self.assertEqual(set(self.counts().values()), {1})
+
+
+class SuccessesTestCase(RecorderTestCase):
+    def test_every_five_minutes(self) -> None:
+        """That a destination answers is written at most every five minutes."""
+        began_ts = self.clock.time_msec()
+        with self.writes() as writes:
+            for _ in range(int(SUCCESS_EVERY_MS / 1000 / 10)):
+                self.recorder.answered("a.example")
+                self.pass_s(10)
+            self.assertEqual(len(writes), 1)
+            (row,) = self.rows("successes")
+            self.assertEqual(row["last_ts"], began_ts)
+            self.pass_s(10)
+            self.recorder.answered("a.example")
+            again_ts = self.clock.time_msec()
+            self.pass_s(WRITE_S)
+            self.assertEqual(len(writes), 2)
+        (row,) = self.rows("successes")
+        self.assertEqual((row["last_ts"], row["recovered_ts"]), (again_ts, None))
+
+    def test_after_a_failure(self) -> None:
+        """After a failure it is written at once that it answers again."""
+        self.recorder.answered("a.example")
+        self.pass_s(WRITE_S)
+        self.recorder.failed("a.example", refused())
+        self.recorder.recovered("a.example")
+        self.recorder.answered("a.example")
+        again_ts = self.clock.time_msec()
+        self.pass_s(WRITE_S)
+        (row,) = self.rows("successes")
+        self.assertEqual((row["last_ts"], row["recovered_ts"]), (again_ts, again_ts))
+        # What it does from then on does not take that back.
+        self.pass_s(SUCCESS_EVERY_MS / 1000)
+        self.recorder.answered("a.example")
+        self.pass_s(WRITE_S)
+        (row,) = self.rows("successes")
+        self.assertGreater(row["last_ts"], again_ts)
+        self.assertEqual(row["recovered_ts"], again_ts)
+
+    @mock.patch.object(module, "_MAX_KNOWN", 10)
+    def test_few_are_known(self) -> None:
+        """Of how many it is known when they answered is bounded."""
+        for number in range(30):
+            self.recorder.answered(f"{number}.example")
+        self.assertEqual(len(self.recorder._known), 10)
+
+
+class RequestsTestCase(RecorderTestCase):
+    """What is told through Synapse's logger."""
+
+    def say(self, destination: str, error: BaseException) -> None:
+        """Do as Synapse's retry limiter does."""
+        traffic.synapse.util.retryutils.logger.info(
+            traffic._FAILED, destination, type(error), error, 60_000
+        )
+
+    def test_request_is_not_disturbed(self) -> None:
+        """What is wrong inside of the recorder does not reach the request."""
+        with (
+            mock.patch.object(module, "failure_of", side_effect=KeyError("wrong")),
+            self.assertLogs(traffic.logger, "ERROR") as logs,
+        ):
+            self.say("a.example", refused())
+        self.assertEqual(len(logs.records), 1)
+        self.say("a.example", refused())
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 1})
+
+    def test_redirected(self) -> None:
+        """A redirected request is within another; that it fails counts once."""
+        error = refused()
+        self.say("a.example", error)
+        self.say("a.example", error)
+        self.say("a.example", refused())
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 2})
+
+    def test_not_kept(self) -> None:
+        """The error, which holds on to the whole request, is not kept."""
+        error = untrusted(10, "CN=a")
+        gone = weakref.ref(error)
+        self.say("a.example", error)
+        del error
+        gc.collect()
+        self.assertIsNone(gone())
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.counts(), {("a.example", "tls_expired"): 1})
+
+    def test_shown(self) -> None:
+        """The API shows what was recorded, the last first."""
+        self.add_destination("a.example", 1, 2, 3)
+        self.say("a.example", refused())
+        self.reactor.advance(1)
+        self.say("a.example", rejected("go away"))
+        self.pass_s(WRITE_S)
+        body = self.get_json(f"{V2}/a.example")
+        self.assertEqual(
+            [(f["kind"], f["count"], f["instance"]) for f in body["failures"]],
+            [("rejected", 1, "main"), ("connection_refused", 1, "main")],
+        )
+        self.assertEqual(body["last_failure"], body["failures"][0])
+        (row,) = self.get_json(f"{V2}?include=failure")["destinations"]
+        self.assertEqual(row["last_failure"], body["last_failure"])
