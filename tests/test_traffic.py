@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Synapse says of its federation requests, taken from Synapse's own code.
+
+Every line that is taken comes from the real code here, down to a fake transport: if
+another release words it differently, these tests are to fail.
+"""
+
+import inspect
+import linecache
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from parameterized import parameterized
+from synapse.http import client, matrixfederationclient
+from synapse.http.matrixfederationclient import (
+    MatrixFederationHttpClient,
+    MatrixFederationRequest,
+)
+from synapse.logging.context import LoggingContext
+from synapse.server import HomeServer
+from synapse.util import retryutils
+from synapse.util.clock import Clock
+from twisted.internet import error as net
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.testing import MemoryReactor, StringTransport
+
+from synapse_federation_admin.homeserver import (
+    HttpResponseException,
+    RequestSendFailed,
+    traffic,
+)
+from tests import unittest
+
+NAME = "a.example:8448"
+MODULES = (retryutils, matrixfederationclient, client)
+
+# What an operator may have made of the loggers: (level, whether they are disabled).
+LEVELS = [
+    ("debug", logging.DEBUG, False),
+    ("info", logging.INFO, False),
+    ("warning", logging.WARNING, False),
+    ("error", logging.ERROR, False),
+    ("disabled", logging.DEBUG, True),
+]
+
+
+class Seen:
+    """An observer that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, BaseException]] = []
+        self.recoveries: list[str] = []
+        self.answers: list[str] = []
+
+    def failed(self, destination: str, error: BaseException) -> None:
+        self.failures.append((destination, error))
+
+    def recovered(self, destination: str) -> None:
+        self.recoveries.append(destination)
+
+    def answered(self, destination: str) -> None:
+        self.answers.append(destination)
+
+
+class Lines(logging.Handler):
+    """Keeps the records of the loggers that are observed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def of(self, template: str) -> list[logging.LogRecord]:
+        """Return the records with a text, to the letter."""
+        return [record for record in self.records if record.msg == template]
+
+
+class TrafficTestCase(unittest.HomeserverTestCase):
+    """A homeserver of which somebody is told."""
+
+    def default_config(self) -> dict[str, Any]:
+        return {
+            **super().default_config(),
+            "federation_ip_range_blacklist": ["10.0.0.0/8"],
+        }
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        self.store = hs.get_datastores().main
+        # At 0 nothing can have failed: that stands for never.
+        self.reactor.advance(1000)
+        self.seen = Seen()
+        kept = dict(traffic._observers)
+        traffic._observers.clear()
+        traffic.observe(hs, self.seen)
+        traffic._blocked.clear()
+
+        def restore() -> None:
+            traffic._observers.clear()
+            traffic._observers.update(kept)
+
+        self.addCleanup(restore)
+        self.client = MatrixFederationHttpClient(hs, None)
+        self.reactor.lookups["a.example"] = "1.2.3.4"
+        self.reactor.lookups["c.example"] = "1.2.3.5"
+        self.reactor.lookups["inside.example"] = "10.1.2.3"
+
+    @contextmanager
+    def lines(
+        self, level: int = logging.DEBUG, disabled: bool = False
+    ) -> Iterator[Lines]:
+        """Have the lines of Synapse's loggers that come out."""
+        found = Lines()
+        loggers = [logging.getLogger(module.__name__) for module in MODULES]
+        before = [(one.level, one.disabled) for one in loggers]
+        for one in loggers:
+            one.setLevel(level)
+            one.disabled = disabled
+            one.addHandler(found)
+        try:
+            yield found
+        finally:
+            for one, (old_level, old_disabled) in zip(loggers, before, strict=True):
+                one.setLevel(old_level)
+                one.disabled = old_disabled
+                one.removeHandler(found)
+
+    def limiter(self, name: str = NAME, **kwargs: Any) -> Any:
+        """Return Synapse's retry limiter, as its client gets it."""
+        return self.get_success(
+            retryutils.get_retry_limiter(
+                destination=name,
+                our_server_name=self.hs.hostname,
+                hs=self.hs,
+                clock=self.clock,
+                store=self.store,
+                **kwargs,
+            )
+        )
+
+    def fail_with(self, error: BaseException, name: str = NAME, **kwargs: Any) -> None:
+        """Have a request fail within Synapse's retry limiter."""
+        limiter = self.limiter(name, **kwargs)
+        with self.assertRaises(type(error)), limiter:
+            raise error
+        self.pump()
+
+    def request(self, name: str = NAME) -> "Deferred[Any]":
+        """Begin a request of Synapse's client."""
+        request = ensureDeferred(self.client.get_json(name, "/path", timeout=10_000))
+        self.pump()
+        return request
+
+    def answer(self, status: str, headers: str = "") -> None:
+        """Answer the last request."""
+        *_, (_, _, factory, _, _) = self.reactor.tcpClients
+        protocol = factory.buildProtocol(None)
+        transport = StringTransport()
+        protocol.makeConnection(transport)
+        protocol.dataReceived(
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}"
+            "Content-Length: 2\r\n\r\n{}".encode()
+        )
+        self.pump()
+
+    def said_by(self, record: logging.LogRecord, module: ModuleType) -> str:
+        """Return the line of the source that is named as the one that says it."""
+        self.assertEqual(record.name, module.__name__)
+        self.assertEqual(record.pathname, inspect.getsourcefile(module))
+        return linecache.getline(record.pathname, record.lineno).strip()
+
+
+class LinesTestCase(TrafficTestCase):
+    """Each template is what Synapse says: wording, arguments, level and logger."""
+
+    def test_failed(self) -> None:
+        """The retry limiter says which destination failed, and hands the error over."""
+        error = RequestSendFailed(net.ConnectionRefusedError(), can_retry=True)
+        with self.lines() as lines:
+            self.fail_with(error)
+        (record,) = lines.of(traffic._FAILED)
+        self.assertEqual(self.said_by(record, retryutils), "logger.info(")
+        self.assertEqual(record.funcName, "__exit__")
+        self.assertEqual(record.levelno, logging.INFO)
+        interval_ms = self.hs.config.federation.destination_min_retry_interval_ms
+        self.assertEqual(record.args, (NAME, RequestSendFailed, error, interval_ms))
+        self.assertEqual(self.seen.failures, [(NAME, error)])
+        self.assertIs(self.seen.failures[0][1], error)
+        self.assertEqual((self.seen.recoveries, self.seen.answers), ([], []))
+
+    def test_recovered(self) -> None:
+        """It says which destination is in order again."""
+        self.fail_with(RequestSendFailed(net.ConnectionRefusedError(), can_retry=True))
+        self.reactor.advance(3600)
+        limiter = self.limiter()
+        with self.lines() as lines, limiter:
+            pass
+        (record,) = lines.of(traffic._RECOVERED)
+        self.assertEqual(self.said_by(record, retryutils), "logger.debug(")
+        self.assertEqual(record.levelno, logging.DEBUG)
+        self.assertEqual(record.args, (NAME,))
+        self.assertEqual(self.seen.recoveries, [NAME])
+        # Nothing is said of one that was in order before.
+        with self.lines() as lines, self.limiter("b.example"):
+            pass
+        self.assertEqual(lines.records, [])
+        self.assertEqual(self.seen.recoveries, [NAME])
+
+    def test_answered(self) -> None:
+        """The client says who has answered, with which status."""
+        with self.lines() as lines:
+            request = self.request()
+            self.answer("200 OK")
+        self.assertEqual(self.successResultOf(request), {})
+        (record,) = lines.of(traffic._ANSWERED)
+        self.assertEqual(self.said_by(record, matrixfederationclient), "logger.debug(")
+        self.assertEqual(record.funcName, "_send_request")
+        self.assertEqual(record.levelno, logging.DEBUG)
+        assert isinstance(record.args, tuple)
+        self.assertEqual(record.args[1:], (NAME, 200, "OK"))
+        self.assertEqual(self.seen.answers, [NAME])
+
+    @parameterized.expand([("404 Not Found",), ("302 Found",), ("500 No",)])
+    def test_answered_otherwise(self, status: str) -> None:
+        """An answer that is not 2xx is said in the same words, and is no success."""
+        with self.lines() as lines:
+            request = self.request()
+            self.answer(status)
+        self.failureResultOf(request)
+        (record,) = lines.of(traffic._ANSWERED)
+        self.assertEqual(self.said_by(record, matrixfederationclient), "logger.info(")
+        self.assertEqual(self.seen.answers, [])
+        backs_off = status.startswith("500")
+        self.assertEqual(len(self.seen.failures), int(backs_off))
+
+    def test_blocked(self) -> None:
+        """Synapse says which name has led to which blocked address."""
+        with self.lines() as lines:
+            request = self.request("inside.example:8448")
+        self.failureResultOf(request)
+        (record,) = lines.of(traffic._BLOCKED)
+        self.assertEqual(self.said_by(record, client), "logger.info(")
+        self.assertEqual(record.levelno, logging.INFO)
+        assert isinstance(record.args, tuple)
+        self.assertEqual(
+            [str(arg) for arg in record.args], ["10.1.2.3", "inside.example"]
+        )
+        self.assertTrue(traffic.led_to_blocked_addresses("inside.example"))
+        self.assertFalse(traffic.led_to_blocked_addresses("10.1.2.3"))
+        ((name, _),) = self.seen.failures
+        self.assertEqual(name, "inside.example:8448")
+
+    @parameterized.expand(LEVELS)
+    def test_level(self, what: str, level: int, disabled: bool) -> None:
+        """All is taken whatever the level; just what the level allows is logged."""
+        self.fail_with(HttpResponseException(500, "no", b""), "b.example")
+        self.reactor.advance(3600)
+        self.seen.failures.clear()
+        error = HttpResponseException(500, "no", b"")
+        with self.lines(level, disabled) as lines:
+            self.fail_with(error)
+            with self.limiter("b.example"):
+                pass
+            self.request("c.example:8448")
+            self.answer("200 OK")
+            self.failureResultOf(self.request("inside.example:8448"))
+        self.assertEqual(self.seen.failures[0], (NAME, error))
+        self.assertEqual(
+            [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
+        )
+        self.assertEqual(self.seen.recoveries, ["b.example"])
+        self.assertEqual(self.seen.answers, ["c.example:8448"])
+        self.assertTrue(traffic.led_to_blocked_addresses("inside.example"))
+        logged = {
+            template: len(lines.of(template))
+            for _, templates in traffic._SAID_BY
+            for template in templates
+        }
+        info = int(level <= logging.INFO and not disabled)
+        debug = int(level <= logging.DEBUG and not disabled)
+        self.assertEqual(
+            logged,
+            {
+                traffic._FAILED: 2 * info,
+                traffic._BLOCKED: info,
+                traffic._RECOVERED: debug,
+                traffic._ANSWERED: debug,
+            },
+        )
+
+
+class CountedTestCase(TrafficTestCase):
+    """What is a failure, and what is not."""
+
+    def test_redirected(self) -> None:
+        """A redirected request that fails counts once, though it is said twice."""
+        with self.lines() as lines:
+            request = ensureDeferred(
+                self.client._send_request(
+                    MatrixFederationRequest(
+                        method="GET", destination=NAME, path="/path"
+                    ),
+                    timeout=10_000,
+                    follow_redirects=True,
+                )
+            )
+            self.pump()
+            self.answer("307 Over there", f"Location: https://{NAME}/there\r\n")
+            self.answer("500 No")
+        self.failureResultOf(request)
+        self.assertEqual(len(lines.of(traffic._FAILED)), 2)
+        self.assertEqual(len(self.seen.failures), 1)
+
+    @parameterized.expand([(400,), (403,), (404,), (410,)])
+    def test_backs_off_not(self, code: int) -> None:
+        """An error after which Synapse does not back off is none."""
+        with self.lines() as lines:
+            self.fail_with(HttpResponseException(code, "no", b""))
+        self.assertEqual(lines.of(traffic._FAILED), [])
+        self.assertEqual(self.seen.failures, [])
+
+    def test_ignores_backoff(self) -> None:
+        """A request that ignores the backoff, and leaves it alone, does not count."""
+        self.fail_with(HttpResponseException(500, "no", b""), ignore_backoff=True)
+        self.assertEqual(self.seen.failures, [])
+
+    def test_same_error_twice(self) -> None:
+        """Errors that are equal, but not the same, count each."""
+        for _ in range(3):
+            self.fail_with(HttpResponseException(500, "no", b""))
+            self.reactor.advance(7 * 86400)
+        self.assertEqual(len(self.seen.failures), 3)
+
+
+class ObserversTestCase(TrafficTestCase):
+    def test_two_homeservers(self) -> None:
+        """With two homeservers in a process each is told of its own requests."""
+        other = Seen()
+        traffic._observers["other.example"] = other
+        for name in (self.hs.hostname, "other.example", "third.example"):
+            with LoggingContext(name="request", server_name=name):
+                retryutils.logger.info(
+                    traffic._FAILED, f"for.{name}", KeyError, KeyError(), 1
+                )
+        self.assertEqual(
+            [n for n, _ in self.seen.failures], [f"for.{self.hs.hostname}"]
+        )
+        self.assertEqual([n for n, _ in other.failures], ["for.other.example"])
+
+    def test_observed_once(self) -> None:
+        """A logger that is observed already stays as it is."""
+        before = type(retryutils.logger)
+        traffic.observe(self.hs, self.seen)
+        self.assertIs(type(retryutils.logger), before)
+        self.fail_with(HttpResponseException(500, "no", b""))
+        self.assertEqual(len(self.seen.failures), 1)
+
+    def test_class_of_somebody_else(self) -> None:
+        """A logger of a class of somebody else's goes on as one of that class."""
+
+        class Theirs(logging.Logger):
+            def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+                theirs.append(msg)
+                super().info(msg, *args, **kwargs)
+
+        theirs: list[object] = []
+        logger = Theirs("theirs", logging.INFO)
+        logger.addHandler(lines := Lines())
+        traffic._observe_logger(logger)
+        logger.info(traffic._FAILED, NAME, KeyError, error := KeyError(), 1)
+        self.assertIsInstance(logger, Theirs)
+        self.assertEqual(theirs, [traffic._FAILED])
+        self.assertEqual(len(lines.records), 1)
+        self.assertEqual(self.seen.failures, [(NAME, error)])
+
+    def test_stacklevel(self) -> None:
+        """Who has asked for another stack level gets that of his caller."""
+        lines = Lines()
+        logger = logging.Logger("own", logging.DEBUG)
+        logger.addHandler(lines)
+        traffic._observe_logger(logger)
+
+        def helper() -> None:
+            logger.info("a", stacklevel=2)
+            logger.debug("b", stacklevel=2)
+
+        logger.info("c")
+        helper()
+        own = "test_stacklevel"
+        self.assertEqual([r.funcName for r in lines.records], [own, own, own])
+        self.assertEqual({r.pathname for r in lines.records}, {__file__})
+
+    @parameterized.expand([((),), ((1,),), ((1, 2, 3, 4, 5),), ((None,) * 4,)])
+    def test_other_arguments(self, args: tuple[object, ...]) -> None:
+        """Arguments that are not Synapse's do no harm to the request."""
+        self.seen.failed = mock.Mock()  # type: ignore[method-assign]
+        with self.lines(logging.ERROR):
+            for _, templates in traffic._SAID_BY:
+                for template in templates:
+                    with mock.patch.object(traffic.logger, "exception"):
+                        retryutils.logger.info(template, *args)
+        self.seen.failed.assert_not_called()
+
+    def test_observer_raises(self) -> None:
+        """What is wrong in an observer is logged, and the request goes on."""
+        self.seen.failed = mock.Mock(side_effect=KeyError("wrong"))  # type: ignore[method-assign]
+        with self.assertLogs(traffic.logger, "ERROR") as logs, self.lines() as lines:
+            self.fail_with(HttpResponseException(500, "no", b""))
+        self.assertEqual(len(logs.records), 1)
+        self.assertIn("Could not take note of", logs.records[0].getMessage())
+        self.assertEqual(len(lines.of(traffic._FAILED)), 1)
+
+    def test_blocked_names_are_bounded(self) -> None:
+        """Of the names that lead to blocked addresses the last thousand are known."""
+        for number in range(traffic._MAX_BLOCKED + 10):
+            client.logger.info(traffic._BLOCKED, "10.0.0.1", f"{number}.example")
+            client.logger.info(traffic._BLOCKED, "10.0.0.1", "0.example")
+        self.assertEqual(len(traffic._blocked), traffic._MAX_BLOCKED)
+        self.assertTrue(traffic.led_to_blocked_addresses("0.example"))
+        self.assertFalse(traffic.led_to_blocked_addresses("1.example"))
+
+
+class StartTestCase(TrafficTestCase):
+    """What is looked at when Synapse starts."""
+
+    def test_all_is_said(self) -> None:
+        """Nothing is missing in this release of Synapse."""
+        with self.assertNoLogs(traffic.logger, "WARNING"):
+            traffic.observe(self.hs, self.seen)
+
+    @parameterized.expand(
+        [
+            (module.__name__.rpartition(".")[2] + str(number), module, template)
+            for module, templates in traffic._SAID_BY
+            for number, template in enumerate(templates)
+        ]
+    )
+    def test_not_said(self, what: str, module: ModuleType, template: str) -> None:
+        """Where a release words a line differently, an error says what is missing."""
+        real = inspect.getsource
+
+        def getsource(asked: Any) -> str:
+            source = real(asked)
+            return (
+                source.replace(template, "Other words") if asked is module else source
+            )
+
+        with (
+            mock.patch.object(traffic.inspect, "getsource", getsource),
+            self.assertLogs(traffic.logger, "ERROR") as logs,
+        ):
+            traffic.observe(self.hs, self.seen)
+        (record,) = logs.records
+        self.assertIn(
+            f"does not say '{template}' in {module.__name__}", record.getMessage()
+        )
+
+    def test_other_client(self) -> None:
+        """Where Synapse's client is built otherwise, it is said what is lost."""
+        with (
+            mock.patch.object(self.hs.get_federation_http_client(), "agent", object()),
+            self.assertLogs(traffic.logger, "WARNING") as logs,
+        ):
+            traffic.observe(self.hs, self.seen)
+        self.assertIn("tls_untrusted", logs.records[0].getMessage())
