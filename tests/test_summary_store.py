@@ -191,6 +191,18 @@ class SummaryTestCase(SummaryTestCaseBase):
 
         self.assertEqual(found, BacklogTotals(rooms=2, rooms_never_caught_up=3))
 
+    def test_stuck(self) -> None:
+        """What waits for a failing destination does not count as stuck."""
+        self.add_destination("failing.example", 1, 1, 1)
+        self.add_to_device(("failing.example", 20))
+        self.assertIsNone(self.get_backlog().totals.oldest_stuck_to_device_ts)
+
+        self.add_destination("online.example", 0, 0, None, 5)
+        self.add_to_device(("online.example", 30), ("online.example", 40))
+        found = self.get_backlog().totals
+        self.assertEqual(found.oldest_to_device_ts, 20)
+        self.assertEqual(found.oldest_stuck_to_device_ts, 30)
+
     def test_without_a_row(self) -> None:
         """What waits for names without a row counts, and the names are told."""
         self.add_destination("known.example")
@@ -207,7 +219,10 @@ class SummaryTestCase(SummaryTestCaseBase):
         self.assertEqual(
             found.totals,
             BacklogTotals(
-                to_device_messages=4, oldest_to_device_ts=50, device_list_updates=3
+                to_device_messages=4,
+                oldest_to_device_ts=50,
+                oldest_stuck_to_device_ts=50,
+                device_list_updates=3,
             ),
         )
         self.assertEqual(found.unlisted.total, 3)
@@ -289,6 +304,11 @@ class SummaryTestCase(SummaryTestCaseBase):
                 rooms_never_caught_up=rooms_never,
                 to_device_messages=len(queued),
                 oldest_to_device_ts=min(ts for _, ts in queued),
+                oldest_stuck_to_device_ts=min(
+                    ts
+                    for name, ts in queued
+                    if name not in rows or not rows[name].is_failing
+                ),
                 device_list_updates=len(poked),
             ),
         )

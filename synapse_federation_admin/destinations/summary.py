@@ -18,6 +18,7 @@ from synapse_federation_admin.destinations.backlog import DEVICE_LISTS, TO_DEVIC
 from synapse_federation_admin.destinations.query import (
     FAILING,
     NEXT_RETRY_TS,
+    NOT_FAILING,
     Sql,
 )
 from synapse_federation_admin.homeserver import Homeserver
@@ -43,7 +44,7 @@ class _Run(Protocol):
 # How many rows, or names, one transaction looks at on SQLite: some 10 ms.
 _DESTINATIONS = 40_000
 _ROOMS = 4000
-_TO_DEVICE = 5000
+_TO_DEVICE = 2000
 _NAMES = 1000
 
 # How many names without a row are named.
@@ -153,7 +154,7 @@ class SummaryStore:
         sendable, never_sent = await self._sums(
             self._run_backlog, "destination_rooms", _ROOMS, count_rooms
         )
-        to_device, oldest_ts = await self._to_device()
+        to_device, oldest_ts, oldest_stuck_ts = await self._to_device()
         device_lists = await self._run_backlog(_count_device_lists)
         return BacklogSummary(
             as_of_ts=now_ms,
@@ -162,6 +163,7 @@ class SummaryStore:
                 rooms_never_caught_up=never_sent,
                 to_device_messages=to_device,
                 oldest_to_device_ts=oldest_ts,
+                oldest_stuck_to_device_ts=oldest_stuck_ts,
                 device_list_updates=device_lists,
             ),
             unlisted=await self._unlisted(),
@@ -216,29 +218,38 @@ class SummaryStore:
             ]
         return sums
 
-    async def _to_device(self) -> tuple[int, int | None]:
-        """Return how many to-device messages wait, and when the oldest was queued."""
+    async def _to_device(self) -> tuple[int, int | None, int | None]:
+        """Return how many to-device messages wait, and when the oldest was queued.
+
+        Returns:
+            How many; the oldest's time; and that of the oldest for a destination which
+            does not fail. Times are None if there is none.
+        """
         if self._homeserver.is_postgres:
             statement = sum_to_device(_ALL)
-            count, oldest_ts = await self._run_backlog(lambda txn: _one(txn, statement))
-            return count, oldest_ts
+            count, oldest_ts, stuck_ts = await self._run_backlog(
+                lambda txn: _one(txn, statement)
+            )
+            return count, oldest_ts, stuck_ts
         total = 0
         oldest: list[int] = []
+        oldest_stuck: list[int] = []
         after: int | None = 0
         while after is not None:
             # Delivered messages leave gaps, so a piece begins where the last one ended.
             def piece_txn(
                 txn: LoggingTransaction, after: int = after
-            ) -> tuple[int, int | None, int | None]:
+            ) -> tuple[int, int | None, int | None, int | None]:
                 (upto,) = _one(txn, _end_of_rows(TO_DEVICE.table, after, _TO_DEVICE))
                 rows = Sql("x.rowid > ? AND x.rowid <= ?", (after, upto))
-                count, oldest_ts = _one(txn, sum_to_device(rows))
-                return count, oldest_ts, upto
+                count, oldest_ts, stuck_ts = _one(txn, sum_to_device(rows))
+                return count, oldest_ts, stuck_ts, upto
 
-            count, oldest_ts, after = await self._run_backlog(piece_txn)
+            count, oldest_ts, stuck_ts, after = await self._run_backlog(piece_txn)
             total += count
             oldest += [] if oldest_ts is None else [oldest_ts]
-        return total, min(oldest, default=None)
+            oldest_stuck += [] if stuck_ts is None else [stuck_ts]
+        return total, min(oldest, default=None), min(oldest_stuck, default=None)
 
     async def _unlisted(self) -> Unlisted:
         """Return the names that something waits for, and that have no row."""
@@ -313,10 +324,18 @@ def count_rooms(rows: Sql) -> Sql:
 
 
 def sum_to_device(rows: Sql) -> Sql:
-    """Count some rows of `device_federation_outbox` AS x, and find the oldest."""
+    """Count some rows of `device_federation_outbox` AS x, and find the oldest.
+
+    Returns:
+        The statement. It yields how many rows there are, when the oldest was queued,
+        and when the oldest was whose destination is not failing.
+    """
     return Sql(
-        "SELECT COUNT(*), MIN(queued_ts) FROM device_federation_outbox x "  # noqa: S608
-        f"WHERE {rows.text}",
+        "SELECT CAST(COALESCE(SUM(w.messages), 0) AS BIGINT), MIN(w.oldest_ts), "  # noqa: S608
+        f"MIN(w.oldest_ts) FILTER (WHERE {NOT_FAILING}) FROM ("
+        "SELECT x.destination, COUNT(*) AS messages, MIN(x.queued_ts) AS oldest_ts "
+        f"FROM device_federation_outbox x WHERE {rows.text} GROUP BY x.destination"
+        ") AS w LEFT JOIN destinations d ON d.destination = w.destination",
         rows.args,
     )
 

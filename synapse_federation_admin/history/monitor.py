@@ -76,7 +76,6 @@ class Monitor:
         now_ts = self._homeserver.now_ms()
         if summary.backlog is not None:
             totals = summary.backlog.totals
-            oldest_ts = totals.oldest_to_device_ts
             metrics.show_backlog(
                 {
                     "rooms": totals.rooms,
@@ -84,7 +83,8 @@ class Monitor:
                     "to_device_messages": totals.to_device_messages,
                     "device_list_updates": totals.device_list_updates,
                 },
-                0 if oldest_ts is None else max(0, now_ts - oldest_ts) / 1000,
+                oldest_age_s=_age_s(now_ts, totals.oldest_to_device_ts),
+                oldest_stuck_age_s=_age_s(now_ts, totals.oldest_stuck_to_device_ts),
             )
         outlook = await self._tried.outlook()
         metrics.show_outlook(
@@ -92,6 +92,11 @@ class Monitor:
             {"failed": outlook.tried.failing, "succeeded": outlook.tried.succeeded},
         )
         metrics.show_updated(now_ts / 1000)
+
+
+def _age_s(now_ts: int, since_ts: int | None) -> float:
+    """Return how long ago a time is in seconds; 0 if there is none."""
+    return 0 if since_ts is None else max(0, now_ts - since_ts) / 1000
 
 
 def all_kinds(failing: int, known: dict[str, int]) -> dict[str, int]:

@@ -28,6 +28,12 @@ _oldest_to_device = Gauge(
     "For how long the oldest to-device message has been waiting; 0 if none waits",
     [SERVER_NAME_LABEL],
 )
+_oldest_stuck_to_device = Gauge(
+    f"{_PREFIX}oldest_stuck_to_device_age_seconds",
+    "For how long the oldest to-device message for a destination that is not failing "
+    "has been waiting; 0 if none waits",
+    [SERVER_NAME_LABEL],
+)
 _outlook = Gauge(
     f"{_PREFIX}outlook",
     "1 for the verdict on whether servers fail for a cause of ours",
@@ -101,11 +107,18 @@ class Metrics:
         for kind, count in failing_by_kind.items():
             _failing.labels(self._server_name, kind).set(count)
 
-    def show_backlog(self, by_queue: Mapping[str, int], oldest_age_s: float) -> None:
-        """Show what waits."""
+    def show_backlog(
+        self,
+        by_queue: Mapping[str, int],
+        *,
+        oldest_age_s: float,
+        oldest_stuck_age_s: float,
+    ) -> None:
+        """Show what waits. Each queue is to be there."""
         for queue, count in by_queue.items():
             _backlog.labels(self._server_name, queue).set(count)
         _oldest_to_device.labels(self._server_name).set(oldest_age_s)
+        _oldest_stuck_to_device.labels(self._server_name).set(oldest_stuck_age_s)
 
     def show_outlook(
         self, verdicts: Mapping[str, bool], tried: Mapping[str, int]

@@ -164,6 +164,8 @@ class BacklogTotals:
             been delivered to the destination.
         to_device_messages: To-device messages that wait.
         oldest_to_device_ts: When the oldest of them was queued; None if none.
+        oldest_stuck_to_device_ts: When the oldest of those was queued that are for
+            destinations which do not fail; None if none.
         device_list_updates: Changes of local users' devices that wait.
     """
 
@@ -171,6 +173,7 @@ class BacklogTotals:
     rooms_never_caught_up: int = 0
     to_device_messages: int = 0
     oldest_to_device_ts: int | None = None
+    oldest_stuck_to_device_ts: int | None = None
     device_list_updates: int = 0
 
 
