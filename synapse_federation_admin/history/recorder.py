@@ -84,6 +84,7 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to take note; what has not been written is when Synapse shuts down."""
+        self._homeserver.metrics.show_failures(kind.value for kind in FailureKind)
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown("federation_admin_record", self.write)
 

@@ -5,7 +5,7 @@ None has a label for a destination: there may be a million. As with Synapse's ow
 label `server_name` is this homeserver's (`synapse/metrics/__init__.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import Counter, Gauge, Summary
 from synapse.metrics import SERVER_NAME_LABEL
@@ -81,6 +81,20 @@ class Metrics:
             server_name: The homeserver's name.
         """
         self._server_name = server_name
+
+    # A counter that is not there before it is counted up for the first time makes
+    # Prometheus miss that time: an increase needs a value before it.
+
+    def show_failures(self, kinds: Iterable[str]) -> None:
+        """Show how many failures of each kind there were, from none on."""
+        for kind in kinds:
+            _failures.labels(self._server_name, kind)
+
+    def show_repairs(self, outcomes: Mapping[str, Iterable[str]]) -> None:
+        """Show how often each outcome of each action there was, from never on."""
+        for action, all_of_it in outcomes.items():
+            for outcome in all_of_it:
+                _repairs.labels(self._server_name, action, outcome)
 
     def count_failure(self, kind: str) -> None:
         """Count a failure of a real request."""

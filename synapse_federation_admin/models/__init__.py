@@ -6,7 +6,9 @@ a duration in ms.
 """
 
 from synapse_federation_admin.models.audit import (
+    AUDIT_DONE,
     AUDIT_FAILED,
+    AUDIT_FORGOTTEN,
     AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     Actor,
@@ -110,7 +112,9 @@ from synapse_federation_admin.models.runs import (
 )
 
 __all__ = [
+    "AUDIT_DONE",
     "AUDIT_FAILED",
+    "AUDIT_FORGOTTEN",
     "AUDIT_INTERRUPTED",
     "AUDIT_PENDING",
     "FAILURE_KINDS",

@@ -49,6 +49,10 @@ AUDIT_INTERRUPTED = "interrupted"
 # The outcome of what has gone wrong on our side.
 AUDIT_FAILED = "failed"
 
+# The outcome of what was done to many destinations, and of one that was forgotten.
+AUDIT_DONE = "done"
+AUDIT_FORGOTTEN = "forgotten"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class AuditEntry:

@@ -12,13 +12,19 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    AUDIT_DONE,
     AUDIT_FAILED,
+    AUDIT_FORGOTTEN,
     AUDIT_PENDING,
     Actor,
     AuditAction,
     AuditEntry,
     AuditFilter,
     Direction,
+    ReconnectOutcome,
+    ResetOutcome,
+    RunOutcome,
+    RunStatus,
 )
 from synapse_federation_admin.tables import Tables
 
@@ -37,6 +43,22 @@ _LOGGED_TWICE = frozenset(
     {AuditAction.BULK_RECONNECT, AuditAction.BULK_FORGET, AuditAction.CLAMP}
 )
 
+# With what each action may end, here; what never ends is not counted.
+OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
+    AuditAction.RESET: (ResetOutcome.RESET.value,),
+    AuditAction.RECONNECT: (
+        *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
+        *(ReconnectOutcome.FORCED.value, AUDIT_FAILED),
+        # In bulk runs.
+        *(RunOutcome.NO_LONGER_FAILING.value, RunOutcome.SKIPPED.value),
+    ),
+    AuditAction.BULK_RECONNECT: (RunStatus.COMPLETE.value, RunStatus.CANCELLED.value),
+    AuditAction.CANCEL: (RunStatus.CANCELLED.value,),
+    AuditAction.CLAMP: (AUDIT_DONE, AUDIT_FAILED),
+    AuditAction.FORGET: (AUDIT_FORGOTTEN,),
+    AuditAction.BULK_FORGET: (AUDIT_DONE, AUDIT_FAILED),
+}
+
 # What is in the order of time, and where a page begins.
 AuditPosition = tuple[int, str]
 
@@ -51,6 +73,9 @@ class Audit:
     def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
         self._tables = tables
+        homeserver.metrics.show_repairs(
+            {action.value: outcomes for action, outcomes in OUTCOMES.items()}
+        )
 
     async def ready(self) -> None:
         """Return when the table is there. Raises what the database raises."""

@@ -12,7 +12,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.destinations import statements
 from synapse_federation_admin.destinations.query import FAILING, Sql, where
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Actor, AuditAction, Direction
+from synapse_federation_admin.models import AUDIT_DONE, Actor, AuditAction, Direction
 from synapse_federation_admin.repair.audit import Audit
 
 # How many rows next to each other by name one transaction looks at, and may change.
@@ -71,7 +71,7 @@ class Clamp:
                 raise
             changed = sum(counts)
             await self._audit.end(
-                self._audit.ended(entry, "done", {"changed": changed})
+                self._audit.ended(entry, AUDIT_DONE, {"changed": changed})
             )
             return changed
 

@@ -26,6 +26,8 @@ from synapse_federation_admin.destinations.reach import ReachStore
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    AUDIT_DONE,
+    AUDIT_FORGOTTEN,
     AuditAction,
     AuditEntry,
     Backlog,
@@ -179,7 +181,7 @@ class Forget:
                 "refused": found.refused,
                 "lost": attr.asdict(found.lost),
             }
-            await self._audit.end(self._audit.ended(entry, "done", counts))
+            await self._audit.end(self._audit.ended(entry, AUDIT_DONE, counts))
             return found
 
     async def _forget_all(
@@ -313,7 +315,7 @@ class Forget:
             destination=name,
             reason=options.reason,
             run_id=run_id,
-            outcome="forgotten",
+            outcome=AUDIT_FORGOTTEN,
             details={
                 "failure_ts": seen.row.failure_ts if seen.row else None,
                 "lost": attr.asdict(lost),
