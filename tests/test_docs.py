@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attr
 import pytest
+import yaml
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.cli import command_line
@@ -58,6 +59,16 @@ def test_readme_configuration() -> None:
     """README's table has every key."""
     keys = re.findall(r"^\| `([\w.]+)` \| `", read("README.md"), re.MULTILINE)
     assert keys == list(CONFIG_KEYS)
+
+
+def test_alerts() -> None:
+    """Every alert is explained in docs/metrics.md, with its severity."""
+    (group,) = yaml.safe_load(read("docs/alerts.yaml"))["groups"]
+    explained = re.findall(
+        r"^\| `(Federation\w+)` \| (\w+) \|", read("docs/metrics.md"), re.MULTILINE
+    )
+    rules = [(rule["alert"], rule["labels"]["severity"]) for rule in group["rules"]]
+    assert explained == rules
 
 
 def test_commands() -> None:

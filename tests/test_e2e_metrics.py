@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a real Synapse exports is what the documents, alerts and dashboard go by."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Set
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import promql_parser as promql
+import pytest
+import yaml
+from attrs import frozen
+from prometheus_client.parser import text_string_to_metric_families
+
+from synapse_federation_admin.models import FAILURE_KINDS, UNKNOWN_KIND
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.processes import free_port, wait_until
+from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+DOCS = Path(__file__).parent.parent / "docs"
+PREFIX = "synapse_federation_admin_"
+
+REMOTES = (
+    *(Behaviour.DOWN, Behaviour.DOWN, Behaviour.EXPIRED_CERTIFICATE),
+    *(Behaviour.BAD_GATEWAY, Behaviour.HEALTHY),
+)
+
+# What Prometheus itself adds to every series.
+SCRAPED = frozenset({"job", "instance"})
+
+# Aggregations that keep series as they are.
+KEEPING = ("topk", "bottomk", "limitk", "limit_ratio")
+
+
+@frozen
+class Scrape:
+    """What a process has exported."""
+
+    series: dict[str, list[dict[str, str]]]
+    values: dict[str, dict[tuple[tuple[str, str], ...], float]]
+    server_name: str
+
+    @classmethod
+    def read(cls, url: str, server_name: str) -> "Scrape":
+        scrape = cls({}, {}, server_name)
+        text = httpx.get(url, trust_env=False).raise_for_status().text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                scrape.series.setdefault(sample.name, []).append(sample.labels)
+                values = scrape.values.setdefault(sample.name, {})
+                values[tuple(sorted(sample.labels.items()))] = sample.value
+        return scrape
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The value of one of the module's series; None if it is not there."""
+        labels["server_name"] = self.server_name
+        series = self.values.get(PREFIX + name, {})
+        return series.get(tuple(sorted(labels.items())))
+
+    def ours(self) -> set[str]:
+        return {name for name in self.series if name.startswith(PREFIX)}
+
+    def seen(self, name: str, label: str) -> set[str]:
+        return {labels[label] for labels in self.series[name]}
+
+
+@frozen
+class World:
+    scrape: Scrape
+    remotes: list[RemoteServer]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A Synapse whose requests failed, with a reset, a reconnect and diagnoses."""
+    folder = tmp_path_factory.mktemp("metrics")
+    certificates = CertificateAuthority(folder)
+    extra: dict[str, object] = {"enable_metrics": True}
+    synapse = SynapseServer(folder / "synapse", certificates, extra_config=extra)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/_synapse/metrics"
+    extra["listeners"] = [
+        {
+            "type": "http",
+            "port": synapse.layout.client_ports["main"],
+            "bind_addresses": ["127.0.0.1"],
+            "resources": [{"names": ["client"]}],
+        },
+        {"type": "metrics", "port": port, "bind_addresses": ["127.0.0.1"]},
+    ]
+    with ExitStack() as stack:
+        remotes = []
+        for number, behaviour in enumerate(REMOTES):
+            remote = RemoteServer(f"127.0.0.{150 + number}", certificates)
+            remotes.append(stack.enter_context(remote))
+            remote.switch(behaviour)
+        stack.enter_context(synapse)
+        client = synapse.client(synapse.create_user("admin", admin=True))
+
+        def scrape() -> Scrape:
+            return Scrape.read(url, synapse.server_name)
+
+        for remote in remotes:
+            client.send_to_device(f"@user:{remote.server_name}", "hello")
+        failing = len(remotes) - 1
+        wait_until(
+            lambda: client.destinations()["total"] >= failing, "them to fail", 30
+        )
+        for remote in remotes:
+            client.diagnose(remote.server_name)
+        client.reconnect(remotes[0].server_name)
+        client.reset_connection(remotes[1].server_name)
+        wait_until(
+            lambda: client.destination(remotes[1].server_name)["failure_ts"],
+            "the one that was reset to fail again",
+            30,
+        )
+        # What was recorded last is written after some seconds.
+        settled_s = time.time() + 5
+        wait_until(
+            lambda: (scrape().value("updated_timestamp_seconds") or 0) > settled_s,
+            "the gauges to be brought up to date",
+            150,
+        )
+        yield World(scrape(), remotes)
+
+
+def test_values(world: World) -> None:
+    """The metrics show what has really happened."""
+    found = world.scrape
+    assert found.value("destinations", status="backing_off") == 4
+    for kind, count in (
+        *(("connection_refused", 2), ("tls_expired", 1), ("http_error", 1)),
+        *(("dns_failed", 0), (UNKNOWN_KIND, 0)),
+    ):
+        assert found.value("failing_destinations", kind=kind) == count
+        if kind != UNKNOWN_KIND:
+            assert (found.value("failures_total", kind=kind) or 0) >= count
+    assert found.value("tried_destinations", outcome="failed") == 4
+    assert found.value("tried_destinations", outcome="succeeded") == 1
+    assert found.value("outlook", verdict="normal") == 1
+    assert found.value("outlook", verdict="us") == 0
+    assert found.value("backlog", queue="to_device_messages") == 4
+    assert 5 < (found.value("oldest_to_device_age_seconds") or 0) < 300
+    # All of them wait for servers that fail.
+    assert found.value("oldest_stuck_to_device_age_seconds") == 0
+    assert found.value("repairs_total", action="reset", outcome="reset") == 1
+    outcome = "still_failing"
+    assert found.value("repairs_total", action="reconnect", outcome=outcome) == 1
+    assert found.value("diagnoses_total", verdict="ok", kind="") == 1
+    kind = "connection_refused"
+    assert found.value("diagnoses_total", verdict="failing", kind=kind) == 2
+    assert (found.value("db_txn_duration_seconds_count", desc="record") or 0) > 0
+    assert (found.value("db_txn_duration_seconds_sum", desc="record") or 0) > 0
+
+
+def test_no_destination(world: World) -> None:
+    """No label of any of the module's metrics has the name of a destination."""
+    values = {
+        value
+        for name in world.scrape.ours()
+        for labels in world.scrape.series[name]
+        for label, value in labels.items()
+        if label != "server_name"
+    }
+    assert "connection_refused" in values
+    for remote in world.remotes:
+        for value in values:
+            assert remote.address not in value
+
+
+def documented() -> dict[str, dict[str, set[str]]]:
+    """Read docs/metrics.md: each metric, its labels, and what values they may have."""
+    text = (DOCS / "metrics.md").read_text()
+    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| ([^|]*)\|", text, re.MULTILINE)
+    found: dict[str, dict[str, set[str]]] = {}
+    for name, cell in rows:
+        labels: dict[str, set[str]] = {}
+        for part in cell.split(";"):
+            label, _, values = part.partition(":")
+            for each in re.findall(r"`(\w+)`", label):
+                labels[each] = set(re.findall(r"`(\w+)`", values))
+                if "[kinds]" in values:
+                    labels[each] |= {k for k in FAILURE_KINDS if k != UNKNOWN_KIND}
+                if "empty" in values:
+                    labels[each].add("")
+        found[name] = labels
+    return found
+
+
+def documented_repairs() -> set[tuple[str, str]]:
+    text = (DOCS / "metrics.md").read_text()
+    table = text.partition("| `action` | `outcome` |\n")[2].partition("\n\n")[0]
+    return {
+        (row[0], outcome)
+        for line in table.splitlines()[1:]
+        if (row := re.findall(r"`(\w+)`", line))
+        for outcome in row[1:]
+    }
+
+
+def test_documented(world: World) -> None:
+    """docs/metrics.md has every metric with its labels and values, and no others."""
+    exported = {re.sub("_(sum|count)$", "", name) for name in world.scrape.ours()}
+    tables = documented()
+    assert exported == set(tables)
+    # Wherever one is named.
+    named = re.findall(rf"{PREFIX}\w+", (DOCS / "metrics.md").read_text())
+    assert {re.sub("_(sum|count)$", "", name) for name in named} == exported
+
+    for name, labels in tables.items():
+        found = world.scrape
+        sample = name if name in found.series else f"{name}_sum"
+        for series in found.series[sample]:
+            assert set(series) == {*labels, "server_name"}, name
+        for label, values in labels.items():
+            seen = found.seen(sample, label)
+            if name == f"{PREFIX}diagnoses_total":
+                # What there has not been is not there.
+                assert seen <= values
+            elif label == "desc":
+                # Some, as examples.
+                assert values <= seen
+            elif name != f"{PREFIX}repairs_total":
+                assert seen == values, (name, label)
+
+    repairs = world.scrape.series[f"{PREFIX}repairs_total"]
+    assert documented_repairs() == {(r["action"], r["outcome"]) for r in repairs}
+
+
+# -- expressions ---------------------------------------------------------------------
+
+
+def check(expr: promql.Expr, scrape: Scrape) -> Set[str] | None:
+    """Assert that an expression goes by what is exported.
+
+    Returns:
+        Which labels its result has; None if it is a scalar.
+    """
+    if isinstance(expr, promql.VectorSelector):
+        return check_selector(expr, scrape)
+    if isinstance(expr, promql.MatrixSelector):
+        return check_selector(expr.vector_selector, scrape)
+    if isinstance(expr, promql.ParenExpr | promql.UnaryExpr | promql.SubqueryExpr):
+        return check(expr.expr, scrape)
+    if isinstance(expr, promql.NumberLiteral | promql.StringLiteral):
+        return None
+    if isinstance(expr, promql.Call):
+        results = [check(argument, scrape) for argument in expr.args]
+        return next((labels for labels in results if labels is not None), None)
+    if isinstance(expr, promql.AggregateExpr):
+        return check_aggregation(expr, scrape)
+    assert isinstance(expr, promql.BinaryExpr), type(expr)
+    left, right = check(expr.lhs, scrape), check(expr.rhs, scrape)
+    if left is None or right is None:
+        return right if left is None else left
+    # Else no series of one side ever meets one of the other.
+    assert expr.modifier is None or expr.modifier.matching is None, "not used so far"
+    assert left == right, expr.prettify()
+    return left
+
+
+def check_selector(selector: promql.VectorSelector, scrape: Scrape) -> Set[str]:
+    name = selector.name
+    assert name in scrape.series, f"there is no {name}"
+    series = scrape.series[name]
+    labels = frozenset().union(*series)
+    for matcher in selector.matchers.matchers:
+        assert matcher.name in labels, f"{name} has no {matcher.name}"
+        values = {each[matcher.name] for each in series}
+        # Of a regular expression, which is always a choice here, each one.
+        for value in matcher.value.split("|"):
+            assert value in values, f"{name} never has {matcher.name}={value}"
+    assert not selector.matchers.or_matchers
+    equal = {
+        matcher.name: matcher.value
+        for matcher in selector.matchers.matchers
+        if matcher.op == promql.MatchOp.Equal
+    }
+    assert any(equal.items() <= each.items() for each in series), (name, equal)
+    return labels | SCRAPED
+
+
+def check_aggregation(expr: promql.AggregateExpr, scrape: Scrape) -> Set[str]:
+    labels = check(expr.expr, scrape)
+    assert labels is not None
+    by = expr.modifier
+    assert by is None or by.type == promql.AggModifierType.By, "not used so far"
+    kept = frozenset(by.labels if by else ())
+    assert kept <= labels, f"{expr.prettify()}: there is no {kept - labels}"
+    return labels if str(expr.op) in KEEPING else kept
+
+
+def check_text(text: str, scrape: Scrape) -> Set[str] | None:
+    return check(promql.parse(text), scrape)
+
+
+def test_alerts(world: World) -> None:
+    """Each alert goes by metrics, labels and values that are exported, and tells them.
+
+    What no alert can ever go by would be found by nobody: it would just never fire.
+    """
+    (group,) = yaml.safe_load((DOCS / "alerts.yaml").read_text())["groups"]
+    assert len(group["rules"]) >= 10
+    for rule in group["rules"]:
+        labels = check_text(rule["expr"], world.scrape)
+        assert labels is not None
+        for text in rule["annotations"].values():
+            assert set(re.findall(r"\$labels\.(\w+)", text)) <= labels, rule["alert"]
+        assert "$labels.server_name" in rule["annotations"]["summary"]
+
+
+def test_dashboard(world: World) -> None:
+    """Each panel and variable goes by metrics, labels and values that are exported."""
+    dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text())
+    source, *variables = dashboard["templating"]["list"]
+    assert (source["name"], source["type"]) == ("datasource", "datasource")
+    known = {"$__rate_interval": "5m"}
+    for variable in variables:
+        assert variable["datasource"]["uid"] == "${datasource}"
+        query = variable["query"]["query"]
+        assert query == variable["definition"]
+        match = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
+        assert match is not None, query
+        labels = check_text(match[1], world.scrape)
+        assert labels is not None
+        assert match[2] in labels
+        known[f"${variable['name']}"] = world.scrape.server_name
+
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len(panels) >= 15
+    for panel in panels:
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+            text = target["expr"]
+            for name, value in known.items():
+                text = text.replace(name, value)
+            assert "$" not in text
+            labels = check_text(text, world.scrape)
+            assert labels is not None
+            legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert legend <= labels, panel["title"]
+
+
+def test_all_is_shown(world: World) -> None:
+    """The dashboard shows every metric."""
+    text = (DOCS / "grafana-dashboard.json").read_text()
+    for name in world.scrape.ours():
+        assert name in text, name
+
+
+def test_documented_queries(world: World) -> None:
+    """The queries of docs/metrics.md go by what is exported."""
+    text = (DOCS / "metrics.md").read_text()
+    queries = re.findall(r"^```promql\n(.+?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert queries
+    for query in queries:
+        assert check_text(query, world.scrape) is not None
