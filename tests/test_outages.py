@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from module_case import NAME, ModuleTestCase
 from synapse.api.errors import RequestSendFailed
+from synapse.federation.transport.server._base import Authenticator
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet import error
@@ -631,3 +632,19 @@ class SeveralProcessesTestCase(OutagesTestCase):
         self.write(recorder)
         self.look()
         self.assert_recorded([(self.began, reset_ts, "reset"), (failed_ts, None, None)])
+
+
+class MarkedAsUpTestCase(OutagesTestCase):
+    """What Synapse does when a destination asks it something."""
+
+    def test_asks(self) -> None:
+        """What was failing and asks something of us has recovered in that moment."""
+        self.failing(self.began)
+        self.look()
+        self.pass_time(HOUR)
+        asked_ts = self.now
+        self.get_success(Authenticator(self.hs).reset_retry_timings(NAME))
+        self.reactor.advance(4)
+        self.pass_time(MINUTE)
+        self.look()
+        self.assert_recorded([(self.began, asked_ts, "recovered")])
