@@ -2,13 +2,16 @@
 """Requests to other servers may go out through one worker only."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import quote
 
 import attr
 import pytest
-from fleet import read_rows, write_failing
+from fleet import read_rows, select, write_failing
+from test_e2e_cluster import SHARDS
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import User
+from synapse_federation_admin.playground.client import FEDERATION_V2, User
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -20,11 +23,10 @@ from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
-# How a remote server behaves, and what that is called. What another process has met
-# comes as text, which does not tell why a certificate was not trusted.
+# How a remote server behaves, and what that is called.
 KINDS = {
     Behaviour.DOWN: "connection_refused",
-    Behaviour.EXPIRED_CERTIFICATE: "tls_untrusted",
+    Behaviour.EXPIRED_CERTIFICATE: "tls_expired",
     Behaviour.WRONG_NAME_CERTIFICATE: "tls_wrong_name",
     Behaviour.BAD_GATEWAY: "http_error",
 }
@@ -35,13 +37,17 @@ class Cluster:
     synapse: SynapseServer
     admin: User
     remote: RemoteServer
+    certificates: CertificateAuthority
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("restricted")
     certificates = CertificateAuthority(folder)
-    config = {"outbound_federation_restricted_to": [FEDERATION_SENDERS[0]]}
+    config = {
+        "outbound_federation_restricted_to": [FEDERATION_SENDERS[0]],
+        "federation_ip_range_blacklist": ["127.9.0.0/16"],
+    }
     with (
         RemoteServer("127.0.0.60", certificates) as remote,
         SynapseServer(
@@ -50,7 +56,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     ):
         write_failing(synapse, [remote.server_name], failing_since_ts=1_000_000)
         admin = synapse.create_user("admin", admin=True)
-        yield Cluster(synapse, admin, remote)
+        yield Cluster(synapse, admin, remote, certificates)
 
 
 @pytest.mark.parametrize("process", [MAIN, GENERIC_WORKER])
@@ -90,6 +96,7 @@ def test_bulk(cluster: Cluster) -> None:
 VERDICTS = {
     Behaviour.HEALTHY: ("ok", None),
     Behaviour.DOWN: ("failing", "connection_refused"),
+    Behaviour.EXPIRED_CERTIFICATE: ("failing", "tls_expired"),
     Behaviour.WRONG_NAME_CERTIFICATE: ("failing", "tls_wrong_name"),
     Behaviour.BAD_GATEWAY: ("failing", "http_error"),
 }
@@ -110,3 +117,60 @@ def test_diagnosis(cluster: Cluster, behaviour: Behaviour, process: str) -> None
             assert stage["outcome"] == "skipped"
             assert FEDERATION_SENDERS[0] in stage["message"]
     assert read_rows(cluster.synapse)[name] == before
+
+
+# What a real request of a process that may not go out meets, and what of it is recorded.
+RECORDED = {**KINDS, Behaviour.HANGING: "response_timeout"}
+SENDER = FEDERATION_SENDERS[1]
+
+
+def test_recorded(cluster: Cluster) -> None:
+    """Of a process that may not go out itself it is recorded why its requests fail.
+
+    Main, the worker and the sender that may not; what another process has met is told
+    as if they had met it themselves.
+    """
+    synapse, admin = cluster.synapse, cluster.admin
+    expected: dict[str, tuple[str, str]] = {}
+    with ExitStack() as stack:
+        for process in (MAIN, GENERIC_WORKER, SENDER):
+            for behaviour, kind in RECORDED.items():
+                remote = RemoteServer("127.0.0.60", cluster.certificates)
+                while process == SENDER and not SHARDS.should_handle(
+                    SENDER, remote.server_name
+                ):
+                    remote = RemoteServer("127.0.0.60", cluster.certificates)
+                stack.enter_context(remote)
+                remote.switch(behaviour)
+                expected[remote.server_name] = (kind, process)
+            blocked = (f"127.9.0.{len(expected) + n}:8448" for n in range(200))
+            name = next(
+                name
+                for name in blocked
+                if process != SENDER or SHARDS.should_handle(SENDER, name)
+            )
+            expected[name] = ("ip_blocked", process)
+        for process in (MAIN, GENERIC_WORKER):
+            users = {f"@x:{n}": [] for n, (_, by) in expected.items() if by == process}
+            synapse.client(admin, process).request(
+                "POST", "/_matrix/client/v3/keys/query", json={"device_keys": users}
+            )
+        for name, (_, process) in expected.items():
+            if process == SENDER:
+                synapse.client(admin).send_to_device(f"@x:{name}", "text")
+
+        def recorded() -> bool:
+            rows = select(synapse, "SELECT destination FROM federation_admin_failures")
+            return expected.keys() <= {name for (name,) in rows}
+
+        wait_until(recorded, "all to be recorded", 40)
+    client = synapse.client(admin)
+    for name, (kind, process) in expected.items():
+        body = client.request(
+            "GET", f"{FEDERATION_V2}/destinations/{quote(name, safe='')}"
+        )
+        (failure,) = body["failures"]
+        assert (failure["kind"], failure["instance"]) == (kind, process), (
+            name,
+            failure,
+        )
