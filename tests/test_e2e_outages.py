@@ -37,12 +37,15 @@ pytestmark = pytest.mark.e2e
 DAY_S = 86_400
 SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
 
-# The clock goes in steps. None of them, nor two, ends a request that is under way.
+# The clock goes in steps: several of them until a request that is under way fails.
+# Only where nothing happens does it go by hours.
 STEP_S = 20
-REQUEST_S = 55
+REQUEST_S = 115
+LEAP_S = 7200
 
-# How much real time there is after a step for what it sets off.
+# How much real time there is after a step, and after a leap, for what it sets off.
 SETTLE_S = 0.1
+SETTLE_AFTER_LEAP_S = 0.7
 
 # What is recorded exactly is by the clock of another process.
 EXACTLY_MS = 500
@@ -150,9 +153,11 @@ class Day:
 
     def wait_until(self, hour: int, minute: int = 0) -> None:
         """Let hours pass in which nothing happens."""
+        time.sleep(SETTLE_AFTER_LEAP_S)
         to_ms = (self.midnight_s + hour * 3600 + minute * 60) * 1000
         while (left_s := (to_ms - self.clock.now_ms) / 1000) > 0:
-            self._step(min(left_s, 3600))
+            self._step(min(left_s, LEAP_S))
+            time.sleep(SETTLE_AFTER_LEAP_S)
 
     def _step(self, seconds: float) -> None:
         self.clock.jump(seconds)
@@ -190,6 +195,8 @@ class Day:
 
     def fails_with(self, server: Server, behaviour: Behaviour) -> None:
         """Have a server that is failing fail differently, when Synapse tries it."""
+        # A request that is under way just then is cut.
+        server.outages[-1].may_be.add("invalid_response")
         server.remote.switch(behaviour)
         self._minute_by_minute(
             lambda: self.last_kind(server) == KINDS[behaviour], "another failure"
@@ -200,7 +207,7 @@ class Day:
         """Have servers be up again, and Synapse find out by itself."""
         for server in servers:
             if server.remote.behaviour is Behaviour.HANGING:
-                # A request that hangs just then is cut.
+                # So is one that hangs.
                 server.outages[-1].may_be.add("invalid_response")
             server.remote.switch(Behaviour.HEALTHY)
         left = list(servers)

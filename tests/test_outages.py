@@ -506,6 +506,14 @@ class ReopenTestCase(OutagesTestCase):
         self.look()
         self.assert_recorded([earlier, (self.began, None, None)])
 
+    def test_since_before_it_began(self) -> None:
+        """It does not if the server fails since before it began, for another reason."""
+        self.failing(self.began - HOUR, self.now)
+        self.look()
+        self.assert_recorded(
+            [(self.began, self.reset_ts, "reset"), (self.reset_ts, None, None)]
+        )
+
     def test_within_a_day(self) -> None:
         """After a day it is not looked at any more."""
         self.pass_time(DAY)
