@@ -426,6 +426,37 @@ class EndTestCase(OutagesTestCase):
         self.done("forget", "forgotten", self.now - 5000)
         self.assert_ended(self.now - 9000, "recovered")
 
+    def test_reset_in_vain_and_forgotten(self) -> None:
+        """What was reset and is forgotten later was forgotten."""
+        self.done("reset", "reset", self.now - 30 * MINUTE)
+        self.run_sql("DELETE FROM destinations")
+        self.done("forget", "forgotten", self.now - 5000)
+        self.assert_ended(self.now - 5000, "forgotten")
+
+    def test_reset_before(self) -> None:
+        """A reset, or that it was forgotten, before it began has not ended it."""
+        self.done("reset", "reset", self.began - 1000)
+        self.done("forget", "forgotten", self.began - 1000)
+        self.working()
+        self.assert_ended(self.now, "recovered")
+
+    def test_in_vain_and_recovered(self) -> None:
+        """A reconnect that found it still failing has not ended it either."""
+        self.done("reconnect", "still_failing", self.now - 30 * MINUTE)
+        self.working()
+        self.assert_ended(self.now, "recovered")
+
+    def test_side_by_side_and_in_vain(self) -> None:
+        """What comes after the time since when it fails has not ended it.
+
+        Be it a reset in vain, or a request that got through before one of before.
+        """
+        self.failing(self.began + 5000)
+        self.done("reset", "reset", self.now - 30 * MINUTE)
+        self.done("forget", "forgotten", self.now - 30 * MINUTE)
+        self.recovered(self.now - 20 * MINUTE)
+        self.assert_open()
+
     def test_clock_set_back(self) -> None:
         """No outage ends before it began, though the clock was set back meanwhile."""
         self.pass_time(-2 * HOUR)
