@@ -47,6 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     config = {
         "outbound_federation_restricted_to": [FEDERATION_SENDERS[0]],
         "federation_ip_range_blacklist": ["127.9.0.0/16"],
+        "federation": {"max_short_retries": 0, "max_long_retries": 0},
     }
     with (
         RemoteServer("127.0.0.60", certificates) as remote,
@@ -119,7 +120,7 @@ def test_diagnosis(cluster: Cluster, behaviour: Behaviour, process: str) -> None
     assert read_rows(cluster.synapse)[name] == before
 
 
-# What a real request of a process that may not go out meets, and what of it is recorded.
+# What real requests of a process that may not go out meet, and how it is recorded.
 RECORDED = {**KINDS, Behaviour.HANGING: "response_timeout"}
 SENDER = FEDERATION_SENDERS[1]
 
@@ -153,7 +154,10 @@ def test_recorded(cluster: Cluster) -> None:
         for process in (MAIN, GENERIC_WORKER):
             users = {f"@x:{n}": [] for n, (_, by) in expected.items() if by == process}
             synapse.client(admin, process).request(
-                "POST", "/_matrix/client/v3/keys/query", json={"device_keys": users}
+                "POST",
+                "/_matrix/client/v3/keys/query",
+                params={"timeout": 3000},
+                json={"device_keys": users},
             )
         for name, (_, process) in expected.items():
             if process == SENDER:
