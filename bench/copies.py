@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ class Copies:
         """Fill the original, or find it filled."""
         raise NotImplementedError
 
-    def server(self, name: str, config: Json | None) -> SynapseServer:
+    def server(
+        self, name: str, config: Json | None, wrapper: Sequence[str] = ()
+    ) -> SynapseServer:
         """Make a Synapse on a fresh copy."""
         raise NotImplementedError
 
@@ -64,13 +66,18 @@ class Copies:
         raise NotImplementedError
 
     def _synapse(
-        self, folder: Path, config: Json | None, **extra: object
+        self,
+        folder: Path,
+        config: Json | None,
+        wrapper: Sequence[str] = (),
+        **extra: object,
     ) -> SynapseServer:
         return SynapseServer(
             folder,
             self.certificates,
             module_config=config,
             extra_config={**_SYNAPSE, **extra},
+            wrapper=wrapper,
         )
 
     def _fresh(self, marker: Path, count: int) -> bool:
@@ -117,12 +124,14 @@ class SqliteCopies(Copies):
         rows.fill(rows.SqliteSink(database), count, int(time.time() * 1000))
         self._mark(marker, count)
 
-    def server(self, name: str, config: Json | None) -> SynapseServer:
+    def server(
+        self, name: str, config: Json | None, wrapper: Sequence[str] = ()
+    ) -> SynapseServer:
         """Make a Synapse on a fresh copy."""
         folder = self._copy(name)
         folder.mkdir(mode=0o700)
         shutil.copyfile(self._home / "homeserver.db", folder / "homeserver.db")
-        return self._synapse(folder, config)
+        return self._synapse(folder, config, wrapper)
 
     def drop(self, name: str) -> None:
         """Delete a copy that no Synapse uses any more, if there is one."""
@@ -176,14 +185,16 @@ class PostgresCopies(Copies):
         rows.fill(sink, count, int(time.time() * 1000))
         self._mark(marker, count)
 
-    def server(self, name: str, config: Json | None) -> SynapseServer:
+    def server(
+        self, name: str, config: Json | None, wrapper: Sequence[str] = ()
+    ) -> SynapseServer:
         """Make a Synapse on a fresh copy."""
         self.drop(name)
         with self._connected(self._database("postgres")) as cursor:
             cursor.execute(f"CREATE DATABASE {name} TEMPLATE filled STRATEGY file_copy")
         database = _database(self._database(name))
         return self._synapse(
-            self.folder / f"postgres-{name}", config, database=database
+            self.folder / f"postgres-{name}", config, wrapper, database=database
         )
 
     def drop(self, name: str) -> None:

@@ -56,8 +56,8 @@ STOCK, MODULE, INDEXED = "stock", "module", "module, `indexes: true`"
 _INTRODUCTION = """\
 # Benchmarks
 
-This page is written by `python bench/scale.py`, which `tox -e bench` runs: do not edit
-it by hand.
+This page is written by `python bench/scale.py`, and its last section by
+`python bench/history.py`, which `tox -e bench` runs: do not edit it by hand.
 
 Stock Synapse and Synapse with the module run side by side on identical copies of one
 database with {rows:,} destinations, one process each, on the machine below. The same
@@ -84,6 +84,24 @@ is sent meanwhile: no process is a federation sender.
   requests the servers are started anew, so that no earlier request has grown it.
 - A status code, or another word, in place of a figure says why there is none.
 """
+
+
+HISTORY = "## Failures and outages"
+"""The heading of the last section of the page, which is written by itself."""
+
+
+def replace_section(page: Path, heading: str, section: str) -> str:
+    """Return a page with another last section, or with one if it has none."""
+    text = page.read_text("utf-8") if page.exists() else ""
+    before = text.partition(heading)[0].rstrip()
+    return f"{before}\n\n{heading}\n\n{section}".strip() + "\n"
+
+
+def section_of(page: Path, heading: str) -> str:
+    """Return the last section of a page, with its heading; "" if it has none."""
+    text = page.read_text("utf-8") if page.exists() else ""
+    _, found, section = text.partition(heading)
+    return f"\n{found}{section}" if found else ""
 
 
 def machine_and_versions(postgres: str | None) -> str:
