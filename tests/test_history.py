@@ -194,7 +194,7 @@ class FailuresTest(HistoryTestCase):
         self.add_destination("f.example")
         self.add_outage("f.example", HOUR, last_kind="tls_expired")
         expected = {"tls_expired": 2, "dns_failed": 1, "unknown": 2}
-        with mock.patch("synapse_federation_admin.history.store._OPEN", 2):
+        with mock.patch("synapse_federation_admin.history.store._ROWS", 2):
             counts = self.get_json(f"{V2}/summary")["failing_by_kind"]
         self.assertEqual(counts, expected)
         for kind in FAILURE_KINDS:

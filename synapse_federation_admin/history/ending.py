@@ -35,6 +35,10 @@ _CLEARED = ", ".join(
 # Of these, by which without knowing whether the destination works.
 _UNPROVEN = f"'{ResetOutcome.RESET.value}', '{ReconnectOutcome.FORCED.value}'"
 
+# Cast, so that SQLite does not use the index of actions: for each outage, it would go
+# through all that was ever forgotten.
+_FORGOT = f"CAST(a.action AS TEXT) = '{AuditAction.FORGET.value}'"
+
 
 def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
     """Return what ends outages.
@@ -110,7 +114,7 @@ def _found(which: str) -> str:
             (
                 SELECT MAX(a.ts) FROM federation_admin_audit AS a
                 WHERE a.destination = o.destination AND a.ts >= o.start_ts
-                AND a.action = '{AuditAction.FORGET.value}'
+                AND {_FORGOT}
                 AND a.outcome = 'forgotten'
                 AND a.ts <= COALESCE(o.failing_ts, a.ts)
             ) AS forgotten_ts

@@ -20,6 +20,7 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import FAILING, Sql
+from synapse_federation_admin.destinations.statements import last_row_id
 from synapse_federation_admin.history.ending import (
     MOMENT_MS,
     SETTLED_MS,
@@ -41,10 +42,11 @@ _FIRST_MS = 2000
 
 # What one transaction looks at on SQLite: some 10 ms.
 _ROWS = 40_000
-_OPEN = 5000
+_OPEN = 2000
 
-# How many outages one transaction begins.
+# How many outages one transaction begins: on SQLite, again some 10 ms.
 _BEGUN_AT_ONCE = 5000
+_BEGUN_AT_ONCE_ON_SQLITE = 500
 
 # What a reset was followed by within this time may still turn out to have been in vain.
 _IN_VAIN_MS = 86_400_000
@@ -95,7 +97,10 @@ class Outages:
         await self._each_open(
             lambda which: end_outages(which, now_ts, now_ts - self._settled_ms)
         )
-        await self._each_destination(_begin)
+        most = _BEGUN_AT_ONCE
+        if not self._homeserver.is_postgres:
+            most = _BEGUN_AT_ONCE_ON_SQLITE
+        await self._each_destination(lambda rows: _begin(rows, most), most)
 
     async def _each_open(self, statement: Callable[[Sql], Sql]) -> None:
         """Run a statement over all open outages AS o."""
@@ -122,19 +127,24 @@ class Outages:
 
             after = await self._run(piece_txn)
 
-    async def _each_destination(self, statement: Callable[[Sql], Sql]) -> None:
-        """Run a statement over all rows of `destinations` AS d, until it is done."""
+    async def _each_destination(
+        self, statement: Callable[[Sql], Sql], most: int
+    ) -> None:
+        """Run a statement over all rows of `destinations` AS d, until it is done.
+
+        Args:
+            statement: Returns the statement for some of the rows.
+            most: How many rows it changes if there may be more to change.
+        """
         pieces = [Sql("TRUE")]
         if not self._homeserver.is_postgres:
-            last = await self._run(_last_row_id)
+            last = await self._run(last_row_id)
             pieces = [
                 Sql("d.rowid > ? AND d.rowid <= ?", (begin, begin + _ROWS))
                 for begin in range(0, last, _ROWS)
             ]
         for piece in pieces:
-            while (
-                await self._run(partial(_execute, statement(piece))) == _BEGUN_AT_ONCE
-            ):
+            while await self._run(partial(_execute, statement(piece))) == most:
                 pass
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
@@ -146,12 +156,6 @@ class Outages:
 def _execute(statement: Sql, txn: LoggingTransaction) -> int:
     txn.execute(statement.text, statement.args)
     return txn.rowcount
-
-
-def _last_row_id(txn: LoggingTransaction) -> int:
-    txn.execute("SELECT COALESCE(MAX(rowid), 0) FROM destinations")
-    ((last,),) = txn.fetchall()
-    return int(last)
 
 
 def _begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
@@ -198,7 +202,7 @@ def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
         )
 
 
-def _begin(rows: Sql) -> Sql:
+def _begin(rows: Sql, most: int) -> Sql:
     """Return what begins outages of destinations that fail, of some rows d."""
     return Sql(
         f"""
@@ -232,5 +236,9 @@ def _begin(rows: Sql) -> Sql:
         WHERE TRUE
         ON CONFLICT DO NOTHING
         """,  # noqa: S608
+<<<<<<< HEAD
         (MOMENT_MS, *rows.args, _BEGUN_AT_ONCE),
+=======
+        (MOMENT_MS, *rows.args, most),
+>>>>>>> f1b1ead (Keep the job for outages short on SQLite)
     )

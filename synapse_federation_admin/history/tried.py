@@ -3,8 +3,10 @@
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
+import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import FAILING
@@ -19,8 +21,9 @@ logger = logging.getLogger(__name__)
 _HOUR_MS = 3_600_000
 _LATELY_MS = 900_000
 
-# How many causes of a type are told.
+# How many causes of a type are told, and of how many destinations one is shared.
 _MAX_CAUSES = 10
+_LEAST = 2
 
 # If so many destinations began to fail within the hour, it is worth to look where they
 # lead; how many at once, and how long what was found is good for.
@@ -40,6 +43,16 @@ _LATELY_FAILED = f"""
     WHERE f.last_ts >= ? AND {FAILING}
 """
 _BEGAN = "COUNT(*) FILTER (WHERE o.start_ts >= ?)"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Share:
+    """How many failed with one kind and issuer, and how many of them began to."""
+
+    kind: str
+    issuer: str
+    failing: int
+    began: int
 
 
 class TriedStore:
@@ -65,11 +78,15 @@ class TriedStore:
         is_postgres = self._homeserver.is_postgres
 
         def tried_txn(txn: LoggingTransaction) -> Tried:
+            # Each of them is looked at once, and not for each type of cause.
             txn.execute(
-                f"SELECT COUNT(*), {_BEGAN} {_LATELY_FAILED}",
+                f"SELECT f.kind, f.issuer, COUNT(*), {_BEGAN} {_LATELY_FAILED} "
+                "GROUP BY f.kind, f.issuer",
                 (since_ts, since_ts),
             )
-            ((failing, began),) = txn.fetchall()
+            found = [_Share(*row) for row in txn.fetchall()]
+            failing = sum(share.failing for share in found)
+            began = sum(share.began for share in found)
             txn.execute(
                 "SELECT COUNT(*) FROM federation_admin_successes AS s "  # noqa: S608
                 "LEFT JOIN destinations AS d ON d.destination = s.destination "
@@ -79,8 +96,9 @@ class TriedStore:
             ((succeeded,),) = txn.fetchall()
             causes: list[SharedCause] = []
             if failing:
-                for type_ in CauseType:
-                    causes += _causes(txn, type_, since_ts, is_postgres)
+                causes += _causes_in(found, CauseType.KIND)
+                causes += _causes_in(found, CauseType.ISSUER)
+                causes += _addresses(txn, since_ts, is_postgres)
             return Tried(window_ms, failing, began, succeeded, tuple(causes))
 
         return await self._homeserver.run_db_interaction(
@@ -133,30 +151,40 @@ def _unlooked_txn(txn: LoggingTransaction, now_ts: int) -> list[str]:
     return [name for (name,) in txn.fetchall()]
 
 
-def _causes(
-    txn: LoggingTransaction, type_: CauseType, since_ts: int, is_postgres: bool
+def _causes_in(found: Sequence[_Share], type_: CauseType) -> list[SharedCause]:
+    """Return the causes of a type, what most fail for first."""
+    failing: dict[str, int] = defaultdict(int)
+    began: dict[str, int] = defaultdict(int)
+    for share in found:
+        value = share.kind if type_ is CauseType.KIND else share.issuer
+        failing[value] += share.failing
+        began[value] += share.began
+    failing.pop("", None)
+    least = 1 if type_ is CauseType.KIND else _LEAST
+    most = sorted(failing, key=lambda value: (-failing[value], value))[:_MAX_CAUSES]
+    return [
+        SharedCause(type_, value, failing[value], began[value])
+        for value in most
+        if failing[value] >= least
+    ]
+
+
+def _addresses(
+    txn: LoggingTransaction, since_ts: int, is_postgres: bool
 ) -> list[SharedCause]:
     each_address = (
         "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
         if is_postgres
         else "json_each(a.addresses) AS each"
     )
-    value, more = {
-        CauseType.KIND: ("f.kind", ""),
-        CauseType.ISSUER: ("f.issuer", "AND f.issuer <> ''"),
-        CauseType.ADDRESS: ("each.value", ""),
-    }[type_]
-    source = _LATELY_FAILED
-    if type_ is CauseType.ADDRESS:
-        source = source.replace(
-            "WHERE",
-            "JOIN federation_admin_addresses AS a ON a.destination = f.destination "
-            f"CROSS JOIN {each_address} WHERE",
-        )
-    least = 1 if type_ is CauseType.KIND else 2
+    source = _LATELY_FAILED.replace(
+        "WHERE",
+        "JOIN federation_admin_addresses AS a ON a.destination = f.destination "
+        f"CROSS JOIN {each_address} WHERE",
+    )
     txn.execute(
-        f"SELECT {value}, COUNT(*), {_BEGAN} {source} {more} "
-        f"GROUP BY {value} HAVING COUNT(*) >= {least} ORDER BY 2 DESC, 1 LIMIT ?",
+        f"SELECT each.value, COUNT(*), {_BEGAN} {source} "
+        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 2 DESC, 1 LIMIT ?",
         (since_ts, since_ts, _MAX_CAUSES),
     )
-    return [SharedCause(type_, *row) for row in txn.fetchall()]
+    return [SharedCause(CauseType.ADDRESS, *row) for row in txn.fetchall()]
