@@ -94,7 +94,7 @@ def main() -> None:
                 ]
                 for name in databases
             }
-            lines += [_LOAD, *_load_table(loads), "", *_cost_table(loads), ""]
+            lines += [_LOAD, *_load_table(loads), "", _COST, *_cost_table(loads), ""]
         if "job" in parts:
             kept = options.keep or folder / "kept"
             kept.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,7 +102,8 @@ def main() -> None:
                 _TITLES[name]: job(kept, folder, certificates, name, options.rows)
                 for name in databases
             }
-            lines += [_JOB, *_job_table(jobs), "", *_transactions_table(jobs), ""]
+            lines += [_JOB, *_job_table(jobs), ""]
+            lines += [_TRANSACTIONS, *_transactions_table(jobs), ""]
     text = "\n".join(lines)
     print(text)
     options.output.write_text(
@@ -643,9 +644,57 @@ def _transactions_table(jobs: dict[str, list[Phase]]) -> list[str]:
     return lines
 
 
-_INTRODUCTION = "INTRO"
-_LOAD = "LOAD"
-_JOB = "JOB"
+_INTRODUCTION = """\
+What it costs to keep why real requests fail, and outages: real Synapse processes, on
+the same machine. This section is written by `python bench/history.py`, which
+`tox -e bench` runs.
+"""
+
+_LOAD = f"""\
+### {FAILURES:,} failures within a minute
+
+One process, with real sockets: {FAILURES:,} destinations, each with an address of its
+own, are sent a to-device message, {PER_SECOND} a second. {FAILURES - DROPPING:,} of
+them refuse the connection, {DROPPING:,} drop it, and {ANSWERING} others answer. Each
+homeserver is a fresh one, has met {_WARM_UP} failures before, and gets the same
+messages in the same order, one homeserver after the other.
+
+- *No records* is the module with all of this switched off, which only the benchmark can
+  do.
+- *CPU* is that of the whole process, from the first message until the last failure is
+  written. "x stock" is the median of the ratios of each round.
+- *Recorded, once each* counts the destinations that are in the table with one failure.
+- Figures with a range are the median, the least and the greatest of the rounds.
+"""
+
+_COST = """\
+What of that is the module's own, measured at each call, as CPU time of the thread that
+made it, in another process under the same load. The share is that of the process's CPU.
+A line of these loggers that says nothing of a request is looked at, too.
+"""
+
+_JOB = f"""\
+### The job that keeps outages
+
+One process on a database with 1,000,000 destinations, of which {FAILING:,} fail. The
+*first run* begins the outages of all of them. Then their failures are recorded, and
+some {3 * FAILING:,} others have answered within a week. *Steady* is {STEADY_RUNS} runs
+later, once a minute; before each, {CHANGING:,} destinations have recovered and
+{CHANGING:,} others, of which nothing is recorded yet, have begun to fail.
+
+- *Idle* is before the first of these runs, *meanwhile* is during the runs of the job
+  and of what brings the metrics up to date.
+- *Reactor* is how late a call of the process's reactor was that is due every 2 ms. The
+  process and the poller of `/health` have the priority of nice -10.
+- *Memory* is how far the peak of the process's resident memory rises.
+"""
+
+_TRANSACTIONS = """\
+The transactions, by their `desc` in `synapse_federation_admin_db_txn_duration_seconds`:
+`outages` and `addresses` are the job's, the others are of what brings the metrics up to
+date. *Time* is what that metric counts; *CPU here* is what of it the process itself was
+at work: with SQLite all of it, with PostgreSQL it waits.
+"""
 
 
 if __name__ == "__main__":

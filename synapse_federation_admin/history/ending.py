@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells which outages are over, when they ended, and how: in SQL, by what is stored."""
 
-from synapse_federation_admin.destinations.query import Sql
+from synapse_federation_admin.destinations.query import FAILING, Sql
 from synapse_federation_admin.models import (
     AuditAction,
     OutageEnd,
@@ -39,6 +39,10 @@ _UNPROVEN = f"'{ResetOutcome.RESET.value}', '{ReconnectOutcome.FORCED.value}'"
 # through all that was ever forgotten.
 _FORGOT = f"CAST(a.action AS TEXT) = '{AuditAction.FORGET.value}'"
 
+_HAS_ROW = (
+    "EXISTS (SELECT 1 FROM destinations AS r WHERE r.destination = o.destination)"
+)
+
 
 def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
     """Return what ends outages.
@@ -48,7 +52,8 @@ def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
     Synapse's requests that fail side by side may make that time a later one, too.
 
     Args:
-        which: The outages o to look at; d are the rows of their destinations.
+        which: The outages o to look at; d are the rows of those
+            of their destinations that fail.
         now_ts: The time.
         settled_ts: Of what was reset later it is not known yet what comes of it.
     """
@@ -119,18 +124,14 @@ def _found(which: str) -> str:
                 AND a.ts <= COALESCE(o.failing_ts, a.ts)
             ) AS forgotten_ts
         FROM (
-            SELECT o.destination, o.start_ts, d.destination IS NULL AS is_gone,
-                CASE WHEN d.retry_last_ts <> 0
-                    THEN COALESCE(d.failure_ts, d.retry_last_ts)
-                END AS failing_ts
+            SELECT o.destination, o.start_ts, NOT {_HAS_ROW} AS is_gone,
+                COALESCE(d.failure_ts, d.retry_last_ts) AS failing_ts
             FROM federation_admin_outages AS o
-            LEFT JOIN destinations AS d ON d.destination = o.destination
+            LEFT JOIN destinations AS d
+                ON d.destination = o.destination AND {FAILING}
             WHERE o.end_ts IS NULL AND {which}
-            AND (
-                d.retry_last_ts IS NULL OR d.retry_last_ts = 0
-                OR d.failure_ts > o.start_ts + ?
-            )
-            AND (d.destination IS NOT NULL OR o.start_ts < ?)
+            AND (d.destination IS NULL OR d.failure_ts > o.start_ts + ?)
+            AND (o.start_ts < ? OR {_HAS_ROW})
         ) AS o
         WHERE NOT EXISTS (
             SELECT 1 FROM federation_admin_audit AS a
