@@ -101,7 +101,7 @@ class RecorderTestCase(ModuleTestCase):
     def other(self) -> Recorder:
         """Make the recorder of another process."""
         homeserver = Homeserver(self.hs.get_module_api())
-        return Recorder(homeserver, Tables(homeserver))
+        return Recorder(homeserver, Tables(homeserver), contact_timeout_ms=10_000)
 
     def write_as(self, instance: str, recorder: Recorder) -> None:
         with mock.patch.object(Homeserver, "instance_name", instance):

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from parameterized import parameterized
+from synapse.federation.transport.server import _base as federation_server
 from synapse.http import client, matrixfederationclient
 from synapse.http.matrixfederationclient import (
     MatrixFederationHttpClient,
@@ -36,7 +37,7 @@ from synapse_federation_admin.homeserver import (
 from tests import unittest
 
 NAME = "a.example:8448"
-MODULES = (retryutils, matrixfederationclient, client)
+MODULES = (retryutils, federation_server, matrixfederationclient, client)
 
 # What an operator may have made of the loggers: (level, whether they are disabled).
 LEVELS = [
@@ -150,6 +151,11 @@ class TrafficTestCase(unittest.HomeserverTestCase):
             raise error
         self.pump()
 
+    def mark_up(self, name: str) -> None:
+        """Do what Synapse does when a server that was failing asks us something."""
+        authenticator = federation_server.Authenticator(self.hs)
+        self.get_success(ensureDeferred(authenticator.reset_retry_timings(name)))
+
     def request(self, name: str = NAME) -> "Deferred[Any]":
         """Begin a request of Synapse's client."""
         request = ensureDeferred(self.client.get_json(name, "/path", timeout=10_000))
@@ -211,6 +217,19 @@ class LinesTestCase(TrafficTestCase):
         self.assertEqual(lines.records, [])
         self.assertEqual(self.seen.recoveries, [NAME])
 
+    def test_marked_up(self) -> None:
+        """It says which failing server has asked us something."""
+        with self.lines() as lines:
+            self.mark_up(NAME)
+        (record,) = lines.of(traffic._MARKED_UP)
+        self.assertEqual(
+            self.said_by(record, federation_server),
+            'logger.info("Marking origin %r as up", origin)',
+        )
+        self.assertEqual(record.levelno, logging.INFO)
+        self.assertEqual(record.args, (NAME,))
+        self.assertEqual(self.seen.recoveries, [NAME])
+
     def test_answered(self) -> None:
         """The client says who has answered, with which status."""
         with self.lines() as lines:
@@ -266,6 +285,7 @@ class LinesTestCase(TrafficTestCase):
             self.fail_with(error)
             with self.limiter("b.example"):
                 pass
+            self.mark_up("d.example")
             self.request("c.example:8448")
             self.answer("200 OK")
             self.failureResultOf(self.request("inside.example:8448"))
@@ -273,7 +293,7 @@ class LinesTestCase(TrafficTestCase):
         self.assertEqual(
             [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
         )
-        self.assertEqual(self.seen.recoveries, ["b.example"])
+        self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
         self.assertEqual(self.seen.answers, ["c.example:8448"])
         self.assertTrue(traffic.led_to_blocked_addresses("inside.example"))
         logged = {
@@ -288,6 +308,7 @@ class LinesTestCase(TrafficTestCase):
             {
                 traffic._FAILED: 2 * info,
                 traffic._BLOCKED: info,
+                traffic._MARKED_UP: info,
                 traffic._RECOVERED: debug,
                 traffic._ANSWERED: debug,
             },

@@ -41,7 +41,7 @@ class RecordedFailure:
 class OutageEnd(Enum):
     """How an outage ended."""
 
-    # A request of Synapse's own got through.
+    # A request of Synapse's own got through, or the server has sent us one.
     RECOVERED = "recovered"
 
     # Somebody reset the connection, or reconnected it.
