@@ -67,6 +67,9 @@ class FederationAdmin:
         reader = DestinationReader(homeserver, tables)
         runs = RunStore(homeserver, audit)
         reach = ReachStore(homeserver)
+        outages = Outages(
+            homeserver, tables, contact_timeout_ms=config.contact_timeout_ms
+        )
         summary = SummaryStore(homeserver)
         history = HistoryStore(homeserver, tables)
         diagnoses = Diagnoses(
@@ -106,7 +109,9 @@ class FederationAdmin:
                 bulk=bulk,
                 bulk_max_per_second=config.bulk_max_per_second,
                 clamp=Clamp(homeserver, audit),
-                forget=Forget(homeserver, reader, backlog, reach, audit),
+                forget=Forget(
+                    homeserver, reader, backlog, reach, audit, outages.end_txn
+                ),
                 diagnoses=diagnoses,
                 history=history,
                 tried=tried,
@@ -118,9 +123,8 @@ class FederationAdmin:
         Recorder(
             homeserver, tables, contact_timeout_ms=config.contact_timeout_ms
         ).start()
-        Outages(
-            homeserver, tables, tried, contact_timeout_ms=config.contact_timeout_ms
-        ).start()
+        outages.start()
+        tried.start()
         Monitor(homeserver, summary, history, tried).start()
 
     @staticmethod

@@ -129,7 +129,7 @@ def test_address(tmp_path: Path) -> None:
         w.synapse.restart()
         wait_until(lambda: w.outlook()["verdict"] == "shared", "a shared cause", 30)
         found = w.outlook()
-    assert "6 of the 6 servers that began to fail" in found["explanation"]
+    assert "6 of 6 servers that began to fail" in found["explanation"]
     assert f"lead to the address {shared}" in found["explanation"]
     causes = {(c["type"], c["value"]) for c in found["last_hour"]["shared"]}
     assert causes == {("kind", "connection_refused"), ("address", shared)}

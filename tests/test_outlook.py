@@ -22,7 +22,11 @@ def tried(
     *,
     succeeded: int = 0,
     before: dict[str, int] | None = None,
+    worked: bool = True,
+    recent: int = 0,
+    ever_succeeded: bool = True,
     address: int = 0,
+    looked: int | None = None,
     issuer: int = 0,
 ) -> Tried:
     """Return what was tried.
@@ -32,28 +36,40 @@ def tried(
         began: How many began to fail in it, by kind.
         succeeded: How many answered.
         before: How many were failing before, by kind.
+        worked: Whether those that began to fail had worked.
+        recent: How many of those before began to fail within a day.
+        ever_succeeded: Whether any server ever answered.
         address: How many of those that began to fail lead to one address.
+        looked: Of how many that is known; None: of all.
         issuer: How many of them have certificates of one issuer.
     """
     before = before or {}
+    all_began = sum(began.values())
     causes = [
         SharedCause(
             CauseType.KIND,
             kind,
             began.get(kind, 0) + before.get(kind, 0),
             began.get(kind, 0),
+            began.get(kind, 0) if worked else 0,
         )
         for kind in {**began, **before}
     ]
-    if address:
-        causes.append(SharedCause(CauseType.ADDRESS, "192.0.2.1", address, address))
-    if issuer:
-        causes.append(SharedCause(CauseType.ISSUER, "CN=R3", issuer, issuer))
+    for type_, value, count in (
+        (CauseType.ADDRESS, "192.0.2.1", address),
+        (CauseType.ISSUER, "CN=R3", issuer),
+    ):
+        if count:
+            causes.append(SharedCause(type_, value, count, count, count))
     return Tried(
         window_ms,
-        failing=sum(began.values()) + sum(before.values()),
-        began=sum(began.values()),
+        failing=all_began + sum(before.values()),
+        began=all_began,
+        worked=all_began if worked else 0,
+        recent=recent + (all_began if worked else 0),
         succeeded=succeeded,
+        ever_succeeded=ever_succeeded,
+        looked=all_began if looked is None else looked,
         causes=tuple(causes),
     )
 
@@ -125,22 +141,45 @@ NORMAL = [
     ({"tls_expired": 4, "dns_failed": 3, "rejected": 4}, {"succeeded": 1}),
     # Long dead, and we are well.
     ({}, {"before": {"dns_not_found": 90, "connection_timeout": 5}, "succeeded": 1}),
+    # Somebody joins an old room, in which most servers are dead.
+    ({"connection_timeout": 2400}, {"succeeded": 1500, "worked": False}),
+    # Somebody makes names up.
+    ({"dns_not_found": 100}, {"worked": False}),
+    # Only long dead ones are tried.
+    ({}, {"before": {"connection_timeout": 8}}),
 ]
 
 
 @pytest.mark.parametrize(("began", "values"), NORMAL)
 def test_normal(began: dict[str, int], values: dict[str, object]) -> None:
-    """Nothing is concluded from few, from many causes, or from what is long dead."""
+    """Nothing is concluded from few, from many causes, from what never worked."""
     found = judged(began, **values)
     assert found.verdict.value == "normal", found.explanation
     assert "likely cause" not in found.explanation
 
 
-def test_nothing_works() -> None:
-    """If not one server is reached, it does not matter since when."""
-    found = judged({}, before={"connection_timeout": 5})
+def test_never_worked() -> None:
+    """If nearly all that are tried begin to fail, it does not matter if they worked."""
+    found = judged({"connection_refused": 46}, succeeded=4, worked=False)
     assert found.verdict.value == "us"
-    assert found.explanation.startswith("100 % of servers tried")
+    assert found.explanation.startswith("92 % of servers tried")
+
+
+@pytest.mark.parametrize("values", [{"recent": 5}, {"ever_succeeded": False}])
+def test_nothing_works(values: dict[str, object]) -> None:
+    """If not one server is reached, though some worked, or since ever, it is us."""
+    found = judged({}, before={"connection_timeout": 9}, **values)
+    assert found.verdict.value == "us"
+    assert found.explanation.startswith("100 % of servers tried in the last hour")
+
+
+def test_quiet() -> None:
+    """A quarter of an hour in which nothing works is no hour."""
+    found = outlook(
+        tried(HOUR_MS, {}, before={"dns_failed": 8}, recent=8, succeeded=40),
+        tried(LATELY_MS, {}, before={"dns_failed": 8}, recent=8),
+    )
+    assert found.verdict.value == "normal"
 
 
 def test_address() -> None:
@@ -148,12 +187,21 @@ def test_address() -> None:
     found = judged({"connection_timeout": 9}, succeeded=1, address=8)
     assert found.verdict.value == "shared"
     assert found.explanation == (
-        "8 of the 9 servers that began to fail in the last 15 minutes lead to the "
+        "8 of 9 servers that began to fail in the last 15 minutes lead to the "
         "address 192.0.2.1: what runs there, or the way there, is the likely cause"
     )
     assert (
         judged({"connection_timeout": 9}, succeeded=1, address=6).verdict.value == "us"
     )
+
+
+def test_sample() -> None:
+    """Where not all were looked up, twenty are enough to tell, and ten are not."""
+    began = {"connection_refused": 1000}
+    found = judged(began, succeeded=9, address=20, looked=20)
+    assert found.verdict.value == "shared"
+    assert "20 of 20 servers" in found.explanation
+    assert judged(began, succeeded=9, address=10, looked=10).verdict.value == "us"
 
 
 def test_issuer() -> None:

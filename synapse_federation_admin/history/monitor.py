@@ -5,6 +5,7 @@ A scrape reads what was counted last: it never waits for the database.
 """
 
 import logging
+import time
 
 from twisted.internet.defer import CancelledError
 
@@ -13,16 +14,17 @@ from synapse_federation_admin.history.store import HistoryStore
 from synapse_federation_admin.history.tried import TriedStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
-    FAILURE_KINDS,
-    UNKNOWN_KIND,
     OutlookVerdict,
+    by_every_kind,
 )
 
 logger = logging.getLogger(__name__)
 
-# How often; and how many times as long as it has taken to wait at least.
+# How often; and how many times as long as it has taken to wait at least, but not longer
+# than this.
 _EVERY_MS = 60_000
 _REST_FACTOR = 50
+_LONGEST_REST_MS = 600_000
 
 # How soon after the start: when outages are up to date.
 _FIRST_MS = 5000
@@ -53,7 +55,7 @@ class Monitor:
     async def _keep_updating(self) -> None:
         await self._homeserver.sleep_ms(_FIRST_MS)
         while True:
-            began_ts = self._homeserver.now_ms()
+            began_s = time.monotonic()
             try:
                 await self.update()
             except CancelledError:
@@ -61,8 +63,10 @@ class Monitor:
                 raise
             except Exception as e:
                 logger.warning("Cannot bring metrics up to date yet: %s", e)
-            took_ms = self._homeserver.now_ms() - began_ts
-            await self._homeserver.sleep_ms(max(_EVERY_MS, _REST_FACTOR * took_ms))
+            rest_ms = int(_REST_FACTOR * 1000 * (time.monotonic() - began_s))
+            await self._homeserver.sleep_ms(
+                min(max(_EVERY_MS, rest_ms), _LONGEST_REST_MS)
+            )
 
     async def update(self) -> None:
         """Bring all gauges up to date. Raises what the database raises."""
@@ -70,8 +74,7 @@ class Monitor:
         summary = await self._summary.get()
         counts = summary.counts
         metrics.show_destinations(
-            {status.value: count for status, count in counts.by_status.items()},
-            all_kinds(counts.failing, await self._history.failing_by_kind()),
+            {status.value: count for status, count in counts.by_status.items()}
         )
         now_ts = self._homeserver.now_ms()
         if summary.backlog is not None:
@@ -86,6 +89,9 @@ class Monitor:
                 oldest_age_s=_age_s(now_ts, totals.oldest_to_device_ts),
                 oldest_stuck_age_s=_age_s(now_ts, totals.oldest_stuck_to_device_ts),
             )
+        metrics.show_failing(
+            by_every_kind(counts.failing, await self._history.failing_by_kind())
+        )
         outlook = await self._tried.outlook()
         metrics.show_outlook(
             {verdict.value: verdict is outlook.verdict for verdict in OutlookVerdict},
@@ -97,15 +103,3 @@ class Monitor:
 def _age_s(now_ts: int, since_ts: int | None) -> float:
     """Return how long ago a time is in seconds; 0 if there is none."""
     return 0 if since_ts is None else max(0, now_ts - since_ts) / 1000
-
-
-def all_kinds(failing: int, known: dict[str, int]) -> dict[str, int]:
-    """Return how many destinations fail with each kind, all of them.
-
-    Args:
-        failing: How many fail.
-        known: Of those with a known kind, how many; the others have UNKNOWN_KIND.
-    """
-    found = {kind: known.get(kind, 0) for kind in FAILURE_KINDS}
-    found[UNKNOWN_KIND] = max(0, failing - sum(known.values()))
-    return found

@@ -12,7 +12,7 @@ Only the process that runs background tasks does this.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -27,7 +27,6 @@ from synapse_federation_admin.history.ending import (
     end_outages,
 )
 from synapse_federation_admin.history.kinds import bits_of
-from synapse_federation_admin.history.tried import TriedStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import OutageEnd
 from synapse_federation_admin.tables import Tables
@@ -50,7 +49,7 @@ _BEGUN_AT_ONCE = 50_000
 _BEGUN_AT_ONCE_ON_SQLITE = 500
 
 # How many one transaction has go on.
-_REOPENED_AT_ONCE = 5000
+_REOPENED_AT_ONCE = 100
 
 # What a reset was followed by within this time may still turn out to have been in vain.
 _IN_VAIN_MS = 86_400_000
@@ -60,16 +59,10 @@ class Outages:
     """Finds out how outages begin and end."""
 
     def __init__(
-        self,
-        homeserver: Homeserver,
-        tables: Tables,
-        tried: TriedStore,
-        *,
-        contact_timeout_ms: int,
+        self, homeserver: Homeserver, tables: Tables, *, contact_timeout_ms: int
     ) -> None:
         self._homeserver = homeserver
         self._tables = tables
-        self._tried = tried
         self._settled_ms = contact_timeout_ms + SETTLED_MS
 
     def start(self) -> None:
@@ -84,7 +77,6 @@ class Outages:
         while True:
             try:
                 await self.look()
-                await self._tried.look_up()
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -97,7 +89,7 @@ class Outages:
         await self._tables.ready()
         now_ts = self._homeserver.now_ms()
         await self._run(partial(_begin_recording_txn, now_ts=now_ts))
-        await self._run(partial(_reopen_txn, now_ts=now_ts))
+        await self._reopen(now_ts - _IN_VAIN_MS)
         await self._each_open(
             lambda which: end_outages(which, now_ts, now_ts - self._settled_ms)
         )
@@ -105,6 +97,44 @@ class Outages:
         if not self._homeserver.is_postgres:
             most = _BEGUN_AT_ONCE_ON_SQLITE
         await self._each_destination(lambda rows: _begin(rows, most), most)
+
+    def end_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
+        """End those outages of some destinations that are over, in a transaction.
+
+        For before what tells so is deleted. The tables have to be there.
+        """
+        now_ts = self._homeserver.now_ms()
+        marks = ", ".join("?" * len(destinations))
+        which = Sql(f"o.destination IN ({marks})", tuple(destinations))
+        _execute(end_outages(which, now_ts, now_ts - self._settled_ms), txn)
+
+    async def _reopen(self, since_ts: int) -> None:
+        """Have outages go on that a reset since a time has ended in vain."""
+        begin_ts: int | None = since_ts
+        while begin_ts is not None:
+
+            def end_txn(
+                txn: LoggingTransaction, begin_ts: int = begin_ts
+            ) -> int | None:
+                txn.execute(
+                    "SELECT end_ts FROM federation_admin_outages "  # noqa: S608
+                    f"WHERE ended = '{OutageEnd.RESET.value}' AND end_ts >= ? "
+                    "ORDER BY end_ts LIMIT 1 OFFSET ?",
+                    (begin_ts, _OPEN - 1),
+                )
+                row = txn.fetchone()
+                return int(row[0]) if row else None
+
+            end_ts = await self._run(end_txn)
+            piece = Sql("o.end_ts >= ?", (begin_ts,))
+            if end_ts is not None:
+                piece = Sql(f"{piece.text} AND o.end_ts <= ?", (begin_ts, end_ts))
+            most = reopened = _REOPENED_AT_ONCE
+            while reopened == most:
+                reopened = await self._run(
+                    partial(_in_vain_txn, piece=piece, most=most)
+                )
+            begin_ts = None if end_ts is None else end_ts + 1
 
     async def _each_open(self, statement: Callable[[Sql], Sql]) -> None:
         """Run a statement over all open outages AS o."""
@@ -170,8 +200,8 @@ def _begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
     )
 
 
-def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
-    """Have outages go on that a reset has seemed to end.
+def _in_vain_txn(txn: LoggingTransaction, piece: Sql, most: int) -> int:
+    """Have outages go on that a reset has seemed to end; return how many.
 
     When a reset turns out to have been in vain, the destination is given the time since
     when it really fails: that is before the reset.
@@ -179,11 +209,12 @@ def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
     txn.execute(
         "SELECT o.destination, o.start_ts FROM federation_admin_outages AS o "  # noqa: S608
         "JOIN destinations AS d ON d.destination = o.destination "
-        f"WHERE o.ended = '{OutageEnd.RESET.value}' AND o.end_ts > ? AND {FAILING} "
+        f"WHERE o.ended = '{OutageEnd.RESET.value}' AND {piece.text} AND {FAILING} "
         "AND d.failure_ts < o.end_ts - ? AND d.failure_ts > o.start_ts - ? LIMIT ?",
-        (now_ts - _IN_VAIN_MS, MOMENT_MS, MOMENT_MS, _REOPENED_AT_ONCE),
+        (*piece.args, MOMENT_MS, MOMENT_MS, most),
     )
-    for destination, start_ts in txn.fetchall():
+    found = txn.fetchall()
+    for destination, start_ts in found:
         # What has been taken for another one since.
         txn.execute(
             "SELECT kinds, last_kind FROM federation_admin_outages "
@@ -204,6 +235,7 @@ def _reopen_txn(txn: LoggingTransaction, now_ts: int) -> None:
             "WHERE destination = ? AND start_ts = ?",
             (kinds, last_kind, destination, start_ts),
         )
+    return len(found)
 
 
 def _begin(rows: Sql, most: int) -> Sql:
@@ -219,7 +251,7 @@ def _begin(rows: Sql, most: int) -> Sql:
             SELECT d.destination,
                 COALESCE(
                     (
-                        SELECT MAX(before.end_ts)
+                        SELECT MAX(before.end_ts) + 1
                         FROM federation_admin_outages AS before
                         WHERE before.destination = d.destination
                         AND before.end_ts > d.failure_ts

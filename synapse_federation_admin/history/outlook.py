@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells whether servers began to fail together, and whether it is us. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from synapse_federation_admin.models import (
     CauseType,
@@ -15,11 +15,15 @@ from synapse_federation_admin.models import (
 # Of fewer servers nothing can be told.
 _LEAST = 5
 
-# The share of those servers that worked, of which many began to fail.
+# The share of the servers that worked, of which many began to fail; and of all that
+# were tried, for it to be told even of those that have never worked.
 _MANY = 0.5
+_NEARLY_ALL = 0.9
 
-# The share of those that share a cause, for it to be the cause.
+# The share of those that share a cause, for it to be the cause; and of how many at most
+# it has to be known where they lead.
 _MOST = 0.75
+_SAMPLE = 20
 
 # Kinds that are one thing, seen from different sides, and what of ours it is likely to
 # be if most servers fail with them.
@@ -87,33 +91,67 @@ def outlook(tried: Tried, lately: Tried) -> Outlook:
         lately: In the last quarter of an hour.
     """
     # What is in both is told of the shorter time, which says more.
-    for window in (lately, tried):
-        for judge in (_one_of_theirs, _ours):
-            found = judge(window)
-            if found is not None:
-                verdict, explanation = found
-                return Outlook(verdict, explanation, tried, lately)
+    for window, judge in (
+        (lately, _one_of_theirs),
+        (lately, _began_together),
+        (tried, _one_of_theirs),
+        (tried, _began_together),
+        (tried, _nothing_works),
+    ):
+        found = judge(window)
+        if found is not None:
+            verdict, explanation = found
+            return Outlook(verdict, explanation, tried, lately)
     return Outlook(OutlookVerdict.NORMAL, _ordinary(tried), tried, lately)
 
 
-def _ours(tried: Tried) -> tuple[OutlookVerdict, str] | None:
-    """Tell of a cause on our side.
+_Judgement = tuple[OutlookVerdict, str] | None
 
-    Any homeserver knows servers that are long dead, for all kinds of reasons: what
-    counts is that many began to fail, or that not one is reached.
+
+def _began_together(tried: Tried) -> _Judgement:
+    """Tell of a cause on our side, if many servers began to fail with it.
+
+    Any homeserver knows servers that are long dead, and meets others that have never
+    worked, by the thousand when somebody joins an old room: what counts is how many of
+    those that worked began to fail, or that nearly all began to that are tried at all.
     """
-    worked = tried.began + tried.succeeded
-    if tried.began >= _LEAST and tried.began >= _MANY * worked:
-        counts = {c.value: c.began for c in _of(tried, CauseType.KIND)}
-        total = tried.began
-    elif tried.failing >= _LEAST and not tried.succeeded:
-        counts = {c.value: c.destinations for c in _of(tried, CauseType.KIND)}
-        total = tried.failing
-    else:
+    kinds = _of(tried, CauseType.KIND)
+    if tried.worked >= _LEAST and tried.worked >= _MANY * (
+        tried.worked + tried.succeeded
+    ):
+        return _ours(tried, {c.value: c.worked for c in kinds}, tried.worked)
+    if tried.began >= _LEAST and tried.began >= _NEARLY_ALL * tried.total:
+        counts = {c.value: c.began for c in kinds}
+        # That is what a resolver which works says of made-up names.
+        counts.pop(FailureKind.DNS_NOT_FOUND.value, None)
+        return _ours(tried, counts, tried.began)
+    return None
+
+
+def _nothing_works(tried: Tried) -> _Judgement:
+    """Tell of a cause on our side, if not one server is reached for an hour.
+
+    Unless that is because nobody but long dead ones is tried.
+    """
+    if tried.failing < _LEAST or tried.succeeded:
         return None
+    if tried.recent < _LEAST and tried.ever_succeeded:
+        return None
+    counts = {c.value: c.destinations for c in _of(tried, CauseType.KIND)}
+    return _ours(tried, counts, tried.failing)
+
+
+def _ours(tried: Tried, counts: Mapping[str, int], total: int) -> _Judgement:
+    """Tell what of ours may be the cause.
+
+    Args:
+        tried: What was tried.
+        counts: How many fail with each kind, of those that matter.
+        total: How many of those there are.
+    """
     for family, ours in _OURS:
         kinds = [kind.value for kind in family if counts.get(kind.value)]
-        if sum(counts[kind] for kind in kinds) < _MOST * total:
+        if not kinds or sum(counts[kind] for kind in kinds) < _MOST * total:
             continue
         with_them = sum(
             cause.destinations
@@ -127,16 +165,18 @@ def _ours(tried: Tried) -> tuple[OutlookVerdict, str] | None:
     return None
 
 
-def _one_of_theirs(tried: Tried) -> tuple[OutlookVerdict, str] | None:
+def _one_of_theirs(tried: Tried) -> _Judgement:
     """Tell of a cause that those who began to fail share, and others do not."""
     if tried.began < _LEAST:
         return None
-    causes = _of(tried, CauseType.ADDRESS)
+    causes = []
+    if tried.looked >= min(tried.began, _SAMPLE):
+        causes += [(c, tried.looked) for c in _of(tried, CauseType.ADDRESS)]
     if tried.succeeded:
         # Else it may be our clock, and most servers have the same few issuers.
-        causes += _of(tried, CauseType.ISSUER)
-    for cause in causes:
-        if cause.began < max(_LEAST, _MOST * tried.began):
+        causes += [(c, tried.began) for c in _of(tried, CauseType.ISSUER)]
+    for cause, of in causes:
+        if cause.began < max(_LEAST, _MOST * of):
             continue
         what = (
             f"lead to the address {cause.value}: what runs there, or the way there,"
@@ -144,7 +184,7 @@ def _one_of_theirs(tried: Tried) -> tuple[OutlookVerdict, str] | None:
             else f"have certificates of the issuer {cause.value}: that"
         )
         return OutlookVerdict.SHARED, (
-            f"{cause.began} of the {tried.began} servers that began to fail in the "
+            f"{cause.began} of {of} servers that began to fail in the "
             f"last {_minutes(tried)} {what} is the likely cause"
         )
     return None

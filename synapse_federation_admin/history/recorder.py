@@ -6,12 +6,13 @@ seconds it is written, in one small transaction. So `kill -9` loses three second
 at most, and however many requests fail, there are as many transactions.
 
 All is bounded: in memory `_MAX_WAITING` failures, of different destinations and kinds,
-wait to be written; in the table each destination has one row for each kind. Old rows
-are deleted (`synapse_federation_admin.repair.housekeeping`).
+wait to be written, and as many answers; in the table each destination has one row for
+each kind. Old rows are deleted (`synapse_federation_admin.repair.housekeeping`).
 """
 
 import json
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import Sql
-from synapse_federation_admin.failure import failure_of
+from synapse_federation_admin.failure import describe, failure_of
 from synapse_federation_admin.history.ending import SETTLED_MS, end_outages
 from synapse_federation_admin.history.kinds import to_bits
 from synapse_federation_admin.history.sql import rows_of_json
@@ -29,21 +30,25 @@ from synapse_federation_admin.homeserver import (
     UntrustedCertificateError,
     led_to_blocked_addresses,
 )
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.models import SUCCESS_EVERY_MS, FailureKind
 from synapse_federation_admin.tables import Tables
 
 logger = logging.getLogger(__name__)
 
-# How long what was taken may wait until it is written.
+# How long what was taken may wait until it is written; and at most, while that fails.
 _WRITE_EVERY_MS = 3000
+_RARELY_MS = 60_000
+
+# The longest name that a server can have, with its port. Synapse takes longer ones,
+# which lead nowhere, and which PostgreSQL would not take into an index.
+_MAX_NAME = 261
 
 # How much one transaction writes, and how much may wait.
 _WRITTEN_AT_ONCE = 1000
 _MAX_WAITING = 20_000
 
-# How often it is written of a destination that it answers, and of how many it is known
-# when that was: of more it is written more often.
-SUCCESS_EVERY_MS = 300_000
+# Of how many destinations it is known when it was written that they answer: of more it
+# is written more often than each SUCCESS_EVERY_MS.
 _MAX_KNOWN = 50_000
 
 
@@ -92,7 +97,14 @@ class Recorder:
 
     def failed(self, destination: str, error: BaseException) -> None:
         """Take note of a failure."""
-        failure = failure_of(error, led_to_blocked_addresses)
+        if len(destination) > _MAX_NAME:
+            return
+        # If the request itself was called off, it is not theirs.
+        failure = (
+            describe(FailureKind.OTHER, "this homeserver called the request off")
+            if isinstance(error, CancelledError)
+            else failure_of(error, led_to_blocked_addresses)
+        )
         now_ts = self._homeserver.now_ms()
         self._homeserver.metrics.count_failure(failure.kind.value)
         self._known.pop(destination, None)
@@ -103,7 +115,7 @@ class Recorder:
             known.count += 1
             known.message = failure.message
             known.issuer = _issuer_of(error)
-        elif self._has_room():
+        elif self._has_room(self._failures):
             self._failures[key] = _Failures(
                 now_ts, now_ts, 1, failure.message, _issuer_of(error)
             )
@@ -111,7 +123,9 @@ class Recorder:
 
     def recovered(self, destination: str) -> None:
         """Take note that a destination which was failing has answered."""
-        if destination in self._recoveries or self._has_room():
+        if len(destination) > _MAX_NAME:
+            return
+        if destination in self._recoveries or self._has_room(self._recoveries):
             self._recoveries[destination] = self._homeserver.now_ms()
             self._write_soon()
 
@@ -121,7 +135,7 @@ class Recorder:
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
-        if not self._has_room():
+        if len(destination) > _MAX_NAME or not self._has_room(self._successes):
             return
         self._successes[destination] = now_ts
         self._known.pop(destination, None)
@@ -130,16 +144,15 @@ class Recorder:
             del self._known[next(iter(self._known))]
         self._write_soon()
 
-    def _has_room(self) -> bool:
-        waiting = len(self._failures) + len(self._recoveries) + len(self._successes)
-        if waiting < _MAX_WAITING:
+    def _has_room(self, waiting: Mapping[Any, Any]) -> bool:
+        if len(waiting) < _MAX_WAITING:
             return True
         if not self._has_said_full:
             self._has_said_full = True
             logger.warning(
-                "%s failures of federation requests wait to be written: those of "
-                "further destinations are not recorded until they are",
-                waiting,
+                "What came of federation requests to %s destinations waits to be "
+                "written: that of others is not recorded until it is",
+                len(waiting),
             )
         return False
 
@@ -152,10 +165,15 @@ class Recorder:
                 "federation_admin_record", self._write_while_any
             )
 
+    @property
+    def _has_any(self) -> bool:
+        return bool(self._failures or self._recoveries or self._successes)
+
     async def _write_while_any(self) -> None:
+        wait_ms = _WRITE_EVERY_MS
         try:
-            while self._failures or self._recoveries or self._successes:
-                await self._homeserver.sleep_ms(_WRITE_EVERY_MS)
+            while self._has_any:
+                await self._homeserver.sleep_ms(wait_ms)
                 try:
                     await self.write()
                 except CancelledError:
@@ -163,10 +181,12 @@ class Recorder:
                     raise
                 except Exception as e:
                     # It is kept, and the database will be back.
+                    wait_ms = min(2 * wait_ms, _RARELY_MS)
                     if not self._has_said_failing:
                         self._has_said_failing = True
                         logger.warning("Cannot record federation failures yet: %s", e)
                 else:
+                    wait_ms = _WRITE_EVERY_MS
                     self._has_said_full = self._has_said_failing = False
         finally:
             self._is_writing = False
@@ -176,6 +196,8 @@ class Recorder:
 
         What could not be written is kept.
         """
+        if not self._has_any:
+            return
         await self._tables.ready()
         for _ in range(2 * _MAX_WAITING // _WRITTEN_AT_ONCE):
             failures = _take(self._failures)
@@ -224,8 +246,8 @@ class _Batch:
     """What one transaction writes, each a list of objects as JSON; "" for none.
 
     As one parameter each, so that a thousand rows cost the process that sends them
-    hardly more than one. All are in the same order in all processes, so that none of
-    their transactions waits for another in a circle.
+    hardly more than one. All are sorted, so that transactions of other processes rarely
+    wait for each other in a circle; then Synapse runs one of them again.
     """
 
     successes: str
@@ -349,7 +371,9 @@ _WRITE_SUCCESSES = """
     ON CONFLICT (destination) DO UPDATE SET
         last_ts = CASE WHEN EXCLUDED.last_ts > known.last_ts
             THEN EXCLUDED.last_ts ELSE known.last_ts END,
-        recovered_ts = COALESCE(EXCLUDED.recovered_ts, known.recovered_ts)
+        recovered_ts = CASE WHEN known.recovered_ts IS NULL
+                OR EXCLUDED.recovered_ts > known.recovered_ts
+            THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END
 """
 
 # What was said last is kept of what several processes say.
@@ -392,7 +416,7 @@ _BEGIN_OUTAGES = """
             ) THEN d.failure_ts
             ELSE COALESCE(
                 (
-                    SELECT MAX(before.end_ts)
+                    SELECT MAX(before.end_ts) + 1
                     FROM federation_admin_outages AS before
                     WHERE before.destination = new.destination
                     AND before.end_ts > new.first_ts

@@ -22,13 +22,3 @@ def rows_of_json(name: str, columns: Mapping[str, str], is_postgres: bool) -> st
         f"json_extract(value, '$.{column}') AS {column}" for column in columns
     )
     return f"(SELECT {picked} FROM json_each(?)) AS {name}"  # noqa: S608
-
-
-def least(is_postgres: bool) -> str:
-    """Return the name of the function for the least of its arguments, none NULL."""
-    return "LEAST" if is_postgres else "MIN"
-
-
-def greatest(is_postgres: bool) -> str:
-    """Return the name of the function for the greatest of its arguments."""
-    return "GREATEST" if is_postgres else "MAX"

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads what was recorded: failures, outages, and how much of the time all was well."""
 
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from synapse.module_api import LoggingTransaction
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import FAILING, Sql, can_be_stored
 from synapse_federation_admin.destinations.statements import last_row_id
 from synapse_federation_admin.history.kinds import from_bits
-from synapse_federation_admin.history.sql import greatest, least
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
     Availability,
@@ -24,13 +25,32 @@ from synapse_federation_admin.tables import Tables
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _DAY_MS = 86_400_000
 
 # How many days of availability are told.
 _DAYS = 14
 
+# Of how many destinations one transaction reads the outages.
+_NAMES = 50
+
 # How many rows one transaction looks at on SQLite: some 10 ms.
 _ROWS = 40_000
+
+
+async def if_readable(reading: Awaitable[T], otherwise: T) -> T:
+    """Return what was recorded; something else if that cannot be read.
+
+    For what is told beside other things, which do without the tables of this module.
+    """
+    try:
+        return await reading
+    except CancelledError:
+        raise
+    except Exception as e:
+        logger.warning("What was recorded cannot be read: %s", e)
+        return otherwise
 
 
 class HistoryStore:
@@ -65,8 +85,8 @@ class HistoryStore:
         return await self._run("failures", failures_txn) if names else {}
 
     async def last_failure(self, destination: str) -> RecordedFailure | None:
-        """Return the last failure of a destination; None if there is none."""
-        found = await self.failures([destination])
+        """Return the last failure of a destination; None if none can be read."""
+        found = await if_readable(self.failures([destination]), {})
         return found[destination][0] if found else None
 
     async def last_success_ts(self, destination: str) -> int | None:
@@ -129,43 +149,20 @@ class HistoryStore:
         now_ts = self._homeserver.now_ms()
         today_ts = now_ts - now_ts % _DAY_MS
         begins = [today_ts - day * _DAY_MS for day in reversed(range(_DAYS))]
-
-        def availability_txn(
-            txn: LoggingTransaction,
-        ) -> tuple[int | None, dict[tuple[str, int], int]]:
-            since_ts = _since_txn(txn)
-            if since_ts is None:
-                return None, {}
-            first_ts = max(begins[0], since_ts)
-            is_postgres = self._homeserver.is_postgres
-            least_, greatest_ = least(is_postgres), greatest(is_postgres)
-            # For each outage and each day that it touches, how long.
-            upto = f"{least_}(COALESCE(o.end_ts, ?), day.begin_ts + {_DAY_MS})"
-            from_ = f"{greatest_}(o.start_ts, day.begin_ts, ?)"
-            days = ", ".join(f"({begin})" for begin in begins)
-            txn.execute(
-                f"WITH day (begin_ts) AS (VALUES {days}) "  # noqa: S608
-                f"SELECT o.destination, day.begin_ts, "
-                f"SUM({greatest_}({upto} - {from_}, 0)) "
-                "FROM federation_admin_outages AS o "
-                f"JOIN day ON o.start_ts < day.begin_ts + {_DAY_MS} "
-                "AND (o.end_ts IS NULL OR o.end_ts > day.begin_ts) "
-                f"WHERE o.destination IN ({', '.join('?' * len(names))}) "
-                f"AND day.begin_ts + {_DAY_MS} > ? "
-                "AND (o.end_ts IS NULL OR o.end_ts > ?) "
-                "GROUP BY o.destination, day.begin_ts",
-                (now_ts, first_ts, *names, first_ts, first_ts),
+        since_ts = await self.recorded_since_ts()
+        found: dict[str, Availability] = {}
+        for begin in range(0, len(names), _NAMES):
+            found |= await self._run(
+                "availability",
+                partial(
+                    _availability_txn,
+                    names=names[begin : begin + _NAMES],
+                    begins=begins,
+                    since_ts=since_ts,
+                    now_ts=now_ts,
+                ),
             )
-            rows = txn.fetchall()
-            return since_ts, {(name, day): int(down) for name, day, down in rows}
-
-        if not names:
-            return {}
-        since_ts, down = await self._run("availability", availability_txn)
-        return {
-            name: _availability(since_ts, now_ts, begins, down, name)
-            for name in destinations
-        }
+        return found
 
     async def failing_by_kind(self) -> dict[str, int]:
         """Return how many destinations fail for which reason, where that is known."""
@@ -213,42 +210,61 @@ def _since_txn(txn: LoggingTransaction) -> int | None:
     return int(row[0]) if row else None
 
 
-def _availability(
+def _availability_txn(
+    txn: LoggingTransaction,
+    names: Sequence[str],
+    begins: Sequence[int],
     since_ts: int | None,
     now_ts: int,
-    begins: Sequence[int],
-    down: dict[tuple[str, int], int],
-    name: str,
-) -> Availability:
-    """Return the availability of one destination.
+) -> dict[str, Availability]:
+    """Return the availability of some destinations.
 
     Args:
-        since_ts: Since when outages are recorded.
-        now_ts: The time.
+        txn: The transaction.
+        names: The destinations.
         begins: When each day begins.
-        down: By destination and day, for how long it was failing, in ms.
-        name: The destination.
+        since_ts: Since when outages are recorded; None if they are not.
+        now_ts: The time.
     """
-    days = []
-    all_ms = all_down_ms = 0
-    for begin_ts in begins:
-        recorded_ms = 0
-        if since_ts is not None:
-            end_ts = min(begin_ts + _DAY_MS, now_ts)
-            recorded_ms = max(0, end_ts - max(begin_ts, since_ts))
-        down_ms = min(down.get((name, begin_ts), 0), recorded_ms)
-        all_ms += recorded_ms
-        all_down_ms += down_ms
-        days.append(AvailableDay(begin_ts, _share(recorded_ms, down_ms)))
-    return Availability(
-        since_ts=None if since_ts is None else max(since_ts, begins[0]),
-        share=_share(all_ms, all_down_ms),
-        days=tuple(days),
-    )
+    # For how long each was failing on each day, in ms.
+    down = {name: [0] * len(begins) for name in names}
+    if since_ts is not None:
+        first_ts = max(begins[0], since_ts)
+        txn.execute(
+            "SELECT destination, start_ts, end_ts FROM federation_admin_outages "  # noqa: S608
+            f"WHERE destination IN ({', '.join('?' * len(names))}) "
+            "AND (end_ts IS NULL OR end_ts > ?)",
+            (*names, first_ts),
+        )
+        for name, start_ts, end_ts in txn.fetchall():
+            upto_ts = min(now_ts, now_ts if end_ts is None else end_ts)
+            from_ts = max(start_ts, first_ts)
+            while from_ts < upto_ts:
+                day = (from_ts - begins[0]) // _DAY_MS
+                next_ts = min(begins[0] + (day + 1) * _DAY_MS, upto_ts)
+                down[name][day] += next_ts - from_ts
+                from_ts = next_ts
+    recorded = [
+        0
+        if since_ts is None
+        else max(0, min(begin_ts + _DAY_MS, now_ts) - max(begin_ts, since_ts))
+        for begin_ts in begins
+    ]
+    return {
+        name: Availability(
+            since_ts=None if since_ts is None else max(since_ts, begins[0]),
+            share=_share(sum(recorded), sum(down[name])),
+            days=tuple(
+                AvailableDay(*day)
+                for day in zip(begins, map(_share, recorded, down[name]), strict=True)
+            ),
+        )
+        for name in names
+    }
 
 
 def _share(recorded_ms: int, down_ms: int) -> float | None:
     if not recorded_ms:
         return None
     # Cut, not rounded: what was down for a second was not always up.
-    return int((recorded_ms - down_ms) * 10_000 / recorded_ms) / 10_000
+    return int(max(0, recorded_ms - down_ms) * 10_000 / recorded_ms) / 10_000

@@ -2,6 +2,7 @@
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
 import hmac
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -47,9 +48,15 @@ from synapse_federation_admin.homeserver.metrics import Metrics
 from synapse_federation_admin.homeserver.network import ContactClients
 from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.homeserver.pending import Pending
-from synapse_federation_admin.homeserver.traffic import TrafficObserver, observe
+from synapse_federation_admin.homeserver.traffic import (
+    TrafficObserver,
+    observe,
+    stop_observing,
+)
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # A lock that is held per key: `async with lock(key)`.
 KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
@@ -267,8 +274,11 @@ class Homeserver:
 
         def run() -> "Deferred[None]":
             done: Deferred[None] = self._hs.run_as_background_process(desc, func)
-            return done.addTimeout(_SHUTDOWN_S, reactor).addErrback(lambda _: None)
+            return done.addTimeout(_SHUTDOWN_S, reactor).addErrback(
+                lambda _: logger.warning("Shutting down before %s was done", desc)
+            )
 
+        # Synapse's own way to register it does not have the reactor wait.
         reactor.addSystemEventTrigger("before", "shutdown", run)
 
     # -- database --------------------------------------------------------------------
@@ -645,8 +655,21 @@ class Homeserver:
         )
 
     def observe_traffic(self, observer: TrafficObserver) -> None:
-        """Have an observer told of this process's federation requests, from now on."""
-        observe(self._hs, observer)
+        """Have an observer told of this process's federation requests, from now on.
+
+        Whatever is wrong with that, Synapse goes on.
+        """
+        try:
+            observe(self._hs, observer)
+        except Exception:
+            logger.exception("Cannot take note of why federation requests fail")
+            return
+        self._hs.register_sync_shutdown_handler(
+            phase="during",
+            eventType="shutdown",
+            shutdown_func=stop_observing,
+            hs=self._hs,
+        )
 
     # -- scheduled tasks ---------------------------------------------------------------
 

@@ -112,13 +112,14 @@ class Metrics:
         """Take note of how long a transaction has taken. On any thread."""
         _db_work.labels(self._server_name, desc).observe(duration_s)
 
-    def show_destinations(
-        self, by_status: Mapping[str, int], failing_by_kind: Mapping[str, int]
-    ) -> None:
-        """Show how many destinations there are. Each status and kind is to be there."""
+    def show_destinations(self, by_status: Mapping[str, int]) -> None:
+        """Show how many destinations there are. Each status is to be there."""
         for status, count in by_status.items():
             _destinations.labels(self._server_name, status).set(count)
-        for kind, count in failing_by_kind.items():
+
+    def show_failing(self, by_kind: Mapping[str, int]) -> None:
+        """Show how many destinations fail. Each kind is to be there."""
+        for kind, count in by_kind.items():
             _failing.labels(self._server_name, kind).set(count)
 
     def show_backlog(

@@ -89,7 +89,11 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     _observers[hs.hostname] = observer
     for module, templates in _SAID_BY:
         _observe_logger(logging.getLogger(module.__name__))
-        source = inspect.getsource(module)
+        try:
+            source = inspect.getsource(module)
+        except OSError:
+            # Synapse was installed without its sources.
+            continue
         for template in templates:
             if template not in source:
                 logger.error(
@@ -99,6 +103,11 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
                     module.__name__,
                 )
     _name_untrusted_certificates(hs)
+
+
+def stop_observing(hs: "HomeServer") -> None:
+    """Have nobody told any more of the requests of a homeserver."""
+    _observers.pop(hs.hostname, None)
 
 
 def led_to_blocked_addresses(host: str) -> bool:
@@ -154,9 +163,11 @@ _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
 
 def _observer() -> TrafficObserver | None:
     """Return the observer of the homeserver whose request this is."""
-    if len(_observers) == 1:
+    context = current_context()
+    if not context and len(_observers) == 1:
+        # Outside of any request: it is only known that there is no other.
         return next(iter(_observers.values()))
-    return _observers.get(current_context().server_name)
+    return _observers.get(context.server_name)
 
 
 class _Observed(logging.Logger):

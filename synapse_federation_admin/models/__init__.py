@@ -73,6 +73,7 @@ from synapse_federation_admin.models.failure import (
 )
 from synapse_federation_admin.models.history import (
     FAILURE_KINDS,
+    SUCCESS_EVERY_MS,
     UNKNOWN_KIND,
     Availability,
     AvailableDay,
@@ -84,6 +85,7 @@ from synapse_federation_admin.models.history import (
     RecordedFailure,
     SharedCause,
     Tried,
+    by_every_kind,
 )
 from synapse_federation_admin.models.removal import (
     ForgetOptions,
@@ -119,6 +121,7 @@ __all__ = [
     "AUDIT_PENDING",
     "FAILURE_KINDS",
     "NULL_IS_ZERO",
+    "SUCCESS_EVERY_MS",
     "TLS_KINDS",
     "UNKNOWN_KIND",
     "Actor",
@@ -201,4 +204,5 @@ __all__ = [
     "Waiting",
     "WellKnownFindings",
     "WellKnownRequest",
+    "by_every_kind",
 ]

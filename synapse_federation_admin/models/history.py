@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happened, and when: failures of real requests, outages, and what they share."""
 
+from collections.abc import Mapping
 from enum import Enum
 
 import attr
 
 from synapse_federation_admin.models.failure import FailureKind
+
+# How often it is written of a destination that it answers, at most.
+SUCCESS_EVERY_MS = 300_000
 
 # In place of a kind, where a destination fails and it is not known why: no request has
 # failed since this module was installed, or the kind is that of another release.
@@ -113,12 +117,14 @@ class SharedCause:
         value: What it is: a kind, an IP address, the issuer of a certificate.
         destinations: How many of those that fail.
         began: How many of them began to fail in that time.
+        worked: How many of the latter had worked before.
     """
 
     type: CauseType
     value: str
     destinations: int
     began: int
+    worked: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -129,14 +135,22 @@ class Tried:
         window_ms: How long that is.
         failing: How many of them fail.
         began: How many of those began to fail in that time.
+        worked: How many of the latter had worked before.
+        recent: How many of those that fail began to within a day, and had worked.
         succeeded: How many do not fail.
+        ever_succeeded: Whether any destination has ever answered, as far as is known.
+        looked: Of how many that began to fail it is known where they lead.
         causes: What those that fail have in common, the most common first.
     """
 
     window_ms: int
     failing: int
     began: int
+    worked: int
+    recent: int
     succeeded: int
+    ever_succeeded: bool
+    looked: int = 0
     causes: tuple[SharedCause, ...] = ()
 
     @property
@@ -178,3 +192,15 @@ class Outlook:
     explanation: str
     tried: Tried
     lately: Tried
+
+
+def by_every_kind(failing: int, known: Mapping[str, int]) -> dict[str, int]:
+    """Return how many destinations fail with each of FAILURE_KINDS.
+
+    Args:
+        failing: How many fail.
+        known: Of those with a known kind, how many; the others have UNKNOWN_KIND.
+    """
+    found = {kind: known.get(kind, 0) for kind in FAILURE_KINDS}
+    found[UNKNOWN_KIND] = max(0, failing - sum(known.values()))
+    return found

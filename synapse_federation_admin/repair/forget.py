@@ -13,7 +13,7 @@ update would refer to one that the server may have, and it would not notice what
 missed; without them, it asks anew.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 
@@ -95,7 +95,19 @@ class Forget:
         backlog: BacklogStore,
         reach: ReachStore,
         audit: Audit,
+        before_delete: Callable[[LoggingTransaction, Sequence[str]], None],
     ) -> None:
+        """Forget nothing yet.
+
+        Args:
+            homeserver: Reaches Synapse.
+            reader: Reads lists.
+            backlog: Knows what waits.
+            reach: Knows with whom rooms are shared.
+            audit: Keeps what is done.
+            before_delete: Called in the transaction in which some are deleted, before.
+        """
+        self._before_delete = before_delete
         self._homeserver = homeserver
         self._reader = reader
         self._backlog = backlog
@@ -274,6 +286,7 @@ class Forget:
             names = sorted(name for name in seen if now[name] == seen[name])
             if not names:
                 return set()
+            self._before_delete(txn, names)
             marks = ", ".join("?" * len(names))
             for table in (*children, "destinations"):
                 txn.execute(

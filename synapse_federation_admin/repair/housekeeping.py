@@ -37,7 +37,14 @@ _OLD_RUNS = ("federation_admin_runs", "run_id", "active IS NULL AND ended_ts < ?
 _OLD_ATTEMPTS = ("federation_admin_attempts", "destination", "started_ts < ?")
 # What is recorded of destinations, by when it was last so.
 _OLD_RECORDS = (
-    ("federation_admin_failures", "destination, kind", "last_ts < ?"),
+    (
+        "federation_admin_failures",
+        "destination, kind",
+        # Why something fails is kept for as long as it does.
+        "last_ts < ? AND NOT EXISTS (SELECT 1 FROM federation_admin_outages AS o "
+        "WHERE o.destination = federation_admin_failures.destination "
+        "AND o.end_ts IS NULL AND o.last_kind = federation_admin_failures.kind)",
+    ),
     ("federation_admin_successes", "destination", "last_ts < ?"),
     ("federation_admin_outages", "destination, start_ts", "end_ts < ?"),
 )

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as json_text
 
 from synapse_federation_admin.homeserver import JsonDict
@@ -183,11 +184,15 @@ def render_availability(availability: Availability) -> JsonDict:
         "share": availability.share,
         "days": [
             {
-                "date": datetime.fromtimestamp(day.begin_ts / 1000, timezone.utc)
-                .date()
-                .isoformat(),
+                "date": _date(day.begin_ts),
                 "share": day.share,
             }
             for day in availability.days
         ],
     }
+
+
+@lru_cache(maxsize=32)
+def _date(ts: int) -> str:
+    """Return the day of a time, in UTC."""
+    return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: all destinations in a few numbers."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
-from synapse_federation_admin.history.monitor import all_kinds
+from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
 from synapse_federation_admin.models import (
     BacklogSummary,
@@ -11,6 +12,7 @@ from synapse_federation_admin.models import (
     Outlook,
     Summary,
     Tried,
+    by_every_kind,
 )
 from synapse_federation_admin.rest._base import AdminServlet
 from synapse_federation_admin.rest._parameters import require_known
@@ -87,6 +89,8 @@ class SummaryServlet(AdminServlet):
     many of these began to in that time, and what they share, of `type` `kind`,
     `address` or `issuer`, that of certificates which are not trusted.
 
+    Both are null where this module's tables cannot be read.
+
     A room counts in `backlog` once for
     each destination that has not got its newest event; `rooms_never_caught_up` are
     those that Synapse will not send by itself. `unlisted` are names for which something
@@ -107,16 +111,15 @@ class SummaryServlet(AdminServlet):
         await self._services.homeserver.require_admin(request)
         require_known(request, ())
         summary = await self._services.summary.get()
-        kinds = all_kinds(
-            summary.counts.failing, await self._services.history.failing_by_kind()
-        )
-        outlook = await self._services.tried.outlook()
+        services = self._services
+        kinds = await if_readable(services.history.failing_by_kind(), None)
+        outlook = await if_readable(services.tried.outlook(), None)
         indexes = self._services.indexes
         states = await indexes.states()
         return HTTPStatus.OK, {
             **_render(summary),
-            "failing_by_kind": {kind: count for kind, count in kinds.items() if count},
-            "outlook": _render_outlook(outlook),
+            "failing_by_kind": _render_kinds(summary, kinds),
+            "outlook": None if outlook is None else _render_outlook(outlook),
             "indexes": {
                 "enabled": indexes.enabled,
                 "ready": all(state is IndexState.READY for state in states.values()),
@@ -135,6 +138,13 @@ def _render(summary: Summary) -> JsonDict:
         "failing": {age.value: count for age, count in counts.failing_by_age.items()},
         **_render_backlog(summary.backlog),
     }
+
+
+def _render_kinds(summary: Summary, known: Mapping[str, int] | None) -> JsonDict | None:
+    if known is None:
+        return None
+    kinds = by_every_kind(summary.counts.failing, known)
+    return {kind: count for kind, count in kinds.items() if count}
 
 
 def _render_outlook(outlook: Outlook) -> JsonDict:

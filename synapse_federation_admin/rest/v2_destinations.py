@@ -4,6 +4,7 @@
 from collections.abc import Collection
 from http import HTTPStatus
 
+from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver import JsonDict, SynapseRequest
 from synapse_federation_admin.models import (
     Backlog,
@@ -170,23 +171,26 @@ class DestinationV2Servlet(AdminServlet):
         require_known(request, ())
         row = await services.destinations.get(destination)
         backlog = (await services.backlog.of([destination]))[destination]
-        failures = await services.history.failures([destination])
+        history = services.history
+        failures = await if_readable(history.failures([destination]), {})
         found = failures.get(destination, [])
-        last_success_ts = await services.history.last_success_ts(destination)
+        last_success_ts = await if_readable(history.last_success_ts(destination), None)
         if row is None:
             if backlog.is_empty and not found and last_success_ts is None:
                 raise unknown_destination()
             row = Destination(destination, None, None, None, None)
         reach = await services.reach.of(destination)
         last_ts = await services.reach.last_inbound_ts(destination)
-        availability = await services.history.availability([destination])
+        availability = await if_readable(history.availability([destination]), {})
         homeserver = services.homeserver
         allowed = homeserver.is_allowed(destination)
         return HTTPStatus.OK, {
             **render_v2(row, homeserver.now_ms(), allowed=allowed),
             "backlog": render_backlog(backlog),
             "last_failure": render_last_failure(found),
-            "availability": render_availability(availability[destination]),
+            "availability": (
+                render_availability(availability[destination]) if availability else None
+            ),
             "failures": [render_failure(failure) for failure in found],
             "last_success_ts": last_success_ts,
             "shared_rooms": reach.shared_rooms,
