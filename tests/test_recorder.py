@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is taken note of, and how it comes into the database."""
 
-import gc
 import json
 import weakref
 from collections.abc import Iterator
@@ -355,6 +354,33 @@ class BoundsTestCase(RecorderTestCase):
             self.pass_s(WRITE_S)
         self.assertEqual(self.counts(), {("a.example", "connection_refused"): 2})
 
+    def test_came_during_a_write_that_failed(self) -> None:
+        """What the write has taken is added to what came since, in the right order."""
+        homeserver = self.recorder._homeserver
+        began_ts = self.clock.time_msec()
+        self.recorder.failed("a.example", rejected("first"))
+        self.recorder.failed("b.example", refused())
+        self.recorder.recovered("c.example")
+
+        async def fail(*_: Any) -> Any:
+            self.recorder.failed("a.example", rejected("second"))
+            self.recorder.recovered("c.example")
+            raise RuntimeError("gone")
+
+        with (
+            mock.patch.object(homeserver, "run_read_committed", fail),
+            self.assertLogs(module.logger, "WARNING"),
+        ):
+            self.pass_s(WRITE_S)
+        later_ts = self.clock.time_msec()
+        self.pass_s(WRITE_S)
+        first, second = self.rows()
+        self.assertEqual((first["count"], second["count"]), (2, 1))
+        self.assertEqual((first["first_ts"], first["last_ts"]), (began_ts, later_ts))
+        self.assertIn("second", first["message"])
+        (row,) = self.rows("successes")
+        self.assertEqual(row["recovered_ts"], later_ts)
+
     def test_two_writes_at_once(self) -> None:
         """A write at the shutdown, while another one is under way, doubles nothing."""
         for number in range(1500):
@@ -449,7 +475,6 @@ class RequestsTestCase(RecorderTestCase):
         gone = weakref.ref(error)
         self.say("a.example", error)
         del error
-        gc.collect()
         self.assertIsNone(gone())
         self.pass_s(WRITE_S)
         self.assertEqual(self.counts(), {("a.example", "tls_expired"): 1})
