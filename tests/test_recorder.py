@@ -431,6 +431,17 @@ class SuccessesTestCase(RecorderTestCase):
         self.assertGreater(row["last_ts"], again_ts)
         self.assertEqual(row["recovered_ts"], again_ts)
 
+    def test_answers_though_it_failed(self) -> None:
+        """So it is where requests fail and succeed side by side: no backoff ends."""
+        self.recorder.answered("a.example")
+        self.pass_s(WRITE_S)
+        self.recorder.failed("a.example", refused())
+        self.recorder.answered("a.example")
+        again_ts = self.clock.time_msec()
+        self.pass_s(WRITE_S)
+        (row,) = self.rows("successes")
+        self.assertEqual((row["last_ts"], row["recovered_ts"]), (again_ts, None))
+
     @mock.patch.object(module, "_MAX_KNOWN", 10)
     def test_few_are_known(self) -> None:
         """Of how many it is known when they answered is bounded."""
