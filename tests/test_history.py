@@ -15,6 +15,7 @@ from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.tried import TriedStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import FAILURE_KINDS, FailureKind
+from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.tables import Tables
 
 V2 = "/_synapse/admin/v2/federation"
@@ -51,7 +52,7 @@ class HistoryTestCase(ModuleTestCase):
 
     def add_failing(self, name: str, kind: str | None, ago: int = HOUR) -> None:
         """Write a destination that fails, and its outage."""
-        self.add_destination(name, self.now - MINUTE, HOUR, self.now - ago)
+        self.add_destination(name, self.now - MINUTE, HOUR, self.now - ago, 1)
         bits = to_bits([kind]) if kind else 0
         self.add_outage(name, ago, kinds=bits, last_kind=kind)
 
@@ -310,6 +311,74 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(channel.code, 200, channel.result)
         self.assertEqual(self.ask("GET", path).code, 404)
         self.assertEqual(len(self.get_json(f"{path}/outages")["outages"]), 1)
+
+    def test_recovered_and_forgotten(self) -> None:
+        """What had recovered when it was forgotten has."""
+        self.add_destination("a.example")
+        self.add_outage("a.example", HOUR)
+        then = self.now - MINUTE
+        self.insert(
+            "successes", destination="a.example", last_ts=then, recovered_ts=then
+        )
+        path = f"{LIST}/a.example"
+        channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
+        self.assertEqual(channel.code, 200, channel.result)
+        (outage,) = self.get_json(f"{path}/outages")["outages"]
+        self.assertEqual((outage["ended"], outage["end_ts"]), ("recovered", then))
+
+    def test_pruned(self) -> None:
+        """What is old is deleted, but not what lasts, nor why."""
+        self.add_failing("a.example", "gone", ago=300 * DAY)
+        self.add_failure("a.example", "gone", ago=100 * DAY)
+        self.add_failure("a.example", "rejected", ago=100 * DAY)
+        self.add_failure("b.example", "gone", ago=100 * DAY)
+        self.add_failure("c.example", "gone", ago=80 * DAY)
+        self.add_outage("a.example", 320 * DAY, 91 * DAY)
+        self.add_outage("c.example", 320 * DAY, 89 * DAY)
+        self.insert("successes", destination="a.example", last_ts=self.now - 91 * DAY)
+        self.insert("successes", destination="c.example", last_ts=self.now - 89 * DAY)
+        homeserver = Homeserver(self.hs.get_module_api())
+        housekeeping = Housekeeping(
+            homeserver,
+            Tables(homeserver),
+            keep_for_ms=DAY,
+            outages_keep_for_ms=90 * DAY,
+        )
+        self.get_success(housekeeping.prune())
+
+        def left(table: str, columns: str) -> list[tuple[Any, ...]]:
+            return self.get_success(
+                self.store.db_pool.execute(
+                    "test", f"SELECT {columns} FROM {table} ORDER BY 1, 2"
+                )
+            )
+
+        self.assertEqual(
+            left("federation_admin_failures", "destination, kind"),
+            [("a.example", "gone"), ("c.example", "gone")],
+        )
+        self.assertEqual(
+            [name for name, _ in left("federation_admin_outages", "destination, 1")],
+            ["a.example", "c.example"],
+        )
+        self.assertEqual(
+            left("federation_admin_successes", "destination, 1"), [("c.example", 1)]
+        )
+
+    def test_unreadable(self) -> None:
+        """Where what was recorded cannot be read, all else is told."""
+        self.add_failing("a.example", "gone")
+        with mock.patch.object(Tables, "ready", side_effect=RuntimeError("read-only")):
+            detail = self.get_json(f"{LIST}/a.example")
+            summary = self.get_json(f"{V2}/summary")
+            self.assertEqual(self.ask("GET", f"{LIST}?include=failure").code, 500)
+        self.assertEqual(detail["status"], "backing_off")
+        self.assertEqual(
+            (detail["last_failure"], detail["availability"], detail["failures"]),
+            (None, None, []),
+        )
+        self.assertEqual(summary["total"], 1)
+        self.assertEqual((summary["failing_by_kind"], summary["outlook"]), (None, None))
 
     def availability(self, name: str = "a.example") -> Any:
         body = self.get_json(f"{LIST}?destination={name}&include=availability")

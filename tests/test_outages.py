@@ -15,7 +15,6 @@ from twisted.internet.testing import MemoryReactor
 from synapse_federation_admin.history.kinds import to_bits
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.recorder import Recorder
-from synapse_federation_admin.history.tried import TriedStore
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.tables import Tables
 
@@ -28,10 +27,6 @@ CONTACT_TIMEOUT_MS = 10_000
 OUTAGES = f"/_synapse/admin/v2/federation/destinations/{NAME}/outages"
 REFUSED = RequestSendFailed(error.ConnectionRefusedError(), can_retry=False)
 NO_DNS = RequestSendFailed(error.DNSLookupError(), can_retry=False)
-
-
-async def nowhere(names: Any) -> dict[str, list[str]]:
-    return {}
 
 
 class OutagesTestCase(ModuleTestCase):
@@ -58,7 +53,6 @@ class OutagesTestCase(ModuleTestCase):
         self.job = Outages(
             self.homeserver,
             self.tables,
-            TriedStore(self.homeserver, self.tables, nowhere),
             contact_timeout_ms=CONTACT_TIMEOUT_MS,
         )
         self.look()

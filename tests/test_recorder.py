@@ -14,7 +14,7 @@ from synapse.server import HomeServer
 from synapse.storage.database import LoggingTransaction
 from synapse.util.clock import Clock
 from twisted.internet import error as net
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import CancelledError, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
@@ -268,7 +268,7 @@ class BoundsTestCase(RecorderTestCase):
             self.recorder._successes,
             self.recorder._recoveries,
         )
-        self.assertEqual(sum(map(len, waiting)), 50)
+        self.assertEqual([len(one) for one in waiting], [50, 50, 50])
         self.recorder.failed("00.example", refused())
         self.pass_s(WRITE_S)
         counts = self.counts()
@@ -299,7 +299,7 @@ class BoundsTestCase(RecorderTestCase):
         said = [record.getMessage() for record in logs.records]
         self.assertEqual(len(said), 2, said)
         self.assertIn("Cannot record federation failures yet", said[0])
-        self.assertIn("are not recorded until", said[1])
+        self.assertIn("is not recorded until", said[1])
         self.accept_changes("federation_admin_failures")
         self.pass_s(WRITE_S)
         self.assertEqual(len(self.rows()), 50)
@@ -322,7 +322,10 @@ class BoundsTestCase(RecorderTestCase):
             self.pass_s(WRITE_S)
         self.assertEqual(len(logs.records), 1)
         self.accept_changes("federation_admin_failures")
+        # It is tried again more and more rarely.
         self.pass_s(WRITE_S)
+        self.assertEqual(self.rows(), [])
+        self.pass_s(60)
         first, second = self.rows()
         self.assertEqual((first["destination"], first["count"]), ("a.example", 2))
         self.assertEqual(first["first_ts"], began_ts)
@@ -373,7 +376,7 @@ class BoundsTestCase(RecorderTestCase):
         ):
             self.pass_s(WRITE_S)
         later_ts = self.clock.time_msec()
-        self.pass_s(WRITE_S)
+        self.pass_s(60)
         first, second = self.rows()
         self.assertEqual((first["count"], second["count"]), (2, 1))
         self.assertEqual((first["first_ts"], first["last_ts"]), (began_ts, later_ts))
@@ -391,6 +394,40 @@ class BoundsTestCase(RecorderTestCase):
             self.successResultOf(one)
         self.assertEqual(len(self.rows()), 1500)
         self.assertEqual(set(self.counts().values()), {1})
+
+
+@pytest.mark.database
+class OddTestCase(RecorderTestCase):
+    def test_long_name(self) -> None:
+        """A name that no server can have does not keep others from being written."""
+        name = "a." * 3000 + "example"
+        self.recorder.failed(name, refused())
+        self.recorder.recovered(name)
+        self.recorder.answered(name)
+        self.recorder.failed("a.example", refused())
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 1})
+        self.assertEqual(self.rows("successes"), [])
+
+    def test_called_off(self) -> None:
+        """A request that was called off here says nothing of the destination."""
+        self.recorder.failed("a.example", CancelledError())
+        self.pass_s(WRITE_S)
+        (row,) = self.rows()
+        self.assertEqual(row["kind"], "other")
+        self.assertIn("called the request off", row["message"])
+
+    def test_held_up(self) -> None:
+        """Of two processes that saw it recover, the later time stays."""
+        other = self.other()
+        self.recorder.recovered("a.example")
+        self.reactor.advance(1)
+        later_ts = self.clock.time_msec()
+        other.recovered("a.example")
+        for recorder in (other, self.recorder):
+            self.get_success(recorder.write())
+        (row,) = self.rows("successes")
+        self.assertEqual((row["recovered_ts"], row["last_ts"]), (later_ts, later_ts))
 
 
 class SuccessesTestCase(RecorderTestCase):
