@@ -211,20 +211,22 @@ class Day:
                 server.outages[-1].may_be.add("invalid_response")
             server.remote.switch(Behaviour.HEALTHY)
         left = list(servers)
+        before_ms = self.clock.now_ms
 
         def look() -> bool:
+            nonlocal before_ms
             for server, failing in zip(tuple(left), self.failing(left), strict=True):
                 if not failing:
                     left.remove(server)
-                    self._ended(server, "recovered", look.before_ms)  # type: ignore[attr-defined]
-            look.before_ms = self.clock.now_ms  # type: ignore[attr-defined]
+                    self._ended(server, "recovered", before_ms)
+            before_ms = self.clock.now_ms
             return not left
 
-        look.before_ms = self.clock.now_ms  # type: ignore[attr-defined]
         self._minute_by_minute(look, "servers to recover")
 
     def come_back(self, *servers: Server) -> None:
         """Have servers be up again, and ask Synapse something."""
+        self._until_quiet()
         for server in servers:
             server.remote.switch(Behaviour.HEALTHY)
             begun_ms = self.clock.now_ms
@@ -248,6 +250,7 @@ class Day:
         self, server: Server, how: Callable[[MatrixClient, Server], Any]
     ) -> None:
         """Repair the connection to a server, which is up."""
+        self._until_quiet()
         server.remote.switch(Behaviour.HEALTHY)
         begun_ms = self.clock.now_ms
         how(self.clients[-1], server)
@@ -261,8 +264,7 @@ class Day:
         self._until(lambda: all(self.failing([server])), "it to fail again")
 
     def forget(self, server: Server) -> None:
-        # An attempt that is under way would write its row anew.
-        time.sleep(0.5)
+        self._until_quiet()
         begun_ms = self.clock.now_ms
         answer = self.client.request(
             "POST",
@@ -272,9 +274,14 @@ class Day:
         assert answer["forgotten"], answer
         self._ended(server, "forgotten", begun_ms)
 
-    def _ended(self, server: Server, how: str, begun_ms: int, late_ms: int = 0) -> None:
+    def _ended(self, server: Server, how: str, begun_ms: int) -> None:
+        late_ms = NOT_WRITTEN_YET_MS if how == "recovered" else 0
         server.outages[-1].ended = how
         server.outages[-1].end = (begun_ms, self.clock.now_ms + late_ms)
+
+    def _until_quiet(self) -> None:
+        """Let attempts end that are under way, and would undo what is done now."""
+        time.sleep(0.5)
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
         wait_until(condition, what, 20, 0.02)
@@ -440,7 +447,7 @@ def test_day(day: Day) -> None:
     begun = time.monotonic()
 
     def progress(what: str) -> None:
-        print(f"{time.monotonic() - begun:6.1f} s, {day.clock.now_ms}: {what}")
+        print(f"After {time.monotonic() - begun:.1f} s: {what}")
 
     servers = {
         "up": day.server(shares_room=True),
@@ -541,7 +548,7 @@ def test_day(day: Day) -> None:
     day.wait(minutes=4)
     day.recover([s["reset"]])
     day.wait(minutes=1)
-    progress(str(day.check(servers)))
+    assert day.check(servers) == []
 
     progress("one after the other")
     day.wait_until(10)
@@ -567,7 +574,7 @@ def test_day(day: Day) -> None:
     day.wait(seconds=40)
     day.fail({s["short"]: Behaviour.EXPIRED_CERTIFICATE})
     day.wait(minutes=3)
-    progress(str(day.check(servers)))
+    assert day.check(servers) == []
     day.come_back(*(s[label] for label in close))
     day.wait(minutes=2)
 

@@ -435,8 +435,9 @@ class EndTestCase(OutagesTestCase):
         self.assert_ended(self.now, "recovered")
 
     def test_in_vain_and_recovered(self) -> None:
-        """A reconnect that found it still failing has not ended it either."""
+        """What somebody has tried to do, and has not come to, has not ended it either."""
         self.done("reconnect", "still_failing", self.now - 30 * MINUTE)
+        self.done("forget", "failed", self.now - 30 * MINUTE)
         self.working()
         self.assert_ended(self.now, "recovered")
 
