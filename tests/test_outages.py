@@ -435,7 +435,7 @@ class EndTestCase(OutagesTestCase):
         self.assert_ended(self.now, "recovered")
 
     def test_in_vain_and_recovered(self) -> None:
-        """What somebody has tried to do, and has not come to, has not ended it either."""
+        """What somebody has tried to do in vain has not ended it either."""
         self.done("reconnect", "still_failing", self.now - 30 * MINUTE)
         self.done("forget", "failed", self.now - 30 * MINUTE)
         self.working()
