@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from traceback import clear_frames
 
-import attr
 from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from twisted.internet import error as net
@@ -229,15 +228,20 @@ def failure_of(
 
 
 def _describe(kind: FailureKind, cause: BaseException) -> Failure:
-    failure = describe(kind, _text_of(cause))
+    text = _text_of(cause)
     # The names of Python's exceptions tell a person nothing.
-    return failure if isinstance(cause, _TELLING) else attr.evolve(failure, detail="")
+    detail = text if isinstance(cause, _TELLING) else ""
+    return Failure(kind, _message(kind, text), detail)
 
 
 def describe(kind: FailureKind, detail: str = "") -> Failure:
     """Return a failure with the sentence for its kind, and a detail behind it."""
+    return Failure(kind, _message(kind, detail), detail)
+
+
+def _message(kind: FailureKind, detail: str) -> str:
     sentence = _SENTENCES[kind]
-    return Failure(kind, f"{sentence} ({detail})" if detail else sentence, detail)
+    return f"{sentence} ({detail})" if detail else sentence
 
 
 def summary(failure: Failure) -> str:

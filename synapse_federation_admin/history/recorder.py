@@ -63,6 +63,13 @@ class _Failures:
     issuer: str
 
 
+# Kinds of failures that are because of a certificate that is not trusted.
+_UNTRUSTED = (
+    FailureKind.TLS_EXPIRED,
+    FailureKind.TLS_NOT_YET_VALID,
+    FailureKind.TLS_UNTRUSTED,
+)
+
 # A destination, and a kind.
 _Key = tuple[str, FailureKind]
 
@@ -114,10 +121,10 @@ class Recorder:
             known.last_ts = now_ts
             known.count += 1
             known.message = failure.message
-            known.issuer = _issuer_of(error)
+            known.issuer = _issuer_of(error, failure.kind)
         elif self._has_room(self._failures):
             self._failures[key] = _Failures(
-                now_ts, now_ts, 1, failure.message, _issuer_of(error)
+                now_ts, now_ts, 1, failure.message, _issuer_of(error, failure.kind)
             )
             self._write_soon()
 
@@ -277,7 +284,11 @@ class _Batch:
                     "destination": name,
                     "kind": kind.value,
                     "instance": instance,
-                    **attr.asdict(found),
+                    "message": found.message,
+                    "issuer": found.issuer,
+                    "first_ts": found.first_ts,
+                    "last_ts": found.last_ts,
+                    "count": found.count,
                 }
             )
         failed.sort(key=lambda row: (row["destination"], row["kind"]))
@@ -304,8 +315,10 @@ def _take(waiting: dict[Any, Any]) -> dict[Any, Any]:
     return taken
 
 
-def _issuer_of(error: BaseException | None) -> str:
+def _issuer_of(error: BaseException | None, kind: FailureKind) -> str:
     """Return who issued the certificate because of which a request failed."""
+    if kind not in _UNTRUSTED:
+        return ""
     todo: list[Any] = [error]
     for _ in range(20):
         if not todo:
