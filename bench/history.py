@@ -238,7 +238,6 @@ def load(
         over = time.monotonic()
         health.stop()
         kept = _kept(synapse, failing) if setting in (MODULE, MEASURED) else "-"
-    during = [ms for start, ms in health._samples if begun <= start <= over]
     written = [
         event
         for event in _events(told, "txn")
@@ -247,7 +246,7 @@ def load(
     return Load(
         setting=setting,
         idle_ms=health.worst_ms(idle, begun - 0.001),
-        median_ms=statistics.median(during),
+        median_ms=statistics.median(health.between(begun, over)),
         worst_ms=health.worst_ms(begun, over),
         cpu_s=cpu_s,
         took_s=ended - begun,
@@ -655,7 +654,7 @@ _LOAD = f"""\
 
 One process, with real sockets: {FAILURES:,} destinations, each with an address of its
 own, are sent a to-device message, {PER_SECOND} a second. {FAILURES - DROPPING:,} of
-them refuse the connection, {DROPPING:,} drop it, and {ANSWERING} others answer. Each
+them refuse the connection and {DROPPING:,} drop it; {ANSWERING} others answer. Each
 homeserver is a fresh one, has met {_WARM_UP} failures before, and gets the same
 messages in the same order, one homeserver after the other.
 

@@ -86,6 +86,10 @@ class Health:
         """All latencies, in ms, once it was stopped."""
         return [ms for _, ms in self._samples]
 
+    def between(self, since: float, until: float) -> list[float]:
+        """Return the latencies in ms of polls that began within a time."""
+        return [ms for start, ms in self._samples if since <= start <= until]
+
     def worst_ms(self, since: float, until: float) -> float:
         """Return the longest latency in ms, of polls that overlap a time."""
         return max(
