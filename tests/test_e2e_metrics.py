@@ -14,6 +14,7 @@ import pytest
 import yaml
 from attrs import frozen
 from prometheus_client.parser import text_string_to_metric_families
+from shifted_clock import ShiftedClock
 
 from synapse_federation_admin.models import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -82,7 +83,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("metrics")
     certificates = CertificateAuthority(folder)
     extra: dict[str, object] = {"enable_metrics": True}
-    synapse = SynapseServer(folder / "synapse", certificates, extra_config=extra)
+    clock = ShiftedClock(folder / "clock", time.time())
+    synapse = SynapseServer(
+        folder / "synapse",
+        certificates,
+        extra_config=extra,
+        wrapper=clock.wrapper,
+    )
     port = free_port()
     url = f"http://127.0.0.1:{port}/_synapse/metrics"
     extra["listeners"] = [
@@ -121,12 +128,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "the one that was reset to fail again",
             30,
         )
-        # What was recorded last is written after some seconds.
-        settled_s = time.time() + 5
+        # What was recorded last is written after some seconds, and the gauges are
+        # brought up to date once a minute.
+        time.sleep(5)
+        clock.jump(70)
+        settled_s = clock.now_ms / 1000 - 30
         wait_until(
             lambda: (scrape().value("updated_timestamp_seconds") or 0) > settled_s,
             "the gauges to be brought up to date",
-            150,
+            30,
         )
         yield World(scrape(), remotes)
 
