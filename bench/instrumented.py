@@ -130,9 +130,9 @@ def _measure_calls(events: _Events) -> None:
     traffic._take = calls.measured(  # type: ignore[assignment]
         lambda msg, _: names.get(msg, "anything else"), traffic._take
     )
-    make = recorder._Batch.make
-    recorder._Batch.make = calls.measured("make", make)  # type: ignore[method-assign]
-    recorder._write_txn = calls.measured("write", recorder._write_txn)  # type: ignore[assignment]
+    make = recorder.Batch.make
+    recorder.Batch.make = calls.measured("make", make)  # type: ignore[method-assign]
+    recorder.write_txn = calls.measured("write", recorder.write_txn)  # type: ignore[assignment]
     atexit.register(calls.write, events)
 
 

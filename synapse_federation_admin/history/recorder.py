@@ -10,21 +10,16 @@ wait to be written, and as many answers; in the table each destination has one r
 each kind. Old rows are deleted (`synapse_federation_admin.repair.housekeeping`).
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import attr
-from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.destinations.query import Sql
 from synapse_federation_admin.failure import describe, failure_of
-from synapse_federation_admin.history.ending import SETTLED_MS, end_outages
-from synapse_federation_admin.history.kinds import to_bits
-from synapse_federation_admin.history.sql import rows_of_json
+from synapse_federation_admin.history.batch import Batch, Failures, Key, write_txn
+from synapse_federation_admin.history.ending import SETTLED_MS
 from synapse_federation_admin.homeserver import (
     Homeserver,
     UntrustedCertificateError,
@@ -52,26 +47,12 @@ _MAX_WAITING = 20_000
 _MAX_KNOWN = 50_000
 
 
-@attr.s(slots=True, auto_attribs=True, eq=False)
-class _Failures:
-    """Failures of one kind of one destination, not written yet."""
-
-    first_ts: int
-    last_ts: int
-    count: int
-    message: str
-    issuer: str
-
-
 # Kinds of failures that are because of a certificate that is not trusted.
 _UNTRUSTED = (
     FailureKind.TLS_EXPIRED,
     FailureKind.TLS_NOT_YET_VALID,
     FailureKind.TLS_UNTRUSTED,
 )
-
-# A destination, and a kind.
-_Key = tuple[str, FailureKind]
 
 
 class Recorder:
@@ -83,7 +64,7 @@ class Recorder:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
-        self._failures: dict[_Key, _Failures] = {}
+        self._failures: dict[Key, Failures] = {}
         # When a destination answered, and when it did so after it had failed.
         self._successes: dict[str, int] = {}
         self._recoveries: dict[str, int] = {}
@@ -123,7 +104,7 @@ class Recorder:
             known.message = failure.message
             known.issuer = _issuer_of(error, failure.kind)
         elif self._has_room(self._failures):
-            self._failures[key] = _Failures(
+            self._failures[key] = Failures(
                 now_ts, now_ts, 1, failure.message, _issuer_of(error, failure.kind)
             )
             self._write_soon()
@@ -212,7 +193,7 @@ class Recorder:
             successes = _take(self._successes)
             if not (failures or recoveries or successes):
                 return
-            batch = _Batch.make(
+            batch = Batch.make(
                 failures, recoveries, successes, self._homeserver.instance_name
             )
             now_ts = self._homeserver.now_ms()
@@ -220,7 +201,7 @@ class Recorder:
                 await self._homeserver.run_read_committed(
                     "federation_admin_record",
                     partial(
-                        _write_txn,
+                        write_txn,
                         batch,
                         self._homeserver.is_postgres,
                         now_ts,
@@ -233,7 +214,7 @@ class Recorder:
 
     def _put_back(
         self,
-        failures: dict[_Key, _Failures],
+        failures: dict[Key, Failures],
         recoveries: dict[str, int],
         successes: dict[str, int],
     ) -> None:
@@ -246,65 +227,6 @@ class Recorder:
                 later.count += found.count
         self._recoveries = {**recoveries, **self._recoveries}
         self._successes = {**successes, **self._successes}
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Batch:
-    """What one transaction writes, each a list of objects as JSON; "" for none.
-
-    As one parameter each, so that a thousand rows cost the process that sends them
-    hardly more than one. All are sorted, so that transactions of other processes rarely
-    wait for each other in a circle; then Synapse runs one of them again.
-    """
-
-    successes: str
-    failures: str
-    outages: str
-
-    @classmethod
-    def make(
-        cls,
-        failures: dict[_Key, _Failures],
-        recoveries: dict[str, int],
-        successes: dict[str, int],
-        instance: str,
-    ) -> "_Batch":
-        """Make the rows."""
-        answered = [
-            {"destination": name, "ts": ts, "recovered": recoveries.get(name)}
-            # One that has recovered has answered.
-            for name, ts in sorted({**successes, **recoveries}.items())
-        ]
-        failed = []
-        by_name: dict[str, list[tuple[FailureKind, _Failures]]] = {}
-        for (name, kind), found in failures.items():
-            by_name.setdefault(name, []).append((kind, found))
-            failed.append(
-                {
-                    "destination": name,
-                    "kind": kind.value,
-                    "instance": instance,
-                    "message": found.message,
-                    "issuer": found.issuer,
-                    "first_ts": found.first_ts,
-                    "last_ts": found.last_ts,
-                    "count": found.count,
-                }
-            )
-        failed.sort(key=lambda row: (row["destination"], row["kind"]))
-        down = [
-            {
-                "destination": name,
-                "first_ts": min(failure.first_ts for _, failure in found),
-                "last_ts": max(failure.last_ts for _, failure in found),
-                "kind": max(found, key=lambda one: one[1].last_ts)[0].value,
-                "kinds": to_bits(kind.value for kind, _ in found),
-            }
-            for name, found in sorted(by_name.items())
-        ]
-        return cls(
-            *(json.dumps(rows) if rows else "" for rows in (answered, failed, down))
-        )
 
 
 def _take(waiting: dict[Any, Any]) -> dict[Any, Any]:
@@ -330,130 +252,3 @@ def _issuer_of(error: BaseException | None, kind: FailureKind) -> str:
         todo += [] if inner is None else [inner]
         todo += [reason.value for reason in getattr(found, "reasons", ())]
     return ""
-
-
-def _write_txn(
-    batch: _Batch,
-    is_postgres: bool,
-    now_ts: int,
-    settled_ts: int,
-    txn: LoggingTransaction,
-) -> None:
-    # What fails anew is no part of an outage that is over.
-    over = end_outages(Sql(_FAILS_ANEW, (batch.outages,)), now_ts, settled_ts)
-    for rows, columns, statements in (
-        (batch.successes, _SUCCESS_COLUMNS, (Sql(_WRITE_SUCCESSES),)),
-        (batch.failures, _FAILURE_COLUMNS, (Sql(_WRITE_FAILURES),)),
-        (
-            batch.outages,
-            _OUTAGE_COLUMNS,
-            (over, Sql(_BEGIN_OUTAGES), Sql(_WRITE_KINDS)),
-        ),
-    ):
-        if rows:
-            source = rows_of_json("new", columns, is_postgres)
-            for statement in statements:
-                txn.execute(
-                    statement.text.replace("{new}", source), statement.args or (rows,)
-                )
-
-
-_SUCCESS_COLUMNS = {"destination": "text", "ts": "bigint", "recovered": "bigint"}
-_FAILURE_COLUMNS = {
-    "destination": "text",
-    "kind": "text",
-    "instance": "text",
-    "message": "text",
-    "issuer": "text",
-    "first_ts": "bigint",
-    "last_ts": "bigint",
-    "count": "bigint",
-}
-_OUTAGE_COLUMNS = {
-    "destination": "text",
-    "first_ts": "bigint",
-    "last_ts": "bigint",
-    "kind": "text",
-    "kinds": "bigint",
-}
-
-_WRITE_SUCCESSES = """
-    INSERT INTO federation_admin_successes AS known
-        (destination, last_ts, recovered_ts)
-    SELECT new.destination, new.ts, new.recovered FROM {new} WHERE TRUE
-    ON CONFLICT (destination) DO UPDATE SET
-        last_ts = CASE WHEN EXCLUDED.last_ts > known.last_ts
-            THEN EXCLUDED.last_ts ELSE known.last_ts END,
-        recovered_ts = CASE WHEN known.recovered_ts IS NULL
-                OR EXCLUDED.recovered_ts > known.recovered_ts
-            THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END
-"""
-
-# What was said last is kept of what several processes say.
-_WRITE_FAILURES = """
-    INSERT INTO federation_admin_failures AS known
-        (destination, kind, message, first_ts, last_ts, count, instance, issuer)
-    SELECT new.destination, new.kind, new.message, new.first_ts, new.last_ts,
-        new.count, new.instance, new.issuer
-    FROM {new} WHERE TRUE
-    ON CONFLICT (destination, kind) DO UPDATE SET
-        message = CASE WHEN EXCLUDED.last_ts >= known.last_ts
-            THEN EXCLUDED.message ELSE known.message END,
-        instance = CASE WHEN EXCLUDED.last_ts >= known.last_ts
-            THEN EXCLUDED.instance ELSE known.instance END,
-        issuer = CASE WHEN EXCLUDED.last_ts >= known.last_ts
-            THEN EXCLUDED.issuer ELSE known.issuer END,
-        first_ts = CASE WHEN EXCLUDED.first_ts < known.first_ts
-            THEN EXCLUDED.first_ts ELSE known.first_ts END,
-        last_ts = CASE WHEN EXCLUDED.last_ts > known.last_ts
-            THEN EXCLUDED.last_ts ELSE known.last_ts END,
-        count = known.count + EXCLUDED.count
-"""
-
-_FAILS_ANEW = """
-    o.destination IN (SELECT new.destination FROM {new})
-    AND d.retry_last_ts <> 0 AND d.failure_ts IS NOT NULL
-"""
-
-# Since when it fails Synapse's row knows best; but where that is about an outage that
-# has ended, this is another one. What is written only after the outage has ended in
-# which it failed, because another process or the job was quicker, begins none.
-_BEGIN_OUTAGES = """
-    INSERT INTO federation_admin_outages (destination, start_ts, kinds)
-    SELECT new.destination,
-        CASE
-            WHEN d.failure_ts < new.first_ts AND NOT EXISTS (
-                SELECT 1 FROM federation_admin_outages AS before
-                WHERE before.destination = new.destination
-                AND before.end_ts > d.failure_ts
-            ) THEN d.failure_ts
-            ELSE COALESCE(
-                (
-                    SELECT MAX(before.end_ts) + 1
-                    FROM federation_admin_outages AS before
-                    WHERE before.destination = new.destination
-                    AND before.end_ts > new.first_ts
-                ),
-                new.first_ts
-            )
-        END,
-        0
-    FROM {new} LEFT JOIN destinations AS d ON d.destination = new.destination
-    WHERE NOT EXISTS (
-        SELECT 1 FROM federation_admin_outages AS o
-        WHERE o.destination = new.destination
-        AND (o.end_ts IS NULL OR o.end_ts >= new.last_ts)
-    )
-    ON CONFLICT DO NOTHING
-"""
-
-_WRITE_KINDS = """
-    UPDATE federation_admin_outages AS o
-    SET last_kind = new.kind, kinds = o.kinds | new.kinds
-    FROM {new}
-    WHERE o.destination = new.destination AND o.end_ts IS NULL
-    AND (
-        o.last_kind IS NULL OR o.last_kind <> new.kind
-        OR o.kinds <> (o.kinds | new.kinds)
-    )
-"""
