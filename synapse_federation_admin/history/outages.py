@@ -4,13 +4,14 @@
 An outage begins with a request that fails, which `recorder` writes. It ends with the
 last thing that made Synapse take the destination as working again: a request that got
 through, a reset, or that its row was deleted. Which of these it was, this job finds out
-once a minute, in SQL, by Synapse's rows, what `recorder` has written, and the audit. It
-also begins the outages of what was failing before, and of what a killed process could
-not write.
+once a minute, in SQL, by Synapse's rows, what `recorder` has written, and the audit. At
+the start, and then every five minutes, it also begins the outages of what was failing
+before, and of what a killed process could not write.
 
 Only the process that runs background tasks does this.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,9 +36,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# How often, and how soon after the start.
+# How often it is looked what has ended, and how soon after the start; and each how many
+# times what has begun: for that there is the recorder, and the table is large.
 _EVERY_MS = 60_000
 _FIRST_MS = 2000
+_BEGIN_EACH = 5
 
 # What one transaction looks at on SQLite: some 10 ms.
 _ROWS = 40_000
@@ -74,9 +77,9 @@ class Outages:
 
     async def _keep_looking(self) -> None:
         await self._homeserver.sleep_ms(_FIRST_MS)
-        while True:
+        for number in itertools.count():
             try:
-                await self.look()
+                await self.look(begins=number % _BEGIN_EACH == 0)
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -84,15 +87,21 @@ class Outages:
                 logger.warning("Cannot record outages yet: %s", e)
             await self._homeserver.sleep_ms(_EVERY_MS)
 
-    async def look(self) -> None:
-        """Bring the outages up to date. Raises what the database raises."""
+    async def look(self, *, begins: bool = True) -> None:
+        """Bring the outages up to date. Raises what the database raises.
+
+        Args:
+            begins: Look for those that nobody has begun, too.
+        """
         await self._tables.ready()
         now_ts = self._homeserver.now_ms()
-        await self._run(partial(_begin_recording_txn, now_ts=now_ts))
         await self._reopen(now_ts - _IN_VAIN_MS)
         await self._each_open(
             lambda which: end_outages(which, now_ts, now_ts - self._settled_ms)
         )
+        if not begins:
+            return
+        await self._run(partial(_begin_recording_txn, now_ts=now_ts))
         most = _BEGUN_AT_ONCE
         if not self._homeserver.is_postgres:
             most = _BEGUN_AT_ONCE_ON_SQLITE
