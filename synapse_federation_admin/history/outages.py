@@ -11,7 +11,6 @@ before, and of what a killed process could not write.
 Only the process that runs background tasks does this.
 """
 
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -77,9 +76,11 @@ class Outages:
 
     async def _keep_looking(self) -> None:
         await self._homeserver.sleep_ms(_FIRST_MS)
-        for number in itertools.count():
+        left = 0
+        while True:
             try:
-                await self.look(begins=number % _BEGIN_EACH == 0)
+                await self.look(begins=left == 0)
+                left = (left or _BEGIN_EACH) - 1
             except CancelledError:
                 # Synapse is shutting down.
                 raise
