@@ -3,7 +3,7 @@
 
 Real Synapse processes, on both databases. Writes its section of the page:
 
-- what 10,000 real failures within a minute do to a stock Synapse, to one with the
+- what 10,000 real failures, 200 a second, do to a stock Synapse, to one with the
   module and to one with the module that takes no note of them, and what the module's
   own calls and transactions take of that;
 - the job that keeps outages, with 1,000,000 destinations of which 100,000 fail.
@@ -650,10 +650,10 @@ the same machine. This section is written by `python bench/history.py`, which
 """
 
 _LOAD = f"""\
-### {FAILURES:,} failures within a minute
+### {FAILURES:,} failures, {PER_SECOND} a second
 
 One process, with real sockets: {FAILURES:,} destinations, each with an address of its
-own, are sent a to-device message, {PER_SECOND} a second. {FAILURES - DROPPING:,} of
+own, are sent a to-device message, at that pace. {FAILURES - DROPPING:,} of
 them refuse the connection and {DROPPING:,} drop it; {ANSWERING} others answer. Each
 homeserver is a fresh one, has met {_WARM_UP} failures before, and gets the same
 messages in the same order, one homeserver after the other.
