@@ -103,9 +103,9 @@ def _say_runs(events: _Events, first_ms: int | None) -> None:
     from synapse_federation_admin.history import monitor, outages
 
     def said(name: str, func: Function) -> Function:
-        async def run(*args: Any) -> None:
+        async def run(*args: Any, **kwargs: Any) -> None:
             events.say(f"{name} begins")
-            await func(*args)
+            await func(*args, **kwargs)
             events.say(f"{name} ends")
 
         return run
