@@ -203,6 +203,9 @@ _SENTENCES = {
 # outermost first, then those that it wraps.
 _PROXIED = "ProxyResource: Error when proxying request: "
 _PROXIED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
+# What Twisted and Python say of names to which nothing can connect.
+_NO_NAME = ("invalid hostname", "Port out of range")
+
 _UNVERIFIED = re.compile(
     "certificate verify failed(?:: OpenSSL verification error ([0-9]+))?"
 )
@@ -323,6 +326,8 @@ def _kind_of(
         host = _NO_RESULTS.search(str(cause))
         if host and has_addresses(host[1].rstrip(".")):
             return FailureKind.IP_BLOCKED
+    if isinstance(cause, ValueError) and str(cause).startswith(_NO_NAME):
+        return FailureKind.INVALID_NAME
     for types, kind in _KINDS:
         if isinstance(cause, types):
             return kind

@@ -121,7 +121,10 @@ class FederationAdmin:
         housekeeping.start()
         bulk.start()
         Recorder(
-            homeserver, tables, contact_timeout_ms=config.contact_timeout_ms
+            homeserver,
+            tables,
+            diagnoses.without_dns,
+            contact_timeout_ms=config.contact_timeout_ms,
         ).start()
         outages.start()
         tried.start()

@@ -9,7 +9,7 @@ from typing import Any
 
 import attr
 import pytest
-from dns_server import SERVFAIL
+from dns_server import SERVFAIL, SILENCE
 from faults import expired
 from laboratory import ZONE, Laboratory, as_json, hang
 
@@ -91,7 +91,8 @@ def world(folder: Path, number: int) -> Iterator[World]:
         yield World(laboratory, synapse, client)
 
 
-def test_resolver(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [SERVFAIL, SILENCE])
+def test_resolver(tmp_path: Path, broken: str) -> None:
     """When the resolver breaks, that is said, and with which kind servers fail."""
     with world(tmp_path, 11) as w:
         names = [w.serve(f"up{number}") for number in range(7)]
@@ -101,7 +102,7 @@ def test_resolver(tmp_path: Path) -> None:
         for name in names[:6]:
             for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
                 for kind in ("A", "AAAA", "SRV"):
-                    w.laboratory.dns.records[service + name, kind] = SERVFAIL
+                    w.laboratory.dns.records[service + name, kind] = broken
         w.send(names)
         w.wait_for(names[:6], "last_failure")
         found = w.outlook()

@@ -75,6 +75,8 @@ CAUSES: list[tuple[Exception, str]] = [
     (sent(DeferredTimeoutError()), "response_timeout"),
     (sent(never(CancelledError())), "response_timeout"),
     (sent(never(net.ConnectionLost(), CancelledError())), "response_timeout"),
+    (sent(ValueError("Port out of range 0-65535")), "invalid_name"),
+    (sent(ValueError("invalid hostname: -a.example")), "invalid_name"),
     (sent(RequestGenerationFailed([Failure(CancelledError())])), "response_timeout"),
     (sent(never(UntrustedCertificateError(10))), "tls_expired"),
     (sent(never(UntrustedCertificateError(9))), "tls_not_yet_valid"),

@@ -326,6 +326,32 @@ class OutagesTest(HistoryTestCase):
         (outage,) = self.get_json(f"{path}/outages")["outages"]
         self.assertEqual((outage["ended"], outage["end_ts"]), ("recovered", then))
 
+    def test_long_name(self) -> None:
+        """A name that no server can have keeps none of the others back."""
+        name = "".join(f"{number * 7919:x}" for number in range(600))[:2600] + ".a"
+        then = self.now - HOUR
+        for destination in (name, "b.example"):
+            self.add_destination(destination, then, HOUR, then)
+        homeserver = Homeserver(self.hs.get_module_api())
+        outages = Outages(homeserver, Tables(homeserver), contact_timeout_ms=1000)
+        self.get_success(outages.look())
+        (outage,) = self.get_json(f"{LIST}/b.example/outages")["outages"]
+        self.assertEqual(outage["start_ts"], then)
+        self.assertEqual(self.get_json(f"{LIST}/{name}/outages")["outages"], [])
+        with mock.patch.object(Homeserver, "probe", side_effect=ValueError):
+            run = self.ask("POST", f"{V2}/reconnects", content={"all_failing": True})
+            self.pump(1)
+        self.assertEqual(run.code, 200, run.result)
+        found = self.get_json(f"{V2}/reconnects/{run.json_body['id']}")
+        self.assertEqual((found["matched"], found["status"]), (1, "complete"))
+        path = self.destination_path(name)
+        self.assertEqual(self.ask("POST", f"{path}/reset_connection").code, 200)
+        forgotten = self.ask(
+            "POST", f"{LIST}/{name}/forget", content={"dry_run": False}
+        )
+        self.assertEqual(forgotten.code, 200, forgotten.result)
+        self.assertEqual(self.ask("GET", path).code, 404)
+
     def test_pruned(self) -> None:
         """What is old is deleted, but not what lasts, nor why."""
         self.add_failing("a.example", "gone", ago=300 * DAY)

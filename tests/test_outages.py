@@ -2,6 +2,7 @@
 """How outages begin and end: what the job makes of rows, audit and what is recorded."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 from module_case import NAME, ModuleTestCase
@@ -137,7 +138,10 @@ class OutagesTestCase(ModuleTestCase):
     def recorder(self) -> Recorder:
         """Return what takes note of the requests of a process."""
         return Recorder(
-            self.homeserver, self.tables, contact_timeout_ms=CONTACT_TIMEOUT_MS
+            self.homeserver,
+            self.tables,
+            mock.AsyncMock(return_value=set()),
+            contact_timeout_ms=CONTACT_TIMEOUT_MS,
         )
 
     def write(self, recorder: Recorder) -> None:

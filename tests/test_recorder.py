@@ -15,6 +15,7 @@ from synapse.storage.database import LoggingTransaction
 from synapse.util.clock import Clock
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
@@ -100,7 +101,12 @@ class RecorderTestCase(ModuleTestCase):
     def other(self) -> Recorder:
         """Make the recorder of another process."""
         homeserver = Homeserver(self.hs.get_module_api())
-        return Recorder(homeserver, Tables(homeserver), contact_timeout_ms=10_000)
+        return Recorder(
+            homeserver,
+            Tables(homeserver),
+            mock.AsyncMock(return_value=set()),
+            contact_timeout_ms=10_000,
+        )
 
     def write_as(self, instance: str, recorder: Recorder) -> None:
         with mock.patch.object(Homeserver, "instance_name", instance):
@@ -416,6 +422,39 @@ class OddTestCase(RecorderTestCase):
         (row,) = self.rows()
         self.assertEqual(row["kind"], "other")
         self.assertIn("called the request off", row["message"])
+
+    def test_dns(self) -> None:
+        """What led to no connection in time is because of the DNS if it is silent."""
+        asked: list[list[str]] = []
+        silent: set[str] = set()
+
+        async def without_dns(names: list[str]) -> set[str]:
+            asked.append(list(names))
+            return set(names) & silent
+
+        self.recorder._without_dns = without_dns  # type: ignore[assignment]
+        late = RequestSendFailed(DeferredTimeoutError(), can_retry=True)
+        names = [f"{number}.example" for number in range(5)]
+        for about in (names, names[:1]):
+            silent.clear()
+            silent.update(about)
+            for name in names:
+                self.recorder.failed(name, late)
+            self.recorder.failed("other.example", refused())
+            self.pass_s(WRITE_S)
+        # Three stand for all, and if it answers about one of them, for themselves.
+        self.assertEqual(asked, [names[:3]] * 2)
+        self.assertEqual(
+            self.counts(),
+            {
+                **{(name, "dns_failed"): 1 for name in names[1:]},
+                (names[0], "dns_failed"): 2,
+                **{(name, "response_timeout"): 1 for name in names[1:]},
+                ("other.example", "connection_refused"): 2,
+            },
+        )
+        row = next(r for r in self.rows() if r["kind"] == "dns_failed")
+        self.assertIn("no answer in time", row["message"])
 
     def test_held_up(self) -> None:
         """Of two processes that saw it recover, the later time stays."""

@@ -2,6 +2,7 @@
 """Makes diagnoses: all stages, side by side where they do not depend on each other."""
 
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,7 +12,7 @@ import attr
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.reach import ReachStore
 from synapse_federation_admin.destinations.store import DestinationStore
-from synapse_federation_admin.diagnosis.addresses import check_addresses
+from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
 from synapse_federation_admin.diagnosis.clock import check_clock
 from synapse_federation_admin.diagnosis.connections import check_connections
 from synapse_federation_admin.diagnosis.limits import (
@@ -60,6 +61,9 @@ _GRACE_MS = 1000
 # When addresses alone are looked for: of how many servers at once, and for how long.
 _MAX_LOOKED = 5
 _LOOK_MS = 5000
+
+# How long the DNS has to answer, if it is only asked whether it does.
+_ANSWER_MS = 1500
 
 _DIRECT = (
     StageName.WELL_KNOWN,
@@ -157,6 +161,36 @@ class Diagnoses:
 
         await side_by_side(*(partial(look, name) for name in names))
         return {name: addresses for name, addresses in found.items() if addresses}
+
+    async def without_dns(self, names: Sequence[str]) -> set[str]:
+        """Return those of some server names about which the DNS does not answer.
+
+        Within two seconds. Of names that are addresses, or no server's, none are.
+        """
+        outbound = self._way_out()
+        if outbound.instances is not None:
+            # Others ask it.
+            return set()
+        found: set[str] = set()
+
+        async def look(name: str) -> None:
+            try:
+                server = ServerName.parse(name)
+            except ValueError:
+                return
+            if server.is_literal:
+                return
+            deadline = Deadline(self._homeserver.reactor, _ANSWER_MS)
+            try:
+                await look_up(outbound, server.host, server.port or 8448, deadline)
+            except TimeIsOver:
+                found.add(name)
+            except (OSError, UnicodeError) as e:
+                if getattr(e, "errno", None) == socket.EAI_AGAIN:
+                    found.add(name)
+
+        await side_by_side(*(partial(look, name) for name in names))
+        return found
 
     async def _addresses(self, name: str, deadline: Deadline) -> list[str]:
         outbound = self._way_out()

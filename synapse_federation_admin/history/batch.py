@@ -7,7 +7,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import Sql
-from synapse_federation_admin.history.ending import end_outages
+from synapse_federation_admin.history.ending import MOMENT_MS, end_outages
 from synapse_federation_admin.history.kinds import to_bits
 from synapse_federation_admin.history.sql import rows_of_json
 from synapse_federation_admin.models import FailureKind
@@ -22,6 +22,9 @@ class Failures:
     count: int
     message: str
     issuer: str
+    # Whether there was no connection in time; and whether it is known why.
+    is_unconnected: bool = False
+    is_settled: bool = False
 
 
 # A destination, and a kind.
@@ -111,15 +114,18 @@ def write_txn(
         (
             batch.outages,
             _OUTAGE_COLUMNS,
-            (over, Sql(_BEGIN_OUTAGES), Sql(_WRITE_KINDS)),
+            (
+                over,
+                Sql(_BEGIN_OUTAGES.replace("{moment}", str(MOMENT_MS))),
+                Sql(_WRITE_KINDS),
+            ),
         ),
     ):
         if rows:
             source = rows_of_json("new", columns, is_postgres)
             for statement in statements:
-                txn.execute(
-                    statement.text.replace("{new}", source), statement.args or (rows,)
-                )
+                text = statement.text.replace("{new}", source)
+                txn.execute(text, statement.args or (rows,))
 
 
 _SUCCESS_COLUMNS = {"destination": "text", "ts": "bigint", "recovered": "bigint"}
@@ -186,7 +192,7 @@ _BEGIN_OUTAGES = """
     INSERT INTO federation_admin_outages (destination, start_ts, kinds)
     SELECT new.destination,
         CASE
-            WHEN d.failure_ts < new.first_ts AND NOT EXISTS (
+            WHEN d.failure_ts < new.first_ts + {moment} AND NOT EXISTS (
                 SELECT 1 FROM federation_admin_outages AS before
                 WHERE before.destination = new.destination
                 AND before.end_ts > d.failure_ts

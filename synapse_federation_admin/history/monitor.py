@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # than this.
 _EVERY_MS = 60_000
 _REST_FACTOR = 50
-_LONGEST_REST_MS = 600_000
+_LONGEST_REST_MS = 300_000
 
 # How soon after the start: when outages are up to date.
 _FIRST_MS = 5000

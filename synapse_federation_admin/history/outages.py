@@ -28,7 +28,7 @@ from synapse_federation_admin.history.ending import (
 )
 from synapse_federation_admin.history.kinds import bits_of
 from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import OutageEnd
+from synapse_federation_admin.models import MAX_NAME, OutageEnd
 from synapse_federation_admin.tables import Tables
 
 T = TypeVar("T")
@@ -276,7 +276,9 @@ def _begin(rows: Sql, most: int) -> Sql:
                     ORDER BY f.last_ts DESC LIMIT 1
                 ) AS last_kind
             FROM destinations AS d
-            WHERE {FAILING} AND {rows.text} AND NOT EXISTS (
+            WHERE {FAILING} AND {rows.text}
+            AND LENGTH(d.destination) <= {MAX_NAME}
+            AND NOT EXISTS (
                 SELECT 1 FROM federation_admin_outages AS o
                 WHERE o.destination = d.destination AND o.end_ts IS NULL
             )

@@ -15,10 +15,8 @@ from synapse_federation_admin.models import (
 # Of fewer servers nothing can be told.
 _LEAST = 5
 
-# The share of the servers that worked, of which many began to fail; and of all that
-# were tried, for it to be told even of those that have never worked.
+# The share of the servers that worked, of which many began to fail.
 _MANY = 0.5
-_NEARLY_ALL = 0.9
 
 # The share of those that share a cause, for it to be the cause; and of how many at most
 # it has to be known where they lead.
@@ -112,19 +110,14 @@ def _began_together(tried: Tried) -> _Judgement:
     """Tell of a cause on our side, if many servers began to fail with it.
 
     Any homeserver knows servers that are long dead, and meets others that have never
-    worked, by the thousand when somebody joins an old room: what counts is how many of
-    those that worked began to fail, or that nearly all began to that are tried at all.
+    worked, by the thousand when somebody joins an old room or makes names up: what
+    counts is how many of those that worked began to fail.
     """
     kinds = _of(tried, CauseType.KIND)
     if tried.worked >= _LEAST and tried.worked >= _MANY * (
         tried.worked + tried.succeeded
     ):
         return _ours(tried, {c.value: c.worked for c in kinds}, tried.worked)
-    if tried.began >= _LEAST and tried.began >= _NEARLY_ALL * tried.total:
-        counts = {c.value: c.began for c in kinds}
-        # That is what a resolver which works says of made-up names.
-        counts.pop(FailureKind.DNS_NOT_FOUND.value, None)
-        return _ours(tried, counts, tried.began)
     return None
 
 

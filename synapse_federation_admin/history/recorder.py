@@ -11,11 +11,12 @@ each kind. Old rows are deleted (`synapse_federation_admin.repair.housekeeping`)
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from synapse_federation_admin.failure import describe, failure_of
 from synapse_federation_admin.history.batch import Batch, Failures, Key, write_txn
@@ -25,7 +26,7 @@ from synapse_federation_admin.homeserver import (
     UntrustedCertificateError,
     led_to_blocked_addresses,
 )
-from synapse_federation_admin.models import SUCCESS_EVERY_MS, FailureKind
+from synapse_federation_admin.models import MAX_NAME, SUCCESS_EVERY_MS, FailureKind
 from synapse_federation_admin.tables import Tables
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,12 @@ logger = logging.getLogger(__name__)
 _WRITE_EVERY_MS = 3000
 _RARELY_MS = 60_000
 
-# The longest name that a server can have, with its port. Synapse takes longer ones,
-# which lead nowhere, and which PostgreSQL would not take into an index.
-_MAX_NAME = 261
-
 # How much one transaction writes, and how much may wait.
 _WRITTEN_AT_ONCE = 1000
 _MAX_WAITING = 20_000
+
+# Of how many names it is looked up whether the DNS answers, for each transaction.
+_LOOKED_UP = 3
 
 # Of how many destinations it is known when it was written that they answer: of more it
 # is written more often than each SUCCESS_EVERY_MS.
@@ -55,12 +55,30 @@ _UNTRUSTED = (
 )
 
 
+FindWithoutDns = Callable[[Sequence[str]], Awaitable[set[str]]]
+
+
 class Recorder:
     """Takes note of what comes of this process's federation requests."""
 
     def __init__(
-        self, homeserver: Homeserver, tables: Tables, *, contact_timeout_ms: int
+        self,
+        homeserver: Homeserver,
+        tables: Tables,
+        without_dns: FindWithoutDns,
+        *,
+        contact_timeout_ms: int,
     ) -> None:
+        """Take note of nothing yet.
+
+        Args:
+            homeserver: Reaches Synapse.
+            tables: The tables.
+            without_dns: Returns those of some server names about which the DNS does not
+                answer; it takes two seconds at most.
+            contact_timeout_ms: How long the contact after a reset may take.
+        """
+        self._without_dns = without_dns
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
@@ -79,13 +97,15 @@ class Recorder:
         """Begin to take note; what has not been written is when Synapse shuts down."""
         self._homeserver.metrics.show_failures(kind.value for kind in FailureKind)
         self._homeserver.observe_traffic(self)
-        self._homeserver.before_shutdown("federation_admin_record", self.write)
+        self._homeserver.before_shutdown(
+            "federation_admin_record", lambda: self.write(looks=False)
+        )
 
     # -- what is taken from the traffic, on the reactor ------------------------------
 
     def failed(self, destination: str, error: BaseException) -> None:
         """Take note of a failure."""
-        if len(destination) > _MAX_NAME:
+        if len(destination) > MAX_NAME:
             return
         # If the request itself was called off, it is not theirs.
         failure = (
@@ -94,7 +114,6 @@ class Recorder:
             else failure_of(error, led_to_blocked_addresses)
         )
         now_ts = self._homeserver.now_ms()
-        self._homeserver.metrics.count_failure(failure.kind.value)
         self._known.pop(destination, None)
         key = (destination, failure.kind)
         known = self._failures.get(key)
@@ -105,13 +124,15 @@ class Recorder:
             known.issuer = _issuer_of(error, failure.kind)
         elif self._has_room(self._failures):
             self._failures[key] = Failures(
-                now_ts, now_ts, 1, failure.message, _issuer_of(error, failure.kind)
+                *(now_ts, now_ts, 1, failure.message),
+                _issuer_of(error, failure.kind),
+                _is_unconnected(error),
             )
             self._write_soon()
 
     def recovered(self, destination: str) -> None:
         """Take note that a destination which was failing has answered."""
-        if len(destination) > _MAX_NAME:
+        if len(destination) > MAX_NAME:
             return
         if destination in self._recoveries or self._has_room(self._recoveries):
             self._recoveries[destination] = self._homeserver.now_ms()
@@ -123,7 +144,7 @@ class Recorder:
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
-        if len(destination) > _MAX_NAME or not self._has_room(self._successes):
+        if len(destination) > MAX_NAME or not self._has_room(self._successes):
             return
         self._successes[destination] = now_ts
         self._known.pop(destination, None)
@@ -179,10 +200,14 @@ class Recorder:
         finally:
             self._is_writing = False
 
-    async def write(self) -> None:
+    async def write(self, *, looks: bool = True) -> None:
         """Write all that has been taken note of. Raises what the database raises.
 
         What could not be written is kept.
+
+        Args:
+            looks: Find out first whether what led to no connection in time is because
+                of the DNS.
         """
         if not self._has_any:
             return
@@ -193,6 +218,8 @@ class Recorder:
             successes = _take(self._successes)
             if not (failures or recoveries or successes):
                 return
+            if looks:
+                failures = await self._settled(failures)
             batch = Batch.make(
                 failures, recoveries, successes, self._homeserver.instance_name
             )
@@ -211,6 +238,38 @@ class Recorder:
             except BaseException:
                 self._put_back(failures, recoveries, successes)
                 raise
+            for (_, kind), found in failures.items():
+                self._homeserver.metrics.count_failures(kind.value, found.count)
+
+    async def _settled(self, failures: dict[Key, Failures]) -> dict[Key, Failures]:
+        """Find out whether what led to no connection in time is because of the DNS.
+
+        Synapse's limit of time then is over before its resolver's is: all that it tells
+        is the former. A few names are looked up, which stand for all.
+        """
+        late = [
+            name
+            for (name, _), found in failures.items()
+            if found.is_unconnected and not found.is_settled
+        ]
+        if not late:
+            return failures
+        sample = late[:_LOOKED_UP]
+        try:
+            without = await self._without_dns(sample)
+        except BaseException:
+            self._put_back(failures, {}, {})
+            raise
+        is_ours = len(without) == len(sample)
+        settled: dict[Key, Failures] = {}
+        for (name, kind), found in failures.items():
+            found.is_settled = True
+            key = (name, kind)
+            if name in without or (is_ours and name in late):
+                key = (name, FailureKind.DNS_FAILED)
+                found.message = describe(key[1], "no answer in time").message
+            settled[key] = found
+        return settled
 
     def _put_back(
         self,
@@ -235,6 +294,14 @@ def _take(waiting: dict[Any, Any]) -> dict[Any, Any]:
     for key in taken:
         del waiting[key]
     return taken
+
+
+def _is_unconnected(error: BaseException) -> bool:
+    """Tell whether the time was over before there was a connection.
+
+    A connection that is called off, or still being made, has errors of its own.
+    """
+    return isinstance(getattr(error, "inner_exception", None), DeferredTimeoutError)
 
 
 def _issuer_of(error: BaseException | None, kind: FailureKind) -> str:

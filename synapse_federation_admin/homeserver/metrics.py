@@ -81,7 +81,6 @@ class Metrics:
             server_name: The homeserver's name.
         """
         self._server_name = server_name
-        self._failures: dict[str, Counter] = {}
 
     # A counter that is not there before it is counted up for the first time makes
     # Prometheus miss that time: an increase needs a value before it.
@@ -97,13 +96,9 @@ class Metrics:
             for outcome in all_of_it:
                 _repairs.labels(self._server_name, action, outcome)
 
-    def count_failure(self, kind: str) -> None:
-        """Count a failure of a real request."""
-        # Found by its labels once: there may be thousands of failures a minute.
-        counter = self._failures.get(kind)
-        if counter is None:
-            counter = self._failures[kind] = _failures.labels(self._server_name, kind)
-        counter.inc()
+    def count_failures(self, kind: str, count: int) -> None:
+        """Count failures of real requests."""
+        _failures.labels(self._server_name, kind).inc(count)
 
     def count_repair(self, action: str, outcome: str) -> None:
         """Count something that was done through this module."""

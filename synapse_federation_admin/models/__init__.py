@@ -17,6 +17,7 @@ from synapse_federation_admin.models.audit import (
     AuditFilter,
 )
 from synapse_federation_admin.models.destinations import (
+    MAX_NAME,
     NULL_IS_ZERO,
     Backlog,
     BacklogSummary,
@@ -120,6 +121,7 @@ __all__ = [
     "AUDIT_INTERRUPTED",
     "AUDIT_PENDING",
     "FAILURE_KINDS",
+    "MAX_NAME",
     "NULL_IS_ZERO",
     "SUCCESS_EVERY_MS",
     "TLS_KINDS",

@@ -10,6 +10,12 @@ import attr
 T = TypeVar("T")
 
 
+# The longest name that a server can have, with its port. Synapse takes longer ones from
+# whoever makes them up; they lead nowhere, and PostgreSQL takes them into no index that
+# has more in it.
+MAX_NAME = 261
+
+
 class DestinationOrder(Enum):
     """What a list of destinations may be sorted by: columns, and `next_retry_ts`."""
 

@@ -16,6 +16,7 @@ from synapse_federation_admin.models import (
     AUDIT_FAILED,
     AUDIT_FORGOTTEN,
     AUDIT_PENDING,
+    MAX_NAME,
     Actor,
     AuditAction,
     AuditEntry,
@@ -318,11 +319,15 @@ def _where(conditions: Sequence[_Condition]) -> tuple[str, tuple[str | int, ...]
 
 
 def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
+    destination = entry.destination
+    if destination is not None and len(destination) > MAX_NAME:
+        # A longer one does not fit into the index.
+        destination = f"{destination[: MAX_NAME - 3]}..."
     return (
         entry.entry_id,
         entry.ts,
         entry.action.value,
-        entry.destination,
+        destination,
         entry.actor.user_id,
         entry.actor.puppeted_by,
         entry.instance,

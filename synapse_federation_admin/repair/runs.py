@@ -23,6 +23,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS, FAILING
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
+    MAX_NAME,
     Actor,
     AuditAction,
     AuditEntry,
@@ -195,12 +196,15 @@ class RunStore:
         Args:
             run_id: The run.
             runner: The mark of who has it.
-            names: The destinations; those without a row are left out.
+            names: The destinations; those without a row, or with a name that no server
+                can have, are left out.
             prepared_to: Up to where the destinations have been found with these.
 
         Returns:
             Whether the run is still to be worked on by this runner.
         """
+        # Longer ones are no server's, and do not fit into the index.
+        names = [name for name in names if len(name) <= MAX_NAME]
 
         def add_txn(txn: LoggingTransaction) -> bool:
             if self._lock_txn(txn, run_id, runner) is None:
@@ -210,7 +214,7 @@ class RunStore:
                 "(run_id, priority, destination, was_failing) "
                 f"SELECT ?, {_PRIORITY}, d.destination, "
                 f"CASE WHEN {FAILING} THEN 1 ELSE 0 END FROM destinations d "
-                f"WHERE d.destination IN ({_marks(names)}) "
+                f"WHERE d.destination IN ({_marks(names) or 'NULL'}) "
                 "ON CONFLICT (run_id, destination) DO NOTHING",
                 (run_id, *names),
             )

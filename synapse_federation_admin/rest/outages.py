@@ -75,6 +75,8 @@ class OutagesServlet(AdminServlet):
             and after is None
             and await services.destinations.get(destination) is None
             and (await services.backlog.of([destination]))[destination].is_empty
+            and not await history.failures([destination])
+            and await history.last_success_ts(destination) is None
         ):
             raise unknown_destination()
         now_ms = services.homeserver.now_ms()
