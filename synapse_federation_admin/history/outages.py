@@ -27,6 +27,7 @@ from synapse_federation_admin.history.ending import (
     end_outages,
 )
 from synapse_federation_admin.history.kinds import bits_of
+from synapse_federation_admin.history.pieces import pieces_since
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import MAX_NAME, OutageEnd
 from synapse_federation_admin.tables import Tables
@@ -120,31 +121,13 @@ class Outages:
 
     async def _reopen(self, since_ts: int) -> None:
         """Have outages go on that a reset since a time has ended in vain."""
-        begin_ts: int | None = since_ts
-        while begin_ts is not None:
-
-            def end_txn(
-                txn: LoggingTransaction, begin_ts: int = begin_ts
-            ) -> int | None:
-                txn.execute(
-                    "SELECT end_ts FROM federation_admin_outages "  # noqa: S608
-                    f"WHERE ended = '{OutageEnd.RESET.value}' AND end_ts >= ? "
-                    "ORDER BY end_ts LIMIT 1 OFFSET ?",
-                    (begin_ts, _OPEN - 1),
-                )
-                row = txn.fetchone()
-                return int(row[0]) if row else None
-
-            end_ts = await self._run(end_txn)
-            piece = Sql("o.end_ts >= ?", (begin_ts,))
-            if end_ts is not None:
-                piece = Sql(f"{piece.text} AND o.end_ts <= ?", (begin_ts, end_ts))
+        reset = f"federation_admin_outages WHERE ended = '{OutageEnd.RESET.value}'"
+        async for piece in pieces_since(self._run, reset, "end_ts", since_ts, _OPEN):
             most = reopened = _REOPENED_AT_ONCE
             while reopened == most:
                 reopened = await self._run(
                     partial(_in_vain_txn, piece=piece, most=most)
                 )
-            begin_ts = None if end_ts is None else end_ts + 1
 
     async def _each_open(self, statement: Callable[[Sql], Sql]) -> None:
         """Run a statement over all open outages AS o."""

@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import FAILING, Sql
 from synapse_federation_admin.history.outlook import outlook
+from synapse_federation_admin.history.pieces import pieces_since
 from synapse_federation_admin.homeserver import Homeserver
 from synapse_federation_admin.models import (
     SUCCESS_EVERY_MS,
@@ -158,30 +159,13 @@ class TriedStore:
         )
 
     async def _pieces(self, table: str, since_ts: int) -> AsyncIterator[Sql]:
-        """Yield conditions, for x, that each hold for some of the rows since a time."""
+        """Yield conditions that each hold for some of the rows since a time."""
         if self._homeserver.is_postgres:
-            yield Sql("x.last_ts >= ?", (since_ts,))
+            yield Sql("last_ts >= ?", (since_ts,))
             return
-        begin_ts: int | None = since_ts
-        while begin_ts is not None:
-
-            def end_txn(
-                txn: LoggingTransaction, begin_ts: int = begin_ts
-            ) -> int | None:
-                txn.execute(
-                    f"SELECT last_ts FROM {table} WHERE last_ts >= ? "  # noqa: S608
-                    "ORDER BY last_ts LIMIT 1 OFFSET ?",
-                    (begin_ts, _ROWS - 1),
-                )
-                row = txn.fetchone()
-                return int(row[0]) if row else None
-
-            end_ts = await self._run(end_txn)
-            piece = Sql("x.last_ts >= ?", (begin_ts,))
-            if end_ts is not None:
-                piece = Sql(f"{piece.text} AND x.last_ts <= ?", (begin_ts, end_ts))
+        source = f"{table} WHERE TRUE"
+        async for piece in pieces_since(self._run, source, "last_ts", since_ts, _ROWS):
             yield piece
-            begin_ts = None if end_ts is None else end_ts + 1
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
         return await self._homeserver.run_db_interaction(
@@ -224,7 +208,7 @@ def _shares_txn(
         f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}), "
         f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
         f"FROM federation_admin_failures AS f {_FAILING_NOW} "
-        f"WHERE {piece.text.replace('x.', 'f.')} GROUP BY f.kind, f.issuer",
+        f"WHERE {piece.text} GROUP BY f.kind, f.issuer",
         (since_ts, since_ts, recent_ts, *piece.args),
     )
     return [_Share(*row) for row in txn.fetchall()]
