@@ -81,7 +81,10 @@ class TablesTestCase(ModuleTestCase):
         return [version for (version,) in rows]
 
     def drop(self) -> None:
-        for name in ("audit", "attempts", "runs", "run_queue", "schema"):
+        for name in (
+            *("audit", "attempts", "runs", "run_queue", "schema", "failures"),
+            *("successes", "outages", "addresses", "recording"),
+        ):
             self.run_sql(f"DROP TABLE IF EXISTS federation_admin_{name}")
 
     def test_created_at_start(self) -> None:
