@@ -278,7 +278,7 @@ def _addresses_txn(
     source = (
         "FROM (SELECT destination, addresses FROM federation_admin_addresses "  # noqa: S608
         "ORDER BY looked_ts DESC LIMIT ?) AS a "
-        f"JOIN federation_admin_failures AS f ON f.destination = a.destination "
+        "JOIN federation_admin_failures AS f ON f.destination = a.destination "
         f"{_FAILING_NOW}"
     )
     txn.execute(
