@@ -32,7 +32,7 @@ from copies import Copies, PostgresCopies, SqliteCopies, say
 from probe import Health, PeakMemory
 from report import HISTORY, replace_section
 
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.processes import wait_until

@@ -68,7 +68,7 @@ class _Calls:
 
 
 def _switch_off() -> None:
-    from synapse_federation_admin.history.monitor import Monitor
+    from synapse_federation_admin.history.gauges import Monitor
     from synapse_federation_admin.history.outages import Outages
     from synapse_federation_admin.history.recorder import Recorder
 
@@ -77,7 +77,7 @@ def _switch_off() -> None:
 
 
 def _say_transactions(events: _Events) -> None:
-    from synapse_federation_admin.homeserver import Homeserver
+    from synapse_federation_admin.homeserver.homeserver import Homeserver
 
     measured = Homeserver._measured
 
@@ -100,7 +100,8 @@ def _say_transactions(events: _Events) -> None:
 
 
 def _say_runs(events: _Events, first_ms: int | None) -> None:
-    from synapse_federation_admin.history import monitor, outages
+    from synapse_federation_admin.history import gauges as monitor
+    from synapse_federation_admin.history import outages
 
     def said(name: str, func: Function) -> Function:
         async def run(*args: Any, **kwargs: Any) -> None:

@@ -3,10 +3,13 @@
 
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import attr
 from synapse.module_api.errors import ConfigError
+
+OLDEST_SYNAPSE = (1, 140)
 
 _UNIT_MS = {
     "s": 1000,
@@ -43,6 +46,26 @@ class FederationAdminConfig:
     bulk_max_per_second: int = 500
     diagnosis_timeout_ms: int = 20_000
     outages_keep_for_ms: int = 90 * _DAY_MS
+
+
+def require_supported_synapse(installed: str | None = None) -> None:
+    """Refuse a Synapse that is older than the oldest supported one.
+
+    Args:
+        installed: The version to look at; by default that of the installed Synapse.
+
+    Raises:
+        ConfigError: It is too old. Synapse then shows the sentence and does not start.
+    """
+    if installed is None:
+        installed = version("matrix-synapse")
+    match = re.match(r"(\d+)\.(\d+)", installed)
+    if match and (int(match[1]), int(match[2])) < OLDEST_SYNAPSE:
+        oldest = ".".join(map(str, OLDEST_SYNAPSE))
+        raise ConfigError(
+            f"synapse-federation-admin needs Synapse {oldest} or later, and this is "
+            f"Synapse {installed}: upgrade it, or take this module out of `modules`"
+        )
 
 
 def parse_config(config: object) -> FederationAdminConfig:

@@ -3,8 +3,11 @@
 
 from typing import TYPE_CHECKING
 
-from synapse_federation_admin.config import FederationAdminConfig, parse_config
-from synapse_federation_admin.supported import require_supported_synapse
+from synapse_federation_admin.config import (
+    FederationAdminConfig,
+    parse_config,
+    require_supported_synapse,
+)
 
 if TYPE_CHECKING:
     from synapse.module_api import ModuleApi
@@ -19,25 +22,25 @@ class FederationAdmin:
 
     def __init__(self, config: FederationAdminConfig, api: "ModuleApi") -> None:
         # Only now: on a Synapse that parse_config has refused, these might not import.
+        from synapse_federation_admin.api import Services, mount
         from synapse_federation_admin.destinations.backlog import BacklogStore
         from synapse_federation_admin.destinations.indexes import DestinationIndexes
         from synapse_federation_admin.destinations.lists import OffsetLists
-        from synapse_federation_admin.destinations.page_ends import PageEnds
-        from synapse_federation_admin.destinations.reach import ReachStore
+        from synapse_federation_admin.destinations.pagination import PageEnds
         from synapse_federation_admin.destinations.reader import DestinationReader
+        from synapse_federation_admin.destinations.shared_rooms import ReachStore
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-        from synapse_federation_admin.history.monitor import Monitor
+        from synapse_federation_admin.history.gauges import Monitor
         from synapse_federation_admin.history.outages import Outages
+        from synapse_federation_admin.history.recent_attempts import TriedStore
         from synapse_federation_admin.history.recorder import Recorder
         from synapse_federation_admin.history.store import HistoryStore
-        from synapse_federation_admin.history.tried import TriedStore
-        from synapse_federation_admin.homeserver import Homeserver
+        from synapse_federation_admin.homeserver.homeserver import Homeserver
         from synapse_federation_admin.repair.attempts import Attempts
-        from synapse_federation_admin.repair.audit import Audit
         from synapse_federation_admin.repair.bulk import BulkReconnect
-        from synapse_federation_admin.repair.clamp import Clamp
+        from synapse_federation_admin.repair.cap_backoff import Clamp
         from synapse_federation_admin.repair.follow_up import FollowUp
         from synapse_federation_admin.repair.forget import Forget
         from synapse_federation_admin.repair.housekeeping import Housekeeping
@@ -45,8 +48,8 @@ class FederationAdmin:
         from synapse_federation_admin.repair.reset import ConnectionReset
         from synapse_federation_admin.repair.runs import RunStore
         from synapse_federation_admin.repair.wake import Wake
-        from synapse_federation_admin.rest import Services, mount
-        from synapse_federation_admin.tables import Tables
+        from synapse_federation_admin.storage.audit import Audit
+        from synapse_federation_admin.storage.schema import Tables
 
         homeserver = Homeserver(api)
         destinations = DestinationStore(homeserver)

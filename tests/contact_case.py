@@ -8,7 +8,7 @@ from module_case import FAILING, NAME, ResetTestCase
 from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 
 class ContactTestCase(ResetTestCase):

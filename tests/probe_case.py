@@ -7,7 +7,7 @@ from unittest import mock
 from module_case import ModuleTestCase
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 V2 = "/_synapse/admin/v2/federation"
 

@@ -8,8 +8,8 @@ from unittest import mock
 from module_case import ModuleTestCase
 from parameterized import parameterized
 
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.rest import ROUTES
+from synapse_federation_admin.api import ROUTES
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 EVERY_ROUTE = [(route.method, re.sub("<[^>]+>", "a", route.path)) for route in ROUTES]
 

@@ -11,17 +11,16 @@ PACKAGE = Path(__file__).parent.parent / "synapse_federation_admin"
 REPOSITORY = PACKAGE.parent
 
 # What the rooms may import of each other: nothing imports upwards or sideways.
-SHARED = {
-    *("models", "homeserver", "config", "bounded_reactor", "supported"),
-    *("failure", "tables", "address_ranges", "plain_agent"),
-}
+BELOW = {"homeserver", "failures", "storage", "destinations"}
 ROOMS = {
-    "destinations": SHARED,
-    "history": SHARED | {"destinations"},
-    "repair": SHARED | {"destinations"},
-    "diagnosis": SHARED | {"destinations"},
-    "rest": SHARED | {"destinations", "repair", "diagnosis", "history"},
-    "homeserver": {"bounded_reactor", "address_ranges", "plain_agent"},
+    "homeserver": set(),
+    "failures": {"homeserver"},
+    "storage": BELOW,
+    "destinations": BELOW,
+    "history": BELOW,
+    "repair": BELOW | {"config"},
+    "diagnosis": BELOW,
+    "api": BELOW | {"config", "history", "repair", "diagnosis"},
     "playground": set(),
 }
 

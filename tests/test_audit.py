@@ -11,19 +11,19 @@ from module_case import FAILING, NAME, quote
 from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import Direction
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair import housekeeping
+from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage import audit as module
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import (
     Actor,
     AuditAction,
     AuditEntry,
     AuditFilter,
-    Direction,
 )
-from synapse_federation_admin.repair import audit as module
-from synapse_federation_admin.repair import housekeeping
-from synapse_federation_admin.repair.audit import Audit
-from synapse_federation_admin.repair.housekeeping import Housekeeping
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.storage.schema import Tables
 
 DAY_MS = 86_400_000
 ADMIN = Actor("@admin:test")

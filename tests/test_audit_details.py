@@ -12,9 +12,9 @@ from probe_case import V2
 from synapse.storage.database import LoggingTransaction
 from test_audit import ADMIN, OTHER
 
-from synapse_federation_admin.models import AuditAction
-from synapse_federation_admin.repair import audit as module
 from synapse_federation_admin.repair import housekeeping
+from synapse_federation_admin.storage import audit as module
+from synapse_federation_admin.storage.audit_entry import AuditAction
 
 
 @pytest.mark.database

@@ -11,8 +11,8 @@ from parameterized import parameterized
 
 from synapse_federation_admin.destinations import backlog
 from synapse_federation_admin.destinations.backlog import BacklogStore
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Backlog
+from synapse_federation_admin.destinations.values import Backlog
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
 

@@ -23,8 +23,9 @@ from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from synapse_federation_admin.bounded_reactor import BoundedReactor
-from synapse_federation_admin.homeserver import Homeserver, network
+from synapse_federation_admin.homeserver import network
+from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from tests import unittest
 
 LIMIT = 256 * 1024

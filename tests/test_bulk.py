@@ -11,7 +11,7 @@ from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 from synapse.types import TaskStatus
 from twisted.internet import error
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import bulk as module
 from synapse_federation_admin.repair.runs import RunStore
 

@@ -8,7 +8,7 @@ import pytest
 from module_case import ModuleTestCase
 from parameterized import parameterized
 
-from synapse_federation_admin.repair import clamp as module
+from synapse_federation_admin.repair import cap_backoff as module
 
 CLAMP = "/_synapse/admin/v2/federation/clamp"
 HOUR_MS = 3_600_000

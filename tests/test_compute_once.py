@@ -15,8 +15,7 @@ from synapse_federation_admin.destinations import statements
 from synapse_federation_admin.destinations.read_ahead import read_ahead
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.segment_reader import SegmentReader
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
     DestinationOrder,
@@ -24,7 +23,8 @@ from synapse_federation_admin.models import (
     Position,
     Sort,
 )
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.schema import Tables
 
 
 class ComputingTestCase(ModuleTestCase):

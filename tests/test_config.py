@@ -8,8 +8,11 @@ from synapse.module_api.errors import ConfigError
 from synapse.util.module_loader import load_module
 
 from synapse_federation_admin import FederationAdmin
-from synapse_federation_admin.config import CONFIG_KEYS, FederationAdminConfig
-from synapse_federation_admin.supported import require_supported_synapse
+from synapse_federation_admin.config import (
+    CONFIG_KEYS,
+    FederationAdminConfig,
+    require_supported_synapse,
+)
 
 
 @pytest.mark.parametrize("empty", [None, {}])

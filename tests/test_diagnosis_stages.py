@@ -11,7 +11,7 @@ import pytest
 from netaddr import IPAddress, IPSet
 from twisted.web.http_headers import Headers
 
-from synapse_federation_admin.address_ranges import AddressRanges
+from synapse_federation_admin.destinations.values import Backlog, Destination
 from synapse_federation_admin.diagnosis.addresses import conclude as conclude_addresses
 from synapse_federation_admin.diagnosis.addresses import why_no_address
 from synapse_federation_admin.diagnosis.clock import check_clock, shown_duration
@@ -19,23 +19,11 @@ from synapse_federation_admin.diagnosis.connections import (
     conclude as conclude_connections,
 )
 from synapse_federation_admin.diagnosis.connections import plan, without_route
-from synapse_federation_admin.diagnosis.http import Answer, parse_date_ts
-from synapse_federation_admin.diagnosis.keys import read_keys
-from synapse_federation_admin.diagnosis.requests import conclude as conclude_signed
-from synapse_federation_admin.diagnosis.requests import no_keys
-from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.diagnosis.stored import check_stored
-from synapse_federation_admin.diagnosis.version import read_version
-from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
-from synapse_federation_admin.failure import describe
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
-    Backlog,
     Connection,
     ConnectionsFindings,
-    Destination,
-    FailureKind,
     KeysFindings,
     Stage,
     StageOutcome,
@@ -45,6 +33,17 @@ from synapse_federation_admin.models import (
     WellKnownFindings,
     WellKnownRequest,
 )
+from synapse_federation_admin.diagnosis.http import Answer, parse_date_ts
+from synapse_federation_admin.diagnosis.keys import read_keys
+from synapse_federation_admin.diagnosis.requests import conclude as conclude_signed
+from synapse_federation_admin.diagnosis.requests import no_keys
+from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.diagnosis.stored import check_stored
+from synapse_federation_admin.diagnosis.version import read_version
+from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
+from synapse_federation_admin.failures.classify import describe
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.playground.events import Identity
 
 NAME = "a.example"

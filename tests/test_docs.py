@@ -9,11 +9,14 @@ import pytest
 import yaml
 
 from synapse_federation_admin import __version__
+from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.cli import command_line
-from synapse_federation_admin.config import CONFIG_KEYS, FederationAdminConfig
-from synapse_federation_admin.models import diagnosis
-from synapse_federation_admin.rest import ROUTES
-from synapse_federation_admin.supported import OLDEST_SYNAPSE
+from synapse_federation_admin.config import (
+    CONFIG_KEYS,
+    OLDEST_SYNAPSE,
+    FederationAdminConfig,
+)
+from synapse_federation_admin.diagnosis import findings as diagnosis
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

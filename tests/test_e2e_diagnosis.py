@@ -13,7 +13,7 @@ from faults import BLOCKED, CATALOGUE, Fault
 from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
 
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.synapse import SynapseServer
 

@@ -16,7 +16,7 @@ from attrs import frozen
 from prometheus_client.parser import text_string_to_metric_families
 from shifted_clock import ShiftedClock
 
-from synapse_federation_admin.models import FAILURE_KINDS, UNKNOWN_KIND
+from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer

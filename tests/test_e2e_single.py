@@ -13,11 +13,11 @@ import httpx
 import psutil
 import pytest
 
+from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.playground.client import FEDERATION
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, MessageKind
 from synapse_federation_admin.playground.world import WAITING_TO_DEVICE, Playground
-from synapse_federation_admin.rest import ROUTES
 
 pytestmark = pytest.mark.e2e
 

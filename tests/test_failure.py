@@ -15,6 +15,7 @@ from OpenSSL import SSL
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
 from synapse.http.client import BodyExceededMaxSize
+from synapse.module_api.errors import SynapseError
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
@@ -27,21 +28,20 @@ from twisted.web._newclient import (
 )
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
-from synapse_federation_admin import failure as module
-from synapse_federation_admin.failure import (
+from synapse_federation_admin.failures import classify as module
+from synapse_federation_admin.failures.classify import (
     bounded,
     describe,
     failure_of,
     forget_frames,
 )
-from synapse_federation_admin.homeserver import (
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.errors import (
     FederationDeniedError,
     HttpResponseException,
     RequestSendFailed,
-    SynapseError,
-    UntrustedCertificateError,
 )
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 
 UNVERIFIED = SSL.Error([("SSL routines", "", "certificate verify failed")])
 WRONG_NAME = VerificationError([DNSMismatch(mismatched_id=DNS_ID("a.example"))])

@@ -12,8 +12,11 @@ from twisted.internet import error as net
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
-from synapse_federation_admin.failure import failure_of, forget_frames
-from synapse_federation_admin.homeserver import HttpResponseException, RequestSendFailed
+from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.homeserver.errors import (
+    HttpResponseException,
+    RequestSendFailed,
+)
 
 
 class Local:

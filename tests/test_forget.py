@@ -8,7 +8,7 @@ import pytest
 from module_case import MembersTestCase, quote
 from parameterized import parameterized
 
-from synapse_federation_admin.destinations.reach import ReachStore
+from synapse_federation_admin.destinations.shared_rooms import ReachStore
 from synapse_federation_admin.repair import forget as module
 
 V2 = "/_synapse/admin/v2/federation"

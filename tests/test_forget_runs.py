@@ -10,8 +10,8 @@ from test_forget import DAY_MS, DEAD, FORGET_MANY, NOW_DAYS, V2, ForgetTestCase
 from twisted.internet.error import ConnectionDone
 
 from synapse_federation_admin.destinations import sizes
-from synapse_federation_admin.destinations.reach import ReachStore
-from synapse_federation_admin.repair import clamp
+from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.repair import cap_backoff as clamp
 from synapse_federation_admin.repair import forget as module
 
 pytestmark = pytest.mark.database

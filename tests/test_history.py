@@ -10,13 +10,13 @@ from module_case import ModuleTestCase
 from parameterized import parameterized
 
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
 from synapse_federation_admin.history.kinds import from_bits, to_bits
 from synapse_federation_admin.history.outages import Outages
-from synapse_federation_admin.history.tried import TriedStore
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import FAILURE_KINDS, FailureKind
+from synapse_federation_admin.history.recent_attempts import TriedStore
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.storage.schema import Tables
 
 V2 = "/_synapse/admin/v2/federation"
 LIST = f"{V2}/destinations"
@@ -540,7 +540,9 @@ class OutlookTest(HistoryTestCase):
 
         homeserver = Homeserver(self.hs.get_module_api())
         tried = TriedStore(homeserver, Tables(homeserver), find)  # type: ignore[arg-type]
-        with mock.patch("synapse_federation_admin.history.tried._LOOKED_AT_ONCE", 4):
+        with mock.patch(
+            "synapse_federation_admin.history.recent_attempts._LOOKED_AT_ONCE", 4
+        ):
             for _ in range(3):
                 self.get_success(tried.look_up())
         self.assertEqual([len(names) for names in looked], [4, 2])

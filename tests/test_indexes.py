@@ -22,8 +22,8 @@ from synapse_federation_admin.destinations.indexes import (
     DestinationIndexes,
     Index,
 )
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import IndexState
+from synapse_federation_admin.destinations.values import IndexState
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
 

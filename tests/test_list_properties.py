@@ -16,8 +16,7 @@ from twisted.internet.testing import MemoryReactor
 from synapse_federation_admin.destinations import sizes, statements
 from synapse_federation_admin.destinations.indexes import INDEXES
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
     DestinationOrder,
@@ -25,7 +24,8 @@ from synapse_federation_admin.models import (
     Direction,
     Sort,
 )
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.schema import Tables
 
 T = TypeVar("T")
 

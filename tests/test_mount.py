@@ -23,7 +23,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from synapse_federation_admin import FederationAdmin
-from synapse_federation_admin.rest import ROUTES
+from synapse_federation_admin.api import ROUTES
 from tests import server
 
 MODULE = {"module": "synapse_federation_admin.FederationAdmin", "config": {}}

@@ -16,8 +16,8 @@ from twisted.internet.testing import MemoryReactor
 from synapse_federation_admin.history.kinds import to_bits
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.recorder import Recorder
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.database
 

@@ -3,10 +3,10 @@
 
 import pytest
 
-from synapse_federation_admin.history.outlook import outlook
-from synapse_federation_admin.models import (
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.history.correlation import outlook
+from synapse_federation_admin.history.values import (
     CauseType,
-    FailureKind,
     Outlook,
     SharedCause,
     Tried,

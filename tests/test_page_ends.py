@@ -3,11 +3,7 @@
 
 import pytest
 
-from synapse_federation_admin.destinations.page_ends import (
-    PageEnd,
-    PageEnds,
-    Walker,
-)
+from synapse_federation_admin.destinations.pagination import PageEnd, PageEnds, Walker
 
 ONE = Walker("client", "connection 1", 100)
 OTHER = Walker("client", "connection 2", 100)

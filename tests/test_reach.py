@@ -12,10 +12,10 @@ from synapse.config._base import ShardedWorkerHandlingConfig
 from tests.unittest import override_config
 from twisted.internet.defer import ensureDeferred
 
-from synapse_federation_admin.destinations import reach
-from synapse_federation_admin.destinations.reach import ReachStore
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Reach
+from synapse_federation_admin.destinations import shared_rooms as reach
+from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.values import Reach
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
 

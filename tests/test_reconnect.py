@@ -10,11 +10,11 @@ from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 from twisted.internet import error
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import attempts
 from synapse_federation_admin.repair import reconnect as module
-from synapse_federation_admin.repair.audit import Audit
 from synapse_federation_admin.repair.contact import MAX_CONTACTS
+from synapse_federation_admin.storage.audit import Audit
 
 REFUSED = error.ConnectionRefusedError()
 

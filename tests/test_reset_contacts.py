@@ -8,7 +8,7 @@ from contact_case import ContactTestCase
 from module_case import FAILING, NAME
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.contact import MAX_CONTACTS
 from synapse_federation_admin.repair.follow_up import FollowUp

@@ -6,9 +6,10 @@ from unittest import mock
 import pytest
 from contact_case import ContactTestCase
 from module_case import NAME
+from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.homeserver import Homeserver, SynapseError
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.follow_up import FollowUp
 
 pytestmark = pytest.mark.database

@@ -7,7 +7,7 @@ from signedjson.key import generate_signing_key, get_verify_key
 from synapse.storage.keys import FetchKeyResult
 from unpaddedbase64 import encode_base64
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 
 @pytest.mark.database

@@ -19,8 +19,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from synapse_federation_admin.destinations import summary
 from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     BacklogSummary,
     BacklogTotals,
     Counts,
@@ -30,6 +29,7 @@ from synapse_federation_admin.models import (
     Summary,
     Unlisted,
 )
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
 

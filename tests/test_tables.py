@@ -17,9 +17,9 @@ from psycopg2.extensions import (
 )
 from synapse.storage.database import LoggingTransaction
 
-from synapse_federation_admin import tables as module
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import schema as module
+from synapse_federation_admin.storage.schema import Tables
 
 
 class Ended(Exception):

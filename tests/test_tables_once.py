@@ -6,9 +6,9 @@ from unittest import mock
 import pytest
 from module_case import ModuleTestCase
 
-from synapse_federation_admin import tables as module
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import schema as module
+from synapse_federation_admin.storage.schema import Tables
 
 
 @pytest.mark.database

@@ -29,10 +29,10 @@ from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor, StringTransport
 
-from synapse_federation_admin.homeserver import (
+from synapse_federation_admin.homeserver import traffic
+from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
-    traffic,
 )
 from tests import unittest
 

@@ -7,7 +7,7 @@ import pytest
 from module_case import DESTINATIONS, FAILING, NAME, ResetTestCase
 from parameterized import parameterized
 
-from synapse_federation_admin.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.wake import Wake
 
 

@@ -16,8 +16,8 @@ from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.history.monitor import Monitor
-from synapse_federation_admin.models import BacklogSummary
+from synapse_federation_admin.destinations.values import BacklogSummary
+from synapse_federation_admin.history.gauges import Monitor
 
 V2 = "/_synapse/admin/v2/federation"
 LIST = V2 + "/destinations"

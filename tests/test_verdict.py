@@ -6,15 +6,12 @@ from typing import Any
 import attr
 import pytest
 
-from synapse_federation_admin.diagnosis.verdict import conclude
-from synapse_federation_admin.failure import describe
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
     CachedWellKnown,
     Certificate,
     Connection,
     ConnectionsFindings,
-    FailureKind,
     KeysFindings,
     Stage,
     StageName,
@@ -26,6 +23,9 @@ from synapse_federation_admin.models import (
     WellKnownFindings,
     WellKnownRequest,
 )
+from synapse_federation_admin.diagnosis.verdict import conclude
+from synapse_federation_admin.failures.classify import describe
+from synapse_federation_admin.failures.kinds import FailureKind
 
 OK, WARNING = StageOutcome.OK, StageOutcome.WARNING
 FAILED, SKIPPED = StageOutcome.FAILED, StageOutcome.SKIPPED

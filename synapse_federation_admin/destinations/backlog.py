@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations.query import Sql, can_be_stored
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Backlog
+from synapse_federation_admin.destinations.values import Backlog
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.sql import Sql, can_be_stored
 
 # How many names one statement is about on PostgreSQL.
 _NAMES = 200

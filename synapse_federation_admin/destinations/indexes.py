@@ -13,8 +13,8 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import FAILING, NEXT_RETRY_TS
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import IndexState
+from synapse_federation_admin.destinations.values import IndexState
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Generic, Protocol, TypeVar
 
 import attr
 
-from synapse_federation_admin.destinations.page_ends import PageEnd, PageEnds, Walker
+from synapse_federation_admin.destinations.pagination import PageEnd, PageEnds, Walker
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
     Page,

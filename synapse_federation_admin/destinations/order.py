@@ -15,14 +15,14 @@ from synapse_federation_admin.destinations.query import (
     FAILING,
     NEXT_RETRY_TS,
     NOT_FAILING,
-    Sql,
 )
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     DestinationOrder,
     Direction,
     Position,
     Sort,
 )
+from synapse_federation_admin.storage.sql import Sql
 
 _OPPOSITE = {
     Direction.FORWARDS: Direction.BACKWARDS,

@@ -7,14 +7,13 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 import re
 from collections.abc import Sequence
 
-import attr
-
-from synapse_federation_admin.models import (
-    UNKNOWN_KIND,
+from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationStatus,
     Direction,
 )
+from synapse_federation_admin.failures.kinds import UNKNOWN_KIND
+from synapse_federation_admin.storage.sql import Sql
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
 _LIKE_SPECIAL = re.compile("[!%_]")
@@ -38,35 +37,6 @@ _FAILING_STATUSES = {
     DestinationStatus.BACKING_OFF: f"{NEXT_RETRY_TS} > ?",
     DestinationStatus.RETRY_DUE: f"{NEXT_RETRY_TS} <= ?",
 }
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Sql:
-    """An SQL text and the arguments for its parameters."""
-
-    text: str
-    args: tuple[str | int, ...] = ()
-
-
-def where(conditions: Sequence[Sql]) -> Sql:
-    """Return the WHERE clause for rows that meet every condition; "" for all rows.
-
-    Not `WHERE TRUE`: SQLite counts twice as fast without.
-    """
-    if not conditions:
-        return Sql("")
-    return Sql(
-        "WHERE " + " AND ".join(condition.text for condition in conditions),
-        tuple(arg for condition in conditions for arg in condition.args),
-    )
-
-
-def can_be_stored(name: str) -> bool:
-    """Tell whether a text can be in a column at all.
-
-    PostgreSQL's `text` has no NUL, and its driver refuses one as an argument.
-    """
-    return "\0" not in name
 
 
 def select_destination(name: str) -> Sql:

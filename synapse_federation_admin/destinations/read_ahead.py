@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from synapse.module_api import make_deferred_yieldable, run_in_background
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.models import Destination, Position
+from synapse_federation_admin.destinations.values import Destination, Position
 
 # Reads rows of a list from behind a position on, at most so many, and tells the
 # position behind them; None if there are no more.

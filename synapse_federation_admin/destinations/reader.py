@@ -12,21 +12,18 @@ from functools import partial
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations import sizes, statements
-from synapse_federation_admin.destinations.order import (
-    segments,
-    whole_order,
-)
-from synapse_federation_admin.destinations.query import Sql, can_be_stored
+from synapse_federation_admin.destinations.order import segments, whole_order
 from synapse_federation_admin.destinations.read_ahead import Fetch, read_ahead
 from synapse_federation_admin.destinations.segment_reader import SegmentReader
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
     Position,
     Sort,
 )
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import Sql, can_be_stored
 
 
 class DestinationReader:

@@ -18,19 +18,16 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations import sizes, statements
 from synapse_federation_admin.destinations.order import Segment, segments
-from synapse_federation_admin.destinations.query import (
-    Sql,
-    conditions,
-    is_of_failing,
-)
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.query import conditions, is_of_failing
+from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
     Direction,
     Position,
     Sort,
 )
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.sql import Sql
 
 T = TypeVar("T")
 

@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.indexes import INDEXES
-from synapse_federation_admin.destinations.query import (
-    BEYOND,
-    DESTINATION_COLUMNS,
-    Sql,
-    where,
-)
-from synapse_federation_admin.models import Destination, Direction
+from synapse_federation_admin.destinations.query import BEYOND, DESTINATION_COLUMNS
+from synapse_federation_admin.destinations.values import Destination, Direction
+from synapse_federation_admin.storage.sql import Sql, where
 
 
 def select(

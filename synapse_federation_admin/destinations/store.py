@@ -7,9 +7,13 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations import query as sql
-from synapse_federation_admin.destinations.query import Sql
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Destination, DestinationRoom, Direction
+from synapse_federation_admin.destinations.values import (
+    Destination,
+    DestinationRoom,
+    Direction,
+)
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.sql import Sql, can_be_stored
 
 _PIECE = 1000
 
@@ -26,7 +30,7 @@ class DestinationStore:
         Raises:
             Exception: Whatever the database raises.
         """
-        if not sql.can_be_stored(name):
+        if not can_be_stored(name):
             return None
         return await self._homeserver.run_db_interaction(
             "federation_admin_get_destination", lambda txn: self.get_txn(txn, name)

@@ -19,10 +19,8 @@ from synapse_federation_admin.destinations.query import (
     FAILING,
     NEXT_RETRY_TS,
     NOT_FAILING,
-    Sql,
 )
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     BacklogSummary,
     BacklogTotals,
     Counts,
@@ -31,6 +29,8 @@ from synapse_federation_admin.models import (
     Summary,
     Unlisted,
 )
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.sql import Sql
 
 T = TypeVar("T")
 

@@ -11,29 +11,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attr
+from synapse.module_api import make_deferred_yieldable
 from twisted.internet.defer import CancelledError
 from twisted.names import client as dns_client
 from twisted.names import dns
 from twisted.names.error import DNSNameError, DNSNotImplementedError
 
-from synapse_federation_admin.diagnosis.limits import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
-    word,
-)
-from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failure import bounded, describe, summary
-from synapse_federation_admin.homeserver import (
-    Homeserver,
-    Outbound,
-    make_deferred_yieldable,
-)
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     CachedService,
-    Failure,
-    FailureKind,
     ResolutionOutcome,
     ResolutionStep,
     ServiceRecord,
@@ -43,6 +29,17 @@ from synapse_federation_admin.models import (
     Target,
     TargetAddress,
 )
+from synapse_federation_admin.diagnosis.limits import (
+    Deadline,
+    TimeIsOver,
+    side_by_side,
+    word,
+)
+from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.failures.classify import bounded, describe, summary
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.outbound import Outbound
 
 _DEFAULT_PORT = 8448
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage `clock`: a server's clock against ours."""
 
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     ClockFindings,
-    FailureKind,
     Stage,
     StageName,
     StageOutcome,
 )
+from synapse_federation_admin.failures.kinds import FailureKind
 
 # `Date` is to the second, and the answer took its time.
 _UNSURE_MS = 2000

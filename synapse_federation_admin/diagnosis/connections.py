@@ -16,34 +16,30 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from synapse_federation_admin.diagnosis.http import Answer, ask
-from synapse_federation_admin.diagnosis.limits import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
-)
-from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.diagnosis.tls import Handshake
-from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
-from synapse_federation_admin.failure import (
-    describe,
-    failure_of,
-    forget_frames,
-    summary,
-)
-from synapse_federation_admin.homeserver import Homeserver, Outbound
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     Connection,
     ConnectionsFindings,
-    Failure,
-    FailureKind,
     Stage,
     StageName,
     StageOutcome,
     Target,
     VersionFindings,
 )
+from synapse_federation_admin.diagnosis.http import Answer, ask
+from synapse_federation_admin.diagnosis.limits import Deadline, TimeIsOver, side_by_side
+from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.diagnosis.tls import Handshake
+from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
+from synapse_federation_admin.failures.classify import (
+    describe,
+    failure_of,
+    forget_frames,
+    summary,
+)
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.outbound import Outbound
 
 # How many addresses are connected to: a server may have ten thousand.
 _MAX_CONNECTIONS = 12

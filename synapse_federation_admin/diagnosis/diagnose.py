@@ -10,38 +10,32 @@ from functools import partial
 import attr
 
 from synapse_federation_admin.destinations.backlog import BacklogStore
-from synapse_federation_admin.destinations.reach import ReachStore
+from synapse_federation_admin.destinations.shared_rooms import ReachStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
 from synapse_federation_admin.diagnosis.clock import check_clock
 from synapse_federation_admin.diagnosis.connections import check_connections
-from synapse_federation_admin.diagnosis.limits import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
+from synapse_federation_admin.diagnosis.findings import (
+    AddressesFindings,
+    ConnectionsFindings,
+    Diagnosis,
+    KeysFindings,
+    Stage,
+    StageName,
+    StageOutcome,
+    VersionFindings,
 )
+from synapse_federation_admin.diagnosis.limits import Deadline, TimeIsOver, side_by_side
 from synapse_federation_admin.diagnosis.requests import OwnRequests
 from synapse_federation_admin.diagnosis.server_name import ServerName, check_name
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.version import check_version
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
-from synapse_federation_admin.homeserver import (
-    Homeserver,
-    Outbound,
-    Pending,
-)
-from synapse_federation_admin.models import (
-    AddressesFindings,
-    ConnectionsFindings,
-    Diagnosis,
-    KeysFindings,
-    RecordedFailure,
-    Stage,
-    StageName,
-    StageOutcome,
-    VersionFindings,
-)
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.outbound import Outbound
+from synapse_federation_admin.homeserver.single_flight import Pending
+from synapse_federation_admin.storage.failures import RecordedFailure
 
 logger = logging.getLogger(__name__)
 

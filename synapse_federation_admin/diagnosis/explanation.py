@@ -6,23 +6,21 @@ from http import HTTPStatus
 
 from synapse_federation_admin.diagnosis.addresses import ALLOWED_NONE
 from synapse_federation_admin.diagnosis.clock import shown_duration
-from synapse_federation_admin.diagnosis.keys import ANOTHER_KEY
-from synapse_federation_admin.diagnosis.sentences import ADVICE, EXPLANATIONS
-from synapse_federation_admin.failure import describe, summary
-from synapse_federation_admin.models import (
-    TLS_KINDS,
+from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
     Connection,
     ConnectionsFindings,
-    Failure,
-    FailureKind,
     KeysFindings,
     Stage,
     StageName,
     StageOutcome,
     WellKnownFindings,
 )
+from synapse_federation_admin.diagnosis.keys import ANOTHER_KEY
+from synapse_federation_admin.diagnosis.sentences import ADVICE, EXPLANATIONS
+from synapse_federation_admin.failures.classify import describe, summary
+from synapse_federation_admin.failures.kinds import TLS_KINDS, Failure, FailureKind
 
 Stages = Mapping[StageName, Stage]
 

@@ -5,15 +5,13 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 
 import attr
+from synapse.module_api import make_deferred_yieldable
 from twisted.internet.protocol import Protocol
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from synapse_federation_admin.homeserver import (
-    BodyExceededMaxSize,
-    Outbound,
-    make_deferred_yieldable,
-)
+from synapse_federation_admin.homeserver.errors import BodyExceededMaxSize
+from synapse_federation_admin.homeserver.outbound import Outbound
 
 REDIRECTS = (301, 302, 303, 307, 308)
 

@@ -14,15 +14,14 @@ from signedjson.key import decode_verify_key_bytes, is_signing_algorithm_support
 from unpaddedbase64 import decode_base64
 
 from synapse_federation_admin.diagnosis.clock import shown_duration
-from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failure import bounded, describe
-from synapse_federation_admin.models import (
-    Failure,
-    FailureKind,
+from synapse_federation_admin.diagnosis.findings import (
     KeysFindings,
     ServerKey,
     StageOutcome,
 )
+from synapse_federation_admin.diagnosis.limits import word
+from synapse_federation_admin.failures.classify import bounded, describe
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
 
 KEYS_PATH = "/_matrix/key/v2/server"
 

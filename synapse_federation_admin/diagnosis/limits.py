@@ -4,15 +4,12 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from synapse.module_api import make_deferred_yieldable, run_in_background
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IReactorTime
 
-from synapse_federation_admin.failure import bounded
-from synapse_federation_admin.homeserver import (
-    make_deferred_yieldable,
-    run_in_background,
-)
+from synapse_federation_admin.failures.classify import bounded
 
 T = TypeVar("T")
 

@@ -10,33 +10,31 @@ import logging
 from http import HTTPStatus
 
 import attr
+from synapse.module_api import JsonDict
 
-from synapse_federation_admin.diagnosis.http import parse_date_ts
-from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
-from synapse_federation_admin.diagnosis.limits import Deadline, word
-from synapse_federation_admin.failure import (
-    describe,
-    failure_of,
-    forget_frames,
-)
-from synapse_federation_admin.homeserver import (
-    BodyExceededMaxSize,
-    FederationRequests,
-    Homeserver,
-    HttpResponseException,
-    JsonDict,
-    Outbound,
-    RequestSendFailed,
-)
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
-    Failure,
-    FailureKind,
     KeysFindings,
     Stage,
     StageName,
     StageOutcome,
 )
+from synapse_federation_admin.diagnosis.http import parse_date_ts
+from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
+from synapse_federation_admin.diagnosis.limits import Deadline, word
+from synapse_federation_admin.failures.classify import (
+    describe,
+    failure_of,
+    forget_frames,
+)
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.errors import (
+    BodyExceededMaxSize,
+    HttpResponseException,
+    RequestSendFailed,
+)
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.outbound import FederationRequests, Outbound
 
 QUERY_PATH = "/_matrix/federation/v1/query/directory"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a person is told of each kind of failure: what is the matter, and what to do."""
 
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.failures.kinds import FailureKind
 
 # What is the matter, for a person: who it is with, and what.
 EXPLANATIONS = {

@@ -9,14 +9,10 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 import attr
 
-from synapse_federation_admin.failure import bounded, describe
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    FailureKind,
-    Stage,
-    StageName,
-    StageOutcome,
-)
+from synapse_federation_admin.diagnosis.findings import Stage, StageName, StageOutcome
+from synapse_federation_admin.failures.classify import bounded, describe
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 _NAME = re.compile(
     r"(?P<host>\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z.-]{1,255})"

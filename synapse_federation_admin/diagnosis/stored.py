@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage `stored`: what Synapse holds of a server."""
 
+from synapse_federation_admin.destinations.values import Backlog, Destination
 from synapse_federation_admin.diagnosis.clock import shown_duration
-from synapse_federation_admin.models import (
-    Backlog,
-    Destination,
-    RecordedFailure,
+from synapse_federation_admin.diagnosis.findings import (
     Stage,
     StageName,
     StageOutcome,
     StoredFindings,
 )
+from synapse_federation_admin.storage.failures import RecordedFailure
 
 
 def check_stored(

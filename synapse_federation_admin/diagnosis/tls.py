@@ -9,19 +9,11 @@ from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
-from synapse_federation_admin.diagnosis.limits import (
-    MAX_TEXT,
-    Deadline,
-    word,
-)
-from synapse_federation_admin.failure import failure_of
-from synapse_federation_admin.homeserver import UntrustedCertificateError
-from synapse_federation_admin.models import (
-    Certificate,
-    Failure,
-    FailureKind,
-    TlsFindings,
-)
+from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
+from synapse_federation_admin.diagnosis.limits import MAX_TEXT, Deadline, word
+from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 
 _DAY_MS = 86_400_000
 

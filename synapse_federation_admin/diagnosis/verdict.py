@@ -5,14 +5,11 @@ from http import HTTPStatus
 
 from synapse_federation_admin.diagnosis.clock import shown_duration
 from synapse_federation_admin.diagnosis.explanation import Stages, explain
-from synapse_federation_admin.failure import describe, summary
-from synapse_federation_admin.models import (
-    TLS_KINDS,
+from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
     Conclusion,
     ConnectionsFindings,
-    FailureKind,
     KeysFindings,
     Stage,
     StageName,
@@ -21,6 +18,8 @@ from synapse_federation_admin.models import (
     Verdict,
     WellKnownFindings,
 )
+from synapse_federation_admin.failures.classify import describe, summary
+from synapse_federation_admin.failures.kinds import TLS_KINDS, FailureKind
 
 # Where to look first for what does not always work: of the file, least of all.
 _WEAK = (

@@ -9,19 +9,18 @@ from http import HTTPStatus
 
 import attr
 
-from synapse_federation_admin.diagnosis.http import Answer
-from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failure import describe, failure_of, summary
-from synapse_federation_admin.homeserver import HttpResponseException
-from synapse_federation_admin.models import (
+from synapse_federation_admin.diagnosis.findings import (
     ConnectionsFindings,
-    Failure,
-    FailureKind,
     Stage,
     StageName,
     StageOutcome,
     VersionFindings,
 )
+from synapse_federation_admin.diagnosis.http import Answer
+from synapse_federation_admin.diagnosis.limits import word
+from synapse_federation_admin.failures.classify import describe, failure_of, summary
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.errors import HttpResponseException
 
 VERSION_PATH = "/_matrix/federation/v1/version"
 

@@ -13,6 +13,14 @@ import attr
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.diagnosis.addresses import look_up, why_no_address
+from synapse_federation_admin.diagnosis.findings import (
+    CachedWellKnown,
+    Stage,
+    StageName,
+    StageOutcome,
+    WellKnownFindings,
+    WellKnownRequest,
+)
 from synapse_federation_admin.diagnosis.http import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.limits import (
     MAX_TEXT,
@@ -21,25 +29,15 @@ from synapse_federation_admin.diagnosis.limits import (
     word,
 )
 from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failure import (
+from synapse_federation_admin.failures.classify import (
     bounded,
     describe,
     failure_of,
     forget_frames,
     summary,
 )
-from synapse_federation_admin.homeserver import Outbound
-from synapse_federation_admin.models import (
-    TLS_KINDS,
-    CachedWellKnown,
-    Failure,
-    FailureKind,
-    Stage,
-    StageName,
-    StageOutcome,
-    WellKnownFindings,
-    WellKnownRequest,
-)
+from synapse_federation_admin.failures.kinds import TLS_KINDS, Failure, FailureKind
+from synapse_federation_admin.homeserver.outbound import Outbound
 
 # As many as Synapse follows.
 _MAX_REDIRECTS = 20

@@ -6,11 +6,10 @@ import json
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations.query import Sql
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.history.ending import MOMENT_MS, end_outages
 from synapse_federation_admin.history.kinds import to_bits
-from synapse_federation_admin.history.sql import rows_of_json
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.storage.sql import Sql, rows_of_json
 
 
 @attr.s(slots=True, auto_attribs=True, eq=False)

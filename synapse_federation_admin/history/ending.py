@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells which outages are over, when they ended, and how: in SQL, by what is stored."""
 
-from synapse_federation_admin.destinations.query import FAILING, Sql
-from synapse_federation_admin.models import (
-    AuditAction,
-    OutageEnd,
-    ReconnectOutcome,
-    ResetOutcome,
-)
+from synapse_federation_admin.destinations.query import FAILING
+from synapse_federation_admin.storage.audit_entry import AuditAction
+from synapse_federation_admin.storage.outages import OutageEnd
+from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
+from synapse_federation_admin.storage.sql import Sql
 
 # By how much Synapse's time of a failure may differ from ours.
 MOMENT_MS = 1000

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-from synapse_federation_admin.models import FailureKind
+from synapse_federation_admin.failures.kinds import FailureKind
 
 # The bit of each kind is its place here: new ones come last, and none is ever removed.
 _ORDER = tuple(kind.value for kind in FailureKind)

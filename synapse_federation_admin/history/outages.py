@@ -19,18 +19,16 @@ from typing import TypeVar
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.destinations.query import FAILING, Sql
+from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.destinations.statements import last_row_id
-from synapse_federation_admin.history.ending import (
-    MOMENT_MS,
-    SETTLED_MS,
-    end_outages,
-)
+from synapse_federation_admin.destinations.values import MAX_NAME
+from synapse_federation_admin.history.chunking import pieces_since
+from synapse_federation_admin.history.ending import MOMENT_MS, SETTLED_MS, end_outages
 from synapse_federation_admin.history.kinds import bits_of
-from synapse_federation_admin.history.pieces import pieces_since
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import MAX_NAME, OutageEnd
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.outages import OutageEnd
+from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import Sql
 
 T = TypeVar("T")
 

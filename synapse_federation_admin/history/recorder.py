@@ -18,16 +18,16 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
-from synapse_federation_admin.failure import describe, failure_of
+from synapse_federation_admin.destinations.values import MAX_NAME
+from synapse_federation_admin.failures.classify import describe, failure_of
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.history.batch import Batch, Failures, Key, write_txn
 from synapse_federation_admin.history.ending import SETTLED_MS
-from synapse_federation_admin.homeserver import (
-    Homeserver,
-    UntrustedCertificateError,
-    led_to_blocked_addresses,
-)
-from synapse_federation_admin.models import MAX_NAME, SUCCESS_EVERY_MS, FailureKind
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.history.values import SUCCESS_EVERY_MS
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.network import UntrustedCertificateError
+from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
+from synapse_federation_admin.storage.schema import Tables
 
 logger = logging.getLogger(__name__)
 

@@ -10,18 +10,15 @@ from typing import TypeVar
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.destinations.query import FAILING, Sql, can_be_stored
+from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.destinations.statements import last_row_id
 from synapse_federation_admin.history.kinds import from_bits
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    Availability,
-    AvailableDay,
-    Outage,
-    OutageEnd,
-    RecordedFailure,
-)
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.history.values import Availability, AvailableDay
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.outages import Outage, OutageEnd
+from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import Sql, can_be_stored
 
 T = TypeVar("T")
 

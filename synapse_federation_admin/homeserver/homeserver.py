@@ -47,7 +47,7 @@ from synapse_federation_admin.homeserver.instances import MAIN, shown_instance
 from synapse_federation_admin.homeserver.metrics import Metrics
 from synapse_federation_admin.homeserver.network import ContactClients
 from synapse_federation_admin.homeserver.outbound import Outbound
-from synapse_federation_admin.homeserver.pending import Pending
+from synapse_federation_admin.homeserver.single_flight import Pending
 from synapse_federation_admin.homeserver.traffic import (
     TrafficObserver,
     observe,

@@ -34,9 +34,12 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent, IResponse
 
-from synapse_federation_admin.bounded_reactor import BoundedReactor, EndingReactor
+from synapse_federation_admin.homeserver.bounded_reactor import (
+    BoundedReactor,
+    EndingReactor,
+)
 from synapse_federation_admin.homeserver.instances import outbound_instances
-from synapse_federation_admin.plain_agent import PlainAgent
+from synapse_federation_admin.homeserver.plain_agent import PlainAgent
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer

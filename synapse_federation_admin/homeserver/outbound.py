@@ -55,7 +55,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
-from synapse_federation_admin.address_ranges import AddressRanges
+from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.homeserver.instances import outbound_instances
 from synapse_federation_admin.homeserver.network import (
     Network,

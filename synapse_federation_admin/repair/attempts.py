@@ -13,15 +13,11 @@ from typing import Any, TypeVar
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    Contact,
-    Destination,
-    Failure,
-    FailureKind,
-    Told,
-)
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.destinations.values import Destination
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.outcomes import Contact, Told
+from synapse_federation_admin.storage.schema import Tables
 
 logger = logging.getLogger(__name__)
 

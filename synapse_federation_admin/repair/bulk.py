@@ -19,9 +19,14 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.store import DestinationStore
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    Position,
+from synapse_federation_admin.destinations.values import Position, Sort
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.contact import probe
+from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.repair.pace import Pace, Rate
+from synapse_federation_admin.repair.runs import RunStore
+from synapse_federation_admin.repair.wake import Wake
+from synapse_federation_admin.storage.run_values import (
     Queued,
     Run,
     RunOrder,
@@ -29,14 +34,8 @@ from synapse_federation_admin.models import (
     RunPreview,
     RunResult,
     RunStatus,
-    Sort,
     SortedNames,
 )
-from synapse_federation_admin.repair.contact import probe
-from synapse_federation_admin.repair.housekeeping import Housekeeping
-from synapse_federation_admin.repair.pace import Pace, Rate
-from synapse_federation_admin.repair.runs import RunStore
-from synapse_federation_admin.repair.wake import Wake
 
 logger = logging.getLogger(__name__)
 

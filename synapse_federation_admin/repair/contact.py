@@ -5,16 +5,18 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.failure import (
+from synapse_federation_admin.failures.classify import (
     bounded,
     describe,
     failure_of,
     forget_frames,
 )
-from synapse_federation_admin.homeserver import Homeserver, JsonDict
-from synapse_federation_admin.models import Contact, FailureKind
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.outcomes import Contact
 
 logger = logging.getLogger(__name__)
 

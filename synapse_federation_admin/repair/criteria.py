@@ -5,11 +5,11 @@ import json
 
 import attr
 
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationStatus,
-    RunCriteria,
 )
+from synapse_federation_admin.storage.run_values import RunCriteria
 
 FAILING_STATUSES = frozenset(
     {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}

@@ -28,10 +28,10 @@ from collections.abc import Callable
 import attr
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.homeserver import BeforeReset, Homeserver
-from synapse_federation_admin.models import Contact
+from synapse_federation_admin.homeserver.homeserver import BeforeReset, Homeserver
 from synapse_federation_admin.repair.contact import BackgroundContacts
 from synapse_federation_admin.repair.wake import Wake
+from synapse_federation_admin.storage.outcomes import Contact
 
 logger = logging.getLogger(__name__)
 

@@ -22,25 +22,30 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations import query as sql
 from synapse_federation_admin.destinations.backlog import BacklogStore
-from synapse_federation_admin.destinations.reach import ReachStore
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
+from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.values import (
+    Backlog,
+    Destination,
+    DestinationFilter,
+    Sort,
+)
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.criteria import shown_filter
+from synapse_federation_admin.repair.forget_values import (
+    ForgetOptions,
+    Forgotten,
+    ManyForgotten,
+    Waiting,
+)
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import (
     AUDIT_DONE,
     AUDIT_FORGOTTEN,
     AuditAction,
     AuditEntry,
-    Backlog,
-    Destination,
-    DestinationFilter,
-    ForgetOptions,
-    Forgotten,
-    ManyForgotten,
-    Sort,
-    Waiting,
 )
-from synapse_federation_admin.repair.audit import Audit
-from synapse_federation_admin.repair.criteria import shown_filter
+from synapse_federation_admin.storage.sql import can_be_stored
 
 # Tables with what refers to a destination, in the order in which it is deleted: one of
 # them is bound to `destinations` by a foreign key. Not every Synapse has all of them.
@@ -127,7 +132,7 @@ class Forget:
             What came of it; None if Synapse knows nothing of this destination. Raises
             what the database raises; then nothing has changed.
         """
-        if not sql.can_be_stored(name):
+        if not can_be_stored(name):
             return None
         seen = (await self._look([name]))[name]
         backlog = (await self._backlog.of([name]))[name]

@@ -9,9 +9,9 @@ import logging
 
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import AUDIT_INTERRUPTED, AuditAction
-from synapse_federation_admin.tables import Tables
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.audit_entry import AUDIT_INTERRUPTED, AuditAction
+from synapse_federation_admin.storage.schema import Tables
 
 logger = logging.getLogger(__name__)
 

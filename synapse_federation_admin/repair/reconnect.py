@@ -15,25 +15,16 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
-from synapse_federation_admin.homeserver import Homeserver, Pending
-from synapse_federation_admin.models import (
-    Actor,
-    AuditAction,
-    AuditEntry,
-    Contact,
-    Destination,
-    ReconnectOutcome,
-    Told,
-)
+from synapse_federation_admin.destinations.values import Destination
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.single_flight import Pending
 from synapse_federation_admin.repair.attempts import AttemptResult, Attempts
-from synapse_federation_admin.repair.audit import Audit
-from synapse_federation_admin.repair.contact import (
-    MAX_CONTACTS,
-    probe,
-    shown_contact,
-)
+from synapse_federation_admin.repair.contact import MAX_CONTACTS, probe, shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
+from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome, Told
 
 # How long a destination has to answer, however long those who ask are willing to wait:
 # as long as Synapse gives it to answer a transaction.

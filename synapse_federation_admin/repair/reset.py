@@ -6,18 +6,13 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.destinations.store import DestinationStore
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    Actor,
-    AuditAction,
-    AuditEntry,
-    Contact,
-    ResetOutcome,
-)
-from synapse_federation_admin.repair.audit import Audit
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
+from synapse_federation_admin.storage.outcomes import Contact, ResetOutcome
 
 
 class ConnectionReset:

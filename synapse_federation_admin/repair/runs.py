@@ -21,13 +21,17 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS, FAILING
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import (
-    MAX_NAME,
-    Actor,
-    AuditAction,
-    AuditEntry,
-    Destination,
+from synapse_federation_admin.destinations.values import MAX_NAME, Destination
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.contact import shown_contact
+from synapse_federation_admin.repair.criteria import (
+    criteria_from_json,
+    criteria_to_json,
+    shown_criteria,
+)
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
+from synapse_federation_admin.storage.run_values import (
     Queued,
     Run,
     RunError,
@@ -36,13 +40,6 @@ from synapse_federation_admin.models import (
     RunOutcome,
     RunResult,
     RunStatus,
-)
-from synapse_federation_admin.repair.audit import Audit
-from synapse_federation_admin.repair.contact import shown_contact
-from synapse_federation_admin.repair.criteria import (
-    criteria_from_json,
-    criteria_to_json,
-    shown_criteria,
 )
 
 T = TypeVar("T")

@@ -4,8 +4,8 @@
 import logging
 from collections import deque
 
-from synapse_federation_admin.homeserver import Homeserver
-from synapse_federation_admin.models import Told
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.outcomes import Told
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every servlet shares: paths, the admin check, and the parsing of parameters."""
+
+import re
+from collections.abc import Sequence
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, ClassVar, TypeVar
+
+import attr
+from synapse.module_api import SynapseRequest
+from synapse.module_api.errors import Codes, SynapseError
+
+from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.indexes import DestinationIndexes
+from synapse_federation_admin.destinations.lists import OffsetLists
+from synapse_federation_admin.destinations.pagination import Walker
+from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.store import DestinationStore
+from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+from synapse_federation_admin.history.recent_attempts import TriedStore
+from synapse_federation_admin.history.store import HistoryStore
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.servlets import Requester, RestServlet
+from synapse_federation_admin.repair.bulk import BulkReconnect
+from synapse_federation_admin.repair.cap_backoff import Clamp
+from synapse_federation_admin.repair.forget import Forget
+from synapse_federation_admin.repair.reconnect import Reconnect
+from synapse_federation_admin.repair.reset import ConnectionReset
+from synapse_federation_admin.repair.runs import RunStore
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import Actor
+
+E = TypeVar("E", bound=Enum)
+
+# Longer numbers are valid and mean the same: more rows than any table has. Numbers of
+# this many digits are within the 64 bits of both databases.
+_MAX_DIGITS = 18
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Services:
+    """What servlets act with."""
+
+    homeserver: Homeserver
+    destinations: DestinationStore
+    reader: DestinationReader
+    lists: OffsetLists[Any]
+    backlog: BacklogStore
+    reach: ReachStore
+    summary: SummaryStore
+    indexes: DestinationIndexes
+    reset: ConnectionReset
+    reconnect: Reconnect
+    audit: Audit
+    runs: RunStore
+    bulk: BulkReconnect
+    bulk_max_per_second: int
+    clamp: Clamp
+    forget: Forget
+    diagnoses: Diagnoses
+    history: HistoryStore
+    tried: TriedStore
+
+
+class AdminServlet(RestServlet):
+    """A servlet below `/_synapse/admin`.
+
+    Attributes:
+        PATH: The path from the API version on, with the names of parameters in angle
+            brackets: `/v1/federation/destinations/<destination>`.
+    """
+
+    PATH: ClassVar[str]
+
+    def __init__(self, services: Services) -> None:
+        self.PATTERNS = [path_pattern(self.PATH)]
+        self._services = services
+
+
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a path, written as Synapse writes those of its servlets.
+
+    An empty parameter matches, so that it gets an answer of ours.
+    """
+    return re.compile(
+        "^/_synapse/admin" + re.sub("<([a-z_]+)>", r"(?P<\1>[^/]*)", path) + "$"
+    )
+
+
+def actor(requester: Requester) -> Actor:
+    """Return who makes a request, for the audit."""
+    user_id = requester.user.to_string()
+    entity = requester.authenticated_entity
+    return Actor(user_id, entity if entity != user_id else None)
+
+
+def unknown_destination() -> SynapseError:
+    """Return the error for a destination that Synapse has no row for."""
+    return SynapseError(HTTPStatus.NOT_FOUND, "Unknown destination", Codes.NOT_FOUND)
+
+
+def invalid_param(message: str) -> SynapseError:
+    """Return the error for a bad parameter, which the message names."""
+    return SynapseError(HTTPStatus.BAD_REQUEST, message, Codes.INVALID_PARAM)
+
+
+def walker(request: SynapseRequest, requester: Requester, limit: int) -> Walker:
+    """Return who asks for a page, for what is remembered of his walk."""
+    agent = request.getHeader("User-Agent") or ""
+    address = request.getClientAddress()
+    return Walker(
+        client=(
+            requester.user.to_string(),
+            requester.access_token_id,
+            requester.device_id,
+            getattr(address, "host", None),
+            agent[:200],
+        ),
+        connection=str(request.client),
+        limit=limit,
+    )
+
+
+def _first(request: SynapseRequest, name: str) -> bytes | None:
+    """Return a query parameter's value: the first one, where it is repeated."""
+    values = (request.args or {}).get(name.encode())
+    return values[0] if values else None
+
+
+def parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
+    """Parse a query parameter that is a number of rows: 0 or more, without a limit.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    value = _first(request, name)
+    if value is None:
+        return default
+    # Only ASCII digits: int() also takes "1_000", " 7" and digits of other scripts.
+    if not re.fullmatch(b"[0-9]+", value):
+        raise invalid_param(f"Query parameter '{name}' must be a non-negative integer")
+    digits = value.lstrip(b"0") or b"0"
+    return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
+
+
+def parse_choice(
+    request: SynapseRequest, name: str, *, default: E, choices: Sequence[E] = ()
+) -> E:
+    """Parse a query parameter that is one of an Enum's values.
+
+    Args:
+        request: The request.
+        name: The parameter.
+        default: What stands for a parameter that is not there.
+        choices: Which members are valid. Empty: all.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
+    """
+    value = _first(request, name)
+    if value is None:
+        return default
+    valid = choices or tuple(type(default))
+    for choice in valid:
+        if value == choice.value.encode():
+            return choice
+    names = ", ".join(f"'{choice.value}'" for choice in valid)
+    raise invalid_param(f"Query parameter '{name}' must be one of {names}")
+
+
+def parse_text(request: SynapseRequest, name: str) -> str:
+    """Parse a query parameter that is a text; "" if it is not there.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter, if it is not UTF-8.
+    """
+    value = _first(request, name)
+    if value is None:
+        return ""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise invalid_param(f"Query parameter '{name}' must be UTF-8") from None

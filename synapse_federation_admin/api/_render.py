@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Destinations as the API shows them.
+
+`render_*` returns what goes through Synapse's JSON encoder; `encode_*` returns the same
+as text, many times faster, for long lists.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as json_text
+
+from synapse.module_api import JsonDict
+
+from synapse_federation_admin.destinations.values import (
+    Backlog,
+    Destination,
+    DestinationStatus,
+)
+from synapse_federation_admin.history.values import Availability
+from synapse_federation_admin.storage.failures import RecordedFailure
+
+__all__ = [
+    "CSV_COLUMNS",
+    "csv_fields",
+    "csv_line",
+    "encode_v1",
+    "encode_v2",
+    "json_text",
+    "render_availability",
+    "render_backlog",
+    "render_failure",
+    "render_last_failure",
+    "render_v1",
+    "render_v2",
+]
+
+CSV_COLUMNS = (
+    "destination",
+    "retry_last_ts",
+    "retry_interval",
+    "failure_ts",
+    "last_successful_stream_ordering",
+    "status",
+    "next_retry_ts",
+    "allowed",
+)
+
+CSV_BACKLOG_COLUMNS = (
+    "rooms",
+    "oldest_stream_ordering",
+    "catch_up",
+    "to_device_messages",
+    "oldest_to_device_ts",
+    "device_list_updates",
+)
+
+
+def render_v1(row: Destination) -> JsonDict:
+    """Render the five documented keys; a client that others wrote refuses a sixth."""
+    return {
+        "destination": row.destination,
+        "retry_last_ts": row.retry_last_ts or 0,
+        "retry_interval": row.retry_interval or 0,
+        "failure_ts": row.failure_ts,
+        "last_successful_stream_ordering": row.last_successful_stream_ordering,
+    }
+
+
+def encode_v1(row: Destination) -> str:
+    """Return the JSON of `render_v1`."""
+    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
+    return (
+        f'{{"destination":{json_text(name)},'
+        f'"retry_last_ts":{retry_last_ts or 0},'
+        f'"retry_interval":{retry_interval or 0},'
+        f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
+        '"last_successful_stream_ordering":'
+        f"{'null' if stream_ordering is None else stream_ordering}}}"
+    )
+
+
+def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
+    """Render the keys of v1, and those of v2 that the row itself tells."""
+    return {
+        **render_v1(row),
+        "status": row.status(now_ms).value,
+        "next_retry_ts": row.next_retry_ts,
+        "allowed": allowed,
+    }
+
+
+def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
+    """Return the JSON of `render_v2`."""
+    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
+    # Most rows do not fail: for them, all that v2 adds is known.
+    if retry_last_ts:
+        next_retry_ts = row.next_retry_ts
+        added = f'"{row.status(now_ms).value}","next_retry_ts":{next_retry_ts}'
+    else:
+        added = _ADDED_UNKNOWN if stream_ordering is None else _ADDED_ONLINE
+    return (
+        f'{{"destination":{json_text(name)},'
+        f'"retry_last_ts":{retry_last_ts or 0},'
+        f'"retry_interval":{retry_interval or 0},'
+        f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
+        '"last_successful_stream_ordering":'
+        f"{'null' if stream_ordering is None else stream_ordering},"
+        f'"status":{added},"allowed":{"true" if allowed else "false"}}}'
+    )
+
+
+_ADDED_UNKNOWN = f'"{DestinationStatus.UNKNOWN.value}","next_retry_ts":null'
+_ADDED_ONLINE = f'"{DestinationStatus.ONLINE.value}","next_retry_ts":null'
+
+
+def csv_line(row: Destination, now_ms: int, *, allowed: bool) -> str:
+    """Return the fields of `CSV_COLUMNS` as CSV, without an end of line."""
+    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
+    if retry_last_ts:
+        added = f"{row.status(now_ms).value},{row.next_retry_ts}"
+    else:
+        status = _UNKNOWN if stream_ordering is None else _ONLINE
+        added = f"{status},"
+    return (
+        f"{name if _IS_PLAIN(name) else csv_fields([name])},"
+        f"{retry_last_ts or 0},{retry_interval or 0},"
+        f"{'' if failure_ts is None else failure_ts},"
+        f"{'' if stream_ordering is None else stream_ordering},"
+        f"{added},{'true' if allowed else 'false'}"
+    )
+
+
+# Names that CSV need not quote: those of servers are such.
+_IS_PLAIN = re.compile(r"[\w.:\[\]-]+", re.ASCII).fullmatch
+
+_UNKNOWN = DestinationStatus.UNKNOWN.value
+_ONLINE = DestinationStatus.ONLINE.value
+
+
+def csv_fields(fields: Sequence[object]) -> str:
+    """Return fields as CSV (RFC 4180), without an end of line; None is an empty one."""
+    text = io.StringIO()
+    # It quotes such ends of lines only as it writes itself.
+    csv.writer(text, lineterminator="\r\n").writerow(fields)
+    return text.getvalue().removesuffix("\r\n")
+
+
+def render_backlog(backlog: Backlog) -> JsonDict:
+    """Render what waits for a destination."""
+    return {
+        "rooms": backlog.rooms,
+        "oldest_stream_ordering": backlog.oldest_stream_ordering,
+        "catch_up": "possible" if backlog.can_catch_up else "impossible",
+        "to_device_messages": backlog.to_device_messages,
+        "oldest_to_device_ts": backlog.oldest_to_device_ts,
+        "device_list_updates": backlog.device_list_updates,
+    }
+
+
+def render_failure(failure: RecordedFailure) -> JsonDict:
+    """Render failures of one kind."""
+    return {
+        "kind": failure.kind,
+        "message": failure.message,
+        "first_ts": failure.first_ts,
+        "last_ts": failure.last_ts,
+        "count": failure.count,
+        "instance": failure.instance,
+    }
+
+
+def render_last_failure(failures: Sequence[RecordedFailure]) -> JsonDict | None:
+    """Render the first of some failures; None if there is none."""
+    return render_failure(failures[0]) if failures else None
+
+
+def render_availability(availability: Availability) -> JsonDict:
+    """Render how much of the last days a destination was not failing."""
+    return {
+        "since_ts": availability.since_ts,
+        "share": availability.share,
+        "days": [
+            {
+                "date": _date(day.begin_ts),
+                "share": day.share,
+            }
+            for day in availability.days
+        ],
+    }
+
+
+@lru_cache(maxsize=32)
+def _date(ts: int) -> str:
+    """Return the day of a time, in UTC."""
+    return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers that are written while they are read, at the pace of the client."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from http import HTTPStatus
+
+from synapse.module_api import SynapseRequest, make_deferred_yieldable
+from synapse.module_api.errors import Codes, SynapseError
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.servlets import (
+    finish_request,
+    set_cors_headers,
+)
+
+# How long a client may take nothing of an answer before its connection is cut.
+_MAX_PAUSE_S = 300
+
+
+async def respond_in_chunks(
+    homeserver: Homeserver,
+    request: SynapseRequest,
+    content_type: str,
+    chunks: AsyncGenerator[bytes, None],
+    *,
+    file_name: str | None = None,
+) -> None:
+    """Answer 200 with a body that comes in chunks.
+
+    The next chunk is asked for when the client has taken those before. If the client
+    goes away, no further chunk is. A body of one chunk goes out like any other answer.
+
+    Args:
+        homeserver: The homeserver.
+        request: The request to answer.
+        content_type: The value of `Content-Type`.
+        chunks: The body.
+        file_name: The name under which a browser shall save the answer.
+
+    Raises:
+        Exception: Whatever `chunks` raises. Synapse then cuts the connection, or, if
+            nothing has been written yet, answers as it does for any servlet.
+        SynapseError: The client has taken nothing for minutes.
+    """
+    request.setHeader(b"Content-Type", content_type.encode("ascii"))
+    request.setHeader(b"Cache-Control", b"no-cache, no-store, must-revalidate")
+    if request.method == b"HEAD":
+        await chunks.aclose()
+        _begin(request, file_name)
+        finish_request(request)
+        return
+    writer = _Writer(homeserver, request)
+    held: bytes | None = None
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if held is not None:
+                if not writer.has_begun:
+                    _begin(request, file_name)
+                    writer.begin()
+                await writer.write(held)
+            if writer.is_gone:
+                return
+            held = chunk
+    if writer.has_begun:
+        await writer.write(held or b"")
+        writer.end()
+    elif not writer.is_gone:
+        request.setHeader(b"Content-Length", str(len(held or b"")).encode("ascii"))
+        _begin(request, file_name)
+        request.write(held or b"")
+    if not writer.is_gone:
+        finish_request(request)
+
+
+def _begin(request: SynapseRequest, file_name: str | None) -> None:
+    """Set what only an answer has that succeeds."""
+    request.setResponseCode(HTTPStatus.OK)
+    set_cors_headers(request)
+    if file_name is not None:
+        disposition = f'attachment; filename="{file_name}"'
+        request.setHeader(b"Content-Disposition", disposition.encode("ascii"))
+        request.responseHeaders.addRawHeader(
+            b"Access-Control-Expose-Headers", b"Content-Disposition"
+        )
+
+
+@implementer(IPushProducer)
+class _Writer:
+    """Writes to a request, and waits while its connection takes no more.
+
+    Attributes:
+        has_begun: Whether something has been written.
+        is_gone: Whether the client has gone away.
+    """
+
+    def __init__(self, homeserver: Homeserver, request: SynapseRequest) -> None:
+        self._homeserver = homeserver
+        self._request = request
+        self._is_paused = False
+        self._resumed: Deferred[None] | None = None
+        self.has_begun = False
+        # A request that has lost its connection has no channel, and tells no more.
+        self.is_gone = request.channel is None
+        # Its success, at the end of the answer, needs nothing done.
+        request.notifyFinish().addErrback(lambda _: self.stopProducing())
+
+    def begin(self) -> None:
+        """Begin to be told how the connection fares."""
+        self.has_begun = True
+        if not self.is_gone:
+            self._request.registerProducer(self, True)
+
+    def end(self) -> None:
+        """Write no more."""
+        if not self.is_gone:
+            self._request.unregisterProducer()
+
+    async def write(self, data: bytes) -> None:
+        """Write, when the connection takes something.
+
+        Raises:
+            SynapseError: It has taken nothing for minutes.
+        """
+        if self._is_paused and not self.is_gone:
+            self._resumed = Deferred()
+            self._resumed.addTimeout(_MAX_PAUSE_S, self._homeserver.reactor)
+            try:
+                await make_deferred_yieldable(self._resumed)
+            except DeferredTimeoutError:
+                raise SynapseError(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    "The client did not read the answer",
+                    Codes.UNKNOWN,
+                ) from None
+            finally:
+                self._resumed = None
+        if not self.is_gone:
+            self._request.write(data)
+
+    def pauseProducing(self) -> None:
+        """Take note that the connection takes no more for now."""
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        """Take note that the connection takes more."""
+        self._is_paused = False
+        self._go_on()
+
+    def stopProducing(self) -> None:
+        """Take note that the client has gone away."""
+        self.is_gone = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._resumed is not None and not self._resumed.called:
+            self._resumed.callback(None)

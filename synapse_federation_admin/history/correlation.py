@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells whether servers began to fail together, and whether it is us. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.history.values import (
+    CauseType,
+    Outlook,
+    OutlookVerdict,
+    SharedCause,
+    Tried,
+)
+
+# Of fewer servers nothing can be told.
+_LEAST = 5
+
+# The share of the servers that worked, of which many began to fail.
+_MANY = 0.5
+
+# The share of those that share a cause, for it to be the cause; and of how many at most
+# it has to be known where they lead.
+_MOST = 0.75
+_SAMPLE = 20
+
+# Kinds that are one thing, seen from different sides, and what of ours it is likely to
+# be if most servers fail with them.
+_OURS: tuple[tuple[tuple[FailureKind, ...], str], ...] = (
+    (
+        (FailureKind.DNS_FAILED, FailureKind.DNS_NOT_FOUND),
+        "the resolver of this host",
+    ),
+    (
+        (
+            FailureKind.CONNECTION_TIMEOUT,
+            FailureKind.UNREACHABLE,
+            FailureKind.CONNECTION_REFUSED,
+        ),
+        "the network of this host, its firewall or its proxy",
+    ),
+    (
+        (
+            FailureKind.DNS_FAILED,
+            FailureKind.DNS_NOT_FOUND,
+            FailureKind.CONNECTION_TIMEOUT,
+            FailureKind.UNREACHABLE,
+            FailureKind.CONNECTION_REFUSED,
+        ),
+        "the network of this host",
+    ),
+    (
+        (FailureKind.IP_BLOCKED,),
+        "federation_ip_range_blacklist or ip_range_blacklist in the configuration",
+    ),
+    (
+        (FailureKind.TLS_EXPIRED, FailureKind.TLS_NOT_YET_VALID),
+        "the clock of this host",
+    ),
+    (
+        (FailureKind.TLS_UNTRUSTED,),
+        "what this host trusts, its certificate authorities or "
+        "federation_custom_ca_list, or something in between that intercepts TLS",
+    ),
+    (
+        (FailureKind.TLS_WRONG_NAME, FailureKind.TLS_FAILED),
+        "something between this host and the others that intercepts TLS",
+    ),
+    (
+        (FailureKind.REJECTED,),
+        "this homeserver's signing key, or that others cannot fetch it from here",
+    ),
+    ((FailureKind.RATE_LIMITED,), "that this homeserver sends too much"),
+    (
+        (FailureKind.RESPONSE_TIMEOUT, FailureKind.INVALID_RESPONSE),
+        "the network of this host, its proxy, or that it is overloaded",
+    ),
+    (
+        (FailureKind.HTTP_ERROR, FailureKind.GONE),
+        "a proxy between this host and the others, or what this homeserver sends",
+    ),
+)
+
+
+def outlook(tried: Tried, lately: Tried) -> Outlook:
+    """Judge what was tried.
+
+    Args:
+        tried: In the last hour.
+        lately: In the last quarter of an hour.
+    """
+    # What is in both is told of the shorter time, which says more.
+    for window, judge in (
+        (lately, _one_of_theirs),
+        (lately, _began_together),
+        (tried, _one_of_theirs),
+        (tried, _began_together),
+        (tried, _nothing_works),
+    ):
+        found = judge(window)
+        if found is not None:
+            verdict, explanation = found
+            return Outlook(verdict, explanation, tried, lately)
+    return Outlook(OutlookVerdict.NORMAL, _ordinary(tried), tried, lately)
+
+
+_Judgement = tuple[OutlookVerdict, str] | None
+
+
+def _began_together(tried: Tried) -> _Judgement:
+    """Tell of a cause on our side, if many servers began to fail with it.
+
+    Any homeserver knows servers that are long dead, and meets others that have never
+    worked, by the thousand when somebody joins an old room or makes names up: what
+    counts is how many of those that worked began to fail.
+    """
+    kinds = _of(tried, CauseType.KIND)
+    if tried.worked >= _LEAST and tried.worked >= _MANY * (
+        tried.worked + tried.succeeded
+    ):
+        return _ours(tried, {c.value: c.worked for c in kinds}, tried.worked)
+    return None
+
+
+def _nothing_works(tried: Tried) -> _Judgement:
+    """Tell of a cause on our side, if not one server is reached for an hour.
+
+    Unless that is because nobody but long dead ones is tried.
+    """
+    if tried.failing < _LEAST or tried.succeeded:
+        return None
+    if tried.recent < _LEAST and tried.ever_succeeded:
+        return None
+    counts = {c.value: c.destinations for c in _of(tried, CauseType.KIND)}
+    return _ours(tried, counts, tried.failing)
+
+
+def _ours(tried: Tried, counts: Mapping[str, int], total: int) -> _Judgement:
+    """Tell what of ours may be the cause.
+
+    Args:
+        tried: What was tried.
+        counts: How many fail with each kind, of those that matter.
+        total: How many of those there are.
+    """
+    for family, ours in _OURS:
+        kinds = [kind.value for kind in family if counts.get(kind.value)]
+        if not kinds or sum(counts[kind] for kind in kinds) < _MOST * total:
+            continue
+        with_them = sum(
+            cause.destinations
+            for cause in _of(tried, CauseType.KIND)
+            if cause.value in kinds
+        )
+        return OutlookVerdict.US, (
+            f"{_percent(with_them, tried.total)} of servers tried in the last "
+            f"{_minutes(tried)} fail with {_either(kinds)}: {ours} is the likely cause"
+        )
+    return None
+
+
+def _one_of_theirs(tried: Tried) -> _Judgement:
+    """Tell of a cause that those who began to fail share, and others do not."""
+    if tried.began < _LEAST:
+        return None
+    causes = []
+    if tried.looked >= min(tried.began, _SAMPLE):
+        causes += [(c, tried.looked) for c in _of(tried, CauseType.ADDRESS)]
+    if tried.succeeded:
+        # Else it may be our clock, and most servers have the same few issuers.
+        causes += [(c, tried.began) for c in _of(tried, CauseType.ISSUER)]
+    for cause, of in causes:
+        if cause.began < max(_LEAST, _MOST * of):
+            continue
+        what = (
+            f"lead to the address {cause.value}: what runs there, or the way there,"
+            if cause.type is CauseType.ADDRESS
+            else f"have certificates of the issuer {cause.value}: that"
+        )
+        return OutlookVerdict.SHARED, (
+            f"{cause.began} of {of} servers that began to fail in the "
+            f"last {_minutes(tried)} {what} is the likely cause"
+        )
+    return None
+
+
+def _ordinary(tried: Tried) -> str:
+    if not tried.total:
+        return f"No server was tried in the last {_minutes(tried)}"
+    if not tried.failing:
+        return (
+            f"None of the {tried.total} servers tried in the last {_minutes(tried)} "
+            "fails"
+        )
+    return (
+        f"{_percent(tried.failing, tried.total)} of servers tried in the last "
+        f"{_minutes(tried)} fail ({tried.failing} of {tried.total}), and nothing "
+        "suggests that it is for a reason on this side"
+    )
+
+
+def _of(tried: Tried, type_: CauseType) -> list[SharedCause]:
+    return [cause for cause in tried.causes if cause.type is type_]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part // whole} %"
+
+
+def _minutes(tried: Tried) -> str:
+    minutes = tried.window_ms // 60_000
+    return "hour" if minutes == 60 else f"{minutes} minutes"
+
+
+def _either(kinds: Sequence[str]) -> str:
+    *others, last = kinds
+    return f"{', '.join(others)} or {last}" if others else last

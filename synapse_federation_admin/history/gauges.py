@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the gauges among the metrics up to date, on the process with background tasks.
+
+A scrape reads what was counted last: it never waits for the database.
+"""
+
+import logging
+import time
+
+from twisted.internet.defer import CancelledError
+
+from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.history.recent_attempts import TriedStore
+from synapse_federation_admin.history.store import HistoryStore
+from synapse_federation_admin.history.values import OutlookVerdict, by_every_kind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+
+logger = logging.getLogger(__name__)
+
+# How often; and how many times as long as it has taken to wait at least, but not longer
+# than this.
+_EVERY_MS = 60_000
+_REST_FACTOR = 50
+_LONGEST_REST_MS = 300_000
+
+# How soon after the start: when outages are up to date.
+_FIRST_MS = 5000
+
+
+class Monitor:
+    """Keeps the gauges up to date."""
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        summary: SummaryStore,
+        history: HistoryStore,
+        tried: TriedStore,
+    ) -> None:
+        self._homeserver = homeserver
+        self._summary = summary
+        self._history = history
+        self._tried = tried
+
+    def start(self) -> None:
+        """Begin, if this process runs background tasks."""
+        if self._homeserver.runs_background_tasks:
+            self._homeserver.run_in_background(
+                "federation_admin_monitor", self._keep_updating
+            )
+
+    async def _keep_updating(self) -> None:
+        await self._homeserver.sleep_ms(_FIRST_MS)
+        while True:
+            began_s = time.monotonic()
+            try:
+                await self.update()
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                logger.warning("Cannot bring metrics up to date yet: %s", e)
+            rest_ms = int(_REST_FACTOR * 1000 * (time.monotonic() - began_s))
+            await self._homeserver.sleep_ms(
+                min(max(_EVERY_MS, rest_ms), _LONGEST_REST_MS)
+            )
+
+    async def update(self) -> None:
+        """Bring all gauges up to date. Raises what the database raises."""
+        metrics = self._homeserver.metrics
+        summary = await self._summary.get()
+        counts = summary.counts
+        metrics.show_destinations(
+            {status.value: count for status, count in counts.by_status.items()}
+        )
+        now_ts = self._homeserver.now_ms()
+        if summary.backlog is not None:
+            totals = summary.backlog.totals
+            metrics.show_backlog(
+                {
+                    "rooms": totals.rooms,
+                    "rooms_never_caught_up": totals.rooms_never_caught_up,
+                    "to_device_messages": totals.to_device_messages,
+                    "device_list_updates": totals.device_list_updates,
+                },
+                oldest_age_s=_age_s(now_ts, totals.oldest_to_device_ts),
+                oldest_stuck_age_s=_age_s(now_ts, totals.oldest_stuck_to_device_ts),
+            )
+        metrics.show_failing(
+            by_every_kind(counts.failing, await self._history.failing_by_kind())
+        )
+        outlook = await self._tried.outlook()
+        metrics.show_outlook(
+            {verdict.value: verdict is outlook.verdict for verdict in OutlookVerdict},
+            {"failed": outlook.tried.failing, "succeeded": outlook.tried.succeeded},
+        )
+        metrics.show_updated(now_ts / 1000)
+
+
+def _age_s(now_ts: int, since_ts: int | None) -> float:
+    """Return how long ago a time is in seconds; 0 if there is none."""
+    return 0 if since_ts is None else max(0, now_ts - since_ts) / 1000

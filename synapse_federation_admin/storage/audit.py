@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps who did what, when, why, and what came of it: in a table, and in the log."""
+
+import json
+import logging
+import secrets
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.destinations.values import MAX_NAME, Direction
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_DONE,
+    AUDIT_FAILED,
+    AUDIT_FORGOTTEN,
+    AUDIT_PENDING,
+    Actor,
+    AuditAction,
+    AuditEntry,
+    AuditFilter,
+)
+from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
+from synapse_federation_admin.storage.run_values import RunOutcome, RunStatus
+from synapse_federation_admin.storage.schema import Tables
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = (
+    "entry_id, ts, action, destination, user_id, puppeted_by, instance, outcome, "
+    "reason, run_id, ended_ts, details"
+)
+
+# How many entries one transaction looks at.
+_WINDOW = 5000
+
+# What may take long is in the log when it begins, too.
+_LOGGED_TWICE = frozenset(
+    {AuditAction.BULK_RECONNECT, AuditAction.BULK_FORGET, AuditAction.CLAMP}
+)
+
+# With what each action may end, here; what never ends is not counted.
+OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
+    AuditAction.RESET: (ResetOutcome.RESET.value,),
+    AuditAction.RECONNECT: (
+        *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
+        *(ReconnectOutcome.FORCED.value, AUDIT_FAILED),
+        # In bulk runs.
+        *(RunOutcome.NO_LONGER_FAILING.value, RunOutcome.SKIPPED.value),
+    ),
+    AuditAction.BULK_RECONNECT: (RunStatus.COMPLETE.value, RunStatus.CANCELLED.value),
+    AuditAction.CANCEL: (RunStatus.CANCELLED.value,),
+    AuditAction.CLAMP: (AUDIT_DONE, AUDIT_FAILED),
+    AuditAction.FORGET: (AUDIT_FORGOTTEN,),
+    AuditAction.BULK_FORGET: (AUDIT_DONE, AUDIT_FAILED),
+}
+
+# What is in the order of time, and where a page begins.
+AuditPosition = tuple[int, str]
+
+
+class Audit:
+    """Writes and reads the audit.
+
+    A method whose name ends in `_txn` is to be called in a transaction, after `ready`.
+    An entry is in the log when it has ended, once its transaction is committed.
+    """
+
+    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
+        self._homeserver = homeserver
+        self._tables = tables
+        homeserver.metrics.show_repairs(
+            {action.value: outcomes for action, outcomes in OUTCOMES.items()}
+        )
+
+    async def ready(self) -> None:
+        """Return when the table is there. Raises what the database raises."""
+        await self._tables.ready()
+
+    def entry(
+        self,
+        action: AuditAction,
+        actor: Actor,
+        *,
+        destination: str | None = None,
+        reason: str | None = None,
+        run_id: str | None = None,
+        outcome: str = AUDIT_PENDING,
+        details: Mapping[str, object] | None = None,
+    ) -> AuditEntry:
+        """Make an entry of this process, as of now; it is not written yet."""
+        now_ts = self._homeserver.now_ms()
+        return AuditEntry(
+            entry_id=secrets.token_hex(8),
+            ts=now_ts,
+            action=action,
+            actor=actor,
+            instance=self._homeserver.instance_name,
+            outcome=outcome,
+            destination=destination,
+            reason=reason,
+            run_id=run_id,
+            ended_ts=None if outcome == AUDIT_PENDING else now_ts,
+            details=details or {},
+        )
+
+    def ended(
+        self,
+        entry: AuditEntry,
+        outcome: str,
+        details: Mapping[str, object] | None = None,
+    ) -> AuditEntry:
+        """Return an entry with its end, which is now; it is not written yet."""
+        return attr.evolve(
+            entry,
+            outcome=outcome,
+            ended_ts=self._homeserver.now_ms(),
+            details={**entry.details, **(details or {})},
+        )
+
+    def insert_txn(
+        self, txn: LoggingTransaction, entries: Iterable[AuditEntry]
+    ) -> None:
+        """Write new entries."""
+        entries = list(entries)
+        txn.execute_batch(
+            f"INSERT INTO federation_admin_audit ({_COLUMNS}) "  # noqa: S608
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [_to_row(entry) for entry in entries],
+        )
+        txn.call_after(self._log_and_count, entries)
+
+    def end_txn(self, txn: LoggingTransaction, entries: Iterable[AuditEntry]) -> None:
+        """Write what came of entries that are there; those that have ended stay so."""
+        ended = []
+        for entry in entries:
+            txn.execute(
+                "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
+                "details = ? WHERE entry_id = ? AND outcome = ?",
+                (
+                    *(entry.outcome, entry.ended_ts, _to_json(entry.details)),
+                    *(entry.entry_id, AUDIT_PENDING),
+                ),
+            )
+            if txn.rowcount:
+                ended.append(entry)
+        txn.call_after(self._log_and_count, ended)
+
+    def _log_and_count(self, entries: Collection[AuditEntry]) -> None:
+        _log(entries)
+        for entry in entries:
+            if entry.outcome != AUDIT_PENDING:
+                self._homeserver.metrics.count_repair(entry.action.value, entry.outcome)
+
+    async def insert(self, entry: AuditEntry) -> None:
+        """Write a new entry. Raises what the database raises."""
+        await self.ready()
+        await self._homeserver.run_db_interaction(
+            "federation_admin_audit", lambda txn: self.insert_txn(txn, [entry])
+        )
+
+    async def end(self, entry: AuditEntry) -> None:
+        """Write what came of an entry, unless it has ended already.
+
+        Raises what the database raises.
+        """
+        await self._homeserver.run_db_interaction(
+            "federation_admin_audit", lambda txn: self.end_txn(txn, [entry])
+        )
+
+    async def end_as_failed(
+        self, entry: AuditEntry, details: Mapping[str, object] | None = None
+    ) -> None:
+        """Write that something has gone wrong, if that can be written.
+
+        For where an exception is on its way, which shall not be hidden by another.
+        """
+        try:
+            await self.end(self.ended(entry, AUDIT_FAILED, details))
+        except Exception as e:
+            logger.warning("Cannot write to the audit: %s", e)
+
+    async def add_details(self, entry: AuditEntry) -> None:
+        """Write the details of an entry that has ended. Raises what the database does.
+
+        They are in the log as well.
+        """
+
+        def add_details_txn(txn: LoggingTransaction) -> None:
+            txn.execute(
+                "UPDATE federation_admin_audit SET details = ? WHERE entry_id = ?",
+                (_to_json(entry.details), entry.entry_id),
+            )
+            txn.call_after(_log, [entry])
+
+        await self._homeserver.run_db_interaction(
+            "federation_admin_audit", add_details_txn
+        )
+
+    async def read(
+        self,
+        wanted: AuditFilter,
+        after: AuditPosition | None,
+        limit: int,
+        direction: Direction,
+    ) -> list[AuditEntry]:
+        """Read the next entries.
+
+        Args:
+            wanted: Which ones.
+            after: The position behind which to begin; None is at the start.
+            limit: The most entries to return.
+            direction: Backwards: the newest first.
+        """
+        await self.ready()
+        found: list[AuditEntry] = []
+        begin, is_more = after, True
+        while is_more and len(found) < limit:
+
+            def read_txn(
+                txn: LoggingTransaction,
+                begin: AuditPosition | None = begin,
+                most: int = limit - len(found),
+            ) -> tuple[list[AuditEntry], AuditPosition | None]:
+                return _read_window(txn, wanted, begin, most, direction)
+
+            entries, begin = await self._homeserver.run_db_interaction(
+                "federation_admin_read_audit", read_txn
+            )
+            found += entries
+            is_more = begin is not None
+        return found
+
+
+def _read_window(
+    txn: LoggingTransaction,
+    wanted: AuditFilter,
+    after: AuditPosition | None,
+    limit: int,
+    direction: Direction,
+) -> tuple[list[AuditEntry], AuditPosition | None]:
+    """Read the entries wanted among the next ones.
+
+    Returns:
+        The entries, and where the next ones begin; None if there are no more, or if
+        these are as many as were asked for.
+    """
+    beyond, order = {
+        Direction.FORWARDS: (">", "ASC"),
+        Direction.BACKWARDS: ("<", "DESC"),
+    }[direction]
+    upto = {">": "<=", "<": ">="}[beyond]
+    indexed, others = _conditions(wanted)
+    if after is not None:
+        indexed.append((f"(ts, entry_id) {beyond} (?, ?)", after))
+    end: AuditPosition | None = None
+    if others:
+        where, args = _where(indexed)
+        txn.execute(
+            f"SELECT ts, entry_id FROM federation_admin_audit {where} "  # noqa: S608
+            f"ORDER BY ts {order}, entry_id {order} LIMIT 1 OFFSET ?",
+            (*args, _WINDOW - 1),
+        )
+        row = txn.fetchone()
+        if row is not None:
+            end = (int(row[0]), str(row[1]))
+            indexed.append((f"(ts, entry_id) {upto} (?, ?)", end))
+    where, args = _where([*indexed, *others])
+    txn.execute(
+        f"SELECT {_COLUMNS} FROM federation_admin_audit {where} "  # noqa: S608
+        f"ORDER BY ts {order}, entry_id {order} LIMIT ?",
+        (*args, limit),
+    )
+    entries = [_to_entry(row) for row in txn.fetchall()]
+    return entries, None if len(entries) == limit else end
+
+
+_Condition = tuple[str, tuple[str | int, ...]]
+
+
+def _conditions(wanted: AuditFilter) -> tuple[list[_Condition], list[_Condition]]:
+    """Return those of a filter's conditions that one index serves, and the others."""
+    indexed: list[_Condition] = []
+    others: list[_Condition] = []
+    equal = [
+        ("run_id", wanted.run_id),
+        ("destination", wanted.destination),
+        ("outcome", wanted.outcome),
+    ]
+    for column, value in equal:
+        if value is not None:
+            is_served = not indexed and column != "outcome"
+            (indexed if is_served else others).append((f"{column} = ?", (value,)))
+    if wanted.actions:
+        values = tuple(sorted(action.value for action in wanted.actions))
+        is_served = not indexed and len(values) == 1
+        condition = (f"action IN ({', '.join('?' * len(values))})", values)
+        (indexed if is_served else others).append(condition)
+    if wanted.user_id is not None:
+        user = (wanted.user_id, wanted.user_id)
+        others.append(("(user_id = ? OR puppeted_by = ?)", user))
+    if wanted.since_ts is not None:
+        indexed.append(("ts >= ?", (wanted.since_ts,)))
+    if wanted.until_ts is not None:
+        indexed.append(("ts < ?", (wanted.until_ts,)))
+    return indexed, others
+
+
+def _where(conditions: Sequence[_Condition]) -> tuple[str, tuple[str | int, ...]]:
+    if not conditions:
+        return "", ()
+    text = " AND ".join(text for text, _ in conditions)
+    return f"WHERE {text}", tuple(arg for _, args in conditions for arg in args)
+
+
+def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
+    destination = entry.destination
+    if destination is not None and len(destination) > MAX_NAME:
+        # A longer one does not fit into the index.
+        destination = f"{destination[: MAX_NAME - 3]}..."
+    return (
+        entry.entry_id,
+        entry.ts,
+        entry.action.value,
+        destination,
+        entry.actor.user_id,
+        entry.actor.puppeted_by,
+        entry.instance,
+        entry.outcome,
+        entry.reason,
+        entry.run_id,
+        entry.ended_ts,
+        _to_json(entry.details),
+    )
+
+
+def _to_entry(row: Sequence[Any]) -> AuditEntry:
+    found = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    return AuditEntry(
+        action=AuditAction(found.pop("action")),
+        actor=Actor(found.pop("user_id"), found.pop("puppeted_by")),
+        details=json.loads(found.pop("details")),
+        **found,
+    )
+
+
+def _to_json(details: Mapping[str, object]) -> str:
+    return json.dumps(details, separators=(",", ":"))
+
+
+def _log(entries: Collection[AuditEntry]) -> None:
+    for entry in entries:
+        if entry.outcome == AUDIT_PENDING and entry.action not in _LOGGED_TWICE:
+            continue
+        # As JSON, in ASCII: whatever a remote server or an admin has put into a name
+        # or a reason, it is one line.
+        said = {
+            "action": entry.action.value,
+            "outcome": entry.outcome,
+            "destination": entry.destination,
+            "user": entry.actor.user_id,
+            "puppeted_by": entry.actor.puppeted_by,
+            "reason": entry.reason,
+            "run_id": entry.run_id,
+            "entry_id": entry.entry_id,
+            **entry.details,
+        }
+        logger.info("Audit: %s", _to_json({k: v for k, v in said.items() if v}))

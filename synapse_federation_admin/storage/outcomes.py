@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes of a repair."""
+
+from enum import Enum
+
+import attr
+
+from synapse_federation_admin.failures.kinds import Failure
+
+
+class ResetOutcome(Enum):
+    """What came of a request to reset a destination's retry timings."""
+
+    RESET = "reset"
+    NOT_FAILING = "not_failing"
+    UNKNOWN_DESTINATION = "unknown_destination"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Contact:
+    """What came of one request to a destination.
+
+    Attributes:
+        duration_ms: How long it took.
+        server_name: What the server software calls itself; None if it does not say.
+        server_version: Its version; None if it does not say.
+        failure: Why it failed; None if it was answered well.
+    """
+
+    duration_ms: int
+    server_name: str | None = None
+    server_version: str | None = None
+    failure: Failure | None = None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Told:
+    """Which processes were told that a destination may be up again.
+
+    Attributes:
+        names: The names of the processes; the main process is `main`.
+        error: Why other processes could not be told; None if they were, or if there are
+            none.
+    """
+
+    names: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class ReconnectOutcome(Enum):
+    """What came of a request to reconnect a destination."""
+
+    # It has answered well, and is not failing any more.
+    CONNECTED = "connected"
+
+    # It has not, and nothing has changed.
+    STILL_FAILING = "still_failing"
+
+    # It has not answered yet; the attempt goes on.
+    PENDING = "pending"
+
+    # It has not answered well, and its retry timings are cleared even so.
+    FORCED = "forced"
