@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `synapse-federation-admin`.
+"""The commands.
 
 What it needs (click, rich, httpx and more) comes with the extra `playground`. The
 module inside Synapse needs none of it, so all of it is imported late.
@@ -81,7 +81,3 @@ def command_line() -> "click.Group":
         sys.exit(Session(workers=workers, check_only=check).run(keep))
 
     return group
-
-
-if __name__ == "__main__":
-    main()
