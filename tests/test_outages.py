@@ -63,8 +63,8 @@ class OutagesTestCase(ModuleTestCase):
     def now(self) -> int:
         return self.homeserver.now_ms()
 
-    def look(self) -> None:
-        self.get_success(self.job.look())
+    def look(self, *, begins: bool = True) -> None:
+        self.get_success(self.job.look(begins=begins))
 
     def pass_time(self, duration_ms: int) -> None:
         """Let time pass, or set the clock back."""
@@ -374,6 +374,57 @@ class EndTestCase(OutagesTestCase):
         self.pass_time(MINUTE)
         self.look()
         self.assert_recorded([(self.began, reset_ts, "reset"), (again_ts, None, None)])
+
+    def test_fails_anew_at_the_next_look(self) -> None:
+        """What fails anew was noted while it was not known yet that it was reset.
+
+        Nobody else begins that outage: so the look does that ends the one before,
+        though it looks for nothing else that has begun. The same if it was forgotten,
+        or if another process writes later that it had recovered.
+        """
+        for how in ("reset", "forgotten", "recovered"):
+            end_ts, again_ts = self.now, self.now + 2000
+            self.working()
+            self.pass_time(2000)
+            self.failing(again_ts)
+            recorder = self.recorder()
+            recorder.failed(NAME, REFUSED)
+            self.pass_time(3000)
+            self.write(recorder)
+            if how == "recovered":
+                self.recovered(end_ts)
+            else:
+                self.done("reset" if how == "reset" else "forget", how, end_ts)
+                self.pass_time(MINUTE)
+            self.look(begins=False)
+            self.assert_recorded([(self.began, end_ts, how), (again_ts, None, None)])
+            self.run_sql("DELETE FROM federation_admin_audit")
+            self.run_sql("DELETE FROM federation_admin_outages")
+            self.outage(self.began)
+
+    def test_in_vain_and_not_written_yet(self) -> None:
+        """A look that comes before it is written that it has recovered finds no reset.
+
+        That was long ago, and requests have failed since: so it was in vain. The same
+        if it is failing anew by then.
+        """
+        for outcome in ("reset", "forced"):
+            self.done("reset", outcome, self.now)
+            self.pass_time(5000)
+            self.failed("connection_refused", self.now)
+            self.failing(self.began, self.now)
+            self.pass_time(10 * MINUTE)
+            self.look()
+            self.failing(self.now + 1500)
+            self.pass_time(2000)
+            self.assert_open()
+            self.working()
+            self.assert_ended(self.now, "recovered")
+            self.run_sql("DELETE FROM federation_admin_audit")
+            self.run_sql("DELETE FROM federation_admin_failures")
+            self.run_sql("DELETE FROM federation_admin_outages")
+            self.outage(self.began)
+            self.failing(self.began)
 
     def test_side_by_side(self) -> None:
         """That Synapse moves the time since when it fails is no end.

@@ -49,6 +49,9 @@ def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
     a later time. The latter have ended only if there is something that has ended them:
     Synapse's requests that fail side by side may make that time a later one, too.
 
+    A reset after which requests went on to fail was in vain: it has ended nothing, also
+    where it is not written yet that a later request got through.
+
     Args:
         which: The outages o to look at; d are the rows of those
             of their destinations that fail.
@@ -70,7 +73,9 @@ def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
             FROM (
                 SELECT *, CASE
                     WHEN reset_ts IS NOT NULL
-                        AND (recovered_ts IS NULL OR reset_ts > recovered_ts - ?)
+                        AND CASE WHEN recovered_ts IS NULL
+                            THEN reset_ts >= COALESCE(failed_ts, reset_ts)
+                            ELSE reset_ts > recovered_ts - ? END
                         AND (forgotten_ts IS NULL OR reset_ts > forgotten_ts)
                         THEN '{OutageEnd.RESET.value}'
                     WHEN recovered_ts IS NOT NULL THEN '{OutageEnd.RECOVERED.value}'
@@ -86,7 +91,7 @@ def end_outages(which: Sql, now_ts: int, settled_ts: int) -> Sql:
         AND over.ended IS NOT NULL
         """,  # noqa: S608
         (
-            *(now_ts, now_ts, _ON_ITS_WAY_MS),
+            *(now_ts, now_ts, _ON_ITS_WAY_MS, MOMENT_MS),
             *which.args,
             *(MOMENT_MS, now_ts - _NEW_ROW_MS, settled_ts),
         ),
@@ -120,7 +125,12 @@ def _found(which: str) -> str:
                 AND {_FORGOT}
                 AND a.outcome = 'forgotten'
                 AND a.ts <= COALESCE(o.failing_ts, a.ts)
-            ) AS forgotten_ts
+            ) AS forgotten_ts,
+            (
+                SELECT MAX(f.last_ts) FROM federation_admin_failures AS f
+                WHERE f.destination = o.destination
+                AND f.last_ts < COALESCE(o.failing_ts - ?, f.last_ts + 1)
+            ) AS failed_ts
         FROM (
             SELECT o.destination, o.start_ts, NOT {_HAS_ROW} AS is_gone,
                 COALESCE(d.failure_ts, d.retry_last_ts) AS failing_ts

@@ -4,9 +4,10 @@
 An outage begins with a request that fails, which `recorder` writes. It ends with the
 last thing that made Synapse take the destination as working again: a request that got
 through, a reset, or that its row was deleted. Which of these it was, this job finds out
-once a minute, in SQL, by Synapse's rows, what `recorder` has written, and the audit. At
-the start, and then every five minutes, it also begins the outages of what was failing
-before, and of what a killed process could not write.
+once a minute, in SQL, by Synapse's rows, what `recorder` has written, and the audit. It
+also begins the outages that `recorder` does not: at once that of what fails anew, noted
+while the outage before it seemed to last; at the start, and then every five minutes,
+those of what was failing before, and of what a killed process could not write.
 
 Only the process that runs background tasks does this.
 """
@@ -99,12 +100,16 @@ class Outages:
         await self._each_open(
             lambda which: end_outages(which, now_ts, now_ts - self._settled_ms)
         )
-        if not begins:
-            return
-        await self._run(partial(_begin_recording_txn, now_ts=now_ts))
         most = _BEGUN_AT_ONCE
         if not self._homeserver.is_postgres:
             most = _BEGUN_AT_ONCE_ON_SQLITE
+        # What fails anew was noted while the outage before it seemed to last.
+        ended = _ended_since(now_ts - self._settled_ms - 2 * _EVERY_MS)
+        while await self._run(partial(_execute, _begin(ended, most))) == most:
+            pass
+        if not begins:
+            return
+        await self._run(partial(_begin_recording_txn, now_ts=now_ts))
         await self._each_destination(lambda rows: _begin(rows, most), most)
 
     def end_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
@@ -176,6 +181,15 @@ class Outages:
         return await self._homeserver.run_read_committed(
             "federation_admin_outages", func
         )
+
+
+def _ended_since(since_ts: int) -> Sql:
+    """Return the rows d of destinations of which an outage has ended since a time."""
+    return Sql(
+        "d.destination IN "
+        "(SELECT destination FROM federation_admin_outages WHERE end_ts > ?)",
+        (since_ts,),
+    )
 
 
 def _execute(statement: Sql, txn: LoggingTransaction) -> int:
