@@ -72,7 +72,7 @@ def healthy(latency_ms: int) -> None:
     latency_s = latency_ms / 1000
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with Laboratory(folder, 190) as laboratory:
+        with Laboratory(folder) as laboratory:
             laboratory.dns.delay_s = latency_s
             near = f"near.{ZONE}"
             address = laboratory.address()
@@ -117,7 +117,7 @@ def hostile() -> None:
     """Print what diagnoses of hostile servers take."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with Laboratory(folder, 191) as laboratory:
+        with Laboratory(folder) as laboratory:
             names = {}
             for fault in CATALOGUE:
                 if fault.label in HOSTILE:

@@ -6,6 +6,7 @@ exactly the installed version is fetched once, and cached outside of the reposit
 """
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def pytest_collection_modifyitems(
         # What starts real processes mostly waits, for seconds. It comes first, lest one
         # process of pytest-xdist still waits when the others have nothing left to do.
         items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """Have a socket that nobody has closed be an error of the tests that opened it.
+
+    Else it is one of whichever tests are running when Python comes across it.
+    """
+    yield
+    gc.collect()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

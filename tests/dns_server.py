@@ -3,11 +3,12 @@
 
 import socket
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import dnslib
 from dnslib import QTYPE, RCODE, RR, DNSRecord
+from listener import Listener
 
 # What a name may have in place of records.
 SERVFAIL = "SERVFAIL"
@@ -28,32 +29,40 @@ class DnsServer:
         self.records: dict[tuple[str, str], Any] = {}
         self.delay_s = 0.0
         self._prepared: dict[tuple[str, str], bytes] = {}
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((address, 53))
-        self._tcp = socket.create_server((address, 53))
+        self._stack = ExitStack()
 
     def __enter__(self) -> "DnsServer":
-        for serve in (self._serve_udp, self._serve_tcp):
-            threading.Thread(target=serve, daemon=True).start()
+        with ExitStack() as stack:
+            stack.enter_context(Listener(self.address, 53, self._answer_tcp))
+            self._udp = stack.enter_context(
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            )
+            self._udp.bind((self.address, 53))
+            self._is_over = False
+            thread = threading.Thread(target=self._serve_udp, daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(self._end_udp)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in (self._udp, self._tcp):
-            with suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)
-            server.close()
+        self._stack.close()
+
+    def _end_udp(self) -> None:
+        self._is_over = True
+        # It is not connected, so this is an error; all the same it wakes who receives.
+        with suppress(OSError):
+            self._udp.shutdown(socket.SHUT_RDWR)
 
     def add(self, name: str, kind: str, *values: Any) -> None:
         self.records.setdefault((name, kind), []).extend(values)
 
     def _serve_udp(self) -> None:
         while True:
-            try:
-                data, peer = self._udp.recvfrom(4096)
-            except OSError:
+            data, peer = self._udp.recvfrom(4096)
+            if self._is_over:
                 return
-            if not data:
-                continue
             timer = threading.Timer(self.delay_s, self._answer_udp, (data, peer))
             timer.daemon = True
             timer.start()
@@ -69,19 +78,8 @@ class DnsServer:
         with suppress(OSError):
             self._udp.sendto(packed, peer)
 
-    def _serve_tcp(self) -> None:
-        while True:
-            try:
-                connection, _ = self._tcp.accept()
-            except OSError:
-                return
-            threading.Thread(
-                target=self._answer_tcp, args=(connection,), daemon=True
-            ).start()
-
     def _answer_tcp(self, connection: socket.socket) -> None:
-        with suppress(OSError), connection:
-            stream = connection.makefile("rb")
+        with connection.makefile("rb") as stream:
             while length := stream.read(2):
                 packed = self._packed(stream.read(int.from_bytes(length, "big")))
                 if packed is not None:

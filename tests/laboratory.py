@@ -9,17 +9,18 @@ is the resolver of the system.
 import json
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dns_server import DnsServer
+from listener import Listener
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.events import Identity
+from synapse_federation_admin.playground.processes import claim
 
 ZONE = "lab.example"
 
@@ -108,37 +109,19 @@ class Server:
         self._context = context
         self._answers = answers
         self._latency_s = latency_s
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.create_server((address, port), family=family, backlog=99)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(
-                target=self._answer, args=(connection,), daemon=True
-            ).start()
+        self.close = Listener(address, port, self._answer).close
 
     def _answer(self, connection: socket.socket) -> None:
-        with suppress(OSError, ValueError), connection:
-            connection.settimeout(60)
-            # The round trip of TCP, of TLS, and of the request.
-            time.sleep(self._latency_s * 2)
-            if self._context is None:
-                self._answer_plainly(connection)
-                return
-            context = self._context
-            context.sni_callback = self._saw_name
-            with context.wrap_socket(connection, server_side=True) as secure:
-                self._answer_request(secure)
+        connection.settimeout(60)
+        # The round trip of TCP, of TLS, and of the request.
+        time.sleep(self._latency_s * 2)
+        if self._context is None:
+            self._answer_plainly(connection)
+            return
+        context = self._context
+        context.sni_callback = self._saw_name
+        with context.wrap_socket(connection, server_side=True) as secure:
+            self._answer_request(secure)
 
     def _saw_name(self, _: object, name: str | None, __: object) -> None:
         self.names.append(name)
@@ -180,20 +163,21 @@ class Server:
 class Laboratory:
     """Makes servers, names, and what Synapse needs to meet them."""
 
-    def __init__(self, folder: Path, number: int = 1) -> None:
+    def __init__(self, folder: Path) -> None:
         """Make an empty one.
 
         Args:
             folder: For files.
-            number: From 1 to 200: those of tests that run at once differ.
         """
         self._stack = ExitStack()
         self.folder = folder
-        self._number = number
+        # Those of tests that run at once differ.
+        number = next(n for n in range(1, 250) if claim(f"laboratory {n}"))
+        self.network = f"127.88.{number}"
         self._next = 0
         self.certificates = CertificateAuthority(folder)
         self.authority = self.certificates._ca
-        self.dns = DnsServer(f"127.88.{number}.53")
+        self.dns = DnsServer(f"{self.network}.53")
 
     def __enter__(self) -> "Laboratory":
         self._stack.enter_context(self.dns)
@@ -217,11 +201,11 @@ class Laboratory:
         return self._stack.enter_context(resource)
 
     def address(self) -> str:
-        """Return an address that nobody has yet."""
+        """Return an address of the network that nobody has yet: from .60 on."""
         self._next += 1
         high, low = divmod(self._next, 50)
         assert high < 4
-        return f"127.88.{self._number}.{60 + high * 50 + low}"
+        return f"{self.network}.{60 + high * 50 + low}"
 
     def hole(self, address: str = "", port: int = 8448) -> str:
         """Return an address at a port of which nobody reacts."""

@@ -15,6 +15,7 @@ import pytest
 from faults import expired, m_server
 from fleet import connect_sqlite, write_failing
 from laboratory import QUERY, WELL_KNOWN, ZONE, Laboratory, hang, homeserver
+from listener import Listener
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import free_port
@@ -44,7 +45,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("ways")
-    with Laboratory(folder, 2) as laboratory, start(laboratory, "synapse") as synapse:
+    with Laboratory(folder) as laboratory, start(laboratory, "synapse") as synapse:
         yield World(laboratory, synapse, admin_of(synapse))
 
 
@@ -274,7 +275,7 @@ def test_few_at_a_time(world: World) -> None:
 
 def test_not_verified(tmp_path: Path) -> None:
     """Where Synapse does not verify, what is wrong is shown but stops nothing."""
-    with Laboratory(tmp_path, 3) as laboratory:
+    with Laboratory(tmp_path) as laboratory:
         name, address = f"expired.{ZONE}", laboratory.address()
         laboratory.name("expired", address)
         laboratory.serve(
@@ -294,15 +295,15 @@ def test_real_homeservers(tmp_path: Path) -> None:
     """A real Synapse accepts us; one that shuts us out rejects us."""
     shut = {"federation_domain_whitelist": ["friend.example"]}
     with ExitStack() as stack:
-        laboratory = stack.enter_context(Laboratory(tmp_path, 4))
+        laboratory = stack.enter_context(Laboratory(tmp_path))
         ours, theirs, closed = (
             stack.enter_context(
                 start(laboratory, label, address=address, extra_config=config)
             )
             for label, address, config in (
-                ("ours", "127.88.4.1", {}),
-                ("theirs", "127.88.4.2", {}),
-                ("closed", "127.88.4.3", shut),
+                ("ours", f"{laboratory.network}.1", {}),
+                ("theirs", f"{laboratory.network}.2", {}),
+                ("closed", f"{laboratory.network}.3", shut),
             )
         )
         client = admin_of(ours)
@@ -321,39 +322,25 @@ class Proxy:
     def __init__(self, addresses: dict[str, str]) -> None:
         self.asked: list[str] = []
         self._addresses = addresses
-        self._socket = socket.create_server(("127.0.0.1", free_port()))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(
-                    target=self._connect, args=(connection,), daemon=True
-                ).start()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.close = Listener("127.0.0.1", port, self._connect).close
 
     def _connect(self, connection: socket.socket) -> None:
-        with suppress(OSError), connection:
-            head = connection.recv(65536)
-            host, _, port = head.split(b" ")[1].decode().rpartition(":")
-            self.asked.append(host)
-            if host not in self._addresses:
-                connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-                return
-            other = socket.create_connection((self._addresses[host], int(port)))
-            with other:
-                connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-                back = threading.Thread(
-                    target=self._pump, args=(other, connection), daemon=True
-                )
-                back.start()
-                self._pump(connection, other)
-                back.join(10)
+        head = connection.recv(65536)
+        host, _, port = head.split(b" ")[1].decode().rpartition(":")
+        self.asked.append(host)
+        if host not in self._addresses:
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            return
+        with socket.create_connection((self._addresses[host], int(port))) as other:
+            connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+            back = threading.Thread(
+                target=self._pump, args=(other, connection), daemon=True
+            )
+            back.start()
+            self._pump(connection, other)
+            back.join(10)
 
     @staticmethod
     def _pump(source: socket.socket, target: socket.socket) -> None:
@@ -366,7 +353,7 @@ class Proxy:
 def test_proxy(tmp_path: Path) -> None:
     """Synapse's proxy connects, and looks names up; what it refuses is its fault."""
     with ExitStack() as stack:
-        laboratory = stack.enter_context(Laboratory(tmp_path, 5))
+        laboratory = stack.enter_context(Laboratory(tmp_path))
         addresses, names = {}, {}
         for label in ("through", "refused", "past"):
             name, address = f"{label}.{ZONE}", laboratory.address()

@@ -4,11 +4,10 @@
 import datetime
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import trustme
 from fleet import read_rows, write_failing
 from laboratory import JSON, http
+from listener import Listener
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -130,26 +130,12 @@ class FaultyServer:
     def __init__(self, fault: Fault, context: ssl.SSLContext | None) -> None:
         self._fault = fault
         self._context = context
-        self._socket = socket.create_server((ADDRESS, free_port(ADDRESS)))
-        self.name = f"{ADDRESS}:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            with suppress(OSError), connection:
-                connection.settimeout(20)
-                self._answer(connection)
+        port = free_port(ADDRESS)
+        self.name = f"{ADDRESS}:{port}"
+        self.close = Listener(ADDRESS, port, self._answer).close
 
     def _answer(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
         if self._context is not None:
             connection = self._context.wrap_socket(connection, server_side=True)
         with connection:
@@ -227,21 +213,19 @@ def hanging_servers(context: ssl.SSLContext) -> Iterator[dict[str, str]]:
         stack.enter_context(socket.create_connection(server.getsockname()))
         # The kernel takes the connection, and nobody reads from it.
         _, silent = listen(100)
-        server, mute = listen(100)
 
-        def shake_hands() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    stack.enter_context(
-                        context.wrap_socket(connection, server_side=True)
-                    )
+        def answer_nothing(connection: socket.socket) -> None:
+            with context.wrap_socket(connection, server_side=True) as secure:
+                while secure.recv(65536):
+                    pass
 
-        thread = threading.Thread(target=shake_hands, daemon=True)
-        thread.start()
-        yield {"connect": full, "handshake": silent, "answer": mute}
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        port = free_port(ADDRESS)
+        stack.enter_context(Listener(ADDRESS, port, answer_nothing))
+        yield {
+            "connect": full,
+            "handshake": silent,
+            "answer": f"{ADDRESS}:{port}",
+        }
 
 
 @pytest.fixture(scope="module")

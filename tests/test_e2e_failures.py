@@ -252,7 +252,7 @@ class World:
         self.wrapper: list[str] = []
         self._laboratory: Laboratory | None = None
         if os.geteuid() == 0:
-            self._laboratory = stack.enter_context(Laboratory(folder, number=77))
+            self._laboratory = stack.enter_context(Laboratory(folder))
             self.wrapper = self._laboratory.wrapper
             self.certificates = self._laboratory.certificates
         else:

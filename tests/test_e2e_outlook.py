@@ -77,9 +77,9 @@ class World:
 
 
 @contextmanager
-def world(folder: Path, number: int) -> Iterator[World]:
+def world(folder: Path) -> Iterator[World]:
     with (
-        Laboratory(folder, number) as laboratory,
+        Laboratory(folder) as laboratory,
         SynapseServer(
             folder / "synapse",
             laboratory.certificates,
@@ -94,7 +94,7 @@ def world(folder: Path, number: int) -> Iterator[World]:
 @pytest.mark.parametrize("broken", [SERVFAIL, SILENCE])
 def test_resolver(tmp_path: Path, broken: str) -> None:
     """When the resolver breaks, that is said, and with which kind servers fail."""
-    with world(tmp_path, 11) as w:
+    with world(tmp_path) as w:
         names = [w.serve(f"up{number}") for number in range(7)]
         w.send(names)
         w.wait_for(names, "last_success_ts")
@@ -116,7 +116,7 @@ def test_resolver(tmp_path: Path, broken: str) -> None:
 
 def test_address(tmp_path: Path) -> None:
     """When what fails leads to one address, that is told, and which."""
-    with world(tmp_path, 12) as w:
+    with world(tmp_path) as w:
         shared = w.laboratory.address()
         names = [w.laboratory.name(f"shared{number}", shared) for number in range(6)]
         server = w.laboratory.serve(shared, 8448, receive, *names)
@@ -138,7 +138,7 @@ def test_address(tmp_path: Path) -> None:
 
 def test_issuer(tmp_path: Path) -> None:
     """When certificates of one issuer have expired, that is told."""
-    with world(tmp_path, 13) as w:
+    with world(tmp_path) as w:
         names = []
         for number in range(6):
             context = expired(w.laboratory, f"old{number}.{ZONE}")

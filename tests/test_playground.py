@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from synapse_federation_admin.playground import check as main_job
+from synapse_federation_admin.playground import processes
 from synapse_federation_admin.playground.processes import (
     PlaygroundError,
     WaitTimeoutError,
@@ -193,3 +194,15 @@ def test_bad_module_config(tmp_path: Path) -> None:
     world = Playground(tmp_path, module_config={"contact_timeout": "soon"})
     with pytest.raises(PlaygroundError, match="contact_timeout: expected a duration"):
         world.__enter__()
+
+
+def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two processes choose the same port, though nobody listens at it yet."""
+    port = processes.free_port()
+    monkeypatch.setattr(processes, "_FIRST_PORT", port)
+    monkeypatch.setattr(processes, "_LAST_PORT", port + 1)
+    with pytest.raises(PlaygroundError, match="No free port"):
+        processes.free_port("127.0.0.2")
+    code = f"from {processes.__name__} import claim; print(claim('port {port}'))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, text=True).strip() == "False"

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,9 +37,6 @@ if os.getppid() != parent:
 os.execvp(sys.argv[5], sys.argv[5:])
 """
 
-_ports_handed_out: set[int] = set()
-_ports_lock = threading.Lock()
-
 
 class PlaygroundError(Exception):
     """Something in the playground did not happen; the text is for a person.
@@ -60,27 +56,49 @@ class ProcessError(PlaygroundError):
     """A child process ended on its own, or did not start."""
 
 
+def claim(what: str) -> bool:
+    """Claim something of this machine for as long as this process lives.
+
+    Args:
+        what: what is claimed; at most 80 ASCII characters.
+
+    Returns:
+        Whether it is ours now; False if this process or another one has claimed it.
+    """
+    # An abstract socket (Linux): the kernel gives the name back, however we end.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        try:
+            lock.bind(f"\0synapse-federation-admin {what}")
+        except OSError as e:
+            if e.errno == errno.EADDRINUSE:
+                return False
+            raise PlaygroundError(f"Cannot claim {what}: {e.strerror}") from e
+        lock.detach()
+    return True
+
+
 def free_port(address: str = "127.0.0.1") -> int:
-    """Choose a TCP port that is free on an address; never the same one twice.
+    """Choose a TCP port that is free on an address, and claim it.
+
+    Nobody else who chooses a port here gets the same one, on no address and in no other
+    process, until this process ends: neither before somebody listens at it nor while it
+    is closed for a while.
 
     Args:
         address: the IPv4 address on which somebody will listen.
     """
-    with _ports_lock:
-        for _ in range(2000):
-            port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
-            if port in _ports_handed_out:
-                continue
-            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.bind((address, port))
-                except OSError as e:
-                    if e.errno == errno.EADDRINUSE:
-                        continue
-                    raise PlaygroundError(
-                        f"Cannot listen on {address}: {e.strerror}"
-                    ) from e
-            _ports_handed_out.add(port)
+    for _ in range(2000):
+        port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError as e:
+                if e.errno == errno.EADDRINUSE:
+                    continue
+                raise PlaygroundError(
+                    f"Cannot listen on {address}: {e.strerror}"
+                ) from e
+        if claim(f"port {port}"):
             return port
     raise PlaygroundError(f"No free port found on {address}")
 

@@ -208,10 +208,15 @@ class RemoteServer:
         self._close_connections()
 
     def _bind(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        # Connections of before may still be in TIME_WAIT.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((self.address, self.port))
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            # Connections of before may still be in TIME_WAIT.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((self.address, self.port))
+        except OSError:
+            bound.close()
+            raise
+        self._socket = bound
 
     def _listen(self) -> None:
         assert self._socket is not None

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers of a test's own that leave no socket and no thread behind.
+
+A socket on which another thread waits keeps its address after it was closed, until that
+thread wakes; and one that nobody closes is a warning in whichever test runs when it is
+collected. So whatever listens in tests does it by this.
+"""
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+# How long a connection may take to find out that it is over.
+_END_S = 20
+
+Serve = Callable[[socket.socket], None]
+
+
+class Listener:
+    """Listens at an address, and serves each connection in a thread of its own."""
+
+    def __init__(
+        self, address: str, port: int, serve: Serve, *, backlog: int = 100
+    ) -> None:
+        """Begin to listen.
+
+        Args:
+            address: An IPv4 or IPv6 address.
+            port: The port.
+            serve: Serves a connection, which is closed when it returns; its OSErrors
+                and ValueErrors end the connection.
+            backlog: How many connections wait to be accepted.
+        """
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._serve = serve
+        self._lock = threading.Lock()
+        self._is_over = False
+        # By duplicates connections are ended whose sockets other threads are using.
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self._socket = socket.create_server(
+            (address, port), family=family, backlog=backlog
+        )
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def __enter__(self) -> "Listener":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the address back and end every connection."""
+        with self._lock:
+            self._is_over = True
+            threads = dict(self._open)
+            # Wakes the thread that accepts; merely closing does not.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            for handle in threads.values():
+                with suppress(OSError):
+                    handle.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(_END_S)
+        self._socket.close()
+        for thread in threads:
+            thread.join(_END_S)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            thread = threading.Thread(
+                target=self._serve_one, args=(connection,), daemon=True
+            )
+            with self._lock:
+                if self._is_over:
+                    connection.close()
+                    return
+                self._open[thread] = connection.dup()
+                thread.start()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        try:
+            with suppress(OSError, ValueError), connection:
+                self._serve(connection)
+        finally:
+            with self._lock:
+                handle = self._open.pop(threading.current_thread())
+                handle.close()
