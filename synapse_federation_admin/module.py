@@ -28,7 +28,7 @@ class FederationAdmin:
         from synapse_federation_admin.destinations.lists import OffsetLists
         from synapse_federation_admin.destinations.pagination import PageEnds
         from synapse_federation_admin.destinations.reader import DestinationReader
-        from synapse_federation_admin.destinations.shared_rooms import ReachStore
+        from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
         from synapse_federation_admin.destinations.store import DestinationStore
         from synapse_federation_admin.destinations.summary import SummaryStore
         from synapse_federation_admin.diagnosis.diagnose import Diagnoses
@@ -69,7 +69,7 @@ class FederationAdmin:
         )
         reader = DestinationReader(homeserver, tables)
         runs = RunStore(homeserver, audit)
-        reach = ReachStore(homeserver)
+        shared_rooms = SharedRoomsStore(homeserver)
         outages = Outages(
             homeserver, tables, contact_timeout_ms=config.contact_timeout_ms
         )
@@ -79,7 +79,6 @@ class FederationAdmin:
             homeserver,
             destinations,
             backlog,
-            reach,
             history.last_failure,
             timeout_ms=config.diagnosis_timeout_ms,
         )
@@ -92,7 +91,7 @@ class FederationAdmin:
                 reader=reader,
                 lists=OffsetLists(PageEnds(homeserver.now_ms)),
                 backlog=backlog,
-                reach=reach,
+                shared_rooms=shared_rooms,
                 summary=summary,
                 indexes=indexes,
                 reset=ConnectionReset(
@@ -113,7 +112,7 @@ class FederationAdmin:
                 bulk_max_per_second=config.bulk_max_per_second,
                 clamp=Clamp(homeserver, audit),
                 forget=Forget(
-                    homeserver, reader, backlog, reach, audit, outages.end_txn
+                    homeserver, reader, backlog, shared_rooms, audit, outages.end_txn
                 ),
                 diagnoses=diagnoses,
                 history=history,

@@ -11,7 +11,8 @@ import pytest
 from netaddr import IPAddress, IPSet
 from twisted.web.http_headers import Headers
 
-from synapse_federation_admin.destinations.values import Backlog, Destination
+from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.diagnosis.addresses import conclude as conclude_addresses
 from synapse_federation_admin.diagnosis.addresses import why_no_address
 from synapse_federation_admin.diagnosis.clock import check_clock, shown_duration

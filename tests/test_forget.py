@@ -8,7 +8,7 @@ import pytest
 from module_case import MembersTestCase, quote
 from parameterized import parameterized
 
-from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import forget as module
 
 V2 = "/_synapse/admin/v2/federation"
@@ -201,7 +201,7 @@ class OneTestCase(ForgetTestCase):
             lambda: self.add_destination(DEAD, 2000, 10**12, 500, 7),
         ):
             self.add_everything(DEAD)
-            of = ReachStore.of
+            of = SharedRoomsStore.of
 
             async def of_and_change(store: Any, name: str, of=of, change=change) -> Any:
                 found = await of(store, name)
@@ -218,7 +218,7 @@ class OneTestCase(ForgetTestCase):
                 return deletes(forget, *args)
 
             with (
-                mock.patch.object(ReachStore, "of", of_and_change),
+                mock.patch.object(SharedRoomsStore, "of", of_and_change),
                 mock.patch.object(module.Forget, "_delete", delete),
             ):
                 channel = self.forget(dry_run=False, drop_to_device=True)
@@ -364,10 +364,10 @@ class ManyTestCase(ForgetTestCase):
     def test_chunks(self) -> None:
         """There is one pass over the members for many; in all, none is missed."""
         passes = mock.patch.object(
-            ReachStore,
-            "shared_rooms_of",
+            SharedRoomsStore,
+            "counts",
             autospec=True,
-            side_effect=ReachStore.shared_rooms_of,
+            side_effect=SharedRoomsStore.counts,
         )
         with passes as counted:
             self.forget_many(filter={"failing_for": "30d"})

@@ -10,7 +10,7 @@ from test_forget import DAY_MS, DEAD, FORGET_MANY, NOW_DAYS, V2, ForgetTestCase
 from twisted.internet.error import ConnectionDone
 
 from synapse_federation_admin.destinations import sizes
-from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import cap_backoff as clamp
 from synapse_federation_admin.repair import forget as module
 
@@ -289,16 +289,16 @@ class RunsTestCase(ForgetTestCase):
     def test_passes(self) -> None:
         """No pass over the members is for more than so many destinations."""
         asked = []
-        shared_rooms_of = ReachStore.shared_rooms_of
+        counts = SharedRoomsStore.counts
 
         async def count(store: Any, names: Any) -> Any:
             asked.append(len(names))
-            return await shared_rooms_of(store, names)
+            return await counts(store, names)
 
         with (
             mock.patch.object(module, "_CANDIDATES", 4),
             mock.patch.multiple(sizes, LONG_PIECE=2, PASS_PIECE=2),
-            mock.patch.object(ReachStore, "shared_rooms_of", count),
+            mock.patch.object(SharedRoomsStore, "counts", count),
         ):
             body = self.forget_many(filter=WANTED, dry_run=False).json_body
         self.assertEqual(asked, [4, 2])

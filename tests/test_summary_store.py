@@ -17,18 +17,16 @@ from synapse.logging.context import (
 from synapse.module_api import make_deferred_yieldable
 from twisted.internet.defer import Deferred, ensureDeferred
 
-from synapse_federation_admin.destinations import summary
-from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.destinations.values import (
+from synapse_federation_admin.destinations.summary import (
     BacklogSummary,
     BacklogTotals,
     Counts,
-    Destination,
-    DestinationStatus,
     FailureAge,
     Summary,
+    SummaryStore,
     Unlisted,
 )
+from synapse_federation_admin.destinations.values import Destination, DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
@@ -235,16 +233,14 @@ class SummaryTestCase(SummaryTestCaseBase):
         """Ten names without a row are told, however many there are."""
         self.add_to_device(*((f"{number}.example", 1) for number in range(6)))
         self.add_pokes(*(f"{number}.example" for number in range(3, 15)))
-        for size in (1, 4, 1000):
-            with patch.object(summary, "_NAMES", size):
-                found = self.get_backlog().unlisted
-            self.assertEqual(found.total, 15)
-            self.assertEqual(len(set(found.sample)), 10)
+        found = self.get_backlog().unlisted
+        self.assertEqual(found.total, 15)
+        self.assertEqual(len(set(found.sample)), 10)
 
-    @parameterized.expand([(1,), (2,), (3,), (10_000,)])
-    def test_pieces(self, size: int) -> None:
-        """However it is cut into pieces, it is what a plain computation finds."""
-        randomness = random.Random(size)
+    @parameterized.expand([(1,), (2,), (3,)])
+    def test_plain(self, seed: int) -> None:
+        """It is what a plain computation finds."""
+        randomness = random.Random(seed)
         now_ms = self.clock.time_msec()
         rows = {}
         rooms_waiting = rooms_never = 0
@@ -272,16 +268,8 @@ class SummaryTestCase(SummaryTestCaseBase):
         poked = [randomness.choice(names) for _ in range(40)]
         self.add_to_device(*queued)
         self.add_pokes(*poked)
-        # Gaps, as delivered rows leave.
-        self.run_sql(
-            "DELETE FROM device_federation_outbox WHERE stream_id BETWEEN 5 AND 25"
-        )
-        del queued[5:26]
 
-        with patch.multiple(
-            summary, _DESTINATIONS=size, _ROOMS=size, _TO_DEVICE=size, _NAMES=size
-        ):
-            found = self.get()
+        found = self.get()
 
         statuses = [row.status(now_ms) for row in rows.values()]
         ages = [age_of(row, now_ms) for row in rows.values() if row.is_failing]
@@ -541,27 +529,6 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         asked = self.ask()
         self.read()
         self.assertIsNotNone(self.successResultOf(asked).backlog)
-
-    def test_pauses(self) -> None:
-        """On SQLite, reading pauses while destinations are counted."""
-        asked = self.ask()
-        self.later(250)
-        self.successResultOf(asked)
-        self.summaries._is_counting = True
-        self.read()
-        self.assertEqual(self.summaries._backlog is None, not self.is_postgres)
-        self.summaries._is_counting = False
-        self.later(10)
-        self.assertIsNotNone(self.summaries._backlog)
-
-    def test_pauses_end(self) -> None:
-        """It comes to its end even if destinations are counted all the time."""
-        self.ask()
-        self.summaries._is_counting = True
-        self.read()
-        for _ in range(100):
-            self.later(10)
-        self.assertIsNotNone(self.summaries._backlog)
 
     def test_log_context(self) -> None:
         """Whether the time is over or not, the log context is the asker's."""

@@ -15,8 +15,7 @@ from parameterized import parameterized
 from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.destinations.values import BacklogSummary
+from synapse_federation_admin.destinations.summary import BacklogSummary, SummaryStore
 from synapse_federation_admin.history.gauges import Monitor
 
 V2 = "/_synapse/admin/v2/federation"

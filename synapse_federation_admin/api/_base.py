@@ -16,7 +16,7 @@ from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.lists import OffsetLists
 from synapse_federation_admin.destinations.pagination import Walker
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
@@ -49,7 +49,7 @@ class Services:
     reader: DestinationReader
     lists: OffsetLists[Any]
     backlog: BacklogStore
-    reach: ReachStore
+    shared_rooms: SharedRoomsStore
     summary: SummaryStore
     indexes: DestinationIndexes
     reset: ConnectionReset

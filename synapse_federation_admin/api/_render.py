@@ -15,8 +15,8 @@ from json.encoder import encode_basestring_ascii as json_text
 
 from synapse.module_api import JsonDict
 
+from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import (
-    Backlog,
     Destination,
     DestinationStatus,
 )

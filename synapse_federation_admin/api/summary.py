@@ -8,11 +8,8 @@ from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import AdminServlet
 from synapse_federation_admin.api._parameters import require_known
-from synapse_federation_admin.destinations.values import (
-    BacklogSummary,
-    IndexState,
-    Summary,
-)
+from synapse_federation_admin.destinations.summary import BacklogSummary, Summary
+from synapse_federation_admin.destinations.values import IndexState
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.history.values import Outlook, Tried, by_every_kind
 

@@ -30,7 +30,8 @@ from synapse_federation_admin.api._render import (
     render_last_failure,
     render_v2,
 )
-from synapse_federation_admin.destinations.values import Backlog, Destination
+from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.history.store import if_readable
 
 _DEFAULT_LIMIT = 100
@@ -177,8 +178,8 @@ class DestinationV2Servlet(AdminServlet):
             if backlog.is_empty and not found and last_success_ts is None:
                 raise unknown_destination()
             row = Destination(destination, None, None, None, None)
-        reach = await services.reach.of(destination)
-        last_ts = await services.reach.last_inbound_ts(destination)
+        shared = await services.shared_rooms.of(destination)
+        last_ts = await services.destinations.last_inbound_ts(destination)
         availability = await if_readable(history.availability([destination]), {})
         homeserver = services.homeserver
         allowed = homeserver.is_allowed(destination)
@@ -191,8 +192,8 @@ class DestinationV2Servlet(AdminServlet):
             ),
             "failures": [render_failure(failure) for failure in found],
             "last_success_ts": last_success_ts,
-            "shared_rooms": reach.shared_rooms,
-            "local_users": reach.local_users,
+            "shared_rooms": shared.rooms,
+            "local_users": shared.local_users,
             "sender": homeserver.sender_of(destination),
             "inbound": {"last_transaction_ts": last_ts},
         }

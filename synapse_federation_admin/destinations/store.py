@@ -61,6 +61,32 @@ class DestinationStore:
             "federation_admin_known_destinations", known_txn
         )
 
+    async def last_inbound_ts(self, name: str) -> int | None:
+        """Return when a server last sent us a transaction, in ms since the epoch.
+
+        Synapse keeps that for a day (`synapse/storage/databases/main/transactions.py`,
+        `_cleanup_transactions`): None says that it has sent none since.
+
+        Raises:
+            Exception: Whatever the database raises.
+        """
+
+        def newest_txn(txn: LoggingTransaction) -> int | None:
+            # Newest first, as the index has them: mostly one of the first is of it.
+            txn.execute(
+                "SELECT ts FROM received_transactions "
+                "WHERE origin = ? AND ts IS NOT NULL ORDER BY ts DESC LIMIT 1",
+                (name,),
+            )
+            row = txn.fetchone()
+            return row[0] if row else None
+
+        if not can_be_stored(name):
+            return None
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_last_inbound", newest_txn
+        )
+
     def rooms(self, destination: str, direction: Direction) -> "RoomListing":
         """Return the list of the rooms of a destination that there is."""
         return RoomListing(self._homeserver, destination, direction)

@@ -10,7 +10,6 @@ from functools import partial
 import attr
 
 from synapse_federation_admin.destinations.backlog import BacklogStore
-from synapse_federation_admin.destinations.shared_rooms import ReachStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
 from synapse_federation_admin.diagnosis.clock import check_clock
@@ -82,7 +81,6 @@ class Diagnoses:
         homeserver: Homeserver,
         destinations: DestinationStore,
         backlog: BacklogStore,
-        reach: ReachStore,
         last_failure: Callable[[str], Awaitable[RecordedFailure | None]],
         *,
         timeout_ms: int,
@@ -93,7 +91,6 @@ class Diagnoses:
             homeserver: Reaches Synapse.
             destinations: Knows Synapse's rows.
             backlog: Knows what waits.
-            reach: Knows when a server last reached us.
             last_failure: Returns the last failure of a real request to a server.
             timeout_ms: How long one diagnosis may take.
         """
@@ -101,7 +98,6 @@ class Diagnoses:
         self._homeserver = homeserver
         self._destinations = destinations
         self._backlog = backlog
-        self._reach = reach
         self._last_failure = last_failure
         self._outbound: Outbound | None = None
         self._under_way: dict[str, Pending[Diagnosis]] = {}
@@ -246,7 +242,7 @@ class Diagnoses:
         async def read() -> Stage:
             row = await self._destinations.get(name)
             backlog = (await self._backlog.of([name]))[name]
-            last_ts = await self._reach.last_inbound_ts(name)
+            last_ts = await self._destinations.last_inbound_ts(name)
             return check_stored(
                 row,
                 backlog,

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import attr
 
-from synapse_federation_admin.destinations.values import Backlog
+from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.storage.failures import RecordedFailure
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage `stored`: what Synapse holds of a server."""
 
-from synapse_federation_admin.destinations.values import Backlog, Destination
+from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.diagnosis.clock import shown_duration
 from synapse_federation_admin.diagnosis.findings import (
     Stage,

@@ -21,11 +21,10 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations import query as sql
-from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.shared_rooms import ReachStore
+from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.values import (
-    Backlog,
     Destination,
     DestinationFilter,
     Sort,
@@ -98,7 +97,7 @@ class Forget:
         homeserver: Homeserver,
         reader: DestinationReader,
         backlog: BacklogStore,
-        reach: ReachStore,
+        shared_rooms: SharedRoomsStore,
         audit: Audit,
         before_delete: Callable[[LoggingTransaction, Sequence[str]], None],
     ) -> None:
@@ -108,7 +107,7 @@ class Forget:
             homeserver: Reaches Synapse.
             reader: Reads lists.
             backlog: Knows what waits.
-            reach: Knows with whom rooms are shared.
+            shared_rooms: Knows with whom rooms are shared.
             audit: Keeps what is done.
             before_delete: Called in the transaction in which some are deleted, before.
         """
@@ -116,7 +115,7 @@ class Forget:
         self._homeserver = homeserver
         self._reader = reader
         self._backlog = backlog
-        self._reach = reach
+        self._shared_rooms = shared_rooms
         self._audit = audit
         self._lock = homeserver.linearizer("federation_admin_forget")
         self._tables: tuple[str, ...] | None = None
@@ -138,7 +137,7 @@ class Forget:
         backlog = (await self._backlog.of([name]))[name]
         if seen.row is None and backlog.is_empty:
             return None
-        shared_rooms = (await self._reach.of(name)).shared_rooms
+        shared_rooms = (await self._shared_rooms.of(name)).rooms
         lost, kept = _losses([backlog], options)
         found = Forgotten(
             destination=seen.row or Destination(name, None, None, None, None),
@@ -227,7 +226,7 @@ class Forget:
         seen: dict[str, _Seen] = {}
         for piece in _pieces(names, _LOOKED_AT_ONCE):
             seen.update(await self._look(piece))
-        shared = await self._reach.shared_rooms_of(names)
+        shared = await self._shared_rooms.counts(names)
         for piece in _pieces([n for n in names if n not in shared], _DELETED_AT_ONCE):
             backlogs = await self._backlog.of(piece)
             forgotten = set(piece)

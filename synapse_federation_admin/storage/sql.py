@@ -4,7 +4,8 @@
 Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 
 import attr
 
@@ -14,7 +15,7 @@ class Sql:
     """An SQL text and the arguments for its parameters."""
 
     text: str
-    args: tuple[str | int, ...] = ()
+    args: tuple[str | int | list[str], ...] = ()
 
 
 def where(conditions: Sequence[Sql]) -> Sql:
@@ -27,6 +28,19 @@ def where(conditions: Sequence[Sql]) -> Sql:
     return Sql(
         "WHERE " + " AND ".join(condition.text for condition in conditions),
         tuple(arg for condition in conditions for arg in condition.args),
+    )
+
+
+def any_of(expression: str, values: Collection[str], is_postgres: bool) -> Sql:
+    """Return the condition that an expression has one of some values: of any number.
+
+    SQLite takes only so many parameters in one statement, so that they come as one.
+    """
+    if is_postgres:
+        return Sql(f"{expression} = ANY(?)", (list(values),))
+    return Sql(
+        f"{expression} IN (SELECT value FROM json_each(?))",  # noqa: S608
+        (json.dumps(list(values)),),
     )
 
 

@@ -12,9 +12,12 @@ from synapse.config._base import ShardedWorkerHandlingConfig
 from tests.unittest import override_config
 from twisted.internet.defer import ensureDeferred
 
-from synapse_federation_admin.destinations import shared_rooms as reach
-from synapse_federation_admin.destinations.shared_rooms import ReachStore
-from synapse_federation_admin.destinations.values import Reach
+from synapse_federation_admin.destinations import shared_rooms
+from synapse_federation_admin.destinations.shared_rooms import (
+    SharedRooms,
+    SharedRoomsStore,
+)
+from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
@@ -23,14 +26,8 @@ SIZES = [(1,), (2,), (3,), (7,), (20_000,)]
 
 
 def pieces_of(size: int) -> Any:
-    """Have everything read in pieces of a size."""
-    return patch.multiple(
-        reach,
-        _PIECE=size,
-        _PIECE_ON_POSTGRES=size,
-        _USERS=size,
-        _USERS_ON_POSTGRES=size,
-    )
+    """Have the members be read in pieces of a size."""
+    return patch.object(shared_rooms, "_MEMBERS", size)
 
 
 class StoreTestCase(MembersTestCase):
@@ -39,30 +36,30 @@ class StoreTestCase(MembersTestCase):
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
         self.homeserver = Homeserver(hs.get_module_api())
-        self.reaches = ReachStore(self.homeserver)
+        self.shared_rooms = SharedRoomsStore(self.homeserver)
 
 
-class ReachTestCase(StoreTestCase):
-    """ReachStore.of."""
+class SharedRoomsTestCase(StoreTestCase):
+    """SharedRoomsStore.of."""
 
-    def of(self, name: str) -> Reach:
-        return self.get_success(self.reaches.of(name))
+    def of(self, name: str) -> SharedRooms:
+        return self.get_success(self.shared_rooms.of(name))
 
     def test_real_rooms(self) -> None:
         """In rooms made through Synapse, only those who are joined now count."""
         room_id = self.helper.create_room_as("user", tok=self.user_token)
-        self.assertEqual(self.of("test"), Reach(shared_rooms=1, local_users=1))
-        self.assertEqual(self.of("remote.example"), Reach())
+        self.assertEqual(self.of("test"), SharedRooms(rooms=1, local_users=1))
+        self.assertEqual(self.of("remote.example"), SharedRooms())
 
         self.add_member(room_id, "@a:remote.example")
-        self.assertEqual(self.of("remote.example"), Reach(1, 1))
+        self.assertEqual(self.of("remote.example"), SharedRooms(1, 1))
 
         self.helper.invite(room_id, "@user:test", "@admin:test", tok=self.user_token)
-        self.assertEqual(self.of("remote.example"), Reach(1, 1))
+        self.assertEqual(self.of("remote.example"), SharedRooms(1, 1))
         self.helper.join(room_id, "@admin:test", tok=self.admin_token)
-        self.assertEqual(self.of("remote.example"), Reach(1, 2))
+        self.assertEqual(self.of("remote.example"), SharedRooms(1, 2))
         self.helper.leave(room_id, "@user:test", tok=self.user_token)
-        self.assertEqual(self.of("remote.example"), Reach(1, 1))
+        self.assertEqual(self.of("remote.example"), SharedRooms(1, 1))
 
     def test_left_rooms(self) -> None:
         """A room which all of ours, or all of theirs, have left is not shared."""
@@ -71,7 +68,7 @@ class ReachTestCase(StoreTestCase):
         self.add_member("!ours:x", "@asked:b.example", "invite")
         self.add_member("!theirs:x", "@user:test", "leave")
         self.add_member("!theirs:x", "@a:b.example")
-        self.assertEqual(self.of("b.example"), Reach())
+        self.assertEqual(self.of("b.example"), SharedRooms())
 
     @parameterized.expand(
         [
@@ -106,7 +103,7 @@ class ReachTestCase(StoreTestCase):
         ):
             self.add_member(f"!{number}:x", "@user:test")
             self.add_member(f"!{number}:x", f"@a:{server}")
-        self.assertEqual(self.of(name), Reach(expected, expected))
+        self.assertEqual(self.of(name), SharedRooms(expected, expected))
 
     @parameterized.expand(SIZES)
     def test_pieces(self, size: int) -> None:
@@ -129,26 +126,33 @@ class ReachTestCase(StoreTestCase):
             rooms &= ours
             users = {u for r, u in joined if r in rooms and u.endswith(":test")}
             with pieces_of(size):
-                self.assertEqual(self.of(server), Reach(len(rooms), len(users)))
+                self.assertEqual(self.of(server), SharedRooms(len(rooms), len(users)))
 
     def test_asked_together(self) -> None:
         """Who asks for the same at the same time is answered from one computation."""
         self.add_member("!a:x", "@user:test")
         self.add_member("!a:x", "@a:b.example")
-        with patch.object(
-            self.reaches, "_reach", wraps=self.reaches._reach
-        ) as computed:
-            asked = [ensureDeferred(self.reaches.of("b.example")) for _ in range(5)]
+        run = self.homeserver.run_db_interaction
+        with patch.object(self.homeserver, "run_db_interaction", wraps=run) as ran:
+            one = self.of("b.example")
+            each = ran.call_count
+            asked = [
+                ensureDeferred(self.shared_rooms.of("b.example")) for _ in range(5)
+            ]
             found = [self.get_success(deferred) for deferred in asked]
-        self.assertEqual(found, [Reach(1, 1)] * 5)
-        self.assertLessEqual(computed.call_count, 2)
+        self.assertEqual([one, *found], [SharedRooms(1, 1)] * 6)
+        self.assertLessEqual(ran.call_count, 3 * each)
 
 
 class InboundTestCase(StoreTestCase):
-    """ReachStore.last_inbound_ts."""
+    """DestinationStore.last_inbound_ts."""
+
+    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
+        super().prepare(reactor, clock, hs)
+        self.destinations = DestinationStore(self.homeserver)
 
     def last(self, name: str) -> int | None:
-        return self.get_success(self.reaches.last_inbound_ts(name))
+        return self.get_success(self.destinations.last_inbound_ts(name))
 
     def receive(self, origin: str, ts: int | None) -> None:
         self.events += 1
@@ -169,25 +173,18 @@ class InboundTestCase(StoreTestCase):
         self.assertIsNone(self.last("A.example"))
         self.assertIsNone(self.last("a\0b"))
 
-    @parameterized.expand(SIZES)
-    def test_newest(self, size: int) -> None:
-        """However it is cut into pieces, the newest is found, among equal times too."""
-        randomness = random.Random(size)
-        origins = ["a.example", "b.example", "c.example"]
-        newest: dict[str, int] = {}
-        for _ in range(40):
-            origin = randomness.choice(origins)
-            ts = randomness.randrange(12)
-            self.receive(origin, ts)
-            newest[origin] = max(newest.get(origin, 0), ts)
+    def test_newest(self) -> None:
+        """The newest of a server's is found, whenever others have sent theirs."""
+        for ts in (5, 7, 6):
+            self.receive("a.example", ts)
+            self.receive("b.example", ts + 10)
         self.receive("once.example", 0)
         self.receive("never.example", None)
-        with pieces_of(size):
-            for origin in origins:
-                self.assertEqual(self.last(origin), newest[origin])
-            self.assertEqual(self.last("once.example"), 0)
-            self.assertIsNone(self.last("never.example"))
-            self.assertIsNone(self.last("other.example"))
+        self.assertEqual(self.last("a.example"), 7)
+        self.assertEqual(self.last("b.example"), 17)
+        self.assertEqual(self.last("once.example"), 0)
+        self.assertIsNone(self.last("never.example"))
+        self.assertIsNone(self.last("other.example"))
 
 
 class SenderTestCase(ModuleTestCase):
@@ -221,8 +218,8 @@ class SenderTestCase(ModuleTestCase):
         self.assertEqual(found, set(senders.instances))
 
 
-class SharedRoomsTestCase(StoreTestCase):
-    """ReachStore.shared_rooms_of."""
+class CountsTestCase(StoreTestCase):
+    """SharedRoomsStore.counts."""
 
     @parameterized.expand(SIZES)
     def test_as_one_by_one(self, size: int) -> None:
@@ -239,10 +236,10 @@ class SharedRoomsTestCase(StoreTestCase):
             )
         with pieces_of(size):
             many = self.get_success(
-                self.reaches.shared_rooms_of([*servers, "none.example", "xxy", "a\0"])
+                self.shared_rooms.counts([*servers, "none.example", "xxy", "a\0"])
             )
             single = {
-                name: self.get_success(self.reaches.of(name)).shared_rooms
+                name: self.get_success(self.shared_rooms.of(name)).rooms
                 for name in servers
             }
         self.assertEqual(many, {name: n for name, n in single.items() if n})
@@ -251,5 +248,5 @@ class SharedRoomsTestCase(StoreTestCase):
     def test_none(self) -> None:
         """Of no servers nothing is read."""
         with patch.object(Homeserver, "run_db_interaction") as run:
-            self.assertEqual(self.get_success(self.reaches.shared_rooms_of([])), {})
+            self.assertEqual(self.get_success(self.shared_rooms.counts([])), {})
         run.assert_not_called()
