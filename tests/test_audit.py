@@ -153,15 +153,26 @@ class WhoTestCase(AuditTestCase):
             self.assertEqual(len(self.audit(f"?user={user}")), 1)
         self.assertEqual(self.audit("?user=@boss:test"), [])
 
-    def test_database_fails(self) -> None:
-        """If the audit can't be written, nothing is done, and nothing is logged."""
+    def test_cannot_be_written(self) -> None:
+        """If the audit can't be written, v1 resets even so; the log has the entry.
+
+        So it does where the tables are those of a later version of this module.
+        """
         self.add_destination(NAME, *FAILING)
-        self.run_sql("SELECT COUNT(*) FROM federation_admin_audit")
         self.refuse_changes("federation_admin_audit")
-        with self.assertNoLogs(module.logger, "INFO"):
-            channel = self.ask("POST", self.destination_path(NAME, "/reset_connection"))
-        self.assertEqual(channel.code, 500)
-        self.assertEqual(self.row(NAME), FAILING)
+        for stop in ("", "UPDATE federation_admin_schema SET compat_version = 99"):
+            if stop:
+                self.run_sql(stop)
+            self.add_destination(NAME, *FAILING)
+            with self.assertLogs(module.logger, "INFO") as logs:
+                path = self.destination_path(NAME, "/reset_connection")
+                self.assertEqual(self.ask("POST", path).code, 200)
+            self.assertEqual(self.row(NAME)[:3], (0, 0, None))
+            warning, entry = logs.output[:2]
+            self.assertIn("Cannot write to the audit", warning)
+            self.assertIn('"action":"reset","outcome":"reset"', entry)
+        # Nothing of it is there later.
+        self.run_sql("UPDATE federation_admin_schema SET compat_version = 1")
         self.assertEqual(self.audit(), [])
 
 

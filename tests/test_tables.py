@@ -10,7 +10,7 @@ from unittest import mock
 
 import psycopg2
 import pytest
-from module_case import ModuleTestCase
+from module_case import DESTINATIONS, ModuleTestCase
 from psycopg2.extensions import (
     ISOLATION_LEVEL_READ_COMMITTED,
     ISOLATION_LEVEL_REPEATABLE_READ,
@@ -18,8 +18,22 @@ from psycopg2.extensions import (
 from synapse.storage.database import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import definitions
 from synapse_federation_admin.storage import schema as module
-from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.definitions import (
+    PREFIX,
+    TABLES,
+    VERSIONS,
+    AddColumn,
+    Version,
+)
+from synapse_federation_admin.storage.schema import (
+    SchemaTooNewError,
+    SchemaVersion,
+    Tables,
+)
+
+NEWEST = SchemaVersion(VERSIONS[-1].number, VERSIONS[-1].compat)
 
 
 class Ended(Exception):
@@ -50,11 +64,17 @@ class InterruptedTransaction:
 class PlainTransaction:
     """A transaction of a connection of our own, as Synapse's shows it."""
 
-    def __init__(self, cursor: Any) -> None:
+    def __init__(self, cursor: Any, takes_lock: bool = True) -> None:
         self._cursor = cursor
+        self._takes_lock = takes_lock
+
+    @property
+    def description(self) -> Any:
+        return self._cursor.description
 
     def execute(self, statement: str, args: Any = ()) -> None:
-        self._cursor.execute(statement.replace("?", "%s"), args)
+        if "pg_advisory" not in statement or self._takes_lock:
+            self._cursor.execute(statement.replace("?", "%s"), args)
 
     def fetchone(self) -> Any:
         return self._cursor.fetchone()
@@ -72,58 +92,34 @@ class TablesTestCase(ModuleTestCase):
     def ready(self) -> None:
         self.get_success(Tables(self.homeserver).ready())
 
-    def versions(self) -> list[int]:
-        rows = self.get_success(
-            self.store.db_pool.simple_select_list(
-                "federation_admin_schema", None, ("version",)
+    def version(self) -> SchemaVersion:
+        return self.get_success(Tables(self.homeserver).stored_version())
+
+    def existing(self) -> set[str]:
+        return self.get_success(
+            self.homeserver.run_db_interaction(
+                "test", lambda txn: module._existing(txn, self.is_postgres)
             )
         )
-        return [version for (version,) in rows]
 
-    def drop(self) -> None:
-        for name in (
-            *("audit", "attempts", "runs", "run_queue", "schema", "failures"),
-            *("successes", "outages", "addresses", "recording"),
-        ):
-            self.run_sql(f"DROP TABLE IF EXISTS federation_admin_{name}")
+    def drop(self, *names: str) -> None:
+        for name in names or TABLES:
+            self.run_sql(f"DROP TABLE IF EXISTS {PREFIX}{name}")
 
     def test_created_at_start(self) -> None:
         """They are made when the module is loaded."""
-        self.assertEqual(self.versions(), [len(module._VERSIONS)])
-        for name in ("audit", "attempts", "runs", "run_queue"):
-            self.run_sql(f"SELECT COUNT(*) FROM federation_admin_{name}")
+        self.assertEqual(self.version(), NEWEST)
+        self.assertEqual(self.existing(), set(TABLES))
 
     def test_nothing_to_do(self) -> None:
-        """Where they are there, they are only looked at: nothing is written or locked.
-
-        Their content stays.
-        """
-        self.run_sql(
-            "INSERT INTO federation_admin_attempts "
-            "(destination, attempt_id, instance, started_ts) VALUES ('a', 'b', 'c', 1)"
-        )
-        upgrade = module._upgrade
-        try:
-            module._upgrade = None  # type: ignore[assignment]
-            self.ready()
-        finally:
-            module._upgrade = upgrade
-        self.assertEqual(
-            self.get_success(
-                self.store.db_pool.simple_select_one_onecol(
-                    "federation_admin_attempts", None, "COUNT(*)"
-                )
-            ),
-            1,
-        )
-
-    def test_interrupted(self) -> None:
-        """What was made in part is completed."""
-        self.run_sql("DELETE FROM federation_admin_schema")
-        self.run_sql("DROP TABLE federation_admin_run_queue")
-        self.ready()
-        self.assertEqual(self.versions(), [len(module._VERSIONS)])
-        self.run_sql("SELECT COUNT(*) FROM federation_admin_run_queue")
+        """Where they are there, they are only looked at, once: nothing is written."""
+        tables = Tables(self.homeserver)
+        with mock.patch.object(module, "_upgrade") as upgrade:
+            self.get_success(tables.ready())
+        upgrade.assert_not_called()
+        with mock.patch.object(self.homeserver, "run_db_interaction") as asked:
+            self.get_success(tables.ready())
+        asked.assert_not_called()
 
     def test_interrupted_anywhere(self) -> None:
         """Whichever statement was the last, the next call makes what is missing.
@@ -131,8 +127,7 @@ class TablesTestCase(ModuleTestCase):
         On PostgreSQL nothing is left of those before it; on SQLite, all.
         """
         upgrade = module._upgrade
-        statements = sum(map(len, module._VERSIONS)) + len(module._VERSIONS) + 2
-        for most in range(statements):
+        for most in range(sum(map(len, TABLES.values())) + 2):
             self.drop()
 
             def interrupted(txn: Any, is_postgres: bool, most: int = most) -> None:
@@ -141,53 +136,135 @@ class TablesTestCase(ModuleTestCase):
             with mock.patch.object(module, "_upgrade", interrupted):
                 self.get_failure(Tables(self.homeserver).ready(), Ended)
             if self.is_postgres:
-                self.assertEqual(self.count_tables(), 0)
+                self.assertEqual(self.existing(), set())
             self.ready()
-            self.assertEqual(self.versions(), [len(module._VERSIONS)])
-            self.assertEqual(self.count_tables(), 10)
+            self.assertEqual(self.version(), NEWEST)
+            self.assertEqual(self.existing(), set(TABLES))
 
-    def count_tables(self) -> int:
-        (count,) = self.select(
-            "SELECT COUNT(*) FROM pg_tables WHERE tablename LIKE ?"
-            if self.is_postgres
-            else "SELECT COUNT(*) FROM sqlite_master "
-            "WHERE type = 'table' AND name LIKE ?",
-            "federation_admin_%",
-        )
-        return int(count)
-
-    def select(self, statement: str, *args: str) -> tuple[Any, ...]:
+    def select(self, statement: str) -> tuple[Any, ...]:
         """Return the first row."""
 
         def select_txn(txn: LoggingTransaction) -> Any:
-            txn.execute(statement, args)
+            txn.execute(statement)
             return txn.fetchone()
 
         return self.get_success(self.homeserver.run_db_interaction("test", select_txn))
 
     def test_upgraded(self) -> None:
-        """Those of an earlier version get what is new, once; their content stays."""
-        self.run_sql(
-            "INSERT INTO federation_admin_attempts "
-            "(destination, attempt_id, instance, started_ts) VALUES ('a', 'b', 'c', 1)"
+        """Those of version 2 get what is new, and keep what is in them.
+
+        So they do if the last version was not noted down any more.
+        """
+        for version in ("VALUES (1, 2)", "SELECT 1, 2 LIMIT 0"):
+            self.drop("schema")
+            self.run_sql(
+                f"CREATE TABLE {PREFIX}schema "
+                "(only_row INTEGER NOT NULL PRIMARY KEY, version INTEGER NOT NULL)"
+            )
+            self.run_sql(f"INSERT INTO {PREFIX}schema (only_row, version) {version}")
+            self.run_sql(f"DELETE FROM {PREFIX}recording")
+            self.run_sql(f"INSERT INTO {PREFIX}recording VALUES (1, 17)")
+            self.ready()
+            self.assertEqual(self.version(), NEWEST)
+            self.assertEqual(self.existing(), set(TABLES))
+            row = self.select(f"SELECT since_ts FROM {PREFIX}recording")
+            self.assertEqual(row, (17,))
+
+    def upgrade_to(self, compat: int) -> None:
+        """Have a later version of the module bring its tables."""
+        later = Version(
+            NEWEST.version + 1,
+            compat=compat,
+            steps=(AddColumn("recording", "x", "INTEGER NOT NULL DEFAULT 5"),),
         )
-        # Each of them fails if it is run again.
-        newer = (
-            *module._VERSIONS,
-            ("ALTER TABLE federation_admin_attempts ADD COLUMN x INTEGER",),
-            ("ALTER TABLE federation_admin_attempts ADD COLUMN y INTEGER",),
-        )
-        with mock.patch.object(module, "_VERSIONS", newer[:-1]):
-            self.ready()
-        with mock.patch.object(module, "_VERSIONS", newer):
+        with mock.patch.object(definitions, "VERSIONS", (*VERSIONS, later)):
             self.ready()
             self.ready()
-        self.assertEqual(self.versions(), [len(newer)])
-        row = self.select("SELECT started_ts, x, y FROM federation_admin_attempts")
-        self.assertEqual(row, (1, None, None))
-        # And this version of the module is then too old for them.
-        error = self.get_failure(Tables(self.homeserver).ready(), RuntimeError)
+
+    def test_compatible(self) -> None:
+        """Those of a later version that is compatible are used as they are."""
+        self.run_sql(f"DELETE FROM {PREFIX}recording")
+        self.run_sql(f"INSERT INTO {PREFIX}recording VALUES (1, 17)")
+        self.upgrade_to(compat=NEWEST.version)
+        self.ready()
+        later = SchemaVersion(NEWEST.version + 1, NEWEST.version)
+        self.assertEqual(self.version(), later)
+        self.assertEqual(self.select(f"SELECT x FROM {PREFIX}recording"), (5,))
+        # What of them is dropped, only the later version can make again.
+        self.drop("addresses")
+        error = self.get_failure(Tables(self.homeserver).ready(), SchemaTooNewError)
+        self.assertIn("missing", str(error.value))
+        # If all of them are, everybody can, each his own.
+        self.drop()
+        self.ready()
+        self.assertEqual(self.version(), NEWEST)
+        self.upgrade_to(compat=NEWEST.version)
+        self.assertEqual(self.version(), later)
+
+    def test_too_new(self) -> None:
+        """Those of a later version that is not are refused, with a sentence."""
+        self.upgrade_to(compat=NEWEST.version + 1)
+        error = self.get_failure(Tables(self.homeserver).ready(), SchemaTooNewError)
         self.assertIn("later version", str(error.value))
+
+    def test_dropped(self) -> None:
+        """What is dropped while Synapse runs is made again by whoever uses it next."""
+        tables = Tables(self.homeserver)
+        self.get_success(tables.ready())
+        for names in ((), ("addresses",), ("schema", "addresses")):
+            for read_committed in (False, True):
+                self.drop(*names)
+
+                def insert(txn: LoggingTransaction) -> int:
+                    txn.execute(f"INSERT INTO {PREFIX}addresses VALUES ('a', 1, '')")
+                    return 7
+
+                found = tables.run("test", insert, read_committed=read_committed)
+                self.assertEqual(self.get_success(found), 7)
+                self.assertEqual(self.existing(), set(TABLES))
+
+    def test_dropped_while_it_runs(self) -> None:
+        """Every answer is as ever after the tables were dropped: v1's, and ours."""
+        destination = f"{DESTINATIONS}/down.example"
+        v2 = "/_synapse/admin/v2/federation"
+        for path in (
+            *(DESTINATIONS, destination, f"{destination}/rooms"),
+            *(
+                f"{v2}/audit",
+                f"{v2}/summary",
+                f"{v2}/destinations/export?failure=other",
+            ),
+            f"{v2}/destinations?include=failure&include=availability",
+            f"{v2}/destinations?failure=other&failure=unknown",
+            f"{v2}/destinations/down.example",
+            f"{v2}/destinations/down.example/outages",
+        ):
+            self.add_destination("down.example", 1, 2, 1)
+            self.drop()
+            self.assertEqual(self.ask("GET", path).code, 200, path)
+            self.drop()
+            reset = self.ask("POST", f"{destination}/reset_connection")
+            self.assertEqual(reset.code, 200, reset.result)
+        self.assertEqual(len(self.get_json(f"{v2}/audit")["entries"]), 1)
+
+    def test_too_new_while_it_runs(self) -> None:
+        """If a later version takes the tables over, v1 works; the rest is told why."""
+        self.upgrade_to(compat=NEWEST.version + 1)
+        self.drop("audit")
+        self.add_destination("down.example", 1, 2, 1)
+        self.assertEqual(len(self.names()), 1)
+        reset = self.ask("POST", f"{DESTINATIONS}/down.example/reset_connection")
+        self.assertEqual(reset.code, 200, reset.result)
+        channel = self.ask("GET", "/_synapse/admin/v2/federation/audit")
+        self.assertEqual(channel.code, 503)
+        self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
+        self.assertIn("later version", channel.json_body["error"])
+
+    def test_other_errors(self) -> None:
+        """An error that has another reason is the caller's, and nothing is repeated."""
+        func = mock.Mock(side_effect=KeyError("a"))
+        self.get_failure(Tables(self.homeserver).run("test", func), KeyError)
+        func.assert_called_once()
 
     def test_read_only(self) -> None:
         """A second call writes nothing: it works where nothing can be written."""
@@ -206,30 +283,16 @@ class TablesTestCase(ModuleTestCase):
                 self.run_sql("DELETE FROM federation_admin_schema")
         finally:
             self.run_sql(at_end)
-        self.assertEqual(self.versions(), [len(module._VERSIONS)])
-
-    def test_later_version(self) -> None:
-        """Those of a later version of the module are refused, with a sentence."""
-        self.run_sql("UPDATE federation_admin_schema SET version = 99")
-        error = self.get_failure(Tables(self.homeserver).ready(), RuntimeError)
-        self.assertIn("later version", str(error.value))
+        self.assertEqual(self.version(), NEWEST)
 
     def test_tried_again(self) -> None:
         """If the database fails, the next who needs them tries again."""
         self.drop()
         tables = Tables(self.homeserver)
-        upgrade = module._upgrade
-
-        def fail(*_: Any) -> None:
-            raise RuntimeError("no database")
-
-        try:
-            module._upgrade = fail
+        with mock.patch.object(module, "_upgrade", side_effect=RuntimeError):
             self.get_failure(tables.ready(), RuntimeError)
-        finally:
-            module._upgrade = upgrade
         self.get_success(tables.ready())
-        self.assertEqual(self.versions(), [len(module._VERSIONS)])
+        self.assertEqual(self.version(), NEWEST)
 
     def connect(self, level: int = ISOLATION_LEVEL_READ_COMMITTED) -> Any:
         """Connect with PostgreSQL, past Synapse."""
@@ -277,7 +340,7 @@ class TablesTestCase(ModuleTestCase):
             self.ready()
         # Synapse had no failure to try again after.
         upgrade.assert_called_once()
-        self.assertEqual(self.versions(), [len(module._VERSIONS)])
+        self.assertEqual(self.version(), NEWEST)
 
     def test_why_so(self) -> None:
         """Without the lock, or with Synapse's usual isolation, that would fail."""
@@ -296,7 +359,7 @@ class TablesTestCase(ModuleTestCase):
                 self.another_makes_them(),
                 self.assertRaises(expected),
             ):
-                module._upgrade(PlainTransaction(connection.cursor()), takes_lock)  # type: ignore[arg-type]
+                module._upgrade(PlainTransaction(connection.cursor(), takes_lock), True)  # type: ignore[arg-type]
 
     def test_at_once(self) -> None:
         """Several processes that make them at once do not get in each other's way."""
@@ -324,5 +387,5 @@ class TablesTestCase(ModuleTestCase):
         for thread in threads:
             thread.join(30)
         self.assertEqual(errors, [])
-        self.assertEqual(self.versions(), [len(module._VERSIONS)])
+        self.assertEqual(self.version(), NEWEST)
         self.ready()

@@ -147,7 +147,7 @@ def _render(entry: AuditEntry) -> JsonDict:
         "entry_id": entry.entry_id,
         "ts": entry.ts,
         "ended_ts": entry.ended_ts,
-        "action": entry.action.value,
+        "action": entry.action,
         "destination": entry.destination,
         "user_id": entry.actor.user_id,
         "puppeted_by": entry.actor.puppeted_by,

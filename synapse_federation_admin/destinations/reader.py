@@ -111,7 +111,7 @@ class DestinationReader:
     async def _prepare(self, wanted: DestinationFilter) -> None:
         """Have the tables be there that a filter looks into."""
         if wanted.failures:
-            await self._tables.ready()
+            await self._tables.ready(anew=True)
 
     async def _piece_size(
         self, wanted: DestinationFilter, sort: Sort, after: Position | None

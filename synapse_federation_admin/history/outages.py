@@ -94,7 +94,6 @@ class Outages:
         Args:
             begins: Look for those that nobody has begun, too.
         """
-        await self._tables.ready()
         now_ts = self._homeserver.now_ms()
         await self._reopen(now_ts - _IN_VAIN_MS)
         await self._each_open(
@@ -178,8 +177,8 @@ class Outages:
                 pass
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
-        return await self._homeserver.run_read_committed(
-            "federation_admin_outages", func
+        return await self._tables.run(
+            "federation_admin_outages", func, read_committed=True
         )
 
 

@@ -119,7 +119,6 @@ class TriedStore:
         return outlook(await self._tried(_HOUR_MS), await self._tried(_LATELY_MS))
 
     async def _tried(self, window_ms: int) -> Tried:
-        await self._tables.ready()
         now_ts = self._homeserver.now_ms()
         since_ts = now_ts - window_ms
         shares: list[_Share] = []
@@ -169,9 +168,7 @@ class TriedStore:
             yield piece
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_outlook", func
-        )
+        return await self._tables.run("federation_admin_outlook", func)
 
     async def look_up(self) -> None:
         """Find out where destinations lead that began to fail together.
@@ -181,7 +178,7 @@ class TriedStore:
         now_ts = self._homeserver.now_ms()
         if (await self._tried(_HOUR_MS)).began < _WORTH_LOOKING:
             return
-        names = await self._homeserver.run_db_interaction(
+        names = await self._tables.run(
             "federation_admin_addresses", lambda txn: _unlooked_txn(txn, now_ts)
         )
         if not names:

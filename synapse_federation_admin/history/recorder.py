@@ -211,7 +211,6 @@ class Recorder:
         """
         if not self._has_any:
             return
-        await self._tables.ready()
         for _ in range(2 * _MAX_WAITING // _WRITTEN_AT_ONCE):
             failures = _take(self._failures)
             recoveries = _take(self._recoveries)
@@ -225,7 +224,7 @@ class Recorder:
             )
             now_ts = self._homeserver.now_ms()
             try:
-                await self._homeserver.run_read_committed(
+                await self._tables.run(
                     "federation_admin_record",
                     partial(
                         write_txn,
@@ -234,6 +233,7 @@ class Recorder:
                         now_ts,
                         now_ts - self._settled_ms,
                     ),
+                    read_committed=True,
                 )
             except BaseException:
                 self._put_back(failures, recoveries, successes)

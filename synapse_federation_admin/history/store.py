@@ -182,10 +182,7 @@ class HistoryStore:
         ]
 
     async def _run(self, what: str, func: Callable[[LoggingTransaction], T]) -> T:
-        await self._tables.ready()
-        return await self._homeserver.run_db_interaction(
-            f"federation_admin_{what}", func
-        )
+        return await self._tables.run(f"federation_admin_{what}", func)
 
 
 def _count_kinds_txn(piece: Sql, txn: LoggingTransaction) -> list[tuple[str, int]]:

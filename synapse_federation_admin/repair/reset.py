@@ -3,6 +3,7 @@
 
 import attr
 from synapse.module_api import LoggingTransaction
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.destinations.store import DestinationStore
@@ -81,16 +82,26 @@ class ConnectionReset:
         return ResetOutcome.RESET
 
     async def _clear(self, name: str, entry: AuditEntry) -> None:
-        """Clear the timings and write that it was done, both or neither."""
-        await self._audit.ready()
+        """Clear the timings and write that it was done, in one transaction.
+
+        They are cleared even if that cannot be written: v1 needs no tables of ours.
+        """
 
         def clear_txn(txn: LoggingTransaction) -> None:
             self._homeserver.clear_retry_timings_txn(txn, name)
+
+        def clear_and_write_txn(txn: LoggingTransaction) -> None:
+            clear_txn(txn)
             self._audit.insert_txn(txn, [entry])
 
-        await self._homeserver.run_db_interaction(
-            "federation_admin_clear_retry_timings", clear_txn
-        )
+        desc = "federation_admin_clear_retry_timings"
+        try:
+            await self._audit.run(desc, clear_and_write_txn)
+        except CancelledError:
+            raise
+        except Exception as e:
+            await self._homeserver.run_db_interaction(desc, clear_txn)
+            self._audit.log_unwritten(entry, e)
 
     def _contacted(self, entry: AuditEntry, contact: Contact) -> None:
         """Add to the audit what came of the contact."""

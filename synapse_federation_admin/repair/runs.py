@@ -440,7 +440,7 @@ class RunStore:
         entry = AuditEntry(
             entry_id=run.entry_id,
             ts=run.created_ts,
-            action=AuditAction.BULK_RECONNECT,
+            action=AuditAction.BULK_RECONNECT.value,
             actor=run.actor,
             instance=self._homeserver.instance_name,
             outcome=status.value,

@@ -4,11 +4,12 @@
 import json
 import logging
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.values import MAX_NAME, Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -26,6 +27,8 @@ from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOut
 from synapse_federation_admin.storage.run_values import RunOutcome, RunStatus
 from synapse_federation_admin.storage.schema import Tables
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 _COLUMNS = (
@@ -38,7 +41,12 @@ _WINDOW = 5000
 
 # What may take long is in the log when it begins, too.
 _LOGGED_TWICE = frozenset(
-    {AuditAction.BULK_RECONNECT, AuditAction.BULK_FORGET, AuditAction.CLAMP}
+    action.value
+    for action in (
+        AuditAction.BULK_RECONNECT,
+        AuditAction.BULK_FORGET,
+        AuditAction.CLAMP,
+    )
 )
 
 # With what each action may end, here; what never ends is not counted.
@@ -79,6 +87,19 @@ class Audit:
         """Return when the table is there. Raises what the database raises."""
         await self._tables.ready()
 
+    async def run(self, desc: str, func: Callable[[LoggingTransaction], T]) -> T:
+        """Run a function that calls methods of this one in a transaction.
+
+        See `synapse_federation_admin.storage.schema.Tables.run`.
+        """
+        return await self._tables.run(desc, func)
+
+    @staticmethod
+    def log_unwritten(entry: AuditEntry, error: Exception) -> None:
+        """Log an entry that the table could not take."""
+        logger.warning("Cannot write to the audit what follows: %s", error)
+        _log([entry])
+
     def entry(
         self,
         action: AuditAction,
@@ -95,7 +116,7 @@ class Audit:
         return AuditEntry(
             entry_id=secrets.token_hex(8),
             ts=now_ts,
-            action=action,
+            action=action.value,
             actor=actor,
             instance=self._homeserver.instance_name,
             outcome=outcome,
@@ -152,12 +173,11 @@ class Audit:
         _log(entries)
         for entry in entries:
             if entry.outcome != AUDIT_PENDING:
-                self._homeserver.metrics.count_repair(entry.action.value, entry.outcome)
+                self._homeserver.metrics.count_repair(entry.action, entry.outcome)
 
     async def insert(self, entry: AuditEntry) -> None:
         """Write a new entry. Raises what the database raises."""
-        await self.ready()
-        await self._homeserver.run_db_interaction(
+        await self._tables.run(
             "federation_admin_audit", lambda txn: self.insert_txn(txn, [entry])
         )
 
@@ -166,7 +186,7 @@ class Audit:
 
         Raises what the database raises.
         """
-        await self._homeserver.run_db_interaction(
+        await self._tables.run(
             "federation_admin_audit", lambda txn: self.end_txn(txn, [entry])
         )
 
@@ -183,9 +203,9 @@ class Audit:
             logger.warning("Cannot write to the audit: %s", e)
 
     async def add_details(self, entry: AuditEntry) -> None:
-        """Write the details of an entry that has ended. Raises what the database does.
+        """Write the details of an entry that has ended, if that can be written.
 
-        They are in the log as well.
+        They are in the log in any case.
         """
 
         def add_details_txn(txn: LoggingTransaction) -> None:
@@ -195,9 +215,12 @@ class Audit:
             )
             txn.call_after(_log, [entry])
 
-        await self._homeserver.run_db_interaction(
-            "federation_admin_audit", add_details_txn
-        )
+        try:
+            await self._tables.run("federation_admin_audit", add_details_txn)
+        except CancelledError:
+            raise
+        except Exception as e:
+            self.log_unwritten(entry, e)
 
     async def read(
         self,
@@ -214,7 +237,6 @@ class Audit:
             limit: The most entries to return.
             direction: Backwards: the newest first.
         """
-        await self.ready()
         found: list[AuditEntry] = []
         begin, is_more = after, True
         while is_more and len(found) < limit:
@@ -226,7 +248,7 @@ class Audit:
             ) -> tuple[list[AuditEntry], AuditPosition | None]:
                 return _read_window(txn, wanted, begin, most, direction)
 
-            entries, begin = await self._homeserver.run_db_interaction(
+            entries, begin = await self._tables.run(
                 "federation_admin_read_audit", read_txn
             )
             found += entries
@@ -323,7 +345,7 @@ def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
     return (
         entry.entry_id,
         entry.ts,
-        entry.action.value,
+        entry.action,
         destination,
         entry.actor.user_id,
         entry.actor.puppeted_by,
@@ -339,7 +361,6 @@ def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
 def _to_entry(row: Sequence[Any]) -> AuditEntry:
     found = dict(zip(_COLUMNS.split(", "), row, strict=True))
     return AuditEntry(
-        action=AuditAction(found.pop("action")),
         actor=Actor(found.pop("user_id"), found.pop("puppeted_by")),
         details=json.loads(found.pop("details")),
         **found,
@@ -357,7 +378,7 @@ def _log(entries: Collection[AuditEntry]) -> None:
         # As JSON, in ASCII: whatever a remote server or an admin has put into a name
         # or a reason, it is one line.
         said = {
-            "action": entry.action.value,
+            "action": entry.action,
             "outcome": entry.outcome,
             "destination": entry.destination,
             "user": entry.actor.user_id,

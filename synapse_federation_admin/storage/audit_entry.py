@@ -61,7 +61,8 @@ class AuditEntry:
     Attributes:
         entry_id: Its ID.
         ts: When it began.
-        action: What was done.
+        action: What was done: an `AuditAction`'s value, or what a later version of this
+            module has written.
         actor: Who did it.
         instance: The process that did it; the main process is `main`.
         outcome: What came of it: `pending` while it goes on.
@@ -74,7 +75,7 @@ class AuditEntry:
 
     entry_id: str
     ts: int
-    action: AuditAction
+    action: str
     actor: Actor
     instance: str
     outcome: str

@@ -1,210 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of this module's own, in Synapse's database: created and upgraded here.
+"""The tables of this module's own, in Synapse's database: made and upgraded here.
 
 Their names begin with `federation_admin_`. Nothing of Synapse's refers to them and they
-refer to nothing of Synapse's, so that they can be dropped at any time.
+refer to nothing of Synapse's, so that they can be dropped at any time: what is missing
+is made again when it is used next.
+
+Processes of several versions may share them, in a rolling upgrade and after one that
+was taken back: the row of `federation_admin_schema` has the version of the tables, and
+that of the oldest code that may still use them.
 """
 
 import logging
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import TypeVar
 
+import attr
 from synapse.module_api import LoggingTransaction
+from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import definitions
+from synapse_federation_admin.storage.definitions import PREFIX, AddColumn
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# The statements of each version, for both databases. What has been released is not
-# changed any more: another version is added.
-_VERSIONS: tuple[tuple[str, ...], ...] = (
-    (
-        # Who did what. See `synapse_federation_admin.storage.audit_entry`.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_audit (
-            entry_id TEXT NOT NULL PRIMARY KEY,
-            ts BIGINT NOT NULL,
-            action TEXT NOT NULL,
-            destination TEXT,
-            user_id TEXT NOT NULL,
-            puppeted_by TEXT,
-            instance TEXT NOT NULL,
-            outcome TEXT NOT NULL,
-            reason TEXT,
-            run_id TEXT,
-            ended_ts BIGINT,
-            details TEXT NOT NULL
-        )
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_audit_ts
-        ON federation_admin_audit (ts, entry_id)
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_audit_destination
-        ON federation_admin_audit (destination, ts, entry_id)
-        WHERE destination IS NOT NULL
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_audit_action
-        ON federation_admin_audit (action, ts, entry_id)
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_audit_run
-        ON federation_admin_audit (run_id, ts, entry_id)
-        WHERE run_id IS NOT NULL
-        """,
-        # What is still going on: a few rows at any time.
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_audit_pending
-        ON federation_admin_audit (instance, ts)
-        WHERE outcome = 'pending'
-        """,
-        # The last attempt at each destination, so that there is one at a time,
-        # whichever process is asked. Its result, as JSON, is for those who wait for it.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_attempts (
-            destination TEXT NOT NULL PRIMARY KEY,
-            attempt_id TEXT NOT NULL,
-            instance TEXT NOT NULL,
-            started_ts BIGINT NOT NULL,
-            ended_ts BIGINT,
-            result TEXT
-        )
-        """,
-        # Bulk runs. `active` is 1 until a run has ended, and NULL afterwards: so there
-        # is one at a time. See `synapse_federation_admin.repair.runs`.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_runs (
-            run_id TEXT NOT NULL PRIMARY KEY,
-            active INTEGER UNIQUE,
-            status TEXT NOT NULL,
-            entry_id TEXT NOT NULL,
-            user_id TEXT NOT NULL,
-            puppeted_by TEXT,
-            reason TEXT,
-            criteria TEXT NOT NULL,
-            names TEXT,
-            per_second DOUBLE PRECISION NOT NULL,
-            timeout_ms BIGINT NOT NULL,
-            created_ts BIGINT NOT NULL,
-            started_ts BIGINT,
-            updated_ts BIGINT NOT NULL,
-            ended_ts BIGINT,
-            runner TEXT,
-            prepared_to TEXT,
-            matched BIGINT NOT NULL,
-            connected BIGINT NOT NULL,
-            still_failing BIGINT NOT NULL,
-            no_longer_failing BIGINT NOT NULL,
-            skipped BIGINT NOT NULL,
-            errors TEXT NOT NULL,
-            rate DOUBLE PRECISION
-        )
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_runs_created
-        ON federation_admin_runs (created_ts, run_id)
-        """,
-        # What a run has still to do; the smallest priority first.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_run_queue (
-            run_id TEXT NOT NULL,
-            priority INTEGER NOT NULL,
-            destination TEXT NOT NULL,
-            was_failing INTEGER NOT NULL,
-            PRIMARY KEY (run_id, destination)
-        )
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_run_queue_order
-        ON federation_admin_run_queue (run_id, priority, destination)
-        """,
-    ),
-    (
-        # Why requests failed, one row for each destination and kind. See
-        # `synapse_federation_admin.history.recorder`.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_failures (
-            destination TEXT NOT NULL,
-            kind TEXT NOT NULL,
-            message TEXT NOT NULL,
-            first_ts BIGINT NOT NULL,
-            last_ts BIGINT NOT NULL,
-            count BIGINT NOT NULL,
-            instance TEXT NOT NULL,
-            issuer TEXT NOT NULL,
-            PRIMARY KEY (destination, kind)
-        )
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_failures_last
-        ON federation_admin_failures (last_ts)
-        """,
-        # When a destination last answered well, to within some minutes, and when it
-        # last did so after it had failed, exactly.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_successes (
-            destination TEXT NOT NULL PRIMARY KEY,
-            last_ts BIGINT NOT NULL,
-            recovered_ts BIGINT
-        )
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_successes_last
-        ON federation_admin_successes (last_ts)
-        """,
-        # `end_ts` and `ended` are NULL while it lasts. `kinds` has a bit for each kind
-        # seen: see `synapse_federation_admin.history.kinds`.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_outages (
-            destination TEXT NOT NULL,
-            start_ts BIGINT NOT NULL,
-            end_ts BIGINT,
-            ended TEXT,
-            kinds BIGINT NOT NULL,
-            last_kind TEXT,
-            PRIMARY KEY (destination, start_ts)
-        )
-        """,
-        """
-        CREATE UNIQUE INDEX IF NOT EXISTS federation_admin_outages_open
-        ON federation_admin_outages (destination)
-        WHERE end_ts IS NULL
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_outages_kind
-        ON federation_admin_outages (last_kind, destination)
-        WHERE end_ts IS NULL
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_outages_end
-        ON federation_admin_outages (end_ts)
-        WHERE end_ts IS NOT NULL
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_outages_reset
-        ON federation_admin_outages (end_ts)
-        WHERE ended = 'reset'
-        """,
-        # Where destinations lead that began to fail together, as JSON.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_addresses (
-            destination TEXT NOT NULL PRIMARY KEY,
-            looked_ts BIGINT NOT NULL,
-            addresses TEXT NOT NULL
-        )
-        """,
-        # Since when outages are recorded.
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_recording (
-            only_row INTEGER NOT NULL PRIMARY KEY,
-            since_ts BIGINT NOT NULL
-        )
-        """,
-    ),
-)
-
 # The key of PostgreSQL's advisory lock: any number that nobody else uses.
 _LOCK = 0x6665_6461_7462_6C73  # "fedatbls"
+
+# What the database says of a table or a column that is not there: PostgreSQL's codes,
+# and the texts of SQLite, which has no codes for them.
+_UNDEFINED_CODES = frozenset({"42P01", "42703"})
+_UNDEFINED_TEXTS = ("no such table", "no such column", "has no column named")
+
+
+class SchemaTooNewError(SynapseError):
+    """The tables are those of a later version of this module, too late for this one.
+
+    Requests that need them are answered with it: 503 `M_UNKNOWN`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, message)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SchemaVersion:
+    """Which tables there are in the database.
+
+    Attributes:
+        version: Their version; 0 if there are none.
+        compat_version: The oldest version of the code that may use them.
+    """
+
+    version: int = 0
+    compat_version: int = 0
 
 
 class Tables:
@@ -214,16 +66,20 @@ class Tables:
         self._homeserver = homeserver
         self._is_ready = False
 
-    async def ready(self) -> None:
-        """Return when the tables are there, in their newest version.
+    async def ready(self, *, anew: bool = False) -> None:
+        """Return when the tables are there, in a version that this code can use.
 
-        To be awaited before they are used. Several processes may do so at once.
+        Several processes may do so at once.
+
+        Args:
+            anew: Look even if they were there before: one small transaction. For who
+                cannot use `run`, which notices by itself that they were dropped.
 
         Raises:
-            RuntimeError: They are those of a later version of this module.
+            SchemaTooNewError: They are those of a later version of this module.
             Exception: Whatever the database raises; then the next call tries again.
         """
-        if self._is_ready:
+        if self._is_ready and not anew:
             return
         is_postgres = self._homeserver.is_postgres
         if not await self._homeserver.run_db_interaction(
@@ -235,22 +91,76 @@ class Tables:
             )
         self._is_ready = True
 
+    async def run(
+        self,
+        desc: str,
+        func: Callable[[LoggingTransaction], T],
+        *,
+        read_committed: bool = False,
+    ) -> T:
+        """Run a function that uses the tables in a transaction, on a database thread.
+
+        If one turns out to have been dropped, it is made again, and the function run
+        once more.
+
+        Args:
+            desc: The transaction's name in metrics and logs.
+            func: What to run; again if the database says so.
+            read_committed: Each statement sees the newest, as with
+                `Homeserver.run_read_committed`.
+
+        Raises:
+            SchemaTooNewError: As `ready`.
+            Exception: What the database raises, or the function.
+        """
+        run = (
+            self._homeserver.run_read_committed
+            if read_committed
+            else self._homeserver.run_db_interaction
+        )
+        await self.ready()
+        try:
+            return await run(desc, func)
+        except Exception as e:
+            if not _is_undefined(e):
+                raise
+            logger.warning("Tables of federation_admin are missing: %s", e)
+        await self.ready(anew=True)
+        return await run(desc, func)
+
+    async def stored_version(self) -> SchemaVersion:
+        """Return which tables there are. Raises what the database raises."""
+        is_postgres = self._homeserver.is_postgres
+
+        def stored_version_txn(txn: LoggingTransaction) -> SchemaVersion:
+            return _stored_version(txn, _existing(txn, is_postgres))
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_tables", stored_version_txn
+        )
+
+
+def _is_undefined(error: Exception) -> bool:
+    """Tell whether an error of the database, of any driver, is "no such"."""
+    code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if code is not None:
+        return code in _UNDEFINED_CODES
+    return any(text in str(error) for text in _UNDEFINED_TEXTS)
+
 
 def _is_current(txn: LoggingTransaction, is_postgres: bool) -> bool:
-    """Tell, without a change or a lock, whether there is nothing to do."""
-    if is_postgres:
-        txn.execute("SELECT to_regclass('federation_admin_schema') IS NOT NULL")
-    else:
-        txn.execute(
-            "SELECT COUNT(*) FROM sqlite_master "
-            "WHERE type = 'table' AND name = 'federation_admin_schema'"
-        )
-    ((exists,),) = txn.fetchall()
-    return bool(exists) and _version(txn) == len(_VERSIONS)
+    """Tell, without a change or a lock, whether there is nothing to do.
+
+    Raises:
+        SchemaTooNewError: And nothing can be done.
+    """
+    existing = _existing(txn, is_postgres)
+    version = _usable_version(txn, existing).version
+    return version >= _newest() and all(name in existing for name in definitions.TABLES)
 
 
 def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
-    """Bring the tables to their newest version.
+    """Make what is missing, and bring the tables to the version of this code.
 
     On PostgreSQL that is done whole or not at all, by one process at a time. On SQLite,
     where there is one process, each statement takes effect by itself and can be run
@@ -258,29 +168,96 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
     """
     if is_postgres:
         txn.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-    txn.execute(
-        "CREATE TABLE IF NOT EXISTS federation_admin_schema "
-        "(only_row INTEGER NOT NULL PRIMARY KEY, version INTEGER NOT NULL)"
-    )
-    version = _version(txn)
-    for number, statements in enumerate(_VERSIONS[version:], start=version + 1):
+    existing = _existing(txn, is_postgres)
+    stored = _usable_version(txn, existing)
+    if stored.version > _newest():
+        if all(name in existing for name in definitions.TABLES):
+            return
+        raise SchemaTooNewError(
+            "Some tables of synapse-federation-admin are missing, and the others are "
+            "those of a later version of it, which makes them again"
+        )
+    steps = [s for v in definitions.VERSIONS[stored.version :] for s in v.steps]
+    for step in steps if existing else ():
+        if isinstance(step, AddColumn):
+            _add_column(txn, step, existing)
+        else:
+            txn.execute(step)
+    for statements in definitions.TABLES.values():
         for statement in statements:
             txn.execute(statement)
+    newest = definitions.VERSIONS[-1]
+    txn.execute(
+        "INSERT INTO federation_admin_schema (only_row, version, compat_version) "
+        "VALUES (1, ?, ?) ON CONFLICT (only_row) DO UPDATE SET "
+        "version = EXCLUDED.version, compat_version = EXCLUDED.compat_version",
+        (newest.number, newest.compat),
+    )
+    logger.info("The tables of federation_admin are those of version %s", _newest())
+
+
+def _add_column(txn: LoggingTransaction, step: AddColumn, existing: set[str]) -> None:
+    if step.table not in existing:
+        return
+    txn.execute(f"SELECT * FROM {PREFIX}{step.table} LIMIT 0")  # noqa: S608
+    if step.column not in _columns(txn):
         txn.execute(
-            "INSERT INTO federation_admin_schema (only_row, version) VALUES (1, ?) "
-            "ON CONFLICT (only_row) DO UPDATE SET version = EXCLUDED.version",
-            (number,),
+            f"ALTER TABLE {PREFIX}{step.table} "
+            f"ADD COLUMN {step.column} {step.definition}"
         )
-        logger.info("The tables of federation_admin are those of version %s", number)
 
 
-def _version(txn: LoggingTransaction) -> int:
-    txn.execute("SELECT version FROM federation_admin_schema")
-    row = txn.fetchone()
-    version = int(row[0]) if row else 0
-    if version > len(_VERSIONS):
-        raise RuntimeError(
+def _existing(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
+    """Return the names of the tables that are there, without their prefix."""
+    txn.execute(
+        "SELECT tablename FROM pg_tables "
+        "WHERE schemaname = ANY (current_schemas(false))"
+        if is_postgres
+        else "SELECT name FROM sqlite_master WHERE type = 'table'"
+    )
+    return {
+        name.removeprefix(PREFIX)
+        for (name,) in txn.fetchall()
+        if name.startswith(PREFIX)
+    }
+
+
+def _usable_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersion:
+    """Return the version of the tables that are there.
+
+    Raises:
+        SchemaTooNewError: This code cannot use them.
+    """
+    stored = _stored_version(txn, existing)
+    if stored.compat_version > _newest():
+        raise SchemaTooNewError(
             "The tables of synapse-federation-admin are those of a later version of "
-            "it: install that, or drop those whose names begin with federation_admin_"
+            f"it ({stored.version}, for code of version {stored.compat_version} or "
+            f"later; this one is {_newest()}): install that, or drop those whose names "
+            f"begin with {PREFIX}"
         )
-    return version
+    return stored
+
+
+def _stored_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersion:
+    if "schema" not in existing:
+        return SchemaVersion()
+    txn.execute("SELECT * FROM federation_admin_schema")
+    row = txn.fetchone()
+    if row is None:
+        return SchemaVersion()
+    found: Mapping[str, int] = dict(zip(_columns(txn), row, strict=True))
+    # Those of version 2 and earlier are for no other code.
+    return SchemaVersion(
+        found["version"], found.get("compat_version") or found["version"]
+    )
+
+
+def _columns(txn: LoggingTransaction) -> list[str]:
+    """Return the names of the columns that the last SELECT has asked for."""
+    return [column[0] for column in txn.description or ()]
+
+
+def _newest() -> int:
+    """Return the version of this code."""
+    return definitions.VERSIONS[-1].number

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of this module's own, as statements for both databases.
+
+`TABLES` says what they are now, `VERSIONS` what leads there from earlier ones. A change
+of a table is a change of both: a new database gets the former, and one with tables in
+it the latter. A step may find its work done, or no table to do it to.
+"""
+
+from collections.abc import Mapping
+
+import attr
+
+# What the names of all of them, and of their indexes, begin with.
+PREFIX = "federation_admin_"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class AddColumn:
+    """A step: a table has one more column.
+
+    Attributes:
+        table: The table, without its prefix.
+        column: The name of the column.
+        definition: Its type and its constraints; for rows that are there, a default.
+    """
+
+    table: str
+    column: str
+    definition: str
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Version:
+    """A version of the tables.
+
+    Attributes:
+        number: One more than that of the version before.
+        compat: The oldest version of the code that may still use the tables, as
+            Synapse's `SCHEMA_COMPAT_VERSION`: what it writes does no harm, and what it
+            reads it finds.
+        steps: What leads here from the version before: statements, and columns. New
+            tables and indexes are in `TABLES` only.
+    """
+
+    number: int
+    compat: int
+    steps: tuple[str | AddColumn, ...] = ()
+
+
+# The last is that of this code. What has been released is not changed any more.
+VERSIONS: tuple[Version, ...] = (
+    Version(1, compat=1),
+    Version(2, compat=2),
+    Version(
+        3,
+        compat=3,
+        steps=(AddColumn("schema", "compat_version", "INTEGER NOT NULL DEFAULT 0"),),
+    ),
+)
+
+# By name, without the prefix, what makes each table and its indexes if it is missing.
+TABLES: Mapping[str, tuple[str, ...]] = {
+    # Which version the tables are of. See `synapse_federation_admin.storage.schema`.
+    "schema": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_schema (
+            only_row INTEGER NOT NULL PRIMARY KEY,
+            version INTEGER NOT NULL,
+            compat_version INTEGER NOT NULL
+        )
+        """,
+    ),
+    # Who did what. See `synapse_federation_admin.storage.audit_entry`.
+    "audit": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_audit (
+            entry_id TEXT NOT NULL PRIMARY KEY,
+            ts BIGINT NOT NULL,
+            action TEXT NOT NULL,
+            destination TEXT,
+            user_id TEXT NOT NULL,
+            puppeted_by TEXT,
+            instance TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            reason TEXT,
+            run_id TEXT,
+            ended_ts BIGINT,
+            details TEXT NOT NULL
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_audit_ts
+        ON federation_admin_audit (ts, entry_id)
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_audit_destination
+        ON federation_admin_audit (destination, ts, entry_id)
+        WHERE destination IS NOT NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_audit_action
+        ON federation_admin_audit (action, ts, entry_id)
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_audit_run
+        ON federation_admin_audit (run_id, ts, entry_id)
+        WHERE run_id IS NOT NULL
+        """,
+        # What is still going on: a few rows at any time.
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_audit_pending
+        ON federation_admin_audit (instance, ts)
+        WHERE outcome = 'pending'
+        """,
+    ),
+    # The last attempt at each destination, so that there is one at a time,
+    # whichever process is asked. Its result, as JSON, is for those who wait for it.
+    "attempts": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_attempts (
+            destination TEXT NOT NULL PRIMARY KEY,
+            attempt_id TEXT NOT NULL,
+            instance TEXT NOT NULL,
+            started_ts BIGINT NOT NULL,
+            ended_ts BIGINT,
+            result TEXT
+        )
+        """,
+    ),
+    # Bulk runs. `active` is 1 until a run has ended, and NULL afterwards: so there
+    # is one at a time. See `synapse_federation_admin.repair.runs`.
+    "runs": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_runs (
+            run_id TEXT NOT NULL PRIMARY KEY,
+            active INTEGER UNIQUE,
+            status TEXT NOT NULL,
+            entry_id TEXT NOT NULL,
+            user_id TEXT NOT NULL,
+            puppeted_by TEXT,
+            reason TEXT,
+            criteria TEXT NOT NULL,
+            names TEXT,
+            per_second DOUBLE PRECISION NOT NULL,
+            timeout_ms BIGINT NOT NULL,
+            created_ts BIGINT NOT NULL,
+            started_ts BIGINT,
+            updated_ts BIGINT NOT NULL,
+            ended_ts BIGINT,
+            runner TEXT,
+            prepared_to TEXT,
+            matched BIGINT NOT NULL,
+            connected BIGINT NOT NULL,
+            still_failing BIGINT NOT NULL,
+            no_longer_failing BIGINT NOT NULL,
+            skipped BIGINT NOT NULL,
+            errors TEXT NOT NULL,
+            rate DOUBLE PRECISION
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_runs_created
+        ON federation_admin_runs (created_ts, run_id)
+        """,
+    ),
+    # What a run has still to do; the smallest priority first.
+    "run_queue": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_run_queue (
+            run_id TEXT NOT NULL,
+            priority INTEGER NOT NULL,
+            destination TEXT NOT NULL,
+            was_failing INTEGER NOT NULL,
+            PRIMARY KEY (run_id, destination)
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_run_queue_order
+        ON federation_admin_run_queue (run_id, priority, destination)
+        """,
+    ),
+    # Why requests failed, one row for each destination and kind. See
+    # `synapse_federation_admin.history.recorder`.
+    "failures": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_failures (
+            destination TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            message TEXT NOT NULL,
+            first_ts BIGINT NOT NULL,
+            last_ts BIGINT NOT NULL,
+            count BIGINT NOT NULL,
+            instance TEXT NOT NULL,
+            issuer TEXT NOT NULL,
+            PRIMARY KEY (destination, kind)
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_failures_last
+        ON federation_admin_failures (last_ts)
+        """,
+    ),
+    # When a destination last answered well, to within some minutes, and when it
+    # last did so after it had failed, exactly.
+    "successes": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_successes (
+            destination TEXT NOT NULL PRIMARY KEY,
+            last_ts BIGINT NOT NULL,
+            recovered_ts BIGINT
+        )
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_successes_last
+        ON federation_admin_successes (last_ts)
+        """,
+    ),
+    # `end_ts` and `ended` are NULL while it lasts. `kinds` has a bit for each kind
+    # seen: see `synapse_federation_admin.history.kinds`.
+    "outages": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_outages (
+            destination TEXT NOT NULL,
+            start_ts BIGINT NOT NULL,
+            end_ts BIGINT,
+            ended TEXT,
+            kinds BIGINT NOT NULL,
+            last_kind TEXT,
+            PRIMARY KEY (destination, start_ts)
+        )
+        """,
+        """
+        CREATE UNIQUE INDEX IF NOT EXISTS federation_admin_outages_open
+        ON federation_admin_outages (destination)
+        WHERE end_ts IS NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_outages_kind
+        ON federation_admin_outages (last_kind, destination)
+        WHERE end_ts IS NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_outages_end
+        ON federation_admin_outages (end_ts)
+        WHERE end_ts IS NOT NULL
+        """,
+        """
+        CREATE INDEX IF NOT EXISTS federation_admin_outages_reset
+        ON federation_admin_outages (end_ts)
+        WHERE ended = 'reset'
+        """,
+    ),
+    # Where destinations lead that began to fail together, as JSON.
+    "addresses": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_addresses (
+            destination TEXT NOT NULL PRIMARY KEY,
+            looked_ts BIGINT NOT NULL,
+            addresses TEXT NOT NULL
+        )
+        """,
+    ),
+    # Since when outages are recorded.
+    "recording": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_recording (
+            only_row INTEGER NOT NULL PRIMARY KEY,
+            since_ts BIGINT NOT NULL
+        )
+        """,
+    ),
+}
