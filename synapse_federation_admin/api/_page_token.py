@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import attr
-from synapse.module_api import SynapseRequest
 
-from synapse_federation_admin.api._base import invalid_param, parse_text
+from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     Position,
@@ -70,17 +69,15 @@ class Seal:
         # Base64 has several texts for the same bytes.
         return says if self.make(listing, says) == text else None
 
-    def position(
-        self, listing: Sequence[object], request: SynapseRequest
-    ) -> list[Any] | None:
+    def position(self, listing: Sequence[object], text: str | None) -> list[Any] | None:
         """Return what the parameter `from` of a request says; None if it has none.
 
         Raises:
             SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
         """
-        if b"from" not in (request.args or {}):
+        if text is None:
             return None
-        says = self.read(listing, parse_text(request, "from"))
+        says = self.read(listing, text)
         if says is None:
             raise invalid_param(
                 "Query parameter 'from' must be the 'next_token' of a page with the "
@@ -106,14 +103,14 @@ class PageTokens:
         return self._seal.make(_listing(wanted, sort), says)
 
     def parse_from(
-        self, request: SynapseRequest, wanted: DestinationFilter, sort: Sort
+        self, text: str | None, wanted: DestinationFilter, sort: Sort
     ) -> PageToken | None:
         """Return what the parameter `from` of a request says; None if it has none.
 
         Raises:
             SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
         """
-        says = self._seal.position(_listing(wanted, sort), request)
+        says = self._seal.position(_listing(wanted, sort), text)
         if says is None:
             return None
         value, destination, total = says

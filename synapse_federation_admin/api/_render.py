@@ -49,15 +49,6 @@ CSV_COLUMNS = (
     "allowed",
 )
 
-CSV_BACKLOG_COLUMNS = (
-    "rooms",
-    "oldest_stream_ordering",
-    "catch_up",
-    "to_device_messages",
-    "oldest_to_device_ts",
-    "device_list_updates",
-)
-
 
 def render_v1(row: Destination) -> JsonDict:
     """Render the five documented keys; a client that others wrote refuses a sixth."""

@@ -13,6 +13,7 @@ from synapse_federation_admin.api._base import (
     Services,
     actor,
     invalid_param,
+    parse_text,
 )
 from synapse_federation_admin.api._body import Body
 from synapse_federation_admin.api._filter import parse_filter_object
@@ -102,7 +103,10 @@ class ReconnectsServlet(AdminServlet):
         await services.homeserver.require_admin(request)
         require_known(request, ("limit", "from"))
         limit = parse_limit(request, default=20, highest=100)
-        says = self._seal.position([Direction.BACKWARDS.value], request)
+        says = self._seal.position(
+            [Direction.BACKWARDS.value],
+            parse_text(request, "from") if b"from" in (request.args or {}) else None,
+        )
         before = (says[0], says[1]) if says else None
         found = await services.runs.read(before, limit + 1)
         now_ms = services.homeserver.now_ms()
