@@ -2,7 +2,7 @@
 """The query parameters of v2: whatever is misspelt or doubled is an error."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from enum import Enum
 from typing import TypeVar
 
@@ -10,18 +10,12 @@ from synapse.module_api import SynapseRequest
 
 from synapse_federation_admin.api._base import (
     invalid_param,
-    parse_choice,
     parse_count,
-    parse_text,
 )
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
-    DestinationOrder,
     DestinationStatus,
-    Direction,
-    Sort,
 )
-from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 
 E = TypeVar("E", bound=Enum)
 
@@ -41,19 +35,11 @@ _UNIT_MS = {
 _DURATION = re.compile("([0-9]{1,9})([smhdw])")
 
 
-class Include(Enum):
-    """What more is to be told of each destination."""
-
-    BACKLOG = "backlog"
-    FAILURE = "failure"
-    AVAILABILITY = "availability"
-
-
 def require_known(
     request: SynapseRequest,
     names: Collection[str],
     *,
-    repeatable: Collection[str] = ("status", "include", "failure"),
+    repeatable: Collection[str] = (),
 ) -> None:
     """Refuse query parameters that an endpoint does not take.
 
@@ -78,20 +64,6 @@ def require_known(
             )
         if len(values) > 1 and text not in repeatable:
             raise invalid_param(f"Query parameter '{text}' must be given only once")
-
-
-def parse_filter(request: SynapseRequest) -> DestinationFilter:
-    """Parse `FILTER_PARAMETERS`.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
-    """
-    return make_filter(
-        parse_text(request, "destination"),
-        frozenset(parse_choices(request, "status", tuple(DestinationStatus))),
-        _parse_duration(request, "failing_for"),
-        frozenset(_parse_words(request, "failure", FAILURE_KINDS)),
-    )
 
 
 def make_filter(
@@ -124,47 +96,6 @@ def duration_ms(text: str) -> int | None:
     return int(match[1]) * _UNIT_MS[match[2]] if match else None
 
 
-def parse_sort(request: SynapseRequest) -> Sort:
-    """Parse `SORT_PARAMETERS`.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
-    """
-    return Sort(
-        parse_choice(request, "order_by", default=DestinationOrder.DESTINATION),
-        parse_choice(request, "dir", default=Direction.FORWARDS),
-    )
-
-
-def parse_includes(
-    request: SynapseRequest, choices: Sequence[Include] = tuple(Include)
-) -> frozenset[Include]:
-    """Parse `include`.
-
-    Args:
-        request: The request.
-        choices: What may be included.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
-    """
-    return frozenset(parse_choices(request, "include", choices))
-
-
-def parse_flag(request: SynapseRequest, name: str) -> bool:
-    """Parse a parameter that is `true` or `false`, which is the default.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
-    """
-    text = parse_text(request, name) if name.encode() in (request.args or {}) else None
-    if text in (None, "false"):
-        return False
-    if text == "true":
-        return True
-    raise invalid_param(f"Query parameter '{name}' must be 'true' or 'false'")
-
-
 def parse_limit(request: SynapseRequest, *, default: int, highest: int) -> int:
     """Parse `limit`.
 
@@ -175,40 +106,3 @@ def parse_limit(request: SynapseRequest, *, default: int, highest: int) -> int:
     if 1 <= limit <= highest:
         return limit
     raise invalid_param(f"Query parameter 'limit' must be from 1 to {highest}")
-
-
-def parse_choices(
-    request: SynapseRequest, name: str, choices: Sequence[E]
-) -> Sequence[E]:
-    """Parse a parameter that is one of an Enum's values, and may be given repeatedly.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
-    """
-    by_word = {choice.value: choice for choice in choices}
-    return [by_word[word] for word in _parse_words(request, name, tuple(by_word))]
-
-
-def _parse_words(
-    request: SynapseRequest, name: str, words: Sequence[str]
-) -> Sequence[str]:
-    found = []
-    for value in (request.args or {}).get(name.encode(), []):
-        word = value.decode("utf-8", "replace")
-        if word not in words:
-            names = ", ".join(f"'{word}'" for word in words)
-            raise invalid_param(f"Query parameter '{name}' must be one of {names}")
-        found.append(word)
-    return found
-
-
-def _parse_duration(request: SynapseRequest, name: str) -> int | None:
-    if name.encode() not in (request.args or {}):
-        return None
-    found = duration_ms(parse_text(request, name))
-    if found is None:
-        raise invalid_param(
-            f"Query parameter '{name}' must be a duration: a number and one of "
-            "s, m, h, d and w, such as 7d"
-        )
-    return found

@@ -9,8 +9,6 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from functools import lru_cache
 from json.encoder import encode_basestring_ascii as json_text
 
 from synapse.module_api import JsonDict
@@ -20,7 +18,6 @@ from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationStatus,
 )
-from synapse_federation_admin.history.values import Availability
 from synapse_federation_admin.storage.failures import RecordedFailure
 
 __all__ = [
@@ -30,7 +27,6 @@ __all__ = [
     "encode_v1",
     "encode_v2",
     "json_text",
-    "render_availability",
     "render_backlog",
     "render_failure",
     "render_last_failure",
@@ -167,24 +163,3 @@ def render_failure(failure: RecordedFailure) -> JsonDict:
 def render_last_failure(failures: Sequence[RecordedFailure]) -> JsonDict | None:
     """Render the first of some failures; None if there is none."""
     return render_failure(failures[0]) if failures else None
-
-
-def render_availability(availability: Availability) -> JsonDict:
-    """Render how much of the last days a destination was not failing."""
-    return {
-        "since_ts": availability.since_ts,
-        "share": availability.share,
-        "days": [
-            {
-                "date": _date(day.begin_ts),
-                "share": day.share,
-            }
-            for day in availability.days
-        ],
-    }
-
-
-@lru_cache(maxsize=32)
-def _date(ts: int) -> str:
-    """Return the day of a time, in UTC."""
-    return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synapse_federation_admin.api.schemas.model import (
@@ -74,6 +74,19 @@ class Filter(Input):
             failing_for_ms=self.failing_for,
             failures=frozenset(self.failure),
         )
+
+
+class ChangeFilter(Filter):
+    """Which destinations something is done to: never all of them by mistake."""
+
+    @model_validator(mode="after")
+    def _require_condition(self) -> Self:
+        if self.wanted.keeps_all:
+            raise ValueError(
+                "must have at least one of the keys 'status', 'destination', "
+                "'failing_for' and 'failure' that leaves something out"
+            )
+        return self
 
 
 class SortedFilter(Filter):
