@@ -783,6 +783,7 @@ EVERYWHERE = (
     ("403", "rejected", as_json({"errcode": "M_FORBIDDEN"}, status="403 Forbidden")),
     ("404", "http_error", http("404 Not Found", b"<html>", HTML)),
     ("410", "gone", http("410 Gone", b"")),
+    ("413", "too_large", http("413 Payload Too Large")),
     ("429", "rate_limited", http("429 Too Many Requests")),
     ("500", "http_error", http("500 Internal Server Error")),
     ("502", "http_error", http("502 Bad Gateway", b"<html>", HTML)),

@@ -44,6 +44,7 @@ from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.classify import describe
 from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.text import because_of
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.playground.events import Identity
 
@@ -242,7 +243,7 @@ def judge(
     outcome, failure, findings = read_keys(
         NAME, body, {} if stored is None else stored, now_ms=1, date_ts=None
     )
-    return outcome.value, failure.detail if failure else "", findings
+    return outcome.value, because_of(failure) if failure else "", findings
 
 
 def test_good_keys() -> None:
@@ -567,7 +568,7 @@ def test_connections() -> None:
     assert many.message == "TLS connections to 2 addresses (of 5) work"
     some = found(bad, good)
     assert (some.outcome, some.kind) == (WARNING, FailureKind.CONNECTION_REFUSED)
-    assert "192.0.2.1 port 1: its address refuses connections" in some.message
+    assert "192.0.2.1 port 1: connection refused" in some.message
     for none in (found(bad), found(bad, left_out), found(left_out)):
         assert (none.outcome, none.kind) == (FAILED, FailureKind.CONNECTION_REFUSED)
     assert found().kind is FailureKind.UNREACHABLE

@@ -590,6 +590,7 @@ def test_bits() -> None:
         *("tls_not_yet_valid", "tls_wrong_name", "tls_untrusted", "tls_failed"),
         *("rejected", "rate_limited", "gone", "http_error", "response_timeout"),
         *("invalid_response", "keys_missing", "keys_invalid", "keys_expired", "other"),
+        *("too_large", "internal"),
     ]
     for kind in FailureKind:
         assert from_bits(to_bits([kind.value])) == (kind.value,)

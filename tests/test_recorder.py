@@ -421,7 +421,7 @@ class OddTestCase(RecorderTestCase):
         self.pass_s(WRITE_S)
         (row,) = self.rows()
         self.assertEqual(row["kind"], "other")
-        self.assertIn("called the request off", row["message"])
+        self.assertIn("this homeserver called it off", row["message"])
 
     def test_dns(self) -> None:
         """What led to no connection in time is because of the DNS if it is silent."""

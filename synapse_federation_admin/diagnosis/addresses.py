@@ -36,8 +36,9 @@ from synapse_federation_admin.diagnosis.limits import (
     word,
 )
 from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failures.classify import bounded, describe, summary
+from synapse_federation_admin.failures.classify import bounded, describe
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.text import message_of, summary_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 
@@ -196,7 +197,7 @@ async def _targets(
             detail = "their SRV record says that they do not offer federation"
             failure = describe(FailureKind.UNREACHABLE, detail)
         if failure is not None:
-            steps.take(step, ResolutionOutcome.FAILED, failure.message)
+            steps.take(step, ResolutionOutcome.FAILED, message_of(failure))
             return [], failure
         if services.records:
             steps.take(step, ResolutionOutcome.USED)
@@ -393,7 +394,7 @@ def conclude(findings: AddressesFindings, failure: Failure | None) -> Stage:
         first = bad[0].error
         what = (
             f"{len(bad)} of {len(findings.targets)} hosts cannot be used: "
-            f"{bad[0].host} port {bad[0].port}: {summary(first)}"
+            f"{bad[0].host} port {bad[0].port}: {summary_of(first)}"
         )
         return attr.evolve(
             Stage.of(StageName.ADDRESSES, first, findings, StageOutcome.WARNING),

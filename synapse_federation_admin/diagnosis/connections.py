@@ -2,7 +2,6 @@
 """The stage `connections`: each address by itself, with TLS and one request."""
 
 import errno
-import re
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing
@@ -35,9 +34,9 @@ from synapse_federation_admin.failures.classify import (
     describe,
     failure_of,
     forget_frames,
-    summary,
 )
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.text import summary_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 
@@ -51,14 +50,8 @@ _SHARE = 0.4
 # The size up to which an answer about the version is read.
 _MAX_VERSION_BYTES = 64 * 1024
 
-# What Synapse says of a proxy that does not connect, and what that may stand for.
+# What Synapse says of a proxy that does not connect.
 _PROXY = "https_proxy, the proxy of this homeserver"
-_PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
-_PROXY_KINDS = {
-    502: FailureKind.UNREACHABLE,
-    503: FailureKind.UNREACHABLE,
-    504: FailureKind.CONNECTION_TIMEOUT,
-}
 
 # Addresses of the global Internet, to see whether there is a route to any.
 _GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
@@ -270,12 +263,9 @@ class _Attempt:
 
 def _proxy_failed(failure: Failure) -> Failure:
     """Return the failure to be connected by Synapse's proxy."""
-    found = _PROXY_STATUS.search(failure.message)
-    if found is None:
+    if failure.reason is not Reason.PROXY:
         return describe(FailureKind.OTHER, f"{_PROXY}, does not connect")
-    status = int(found[1])
-    kind = _PROXY_KINDS.get(status, FailureKind.OTHER)
-    return describe(kind, f"{_PROXY}, answers HTTP {status}")
+    return describe(failure.kind, f"{_PROXY}, answers HTTP {failure.facts.status}")
 
 
 def _missing_families() -> frozenset[socket.AddressFamily]:
@@ -336,7 +326,7 @@ def conclude(findings: ConnectionsFindings) -> Stage:
     if len(bad) == len(tried):
         return Stage.of(name, failure, findings)
     faults = "; ".join(
-        f"{c.place}: {summary(c.error)}" for c in bad[:3] if c.error is not None
+        f"{c.place}: {summary_of(c.error)}" for c in bad[:3] if c.error is not None
     )
     return attr.evolve(
         Stage.of(name, failure, findings, StageOutcome.WARNING),

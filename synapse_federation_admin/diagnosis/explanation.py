@@ -19,8 +19,14 @@ from synapse_federation_admin.diagnosis.findings import (
 )
 from synapse_federation_admin.diagnosis.keys import ANOTHER_KEY
 from synapse_federation_admin.diagnosis.sentences import ADVICE, EXPLANATIONS
-from synapse_federation_admin.failures.classify import describe, summary
-from synapse_federation_admin.failures.kinds import TLS_KINDS, Failure, FailureKind
+from synapse_federation_admin.failures.classify import describe
+from synapse_federation_admin.failures.kinds import (
+    TLS_KINDS,
+    Failure,
+    FailureKind,
+    Reason,
+)
+from synapse_federation_admin.failures.text import because_of, summary_of
 
 Stages = Mapping[StageName, Stage]
 
@@ -94,7 +100,7 @@ def _told_proxy(stage: Stage, kind: FailureKind) -> tuple[str, str]:
     """Return what it means that a connection through our proxy fails."""
     explanation = "This homeserver's own proxy does not connect to this server"
     if kind is not FailureKind.OTHER:
-        explanation += f": {summary(describe(kind, stage.detail))}"
+        explanation += f": {summary_of(describe(kind, stage.detail))}"
     advice = (
         "Look at https_proxy and no_proxy, and at the log of that proxy. If it "
         "connects to other servers, tell them."
@@ -132,7 +138,7 @@ def _told_tls(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str
         )
     elif kind is FailureKind.TLS_UNTRUSTED and not _is_about_authority(problem):
         explanation = (
-            f"This homeserver does not accept their certificate: {problem.detail}"
+            f"This homeserver does not accept their certificate: {because_of(problem)}"
         )
         advice = "Tell them to get another one."
     others = [
@@ -147,8 +153,11 @@ def _told_tls(stages: Stages, stage: Stage, kind: FailureKind) -> tuple[str, str
 
 def _is_about_authority(problem: Failure) -> bool:
     """Tell whether a certificate is not trusted because of who has issued it."""
-    return problem.detail.startswith(
-        ("it is self-signed", "the authority in", "who has issued", "the certificates")
+    return problem.reason in (
+        None,
+        Reason.SELF_SIGNED,
+        Reason.UNKNOWN_AUTHORITY,
+        Reason.MISSING_INTERMEDIATE,
     )
 
 
@@ -184,7 +193,7 @@ def _told_signed(findings: AuthenticatedFindings, kind: FailureKind) -> tuple[st
     said = " ".join(
         filter(None, (f"HTTP {findings.status}", findings.errcode))
         if findings.status
-        else [summary(describe(kind))]
+        else [summary_of(describe(kind))]
     )
     if kind is FailureKind.RESPONSE_TIMEOUT:
         # Their server may be waiting for ours, of which it needs the key.
@@ -209,7 +218,7 @@ def _told_keys(
     explanation, advice = EXPLANATIONS[kind], ADVICE[kind]
     if findings.error is not None and kind is findings.error.kind:
         # It is none of the kinds of keys.
-        what = summary(describe(kind))
+        what = summary_of(describe(kind))
         explanation = f"The request for their keys fails: {what}"
         if kind is not FailureKind.RATE_LIMITED:
             advice = ADVICE[FailureKind.KEYS_MISSING]

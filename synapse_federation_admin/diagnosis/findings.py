@@ -12,6 +12,7 @@ import attr
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.text import because_of, message_of
 from synapse_federation_admin.storage.failures import RecordedFailure
 
 
@@ -541,9 +542,9 @@ class Stage:
             outcome: What came of it.
         """
         return cls(
-            *(name, outcome, failure.message, failure.kind),
+            *(name, outcome, message_of(failure), failure.kind),
             findings=findings,
-            detail=failure.detail,
+            detail=because_of(failure),
         )
 
 

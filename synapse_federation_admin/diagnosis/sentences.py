@@ -40,6 +40,8 @@ EXPLANATIONS = {
     FailureKind.KEYS_MISSING: "Their server gives out no keys",
     FailureKind.KEYS_INVALID: "The keys that their server gives out are wrong",
     FailureKind.KEYS_EXPIRED: "The keys that their server gives out have expired",
+    FailureKind.TOO_LARGE: "Their server does not accept requests of this size",
+    FailureKind.INTERNAL: "This module has failed",
     FailureKind.OTHER: "Requests to this server fail for a reason that has no name",
 }
 
@@ -131,4 +133,6 @@ ADVICE = {
         "to be restarted, or its clock set."
     ),
     FailureKind.OTHER: "See the messages of the stages, and the log of Synapse.",
+    FailureKind.TOO_LARGE: "Ask their admin to raise the limit.",
+    FailureKind.INTERNAL: "See the log of Synapse.",
 }

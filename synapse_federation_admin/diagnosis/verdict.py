@@ -18,8 +18,9 @@ from synapse_federation_admin.diagnosis.findings import (
     Verdict,
     WellKnownFindings,
 )
-from synapse_federation_admin.failures.classify import describe, summary
+from synapse_federation_admin.failures.classify import describe
 from synapse_federation_admin.failures.kinds import TLS_KINDS, FailureKind
+from synapse_federation_admin.failures.text import summary_of
 
 # Where to look first for what does not always work: of the file, least of all.
 _WEAK = (
@@ -309,7 +310,7 @@ def _degraded(stages: Stages, stage: Stage) -> Conclusion:
                 f"sent. {advice}"
             )
     elif stage.name is StageName.VERSION:
-        why = summary(describe(kind, stage.detail))
+        why = summary_of(describe(kind, stage.detail))
         explanation = f"Requests get through, but it does not tell its version: {why}"
         advice = (
             "Little depends on that. Tell them that /_matrix/federation/v1/version is "

@@ -18,8 +18,9 @@ from synapse_federation_admin.diagnosis.findings import (
 )
 from synapse_federation_admin.diagnosis.http import Answer
 from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failures.classify import describe, failure_of, summary
+from synapse_federation_admin.failures.classify import describe, failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.text import summary_of
 from synapse_federation_admin.homeserver.errors import HttpResponseException
 
 VERSION_PATH = "/_matrix/federation/v1/version"
@@ -109,6 +110,6 @@ def check_version(connections: ConnectionsFindings) -> Stage:
     return attr.evolve(
         Stage.of(StageName.VERSION, failure, answer, StageOutcome.WARNING),
         message=f"{len(bad)} of {len(asked)} addresses do not answer well: "
-        f"{connection.place}: {summary(failure)}",
+        f"{connection.place}: {summary_of(failure)}",
         duration_ms=answer.duration_ms,
     )

@@ -34,9 +34,9 @@ from synapse_federation_admin.failures.classify import (
     describe,
     failure_of,
     forget_frames,
-    summary,
 )
 from synapse_federation_admin.failures.kinds import TLS_KINDS, Failure, FailureKind
+from synapse_federation_admin.failures.text import because_of, message_of, summary_of
 from synapse_federation_admin.homeserver.outbound import Outbound
 
 # As many as Synapse follows.
@@ -230,7 +230,7 @@ def _judge(
         assert last.error is not None
         if len(requests) == 1 and last.error.kind in no_web_server:
             return Fetched(requests, is_absent=True)
-        problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, summary(last.error))
+        problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, summary_of(last.error))
         return Fetched(requests, problem=problem)
     if answer.error is not None:
         problem = describe(FailureKind.WELL_KNOWN_INVALID, "it is too large")
@@ -281,7 +281,7 @@ def conclude(
         )
     kind = problem.kind if problem else None
     if problem is not None:
-        message = problem.message
+        message = message_of(problem)
         outcome = outcome if fresh else StageOutcome.WARNING
     delegated_to = used = fresh
     if cached is not None:
@@ -306,7 +306,7 @@ def conclude(
                 f"cached: {word(m_server) or 'that there is no such file'}"
             )
     findings = attr.evolve(findings, delegated_to=word(delegated_to))
-    detail = problem.detail if problem else ""
+    detail = because_of(problem) if problem else ""
     stage = Stage(
         *(StageName.WELL_KNOWN, outcome, message, kind),
         findings=findings,

@@ -9,7 +9,7 @@ Synapse's federation client raises
       ├ HttpResponseException       an answer of 5xx or 429
       ├ SynapseError                an IP address as server name that is blocked
       ├ DNSLookupError, twisted.names.error.*
-      ├ ConnectError                refused, no route, timed out
+      ├ ConnectError                refused, no route, timed out; by the proxy
       ├ ResponseFailed              its reasons are the cause: TLS, a connection that
       │                             was closed, a time limit
       └ defer.TimeoutError, ValueError, BodyExceededMaxSize, RuntimeError
@@ -18,17 +18,21 @@ Synapse's federation client raises
 (`synapse/http/matrixfederationclient.py`). Where `outbound_federation_restricted_to`
 sends it through another process, that one answers 502 with the cause as text
 (`synapse/http/proxy.py`).
+
+What is none of these, nor wrapped in them, is no fault of the other server's but a bug
+on this side: `FailureKind.INTERNAL`, and its traceback is logged.
 """
 
 import errno
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from traceback import clear_frames
 
 from OpenSSL import SSL
-from service_identity.exceptions import VerificationError
+from service_identity.exceptions import CertificateError, VerificationError
 from synapse.module_api.errors import SynapseError
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError
@@ -41,47 +45,60 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.errors import (
     BodyExceededMaxSize,
     FederationDeniedError,
     HttpResponseException,
+    NotRetryingDestination,
+    ProxyConnectError,
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 
-# How much of a text in which a remote server has a say is kept.
-_MAX_TEXT = 300
+logger = logging.getLogger(__name__)
+
+# How much of a text in which a remote server has a say is kept: of a word, and a line.
+MAX_WORD = 100
+MAX_TEXT = 300
 
 # How much of the body of an error is looked at.
 _MAX_BODY = 16 * 1024
 
-# OpenSSL's verification errors: X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
+# OpenSSL's verification errors (`man openssl-verification-options`):
+# X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
 _TLS_KINDS = {9: FailureKind.TLS_NOT_YET_VALID, 10: FailureKind.TLS_EXPIRED}
 
-# Others of them, in words (`man openssl-verification-options`).
-_UNTRUSTED = {
-    9: "it is not valid yet",
-    10: "it has expired",
-    18: "it is self-signed",
-    19: "the authority in its chain is not known here",
-    20: "who has issued it is not known here",
-    21: "the certificates between are missing",
-    24: "one that is no authority has issued it",
-    26: "it is not for TLS servers",
-    47: "its authority may not issue it for this name",
-    48: "its authority may not issue it for this name",
-    66: "its key is too weak",
-    67: "the key of its authority is too weak",
-    68: "its signature is too weak",
+# Others of them, because of which a chain is not trusted.
+_TLS_REASONS = {
+    18: Reason.SELF_SIGNED,
+    19: Reason.UNKNOWN_AUTHORITY,
+    20: Reason.UNKNOWN_AUTHORITY,
+    21: Reason.MISSING_INTERMEDIATE,
+    24: Reason.NOT_AN_AUTHORITY,
+    26: Reason.WRONG_PURPOSE,
+    47: Reason.NAME_NOT_PERMITTED,
+    48: Reason.NAME_NOT_PERMITTED,
+    66: Reason.WEAK_KEY,
+    67: Reason.WEAK_KEY,
+    68: Reason.WEAK_SIGNATURE,
 }
 
 _HTTP_KINDS: dict[int, FailureKind] = {
     HTTPStatus.UNAUTHORIZED: FailureKind.REJECTED,
     HTTPStatus.FORBIDDEN: FailureKind.REJECTED,
     HTTPStatus.GONE: FailureKind.GONE,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: FailureKind.TOO_LARGE,
     HTTPStatus.TOO_MANY_REQUESTS: FailureKind.RATE_LIMITED,
 }
+
+# What it may mean that this homeserver's proxy answers so in place of connecting.
+_PROXY_KINDS = {
+    502: FailureKind.UNREACHABLE,
+    503: FailureKind.UNREACHABLE,
+    504: FailureKind.CONNECTION_TIMEOUT,
+}
+_PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
 
 # A request that failed for reasons of its own: while it was sent, or its body was made,
 # or answered.
@@ -89,7 +106,7 @@ _HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFail
 
 # What an exception of a type stands for: the first that fits.
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
-    ((VerificationError,), FailureKind.TLS_WRONG_NAME),
+    ((VerificationError, CertificateError), FailureKind.TLS_WRONG_NAME),
     ((SSL.Error,), FailureKind.TLS_FAILED),
     ((DNSLookupError,), FailureKind.DNS_NOT_FOUND),
     (
@@ -109,100 +126,28 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
     ),
     ((net.ConnectError,), FailureKind.UNREACHABLE),
     ((CancelledError, DeferredTimeoutError), FailureKind.RESPONSE_TIMEOUT),
-    # The connection was closed before there was an answer, the answer is no HTTP, or
-    # its body is no JSON, or too long.
+    # The connection was closed before there was an answer, or its body is too long, or
+    # nested too deeply.
     (
-        (
-            net.ConnectionClosed,
-            *_HAS_REASONS,
-            BodyExceededMaxSize,
-            ValueError,
-            RuntimeError,
-        ),
+        (net.ConnectionClosed, BodyExceededMaxSize, RecursionError),
         FailureKind.INVALID_RESPONSE,
     ),
+    ((NotRetryingDestination,), FailureKind.OTHER),
 )
 
-# What is said of these is for a person.
-_TELLING = (
-    HttpResponseException,
-    UntrustedCertificateError,
-    VerificationError,
-    SSL.Error,
-)
+# Where the exceptions are defined that mean that an answer is no HTTP.
+_HTTP_CLIENT = "twisted.web."
 
-_SENTENCES = {
-    FailureKind.INVALID_NAME: "This is no valid server name: nothing can be sent to it",
-    FailureKind.NOT_ALLOWED: "federation_domain_whitelist does not allow this server",
-    FailureKind.IP_BLOCKED: (
-        "Its address is in federation_ip_range_blacklist or ip_range_blacklist: allow "
-        "it there if it is to be reached"
-    ),
-    FailureKind.WELL_KNOWN_INVALID: (
-        "Its file /.well-known/matrix/server is wrong: it has to be corrected there"
-    ),
-    FailureKind.WELL_KNOWN_UNREACHABLE: (
-        "Its file /.well-known/matrix/server cannot be fetched, so Synapse looks for "
-        "the server elsewhere"
-    ),
-    FailureKind.DNS_NOT_FOUND: (
-        "The DNS has no address for this server: its domain may be gone, or the "
-        "resolver of this host does not answer"
-    ),
-    FailureKind.DNS_FAILED: (
-        "The DNS could not be asked about this server: the name servers of its domain, "
-        "or the resolver of this host, do not work"
-    ),
-    FailureKind.CONNECTION_REFUSED: (
-        "Its address refuses connections: the server is down, or its port is closed"
-    ),
-    FailureKind.CONNECTION_TIMEOUT: (
-        "Its address does not react: the host is down, or a firewall, theirs or ours, "
-        "drops the connection"
-    ),
-    FailureKind.UNREACHABLE: "There is no way from this host to its address",
-    FailureKind.TLS_EXPIRED: (
-        "Its certificate, or one in the chain, has expired: it has to be renewed there"
-    ),
-    FailureKind.TLS_NOT_YET_VALID: (
-        "Its certificate is not valid yet: its date is wrong, or the clock of this host"
-    ),
-    FailureKind.TLS_WRONG_NAME: (
-        "Its certificate is for other names: it has to be corrected there"
-    ),
-    FailureKind.TLS_UNTRUSTED: (
-        "Its certificate does not lead to an authority that this homeserver trusts: it "
-        "is self-signed, or the chain is incomplete"
-    ),
-    FailureKind.TLS_FAILED: (
-        "No TLS connection comes about: perhaps something else listens at that port"
-    ),
-    FailureKind.REJECTED: "It rejects our requests",
-    FailureKind.RATE_LIMITED: "It has had too many requests from us: try later",
-    FailureKind.GONE: "It says that it is gone for good",
-    FailureKind.HTTP_ERROR: (
-        "There is a web server, but no homeserver answers behind it"
-    ),
-    FailureKind.RESPONSE_TIMEOUT: (
-        "It takes connections but does not answer in time: it is overloaded or stuck"
-    ),
-    FailureKind.INVALID_RESPONSE: (
-        "What answers there is no Matrix homeserver, or it broke off its answer"
-    ),
-    FailureKind.KEYS_MISSING: "It gives out no keys to verify what it sends",
-    FailureKind.KEYS_INVALID: (
-        "The keys that it gives out are wrong: what it sends cannot be verified"
-    ),
-    FailureKind.KEYS_EXPIRED: (
-        "The keys that it gives out have expired: what it sends cannot be verified"
-    ),
-    FailureKind.OTHER: "The request failed for a reason that has no name here",
-}
+# What these mean depends on who raises them: the network's and Synapse's clients do for
+# an answer that they cannot read, and for a name that can be no host's. Anywhere else
+# they are a bug.
+_OF_CLIENTS = (ValueError, RuntimeError)
 
 # The text of a failure that another process has met names the types of exceptions:
 # outermost first, then those that it wraps.
 _PROXIED = "ProxyResource: Error when proxying request: "
 _PROXIED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
+
 # What Twisted and Python say of names to which nothing can connect.
 _NO_NAME = ("invalid hostname", "Port out of range")
 
@@ -221,43 +166,53 @@ def failure_of(
         error: What Synapse's federation client has raised.
         has_addresses: Tells whether a host name has led to addresses. If one has, and
             Synapse says that there are none, they are blocked.
+
+    Returns:
+        The failure. Of the kind INTERNAL, `is_ours`, if it is a bug on this side: it is
+        logged here, and the caller must not take it for one of the other server.
     """
-    causes = list(_causes(error))
-    for cause in causes:
-        kind = _kind_of(cause, has_addresses)
-        if kind is not None:
-            return _describe(kind, cause)
-    return _describe(FailureKind.OTHER, causes[-1])
-
-
-def _describe(kind: FailureKind, cause: BaseException) -> Failure:
-    text = _text_of(cause)
-    # The names of Python's exceptions tell a person nothing.
-    detail = text if isinstance(cause, _TELLING) else ""
-    return Failure(kind, _message(kind, text), detail)
+    cause = _cause_of(error)
+    kind = _kind_of(cause, has_addresses, is_of_clients=cause is not error)
+    if kind is FailureKind.INTERNAL:
+        logger.error(
+            "Internal error in a federation request; it tells nothing of the other "
+            "server: please report it",
+            exc_info=(type(error), error, error.__traceback__),
+        )
+    return Failure(kind, _reason_of(cause), _facts_of(cause))
 
 
 def describe(kind: FailureKind, detail: str = "") -> Failure:
-    """Return a failure with the sentence for its kind, and a detail behind it."""
-    return Failure(kind, _message(kind, detail), detail)
+    """Return a failure of which there is something to say."""
+    return Failure(kind, facts=Facts(said=detail))
 
 
-def _message(kind: FailureKind, detail: str) -> str:
-    sentence = _SENTENCES[kind]
-    return f"{sentence} ({detail})" if detail else sentence
-
-
-def summary(failure: Failure) -> str:
-    """Return what is wrong in a few words, without what may be the cause."""
-    sentence = _SENTENCES[failure.kind].partition(":")[0]
-    said = sentence[:1].lower() + sentence[1:]
-    return f"{said} ({failure.detail})" if failure.detail else said
-
-
-def bounded(text: str, most: int = _MAX_TEXT) -> str:
+def bounded(text: str, most: int = MAX_TEXT) -> str:
     """Return a text as one line of printable ASCII that is not endless."""
     shown = ascii(text[:most])[1:-1]
     return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def word(value: object, most: int = MAX_WORD) -> str | None:
+    """Return a text from outside as it may be told; None if it is none."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return bounded(value, most) if isinstance(value, str) else None
+
+
+def matrix_error(response: bytes) -> tuple[str, str]:
+    """Return `errcode` and `error` in the body of an answer, bounded; "" if not there.
+
+    Args:
+        response: The body, of which only the beginning is looked at.
+    """
+    try:
+        body = json.loads(response[:_MAX_BODY])
+    except (ValueError, RecursionError):
+        return "", ""
+    if not isinstance(body, dict):
+        return "", ""
+    return word(body.get("errcode")) or "", word(body.get("error"), MAX_TEXT) or ""
 
 
 def forget_frames(error: BaseException) -> None:
@@ -289,24 +244,24 @@ def forget_frames(error: BaseException) -> None:
             todo.append(reason.value)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions that may be the cause: what is wrapped, innermost first."""
+def _cause_of(error: BaseException) -> BaseException:
+    """Return what is wrapped, innermost."""
     if isinstance(error, RequestSendFailed):
-        yield from _causes(error.inner_exception)
-    elif isinstance(error, _HAS_REASONS):
-        reasons = [reason.value for reason in error.reasons]
+        return _cause_of(error.inner_exception)
+    if isinstance(error, _HAS_REASONS) and error.reasons:
+        causes = [_cause_of(reason.value) for reason in error.reasons]
         # A connection that is closed for a reason is closed as well.
-        reasons.sort(key=lambda reason: isinstance(reason, net.ConnectionClosed))
-        for reason in reasons:
-            yield from _causes(reason)
-        yield error
-    else:
-        yield error
+        causes.sort(key=lambda cause: isinstance(cause, net.ConnectionClosed))
+        return causes[0]
+    return error
 
 
 def _kind_of(
-    cause: BaseException, has_addresses: Callable[[str], bool]
-) -> FailureKind | None:
+    cause: BaseException,
+    has_addresses: Callable[[str], bool],
+    *,
+    is_of_clients: bool,
+) -> FailureKind:
     if isinstance(cause, HttpResponseException):
         proxied = _proxied_text(cause)
         if proxied is not None:
@@ -319,6 +274,8 @@ def _kind_of(
         return FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
     if isinstance(cause, UntrustedCertificateError):
         return _TLS_KINDS.get(cause.code, FailureKind.TLS_UNTRUSTED)
+    if isinstance(cause, ProxyConnectError):
+        return _PROXY_KINDS.get(_proxy_status(cause) or 0, FailureKind.OTHER)
     if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
         # There is a way: it was taken, and closed at once.
         return FailureKind.INVALID_RESPONSE
@@ -326,12 +283,15 @@ def _kind_of(
         host = _NO_RESULTS.search(str(cause))
         if host and has_addresses(host[1].rstrip(".")):
             return FailureKind.IP_BLOCKED
-    if isinstance(cause, ValueError) and str(cause).startswith(_NO_NAME):
-        return FailureKind.INVALID_NAME
     for types, kind in _KINDS:
         if isinstance(cause, types):
             return kind
-    return None
+    if type(cause).__module__.startswith(_HTTP_CLIENT):
+        return FailureKind.INVALID_RESPONSE
+    if is_of_clients and isinstance(cause, _OF_CLIENTS):
+        is_name = str(cause).startswith(_NO_NAME)
+        return FailureKind.INVALID_NAME if is_name else FailureKind.INVALID_RESPONSE
+    return FailureKind.INTERNAL
 
 
 def _kind_by_text(text: str) -> FailureKind:
@@ -340,12 +300,15 @@ def _kind_by_text(text: str) -> FailureKind:
     if unverified:
         code = int(unverified[1] or 0)
         return _TLS_KINDS.get(code, FailureKind.TLS_UNTRUSTED)
+    known = (*_KINDS, (_OF_CLIENTS, FailureKind.INVALID_RESPONSE))
     # What is wrapped comes last.
     for found in reversed(_PROXIED_TYPE.findall(text)):
         name = found.removeprefix("builtins.")
-        for types, kind in _KINDS:
+        for types, kind in known:
             if any(name in _names_of(type_) for type_ in types):
                 return kind
+        if name.startswith(_HTTP_CLIENT):
+            return FailureKind.INVALID_RESPONSE
     return FailureKind.OTHER
 
 
@@ -366,23 +329,46 @@ def _proxied_text(error: HttpResponseException) -> str | None:
     return body if _PROXIED in body else None
 
 
-def _text_of(cause: BaseException) -> str:
-    """Return what an exception says, as it may be shown."""
+def _proxy_status(error: ProxyConnectError) -> int | None:
+    found = _PROXY_STATUS.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _reason_of(cause: BaseException) -> Reason | None:
+    """Return what exactly is wrong, as far as the exception tells."""
+    if isinstance(cause, UntrustedCertificateError):
+        if cause.code in _TLS_KINDS:
+            return Reason.IN_CHAIN if cause.depth else Reason.OWN_CERTIFICATE
+        return _TLS_REASONS.get(cause.code)
+    if isinstance(cause, ProxyConnectError):
+        return Reason.PROXY
+    if isinstance(cause, NotRetryingDestination):
+        return Reason.BACKING_OFF
+    if isinstance(cause, VerificationError | CertificateError):
+        return None if _expected_name(cause) else Reason.NO_NAMES
+    if isinstance(cause, net.ConnectionClosed):
+        return Reason.CLOSED
+    return None
+
+
+def _facts_of(cause: BaseException) -> Facts:
+    """Return what is particular of an exception."""
     if isinstance(cause, HttpResponseException):
         if _proxied_text(cause) is not None:
-            return "as another process of this homeserver tells"
-        return bounded(f"HTTP {cause.code} {_error_in(cause)}".strip())
+            return Facts(is_relayed=True)
+        errcode, said = matrix_error(cause.response)
+        return Facts(status=cause.code, errcode=errcode, said=said)
     if isinstance(cause, UntrustedCertificateError):
-        what = _UNTRUSTED.get(cause.code, f"OpenSSL verification error {cause.code}")
-        return f"{what}, of one in its chain" if cause.depth else what
+        return Facts(code=cause.code, depth=cause.depth, issuer=cause.issuer)
     if isinstance(cause, SSL.Error):
-        return bounded(_tls_text(cause))
-    if isinstance(cause, FederationDeniedError):
-        return ""
-    if isinstance(cause, VerificationError):
-        return bounded(_not_for(cause))
-    text = str(cause)
-    return bounded(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+        return Facts(said=bounded(_tls_text(cause)))
+    if isinstance(cause, ProxyConnectError):
+        return Facts(status=_proxy_status(cause))
+    if isinstance(cause, VerificationError | CertificateError):
+        return Facts(host=bounded(_expected_name(cause)))
+    host = _NO_RESULTS.search(str(cause))
+    text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+    return Facts(host=bounded(host[1]) if host else "", exception=bounded(text))
 
 
 def _tls_text(error: SSL.Error) -> str:
@@ -392,25 +378,11 @@ def _tls_text(error: SSL.Error) -> str:
     return ", ".join(filter(None, texts)) or type(error).__name__
 
 
-def _not_for(error: VerificationError) -> str:
-    """Tell which names a certificate is not for."""
-    expected = [getattr(mismatch, "mismatched_id", None) for mismatch in error.errors]
-    names = [
-        name.decode() if isinstance(name, bytes) else str(name)
-        for identity in expected
-        for name in (getattr(identity, "hostname", getattr(identity, "ip", None)),)
-        if name is not None
-    ]
-    return f"it is not for {', '.join(names)}" if names else "it has no subjectAltName"
-
-
-def _error_in(error: HttpResponseException) -> str:
-    """Return the Matrix error in the body of an answer; "" if there is none."""
-    try:
-        body = json.loads(error.response[:_MAX_BODY])
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(body, dict):
-        return ""
-    texts = [body.get(key) for key in ("errcode", "error")]
-    return " ".join(text for text in texts if isinstance(text, str))
+def _expected_name(error: BaseException) -> str:
+    """Return for which name a certificate is not; "" if it is for none at all."""
+    for mismatch in getattr(error, "errors", ()):
+        identity = getattr(mismatch, "mismatched_id", None)
+        name = getattr(identity, "hostname", getattr(identity, "ip", None))
+        if name is not None:
+            return name.decode() if isinstance(name, bytes) else str(name)
+    return ""

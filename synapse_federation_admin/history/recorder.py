@@ -19,13 +19,13 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from synapse_federation_admin.destinations.values import MAX_NAME
-from synapse_federation_admin.failures.classify import describe, failure_of
-from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.batch import Batch, Failures, Key, write_txn
 from synapse_federation_admin.history.ending import SETTLED_MS
 from synapse_federation_admin.history.values import SUCCESS_EVERY_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
 from synapse_federation_admin.storage.schema import Tables
 
@@ -45,15 +45,6 @@ _LOOKED_UP = 3
 # Of how many destinations it is known when it was written that they answer: of more it
 # is written more often than each SUCCESS_EVERY_MS.
 _MAX_KNOWN = 50_000
-
-
-# Kinds of failures that are because of a certificate that is not trusted.
-_UNTRUSTED = (
-    FailureKind.TLS_EXPIRED,
-    FailureKind.TLS_NOT_YET_VALID,
-    FailureKind.TLS_UNTRUSTED,
-)
-
 
 FindWithoutDns = Callable[[Sequence[str]], Awaitable[set[str]]]
 
@@ -95,7 +86,9 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to take note; what has not been written is when Synapse shuts down."""
-        self._homeserver.metrics.show_failures(kind.value for kind in FailureKind)
+        self._homeserver.metrics.show_failures(
+            kind.value for kind in FailureKind if kind is not FailureKind.INTERNAL
+        )
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown(
             "federation_admin_record", lambda: self.write(looks=False)
@@ -109,10 +102,13 @@ class Recorder:
             return
         # If the request itself was called off, it is not theirs.
         failure = (
-            describe(FailureKind.OTHER, "this homeserver called the request off")
+            Failure(FailureKind.OTHER, Reason.CALLED_OFF)
             if isinstance(error, CancelledError)
             else failure_of(error, led_to_blocked_addresses)
         )
+        if failure.is_ours:
+            # A bug on this side tells nothing of the other server.
+            return
         now_ts = self._homeserver.now_ms()
         self._known.pop(destination, None)
         key = (destination, failure.kind)
@@ -120,12 +116,12 @@ class Recorder:
         if known is not None:
             known.last_ts = now_ts
             known.count += 1
-            known.message = failure.message
-            known.issuer = _issuer_of(error, failure.kind)
+            known.message = message_of(failure)
+            known.issuer = failure.facts.issuer
         elif self._has_room(self._failures):
             self._failures[key] = Failures(
-                *(now_ts, now_ts, 1, failure.message),
-                _issuer_of(error, failure.kind),
+                *(now_ts, now_ts, 1, message_of(failure)),
+                failure.facts.issuer,
                 _is_unconnected(error),
             )
             self._write_soon()
@@ -267,7 +263,7 @@ class Recorder:
             key = (name, kind)
             if name in without or (is_ours and name in late):
                 key = (name, FailureKind.DNS_FAILED)
-                found.message = describe(key[1], "no answer in time").message
+                found.message = message_of(Failure(key[1], Reason.DNS_NO_ANSWER))
             settled[key] = found
         return settled
 
@@ -302,20 +298,3 @@ def _is_unconnected(error: BaseException) -> bool:
     A connection that is called off, or still being made, has errors of its own.
     """
     return isinstance(getattr(error, "inner_exception", None), DeferredTimeoutError)
-
-
-def _issuer_of(error: BaseException | None, kind: FailureKind) -> str:
-    """Return who issued the certificate because of which a request failed."""
-    if kind not in _UNTRUSTED:
-        return ""
-    todo: list[Any] = [error]
-    for _ in range(20):
-        if not todo:
-            break
-        found = todo.pop()
-        if isinstance(found, UntrustedCertificateError):
-            return found.issuer
-        inner = getattr(found, "inner_exception", None)
-        todo += [] if inner is None else [inner]
-        todo += [reason.value for reason in getattr(found, "reasons", ())]
-    return ""

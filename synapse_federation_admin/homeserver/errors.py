@@ -8,11 +8,15 @@ from synapse.api.errors import (
     RequestSendFailed,
 )
 from synapse.http.client import BodyExceededMaxSize
+from synapse.http.connectproxyclient import ProxyConnectError
+from synapse.util.retryutils import NotRetryingDestination
 
 __all__ = [
     "BodyExceededMaxSize",
     "FederationDeniedError",
     "HttpResponseException",
     "LimitExceededError",
+    "NotRetryingDestination",
+    "ProxyConnectError",
     "RequestSendFailed",
 ]

@@ -14,7 +14,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.values import Destination
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, Told
 from synapse_federation_admin.storage.schema import Tables
@@ -168,7 +168,7 @@ def to_json(result: AttemptResult) -> str:
                 contact.server_name,
                 contact.server_version,
             ],
-            "failure": [failure.kind.value, failure.message] if failure else None,
+            "failure": failure and failure_to_json(failure),
         }
     )
 
@@ -185,6 +185,28 @@ def from_json(text: str) -> AttemptResult:
             duration_ms,
             server_name,
             server_version,
-            Failure(FailureKind(failure[0]), failure[1]) if failure else None,
+            failure and failure_from_json(failure),
         ),
     )
+
+
+def failure_to_json(failure: Failure) -> list[Any]:
+    """Return a failure as values of JSON, for another process of the same release."""
+    facts = attr.asdict(failure.facts)
+    cause = failure.facts.cause
+    facts["also"] = [kind.value for kind in failure.facts.also]
+    facts["cause"] = failure_to_json(cause) if cause else None
+    reason = failure.reason.value if failure.reason else None
+    return [failure.kind.value, reason, facts]
+
+
+def failure_from_json(found: list[Any]) -> Failure:
+    """Return what `failure_to_json` stands for."""
+    kind, reason, facts = found
+    facts = {
+        **facts,
+        "names": tuple(facts["names"]),
+        "also": tuple(FailureKind(also) for also in facts["also"]),
+        "cause": facts["cause"] and failure_from_json(facts["cause"]),
+    }
+    return Failure(FailureKind(kind), reason and Reason(reason), Facts(**facts))

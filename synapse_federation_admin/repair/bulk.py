@@ -20,6 +20,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Position, Sort
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import probe
 from synapse_federation_admin.repair.housekeeping import Housekeeping
@@ -408,9 +409,18 @@ class _Worker:
             )
         finally:
             self._in_flight -= 1
-        outcome = RunOutcome.STILL_FAILING if contact.failure else RunOutcome.CONNECTED
+        outcome, note = RunOutcome.CONNECTED, ""
+        if contact.failure is not None:
+            outcome = RunOutcome.STILL_FAILING
+        if contact.failure is not None and contact.failure.is_ours:
+            # It tells nothing of the destination.
+            outcome, note = RunOutcome.SKIPPED, message_of(contact.failure)
+        now_ts = self._homeserver.now_ms()
         self._ended.append(
-            RunResult(name, outcome, begun_ts, self._homeserver.now_ms(), contact)
+            RunResult(
+                *(name, outcome, begun_ts, now_ts, None if note else contact),
+                note=note,
+            )
         )
 
     async def _is_alive(self) -> bool:

@@ -10,11 +10,11 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.failures.classify import (
     bounded,
-    describe,
     failure_of,
     forget_frames,
 )
-from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact
 
@@ -42,7 +42,7 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
             headers of its answer, and then as long again to send the rest.
     """
     if not homeserver.is_server_name(name):
-        return Contact(0, failure=describe(FailureKind.INVALID_NAME))
+        return Contact(0, failure=Failure(FailureKind.INVALID_NAME))
     return await _contact(
         homeserver, lambda: homeserver.probe(name, timeout_ms=timeout_ms)
     )
@@ -59,16 +59,14 @@ async def _contact(
         # Synapse is shutting down.
         raise
     except Exception as error:
-        # Whatever it is, it is between us and the remote server.
+        # If it is a bug on this side, the failure says so.
         failure = failure_of(error, homeserver.has_addresses)
         forget_frames(error)
         return Contact(homeserver.now_ms() - begun_ms, failure=failure)
     duration_ms = homeserver.now_ms() - begun_ms
     if not isinstance(body, dict):
-        detail = "the answer is JSON, but no object"
-        return Contact(
-            duration_ms, failure=describe(FailureKind.INVALID_RESPONSE, detail)
-        )
+        failure = Failure(FailureKind.INVALID_RESPONSE, Reason.NOT_AN_OBJECT)
+        return Contact(duration_ms, failure=failure)
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
     return Contact(duration_ms, _said(says.get("name")), _said(says.get("version")))
@@ -82,7 +80,7 @@ def shown_contact(contact: Contact) -> JsonDict:
         "server": None
         if failure
         else {"name": contact.server_name, "version": contact.server_version},
-        "error": {"kind": failure.kind.value, "message": failure.message}
+        "error": {"kind": failure.kind.value, "message": message_of(failure)}
         if failure
         else None,
     }
@@ -182,6 +180,8 @@ class BackgroundContacts:
         logger.info(
             "Contact with %s after the reset of its connection %s",
             bounded(name),
-            f"failed: {contact.failure.message}" if contact.failure else "succeeded",
+            f"failed: {message_of(contact.failure)}"
+            if contact.failure
+            else "succeeded",
         )
         return contact

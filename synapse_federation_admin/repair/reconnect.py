@@ -334,5 +334,7 @@ class Reconnect:
 
 def _outcome_of(contact: Contact) -> ReconnectOutcome:
     if contact.failure:
+        if contact.failure.is_ours:
+            return ReconnectOutcome.INTERNAL
         return ReconnectOutcome.STILL_FAILING
     return ReconnectOutcome.CONNECTED

@@ -22,6 +22,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS, FAILING
 from synapse_federation_admin.destinations.values import MAX_NAME, Destination
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.criteria import (
@@ -514,7 +515,7 @@ def _with_errors(
         failure = result.contact.failure if result.contact else None
         if failure is not None:
             before = found.get(failure.kind.value, RunErrors())
-            error = RunError(result.destination, failure.message, result.ended_ts)
+            error = RunError(result.destination, message_of(failure), result.ended_ts)
             found[failure.kind.value] = RunErrors(
                 before.count + 1, (error, *before.recent)[:_RECENT_ERRORS]
             )

@@ -54,7 +54,8 @@ OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
     AuditAction.RESET: (ResetOutcome.RESET.value,),
     AuditAction.RECONNECT: (
         *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
-        *(ReconnectOutcome.FORCED.value, AUDIT_FAILED),
+        *(ReconnectOutcome.FORCED.value, ReconnectOutcome.INTERNAL.value),
+        AUDIT_FAILED,
         # In bulk runs.
         *(RunOutcome.NO_LONGER_FAILING.value, RunOutcome.SKIPPED.value),
     ),

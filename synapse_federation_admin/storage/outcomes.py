@@ -61,3 +61,6 @@ class ReconnectOutcome(Enum):
 
     # It has not answered well, and its retry timings are cleared even so.
     FORCED = "forced"
+
+    # The contact failed because of a bug on this side; nothing has changed.
+    INTERNAL = "internal"
