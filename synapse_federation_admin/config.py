@@ -85,6 +85,12 @@ def parse_config(config: object) -> FederationAdminConfig:
     return FederationAdminConfig(**values)
 
 
+def parse_duration(text: str) -> int | None:
+    """Return the ms of a duration such as `7d`; None if it is none."""
+    match = _DURATION.fullmatch(text)
+    return int(match[1]) * _UNIT_MS[match[2]] if match else None
+
+
 def _parse_section(section: str, values: object) -> dict[str, Any]:
     """Parse the keys of a section, which is "" for the whole.
 
@@ -155,11 +161,9 @@ def _parse_outages_keep_for(key: str, value: object) -> int:
 def _parse_duration(
     key: str, value: object, least_ms: int, most_ms: int, expected: str
 ) -> int:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match:
-        milliseconds = int(match[1]) * _UNIT_MS[match[2]]
-        if least_ms <= milliseconds <= most_ms:
-            return milliseconds
+    duration_ms = parse_duration(value) if isinstance(value, str) else None
+    if duration_ms is not None and least_ms <= duration_ms <= most_ms:
+        return duration_ms
     raise _error(key, f"expected a duration {expected}, not {_shown(value)}")
 
 

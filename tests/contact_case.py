@@ -8,7 +8,7 @@ from module_case import FAILING, NAME, ResetTestCase
 from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.federation import Federation
 
 
 class ContactTestCase(ResetTestCase):
@@ -21,7 +21,7 @@ class ContactTestCase(ResetTestCase):
         # The destination, whether its backoff was to be ignored, and the answer.
         self.contacts: list[tuple[str, bool, Deferred[Any]]] = []
         self.timeouts_ms: list[int] = []
-        patcher = mock.patch.object(Homeserver, "contact", self.contact)
+        patcher = mock.patch.object(Federation, "contact", self.contact)
         patcher.start()
         self.addCleanup(patcher.stop)
         self.add_destination(NAME, *FAILING)

@@ -7,7 +7,7 @@ from unittest import mock
 from module_case import ModuleTestCase
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.federation import Federation
 
 V2 = "/_synapse/admin/v2/federation"
 
@@ -25,7 +25,7 @@ class ProbeTestCase(ModuleTestCase):
         self.probes: list[tuple[str, Deferred[Any]]] = []
         # What is answered at once: a body, or an error; by name, and by default.
         self.answers: dict[str, Any] = {}
-        patcher = mock.patch.object(Homeserver, "probe", self.probe)
+        patcher = mock.patch.object(Federation, "probe", self.probe)
         patcher.start()
         self.addCleanup(patcher.stop)
 

@@ -9,7 +9,7 @@ from module_case import ModuleTestCase
 from parameterized import parameterized
 
 from synapse_federation_admin.api import ROUTES
-from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.federation import Federation
 
 EVERY_ROUTE = [(route.method, re.sub("<[^>]+>", "a", route.path)) for route in ROUTES]
 
@@ -22,7 +22,7 @@ class AccessTestCase(ModuleTestCase):
     def setUp(self) -> None:
         super().setUp()
         # Contacts would go out to nowhere.
-        patcher = mock.patch.object(Homeserver, "probe", side_effect=OSError)
+        patcher = mock.patch.object(Federation, "probe", side_effect=OSError)
         patcher.start()
         self.addCleanup(patcher.stop)
 

@@ -14,6 +14,7 @@ from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
 from synapse_federation_admin.history.kinds import from_bits, to_bits
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.recent_attempts import TriedStore
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.schema import Tables
@@ -234,7 +235,7 @@ class FailuresTest(HistoryTestCase):
         wrong = post(filter={"failure": "expired"})
         self.assertEqual(wrong.code, 400)
         self.assertIn("'filter.failure'", wrong.json_body["error"])
-        with mock.patch.object(Homeserver, "probe", side_effect=ValueError):
+        with mock.patch.object(Federation, "probe", side_effect=ValueError):
             run = post(filter={"failure": "dns_failed"})
             self.pump()
         self.assertEqual(run.code, 200, run.result)
@@ -338,7 +339,7 @@ class OutagesTest(HistoryTestCase):
         (outage,) = self.get_json(f"{LIST}/b.example/outages")["outages"]
         self.assertEqual(outage["start_ts"], then)
         self.assertEqual(self.get_json(f"{LIST}/{name}/outages")["outages"], [])
-        with mock.patch.object(Homeserver, "probe", side_effect=ValueError):
+        with mock.patch.object(Federation, "probe", side_effect=ValueError):
             run = self.ask("POST", f"{V2}/reconnects", content={"all_failing": True})
             self.pump(1)
         self.assertEqual(run.code, 200, run.result)

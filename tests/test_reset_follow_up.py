@@ -9,7 +9,7 @@ from module_case import NAME
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair.follow_up import FollowUp
 
 pytestmark = pytest.mark.database
@@ -167,7 +167,7 @@ class FollowUpTestCase(ContactTestCase):
     def test_database_fails(self) -> None:
         """A database that fails for a while does not end the work."""
         with mock.patch.object(
-            Homeserver, "restore_failure_ts", side_effect=OSError("no database")
+            RetryTimings, "restore_failure_ts", side_effect=OSError("no database")
         ):
             self.reset_and_fail()
             self.wait(60)
@@ -193,7 +193,7 @@ class FollowUpTestCase(ContactTestCase):
         """When Synapse shuts down, which cancels what runs, the work ends, unlogged."""
         with (
             mock.patch.object(
-                Homeserver, "restore_failure_ts", side_effect=CancelledError
+                RetryTimings, "restore_failure_ts", side_effect=CancelledError
             ) as look,
             self.assertNoLogs("synapse_federation_admin", "WARNING"),
         ):

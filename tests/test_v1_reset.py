@@ -7,7 +7,9 @@ import pytest
 from module_case import DESTINATIONS, FAILING, NAME, ResetTestCase
 from parameterized import parameterized
 
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair.wake import Wake
 
 
@@ -141,7 +143,7 @@ class AnswersTestCase(ResetTestCase):
     def test_no_contact(self) -> None:
         """With `contact_on_reset: false` nothing is asked of the destination."""
         self.add_destination(NAME, *FAILING)
-        with mock.patch.object(Homeserver, "contact") as contact:
+        with mock.patch.object(Federation, "contact") as contact:
             self.reset()
             self.pump(1)
         contact.assert_not_called()
@@ -153,9 +155,9 @@ class AnswersTestCase(ResetTestCase):
         other processes nobody else is told.
         """
         calls: list[str] = []
-        clear = Homeserver.clear_retry_timings_txn
+        clear = RetryTimings.clear_txn
 
-        def cleared(homeserver: Homeserver, txn: object, name: str) -> None:
+        def cleared(homeserver: RetryTimings, txn: object, name: str) -> None:
             clear(homeserver, txn, name)
             calls.append("cleared")
 
@@ -163,7 +165,7 @@ class AnswersTestCase(ResetTestCase):
             calls.clear()
             self.add_destination(NAME, *FAILING)
             with (
-                mock.patch.object(Homeserver, "clear_retry_timings_txn", cleared),
+                mock.patch.object(RetryTimings, "clear_txn", cleared),
                 mock.patch.object(
                     self.hs.get_notifier(),
                     "notify_remote_server_up",

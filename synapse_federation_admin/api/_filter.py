@@ -5,9 +5,9 @@ from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.api._body import Body
 from synapse_federation_admin.api._parameters import (
     FILTER_PARAMETERS,
-    duration_ms,
     make_filter,
 )
+from synapse_federation_admin.config import parse_duration
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationStatus,
@@ -66,7 +66,7 @@ def _failures(given: Body) -> list[str]:
 def _failing_for_ms(given: Body) -> int | None:
     if "failing_for" not in given:
         return None
-    found = duration_ms(given.text("failing_for"))
+    found = parse_duration(given.text("failing_for"))
     if found is None:
         raise invalid_param(
             "Key 'filter.failing_for' must be a duration: a number and one of s, m, h, "

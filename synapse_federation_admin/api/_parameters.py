@@ -25,15 +25,6 @@ SORT_PARAMETERS = ("order_by", "dir")
 # Those that Synapse itself takes on every endpoint.
 _SYNAPSES_OWN = frozenset({"access_token", "user_id"})
 
-_UNIT_MS = {
-    "s": 1000,
-    "m": 60_000,
-    "h": 3_600_000,
-    "d": 86_400_000,
-    "w": 604_800_000,
-}
-_DURATION = re.compile("([0-9]{1,9})([smhdw])")
-
 
 def require_known(
     request: SynapseRequest,
@@ -88,12 +79,6 @@ def make_filter(
         failing_for_ms=failing_for_ms,
         failures=failures,
     )
-
-
-def duration_ms(text: str) -> int | None:
-    """Return the ms of a duration such as `7d`; None if it is none."""
-    match = _DURATION.fullmatch(text)
-    return int(match[1]) * _UNIT_MS[match[2]] if match else None
 
 
 def parse_limit(request: SynapseRequest, *, default: int, highest: int) -> int:

@@ -45,8 +45,8 @@ class DestinationReader:
         if not _is_possible(wanted):
             return 0
         await self._prepare(wanted)
-        return await self._homeserver.compute_once(
-            ("count", wanted), lambda: self._count(wanted)
+        return await self._homeserver.single_flight.run(
+            "federation_admin_count", wanted, lambda: self._count(wanted)
         )
 
     async def read(
@@ -72,8 +72,9 @@ class DestinationReader:
         await self._prepare(wanted)
         if sort.is_by_name and wanted.keeps_all:
             return await self._segments.read(wanted, sort, after, limit, reverse)
-        return await self._homeserver.compute_once(
-            ("read", wanted, sort, after, limit, reverse),
+        return await self._homeserver.single_flight.run(
+            "federation_admin_read",
+            (wanted, sort, after, limit, reverse),
             lambda: self._read_as_pass(wanted, sort, after, limit, reverse),
         )
 
@@ -174,8 +175,9 @@ class DestinationReader:
         """
         reverse = offset > total - offset
         skipped = total - offset if reverse else offset - 1
-        return await self._homeserver.compute_once(
-            ("position", wanted, sort, skipped, reverse),
+        return await self._homeserver.single_flight.run(
+            "federation_admin_position",
+            (wanted, sort, skipped, reverse),
             lambda: self._position_at(wanted, sort, skipped, reverse),
         )
 

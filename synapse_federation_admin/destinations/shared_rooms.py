@@ -53,8 +53,8 @@ class SharedRoomsStore:
 
     async def of(self, name: str) -> SharedRooms:
         """Return what a server shares; once for all who ask at the same time."""
-        return await self._homeserver.compute_once(
-            ("shared_rooms", name), partial(self._of, name)
+        return await self._homeserver.single_flight.run(
+            "federation_admin_shared_rooms", name, partial(self._of, name)
         )
 
     async def counts(self, names: Collection[str]) -> dict[str, int]:

@@ -172,11 +172,14 @@ class SummaryStore:
         Where the backlog takes long, it is read to the end for those who ask later.
         """
         began_ms = self._homeserver.now_ms()
-        counts = await self._homeserver.compute_once(("summary", "counts"), self._count)
+        counts = await self._homeserver.single_flight.run(
+            "federation_admin_summary", "counts", self._count
+        )
         left_ms = began_ms + _ANSWER_MS - self._homeserver.now_ms()
         try:
-            backlog = await self._homeserver.compute_once(
-                ("summary", "backlog"),
+            backlog = await self._homeserver.single_flight.run(
+                "federation_admin_summary",
+                "backlog",
                 self._refresh_backlog,
                 timeout_ms=max(left_ms, _LEAST_WAIT_MS),
             )

@@ -308,7 +308,9 @@ class _LookUp:
         outbound, host = self._outbound, self._host
         # Such Synapse refuses before it asks its proxy.
         is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
-        if not _HOST.fullmatch(host) or not self._homeserver.can_be_host(host):
+        if not _HOST.fullmatch(host) or not self._homeserver.federation.can_be_host(
+            host
+        ):
             detail = f"Synapse cannot connect to a host of the name {bounded(host)}"
             return self._failed(describe(FailureKind.DNS_NOT_FOUND, detail))
         if not is_refused and outbound.goes_through_proxy(host):

@@ -33,7 +33,6 @@ from synapse_federation_admin.diagnosis.version import check_version
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
-from synapse_federation_admin.homeserver.single_flight import Pending
 from synapse_federation_admin.storage.failures import RecordedFailure
 
 logger = logging.getLogger(__name__)
@@ -100,7 +99,6 @@ class Diagnoses:
         self._backlog = backlog
         self._last_failure = last_failure
         self._outbound: Outbound | None = None
-        self._under_way: dict[str, Pending[Diagnosis]] = {}
         self._turns = homeserver.linearizer(
             "federation_admin_diagnosis", _MAX_DIAGNOSES
         )
@@ -114,14 +112,9 @@ class Diagnoses:
         Raises:
             TooManyDiagnosesError: There are too many others.
         """
-        pending = self._under_way.get(name)
-        if pending is None:
-            pending = self._homeserver.begin(
-                "federation_admin_diagnosis", lambda: self._in_turn(name)
-            )
-            if not pending.is_over:
-                self._under_way[name] = pending
-        return await pending.wait()
+        return await self._homeserver.single_flight.run(
+            "federation_admin_diagnosis", name, lambda: self._in_turn(name), joins=True
+        )
 
     async def find_addresses(self, names: Sequence[str]) -> dict[str, list[str]]:
         """Return to which IP addresses requests to some servers go.
@@ -199,16 +192,13 @@ class Diagnoses:
     async def _in_turn(self, name: str) -> Diagnosis:
         deadline = Deadline(self._homeserver.reactor, self.timeout_ms)
         wait_ms = deadline.left_ms(_SHARE_OF_WAIT)
-        try:
-            async with AsyncExitStack() as stack:
-                try:
-                    turn = self._turns("")
-                    await deadline.within(wait_ms, stack.enter_async_context, turn)
-                except TimeIsOver:
-                    raise TooManyDiagnosesError from None
-                return await self._diagnose(name, deadline)
-        finally:
-            self._under_way.pop(name, None)
+        async with AsyncExitStack() as stack:
+            try:
+                turn = self._turns("")
+                await deadline.within(wait_ms, stack.enter_async_context, turn)
+            except TimeIsOver:
+                raise TooManyDiagnosesError from None
+            return await self._diagnose(name, deadline)
 
     async def _diagnose(self, name: str, deadline: Deadline) -> Diagnosis:
         checked_ts = self._homeserver.now_ms()
@@ -265,7 +255,9 @@ class Diagnoses:
 
     def _way_out(self) -> Outbound:
         if self._outbound is None:
-            self._outbound = self._homeserver.outbound(self.timeout_ms + _GRACE_MS)
+            self._outbound = self._homeserver.federation.outbound(
+                self.timeout_ms + _GRACE_MS
+            )
         return self._outbound
 
     async def _check_way(self, name: str, named: Stage, deadline: Deadline) -> Stages:

@@ -99,7 +99,7 @@ def check_name(homeserver: Homeserver, name: str) -> Stage:
         return failed(FailureKind.INVALID_NAME, str(e))
     if not homeserver.is_server_name(name):
         return failed(FailureKind.INVALID_NAME, "Synapse refuses it")
-    if not homeserver.can_be_host(parsed.host):
+    if not homeserver.federation.can_be_host(parsed.host):
         return failed(FailureKind.INVALID_NAME, "no host can have this name")
     if name == homeserver.server_name:
         return failed(

@@ -5,9 +5,6 @@ A scrape reads what was counted last: it never waits for the database.
 """
 
 import logging
-import time
-
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.history.recent_attempts import TriedStore
@@ -17,11 +14,7 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 logger = logging.getLogger(__name__)
 
-# How often; and how many times as long as it has taken to wait at least, but not longer
-# than this.
 _EVERY_MS = 60_000
-_REST_FACTOR = 50
-_LONGEST_REST_MS = 300_000
 
 # How soon after the start: when outages are up to date.
 _FIRST_MS = 5000
@@ -45,24 +38,11 @@ class Monitor:
     def start(self) -> None:
         """Begin, if this process runs background tasks."""
         if self._homeserver.runs_background_tasks:
-            self._homeserver.run_in_background(
-                "federation_admin_monitor", self._keep_updating
-            )
-
-    async def _keep_updating(self) -> None:
-        await self._homeserver.sleep_ms(_FIRST_MS)
-        while True:
-            began_s = time.monotonic()
-            try:
-                await self.update()
-            except CancelledError:
-                # Synapse is shutting down.
-                raise
-            except Exception as e:
-                logger.warning("Cannot bring metrics up to date yet: %s", e)
-            rest_ms = int(_REST_FACTOR * 1000 * (time.monotonic() - began_s))
-            await self._homeserver.sleep_ms(
-                min(max(_EVERY_MS, rest_ms), _LONGEST_REST_MS)
+            self._homeserver.every(
+                "federation_admin_monitor",
+                _EVERY_MS,
+                self.update,
+                first_after_ms=_FIRST_MS,
             )
 
     async def update(self) -> None:

@@ -18,7 +18,6 @@ from functools import partial
 from typing import TypeVar
 
 from synapse.module_api import LoggingTransaction
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.destinations.statements import last_row_id
@@ -66,27 +65,22 @@ class Outages:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
+        # Looks left until those that nobody has begun are looked for.
+        self._left = 0
 
     def start(self) -> None:
         """Begin to look once a minute, if this process runs background tasks."""
         if self._homeserver.runs_background_tasks:
-            self._homeserver.run_in_background(
-                "federation_admin_outages", self._keep_looking
+            self._homeserver.every(
+                "federation_admin_outages",
+                _EVERY_MS,
+                self._look_as_often,
+                first_after_ms=_FIRST_MS,
             )
 
-    async def _keep_looking(self) -> None:
-        await self._homeserver.sleep_ms(_FIRST_MS)
-        left = 0
-        while True:
-            try:
-                await self.look(begins=left == 0)
-                left = (left or _BEGIN_EACH) - 1
-            except CancelledError:
-                # Synapse is shutting down.
-                raise
-            except Exception as e:
-                logger.warning("Cannot record outages yet: %s", e)
-            await self._homeserver.sleep_ms(_EVERY_MS)
+    async def _look_as_often(self) -> None:
+        await self.look(begins=self._left == 0)
+        self._left = (self._left or _BEGIN_EACH) - 1
 
     async def look(self, *, begins: bool = True) -> None:
         """Bring the outages up to date. Raises what the database raises.

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.history.chunking import pieces_since
@@ -95,25 +94,18 @@ class TriedStore:
         If this process runs background tasks.
         """
         if self._homeserver.runs_background_tasks:
-            self._homeserver.run_in_background(
-                "federation_admin_addresses", self._keep_looking
+            self._homeserver.every(
+                "federation_admin_addresses",
+                _LOOK_EVERY_MS,
+                self.look_up,
+                first_after_ms=_FIRST_MS,
             )
-
-    async def _keep_looking(self) -> None:
-        await self._homeserver.sleep_ms(_FIRST_MS)
-        while True:
-            try:
-                await self.look_up()
-            except CancelledError:
-                # Synapse is shutting down.
-                raise
-            except Exception as e:
-                logger.warning("Cannot look up where failing servers lead: %s", e)
-            await self._homeserver.sleep_ms(_LOOK_EVERY_MS)
 
     async def outlook(self) -> Outlook:
         """Return the outlook; computed once for all who ask at the same time."""
-        return await self._homeserver.compute_once(("outlook",), self._outlook)
+        return await self._homeserver.single_flight.run(
+            "federation_admin_outlook", (), self._outlook
+        )
 
     async def _outlook(self) -> Outlook:
         return outlook(await self._tried(_HOUR_MS), await self._tried(_LATELY_MS))

@@ -122,7 +122,12 @@ class BulkReconnect:
     def start(self) -> None:
         """Begin to look for runs that nobody works on."""
         if self._homeserver.runs_background_tasks:
-            self._homeserver.run_in_background("federation_admin_runs", self._watch)
+            self._homeserver.every(
+                "federation_admin_runs",
+                _WATCH_EVERY_MS,
+                self._watch,
+                first_after_ms=_FIRST_WATCH_MS,
+            )
 
     async def sort_out(self, names: Iterable[str]) -> SortedNames:
         """Sort the names of a list by whether they can be contacted."""
@@ -170,21 +175,12 @@ class BulkReconnect:
         Synapse runs its tasks again after a restart, but not before a minute has gone
         by; and a process may have been killed between making a run and scheduling it.
         """
-        await self._homeserver.sleep_ms(_FIRST_WATCH_MS)
-        while True:
-            try:
-                run = await self._runs.active()
-                if run is not None and run.run_id not in self._working:
-                    if await self._homeserver.has_task(_ACTION, run.run_id):
-                        self._homeserver.launch_tasks()
-                    else:
-                        await self._homeserver.schedule_task(_ACTION, run.run_id)
-            except CancelledError:
-                # Synapse is shutting down.
-                raise
-            except Exception as e:
-                logger.warning("Cannot look for bulk runs: %s", e)
-            await self._homeserver.sleep_ms(_WATCH_EVERY_MS)
+        run = await self._runs.active()
+        if run is not None and run.run_id not in self._working:
+            if await self._homeserver.has_task(_ACTION, run.run_id):
+                self._homeserver.launch_tasks()
+            else:
+                await self._homeserver.schedule_task(_ACTION, run.run_id)
 
     async def _work(self, run_id: str) -> None:
         """Work on a run to its end; Synapse's task scheduler calls this."""

@@ -110,7 +110,7 @@ class Clamp:
                         f"{which.text}",
                         (longest_ms, *which.args),
                     )
-                    self._homeserver.invalidate_retry_timings_txn(txn, names)
+                    self._homeserver.retry_timings.invalidate_txn(txn, names)
                 return len(names), end
 
             count, after = await self._homeserver.run_db_interaction(

@@ -44,7 +44,7 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
     if not homeserver.is_server_name(name):
         return Contact(0, failure=Failure(FailureKind.INVALID_NAME))
     return await _contact(
-        homeserver, lambda: homeserver.probe(name, timeout_ms=timeout_ms)
+        homeserver, lambda: homeserver.federation.probe(name, timeout_ms=timeout_ms)
     )
 
 
@@ -60,7 +60,7 @@ async def _contact(
         raise
     except Exception as error:
         # If it is a bug on this side, the failure says so.
-        failure = failure_of(error, homeserver.has_addresses)
+        failure = failure_of(error, homeserver.federation.has_addresses)
         forget_frames(error)
         return Contact(homeserver.now_ms() - begun_ms, failure=failure)
     duration_ms = homeserver.now_ms() - begun_ms
@@ -170,10 +170,10 @@ class BackgroundContacts:
         """Make the request, of whose outcome Synapse's retry limiter is to know."""
         # If another attempt has put it into backoff by now, ask all the same; a failure
         # then leaves that backoff as it is. Else a failure has to lead to one.
-        ignore_backoff = await self._homeserver.is_backing_off(name)
+        ignore_backoff = await self._homeserver.retry_timings.is_backing_off(name)
         contact = await _contact(
             self._homeserver,
-            lambda: self._homeserver.contact(
+            lambda: self._homeserver.federation.contact(
                 name, timeout_ms=timeout_ms, ignore_backoff=ignore_backoff
             ),
         )

@@ -28,7 +28,8 @@ from collections.abc import Callable
 import attr
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.homeserver.homeserver import BeforeReset, Homeserver
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.retry_timings import BeforeReset
 from synapse_federation_admin.repair.contact import BackgroundContacts
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.outcomes import Contact
@@ -133,7 +134,7 @@ class FollowUp:
         self._followed[name] = _Followed(
             failing_since_ts,
             delivered,
-            until_ts=now_ts + self._homeserver.longest_send_attempt_ms,
+            until_ts=now_ts + self._homeserver.federation.longest_send_attempt_ms,
             contacted_ts=now_ts,
             done=done,
         )
@@ -222,7 +223,7 @@ class FollowUp:
         """Look at some rows, and see to them."""
         looked_at = {n: self._followed[n] for n in names if n in self._followed}
         try:
-            failing = await self._homeserver.restore_failure_ts(
+            failing = await self._homeserver.retry_timings.restore_failure_ts(
                 {name: _to_restore(f) for name, f in looked_at.items()}
             )
         except CancelledError:

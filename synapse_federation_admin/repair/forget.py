@@ -297,7 +297,7 @@ class Forget:
                     f"DELETE FROM {table} WHERE destination IN ({marks})",  # noqa: S608
                     tuple(names),
                 )
-            self._homeserver.invalidate_retry_timings_txn(txn, names)
+            self._homeserver.retry_timings.invalidate_txn(txn, names)
             self._audit.insert_txn(txn, [e for e in entries if e.destination in names])
             return set(names)
 

@@ -77,6 +77,13 @@ class Housekeeping:
         self._homeserver.run_in_background(
             "federation_admin_housekeeping", self._keep_house
         )
+        if self._homeserver.runs_background_tasks:
+            self._homeserver.every(
+                "federation_admin_prune",
+                _PRUNE_EVERY_MS,
+                self.prune,
+                first_after_ms=_FIRST_PRUNE_MS,
+            )
 
     async def interrupt_own(self, started_ts: int) -> bool:
         """Make an end of what this process was doing when it ended, if it was.
@@ -137,15 +144,6 @@ class Housekeeping:
         started_ts = self._homeserver.now_ms()
         while not await self.interrupt_own(started_ts):
             await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
-        if not self._homeserver.runs_background_tasks:
-            return
-        await self._homeserver.sleep_ms(_FIRST_PRUNE_MS)
-        while True:
-            try:
-                await self.prune()
-            except Exception as e:
-                logger.warning("Cannot prune the module's own tables: %s", e)
-            await self._homeserver.sleep_ms(_PRUNE_EVERY_MS)
 
     async def _delete(self, table: str, key: str, where: str, *args: int) -> None:
         """Delete rows of a table, some at a time."""

@@ -17,7 +17,7 @@ from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.single_flight import Pending
+from synapse_federation_admin.homeserver.single_flight import Flight
 from synapse_federation_admin.repair.attempts import AttemptResult, Attempts
 from synapse_federation_admin.repair.contact import MAX_CONTACTS, probe, shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
@@ -60,10 +60,10 @@ class _Attempt:
         self.attempt_id = secrets.token_hex(8)
         # What the row says before the contact, once it is read; None if Synapse knows
         # nothing of the destination: then there is no result.
-        self.before: Pending[Destination | None]
-        self.result: Pending[AttemptResult]
+        self.before: Flight[Destination | None]
+        self.result: Flight[AttemptResult]
         # The entry of who has asked first: the contact is made once it is written.
-        self.first: Pending[AuditEntry]
+        self.first: Flight[AuditEntry]
         # Entries of the audit that end with it, in the transaction in which it does.
         self.entries: list[AuditEntry] = []
         self.ended_ts: int | None = None
@@ -247,7 +247,7 @@ class Reconnect:
         connected = contact.failure is None
         # Where somebody has changed the row by hand, Synapse may still be backing off,
         # as it finds in its cache.
-        backs_off = connected and await homeserver.is_backing_off(name)
+        backs_off = connected and await homeserver.retry_timings.is_backing_off(name)
         # From here on nobody joins: his entry would be too late.
         entries, attempt.entries = attempt.entries, []
         outcome = _outcome_of(contact)
@@ -256,7 +256,7 @@ class Reconnect:
         def end_txn(txn: LoggingTransaction) -> AttemptResult:
             row = self._destinations.get_txn(txn, name)
             if connected and row is not None and (row.is_failing or backs_off):
-                homeserver.clear_retry_timings_txn(txn, name)
+                homeserver.retry_timings.clear_txn(txn, name)
                 row = self._destinations.get_txn(txn, name)
             result = AttemptResult(before, row or before, contact)
             self._audit.end_txn(txn, ended)
@@ -311,7 +311,7 @@ class Reconnect:
             before = self._destinations.get_txn(txn, name)
             after = before
             if before is not None:
-                homeserver.clear_retry_timings_txn(txn, name)
+                homeserver.retry_timings.clear_txn(txn, name)
                 after = self._destinations.get_txn(txn, name)
             self._audit.end_txn(txn, [ended])
             return before or result.before, after or result.before

@@ -56,7 +56,8 @@ class ConnectionReset:
             # Where somebody has changed the row by hand, Synapse may still be backing
             # off, as it finds in its cache.
             if not (
-                destination.is_failing or await self._homeserver.is_backing_off(name)
+                destination.is_failing
+                or await self._homeserver.retry_timings.is_backing_off(name)
             ):
                 return ResetOutcome.NOT_FAILING
             entry = self._audit.entry(
@@ -88,7 +89,7 @@ class ConnectionReset:
         """
 
         def clear_txn(txn: LoggingTransaction) -> None:
-            self._homeserver.clear_retry_timings_txn(txn, name)
+            self._homeserver.retry_timings.clear_txn(txn, name)
 
         def clear_and_write_txn(txn: LoggingTransaction) -> None:
             clear_txn(txn)

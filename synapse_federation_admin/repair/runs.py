@@ -429,7 +429,7 @@ class RunStore:
             tuple(names),
         )
         for name, *_ in txn.fetchall():
-            self._homeserver.clear_retry_timings_txn(txn, name)
+            self._homeserver.retry_timings.clear_txn(txn, name)
 
     def _end_txn(self, txn: LoggingTransaction, run: Run, status: RunStatus) -> Run:
         now_ts = self._homeserver.now_ms()

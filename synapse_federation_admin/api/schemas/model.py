@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from synapse_federation_admin.config import parse_duration
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
 
 # Numbers go into 64 bits of both databases.
@@ -30,14 +31,6 @@ MAX_INT = 2**63 - 1
 
 _UNITS = {"_ts": "In ms since the epoch.", "_ms": "In ms.", "_s": "In seconds."}
 
-_UNIT_MS = {
-    "s": 1000,
-    "m": 60_000,
-    "h": 3_600_000,
-    "d": 86_400_000,
-    "w": 604_800_000,
-}
-_DURATION = re.compile("([0-9]{1,9})([smhdw])")
 
 
 class Model(BaseModel):
@@ -114,14 +107,8 @@ def absent() -> Any:
     return ...
 
 
-def duration_ms(text: str) -> int | None:
-    """Return the ms of a duration such as `7d`; None if it is none."""
-    match = _DURATION.fullmatch(text)
-    return int(match[1]) * _UNIT_MS[match[2]] if match else None
-
-
 def _parse_duration(value: object) -> int:
-    found = duration_ms(value) if isinstance(value, str) else None
+    found = parse_duration(value) if isinstance(value, str) else None
     if found is None:
         raise ValueError(
             "must be a duration: a number and one of s, m, h, d and w, such as 7d"

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What many ask for at the same time is computed once for all of them."""
 
+import gc
 from collections.abc import Awaitable
 from unittest.mock import patch
+from weakref import ref
 
 from module_case import ModuleTestCase
 from synapse.logging.context import LoggingContext, current_context
@@ -41,7 +43,7 @@ class ComputingTestCase(ModuleTestCase):
         return await deferred
 
     def ask(self, key: str = "key") -> "Deferred[str]":
-        return self.start(self.homeserver.compute_once(key, self.compute))
+        return self.start(self.homeserver.single_flight.run("test", key, self.compute))
 
     def start(self, awaitable: Awaitable[str]) -> "Deferred[str]":
         deferred = ensureDeferred(awaitable)  # type: ignore[arg-type]
@@ -97,19 +99,54 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_nothing_is_kept(self) -> None:
         """Nothing is remembered of what is over."""
-        for number in range(10):
-            asked = self.ask(f"key {number}")
-            self.finish("done")
-            self.successResultOf(asked)
-        self.assertEqual(self.homeserver._not_begun, {})
-        self.assertEqual(self.homeserver._one_at_a_time.key_to_defer, {})
+
+        class Result(str):
+            """A text that can be referred to weakly."""
+
+        results = []
+        for number in range(2):
+            first, second = self.ask(f"key {number}"), self.ask(f"key {number}")
+            for asked in (first, second):
+                result = Result("done")
+                results.append(ref(result))
+                self.finish(result)
+                self.successResultOf(asked)
+        del first, second, asked, result
+        gc.collect()
+        self.assertEqual([result() for result in results], [None] * 4)
+
+    def test_joins(self) -> None:
+        """Who is content with what runs already gets what comes of that."""
+        asked = [
+            self.start(
+                self.homeserver.single_flight.run(
+                    "test", "key", self.compute, joins=True
+                )
+            )
+            for _ in range(2)
+        ]
+        self.finish("both")
+        self.assertEqual([self.successResultOf(d) for d in asked], ["both"] * 2)
+        self.assertEqual(self.computing, [])
+
+    def test_timeout(self) -> None:
+        """Who does not want to wait longer is told; it goes on for the others."""
+        run = self.homeserver.single_flight.run
+        hasty = self.start(run("test", "key", self.compute, joins=True, timeout_ms=100))
+        patient = self.start(run("test", "key", self.compute, joins=True))
+        self.reactor.advance(1)
+        self.failureResultOf(hasty, TimeoutError)
+        self.finish("late")
+        self.assertEqual(self.successResultOf(patient), "late")
 
     def test_log_context(self) -> None:
         """Everyone goes on in the log context in which he has asked."""
 
         async def ask_in(context: LoggingContext) -> str:
             with context:
-                result = await self.homeserver.compute_once("key", self.compute)
+                result = await self.homeserver.single_flight.run(
+                    "test", "key", self.compute
+                )
                 self.assertIs(current_context(), context)
                 return result
 

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time, and what goes on in the background: as Synapse's own does."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import cached_property
+from typing import TypeVar
+
+from synapse.util.async_helpers import Linearizer
+from twisted.internet.defer import CancelledError, Deferred
+
+from synapse_federation_admin.homeserver.database import Database
+from synapse_federation_admin.homeserver.process import Process
+from synapse_federation_admin.homeserver.single_flight import Flight, SingleFlight
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# A lock that is held per key: `async with lock(key)`.
+KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
+
+# After a round of periodic work: how many times as long as it took to wait at least,
+# but not longer than this.
+_REST_FACTOR = 50
+_LONGEST_REST_MS = 300_000
+
+# How long Synapse's shutdown waits for what is still to be done.
+_SHUTDOWN_S = 5
+
+
+class Background(Process, Database):
+    """Runs what no request waits for."""
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        """Wait."""
+        await self._api.sleep(duration_ms / 1000)
+
+    def run_in_background(
+        self, desc: str, func: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        """Start a background process of Synapse's: own log context, own metrics.
+
+        Args:
+            desc: Its name in metrics: one of a few, not one per destination.
+            func: What to run. What it raises is logged by Synapse.
+            args: Arguments for `func`.
+        """
+        self._api.run_as_background_process(desc, func, *args)
+
+    def begin(self, desc: str, func: Callable[[], Awaitable[T]]) -> Flight[T]:
+        """Start something in the background for which others are going to wait.
+
+        Args:
+            desc: Its name in metrics: one of a few.
+            func: What to run. What it raises is raised to all who wait; if nobody does,
+                Synapse logs it.
+        """
+        flight: Flight[T] = Flight(self.reactor, func)
+        self._api.run_as_background_process(desc, flight.run)
+        return flight
+
+    @cached_property
+    def single_flight(self) -> SingleFlight:
+        """Runs what many ask for at the same time once for all of them."""
+        return SingleFlight(self.reactor, self.run_in_background)
+
+    def every(
+        self,
+        desc: str,
+        interval_ms: int,
+        func: Callable[[], Awaitable[None]],
+        *,
+        first_after_ms: int,
+    ) -> None:
+        """Do something again and again, until Synapse shuts down.
+
+        An error is logged, and the next round tries again; one that is no database that
+        is away is a bug, and logged with its traceback. A round that takes long is
+        followed by a long rest.
+
+        Args:
+            desc: Its name in metrics, and in the log.
+            interval_ms: How long to wait after a round.
+            func: One round.
+            first_after_ms: How long to wait before the first round.
+        """
+
+        async def round_() -> None:
+            began_s = self.reactor.seconds()
+            try:
+                await func()
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                if self.is_database_away(e):
+                    logger.warning("%s: the database is away: %s", desc, e)
+                else:
+                    logger.exception("%s has failed", desc)
+            took_ms = (self.reactor.seconds() - began_s) * 1000
+            rest_ms = min(_REST_FACTOR * took_ms, _LONGEST_REST_MS)
+            again(max(interval_ms, rest_ms))
+
+        def again(wait_ms: float) -> None:
+            self._api.delayed_background_call(wait_ms, round_, desc=desc)
+
+        again(first_after_ms)
+
+    def linearizer(self, name: str, max_count: int = 1) -> KeyedLock:
+        """Make a lock that is held per key, for log contexts as Synapse keeps them."""
+        return Linearizer(
+            name=name, clock=self._hs.get_clock(), max_count=max_count
+        ).queue
+
+    def before_shutdown(self, desc: str, func: Callable[[], Awaitable[None]]) -> None:
+        """Have something done when Synapse shuts down, before the database goes.
+
+        Args:
+            desc: Its name in metrics.
+            func: What to run. Synapse waits for it, but not for long.
+        """
+        reactor = self._hs.get_reactor()
+
+        def run() -> "Deferred[None]":
+            done: Deferred[None] = self._hs.run_as_background_process(desc, func)
+            return done.addTimeout(_SHUTDOWN_S, reactor).addErrback(
+                lambda _: logger.warning("Shutting down before %s was done", desc)
+            )
+
+        # Synapse's own way to register it does not have the reactor wait.
+        reactor.addSystemEventTrigger("before", "shutdown", run)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synapse's database."""
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import TypeVar
+
+from synapse.module_api import LoggingTransaction, ModuleApi
+from synapse.storage.database import LoggingDatabaseConnection
+from synapse.storage.engines import PostgresEngine
+from synapse.storage.engines._base import IsolationLevel
+
+from synapse_federation_admin.homeserver._synapse import Synapse
+from synapse_federation_admin.homeserver.metrics import Metrics
+
+T = TypeVar("T")
+
+# SQLite's code for an error in the statement: no such table, no such column, a syntax
+# error. All other codes of an `OperationalError` are about the file: locked, full ...
+_SQLITE_ERROR = 1
+
+# PostgreSQL's code for a change on a server that only reads: a standby, or a primary in
+# the midst of becoming one.
+_READ_ONLY = "25006"
+
+
+class Database(Synapse):
+    """Runs transactions, and tells what their errors mean.
+
+    Attributes:
+        metrics: What is shown on Synapse's metrics endpoint.
+    """
+
+    def __init__(self, api: ModuleApi) -> None:
+        super().__init__(api)
+        self.metrics = Metrics(self._hs.hostname)
+        self._cancel_statements: set[Callable[[], None]] | None = None
+        self._is_shutting_down = False
+
+    @cached_property
+    def is_postgres(self) -> bool:
+        """Whether the database is PostgreSQL; else it is SQLite.
+
+        On SQLite, Synapse has one connection for everything: what runs long on it holds
+        up the whole homeserver.
+        """
+        return isinstance(
+            self._hs.get_datastores().main.database_engine, PostgresEngine
+        )
+
+    async def run_db_interaction(
+        self, desc: str, func: Callable[[LoggingTransaction], T]
+    ) -> T:
+        """Run a function in a transaction, on a database thread.
+
+        Args:
+            desc: Its name in metrics and logs.
+            func: Called with a `LoggingTransaction`; again if the database says so.
+        """
+        return await self._api.run_db_interaction(desc, self._measured(desc, func))
+
+    async def run_read_committed(
+        self, desc: str, func: Callable[[LoggingTransaction], T]
+    ) -> T:
+        """Run a function in a transaction in which each statement sees the newest.
+
+        For those that wait for a lock first: what Synapse's ordinary transactions see
+        is as old as their first statement.
+        """
+        return await self._hs.get_datastores().main.db_pool.runInteraction(
+            desc,
+            self._measured(desc, func),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+        )
+
+    async def run_outside_transactions(
+        self, func: Callable[[LoggingTransaction], T]
+    ) -> T:
+        """Run statements on PostgreSQL that may take hours, each by itself.
+
+        There is no transaction and no limit of time. When Synapse shuts down, what runs
+        is cancelled: Synapse does not end before its database threads do.
+
+        Args:
+            func: Called once. No other call of Synapse's sees what it does to its
+                session: the connection is replaced afterwards.
+        """
+        if self._cancel_statements is None:
+            self._cancel_statements = set()
+            self._hs.get_reactor().addSystemEventTrigger(
+                "before", "shutdown", self._cancel_all_statements
+            )
+        cancels = self._cancel_statements
+
+        def run(conn: LoggingDatabaseConnection) -> T:
+            # Of the driver's connection, not of the pool's, which is given another.
+            cancel = conn.conn.cancel  # type: ignore[attr-defined]  # psycopg2's
+            cancels.add(cancel)
+            try:
+                if self._is_shutting_down:
+                    raise RuntimeError("Synapse is shutting down")
+                txn = conn.cursor(txn_name="federation_admin_outside_transactions")
+                txn.execute("SET statement_timeout = 0")
+                txn.execute("SET lock_timeout = 0")
+                return func(txn)
+            finally:
+                cancels.discard(cancel)
+                conn.reconnect()
+
+        return await self._hs.get_datastores().main.db_pool.runWithConnection(
+            run, db_autocommit=True
+        )
+
+    @property
+    def integrity_error(self) -> type[Exception]:
+        """What the database raises if something is not as a constraint wants it."""
+        error: type[Exception] = (
+            self._hs.get_datastores().main.database_engine.module.IntegrityError
+        )
+        return error
+
+    def is_database_away(self, error: BaseException) -> bool:
+        """Tell whether an error says that the database cannot be used just now.
+
+        It is away, locked, full, restarting, or has cancelled the work. Whoever repeats
+        what failed does so only then: everything else is a bug, and stays one.
+        """
+        module = self._hs.get_datastores().main.database_engine.module
+        if getattr(error, "pgcode", None) == _READ_ONLY:
+            return True
+        if isinstance(error, module.InterfaceError):
+            # The connection was closed. From SQLite's driver it is about an argument.
+            return self.is_postgres
+        if not isinstance(error, module.OperationalError):
+            return False
+        if self.is_postgres:
+            return True
+        # Python 3.10 does not tell the code.
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return not str(error).startswith(("no such ", "near "))
+        return bool(code != _SQLITE_ERROR)
+
+    def _measured(
+        self, desc: str, func: Callable[[LoggingTransaction], T]
+    ) -> Callable[[LoggingTransaction], T]:
+        """Have each attempt at a transaction begin anew, and be measured."""
+        attempt = _each_anew(func)
+
+        def measured(txn: LoggingTransaction) -> T:
+            began_s = time.perf_counter()
+            try:
+                return attempt(txn)
+            finally:
+                took_s = time.perf_counter() - began_s
+                self.metrics.measure_db_work(
+                    desc.removeprefix("federation_admin_"), took_s
+                )
+
+        return measured
+
+    def _cancel_all_statements(self) -> None:
+        self._is_shutting_down = True
+        for cancel in tuple(self._cancel_statements or ()):
+            cancel()
+
+
+def _each_anew(
+    func: Callable[[LoggingTransaction], T],
+) -> Callable[[LoggingTransaction], T]:
+    """Have what an attempt at a transaction wants done after it go if it is repeated.
+
+    Synapse does it for every attempt, once one has succeeded.
+    """
+
+    def attempt(txn: LoggingTransaction) -> T:
+        for callbacks in (
+            txn.after_callbacks,
+            txn.async_after_callbacks,
+            txn.exception_callbacks,
+        ):
+            if callbacks:
+                callbacks.clear()
+        return func(txn)
+
+    return attempt

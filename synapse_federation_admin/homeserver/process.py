@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This process among the processes of its homeserver."""
+
+import hmac
+from collections.abc import Callable
+
+from synapse.util.stringutils import parse_and_validate_server_name
+from twisted.internet.interfaces import IReactorTime
+
+from synapse_federation_admin.homeserver._synapse import Synapse
+from synapse_federation_admin.homeserver.instances import MAIN, shown_instance
+
+
+class Process(Synapse):
+    """What this process is, what its configuration says, how to reach the others."""
+
+    @property
+    def server_name(self) -> str:
+        """This homeserver's own server name."""
+        return self._hs.hostname
+
+    @property
+    def reactor(self) -> IReactorTime:
+        """The clock of timeouts."""
+        return self._hs.get_reactor()
+
+    def now_ms(self) -> int:
+        """Return the time, in ms since the epoch, by Synapse's clock."""
+        return self._hs.get_clock().time_msec()
+
+    def secret_for(self, purpose: str) -> bytes:
+        """Return a secret of this homeserver's, the same in all of its processes.
+
+        Args:
+            purpose: What it is for: another purpose has another secret.
+        """
+        key = self._hs.config.key.macaroon_secret_key
+        return hmac.digest(
+            key, b"synapse_federation_admin " + purpose.encode(), "sha256"
+        )
+
+    @property
+    def runs_background_tasks(self) -> bool:
+        """Whether this is the process that does what is to be done once only.
+
+        One process of the homeserver is: main, or `run_background_tasks_on`.
+        """
+        return self._api.should_run_background_tasks()
+
+    # -- the processes ---------------------------------------------------------------
+
+    @property
+    def instance_name(self) -> str:
+        """The name of this process; that of the main process is `main`."""
+        return shown_instance(self._hs.get_instance_name())
+
+    @property
+    def has_other_processes(self) -> bool:
+        """Whether this homeserver runs on several processes, joined by Redis."""
+        return bool(self._hs.config.redis.redis_enabled)
+
+    @property
+    def other_instances(self) -> list[str]:
+        """The names of the other processes that the configuration names."""
+        if not self.has_other_processes:
+            return []
+        worker = self._hs.config.worker
+        names = {MAIN, *map(shown_instance, worker.instance_map)}
+        names.update(map(shown_instance, worker.federation_shard_config.instances))
+        return sorted(names - {self.instance_name})
+
+    @property
+    def can_tell_others(self) -> bool:
+        """Whether this process is connected with the others, through Redis."""
+        return self._hs.get_replication_command_handler().connected()
+
+    def sender_of(self, destination: str) -> str | None:
+        """Return the name of the process that sends to a destination.
+
+        The main process is called `main`. None if this process knows of none: where
+        nothing sends, and where senders are configured in the old way, with
+        `send_federation: false`, which tells only the sender itself who it is.
+        """
+        senders = self._hs.config.worker.federation_shard_config
+        for name in senders.instances:
+            if senders.should_handle(name, destination):
+                return shown_instance(name)
+        return None
+
+    def wake(self, destination: str) -> None:
+        """Have this process try a destination now, if it sends to it."""
+        self._hs.get_notifier().notify_remote_server_up(destination)
+
+    def wake_elsewhere(self, destination: str) -> None:
+        """Have every other process try a destination now, if it sends to it."""
+        self._hs.get_replication_command_handler().send_remote_server_up(destination)
+
+    # -- server names ----------------------------------------------------------------
+
+    @staticmethod
+    def is_server_name(name: str) -> bool:
+        """Tell whether a name is one that Synapse would send a request to."""
+        try:
+            parse_and_validate_server_name(name)
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def is_allowed(self) -> Callable[[str], bool]:
+        """Tells whether `federation_domain_whitelist` lets requests to a server out."""
+        config = self._hs.config.federation
+        return config.is_domain_allowed_according_to_federation_whitelist
