@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from synapse_federation_admin.homeserver import network
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from tests import unittest
 
@@ -164,7 +165,7 @@ class BoundedReactorTestCase(TestCase):
 class ContactConnectionsTestCase(unittest.HomeserverTestCase):
     """The connections of the client for contacts, in Synapse's harness."""
 
-    def contact(self, contacting: Homeserver) -> StringTransport:
+    def contact(self, contacting: Federation) -> StringTransport:
         """Make a contact, answer it, and return the connection that it has made."""
         self.reactor.lookups.update({ip: ip for ip in ("1.2.3.4", "127.0.0.1")})
         before = len(self.reactor.tcpClients)
@@ -188,7 +189,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
     def check_one_connection_each(self) -> None:
         # Without TLS.
         with mock.patch.object(network, "ContactPolicy", return_value=None):
-            contacting = Homeserver(self.hs.get_module_api())
+            contacting = Homeserver(self.hs.get_module_api()).federation
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)
 

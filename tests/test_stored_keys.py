@@ -32,7 +32,8 @@ class StoredKeysTestCase(ModuleTestCase):
                     response_json={},
                 )
             )
-        outbound = Homeserver(self.hs.get_module_api()).outbound(1000)
+        homeserver = Homeserver(self.hs.get_module_api())
+        outbound = homeserver.federation.outbound(1000)
         found = self.get_success(outbound.stored_keys("a.example"))
         self.assertEqual(
             found,
