@@ -18,7 +18,8 @@ _UNIT_MS = {
     "d": 86_400_000,
     "w": 604_800_000,
 }
-_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+# As `parse_duration` takes it.
+DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 
 _SECOND_MS = 1000
 _DAY_MS = 86_400_000
@@ -87,7 +88,7 @@ def parse_config(config: object) -> FederationAdminConfig:
 
 def parse_duration(text: str) -> int | None:
     """Return the ms of a duration such as `7d`; None if it is none."""
-    match = _DURATION.fullmatch(text)
+    match = DURATION.fullmatch(text)
     return int(match[1]) * _UNIT_MS[match[2]] if match else None
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The query parameters of v2: whatever is misspelt or doubled is an error."""
 
-import re
 from collections.abc import Collection
 from enum import Enum
 from typing import TypeVar

@@ -6,7 +6,6 @@ null; a key that may be null is one without a default, `int | None`, or, if it m
 absent, too, with `default_factory=absent`.
 """
 
-import re
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
@@ -23,14 +22,13 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from synapse_federation_admin.config import parse_duration
+from synapse_federation_admin.config import DURATION, parse_duration
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
 
 # Numbers go into 64 bits of both databases.
 MAX_INT = 2**63 - 1
 
 _UNITS = {"_ts": "In ms since the epoch.", "_ms": "In ms.", "_s": "In seconds."}
-
 
 
 class Model(BaseModel):
@@ -138,7 +136,7 @@ Duration: TypeAlias = Annotated[
     int,
     BeforeValidator(_parse_duration),
     WithJsonSchema(
-        {"type": "string", "pattern": f"^{_DURATION.pattern}$", "examples": ["7d"]}
+        {"type": "string", "pattern": f"^{DURATION.pattern}$", "examples": ["7d"]}
     ),
 ]
 
