@@ -21,6 +21,9 @@ import pytest
 
 from synapse_federation_admin.playground.services import Postgres
 
+# Where the files of this run's tests are.
+_OWN_FOLDER = pytest.StashKey[Path]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -31,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        # pytest's own, /tmp/pytest-of-root, is for all runs of root: one that begins
+        # closes it to others, and the PostgreSQL of another, which is not root, is out.
+        config.option.basetemp = tempfile.mkdtemp(prefix="federation-admin-tests-")
+        config.stash[_OWN_FOLDER] = Path(config.option.basetemp)
     sys.path.insert(0, str(synapse_tests()))
     # With pytest-xdist, its processes, which run the tests, each have one of their own.
     if config.getoption("--postgres") and config.getoption("dist", "no") == "no":
@@ -69,6 +77,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    folder = session.config.stash.get(_OWN_FOLDER, None)
+    if folder is not None and session.exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    folder = config.stash.get(_OWN_FOLDER, None)
+    return [] if folder is None else [f"files, kept if a test fails: {folder}"]
 
 
 def synapse_tests() -> Path:
