@@ -25,8 +25,7 @@ class FederationAdmin:
         from synapse_federation_admin.api import Services, mount
         from synapse_federation_admin.destinations.backlog import BacklogStore
         from synapse_federation_admin.destinations.indexes import DestinationIndexes
-        from synapse_federation_admin.destinations.lists import OffsetLists
-        from synapse_federation_admin.destinations.pagination import PageEnds
+        from synapse_federation_admin.destinations.pagination import Cursors
         from synapse_federation_admin.destinations.reader import DestinationReader
         from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
         from synapse_federation_admin.destinations.store import DestinationStore
@@ -89,7 +88,7 @@ class FederationAdmin:
                 homeserver=homeserver,
                 destinations=destinations,
                 reader=reader,
-                lists=OffsetLists(PageEnds(homeserver.now_ms)),
+                cursors=Cursors(homeserver.now_ms),
                 backlog=backlog,
                 shared_rooms=shared_rooms,
                 summary=summary,

@@ -9,7 +9,7 @@ import pytest
 from test_forget import DAY_MS, DEAD, FORGET_MANY, NOW_DAYS, V2, ForgetTestCase
 from twisted.internet.error import ConnectionDone
 
-from synapse_federation_admin.destinations import sizes
+from synapse_federation_admin.destinations import reader
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import cap_backoff as clamp
 from synapse_federation_admin.repair import forget as module
@@ -297,7 +297,7 @@ class RunsTestCase(ForgetTestCase):
 
         with (
             mock.patch.object(module, "_CANDIDATES", 4),
-            mock.patch.multiple(sizes, LONG_PIECE=2, PASS_PIECE=2),
+            mock.patch.multiple(reader, _PIECE=2, _PASS_PIECE=2),
             mock.patch.object(SharedRoomsStore, "counts", count),
         ):
             body = self.forget_many(filter=WANTED, dry_run=False).json_body

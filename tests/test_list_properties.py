@@ -13,7 +13,7 @@ from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations import sizes, statements
+from synapse_federation_admin.destinations import reader as module
 from synapse_federation_admin.destinations.indexes import INDEXES
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
@@ -32,21 +32,10 @@ T = TypeVar("T")
 NOW_MS = 1_000_000
 
 # Small enough for a few rows to need several of each.
-PIECES = {
-    "WINDOW": 7,
-    "TABLE_PIECE": 5,
-    "MIN_TABLE_PIECE": 3,
-    "MAX_TABLE_PIECE": 13,
-    "SAMPLE": 8,
-    "MAX_WINDOWS": 2,
-    "FIRST_WINDOW": 3,
-    "LONG_PIECE": 5,
-    "PASS_PIECE": 11,
-    "HOP": 6,
-}
+PIECES = {"_WINDOW": 7, "_PIECE": 5, "_PASS_PIECE": 11}
 
 names = st.text("aAbB.%_!-:é*?", min_size=1, max_size=4)
-times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000, -1])
+times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000])
 rows_of_destinations = st.lists(
     st.builds(Destination, names, times, times, times, times),
     unique_by=lambda row: row.destination,
@@ -220,7 +209,7 @@ class ListPropertiesTest(ModuleTestCase):
         limit: int,
     ) -> None:
         """A walk, a long list, a count and a jump find what a plain sort finds."""
-        with patch.multiple(sizes, **PIECES):
+        with patch.multiple(module, **PIECES):
             self.check(rows, wanted, sort, limit)
 
     @settings(
@@ -239,7 +228,7 @@ class ListPropertiesTest(ModuleTestCase):
     ) -> None:
         """They find the same with the optional indexes."""
         self.create_indexes()
-        with patch.multiple(sizes, **PIECES):
+        with patch.multiple(module, **PIECES):
             self.check(rows, wanted, sort, limit)
 
     @settings(
@@ -253,7 +242,7 @@ class ListPropertiesTest(ModuleTestCase):
         self, rows: list[Destination], sort: Sort, limit: int
     ) -> None:
         """So does a list of all destinations, in every order."""
-        with patch.multiple(sizes, **PIECES):
+        with patch.multiple(module, **PIECES):
             self.check(rows, DestinationFilter(), sort, limit)
 
     def test_indexes_serve(self) -> None:
@@ -261,7 +250,7 @@ class ListPropertiesTest(ModuleTestCase):
         if self.is_postgres:
             return
         self.create_indexes()
-        select = statements.select
+        select = module._select
         sources: list[str] = []
 
         def spy(txn: Any, source: str, *args: Any) -> list[Destination]:
@@ -271,7 +260,7 @@ class ListPropertiesTest(ModuleTestCase):
         failing = DestinationFilter(failing_for_ms=1)
         newest = Sort(DestinationOrder.FAILURE_TS, Direction.BACKWARDS)
         by_interval = Sort(DestinationOrder.RETRY_INTERVAL, Direction.BACKWARDS)
-        with patch.object(statements, "select", spy):
+        with patch.object(module, "_select", spy):
             self.result(self.reader.read(failing, Sort(), None, 5))
             self.result(self.reader.read(DestinationFilter(), newest, None, 5))
             self.result(self.reader.read(DestinationFilter(), by_interval, None, 5))
@@ -281,8 +270,6 @@ class ListPropertiesTest(ModuleTestCase):
             [
                 "destinations INDEXED BY federation_admin_failing",
                 "destinations INDEXED BY federation_admin_failure_ts",
-                "destinations INDEXED BY federation_admin_retry_interval_desc",
-                # Values below 0.
                 "destinations INDEXED BY federation_admin_retry_interval_desc",
             ],
         )

@@ -3,6 +3,7 @@
 
 import gc
 from collections.abc import Awaitable
+from typing import Any
 from unittest.mock import patch
 from weakref import ref
 
@@ -13,10 +14,8 @@ from synapse.util.clock import Clock
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations import statements
 from synapse_federation_admin.destinations.read_ahead import read_ahead
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.segment_reader import SegmentReader
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
@@ -164,14 +163,7 @@ class ComputeOnceTest(ComputingTestCase):
         self.add_destination("a.example", 5)
         reader = DestinationReader(self.homeserver, Tables(self.homeserver))
         sort = Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS)
-        read = SegmentReader.read
-        readings = []
-
-        async def counted(*args: object) -> object:
-            readings.append(args)
-            return await read(*args)  # type: ignore[arg-type]
-
-        with patch.object(SegmentReader, "read", counted):
+        with self.transactions() as ran:
             asked = [
                 ensureDeferred(reader.read(DestinationFilter(), sort, None, 10))
                 for _ in range(10)
@@ -180,25 +172,18 @@ class ComputeOnceTest(ComputingTestCase):
         for deferred in asked:
             (row,) = self.successResultOf(deferred)
             self.assertEqual(row.destination, "a.example")
-        self.assertEqual(len(readings), 2)
+        self.assertEqual(ran.call_count, 2)
 
     def test_count(self) -> None:
         """Ten who ask how many rows there are take two counts."""
         reader = DestinationReader(self.homeserver, Tables(self.homeserver))
-        count = statements.count
-        counts = []
-
-        def counted(*args: object, **kwargs: object) -> int:
-            counts.append(args)
-            return count(*args, **kwargs)  # type: ignore[arg-type]
-
-        with patch.object(statements, "count", counted):
+        with self.transactions() as ran:
             asked = [
                 ensureDeferred(reader.count(DestinationFilter())) for _ in range(10)
             ]
             self.pump()
         self.assertEqual([self.successResultOf(d) for d in asked], [0] * 10)
-        self.assertEqual(len(counts), 2)
+        self.assertEqual(ran.call_count, 2)
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
@@ -208,7 +193,7 @@ class ComputeOnceTest(ComputingTestCase):
             await self.compute()
             return []
 
-        with patch.object(SegmentReader, "read", compute):
+        with patch.object(self.homeserver, "run_db_interaction", compute):
             asked = [
                 ensureDeferred(
                     reader.read(
@@ -222,6 +207,11 @@ class ComputeOnceTest(ComputingTestCase):
                 self.assertEqual(len(self.computing), waiting)
                 self.finish("read")
         self.assertEqual([self.successResultOf(d) for d in asked], [[]] * 5)
+
+    def transactions(self) -> Any:
+        """Count transactions."""
+        run = self.homeserver.run_db_interaction
+        return patch.object(self.homeserver, "run_db_interaction", wraps=run)
 
 
 class ReadAheadTest(ComputingTestCase):

@@ -9,7 +9,7 @@ import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 
 from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.segment_reader import SegmentReader
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 ORDERS = [
     f"order_by={order}&dir={direction}"
@@ -164,6 +164,24 @@ class WalkTestCase(ModuleTestCase):
             self.walk("destination=host", 50)
             self.assertEqual(len(counted), 1)
 
+    def test_total_is_counted_anew(self) -> None:
+        """Who asks for a page again, or goes on later, gets a new total."""
+        for number in range(10):
+            self.add(number)
+        page = f"{DESTINATIONS}?limit=4&from=4"
+
+        def total() -> int:
+            return int(self.get_json(page)["total"])
+
+        self.get_json(f"{DESTINATIONS}?limit=4")
+        self.add(10)
+        self.assertEqual(total(), 10)
+        self.assertEqual(total(), 11)
+        self.get_json(f"{DESTINATIONS}?limit=4")
+        self.add(11)
+        self.reactor.advance(11)
+        self.assertEqual(total(), 12)
+
     def test_list_shrinks(self) -> None:
         """Where the list has become shorter than its count, `total` follows."""
         for number in range(10):
@@ -263,7 +281,9 @@ class LongListTestCase(ModuleTestCase):
 
     def test_failure_at_first(self) -> None:
         """A database that fails before anything is written is a 500 with an errcode."""
-        with patch.object(SegmentReader, "read", side_effect=RuntimeError("no")):
+        with patch.object(
+            Homeserver, "run_db_interaction", side_effect=RuntimeError("no")
+        ):
             channel = self.ask("GET", f"{DESTINATIONS}?limit=5000")
 
         self.assertEqual(channel.code, 500)

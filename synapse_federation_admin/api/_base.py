@@ -2,7 +2,7 @@
 """What every servlet shares: paths, the admin check, and the parsing of parameters."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, ClassVar, TypeVar
@@ -13,8 +13,7 @@ from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.indexes import DestinationIndexes
-from synapse_federation_admin.destinations.lists import OffsetLists
-from synapse_federation_admin.destinations.pagination import Walker
+from synapse_federation_admin.destinations.pagination import Cursors
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.store import DestinationStore
@@ -47,7 +46,7 @@ class Services:
     homeserver: Homeserver
     destinations: DestinationStore
     reader: DestinationReader
-    lists: OffsetLists[Any]
+    cursors: Cursors[Any]
     backlog: BacklogStore
     shared_rooms: SharedRoomsStore
     summary: SummaryStore
@@ -107,20 +106,15 @@ def invalid_param(message: str) -> SynapseError:
     return SynapseError(HTTPStatus.BAD_REQUEST, message, Codes.INVALID_PARAM)
 
 
-def walker(request: SynapseRequest, requester: Requester, limit: int) -> Walker:
-    """Return who asks for a page, for what is remembered of his walk."""
+def client_of(request: SynapseRequest, requester: Requester) -> Hashable:
+    """Return who asks for a page, for what is remembered of their walk."""
     agent = request.getHeader("User-Agent") or ""
-    address = request.getClientAddress()
-    return Walker(
-        client=(
-            requester.user.to_string(),
-            requester.access_token_id,
-            requester.device_id,
-            getattr(address, "host", None),
-            agent[:200],
-        ),
-        connection=str(request.client),
-        limit=limit,
+    return (
+        requester.user.to_string(),
+        requester.access_token_id,
+        requester.device_id,
+        getattr(request.getClientAddress(), "host", None),
+        agent[:200],
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1: the documented reading endpoints."""
 
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from http import HTTPStatus
@@ -12,19 +13,16 @@ from synapse.module_api import JsonDict, SynapseRequest
 from synapse_federation_admin.api._base import (
     AdminServlet,
     Services,
+    client_of,
     parse_choice,
     parse_count,
     parse_text,
     unknown_destination,
-    walker,
 )
-from synapse_federation_admin.api._render import encode_v1, json_text, render_v1
+from synapse_federation_admin.api._render import encode_v1, render_v1
 from synapse_federation_admin.api._stream import respond_in_chunks
-from synapse_federation_admin.destinations.lists import (
-    DestinationListing,
-    Listing,
-    LongPage,
-)
+from synapse_federation_admin.destinations.lists import DestinationListing, RoomListing
+from synapse_federation_admin.destinations.pagination import Listing, Page
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationOrder,
@@ -170,7 +168,7 @@ class DestinationRoomsServlet(AdminServlet):
             self._services,
             request,
             requester,
-            self._services.destinations.rooms(destination, direction),
+            RoomListing(self._services.homeserver, destination, direction),
             _ROOMS,
         )
 
@@ -182,12 +180,12 @@ class _Kind(Generic[T]):
     Attributes:
         key: The key in the answer under which its rows are.
         render: Returns one row as JSON has it.
-        encode: Returns the JSON of one row, many times faster.
+        encode: Returns the JSON of some rows, as it stands between the brackets.
     """
 
     key: str
     render: Callable[[T], JsonDict]
-    encode: Callable[[T], str]
+    encode: Callable[[list[T]], str]
 
 
 async def _answer_page(
@@ -203,25 +201,27 @@ async def _answer_page(
     """
     offset = parse_count(request, "from", default=0)
     limit = parse_count(request, "limit", default=_DEFAULT_LIMIT)
-    who = walker(request, requester, limit)
+    client = client_of(request, requester)
+    page = Page(services.cursors, listing, offset, limit, client)
     if limit <= _MAX_PLAIN_LIMIT:
-        page = await services.lists.page(listing, offset, limit, who)
+        rows = [row async for piece in page.pieces() for row in piece]
         return HTTPStatus.OK, {
-            kind.key: [kind.render(row) for row in page.rows],
+            kind.key: [kind.render(row) for row in rows],
             "total": page.total,
-            **({"next_token": str(offset + limit)} if page.has_more else {}),
+            **({"next_token": str(page.end)} if page.has_more else {}),
         }
-    chunks = _encode(services.lists.long_page(listing, offset, limit, who), kind)
-    await respond_in_chunks(services.homeserver, request, "application/json", chunks)
+    await respond_in_chunks(
+        services.homeserver, request, "application/json", _encode(page, kind)
+    )
     return None
 
 
-async def _encode(page: LongPage[T, P], kind: _Kind[T]) -> AsyncGenerator[bytes, None]:
+async def _encode(page: Page[T, P], kind: _Kind[T]) -> AsyncGenerator[bytes, None]:
     """Yield the JSON of a long page in chunks."""
     before = f'{{"{kind.key}":['
     async with aclosing(page.pieces()) as pieces:
         async for rows in pieces:
-            yield (before + ",".join(map(kind.encode, rows))).encode("ascii")
+            yield (before + kind.encode(rows)).encode("ascii")
             before = ","
     next_token = f',"next_token":"{page.end}"' if page.has_more else ""
     empty = before if before != "," else ""
@@ -232,13 +232,11 @@ def _render_room(row: DestinationRoom) -> JsonDict:
     return {"room_id": row.room_id, "stream_ordering": row.stream_ordering}
 
 
-def _encode_room(row: DestinationRoom) -> str:
-    """Return the JSON of `_render_room`."""
-    return (
-        f'{{"room_id":{json_text(row.room_id)},'
-        f'"stream_ordering":{row.stream_ordering}}}'
-    )
+def _encode_rooms(rows: list[DestinationRoom]) -> str:
+    return json.dumps(list(map(_render_room, rows)), separators=(",", ":"))[1:-1]
 
 
-_DESTINATIONS = _Kind("destinations", render_v1, encode_v1)
-_ROOMS = _Kind("rooms", _render_room, _encode_room)
+_DESTINATIONS = _Kind(
+    "destinations", render_v1, lambda rows: ",".join(map(encode_v1, rows))
+)
+_ROOMS = _Kind("rooms", _render_room, _encode_rooms)

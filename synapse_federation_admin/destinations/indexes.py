@@ -8,6 +8,7 @@ been removed would stumble over an update that it does not know.
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -101,9 +102,10 @@ _SELECT_POSTGRES = """
     INNER JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE i.indrelid = to_regclass('destinations')
 """
-_SELECT_SQLITE = (
-    "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'destinations'"
-)
+_SELECT_SQLITE = """
+    SELECT name, sql FROM sqlite_master
+    WHERE type = 'index' AND tbl_name = 'destinations'
+"""
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -148,19 +150,11 @@ class DestinationIndexes:
 
     async def states(self) -> dict[str, IndexState]:
         """Return the state of every index, by its name, from the catalogue."""
-        is_postgres = self._homeserver.is_postgres
-
-        def states_txn(txn: LoggingTransaction) -> dict[str, IndexState]:
-            if is_postgres:
-                found = {name: i.is_valid for name, i in _find_postgres(txn).items()}
-            else:
-                txn.execute(_SELECT_SQLITE)
-                found = {name: True for (name,) in txn}
-            return {index.name: _state(found.get(index.name)) for index in INDEXES}
-
-        states = await self._homeserver.run_db_interaction(
-            "federation_admin_index_states", states_txn
+        on_postgres = self._homeserver.is_postgres
+        found = await self._homeserver.run_db_interaction(
+            "federation_admin_index_states", partial(_find, on_postgres=on_postgres)
         )
+        states = {index.name: _state(found.get(index.name)) for index in INDEXES}
         if self._in_progress is not None:
             states[self._in_progress] = IndexState.BUILDING
         return states
@@ -250,6 +244,28 @@ def _state(is_valid: bool | None) -> IndexState:
     if is_valid is None:
         return IndexState.MISSING
     return IndexState.READY if is_valid else IndexState.BUILDING
+
+
+def usable_indexes(txn: LoggingTransaction, *, on_postgres: bool) -> set[str]:
+    """Return which of the optional indexes there are, ready for use."""
+    return {
+        name
+        for name, is_valid in _find(txn, on_postgres=on_postgres).items()
+        if is_valid
+    }
+
+
+def _find(txn: LoggingTransaction, *, on_postgres: bool) -> dict[str, bool]:
+    """Return which optional indexes there are, and whether each is ready for use.
+
+    On SQLite only those that are as the module makes them: a statement that names an
+    index which does not serve it fails.
+    """
+    if on_postgres:
+        return {name: index.is_valid for name, index in _find_postgres(txn).items()}
+    txn.execute(_SELECT_SQLITE)
+    made = {index.name: index.create() for index in INDEXES}
+    return {name: True for name, sql in txn if sql and made.get(name) == sql}
 
 
 def _find_postgres(txn: LoggingTransaction) -> dict[str, _Found]:

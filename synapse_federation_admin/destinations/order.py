@@ -6,7 +6,7 @@ list of their own, which Synapse's primary key serves; the others are one that a
 optional index over just those rows serves. Pure.
 """
 
-from enum import Enum
+from collections.abc import Collection
 
 import attr
 
@@ -15,6 +15,8 @@ from synapse_federation_admin.destinations.query import (
     FAILING,
     NEXT_RETRY_TS,
     NOT_FAILING,
+    by_name,
+    names_between,
 )
 from synapse_federation_admin.destinations.values import (
     DestinationOrder,
@@ -36,70 +38,23 @@ class Segment:
 
     Attributes:
         conditions: Which rows are in it.
+        order: Its ORDER BY.
         names: The direction of the names, of all rows or of those with equal values.
-        index: The optional index over just such rows; None if the primary key serves.
+        index: The optional index over just such rows; None if the name alone sorts it,
+            and the primary key serves.
         after: In a segment by name: it begins behind this name. None: at the start.
-        value: The expression that it is sorted by first; None if by name alone.
-        values: The direction of `value`.
     """
 
     conditions: tuple[Sql, ...]
+    order: str
     names: Direction
     index: str | None
     after: str | None = None
-    value: str | None = None
-    values: Direction = Direction.FORWARDS
-
-    @property
-    def is_by_name(self) -> bool:
-        """Whether the name alone sorts it, and the primary key serves."""
-        return self.value is None and self.index is None
-
-    @property
-    def order(self) -> str:
-        """Its ORDER BY."""
-        by_name = f"destination {BEYOND[self.names][1]}"
-        if self.value is None:
-            return by_name
-        return f"{self.value} {BEYOND[self.values][1]}, {by_name}"
 
     @property
     def where(self) -> list[Sql]:
         """Its conditions, that of where it begins among them."""
-        if self.after is None:
-            return list(self.conditions)
-        comparison = BEYOND[self.names][0]
-        return [*self.conditions, Sql(f"destination {comparison} ?", (self.after,))]
-
-    def not_behind(self, last: Position) -> Sql:
-        """Return a condition that keeps every row which comes before a row.
-
-        It keeps others with the same value, too: so it is a single comparison.
-        """
-        if self.value is None:
-            comparison = BEYOND[_OPPOSITE[self.names]][0]
-            return Sql(f"destination {comparison} ?", (last.destination,))
-        assert last.value is not None
-        comparison = BEYOND[_OPPOSITE[self.values]][0]
-        return Sql(f"{self.value} {comparison}= ?", (last.value,))
-
-    def cut(self, value: int) -> tuple[Sql, Sql]:
-        """Return the conditions for rows up to a value, and for those beyond it."""
-        beyond = BEYOND[self.values][0]
-        up_to = BEYOND[_OPPOSITE[self.values]][0]
-        return (
-            Sql(f"{self.value} {up_to}= ?", (value,)),
-            Sql(f"{self.value} {beyond} ?", (value,)),
-        )
-
-
-class _Part(Enum):
-    """A part of a sorted list, by how its rows' values compare with 0."""
-
-    NONE = ""
-    ANY = "any"
-    BELOW = "<"
-    ABOVE = ">"
+        return [*self.conditions, *names_between(self.after, None, self.names)]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -111,7 +66,7 @@ class _Column:
         has_value: The condition for rows with a value other than NULL and 0.
         has_none: The condition for all others.
         index: The optional index over the former.
-        descending: The one that serves a descending list better, if there is one.
+        descending: The one that serves a descending list.
         none: The value that the others have: 0, or None for NULL.
     """
 
@@ -122,16 +77,13 @@ class _Column:
     descending: str
     none: int | None
 
+    def comes_last(self, sort: Sort) -> bool:
+        """Whether rows without a value come last: NULL always, 0 as the least."""
+        return self.none is None or sort.direction is Direction.BACKWARDS
 
-def _column(name: str, index: str, descending: str = "") -> _Column:
-    return _Column(
-        name,
-        f"{name} IS NOT NULL",
-        f"{name} IS NULL",
-        index,
-        descending or index,
-        None,
-    )
+
+def _column(name: str, index: str) -> _Column:
+    return _Column(name, f"{name} IS NOT NULL", f"{name} IS NULL", index, index, None)
 
 
 _COLUMNS = {
@@ -167,38 +119,35 @@ _COLUMNS = {
 
 
 def segments(
-    sort: Sort, after: Position | None, *, reverse: bool = False, split_ties: bool
+    sort: Sort, after: Position | None, indexes: Collection[str], *, reverse: bool
 ) -> list[Segment]:
     """Cut a sorted list, or what of it comes behind a position, into segments.
 
     Args:
         sort: The order of the list.
         after: The position; None for the whole list.
+        indexes: The names of the optional indexes that there are.
         reverse: Read the list from its end.
-        split_ties: Make a segment of its own of the rows with the same value as the
-            position. With an index that is cheaper, without it is one pass more.
 
     Returns:
         The segments, in the order in which they follow each other.
     """
     direction = _OPPOSITE[sort.direction] if reverse else sort.direction
     if sort.is_by_name:
-        name = after.destination if after else None
-        return [Segment((), direction, None, after=name)]
+        return [_sorted_by_name((), direction, after)]
     column = _COLUMNS[sort.order_by]
     names = Direction.BACKWARDS if reverse else Direction.FORWARDS
-    parts = _parts(column, sort, reverse)
-    if after is not None:
-        parts = parts[parts.index(_part_of(column, after.value)) :]
-    found: list[Segment] = []
-    for part in parts:
-        begin = after if part is parts[0] else None
-        if part is _Part.NONE:
-            name = begin.destination if begin else None
-            found.append(Segment((Sql(column.has_none),), names, None, after=name))
-        else:
-            found += _with_value(column, part, direction, names, begin, split_ties)
-    return found
+    in_nones = after is not None and after.value == column.none
+    in_values = after is not None and not in_nones
+    nones = [
+        _sorted_by_name((Sql(column.has_none),), names, after if in_nones else None)
+    ]
+    values = _with_value(
+        column, direction, names, after if in_values else None, indexes
+    )
+    if column.comes_last(sort) != reverse:
+        return nones if in_nones else values + nones
+    return values if in_values else nones + values
 
 
 def whole_order(sort: Sort, *, reverse: bool) -> str:
@@ -208,66 +157,51 @@ def whole_order(sort: Sort, *, reverse: bool) -> str:
     """
     direction = _OPPOSITE[sort.direction] if reverse else sort.direction
     if sort.is_by_name:
-        return f"destination {BEYOND[direction][1]}"
+        return by_name(direction)
     column = _COLUMNS[sort.order_by]
-    by_name = "destination DESC" if reverse else "destination ASC"
-    if column.none == 0:
-        return f"COALESCE({column.value}, 0) {BEYOND[direction][1]}, {by_name}"
-    nulls = "FIRST" if reverse else "LAST"
-    value = f"CASE WHEN {column.has_value} THEN {column.value} END"
-    return f"{value} {BEYOND[direction][1]} NULLS {nulls}, {by_name}"
+    nulls = "LAST" if column.comes_last(sort) != reverse else "FIRST"
+    return (
+        f"CASE WHEN {column.has_value} THEN {column.value} END "
+        f"{BEYOND[direction][1]} NULLS {nulls}, "
+        f"{by_name(Direction.BACKWARDS if reverse else Direction.FORWARDS)}"
+    )
+
+
+def _sorted_by_name(
+    conditions: tuple[Sql, ...], names: Direction, after: Position | None
+) -> Segment:
+    name = after.destination if after else None
+    return Segment(conditions, by_name(names), names, None, name)
 
 
 def _with_value(
     column: _Column,
-    part: _Part,
-    values: Direction,
+    direction: Direction,
     names: Direction,
-    begin: Position | None,
-    split_ties: bool,
+    after: Position | None,
+    indexes: Collection[str],
 ) -> list[Segment]:
     """Return the segments of the rows that have a value."""
-    index = column.descending if values is Direction.BACKWARDS else column.index
-    rows = [Sql(column.has_value)]
-    if part is not _Part.ANY:
-        rows.append(Sql(f"{column.value} {part.value} 0"))
-    if begin is None:
-        return [Segment(tuple(rows), names, index, value=column.value, values=values)]
-    assert begin.value is not None
-    beyond = Sql(f"{column.value} {BEYOND[values][0]} ?", (begin.value,))
-    tied = Sql(f"{column.value} = ?", (begin.value,))
-    if split_ties:
-        same = Segment(
-            (Sql(column.has_value), tied), names, column.index, after=begin.destination
-        )
-        rows.append(beyond)
-        others = Segment(tuple(rows), names, index, value=column.value, values=values)
-        return [same, others]
-    rows.append(
-        Sql(
-            f"({beyond.text} OR ({tied.text} AND destination {BEYOND[names][0]} ?))",
-            (begin.value, begin.value, begin.destination),
-        )
+    index = column.descending if direction is Direction.BACKWARDS else column.index
+    order = f"{column.value} {BEYOND[direction][1]}, {by_name(names)}"
+    rows = Sql(column.has_value)
+    if after is None:
+        return [Segment((rows,), order, names, index)]
+    assert after.value is not None
+    beyond = Sql(f"{column.value} {BEYOND[direction][0]} ?", (after.value,))
+    tied = Sql(f"{column.value} = ?", (after.value,))
+    if column.index in indexes:
+        # By the index, each of the two is read from where it begins.
+        return [
+            Segment(
+                (rows, tied), by_name(names), names, column.index, after.destination
+            ),
+            Segment((rows, beyond), order, names, index),
+        ]
+    # Each would be a pass over the table.
+    (later,) = names_between(after.destination, None, names)
+    either = Sql(
+        f"({beyond.text} OR ({tied.text} AND {later.text}))",
+        (*beyond.args, *tied.args, *later.args),
     )
-    return [Segment(tuple(rows), names, index, value=column.value, values=values)]
-
-
-def _parts(column: _Column, sort: Sort, reverse: bool) -> list[_Part]:
-    """Return the parts of a list, in the order in which they are read."""
-    if column.none is None:
-        parts = [_Part.ANY, _Part.NONE]
-    else:
-        parts = [_Part.BELOW, _Part.NONE, _Part.ABOVE]
-        if sort.direction is Direction.BACKWARDS:
-            parts.reverse()
-    return parts[::-1] if reverse else parts
-
-
-def _part_of(column: _Column, value: int | None) -> _Part:
-    """Return the part in which a row with this value is."""
-    if value == column.none:
-        return _Part.NONE
-    if column.none is None:
-        return _Part.ANY
-    assert value is not None
-    return _Part.BELOW if value < 0 else _Part.ABOVE
+    return [Segment((rows, either), order, names, index)]

@@ -5,14 +5,13 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
 
 import re
-from collections.abc import Sequence
 
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationStatus,
     Direction,
 )
-from synapse_federation_admin.failures.kinds import UNKNOWN_KIND
+from synapse_federation_admin.storage.outages import fails_for
 from synapse_federation_admin.storage.sql import Sql
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
@@ -39,54 +38,26 @@ _FAILING_STATUSES = {
 }
 
 
-def select_destination(name: str) -> Sql:
-    """Select one destination by its exact name."""
-    return Sql(
-        f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE destination = ?",  # noqa: S608
-        (name,),
-    )
-
-
-def select_known(names: Sequence[str]) -> Sql:
-    """Select those of some names for which there is a row."""
-    return Sql(
-        "SELECT destination FROM destinations "  # noqa: S608
-        f"WHERE destination IN ({', '.join('?' * len(names))})",
-        tuple(names),
-    )
-
-
-def select_rooms(
-    destination: str, *, after: str | None, limit: int, direction: Direction
-) -> Sql:
-    """Select a destination's rooms from behind a room on, sorted by room ID."""
-    comparison, order = BEYOND[direction]
-    beyond = f"AND room_id {comparison} ?" if after is not None else ""
-    return Sql(
-        "SELECT room_id, stream_ordering FROM destination_rooms WHERE destination = ? "  # noqa: S608
-        f"{beyond} ORDER BY room_id {order} LIMIT ?",
-        (destination, *([after] if after is not None else []), limit),
-    )
-
-
-def select_room_at(destination: str, offset: int, direction: Direction) -> Sql:
-    """Select the room ID at an offset in a destination's rooms."""
-    return Sql(
-        "SELECT room_id FROM destination_rooms WHERE destination = ? "  # noqa: S608
-        f"ORDER BY room_id {BEYOND[direction][1]} LIMIT 1 OFFSET ?",
-        (destination, offset),
-    )
-
-
-def count_rooms(destination: str) -> Sql:
-    """Count the rooms in which something was ever queued for a destination."""
-    return Sql(
-        "SELECT COUNT(*) FROM destination_rooms WHERE destination = ?", (destination,)
-    )
-
-
 # By direction: how what comes behind a row compares with it, and the order.
 BEYOND = {Direction.FORWARDS: (">", "ASC"), Direction.BACKWARDS: ("<", "DESC")}
+
+
+def by_name(direction: Direction) -> str:
+    """Return the ORDER BY of a list by name."""
+    return f"destination {BEYOND[direction][1]}"
+
+
+def names_between(
+    after: str | None, upto: str | None, direction: Direction
+) -> list[Sql]:
+    """Return the conditions for names behind one, up to another and with it."""
+    beyond, within = (">", "<=") if direction is Direction.FORWARDS else ("<", ">=")
+    found = []
+    if after is not None:
+        found.append(Sql(f"destination {beyond} ?", (after,)))
+    if upto is not None:
+        found.append(Sql(f"destination {within} ?", (upto,)))
+    return found
 
 
 def conditions(
@@ -117,7 +88,7 @@ def conditions(
     if wanted.failures:
         if Sql(FAILING) not in found:
             found.append(Sql(FAILING))
-        found.append(_failure_condition(wanted.failures))
+        found.append(fails_for(wanted.failures))
     return found
 
 
@@ -143,25 +114,6 @@ def _status_conditions(
         kept.append(FAILING if len(failing) == 2 else f"{FAILING} AND {failing[0]}")
         args = (now_ms,) if len(failing) == 1 else ()
     return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
-
-
-def _failure_condition(failures: frozenset[str]) -> Sql:
-    """Return the condition for rows of what fails for one of some reasons.
-
-    The reason is that of the open outage (`synapse_federation_admin.history`).
-    """
-    reason = (
-        "SELECT 1 FROM federation_admin_outages AS o "
-        "WHERE o.destination = destinations.destination AND o.end_ts IS NULL AND"
-    )
-    kinds = sorted(failures - {UNKNOWN_KIND})
-    kept = []
-    if kinds:
-        marks = ", ".join("?" * len(kinds))
-        kept.append(f"EXISTS ({reason} o.last_kind IN ({marks}))")
-    if UNKNOWN_KIND in failures:
-        kept.append(f"NOT EXISTS ({reason} o.last_kind IS NOT NULL)")
-    return Sql(f"({' OR '.join(kept)})", tuple(kinds))
 
 
 def _like_literal(text: str) -> str:

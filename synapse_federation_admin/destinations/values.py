@@ -2,12 +2,9 @@
 """Destinations, and lists of them."""
 
 from enum import Enum
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import attr
-
-T = TypeVar("T")
-
 
 # The longest name that a server can have, with its port. Synapse takes longer ones from
 # whoever makes them up; they lead nowhere, and PostgreSQL takes them into no index that
@@ -103,21 +100,6 @@ class DestinationRoom:
 
     room_id: str
     stream_ordering: int
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Page(Generic[T]):
-    """Some rows of a list.
-
-    Attributes:
-        rows: The rows.
-        total: How many rows the whole list has.
-        has_more: Whether there are rows behind these.
-    """
-
-    rows: list[T]
-    total: int
-    has_more: bool
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """When each destination was failing."""
 
+from collections.abc import Collection
 from enum import Enum
 
 import attr
+
+from synapse_federation_admin.failures.kinds import UNKNOWN_KIND
+from synapse_federation_admin.storage.sql import Sql
 
 
 class OutageEnd(Enum):
@@ -34,3 +38,25 @@ class Outage:
     end_ts: int | None
     ended: OutageEnd | None
     kinds: tuple[str, ...]
+
+
+def fails_for(kinds: Collection[str]) -> Sql:
+    """Return the condition that a row of `destinations` fails for one of some reasons.
+
+    The reason is that of its open outage.
+
+    Args:
+        kinds: The reasons. `unknown` is for a row that has no known one.
+    """
+    outage = (
+        "SELECT 1 FROM federation_admin_outages AS o "
+        "WHERE o.destination = destinations.destination AND o.end_ts IS NULL AND"
+    )
+    known = sorted(set(kinds) - {UNKNOWN_KIND})
+    kept = []
+    if known:
+        marks = ", ".join("?" * len(known))
+        kept.append(f"EXISTS ({outage} o.last_kind IN ({marks}))")
+    if UNKNOWN_KIND in kinds:
+        kept.append(f"NOT EXISTS ({outage} o.last_kind IS NOT NULL)")
+    return Sql(f"({' OR '.join(kept)})", tuple(known))
