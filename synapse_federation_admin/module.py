@@ -33,7 +33,7 @@ class FederationAdmin:
         from synapse_federation_admin.diagnosis.diagnose import Diagnoses
         from synapse_federation_admin.history.gauges import Monitor
         from synapse_federation_admin.history.outages import Outages
-        from synapse_federation_admin.history.recent_attempts import TriedStore
+        from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
         from synapse_federation_admin.history.recorder import Recorder
         from synapse_federation_admin.history.store import HistoryStore
         from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -81,7 +81,9 @@ class FederationAdmin:
             history.last_failure,
             timeout_ms=config.diagnosis_timeout_ms,
         )
-        tried = TriedStore(homeserver, tables, diagnoses.find_addresses)
+        recent_attempts = RecentAttemptsStore(
+            homeserver, tables, diagnoses.find_addresses
+        )
         bulk = BulkReconnect(homeserver, runs, destinations, reader, wake, housekeeping)
         mount(
             Services(
@@ -115,7 +117,7 @@ class FederationAdmin:
                 ),
                 diagnoses=diagnoses,
                 history=history,
-                tried=tried,
+                recent_attempts=recent_attempts,
             )
         )
         indexes.start()
@@ -128,8 +130,8 @@ class FederationAdmin:
             contact_timeout_ms=config.contact_timeout_ms,
         ).start()
         outages.start()
-        tried.start()
-        Monitor(homeserver, summary, history, tried).start()
+        recent_attempts.start()
+        Monitor(homeserver, summary, history, recent_attempts).start()
 
     @staticmethod
     def parse_config(config: object) -> FederationAdminConfig:

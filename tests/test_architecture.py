@@ -2,10 +2,13 @@
 """The rules about which part of the package may use what."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 
 PACKAGE = Path(__file__).parent.parent / "synapse_federation_admin"
 REPOSITORY = PACKAGE.parent
@@ -22,6 +25,20 @@ ROOMS = {
     "diagnosis": BELOW,
     "api": BELOW | {"config", "history", "repair", "diagnosis"},
     "playground": set(),
+}
+
+# The file that owns each table of the module's own.
+OWNERS = {
+    "schema": "storage/schema.py",
+    "audit": "storage/audit.py",
+    "attempts": "repair/attempts.py",
+    "runs": "repair/runs.py",
+    "run_queue": "repair/runs.py",
+    "failures": "storage/failures.py",
+    "successes": "storage/successes.py",
+    "outages": "storage/outages.py",
+    "recording": "storage/outages.py",
+    "addresses": "storage/addresses.py",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -60,6 +77,45 @@ def test_rooms(path: Path) -> None:
         parts = module.split(".")
         if room in ROOMS and parts[0] == PACKAGE.name and len(parts) > 1:
             assert parts[1] in ROOMS[room] | {room}, module
+
+
+def names_in_sql(path: Path) -> set[str]:
+    """Return which tables of the module's own a file names, but for docstrings.
+
+    What is alone the first argument of a call is the name of a transaction, a lock or
+    a background process, which may be that of a table.
+    """
+    docstrings, first_args, found = set(), set(), set()
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    for node in nodes:
+        if isinstance(node, ast.Expr):
+            docstrings.add(node.value)
+        elif isinstance(node, ast.Call):
+            first_args.update(node.args[:1])
+    for node in nodes:
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        is_name = node.value.removeprefix(PREFIX) in TABLES
+        if node not in docstrings and not (is_name and node in first_args):
+            found.update(re.findall(rf"\b{PREFIX}([a-z_]+)\b", node.value))
+    return found & set(TABLES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_tables_have_one_owner(path: Path) -> None:
+    """Every table is named in SQL by one file: what makes it aside, its owner."""
+    for table in names_in_sql(path):
+        allowed = {OWNERS[table], "storage/definitions.py"}
+        if OWNERS[table].startswith("repair/") or table == "audit":
+            allowed.add("repair/housekeeping.py")
+        assert named(path) in allowed, table
+
+
+def test_every_table_has_an_owner() -> None:
+    """And the owner does name it."""
+    assert set(OWNERS) == set(TABLES)
+    for table, owner in OWNERS.items():
+        assert table in names_in_sql(PACKAGE / owner), table
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

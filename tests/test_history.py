@@ -10,10 +10,9 @@ from module_case import ModuleTestCase
 from parameterized import parameterized
 
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
-from synapse_federation_admin.history.kinds import from_bits, to_bits
+from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.outages import Outages
-from synapse_federation_admin.history.recent_attempts import TriedStore
+from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
@@ -54,8 +53,7 @@ class HistoryTestCase(ModuleTestCase):
     def add_failing(self, name: str, kind: str | None, ago: int = HOUR) -> None:
         """Write a destination that fails, and its outage."""
         self.add_destination(name, self.now - MINUTE, HOUR, self.now - ago, 1)
-        bits = to_bits([kind]) if kind else 0
-        self.add_outage(name, ago, kinds=bits, last_kind=kind)
+        self.add_outage(name, ago, kinds=kind or "", last_kind=kind)
 
     def add_outage(
         self, name: str, begin: int, end: int | None = None, **values: Any
@@ -66,7 +64,7 @@ class HistoryTestCase(ModuleTestCase):
             destination=name,
             start_ts=self.now - begin,
             end_ts=None if end is None else self.now - end,
-            **{"ended": None if end is None else "recovered", "kinds": 0, **values},
+            **{"ended": None if end is None else "recovered", "kinds": "", **values},
         )
 
     def add_failure(
@@ -196,9 +194,10 @@ class FailuresTest(HistoryTestCase):
         self.add_destination("f.example")
         self.add_outage("f.example", HOUR, last_kind="tls_expired")
         expected = {"tls_expired": 2, "dns_failed": 1, "unknown": 2}
-        with mock.patch("synapse_federation_admin.history.store._ROWS", 2):
-            counts = self.get_json(f"{V2}/summary")["failing_by_kind"]
-        self.assertEqual(counts, expected)
+        # As a later version of the module may write it.
+        self.add_failing("g.example", "new_kind")
+        counts = self.get_json(f"{V2}/summary")["failing_by_kind"]
+        self.assertEqual(counts, {**expected, "new_kind": 1})
         for kind in FAILURE_KINDS:
             names = self.names_with(f"failure={kind}")
             self.assertEqual(len(names), expected.get(kind, 0), kind)
@@ -249,10 +248,12 @@ class OutagesTest(HistoryTestCase):
         """They come newest first, by page, with how they ended and what was seen."""
         self.insert("recording", only_row=1, since_ts=5)
         self.add_destination("a.example", self.now, HOUR, self.now)
-        self.add_outage("a.example", HOUR, kinds=to_bits(["gone"]), last_kind="gone")
+        self.add_outage("a.example", HOUR, kinds="gone", last_kind="gone")
         self.add_outage("a.example", 5 * HOUR, 4 * HOUR, ended="reset")
-        bits = to_bits(["rejected", "dns_failed"])
-        self.add_outage("a.example", DAY, DAY - HOUR, kinds=bits)
+        # As a later version of the module may write it.
+        self.add_outage(
+            "a.example", DAY, DAY - HOUR, ended="gave_up", kinds="rejected new_kind"
+        )
         self.add_outage("b.example", HOUR)
         expected = [
             {
@@ -273,8 +274,8 @@ class OutagesTest(HistoryTestCase):
                 "start_ts": self.now - DAY,
                 "end_ts": self.now - DAY + HOUR,
                 "duration_ms": HOUR,
-                "ended": "recovered",
-                "kinds": ["dns_failed", "rejected"],
+                "ended": "gave_up",
+                "kinds": ["rejected", "new_kind"],
             },
         ]
         path = f"{LIST}/a.example/outages"
@@ -382,7 +383,10 @@ class OutagesTest(HistoryTestCase):
 
         self.assertEqual(
             left("federation_admin_failures", "destination, kind"),
-            [("a.example", "gone"), ("c.example", "gone")],
+            [
+                *(("a.example", "gone"), ("a.example", "rejected")),
+                ("c.example", "gone"),
+            ],
         )
         self.assertEqual(
             [name for name, _ in left("federation_admin_outages", "destination, 1")],
@@ -540,12 +544,12 @@ class OutlookTest(HistoryTestCase):
             }
 
         homeserver = Homeserver(self.hs.get_module_api())
-        tried = TriedStore(homeserver, Tables(homeserver), find)  # type: ignore[arg-type]
+        attempts = RecentAttemptsStore(homeserver, Tables(homeserver), find)  # type: ignore[arg-type]
         with mock.patch(
             "synapse_federation_admin.history.recent_attempts._LOOKED_AT_ONCE", 4
         ):
             for _ in range(3):
-                self.get_success(tried.look_up())
+                self.get_success(attempts.look_up())
         self.assertEqual([len(names) for names in looked], [4, 2])
         self.assertEqual(len({name for names in looked for name in names}), 6)
         found = self.outlook()
@@ -561,11 +565,11 @@ class OutlookTest(HistoryTestCase):
         self.add_many(4, "connection_timeout")
         find = mock.AsyncMock(return_value={})
         homeserver = Homeserver(self.hs.get_module_api())
-        tried = TriedStore(homeserver, Tables(homeserver), find)
-        self.get_success(tried.look_up())
+        attempts = RecentAttemptsStore(homeserver, Tables(homeserver), find)
+        self.get_success(attempts.look_up())
         find.assert_not_called()
         self.add_many(1, "unreachable")
-        self.get_success(tried.look_up())
+        self.get_success(attempts.look_up())
         self.assertEqual(find.call_count, 1)
 
     def test_literal_addresses(self) -> None:
@@ -580,19 +584,3 @@ class OutlookTest(HistoryTestCase):
             self.get_success(diagnoses.find_addresses(names)),
             {"192.0.2.1:8448": ["192.0.2.1"], "[2001:db8::1]": ["2001:db8::1"]},
         )
-
-
-def test_bits() -> None:
-    """The bit of each kind is what it was in earlier releases."""
-    assert [kind.value for kind in FailureKind] == [
-        *("invalid_name", "not_allowed", "ip_blocked", "well_known_invalid"),
-        *("well_known_unreachable", "dns_not_found", "dns_failed"),
-        *("connection_refused", "connection_timeout", "unreachable", "tls_expired"),
-        *("tls_not_yet_valid", "tls_wrong_name", "tls_untrusted", "tls_failed"),
-        *("rejected", "rate_limited", "gone", "http_error", "response_timeout"),
-        *("invalid_response", "keys_missing", "keys_invalid", "keys_expired", "other"),
-        *("too_large", "internal"),
-    ]
-    for kind in FailureKind:
-        assert from_bits(to_bits([kind.value])) == (kind.value,)
-    assert from_bits(to_bits(["gone", "rejected"])) == ("rejected", "gone")

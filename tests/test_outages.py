@@ -13,7 +13,6 @@ from synapse.util.clock import Clock
 from twisted.internet import error
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.history.kinds import to_bits
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.recorder import Recorder
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -91,7 +90,7 @@ class OutagesTestCase(ModuleTestCase):
             start_ts=start_ts,
             end_ts=end_ts,
             ended=ended,
-            kinds=to_bits([kind] if kind else []),
+            kinds=kind or "",
             last_kind=kind,
         )
 

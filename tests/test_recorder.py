@@ -259,6 +259,15 @@ class WritesTestCase(RecorderTestCase):
 
 
 class BoundsTestCase(RecorderTestCase):
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Have the database refuse what is written, as if it was away."""
+        homeserver = self.recorder._homeserver
+        self.refuse_changes("federation_admin_failures")
+        with mock.patch.object(homeserver, "is_database_away", return_value=True):
+            yield
+        self.accept_changes("federation_admin_failures")
+
     @mock.patch.object(module, "_WRITTEN_AT_ONCE", 25)
     @mock.patch.object(module, "_MAX_WAITING", 50)
     def test_bounded(self) -> None:
@@ -292,8 +301,7 @@ class BoundsTestCase(RecorderTestCase):
     @mock.patch.object(module, "_MAX_WAITING", 50)
     def test_full_because_of_the_database(self) -> None:
         """Where the database fails it is said once, and once that the rest is lost."""
-        self.refuse_changes("federation_admin_failures")
-        with self.assertLogs(module.logger, "WARNING") as logs:
+        with self.away(), self.assertLogs(module.logger, "WARNING") as logs:
             for number in range(40):
                 self.recorder.failed(f"{number}.example", refused())
             for _ in range(3):
@@ -306,7 +314,6 @@ class BoundsTestCase(RecorderTestCase):
         self.assertEqual(len(said), 2, said)
         self.assertIn("Cannot record federation failures yet", said[0])
         self.assertIn("is not recorded until", said[1])
-        self.accept_changes("federation_admin_failures")
         self.pass_s(WRITE_S)
         self.assertEqual(len(self.rows()), 50)
 
@@ -316,8 +323,7 @@ class BoundsTestCase(RecorderTestCase):
         self.recorder.failed("a.example", rejected("first"))
         self.recorder.recovered("b.example")
         self.recorder.answered("c.example")
-        self.refuse_changes("federation_admin_failures")
-        with self.assertLogs(module.logger, "WARNING") as logs:
+        with self.away(), self.assertLogs(module.logger, "WARNING") as logs:
             self.pass_s(WRITE_S)
             self.assertEqual((self.rows(), self.rows("successes")), ([], []))
             self.recorder.failed("a.example", rejected("second"))
@@ -327,7 +333,6 @@ class BoundsTestCase(RecorderTestCase):
             self.pass_s(WRITE_S)
             self.pass_s(WRITE_S)
         self.assertEqual(len(logs.records), 1)
-        self.accept_changes("federation_admin_failures")
         # It is tried again more and more rarely.
         self.pass_s(WRITE_S)
         self.assertEqual(self.rows(), [])
@@ -344,6 +349,18 @@ class BoundsTestCase(RecorderTestCase):
         # Nothing is left that would be written again.
         self.pass_s(60)
         self.assertEqual(self.rows(), [first, second])
+
+    def test_bug(self) -> None:
+        """What cannot be written because of a bug is logged, and not tried again."""
+        self.recorder.failed("a.example", refused())
+        self.refuse_changes("federation_admin_failures")
+        with self.assertLogs(module.logger, "ERROR") as logs:
+            self.pass_s(WRITE_S)
+        self.assertIn("Traceback", logs.output[0])
+        self.accept_changes("federation_admin_failures")
+        self.recorder.failed("b.example", refused())
+        self.pass_s(2 * WRITE_S)
+        self.assertEqual(self.counts(), {("b.example", "connection_refused"): 1})
 
     def test_came_during_the_write(self) -> None:
         """What fails while the database works is written as well, soon."""
@@ -377,6 +394,7 @@ class BoundsTestCase(RecorderTestCase):
             raise RuntimeError("gone")
 
         with (
+            mock.patch.object(homeserver, "is_database_away", return_value=True),
             mock.patch.object(homeserver, "run_read_committed", fail),
             self.assertLogs(module.logger, "WARNING"),
         ):

@@ -162,13 +162,25 @@ class TablesTestCase(ModuleTestCase):
                 "(only_row INTEGER NOT NULL PRIMARY KEY, version INTEGER NOT NULL)"
             )
             self.run_sql(f"INSERT INTO {PREFIX}schema (only_row, version) {version}")
-            self.run_sql(f"DELETE FROM {PREFIX}recording")
-            self.run_sql(f"INSERT INTO {PREFIX}recording VALUES (1, 17)")
-            self.ready()
-            self.assertEqual(self.version(), NEWEST)
-            self.assertEqual(self.existing(), set(TABLES))
-            row = self.select(f"SELECT since_ts FROM {PREFIX}recording")
-            self.assertEqual(row, (17,))
+            self.drop("outages")
+            self.run_sql(
+                f"CREATE TABLE {PREFIX}outages (destination TEXT NOT NULL, "
+                "start_ts BIGINT NOT NULL, end_ts BIGINT, ended TEXT, "
+                "kinds BIGINT NOT NULL, last_kind TEXT, "
+                "PRIMARY KEY (destination, start_ts))"
+            )
+            bits = 1 << 8 | 1 << 14
+            self.run_sql(
+                f"INSERT INTO {PREFIX}outages VALUES "
+                f"('a', 1, 2, NULL, {bits}, NULL), ('b', 1, 2, NULL, 0, NULL)"
+            )
+            for _ in range(2):
+                self.ready()
+                self.assertEqual(self.version(), NEWEST)
+                self.assertEqual(self.existing(), set(TABLES))
+                row = self.select(f"SELECT kinds FROM {PREFIX}outages")
+                self.assertEqual(row, ("connection_timeout tls_failed",))
+                self.run_sql(f"DELETE FROM {PREFIX}schema")
 
     def upgrade_to(self, compat: int) -> None:
         """Have a later version of the module bring its tables."""

@@ -19,7 +19,7 @@ from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-from synapse_federation_admin.history.recent_attempts import TriedStore
+from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.history.store import HistoryStore
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.servlets import Requester, RestServlet
@@ -61,7 +61,7 @@ class Services:
     forget: Forget
     diagnoses: Diagnoses
     history: HistoryStore
-    tried: TriedStore
+    recent_attempts: RecentAttemptsStore
 
 
 class AdminServlet(RestServlet):

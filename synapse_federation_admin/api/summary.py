@@ -10,8 +10,9 @@ from synapse_federation_admin.api._base import AdminServlet
 from synapse_federation_admin.api._parameters import require_known
 from synapse_federation_admin.destinations.summary import BacklogSummary, Summary
 from synapse_federation_admin.destinations.values import IndexState
-from synapse_federation_admin.history.store import if_readable
-from synapse_federation_admin.history.values import Outlook, Tried, by_every_kind
+from synapse_federation_admin.history.correlation import Correlation
+from synapse_federation_admin.history.store import by_every_kind, if_readable
+from synapse_federation_admin.storage.recent_attempts import RecentAttempts
 
 # The keys of `backlog` beside `as_of_ts`, which are named as in the model.
 _TOTALS = (
@@ -109,7 +110,7 @@ class SummaryServlet(AdminServlet):
         summary = await self._services.summary.get()
         services = self._services
         kinds = await if_readable(services.history.failing_by_kind(), None)
-        outlook = await if_readable(services.tried.outlook(), None)
+        outlook = await if_readable(services.recent_attempts.correlation(), None)
         indexes = self._services.indexes
         states = await indexes.states()
         return HTTPStatus.OK, {
@@ -143,21 +144,21 @@ def _render_kinds(summary: Summary, known: Mapping[str, int] | None) -> JsonDict
     return {kind: count for kind, count in kinds.items() if count}
 
 
-def _render_outlook(outlook: Outlook) -> JsonDict:
+def _render_outlook(outlook: Correlation) -> JsonDict:
     return {
         "verdict": outlook.verdict.value,
         "explanation": outlook.explanation,
-        "last_hour": _render_tried(outlook.tried),
-        "last_15_minutes": _render_tried(outlook.lately),
+        "last_hour": _render_attempts(outlook.last_hour),
+        "last_15_minutes": _render_attempts(outlook.lately),
     }
 
 
-def _render_tried(tried: Tried) -> JsonDict:
+def _render_attempts(attempts: RecentAttempts) -> JsonDict:
     return {
-        "tried": tried.total,
-        "failing": tried.failing,
-        "began": tried.began,
-        "share": None if tried.share is None else round(tried.share, 4),
+        "tried": attempts.total,
+        "failing": attempts.failing,
+        "began": attempts.began,
+        "share": None if attempts.share is None else round(attempts.share, 4),
         "shared": [
             {
                 "type": cause.type.value,
@@ -165,7 +166,7 @@ def _render_tried(tried: Tried) -> JsonDict:
                 "destinations": cause.destinations,
                 "began": cause.began,
             }
-            for cause in tried.causes
+            for cause in attempts.causes
         ],
     }
 

@@ -12,6 +12,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
 )
 from synapse_federation_admin.storage.outages import fails_for
+from synapse_federation_admin.storage.sql import FAILING as FAILING
 from synapse_federation_admin.storage.sql import Sql
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
@@ -22,9 +23,6 @@ DESTINATION_COLUMNS = (
     "last_successful_stream_ordering"
 )
 
-# The optional indexes are over the rows for which FAILING is true, so it is written the
-# same wherever it is used.
-FAILING = "retry_last_ts <> 0"
 NOT_FAILING = "(retry_last_ts IS NULL OR retry_last_ts = 0)"
 NEXT_RETRY_TS = "(retry_last_ts + COALESCE(retry_interval, 0))"
 

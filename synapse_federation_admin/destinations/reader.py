@@ -358,7 +358,7 @@ class DestinationReader:
             Whether a row can meet the filter at all.
         """
         if wanted.failures:
-            await self._tables.ready()
+            await self._tables.ready(anew=True)
         return can_be_stored(wanted.name_contains) and can_be_stored(wanted.name_glob)
 
     async def _pass(self, func: Callable[[LoggingTransaction], T]) -> T:

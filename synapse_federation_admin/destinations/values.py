@@ -6,10 +6,7 @@ from typing import NamedTuple
 
 import attr
 
-# The longest name that a server can have, with its port. Synapse takes longer ones from
-# whoever makes them up; they lead nowhere, and PostgreSQL takes them into no index that
-# has more in it.
-MAX_NAME = 261
+from synapse_federation_admin.storage.sql import MAX_NAME as MAX_NAME
 
 
 class DestinationOrder(Enum):

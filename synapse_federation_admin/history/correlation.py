@@ -2,14 +2,15 @@
 """Tells whether servers began to fail together, and whether it is us. Pure."""
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
+
+import attr
 
 from synapse_federation_admin.failures.kinds import FailureKind
-from synapse_federation_admin.history.values import (
+from synapse_federation_admin.storage.recent_attempts import (
     CauseType,
-    Outlook,
-    OutlookVerdict,
+    RecentAttempts,
     SharedCause,
-    Tried,
 )
 
 # Of fewer servers nothing can be told.
@@ -75,70 +76,102 @@ _OURS: tuple[tuple[tuple[FailureKind, ...], str], ...] = (
         "the network of this host, its proxy, or that it is overloaded",
     ),
     (
-        (FailureKind.HTTP_ERROR, FailureKind.GONE),
+        (FailureKind.HTTP_ERROR, FailureKind.GONE, FailureKind.TOO_LARGE),
         "a proxy between this host and the others, or what this homeserver sends",
     ),
 )
 
 
-def outlook(tried: Tried, lately: Tried) -> Outlook:
+class Verdict(Enum):
+    """Whose fault it is likely to be when servers fail."""
+
+    # Nothing out of the ordinary.
+    NORMAL = "normal"
+
+    # This homeserver's: its resolver, its network, its clock.
+    US = "us"
+
+    # That of something which several other servers share.
+    SHARED = "shared"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Correlation:
+    """Whether servers began to fail together, and what they share.
+
+    Attributes:
+        verdict: In a word.
+        explanation: In a sentence.
+        last_hour: What was tried in the last hour.
+        lately: What was tried in the last quarter of an hour.
+    """
+
+    verdict: Verdict
+    explanation: str
+    last_hour: RecentAttempts
+    lately: RecentAttempts
+
+
+def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
     """Judge what was tried.
 
     Args:
-        tried: In the last hour.
+        last_hour: In the last hour.
         lately: In the last quarter of an hour.
     """
     # What is in both is told of the shorter time, which says more.
     for window, judge in (
         (lately, _one_of_theirs),
         (lately, _began_together),
-        (tried, _one_of_theirs),
-        (tried, _began_together),
-        (tried, _nothing_works),
+        (last_hour, _one_of_theirs),
+        (last_hour, _began_together),
+        (last_hour, _nothing_works),
     ):
         found = judge(window)
         if found is not None:
             verdict, explanation = found
-            return Outlook(verdict, explanation, tried, lately)
-    return Outlook(OutlookVerdict.NORMAL, _ordinary(tried), tried, lately)
+            return Correlation(verdict, explanation, last_hour, lately)
+    return Correlation(Verdict.NORMAL, _ordinary(last_hour), last_hour, lately)
 
 
-_Judgement = tuple[OutlookVerdict, str] | None
+_Judgement = tuple[Verdict, str] | None
 
 
-def _began_together(tried: Tried) -> _Judgement:
+def _began_together(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause on our side, if many servers began to fail with it.
 
     Any homeserver knows servers that are long dead, and meets others that have never
     worked, by the thousand when somebody joins an old room or makes names up: what
     counts is how many of those that worked began to fail.
     """
-    kinds = _of(tried, CauseType.KIND)
-    if tried.worked >= _LEAST and tried.worked >= _MANY * (
-        tried.worked + tried.succeeded
+    kinds = _of(attempts, CauseType.KIND)
+    if attempts.worked >= _LEAST and attempts.worked >= _MANY * (
+        attempts.worked + attempts.succeeded
     ):
-        return _ours(tried, {c.value: c.worked for c in kinds}, tried.worked)
+        return _ours(attempts, {c.value: c.worked for c in kinds}, attempts.worked)
     return None
 
 
-def _nothing_works(tried: Tried) -> _Judgement:
+def _nothing_works(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause on our side, if not one server is reached for an hour.
 
-    Unless that is because nobody but long dead ones is tried.
+    Unless that is because nobody but long dead ones is attempts.
     """
-    if tried.failing < _LEAST or tried.succeeded:
+    if attempts.failing < _LEAST or attempts.succeeded:
         return None
-    if tried.recent < _LEAST and tried.ever_succeeded:
+    if attempts.recent < _LEAST and attempts.ever_succeeded:
         return None
-    counts = {c.value: c.destinations for c in _of(tried, CauseType.KIND)}
-    return _ours(tried, counts, tried.failing)
+    counts = {c.value: c.destinations for c in _of(attempts, CauseType.KIND)}
+    return _ours(attempts, counts, attempts.failing)
 
 
-def _ours(tried: Tried, counts: Mapping[str, int], total: int) -> _Judgement:
+def _ours(
+    attempts: RecentAttempts, counts: Mapping[str, int], total: int
+) -> _Judgement:
     """Tell what of ours may be the cause.
 
     Args:
-        tried: What was tried.
+        attempts: What was attempts.
         counts: How many fail with each kind, of those that matter.
         total: How many of those there are.
     """
@@ -148,26 +181,27 @@ def _ours(tried: Tried, counts: Mapping[str, int], total: int) -> _Judgement:
             continue
         with_them = sum(
             cause.destinations
-            for cause in _of(tried, CauseType.KIND)
+            for cause in _of(attempts, CauseType.KIND)
             if cause.value in kinds
         )
-        return OutlookVerdict.US, (
-            f"{_percent(with_them, tried.total)} of servers tried in the last "
-            f"{_minutes(tried)} fail with {_either(kinds)}: {ours} is the likely cause"
+        return Verdict.US, (
+            f"{_percent(with_them, attempts.total)} of servers tried in the last "
+            f"{_minutes(attempts)} fail with {_either(kinds)}: {ours} is the likely "
+            "cause"
         )
     return None
 
 
-def _one_of_theirs(tried: Tried) -> _Judgement:
+def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause that those who began to fail share, and others do not."""
-    if tried.began < _LEAST:
+    if attempts.began < _LEAST:
         return None
     causes = []
-    if tried.looked >= min(tried.began, _SAMPLE):
-        causes += [(c, tried.looked) for c in _of(tried, CauseType.ADDRESS)]
-    if tried.succeeded:
+    if attempts.looked >= min(attempts.began, _SAMPLE):
+        causes += [(c, attempts.looked) for c in _of(attempts, CauseType.ADDRESS)]
+    if attempts.succeeded:
         # Else it may be our clock, and most servers have the same few issuers.
-        causes += [(c, tried.began) for c in _of(tried, CauseType.ISSUER)]
+        causes += [(c, attempts.began) for c in _of(attempts, CauseType.ISSUER)]
     for cause, of in causes:
         if cause.began < max(_LEAST, _MOST * of):
             continue
@@ -176,38 +210,38 @@ def _one_of_theirs(tried: Tried) -> _Judgement:
             if cause.type is CauseType.ADDRESS
             else f"have certificates of the issuer {cause.value}: that"
         )
-        return OutlookVerdict.SHARED, (
+        return Verdict.SHARED, (
             f"{cause.began} of {of} servers that began to fail in the "
-            f"last {_minutes(tried)} {what} is the likely cause"
+            f"last {_minutes(attempts)} {what} is the likely cause"
         )
     return None
 
 
-def _ordinary(tried: Tried) -> str:
-    if not tried.total:
-        return f"No server was tried in the last {_minutes(tried)}"
-    if not tried.failing:
+def _ordinary(attempts: RecentAttempts) -> str:
+    if not attempts.total:
+        return f"No server was tried in the last {_minutes(attempts)}"
+    if not attempts.failing:
         return (
-            f"None of the {tried.total} servers tried in the last {_minutes(tried)} "
-            "fails"
+            f"None of the {attempts.total} servers tried in the last "
+            f"{_minutes(attempts)} fails"
         )
     return (
-        f"{_percent(tried.failing, tried.total)} of servers tried in the last "
-        f"{_minutes(tried)} fail ({tried.failing} of {tried.total}), and nothing "
-        "suggests that it is for a reason on this side"
+        f"{_percent(attempts.failing, attempts.total)} of servers tried in the last "
+        f"{_minutes(attempts)} fail ({attempts.failing} of {attempts.total}), and "
+        "nothing suggests that it is for a reason on this side"
     )
 
 
-def _of(tried: Tried, type_: CauseType) -> list[SharedCause]:
-    return [cause for cause in tried.causes if cause.type is type_]
+def _of(attempts: RecentAttempts, type_: CauseType) -> list[SharedCause]:
+    return [cause for cause in attempts.causes if cause.type is type_]
 
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part // whole} %"
 
 
-def _minutes(tried: Tried) -> str:
-    minutes = tried.window_ms // 60_000
+def _minutes(attempts: RecentAttempts) -> str:
+    minutes = attempts.window_ms // 60_000
     return "hour" if minutes == 60 else f"{minutes} minutes"
 
 

@@ -7,9 +7,9 @@ A scrape reads what was counted last: it never waits for the database.
 import logging
 
 from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.history.recent_attempts import TriedStore
-from synapse_federation_admin.history.store import HistoryStore
-from synapse_federation_admin.history.values import OutlookVerdict, by_every_kind
+from synapse_federation_admin.history.correlation import Verdict
+from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+from synapse_federation_admin.history.store import HistoryStore, by_every_kind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ class Monitor:
         homeserver: Homeserver,
         summary: SummaryStore,
         history: HistoryStore,
-        tried: TriedStore,
+        recent_attempts: RecentAttemptsStore,
     ) -> None:
         self._homeserver = homeserver
         self._summary = summary
         self._history = history
-        self._tried = tried
+        self._recent_attempts = recent_attempts
 
     def start(self) -> None:
         """Begin, if this process runs background tasks."""
@@ -69,10 +69,11 @@ class Monitor:
         metrics.show_failing(
             by_every_kind(counts.failing, await self._history.failing_by_kind())
         )
-        outlook = await self._tried.outlook()
+        correlation = await self._recent_attempts.correlation()
+        last_hour = correlation.last_hour
         metrics.show_outlook(
-            {verdict.value: verdict is outlook.verdict for verdict in OutlookVerdict},
-            {"failed": outlook.tried.failing, "succeeded": outlook.tried.succeeded},
+            {verdict.value: verdict is correlation.verdict for verdict in Verdict},
+            {"failed": last_hour.failing, "succeeded": last_hour.succeeded},
         )
         metrics.show_updated(now_ts / 1000)
 

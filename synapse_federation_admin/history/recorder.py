@@ -15,19 +15,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import attr
+from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
-from synapse_federation_admin.destinations.values import MAX_NAME
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
-from synapse_federation_admin.history.batch import Batch, Failures, Key, write_txn
-from synapse_federation_admin.history.ending import SETTLED_MS
-from synapse_federation_admin.history.values import SUCCESS_EVERY_MS
+from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
-from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage import failures, outages, successes
+from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.outages import FailedDestination
+from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
+from synapse_federation_admin.storage.sql import MAX_NAME
+from synapse_federation_admin.storage.successes import (
+    SUCCESS_EVERY_MS,
+    RecordedSuccess,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +54,96 @@ _LOOKED_UP = 3
 _MAX_KNOWN = 50_000
 
 FindWithoutDns = Callable[[Sequence[str]], Awaitable[set[str]]]
+
+
+@attr.s(slots=True, auto_attribs=True, eq=False)
+class _Failures:
+    """Failures of one kind of one destination, not written yet."""
+
+    first_ts: int
+    last_ts: int
+    count: int
+    message: str
+    issuer: str
+    # Whether there was no connection in time; and whether it is known why.
+    is_unconnected: bool = False
+    is_settled: bool = False
+
+
+# A destination, and a kind.
+_Key = tuple[str, FailureKind]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Batch:
+    """What one transaction writes.
+
+    All is sorted, so that transactions of other processes rarely wait for each other in
+    a circle; then Synapse runs one of them again.
+    """
+
+    failures: list[tuple[str, RecordedFailure]]
+    failed: list[FailedDestination]
+    successes: list[RecordedSuccess]
+
+    @classmethod
+    def make(
+        cls,
+        failures: Mapping[_Key, _Failures],
+        recoveries: Mapping[str, int],
+        answers: Mapping[str, int],
+        instance: str,
+    ) -> "_Batch":
+        """Make the rows."""
+        rows = []
+        of_name: dict[str, list[RecordedFailure]] = {}
+        for (name, kind), found in failures.items():
+            row = RecordedFailure(
+                *(kind.value, found.message, found.first_ts, found.last_ts),
+                *(found.count, instance, found.issuer),
+            )
+            rows.append((name, row))
+            of_name.setdefault(name, []).append(row)
+        return cls(
+            failures=sorted(rows, key=lambda row: (row[0], row[1].kind)),
+            failed=[
+                FailedDestination(
+                    name,
+                    first_ts=min(row.first_ts for row in of),
+                    last_ts=max(row.last_ts for row in of),
+                    kinds=tuple(
+                        row.kind for row in sorted(of, key=lambda row: row.last_ts)
+                    ),
+                )
+                for name, of in sorted(of_name.items())
+            ],
+            successes=[
+                RecordedSuccess(name, ts, recoveries.get(name))
+                # One that has recovered has answered.
+                for name, ts in sorted({**answers, **recoveries}.items())
+            ],
+        )
+
+    def write_txn(
+        self,
+        txn: LoggingTransaction,
+        *,
+        is_postgres: bool,
+        now_ts: int,
+        settled_ts: int,
+    ) -> None:
+        """Write it; see `synapse_federation_admin.storage.outages.record_txn`."""
+        if self.successes:
+            successes.add_txn(txn, self.successes, is_postgres=is_postgres)
+        if self.failures:
+            failures.add_txn(txn, self.failures, is_postgres=is_postgres)
+            outages.record_txn(
+                txn,
+                self.failed,
+                is_postgres=is_postgres,
+                now_ts=now_ts,
+                settled_ts=settled_ts,
+            )
 
 
 class Recorder:
@@ -73,7 +170,7 @@ class Recorder:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
-        self._failures: dict[Key, Failures] = {}
+        self._failures: dict[_Key, _Failures] = {}
         # When a destination answered, and when it did so after it had failed.
         self._successes: dict[str, int] = {}
         self._recoveries: dict[str, int] = {}
@@ -119,7 +216,7 @@ class Recorder:
             known.message = message_of(failure)
             known.issuer = failure.facts.issuer
         elif self._has_room(self._failures):
-            self._failures[key] = Failures(
+            self._failures[key] = _Failures(
                 *(now_ts, now_ts, 1, message_of(failure)),
                 failure.facts.issuer,
                 _is_unconnected(error),
@@ -185,9 +282,10 @@ class Recorder:
                     # Synapse is shutting down.
                     raise
                 except Exception as e:
-                    # It is kept, and the database will be back.
                     wait_ms = min(2 * wait_ms, _RARELY_MS)
-                    if not self._has_said_failing:
+                    if not self._is_kept(e):
+                        logger.exception("Some federation failures are not recorded")
+                    elif not self._has_said_failing:
                         self._has_said_failing = True
                         logger.warning("Cannot record federation failures yet: %s", e)
                 else:
@@ -196,10 +294,19 @@ class Recorder:
         finally:
             self._is_writing = False
 
+    def _is_kept(self, error: BaseException) -> bool:
+        """Tell whether what an error has kept from being written may be later.
+
+        If that is a bug, it would be one again.
+        """
+        return isinstance(
+            error, (SchemaTooNewError, CancelledError)
+        ) or self._homeserver.is_database_away(error)
+
     async def write(self, *, looks: bool = True) -> None:
         """Write all that has been taken note of. Raises what the database raises.
 
-        What could not be written is kept.
+        What could not be written because the database is away is kept.
 
         Args:
             looks: Find out first whether what led to no connection in time is because
@@ -208,36 +315,36 @@ class Recorder:
         if not self._has_any:
             return
         for _ in range(2 * _MAX_WAITING // _WRITTEN_AT_ONCE):
-            failures = _take(self._failures)
+            failed = _take(self._failures)
             recoveries = _take(self._recoveries)
-            successes = _take(self._successes)
-            if not (failures or recoveries or successes):
+            answers = _take(self._successes)
+            if not (failed or recoveries or answers):
                 return
             if looks:
-                failures = await self._settled(failures)
-            batch = Batch.make(
-                failures, recoveries, successes, self._homeserver.instance_name
+                failed = await self._settled(failed)
+            batch = _Batch.make(
+                failed, recoveries, answers, self._homeserver.instance_name
             )
             now_ts = self._homeserver.now_ms()
             try:
                 await self._tables.run(
                     "federation_admin_record",
                     partial(
-                        write_txn,
-                        batch,
-                        self._homeserver.is_postgres,
-                        now_ts,
-                        now_ts - self._settled_ms,
+                        batch.write_txn,
+                        is_postgres=self._homeserver.is_postgres,
+                        now_ts=now_ts,
+                        settled_ts=now_ts - self._settled_ms,
                     ),
                     read_committed=True,
                 )
-            except BaseException:
-                self._put_back(failures, recoveries, successes)
+            except BaseException as e:
+                if self._is_kept(e):
+                    self._put_back(failed, recoveries, answers)
                 raise
-            for (_, kind), found in failures.items():
+            for (_, kind), found in failed.items():
                 self._homeserver.metrics.count_failures(kind.value, found.count)
 
-    async def _settled(self, failures: dict[Key, Failures]) -> dict[Key, Failures]:
+    async def _settled(self, failures: dict[_Key, _Failures]) -> dict[_Key, _Failures]:
         """Find out whether what led to no connection in time is because of the DNS.
 
         Synapse's limit of time then is over before its resolver's is: all that it tells
@@ -257,7 +364,7 @@ class Recorder:
             self._put_back(failures, {}, {})
             raise
         is_ours = len(without) == len(sample)
-        settled: dict[Key, Failures] = {}
+        settled: dict[_Key, _Failures] = {}
         for (name, kind), found in failures.items():
             found.is_settled = True
             key = (name, kind)
@@ -269,7 +376,7 @@ class Recorder:
 
     def _put_back(
         self,
-        failures: dict[Key, Failures],
+        failures: dict[_Key, _Failures],
         recoveries: dict[str, int],
         successes: dict[str, int],
     ) -> None:

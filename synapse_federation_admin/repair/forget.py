@@ -37,6 +37,7 @@ from synapse_federation_admin.repair.forget_values import (
     ManyForgotten,
     Waiting,
 )
+from synapse_federation_admin.storage import addresses, failures, successes
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_DONE,
@@ -53,10 +54,6 @@ _CHILDREN = (
     "destination_rooms_sticky_events_backlog",
     "device_lists_outbound_pokes",
     "device_lists_outbound_last_success",
-    # Of this module. Outages are kept: that it was forgotten is how one ended.
-    "federation_admin_failures",
-    "federation_admin_successes",
-    "federation_admin_addresses",
 )
 _TO_DEVICE = "device_federation_outbox"
 
@@ -277,7 +274,6 @@ class Forget:
         Returns:
             Those that were deleted: whose rows are as they were seen.
         """
-        await self._audit.ready()
         if self._tables is None:
             self._tables = await self._homeserver.run_db_interaction(
                 "federation_admin_forget",
@@ -297,14 +293,15 @@ class Forget:
                     f"DELETE FROM {table} WHERE destination IN ({marks})",  # noqa: S608
                     tuple(names),
                 )
+            # Outages are kept: that it was forgotten is how one ended.
+            for records in (failures, successes, addresses):
+                records.delete_txn(txn, names)
             self._homeserver.retry_timings.invalidate_txn(txn, names)
             self._audit.insert_txn(txn, [e for e in entries if e.destination in names])
             return set(names)
 
         try:
-            return await self._homeserver.run_db_interaction(
-                "federation_admin_forget", delete_txn
-            )
+            return await self._audit.run("federation_admin_forget", delete_txn)
         except self._homeserver.integrity_error:
             if not self._homeserver.is_postgres:
                 raise

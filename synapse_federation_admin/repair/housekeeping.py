@@ -6,12 +6,16 @@ background tasks deletes, once an hour, what has been kept for long enough.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import addresses, failures, outages, successes
 from synapse_federation_admin.storage.audit_entry import AUDIT_INTERRUPTED, AuditAction
 from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import Sql, delete_some
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +33,15 @@ _DELETED_AT_ONCE = 500
 # as long as it wants. For so long an attempt is kept for who waits for its result, too.
 _LONGEST_PENDING_MS = 86_400_000
 
+# For how long it is kept where destinations lead.
+_DAY_MS = 86_400_000
+
 _ENDED_RUNS = "SELECT run_id FROM federation_admin_runs WHERE active IS NULL"
 
 # What of each table goes, by the columns of its key: what began or ended before a time.
 _OLD_AUDIT = ("federation_admin_audit", "entry_id", "ts < ?")
 _OLD_RUNS = ("federation_admin_runs", "run_id", "active IS NULL AND ended_ts < ?")
 _OLD_ATTEMPTS = ("federation_admin_attempts", "destination", "started_ts < ?")
-# What is recorded of destinations, by when it was last so.
-_OLD_RECORDS = (
-    (
-        "federation_admin_failures",
-        "destination, kind",
-        # Why something fails is kept for as long as it does.
-        "last_ts < ? AND NOT EXISTS (SELECT 1 FROM federation_admin_outages AS o "
-        "WHERE o.destination = federation_admin_failures.destination "
-        "AND o.end_ts IS NULL AND o.last_kind = federation_admin_failures.kind)",
-    ),
-    ("federation_admin_successes", "destination", "last_ts < ?"),
-    ("federation_admin_outages", "destination, start_ts", "end_ts < ?"),
-)
-_OLD_ADDRESSES = ("federation_admin_addresses", "destination", "looked_ts < ?")
 _LEFT_IN_QUEUE = (
     "federation_admin_run_queue",
     "run_id, destination",
@@ -106,10 +99,7 @@ class Housekeeping:
             )
 
         try:
-            await self._tables.ready()
-            await self._homeserver.run_db_interaction(
-                "federation_admin_housekeeping", interrupt_own_txn
-            )
+            await self._tables.run("federation_admin_housekeeping", interrupt_own_txn)
         except Exception as e:
             logger.warning("Cannot use the module's own tables yet: %s", e)
             return False
@@ -120,9 +110,8 @@ class Housekeeping:
 
         Raises what the database raises.
         """
-        await self._tables.ready()
         now_ts = self._homeserver.now_ms()
-        await self._homeserver.run_db_interaction(
+        await self._tables.run(
             "federation_admin_housekeeping",
             lambda txn: _interrupt_txn(
                 txn, "ts < ?", (now_ts - _LONGEST_PENDING_MS,), now_ts
@@ -131,9 +120,16 @@ class Housekeeping:
         await self._delete(*_OLD_AUDIT, now_ts - self._keep_for_ms)
         await self._delete(*_OLD_RUNS, now_ts - self._keep_for_ms)
         await self._delete(*_OLD_ATTEMPTS, now_ts - _LONGEST_PENDING_MS)
-        for old in _OLD_RECORDS:
-            await self._delete(*old, now_ts - self._outages_keep_for_ms)
-        await self._delete(*_OLD_ADDRESSES, now_ts - _LONGEST_PENDING_MS)
+        for records, keep_for_ms in (
+            (failures, self._outages_keep_for_ms),
+            (successes, self._outages_keep_for_ms),
+            (outages, self._outages_keep_for_ms),
+            (addresses, _DAY_MS),
+        ):
+            before_ts = now_ts - keep_for_ms
+            await self._until_done(
+                partial(records.prune_txn, before_ts=before_ts, limit=_DELETED_AT_ONCE)
+            )
         await self.clear_queue()
 
     async def clear_queue(self) -> None:
@@ -147,21 +143,23 @@ class Housekeeping:
 
     async def _delete(self, table: str, key: str, where: str, *args: int) -> None:
         """Delete rows of a table, some at a time."""
-        most = _DELETED_AT_ONCE
-
-        def delete_txn(txn: LoggingTransaction) -> int:
-            txn.execute(
-                f"DELETE FROM {table} WHERE ({key}) IN "  # noqa: S608
-                f"(SELECT {key} FROM {table} WHERE {where} LIMIT ?)",
-                (*args, most),
+        await self._until_done(
+            partial(
+                delete_some,
+                table=table,
+                key=key,
+                which=Sql(where, args),
+                limit=_DELETED_AT_ONCE,
             )
-            return txn.rowcount
+        )
 
-        deleted = most
-        while deleted == most:
-            deleted = await self._homeserver.run_db_interaction(
-                "federation_admin_prune", delete_txn
-            )
+    async def _until_done(
+        self, delete_txn: Callable[[LoggingTransaction], int]
+    ) -> None:
+        """Delete until there is less than one transaction may."""
+        deleted = _DELETED_AT_ONCE
+        while deleted == _DELETED_AT_ONCE:
+            deleted = await self._tables.run("federation_admin_prune", delete_txn)
 
 
 def _interrupt_txn(

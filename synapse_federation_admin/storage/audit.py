@@ -11,7 +11,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.destinations.values import MAX_NAME, Direction
+from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_DONE,
@@ -26,10 +26,16 @@ from synapse_federation_admin.storage.audit_entry import (
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
 from synapse_federation_admin.storage.run_values import RunOutcome, RunStatus
 from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import MAX_NAME
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+# What became of single destinations, for statements of others.
+ENTRIES = (
+    "(SELECT destination, action, outcome, ts, ended_ts FROM federation_admin_audit)"
+)
 
 _COLUMNS = (
     "entry_id, ts, action, destination, user_id, puppeted_by, instance, outcome, "

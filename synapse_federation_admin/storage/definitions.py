@@ -6,9 +6,10 @@ of a table is a change of both: a new database gets the former, and one with tab
 it the latter. A step may find its work done, or no table to do it to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attr
+from synapse.module_api import LoggingTransaction
 
 # What the names of all of them, and of their indexes, begin with.
 PREFIX = "federation_admin_"
@@ -29,6 +30,9 @@ class AddColumn:
     definition: str
 
 
+Step = str | AddColumn | Callable[[LoggingTransaction, bool], None]
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Version:
     """A version of the tables.
@@ -38,13 +42,54 @@ class Version:
         compat: The oldest version of the code that may still use the tables, as
             Synapse's `SCHEMA_COMPAT_VERSION`: what it writes does no harm, and what it
             reads it finds.
-        steps: What leads here from the version before: statements, and columns. New
-            tables and indexes are in `TABLES` only.
+        steps: What leads here from the version before: statements, columns, and
+            functions that are told whether it is PostgreSQL. New tables and indexes are
+            in `TABLES` only.
     """
 
     number: int
     compat: int
-    steps: tuple[str | AddColumn, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+
+# The kinds of failures, by the bits that stood for them in version 2.
+_KINDS_OF_BITS = (
+    *("invalid_name", "not_allowed", "ip_blocked", "well_known_invalid"),
+    *("well_known_unreachable", "dns_not_found", "dns_failed", "connection_refused"),
+    *("connection_timeout", "unreachable", "tls_expired", "tls_not_yet_valid"),
+    *("tls_wrong_name", "tls_untrusted", "tls_failed", "rejected", "rate_limited"),
+    *("gone", "http_error", "response_timeout", "invalid_response", "keys_missing"),
+    *("keys_invalid", "keys_expired", "other", "too_large"),
+)
+
+
+def _kinds_as_words(txn: LoggingTransaction, is_postgres: bool) -> None:
+    """Turn the kinds seen in outages from bits into words."""
+    words = " || ".join(
+        f"CASE WHEN kinds & {1 << bit} <> 0 THEN ' {kind}' ELSE '' END"
+        for bit, kind in enumerate(_KINDS_OF_BITS)
+    )
+    if not is_postgres:
+        # A column takes values of every type there.
+        txn.execute(
+            "SELECT COUNT(*) FROM sqlite_master WHERE name = 'federation_admin_outages'"
+        )
+        if txn.fetchone() == (1,):
+            txn.execute(
+                f"UPDATE federation_admin_outages SET kinds = LTRIM({words}) "  # noqa: S608
+                "WHERE TYPEOF(kinds) = 'integer'"
+            )
+        return
+    txn.execute(
+        "SELECT data_type FROM information_schema.columns WHERE column_name = 'kinds' "
+        "AND table_schema = ANY (current_schemas(false)) "
+        "AND table_name = 'federation_admin_outages'"
+    )
+    if txn.fetchone() == ("bigint",):
+        txn.execute(
+            "ALTER TABLE federation_admin_outages "
+            f"ALTER COLUMN kinds TYPE TEXT USING LTRIM({words})"
+        )
 
 
 # The last is that of this code. What has been released is not changed any more.
@@ -54,7 +99,10 @@ VERSIONS: tuple[Version, ...] = (
     Version(
         3,
         compat=3,
-        steps=(AddColumn("schema", "compat_version", "INTEGER NOT NULL DEFAULT 0"),),
+        steps=(
+            AddColumn("schema", "compat_version", "INTEGER NOT NULL DEFAULT 0"),
+            _kinds_as_words,
+        ),
     ),
 )
 
@@ -215,8 +263,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         ON federation_admin_successes (last_ts)
         """,
     ),
-    # `end_ts` and `ended` are NULL while it lasts. `kinds` has a bit for each kind
-    # seen: see `synapse_federation_admin.history.kinds`.
+    # `end_ts` and `ended` are NULL while it lasts. `kinds` are words with spaces in
+    # between, `last_kind` is one; "" and NULL if it is not known why.
     "outages": (
         """
         CREATE TABLE IF NOT EXISTS federation_admin_outages (
@@ -224,7 +272,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
             start_ts BIGINT NOT NULL,
             end_ts BIGINT,
             ended TEXT,
-            kinds BIGINT NOT NULL,
+            kinds TEXT NOT NULL,
             last_kind TEXT,
             PRIMARY KEY (destination, start_ts)
         )

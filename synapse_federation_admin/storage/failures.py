@@ -1,7 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why real requests to a destination failed."""
+"""Why real requests failed: `federation_admin_failures`.
+
+It has a row for each destination and kind. This file alone names the table.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
 
 import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.storage.sql import (
+    FAILING,
+    Sql,
+    delete_of,
+    delete_some,
+    marks,
+    rows_of_json,
+)
+
+_TABLE = "federation_admin_failures"
+
+# The rows, for statements of others.
+FAILURES = f"(SELECT destination, kind, issuer, last_ts FROM {_TABLE})"  # noqa: S608
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -9,7 +31,8 @@ class RecordedFailure:
     """Failures of one kind of real requests to one destination.
 
     Attributes:
-        kind: The cause.
+        kind: The cause: a `FailureKind`'s value, or what a later version of this module
+            has written.
         message: What the last of them said; for a person.
         first_ts: When the first of them failed.
         last_ts: When the last of them failed.
@@ -25,3 +48,89 @@ class RecordedFailure:
     count: int
     instance: str
     issuer: str = ""
+
+
+# Their names and types, and how each changes if there is a row already: what was said
+# last is kept of what several processes say.
+_COLUMNS = {
+    "destination": "text",
+    "kind": "text",
+    "message": "text",
+    "first_ts": "bigint",
+    "last_ts": "bigint",
+    "count": "bigint",
+    "instance": "text",
+    "issuer": "text",
+}
+_IS_LAST = "EXCLUDED.last_ts >= known.last_ts"
+_CHANGES = f"""
+    message = CASE WHEN {_IS_LAST} THEN EXCLUDED.message ELSE known.message END,
+    instance = CASE WHEN {_IS_LAST} THEN EXCLUDED.instance ELSE known.instance END,
+    issuer = CASE WHEN {_IS_LAST} THEN EXCLUDED.issuer ELSE known.issuer END,
+    last_ts = CASE WHEN {_IS_LAST} THEN EXCLUDED.last_ts ELSE known.last_ts END,
+    first_ts = CASE WHEN EXCLUDED.first_ts < known.first_ts
+        THEN EXCLUDED.first_ts ELSE known.first_ts END,
+    count = known.count + EXCLUDED.count
+"""
+
+
+def add_txn(
+    txn: LoggingTransaction,
+    failures: Sequence[tuple[str, RecordedFailure]],
+    *,
+    is_postgres: bool,
+) -> None:
+    """Add failures of destinations to those that are recorded.
+
+    Args:
+        txn: The transaction.
+        failures: The destinations, each with failures of one kind; no pair twice.
+        is_postgres: Whether the database is PostgreSQL.
+    """
+    rows = [
+        {"destination": destination, **attr.asdict(failure)}
+        for destination, failure in failures
+    ]
+    names = ", ".join(_COLUMNS)
+    txn.execute(
+        f"INSERT INTO {_TABLE} AS known ({names}) "  # noqa: S608
+        f"SELECT {names} FROM {rows_of_json('new', _COLUMNS, is_postgres)} WHERE TRUE "
+        f"ON CONFLICT (destination, kind) DO UPDATE SET {_CHANGES}",
+        (json.dumps(rows),),
+    )
+
+
+def select_txn(
+    txn: LoggingTransaction, destinations: Sequence[str]
+) -> dict[str, list[RecordedFailure]]:
+    """Return the failures of some destinations, of each the last kind first.
+
+    At most one for each kind. Destinations without any are left out.
+    """
+    txn.execute(
+        f"SELECT {', '.join(_COLUMNS)} FROM {_TABLE} "  # noqa: S608
+        f"WHERE destination IN ({marks(destinations)}) ORDER BY last_ts DESC, kind",
+        tuple(destinations),
+    )
+    found = defaultdict(list)
+    for destination, *row in txn.fetchall():
+        found[destination].append(RecordedFailure(*row))
+    return dict(found)
+
+
+def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete rows of what failed last before a time; return how many.
+
+    Why something fails is kept for as long as it does.
+    """
+    old = Sql(
+        "last_ts < ? AND NOT EXISTS (SELECT 1 FROM destinations AS d "  # noqa: S608
+        f"WHERE d.destination = {_TABLE}.destination AND {FAILING})",
+        (before_ts,),
+    )
+    return delete_some(txn, _TABLE, "destination, kind", old, limit)
+
+
+def delete_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:
+    """Delete all of some destinations."""
+    delete_of(txn, _TABLE, destinations)

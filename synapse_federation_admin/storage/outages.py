@@ -1,26 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When each destination was failing."""
+"""When destinations were failing: `federation_admin_outages`.
 
-from collections.abc import Collection
-from enum import Enum
+It has a row for each outage; since when they are recorded is the one row of
+`federation_admin_recording`. This file alone names these tables.
+"""
+
+import json
+from collections.abc import Collection, Sequence
 
 import attr
+from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.failures import FAILURES
+from synapse_federation_admin.storage.outage_ends import (
+    MOMENT_MS,
+    OutageEnd,
+    ended_outages,
+)
+from synapse_federation_admin.storage.sql import (
+    FAILING,
+    MAX_NAME,
+    Sql,
+    delete_some,
+    marks,
+    rows_of_json,
+)
 
+_TABLE = "federation_admin_outages"
+_RECORDING = "federation_admin_recording"
 
-class OutageEnd(Enum):
-    """How an outage ended."""
-
-    # A request of Synapse's own got through, or the server has sent us one.
-    RECOVERED = "recovered"
-
-    # Somebody reset the connection, or reconnected it.
-    RESET = "reset"
-
-    # Synapse's row for the destination was deleted.
-    FORGOTTEN = "forgotten"
+# Those that last, for statements of others. `last_kind` is why; NULL if not known.
+OPEN_OUTAGES = (
+    f"(SELECT destination, start_ts, last_kind FROM {_TABLE} WHERE end_ts IS NULL)"  # noqa: S608
+)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -30,14 +43,99 @@ class Outage:
     Attributes:
         start_ts: When it began.
         end_ts: When it ended; None while it lasts.
-        ended: How; None while it lasts.
-        kinds: The kinds of failures seen in it.
+        ended: How: an `OutageEnd`'s value, or what a later version of this module has
+            written; None while it lasts.
+        kinds: The kinds of failures seen in it, as they were first seen.
     """
 
     start_ts: int
     end_ts: int | None
-    ended: OutageEnd | None
+    ended: str | None
     kinds: tuple[str, ...]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class OutageSpan:
+    """When one outage of a destination began, and ended; None while it lasts."""
+
+    destination: str
+    start_ts: int
+    end_ts: int | None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class FailedDestination:
+    """A destination to which requests have failed.
+
+    Attributes:
+        destination: The destination.
+        first_ts: When the first of them failed.
+        last_ts: When the last of them failed.
+        kinds: The kinds of the failures, that of the last one last.
+    """
+
+    destination: str
+    first_ts: int
+    last_ts: int
+    kinds: tuple[str, ...]
+
+
+# -- what is read ---------------------------------------------------------------------
+
+
+def select_txn(
+    txn: LoggingTransaction, destination: str, before_ts: int | None, limit: int
+) -> list[Outage]:
+    """Return the outages of a destination, the newest first.
+
+    Args:
+        txn: The transaction.
+        destination: The server name.
+        before_ts: Those that began before; None: all.
+        limit: The most to return.
+    """
+    before = "" if before_ts is None else "AND start_ts < ?"
+    args = () if before_ts is None else (before_ts,)
+    txn.execute(
+        f"SELECT start_ts, end_ts, ended, kinds FROM {_TABLE} "  # noqa: S608
+        f"WHERE destination = ? {before} ORDER BY start_ts DESC LIMIT ?",
+        (destination, *args, limit),
+    )
+    return [
+        Outage(start_ts, end_ts, ended, tuple(kinds.split()))
+        for start_ts, end_ts, ended, kinds in txn.fetchall()
+    ]
+
+
+def spans_txn(
+    txn: LoggingTransaction, destinations: Sequence[str], since_ts: int
+) -> list[OutageSpan]:
+    """Return the outages of some destinations that have not ended by a time."""
+    txn.execute(
+        f"SELECT destination, start_ts, end_ts FROM {_TABLE} "  # noqa: S608
+        f"WHERE destination IN ({marks(destinations)}) "
+        "AND (end_ts IS NULL OR end_ts > ?)",
+        (*destinations, since_ts),
+    )
+    return [OutageSpan(*row) for row in txn.fetchall()]
+
+
+def count_kinds_txn(txn: LoggingTransaction) -> dict[str, int]:
+    """Return how many destinations fail for which reason, where that is known."""
+    # On SQLite, the order of a CROSS JOIN is kept: one table as it lies on the disk.
+    txn.execute(
+        f"SELECT o.last_kind, COUNT(*) FROM destinations AS d "  # noqa: S608
+        f"CROSS JOIN {OPEN_OUTAGES} AS o WHERE o.destination = d.destination "
+        f"AND o.last_kind IS NOT NULL AND {FAILING} GROUP BY o.last_kind"
+    )
+    return {kind: int(count) for kind, count in txn.fetchall()}
+
+
+def recorded_since_txn(txn: LoggingTransaction) -> int | None:
+    """Return since when outages are recorded; None if that has not begun yet."""
+    txn.execute(f"SELECT since_ts FROM {_RECORDING}")  # noqa: S608
+    row = txn.fetchone()
+    return int(row[0]) if row else None
 
 
 def fails_for(kinds: Collection[str]) -> Sql:
@@ -49,14 +147,249 @@ def fails_for(kinds: Collection[str]) -> Sql:
         kinds: The reasons. `unknown` is for a row that has no known one.
     """
     outage = (
-        "SELECT 1 FROM federation_admin_outages AS o "
-        "WHERE o.destination = destinations.destination AND o.end_ts IS NULL AND"
+        f"SELECT 1 FROM {OPEN_OUTAGES} AS o "  # noqa: S608
+        "WHERE o.destination = destinations.destination AND"
     )
     known = sorted(set(kinds) - {UNKNOWN_KIND})
     kept = []
     if known:
-        marks = ", ".join("?" * len(known))
-        kept.append(f"EXISTS ({outage} o.last_kind IN ({marks}))")
+        kept.append(f"EXISTS ({outage} o.last_kind IN ({marks(known)}))")
     if UNKNOWN_KIND in kinds:
         kept.append(f"NOT EXISTS ({outage} o.last_kind IS NOT NULL)")
     return Sql(f"({' OR '.join(kept)})", tuple(known))
+
+
+# -- how they begin -------------------------------------------------------------------
+
+
+def begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
+    """Write since when outages are recorded, if that has not been written yet."""
+    txn.execute(
+        f"INSERT INTO {_RECORDING} (only_row, since_ts) VALUES (1, ?) "  # noqa: S608
+        "ON CONFLICT DO NOTHING",
+        (now_ts,),
+    )
+
+
+def record_txn(
+    txn: LoggingTransaction,
+    failed: Sequence[FailedDestination],
+    *,
+    is_postgres: bool,
+    now_ts: int,
+    settled_ts: int,
+) -> None:
+    """Write that destinations fail: their outages begin, or have one more kind.
+
+    Args:
+        txn: The transaction. Each statement has to see the newest.
+        failed: The destinations, each once, in an order that all writers have.
+        is_postgres: Whether the database is PostgreSQL.
+        now_ts: The time.
+        settled_ts: As for `end_txn`.
+    """
+    rows = json.dumps(
+        [
+            {"destination": f.destination, "first_ts": f.first_ts, "last_ts": f.last_ts}
+            for f in failed
+        ]
+    )
+    columns = {"destination": "text", "first_ts": "bigint", "last_ts": "bigint"}
+    new = rows_of_json("new", columns, is_postgres)
+    # What fails anew is no part of an outage that is over.
+    anew = (
+        f"o.destination IN (SELECT new.destination FROM {new}) "  # noqa: S608
+        f"AND d.{FAILING} AND d.failure_ts IS NOT NULL"
+    )
+    end_txn(txn, Sql(anew, (rows,)), now_ts, settled_ts)
+    txn.execute(_BEGIN.replace("{new}", new), (rows,))
+    # Locked, so that no kind gets lost that another process adds meanwhile.
+    txn.execute(
+        f"SELECT destination, kinds, last_kind FROM {_TABLE} "  # noqa: S608
+        f"WHERE end_ts IS NULL AND destination IN ({marks(failed)}) "
+        f"ORDER BY destination {'FOR UPDATE' if is_postgres else ''}",
+        tuple(f.destination for f in failed),
+    )
+    kinds_of = {f.destination: f.kinds for f in failed}
+    changed = []
+    for destination, known, last_kind in txn.fetchall():
+        kinds = kinds_of[destination]
+        seen = _words(known.split(), kinds)
+        if (seen, kinds[-1]) != (known, last_kind):
+            changed.append((seen, kinds[-1], destination))
+    txn.execute_batch(
+        f"UPDATE {_TABLE} SET kinds = ?, last_kind = ? "  # noqa: S608
+        "WHERE destination = ? AND end_ts IS NULL",
+        changed,
+    )
+
+
+def _words(*kinds: Sequence[str]) -> str:
+    """Return kinds as they are stored: each once, as they were first seen."""
+    return " ".join(dict.fromkeys(kind for some in kinds for kind in some))
+
+
+# Since when it fails Synapse's row knows best; but where that is about an outage that
+# has ended, this is another one. What is written only after the outage has ended in
+# which it failed, because another process or the job was quicker, begins none.
+_BEGIN = f"""
+    INSERT INTO {_TABLE} (destination, start_ts, kinds)
+    SELECT new.destination,
+        CASE
+            WHEN d.failure_ts < new.first_ts + {MOMENT_MS} AND NOT EXISTS (
+                SELECT 1 FROM {_TABLE} AS before
+                WHERE before.destination = new.destination
+                AND before.end_ts > d.failure_ts
+            ) THEN d.failure_ts
+            ELSE COALESCE(
+                (
+                    SELECT MAX(before.end_ts) + 1 FROM {_TABLE} AS before
+                    WHERE before.destination = new.destination
+                    AND before.end_ts > new.first_ts
+                ),
+                new.first_ts
+            )
+        END,
+        ''
+    FROM {{new}} LEFT JOIN destinations AS d ON d.destination = new.destination
+    WHERE NOT EXISTS (
+        SELECT 1 FROM {_TABLE} AS o
+        WHERE o.destination = new.destination
+        AND (o.end_ts IS NULL OR o.end_ts >= new.last_ts)
+    )
+    ON CONFLICT DO NOTHING
+"""  # noqa: S608
+
+
+def begin_missing_txn(
+    txn: LoggingTransaction, limit: int, *, ended_since_ts: int | None = None
+) -> int:
+    """Begin outages of destinations that fail and have none; return how many.
+
+    In the order of `record_txn`, so that neither waits for the other in a circle.
+
+    Args:
+        txn: The transaction.
+        limit: The most to begin.
+        ended_since_ts: Only of those of which an outage has ended since; None: of all.
+    """
+    which = Sql("TRUE")
+    if ended_since_ts is not None:
+        which = Sql(
+            f"d.destination IN (SELECT destination FROM {_TABLE} WHERE end_ts > ?)",  # noqa: S608
+            (ended_since_ts,),
+        )
+    txn.execute(
+        f"""
+        INSERT INTO {_TABLE} (destination, start_ts, kinds, last_kind)
+        SELECT destination, start_ts, COALESCE(last_kind, ''), last_kind
+        FROM (
+            SELECT d.destination,
+                COALESCE(
+                    (
+                        SELECT MAX(before.end_ts) + 1 FROM {_TABLE} AS before
+                        WHERE before.destination = d.destination
+                        AND before.end_ts > d.failure_ts
+                    ),
+                    d.failure_ts,
+                    d.retry_last_ts
+                ) AS start_ts,
+                (
+                    SELECT f.kind FROM {FAILURES} AS f
+                    WHERE f.destination = d.destination
+                    AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - ?
+                    ORDER BY f.last_ts DESC LIMIT 1
+                ) AS last_kind
+            FROM destinations AS d
+            WHERE {FAILING} AND {which.text} AND LENGTH(d.destination) <= {MAX_NAME}
+            AND NOT EXISTS (
+                SELECT 1 FROM {OPEN_OUTAGES} AS o WHERE o.destination = d.destination
+            )
+            LIMIT ?
+        ) AS new
+        WHERE TRUE
+        ORDER BY destination
+        ON CONFLICT DO NOTHING
+        """,  # noqa: S608
+        (MOMENT_MS, *which.args, limit),
+    )
+    return txn.rowcount
+
+
+# -- how they end ---------------------------------------------------------------------
+
+
+def end_of_txn(
+    txn: LoggingTransaction, destinations: Sequence[str], now_ts: int, settled_ts: int
+) -> None:
+    """End those outages of some destinations that are over; see `end_txn`."""
+    which = Sql(f"o.destination IN ({marks(destinations)})", tuple(destinations))
+    end_txn(txn, which, now_ts, settled_ts)
+
+
+def end_txn(txn: LoggingTransaction, which: Sql, now_ts: int, settled_ts: int) -> None:
+    """End outages that are over.
+
+    Args:
+        txn: The transaction.
+        which: As for `ended_outages`.
+        now_ts: The time.
+        settled_ts: As for `ended_outages`.
+    """
+    over = ended_outages(OPEN_OUTAGES, which, now_ts, settled_ts)
+    txn.execute(
+        f"UPDATE {_TABLE} AS ending SET ended = over.ended, "  # noqa: S608
+        "end_ts = CASE WHEN over.end_ts > over.start_ts "
+        "THEN over.end_ts ELSE over.start_ts END "
+        f"FROM ({over.text}) AS over "
+        "WHERE ending.destination = over.destination "
+        "AND ending.start_ts = over.start_ts AND ending.end_ts IS NULL",
+        over.args,
+    )
+
+
+def reopen_txn(txn: LoggingTransaction, since_ts: int, limit: int) -> int:
+    """Let outages go on that a reset has seemed to end; return how many.
+
+    When a reset turns out to have been in vain, the destination is given the time since
+    when it really fails: that is before the reset.
+
+    Args:
+        txn: The transaction.
+        since_ts: Those that have ended since.
+        limit: The most to look at.
+    """
+    txn.execute(
+        f"SELECT o.destination, o.start_ts FROM {_TABLE} AS o "  # noqa: S608
+        "JOIN destinations AS d ON d.destination = o.destination "
+        f"WHERE o.ended = '{OutageEnd.RESET.value}' AND o.end_ts >= ? AND {FAILING} "
+        "AND d.failure_ts < o.end_ts - ? AND d.failure_ts > o.start_ts - ? LIMIT ?",
+        (since_ts, MOMENT_MS, MOMENT_MS, limit),
+    )
+    found = txn.fetchall()
+    for destination, start_ts in found:
+        # With what has been taken for another one since.
+        txn.execute(
+            f"SELECT kinds, last_kind FROM {_TABLE} "  # noqa: S608
+            "WHERE destination = ? AND start_ts >= ? ORDER BY start_ts",
+            (destination, start_ts),
+        )
+        rows = txn.fetchall()
+        kinds = _words(*(row[0].split() for row in rows))
+        last_kind = [None, *(row[1] for row in rows if row[1])][-1]
+        txn.execute(
+            f"DELETE FROM {_TABLE} WHERE destination = ? AND start_ts > ?",  # noqa: S608
+            (destination, start_ts),
+        )
+        txn.execute(
+            f"UPDATE {_TABLE} SET end_ts = NULL, ended = NULL, "  # noqa: S608
+            "kinds = ?, last_kind = ? WHERE destination = ? AND start_ts = ?",
+            (kinds, last_kind, destination, start_ts),
+        )
+    return len(found)
+
+
+def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete outages that ended before a time; return how many."""
+    old = Sql("end_ts < ?", (before_ts,))
+    return delete_some(txn, _TABLE, "destination, start_ts", old, limit)

@@ -181,6 +181,8 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
     for step in steps if existing else ():
         if isinstance(step, AddColumn):
             _add_column(txn, step, existing)
+        elif callable(step):
+            step(txn, is_postgres)
         else:
             txn.execute(step)
     for statements in definitions.TABLES.values():

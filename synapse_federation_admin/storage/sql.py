@@ -8,6 +8,16 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 import attr
+from synapse.module_api import LoggingTransaction
+
+# What of Synapse's table `destinations` is failing. The optional indexes are over the
+# rows for which it is true, so it is written the same wherever it is used.
+FAILING = "retry_last_ts <> 0"
+
+# The longest name that a server can have, with its port. Synapse takes longer ones from
+# whoever makes them up; they lead nowhere, and PostgreSQL takes them into no index that
+# has more in it.
+MAX_NAME = 261
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -70,3 +80,36 @@ def rows_of_json(name: str, columns: Mapping[str, str], is_postgres: bool) -> st
         f"json_extract(value, '$.{column}') AS {column}" for column in columns
     )
     return f"(SELECT {picked} FROM json_each(?)) AS {name}"  # noqa: S608
+
+
+def marks(values: Sequence[object]) -> str:
+    """Return the parameters for values in an IN."""
+    return ", ".join("?" * len(values))
+
+
+def delete_some(
+    txn: LoggingTransaction, table: str, key: str, which: Sql, limit: int
+) -> int:
+    """Delete rows that meet a condition; return how many.
+
+    Args:
+        txn: The transaction.
+        table: The table.
+        key: The columns of its key.
+        which: The condition.
+        limit: The most rows to delete.
+    """
+    txn.execute(
+        f"DELETE FROM {table} WHERE ({key}) IN "  # noqa: S608
+        f"(SELECT {key} FROM {table} WHERE {which.text} LIMIT ?)",
+        (*which.args, limit),
+    )
+    return txn.rowcount
+
+
+def delete_of(txn: LoggingTransaction, table: str, destinations: Sequence[str]) -> None:
+    """Delete the rows of some destinations."""
+    txn.execute(
+        f"DELETE FROM {table} WHERE destination IN ({marks(destinations)})",  # noqa: S608
+        tuple(destinations),
+    )

@@ -32,7 +32,9 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
-from synapse_federation_admin.history.values import Availability as AvailabilityValue
+from synapse_federation_admin.history.availability import (
+    Availability as AvailabilityValue,
+)
 from synapse_federation_admin.storage import failures
 
 

@@ -13,7 +13,7 @@ from synapse_federation_admin.api.schemas.model import (
     PageLimit,
 )
 from synapse_federation_admin.storage import outages
-from synapse_federation_admin.storage.outages import OutageEnd
+from synapse_federation_admin.storage.outage_ends import OutageEnd
 
 
 class OutagesQuery(Input):
@@ -29,9 +29,10 @@ class Outage(Answer):
     start_ts: int = Field(description="When it began.")
     end_ts: int | None = Field(description="When it ended; null while it lasts.")
     duration_ms: int = Field(description="How long it lasted, or has lasted until now.")
-    ended: OutageEnd | None = Field(
+    ended: str | None = Field(
         description="`recovered` by itself, `reset` by an admin, or `forgotten`; null "
-        "while it lasts."
+        "while it lasts.",
+        examples=[end.value for end in OutageEnd],
     )
     kinds: list[Kind] = Field(
         description="Every kind of failure seen in it; none if it is not known why it "

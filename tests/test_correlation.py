@@ -4,12 +4,11 @@
 import pytest
 
 from synapse_federation_admin.failures.kinds import FailureKind
-from synapse_federation_admin.history.correlation import outlook
-from synapse_federation_admin.history.values import (
+from synapse_federation_admin.history.correlation import Correlation, correlate
+from synapse_federation_admin.storage.recent_attempts import (
     CauseType,
-    Outlook,
+    RecentAttempts,
     SharedCause,
-    Tried,
 )
 
 HOUR_MS = 3_600_000
@@ -28,7 +27,7 @@ def tried(
     address: int = 0,
     looked: int | None = None,
     issuer: int = 0,
-) -> Tried:
+) -> RecentAttempts:
     """Return what was tried.
 
     Args:
@@ -61,7 +60,7 @@ def tried(
     ):
         if count:
             causes.append(SharedCause(type_, value, count, count, count))
-    return Tried(
+    return RecentAttempts(
         window_ms,
         failing=all_began + sum(before.values()),
         began=all_began,
@@ -74,9 +73,9 @@ def tried(
     )
 
 
-def judged(began: dict[str, int], **values: object) -> Outlook:
-    """Return the outlook where the last quarter of an hour is as the hour."""
-    return outlook(
+def judged(began: dict[str, int], **values: object) -> Correlation:
+    """Return the correlation where the last quarter of an hour is as the hour."""
+    return correlate(
         tried(HOUR_MS, began, **values),  # type: ignore[arg-type]
         tried(LATELY_MS, began, **values),  # type: ignore[arg-type]
     )
@@ -123,7 +122,8 @@ def test_ours(began: dict[str, int], says: str) -> None:
 
 def test_every_kind_of_real_traffic() -> None:
     """Every kind that a real request can fail with is one that could be ours."""
-    never_met = ("invalid_name", "not_allowed", "well_known", "keys_", "other")
+    never_met = ("invalid_name", "not_allowed", "well_known", "keys_")
+    never_met += ("other", "internal")
     for kind in FailureKind:
         if not kind.value.startswith(never_met):
             assert judged({kind.value: 10}).verdict.value == "us", kind
@@ -169,7 +169,7 @@ def test_nothing_works(values: dict[str, object]) -> None:
 
 def test_quiet() -> None:
     """A quarter of an hour in which nothing works is no hour."""
-    found = outlook(
+    found = correlate(
         tried(HOUR_MS, {}, before={"dns_failed": 8}, recent=8, succeeded=40),
         tried(LATELY_MS, {}, before={"dns_failed": 8}, recent=8),
     )
@@ -208,7 +208,7 @@ def test_issuer() -> None:
 
 def test_hour() -> None:
     """What the last quarter of an hour does not show, the hour may."""
-    found = outlook(
+    found = correlate(
         tried(HOUR_MS, {"dns_failed": 20}), tried(LATELY_MS, {"dns_failed": 2})
     )
     assert found.verdict.value == "us"

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which outages are over, when they ended, and how: in SQL, by what is stored. Pure."""
+
+from enum import Enum
+
+from synapse_federation_admin.storage.audit import ENTRIES
+from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN, AuditAction
+from synapse_federation_admin.storage.failures import FAILURES
+from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
+from synapse_federation_admin.storage.sql import FAILING, Sql
+from synapse_federation_admin.storage.successes import SUCCESSES
+
+# By how much Synapse's time of a failure may differ from ours.
+MOMENT_MS = 1000
+
+# How long Synapse may take to write the row of a destination that it has never met.
+_NEW_ROW_MS = 60_000
+
+# A request that was on its way when somebody reset the connection may get through then:
+# it is still the reset that has ended the outage.
+_ON_ITS_WAY_MS = 60_000
+
+
+class OutageEnd(Enum):
+    """How an outage ended."""
+
+    # A request of Synapse's own got through, or the server has sent us one.
+    RECOVERED = "recovered"
+
+    # Somebody reset the connection, or reconnected it.
+    RESET = "reset"
+
+    # Synapse's row for the destination was deleted.
+    FORGOTTEN = "forgotten"
+
+
+def ended_outages(open_outages: str, which: Sql, now_ts: int, settled_ts: int) -> Sql:
+    """Return the SELECT of outages that are over: their keys, `end_ts` and `ended`.
+
+    Candidates are those whose destination has no row, or does not fail, or fails since
+    a later time. The latter have ended only if there is something that has ended them:
+    Synapse's requests that fail side by side may make that time a later one, too.
+
+    A reset after which requests went on to fail was in vain: it has ended nothing, also
+    where it is not written yet that a later request got through.
+
+    Args:
+        open_outages: What stands in a FROM for the outages that last.
+        which: The outages o to look at; d are the rows of those of their destinations
+            that fail.
+        now_ts: The time.
+        settled_ts: Of what was reset later it is not known yet what comes of it.
+    """
+    return Sql(
+        f"""
+        SELECT destination, start_ts, ended, CASE ended
+            WHEN '{OutageEnd.RESET.value}' THEN reset_ts
+            WHEN '{OutageEnd.FORGOTTEN.value}' THEN COALESCE(forgotten_ts, ?)
+            ELSE COALESCE(recovered_ts, ?)
+        END AS end_ts
+        FROM (
+            SELECT *, CASE
+                WHEN reset_ts IS NOT NULL
+                    AND CASE WHEN recovered_ts IS NULL
+                        THEN reset_ts >= COALESCE(failed_ts, reset_ts)
+                        ELSE reset_ts > recovered_ts - {_ON_ITS_WAY_MS} END
+                    AND (forgotten_ts IS NULL OR reset_ts > forgotten_ts)
+                    THEN '{OutageEnd.RESET.value}'
+                WHEN recovered_ts IS NOT NULL THEN '{OutageEnd.RECOVERED.value}'
+                WHEN forgotten_ts IS NOT NULL OR is_gone
+                    THEN '{OutageEnd.FORGOTTEN.value}'
+                WHEN failing_ts IS NULL THEN '{OutageEnd.RECOVERED.value}'
+            END AS ended
+            FROM ({_candidates(open_outages, which.text)}) AS found
+        ) AS found
+        WHERE ended IS NOT NULL
+        """,  # noqa: S608
+        (now_ts, now_ts, *which.args, now_ts - _NEW_ROW_MS, settled_ts),
+    )
+
+
+def _values(*members: Enum) -> str:
+    return ", ".join(f"'{member.value}'" for member in members)
+
+
+# By which outcomes of what is in the audit retry timings have been cleared; and of
+# these, by which without knowing whether the destination works.
+_CLEARED = _values(
+    ResetOutcome.RESET, ReconnectOutcome.CONNECTED, ReconnectOutcome.FORCED
+)
+_UNPROVEN = _values(ResetOutcome.RESET, ReconnectOutcome.FORCED)
+
+_HAS_ROW = (
+    "EXISTS (SELECT 1 FROM destinations AS r WHERE r.destination = o.destination)"
+)
+
+# What may have ended the outage o, each in time: before it failed again, if it did. Of
+# the action the audit's index is not wanted: for each outage, SQLite would go through
+# all that was ever forgotten.
+_RECOVERED_TS = f"""
+    SELECT s.recovered_ts FROM {SUCCESSES} AS s
+    WHERE s.destination = o.destination AND s.recovered_ts >= o.start_ts
+    AND s.recovered_ts <= COALESCE(o.failing_ts, s.recovered_ts)
+"""  # noqa: S608
+_RESET_TS = f"""
+    SELECT MAX(COALESCE(a.ended_ts, a.ts)) FROM {ENTRIES} AS a
+    WHERE a.destination = o.destination AND a.ts >= o.start_ts
+    AND a.action IN ({_values(AuditAction.RESET, AuditAction.RECONNECT)})
+    AND a.outcome IN ({_CLEARED})
+    AND a.ts <= COALESCE(o.failing_ts, a.ts)
+"""  # noqa: S608
+_FORGOTTEN_TS = f"""
+    SELECT MAX(a.ts) FROM {ENTRIES} AS a
+    WHERE a.destination = o.destination AND a.ts >= o.start_ts
+    AND CAST(a.action AS TEXT) = '{AuditAction.FORGET.value}'
+    AND a.outcome = '{AUDIT_FORGOTTEN}'
+    AND a.ts <= COALESCE(o.failing_ts, a.ts)
+"""  # noqa: S608
+_FAILED_TS = f"""
+    SELECT MAX(f.last_ts) FROM {FAILURES} AS f
+    WHERE f.destination = o.destination
+    AND f.last_ts < COALESCE(o.failing_ts - {MOMENT_MS}, f.last_ts + 1)
+"""  # noqa: S608
+
+
+def _candidates(open_outages: str, which: str) -> str:
+    """Return the SELECT of outages that may be over, with what may have ended each."""
+    return f"""
+        SELECT o.destination, o.start_ts, o.is_gone, o.failing_ts,
+            ({_RECOVERED_TS}) AS recovered_ts,
+            ({_RESET_TS}) AS reset_ts,
+            ({_FORGOTTEN_TS}) AS forgotten_ts,
+            ({_FAILED_TS}) AS failed_ts
+        FROM (
+            SELECT o.destination, o.start_ts, NOT {_HAS_ROW} AS is_gone,
+                COALESCE(d.failure_ts, d.retry_last_ts) AS failing_ts
+            FROM {open_outages} AS o
+            LEFT JOIN destinations AS d
+                ON d.destination = o.destination AND {FAILING}
+            WHERE {which}
+            AND (d.destination IS NULL OR d.failure_ts > o.start_ts + {MOMENT_MS})
+            AND (o.start_ts < ? OR {_HAS_ROW})
+        ) AS o
+        WHERE NOT EXISTS (
+            SELECT 1 FROM {ENTRIES} AS a
+            WHERE a.destination = o.destination AND a.ts > ?
+            AND a.outcome IN ({_UNPROVEN})
+        )
+    """  # noqa: S608
