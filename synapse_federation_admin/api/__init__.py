@@ -4,6 +4,7 @@
 import attr
 
 from synapse_federation_admin.api._base import AdminServlet, Services
+from synapse_federation_admin.api._openapi import OpenApiServlet
 from synapse_federation_admin.api.audit import AuditServlet
 from synapse_federation_admin.api.cap_backoff import ClampServlet
 from synapse_federation_admin.api.diagnose import DiagnoseServlet
@@ -49,6 +50,7 @@ SERVLETS: tuple[type[AdminServlet], ...] = (
     AuditServlet,
     DiagnoseServlet,
     OutagesServlet,
+    OpenApiServlet,
 )
 
 

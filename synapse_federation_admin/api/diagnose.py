@@ -9,12 +9,13 @@ import attr
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import AdminServlet, unknown_destination
-from synapse_federation_admin.api._body import Body
-from synapse_federation_admin.api._parameters import require_known
-from synapse_federation_admin.api._render import render_backlog, render_last_failure
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api.schemas.destinations import Backlog, RecordedFailure
+from synapse_federation_admin.api.schemas.diagnosis import Diagnosis
+from synapse_federation_admin.api.schemas.model import Nothing
+from synapse_federation_admin.diagnosis import findings
 from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
 from synapse_federation_admin.diagnosis.findings import (
-    Diagnosis,
     Stage,
     StageName,
     StoredFindings,
@@ -54,20 +55,20 @@ class DiagnoseServlet(AdminServlet):
             "stored": {...}
         }
 
-    `verdict`: `ok`, `degraded`, `failing`. `stages` are always the same nine, in the
-    order of `StageName`; `outcome` is `ok`, `warning`, `failed` or `skipped`, and the
-    `findings` of each are in docs/diagnosis.md, null if it was not tried. `stored` are
-    the findings of the last stage.
-
     It takes at most as long as `diagnosis.timeout` says. Who asks while the server is
     being diagnosed gets the same diagnosis.
-
-    Errors: 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 404 `M_NOT_FOUND` for an
-    empty name, 429 `M_LIMIT_EXCEEDED`, with `retry_after_ms`, if others are under way
-    and no turn comes within a quarter of the time, 401, 403.
     """
 
     PATH = "/v2/federation/destinations/<destination>/diagnose"
+    POST = Operation(
+        Nothing,
+        Diagnosis,
+        errors={
+            404: "The name is empty.",
+            429: "Other diagnoses are under way, and no turn came within a quarter of "
+            "the time; `retry_after_ms` says when to ask again.",
+        },
+    )
 
     async def on_POST(
         self, request: SynapseRequest, destination: str
@@ -75,8 +76,7 @@ class DiagnoseServlet(AdminServlet):
         """Answer POST."""
         services = self._services
         await services.homeserver.require_admin(request)
-        require_known(request, ())
-        Body.parse(request, ())
+        self.POST.parse(request)
         if not destination:
             raise unknown_destination()
         try:
@@ -89,7 +89,7 @@ class DiagnoseServlet(AdminServlet):
         return HTTPStatus.OK, render(found)
 
 
-def render(diagnosis: Diagnosis) -> JsonDict:
+def render(diagnosis: findings.Diagnosis) -> JsonDict:
     """Render a diagnosis."""
     conclusion = diagnosis.conclusion
     return {
@@ -119,14 +119,16 @@ def _render_stage(stage: Stage) -> JsonDict:
 
 def _findings(stage: Stage) -> JsonDict | None:
     """Return what a stage has found, as objects and lists."""
-    findings = stage.findings
-    if findings is None:
+    found = stage.findings
+    if found is None:
         return None
-    shown = attr.asdict(findings, value_serializer=_serialize)
-    if isinstance(findings, StoredFindings):
-        shown["backlog"] = render_backlog(findings.backlog)
-        failure = findings.last_failure
-        shown["last_failure"] = render_last_failure([failure] if failure else [])
+    shown = attr.asdict(found, value_serializer=_serialize)
+    if isinstance(found, StoredFindings):
+        shown["backlog"] = Backlog.of(found.backlog).rendered()
+        failure = found.last_failure
+        shown["last_failure"] = (
+            RecordedFailure.of(failure).rendered() if failure else None
+        )
     return shown
 
 

@@ -1,27 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: all destinations in a few numbers."""
 
-from collections.abc import Mapping
 from http import HTTPStatus
 
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import AdminServlet
-from synapse_federation_admin.api._parameters import require_known
-from synapse_federation_admin.destinations.summary import BacklogSummary, Summary
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api.schemas.model import Nothing
+from synapse_federation_admin.api.schemas.summary import Indexes, Summary
 from synapse_federation_admin.destinations.values import IndexState
-from synapse_federation_admin.history.correlation import Correlation
 from synapse_federation_admin.history.store import by_every_kind, if_readable
-from synapse_federation_admin.storage.recent_attempts import RecentAttempts
-
-# The keys of `backlog` beside `as_of_ts`, which are named as in the model.
-_TOTALS = (
-    "rooms",
-    "rooms_never_caught_up",
-    "to_device_messages",
-    "oldest_to_device_ts",
-    "device_list_updates",
-)
 
 
 class SummaryServlet(AdminServlet):
@@ -78,112 +67,31 @@ class SummaryServlet(AdminServlet):
             }
         }
 
-    `failing` is by how long they have been failing, `failing_by_kind` by the kind of
-    the last failure of a real request, those kinds that there are: `unknown` are those
-    that have not failed since the module was installed. `outlook` tells whether servers
-    began to fail together: `verdict` is `normal`, `us` (the cause is likely to be this
-    homeserver's) or `shared` (one of theirs); of the servers tried, how many fail, how
-    many of these began to in that time, and what they share, of `type` `kind`,
-    `address` or `issuer`, that of certificates which are not trusted.
-
-    Both are null where this module's tables cannot be read.
-
-    A room counts in `backlog` once for
-    each destination that has not got its newest event; `rooms_never_caught_up` are
-    those that Synapse will not send by itself. `unlisted` are names for which something
-    waits but which Synapse has no row for, so that they are in no list. In `indexes`,
-    a state is `ready`, `building` or `missing`.
-
     `backlog` and `unlisted` are as of `backlog.as_of_ts`. Where it takes long to read
     what waits, this is older than the rest, or null while nothing is known yet: then so
     is all the rest of the two, but for `sample`, which is empty.
-
-    Errors: 400 `M_INVALID_PARAM` for any query parameter, 401, 403.
     """
 
     PATH = "/v2/federation/summary"
+    GET = Operation(Nothing, Summary)
 
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
-        await self._services.homeserver.require_admin(request)
-        require_known(request, ())
-        summary = await self._services.summary.get()
         services = self._services
-        kinds = await if_readable(services.history.failing_by_kind(), None)
+        await services.homeserver.require_admin(request)
+        self.GET.parse(request)
+        summary = await services.summary.get()
+        known = await if_readable(services.history.failing_by_kind(), None)
+        kinds = None
+        if known is not None:
+            every = by_every_kind(summary.counts.failing, known)
+            kinds = {kind: count for kind, count in every.items() if count}
         outlook = await if_readable(services.recent_attempts.correlation(), None)
-        indexes = self._services.indexes
-        states = await indexes.states()
-        return HTTPStatus.OK, {
-            **_render(summary),
-            "failing_by_kind": _render_kinds(summary, kinds),
-            "outlook": None if outlook is None else _render_outlook(outlook),
-            "indexes": {
-                "enabled": indexes.enabled,
-                "ready": all(state is IndexState.READY for state in states.values()),
-                "states": {name: state.value for name, state in states.items()},
-                "errors": dict(indexes.errors),
-            },
-        }
-
-
-def _render(summary: Summary) -> JsonDict:
-    counts = summary.counts
-    return {
-        "as_of_ts": counts.as_of_ts,
-        "total": counts.total,
-        "status": {status.value: count for status, count in counts.by_status.items()},
-        "failing": {age.value: count for age, count in counts.failing_by_age.items()},
-        **_render_backlog(summary.backlog),
-    }
-
-
-def _render_kinds(summary: Summary, known: Mapping[str, int] | None) -> JsonDict | None:
-    if known is None:
-        return None
-    kinds = by_every_kind(summary.counts.failing, known)
-    return {kind: count for kind, count in kinds.items() if count}
-
-
-def _render_outlook(outlook: Correlation) -> JsonDict:
-    return {
-        "verdict": outlook.verdict.value,
-        "explanation": outlook.explanation,
-        "last_hour": _render_attempts(outlook.last_hour),
-        "last_15_minutes": _render_attempts(outlook.lately),
-    }
-
-
-def _render_attempts(attempts: RecentAttempts) -> JsonDict:
-    return {
-        "tried": attempts.total,
-        "failing": attempts.failing,
-        "began": attempts.began,
-        "share": None if attempts.share is None else round(attempts.share, 4),
-        "shared": [
-            {
-                "type": cause.type.value,
-                "value": cause.value,
-                "destinations": cause.destinations,
-                "began": cause.began,
-            }
-            for cause in attempts.causes
-        ],
-    }
-
-
-def _render_backlog(backlog: BacklogSummary | None) -> JsonDict:
-    if backlog is None:
-        return {
-            "backlog": dict.fromkeys(["as_of_ts", *_TOTALS]),
-            "unlisted": {"total": None, "sample": []},
-        }
-    return {
-        "backlog": {
-            "as_of_ts": backlog.as_of_ts,
-            **{name: getattr(backlog.totals, name) for name in _TOTALS},
-        },
-        "unlisted": {
-            "total": backlog.unlisted.total,
-            "sample": list(backlog.unlisted.sample),
-        },
-    }
+        states = await services.indexes.states()
+        indexes = Indexes(
+            enabled=services.indexes.enabled,
+            ready=all(state is IndexState.READY for state in states.values()),
+            states=states,
+            errors=dict(services.indexes.errors),
+        )
+        return HTTPStatus.OK, Summary.of(summary, kinds, outlook, indexes).rendered()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what docs/ has of the API's models: openapi.json, and tables of api.md.
+
+python -m synapse_federation_admin.api.openapi docs
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from synapse_federation_admin.api import SERVLETS
+from synapse_federation_admin.api._openapi import document
+
+# A table stands between two lines. The first names a route, for its parameters or its
+# body (`<!-- table: GET /v2/federation/audit -->`), or an object
+# (`<!-- table: Backlog -->`).
+_TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def openapi_json() -> str:
+    """Return docs/openapi.json."""
+    return json.dumps(document(SERVLETS), indent=2, ensure_ascii=False) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """Return a page of docs/ with its tables as the models have them.
+
+    Raises:
+        KeyError: A table is of a route or an object that there is not.
+    """
+    return _TABLE.sub(lambda match: match[1] + _table(match[2]) + match[3], text)
+
+
+def _table(name: str) -> str:
+    described = document(SERVLETS)
+    schemas = described["components"]["schemas"]
+    method, _, path = name.partition(" ")
+    if not path:
+        rows = [
+            (key, _type(field, schemas), field["description"])
+            for key, field in schemas[name]["properties"].items()
+        ]
+        return _rows(("key", "type", "meaning"), rows)
+    path = "/_synapse/admin" + re.sub("<([a-z_]+)>", r"{\1}", path)
+    operation = described["paths"][path][method.lower()]
+    if "requestBody" in operation:
+        content = operation["requestBody"]["content"]["application/json"]
+        schema = schemas[content["schema"]["$ref"].rpartition("/")[2]]
+        required = schema.get("required", ())
+        fields = schema["properties"]
+        head = "key of the body"
+    else:
+        required = ()
+        fields = {
+            parameter["name"]: {
+                **parameter["schema"],
+                "description": parameter["description"],
+            }
+            for parameter in operation["parameters"]
+            if parameter["in"] == "query"
+        }
+        head = "parameter"
+    rows = [
+        (
+            key,
+            _meaning(field, schemas),
+            "required" if key in required else _default(field.get("default")),
+        )
+        for key, field in fields.items()
+    ]
+    return _rows((head, "meaning", "default"), rows)
+
+
+def _rows(head: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+    lines = [head, ("---",) * len(head)]
+    lines += [(f"`{key}`", *cells) for key, *cells in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
+
+
+def _default(value: Any) -> str:
+    return "" if value in (None, "", []) else f"`{json.dumps(value).strip(chr(34))}`"
+
+
+def _meaning(field: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Return what a parameter means, and which values it may have."""
+    text: str = field["description"]
+    values = _resolved(field.get("items", field), schemas)
+    if "enum" in values:
+        # The kinds are many, and have a table of their own.
+        words = [f"`{word}`" for word in values["enum"] if f"`{word}`" not in text]
+        if words and len(words) < 10:
+            text += f" One of {', '.join(words)}."
+    if "minimum" in field and "maximum" in field and field["maximum"] < 2**53:
+        text += f" From {field['minimum']:g} to {field['maximum']:g}."
+    if field.get("type") == "array":
+        text += " May be given repeatedly."
+    return text
+
+
+def _type(field: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Return a key's type in words."""
+    if "anyOf" in field:
+        kinds = [_type(kind, schemas) for kind in field["anyOf"]]
+        return " or ".join(dict.fromkeys(kinds))
+    field = _resolved(field, schemas)
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'], schemas)}s"
+    return str(field.get("type", "any"))
+
+
+def _resolved(field: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = field
+    if "$ref" in field:
+        found = schemas[field["$ref"].rpartition("/")[2]]
+    return found
+
+
+def main(folder: Path) -> None:
+    """Write both."""
+    (folder / "openapi.json").write_text(openapi_json())
+    for page in sorted(folder.glob("*.md")):
+        page.write_text(with_tables(page.read_text()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
