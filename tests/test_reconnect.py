@@ -433,25 +433,25 @@ class OtherProcessesTestCase(ReconnectTestCase):
         self.assertEqual(result.before.failure_ts, 500)
 
     def test_told(self) -> None:
-        """Told are the processes of the configuration, or it is said why not."""
+        """Told are the processes of the configuration; who is not is named, and why."""
         told = mock.patch.object(
             self.hs.get_replication_command_handler(), "send_remote_server_up"
         )
         others = mock.patch.object(Homeserver, "has_other_processes", True)
         names = mock.patch.object(Homeserver, "other_instances", ["sender1"])
-        for connected, expected in (
-            (True, ["main", "sender1"]),
-            (False, "only this process (main) could be told, the others not: "),
+        for connected, expected, not_told in (
+            (True, ["main", "sender1"], []),
+            (False, ["main"], ["sender1"]),
         ):
             reached = mock.patch.object(Homeserver, "can_tell_others", connected)
             with told as sent, others, names, reached:
                 channel = self.reconnect()
                 self.answer()
                 sent.assert_called_with(NAME)
-            if connected:
-                self.assertEqual(channel.json_body["told"], expected)
-            else:
-                self.assertIn(expected, channel.json_body["told"])
+            body = channel.json_body
+            self.assertEqual(body["told"], expected)
+            self.assertEqual(body["not_told"], not_told)
+            self.assertEqual("Redis" in str(body["not_told_error"]), not connected)
             self.assertEqual(channel.json_body["outcome"], "connected")
 
 

@@ -81,7 +81,9 @@ def operations(
         for method in METHODS:
             if hasattr(servlet, f"on_{method}"):
                 declared = OPERATIONS.get((servlet.PATH, method))
-                yield servlet, method, declared or getattr(servlet, method)
+                found = declared or getattr(servlet, method, None)
+                if found is not None:
+                    yield servlet, method, found
 
 
 @lru_cache(maxsize=1)

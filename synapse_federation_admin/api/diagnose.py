@@ -1,25 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: why federation with a server fails, and what to do."""
 
-from enum import Enum
 from http import HTTPStatus
-from typing import Any
 
-import attr
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import AdminServlet, unknown_destination
 from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api.schemas.destinations import Backlog, RecordedFailure
-from synapse_federation_admin.api.schemas.diagnosis import Diagnosis
+from synapse_federation_admin.api.schemas.diagnosis import Diagnosis, shown
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.diagnosis import findings
 from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
-from synapse_federation_admin.diagnosis.findings import (
-    Stage,
-    StageName,
-    StoredFindings,
-)
 from synapse_federation_admin.homeserver.errors import LimitExceededError
 
 
@@ -92,49 +83,27 @@ class DiagnoseServlet(AdminServlet):
 def render(diagnosis: findings.Diagnosis) -> JsonDict:
     """Render a diagnosis."""
     conclusion = diagnosis.conclusion
+    stored = diagnosis.stage(findings.StageName.STORED)
     return {
         "destination": diagnosis.destination,
         "checked_ts": diagnosis.checked_ts,
         "duration_ms": diagnosis.duration_ms,
         "instance": diagnosis.instance,
         "verdict": conclusion.verdict.value,
-        "kind": _plain(conclusion.kind),
+        "kind": shown(conclusion.kind),
         "explanation": conclusion.explanation,
         "advice": conclusion.advice,
         "stages": [_render_stage(stage) for stage in diagnosis.stages],
-        "stored": _findings(diagnosis.stage(StageName.STORED)),
+        "stored": shown(stored.findings),
     }
 
 
-def _render_stage(stage: Stage) -> JsonDict:
+def _render_stage(stage: findings.Stage) -> JsonDict:
     return {
         "name": stage.name.value,
         "outcome": stage.outcome.value,
-        "kind": _plain(stage.kind),
+        "kind": shown(stage.kind),
         "message": stage.message,
         "duration_ms": stage.duration_ms,
-        "findings": _findings(stage),
+        "findings": shown(stage.findings),
     }
-
-
-def _findings(stage: Stage) -> JsonDict | None:
-    """Return what a stage has found, as objects and lists."""
-    found = stage.findings
-    if found is None:
-        return None
-    shown = attr.asdict(found, value_serializer=_serialize)
-    if isinstance(found, StoredFindings):
-        shown["backlog"] = Backlog.of(found.backlog).rendered()
-        failure = found.last_failure
-        shown["last_failure"] = (
-            RecordedFailure.of(failure).rendered() if failure else None
-        )
-    return shown
-
-
-def _serialize(_inst: object, _field: object, value: object) -> object:
-    return _plain(value) if isinstance(value, Enum) else value
-
-
-def _plain(value: Enum | None) -> Any:
-    return None if value is None else value.value

@@ -52,8 +52,8 @@ class Wake:
         if not is_connected:
             return Told(
                 (own_name,),
-                f"only this process ({own_name}) could be told, the others not: it is "
-                "not connected to Redis",
+                tuple(homeserver.other_instances),
+                f"Not connected to Redis: only this process ({own_name}) could be told",
             )
         return Told((own_name, *homeserver.other_instances))
 

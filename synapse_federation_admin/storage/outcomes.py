@@ -39,11 +39,12 @@ class Told:
 
     Attributes:
         names: The names of the processes; the main process is `main`.
-        error: Why other processes could not be told; None if they were, or if there are
-            none.
+        others: The names of those that could not be told.
+        error: Why they could not be told; None if all were.
     """
 
     names: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     error: str | None = None
 
 

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Mapping
+from enum import Enum
 from functools import cache
 from inspect import getdoc
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -11,6 +12,7 @@ import attr
 from pydantic import Field, create_model
 
 from synapse_federation_admin.api.schemas.destinations import Backlog, RecordedFailure
+from synapse_federation_admin.api.schemas.failure import Failure
 from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.destinations.backlog import Backlog as BacklogValue
 from synapse_federation_admin.diagnosis import findings as values
@@ -19,13 +21,31 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     Verdict,
 )
-from synapse_federation_admin.storage.failures import RecordedFailure as FailureValue
+from synapse_federation_admin.failures import kinds
+from synapse_federation_admin.storage.failures import (
+    RecordedFailure as RecordedFailureValue,
+)
 
 # Values that are shown otherwise than they are.
-_SHOWN: Mapping[object, type[Answer]] = {
+_SHOWN: Mapping[type[Any], type[Any]] = {
     BacklogValue: Backlog,
-    FailureValue: RecordedFailure,
+    RecordedFailureValue: RecordedFailure,
+    kinds.Failure: Failure,
 }
+
+
+def shown(value: Any) -> Any:
+    """Return what a diagnosis has found as JSON has it; `model_of` describes it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [shown(each) for each in value]
+    kind = type(value)
+    if kind in _SHOWN:
+        return _SHOWN[kind].of(value).rendered()
+    if attr.has(kind):
+        return {name: shown(getattr(value, name)) for name in attr.fields_dict(kind)}
+    return value
 
 
 @cache
@@ -47,7 +67,7 @@ def model_of(value: type[Any]) -> type[Answer]:
     hints = get_type_hints(value)
     fields: dict[str, Any] = {
         field.name: (
-            _shown(hints[field.name]),
+            _type_of(hints[field.name]),
             Field(description=described[field.name]),
         )
         for field in attr.fields(value)
@@ -57,13 +77,13 @@ def model_of(value: type[Any]) -> type[Answer]:
     )
 
 
-def _shown(kind: Any) -> Any:
+def _type_of(kind: Any) -> Any:
     """Return the type with which a value of a type is shown."""
     arguments = get_args(kind)
     if get_origin(kind) is tuple:
-        return list[_shown(arguments[0])]  # type: ignore[misc]
+        return list[_type_of(arguments[0])]  # type: ignore[misc]
     if arguments:
-        return Union[tuple(_shown(each) for each in arguments)]  # noqa: UP007
+        return Union[tuple(_type_of(each) for each in arguments)]  # noqa: UP007
     return model_of(kind) if attr.has(kind) else kind
 
 
@@ -80,7 +100,7 @@ class Stage(Answer):
     )
     message: str = Field(description="The same for people.")
     duration_ms: int = Field(description="How long it took.")
-    findings: _shown(values.Findings) | None = Field(  # type: ignore[valid-type]
+    findings: _type_of(values.Findings) | None = Field(  # type: ignore[valid-type]
         description="What was seen; null if it was not tried."
     )
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
+from typing_extensions import TypeAliasType
 
 from synapse_federation_admin.config import DURATION, parse_duration
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
@@ -162,9 +163,16 @@ NextToken: TypeAlias = Annotated[
 
 # What is stored may come from a later release: a word that is not known here is shown
 # as it is.
-Kind: TypeAlias = Annotated[
-    str, Field(json_schema_extra={"examples": [kind.value for kind in FailureKind]})
-]
+Kind = TypeAliasType(
+    "Kind",
+    Annotated[
+        str,
+        Field(
+            description="Why a request to another server fails.",
+            examples=[kind.value for kind in FailureKind],
+        ),
+    ],
+)
 
 # One of the kinds, or `unknown`: what can be asked for.
 WantedKind: TypeAlias = Annotated[
