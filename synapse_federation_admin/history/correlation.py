@@ -82,7 +82,7 @@ _OURS: tuple[tuple[tuple[FailureKind, ...], str], ...] = (
 )
 
 
-class Verdict(Enum):
+class CorrelationVerdict(Enum):
     """Whose fault it is likely to be when servers fail."""
 
     # Nothing out of the ordinary.
@@ -106,7 +106,7 @@ class Correlation:
         lately: What was tried in the last quarter of an hour.
     """
 
-    verdict: Verdict
+    verdict: CorrelationVerdict
     explanation: str
     last_hour: RecentAttempts
     lately: RecentAttempts
@@ -131,10 +131,12 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
         if found is not None:
             verdict, explanation = found
             return Correlation(verdict, explanation, last_hour, lately)
-    return Correlation(Verdict.NORMAL, _ordinary(last_hour), last_hour, lately)
+    return Correlation(
+        CorrelationVerdict.NORMAL, _ordinary(last_hour), last_hour, lately
+    )
 
 
-_Judgement = tuple[Verdict, str] | None
+_Judgement = tuple[CorrelationVerdict, str] | None
 
 
 def _began_together(attempts: RecentAttempts) -> _Judgement:
@@ -184,7 +186,7 @@ def _ours(
             for cause in _of(attempts, CauseType.KIND)
             if cause.value in kinds
         )
-        return Verdict.US, (
+        return CorrelationVerdict.US, (
             f"{_percent(with_them, attempts.total)} of servers tried in the last "
             f"{_minutes(attempts)} fail with {_either(kinds)}: {ours} is the likely "
             "cause"
@@ -210,7 +212,7 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
             if cause.type is CauseType.ADDRESS
             else f"have certificates of the issuer {cause.value}: that"
         )
-        return Verdict.SHARED, (
+        return CorrelationVerdict.SHARED, (
             f"{cause.began} of {of} servers that began to fail in the "
             f"last {_minutes(attempts)} {what} is the likely cause"
         )

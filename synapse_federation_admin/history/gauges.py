@@ -7,7 +7,7 @@ A scrape reads what was counted last: it never waits for the database.
 import logging
 
 from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.history.correlation import Verdict
+from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.history.store import HistoryStore, by_every_kind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -72,7 +72,10 @@ class Monitor:
         correlation = await self._recent_attempts.correlation()
         last_hour = correlation.last_hour
         metrics.show_outlook(
-            {verdict.value: verdict is correlation.verdict for verdict in Verdict},
+            {
+                verdict.value: verdict is correlation.verdict
+                for verdict in CorrelationVerdict
+            },
             {"failed": last_hour.failing, "succeeded": last_hour.succeeded},
         )
         metrics.show_updated(now_ts / 1000)

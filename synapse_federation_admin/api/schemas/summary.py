@@ -8,8 +8,9 @@ from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.destinations import summary as values
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus, IndexState
-from synapse_federation_admin.history.values import CauseType, OutlookVerdict, Tried
-from synapse_federation_admin.history.values import Outlook as OutlookValue
+from synapse_federation_admin.history.correlation import Correlation, CorrelationVerdict
+from synapse_federation_admin.storage import recent_attempts
+from synapse_federation_admin.storage.recent_attempts import CauseType
 
 
 class Cause(Answer):
@@ -27,24 +28,24 @@ class Cause(Answer):
 class RecentAttempts(Answer):
     """The destinations that Synapse tried in the time up to now."""
 
-    tried: int = Field(description="How many were tried.")
+    tried: int = Field(description="How many were attempts.")
     failing: int = Field(description="How many of them fail.")
     began: int = Field(description="How many of these began to fail in that time.")
     share: float | None = Field(
-        description="The share that fails, from 0 to 1; null if none was tried."
+        description="The share that fails, from 0 to 1; null if none was attempts."
     )
     shared: list[Cause] = Field(
         description="What those that fail have in common, the most common first."
     )
 
     @classmethod
-    def of(cls, tried: Tried) -> Self:
+    def of(cls, attempts: recent_attempts.RecentAttempts) -> Self:
         """Show a value."""
         return cls(
-            tried=tried.total,
-            failing=tried.failing,
-            began=tried.began,
-            share=None if tried.share is None else round(tried.share, 4),
+            tried=attempts.total,
+            failing=attempts.failing,
+            began=attempts.began,
+            share=None if attempts.share is None else round(attempts.share, 4),
             shared=[
                 Cause(
                     type=cause.type,
@@ -52,7 +53,7 @@ class RecentAttempts(Answer):
                     destinations=cause.destinations,
                     began=cause.began,
                 )
-                for cause in tried.causes
+                for cause in attempts.causes
             ],
         )
 
@@ -60,7 +61,7 @@ class RecentAttempts(Answer):
 class Outlook(Answer):
     """Whether servers began to fail together, and whether it is us."""
 
-    verdict: OutlookVerdict = Field(
+    verdict: CorrelationVerdict = Field(
         description="`normal`; `us`: the cause is likely to be this homeserver's; "
         "`shared`: something that several other servers share."
     )
@@ -69,12 +70,12 @@ class Outlook(Answer):
     last_15_minutes: RecentAttempts = Field(description="The last 15 minutes.")
 
     @classmethod
-    def of(cls, outlook: OutlookValue) -> Self:
+    def of(cls, outlook: Correlation) -> Self:
         """Show a value."""
         return cls(
             verdict=outlook.verdict,
             explanation=outlook.explanation,
-            last_hour=RecentAttempts.of(outlook.tried),
+            last_hour=RecentAttempts.of(outlook.last_hour),
             last_15_minutes=RecentAttempts.of(outlook.lately),
         )
 
@@ -152,7 +153,7 @@ class Summary(Answer):
         cls,
         summary: values.Summary,
         kinds: dict[str, int] | None,
-        outlook: OutlookValue | None,
+        outlook: Correlation | None,
         indexes: Indexes,
     ) -> Self:
         """Show what is known.
