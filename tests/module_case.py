@@ -10,10 +10,14 @@ from synapse.server import HomeServer
 from synapse.storage.database import LoggingTransaction
 from synapse.storage.engines import PostgresEngine
 from synapse.util.clock import Clock
+from template_database import run_background_updates
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
 from tests import unittest
+
+# Here, for this is imported once, and before any test.
+run_background_updates()
 
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 
