@@ -10,6 +10,8 @@ import pytest
 
 from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 
+pytestmark = pytest.mark.one_synapse
+
 PACKAGE = Path(__file__).parent.parent / "synapse_federation_admin"
 REPOSITORY = PACKAGE.parent
 

@@ -14,6 +14,8 @@ from synapse_federation_admin.config import (
     require_supported_synapse,
 )
 
+pytestmark = pytest.mark.one_synapse
+
 
 @pytest.mark.parametrize("empty", [None, {}])
 def test_defaults(empty: Any) -> None:

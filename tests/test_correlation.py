@@ -11,6 +11,8 @@ from synapse_federation_admin.storage.recent_attempts import (
     SharedCause,
 )
 
+pytestmark = pytest.mark.one_synapse
+
 HOUR_MS = 3_600_000
 LATELY_MS = 900_000
 

@@ -48,6 +48,8 @@ from synapse_federation_admin.failures.text import because_of
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.playground.events import Identity
 
+pytestmark = pytest.mark.one_synapse
+
 NAME = "a.example"
 NOW = 1_800_000_000_000
 HOUR = 3_600_000

@@ -18,6 +18,8 @@ from synapse_federation_admin.config import (
 )
 from synapse_federation_admin.diagnosis import findings as diagnosis
 
+pytestmark = pytest.mark.one_synapse
+
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 

@@ -14,7 +14,7 @@ from synapse_federation_admin.playground.certificates import CertificateAuthorit
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 KILLS = int(os.environ.get("KILLS", "4"))
 PER_SECOND = 100

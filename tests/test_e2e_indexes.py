@@ -16,7 +16,7 @@ from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MA
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 ALL_VALID = {index.name: True for index in INDEXES}
 CONFIG = {"indexes": True}

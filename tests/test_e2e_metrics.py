@@ -18,6 +18,7 @@ from shifted_clock import ShiftedClock
 
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import FEDERATION_V2, quoted
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
@@ -122,15 +123,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for remote in remotes:
             client.diagnose(remote.server_name)
         client.reconnect(remotes[0].server_name)
+        reset_ts = clock.now_ms
         client.reset_connection(remotes[1].server_name)
-        wait_until(
-            lambda: client.destination(remotes[1].server_name)["failure_ts"],
-            "the one that was reset to fail again",
-            30,
-        )
-        # What was recorded last is written after some seconds, and the gauges are
-        # brought up to date once a minute.
-        time.sleep(5)
+        path = f"{FEDERATION_V2}/destinations/{quoted(remotes[1].server_name)}"
+
+        def is_recorded() -> bool:
+            failure = client.request("GET", path)["last_failure"]
+            return failure is not None and failure["last_ts"] >= reset_ts
+
+        wait_until(is_recorded, "the one that was reset to fail again", 30)
+        # The gauges are brought up to date once a minute.
         clock.jump(70)
         settled_s = clock.now_ms / 1000 - 30
         wait_until(

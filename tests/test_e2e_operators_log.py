@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import attr
+import httpx
 import pytest
 import yaml
-from fleet import select
+from fleet import read_rows, select
 from synapse.http import client, matrixfederationclient
 from synapse.util import retryutils
 from test_e2e_failure_kinds import ADDRESS, BLOCKED
@@ -132,8 +133,10 @@ class Home:
         """Have the running process read another configuration."""
         self.configure(level, **more)
         os.kill(self.synapse.process("main").pid, signal.SIGHUP)
-        # What it says of that is said only at INFO.
-        time.sleep(1)
+        # What it says of that is said only at INFO. It reads it before it answers what
+        # it is asked after that, but for what it has begun with.
+        for _ in range(3):
+            httpx.get(f"{self.synapse.url()}/health", trust_env=False)
 
     def lines(self) -> list[Line]:
         """Return what the loggers that are observed have written."""
@@ -174,9 +177,14 @@ class Homes:
             for remote in (changing, healthy):
                 home.client.send_to_device(f"@x:{remote.server_name}", text)
             healthy.wait_for_message(MessageKind.TO_DEVICE, text, 10)
-            changing.wait_for_request(time.monotonic() - 0.3, 10)
-        # The senders have noticed it by then.
-        time.sleep(0.5)
+        for home in self.both():
+            wait_until(
+                lambda home=home: any(
+                    read_rows(home.synapse).get(changing.server_name, ())
+                ),
+                "the sender to notice it",
+                10,
+            )
         changing.switch(Behaviour.HEALTHY)
         for home in self.both():
             text = f"{home.folder.name} {time.monotonic()}"

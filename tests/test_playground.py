@@ -23,7 +23,7 @@ from synapse_federation_admin.playground.processes import (
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.world import Playground
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 COMMAND = [sys.executable, "-m", "synapse_federation_admin.cli", "playground"]
 

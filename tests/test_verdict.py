@@ -28,6 +28,8 @@ from synapse_federation_admin.failures.classify import describe
 from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.failures.text import message_of
 
+pytestmark = pytest.mark.one_synapse
+
 OK, WARNING = StageOutcome.OK, StageOutcome.WARNING
 FAILED, SKIPPED = StageOutcome.FAILED, StageOutcome.SKIPPED
 
