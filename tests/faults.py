@@ -52,9 +52,9 @@ class Fault:
     Attributes:
         label: The first label of its server name.
         verdict: What is to be found.
-        kind: How it is to be called.
+        kind: How it is to be called: `kind`, or `kind/reason`.
         build: Makes the server; returns its name if that is another one.
-        says: What the explanation or the advice has to contain.
+        says: A fact that the explanation has to tell.
     """
 
     label: str
@@ -62,6 +62,10 @@ class Fault:
     kind: str | None
     build: Build
     says: str = ""
+
+    def fits(self, kind: str | None, reason: str | None) -> bool:
+        """Tell whether it is called as it is to be."""
+        return self.kind in (kind, f"{kind}/{reason}")
 
 
 CATALOGUE: list[Fault] = []
@@ -300,27 +304,27 @@ def _(lab: Laboratory, name: str) -> None:
 # Names.
 
 
-@fault("invalid", "failing", "invalid_name")
+@fault("invalid", "failing", "invalid_name/name_malformed")
 def _(lab: Laboratory, name: str) -> str:
     return "no server"
 
 
-@fault("invalid-port", "failing", "invalid_name", "how the name is written")
+@fault("invalid-port", "failing", "invalid_name/port_invalid")
 def _(lab: Laboratory, name: str) -> str:
     return f"{name}:99999"
 
 
-@fault("invalid-label", "failing", "invalid_name")
+@fault("invalid-label", "failing", "invalid_name/label_empty")
 def _(lab: Laboratory, name: str) -> str:
     return f"a..{ZONE}"
 
 
-@fault("invalid-url", "failing", "invalid_name")
+@fault("invalid-url", "failing", "invalid_name/name_is_url")
 def _(lab: Laboratory, name: str) -> str:
     return f"https://{ZONE}"
 
 
-@fault("shut-out", "failing", "not_allowed", "federation_domain_whitelist")
+@fault("shut-out", "failing", "not_allowed")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
 
@@ -328,52 +332,52 @@ def _(lab: Laboratory, name: str) -> None:
 # DNS.
 
 
-@fault("nxdomain", "failing", "dns_not_found")
+@fault("nxdomain", "failing", "dns_not_found/no_such_host")
 def _(lab: Laboratory, name: str) -> None:
     pass
 
 
-@fault("no-address", "failing", "dns_not_found")
+@fault("no-address", "failing", "dns_not_found/no_such_host")
 def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(name, "TXT", "there is something, but no address")
 
 
-@fault("servfail", "failing", "dns_failed")
+@fault("servfail", "failing", "dns_failed/dns_server_failure")
 def _(lab: Laboratory, name: str) -> None:
     for kind in ("A", "AAAA"):
         lab.dns.records[name, kind] = "SERVFAIL"
 
 
-@fault("silent-dns", "failing", "dns_failed")
+@fault("silent-dns", "failing", "dns_failed/dns_server_failure")
 def _(lab: Laboratory, name: str) -> None:
     for kind in ("A", "AAAA"):
         lab.dns.records[name, kind] = "silence"
 
 
-@fault("srv-servfail", "failing", "dns_failed")
+@fault("srv-servfail", "failing", "dns_failed/dns_server_failure")
 def _(lab: Laboratory, name: str) -> None:
     """Synapse gives up then, although the address is there."""
     up(lab, name)
     lab.dns.records[f"_matrix-fed._tcp.{name}", "SRV"] = "SERVFAIL"
 
 
-@fault("srv-silent", "failing", "dns_failed")
+@fault("srv-silent", "failing", "dns_failed/dns_no_answer")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
     lab.dns.records[f"_matrix-fed._tcp.{name}", "SRV"] = "silence"
 
 
-@fault("srv-to-nowhere", "failing", "dns_not_found", f"gone.{ZONE}")
+@fault("srv-to-nowhere", "failing", "dns_not_found/no_such_host", f"gone.{ZONE}")
 def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, f"gone.{ZONE}"))
 
 
-@fault("srv-refused", "failing", "unreachable")
+@fault("srv-refused", "failing", "unreachable/no_service")
 def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 0, "."))
 
 
-@fault("srv-underscore", "failing", "dns_not_found", "my_host")
+@fault("srv-underscore", "failing", "dns_not_found/no_host_name", "my_host")
 def _(lab: Laboratory, name: str) -> None:
     """Twisted does not connect to a host of such a name."""
     address = lab.address()
@@ -382,7 +386,7 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(address, 8448, homeserver(name), name)
 
 
-@fault("srv-forged", "failing", "dns_not_found")
+@fault("srv-forged", "failing", "dns_not_found/no_host_name")
 def _(lab: Laboratory, name: str) -> None:
     """A host name that would be a line of the log."""
     target = DNSLabel([b"x\n2026-01-01 00:00:00,000 - root - 1 - CRITICAL - FAKE"])
@@ -408,7 +412,7 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(good, 8448, homeserver(name), name)
 
 
-@fault("srv-one-gone", "degraded", "dns_not_found")
+@fault("srv-one-gone", "degraded", "dns_not_found/no_such_host")
 def _(lab: Laboratory, name: str) -> None:
     good = lab.address()
     service = f"_matrix-fed._tcp.{name}"
@@ -420,12 +424,12 @@ def _(lab: Laboratory, name: str) -> None:
 # Blocked addresses.
 
 
-@fault("blocked", "failing", "ip_blocked", "ip_range_blacklist")
+@fault("blocked", "failing", "ip_blocked")
 def _(lab: Laboratory, name: str) -> None:
     lab.name("blocked", BLOCKED)
 
 
-@fault("blocked-literal", "failing", "ip_blocked")
+@fault("blocked-literal", "failing", "ip_blocked/address_is_name")
 def _(lab: Laboratory, name: str) -> str:
     return f"{BLOCKED}:8448"
 
@@ -437,14 +441,14 @@ def _(lab: Laboratory, name: str) -> None:
     delegates(lab, name, address, m_server(f"{BLOCKED}:8448"))
 
 
-@fault("blocked-one", "failing", "ip_blocked")
+@fault("blocked-one", "failing", "ip_blocked/some_addresses")
 def _(lab: Laboratory, name: str) -> None:
     """Synapse then does not use the good one either."""
     up(lab, name)
     lab.name("blocked-one", BLOCKED)
 
 
-@fault("blocked-redirect", "failing", "well_known_unreachable")
+@fault("blocked-redirect", "failing", "well_known_unreachable/leads_to_blocked")
 def _(lab: Laboratory, name: str) -> None:
     address = lab.address()
     lab.name("blocked-redirect", address)
@@ -465,30 +469,30 @@ def _(lab: Laboratory, name: str) -> None:
     lab.name("dropped", lab.hole())
 
 
-@fault("nowhere", "failing", "unreachable")
+@fault("nowhere", "failing", "unreachable/no_ipv4")
 def _(lab: Laboratory, name: str) -> None:
     lab.name("nowhere", NOWHERE)
 
 
-@fault("one-refused", "degraded", "connection_refused", "not at every address")
+@fault("one-refused", "degraded", "connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
     lab.name("one-refused", lab.address())
 
 
-@fault("one-expired", "degraded", "tls_expired", "works for some")
+@fault("one-expired", "degraded", "tls_expired/own_certificate")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
     up_with(lab, name, expired(lab, name))
 
 
-@fault("one-expired-first", "degraded", "tls_expired", "works for some")
+@fault("one-expired-first", "degraded", "tls_expired/own_certificate")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, expired(lab, name))
     up(lab, name)
 
 
-@fault("one-web-server-first", "degraded", "http_error", "works for some")
+@fault("one-web-server-first", "degraded", "http_error")
 def _(lab: Laboratory, name: str) -> None:
     other = lab.address()
     lab.name("one-web-server-first", other)
@@ -496,7 +500,7 @@ def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
 
 
-@fault("one-hole", "degraded", "connection_timeout", "not at every address")
+@fault("one-hole", "degraded", "connection_timeout")
 def _(lab: Laboratory, name: str) -> None:
     """An address that does not react, at port 443 either."""
     up(lab, name)
@@ -522,22 +526,22 @@ def _(lab: Laboratory, name: str) -> None:
 # TLS.
 
 
-@fault("expired", "failing", "tls_expired", "expired 3 days ago")
+@fault("expired", "failing", "tls_expired/own_certificate", "expired 3 days ago")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, expired(lab, name))
 
 
-@fault("early", "failing", "tls_not_yet_valid")
+@fault("early", "failing", "tls_not_yet_valid/own_certificate")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, issued(lab, name, not_before=NOW + DAY, not_after=NOW + 9 * DAY))
 
 
-@fault("wrong-name", "failing", "tls_wrong_name", "is for other.example")
+@fault("wrong-name", "failing", "tls_wrong_name", "for other.example")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, issued(lab, "other.example"))
 
 
-@fault("expired-wrong-name", "failing", "tls_expired", "is for another name")
+@fault("expired-wrong-name", "failing", "tls_expired/own_certificate")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, expired(lab, "other.example"))
 
@@ -551,7 +555,7 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(address, 8448, homeserver(name), f"t7.{ZONE}")
 
 
-@fault("self-signed", "failing", "tls_untrusted")
+@fault("self-signed", "failing", "tls_untrusted/self_signed")
 def _(lab: Laboratory, name: str) -> None:
     own = trustme.CA()
     folder = lab.folder / "self"
@@ -563,12 +567,12 @@ def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, made)
 
 
-@fault("other-authority", "failing", "tls_untrusted")
+@fault("other-authority", "failing", "tls_untrusted/unknown_authority")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, context(trustme.CA().issue_cert(name)))
 
 
-@fault("incomplete-chain", "failing", "tls_untrusted")
+@fault("incomplete-chain", "failing", "tls_untrusted/unknown_authority")
 def _(lab: Laboratory, name: str) -> None:
     leaf = lab.authority.create_child_ca().issue_cert(name)
     folder = lab.folder / "incomplete"
@@ -580,24 +584,24 @@ def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, made)
 
 
-@fault("two-faults", "failing", "connection_refused", "other addresses fail")
+@fault("two-faults", "failing", "connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     lab.name("two-faults", lab.address())
     up_with(lab, name, expired(lab, name))
 
 
-@fault("expired-between", "failing", "tls_expired", "in the chain")
+@fault("expired-between", "failing", "tls_expired/in_chain")
 def _(lab: Laboratory, name: str) -> None:
     """The server's own certificate is valid, and one in its chain has expired."""
     up_with(lab, name, expired_between(lab, name))
 
 
-@fault("no-names", "failing", "tls_wrong_name", "no subjectAltName")
+@fault("no-names", "failing", "tls_wrong_name/no_names")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, made_by(lab, name, names=()))
 
 
-@fault("weak-key", "failing", "tls_untrusted", "its key is too weak")
+@fault("weak-key", "failing", "tls_untrusted/weak_key")
 def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, made_by(lab, name, names=(name,), bits=1024))
 
@@ -610,7 +614,7 @@ def _(lab: Laboratory, name: str) -> None:
     up_with(lab, name, made)
 
 
-@fault("resets", "failing", "tls_failed", "closes it")
+@fault("resets", "failing", "tls_failed/closed_in_handshake")
 def _(lab: Laboratory, name: str) -> None:
     """Takes a connection and resets it."""
     address = lab.address()
@@ -625,14 +629,14 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(address, 8448, http("400 Bad Request"), plain=True)
 
 
-@fault("closes-handshake", "failing", "tls_failed")
+@fault("closes-handshake", "failing", "tls_failed/closed_in_handshake")
 def _(lab: Laboratory, name: str) -> None:
     address = lab.address()
     lab.name("closes-handshake", address)
     lab.serve(address, 8448, close, plain=True)
 
 
-@fault("hangs-handshake", "failing", "response_timeout")
+@fault("hangs-handshake", "failing", "response_timeout/in_handshake")
 def _(lab: Laboratory, name: str) -> None:
     address = lab.address()
     lab.name("hangs-handshake", address)
@@ -665,13 +669,21 @@ def well_known(
 for works in (False, True):
     end, verdict = ("-works", "degraded") if works else ("", "failing")
     for label, kind, file in (
-        ("no-json", "well_known_invalid", http("200 OK", b"{")),
-        ("text-file", "well_known_invalid", http("200 OK", b"hello")),
-        ("no-m-server", "well_known_invalid", as_json({"server": "a"})),
-        ("number", "well_known_invalid", m_server(8448)),
-        ("list", "well_known_invalid", as_json(["m.server"])),
-        ("umlaut", "well_known_invalid", m_server("m\u00fcller.example")),
-        ("large-file", "well_known_invalid", m_server("x" * 60_000)),
+        ("no-json", "well_known_invalid/not_json", http("200 OK", b"{")),
+        ("text-file", "well_known_invalid/not_json", http("200 OK", b"hello")),
+        (
+            "no-m-server",
+            "well_known_invalid/m_server_missing",
+            as_json({"server": "a"}),
+        ),
+        ("number", "well_known_invalid/m_server_not_a_string", m_server(8448)),
+        ("list", "well_known_invalid/not_json", as_json(["m.server"])),
+        (
+            "umlaut",
+            "well_known_invalid/m_server_invalid",
+            m_server("m\u00fcller.example"),
+        ),
+        ("large-file", "well_known_invalid/body_too_large", m_server("x" * 60_000)),
         ("bad-gateway", "well_known_unreachable", http("502 Bad Gateway", b"")),
         (
             "redirect-away",
@@ -680,10 +692,14 @@ for works in (False, True):
         ),
         (
             "redirect-loop",
-            "well_known_unreachable",
+            "well_known_unreachable/too_many_redirects",
             http("302 Found", b"", b"Location: /.well-known/matrix/server\r\n"),
         ),
-        ("redirect-nowhere", "well_known_unreachable", http("302 Found", b"", b"")),
+        (
+            "redirect-nowhere",
+            "well_known_unreachable/redirect_without_target",
+            http("302 Found", b"", b""),
+        ),
         ("file-closes", "well_known_unreachable", close),
     ):
         well_known(f"{label}{end}", verdict, kind, file, works=works)
@@ -703,7 +719,7 @@ def _(lab: Laboratory, name: str) -> None:
     delegates(lab, name, address, http("200 OK", b"<html>", HTML))
 
 
-@fault("web-page-only", "failing", "well_known_invalid")
+@fault("web-page-only", "failing", "well_known_invalid/not_json")
 def _(lab: Laboratory, name: str) -> None:
     address = lab.address()
     lab.name("web-page-only", address)
@@ -726,7 +742,7 @@ def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, name))
 
 
-@fault("no-file", "failing", "connection_refused", "perhaps that is missing")
+@fault("no-file", "failing", "connection_refused/may_lack_delegation")
 def _(lab: Laboratory, name: str) -> None:
     """A homeserver at port 443 to which nothing leads."""
     address = lab.address()
@@ -810,12 +826,12 @@ for label, kind, answer in EVERYWHERE:
         lab.serve(address, 8448, answer, name)
 
 
-@fault("rejects", "failing", "rejected", "fetch its key")
+@fault("rejects", "failing", "rejected")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No"))
 
 
-@fault("rejects-and-hides", "failing", "rejected", "fetch its key")
+@fault("rejects-and-hides", "failing", "rejected")
 def _(lab: Laboratory, name: str) -> None:
     """One that does not tell its version, and rejects us."""
     up(
@@ -826,13 +842,13 @@ def _(lab: Laboratory, name: str) -> None:
     )
 
 
-@fault("query-hangs", "failing", "response_timeout", "fetch its key")
+@fault("query-hangs", "failing", "response_timeout/signed_unanswered")
 def _(lab: Laboratory, name: str) -> None:
     """It may be waiting for our key."""
     up(lab, name, query=hang)
 
 
-@fault("keys-limited", "failing", "rate_limited")
+@fault("keys-limited", "failing", "rate_limited/keys_request")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, keys=http("429 Too Many Requests"))
 
@@ -858,7 +874,7 @@ def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=as_json({"errcode": "M_FORBIDDEN"}, status="403 No"))
 
 
-@fault("query-500", "failing", "http_error")
+@fault("query-500", "failing", "http_error/signed_not_routed")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=http("500 Internal Server Error"))
 
@@ -868,7 +884,7 @@ def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=http("429 Too Many Requests"))
 
 
-@fault("query-unknown", "degraded", "http_error")
+@fault("query-unknown", "degraded", "http_error/unknown_request")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=as_json({"errcode": "M_UNRECOGNIZED"}, status="404 No"))
 
@@ -898,9 +914,17 @@ def broken_signature(name: str) -> bytes:
 
 BAD_KEYS: tuple[tuple[str, str, Callable[[str], bytes]], ...] = (
     ("keys-404", "keys_missing", lambda _: http("404 Not Found")),
-    ("keys-none", "keys_missing", lambda name: keys(name, verify_keys={})),
-    ("keys-odd", "keys_missing", lambda name: keys(name, verify_keys={"rsa:1": {}})),
-    ("keys-signature", "keys_invalid", broken_signature),
+    (
+        "keys-none",
+        "keys_missing/no_ed25519_key",
+        lambda name: keys(name, verify_keys={}),
+    ),
+    (
+        "keys-odd",
+        "keys_missing/no_ed25519_key",
+        lambda name: keys(name, verify_keys={"rsa:1": {}}),
+    ),
+    ("keys-signature", "keys_invalid/signature_invalid", broken_signature),
     (
         "keys-unsigned",
         "keys_invalid",
@@ -908,9 +932,17 @@ BAD_KEYS: tuple[tuple[str, str, Callable[[str], bytes]], ...] = (
             {k: v for k, v in Identity(name).server_keys().items() if k[0] != "s"}
         ),
     ),
-    ("keys-of-another", "keys_invalid", lambda _: keys("other.example")),
-    ("keys-no-date", "keys_invalid", lambda name: keys(name, valid_until_ts="soon")),
-    ("keys-a-list", "keys_invalid", lambda _: as_json([])),
+    (
+        "keys-of-another",
+        "keys_invalid/other_server_name",
+        lambda _: keys("other.example"),
+    ),
+    (
+        "keys-no-date",
+        "keys_invalid/valid_until_missing",
+        lambda name: keys(name, valid_until_ts="soon"),
+    ),
+    ("keys-a-list", "keys_invalid/not_json", lambda _: as_json([])),
     (
         "keys-expired",
         "keys_expired",
@@ -926,7 +958,9 @@ for label, kind, make in BAD_KEYS:
         up(lab, name, keys=make(name))
 
 
-@fault("keys-of-this-name", "failing", "keys_invalid", "calls itself other.example")
+@fault(
+    "keys-of-this-name", "failing", "keys_invalid/other_server_name", "other.example"
+)
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, keys=keys("other.example"))
 
@@ -967,17 +1001,17 @@ unreadable("second-key-bad", lambda name: with_second(name, {"key": "AAAA"}))
 unreadable("second-key-empty", lambda name: with_second(name, {}))
 
 
-@fault("query-html", "failing", "http_error", "only a part of /_matrix")
+@fault("query-html", "failing", "http_error/signed_not_routed")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=http("404 Not Found", b"<html>", HTML))
 
 
-@fault("query-error", "failing", "http_error", "HTTP 500 M_UNKNOWN")
+@fault("query-error", "failing", "http_error/signed_error", "HTTP 500 M_UNKNOWN")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"))
 
 
-@fault("version-shut", "degraded", "rejected", "does not tell its version")
+@fault("version-shut", "degraded", "rejected/unsigned_too")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name, version=http("403 Forbidden"))
 
@@ -985,13 +1019,13 @@ def _(lab: Laboratory, name: str) -> None:
 # Clocks.
 
 
-@fault("fast-clock", "degraded", "other", "ahead of ours")
+@fault("fast-clock", "degraded", "other/clock", "ahead of ours")
 def _(lab: Laboratory, name: str) -> None:
     date = f"Date: {formatdate(time.time() + 7200, usegmt=True)}\r\n".encode()
     up(lab, name, version=as_json({"server": {}}, date))
 
 
-@fault("slow-clock-rejects", "failing", "rejected", "behind ours")
+@fault("slow-clock-rejects", "failing", "rejected/clock", "behind ours")
 def _(lab: Laboratory, name: str) -> None:
     date = f"Date: {formatdate(time.time() - 7200, usegmt=True)}\r\n".encode()
     up(
@@ -1023,13 +1057,13 @@ hostile(
 hostile(
     "hostile-type",
     "degraded",
-    "invalid_response",
+    "invalid_response/wrong_content_type",
     version=http("200 OK", b"{}", b"Content-Type: " + ESC + b"\r\n"),
 )
 hostile(
     "folded-type",
     "failing",
-    "keys_invalid",
+    "keys_invalid/wrong_content_type",
     keys=http(
         "200 OK", b"{}", b"Content-Type: a" + b"\r\n \x1b[31m\x07b" * 5000 + b"\r\n"
     ),
@@ -1055,7 +1089,7 @@ hostile(
 hostile(
     "hostile-keys",
     "failing",
-    "keys_invalid",
+    "keys_invalid/other_server_name",
     keys=as_json(
         {
             "server_name": TEXT,
@@ -1065,17 +1099,19 @@ hostile(
         }
     ),
 )
-hostile("deep-keys", "failing", "keys_invalid", keys=http("200 OK", b"[" * 50_000))
+hostile(
+    "deep-keys", "failing", "keys_invalid/not_json", keys=http("200 OK", b"[" * 50_000)
+)
 hostile(
     "deep-version",
     "degraded",
-    "invalid_response",
+    "invalid_response/not_json",
     version=http("200 OK", b"[" * 50_000),
 )
 hostile(
     "endless-body",
     "degraded",
-    "invalid_response",
+    "invalid_response/body_too_large",
     version=repeat(
         b'"x", ' * 1000,
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[",
@@ -1117,19 +1153,19 @@ for label, verdict, kind, file in (
     (
         "hostile-file",
         "failing",
-        "well_known_invalid",
+        "well_known_invalid/m_server_invalid",
         m_server("\u001b[31mx" + "y" * 9000),
     ),
     (
         "hostile-location",
         "degraded",
-        "well_known_unreachable",
+        "well_known_unreachable/redirect_invalid",
         http("302 Found", b"", b"Location: " + ESC[:6] + b"z" * 9000 + b"\r\n"),
     ),
     (
         "endless-file",
         "degraded",
-        "well_known_invalid",
+        "well_known_invalid/body_too_large",
         repeat(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n"),
     ),
     (
@@ -1142,7 +1178,7 @@ for label, verdict, kind, file in (
     well_known(label, verdict, kind, file, works=True)
 
 
-@fault("endless-redirects", "degraded", "well_known_unreachable")
+@fault("endless-redirects", "degraded", "well_known_unreachable/too_many_redirects")
 def _(lab: Laboratory, name: str) -> None:
     address = up(lab, name)
     location = b"Location: /x%s\r\n" % (b"x" * 2000)

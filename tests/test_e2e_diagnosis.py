@@ -14,6 +14,7 @@ from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
 
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
+from synapse_federation_admin.failures.text import MAX_ADVICE
 from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.synapse import SynapseServer
 
@@ -70,10 +71,11 @@ def reports(world: World) -> dict[str, Any]:
 def test_fault(reports: dict[str, Any], fault: Fault) -> None:
     """The right verdict and kind, in time, in words that are bounded ASCII."""
     report = reports[fault.label]
-    found = (report["verdict"], report["kind"])
-    assert found == (fault.verdict, fault.kind), json.dumps(report, indent=1)
+    assert report["verdict"] == fault.verdict, json.dumps(report, indent=1)
+    assert fault.fits(report["kind"], report["reason"]), json.dumps(report, indent=1)
     assert report["duration_ms"] <= TIMEOUT_S * 1000 + 500
-    assert fault.says in report["explanation"] + report["advice"], report
+    assert fault.says in report["explanation"], report
+    assert len(report["advice"]) <= MAX_ADVICE
     for text in texts(report):
         assert text.isascii()
         assert text.isprintable()
@@ -83,7 +85,7 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
 
 def test_every_kind() -> None:
     """The catalogue has every kind there is, and enough faults."""
-    kinds = {fault.kind for fault in CATALOGUE} - {None}
+    kinds = {fault.kind.partition("/")[0] for fault in CATALOGUE if fault.kind}
     assert kinds == {*FAILURE_KINDS} - {UNKNOWN_KIND}
     assert len([fault for fault in CATALOGUE if fault.verdict != "ok"]) >= 40
 

@@ -7,26 +7,27 @@ import attr
 import pytest
 
 from synapse_federation_admin.diagnosis.findings import (
+    AddressesFindings,
     AuthenticatedFindings,
     CachedWellKnown,
-    Certificate,
+    ClockFindings,
+    Conclusion,
     Connection,
     ConnectionsFindings,
     KeysFindings,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
     StoredFindings,
-    TlsFindings,
     Verdict,
     VersionFindings,
     WellKnownFindings,
     WellKnownRequest,
 )
 from synapse_federation_admin.diagnosis.verdict import conclude
-from synapse_federation_admin.failures.classify import describe
-from synapse_federation_admin.failures.kinds import FailureKind
-from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.text import Effect, Remark
 
 pytestmark = pytest.mark.one_synapse
 
@@ -52,36 +53,6 @@ STAGES = {
     ),
 }
 
-# A word of what is advised for each.
-ADVICE = {
-    Kind.INVALID_NAME: "how the name is written",
-    Kind.NOT_ALLOWED: "federation_domain_whitelist",
-    Kind.IP_BLOCKED: "ip_range_blacklist",
-    Kind.WELL_KNOWN_INVALID: "correct the file",
-    Kind.WELL_KNOWN_UNREACHABLE: "does not serve the file",
-    Kind.DNS_NOT_FOUND: "the resolver of this host",
-    Kind.DNS_FAILED: "the resolver of this host",
-    Kind.CONNECTION_REFUSED: "their server is up again",
-    Kind.CONNECTION_TIMEOUT: "firewall",
-    Kind.UNREACHABLE: "routes",
-    Kind.TLS_EXPIRED: "to renew it",
-    Kind.TLS_NOT_YET_VALID: "clock of this host",
-    Kind.TLS_WRONG_NAME: "for which name",
-    Kind.TLS_UNTRUSTED: "federation_custom_ca_list",
-    Kind.TLS_FAILED: "TLS version",
-    Kind.REJECTED: "fetch its key",
-    Kind.RATE_LIMITED: "Wait",
-    Kind.GONE: "forgotten",
-    Kind.HTTP_ERROR: "reverse proxy",
-    Kind.RESPONSE_TIMEOUT: "overloaded",
-    Kind.INVALID_RESPONSE: "something else",
-    Kind.KEYS_MISSING: "/_matrix/key/v2/server",
-    Kind.KEYS_INVALID: "/_matrix/key/v2/server",
-    Kind.KEYS_EXPIRED: "restarted",
-    Kind.OTHER: "log of Synapse",
-    Kind.TOO_LARGE: "raise the limit",
-}
-
 
 def stage(
     name: StageName,
@@ -89,8 +60,7 @@ def stage(
     kind: FailureKind | None = None,
     findings: Any = None,
 ) -> Stage:
-    message = message_of(describe(kind)) if kind else "All is well"
-    return Stage(name, outcome, message, kind, findings=findings)
+    return Stage(name, outcome, Failure(kind) if kind else None, findings)
 
 
 def stages(*changed: Stage) -> dict[StageName, Stage]:
@@ -117,19 +87,15 @@ CASES = [(name, kind) for name, kinds in STAGES.items() for kind in kinds]
 
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=lambda value: value.value)
 def test_kind(name: StageName, kind: FailureKind) -> None:
-    """What stops requests is the verdict, explained, and with advice of its own."""
+    """What stops requests is the verdict."""
     found = conclude(failed_at(name, kind))
     assert (found.verdict, found.kind) == (Verdict.FAILING, kind)
-    assert found.explanation.endswith(".")
-    assert found.explanation.count(".") == 1 + found.explanation.count("well-known")
-    assert ADVICE[kind] in found.advice
-    if kind is not Kind.RATE_LIMITED:
-        assert "Resetting the connection will not help." in found.advice
+    assert found.situation.effect is Effect.STOPS
 
 
 def unreachable_file(first: FailureKind | None) -> Stage:
     """Return the stage of a file that leads nowhere."""
-    error = describe(first) if first else None
+    error = Failure(first) if first else None
     requests = (WellKnownRequest("https://a/", 1, error=error),)
     return stage(
         Name.WELL_KNOWN,
@@ -143,7 +109,6 @@ def test_every_kind_is_tested() -> None:
     """No kind is without a case here, but for the one below."""
     kinds = set(Kind) - {Kind.INTERNAL}
     assert {kind for _, kind in CASES} | {Kind.WELL_KNOWN_UNREACHABLE} == kinds
-    assert set(ADVICE) == kinds
 
 
 @pytest.mark.parametrize(
@@ -162,8 +127,8 @@ def test_file_that_cannot_be_fetched(
     found[Name.WELL_KNOWN] = unreachable_file(first)
     conclusion = conclude(found)
     assert (conclusion.verdict, conclusion.kind) == (Verdict.FAILING, kind)
-    if kind is Kind.WELL_KNOWN_UNREACHABLE:
-        assert ADVICE[kind] in conclusion.advice
+    is_why = kind is Kind.WELL_KNOWN_UNREACHABLE
+    assert (Remark.FILE_IS_WHY in conclusion.situation.remarks) is is_why
 
 
 def test_file_beside_a_bad_certificate() -> None:
@@ -175,13 +140,14 @@ def test_file_beside_a_bad_certificate() -> None:
 
 def test_a_request_got_through() -> None:
     """What fails beside a request that got through makes it degraded, not failing."""
-    for name, kind in (
-        (Name.WELL_KNOWN, Kind.WELL_KNOWN_INVALID),
-        (Name.CONNECTIONS, Kind.TLS_FAILED),
-        (Name.VERSION, Kind.HTTP_ERROR),
+    for name, kind, effect in (
+        (Name.WELL_KNOWN, Kind.WELL_KNOWN_INVALID, Effect.WORKS),
+        (Name.CONNECTIONS, Kind.TLS_FAILED, Effect.AT_TIMES),
+        (Name.VERSION, Kind.HTTP_ERROR, Effect.NO_VERSION),
     ):
         found = conclude(stages(stage(name, FAILED, kind)))
         assert (found.verdict, found.kind) == (Verdict.DEGRADED, kind)
+        assert found.situation.effect is effect
     found = conclude(stages(stage(Name.KEYS, FAILED, Kind.KEYS_EXPIRED)))
     assert found.verdict is Verdict.FAILING
 
@@ -191,7 +157,6 @@ def test_warning(name: StageName) -> None:
     """A warning of any stage but the last makes it degraded."""
     found = conclude(stages(stage(name, WARNING, Kind.OTHER)))
     assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.OTHER)
-    assert found.explanation.endswith(".")
 
 
 def test_failures_before_warnings() -> None:
@@ -207,7 +172,7 @@ def test_failures_before_warnings() -> None:
 
 def test_same_answer_to_everything() -> None:
     """Keys that are not given out for the same reason as everything is: that reason."""
-    keys = KeysFindings(error=describe(Kind.HTTP_ERROR))
+    keys = KeysFindings(error=Failure(Kind.HTTP_ERROR))
     found = stages(
         *(stage(name, SKIPPED) for name in list(StageName)[1:5]),
         stage(Name.KEYS, FAILED, Kind.KEYS_MISSING, keys),
@@ -216,60 +181,41 @@ def test_same_answer_to_everything() -> None:
     assert conclude(found).kind is Kind.HTTP_ERROR
 
 
-def connection(*problems: FailureKind, days_left: int = 9) -> Stage:
-    """Return the stage of one connection whose certificate has problems."""
-    certificate = Certificate(
-        *("CN=a", "CN=b", ("one.example", "two.example"), 2),
-        *(0, 0, days_left * 86_400_000, days_left, "ab", 1),
-    )
-    tls = TlsFindings(
-        *(1, "TLSv1.3", "AES", certificate, False, False, True),
-        tuple(describe(kind) for kind in problems),
-    )
-    failed = Connection(
-        *("192.0.2.1", "a.example", 8448, "a.example", "a.example", FAILED, 1, tls)
-    )
-    return stage(
-        *(Name.CONNECTIONS, FAILED, problems[0]), ConnectionsFindings((failed,))
-    )
-
-
-def explained(*problems: FailureKind, days_left: int = 9) -> str:
-    skipped = [stage(name, SKIPPED) for name in list(StageName)[4:8]]
-    found = stages(connection(*problems, days_left=days_left), *skipped)
-    return conclude(found).explanation
-
-
-def test_certificates() -> None:
-    """Explanations have dates and names, and all that is wrong."""
-    assert explained(Kind.TLS_EXPIRED, days_left=-3) == (
-        "Their certificate expired 3 days ago."
-    )
-    assert explained(Kind.TLS_EXPIRED, days_left=-1) == (
-        "Their certificate expired 24 h ago."
-    )
-    assert explained(Kind.TLS_EXPIRED) == (
-        "A certificate in the chain that they send has expired."
-    )
-    assert explained(Kind.TLS_WRONG_NAME) == (
-        "Their certificate is for one.example, two.example, and not for a.example."
-    )
-    assert explained(Kind.TLS_EXPIRED, Kind.TLS_WRONG_NAME, days_left=-3) == (
-        "Their certificate expired 3 days ago and is for another name."
-    )
+def reason_of(found: Conclusion) -> Reason | None:
+    return found.situation.failure.reason if found.situation.failure else None
 
 
 def test_places() -> None:
-    """Where nobody answers is said, and which name was not found."""
-    failed = Connection("192.0.2.1", "a.example", 8448, "a", "a", FAILED)
-    refused = stage(
-        *(Name.CONNECTIONS, FAILED, Kind.CONNECTION_REFUSED),
-        ConnectionsFindings((failed,)),
+    """Where nobody answers is said, of how many, and whether others fail otherwise."""
+
+    def failed(address: str, kind: FailureKind) -> Connection:
+        error = Failure(kind, facts=Facts(address=address, port=1))
+        return Connection(address, "a", 1, "a", "a", FAILED, error=error)
+
+    refused = [failed(f"192.0.2.{n}", Kind.CONNECTION_REFUSED) for n in range(3)]
+    late = failed("192.0.2.9", Kind.CONNECTION_TIMEOUT)
+    for bad, remarks in ((refused, ()), ([*refused, late], (Remark.OTHER_ADDRESSES,))):
+        found = failed_at(Name.CONNECTIONS, Kind.CONNECTION_REFUSED)
+        found[Name.CONNECTIONS] = stage(
+            *(Name.CONNECTIONS, FAILED, Kind.CONNECTION_REFUSED),
+            ConnectionsFindings(tuple(bad)),
+        )
+        situation = conclude(found).situation
+        assert situation.failure is not None
+        facts = situation.failure.facts
+        assert (facts.address, facts.port, facts.more) == ("192.0.2.0", 1, 2)
+        assert situation.remarks == remarks
+
+
+def test_may_lack_delegation() -> None:
+    """A web server that answers 404 beside a closed port may lack the file."""
+    page = (WellKnownRequest("https://a/", 1, 404),)
+    found = failed_at(Name.CONNECTIONS, Kind.CONNECTION_REFUSED)
+    found[Name.WELL_KNOWN] = stage(Name.WELL_KNOWN, findings=WellKnownFindings(page, 1))
+    found[Name.ADDRESSES] = stage(
+        Name.ADDRESSES, findings=AddressesFindings("a", "6", ())
     )
-    behind = [stage(name, SKIPPED) for name in list(StageName)[4:8]]
-    assert conclude(stages(refused, *behind)).explanation == (
-        "Their server refuses connections at 192.0.2.1 port 8448."
-    )
+    assert reason_of(conclude(found)) is Reason.MAY_LACK_DELEGATION
 
 
 def versions(*kinds: FailureKind | None) -> ConnectionsFindings:
@@ -279,7 +225,7 @@ def versions(*kinds: FailureKind | None) -> ConnectionsFindings:
             Connection(
                 *(f"192.0.2.{n}", "a", 1, "a", "a", OK),
                 version=VersionFindings(
-                    1, status=200, error=describe(kind) if kind else None
+                    1, status=200, error=Failure(kind) if kind else None
                 ),
             )
             for n, kind in enumerate(kinds)
@@ -296,9 +242,9 @@ def test_synapse_met_the_bad_address() -> None:
     bad = stage(Name.CONNECTIONS, WARNING, Kind.TLS_EXPIRED)
     found = conclude(stages(bad, *asked))
     assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.TLS_EXPIRED)
-    assert "works for some" in found.explanation
+    assert found.situation.effect is Effect.SOME_REQUESTS
     # An answer of some addresses that is none.
-    keys = KeysFindings(status=502, error=describe(Kind.HTTP_ERROR))
+    keys = KeysFindings(status=502, error=Failure(Kind.HTTP_ERROR))
     found = conclude(
         stages(
             stage(Name.CONNECTIONS, findings=versions(None, Kind.HTTP_ERROR)),
@@ -337,9 +283,7 @@ def test_rejects_everything() -> None:
             stage(Name.AUTHENTICATED, FAILED, Kind.REJECTED),
         )
     )
-    assert found.kind is Kind.REJECTED
-    assert "key" not in found.advice
-    assert "firewall" in found.advice
+    assert found.situation.failure == Failure(Kind.REJECTED, Reason.UNSIGNED_TOO)
 
 
 def test_only_signed_requests_hang() -> None:
@@ -348,16 +292,13 @@ def test_only_signed_requests_hang() -> None:
     found = conclude(
         stages(stage(Name.AUTHENTICATED, FAILED, Kind.RESPONSE_TIMEOUT, signed))
     )
-    assert found.kind is Kind.RESPONSE_TIMEOUT
-    assert "not one that is signed" in found.explanation
-    assert "fetch its key" in found.advice
+    assert reason_of(found) is Reason.SIGNED_UNANSWERED
 
 
 def test_other_processes_go_out() -> None:
     """Then a timeout does not tell whether connections are taken."""
-    why = "outbound_federation_restricted_to has other processes go out"
     skipped = [
-        Stage(name, SKIPPED, why)
+        Stage.skip(name, SkipReason.ANOTHER_PROCESS)
         for name in (Name.WELL_KNOWN, Name.ADDRESSES, Name.CONNECTIONS, Name.VERSION)
     ]
     late = [
@@ -366,7 +307,7 @@ def test_other_processes_go_out() -> None:
     ]
     found = conclude(stages(*skipped, *late))
     assert found.kind is Kind.RESPONSE_TIMEOUT
-    assert "is not known here" in found.explanation
+    assert reason_of(found) is Reason.ANOTHER_PROCESS
 
 
 def cached(is_used: bool = True, differs: bool = True) -> Stage:
@@ -378,7 +319,12 @@ def cached(is_used: bool = True, differs: bool = True) -> Stage:
         suggests_delegation=True,
         cached=CachedWellKnown("old.example", 1, is_used, differs),
     )
-    return stage(Name.WELL_KNOWN, WARNING, Kind.OTHER, findings)
+    return Stage.failed(
+        Name.WELL_KNOWN,
+        Failure(Kind.OTHER, Reason.CACHED_DELEGATION),
+        findings,
+        WARNING,
+    )
 
 
 def test_old_answer_is_cached() -> None:
@@ -386,9 +332,10 @@ def test_old_answer_is_cached() -> None:
     refused = stage(Name.AUTHENTICATED, FAILED, Kind.CONNECTION_REFUSED)
     found = conclude(stages(cached(), refused))
     assert (found.verdict, found.kind) == (Verdict.FAILING, Kind.OTHER)
-    assert "older answer about where this server is, old.example" in found.explanation
-    assert "there it fails: their server refuses connections" in found.explanation
-    assert "restart Synapse" in found.advice
+    failure = found.situation.failure
+    assert failure is not None
+    assert failure.reason is Reason.CACHED_DELEGATION
+    assert failure.facts.cause == Failure(Kind.CONNECTION_REFUSED)
     # If the server does not work by the new one either, that is the cause.
     for other in (cached(is_used=False), cached(differs=False)):
         assert conclude(stages(other, refused)).kind is Kind.CONNECTION_REFUSED
@@ -398,7 +345,7 @@ def test_old_answer_is_cached() -> None:
     # And if requests get through, it may end.
     found = conclude(stages(cached()))
     assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.OTHER)
-    assert "Requests get through, but: Synapse still uses" in found.explanation
+    assert reason_of(found) is Reason.CACHED_DELEGATION
 
 
 def test_synapse_waits_for_the_file() -> None:
@@ -425,7 +372,7 @@ def test_page_of_a_web_site() -> None:
     page = stage(Name.WELL_KNOWN, WARNING, Kind.WELL_KNOWN_INVALID, findings)
     found = conclude(stages(page))
     assert (found.verdict, found.kind) == (Verdict.OK, None)
-    assert "of no use, but it needs none" in found.advice
+    assert found.situation.remarks == (Remark.HARMLESS_PAGE,)
     meant = attr.evolve(page, findings=attr.evolve(findings, suggests_delegation=True))
     assert conclude(stages(meant)).verdict is Verdict.DEGRADED
 
@@ -434,38 +381,15 @@ def test_not_found_out() -> None:
     """What was not tried at all is not taken for what works."""
     skipped = [stage(name, SKIPPED) for name in list(StageName)[1:8]]
     found = conclude(stages(*skipped))
-    assert (found.verdict, found.kind) == (Verdict.DEGRADED, Kind.OTHER)
-    assert "could not be found out" in found.explanation
+    assert (found.verdict, found.kind) == (Verdict.UNKNOWN, Kind.INTERNAL)
 
 
-@pytest.mark.parametrize("kind", [Kind.OTHER, Kind.CONNECTION_TIMEOUT])
-def test_proxy(kind: FailureKind) -> None:
-    """What fails on the way through our own proxy is told as that."""
-    failed = Connection(None, "a", 1, "a", "a", FAILED, error=describe(kind))
-    found = failed_at(Name.CONNECTIONS, kind)
-    found[Name.CONNECTIONS] = stage(
-        Name.CONNECTIONS, FAILED, kind, ConnectionsFindings((failed,))
-    )
-    conclusion = conclude(found)
-    assert conclusion.kind is kind
-    assert "own proxy" in conclusion.explanation
-    assert "https_proxy" in conclusion.advice
-
-
-def test_keys_that_synapse_accepts() -> None:
-    """A warning about keys is not told as if they were wrong."""
-    detail = "they are not signed with ed25519:z"
-    found = conclude(
-        stages(
-            attr.evolve(
-                stage(Name.KEYS, WARNING, Kind.KEYS_INVALID, KeysFindings(status=200)),
-                detail=detail,
-            )
-        )
-    )
-    assert found.verdict is Verdict.DEGRADED
-    assert detail in found.explanation
-    assert "can be verified" not in found.advice
+def test_keys() -> None:
+    """What only the request for keys meets is told as that."""
+    error = Failure(Kind.RESPONSE_TIMEOUT)
+    keys = KeysFindings(error=error)
+    found = conclude(stages(stage(Name.KEYS, FAILED, error.kind, keys)))
+    assert reason_of(found) is Reason.KEYS_REQUEST
 
 
 def stored(**changes: Any) -> Stage:
@@ -479,49 +403,64 @@ def stored(**changes: Any) -> Stage:
     return stage(Name.STORED, WARNING, findings=attr.evolve(findings, **changes))
 
 
-def test_all_is_well() -> None:
-    """Nothing to do; or, if Synapse does not know it yet, a reset."""
-    found = conclude(stages())
-    assert (found.verdict, found.kind) == (Verdict.OK, None)
-    assert found.advice == "There is nothing to do."
-    found = conclude(stages(stored()))
-    assert (found.verdict, found.kind) == (Verdict.OK, None)
-    assert found.advice == (
-        "Everything works now; Synapse will not try again for 31 h. "
-        "Reset the connection."
-    )
-    found = conclude(stages(stored(backoff_left_ms=0)))
-    assert "only when something is due. Reset the connection." in found.advice
+def test_backoff() -> None:
+    """Where requests get through a reset helps; where they do not, it does not."""
+    works, weak = stages(stored()), stages(stage(Name.KEYS, WARNING, Kind.KEYS_INVALID))
+    for found, verdict, left_ms in (
+        (stages(), Verdict.OK, None),
+        (works, Verdict.OK, 31 * 3_600_000),
+        (stages(stored(backoff_left_ms=0)), Verdict.OK, 0),
+        (weak | {Name.STORED: stored()}, Verdict.DEGRADED, 31 * 3_600_000),
+        (weak, Verdict.DEGRADED, None),
+        (
+            failed_at(Name.KEYS, Kind.KEYS_EXPIRED) | {Name.STORED: stored()},
+            Verdict.FAILING,
+            None,
+        ),
+    ):
+        conclusion = conclude(found)
+        assert conclusion.verdict is verdict
+        assert conclusion.situation.backoff_left_ms == left_ms
 
 
 def test_they_reach_us() -> None:
     """That they reach us while we do not reach them is said."""
-    said = "; they reach us, but we cannot reach them."
     found = failed_at(Name.CONNECTIONS, Kind.CONNECTION_TIMEOUT)
     found[Name.STORED] = stored(reaches_us=True)
-    assert said in conclude(found).explanation
+    assert Remark.THEY_REACH_US in conclude(found).situation.remarks
     # Not if it was reached.
     expired = KeysFindings(status=200)
     found = stages(
         stage(Name.KEYS, FAILED, Kind.KEYS_EXPIRED, expired), stored(reaches_us=True)
     )
-    assert said not in conclude(found).explanation
+    assert conclude(found).situation.remarks == ()
 
 
 def test_clocks() -> None:
-    """If they reject us and the clocks differ, that comes first."""
-    clock = Stage(Name.CLOCK, WARNING, "Its clock is 2 h behind ours", Kind.OTHER)
+    """If they reject us and the clocks differ, that is the reason."""
+    clock = stage(Name.CLOCK, WARNING, Kind.OTHER, ClockFindings(0, 9, -7_200_000))
     found = stages(stage(Name.AUTHENTICATED, FAILED, Kind.REJECTED), clock)
-    assert conclude(found).advice.startswith("Its clock is 2 h behind ours: set")
+    failure = conclude(found).situation.failure
+    assert failure is not None
+    assert (failure.reason, failure.facts.ahead_ms) == (Reason.CLOCK, -7_200_000)
     found = stages(stage(Name.AUTHENTICATED, FAILED, Kind.GONE), clock)
-    assert "clock" not in conclude(found).advice
+    assert reason_of(conclude(found)) is None
 
 
-def test_name_that_is_not_found() -> None:
-    """The host that has no address is named: it may be where SRV records lead to."""
-    failure = describe(Kind.DNS_NOT_FOUND, "there is no gone.example")
-    found = failed_at(Name.ADDRESSES, Kind.DNS_NOT_FOUND)
-    found[Name.ADDRESSES] = Stage.of(Name.ADDRESSES, failure)
-    assert conclude(found).explanation == (
-        "The DNS has no address for this server: there is no gone.example."
-    )
+def test_this_module_fails() -> None:
+    """A bug on this side is no stage that failed: then nothing is known."""
+    bug = Failure(Kind.INTERNAL)
+    broken = {
+        name: Stage.failed(name, bug)
+        for name in StageName
+        if name not in (Name.NAME, Name.STORED)
+    }
+    assert {found.outcome for found in broken.values()} == {SKIPPED}
+    found = conclude(stages(*broken.values()))
+    assert (found.verdict, found.kind) == (Verdict.UNKNOWN, Kind.INTERNAL)
+    # What is proven stands.
+    del broken[Name.AUTHENTICATED]
+    assert conclude(stages(*broken.values())).verdict is Verdict.OK
+    refused = stage(Name.CONNECTIONS, FAILED, Kind.CONNECTION_REFUSED)
+    asked = Stage.failed(Name.AUTHENTICATED, bug)
+    assert conclude(stages(refused, asked)).kind is Kind.CONNECTION_REFUSED

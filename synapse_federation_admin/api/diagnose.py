@@ -11,6 +11,12 @@ from synapse_federation_admin.api.schemas.diagnosis import Diagnosis, shown
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.diagnosis import findings
 from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
+from synapse_federation_admin.diagnosis.report import message_of_stage
+from synapse_federation_admin.failures.text import (
+    advice_for,
+    explanation_of,
+    fault_of,
+)
 from synapse_federation_admin.homeserver.errors import LimitExceededError
 
 
@@ -31,14 +37,17 @@ class DiagnoseServlet(AdminServlet):
             "instance": "main",
             "verdict": "failing",
             "kind": "tls_expired",
-            "explanation": "Their certificate expired 3 days ago.",
-            "advice": "Nothing you do helps until they renew it: tell them. ...",
+            "reason": "own_certificate",
+            "fault": "them",
+            "explanation": "Expired TLS certificate: the server's own certificate ...",
+            "advice": "Ask their admin to renew the certificate. ...",
             "stages": [
                 {
                     "name": "well_known",
                     "outcome": "ok",
                     "kind": null,
-                    "message": "It delegates to matrix-federation.matrix.org:443",
+                    "reason": null,
+                    "message": "Delegates to matrix-federation.matrix.org:443",
                     "duration_ms": 85,
                     "findings": {...}
                 }
@@ -83,6 +92,7 @@ class DiagnoseServlet(AdminServlet):
 def render(diagnosis: findings.Diagnosis) -> JsonDict:
     """Render a diagnosis."""
     conclusion = diagnosis.conclusion
+    failure = conclusion.situation.failure
     stored = diagnosis.stage(findings.StageName.STORED)
     return {
         "destination": diagnosis.destination,
@@ -91,19 +101,22 @@ def render(diagnosis: findings.Diagnosis) -> JsonDict:
         "instance": diagnosis.instance,
         "verdict": conclusion.verdict.value,
         "kind": shown(conclusion.kind),
-        "explanation": conclusion.explanation,
-        "advice": conclusion.advice,
-        "stages": [_render_stage(stage) for stage in diagnosis.stages],
+        "reason": shown(failure.reason) if failure else None,
+        "fault": shown(fault_of(failure)) if failure else None,
+        "explanation": explanation_of(conclusion.situation),
+        "advice": advice_for(conclusion.situation),
+        "stages": [_render_stage(stage, diagnosis) for stage in diagnosis.stages],
         "stored": shown(stored.findings),
     }
 
 
-def _render_stage(stage: findings.Stage) -> JsonDict:
+def _render_stage(stage: findings.Stage, diagnosis: findings.Diagnosis) -> JsonDict:
     return {
         "name": stage.name.value,
         "outcome": stage.outcome.value,
         "kind": shown(stage.kind),
-        "message": stage.message,
+        "reason": shown(stage.failure.reason) if stage.failure else None,
+        "message": message_of_stage(stage, diagnosis),
         "duration_ms": stage.duration_ms,
         "findings": shown(stage.findings),
     }

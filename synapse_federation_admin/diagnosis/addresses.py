@@ -17,6 +17,11 @@ from twisted.names import client as dns_client
 from twisted.names import dns
 from twisted.names.error import DNSNameError, DNSNotImplementedError
 
+from synapse_federation_admin.diagnosis.deadline import (
+    Deadline,
+    TimeIsOver,
+    side_by_side,
+)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     CachedService,
@@ -29,16 +34,9 @@ from synapse_federation_admin.diagnosis.findings import (
     Target,
     TargetAddress,
 )
-from synapse_federation_admin.diagnosis.limits import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
-    word,
-)
 from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failures.classify import bounded, describe
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.text import message_of, summary_of
+from synapse_federation_admin.failures.classify import bounded, failure_of, word
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 
@@ -61,9 +59,7 @@ _SHARE_ADDRESSES = 0.3
 _MAX_TARGETS = 8
 _MAX_SERVICES = 50
 _MAX_ADDRESSES = 50
-
-# What is to be known of a server name that is an address.
-ALLOWED_NONE = "of server names, ip_range_whitelist allows none"
+_MAX_BLOCKED = 3
 
 # The longest host name, in the DNS; and what one is made of, or an address.
 _MAX_HOST = 255
@@ -101,10 +97,10 @@ class _Steps:
         self,
         step: tuple[str, str, str],
         outcome: ResolutionOutcome,
-        message: str | None = None,
+        error: Failure | None = None,
     ) -> None:
         number = step[0] if self._is_delegated else step[1]
-        self._outcomes[step] = ResolutionStep(number, step[2], outcome, message)
+        self._outcomes[step] = ResolutionStep(number, step[2], outcome, error)
         if outcome is ResolutionOutcome.USED and step is not _DELEGATION:
             self.used = number
 
@@ -194,10 +190,9 @@ async def _targets(
     for step, services in zip((_SERVICE, _OLD_SERVICE), both, strict=True):
         failure = services.failure
         if services.is_refused:
-            detail = "their SRV record says that they do not offer federation"
-            failure = describe(FailureKind.UNREACHABLE, detail)
+            failure = Failure(FailureKind.UNREACHABLE, Reason.NO_SERVICE)
         if failure is not None:
-            steps.take(step, ResolutionOutcome.FAILED, message_of(failure))
+            steps.take(step, ResolutionOutcome.FAILED, failure)
             return [], failure
         if services.records:
             steps.take(step, ResolutionOutcome.USED)
@@ -225,9 +220,13 @@ async def _look_up_services(
         answers = ()
     except Exception as e:
         # What the resolver, or the name server, makes of it; or the time is over.
-        is_late = isinstance(e, TimeIsOver | CancelledError)
-        what = "no answer in time" if is_late else type(e).__name__
-        failure = describe(FailureKind.DNS_FAILED, f"{what} about {bounded(service)}")
+        if isinstance(e, TimeIsOver | CancelledError):
+            failure = dns_failed(service, Reason.DNS_NO_ANSWER)
+        else:
+            failure = failure_of(e)
+            if failure.is_ours:
+                raise
+            failure = dns_failed(service, Reason.DNS_SERVER_FAILURE, failure)
         return Services(failure=failure, cached=_cached(outbound, service))
     payloads: list[tuple[Any, int]] = [
         (answer.payload, answer.ttl)
@@ -311,8 +310,7 @@ class _LookUp:
         if not _HOST.fullmatch(host) or not self._homeserver.federation.can_be_host(
             host
         ):
-            detail = f"Synapse cannot connect to a host of the name {bounded(host)}"
-            return self._failed(describe(FailureKind.DNS_NOT_FOUND, detail))
+            return self._failed(dns_not_found(host, Reason.NO_HOST_NAME))
         if not is_refused and outbound.goes_through_proxy(host):
             return Target(host, self._port, via_proxy=True)
         try:
@@ -320,8 +318,7 @@ class _LookUp:
                 outbound, host, self._port, self._deadline, as_server_name
             )
         except TimeIsOver:
-            detail = f"no answer in time about {bounded(host)}"
-            return self._failed(describe(FailureKind.DNS_FAILED, detail))
+            return self._failed(dns_failed(host, Reason.DNS_NO_ANSWER))
         except (OSError, UnicodeError) as e:
             return self._failed(why_no_address(e, host))
         return self._found(addresses, as_server_name=as_server_name)
@@ -333,12 +330,13 @@ class _LookUp:
         blocked = [address for address, is_blocked in addresses.items() if is_blocked]
         error = None
         if blocked:
-            detail = ", ".join(blocked[:3])
+            reason = None
             if len(blocked) < len(addresses):
-                detail += ", because of which Synapse does not use the others either"
+                reason = Reason.SOME_ADDRESSES
             if as_server_name:
-                detail += f"; {ALLOWED_NONE}"
-            error = describe(FailureKind.IP_BLOCKED, bounded(detail))
+                reason = Reason.ADDRESS_IS_NAME
+            facts = Facts(names=tuple(map(bounded, blocked[:_MAX_BLOCKED])))
+            error = Failure(FailureKind.IP_BLOCKED, reason, facts)
         # Those that are blocked are told before all others.
         told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
         return Target(
@@ -373,40 +371,43 @@ async def look_up(
 
 def why_no_address(error: OSError | UnicodeError, host: str) -> Failure:
     """Tell why the operating system finds no address of a host name."""
-    name = bounded(host)
     if isinstance(error, UnicodeError):
-        return describe(FailureKind.DNS_NOT_FOUND, f"{name} can be no host name")
+        return dns_not_found(host, Reason.NO_HOST_NAME)
     if isinstance(error, socket.gaierror):
         if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-            return describe(FailureKind.DNS_NOT_FOUND, f"there is no {name}")
-        is_again = error.errno == socket.EAI_AGAIN
-        what = "the name servers fail" if is_again else bounded(str(error))
-        return describe(FailureKind.DNS_FAILED, f"{name}: {what}")
-    return describe(FailureKind.DNS_FAILED, f"{name}: {bounded(str(error))}")
+            return dns_not_found(host, Reason.NO_SUCH_HOST)
+        if error.errno == socket.EAI_AGAIN:
+            return dns_failed(host, Reason.DNS_SERVER_FAILURE)
+    facts = Facts(host=bounded(host), said=bounded(str(error)))
+    return Failure(FailureKind.DNS_FAILED, facts=facts)
+
+
+def dns_not_found(host: str, reason: Reason) -> Failure:
+    """Return the failure that there is no address of a host name."""
+    return Failure(FailureKind.DNS_NOT_FOUND, reason, Facts(host=bounded(host)))
+
+
+def dns_failed(name: str, reason: Reason, cause: Failure | None = None) -> Failure:
+    """Return the failure to look a name up.
+
+    Args:
+        name: The name.
+        reason: What exactly is wrong.
+        cause: What the resolver has met.
+    """
+    exception = cause.facts.exception if cause else ""
+    facts = Facts(host=bounded(name), exception=exception)
+    return Failure(FailureKind.DNS_FAILED, reason, facts)
 
 
 def conclude(findings: AddressesFindings, failure: Failure | None) -> Stage:
     """Return the stage: whether there is anything to connect to."""
-    bad = [target for target in findings.targets if target.error is not None]
-    if failure is None and bad and len(bad) == len(findings.targets):
-        failure = bad[0].error
+    name = StageName.ADDRESSES
+    bad = [target.error for target in findings.targets if target.error is not None]
     if failure is not None:
-        return Stage.of(StageName.ADDRESSES, failure, findings)
-    if bad and bad[0].error is not None:
-        first = bad[0].error
-        what = (
-            f"{len(bad)} of {len(findings.targets)} hosts cannot be used: "
-            f"{bad[0].host} port {bad[0].port}: {summary_of(first)}"
-        )
-        return attr.evolve(
-            Stage.of(StageName.ADDRESSES, first, findings, StageOutcome.WARNING),
-            message=what,
-        )
-    hosts = ", ".join(f"{t.host} port {t.port}" for t in findings.targets[:3])
-    more = findings.targets_total - 3
-    return Stage(
-        StageName.ADDRESSES,
-        StageOutcome.OK,
-        f"Requests go to {hosts}" + (f" and {more} more" if more > 0 else ""),
-        findings=findings,
-    )
+        return Stage.failed(name, failure, findings)
+    if not bad:
+        return Stage(name, StageOutcome.OK, findings=findings)
+    is_all = len(bad) == len(findings.targets)
+    outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
+    return Stage.failed(name, bad[0], findings, outcome)

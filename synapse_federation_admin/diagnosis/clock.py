@@ -3,11 +3,12 @@
 
 from synapse_federation_admin.diagnosis.findings import (
     ClockFindings,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
 )
-from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 
 # `Date` is to the second, and the answer took its time.
 _UNSURE_MS = 2000
@@ -25,36 +26,12 @@ def check_clock(date_ts: int | None, received_ts: int | None) -> Stage:
         received_ts: The time by ours when that came.
     """
     if date_ts is None or received_ts is None:
-        return Stage(
-            StageName.CLOCK,
-            StageOutcome.SKIPPED,
-            "No answer of the server tells the time",
-        )
+        return Stage.skip(StageName.CLOCK, SkipReason.NO_DATE)
     ahead_ms = date_ts - received_ts
     if -_UNSURE_MS < ahead_ms < _UNSURE_MS:
         ahead_ms = 0
     findings = ClockFindings(date_ts, received_ts, ahead_ms)
-    direction = "ahead of" if ahead_ms > 0 else "behind"
-    message = (
-        f"Its clock is {shown_duration(abs(ahead_ms))} {direction} ours"
-        if ahead_ms
-        else "Its clock and ours agree"
-    )
     if abs(ahead_ms) < _MAX_DIFFERENCE_MS:
-        return Stage(StageName.CLOCK, StageOutcome.OK, message, findings=findings)
-    return Stage(
-        StageName.CLOCK,
-        StageOutcome.WARNING,
-        message,
-        FailureKind.OTHER,
-        findings=findings,
-    )
-
-
-def shown_duration(duration_ms: int) -> str:
-    """Return a duration as a person reads it: `3 days`, `31 h`, `5 min`, `12 s`."""
-    seconds = duration_ms // 1000
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
+        return Stage(StageName.CLOCK, StageOutcome.OK, findings=findings)
+    failure = Failure(FailureKind.OTHER, Reason.CLOCK, Facts(ahead_ms=ahead_ms))
+    return Stage.failed(StageName.CLOCK, failure, findings, StageOutcome.WARNING)

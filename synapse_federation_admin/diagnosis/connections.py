@@ -15,6 +15,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
+from synapse_federation_admin.diagnosis.deadline import (
+    Deadline,
+    TimeIsOver,
+    side_by_side,
+)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     Connection,
@@ -26,17 +31,15 @@ from synapse_federation_admin.diagnosis.findings import (
     VersionFindings,
 )
 from synapse_federation_admin.diagnosis.http import Answer, ask
-from synapse_federation_admin.diagnosis.limits import Deadline, TimeIsOver, side_by_side
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
 from synapse_federation_admin.failures.classify import (
-    describe,
+    bounded,
     failure_of,
     forget_frames,
 )
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.failures.text import summary_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 
@@ -49,9 +52,6 @@ _SHARE = 0.4
 
 # The size up to which an answer about the version is read.
 _MAX_VERSION_BYTES = 64 * 1024
-
-# What Synapse says of a proxy that does not connect.
-_PROXY = "https_proxy, the proxy of this homeserver"
 
 # Addresses of the global Internet, to see whether there is a route to any.
 _GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
@@ -193,7 +193,6 @@ class _Attempt:
         except (TimeIsOver, CancelledError):
             error = self._too_late()
         except Exception as e:
-            # Whatever it is, it is between us and the remote server.
             error = self._why(e)
             forget_frames(e)
         handshake = self._handshake
@@ -207,9 +206,8 @@ class _Attempt:
         )
         is_accepted = tls is not None and not (tls.is_verified and tls.problems)
         if not is_accepted:
-            return attr.evolve(
-                connection, error=tls.problems[0] if tls and tls.problems else error
-            )
+            problem = self._placed(tls.problems[0]) if tls and tls.problems else error
+            return attr.evolve(connection, error=problem)
         assert handshake.completed_ms is not None
         duration_ms = self._deadline.since(handshake.completed_ms)
         version = (
@@ -217,6 +215,8 @@ class _Attempt:
             if answer is None
             else read_version(answer, duration_ms, self._homeserver.now_ms())
         )
+        if version.error is not None:
+            version = attr.evolve(version, error=self._placed(version.error))
         return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
 
     async def _ask(self) -> Answer:
@@ -239,33 +239,39 @@ class _Attempt:
         handshake = self._handshake
         if handshake.begun_ms is None:
             is_proxied = self._connection.address is None
-            through = f"through {_PROXY}" if is_proxied else ""
-            return describe(FailureKind.CONNECTION_TIMEOUT, through)
-        where = "to the request" if handshake.findings else "in the TLS handshake"
-        return describe(FailureKind.RESPONSE_TIMEOUT, where)
+            reason = Reason.PROXY if is_proxied else None
+            return self._placed(Failure(FailureKind.CONNECTION_TIMEOUT, reason))
+        reason = None if handshake.findings else Reason.IN_HANDSHAKE
+        return self._placed(Failure(FailureKind.RESPONSE_TIMEOUT, reason))
 
     def _why(self, error: Exception) -> Failure:
         """Tell why there was no answer."""
         failure = failure_of(error, self._outbound.has_addresses)
         handshake = self._handshake
+        if failure.is_ours:
+            return failure
         if failure.kind in (
             FailureKind.RESPONSE_TIMEOUT,
             FailureKind.CONNECTION_TIMEOUT,
         ):
-            return self._too_late()
-        if handshake.begun_ms is None and self._connection.address is None:
-            return _proxy_failed(failure)
-        if handshake.findings is None and failure.kind is FailureKind.INVALID_RESPONSE:
-            detail = "it takes the connection, and closes it in the TLS handshake"
-            return describe(FailureKind.TLS_FAILED, detail)
-        return failure
+            if failure.reason is not Reason.PROXY:
+                return self._too_late()
+        elif handshake.begun_ms is None and self._connection.address is None:
+            if failure.reason is not Reason.PROXY:
+                # It is the proxy itself that was not connected to.
+                failure = Failure(FailureKind.OTHER, Reason.PROXY, failure.facts)
+        elif (
+            handshake.findings is None and failure.kind is FailureKind.INVALID_RESPONSE
+        ):
+            failure = Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
+        return self._placed(failure)
 
-
-def _proxy_failed(failure: Failure) -> Failure:
-    """Return the failure to be connected by Synapse's proxy."""
-    if failure.reason is not Reason.PROXY:
-        return describe(FailureKind.OTHER, f"{_PROXY}, does not connect")
-    return describe(failure.kind, f"{_PROXY}, answers HTTP {failure.facts.status}")
+    def _placed(self, failure: Failure) -> Failure:
+        """Add where it was met."""
+        connection = self._connection
+        address = bounded(connection.address or connection.host)
+        facts = attr.evolve(failure.facts, address=address, port=connection.port)
+        return attr.evolve(failure, facts=facts)
 
 
 def _missing_families() -> frozenset[socket.AddressFamily]:
@@ -303,32 +309,22 @@ def without_route(
         or connection.error.kind is not FailureKind.UNREACHABLE
     ):
         return connection
-    detail = f"this host has no {'IPv6' if is_ipv6 else 'IPv4'}"
-    error = describe(FailureKind.UNREACHABLE, detail)
+    reason = Reason.NO_IPV6 if is_ipv6 else Reason.NO_IPV4
+    error = attr.evolve(connection.error, reason=reason)
     return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
 
 
 def conclude(findings: ConnectionsFindings) -> Stage:
-    """Return the stage: whether a connection comes about, and whether always."""
+    """Return the stage: whether connections work, and whether all of them do."""
     name = StageName.CONNECTIONS
     tried = [c for c in findings.connections if c.outcome is not StageOutcome.SKIPPED]
     bad = [c for c in tried if c.outcome is StageOutcome.FAILED]
     if not tried:
         first = findings.connections[0].error if findings.connections else None
-        return Stage.of(name, first or describe(FailureKind.UNREACHABLE), findings)
-    of = f"{len(tried)} addresses" if len(tried) > 1 else "its address"
-    if findings.not_contacted:
-        of += f" (of {len(findings.connections) + findings.not_contacted})"
+        return Stage.failed(name, first or Failure(FailureKind.UNREACHABLE), findings)
     if not bad:
-        message = f"TLS connections to {of} work"
-        return Stage(name, StageOutcome.OK, message, findings=findings)
-    failure = bad[0].error or describe(FailureKind.OTHER)
-    if len(bad) == len(tried):
-        return Stage.of(name, failure, findings)
-    faults = "; ".join(
-        f"{c.place}: {summary_of(c.error)}" for c in bad[:3] if c.error is not None
-    )
-    return attr.evolve(
-        Stage.of(name, failure, findings, StageOutcome.WARNING),
-        message=f"{len(bad)} of {of} do not work: {faults}",
-    )
+        return Stage(name, StageOutcome.OK, findings=findings)
+    is_all = len(bad) == len(tried)
+    failure = bad[0].error or Failure(FailureKind.OTHER)
+    outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
+    return Stage.failed(name, failure, findings, outcome)

@@ -14,23 +14,29 @@ from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
 from synapse_federation_admin.diagnosis.clock import check_clock
 from synapse_federation_admin.diagnosis.connections import check_connections
+from synapse_federation_admin.diagnosis.deadline import (
+    Deadline,
+    TimeIsOver,
+    side_by_side,
+)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     ConnectionsFindings,
     Diagnosis,
     KeysFindings,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
     VersionFindings,
 )
-from synapse_federation_admin.diagnosis.limits import Deadline, TimeIsOver, side_by_side
 from synapse_federation_admin.diagnosis.requests import OwnRequests
 from synapse_federation_admin.diagnosis.server_name import ServerName, check_name
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.version import check_version
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.storage.failures import RecordedFailure
@@ -224,6 +230,7 @@ class Diagnoses:
             instance=self._homeserver.instance_name,
             conclusion=conclusion,
             stages=tuple(stages[stage] for stage in StageName),
+            senders=tuple(self._way_out().instances or ()),
         )
 
     async def _check_stored(self, name: str, deadline: Deadline) -> Stages:
@@ -246,10 +253,10 @@ class Diagnoses:
         try:
             stage = await reading.wait(deadline.left_ms())
         except TimeoutError:
-            stage = _skipped(StageName.STORED, "The database does not answer in time")
+            stage = Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
         except Exception as e:
             logger.warning("Could not read what is stored for a diagnosis: %s", e)
-            stage = _skipped(StageName.STORED, "The database cannot be read")
+            stage = Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
         stage = attr.evolve(stage, duration_ms=deadline.since(begun_ms))
         return {StageName.STORED: stage}
 
@@ -263,15 +270,10 @@ class Diagnoses:
     async def _check_way(self, name: str, named: Stage, deadline: Deadline) -> Stages:
         """Go the way that a request takes."""
         if named.outcome is StageOutcome.FAILED:
-            why = "Nothing is sent to this name"
-            return {stage: _skipped(stage, why) for stage in (*_DIRECT, *_ASKED)}
+            return _skip((*_DIRECT, *_ASKED), SkipReason.INVALID_NAME)
         outbound = self._way_out()
         if outbound.instances is not None:
-            why = (
-                "outbound_federation_restricted_to has other processes go out to other "
-                f"servers: {', '.join(outbound.instances)}"
-            )
-            stages = {stage: _skipped(stage, why) for stage in _DIRECT}
+            stages = _skip(_DIRECT, SkipReason.ANOTHER_PROCESS)
             return stages | await self._ask(outbound, name, None, deadline)
         well_known = await check_well_known(outbound, ServerName.parse(name), deadline)
         stages = {StageName.WELL_KNOWN: well_known.stage}
@@ -298,8 +300,7 @@ class Diagnoses:
         try:
             where = ServerName.parse(delegated_to or name)
         except ValueError:
-            why = "It delegates to what is no server name"
-            return {stage: _skipped(stage, why) for stage in _DIRECT[1:]}
+            return _skip(_DIRECT[1:], SkipReason.INVALID_DELEGATION)
         addresses = await check_addresses(
             *(self._homeserver, outbound, where, deadline),
             is_delegated=delegated_to is not None,
@@ -307,8 +308,7 @@ class Diagnoses:
         stages = {StageName.ADDRESSES: addresses}
         assert isinstance(addresses.findings, AddressesFindings)
         if addresses.outcome is StageOutcome.FAILED:
-            why = "There is no address to connect to"
-            return stages | {stage: _skipped(stage, why) for stage in _DIRECT[2:]}
+            return stages | _skip(_DIRECT[2:], SkipReason.NO_ADDRESS)
         connections = await check_connections(
             self._homeserver, outbound, where, addresses.findings, deadline
         )
@@ -355,12 +355,12 @@ async def _guarded(
         return await func()
     except Exception:
         logger.exception("A stage of a diagnosis has failed")
-        why = "This module has failed here: see the log of Synapse"
-        return {name: _skipped(name, why) for name in names}
+        failure = Failure(FailureKind.INTERNAL)
+        return {name: Stage.failed(name, failure) for name in names}
 
 
-def _skipped(stage: StageName, why: str) -> Stage:
-    return Stage(stage, StageOutcome.SKIPPED, why)
+def _skip(names: Collection[StageName], why: SkipReason) -> Stages:
+    return {name: Stage.skip(name, why) for name in names}
 
 
 def _without_repetition(stages: Stages) -> Stages:
@@ -380,10 +380,8 @@ def _without_repetition(stages: Stages) -> Stages:
         stage = stages[name]
         status = getattr(stage.findings, "status", None)
         if stage.outcome is StageOutcome.FAILED and status is None:
-            why = f"The server was not reached: see the stage {before.name.value}"
-            shown[name] = attr.evolve(
-                _skipped(name, why), duration_ms=stage.duration_ms
-            )
+            skipped = Stage.skip(name, SkipReason.NOT_REACHED)
+            shown[name] = attr.evolve(skipped, duration_ms=stage.duration_ms)
     return shown
 
 

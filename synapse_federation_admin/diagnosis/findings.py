@@ -12,7 +12,7 @@ import attr
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.text import because_of, message_of
+from synapse_federation_admin.failures.text import Situation
 from synapse_federation_admin.storage.failures import RecordedFailure
 
 
@@ -41,8 +41,35 @@ class StageOutcome(Enum):
     # No request gets past here.
     FAILED = "failed"
 
-    # It was not tried; the message says why.
+    # It was not tried, or this module has failed.
     SKIPPED = "skipped"
+
+
+class SkipReason(Enum):
+    """Why a stage was not tried."""
+
+    # Such a server cannot delegate.
+    NAME_IS_ADDRESS = "name_is_address"
+    NAME_HAS_PORT = "name_has_port"
+
+    # A stage before it has failed: `name`, `well_known`, `addresses`, `connections`.
+    INVALID_NAME = "invalid_name"
+    INVALID_DELEGATION = "invalid_delegation"
+    NO_ADDRESS = "no_address"
+    NO_CONNECTION = "no_connection"
+
+    # The server was not reached: a stage before it says why.
+    NOT_REACHED = "not_reached"
+
+    # `outbound_federation_restricted_to` has other processes go out.
+    ANOTHER_PROCESS = "another_process"
+
+    # No answer of the server tells the time.
+    NO_DATE = "no_date"
+
+    # The database does not answer in time; it raises an error.
+    DATABASE_SLOW = "database_slow"
+    DATABASE_FAILED = "database_failed"
 
 
 class Verdict(Enum):
@@ -54,6 +81,9 @@ class Verdict(Enum):
     DEGRADED = "degraded"
 
     FAILING = "failing"
+
+    # This module has failed before it could be told.
+    UNKNOWN = "unknown"
 
 
 class ResolutionOutcome(Enum):
@@ -150,13 +180,13 @@ class ResolutionStep:
         number: Its number there: `3.2`.
         what: What it is about.
         outcome: What came of it.
-        message: Why, if it failed.
+        error: Why, if it failed.
     """
 
     number: str
     what: str
     outcome: ResolutionOutcome
-    message: str | None = None
+    error: Failure | None = None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -368,11 +398,6 @@ class Connection:
     version: VersionFindings | None = None
     error: Failure | None = None
 
-    @property
-    def place(self) -> str:
-        """Where it leads, in words."""
-        return f"{self.address or self.host} port {self.port}"
-
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class ConnectionsFindings:
@@ -504,29 +529,26 @@ Findings: TypeAlias = (
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Stage:
-    """What came of one stage.
+    """What came of one stage. In words: `synapse_federation_admin.diagnosis.report`.
 
     Attributes:
         name: Which.
         outcome: What came of it.
-        message: That in words.
-        kind: What is wrong; None if nothing is, or if there is no name for it.
-        duration_ms: How long it took.
+        failure: What is wrong; None if nothing is.
         findings: What was seen; None if it was not tried.
-        detail: Of what is wrong, what is particular, in words for a person; "" if
-            there is nothing.
+        skipped: Why it was not tried, if it was not and nothing is wrong.
+        duration_ms: How long it took.
     """
 
     name: StageName
     outcome: StageOutcome
-    message: str
-    kind: FailureKind | None = None
-    duration_ms: int = 0
+    failure: Failure | None = None
     findings: Findings | None = None
-    detail: str = ""
+    skipped: SkipReason | None = None
+    duration_ms: int = 0
 
     @classmethod
-    def of(
+    def failed(
         cls,
         name: StageName,
         failure: Failure,
@@ -537,15 +559,23 @@ class Stage:
 
         Args:
             name: Which.
-            failure: What is wrong.
+            failure: What is wrong. If it is a bug on this side, the stage tells nothing
+                of the server: it is skipped.
             findings: What was seen.
             outcome: What came of it.
         """
-        return cls(
-            *(name, outcome, message_of(failure), failure.kind),
-            findings=findings,
-            detail=because_of(failure),
-        )
+        outcome = StageOutcome.SKIPPED if failure.is_ours else outcome
+        return cls(name, outcome, failure, findings)
+
+    @classmethod
+    def skip(cls, name: StageName, why: SkipReason) -> "Stage":
+        """Return a stage that was not tried."""
+        return cls(name, StageOutcome.SKIPPED, skipped=why)
+
+    @property
+    def kind(self) -> FailureKind | None:
+        """What is wrong; None if nothing is."""
+        return self.failure.kind if self.failure else None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -554,15 +584,17 @@ class Conclusion:
 
     Attributes:
         verdict: Whether federation works.
-        kind: The cause, if it does not.
-        explanation: One sentence that a person understands.
-        advice: What to do next.
+        situation: What that is because of.
     """
 
     verdict: Verdict
-    kind: FailureKind | None
-    explanation: str
-    advice: str
+    situation: Situation
+
+    @property
+    def kind(self) -> FailureKind | None:
+        """The cause; None if nothing is wrong."""
+        failure = self.situation.failure
+        return failure.kind if failure else None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -576,6 +608,7 @@ class Diagnosis:
         instance: The process that made it.
         conclusion: What the stages mean.
         stages: All of them.
+        senders: The processes that go out in this one's stead, if it may not.
     """
 
     destination: str
@@ -584,6 +617,7 @@ class Diagnosis:
     instance: str
     conclusion: Conclusion
     stages: tuple[Stage, ...]
+    senders: tuple[str, ...] = ()
 
     def stage(self, name: StageName) -> Stage:
         """Return one of the stages."""

@@ -6,11 +6,15 @@ from email.utils import parsedate_to_datetime
 
 import attr
 from synapse.module_api import make_deferred_yieldable
+from twisted.internet.defer import CancelledError
 from twisted.internet.protocol import Protocol
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from synapse_federation_admin.homeserver.errors import BodyExceededMaxSize
+from synapse_federation_admin.homeserver.errors import (
+    BodyExceededMaxSize,
+    RequestSendFailed,
+)
 from synapse_federation_admin.homeserver.outbound import Outbound
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -67,19 +71,26 @@ async def ask(
         max_bytes: The size up to which the body is read.
 
     Raises:
-        Exception: There was no answer; whatever Twisted raises.
+        CancelledError: It was called off.
+        RequestSendFailed: There was no answer; `inner_exception` says why.
     """
-    response = await make_deferred_yieldable(
-        agent.request(b"GET", url.encode("ascii"), headers)
-    )
-    answer = Answer(response.code, response.headers)
-    if response.code in REDIRECTS:
-        response.deliverBody(_HangUp())
-        return answer
     try:
-        return attr.evolve(answer, body=await outbound.read_body(response, max_bytes))
+        response = await make_deferred_yieldable(
+            agent.request(b"GET", url.encode("ascii"), headers)
+        )
+        answer = Answer(response.code, response.headers)
+        if response.code in REDIRECTS:
+            response.deliverBody(_HangUp())
+            return answer
+        body = await outbound.read_body(response, max_bytes)
+    except CancelledError:
+        raise
     except BodyExceededMaxSize as e:
         return attr.evolve(answer, error=e)
+    except Exception as e:
+        # As Synapse's client does it: what the network raises is so told from a bug.
+        raise RequestSendFailed(e, can_retry=False) from e
+    return attr.evolve(answer, body=body)
 
 
 def parse_date_ts(date: bytes | None) -> int | None:

@@ -13,19 +13,15 @@ from canonicaljson import encode_canonical_json
 from signedjson.key import decode_verify_key_bytes, is_signing_algorithm_supported
 from unpaddedbase64 import decode_base64
 
-from synapse_federation_admin.diagnosis.clock import shown_duration
 from synapse_federation_admin.diagnosis.findings import (
     KeysFindings,
     ServerKey,
     StageOutcome,
 )
-from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failures.classify import bounded, describe
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.classify import word
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 
 KEYS_PATH = "/_matrix/key/v2/server"
-
-ANOTHER_KEY = "another key stored"
 
 # How many keys are looked at: a server has one, or two.
 _MAX_KEYS = 20
@@ -63,18 +59,19 @@ def read_keys(
     signed = _canonical(content)
     problems = _Problems()
     if not isinstance(body, dict) or signed is None:
-        problems.add("the answer is no JSON object that can be signed")
+        problems.add(Reason.NOT_JSON)
     elif content.get("server_name") != name:
-        problems.add(f"they are for {their_name or 'no server'}, not for {name}")
+        is_other = their_name is not None
+        reason = Reason.OTHER_SERVER_NAME if is_other else Reason.NO_SERVER_NAME
+        problems.add(reason, their_name or "")
     usable = {k: v for k, v in verify_keys.items() if is_usable(k)}
     if not usable:
-        detail = "there is no ed25519 key among them"
-        problems.add(detail, FailureKind.KEYS_MISSING)
+        problems.add(Reason.NO_ED25519_KEY, kind=FailureKind.KEYS_MISSING)
     # Synapse reads all of them, and takes none if it cannot read one.
     _check_readable(verify_keys, problems)
     _check_readable(old_keys, problems, is_old=True)
     if not isinstance(content.get("old_verify_keys", {}), dict):
-        problems.add("old_verify_keys is no object")
+        problems.add(Reason.OLD_KEYS_NOT_AN_OBJECT)
     # Those with a signature first, in the order of those, as Synapse takes them.
     order = [k for k in signatures if k in usable]
     order += [k for k in usable if k not in signatures]
@@ -85,27 +82,25 @@ def read_keys(
             key_id, key, signatures.get(key_id), signed
         )
         label = word(key_id) or ""
-        is_first = not shown
         if not is_signed and key_id in signatures:
-            outcome = StageOutcome.FAILED if is_first else StageOutcome.WARNING
-            problems.add(f"the signature with {label} is wrong", outcome=outcome)
+            if shown:
+                problems.warn(Reason.ONE_SIGNATURE_INVALID, label)
+            else:
+                problems.add(Reason.SIGNATURE_INVALID, label)
         elif not is_signed:
-            detail = f"they are not signed with {label}"
-            problems.add(detail, outcome=StageOutcome.WARNING)
+            problems.warn(Reason.KEY_NOT_SIGNING, label)
         same = None
         if stored is not None and key_id in stored:
             same = isinstance(key, str) and _same(key, stored[key_id])
             if not same:
-                detail = f"Synapse has {ANOTHER_KEY} as {label}"
-                problems.add(detail, outcome=StageOutcome.WARNING)
+                problems.warn(Reason.OTHER_KEY_STORED, label)
         shown.append(ServerKey(label, is_signed, same))
     if usable and not any(key.is_self_signed for key in shown):
-        problems.add("they are not signed by any of them")
+        problems.add(Reason.NOT_SIGNED)
     if valid_until_ts is None:
-        problems.add("valid_until_ts is no integer")
+        problems.add(Reason.VALID_UNTIL_MISSING)
     elif valid_until_ts <= now_ms:
-        ago = f"{shown_duration(now_ms - valid_until_ts)} ago, by our clock"
-        problems.add(ago, FailureKind.KEYS_EXPIRED)
+        problems.expired(now_ms - valid_until_ts)
     findings = KeysFindings(
         server_name=their_name,
         keys=tuple(shown),
@@ -129,11 +124,20 @@ class _Problems:
 
     def add(
         self,
-        detail: str,
+        reason: Reason,
+        said: str = "",
+        *,
         kind: FailureKind = FailureKind.KEYS_INVALID,
         outcome: StageOutcome = StageOutcome.FAILED,
     ) -> None:
-        self._found.append((outcome, describe(kind, bounded(detail))))
+        self._found.append((outcome, Failure(kind, reason, Facts(said=said))))
+
+    def warn(self, reason: Reason, said: str) -> None:
+        self.add(reason, said, outcome=StageOutcome.WARNING)
+
+    def expired(self, ago_ms: int) -> None:
+        failure = Failure(FailureKind.KEYS_EXPIRED, facts=Facts(ago_ms=ago_ms))
+        self._found.append((StageOutcome.FAILED, failure))
 
     def worst(self) -> tuple[StageOutcome, Failure | None]:
         for outcome, failure in self._found:
@@ -157,7 +161,7 @@ def _check_readable(
         except Exception:
             # What is wrong with it is up to the server.
             what = "old_verify_keys" if is_old else "verify_keys"
-            problems.add(f"Synapse cannot read {word(key_id)} in {what}")
+            problems.add(Reason.KEY_UNREADABLE, f"{word(key_id)} in {what}")
             return
 
 

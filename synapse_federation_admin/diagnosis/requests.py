@@ -5,13 +5,13 @@ They tell what Synapse itself would meet, with its cached SRV records, and where
 process goes out in this one's stead.
 """
 
-import json
 import logging
 from http import HTTPStatus
 
 import attr
 from synapse.module_api import JsonDict
 
+from synapse_federation_admin.diagnosis.deadline import Deadline
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
     KeysFindings,
@@ -21,18 +21,8 @@ from synapse_federation_admin.diagnosis.findings import (
 )
 from synapse_federation_admin.diagnosis.http import parse_date_ts
 from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
-from synapse_federation_admin.diagnosis.limits import Deadline, word
-from synapse_federation_admin.failures.classify import (
-    describe,
-    failure_of,
-    forget_frames,
-)
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.homeserver.errors import (
-    BodyExceededMaxSize,
-    HttpResponseException,
-    RequestSendFailed,
-)
+from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import FederationRequests, Outbound
 
@@ -41,7 +31,11 @@ QUERY_PATH = "/_matrix/federation/v1/query/directory"
 # An alias that nobody has: the request changes nothing anywhere.
 _ALIAS = "#synapse-federation-admin-diagnosis"
 
-_MAX_BODY = 16 * 1024
+# What is wrong with an answer that came, and cannot be read.
+_UNREADABLE = (Reason.NOT_JSON, Reason.WRONG_CONTENT_TYPE, Reason.BODY_TOO_LARGE)
+
+# What a Matrix error tells of us, and not only of the request.
+_TELLING = (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +60,9 @@ class OwnRequests:
         begun_ms = self._deadline.now_ms
         found = await self._get(name, KEYS_PATH)
         duration_ms = self._deadline.since(begun_ms)
-        if isinstance(found, Exception):
-            error = self._failure_of(found)
-            status = _status_of(found)
-            failure = no_keys(status, error, is_answer=_is_answer(found))
-            findings = KeysFindings(status=status, error=error)
-            stage = Stage.of(StageName.KEYS, failure, findings)
+        if isinstance(found, Failure):
+            findings = KeysFindings(status=found.facts.status, error=found)
+            stage = Stage.failed(StageName.KEYS, no_keys(found), findings)
             return attr.evolve(stage, duration_ms=duration_ms)
         body, headers = found
         dates = headers.get(b"Date") or headers.get(b"date") or [b""]
@@ -82,13 +73,9 @@ class OwnRequests:
             now_ms=self._homeserver.now_ms(),
             date_ts=None if b"Age" in headers else parse_date_ts(dates[0]),
         )
-        if problem is None:
-            message = "Its keys are valid, and signed by itself"
-            return Stage(
-                *(StageName.KEYS, outcome, message, None, duration_ms), findings
-            )
-        stage = Stage.of(StageName.KEYS, problem, findings, outcome)
-        return attr.evolve(stage, duration_ms=duration_ms)
+        return Stage(
+            StageName.KEYS, outcome, problem, findings, duration_ms=duration_ms
+        )
 
     async def _stored_keys(self, name: str) -> dict[str, str] | None:
         """Return the keys that Synapse has stored; None if they cannot be read."""
@@ -107,21 +94,13 @@ class OwnRequests:
         """Make a request that we sign, so that the server has to verify our key."""
         begun_ms = self._deadline.now_ms
         found = await self._get(name, QUERY_PATH, {"room_alias": f"{_ALIAS}:{name}"})
-        duration_ms = self._deadline.since(begun_ms)
-        status: int | None = HTTPStatus.OK.value
-        errcode: str | None = None
-        failure: Failure | None = None
-        if isinstance(found, Exception):
-            status, errcode = _status_of(found), _errcode_of(found)
-            failure = self._failure_of(found)
-        findings = AuthenticatedFindings(QUERY_PATH, status, word(errcode))
-        stage = conclude(findings, failure)
-        return attr.evolve(stage, duration_ms=duration_ms)
+        stage = conclude(found if isinstance(found, Failure) else None)
+        return attr.evolve(stage, duration_ms=self._deadline.since(begun_ms))
 
     async def _get(
         self, name: str, path: str, args: dict[str, str] | None = None
-    ) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Exception:
-        """Make a request; return the answer, or what Synapse's client has raised."""
+    ) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Failure:
+        """Make a request; return the answer, or why there was none."""
         try:
             # Synapse's client ends it by itself; but for the body of the answer it has
             # as much time again.
@@ -129,82 +108,38 @@ class OwnRequests:
                 self._deadline.left_ms(), self._requests.get, name, path, args
             )
         except Exception as e:
-            # Whatever it is, it is between us and the remote server.
+            failure = failure_of(e, self._outbound.has_addresses)
             forget_frames(e)
-            return e
-
-    def _failure_of(self, error: Exception) -> Failure:
-        return failure_of(error, self._outbound.has_addresses)
+            return failure
 
 
-def no_keys(status: int | None, error: Failure, *, is_answer: bool) -> Failure:
-    """Tell what it means that a request for keys has failed.
-
-    Args:
-        status: The HTTP status, if there was one that is an error.
-        error: What came of the request.
-        is_answer: Whether there was an answer, which could not be read.
-    """
-    if status is not None and error.kind is not FailureKind.RATE_LIMITED:
-        return describe(FailureKind.KEYS_MISSING, f"HTTP {status}")
-    if error.kind is FailureKind.INVALID_RESPONSE:
-        if is_answer:
-            detail = "the answer is no JSON object, or not of application/json"
-            return describe(FailureKind.KEYS_INVALID, detail)
-        return describe(FailureKind.KEYS_MISSING, "the connection was closed")
-    return error
+def no_keys(error: Failure) -> Failure:
+    """Tell what it means that a request for keys has failed."""
+    kind, reason, facts = error.kind, error.reason, error.facts
+    if facts.status is not None and kind is not FailureKind.RATE_LIMITED:
+        return Failure(FailureKind.KEYS_MISSING, facts=facts)
+    if kind is not FailureKind.INVALID_RESPONSE:
+        return error
+    if reason in _UNREADABLE:
+        return Failure(FailureKind.KEYS_INVALID, reason, facts)
+    return Failure(FailureKind.KEYS_MISSING, Reason.CLOSED, facts)
 
 
-def conclude(findings: AuthenticatedFindings, failure: Failure | None) -> Stage:
+def conclude(failure: Failure | None) -> Stage:
     """Return the stage: what the answer to a signed request means.
 
     Args:
-        findings: The answer.
         failure: What is wrong; None if the answer was one of 200.
     """
-    name, accepted = StageName.AUTHENTICATED, "It accepts our signature"
-    status, errcode = findings.status, findings.errcode
+    name = StageName.AUTHENTICATED
     if failure is None:
-        return Stage(name, StageOutcome.OK, accepted, findings=findings)
+        findings = AuthenticatedFindings(QUERY_PATH, HTTPStatus.OK.value)
+        return Stage(name, StageOutcome.OK, findings=findings)
+    status, errcode = failure.facts.status, failure.facts.errcode
+    findings = AuthenticatedFindings(QUERY_PATH, status, errcode or None)
     if status == HTTPStatus.NOT_FOUND and errcode == "M_NOT_FOUND":
-        message = f"{accepted}: there is no such alias, it says"
-        return Stage(name, StageOutcome.OK, message, findings=findings)
-    is_told = failure.kind in (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
-    if errcode is None or status is None or status >= 500 or is_told:
-        return Stage.of(name, failure, findings)
-    stage = Stage.of(name, failure, findings, StageOutcome.WARNING)
-    message = (
-        f"It answers, but does not know the request (HTTP {status} {errcode}): whether "
-        "it accepts our signature is not known"
-    )
-    return attr.evolve(stage, message=message)
-
-
-def _is_answer(error: Exception) -> bool:
-    """Tell whether there was an answer, in which something is wrong."""
-    inner = error.inner_exception if isinstance(error, RequestSendFailed) else error
-    return isinstance(inner, ValueError | RuntimeError | BodyExceededMaxSize)
-
-
-def _http_error(error: Exception) -> HttpResponseException | None:
-    if isinstance(error, RequestSendFailed):
-        inner = error.inner_exception
-        return inner if isinstance(inner, HttpResponseException) else None
-    return error if isinstance(error, HttpResponseException) else None
-
-
-def _status_of(error: Exception) -> int | None:
-    found = _http_error(error)
-    return None if found is None else int(found.code)
-
-
-def _errcode_of(error: Exception) -> str | None:
-    found = _http_error(error)
-    if found is None:
-        return None
-    try:
-        body = json.loads(found.response[:_MAX_BODY])
-    except (ValueError, RecursionError):
-        return None
-    errcode = body.get("errcode") if isinstance(body, dict) else None
-    return errcode if isinstance(errcode, str) else None
+        return Stage(name, StageOutcome.OK, findings=findings)
+    if not errcode or status is None or status >= 500 or failure.kind in _TELLING:
+        return Stage.failed(name, failure, findings)
+    unknown = attr.evolve(failure, reason=Reason.UNKNOWN_REQUEST)
+    return Stage.failed(name, unknown, findings, StageOutcome.WARNING)

@@ -10,8 +10,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 import attr
 
 from synapse_federation_admin.diagnosis.findings import Stage, StageName, StageOutcome
-from synapse_federation_admin.failures.classify import bounded, describe
-from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 _NAME = re.compile(
@@ -20,6 +19,23 @@ _NAME = re.compile(
 )
 _MAX_PORT = 65535
 _MAX_LABEL = 63
+
+
+class InvalidServerNameError(ValueError):
+    """It is no server name.
+
+    Attributes:
+        reason: Why not.
+    """
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+    @property
+    def failure(self) -> Failure:
+        """The failure to send anything to it."""
+        return Failure(FailureKind.INVALID_NAME, self.reason)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -41,19 +57,19 @@ class ServerName:
         """Parse a server name.
 
         Raises:
-            ValueError: It is none, and why.
+            InvalidServerNameError: It is none.
         """
         found = _NAME.fullmatch(name)
         if found is None:
-            raise ValueError(_why_not(name))
+            raise InvalidServerNameError(_why_not(name))
         port = int(found["port"]) if found["port"] else None
         if port is not None and not 1 <= port <= _MAX_PORT:
-            raise ValueError(f"its port is not from 1 to {_MAX_PORT}")
+            raise InvalidServerNameError(Reason.PORT_INVALID)
         if found["v6"]:
             try:
                 IPv6Address(found["v6"])
             except AddressValueError:
-                raise ValueError("what is in its brackets is no IPv6 address") from None
+                raise InvalidServerNameError(Reason.IPV6_INVALID) from None
             return cls(found["v6"], port, True)
         host = found["host"]
         try:
@@ -61,11 +77,9 @@ class ServerName:
         except AddressValueError:
             labels = host.split(".")
             if not all(labels):
-                raise ValueError("it has an empty label") from None
+                raise InvalidServerNameError(Reason.LABEL_EMPTY) from None
             if max(map(len, labels)) > _MAX_LABEL:
-                raise ValueError(
-                    f"it has a label of more than {_MAX_LABEL} characters"
-                ) from None
+                raise InvalidServerNameError(Reason.LABEL_TOO_LONG) from None
             return cls(host, port, False)
         return cls(host, port, True)
 
@@ -76,41 +90,34 @@ class ServerName:
         return host if self.port is None else f"{host}:{self.port}"
 
 
-def _why_not(name: str) -> str:
+def _why_not(name: str) -> Reason:
     if "/" in name:
-        return "it is a URL, or a part of one: a server name has no scheme and no path"
+        return Reason.NAME_IS_URL
     host, _, port = name.rpartition(":")
     if host and not port.isdecimal() and "[" not in name and ":" not in host:
-        return "what follows the colon is no port"
-    if not name.isascii():
-        return "it has characters outside ASCII: a domain has to be in Punycode"
-    return "it is not of the form host or host:port"
+        return Reason.PORT_INVALID
+    return Reason.NAME_MALFORMED if name.isascii() else Reason.NAME_NOT_ASCII
 
 
 def check_name(homeserver: Homeserver, name: str) -> Stage:
     """Tell whether requests may be sent to a server name at all."""
+    failure = _failure_of(homeserver, name)
+    if failure is not None:
+        return Stage.failed(StageName.NAME, failure)
+    return Stage(StageName.NAME, StageOutcome.OK)
 
-    def failed(kind: FailureKind, detail: str) -> Stage:
-        return Stage.of(StageName.NAME, describe(kind, detail))
 
+def _failure_of(homeserver: Homeserver, name: str) -> Failure | None:
     try:
         parsed = ServerName.parse(name)
-    except ValueError as e:
-        return failed(FailureKind.INVALID_NAME, str(e))
+    except InvalidServerNameError as e:
+        return e.failure
     if not homeserver.is_server_name(name):
-        return failed(FailureKind.INVALID_NAME, "Synapse refuses it")
+        return InvalidServerNameError(Reason.NAME_REFUSED).failure
     if not homeserver.federation.can_be_host(parsed.host):
-        return failed(FailureKind.INVALID_NAME, "no host can have this name")
+        return InvalidServerNameError(Reason.NO_HOST_NAME).failure
     if name == homeserver.server_name:
-        return failed(
-            FailureKind.INVALID_NAME,
-            "it is the name of this homeserver itself, which does not federate with "
-            "itself",
-        )
+        return InvalidServerNameError(Reason.OWN_NAME).failure
     if not homeserver.is_allowed(name):
-        return failed(FailureKind.NOT_ALLOWED, "")
-    return Stage(
-        StageName.NAME,
-        StageOutcome.OK,
-        f"{bounded(name)} is a valid server name, and may be sent to",
-    )
+        return Failure(FailureKind.NOT_ALLOWED)
+    return None

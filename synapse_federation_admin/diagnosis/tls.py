@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a TLS handshake shows of a server."""
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 
+import attr
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
+from synapse_federation_admin.diagnosis.deadline import Deadline
 from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
-from synapse_federation_admin.diagnosis.limits import MAX_TEXT, Deadline, word
-from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.classify import MAX_TEXT, failure_of, word
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 
 _DAY_MS = 86_400_000
@@ -76,15 +78,16 @@ class Handshake:
         if mismatch is not None:
             errors.append(mismatch)
         begun_ms = self._deadline.now_ms if self.begun_ms is None else self.begun_ms
+        certificate = _certificate(connection, self._now_ms)
         self.findings = TlsFindings(
             handshake_ms=self._deadline.since(begun_ms),
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
-            certificate=_certificate(connection, self._now_ms),
+            certificate=certificate,
             is_trusted=not self._untrusted,
             name_matches=mismatch is None,
             is_verified=self._is_verified,
-            problems=_distinct([failure_of(error) for error in errors]),
+            problems=problems_of(errors, certificate),
         )
         return errors[0] if errors and self._is_verified else None
 
@@ -103,12 +106,41 @@ class Handshake:
         return None
 
 
-def _distinct(failures: list[Failure]) -> tuple[Failure, ...]:
-    """Return the first failure of each kind: an untrusted chain has many errors."""
+def problems_of(
+    errors: Iterable[Exception], certificate: Certificate | None
+) -> tuple[Failure, ...]:
+    """Return what is wrong with a certificate.
+
+    The first of each kind: an untrusted chain has many errors. The first of all names
+    the others.
+
+    Args:
+        errors: What OpenSSL, and the comparison of names, have against it.
+        certificate: What it says; None if nobody can read it.
+    """
     found: dict[FailureKind, Failure] = {}
-    for failure in failures:
-        found.setdefault(failure.kind, failure)
-    return tuple(found.values())
+    for error in errors:
+        failure = failure_of(error)
+        found.setdefault(failure.kind, _with_facts(failure, certificate))
+    if not found:
+        return ()
+    first, *others = found.values()
+    also = tuple(failure.kind for failure in others)
+    return (attr.evolve(first, facts=attr.evolve(first.facts, also=also)), *others)
+
+
+def _with_facts(failure: Failure, certificate: Certificate | None) -> Failure:
+    """Add what the certificate tells."""
+    facts = failure.facts
+    if certificate is None:
+        return failure
+    if failure.kind is FailureKind.TLS_EXPIRED and certificate.left_ms < 0:
+        # Whatever else in the chain has.
+        facts = attr.evolve(facts, ago_ms=-certificate.left_ms)
+        return attr.evolve(failure, reason=Reason.OWN_CERTIFICATE, facts=facts)
+    if failure.kind is FailureKind.TLS_WRONG_NAME:
+        return attr.evolve(failure, facts=attr.evolve(facts, names=certificate.names))
+    return failure
 
 
 def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:

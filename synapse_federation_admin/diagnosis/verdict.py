@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of a diagnosis mean, and what to do: pure functions of them."""
+"""What the stages of a diagnosis mean: pure functions of them."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
-from synapse_federation_admin.diagnosis.clock import shown_duration
-from synapse_federation_admin.diagnosis.explanation import Stages, explain
+import attr
+
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
+    ClockFindings,
     Conclusion,
+    Connection,
     ConnectionsFindings,
     KeysFindings,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
@@ -18,9 +22,15 @@ from synapse_federation_admin.diagnosis.findings import (
     Verdict,
     WellKnownFindings,
 )
-from synapse_federation_admin.failures.classify import describe
-from synapse_federation_admin.failures.kinds import TLS_KINDS, FailureKind
-from synapse_federation_admin.failures.text import summary_of
+from synapse_federation_admin.failures.kinds import (
+    TLS_KINDS,
+    Failure,
+    FailureKind,
+    Reason,
+)
+from synapse_federation_admin.failures.text import Effect, Remark, Situation
+
+Stages = Mapping[StageName, Stage]
 
 # Where to look first for what does not always work: of the file, least of all.
 _WEAK = (
@@ -57,11 +67,6 @@ _NOBODY_THERE = (
     FailureKind.IP_BLOCKED,
 )
 
-_THEIRS = "Resetting the connection will not help."
-
-# Of these a reset can be of use: nobody has to do anything before.
-_HELPED_BY_RESET = (FailureKind.RATE_LIMITED,)
-
 # With these, there is somebody who does not let us in, or who is not asked.
 _NOT_FOR_REACH = (
     FailureKind.INVALID_NAME,
@@ -71,9 +76,6 @@ _NOT_FOR_REACH = (
     FailureKind.RATE_LIMITED,
     FailureKind.GONE,
 )
-
-# Longer than anybody waits: Synapse's backoff can be such that it never ends.
-_NEVER_MS = 10 * 365 * 86_400_000
 
 
 def conclude(stages: Stages) -> Conclusion:
@@ -87,16 +89,18 @@ def conclude(stages: Stages) -> Conclusion:
         return _failing(stages, failing)
     authenticated = stages[StageName.AUTHENTICATED]
     if authenticated.outcome is StageOutcome.SKIPPED:
-        return Conclusion(
-            Verdict.DEGRADED,
-            FailureKind.OTHER,
-            f"This could not be found out: {_lowered(authenticated.message)}.",
-            "Try again.",
-        )
+        failure = authenticated.failure or Failure(FailureKind.INTERNAL)
+        return Conclusion(Verdict.UNKNOWN, Situation(Effect.NOT_KNOWN, failure))
     weak = _uneven_stage(stages) or _weak_stage(stages)
     if weak is not None:
         return _degraded(stages, weak)
-    return _ok(stages)
+    is_page = _is_harmless(stages[StageName.WELL_KNOWN])
+    situation = Situation(
+        Effect.NONE,
+        remarks=(Remark.HARMLESS_PAGE,) if is_page else (),
+        backoff_left_ms=_backoff_left_ms(stages),
+    )
+    return Conclusion(Verdict.OK, situation)
 
 
 def _got_through(stages: Stages) -> bool:
@@ -253,20 +257,132 @@ def _is_harmless(stage: Stage) -> bool:
 
 
 def _failing(stages: Stages, stage: Stage) -> Conclusion:
-    kind = stage.kind or FailureKind.OTHER
-    explanation, advice = explain(stages, stage, kind)
-    stored = _stored(stages)
-    if stage.name is StageName.WELL_KNOWN and kind is not FailureKind.OTHER:
-        explanation += ", so requests do not find the server"
-    if stored.reaches_us and kind not in _NOT_FOR_REACH and not _is_reached(stages):
-        explanation += "; they reach us, but we cannot reach them"
+    failure = _explained(stages, stage)
+    remarks = []
+    if stage.name is StageName.WELL_KNOWN and failure.kind is not FailureKind.OTHER:
+        remarks.append(Remark.FILE_IS_WHY)
+    if _fails_otherwise(stages, failure):
+        remarks.append(Remark.OTHER_ADDRESSES)
+    if (
+        _stored(stages).reaches_us
+        and failure.kind not in _NOT_FOR_REACH
+        and not _is_reached(stages)
+    ):
+        remarks.append(Remark.THEY_REACH_US)
+    situation = Situation(Effect.STOPS, failure, tuple(remarks))
+    return Conclusion(Verdict.FAILING, situation)
+
+
+def _degraded(stages: Stages, stage: Stage) -> Conclusion:
+    failure = _explained(stages, stage)
+    remarks: tuple[Remark, ...] = ()
+    if failure.kind is FailureKind.WELL_KNOWN_INVALID:
+        remarks = (Remark.FOUND_WITHOUT_FILE,)
+    effect = _effect_of(stage, failure)
+    left_ms = _backoff_left_ms(stages)
+    return Conclusion(
+        Verdict.DEGRADED, Situation(effect, failure, remarks, backoff_left_ms=left_ms)
+    )
+
+
+def _effect_of(stage: Stage, failure: Failure) -> Effect:
+    """Return what comes of something that does not always stop requests."""
+    if stage.outcome is StageOutcome.WARNING and stage.name in (
+        StageName.ADDRESSES,
+        StageName.CONNECTIONS,
+        StageName.VERSION,
+    ):
+        is_skipped = failure.kind in _NOBODY_THERE
+        return Effect.NEXT_ADDRESS if is_skipped else Effect.SOME_REQUESTS
+    if stage.name is StageName.VERSION:
+        return Effect.NO_VERSION
+    if stage.name is StageName.CONNECTIONS:
+        return Effect.AT_TIMES
+    return Effect.WORKS
+
+
+def _explained(stages: Stages, stage: Stage) -> Failure:
+    """Return what is wrong with a stage, with what the others know of it."""
+    failure = stage.failure or Failure(FailureKind.OTHER)
+    kind, findings = failure.kind, stage.findings
+    if kind in TLS_KINDS or stage.name is StageName.CLOCK:
+        return failure
+    reason = _reason_of(stages, stage, failure)
+    if reason is not None:
+        failure = attr.evolve(failure, reason=reason)
+    facts = failure.facts
+    clock = stages[StageName.CLOCK]
+    if reason is Reason.CLOCK and isinstance(clock.findings, ClockFindings):
+        facts = attr.evolve(facts, ahead_ms=clock.findings.ahead_ms)
+    authenticated = stages[StageName.AUTHENTICATED]
+    if (
+        isinstance(findings, WellKnownFindings)
+        and kind is FailureKind.OTHER
+        and authenticated.outcome is StageOutcome.FAILED
+    ):
+        facts = attr.evolve(facts, cause=authenticated.failure)
+    if kind in (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT):
+        alike = [c for c in _failed_connections(stages) if _fails_with(c, kind)]
+        if alike and alike[0].error is not None:
+            met = alike[0].error.facts
+            facts = attr.evolve(
+                facts, address=met.address, port=met.port, more=len(alike) - 1
+            )
+    return attr.evolve(failure, facts=facts)
+
+
+def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
+    """Return what exactly is wrong, if other stages tell it; None: what is known."""
+    kind, findings = failure.kind, stage.findings
+    if isinstance(findings, WellKnownFindings):
+        return None
+    if isinstance(findings, AuthenticatedFindings) and _is_up(stages):
+        if failure.reason is Reason.UNKNOWN_REQUEST:
+            return None
+        if kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED):
+            if kind is FailureKind.RESPONSE_TIMEOUT:
+                # Their server may be waiting for ours, of which it needs the key.
+                return Reason.SIGNED_UNANSWERED
+            has_error = findings.errcode is not None
+            return Reason.SIGNED_ERROR if has_error else Reason.SIGNED_NOT_ROUTED
+    if isinstance(findings, KeysFindings):
+        if findings.error is not None and kind is findings.error.kind:
+            # It is none of the kinds of keys.
+            return Reason.KEYS_REQUEST
+    elif kind is FailureKind.RESPONSE_TIMEOUT and _is_restricted(stages):
+        return Reason.ANOTHER_PROCESS
+    if kind is FailureKind.REJECTED and _rejects_all(stages):
+        return Reason.UNSIGNED_TOO
     if _is_for_clock(stages, kind):
-        advice = f"{stages[StageName.CLOCK].message}: set whichever is wrong. {advice}"
-    if kind in TLS_KINDS:
-        advice = f"{advice} Nothing you do helps until then."
-    if kind not in _HELPED_BY_RESET:
-        advice = f"{advice} {_THEIRS}"
-    return Conclusion(Verdict.FAILING, kind, f"{explanation}.", advice)
+        return Reason.CLOCK
+    if (
+        kind in (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
+        and failure.reason is None
+        and _may_lack_delegation(stages)
+    ):
+        return Reason.MAY_LACK_DELEGATION
+    return None
+
+
+def _is_up(stages: Stages) -> bool:
+    """Tell whether a homeserver answers there."""
+    return StageOutcome.OK in (
+        stages[StageName.VERSION].outcome,
+        stages[StageName.KEYS].outcome,
+    )
+
+
+def _is_restricted(stages: Stages) -> bool:
+    """Tell whether other processes go out in this one's stead."""
+    return stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
+
+
+def _rejects_all(stages: Stages) -> bool:
+    """Tell whether requests are rejected in which our key plays no part."""
+    return any(
+        getattr(stages[name].findings, "status", None) in (401, 403)
+        for name in (StageName.VERSION, StageName.KEYS)
+    )
 
 
 def _is_reached(stages: Stages) -> bool:
@@ -285,88 +401,36 @@ def _is_for_clock(stages: Stages, kind: FailureKind) -> bool:
     )
 
 
-def _degraded(stages: Stages, stage: Stage) -> Conclusion:
-    kind = stage.kind or FailureKind.OTHER
-    explanation, advice = explain(stages, stage, kind)
-    message = _lowered(stage.message)
-    if stage.name is StageName.CLOCK:
-        explanation = f"Requests get through, but {message}"
-        advice = "Set the clock that is wrong; see whether this host uses NTP."
-    elif stage.outcome is StageOutcome.WARNING and stage.name in (
-        StageName.ADDRESSES,
-        StageName.CONNECTIONS,
-        StageName.VERSION,
-    ):
-        if kind in _NOBODY_THERE:
-            explanation = f"It works, but not at every address: {message}"
-            advice = (
-                "Synapse goes on to the next address, which takes time, and if that "
-                f"fails there is none left. {advice}"
-            )
-        else:
-            explanation = f"It works for some and not for others: {message}"
-            advice = (
-                "Whether a request gets through depends on the address to which it is "
-                f"sent. {advice}"
-            )
-    elif stage.name is StageName.VERSION:
-        why = summary_of(describe(kind, stage.detail))
-        explanation = f"Requests get through, but it does not tell its version: {why}"
-        advice = (
-            "Little depends on that. Tell them that /_matrix/federation/v1/version is "
-            "not answered."
-        )
-    elif isinstance(stage.findings, AuthenticatedFindings):
-        explanation = f"Requests get through, but: {message}"
-        advice = (
-            "There is nothing to do, unless messages do not arrive there: ask them."
-        )
-    elif stage.name is StageName.CONNECTIONS:
-        explanation = f"Requests get through at times only: {_lowered(explanation)}"
-    elif not isinstance(stage.findings, KeysFindings):
-        explanation = f"Requests get through, but: {_lowered(explanation)}"
-    if stage.name is StageName.WELL_KNOWN and kind is FailureKind.WELL_KNOWN_INVALID:
-        advice += " Until then Synapse finds the server without it."
-    return Conclusion(
-        Verdict.DEGRADED, kind, f"{explanation}.", f"{advice}{_reset_advice(stages)}"
+def _may_lack_delegation(stages: Stages) -> bool:
+    """Tell whether there is a web server, but neither delegation nor SRV records."""
+    well_known = stages[StageName.WELL_KNOWN].findings
+    addresses = stages[StageName.ADDRESSES].findings
+    return (
+        isinstance(well_known, WellKnownFindings)
+        and well_known.delegated_to is None
+        and (well_known.requests[-1].status or 0) >= HTTPStatus.BAD_REQUEST
+        and isinstance(addresses, AddressesFindings)
+        and not addresses.services_total
     )
 
 
-def _ok(stages: Stages) -> Conclusion:
-    remark = ""
-    if _is_harmless(stages[StageName.WELL_KNOWN]):
-        remark = (
-            " What their web server has for /.well-known/matrix/server is of no use, "
-            "but it needs none."
-        )
-    stored = _stored(stages)
-    if not stored.next_retry_ts:
-        return Conclusion(
-            Verdict.OK,
-            None,
-            "Federation with this server works.",
-            f"There is nothing to do.{remark}",
-        )
-    return Conclusion(
-        Verdict.OK,
-        None,
-        "Federation with this server works, but Synapse still has it as failing.",
-        f"Everything works now;{_reset_advice(stages)}{remark}",
+def _failed_connections(stages: Stages) -> list[Connection]:
+    findings = stages[StageName.CONNECTIONS].findings
+    if not isinstance(findings, ConnectionsFindings):
+        return []
+    return [c for c in findings.connections if c.outcome is StageOutcome.FAILED]
+
+
+def _fails_with(connection: Connection, kind: FailureKind) -> bool:
+    return connection.error is not None and connection.error.kind is kind
+
+
+def _fails_otherwise(stages: Stages, failure: Failure) -> bool:
+    """Tell whether addresses fail with another kind than the first."""
+    return failure.facts.address != "" and not all(
+        _fails_with(connection, failure.kind)
+        for connection in _failed_connections(stages)
     )
-
-
-def _reset_advice(stages: Stages) -> str:
-    """Return what to do about a backoff that is not needed any more."""
-    stored = _stored(stages)
-    if not stored.next_retry_ts:
-        return ""
-    if stored.backoff_left_ms > _NEVER_MS:
-        when = "will never try again by itself"
-    elif stored.backoff_left_ms:
-        when = f"will not try again for {shown_duration(stored.backoff_left_ms)}"
-    else:
-        when = "will try again only when something is due"
-    return f" Synapse {when}. Reset the connection."
 
 
 def _stored(stages: Stages) -> StoredFindings:
@@ -374,8 +438,7 @@ def _stored(stages: Stages) -> StoredFindings:
     return findings if isinstance(findings, StoredFindings) else StoredFindings(False)
 
 
-def _lowered(message: str) -> str:
-    """Return a message as the end of a sentence."""
-    if message.startswith("Synapse"):
-        return message
-    return message[:1].lower() + message[1:].rstrip(".")
+def _backoff_left_ms(stages: Stages) -> int | None:
+    """Return for how long Synapse backs off still; None if it does not."""
+    stored = _stored(stages)
+    return stored.backoff_left_ms if stored.next_retry_ts else None

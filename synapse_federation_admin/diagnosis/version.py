@@ -11,17 +11,15 @@ import attr
 
 from synapse_federation_admin.diagnosis.findings import (
     ConnectionsFindings,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
     VersionFindings,
 )
 from synapse_federation_admin.diagnosis.http import Answer
-from synapse_federation_admin.diagnosis.limits import word
-from synapse_federation_admin.failures.classify import describe, failure_of
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.text import summary_of
-from synapse_federation_admin.homeserver.errors import HttpResponseException
+from synapse_federation_admin.failures.classify import http_failure, word
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 
 VERSION_PATH = "/_matrix/federation/v1/version"
 
@@ -46,20 +44,20 @@ def read_version(answer: Answer, duration_ms: int, now_ms: int) -> VersionFindin
     if error is not None:
         return attr.evolve(findings, error=error)
 
-    def invalid(detail: str) -> VersionFindings:
-        error = describe(FailureKind.INVALID_RESPONSE, detail)
+    def invalid(reason: Reason) -> VersionFindings:
+        error = Failure(FailureKind.INVALID_RESPONSE, reason)
         return attr.evolve(findings, error=error)
 
     # Synapse, too, wants it in small letters.
     media_type = (answer.header("Content-Type") or b"").partition(b";")[0].strip()
     if media_type != b"application/json":
-        return invalid("the Content-Type of the answer is not application/json")
+        return invalid(Reason.WRONG_CONTENT_TYPE)
     try:
         body = json.loads(answer.body or b"")
     except (ValueError, RecursionError):
-        return invalid("the answer is no JSON")
+        body = None
     if not isinstance(body, dict):
-        return invalid("the answer is JSON, but no object")
+        return invalid(Reason.NOT_JSON)
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
     return attr.evolve(
@@ -72,44 +70,23 @@ def read_version(answer: Answer, duration_ms: int, now_ms: int) -> VersionFindin
 def _error_of(answer: Answer) -> Failure | None:
     """Return the failure that a status, or a body that was not read, stands for."""
     if answer.error is not None:
-        return describe(FailureKind.INVALID_RESPONSE, "the answer is too large")
+        return Failure(FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE)
     if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
         return None
-    return failure_of(HttpResponseException(answer.status, "", answer.body or b""))
+    return http_failure(answer.status, answer.body or b"")
 
 
 def check_version(connections: ConnectionsFindings) -> Stage:
     """Return the stage: what came of the request at each address."""
-    asked = [
-        (connection, connection.version)
-        for connection in connections.connections
-        if connection.version is not None
-    ]
-    if not asked:
-        return Stage(
-            StageName.VERSION,
-            StageOutcome.SKIPPED,
-            "There is no connection to ask over",
-        )
-    good = [answer for _, answer in asked if answer.error is None]
-    bad = [
-        (connection, answer, answer.error)
-        for connection, answer in asked
-        if answer.error is not None
-    ]
-    if not bad:
-        answer = good[0]
-        software = " ".join(filter(None, (answer.server_name, answer.server_version)))
-        message = f"It runs {software or 'software without a name'}"
-        stage = Stage(StageName.VERSION, StageOutcome.OK, message, findings=answer)
-        return attr.evolve(stage, duration_ms=answer.duration_ms)
-    connection, answer, failure = bad[0]
-    if not good:
-        stage = Stage.of(StageName.VERSION, failure, answer)
-        return attr.evolve(stage, duration_ms=answer.duration_ms)
-    return attr.evolve(
-        Stage.of(StageName.VERSION, failure, answer, StageOutcome.WARNING),
-        message=f"{len(bad)} of {len(asked)} addresses do not answer well: "
-        f"{connection.place}: {summary_of(failure)}",
-        duration_ms=answer.duration_ms,
-    )
+    answers = [c.version for c in connections.connections if c.version is not None]
+    if not answers:
+        return Stage.skip(StageName.VERSION, SkipReason.NO_CONNECTION)
+    bad = [answer for answer in answers if answer.error is not None]
+    answer = bad[0] if bad else answers[0]
+    if answer.error is None:
+        stage = Stage(StageName.VERSION, StageOutcome.OK, findings=answer)
+    else:
+        is_all = len(bad) == len(answers)
+        outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
+        stage = Stage.failed(StageName.VERSION, answer.error, answer, outcome)
+    return attr.evolve(stage, duration_ms=answer.duration_ms)

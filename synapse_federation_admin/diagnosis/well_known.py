@@ -12,9 +12,15 @@ from urllib.parse import urljoin, urlsplit
 import attr
 from twisted.web.http_headers import Headers
 
-from synapse_federation_admin.diagnosis.addresses import look_up, why_no_address
+from synapse_federation_admin.diagnosis.addresses import (
+    dns_failed,
+    look_up,
+    why_no_address,
+)
+from synapse_federation_admin.diagnosis.deadline import Deadline, TimeIsOver
 from synapse_federation_admin.diagnosis.findings import (
     CachedWellKnown,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
@@ -22,21 +28,24 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownRequest,
 )
 from synapse_federation_admin.diagnosis.http import REDIRECTS, Answer, ask
-from synapse_federation_admin.diagnosis.limits import (
-    MAX_TEXT,
-    Deadline,
-    TimeIsOver,
-    word,
+from synapse_federation_admin.diagnosis.server_name import (
+    InvalidServerNameError,
+    ServerName,
 )
-from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.failures.classify import (
+    MAX_TEXT,
     bounded,
-    describe,
     failure_of,
     forget_frames,
+    word,
 )
-from synapse_federation_admin.failures.kinds import TLS_KINDS, Failure, FailureKind
-from synapse_federation_admin.failures.text import because_of, message_of, summary_of
+from synapse_federation_admin.failures.kinds import (
+    TLS_KINDS,
+    Facts,
+    Failure,
+    FailureKind,
+    Reason,
+)
 from synapse_federation_admin.homeserver.outbound import Outbound
 
 # As many as Synapse follows.
@@ -102,14 +111,10 @@ async def check_well_known(
 ) -> WellKnown:
     """Fetch the well-known file of a server, as Synapse does it."""
     if name.is_literal or name.port is not None:
-        what = "is an IP address" if name.is_literal else "has a port"
-        return WellKnown(
-            Stage(
-                StageName.WELL_KNOWN,
-                StageOutcome.SKIPPED,
-                f"The name {what}: such a server cannot delegate, so it is not asked",
-            )
+        why = (
+            SkipReason.NAME_IS_ADDRESS if name.is_literal else SkipReason.NAME_HAS_PORT
         )
+        return WellKnown(Stage.skip(StageName.WELL_KNOWN, why))
     begun_ms = deadline.now_ms
     fetched = await _fetch(outbound, name.host, deadline)
     lifetime_ms = (
@@ -142,10 +147,11 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
                 max(1, int(ends_ms - begun_ms)), _ask, outbound, url, headers
             )
         except TimeIsOver:
-            error = describe(FailureKind.RESPONSE_TIMEOUT)
+            error = Failure(FailureKind.RESPONSE_TIMEOUT)
         except Exception as e:
-            # Whatever it is, it is between us and the remote server.
             error = failure_of(e, outbound.has_addresses)
+            if error.is_ours:
+                raise
             forget_frames(e)
             if error.kind is FailureKind.DNS_NOT_FOUND:
                 error = await _why_not_found(outbound, url, error, deadline)
@@ -155,23 +161,19 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
             is_proxied = outbound.goes_through_proxy(host)
             return _judge(tuple(requests), answer, is_proxied=is_proxied)
         if location is None or len(requests) > _MAX_REDIRECTS:
-            what = (
-                "a redirect that leads nowhere"
+            reason = (
+                Reason.REDIRECT_WITHOUT_TARGET
                 if location is None
-                else f"more than {_MAX_REDIRECTS} redirects"
+                else Reason.TOO_MANY_REDIRECTS
             )
-            problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, what)
-            return Fetched(tuple(requests), problem=problem)
+            return Fetched(tuple(requests), problem=_unreachable(reason))
         try:
             url = urljoin(url, location.decode("ascii"))
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(url)
         except ValueError:
-            problem = describe(
-                FailureKind.WELL_KNOWN_UNREACHABLE,
-                "a redirect to what is no URL of the web",
-            )
+            problem = _unreachable(Reason.REDIRECT_INVALID)
             return Fetched(tuple(requests), problem=problem)
 
 
@@ -185,7 +187,7 @@ async def _why_not_found(
     try:
         await look_up(outbound, host, 443, deadline)
     except TimeIsOver:
-        return describe(FailureKind.DNS_FAILED, f"no answer about {bounded(host)}")
+        return dns_failed(host, Reason.DNS_NO_ANSWER)
     except (OSError, UnicodeError) as e:
         return why_no_address(e, host)
     return error
@@ -230,17 +232,24 @@ def _judge(
         assert last.error is not None
         if len(requests) == 1 and last.error.kind in no_web_server:
             return Fetched(requests, is_absent=True)
-        problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, summary_of(last.error))
+        is_blocked = last.error.kind is FailureKind.IP_BLOCKED
+        reason = Reason.LEADS_TO_BLOCKED if is_blocked else None
+        cause = None if is_blocked else last.error
+        problem = _unreachable(reason, Facts(cause=cause))
         return Fetched(requests, problem=problem)
     if answer.error is not None:
-        problem = describe(FailureKind.WELL_KNOWN_INVALID, "it is too large")
+        problem = Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE)
         return Fetched(requests, problem=problem)
     if answer.status == HTTPStatus.OK:
         return Fetched(requests, answer)
     if HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return Fetched(requests, is_absent=True)
-    problem = describe(FailureKind.WELL_KNOWN_UNREACHABLE, f"HTTP {answer.status}")
+    problem = _unreachable(None, Facts(status=answer.status))
     return Fetched(requests, problem=problem)
+
+
+def _unreachable(reason: Reason | None, facts: Facts | None = None) -> Failure:
+    return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, reason, facts or Facts())
 
 
 def conclude(
@@ -264,14 +273,12 @@ def conclude(
     findings = WellKnownFindings(
         fetched.requests, max_bytes, suggests_delegation=_suggests_delegation(fetched)
     )
-    message = "There is no such file: the server does not delegate"
     if fetched.answer is not None:
         m_server, problem = _read(fetched.answer.body or b"")
         # Synapse uses whatever is ASCII, and what that leads to is seen later.
         if m_server and m_server.isascii():
             fresh = m_server[:_MAX_DELEGATED]
             outcome = StageOutcome.FAILED if problem else outcome
-        message = f"It delegates to {word(m_server)}"
         findings = attr.evolve(
             findings,
             m_server=word(m_server),
@@ -279,10 +286,9 @@ def conclude(
             suggests_delegation=findings.suggests_delegation or m_server is not None,
             lifetime_ms=lifetime_ms if fresh else None,
         )
-    kind = problem.kind if problem else None
     if problem is not None:
-        message = message_of(problem)
         outcome = outcome if fresh else StageOutcome.WARNING
+    failure = problem
     delegated_to = used = fresh
     if cached is not None:
         m_server, expires_ts, is_used = cached
@@ -297,25 +303,23 @@ def conclude(
         if differs and m_server and problem and not fresh:
             # What fails for a while does not end what was cached.
             delegated_to = m_server
-            message += f". Synapse still uses what it has cached: {word(m_server)}"
         elif differs and is_used:
             outcome = max(outcome, StageOutcome.WARNING, key=_SEVERITY.index)
-            kind = kind or FailureKind.OTHER
-            message += (
-                ". This process of Synapse still uses another answer, which it has "
-                f"cached: {word(m_server) or 'that there is no such file'}"
-            )
+            failure = failure or _outdated(m_server)
     findings = attr.evolve(findings, delegated_to=word(delegated_to))
-    detail = because_of(problem) if problem else ""
-    stage = Stage(
-        *(StageName.WELL_KNOWN, outcome, message, kind),
-        findings=findings,
-        detail=detail,
-    )
+    stage = Stage(StageName.WELL_KNOWN, outcome, failure, findings)
     error = fetched.requests[-1].error
     is_late = error is not None and error.kind is FailureKind.RESPONSE_TIMEOUT
     is_cached = used is not None or (cached is not None and cached[2])
     return WellKnown(stage, delegated_to, used, is_late and not is_cached)
+
+
+def _outdated(m_server: str | None) -> Failure:
+    """Return that Synapse goes by an older answer, which it has cached."""
+    if m_server is None:
+        return Failure(FailureKind.OTHER, Reason.CACHED_ABSENCE)
+    facts = Facts(said=word(m_server) or "")
+    return Failure(FailureKind.OTHER, Reason.CACHED_DELEGATION, facts)
 
 
 def _suggests_delegation(fetched: Fetched) -> bool:
@@ -334,25 +338,25 @@ def _suggests_delegation(fetched: Fetched) -> bool:
 def _read(body: bytes) -> tuple[str | None, Failure | None]:
     """Return what a file gives as `m.server`, and what is wrong with it."""
 
-    def invalid(detail: str) -> Failure:
-        return describe(FailureKind.WELL_KNOWN_INVALID, detail)
+    def invalid(reason: Reason, facts: Facts | None = None) -> Failure:
+        return Failure(FailureKind.WELL_KNOWN_INVALID, reason, facts or Facts())
 
     try:
         content = json.loads(body.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return None, invalid("it is no JSON")
+        content = None
     if not isinstance(content, dict):
-        return None, invalid("it is no JSON object")
+        return None, invalid(Reason.NOT_JSON)
     m_server = content.get("m.server")
     if not isinstance(m_server, str):
-        what = "is no string" if "m.server" in content else "is missing"
-        return None, invalid(f"m.server {what}")
+        if "m.server" in content:
+            return None, invalid(Reason.M_SERVER_NOT_A_STRING)
+        return None, invalid(Reason.M_SERVER_MISSING)
     try:
         ServerName.parse(m_server)
-    except ValueError as e:
-        return m_server, invalid(
-            f"m.server is {word(m_server)!r}, which is no server name: {e}"
-        )
+    except InvalidServerNameError as e:
+        facts = Facts(said=word(m_server) or "", cause=e.failure)
+        return m_server, invalid(Reason.M_SERVER_INVALID, facts)
     return m_server, None
 
 

@@ -143,10 +143,21 @@ _HTTP_CLIENT = "twisted.web."
 # they are a bug.
 _OF_CLIENTS = (ValueError, RuntimeError)
 
+# What exactly an exception of a type stands for: the first that fits.
+_REASONS: tuple[tuple[tuple[type[BaseException], ...], Reason], ...] = (
+    ((ProxyConnectError,), Reason.PROXY),
+    ((NotRetryingDestination,), Reason.BACKING_OFF),
+    ((net.ConnectionClosed,), Reason.CLOSED),
+    ((BodyExceededMaxSize,), Reason.BODY_TOO_LARGE),
+    ((ValueError, RecursionError), Reason.NOT_JSON),
+    # Synapse's client raises it for a Content-Type that it does not want.
+    ((RuntimeError,), Reason.WRONG_CONTENT_TYPE),
+)
+
 # The text of a failure that another process has met names the types of exceptions:
 # outermost first, then those that it wraps.
-_PROXIED = "ProxyResource: Error when proxying request: "
-_PROXIED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
+_RELAYED = "ProxyResource: Error when proxying request: "
+_RELAYED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
 
 # What Twisted and Python say of names to which nothing can connect.
 _NO_NAME = ("invalid hostname", "Port out of range")
@@ -172,6 +183,11 @@ def failure_of(
         logged here, and the caller must not take it for one of the other server.
     """
     cause = _cause_of(error)
+    if isinstance(cause, HttpResponseException):
+        relayed = _relayed_text(cause)
+        if relayed is None:
+            return http_failure(cause.code, cause.response)
+        return Failure(_kind_by_text(relayed), facts=Facts(is_relayed=True))
     kind = _kind_of(cause, has_addresses, is_of_clients=cause is not error)
     if kind is FailureKind.INTERNAL:
         logger.error(
@@ -179,12 +195,19 @@ def failure_of(
             "server: please report it",
             exc_info=(type(error), error, error.__traceback__),
         )
-    return Failure(kind, _reason_of(cause), _facts_of(cause))
+    return Failure(kind, _reason_of(kind, cause), _facts_of(cause))
 
 
-def describe(kind: FailureKind, detail: str = "") -> Failure:
-    """Return a failure of which there is something to say."""
-    return Failure(kind, facts=Facts(said=detail))
+def http_failure(status: int, body: bytes) -> Failure:
+    """Tell what an answer of an error means.
+
+    Args:
+        status: The HTTP status.
+        body: The body, of which only the beginning is looked at.
+    """
+    errcode, said = matrix_error(body)
+    kind = _HTTP_KINDS.get(status, FailureKind.HTTP_ERROR)
+    return Failure(kind, facts=Facts(status=status, errcode=errcode, said=said))
 
 
 def bounded(text: str, most: int = MAX_TEXT) -> str:
@@ -262,11 +285,6 @@ def _kind_of(
     *,
     is_of_clients: bool,
 ) -> FailureKind:
-    if isinstance(cause, HttpResponseException):
-        proxied = _proxied_text(cause)
-        if proxied is not None:
-            return _kind_by_text(proxied)
-        return _HTTP_KINDS.get(cause.code, FailureKind.HTTP_ERROR)
     if isinstance(cause, FederationDeniedError):
         return FailureKind.NOT_ALLOWED
     if isinstance(cause, SynapseError):
@@ -302,7 +320,7 @@ def _kind_by_text(text: str) -> FailureKind:
         return _TLS_KINDS.get(code, FailureKind.TLS_UNTRUSTED)
     known = (*_KINDS, (_OF_CLIENTS, FailureKind.INVALID_RESPONSE))
     # What is wrapped comes last.
-    for found in reversed(_PROXIED_TYPE.findall(text)):
+    for found in reversed(_RELAYED_TYPE.findall(text)):
         name = found.removeprefix("builtins.")
         for types, kind in known:
             if any(name in _names_of(type_) for type_ in types):
@@ -322,11 +340,11 @@ def _names_of(type_: type[BaseException]) -> Iterator[str]:
         yield from _names_of(below)
 
 
-def _proxied_text(error: HttpResponseException) -> str | None:
+def _relayed_text(error: HttpResponseException) -> str | None:
     if error.code != HTTPStatus.BAD_GATEWAY:
         return None
     body = error.response[:_MAX_BODY].decode("utf-8", "replace")
-    return body if _PROXIED in body else None
+    return body if _RELAYED in body else None
 
 
 def _proxy_status(error: ProxyConnectError) -> int | None:
@@ -334,30 +352,24 @@ def _proxy_status(error: ProxyConnectError) -> int | None:
     return int(found[1]) if found else None
 
 
-def _reason_of(cause: BaseException) -> Reason | None:
+def _reason_of(kind: FailureKind, cause: BaseException) -> Reason | None:
     """Return what exactly is wrong, as far as the exception tells."""
     if isinstance(cause, UntrustedCertificateError):
         if cause.code in _TLS_KINDS:
             return Reason.IN_CHAIN if cause.depth else Reason.OWN_CERTIFICATE
         return _TLS_REASONS.get(cause.code)
-    if isinstance(cause, ProxyConnectError):
-        return Reason.PROXY
-    if isinstance(cause, NotRetryingDestination):
-        return Reason.BACKING_OFF
     if isinstance(cause, VerificationError | CertificateError):
         return None if _expected_name(cause) else Reason.NO_NAMES
-    if isinstance(cause, net.ConnectionClosed):
-        return Reason.CLOSED
+    if kind in (FailureKind.INVALID_NAME, FailureKind.INTERNAL):
+        return None
+    for types, reason in _REASONS:
+        if isinstance(cause, types):
+            return reason
     return None
 
 
 def _facts_of(cause: BaseException) -> Facts:
     """Return what is particular of an exception."""
-    if isinstance(cause, HttpResponseException):
-        if _proxied_text(cause) is not None:
-            return Facts(is_relayed=True)
-        errcode, said = matrix_error(cause.response)
-        return Facts(status=cause.code, errcode=errcode, said=said)
     if isinstance(cause, UntrustedCertificateError):
         return Facts(code=cause.code, depth=cause.depth, issuer=cause.issuer)
     if isinstance(cause, SSL.Error):

@@ -88,7 +88,6 @@ class Reason(Enum):
     # well_known_invalid; those about JSON also below invalid_response and keys_invalid.
     BODY_TOO_LARGE = "body_too_large"
     NOT_JSON = "not_json"
-    NOT_AN_OBJECT = "not_an_object"
     M_SERVER_MISSING = "m_server_missing"
     M_SERVER_NOT_A_STRING = "m_server_not_a_string"
     M_SERVER_INVALID = "m_server_invalid"
@@ -97,6 +96,7 @@ class Reason(Enum):
     REDIRECT_WITHOUT_TARGET = "redirect_without_target"
     REDIRECT_INVALID = "redirect_invalid"
     TOO_MANY_REDIRECTS = "too_many_redirects"
+    LEADS_TO_BLOCKED = "leads_to_blocked"
 
     # dns_not_found, dns_failed
     NO_SUCH_HOST = "no_such_host"
@@ -108,6 +108,9 @@ class Reason(Enum):
     NO_SERVICE = "no_service"
     NO_IPV4 = "no_ipv4"
     NO_IPV6 = "no_ipv6"
+
+    # Any kind: only the request for keys fails.
+    KEYS_REQUEST = "keys_request"
 
     # connection_refused, connection_timeout: there is a web server, which does not
     # delegate.
@@ -155,12 +158,14 @@ class Reason(Enum):
     # keys_missing, keys_invalid
     NO_ED25519_KEY = "no_ed25519_key"
     OTHER_SERVER_NAME = "other_server_name"
+    NO_SERVER_NAME = "no_server_name"
     KEY_UNREADABLE = "key_unreadable"
     OLD_KEYS_NOT_AN_OBJECT = "old_keys_not_an_object"
     NOT_SIGNED = "not_signed"
     SIGNATURE_INVALID = "signature_invalid"
     VALID_UNTIL_MISSING = "valid_until_missing"
     KEY_NOT_SIGNING = "key_not_signing"
+    ONE_SIGNATURE_INVALID = "one_signature_invalid"
     OTHER_KEY_STORED = "other_key_stored"
 
     # other
@@ -180,8 +185,10 @@ class Facts:
     Texts in which a remote server has a say are one bounded line of printable ASCII.
 
     Attributes:
-        host: The host name or IP address that it is about.
+        host: The host name that it is about.
+        address: The IP address, or the host, to which a connection failed.
         port: The port there.
+        more: How many other addresses fail in the same way.
         status: The HTTP status.
         errcode: The Matrix error in the answer.
         said: What the other side says of it, or OpenSSL.
@@ -198,7 +205,9 @@ class Facts:
     """
 
     host: str = ""
+    address: str = ""
     port: int | None = None
+    more: int = 0
     status: int | None = None
     errcode: str = ""
     said: str = ""

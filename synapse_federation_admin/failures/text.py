@@ -5,6 +5,10 @@ The words themselves are in `synapse_federation_admin.failures.wording`. Nothing
 look into what is made here: kind, reason and facts are there for that.
 """
 
+from enum import Enum
+
+import attr
+
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.wording import (
     KINDS,
@@ -25,6 +29,132 @@ _LEAST_DETAIL = 12
 # How many names are told.
 _MAX_NAMES = 3
 
+# Longer than anybody waits: Synapse's backoff can be such that it never ends.
+_NEVER_MS = 10 * 365 * 86_400_000
+
+_NO_VERSION_ADVICE = (
+    "Little depends on it. Tell their admin that /_matrix/federation/v1/version does "
+    "not answer."
+)
+_RESET_DOES_NOT_HELP = "Resetting the connection does not help."
+
+# Of this a reset can be of use: nobody has to do anything before.
+_HELPED_BY_RESET = FailureKind.RATE_LIMITED
+
+
+class Effect(Enum):
+    """What comes of a failure, or of there being none."""
+
+    NONE = "none"
+
+    # No request gets through.
+    STOPS = "stops"
+
+    # Some addresses do not work: Synapse goes on to the next, or meets one by luck.
+    NEXT_ADDRESS = "next_address"
+    SOME_REQUESTS = "some_requests"
+
+    # Requests do not always get through.
+    AT_TIMES = "at_times"
+
+    # They do; but the server does not tell its version; something is not in order.
+    NO_VERSION = "no_version"
+    WORKS = "works"
+
+    # This could not be found out.
+    NOT_KNOWN = "not_known"
+
+
+class Remark(Enum):
+    """What else is to be said."""
+
+    FILE_IS_WHY = "file_is_why"
+    FOUND_WITHOUT_FILE = "found_without_file"
+    HARMLESS_PAGE = "harmless_page"
+    OTHER_ADDRESSES = "other_addresses"
+    THEY_REACH_US = "they_reach_us"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Situation:
+    """How it is between this homeserver and another server.
+
+    Attributes:
+        effect: What comes of it.
+        failure: What is wrong; None if nothing is.
+        remarks: What else is to be said.
+        backoff_left_ms: For how long Synapse does not retry; 0: until something is due;
+            None: it does not back off, or a reset would not help.
+    """
+
+    effect: Effect
+    failure: Failure | None = None
+    remarks: tuple[Remark, ...] = ()
+    backoff_left_ms: int | None = None
+
+
+# What people are told of each effect, before what is wrong.
+_EFFECTS = {
+    Effect.NONE: "Federation with this server works.",
+    Effect.STOPS: "",
+    Effect.NEXT_ADDRESS: (
+        "Federation works, but some addresses do not; Synapse loses time with them and "
+        "then tries the next."
+    ),
+    Effect.SOME_REQUESTS: (
+        "Federation works for some requests and not for others, by the address that "
+        "Synapse picks."
+    ),
+    Effect.AT_TIMES: "Federation works at times only.",
+    Effect.NO_VERSION: "Federation works, but the server does not tell its version.",
+    Effect.WORKS: "Federation works, but not everything is in order.",
+    Effect.NOT_KNOWN: "Whether federation works is not known.",
+}
+
+_REMARKS = {
+    Remark.FILE_IS_WHY: "Without the file, requests do not find the server.",
+    Remark.FOUND_WITHOUT_FILE: "Synapse finds the server without the file.",
+    Remark.HARMLESS_PAGE: (
+        "Their web server returns a page for /.well-known/matrix/server, which does no "
+        "harm."
+    ),
+    Remark.OTHER_ADDRESSES: "Other addresses fail in another way.",
+    Remark.THEY_REACH_US: "They reach this homeserver, but it does not reach them.",
+}
+
+
+def explanation_of(situation: Situation) -> str:
+    """Return how it is: one or more sentences."""
+    sentences = [_EFFECTS[situation.effect]]
+    if situation.failure is not None:
+        sentences.append(f"{message_of(situation.failure)}.")
+    elif situation.backoff_left_ms is not None:
+        sentences.append("Synapse still backs off from it.")
+    sentences += [_REMARKS[remark] for remark in situation.remarks]
+    return " ".join(filter(None, sentences))
+
+
+def advice_for(situation: Situation) -> str:
+    """Return what to do: one or more sentences, at most MAX_ADVICE characters."""
+    failure, effect = situation.failure, situation.effect
+    if effect is Effect.NO_VERSION:
+        advice = _NO_VERSION_ADVICE
+    elif failure is not None:
+        advice = advice_of(failure)
+    else:
+        advice = "Nothing to do." if situation.backoff_left_ms is None else ""
+    if effect is Effect.STOPS and failure and failure.kind is not _HELPED_BY_RESET:
+        advice = f"{advice} {_RESET_DOES_NOT_HELP}"
+    left_ms = situation.backoff_left_ms
+    if left_ms is not None:
+        retries = "only when something is due"
+        if left_ms > _NEVER_MS:
+            retries = "never by itself"
+        elif left_ms:
+            retries = f"only in {shown_duration(left_ms)}"
+        advice = f"{advice} Synapse retries {retries}: reset the connection.".strip()
+    return advice
+
 
 def message_of(failure: Failure) -> str:
     """Return what is wrong: one sentence without its full stop, printable ASCII."""
@@ -39,7 +169,7 @@ def message_of(failure: Failure) -> str:
 
 def summary_of(failure: Failure) -> str:
     """Return what is wrong in a few words, as the end of a sentence."""
-    detail = _told(failure)
+    detail = _told(failure, with_place=False)
     what = lowered(_headline(failure))
     return _cut(f"{what} ({detail})" if detail else what, MAX_SENTENCE // 2)
 
@@ -65,12 +195,6 @@ def fault_of(failure: Failure) -> Fault:
     of_reason = _of_reason(failure)
     fault = of_reason.fault if of_reason and of_reason.fault else None
     return fault or KINDS[failure.kind].fault or Fault.UNKNOWN
-
-
-def because_of(failure: Failure) -> str:
-    """Return what is particular of a failure, as the end of a sentence."""
-    said = failure.facts.said
-    return said or (_because(failure) if failure.reason else _told(failure))
 
 
 def lowered(text: str) -> str:
@@ -113,15 +237,16 @@ def _because(failure: Failure) -> str:
         parts.append(because or lowered(_headline(facts.cause)))
     because = ": ".join(part for part in parts if part)
     also = [lowered(_headline(Failure(kind))) for kind in facts.also]
-    return "; also: ".join([because, *also])
+    return "; also: ".join(part for part in (because, *also) if part)
 
 
-def _told(failure: Failure) -> str:
+def _told(failure: Failure, *, with_place: bool = True) -> str:
     """Return the facts for a person that the sentence itself does not tell."""
     facts, template = failure.facts, _template(failure)
     parts = []
-    if facts.host and facts.port is not None:
-        parts.append(f"{_cut(facts.host, _MAX_FACT)} port {facts.port}")
+    if facts.address and with_place:
+        more = f" and {facts.more} more" if facts.more else ""
+        parts.append(f"{_cut(facts.address, _MAX_FACT)} port {facts.port}{more}")
     if failure.kind is FailureKind.IP_BLOCKED:
         parts += facts.names[:_MAX_NAMES]
     status = f"HTTP {facts.status}" if facts.status is not None else ""
@@ -142,7 +267,7 @@ def _filled(template: str, failure: Failure) -> str:
     names = ", ".join(_cut(n, _MAX_FACT) for n in facts.names[:_MAX_NAMES])
     return template.format(
         host=host,
-        said=_cut(facts.said, _MAX_FACT),
+        said=_cut(facts.said, _MAX_FACT) or "one of them",
         expired="has expired"
         if facts.ago_ms is None
         else f"expired {shown_duration(facts.ago_ms)} ago",

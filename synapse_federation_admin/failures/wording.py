@@ -265,14 +265,16 @@ REASONS: dict[Reason, Wording] = {
         "Synapse uses none of the host",
     ),
     Reason.BODY_TOO_LARGE: Wording(None, "the response is too large"),
-    Reason.NOT_JSON: Wording(None, "the response is not JSON"),
-    Reason.NOT_AN_OBJECT: Wording(None, "the response is not a JSON object"),
+    Reason.NOT_JSON: Wording(None, "the response is not a JSON object"),
     Reason.M_SERVER_MISSING: Wording(None, "m.server is missing"),
     Reason.M_SERVER_NOT_A_STRING: Wording(None, "m.server is not a string"),
     Reason.M_SERVER_INVALID: Wording(None, "m.server is not a server name"),
     Reason.REDIRECT_WITHOUT_TARGET: Wording(None, "a redirect has no Location"),
     Reason.REDIRECT_INVALID: Wording(None, "a redirect does not lead to a web URL"),
     Reason.TOO_MANY_REDIRECTS: Wording(None, "there are too many redirects"),
+    Reason.LEADS_TO_BLOCKED: Wording(
+        None, "it leads to a blocked IP address", KINDS[Kind.IP_BLOCKED].advice
+    ),
     Reason.NO_SUCH_HOST: Wording(None, "{host} does not exist or has no address"),
     Reason.NO_HOST_NAME: Wording(None, "{host} is not a valid host name"),
     Reason.DNS_NO_ANSWER: Wording(None, "no answer in time"),
@@ -358,8 +360,10 @@ REASONS: dict[Reason, Wording] = {
         "another process of this homeserver gets no answer; whether the server accepts "
         "connections is not known here",
     ),
-    Reason.WRONG_CONTENT_TYPE: Wording(None, "its Content-Type is not JSON's"),
-    Reason.CLOSED: Wording(None, "the server closed the connection without one"),
+    Reason.WRONG_CONTENT_TYPE: Wording(
+        None, "the Content-Type is not application/json"
+    ),
+    Reason.CLOSED: Wording(None, "the server closed the connection without a response"),
     Reason.NO_ED25519_KEY: Wording(None, "there is no ed25519 key"),
     Reason.OTHER_SERVER_NAME: Wording(
         None,
@@ -367,15 +371,26 @@ REASONS: dict[Reason, Wording] = {
         "The server there calls itself {said}: use that name if it is theirs, or tell "
         "their admin.",
     ),
+    Reason.NO_SERVER_NAME: Wording(None, "server_name is missing"),
     Reason.KEY_UNREADABLE: Wording(None, "Synapse cannot read {said}"),
     Reason.OLD_KEYS_NOT_AN_OBJECT: Wording(None, "old_verify_keys is not an object"),
     Reason.NOT_SIGNED: Wording(None, "they are signed by none of them"),
     Reason.SIGNATURE_INVALID: Wording(None, "the signature by {said} is invalid"),
     Reason.VALID_UNTIL_MISSING: Wording(None, "valid_until_ts is not an integer"),
     Reason.KEY_NOT_SIGNING: Wording(
-        None,
+        "Signing keys partly invalid",
         "they are not signed by {said}; Synapse accepts them",
         "Tell their admin what is wrong with /_matrix/key/v2/server.",
+    ),
+    Reason.ONE_SIGNATURE_INVALID: Wording(
+        "Signing keys partly invalid",
+        "the signature by {said} is invalid; Synapse accepts them",
+        "Tell their admin what is wrong with /_matrix/key/v2/server.",
+    ),
+    Reason.KEYS_REQUEST: Wording(
+        None,
+        "only /_matrix/key/v2/server does not answer well",
+        KINDS[Kind.KEYS_MISSING].advice,
     ),
     Reason.OTHER_KEY_STORED: Wording(
         "Changed signing key",
@@ -427,6 +442,13 @@ REASONS_OF_KINDS: dict[tuple[Kind, Reason], Wording] = {
         "Clocks differ",
         "their clock is {ahead} ours",
         "Set the clock that is wrong, with NTP.",
+    ),
+    (Kind.WELL_KNOWN_INVALID, Reason.NOT_JSON): Wording(
+        None, "it is not a JSON object"
+    ),
+    (Kind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE): Wording(None, "it is too large"),
+    (Kind.RATE_LIMITED, Reason.KEYS_REQUEST): Wording(
+        None, "when asked for its keys", KINDS[Kind.RATE_LIMITED].advice
     ),
     (Kind.KEYS_MISSING, Reason.CLOSED): Wording(
         None, "the server closed the connection when asked for them"

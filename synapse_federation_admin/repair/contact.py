@@ -65,7 +65,7 @@ async def _contact(
         return Contact(homeserver.now_ms() - begun_ms, failure=failure)
     duration_ms = homeserver.now_ms() - begun_ms
     if not isinstance(body, dict):
-        failure = Failure(FailureKind.INVALID_RESPONSE, Reason.NOT_AN_OBJECT)
+        failure = Failure(FailureKind.INVALID_RESPONSE, Reason.NOT_JSON)
         return Contact(duration_ms, failure=failure)
     server = body.get("server")
     says = server if isinstance(server, dict) else {}

@@ -22,6 +22,8 @@ from synapse_federation_admin.diagnosis.findings import (
     Verdict,
 )
 from synapse_federation_admin.failures import kinds
+from synapse_federation_admin.failures.kinds import Reason
+from synapse_federation_admin.failures.wording import Fault
 from synapse_federation_admin.storage.failures import (
     RecordedFailure as RecordedFailureValue,
 )
@@ -95,8 +97,9 @@ class Stage(Answer):
         description="`ok`; `warning`: something is wrong, but does not always stop "
         "requests; `failed`: no request gets past here; `skipped`: not tried."
     )
-    kind: Kind | None = Field(
-        description="What is wrong; null if nothing is, or if there is no name for it."
+    kind: Kind | None = Field(description="What is wrong; null if nothing is.")
+    reason: Reason | None = Field(
+        description="What exactly, below the kind; null where that cannot be told."
     )
     message: str = Field(description="The same for people.")
     duration_ms: int = Field(description="How long it took.")
@@ -114,9 +117,16 @@ class Diagnosis(Answer):
     instance: str = Field(description="The process; the main process is `main`.")
     verdict: Verdict = Field(
         description="`ok`; `degraded`: it works, but not always, or something is not "
-        "as it should be; `failing`."
+        "as it should be; `failing`; `unknown`: this module itself has failed."
     )
     kind: Kind | None = Field(description="The cause; null if nothing is wrong.")
+    reason: Reason | None = Field(
+        description="What exactly, below the kind; null where that cannot be told."
+    )
+    fault: Fault | None = Field(
+        description="Whose fault it is; `unknown` if it may be either's; null if "
+        "nothing is wrong."
+    )
     explanation: str = Field(description="What is wrong, for people.")
     advice: str = Field(description="What to do next, for people.")
     stages: list[Stage] = Field(

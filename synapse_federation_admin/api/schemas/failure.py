@@ -7,7 +7,7 @@ from typing_extensions import Self
 from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import Reason
-from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.failures.text import detail_of, message_of
 
 
 class Failure(Answer):
@@ -19,6 +19,10 @@ class Failure(Answer):
         examples=[reason.value for reason in Reason],
     )
     message: str = Field(description="The same for people.")
+    detail: str = Field(
+        description="What is particular, in the words of the other server, of OpenSSL "
+        "and of the network; empty if there is nothing."
+    )
 
     @classmethod
     def of(cls, failure: kinds.Failure) -> Self:
@@ -27,4 +31,5 @@ class Failure(Answer):
             kind=failure.kind.value,
             reason=failure.reason.value if failure.reason else None,
             message=message_of(failure),
+            detail=detail_of(failure),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a diagnosis may take: time, and how much of it is told."""
+"""How long a diagnosis may take."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -9,13 +9,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IReactorTime
 
-from synapse_federation_admin.failures.classify import bounded
-
 T = TypeVar("T")
-
-# How much is told of a text from outside: a line, or a word of it.
-MAX_TEXT = 300
-MAX_WORD = 100
 
 
 class Deadline:
@@ -75,10 +69,3 @@ async def side_by_side(*funcs: Callable[[], Awaitable[T]]) -> list[T]:
         gatherResults([run_in_background(func) for func in funcs], consumeErrors=True)
     )
     return results
-
-
-def word(value: object, most: int = MAX_WORD) -> str | None:
-    """Return a text from outside as it may be told; None if it is none."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return bounded(value, most) if isinstance(value, str) else None
