@@ -56,9 +56,20 @@ class Copies:
         raise NotImplementedError
 
     def server(
-        self, name: str, config: Json | None, wrapper: Sequence[str] = ()
+        self,
+        name: str,
+        config: Json | None,
+        wrapper: Sequence[str] = (),
+        checkout: Path | None = None,
     ) -> SynapseServer:
-        """Make a Synapse on a fresh copy."""
+        """Make a Synapse on a fresh copy.
+
+        Args:
+            name: the copy's name.
+            config: the module's configuration; None for a Synapse without it.
+            wrapper: a command that executes the one behind it, in its own process.
+            checkout: where the module is taken from, if not from here.
+        """
         raise NotImplementedError
 
     def drop(self, name: str) -> None:
@@ -70,6 +81,7 @@ class Copies:
         folder: Path,
         config: Json | None,
         wrapper: Sequence[str] = (),
+        checkout: Path | None = None,
         **extra: object,
     ) -> SynapseServer:
         return SynapseServer(
@@ -78,6 +90,7 @@ class Copies:
             module_config=config,
             extra_config={**_SYNAPSE, **extra},
             wrapper=wrapper,
+            environment={"PYTHONPATH": str(checkout)} if checkout else None,
         )
 
     def _fresh(self, marker: Path, count: int) -> bool:
@@ -125,13 +138,17 @@ class SqliteCopies(Copies):
         self._mark(marker, count)
 
     def server(
-        self, name: str, config: Json | None, wrapper: Sequence[str] = ()
+        self,
+        name: str,
+        config: Json | None,
+        wrapper: Sequence[str] = (),
+        checkout: Path | None = None,
     ) -> SynapseServer:
         """Make a Synapse on a fresh copy."""
         folder = self._copy(name)
         folder.mkdir(mode=0o700)
         shutil.copyfile(self._home / "homeserver.db", folder / "homeserver.db")
-        return self._synapse(folder, config, wrapper)
+        return self._synapse(folder, config, wrapper, checkout)
 
     def drop(self, name: str) -> None:
         """Delete a copy that no Synapse uses any more, if there is one."""
@@ -186,7 +203,11 @@ class PostgresCopies(Copies):
         self._mark(marker, count)
 
     def server(
-        self, name: str, config: Json | None, wrapper: Sequence[str] = ()
+        self,
+        name: str,
+        config: Json | None,
+        wrapper: Sequence[str] = (),
+        checkout: Path | None = None,
     ) -> SynapseServer:
         """Make a Synapse on a fresh copy."""
         self.drop(name)
@@ -194,7 +215,11 @@ class PostgresCopies(Copies):
             cursor.execute(f"CREATE DATABASE {name} TEMPLATE filled STRATEGY file_copy")
         database = _database(self._database(name))
         return self._synapse(
-            self.folder / f"postgres-{name}", config, wrapper, database=database
+            self.folder / f"postgres-{name}",
+            config,
+            wrapper,
+            checkout,
+            database=database,
         )
 
     def drop(self, name: str) -> None:

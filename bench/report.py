@@ -41,7 +41,8 @@ class DatabaseReport:
 
     title: str
     servers: Sequence[str]
-    """Stock first, then the module, then the module with indexes."""
+    """Stock first, then the module, then the module with indexes; and both as they
+    were before, if that is measured beside."""
     v1: dict[str, dict[str, Figures]] = field(factory=dict)
     """By request, then by server."""
     v2: dict[str, dict[str, Figures]] = field(factory=dict)
@@ -52,6 +53,7 @@ class DatabaseReport:
 
 
 STOCK, MODULE, INDEXED = "stock", "module", "module, `indexes: true`"
+BEFORE, BEFORE_INDEXED = "before", "before, `indexes: true`"
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -60,10 +62,10 @@ This page is written by `python bench/scale.py`, and its last section by
 `python bench/history.py`, which `tox -e bench` runs: do not edit it by hand.
 
 Stock Synapse and Synapse with the module run side by side on identical copies of one
-database with {rows:,} destinations, one process each, on the machine below. The same
-requests go to each of them in turn, over HTTP and connections that are kept; every
-figure is the median of {repetitions} repetitions, in milliseconds, and no two
-repetitions jump to the same page. Absolute figures are this machine's; ratios say more.
+database, one process each, on the machine below. The same requests go to each of them
+in turn, over HTTP and connections that are kept; every figure is the median of
+{repetitions} repetitions, in milliseconds, and no two repetitions jump to the same page.
+Absolute figures are this machine's; ratios say more.
 
 {machine}
 
@@ -131,12 +133,11 @@ def write(
     reports: Sequence[DatabaseReport],
     remarks: Sequence[str],
     *,
-    rows: int,
     repetitions: int,
     machine: str,
 ) -> str:
     """Write the page."""
-    parts = [_INTRODUCTION.format(rows=rows, repetitions=repetitions, machine=machine)]
+    parts = [_INTRODUCTION.format(repetitions=repetitions, machine=machine)]
     parts += [_database(report) for report in reports]
     if remarks:
         parts.append("## What went wrong\n\n" + "\n".join(f"- {r}" for r in remarks))
@@ -149,11 +150,13 @@ def _database(report: DatabaseReport) -> str:
     for name in servers:
         head += [f"{name}, ms"]
         head += ["x detail"] if name == STOCK else ["x stock", "x detail"]
+    head += _beside(report)
     lines = [f"## {report.title}\n", *_table(head, _v1(report)), ""]
     if report.v2:
         head = ["v2 request"]
         for name in servers[1:]:
             head += [f"{name}, ms", "x v1 detail"]
+        head += _beside(report)
         lines += [*_table(head, _v2(report)), ""]
         lines += [
             f"A walk through all of v2, `limit=1000`, {name}: {seconds:.1f} s.\n"
@@ -178,7 +181,7 @@ def _v1(report: DatabaseReport) -> list[list[str]]:
             if server != STOCK:
                 line.append(_ratio(mine, figures.get(STOCK, "-")))
             line.append(_ratio(mine, details.get(server, "-")))
-        table.append(line)
+        table.append(line + _compared(report, figures))
     return table
 
 
@@ -190,8 +193,21 @@ def _v2(report: DatabaseReport) -> list[list[str]]:
         for server in report.servers[1:]:
             mine = figures.get(server, "-")
             line += [_ms(mine), _ratio(mine, details.get(server, "-"))]
-        table.append(line)
+        table.append(line + _compared(report, figures))
     return table
+
+
+def _beside(report: DatabaseReport) -> list[str]:
+    if BEFORE not in report.servers:
+        return []
+    return [f"{MODULE}, x before", f"{INDEXED}, x before"]
+
+
+def _compared(report: DatabaseReport, figures: dict[str, Figures]) -> list[str]:
+    if BEFORE not in report.servers:
+        return []
+    pairs = ((MODULE, BEFORE), (INDEXED, BEFORE_INDEXED))
+    return [_ratio(figures.get(a, "-"), figures.get(b, "-")) for a, b in pairs]
 
 
 def _greedy(row: Greedy) -> list[str]:

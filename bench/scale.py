@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure lists of a million destinations: stock Synapse and the module side by side.
+"""Measure lists of destinations: stock Synapse and the module side by side.
 
     python bench/scale.py
     python bench/scale.py --rows 20000 --database sqlite --output /tmp/benchmarks.md
+    python bench/scale.py --beside ../before --output /tmp/benchmarks.md
+
+1,000,000 destinations on PostgreSQL, 100,000 on SQLite: that is what is promised.
 
 Builds a database, copies it for each server, sends the same requests to each of them in
 turn, and writes tables in Markdown. Exits with 1 if a request was not answered or was
@@ -37,7 +40,15 @@ from plan import (
     v2_cases,
     walk_all,
 )
-from report import INDEXED, MODULE, STOCK, DatabaseReport, Greedy
+from report import (
+    BEFORE,
+    BEFORE_INDEXED,
+    INDEXED,
+    MODULE,
+    STOCK,
+    DatabaseReport,
+    Greedy,
+)
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import PlaygroundError, wait_until
@@ -48,6 +59,8 @@ Json = dict[str, Any]
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 _CONFIGS: dict[str, Json | None] = {STOCK: None, MODULE: {}, INDEXED: {"indexes": True}}
+_BEFORE = {BEFORE: MODULE, BEFORE_INDEXED: INDEXED}
+_ROWS = {"sqlite": 100_000, "postgres": 1_000_000}
 _GREEDY_REPETITIONS = 3
 _CROWD = 200
 _FIRST_IDLE_S = 5.0
@@ -76,14 +89,14 @@ def main() -> int:
                     server = inner.enter_context(Postgres(kept / "postgres"))
                     copies = PostgresCopies(kept, folder, certificates, server)
                     postgres_version = copies.version
-                copies.build(options.rows)
+                rows = options.rows or _ROWS[name]
+                copies.build(rows)
                 began = time.monotonic()
-                reports.append(_measure(inner, copies, options))
+                reports.append(_measure(inner, copies, rows, options))
                 say(f"{copies.title}: {(time.monotonic() - began) / 60:.1f} minutes")
     text = report.write(
         reports,
         _remarks,
-        rows=options.rows,
         repetitions=options.repetitions,
         machine=report.machine_and_versions(postgres_version),
     )
@@ -97,7 +110,7 @@ def main() -> int:
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000, help="destinations")
+    parser.add_argument("--rows", type=int, help="destinations, on either database")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument(
         "--database",
@@ -119,8 +132,14 @@ def _parse_options() -> argparse.Namespace:
         "already, unless they are a day old: then they are filled anew. Servers "
         "always run on copies",
     )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="DIR",
+        help="another checkout of this project, whose module is measured side by side",
+    )
     options = parser.parse_args()
-    if options.rows < 1000 or options.repetitions < 1:
+    if (options.rows or 1000) < 1000 or options.repetitions < 1:
         parser.error("at least 1000 rows and 1 repetition are needed")
     return options
 
@@ -134,15 +153,21 @@ def _remark(text: str) -> None:
 
 
 def _measure(
-    stack: ExitStack, copies: Copies, options: argparse.Namespace
+    stack: ExitStack, copies: Copies, rows: int, options: argparse.Namespace
 ) -> DatabaseReport:
     servers = []
-    for number, (name, config) in enumerate(_CONFIGS.items()):
+    made = [(name, config, None) for name, config in _CONFIGS.items()]
+    if options.beside:
+        checkout = options.beside.resolve()
+        made += [(name, _CONFIGS[now], checkout) for name, now in _BEFORE.items()]
+    for number, (name, config, checkout) in enumerate(made):
         say(f"{copies.title}: starting {name}")
         copy = f"copy{number}"
         stack.callback(copies.drop, copy)
         try:
-            synapse = stack.enter_context(copies.server(copy, config))
+            synapse = stack.enter_context(
+                copies.server(copy, config, checkout=checkout)
+            )
         except PlaygroundError as e:
             _remark(f"{copies.title}, {name}: did not start")
             say(str(e))
@@ -158,18 +183,19 @@ def _measure(
                 restart=partial(_restart, synapse),
             )
         )
-    result = DatabaseReport(copies.title, [server.name for server in servers])
+    title = f"{copies.title}, {rows:,} destinations"
+    result = DatabaseReport(title, [server.name for server in servers])
     modules = [server for server in servers if server.has_module]
     for server in modules:
-        _prepare(server, result, options.rows)
-    for turn in turns(options.repetitions, options.rows):
+        _prepare(server, result, rows)
+    for turn in turns(options.repetitions, rows):
         say(f"{copies.title}: repetition {turn.number + 1} of {options.repetitions}")
         for case in v1_cases():
             _take_turns(result, result.v1, case, servers, turn)
         for case in v2_cases():
             _take_turns(result, result.v2, case, modules, turn)
-    _measure_greedy(result, servers, options.rows)
-    _measure_crowds(result, servers, options.rows)
+    _measure_greedy(result, servers, rows)
+    _measure_crowds(result, servers, rows)
     return result
 
 
@@ -186,7 +212,7 @@ def _prepare(server: Server, result: DatabaseReport, count: int) -> None:
         return bool(summary["indexes"]["ready"])
 
     try:
-        if server.name == INDEXED:
+        if server.name in (INDEXED, BEFORE_INDEXED):
             wait_until(ready, "the indexes", 600, 0.5)
         found = walk_all(server)
     except (NotAnsweredError, PlaygroundError, KeyError) as e:
@@ -231,7 +257,7 @@ def _measure_greedy(
     whole = f"{V1}?limit={count}"
     export = f"{V2}/export?format="
     row = '"destination":'
-    plain = [server for server in servers if server.name != INDEXED]
+    plain = [s for s in servers if s.name not in (INDEXED, BEFORE_INDEXED)]
     for server in plain:
         server.start_anew()
     tasks = [
@@ -283,7 +309,9 @@ def _measure_crowds(
     ]
     for name, paths, module_only in crowds:
         for server in servers:
-            if server.name == INDEXED or (module_only and not server.has_module):
+            if server.name in (INDEXED, BEFORE_INDEXED):
+                continue
+            if module_only and not server.has_module:
                 continue
             say(f"{result.title}, {server.name}: {_CROWD} x {name}")
             with _Watch(server, _FIRST_IDLE_S) as watch:
