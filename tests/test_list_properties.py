@@ -194,56 +194,36 @@ class ListPropertiesTest(ModuleTestCase):
         return [row async for piece in pieces for row in piece]
 
     @settings(
-        max_examples=150,
+        max_examples=400,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,
     )
-    @given(rows_of_destinations, filters, sorts, st.integers(1, 12))
-    @example([], DestinationFilter(), Sort(), 1)
-    def test_lists_without_indexes(
+    @given(
+        rows_of_destinations,
+        filters | st.just(DestinationFilter()),
+        sorts,
+        st.integers(1, 12),
+        st.booleans(),
+    )
+    @example([], DestinationFilter(), Sort(), 1, False)
+    def test_lists(
         self,
         rows: list[Destination],
         wanted: DestinationFilter,
         sort: Sort,
         limit: int,
+        has_indexes: bool,
     ) -> None:
-        """A walk, a long list, a count and a jump find what a plain sort finds."""
+        """A walk, a long list, a count and a jump find what a plain sort finds.
+
+        With the optional indexes and without.
+        """
+        self.drop_indexes()
+        if has_indexes:
+            self.create_indexes()
         with patch.multiple(module, **PIECES):
             self.check(rows, wanted, sort, limit)
-
-    @settings(
-        max_examples=150,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-    )
-    @given(rows_of_destinations, filters, sorts, st.integers(1, 12))
-    def test_lists_with_indexes(
-        self,
-        rows: list[Destination],
-        wanted: DestinationFilter,
-        sort: Sort,
-        limit: int,
-    ) -> None:
-        """They find the same with the optional indexes."""
-        self.create_indexes()
-        with patch.multiple(module, **PIECES):
-            self.check(rows, wanted, sort, limit)
-
-    @settings(
-        max_examples=150,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-    )
-    @given(rows_of_destinations, sorts, st.integers(1, 12))
-    def test_lists_without_filter(
-        self, rows: list[Destination], sort: Sort, limit: int
-    ) -> None:
-        """So does a list of all destinations, in every order."""
-        with patch.multiple(module, **PIECES):
-            self.check(rows, DestinationFilter(), sort, limit)
 
     def test_indexes_serve(self) -> None:
         """On SQLite, where there is an index for a list, it is read by that index."""
@@ -276,22 +256,17 @@ class ListPropertiesTest(ModuleTestCase):
 
     def test_other_index_of_the_same_name(self) -> None:
         """An index of ours by name, but over other rows, is left alone."""
-        self.result(
-            self.db_pool.runInteraction(
-                "test",
-                lambda txn: txn.execute(
-                    "CREATE INDEX federation_admin_failing ON destinations "
-                    "(destination) WHERE retry_last_ts > 0"
-                ),
-            )
+        self.run_sql(
+            "CREATE INDEX federation_admin_failing ON destinations (destination) "
+            "WHERE retry_last_ts > 0"
         )
         rows = [Destination("a", 5, 0, 1, None), Destination("b", 0, 0, None, None)]
         self.check(rows, DestinationFilter(failing_for_ms=1), Sort(), 5)
 
     def create_indexes(self) -> None:
-        def create_txn(txn: Any) -> None:
-            for index in INDEXES:
-                txn.execute(f"DROP INDEX IF EXISTS {index.name}")
-                txn.execute(index.create())
+        for index in INDEXES:
+            self.run_sql(index.create())
 
-        self.result(self.db_pool.runInteraction("create_indexes", create_txn))
+    def drop_indexes(self) -> None:
+        for index in INDEXES:
+            self.run_sql(f"DROP INDEX IF EXISTS {index.name}")

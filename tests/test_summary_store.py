@@ -9,10 +9,7 @@ import pytest
 from module_case import ModuleTestCase
 from parameterized import parameterized
 from synapse.logging.context import (
-    SENTINEL_CONTEXT,
-    LoggingContext,
     PreserveLoggingContext,
-    current_context,
 )
 from synapse.module_api import make_deferred_yieldable
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -120,31 +117,6 @@ class SummaryTestCase(SummaryTestCaseBase):
             ),
         )
 
-    def test_statuses(self) -> None:
-        """Every destination is counted once, by its status."""
-        now_ms = self.clock.time_msec()
-        self.add_destination("online", 0, 0, None, 5)
-        self.add_destination("online2", None, None, None, 5)
-        self.add_destination("unknown")
-        self.add_destination("unknown2", 0)
-        self.add_destination("backing_off", now_ms, 1, now_ms)
-        self.add_destination("due", now_ms - 1, 1, now_ms, 5)
-        self.add_destination("due2", now_ms, 0, now_ms)
-        self.add_destination("due3", now_ms, None, now_ms, 5)
-
-        found = self.get().counts
-
-        self.assertEqual(found.total, 8)
-        self.assertEqual(
-            found.by_status,
-            {
-                DestinationStatus.ONLINE: 2,
-                DestinationStatus.UNKNOWN: 2,
-                DestinationStatus.BACKING_OFF: 1,
-                DestinationStatus.RETRY_DUE: 3,
-            },
-        )
-
     def test_ages(self) -> None:
         """A failing destination is counted once, by how long ago it began to fail."""
         now_ms = self.clock.time_msec()
@@ -175,59 +147,6 @@ class SummaryTestCase(SummaryTestCaseBase):
         found = self.get().counts.failing_by_age
         self.assertEqual(found[FailureAge.UNDER_1D], 1)
         self.assertEqual(sum(found.values()), 1)
-
-    def test_rooms(self) -> None:
-        """Rooms wait behind the last delivery; without one, they always will."""
-        self.add_destination("a.example", None, None, None, 10)
-        self.add_destination("new.example")
-        for number, stream_ordering in enumerate([9, 10, 11, 12]):
-            self.add_room("a.example", f"!{number}:x", stream_ordering)
-        for number in range(3):
-            self.add_room("new.example", f"!{number}:x", number)
-
-        found = self.get_backlog().totals
-
-        self.assertEqual(found, BacklogTotals(rooms=2, rooms_never_caught_up=3))
-
-    def test_stuck(self) -> None:
-        """What waits for a failing destination does not count as stuck."""
-        self.add_destination("failing.example", 1, 1, 1)
-        self.add_to_device(("failing.example", 20))
-        self.assertIsNone(self.get_backlog().totals.oldest_stuck_to_device_ts)
-
-        self.add_destination("online.example", 0, 0, None, 5)
-        self.add_to_device(("online.example", 30), ("online.example", 40))
-        found = self.get_backlog().totals
-        self.assertEqual(found.oldest_to_device_ts, 20)
-        self.assertEqual(found.oldest_stuck_to_device_ts, 30)
-
-    def test_without_a_row(self) -> None:
-        """What waits for names without a row counts, and the names are told."""
-        self.add_destination("known.example")
-        self.add_to_device(
-            ("known.example", 70),
-            ("both.example", 60),
-            ("lost1.example", 50),
-            ("both.example", 80),
-        )
-        self.add_pokes("both.example", "lost2.example", "known.example")
-
-        found = self.get_backlog()
-
-        self.assertEqual(
-            found.totals,
-            BacklogTotals(
-                to_device_messages=4,
-                oldest_to_device_ts=50,
-                oldest_stuck_to_device_ts=50,
-                device_list_updates=3,
-            ),
-        )
-        self.assertEqual(found.unlisted.total, 3)
-        self.assertEqual(
-            set(found.unlisted.sample),
-            {"both.example", "lost1.example", "lost2.example"},
-        )
 
     def test_sample(self) -> None:
         """Ten names without a row are told, however many there are."""
@@ -330,24 +249,6 @@ class SummaryTestCase(SummaryTestCaseBase):
             self.assertEqual(found.backlog.totals.to_device_messages, number)
             self.assertEqual(found.backlog.as_of_ts, self.clock.time_msec())
 
-    def test_counted_together(self) -> None:
-        """Who asks at the same time is answered from one computation."""
-        with (
-            patch.object(
-                self.summaries, "_count", wraps=self.summaries._count
-            ) as counted,
-            patch.object(
-                self.summaries, "_read_backlog", wraps=self.summaries._read_backlog
-            ) as read,
-        ):
-            asked = [ensureDeferred(self.summaries.get()) for _ in range(5)]
-            # On SQLite the one who was first gives way to the others.
-            self.pump(0.001)
-            found = [self.get_success(deferred) for deferred in asked]
-        self.assertEqual({each.counts.total for each in found}, {0})
-        self.assertLessEqual(counted.call_count, 2)
-        self.assertLessEqual(read.call_count, 2)
-
 
 class SlowBacklogTestCase(SummaryTestCaseBase):
     """SummaryStore.get where reading what waits takes as long as the test wants."""
@@ -404,12 +305,6 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         self.assertEqual(found.backlog.totals.to_device_messages, 1)
         self.assertEqual(found.backlog.as_of_ts, asked_ms)
         self.assertEqual(found.counts.as_of_ts, asked_ms + 1001)
-
-    def test_in_time(self) -> None:
-        """What is known in time is in the answer, which then waits no longer."""
-        asked = self.ask()
-        self.read(200)
-        self.assertIsNotNone(self.successResultOf(asked).backlog)
 
     def test_least_wait(self) -> None:
         """However long the counting took, the answer waits for the rest a little."""
@@ -529,23 +424,6 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         asked = self.ask()
         self.read()
         self.assertIsNotNone(self.successResultOf(asked).backlog)
-
-    def test_log_context(self) -> None:
-        """Whether the time is over or not, the log context is the asker's."""
-        for delay_ms in (300, 10):
-
-            async def ask() -> None:
-                with LoggingContext(name="asker", server_name="test") as context:
-                    await self.summaries.get()
-                    self.assertIs(current_context(), context)
-
-            asked = ensureDeferred(ask())
-            self.pump()
-            self.assertIs(current_context(), SENTINEL_CONTEXT)
-            self.read(delay_ms)
-            self.successResultOf(asked)
-            self.assertIs(current_context(), SENTINEL_CONTEXT)
-            self.later(3000)
 
 
 def random_destination(
