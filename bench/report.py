@@ -64,8 +64,8 @@ This page is written by `python bench/scale.py`, and its last section by
 Stock Synapse and Synapse with the module run side by side on identical copies of one
 database, one process each, on the machine below. The same requests go to each of them
 in turn, over HTTP and connections that are kept; every figure is the median of
-{repetitions} repetitions, in milliseconds, and no two repetitions jump to the same page.
-Absolute figures are this machine's; ratios say more.
+{repetitions} repetitions, in milliseconds, and no two repetitions jump to the same
+page. Absolute figures are this machine's; ratios say more.
 
 {machine}
 

@@ -8,7 +8,7 @@ from synapse_federation_admin.destinations.query import names_between as between
 from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.storage.sql import where
 
-__all__ = ["between", "last_row_id", "name_at"]
+__all__ = ["between", "name_at"]
 
 
 def name_at(
@@ -23,10 +23,3 @@ def name_at(
     )
     row = txn.fetchone()
     return row[0] if row else None
-
-
-def last_row_id(txn: LoggingTransaction) -> int:
-    """Return the largest rowid on SQLite; 0 if the table is empty."""
-    txn.execute("SELECT MAX(rowid) FROM destinations")
-    row = txn.fetchone()
-    return int(row[0] or 0) if row else 0
