@@ -16,7 +16,10 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import httpx
 import pytest
 
 from synapse_federation_admin.playground.services import Postgres
@@ -43,6 +46,30 @@ def pytest_configure(config: pytest.Config) -> None:
     # With pytest-xdist, its processes, which run the tests, each have one of their own.
     if config.getoption("--postgres") and config.getoption("dist", "no") == "no":
         start_postgres()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _checked_answers() -> Iterator[None]:
+    """Hold what real processes answer against the OpenAPI document."""
+    # Not before: it imports the module, of which a test of its import knows better.
+    from answers import check_answer
+
+    send = httpx.Client.send
+
+    def checked(client: httpx.Client, request: httpx.Request, **how: Any) -> Any:
+        response = send(client, request, **how)
+        if not how.get("stream"):
+            check_answer(
+                request.method,
+                request.url.raw_path.decode("ascii"),
+                response.status_code,
+                response.headers.get("Content-Type", ""),
+                response.content,
+            )
+        return response
+
+    with mock.patch.object(httpx.Client, "send", checked):
+        yield
 
 
 def pytest_collection_modifyitems(

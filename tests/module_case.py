@@ -5,12 +5,14 @@ from typing import Any
 from urllib.parse import quote
 
 import synapse.rest.admin
+from answers import check_answer
 from synapse.rest.client import login, room
 from synapse.server import HomeServer
 from synapse.storage.database import LoggingTransaction
 from synapse.storage.engines import PostgresEngine
 from synapse.util.clock import Clock
 from template_database import run_background_updates
+from tests.server import FakeChannel
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
@@ -47,7 +49,10 @@ def module_config(**config: Any) -> dict[str, Any]:
 
 
 class LoadsModule:
-    """Mixed into a `HomeserverTestCase`: requests reach our admin resource."""
+    """Mixed into a `HomeserverTestCase`: requests reach our admin resource.
+
+    Every answer is held against the OpenAPI document.
+    """
 
     # The module's configuration. Contacts would go out to nowhere.
     config: dict[str, Any] = {"contact_on_reset": False}
@@ -62,6 +67,26 @@ class LoadsModule:
             **super().create_resource_dict(),  # type: ignore[misc]
             **self.hs._module_web_resources,
         }
+
+    def make_request(
+        self, method: bytes | str, path: bytes | str, *args: Any, **kwargs: Any
+    ) -> FakeChannel:
+        channel: FakeChannel = super().make_request(method, path, *args, **kwargs)  # type: ignore[misc]
+
+        def check() -> None:
+            if channel.is_finished():
+                target = path if isinstance(path, str) else path.decode("latin-1")
+                (content_type,) = channel.headers.getRawHeaders("Content-Type", [""])
+                check_answer(
+                    *(str(method), target, channel.code, content_type),
+                    channel.result.get("body", b""),
+                )
+
+        if channel.is_finished():
+            check()
+        else:
+            self.addCleanup(check)  # type: ignore[attr-defined]
+        return channel
 
 
 class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):

@@ -30,6 +30,7 @@ _EVERY_ROUTE = {
     401: "No access token (`M_MISSING_TOKEN`), or none that is valid "
     "(`M_UNKNOWN_TOKEN`).",
     403: "The user is no server admin (`M_FORBIDDEN`).",
+    500: "The homeserver failed, or its database (`M_UNKNOWN`).",
 }
 _EVERY_V2 = {
     503: "This feature is switched off, since Synapse lacks something that it needs: "

@@ -108,7 +108,7 @@ class Unlisted(Answer):
 
 
 class Indexes(Answer):
-    """The optional indexes."""
+    """The optional indexes on Synapse's table `destinations`."""
 
     enabled: bool = Field(description="Whether the configuration asks for them.")
     ready: bool = Field(description="Whether all of them are ready.")

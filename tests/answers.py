@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds every answer that a test gets against the OpenAPI document."""
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from synapse_federation_admin.api import SERVLETS
+from synapse_federation_admin.api._openapi import document
+
+# Of a longer list the rest is like the beginning: a list may have a million rows.
+MAX_ITEMS = 100
+
+# What needs no route: an unknown path or method, and the listener.
+NO_ROUTE = {"errcode": "M_UNRECOGNIZED"}
+
+
+def check_answer(
+    method: str, target: str, status: int, content_type: str, body: bytes
+) -> None:
+    """Fail if an answer of our API is not as the document has it.
+
+    Args:
+        method: `GET`.
+        target: The path, with or without a query.
+        status: The HTTP status.
+        content_type: The value of `Content-Type`.
+        body: The whole body.
+    """
+    operation = _operation(method, target.partition("?")[0])
+    if operation is None:
+        return
+    media_type = content_type.partition(";")[0]
+    what = f"{method} {target}: {status}"
+    if media_type != "application/json":
+        assert status == 200, what
+        assert any(media_type == known.partition(";")[0] for known in operation["200"])
+        if media_type == "application/x-ndjson":
+            for line in body.splitlines()[:MAX_ITEMS]:
+                _check(operation["200"][media_type], json.loads(line), what)
+        return
+    answer = json.loads(body)
+    if status >= 400 and answer.get("errcode") == NO_ROUTE["errcode"]:
+        return
+    assert str(status) in operation, f"{what} is not in the document"
+    _check(operation[str(status)][media_type], answer, what)
+
+
+def _check(reference: str, answer: Any, what: str) -> None:
+    error = next(_validator(reference).iter_errors(_cut(answer)), None)
+    assert error is None, f"{what}: {error}"
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cut(inner) for key, inner in value.items()}
+    return (
+        [_cut(each) for each in value[:MAX_ITEMS]] if isinstance(value, list) else value
+    )
+
+
+@cache
+def _validator(reference: str) -> Draft202012Validator:
+    resource = Resource(contents=document(SERVLETS), specification=DRAFT202012)
+    registry = Registry().with_resource("urn:document", resource)
+    return Draft202012Validator(
+        {"$ref": f"urn:document{reference}"}, registry=registry.crawl()
+    )
+
+
+@cache
+def _routes() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
+    """Return each path, those with a name in it after those that say all of it."""
+    paths = document(SERVLETS)["paths"]
+    return [
+        (re.compile(re.sub(r"\\{\w+\\}", "[^/]*", re.escape(path))), paths[path])
+        for path in sorted(paths, key=lambda path: path.count("{"))
+    ]
+
+
+@cache
+def _operation(method: str, path: str) -> dict[str, dict[str, str]] | None:
+    """Return where the schema of each status and media type is; None if not ours."""
+    for pattern, methods in _routes():
+        if pattern.fullmatch(path) and method.lower() in methods:
+            return {
+                status: {
+                    media_type: content["schema"].get("$ref", "")
+                    for media_type, content in response["content"].items()
+                }
+                for status, response in methods[method.lower()]["responses"].items()
+            }
+    return None

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OpenAPI document, and what of docs/ is made from it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from module_case import ModuleTestCase
+
+from synapse_federation_admin.api import ROUTES, SERVLETS
+from synapse_federation_admin.api._openapi import document
+from synapse_federation_admin.api.openapi import openapi_json, with_tables
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+# How to make them anew.
+COMMAND = "python -m synapse_federation_admin.api.openapi docs"
+
+
+def test_file() -> None:
+    """docs/openapi.json is current."""
+    assert (DOCS / "openapi.json").read_text() == openapi_json(), COMMAND
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables(page: Path) -> None:
+    """The tables of parameters and keys in docs/ are current."""
+    assert page.read_text() == with_tables(page.read_text()), COMMAND
+
+
+def test_routes() -> None:
+    """No route is in the document that there is not."""
+    described = {
+        (method.upper(), path.replace("{", "<").replace("}", ">"))
+        for path, methods in document(SERVLETS)["paths"].items()
+        for method in methods
+    }
+    assert described <= {(route.method, route.path) for route in ROUTES}
+
+
+def objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the schemas of all objects, with where they are."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield path, schema
+        for key, value in schema.items():
+            yield from objects(value, f"{path}/{key}")
+
+
+def test_every_key_is_described() -> None:
+    """Every key and parameter has a description, and every object its keys."""
+    found = document(SERVLETS)
+    for name, schema in found["components"]["schemas"].items():
+        assert "__" not in name, f"two models are called {name}"
+        Draft202012Validator.check_schema(schema)
+    for path, schema in objects(found["components"]["schemas"]):
+        assert "additionalProperties" in schema, path
+        for key, field in schema["properties"].items():
+            assert field.get("description"), (path, key)
+    for methods in found["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]
+            for parameter in operation.get("parameters", ()):
+                assert parameter["description"], (operation["summary"], parameter)
+
+
+def test_units() -> None:
+    """Times and durations say their unit."""
+    for path, schema in objects(document(SERVLETS)["components"]["schemas"]):
+        for key, field in schema["properties"].items():
+            if key.endswith(("_ts", "_ms")):
+                assert " ms" in field["description"], (path, key)
+
+
+class OpenApiTestCase(ModuleTestCase):
+    def test_route(self) -> None:
+        """The document is served, and it is the file."""
+        body = self.get_json("/_synapse/admin/v2/federation/openapi.json")
+        self.assertEqual(body, json.loads((DOCS / "openapi.json").read_text()))
