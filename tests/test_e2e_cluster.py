@@ -9,6 +9,7 @@ from typing import Any
 import attr
 import httpx
 import pytest
+from deadlines import SOON_S
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -115,21 +116,21 @@ def test_still_down(cluster: Cluster, sender: str, process: str) -> None:
                 cluster.row(seen_from, remote)["retry_last_ts"] >= reset_ts
             ),
             f"{seen_from} to show the new failure",
-            10,
+            30,
         )
         wait_until(
             lambda seen_from=seen_from: (
                 cluster.row(seen_from, remote)["failure_ts"] == before["failure_ts"]
             ),
             f"{seen_from} to show the old failure_ts",
-            10,
+            30,
         )
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("sender", FEDERATION_SENDERS)
 def test_reset(cluster: Cluster, sender: str, process: str) -> None:
-    """The first attempt comes within 2 s of the answer, and so does what waited.
+    """The first attempt comes as soon as it answers, and so does what waited.
 
     From main and from the generic worker, for a destination of each sender.
     """
@@ -142,13 +143,16 @@ def test_reset(cluster: Cluster, sender: str, process: str) -> None:
     answered = time.monotonic()
     seen = []
     for what, found in (
-        ("contact", remote.wait_for_request(0, 2, "/version")),
-        ("transaction", remote.wait_for_request(answered - 2, 2, "/send/")),
-        ("PDU", remote.wait_for_message(MessageKind.PDU, "waiting", 2)),
-        ("to-device", remote.wait_for_message(MessageKind.TO_DEVICE, "waiting too", 2)),
+        ("contact", remote.wait_for_request(0, SOON_S, "/version")),
+        ("transaction", remote.wait_for_request(answered - 2, SOON_S, "/send/")),
+        ("PDU", remote.wait_for_message(MessageKind.PDU, "waiting", SOON_S)),
+        (
+            "to-device",
+            remote.wait_for_message(MessageKind.TO_DEVICE, "waiting too", SOON_S),
+        ),
     ):
         seen.append(f"{what} {found.monotonic - answered:+.3f} s")
-        assert found.monotonic - answered < 2, seen
+        assert found.monotonic - answered < SOON_S, seen
     print(f"{sender} reset through {process}:", ", ".join(seen))
     for seen_from in PROCESSES:
         row = cluster.row(seen_from, remote)
@@ -169,15 +173,15 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
                 in {row["destination"] for row in client.destinations()["destinations"]}
             ),
             "Synapse to store the failure",
-            10,
+            30,
         )
         remote.switch(Behaviour.HEALTHY)
 
         client.reset_connection(remote.server_name)
 
         answered = time.monotonic()
-        request = remote.wait_for_request(0, 2, "/_matrix/federation/v1/version")
-        assert request.monotonic - answered < 2
+        request = remote.wait_for_request(0, SOON_S, "/_matrix/federation/v1/version")
+        assert request.monotonic - answered < SOON_S
 
 
 def test_list_is_the_same_everywhere(cluster: Cluster) -> None:
@@ -191,7 +195,7 @@ def test_list_is_the_same_everywhere(cluster: Cluster) -> None:
         # Rows change while senders try what is failing.
         return (first, second) if main.destinations() == first else None
 
-    first, second = wait_until(read, "a list that stays", 10)
+    first, second = wait_until(read, "a list that stays", 30)
     assert first == second
     assert first["total"] >= 4
 

@@ -317,7 +317,7 @@ def test_time_is_over(laboratory: Laboratory) -> None:
     client, hanging = laboratory.client, laboratory.hanging
     before = read_rows(laboratory.synapse)
     run = client.start_run(destinations=list(hanging.values()), timeout_ms=1000)
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 20)
+    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 30)
     assert read_rows(laboratory.synapse) == before
     entries = client.audit(run_id=run["id"], action="reconnect")
     contacts = {entry["destination"]: entry["details"]["contact"] for entry in entries}

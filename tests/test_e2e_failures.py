@@ -385,9 +385,9 @@ def told(cluster: Cluster) -> list[Told]:
         told[:] = cluster.told()
         return len(told) == before
 
-    wait_until(settled, "the last requests to fail", 20, 3.5)
+    wait_until(settled, "the last requests to fail", 30, 3.5)
     wait_until(
-        lambda: sum(cluster.counts().values()) >= len(told), "all to be written", 20
+        lambda: sum(cluster.counts().values()) >= len(told), "all to be written", 30
     )
     return told
 

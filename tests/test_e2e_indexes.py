@@ -136,13 +136,13 @@ def test_killed(synapse: SynapseServer) -> None:
             wait_until(
                 lambda: "Another process is building" in log(synapse, MAIN),
                 "the new process to find the old build",
-                20,
+                30,
             )
             assert database.builders() == [orphan]
             assert database.identities() == half_built
             database.query(f"SELECT pg_terminate_backend({orphan})")
 
-        database.wait_until_valid(20)
+        database.wait_until_valid(30)
         assert not half_built.items() & database.identities().items()
 
 
@@ -153,12 +153,12 @@ def test_stopped(synapse: SynapseServer) -> None:
             before = time.monotonic()
             synapse.process(MAIN).stop(timeout_s=60)
             assert time.monotonic() - before < 10
-            wait_until(lambda: not database.builders(), "the build to end", 10)
+            wait_until(lambda: not database.builders(), "the build to end", 30)
         assert False in database.validity().values()
 
         synapse.start()
 
-        database.wait_until_valid(20)
+        database.wait_until_valid(30)
 
 
 @pytest.mark.parametrize("builder", [MAIN, GENERIC_WORKER])

@@ -176,24 +176,24 @@ class Homes:
             text = f"{home.folder.name} {time.monotonic()}"
             for remote in (changing, healthy):
                 home.client.send_to_device(f"@x:{remote.server_name}", text)
-            healthy.wait_for_message(MessageKind.TO_DEVICE, text, 10)
+            healthy.wait_for_message(MessageKind.TO_DEVICE, text, 30)
         for home in self.both():
             wait_until(
                 lambda home=home: any(
                     read_rows(home.synapse).get(changing.server_name, ())
                 ),
                 "the sender to notice it",
-                10,
+                30,
             )
         changing.switch(Behaviour.HEALTHY)
         for home in self.both():
             text = f"{home.folder.name} {time.monotonic()}"
             home.client.send_to_device(f"@x:{changing.server_name}", text)
-            changing.wait_for_message(MessageKind.TO_DEVICE, text, 10)
+            changing.wait_for_message(MessageKind.TO_DEVICE, text, 30)
         failing = (*self.names, changing.server_name)
         expected = {name: before.get(name, 0) + 1 for name in failing}
         wait_until(
-            lambda: self.counts() == expected, f"{expected}, not {self.counts()}", 8
+            lambda: self.counts() == expected, f"{expected}, not {self.counts()}", 30
         )
 
     def counts(self) -> dict[str, int]:

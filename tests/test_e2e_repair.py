@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attr
 import pytest
+from deadlines import SOON_S
 from fleet import Fleet, read_rows, write_failing
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
@@ -84,7 +85,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("sender", FEDERATION_SENDERS)
 def test_reconnect(cluster: Cluster, sender: str, process: str) -> None:
-    """What waits arrives within 2 s of the answer, from any sender, by any process.
+    """What waits arrives as soon as it answers, from any sender, by any process.
 
     Every process is told; and the row is clear, seen from everywhere.
     """
@@ -94,11 +95,11 @@ def test_reconnect(cluster: Cluster, sender: str, process: str) -> None:
     assert answer["outcome"] == "connected", answer
     assert answer["contact"]["server"] == {"name": "fleet", "version": "1"}
     # The fleet takes 300 ms to answer.
-    assert 300 <= answer["contact"]["duration_ms"] < 2000
+    assert 300 <= answer["contact"]["duration_ms"] < SOON_S * 1000
     assert set(answer["told"]) == {*PROCESSES, *FEDERATION_SENDERS}
-    delay_s = cluster.arrived(name, 5) - answered
+    delay_s = cluster.arrived(name, 30) - answered
     print(f"{sender}, reconnected through {process}: {delay_s:+.3f} s")
-    assert delay_s < 2
+    assert delay_s < SOON_S
     assert cluster.fleet.contacts[name] == 1
     for seen_from in PROCESSES:
         row = cluster.client(seen_from).destination(name)
@@ -135,7 +136,7 @@ def test_hanging(cluster: Cluster) -> None:
     before = read_rows(cluster.synapse)[name]
     begun = time.monotonic()
     answer = cluster.client(GENERIC_WORKER).reconnect(name, timeout_ms=1000)
-    assert 1 <= time.monotonic() - begun < 2
+    assert 1 <= time.monotonic() - begun < SOON_S
     assert answer["outcome"] == "pending"
     assert read_rows(cluster.synapse)[name] == before
     (entry,) = cluster.client().audit(destination=name)
@@ -147,11 +148,11 @@ def test_bulk_through_a_worker(cluster: Cluster) -> None:
     names = [cluster.take(FEDERATION_SENDERS[number % 2]) for number in range(8)]
     client = cluster.client(GENERIC_WORKER)
     run = client.start_run(destinations=names, per_second=50)
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 20)
+    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 30)
     found = client.run(run["id"])
     assert (found["status"], found["connected"]) == ("complete", 8)
     for name in names:
-        cluster.arrived(name, 5)
+        cluster.arrived(name, 30)
     entries = client.audit(run_id=run["id"], action="reconnect")
     assert {entry["instance"] for entry in entries} == {MAIN}
     assert sorted(entry["destination"] for entry in entries) == sorted(names)
@@ -161,7 +162,7 @@ def test_cancel_through_a_worker(cluster: Cluster) -> None:
     """A run that is cancelled at another process begins no contact after a second."""
     client = cluster.client(GENERIC_WORKER)
     run = client.start_run(destinations=cluster.fleet.dropping, per_second=20)
-    wait_until(lambda: client.run(run["id"])["done"] > 10, "the run to get on", 20)
+    wait_until(lambda: client.run(run["id"])["done"] > 10, "the run to get on", 30)
     cancelled = client.request(
         "DELETE", f"/_synapse/admin/v2/federation/reconnects/{run['id']}"
     )
@@ -186,7 +187,7 @@ def test_redis_is_gone(cluster: Cluster) -> None:
             wait_until(
                 lambda client=client, name=name: client.reconnect(name)["not_told"],
                 "the process to notice",
-                10,
+                30,
             )
             answer = client.reconnect(name)
             assert answer["outcome"] == "connected"
@@ -206,7 +207,7 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     client = cluster.client()
     names = cluster.fleet.up[40:200]
     run = client.start_run(destinations=names, per_second=40)
-    wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 20)
+    wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 30)
     postgres = cluster.synapse.postgres
     assert postgres is not None
     postgres.go_down()

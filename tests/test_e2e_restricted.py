@@ -88,7 +88,7 @@ def test_bulk(cluster: Cluster) -> None:
     client = cluster.synapse.client(cluster.admin)
     cluster.remote.switch(Behaviour.HEALTHY)
     run = client.start_run(destinations=[cluster.remote.server_name])
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 20)
+    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 30)
     assert client.run(run["id"])["connected"] == 1
 
 
