@@ -15,26 +15,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import attr
-from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.history.batch import Batch, Key, WaitingFailures
 from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
-from synapse_federation_admin.storage import failures, outages, successes
-from synapse_federation_admin.storage.failures import RecordedFailure
-from synapse_federation_admin.storage.outages import FailedDestination
 from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
 from synapse_federation_admin.storage.sql import MAX_NAME
-from synapse_federation_admin.storage.successes import (
-    SUCCESS_EVERY_MS,
-    RecordedSuccess,
-)
+from synapse_federation_admin.storage.successes import SUCCESS_EVERY_MS
 
 logger = logging.getLogger(__name__)
 
@@ -54,96 +47,6 @@ _LOOKED_UP = 3
 _MAX_KNOWN = 50_000
 
 FindWithoutDns = Callable[[Sequence[str]], Awaitable[set[str]]]
-
-
-@attr.s(slots=True, auto_attribs=True, eq=False)
-class _Failures:
-    """Failures of one kind of one destination, not written yet."""
-
-    first_ts: int
-    last_ts: int
-    count: int
-    message: str
-    issuer: str
-    # Whether there was no connection in time; and whether it is known why.
-    is_unconnected: bool = False
-    is_settled: bool = False
-
-
-# A destination, and a kind.
-_Key = tuple[str, FailureKind]
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Batch:
-    """What one transaction writes.
-
-    All is sorted, so that transactions of other processes rarely wait for each other in
-    a circle; then Synapse runs one of them again.
-    """
-
-    failures: list[tuple[str, RecordedFailure]]
-    failed: list[FailedDestination]
-    successes: list[RecordedSuccess]
-
-    @classmethod
-    def make(
-        cls,
-        failures: Mapping[_Key, _Failures],
-        recoveries: Mapping[str, int],
-        answers: Mapping[str, int],
-        instance: str,
-    ) -> "_Batch":
-        """Make the rows."""
-        rows = []
-        of_name: dict[str, list[RecordedFailure]] = {}
-        for (name, kind), found in failures.items():
-            row = RecordedFailure(
-                *(kind.value, found.message, found.first_ts, found.last_ts),
-                *(found.count, instance, found.issuer),
-            )
-            rows.append((name, row))
-            of_name.setdefault(name, []).append(row)
-        return cls(
-            failures=sorted(rows, key=lambda row: (row[0], row[1].kind)),
-            failed=[
-                FailedDestination(
-                    name,
-                    first_ts=min(row.first_ts for row in of),
-                    last_ts=max(row.last_ts for row in of),
-                    kinds=tuple(
-                        row.kind for row in sorted(of, key=lambda row: row.last_ts)
-                    ),
-                )
-                for name, of in sorted(of_name.items())
-            ],
-            successes=[
-                RecordedSuccess(name, ts, recoveries.get(name))
-                # One that has recovered has answered.
-                for name, ts in sorted({**answers, **recoveries}.items())
-            ],
-        )
-
-    def write_txn(
-        self,
-        txn: LoggingTransaction,
-        *,
-        is_postgres: bool,
-        now_ts: int,
-        settled_ts: int,
-    ) -> None:
-        """Write it; see `synapse_federation_admin.storage.outages.record_txn`."""
-        if self.successes:
-            successes.add_txn(txn, self.successes, is_postgres=is_postgres)
-        if self.failures:
-            failures.add_txn(txn, self.failures, is_postgres=is_postgres)
-            outages.record_txn(
-                txn,
-                self.failed,
-                is_postgres=is_postgres,
-                now_ts=now_ts,
-                settled_ts=settled_ts,
-            )
 
 
 class Recorder:
@@ -170,7 +73,7 @@ class Recorder:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
-        self._failures: dict[_Key, _Failures] = {}
+        self._failures: dict[Key, WaitingFailures] = {}
         # When a destination answered, and when it did so after it had failed.
         self._successes: dict[str, int] = {}
         self._recoveries: dict[str, int] = {}
@@ -216,7 +119,7 @@ class Recorder:
             known.message = message_of(failure)
             known.issuer = failure.facts.issuer
         elif self._has_room(self._failures):
-            self._failures[key] = _Failures(
+            self._failures[key] = WaitingFailures(
                 *(now_ts, now_ts, 1, message_of(failure)),
                 failure.facts.issuer,
                 _is_unconnected(error),
@@ -322,7 +225,7 @@ class Recorder:
                 return
             if looks:
                 failed = await self._settled(failed)
-            batch = _Batch.make(
+            batch = Batch.make(
                 failed, recoveries, answers, self._homeserver.instance_name
             )
             now_ts = self._homeserver.now_ms()
@@ -344,7 +247,9 @@ class Recorder:
             for (_, kind), found in failed.items():
                 self._homeserver.metrics.count_failures(kind.value, found.count)
 
-    async def _settled(self, failures: dict[_Key, _Failures]) -> dict[_Key, _Failures]:
+    async def _settled(
+        self, failures: dict[Key, WaitingFailures]
+    ) -> dict[Key, WaitingFailures]:
         """Find out whether what led to no connection in time is because of the DNS.
 
         Synapse's limit of time then is over before its resolver's is: all that it tells
@@ -364,7 +269,7 @@ class Recorder:
             self._put_back(failures, {}, {})
             raise
         is_ours = len(without) == len(sample)
-        settled: dict[_Key, _Failures] = {}
+        settled: dict[Key, WaitingFailures] = {}
         for (name, kind), found in failures.items():
             found.is_settled = True
             key = (name, kind)
@@ -376,7 +281,7 @@ class Recorder:
 
     def _put_back(
         self,
-        failures: dict[_Key, _Failures],
+        failures: dict[Key, WaitingFailures],
         recoveries: dict[str, int],
         successes: dict[str, int],
     ) -> None:

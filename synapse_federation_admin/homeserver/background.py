@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TypeVar
 
+from synapse.module_api.errors import SynapseError
 from synapse.util.async_helpers import Linearizer
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -94,6 +95,9 @@ class Background(Process, Database):
             except CancelledError:
                 # Synapse is shutting down.
                 raise
+            except SynapseError as e:
+                # What it needs cannot be used, and says why.
+                logger.warning("%s: %s", desc, e)
             except Exception as e:
                 if self.is_database_away(e):
                     logger.warning("%s: the database is away: %s", desc, e)

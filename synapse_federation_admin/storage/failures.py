@@ -6,7 +6,7 @@ It has a row for each destination and kind. This file alone names the table.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -76,7 +76,7 @@ _CHANGES = f"""
 
 def add_txn(
     txn: LoggingTransaction,
-    failures: Sequence[tuple[str, RecordedFailure]],
+    failures: Mapping[str, Sequence[RecordedFailure]],
     *,
     is_postgres: bool,
 ) -> None:
@@ -84,12 +84,14 @@ def add_txn(
 
     Args:
         txn: The transaction.
-        failures: The destinations, each with failures of one kind; no pair twice.
+        failures: By destination, at most one of each kind; in an order that all writers
+            have, so that none waits for another in a circle.
         is_postgres: Whether the database is PostgreSQL.
     """
     rows = [
         {"destination": destination, **attr.asdict(failure)}
-        for destination, failure in failures
+        for destination, of in failures.items()
+        for failure in sorted(of, key=lambda failure: failure.kind)
     ]
     names = ", ".join(_COLUMNS)
     txn.execute(

@@ -6,13 +6,13 @@ It has a row for each outage; since when they are recorded is the one row of
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND
-from synapse_federation_admin.storage.failures import FAILURES
+from synapse_federation_admin.storage.failures import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.outage_ends import (
     MOMENT_MS,
     OutageEnd,
@@ -22,6 +22,7 @@ from synapse_federation_admin.storage.sql import (
     FAILING,
     MAX_NAME,
     Sql,
+    any_of,
     delete_some,
     marks,
     rows_of_json,
@@ -61,23 +62,6 @@ class OutageSpan:
     destination: str
     start_ts: int
     end_ts: int | None
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class FailedDestination:
-    """A destination to which requests have failed.
-
-    Attributes:
-        destination: The destination.
-        first_ts: When the first of them failed.
-        last_ts: When the last of them failed.
-        kinds: The kinds of the failures, that of the last one last.
-    """
-
-    destination: str
-    first_ts: int
-    last_ts: int
-    kinds: tuple[str, ...]
 
 
 # -- what is read ---------------------------------------------------------------------
@@ -173,7 +157,7 @@ def begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
 
 def record_txn(
     txn: LoggingTransaction,
-    failed: Sequence[FailedDestination],
+    failures: Mapping[str, Sequence[RecordedFailure]],
     *,
     is_postgres: bool,
     now_ts: int,
@@ -183,15 +167,20 @@ def record_txn(
 
     Args:
         txn: The transaction. Each statement has to see the newest.
-        failed: The destinations, each once, in an order that all writers have.
+        failures: By destination, those of each kind, the last one last; in an order
+            that all writers have.
         is_postgres: Whether the database is PostgreSQL.
         now_ts: The time.
         settled_ts: As for `end_txn`.
     """
     rows = json.dumps(
         [
-            {"destination": f.destination, "first_ts": f.first_ts, "last_ts": f.last_ts}
-            for f in failed
+            {
+                "destination": name,
+                "first_ts": min(failure.first_ts for failure in of),
+                "last_ts": of[-1].last_ts,
+            }
+            for name, of in failures.items()
         ]
     )
     columns = {"destination": "text", "first_ts": "bigint", "last_ts": "bigint"}
@@ -204,16 +193,16 @@ def record_txn(
     end_txn(txn, Sql(anew, (rows,)), now_ts, settled_ts)
     txn.execute(_BEGIN.replace("{new}", new), (rows,))
     # Locked, so that no kind gets lost that another process adds meanwhile.
+    which = any_of("destination", list(failures), is_postgres)
     txn.execute(
         f"SELECT destination, kinds, last_kind FROM {_TABLE} "  # noqa: S608
-        f"WHERE end_ts IS NULL AND destination IN ({marks(failed)}) "
+        f"WHERE end_ts IS NULL AND {which.text} "
         f"ORDER BY destination {'FOR UPDATE' if is_postgres else ''}",
-        tuple(f.destination for f in failed),
+        which.args,
     )
-    kinds_of = {f.destination: f.kinds for f in failed}
     changed = []
     for destination, known, last_kind in txn.fetchall():
-        kinds = kinds_of[destination]
+        kinds = [failure.kind for failure in failures[destination]]
         seen = _words(known.split(), kinds)
         if (seen, kinds[-1]) != (known, last_kind):
             changed.append((seen, kinds[-1], destination))

@@ -82,7 +82,7 @@ def rows_of_json(name: str, columns: Mapping[str, str], is_postgres: bool) -> st
     return f"(SELECT {picked} FROM json_each(?)) AS {name}"  # noqa: S608
 
 
-def marks(values: Sequence[object]) -> str:
+def marks(values: Collection[object]) -> str:
     """Return the parameters for values in an IN."""
     return ", ".join("?" * len(values))
 

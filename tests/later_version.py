@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A later version of this module, in some of the processes that a test starts.
+
+As a program, `later_version.py FILE python -m MODULE ARGUMENTS...` runs a module as
+Python does. If the process is named in a file, the module's tables are those of the
+version after this one there: a column is new, and there are rows with words that this
+version does not know.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from synapse_federation_admin.storage import definitions
+from synapse_federation_admin.storage.definitions import VERSIONS, AddColumn, Version
+
+THIS = VERSIONS[-1].number
+
+
+def steps(destination: str) -> tuple[definitions.Step, ...]:
+    """Return what leads to the later version.
+
+    Args:
+        destination: The one of which words that are not known are written.
+    """
+    audit = "entry_id, ts, action, destination, user_id, instance, outcome, details"
+    return (
+        AddColumn("audit", "weather", "TEXT"),
+        AddColumn("outages", "weather", "TEXT NOT NULL DEFAULT 'fine'"),
+        f"INSERT INTO federation_admin_audit ({audit}, weather) "
+        f"VALUES ('later', 1, 'teleport', '{destination}', '@a:b', 'main', 'landed', "
+        "'{}', 'rain')",
+        "INSERT INTO federation_admin_outages "
+        "(destination, start_ts, end_ts, ended, kinds, weather) VALUES "
+        f"('{destination}', 1, 2, 'gave_up', 'gone quantum', 'rain') ",
+        "INSERT INTO federation_admin_failures "
+        "(destination, kind, message, first_ts, last_ts, count, instance, issuer) "
+        f"VALUES ('{destination}', 'quantum', 'Uncertain', 1, 2, 1, 'main', '') ",
+    )
+
+
+class LaterVersion:
+    """Says which processes are of the later version."""
+
+    def __init__(self, file: Path, destination: str) -> None:
+        self._file = file
+        self._destination = destination
+        self.run()
+
+    @property
+    def wrapper(self) -> list[str]:
+        """The command that runs the Python behind it."""
+        return [sys.executable, __file__, str(self._file)]
+
+    def run(self, *processes: str) -> None:
+        """Say which processes are, from their next start on."""
+        found = {"processes": processes, "destination": self._destination}
+        self._file.write_text(json.dumps(found))
+
+
+def _main() -> None:
+    file, _, _, module = sys.argv[1:5]
+    name = Path(sys.argv[-1]).stem
+    told = json.loads(Path(file).read_text())
+    if {"homeserver": "main"}.get(name, name) in told["processes"]:
+        later = Version(THIS + 1, THIS, steps(told["destination"]))
+        definitions.VERSIONS = (*VERSIONS, later)
+    # The folder of this file.
+    del sys.path[0]
+    del sys.argv[:4]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()

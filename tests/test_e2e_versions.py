@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes of two versions of this module on one database."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import select, write_failing
+from later_version import THIS, LaterVersion
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import ApiError, MatrixClient
+from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MAIN
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+V2 = "/_synapse/admin/v2/federation"
+# Nobody listens there.
+NAMES = [f"127.3.0.{number}:1" for number in range(1, 6)]
+
+
+def works(client: MatrixClient, reset: str) -> None:
+    """Find everything to work, whatever the later version has written."""
+    name = NAMES[0]
+
+    def get(path: str, **params: Any) -> Any:
+        return client.request("GET", V2 + path, params=params)
+
+    assert len(client.destinations()["destinations"]) == len(NAMES)
+    client.reset_connection(reset)
+    assert "reset" in {
+        entry["action"] for entry in client.audit(destination=reset, limit=100)
+    }
+    (entry,) = client.audit(destination=name)
+    assert (entry["action"], entry["outcome"]) == ("teleport", "landed")
+    outage = get(f"/destinations/{name}/outages")["outages"][-1]
+    assert (outage["ended"], outage["kinds"]) == ("gave_up", ["gone", "quantum"])
+    found = get(f"/destinations/{name}")
+    assert "quantum" in {failure["kind"] for failure in found["failures"]}
+    assert found["availability"] is not None
+    get("/destinations", include="failure", failure="unknown")
+    assert get("/summary")["outlook"] is not None
+
+
+def version(synapse: SynapseServer) -> tuple[int, ...]:
+    (row,) = select(
+        synapse, "SELECT version, compat_version FROM federation_admin_schema"
+    )
+    return tuple(map(int, row))
+
+
+@pytest.mark.timeout(300)
+def test_versions(tmp_path: Path) -> None:
+    """One process is upgraded and taken back, beside another of this version.
+
+    Where the later tables are compatible, the earlier code works on, with them and
+    after a start of its own. Where they are not, v1 works, and the rest is told why.
+    """
+    certificates = CertificateAuthority(tmp_path)
+    later = LaterVersion(tmp_path / "later.json", NAMES[0])
+    with SynapseServer(
+        tmp_path / "synapse", certificates, workers=True, wrapper=later.wrapper
+    ) as synapse:
+        admin = synapse.create_user("admin", admin=True)
+        write_failing(synapse, NAMES, failing_since_ts=1_000_000)
+        main, worker = (
+            synapse.client(admin, process) for process in (MAIN, GENERIC_WORKER)
+        )
+        assert len(worker.audit()) == 0
+        assert version(synapse) == (THIS, THIS)
+
+        later.run(MAIN)
+        synapse.restart()
+        wait_until(lambda: version(synapse) == (THIS + 1, THIS), "an upgrade", 30)
+        works(worker, reset=NAMES[1])
+        works(main, reset=NAMES[2])
+
+        later.run()
+        synapse.restart()
+        works(main, reset=NAMES[3])
+        works(worker, reset=NAMES[4])
+        assert version(synapse) == (THIS + 1, THIS)
+
+        # As a later version leaves it that is not compatible.
+        select(synapse, "UPDATE federation_admin_schema SET compat_version = version")
+        synapse.restart(GENERIC_WORKER)
+        failing = "retry_last_ts = 1, retry_interval = 1, failure_ts = 1"
+        select(synapse, f"UPDATE destinations SET {failing}")
+        assert len(worker.destinations()["destinations"]) == len(NAMES)
+        worker.reset_connection(NAMES[1])
+        with pytest.raises(ApiError) as raised:
+            worker.audit()
+        assert raised.value.status == 503
+        assert "later version" in str(raised.value)
+        assert "Cannot write to the audit" in synapse.log_tail(GENERIC_WORKER, 1000)
