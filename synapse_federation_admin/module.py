@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The class that Synapse loads."""
+"""The class that Synapse loads, and what it is put together from."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from synapse_federation_admin.config import (
     FederationAdminConfig,
     parse_config,
     require_supported_synapse,
 )
+from synapse_federation_admin.homeserver.features import Feature, Features
 
 if TYPE_CHECKING:
     from synapse.module_api import ModuleApi
+
+    from synapse_federation_admin.api import Services
+
+Start = Callable[[], None]
 
 
 class FederationAdmin:
@@ -22,116 +28,21 @@ class FederationAdmin:
 
     def __init__(self, config: FederationAdminConfig, api: "ModuleApi") -> None:
         # Only now: on a Synapse that parse_config has refused, these might not import.
-        from synapse_federation_admin.api import Services, mount
-        from synapse_federation_admin.destinations.backlog import BacklogStore
-        from synapse_federation_admin.destinations.indexes import DestinationIndexes
-        from synapse_federation_admin.destinations.pagination import Cursors
-        from synapse_federation_admin.destinations.reader import DestinationReader
-        from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
-        from synapse_federation_admin.destinations.store import DestinationStore
-        from synapse_federation_admin.destinations.summary import SummaryStore
-        from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-        from synapse_federation_admin.history.gauges import Monitor
-        from synapse_federation_admin.history.outages import Outages
-        from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
-        from synapse_federation_admin.history.recorder import Recorder
-        from synapse_federation_admin.history.store import HistoryStore
-        from synapse_federation_admin.homeserver.homeserver import Homeserver
-        from synapse_federation_admin.repair.attempts import Attempts
-        from synapse_federation_admin.repair.bulk import BulkReconnect
-        from synapse_federation_admin.repair.cap_backoff import Clamp
-        from synapse_federation_admin.repair.follow_up import FollowUp
-        from synapse_federation_admin.repair.forget import Forget
-        from synapse_federation_admin.repair.housekeeping import Housekeeping
-        from synapse_federation_admin.repair.reconnect import Reconnect
-        from synapse_federation_admin.repair.reset import ConnectionReset
-        from synapse_federation_admin.repair.runs import RunStore
-        from synapse_federation_admin.repair.wake import Wake
-        from synapse_federation_admin.storage.audit import Audit
-        from synapse_federation_admin.storage.schema import Tables
+        from synapse.module_api.errors import ConfigError
 
-        homeserver = Homeserver(api)
-        destinations = DestinationStore(homeserver)
-        backlog = BacklogStore(homeserver)
-        indexes = DestinationIndexes(homeserver, config.indexes)
-        tables = Tables(homeserver)
-        audit = Audit(homeserver, tables)
-        housekeeping = Housekeeping(
-            homeserver,
-            tables,
-            keep_for_ms=config.audit_keep_for_ms,
-            outages_keep_for_ms=config.outages_keep_for_ms,
-        )
-        wake = Wake(homeserver)
-        follow_up = FollowUp(
-            homeserver, wake, contact_timeout_ms=config.contact_timeout_ms
-        )
-        reader = DestinationReader(homeserver, tables)
-        runs = RunStore(homeserver, audit)
-        shared_rooms = SharedRoomsStore(homeserver)
-        outages = Outages(
-            homeserver, tables, contact_timeout_ms=config.contact_timeout_ms
-        )
-        summary = SummaryStore(homeserver)
-        history = HistoryStore(homeserver, tables)
-        diagnoses = Diagnoses(
-            homeserver,
-            destinations,
-            backlog,
-            history.last_failure,
-            timeout_ms=config.diagnosis_timeout_ms,
-        )
-        recent_attempts = RecentAttemptsStore(
-            homeserver, tables, diagnoses.find_addresses
-        )
-        bulk = BulkReconnect(homeserver, runs, destinations, reader, wake, housekeeping)
-        mount(
-            Services(
-                homeserver=homeserver,
-                destinations=destinations,
-                reader=reader,
-                cursors=Cursors(homeserver.now_ms),
-                backlog=backlog,
-                shared_rooms=shared_rooms,
-                summary=summary,
-                indexes=indexes,
-                reset=ConnectionReset(
-                    config, homeserver, destinations, audit, wake, follow_up
-                ),
-                reconnect=Reconnect(
-                    homeserver,
-                    destinations,
-                    backlog,
-                    Attempts(homeserver, tables),
-                    audit,
-                    wake,
-                    follow_up,
-                ),
-                audit=audit,
-                runs=runs,
-                bulk=bulk,
-                bulk_max_per_second=config.bulk_max_per_second,
-                clamp=Clamp(homeserver, audit),
-                forget=Forget(
-                    homeserver, reader, backlog, shared_rooms, audit, outages.end_txn
-                ),
-                diagnoses=diagnoses,
-                history=history,
-                recent_attempts=recent_attempts,
-            )
-        )
-        indexes.start()
-        housekeeping.start()
-        bulk.start()
-        Recorder(
-            homeserver,
-            tables,
-            diagnoses.without_dns,
-            contact_timeout_ms=config.contact_timeout_ms,
-        ).start()
-        outages.start()
-        recent_attempts.start()
-        Monitor(homeserver, summary, history, recent_attempts).start()
+        from synapse_federation_admin.homeserver.selfcheck import check_names
+
+        features = Features()
+        check_names(api, features)
+        if not features.is_on(Feature.MOUNT):
+            return
+        try:
+            self._wire(config, api, features)
+        except ConfigError:
+            raise
+        except Exception as e:
+            # Nothing is mounted: Synapse answers as if this module were not there.
+            features.switch_off(Feature.MOUNT, e)
 
     @staticmethod
     def parse_config(config: object) -> FederationAdminConfig:
@@ -143,3 +54,217 @@ class FederationAdmin:
         """
         require_supported_synapse()
         return parse_config(config)
+
+    @staticmethod
+    def _wire(
+        config: FederationAdminConfig, api: "ModuleApi", features: Features
+    ) -> None:
+        """Make what is on, mount it, and start it once the tables were looked at."""
+        from synapse_federation_admin.api import Api, Services
+        from synapse_federation_admin.homeserver.admin_resource import mount
+
+        services = Services(features)
+        starts: list[tuple[Feature, Start]] = []
+
+        def guarded(feature: Feature, func: Callable[..., Any], *args: Any) -> Any:
+            """Have what is wrong with a feature switch off no more than that."""
+            if features.is_on(feature):
+                try:
+                    return func(*args)
+                except Exception as e:
+                    features.switch_off(feature, e)
+            return ()
+
+        guarded(Feature.BASE, _wire_base, config, services, api)
+        for feature, wire in _WIRING.items():
+            found: Iterable[Start] = guarded(feature, wire, config, services)
+            starts += [(feature, start) for start in found]
+        resource = mount(api, Api(services).register)
+        features.on_change(lambda _: resource.refresh())
+
+        async def begin() -> None:
+            from synapse_federation_admin.homeserver.selfcheck import check_columns
+
+            await check_columns(services.homeserver, features)
+            for feature, start in starts:
+                guarded(feature, start)
+
+        if features.is_on(Feature.BASE):
+            homeserver = services.homeserver
+            homeserver.metrics.show_features(features)
+            homeserver.run_in_background("federation_admin_selfcheck", begin)
+
+
+def _wire_base(config: FederationAdminConfig, s: "Services", api: "ModuleApi") -> None:
+    from synapse_federation_admin.destinations.indexes import DestinationIndexes
+    from synapse_federation_admin.destinations.reader import DestinationReader
+    from synapse_federation_admin.destinations.store import DestinationStore
+    from synapse_federation_admin.destinations.summary import SummaryStore
+    from synapse_federation_admin.history.outages import Outages
+    from synapse_federation_admin.homeserver.homeserver import Homeserver
+    from synapse_federation_admin.repair.wake import Wake
+    from synapse_federation_admin.storage.schema import Tables
+
+    s.homeserver = Homeserver(api)
+    s.tables = Tables(s.homeserver)
+    s.destinations = DestinationStore(s.homeserver)
+    s.reader = DestinationReader(s.homeserver, s.tables)
+    s.summary = SummaryStore(s.homeserver)
+    s.indexes = DestinationIndexes(s.homeserver, config.indexes)
+    s.outages = Outages(
+        s.homeserver, s.tables, contact_timeout_ms=config.contact_timeout_ms
+    )
+    s.wake = Wake(s.homeserver)
+
+
+def _wire_v1_lists(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.destinations.pagination import Cursors
+
+    s.cursors = Cursors(s.homeserver.now_ms)
+    return ()
+
+
+def _wire_backlog(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.destinations.backlog import BacklogStore
+
+    s.backlog = BacklogStore(s.homeserver)
+    return ()
+
+
+def _wire_shared_rooms(
+    _config: FederationAdminConfig, s: "Services"
+) -> Iterable[Start]:
+    from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
+
+    s.shared_rooms = SharedRoomsStore(s.homeserver)
+    return ()
+
+
+def _wire_audit(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.repair.housekeeping import Housekeeping
+    from synapse_federation_admin.storage.audit import Audit
+
+    s.audit = Audit(s.homeserver, s.tables)
+    s.housekeeping = Housekeeping(
+        s.homeserver,
+        s.tables,
+        keep_for_ms=config.audit_keep_for_ms,
+        outages_keep_for_ms=config.outages_keep_for_ms,
+    )
+    return (s.housekeeping.start,)
+
+
+def _wire_v1_reset(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.repair.follow_up import FollowUp
+    from synapse_federation_admin.repair.reset import ConnectionReset
+
+    s.follow_up = FollowUp(
+        s.homeserver, s.wake, contact_timeout_ms=config.contact_timeout_ms
+    )
+    s.reset = ConnectionReset(
+        config, s.homeserver, s.destinations, s.audit, s.wake, s.follow_up
+    )
+    return ()
+
+
+def _wire_reconnect(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.repair.attempts import Attempts
+    from synapse_federation_admin.repair.reconnect import Reconnect
+
+    s.reconnect = Reconnect(
+        s.homeserver,
+        s.destinations,
+        s.backlog,
+        Attempts(s.homeserver, s.tables),
+        s.audit,
+        s.wake,
+        s.follow_up,
+    )
+    return ()
+
+
+def _wire_runs(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.repair.bulk import BulkReconnect
+    from synapse_federation_admin.repair.cap_backoff import Clamp
+    from synapse_federation_admin.repair.forget import Forget
+    from synapse_federation_admin.repair.runs import RunStore
+
+    s.runs = RunStore(s.homeserver, s.audit)
+    s.bulk = BulkReconnect(
+        s.homeserver, s.runs, s.destinations, s.reader, s.wake, s.housekeeping
+    )
+    s.bulk_max_per_second = config.bulk_max_per_second
+    s.clamp = Clamp(s.homeserver, s.audit)
+    s.forget = Forget(
+        s.homeserver, s.reader, s.backlog, s.shared_rooms, s.audit, s.outages.end_txn
+    )
+    return (s.bulk.start,)
+
+
+def _wire_diagnosis(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+    from synapse_federation_admin.history.store import HistoryStore
+
+    s.diagnoses = Diagnoses(
+        s.homeserver,
+        s.destinations,
+        s.backlog,
+        HistoryStore(s.homeserver, s.tables).last_failure,
+        timeout_ms=config.diagnosis_timeout_ms,
+    )
+    return ()
+
+
+def _wire_history(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+    from synapse_federation_admin.history.recorder import Recorder
+    from synapse_federation_admin.history.store import HistoryStore
+
+    without_dns: Callable[[Any], Awaitable[Any]] = _find_none
+    find_addresses: Callable[[Any], Awaitable[Any]] = _find_none
+    if s.features.is_on(Feature.DIAGNOSIS):
+        without_dns = s.diagnoses.without_dns
+        find_addresses = s.diagnoses.find_addresses
+    recorder = Recorder(
+        s.homeserver,
+        s.tables,
+        without_dns,
+        contact_timeout_ms=config.contact_timeout_ms,
+    )
+    s.history = HistoryStore(s.homeserver, s.tables)
+    s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
+    return recorder.start, s.outages.start, s.recent_attempts.start
+
+
+async def _find_none(_names: object) -> Any:
+    """Find nothing out about some servers, as there is no diagnosis."""
+    return {}
+
+
+def _wire_metrics(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.history.gauges import Monitor
+
+    return (Monitor(s.homeserver, s.summary, s.history, s.recent_attempts).start,)
+
+
+def _wire_indexes(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+    return (s.indexes.start,)
+
+
+# In the order in which they need each other. What each needs of Synapse is in
+# `homeserver/relied_on.py`, and its routes are in `api/__init__.py`.
+_WIRING: dict[
+    Feature, Callable[[FederationAdminConfig, "Services"], Iterable[Start]]
+] = {
+    Feature.V1_LISTS: _wire_v1_lists,
+    Feature.BACKLOG: _wire_backlog,
+    Feature.SHARED_ROOMS: _wire_shared_rooms,
+    Feature.AUDIT: _wire_audit,
+    Feature.V1_RESET: _wire_v1_reset,
+    Feature.RECONNECT: _wire_reconnect,
+    Feature.RUNS: _wire_runs,
+    Feature.DIAGNOSIS: _wire_diagnosis,
+    Feature.HISTORY: _wire_history,
+    Feature.METRICS: _wire_metrics,
+    Feature.INDEXES: _wire_indexes,
+}

@@ -31,6 +31,7 @@ from synapse_federation_admin.failures import classify as module
 from synapse_federation_admin.failures.classify import bounded, failure_of
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     FederationDeniedError,
     HttpResponseException,
@@ -38,7 +39,6 @@ from synapse_federation_admin.homeserver.errors import (
     ProxyConnectError,
     RequestSendFailed,
 )
-from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 
 UNVERIFIED = SSL.Error([("SSL routines", "", "certificate verify failed")])
 WRONG_NAME = VerificationError([DNSMismatch(mismatched_id=DNS_ID("a.example"))])

@@ -23,12 +23,12 @@ from twisted.web.client import ResponseNeverReceived
 from synapse_federation_admin.history import recorder as module
 from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
 from synapse_federation_admin.homeserver import traffic
+from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 from synapse_federation_admin.storage.schema import Tables
 
 V2 = "/_synapse/admin/v2/federation/destinations"

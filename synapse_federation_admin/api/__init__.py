@@ -1,56 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP API: its routes, and how they are mounted."""
+"""The HTTP API: its routes, and what answers there."""
+
+from importlib import import_module
 
 import attr
 
-from synapse_federation_admin.api._base import AdminServlet, Services
-from synapse_federation_admin.api._openapi import OpenApiServlet
-from synapse_federation_admin.api.audit import AuditServlet
-from synapse_federation_admin.api.cap_backoff import ClampServlet
-from synapse_federation_admin.api.diagnose import DiagnoseServlet
-from synapse_federation_admin.api.export import ExportServlet
-from synapse_federation_admin.api.forget import ForgetManyServlet, ForgetServlet
-from synapse_federation_admin.api.outages import OutagesServlet
-from synapse_federation_admin.api.reconnect import ReconnectServlet
-from synapse_federation_admin.api.reconnects import (
-    ReconnectsRunServlet,
-    ReconnectsServlet,
-)
-from synapse_federation_admin.api.summary import SummaryServlet
-from synapse_federation_admin.api.v1_destinations import (
-    DestinationRoomsServlet,
-    DestinationServlet,
-    DestinationsServlet,
-)
-from synapse_federation_admin.api.v1_reset_connection import ResetConnectionServlet
-from synapse_federation_admin.api.v2_destinations import (
-    DestinationsV2Servlet,
-    DestinationV2Servlet,
-)
+from synapse_federation_admin.api._base import AdminServlet, OffServlet, Services
+from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.servlets import HttpServer
 
-__all__ = ["ROUTES", "SERVLETS", "Route", "Services", "mount"]
+__all__ = ["ENDPOINTS", "ROUTES", "Api", "Endpoint", "Route", "Services"]
 
-SERVLETS: tuple[type[AdminServlet], ...] = (
-    DestinationsServlet,
-    DestinationServlet,
-    DestinationRoomsServlet,
-    ResetConnectionServlet,
-    DestinationsV2Servlet,
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Endpoint:
+    """A path, and what answers there.
+
+    Attributes:
+        feature: What it belongs to.
+        methods: Its methods: `GET DELETE`.
+        path: The path from the API version on, with the names of parameters in angle
+            brackets: `/v1/federation/destinations/<destination>`.
+        servlet: Where the servlet is: `v1_destinations.DestinationServlet`. It is
+            imported only while the feature is on.
+    """
+
+    feature: Feature
+    methods: str
+    path: str
+    servlet: str
+
+    @property
+    def is_v1(self) -> bool:
+        """Whether it is one that Synapse documents, and has servlets for."""
+        return self.path.startswith("/v1/")
+
+    @property
+    def needs(self) -> tuple[Feature, ...]:
+        """The features without which it does not answer."""
+        return (self.feature,) if self.is_v1 else (Feature.V2, self.feature)
+
+    def load(self) -> type[AdminServlet]:
+        """Import the servlet."""
+        module, _, name = self.servlet.partition(".")
+        found: type[AdminServlet] = getattr(
+            import_module(f"synapse_federation_admin.api.{module}"), name
+        )
+        return found
+
+
+_F = Feature
+_V1 = "/v1/federation/destinations"
+_V2 = "/v2/federation/destinations"
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint(_F.V1_LISTS, "GET", _V1, "v1_destinations.DestinationsServlet"),
+    Endpoint(
+        *(_F.V1_LISTS, "GET", f"{_V1}/<destination>"),
+        "v1_destinations.DestinationServlet",
+    ),
+    Endpoint(
+        *(_F.V1_LISTS, "GET", f"{_V1}/<destination>/rooms"),
+        "v1_destinations.DestinationRoomsServlet",
+    ),
+    Endpoint(
+        *(_F.V1_RESET, "POST", f"{_V1}/<destination>/reset_connection"),
+        "v1_reset_connection.ResetConnectionServlet",
+    ),
+    Endpoint(_F.LISTS, "GET", _V2, "v2_destinations.DestinationsV2Servlet"),
     # Before the one of a destination: that would match, too.
-    ExportServlet,
-    DestinationV2Servlet,
-    SummaryServlet,
-    ReconnectServlet,
-    ReconnectsServlet,
-    ReconnectsRunServlet,
-    ClampServlet,
-    ForgetServlet,
-    ForgetManyServlet,
-    AuditServlet,
-    DiagnoseServlet,
-    OutagesServlet,
-    OpenApiServlet,
+    Endpoint(_F.LISTS, "GET", f"{_V2}/export", "export.ExportServlet"),
+    Endpoint(
+        *(_F.LISTS, "GET", f"{_V2}/<destination>"),
+        "v2_destinations.DestinationV2Servlet",
+    ),
+    Endpoint(_F.LISTS, "GET", "/v2/federation/summary", "summary.SummaryServlet"),
+    Endpoint(
+        *(_F.RECONNECT, "POST", f"{_V2}/<destination>/reconnect"),
+        "reconnect.ReconnectServlet",
+    ),
+    Endpoint(
+        _F.RUNS, "GET POST", "/v2/federation/reconnects", "reconnects.ReconnectsServlet"
+    ),
+    Endpoint(
+        *(_F.RUNS, "GET DELETE", "/v2/federation/reconnects/<run_id>"),
+        "reconnects.ReconnectsRunServlet",
+    ),
+    Endpoint(_F.RUNS, "POST", f"{_V2}/<destination>/forget", "forget.ForgetServlet"),
+    Endpoint(_F.RUNS, "POST", "/v2/federation/forget", "forget.ForgetManyServlet"),
+    Endpoint(_F.RUNS, "POST", "/v2/federation/clamp", "cap_backoff.ClampServlet"),
+    Endpoint(_F.AUDIT, "GET", "/v2/federation/audit", "audit.AuditServlet"),
+    Endpoint(
+        *(_F.DIAGNOSIS, "POST", f"{_V2}/<destination>/diagnose"),
+        "diagnose.DiagnoseServlet",
+    ),
+    Endpoint(_F.HISTORY, "GET", "/v2/federation/outages", "outages.OutagesServlet"),
+    Endpoint(Feature.V2, "GET", "/v2/federation/status", "status.StatusServlet"),
 )
 
 
@@ -63,19 +108,39 @@ class Route:
 
 
 ROUTES: tuple[Route, ...] = tuple(
-    Route(method, "/_synapse/admin" + servlet.PATH)
-    for servlet in SERVLETS
-    for method in ("GET", "PUT", "POST", "DELETE")
-    if hasattr(servlet, f"on_{method}")
+    Route(method, "/_synapse/admin" + endpoint.path)
+    for endpoint in ENDPOINTS
+    for method in endpoint.methods.split()
 )
 
 
-def mount(services: Services) -> None:
-    """Serve every route, on every listener that carries Synapse's admin API."""
-    servlets = [servlet(services) for servlet in SERVLETS]
+class Api:
+    """Registers what answers at each path.
 
-    def register(http_server: HttpServer) -> None:
-        for servlet in servlets:
-            servlet.register(http_server)
+    Where a feature is off, v1 is left to Synapse's own servlets, and v2 says why.
+    """
 
-    services.homeserver.mount_admin(register)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._servlets: dict[str, AdminServlet] = {}
+
+    def register(self, http_server: HttpServer) -> None:
+        """Register all servlets."""
+        features = self._services.features
+        for endpoint in ENDPOINTS:
+            if all(map(features.is_on, endpoint.needs)):
+                try:
+                    self._make(endpoint)
+                except Exception as e:
+                    features.switch_off(endpoint.feature, e)
+        for endpoint in ENDPOINTS:
+            if all(map(features.is_on, endpoint.needs)):
+                self._servlets[endpoint.path].register(http_server)
+            elif not endpoint.is_v1:
+                off = OffServlet(self._services, endpoint.needs)
+                off.at(endpoint.path).register(http_server)
+
+    def _make(self, endpoint: Endpoint) -> None:
+        if endpoint.path not in self._servlets:
+            servlet = endpoint.load()(self._services)
+            self._servlets[endpoint.path] = servlet.at(endpoint.path)

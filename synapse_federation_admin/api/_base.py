@@ -5,32 +5,42 @@ import re
 from collections.abc import Hashable, Sequence
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import attr
-from synapse.module_api import SynapseRequest
+from synapse.module_api import JsonDict, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.destinations.backlog import BacklogStore
-from synapse_federation_admin.destinations.indexes import DestinationIndexes
-from synapse_federation_admin.destinations.pagination import Cursors
-from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
-from synapse_federation_admin.destinations.store import DestinationStore
-from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
-from synapse_federation_admin.history.store import HistoryStore
-from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.servlets import Requester, RestServlet
-from synapse_federation_admin.repair.bulk import BulkReconnect
-from synapse_federation_admin.repair.cap_backoff import Clamp
-from synapse_federation_admin.repair.forget import Forget
-from synapse_federation_admin.repair.reconnect import Reconnect
-from synapse_federation_admin.repair.reset import ConnectionReset
-from synapse_federation_admin.repair.runs import RunStore
-from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import Actor
+
+# What a feature needs of Synapse may be missing: that must not take others away.
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from synapse_federation_admin.destinations.backlog import BacklogStore
+    from synapse_federation_admin.destinations.indexes import DestinationIndexes
+    from synapse_federation_admin.destinations.pagination import Cursors
+    from synapse_federation_admin.destinations.reader import DestinationReader
+    from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
+    from synapse_federation_admin.destinations.store import DestinationStore
+    from synapse_federation_admin.destinations.summary import SummaryStore
+    from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+    from synapse_federation_admin.history.outages import Outages
+    from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+    from synapse_federation_admin.history.store import HistoryStore
+    from synapse_federation_admin.homeserver.homeserver import Homeserver
+    from synapse_federation_admin.repair.bulk import BulkReconnect
+    from synapse_federation_admin.repair.cap_backoff import Clamp
+    from synapse_federation_admin.repair.follow_up import FollowUp
+    from synapse_federation_admin.repair.forget import Forget
+    from synapse_federation_admin.repair.housekeeping import Housekeeping
+    from synapse_federation_admin.repair.reconnect import Reconnect
+    from synapse_federation_admin.repair.reset import ConnectionReset
+    from synapse_federation_admin.repair.runs import RunStore
+    from synapse_federation_admin.repair.wake import Wake
+    from synapse_federation_admin.storage.audit import Audit
+    from synapse_federation_admin.storage.schema import Tables
 
 E = TypeVar("E", bound=Enum)
 
@@ -39,44 +49,112 @@ E = TypeVar("E", bound=Enum)
 _MAX_DIGITS = 18
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Services:
-    """What servlets act with."""
+    """What features are made of, and what servlets act with.
 
-    homeserver: Homeserver
-    destinations: DestinationStore
-    reader: DestinationReader
-    cursors: Cursors[Any]
-    backlog: BacklogStore
-    shared_rooms: SharedRoomsStore
-    summary: SummaryStore
-    indexes: DestinationIndexes
-    reset: ConnectionReset
-    reconnect: Reconnect
-    audit: Audit
-    runs: RunStore
-    bulk: BulkReconnect
+    A part is there if the feature that makes it is on; else whoever asks for it raises
+    a `FeatureOffError`.
+    """
+
+    features: Features
+    # Of `BASE`.
+    homeserver: "Homeserver"
+    tables: "Tables"
+    destinations: "DestinationStore"
+    reader: "DestinationReader"
+    summary: "SummaryStore"
+    indexes: "DestinationIndexes"
+    outages: "Outages"
+    wake: "Wake"
+    # Of the feature that is named beside it in `_OWNERS`.
+    cursors: "Cursors[Any]"
+    reset: "ConnectionReset"
+    follow_up: "FollowUp"
+    backlog: "BacklogStore"
+    shared_rooms: "SharedRoomsStore"
+    audit: "Audit"
+    housekeeping: "Housekeeping"
+    reconnect: "Reconnect"
+    runs: "RunStore"
+    bulk: "BulkReconnect"
     bulk_max_per_second: int
-    clamp: Clamp
-    forget: Forget
-    diagnoses: Diagnoses
-    history: HistoryStore
-    recent_attempts: RecentAttemptsStore
+    clamp: "Clamp"
+    forget: "Forget"
+    diagnoses: "Diagnoses"
+    history: "HistoryStore"
+    recent_attempts: "RecentAttemptsStore"
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        features.on_change(self._drop)
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why a part is not there."""
+        self.features.require(_OWNERS.get(name, Feature.BASE))
+        raise AttributeError(name)
+
+    def _drop(self, feature: Feature) -> None:
+        for name, owner in _OWNERS.items():
+            if owner is feature:
+                self.__dict__.pop(name, None)
+
+
+_OWNERS = {
+    "cursors": Feature.V1_LISTS,
+    "reset": Feature.V1_RESET,
+    "follow_up": Feature.V1_RESET,
+    "backlog": Feature.BACKLOG,
+    "shared_rooms": Feature.SHARED_ROOMS,
+    "audit": Feature.AUDIT,
+    "housekeeping": Feature.AUDIT,
+    "reconnect": Feature.RECONNECT,
+    "runs": Feature.RUNS,
+    "bulk": Feature.RUNS,
+    "clamp": Feature.RUNS,
+    "forget": Feature.RUNS,
+    "diagnoses": Feature.DIAGNOSIS,
+    "history": Feature.HISTORY,
+    "recent_attempts": Feature.HISTORY,
+}
 
 
 class AdminServlet(RestServlet):
     """A servlet below `/_synapse/admin`.
 
     Attributes:
-        PATH: The path from the API version on, with the names of parameters in angle
-            brackets: `/v1/federation/destinations/<destination>`.
+        PATH: Its path, from the API version on; see `ENDPOINTS`.
     """
 
-    PATH: ClassVar[str]
+    PATH: str
 
     def __init__(self, services: Services) -> None:
-        self.PATTERNS = [path_pattern(self.PATH)]
         self._services = services
+
+    def at(self, path: str) -> "Self":
+        """Have it answer at a path; return it."""
+        self.PATH = path
+        self.PATTERNS = [path_pattern(path)]
+        return self
+
+
+class OffServlet(AdminServlet):
+    """Says why there is no answer: 503 `M_UNKNOWN`."""
+
+    def __init__(self, services: Services, needs: Sequence[Feature]) -> None:
+        super().__init__(services)
+        self._needs = needs
+
+    async def on_GET(
+        self, request: SynapseRequest, **_parameters: str
+    ) -> tuple[int, JsonDict]:
+        """Answer any method."""
+        features = self._services.features
+        if features.is_on(Feature.BASE):
+            await self._services.homeserver.require_admin(request)
+        features.require(*self._needs)
+        raise AssertionError("all that it needs is on")
+
+    on_POST = on_PUT = on_DELETE = on_GET
 
 
 def path_pattern(path: str) -> re.Pattern[str]:

@@ -61,7 +61,6 @@ class OpenApiServlet(AdminServlet):
     200 OK: the document, which is docs/openapi.json, too.
     """
 
-    PATH = "/v2/federation/openapi.json"
     GET = Operation(Nothing, Document)
 
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:

@@ -4,7 +4,6 @@
 A servlet has one `Operation` for each of its methods, under the method's name:
 
     class AuditServlet(AdminServlet):
-        PATH = "/v2/federation/audit"
         GET = Operation(AuditQuery, AuditPage)
 
         async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:

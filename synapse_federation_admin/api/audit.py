@@ -46,7 +46,6 @@ class AuditServlet(AdminServlet):
         }
     """
 
-    PATH = "/v2/federation/audit"
     GET = Operation(AuditQuery, AuditPage)
 
     def __init__(self, services: Services) -> None:

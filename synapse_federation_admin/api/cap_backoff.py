@@ -36,8 +36,6 @@ class ClampServlet(AdminServlet):
     request does the rest.
     """
 
-    PATH = "/v2/federation/clamp"
-
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer POST."""
         services = self._services

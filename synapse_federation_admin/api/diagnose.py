@@ -59,7 +59,6 @@ class DiagnoseServlet(AdminServlet):
     being diagnosed gets the same diagnosis.
     """
 
-    PATH = "/v2/federation/destinations/<destination>/diagnose"
     POST = Operation(
         Nothing,
         Diagnosis,

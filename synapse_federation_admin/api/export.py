@@ -47,7 +47,6 @@ class ExportServlet(AdminServlet):
     connection.
     """
 
-    PATH = "/v2/federation/destinations/export"
     GET = Operation(
         ExportQuery, ListedDestination, media_types=tuple(_CONTENT_TYPES.values())
     )

@@ -57,8 +57,6 @@ class ForgetServlet(AdminServlet):
     `M_UNKNOWN` if the database fails. Nothing has changed then.
     """
 
-    PATH = "/v2/federation/destinations/<destination>/forget"
-
     async def on_POST(
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:
@@ -132,8 +130,6 @@ class ForgetManyServlet(AdminServlet):
     Errors: 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403, 500 `M_UNKNOWN`
     if the database fails: what has been forgotten by then stays so.
     """
-
-    PATH = "/v2/federation/forget"
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer POST."""

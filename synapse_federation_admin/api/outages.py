@@ -41,7 +41,6 @@ class OutagesServlet(AdminServlet):
         }
     """
 
-    PATH = "/v2/federation/destinations/<destination>/outages"
     GET = Operation(
         OutagesQuery, OutagesPage, errors={404: "Nothing is known of the destination."}
     )

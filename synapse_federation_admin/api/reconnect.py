@@ -43,7 +43,6 @@ class ReconnectServlet(AdminServlet):
         }
     """
 
-    PATH = "/v2/federation/destinations/<destination>/reconnect"
     POST = Operation(
         ReconnectBody,
         Reconnected,

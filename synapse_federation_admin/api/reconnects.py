@@ -91,8 +91,6 @@ class ReconnectsServlet(AdminServlet):
     before. 200 OK: `{"reconnects": [...], "next_token": "..."}`, the newest first.
     """
 
-    PATH = "/v2/federation/reconnects"
-
     def __init__(self, services: Services) -> None:
         super().__init__(services)
         self._seal = Seal(services.homeserver.secret_for("reconnects token"))
@@ -227,8 +225,6 @@ class ReconnectsRunServlet(AdminServlet):
 
     Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM` for any query parameter, 401, 403.
     """
-
-    PATH = "/v2/federation/reconnects/<run_id>"
 
     async def on_GET(
         self, request: SynapseRequest, run_id: str

@@ -72,7 +72,6 @@ class SummaryServlet(AdminServlet):
     is all the rest of the two, but for `sample`, which is empty.
     """
 
-    PATH = "/v2/federation/summary"
     GET = Operation(Nothing, Summary)
 
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:

@@ -81,8 +81,6 @@ class DestinationsServlet(AdminServlet):
     Errors: 400 `M_INVALID_PARAM` for a bad parameter, 401, 403.
     """
 
-    PATH = "/v1/federation/destinations"
-
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict] | None:
         """Answer GET."""
         requester = await self._services.homeserver.require_admin(request)
@@ -114,8 +112,6 @@ class DestinationServlet(AdminServlet):
 
     Errors: 404 `M_NOT_FOUND` if Synapse has no row for it, 401, 403.
     """
-
-    PATH = "/v1/federation/destinations/<destination>"
 
     async def on_GET(
         self, request: SynapseRequest, destination: str
@@ -153,8 +149,6 @@ class DestinationRoomsServlet(AdminServlet):
     Errors: 400 `M_INVALID_PARAM` for a bad parameter, 404 `M_NOT_FOUND` for an unknown
     destination, 401, 403.
     """
-
-    PATH = "/v1/federation/destinations/<destination>/rooms"
 
     async def on_GET(
         self, request: SynapseRequest, destination: str

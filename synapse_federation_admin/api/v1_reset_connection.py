@@ -24,8 +24,6 @@ class ResetConnectionServlet(AdminServlet):
     500 `M_UNKNOWN` if the database fails (nothing is changed then), 401, 403.
     """
 
-    PATH = "/v1/federation/destinations/<destination>/reset_connection"
-
     async def on_POST(
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:

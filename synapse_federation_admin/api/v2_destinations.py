@@ -58,7 +58,6 @@ class DestinationsV2Servlet(AdminServlet):
     A key of a destination that `include` adds is null where nothing is recorded.
     """
 
-    PATH = "/v2/federation/destinations"
     GET = Operation(DestinationsQuery, DestinationsPage)
 
     def __init__(self, services: Services) -> None:
@@ -121,7 +120,6 @@ class DestinationV2Servlet(AdminServlet):
     wait for it, or requests to it were recorded.
     """
 
-    PATH = "/v2/federation/destinations/<destination>"
     GET = Operation(
         Nothing, DestinationDetail, errors={404: "Nothing is known of the destination."}
     )

@@ -15,7 +15,7 @@ from synapse_federation_admin.diagnosis.deadline import Deadline
 from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
 from synapse_federation_admin.failures.classify import MAX_TEXT, failure_of, word
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.network import UntrustedCertificateError
+from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 
 _DAY_MS = 86_400_000
 

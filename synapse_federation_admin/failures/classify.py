@@ -46,6 +46,7 @@ from twisted.web.client import (
 )
 
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     BodyExceededMaxSize,
     FederationDeniedError,
@@ -54,7 +55,6 @@ from synapse_federation_admin.homeserver.errors import (
     ProxyConnectError,
     RequestSendFailed,
 )
-from synapse_federation_admin.homeserver.network import UntrustedCertificateError
 
 logger = logging.getLogger(__name__)
 

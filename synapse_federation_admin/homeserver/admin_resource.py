@@ -10,9 +10,8 @@ from synapse.http.server import (
     HttpServer,
     JsonResource,
 )
-from synapse.module_api import (
-    SynapseRequest,
-)
+from synapse.module_api import ModuleApi, SynapseRequest
+from synapse.module_api.errors import ConfigError
 from synapse.rest.admin import register_servlets
 from synapse.rest.admin.media import register_servlets_for_media_repo
 from twisted.internet.address import UNIXAddress
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ADMIN_PATH = "/_synapse/admin"
+
 _ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
 _LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
 
@@ -33,6 +34,34 @@ _Surface = frozenset[str]
 _CLOSED: _Surface = frozenset()
 _CLIENT: _Surface = frozenset({"client"})
 _CLIENT_AND_MEDIA: _Surface = frozenset({"client", "media"})
+
+
+def mount(api: ModuleApi, register: Callable[[HttpServer], None]) -> "AdminResource":
+    """Serve Synapse's admin API at its path, with servlets of ours before its own.
+
+    Args:
+        api: Reaches Synapse.
+        register: Registers our servlets. Where Synapse has one of the same pattern and
+            method, ours answers.
+
+    Raises:
+        ConfigError: Another module has registered a resource at the path.
+    """
+    hs: HomeServer = api._hs
+    resource = AdminResource(hs, register)
+    api.register_web_resource(ADMIN_PATH, resource)
+    # Synapse keeps the first module's resource, and only logs that it does.
+    resources: dict[str, Resource] = getattr(
+        hs, "_module_web_resources", {ADMIN_PATH: resource}
+    )
+    if resources.get(ADMIN_PATH) is not resource:
+        raise ConfigError(
+            f"a module already serves {ADMIN_PATH}: synapse_federation_admin."
+            "FederationAdmin must be in `modules` only once, and before any other "
+            "module that serves that path",
+            path=("modules",),
+        )
+    return resource
 
 
 class AdminResource(Resource):
@@ -64,6 +93,10 @@ class AdminResource(Resource):
             self._by_surface[surface] = self._routes(surface)
         return self._by_surface[surface].render(request)
 
+    def refresh(self) -> None:
+        """Have servlets registered anew, before the next request is answered."""
+        self._by_surface.clear()
+
     def listNames(self) -> list[bytes]:
         """Return no names: what is below a leaf is never asked.
 
@@ -82,10 +115,34 @@ class AdminResource(Resource):
             self._register(routes)
             if "client" in surface:
                 register_servlets(self._hs, routes)
+                _register_v1_on_worker(self._hs, routes)
             if "media" in surface:
                 register_servlets_for_media_repo(self._hs, routes)
             self._register(routes)
         return routes
+
+
+def _register_v1_on_worker(hs: "HomeServer", http_server: HttpServer) -> None:
+    """Have Synapse's own servlets answer v1 where ours do not, on a worker, too.
+
+    Synapse registers them on the main process only.
+    """
+    if hs.config.worker.worker_app is None:
+        return
+    try:
+        from synapse.rest.admin.federation import (
+            DestinationMembershipRestServlet,
+            DestinationResetConnectionRestServlet,
+            DestinationRestServlet,
+            ListDestinationsRestServlet,
+        )
+    except ImportError as e:
+        logger.info("Only servlets of this module can answer v1 here: %s", e)
+        return
+    DestinationMembershipRestServlet(hs).register(http_server)
+    DestinationResetConnectionRestServlet(hs).register(http_server)
+    DestinationRestServlet(hs).register(http_server)
+    ListDestinationsRestServlet(hs).register(http_server)
 
 
 class _Listeners:

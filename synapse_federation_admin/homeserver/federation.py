@@ -9,10 +9,11 @@ from synapse.module_api import JsonDict
 from twisted.internet.endpoints import HostnameEndpoint
 
 from synapse_federation_admin.homeserver.network import ContactClients
-from synapse_federation_admin.homeserver.outbound import Outbound
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
+
+    from synapse_federation_admin.homeserver.outbound import Outbound
 
 
 class Federation:
@@ -83,12 +84,14 @@ class Federation:
             ignore_backoff=True,
         )
 
-    def outbound(self, max_lifetime_ms: int) -> Outbound:
+    def outbound(self, max_lifetime_ms: int) -> "Outbound":
         """Make the way out to other servers, step by step.
 
         Args:
             max_lifetime_ms: How long a connection may last.
         """
+        from synapse_federation_admin.homeserver.outbound import Outbound
+
         return Outbound(self._hs, max_lifetime_ms / 1000)
 
     def has_addresses(self, host: str) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import Counter, Gauge, Summary
 from synapse.metrics import SERVER_NAME_LABEL
 
+from synapse_federation_admin.homeserver.features import Feature, Features
+
 _PREFIX = "synapse_federation_admin_"
 
 _destinations = Gauge(
@@ -63,6 +65,11 @@ _diagnoses = Counter(
     f"{_PREFIX}diagnoses",
     "Diagnoses, by their verdict and the kind of the cause",
     [SERVER_NAME_LABEL, "verdict", "kind"],
+)
+_features = Gauge(
+    f"{_PREFIX}feature",
+    "1 if a feature is on, 0 if Synapse no longer has what it needs",
+    [SERVER_NAME_LABEL, "feature"],
 )
 _db_work = Summary(
     f"{_PREFIX}db_txn_duration_seconds",
@@ -143,6 +150,17 @@ class Metrics:
             _outlook.labels(self._server_name, verdict).set(holds)
         for outcome, count in tried.items():
             _tried.labels(self._server_name, outcome).set(count)
+
+    def show_features(self, features: Features) -> None:
+        """Show which features are on, from now on."""
+
+        def show(feature: Feature) -> None:
+            labels = _features.labels(self._server_name, feature.value)
+            labels.set(features.is_on(feature))
+
+        for feature in Feature:
+            show(feature)
+        features.on_change(show)
 
     def show_updated(self, now_s: float) -> None:
         """Show when all that is shown was brought up to date."""

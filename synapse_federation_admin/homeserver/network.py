@@ -7,7 +7,6 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from OpenSSL import SSL
-from OpenSSL.crypto import X509, X509Name
 from service_identity.exceptions import VerificationError
 from synapse.config.homeserver import HomeServerConfig
 from synapse.crypto.context_factory import (
@@ -38,6 +37,7 @@ from synapse_federation_admin.homeserver.bounded_reactor import (
     BoundedReactor,
     EndingReactor,
 )
+from synapse_federation_admin.homeserver.certificates import verified
 from synapse_federation_admin.homeserver.instances import outbound_instances
 from synapse_federation_admin.homeserver.plain_agent import PlainAgent
 
@@ -62,30 +62,8 @@ _MAX_SERVERS = 8
 # The longest name to which anybody can delegate: a host name, and a port.
 _MAX_NAME = 261
 
-# Of who issued a certificate: the parts of his name that are told, and how much of it.
-_TOLD_OF_ISSUERS = (b"CN", b"O", b"OU")
-_MAX_ISSUER = 150
-
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
-
-
-class UntrustedCertificateError(SSL.Error):
-    """A certificate does not lead to an authority that this homeserver trusts.
-
-    Attributes:
-        code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
-        depth: Of which certificate: 0 is the server's, others are in its chain.
-        issuer: Who issued that certificate, as `CN=..., O=...`; "" if that is unknown.
-    """
-
-    def __init__(self, code: int, depth: int = 0, issuer: str = "") -> None:
-        # As OpenSSL's own error, which Twisted looks into.
-        said = f"certificate verify failed: OpenSSL verification error {code}"
-        super().__init__([("SSL routines", "", said)])
-        self.code = code
-        self.depth = depth
-        self.issuer = issuer
 
 
 class Network:
@@ -311,32 +289,6 @@ class ContactPolicy(FederationPolicyForHTTPS):
         creator = cast(SSLClientConnectionCreator, super().get_options(host))
         creator._verifier = _QuietVerifier(host, creator._verifier._verify_certs)
         return creator
-
-
-def verified(
-    _connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int
-) -> bool:
-    """Say what OpenSSL has against a certificate: its verdict stands.
-
-    Without this, all that is left of it is "certificate verify failed".
-
-    Raises:
-        UntrustedCertificateError: It does not trust it. pyOpenSSL ends the handshake
-            and raises this in place of its own error.
-    """
-    if not ok:
-        raise UntrustedCertificateError(code, depth, _name_of(certificate.get_issuer()))
-    return True
-
-
-def _name_of(name: X509Name) -> str:
-    """Return the parts of a name that are told, on one line."""
-    parts = [
-        f"{key.decode('ascii', 'replace')}={value.decode('utf-8', 'replace')}"
-        for key, value in name.get_components()
-        if key in _TOLD_OF_ISSUERS
-    ]
-    return ascii(", ".join(parts))[1:-1][:_MAX_ISSUER]
 
 
 class _PlainWellKnownResolver(WellKnownResolver):

@@ -56,12 +56,11 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
-from synapse_federation_admin.homeserver.instances import outbound_instances
-from synapse_federation_admin.homeserver.network import (
-    Network,
-    NoTimings,
+from synapse_federation_admin.homeserver.certificates import (
     UntrustedCertificateError,
 )
+from synapse_federation_admin.homeserver.instances import outbound_instances
+from synapse_federation_admin.homeserver.network import Network, NoTimings
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer

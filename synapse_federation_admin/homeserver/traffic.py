@@ -9,44 +9,31 @@ given a class of their own, which tells us and then goes on as ever: level, filt
 handlers remain the operator's, and not one line is more or less.
 """
 
-import inspect
 import logging
 import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import synapse.federation.transport.server._base
-import synapse.http.client
-import synapse.http.matrixfederationclient
-import synapse.util.retryutils
 from OpenSSL import SSL
 from synapse.logging.context import current_context
 
+from synapse_federation_admin.homeserver.certificates import verified
 from synapse_federation_admin.homeserver.instances import outbound_instances
-from synapse_federation_admin.homeserver.network import verified
+from synapse_federation_admin.homeserver.relied_on import (
+    ANSWERED,
+    BLOCKED,
+    FAILED,
+    LOG_TEXTS,
+    MARKED_UP,
+    RECOVERED,
+)
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
-
-# What Synapse says, to the letter, with the arguments beside it.
-_FAILED = "Connection to %s was unsuccessful (%s(%s)); backoff now %i"
-_RECOVERED = "Connection to %s was successful; clearing backoff"
-_MARKED_UP = "Marking origin %r as up"
-_ANSWERED = "{%s} [%s] Got response headers: %d %s"
-_BLOCKED = "Blocked %s from DNS resolution to %s"
-
-# Where it says so.
-_SAID_BY: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
-    (synapse.util.retryutils, (_FAILED, _RECOVERED)),
-    (synapse.federation.transport.server._base, (_MARKED_UP,)),
-    (synapse.http.matrixfederationclient, (_ANSWERED,)),
-    (synapse.http.client, (_BLOCKED,)),
-)
 
 # How many host names are remembered that have led to blocked addresses, and how long
 # that is the reason if a request fails.
@@ -87,21 +74,8 @@ _Told = tuple[object, ...]
 def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     """Have an observer told of this process's federation requests, from now on."""
     _observers[hs.hostname] = observer
-    for module, templates in _SAID_BY:
-        _observe_logger(logging.getLogger(module.__name__))
-        try:
-            source = inspect.getsource(module)
-        except OSError:
-            # Synapse was installed without its sources.
-            continue
-        for template in templates:
-            if template not in source:
-                logger.error(
-                    "This release of Synapse does not say '%s' in %s: what depends on "
-                    "that is not recorded. Please report it.",
-                    template,
-                    module.__name__,
-                )
+    for module, _ in LOG_TEXTS.values():
+        _observe_logger(logging.getLogger(module))
     _name_untrusted_certificates(hs)
 
 
@@ -153,11 +127,11 @@ def _take_blocked(args: _Told) -> None:
 
 
 _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
-    _FAILED: _take_failed,
-    _RECOVERED: _take_recovered,
-    _MARKED_UP: _take_recovered,
-    _ANSWERED: _take_answered,
-    _BLOCKED: _take_blocked,
+    FAILED: _take_failed,
+    RECOVERED: _take_recovered,
+    MARKED_UP: _take_recovered,
+    ANSWERED: _take_answered,
+    BLOCKED: _take_blocked,
 }
 
 

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: what of this module works here."""
+
+import logging
+from http import HTTPStatus
+from importlib.metadata import version
+
+from synapse.module_api import JsonDict, SynapseRequest
+
+from synapse_federation_admin.api._base import AdminServlet
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api.schemas.model import Nothing
+from synapse_federation_admin.api.schemas.status import (
+    FeatureState,
+    SchemaState,
+    Status,
+)
+from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.storage.definitions import VERSIONS
+
+logger = logging.getLogger(__name__)
+
+
+class StatusServlet(AdminServlet):
+    """Tell what of this module works in this process, and why the rest does not.
+
+    GET /_synapse/admin/v2/federation/status
+
+    200 OK
+
+        {
+            "module_version": "0.1.0",
+            "synapse_version": "1.163.2",
+            "instance": "main",
+            "features": {
+                "reconnect": {"on": true, "reason": null},
+                "history": {
+                    "on": false,
+                    "reason": "synapse.util.retryutils does not log '...'"
+                },
+                ...
+            },
+            "tables": {"code_version": 3, "database_version": 3, "compat_version": 3}
+        }
+
+    Both versions of the database are null while it cannot be used.
+    """
+
+    GET = Operation(Nothing, Status)
+
+    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
+        """Answer GET."""
+        services = self._services
+        await services.homeserver.require_admin(request)
+        self.GET.parse(request)
+        features = services.features
+        try:
+            stored = await services.tables.stored_version()
+        except Exception as e:
+            logger.warning("Cannot read the version of the tables: %s", e)
+            stored = None
+        status = Status(
+            module_version=version("synapse-federation-admin"),
+            synapse_version=version("matrix-synapse"),
+            instance=services.homeserver.instance_name,
+            features={
+                feature.value: FeatureState(
+                    on=features.is_on(feature), reason=features.reason(feature)
+                )
+                for feature in Feature
+            },
+            tables=SchemaState(
+                code_version=VERSIONS[-1].number,
+                database_version=stored.version if stored else None,
+                compat_version=stored.compat_version if stored else None,
+            ),
+        )
+        return HTTPStatus.OK, status.rendered()

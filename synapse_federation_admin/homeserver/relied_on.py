@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that this module relies on and Synapse may change without saying so.
+
+`selfcheck` looks for it at start. A test fails if this room uses a private name that is
+not here; hiding any of them switches off no more than the features beside it.
+"""
+
+from collections.abc import Collection, Mapping
+
+from synapse_federation_admin.homeserver.features import Feature
+
+_F = Feature
+
+_LISTS = (_F.V1_LISTS, _F.LISTS)
+_CONTACTS = (_F.V1_RESET, _F.RECONNECT, _F.RUNS)
+_CLASSIFIES = (*_CONTACTS, _F.DIAGNOSIS, _F.HISTORY)
+
+# What needs names, and the names: behind a module or `hs`, the homeserver object, those
+# that are in it. A name is a path of attributes: `get_clock()` is called, and `f(a)` is
+# a function with a parameter `a`.
+NAMES: tuple[tuple[Collection[Feature], str], ...] = (
+    (
+        (_F.MOUNT,),
+        """
+        synapse.http.server: HttpServer JsonResource
+        synapse.http.servlet: RestServlet
+        synapse.http.site: SynapseSite(site_tag) SynapseRequest(site)
+        synapse.rest.admin: register_servlets
+        synapse.rest.admin.media: register_servlets_for_media_repo
+        synapse.config.server:
+            ListenerConfig HttpListenerConfig.resources HttpResourceConfig(names)
+            UnixListenerConfig.path TCPListenerConfig.http_options
+            TCPListenerConfig.port TCPListenerConfig.bind_addresses
+            TCPListenerConfig.get_site_tag
+        hs:
+            config.worker.worker_app config.worker.worker_listeners
+            config.server.listeners config.media.can_load_media_repo
+        """,
+    ),
+    (
+        (_F.BASE,),
+        """
+        synapse.config.workers: MAIN_PROCESS_INSTANCE_NAME
+        synapse.http.server: finish_request set_cors_headers
+        synapse.logging.context: PreserveLoggingContext
+        synapse.metrics: SERVER_NAME_LABEL
+        synapse.rest.admin._base: assert_user_is_admin
+        synapse.storage.database:
+            LoggingTransaction.after_callbacks LoggingTransaction.async_after_callbacks
+            LoggingTransaction.exception_callbacks
+        synapse.storage.engines: PostgresEngine
+        synapse.storage.engines._base: IsolationLevel.READ_COMMITTED
+        synapse.util.async_helpers:
+            Linearizer.queue ObservableDeferred.observe ObservableDeferred.observers
+        synapse.util.stringutils: parse_and_validate_server_name
+        hs:
+            hostname get_instance_name get_clock().time_msec
+            get_reactor().addSystemEventTrigger get_reactor().seconds
+            get_auth().get_user_by_req run_as_background_process
+            config.redis.redis_enabled config.worker.instance_map
+            get_datastores().main.database_engine.module.IntegrityError
+            get_datastores().main.database_engine.module.InterfaceError
+            get_datastores().main.database_engine.module.OperationalError
+            get_datastores().main.db_pool.runInteraction(isolation_level)
+        """,
+    ),
+    (
+        # Synapse's own servlets on workers, where ours cannot answer.
+        (),
+        """
+        synapse.rest.admin.federation:
+            DestinationMembershipRestServlet DestinationResetConnectionRestServlet
+            DestinationRestServlet ListDestinationsRestServlet
+        """,
+    ),
+    (
+        (_F.LISTS, _F.AUDIT, _F.RUNS, _F.HISTORY),
+        """
+        hs: config.key.macaroon_secret_key
+        """,
+    ),
+    (
+        (_F.LISTS, _F.RECONNECT, _F.RUNS, _F.DIAGNOSIS),
+        """
+        hs: config.federation.is_domain_allowed_according_to_federation_whitelist
+        """,
+    ),
+    (
+        (_F.LISTS, *_CONTACTS),
+        """
+        hs:
+            config.worker.federation_shard_config.instances
+            config.worker.federation_shard_config.should_handle
+        """,
+    ),
+    (
+        _CLASSIFIES,
+        """
+        synapse.api.errors:
+            FederationDeniedError HttpResponseException LimitExceededError
+            RequestSendFailed
+        synapse.http.client: BodyExceededMaxSize
+        synapse.http.connectproxyclient: ProxyConnectError
+        synapse.util.retryutils: NotRetryingDestination
+        """,
+    ),
+    (
+        _CONTACTS,
+        """
+        synapse.notifier: Notifier.notify_remote_server_up
+        synapse.replication.tcp.handler:
+            ReplicationCommandHandler.connected
+            ReplicationCommandHandler.send_remote_server_up
+        hs:
+            get_notifier get_replication_command_handler
+            config.federation.client_timeout_ms config.federation.max_long_retries
+            config.federation.max_long_retry_delay_ms
+            get_datastores().main.get_destination_retry_timings
+            get_datastores().main._invalidate_cache_and_stream
+            get_datastores().main._invalidate_cache_and_stream_bulk
+            get_datastores().main._set_destination_retry_timings_txn
+        """,
+    ),
+    (
+        (*_CONTACTS, _F.DIAGNOSIS),
+        """
+        synapse.config.homeserver: HomeServerConfig
+        synapse.config.server: ProxyConfig.https_proxy
+        synapse.crypto.context_factory:
+            ConnectionVerifier.verify_context_info_cb
+            FederationPolicyForHTTPS.get_options SSLClientConnectionCreator
+        synapse.http.client: BlocklistingAgentWrapper BlocklistingReactorWrapper
+        synapse.http.federation.matrix_federation_agent:
+            MatrixFederationAgent MatrixFederationAgent(_srv_resolver)
+            MatrixFederationAgent(_well_known_resolver)
+        synapse.http.federation.srv_resolver: Server.host SrvResolver.resolve_service
+        synapse.http.federation.well_known_resolver:
+            WellKnownResolver._make_well_known_request
+        synapse.http.matrixfederationclient:
+            MatrixFederationHttpClient.get_json(ignore_backoff)
+        synapse.http.proxyagent: ProxyAgent
+        synapse.util.gai_resolver: GAIResolver
+        twisted.internet.endpoints: HostnameEndpoint
+        hs:
+            version_string get_reactor().nameResolver
+            config.server.federation_ip_range_allowlist
+            config.server.federation_ip_range_blocklist config.server.proxy_config
+            config.server.user_agent_suffix
+            config.worker.outbound_federation_restricted_to.instances
+            get_federation_http_client().agent._agent._pool.persistent
+            get_federation_http_client()._store
+        """,
+    ),
+    (
+        (_F.DIAGNOSIS,),
+        """
+        synapse.config.server: ProxyConfig.get_proxies_dictionary
+        synapse.http.client: read_body_with_max_size
+        synapse.http.connectproxyclient: HTTPConnectProxyEndpoint
+        synapse.http.federation.srv_resolver: SERVER_CACHE Server.port Server.expires
+        synapse.http.federation.well_known_resolver:
+            WELL_KNOWN_DEFAULT_CACHE_PERIOD WELL_KNOWN_GRACE_PERIOD_FACTOR
+            WELL_KNOWN_MAX_CACHE_PERIOD WELL_KNOWN_MAX_SIZE WELL_KNOWN_MIN_CACHE_PERIOD
+            WellKnownLookupResult _cache_period_from_headers
+        synapse.http.matrixfederationclient:
+            MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
+        synapse.http.proxyagent: http_proxy_endpoint
+        synapse.logging.context: defer_to_threadpool
+        hs:
+            get_clock().time get_reactor().getThreadPool
+            get_federation_http_client().max_short_retries
+        """,
+    ),
+    (
+        (_F.HISTORY,),
+        """
+        synapse.logging.context: current_context
+        hs: register_sync_shutdown_handler
+        """,
+    ),
+    (
+        (_F.INDEXES,),
+        """
+        synapse.storage.database: LoggingDatabaseConnection.cursor
+        hs: get_datastores().main.db_pool.runWithConnection(db_autocommit)
+        """,
+    ),
+    (
+        # Who uses them can do without. Where this process does not go out to other
+        # servers itself, they are not there either.
+        (),
+        """
+        hs:
+            _module_web_resources
+            get_federation_http_client().agent._agent._agent._endpointFactory
+            get_federation_http_client().agent._agent._well_known_resolver
+        """,
+    ),
+)
+
+# What Synapse logs, to the letter; where; and the arguments of it.
+FAILED = "Connection to %s was unsuccessful (%s(%s)); backoff now %i"
+RECOVERED = "Connection to %s was successful; clearing backoff"
+MARKED_UP = "Marking origin %r as up"
+ANSWERED = "{%s} [%s] Got response headers: %d %s"
+BLOCKED = "Blocked %s from DNS resolution to %s"
+
+LOG_TEXTS: Mapping[str, tuple[str, str]] = {
+    FAILED: (
+        "synapse.util.retryutils",
+        "self.destination, exc_type, exc_val, self.retry_interval",
+    ),
+    RECOVERED: ("synapse.util.retryutils", "self.destination"),
+    MARKED_UP: ("synapse.federation.transport.server._base", "origin"),
+    ANSWERED: (
+        "synapse.http.matrixfederationclient",
+        "request.txn_id, request.destination, response.code, response_phrase",
+    ),
+    BLOCKED: ("synapse.http.client", "ip_address, hostname"),
+}
+LOG_TEXTS_ARE_FOR = (Feature.HISTORY,)
+
+# What needs columns of Synapse's tables, the table, and the columns.
+COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
+    (
+        (*_LISTS, *_CONTACTS, *(_F.DIAGNOSIS, _F.HISTORY, _F.METRICS, _F.INDEXES)),
+        "destinations",
+        "destination retry_last_ts retry_interval failure_ts "
+        "last_successful_stream_ordering",
+    ),
+    (
+        (_F.V1_LISTS, _F.BACKLOG, _F.RUNS, _F.METRICS),
+        "destination_rooms",
+        "destination room_id stream_ordering",
+    ),
+    (
+        (_F.BACKLOG, _F.RUNS, _F.METRICS),
+        "device_federation_outbox",
+        "destination stream_id queued_ts",
+    ),
+    (
+        (_F.BACKLOG, _F.RUNS, _F.METRICS),
+        "device_lists_outbound_pokes",
+        "destination stream_id ts",
+    ),
+    (
+        (_F.SHARED_ROOMS, _F.RUNS),
+        "current_state_events",
+        "type state_key room_id membership",
+    ),
+    (
+        (_F.SHARED_ROOMS, _F.RUNS),
+        "local_current_membership",
+        "room_id user_id membership",
+    ),
+    ((_F.LISTS, _F.DIAGNOSIS), "received_transactions", "origin ts"),
+    ((_F.DIAGNOSIS,), "server_signature_keys", "server_name key_id verify_key"),
+)
