@@ -120,13 +120,13 @@ def _say_runs(events: _Events, first_ms: int | None) -> None:
 
 def _measure_calls(events: _Events) -> None:
     from synapse_federation_admin.history import recorder
-    from synapse_federation_admin.homeserver import traffic
+    from synapse_federation_admin.homeserver import relied_on, traffic
 
     calls = _Calls()
     names = {
-        traffic._FAILED: "failed",
-        traffic._RECOVERED: "recovered",
-        traffic._ANSWERED: "answered",
+        relied_on.FAILED: "failed",
+        relied_on.RECOVERED: "recovered",
+        relied_on.ANSWERED: "answered",
     }
     traffic._take = calls.measured(  # type: ignore[assignment]
         lambda msg, _: names.get(msg, "anything else"), traffic._take

@@ -2,6 +2,7 @@
 """What is taken note of, and how it comes into the database."""
 
 import json
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from twisted.web.client import ResponseNeverReceived
 
 from synapse_federation_admin.history import recorder as module
 from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
-from synapse_federation_admin.homeserver import traffic
+from synapse_federation_admin.homeserver import relied_on
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
@@ -549,8 +550,8 @@ class RequestsTestCase(RecorderTestCase):
 
     def say(self, destination: str, error: BaseException) -> None:
         """Do as Synapse's retry limiter does."""
-        traffic.synapse.util.retryutils.logger.info(
-            traffic._FAILED, destination, type(error), error, 60_000
+        logging.getLogger("synapse.util.retryutils").info(
+            relied_on.FAILED, destination, type(error), error, 60_000
         )
 
     def test_request_is_not_disturbed(self) -> None:

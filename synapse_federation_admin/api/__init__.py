@@ -94,7 +94,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         *(_F.DIAGNOSIS, "POST", f"{_V2}/<destination>/diagnose"),
         "diagnose.DiagnoseServlet",
     ),
-    Endpoint(_F.HISTORY, "GET", "/v2/federation/outages", "outages.OutagesServlet"),
+    Endpoint(
+        *(_F.HISTORY, "GET", f"{_V2}/<destination>/outages"), "outages.OutagesServlet"
+    ),
     Endpoint(Feature.V2, "GET", "/v2/federation/status", "status.StatusServlet"),
 )
 

@@ -66,11 +66,11 @@ class OpenApiServlet(AdminServlet):
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
         # Not before: these servlets are among those.
-        from synapse_federation_admin.api import SERVLETS
+        from synapse_federation_admin.api import servlets
 
         await self._services.homeserver.require_admin(request)
         self.GET.parse(request)
-        return HTTPStatus.OK, document(SERVLETS)
+        return HTTPStatus.OK, document(servlets())
 
 
 def operations(

@@ -12,8 +12,8 @@ from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.status import (
     FeatureState,
-    SchemaState,
     Status,
+    TablesState,
 )
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.storage.definitions import VERSIONS
@@ -69,7 +69,7 @@ class StatusServlet(AdminServlet):
                 )
                 for feature in Feature
             },
-            tables=SchemaState(
+            tables=TablesState(
                 code_version=VERSIONS[-1].number,
                 database_version=stored.version if stored else None,
                 compat_version=stored.compat_version if stored else None,

@@ -13,7 +13,7 @@ class FeatureState(Answer):
     reason: str | None = Field(description="Why it is off; null if it is on.")
 
 
-class SchemaState(Answer):
+class TablesState(Answer):
     """Of which version the module's tables are."""
 
     code_version: int = Field(description="That of this module's code.")
@@ -35,4 +35,4 @@ class Status(Answer):
     instance: str = Field(description="The name of this process.")
     features: dict[str, FeatureState] = Field(description="All features, by name.")
     # Not `schema`, which is a method of pydantic's models.
-    tables: SchemaState = Field(description="The tables of this module's own.")
+    tables: TablesState = Field(description="The tables of this module's own.")
