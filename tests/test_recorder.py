@@ -30,6 +30,7 @@ from synapse_federation_admin.homeserver.errors import (
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.traffic import _observers
 from synapse_federation_admin.storage.schema import Tables
 
 V2 = "/_synapse/admin/v2/federation/destinations"
@@ -55,7 +56,7 @@ class RecorderTestCase(ModuleTestCase):
 
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
-        found = traffic._observers[hs.hostname]
+        found = _observers[hs.hostname]
         assert isinstance(found, Recorder)
         self.recorder = found
         # The tables are there, and what is done at the start is over.
@@ -558,7 +559,9 @@ class RequestsTestCase(RecorderTestCase):
         """What is wrong inside of the recorder does not reach the request."""
         with (
             mock.patch.object(module, "failure_of", side_effect=KeyError("wrong")),
-            self.assertLogs(traffic.logger, "ERROR") as logs,
+            self.assertLogs(
+                "synapse_federation_admin.homeserver.traffic", "ERROR"
+            ) as logs,
         ):
             self.say("a.example", refused())
         self.assertEqual(len(logs.records), 1)

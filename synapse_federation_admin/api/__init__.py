@@ -9,7 +9,7 @@ from synapse_federation_admin.api._base import AdminServlet, OffServlet, Service
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.servlets import HttpServer
 
-__all__ = ["ENDPOINTS", "ROUTES", "Api", "Endpoint", "Route", "Services"]
+__all__ = ["ENDPOINTS", "ROUTES", "Api", "Endpoint", "Route", "Services", "servlets"]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -46,6 +46,7 @@ class Endpoint:
         found: type[AdminServlet] = getattr(
             import_module(f"synapse_federation_admin.api.{module}"), name
         )
+        found.PATH = self.path
         return found
 
 
@@ -97,7 +98,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         *(_F.HISTORY, "GET", f"{_V2}/<destination>/outages"), "outages.OutagesServlet"
     ),
-    Endpoint(Feature.V2, "GET", "/v2/federation/status", "status.StatusServlet"),
+    Endpoint(_F.V2, "GET", "/v2/federation/status", "status.StatusServlet"),
+    Endpoint(_F.V2, "GET", "/v2/federation/openapi.json", "_openapi.OpenApiServlet"),
 )
 
 
@@ -114,6 +116,11 @@ ROUTES: tuple[Route, ...] = tuple(
     for endpoint in ENDPOINTS
     for method in endpoint.methods.split()
 )
+
+
+def servlets() -> list[type[AdminServlet]]:
+    """Import all servlets, whatever is on."""
+    return [endpoint.load() for endpoint in ENDPOINTS]
 
 
 class Api:
@@ -139,10 +146,9 @@ class Api:
             if all(map(features.is_on, endpoint.needs)):
                 self._servlets[endpoint.path].register(http_server)
             elif not endpoint.is_v1:
-                off = OffServlet(self._services, endpoint.needs)
-                off.at(endpoint.path).register(http_server)
+                off = OffServlet(self._services, endpoint.path, endpoint.needs)
+                off.register(http_server)
 
     def _make(self, endpoint: Endpoint) -> None:
         if endpoint.path not in self._servlets:
-            servlet = endpoint.load()(self._services)
-            self._servlets[endpoint.path] = servlet.at(endpoint.path)
+            self._servlets[endpoint.path] = endpoint.load()(self._services)

@@ -16,8 +16,6 @@ from synapse_federation_admin.storage.audit_entry import Actor
 
 # What a feature needs of Synapse may be missing: that must not take others away.
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from synapse_federation_admin.destinations.backlog import BacklogStore
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.pagination import Cursors
@@ -122,25 +120,21 @@ class AdminServlet(RestServlet):
     """A servlet below `/_synapse/admin`.
 
     Attributes:
-        PATH: Its path, from the API version on; see `ENDPOINTS`.
+        PATH: Its path, from the API version on, as `ENDPOINTS` has it.
     """
 
     PATH: str
 
     def __init__(self, services: Services) -> None:
+        self.PATTERNS = [path_pattern(self.PATH)]
         self._services = services
-
-    def at(self, path: str) -> "Self":
-        """Have it answer at a path; return it."""
-        self.PATH = path
-        self.PATTERNS = [path_pattern(path)]
-        return self
 
 
 class OffServlet(AdminServlet):
     """Says why there is no answer: 503 `M_UNKNOWN`."""
 
-    def __init__(self, services: Services, needs: Sequence[Feature]) -> None:
+    def __init__(self, services: Services, path: str, needs: Sequence[Feature]) -> None:
+        self.PATH = path
         super().__init__(services)
         self._needs = needs
 
