@@ -51,7 +51,7 @@ from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
-from synapse_federation_admin.homeserver.network import UntrustedCertificateError
+from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.playground.events import Identity
 
 pytestmark = pytest.mark.one_synapse

@@ -118,9 +118,9 @@ ROUTES: tuple[Route, ...] = tuple(
 )
 
 
-def servlets() -> list[type[AdminServlet]]:
+def servlets() -> tuple[type[AdminServlet], ...]:
     """Import all servlets, whatever is on."""
-    return [endpoint.load() for endpoint in ENDPOINTS]
+    return tuple(endpoint.load() for endpoint in ENDPOINTS)
 
 
 class Api:
