@@ -66,11 +66,17 @@ class OpenApiServlet(AdminServlet):
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
         # Not before: these servlets are among those.
-        from synapse_federation_admin.api import servlets
+        from synapse_federation_admin.api import ENDPOINTS
 
         await self._services.homeserver.require_admin(request)
         self.GET.parse(request)
-        return HTTPStatus.OK, document(servlets())
+        return HTTPStatus.OK, document(
+            tuple(
+                endpoint.load()
+                for endpoint in ENDPOINTS
+                if all(map(self._services.features.is_on, endpoint.needs))
+            )
+        )
 
 
 def operations(
