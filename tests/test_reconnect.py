@@ -108,6 +108,19 @@ class OutcomesTestCase(ReconnectTestCase):
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "still_failing")
 
+    def test_bug(self) -> None:
+        """A bug on this side is told and logged as that, and changes nothing."""
+        channel = self.reconnect()
+        with self.assertLogs("synapse_federation_admin", "ERROR") as logs:
+            self.answer(KeyError("what"))
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "internal")
+        self.assertEqual(body["contact"]["error"]["kind"], "internal")
+        self.assertIn("Traceback", "".join(logs.output))
+        self.assertEqual(self.row(NAME), LONG_FAILING)
+        (entry,) = self.audit("?outcome=internal")
+        self.assertEqual(entry["destination"], NAME)
+
     def test_pending(self) -> None:
         """After its time limit the answer is `pending`; the attempt goes on to its end.
 

@@ -443,6 +443,15 @@ class OddTestCase(RecorderTestCase):
         self.assertEqual(row["kind"], "other")
         self.assertIn("this homeserver called it off", row["message"])
 
+    def test_bug(self) -> None:
+        """A bug on this side is logged, and is no failure of the destination's."""
+        with self.assertLogs("synapse_federation_admin", "ERROR") as logs:
+            error = RequestSendFailed(KeyError("what"), can_retry=True)
+            self.recorder.failed("a.example", error)
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.rows(), [])
+        self.assertIn("Traceback", "".join(logs.output))
+
     def test_dns(self) -> None:
         """What led to no connection in time is because of the DNS if it is silent."""
         asked: list[list[str]] = []

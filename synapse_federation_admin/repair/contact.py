@@ -80,7 +80,11 @@ def shown_contact(contact: Contact) -> JsonDict:
         "server": None
         if failure
         else {"name": contact.server_name, "version": contact.server_version},
-        "error": {"kind": failure.kind.value, "message": message_of(failure)}
+        "error": {
+            "kind": failure.kind.value,
+            "reason": failure.reason.value if failure.reason else None,
+            "message": message_of(failure),
+        }
         if failure
         else None,
     }
