@@ -446,7 +446,10 @@ class OddTestCase(RecorderTestCase):
     def test_bug(self) -> None:
         """A bug on this side is logged, and is no failure of the destination's."""
         with self.assertLogs("synapse_federation_admin", "ERROR") as logs:
-            error = RequestSendFailed(KeyError("what"), can_retry=True)
+            try:
+                {}["what"]
+            except KeyError as e:
+                error = RequestSendFailed(e, can_retry=True)
             self.recorder.failed("a.example", error)
         self.pass_s(WRITE_S)
         self.assertEqual(self.rows(), [])

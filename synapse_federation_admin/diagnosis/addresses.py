@@ -7,8 +7,9 @@ Synapse makes of it (`synapse/http/federation/matrix_federation_agent.py`).
 
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import attr
 from synapse.module_api import make_deferred_yieldable
@@ -42,6 +43,8 @@ from synapse_federation_admin.homeserver.outbound import Outbound
 
 _DEFAULT_PORT = 8448
 
+_Step: TypeAlias = tuple[str, str, str]
+
 # The steps, with their numbers where the server delegates and where it does not.
 _LITERAL = ("3.1", "1", "an IP address")
 _PORT = ("3.2", "2", "a port in the name")
@@ -49,6 +52,9 @@ _SERVICE = ("3.3", "4", "SRV records of _matrix-fed._tcp")
 _OLD_SERVICE = ("3.4", "5", "SRV records of _matrix._tcp (deprecated)")
 _FALLBACK = ("3.5", "6", f"the name itself, port {_DEFAULT_PORT}")
 _DELEGATION = ("3", "3", "delegation by /.well-known/matrix/server")
+
+_ORDER = (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
+_DELEGATED_ORDER = (_DELEGATION, _LITERAL, _PORT, _SERVICE, _OLD_SERVICE, _FALLBACK)
 
 # The share of the time of a diagnosis: for the look-ups of SRV records, and for those
 # of addresses.
@@ -86,34 +92,27 @@ class Services:
 
 
 class _Steps:
-    """Keeps what came of each step."""
+    """Keeps what came of each step, in order."""
 
     def __init__(self, *, is_delegated: bool) -> None:
-        self._is_delegated = is_delegated
+        self._place = 0 if is_delegated else 1
         self.used: str | None = None
-        self._outcomes: dict[tuple[str, str, str], ResolutionStep] = {}
+        self._steps = {
+            step: ResolutionStep(
+                step[self._place], step[2], ResolutionOutcome.NOT_REACHED
+            )
+            for step in (_DELEGATED_ORDER if is_delegated else _ORDER)
+        }
 
     def take(
-        self,
-        step: tuple[str, str, str],
-        outcome: ResolutionOutcome,
-        error: Failure | None = None,
+        self, step: _Step, outcome: ResolutionOutcome, error: Failure | None = None
     ) -> None:
-        number = step[0] if self._is_delegated else step[1]
-        self._outcomes[step] = ResolutionStep(number, step[2], outcome, error)
+        self._steps[step] = ResolutionStep(step[self._place], step[2], outcome, error)
         if outcome is ResolutionOutcome.USED and step is not _DELEGATION:
-            self.used = number
+            self.used = step[self._place]
 
     def all(self) -> tuple[ResolutionStep, ...]:
-        order = (
-            (_DELEGATION, _LITERAL, _PORT, _SERVICE, _OLD_SERVICE, _FALLBACK)
-            if self._is_delegated
-            else (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
-        )
-        for step in order:
-            if step not in self._outcomes:
-                self.take(step, ResolutionOutcome.NOT_REACHED)
-        return tuple(self._outcomes[step] for step in order)
+        return tuple(self._steps.values())
 
 
 async def check_addresses(
@@ -142,13 +141,14 @@ async def check_addresses(
     if not is_delegated and not name.is_literal and name.port is None:
         steps.take(_DELEGATION, ResolutionOutcome.NOTHING)
 
-    def looking_up(host: str, port: int) -> Callable[[], Awaitable[Target]]:
-        look_up = _LookUp(homeserver, outbound, host, port, deadline)
-        is_server_name = name.is_literal and not is_delegated
-        return lambda: look_up.run(as_server_name=is_server_name)
-
+    look_up_target = partial(
+        _look_up_target,
+        *(homeserver, outbound),
+        deadline=deadline,
+        as_server_name=name.is_literal and not is_delegated,
+    )
     resolved = await side_by_side(
-        *(looking_up(host, port) for host, port in targets[:_MAX_TARGETS])
+        *(partial(look_up_target, host, port) for host, port in targets[:_MAX_TARGETS])
     )
     findings = AddressesFindings(
         resolved=name.netloc,
@@ -281,71 +281,53 @@ def _cached(outbound: Outbound, service: str) -> CachedService | None:
     )
 
 
-class _LookUp:
-    """Looks up one host."""
+async def _look_up_target(
+    homeserver: Homeserver,
+    outbound: Outbound,
+    host: str,
+    port: int,
+    deadline: Deadline,
+    *,
+    as_server_name: bool,
+) -> Target:
+    """Return the addresses of a host, or why there are none.
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        outbound: Outbound,
-        host: str,
-        port: int,
-        deadline: Deadline,
-    ) -> None:
-        self._homeserver = homeserver
-        self._outbound = outbound
-        self._host = host
-        self._port = port
-        self._deadline = deadline
-
-    async def run(self, *, as_server_name: bool) -> Target:
-        """Return its addresses, or why there are none.
-
-        Args:
-            as_server_name: Whether it is an address, and the server name itself.
-        """
-        outbound, host = self._outbound, self._host
-        # Such Synapse refuses before it asks its proxy.
-        is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
-        if not _HOST.fullmatch(host) or not self._homeserver.federation.can_be_host(
-            host
-        ):
-            return self._failed(dns_not_found(host, Reason.NO_HOST_NAME))
-        if not is_refused and outbound.goes_through_proxy(host):
-            return Target(host, self._port, via_proxy=True)
-        try:
-            addresses = await look_up(
-                outbound, host, self._port, self._deadline, as_server_name
-            )
-        except TimeIsOver:
-            return self._failed(dns_failed(host, Reason.DNS_NO_ANSWER))
-        except (OSError, UnicodeError) as e:
-            return self._failed(why_no_address(e, host))
-        return self._found(addresses, as_server_name=as_server_name)
-
-    def _failed(self, failure: Failure) -> Target:
-        return Target(bounded(self._host, _MAX_HOST), self._port, error=failure)
-
-    def _found(self, addresses: dict[str, bool], *, as_server_name: bool) -> Target:
-        blocked = [address for address, is_blocked in addresses.items() if is_blocked]
-        error = None
-        if blocked:
-            reason = None
-            if len(blocked) < len(addresses):
-                reason = Reason.SOME_ADDRESSES
-            if as_server_name:
-                reason = Reason.ADDRESS_IS_NAME
-            facts = Facts(names=tuple(map(bounded, blocked[:_MAX_BLOCKED])))
-            error = Failure(FailureKind.IP_BLOCKED, reason, facts)
-        # Those that are blocked are told before all others.
-        told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
-        return Target(
-            self._host,
-            self._port,
-            tuple(TargetAddress(bounded(a), addresses[a]) for a in told),
-            len(addresses),
-            error=error,
-        )
+    Args:
+        homeserver: Knows which host names Synapse can connect to.
+        outbound: Looks it up.
+        host: Its name.
+        port: The port there.
+        deadline: Until when it has to be over.
+        as_server_name: Whether it is an address, and the server name itself.
+    """
+    # Such Synapse refuses before it asks its proxy.
+    is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
+    target = Target(bounded(host, _MAX_HOST), port)
+    if not _HOST.fullmatch(host) or not homeserver.federation.can_be_host(host):
+        return attr.evolve(target, error=dns_not_found(host, Reason.NO_HOST_NAME))
+    if not is_refused and outbound.goes_through_proxy(host):
+        return attr.evolve(target, via_proxy=True)
+    try:
+        addresses = await look_up(outbound, host, port, deadline, as_server_name)
+    except TimeIsOver:
+        return attr.evolve(target, error=dns_failed(host, Reason.DNS_NO_ANSWER))
+    except (OSError, UnicodeError) as e:
+        return attr.evolve(target, error=why_no_address(e, host))
+    blocked = [address for address, is_blocked in addresses.items() if is_blocked]
+    # Those that are blocked are told before all others.
+    told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
+    reason = None
+    if as_server_name:
+        reason = Reason.ADDRESS_IS_NAME
+    elif len(blocked) < len(addresses):
+        reason = Reason.SOME_ADDRESSES
+    facts = Facts(names=tuple(map(bounded, blocked[:_MAX_BLOCKED])))
+    return attr.evolve(
+        target,
+        addresses=tuple(TargetAddress(bounded(a), addresses[a]) for a in told),
+        addresses_total=len(addresses),
+        error=Failure(FailureKind.IP_BLOCKED, reason, facts) if blocked else None,
+    )
 
 
 async def look_up(

@@ -193,7 +193,7 @@ def failure_of(
         logger.error(
             "Internal error in a federation request; it tells nothing of the other "
             "server: please report it",
-            exc_info=(type(error), error, error.__traceback__),
+            exc_info=(type(cause), cause, cause.__traceback__),
         )
     return Failure(kind, _reason_of(kind, cause), _facts_of(cause))
 

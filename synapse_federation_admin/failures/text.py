@@ -194,7 +194,7 @@ def fault_of(failure: Failure) -> Fault:
     """Return whose fault it is."""
     of_reason = _of_reason(failure)
     fault = of_reason.fault if of_reason and of_reason.fault else None
-    return fault or KINDS[failure.kind].fault or Fault.UNKNOWN
+    return fault or KINDS[failure.kind].fault or Fault.THEM
 
 
 def lowered(text: str) -> str:

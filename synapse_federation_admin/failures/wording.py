@@ -35,7 +35,7 @@ class Wording:
         headline: The field's term; None: that of the kind.
         because: What follows it after a colon; "" if nothing does.
         advice: What to do; None: that of the kind.
-        fault: Whose it is; None: that of the kind.
+        fault: Whose it is; None: that of the kind, and of that: theirs.
     """
 
     headline: str | None
@@ -71,14 +71,12 @@ KINDS: dict[Kind, Wording] = {
         "",
         "Ask their admin to correct the file. It has the form "
         '{{"m.server": "host:port"}}, with no scheme and no path.',
-        Fault.THEM,
     ),
     Kind.WELL_KNOWN_UNREACHABLE: Wording(
         "Cannot fetch /.well-known/matrix/server",
         "",
         "Ask their admin to have the file served, or 404 if the server does not "
         "delegate.",
-        Fault.THEM,
     ),
     Kind.DNS_NOT_FOUND: Wording(
         "Host name not found in DNS",
@@ -98,7 +96,6 @@ KINDS: dict[Kind, Wording] = {
         "Connection refused",
         "the server is down or its port is closed",
         "Wait until the server is up again, or ask their admin.",
-        Fault.THEM,
     ),
     Kind.CONNECTION_TIMEOUT: Wording(
         "Connection timed out",
@@ -118,7 +115,6 @@ KINDS: dict[Kind, Wording] = {
         "Expired TLS certificate",
         "the server's certificate, or one in its chain, has expired",
         "Ask their admin to renew the certificate.",
-        Fault.THEM,
     ),
     Kind.TLS_NOT_YET_VALID: Wording(
         "TLS certificate not valid yet",
@@ -131,21 +127,18 @@ KINDS: dict[Kind, Wording] = {
         "TLS certificate for another host name",
         "it is {mismatch}",
         "Ask their admin for a certificate that includes {host}.",
-        Fault.THEM,
     ),
     Kind.TLS_UNTRUSTED: Wording(
         "Untrusted certificate chain",
         "it does not lead to an authority that this homeserver trusts",
         "Ask their admin for the full chain of a trusted authority. If the authority "
         "is your own, add it to federation_custom_ca_list and restart Synapse.",
-        Fault.THEM,
     ),
     Kind.TLS_FAILED: Wording(
         "TLS handshake failed",
         "the server does not speak TLS there, or none that this host accepts",
         "Tell their admin: the port does not speak TLS, has no TLS version in common "
         "with this host, or asks for a client certificate.",
-        Fault.THEM,
     ),
     Kind.REJECTED: Wording(
         "Requests rejected",
@@ -159,53 +152,45 @@ KINDS: dict[Kind, Wording] = {
         "Rate-limited by the remote server",
         "",
         "Wait. If it goes on, ask their admin to raise the limit for this homeserver.",
-        Fault.THEM,
     ),
     Kind.GONE: Wording(
         "Server permanently gone",
         "it answers HTTP 410",
         "If their admin confirms it, forget the destination.",
-        Fault.THEM,
     ),
     Kind.TOO_LARGE: Wording(
         "Request too large",
         "the server or its reverse proxy does not accept requests of this size",
         "Ask their admin to raise the size limit for requests of their reverse proxy "
         "(client_max_body_size in nginx).",
-        Fault.THEM,
     ),
     Kind.HTTP_ERROR: Wording(
         "HTTP error",
         "a web server answers, but no homeserver behind it",
         "Tell their admin: the homeserver is down, or the reverse proxy does not pass "
         "/_matrix on to it.",
-        Fault.THEM,
     ),
     Kind.RESPONSE_TIMEOUT: Wording(
         "Response timed out",
         "the server accepts connections, but does not answer in time",
         "Wait, or tell their admin: the server is overloaded or stuck.",
-        Fault.THEM,
     ),
     Kind.INVALID_RESPONSE: Wording(
         "Invalid response",
         "what answers is not a Matrix homeserver, or the response broke off",
         "Tell their admin: something other than a homeserver answers at their address.",
-        Fault.THEM,
     ),
     Kind.KEYS_MISSING: Wording(
         "No signing keys",
         "/_matrix/key/v2/server returns none",
         "Tell their admin: until /_matrix/key/v2/server returns a key, nothing that "
         "they send can be verified.",
-        Fault.THEM,
     ),
     Kind.KEYS_INVALID: Wording(
         "Invalid signing keys",
         "the response of /_matrix/key/v2/server is wrong",
         "Tell their admin what is wrong with /_matrix/key/v2/server. Until it is "
         "right, nothing that they send can be verified.",
-        Fault.THEM,
     ),
     Kind.KEYS_EXPIRED: Wording(
         "Expired signing keys",
