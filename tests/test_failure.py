@@ -306,3 +306,19 @@ def test_documented() -> None:
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert documented[0] == "kind"
     assert sorted(documented[1:]) == sorted(kind.value for kind in FailureKind)
+
+
+def test_proxied_is_502_only() -> None:
+    """Only what answers 502 may tell of a failure that another process has met."""
+    text = (
+        b"ProxyResource: Error when proxying request: <class 'twisted.names.error.X'>"
+    )
+    found = failure_of(http(403, text))
+    assert found.kind.value == "rejected"
+    assert not found.facts.is_relayed
+
+
+def test_huge_body() -> None:
+    """Of a huge body only the beginning is looked at."""
+    body = b'{"errcode": "M_X", "error": "' + b"x" * 1_000_000 + b'"}'
+    assert failure_of(http(403, body)).facts.errcode == ""

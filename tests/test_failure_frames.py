@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `failure.py` leaves behind, and what of an answer it looks at."""
+"""What an error keeps alive once it is told."""
 
 import contextlib
 import gc
@@ -12,11 +12,8 @@ from twisted.internet import error as net
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
-from synapse_federation_admin.failures.classify import failure_of, forget_frames
-from synapse_federation_admin.homeserver.errors import (
-    HttpResponseException,
-    RequestSendFailed,
-)
+from synapse_federation_admin.failures.classify import forget_frames
+from synapse_federation_admin.homeserver.errors import RequestSendFailed
 
 
 class Local:
@@ -129,19 +126,3 @@ def test_forget_own_failure() -> None:
         assert kept[0]() is None
     finally:
         gc.enable()
-
-
-def test_proxied_is_502_only() -> None:
-    """Only what answers 502 may tell of a failure that another process has met."""
-    text = (
-        b"ProxyResource: Error when proxying request: <class 'twisted.names.error.X'>"
-    )
-    found = failure_of(HttpResponseException(403, "Said", text))
-    assert found.kind.value == "rejected"
-    assert not found.facts.is_relayed
-
-
-def test_huge_body() -> None:
-    """Of a huge body only the beginning is looked at."""
-    body = b'{"errcode": "M_X", "error": "' + b"x" * 1_000_000 + b'"}'
-    assert failure_of(HttpResponseException(403, "Said", body)).facts.errcode == ""

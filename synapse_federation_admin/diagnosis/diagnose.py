@@ -212,7 +212,7 @@ class Diagnoses:
         named = check_name(self._homeserver, name)
         stages = {StageName.NAME: named}
         for some in await side_by_side(
-            lambda: self._check_stored(name, deadline),
+            lambda: _timed(deadline, self._check_stored(name, deadline)),
             lambda: _guarded(
                 (*_DIRECT, *_ASKED), lambda: self._check_way(name, named, deadline)
             ),
@@ -233,9 +233,7 @@ class Diagnoses:
             senders=tuple(self._way_out().instances or ()),
         )
 
-    async def _check_stored(self, name: str, deadline: Deadline) -> Stages:
-        begun_ms = deadline.now_ms
-
+    async def _check_stored(self, name: str, deadline: Deadline) -> Stage:
         async def read() -> Stage:
             row = await self._destinations.get(name)
             backlog = (await self._backlog.of([name]))[name]
@@ -251,14 +249,12 @@ class Diagnoses:
         # Work on the database is not called off: it would be waited for.
         reading = self._homeserver.begin("federation_admin_diagnosis", read)
         try:
-            stage = await reading.wait(deadline.left_ms())
+            return await reading.wait(deadline.left_ms())
         except TimeoutError:
-            stage = Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
+            return Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
         except Exception as e:
             logger.warning("Could not read what is stored for a diagnosis: %s", e)
-            stage = Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
-        stage = attr.evolve(stage, duration_ms=deadline.since(begun_ms))
-        return {StageName.STORED: stage}
+            return Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
 
     def _way_out(self) -> Outbound:
         if self._outbound is None:
@@ -275,8 +271,9 @@ class Diagnoses:
         if outbound.instances is not None:
             stages = _skip(_DIRECT, SkipReason.ANOTHER_PROCESS)
             return stages | await self._ask(outbound, name, None, deadline)
+        begun_ms = deadline.now_ms
         well_known = await check_well_known(outbound, ServerName.parse(name), deadline)
-        stages = {StageName.WELL_KNOWN: well_known.stage}
+        stages = _at(well_known.stage, deadline.since(begun_ms))
         for some in await side_by_side(
             lambda: _guarded(
                 _DIRECT[1:],
@@ -301,21 +298,26 @@ class Diagnoses:
             where = ServerName.parse(delegated_to or name)
         except ValueError:
             return _skip(_DIRECT[1:], SkipReason.INVALID_DELEGATION)
-        addresses = await check_addresses(
-            *(self._homeserver, outbound, where, deadline),
-            is_delegated=delegated_to is not None,
+        stages = await _timed(
+            deadline,
+            check_addresses(
+                *(self._homeserver, outbound, where, deadline),
+                is_delegated=delegated_to is not None,
+            ),
         )
-        stages = {StageName.ADDRESSES: addresses}
+        addresses = stages[StageName.ADDRESSES]
         assert isinstance(addresses.findings, AddressesFindings)
         if addresses.outcome is StageOutcome.FAILED:
             return stages | _skip(_DIRECT[2:], SkipReason.NO_ADDRESS)
-        connections = await check_connections(
-            self._homeserver, outbound, where, addresses.findings, deadline
+        stages |= await _timed(
+            deadline,
+            check_connections(
+                self._homeserver, outbound, where, addresses.findings, deadline
+            ),
         )
-        stages[StageName.CONNECTIONS] = connections
-        assert isinstance(connections.findings, ConnectionsFindings)
-        stages[StageName.VERSION] = check_version(connections.findings)
-        return stages
+        connections = stages[StageName.CONNECTIONS].findings
+        assert isinstance(connections, ConnectionsFindings)
+        return stages | {StageName.VERSION: check_version(connections)}
 
     async def _ask(
         self,
@@ -339,12 +341,23 @@ class Diagnoses:
             deadline,
         )
         keys, authenticated = await side_by_side(
-            lambda: requests.check_keys(name),
-            lambda: requests.check_authenticated(name),
+            lambda: _timed(deadline, requests.check_keys(name)),
+            lambda: _timed(deadline, requests.check_authenticated(name)),
         )
         if deadline.since(begun_ms) >= timeout_ms:
             await self._homeserver.sleep_ms(_CALLED_OFF_MS)
-        return {StageName.KEYS: keys, StageName.AUTHENTICATED: authenticated}
+        return keys | authenticated
+
+
+async def _timed(deadline: Deadline, stage: Awaitable[Stage]) -> Stages:
+    """Take a stage, and how long it takes."""
+    begun_ms = deadline.now_ms
+    found = await stage
+    return _at(found, deadline.since(begun_ms))
+
+
+def _at(stage: Stage, duration_ms: int) -> Stages:
+    return {stage.name: attr.evolve(stage, duration_ms=duration_ms)}
 
 
 async def _guarded(

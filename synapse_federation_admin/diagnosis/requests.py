@@ -57,13 +57,10 @@ class OwnRequests:
 
     async def check_keys(self, name: str) -> Stage:
         """Ask a server for its keys, and judge them."""
-        begun_ms = self._deadline.now_ms
         found = await self._get(name, KEYS_PATH)
-        duration_ms = self._deadline.since(begun_ms)
         if isinstance(found, Failure):
             findings = KeysFindings(status=found.facts.status, error=found)
-            stage = Stage.failed(StageName.KEYS, no_keys(found), findings)
-            return attr.evolve(stage, duration_ms=duration_ms)
+            return Stage.failed(StageName.KEYS, no_keys(found), findings)
         body, headers = found
         dates = headers.get(b"Date") or headers.get(b"date") or [b""]
         outcome, problem, findings = read_keys(
@@ -73,9 +70,7 @@ class OwnRequests:
             now_ms=self._homeserver.now_ms(),
             date_ts=None if b"Age" in headers else parse_date_ts(dates[0]),
         )
-        return Stage(
-            StageName.KEYS, outcome, problem, findings, duration_ms=duration_ms
-        )
+        return Stage(StageName.KEYS, outcome, problem, findings)
 
     async def _stored_keys(self, name: str) -> dict[str, str] | None:
         """Return the keys that Synapse has stored; None if they cannot be read."""
@@ -92,10 +87,8 @@ class OwnRequests:
 
     async def check_authenticated(self, name: str) -> Stage:
         """Make a request that we sign, so that the server has to verify our key."""
-        begun_ms = self._deadline.now_ms
         found = await self._get(name, QUERY_PATH, {"room_alias": f"{_ALIAS}:{name}"})
-        stage = conclude(found if isinstance(found, Failure) else None)
-        return attr.evolve(stage, duration_ms=self._deadline.since(begun_ms))
+        return conclude(found if isinstance(found, Failure) else None)
 
     async def _get(
         self, name: str, path: str, args: dict[str, str] | None = None

@@ -115,21 +115,18 @@ async def check_well_known(
             SkipReason.NAME_IS_ADDRESS if name.is_literal else SkipReason.NAME_HAS_PORT
         )
         return WellKnown(Stage.skip(StageName.WELL_KNOWN, why))
-    begun_ms = deadline.now_ms
     fetched = await _fetch(outbound, name.host, deadline)
     lifetime_ms = (
         outbound.well_known_lifetime_ms(fetched.answer.headers)
         if fetched.answer
         else None
     )
-    found = conclude(
+    return conclude(
         fetched,
         lifetime_ms=lifetime_ms,
         cached=outbound.cached_well_known(name.host),
         max_bytes=outbound.well_known_max_bytes,
     )
-    stage = attr.evolve(found.stage, duration_ms=deadline.since(begun_ms))
-    return attr.evolve(found, stage=stage)
 
 
 async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:

@@ -26,6 +26,7 @@ from synapse.http.federation.well_known_resolver import (
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent
 from synapse.util.gai_resolver import GAIResolver
+from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
     IHostnameResolver,
 )
@@ -320,7 +321,7 @@ class _PlainSrvResolver(SrvResolver):
         found = await super().resolve_service(service_name)
         plain = [server for server in found if _HOST_NAME.fullmatch(server.host)]
         if found and not plain:
-            raise ValueError("its SRV records do not lead to host names")
+            raise DNSLookupError("its SRV records do not lead to host names")
         return plain[:_MAX_SERVERS]
 
 
