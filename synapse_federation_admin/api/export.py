@@ -23,7 +23,7 @@ from synapse_federation_admin.api.schemas.destinations import (
     Include,
     ListedDestination,
 )
-from synapse_federation_admin.api.v2_destinations import backlogs_of, list_rows
+from synapse_federation_admin.api.v2_destinations import backlogs_of, render_rows
 from synapse_federation_admin.destinations.backlog import Backlog as BacklogValue
 from synapse_federation_admin.destinations.values import Destination
 
@@ -78,8 +78,8 @@ async def _ndjson_chunks(
         async for rows in parts:
             if includes_backlog:
                 lines = [
-                    json.dumps(row.rendered(), separators=(",", ":"))
-                    for row in await list_rows(services, rows, _BACKLOG)
+                    json.dumps(row, separators=(",", ":"))
+                    for row in await render_rows(services, rows, _BACKLOG)
                 ]
             else:
                 now_ms = services.homeserver.now_ms()

@@ -3,7 +3,6 @@
 
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any
 
 from synapse.module_api import JsonDict, SynapseRequest
 
@@ -14,6 +13,7 @@ from synapse_federation_admin.api._base import (
 )
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api._page_token import PageToken, PageTokens
+from synapse_federation_admin.api._render import render_v2
 from synapse_federation_admin.api.schemas.destinations import (
     Availability,
     Backlog,
@@ -22,7 +22,6 @@ from synapse_federation_admin.api.schemas.destinations import (
     DestinationsQuery,
     Inbound,
     Include,
-    ListedDestination,
     RecordedFailure,
 )
 from synapse_federation_admin.api.schemas.model import Nothing
@@ -79,16 +78,15 @@ class DestinationsV2Servlet(AdminServlet):
         if query.total and total is None:
             is_whole = begin is None and not has_more
             total = len(rows) if is_whole else await services.reader.count(wanted)
-        next_token = None
+        answer: JsonDict = {
+            "destinations": await render_rows(services, rows, query.include)
+        }
+        if query.total:
+            answer["total"] = total
         if has_more:
             token = PageToken(sort.position_of(rows[-1]), total)
-            next_token = self._tokens.make(wanted, sort, token)
-        page = DestinationsPage(
-            destinations=await list_rows(services, rows, query.include),
-            total=total if query.total else None,
-            next_token=next_token,
-        )
-        return HTTPStatus.OK, page.rendered()
+            answer["next_token"] = self._tokens.make(wanted, sort, token)
+        return HTTPStatus.OK, answer
 
 
 class DestinationV2Servlet(AdminServlet):
@@ -164,10 +162,13 @@ class DestinationV2Servlet(AdminServlet):
         return HTTPStatus.OK, detail.rendered()
 
 
-async def list_rows(
+async def render_rows(
     services: Services, rows: list[Destination], includes: Collection[Include]
-) -> list[ListedDestination]:
-    """Return the rows of a page with what is to be included."""
+) -> list[JsonDict]:
+    """Render the rows of a page, each a `ListedDestination`.
+
+    Not by way of its model: that takes twice the time of all the rest.
+    """
     homeserver = services.homeserver
     names = [row.destination for row in rows]
     backlogs = await backlogs_of(services, rows, Include.BACKLOG in includes)
@@ -177,19 +178,19 @@ async def list_rows(
     if Include.AVAILABILITY in includes:
         availability = await services.history.availability(names)
     now_ms = homeserver.now_ms()
-    listed = []
+    rendered = []
     for row in rows:
         name = row.destination
-        more: dict[str, Any] = {}
+        shown = render_v2(row, now_ms, allowed=homeserver.is_allowed(name))
         if Include.BACKLOG in includes:
-            more["backlog"] = Backlog.of(backlogs[name])
+            shown["backlog"] = Backlog.of(backlogs[name]).rendered()
         if Include.FAILURE in includes:
-            more["last_failure"] = RecordedFailure.last_of(failures.get(name, ()))
+            last = RecordedFailure.last_of(failures.get(name, ()))
+            shown["last_failure"] = last and last.rendered()
         if Include.AVAILABILITY in includes:
-            more["availability"] = Availability.of(availability[name])
-        allowed = homeserver.is_allowed(name)
-        listed.append(ListedDestination.of(row, now_ms, allowed=allowed, **more))
-    return listed
+            shown["availability"] = Availability.of(availability[name]).rendered()
+        rendered.append(shown)
+    return rendered
 
 
 async def backlogs_of(
