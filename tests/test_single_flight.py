@@ -14,7 +14,7 @@ from synapse.util.clock import Clock
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations.read_ahead import read_ahead
+from synapse_federation_admin.destinations.prefetch import prefetch
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
     Destination,
@@ -214,7 +214,7 @@ class ComputeOnceTest(ComputingTestCase):
         return patch.object(self.homeserver, "run_db_interaction", wraps=run)
 
 
-class ReadAheadTest(ComputingTestCase):
+class PrefetchTest(ComputingTestCase):
     """The next piece of a long list is read while the last one is used."""
 
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
@@ -227,9 +227,9 @@ class ReadAheadTest(ComputingTestCase):
         end = await self.compute()
         return [self.row], Position(None, end)
 
-    def test_reads_ahead(self) -> None:
+    def test_prefetches(self) -> None:
         """While a piece is used, the one behind it is read, and no other."""
-        pieces = read_ahead(self.fetch, None, None)
+        pieces = prefetch(self.fetch, None, None)
         first = self.start(anext(pieces))
         self.finish("a")
         self.assertEqual(self.successResultOf(first), [self.row])
@@ -242,7 +242,7 @@ class ReadAheadTest(ComputingTestCase):
     def test_closed(self) -> None:
         """Who closes it waits for the reading that is under way, and that may fail."""
         for fails in (False, True):
-            pieces = read_ahead(self.fetch, None, None)
+            pieces = prefetch(self.fetch, None, None)
             first = self.start(anext(pieces))
             self.finish("a")
             self.successResultOf(first)

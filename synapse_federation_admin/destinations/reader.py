@@ -14,13 +14,13 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.indexes import usable_indexes
 from synapse_federation_admin.destinations.order import Segment, segments, whole_order
+from synapse_federation_admin.destinations.prefetch import Fetch, prefetch
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
     conditions,
     is_of_failing,
     names_between,
 )
-from synapse_federation_admin.destinations.read_ahead import Fetch, read_ahead
 from synapse_federation_admin.destinations.statements import name_at
 from synapse_federation_admin.destinations.values import (
     Destination,
@@ -146,7 +146,7 @@ class DestinationReader:
             fetch = self._blocks(
                 wanted, sort, _PIECE if sort.is_by_name else _PASS_PIECE
             )
-        async with aclosing(read_ahead(fetch, after, limit)) as pieces:
+        async with aclosing(prefetch(fetch, after, limit)) as pieces:
             async for rows in pieces:
                 for start in range(0, len(rows), _PIECE):
                     yield rows[start : start + _PIECE]

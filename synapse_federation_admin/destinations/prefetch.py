@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads ahead: the next rows of a long list come while the last are used."""
+"""Prefetches: the next rows of a long list come while the last are used.
+
+Without it, the database rests while rows are written, and the other way round.
+"""
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -16,7 +19,7 @@ Fetch = Callable[
 ]
 
 
-async def read_ahead(
+async def prefetch(
     fetch: Fetch, after: Position | None, limit: int | None
 ) -> AsyncGenerator[list[Destination], None]:
     """Yield what a function fetches, and have it fetch the next while that is used."""
