@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How outages begin and end: what the job makes of rows, audit and what is recorded."""
 
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
@@ -147,14 +147,14 @@ class OutagesTestCase(ModuleTestCase):
         self.get_success(recorder.write())
 
     def assert_recorded(
-        self, expected: list[tuple[int, int | None, str | None]]
+        self, expected: list[tuple[int, int | None, str | None]], about: object = None
     ) -> None:
         """Compare starts, ends, and how they ended, oldest first.
 
         Each request to the harness's database takes some milliseconds of its clock.
         """
         shown = self.shown()
-        told = (shown, expected)
+        told = (shown, expected, about)
         self.assertEqual([o["ended"] for o in shown], [e[2] for e in expected], told)
         for outage, (start_ts, end_ts, _) in zip(shown, expected, strict=True):
             self.assertLess(abs(outage["start_ts"] - start_ts), 200, told)
@@ -244,6 +244,66 @@ class BeginTestCase(OutagesTestCase):
         return self.get_success(self.store.db_pool.runInteraction("test", run))
 
 
+class Case(NamedTuple):
+    """How an outage ends that began an hour ago. All times are in s from now.
+
+    Attributes:
+        row: What Synapse's row says: it works, is gone, fails as before, or fails since
+            some time after it began, or since so long ago.
+        done: What is in the audit, with commas in between: action, outcome, and when.
+        got: When a request got through.
+        end: When it has ended; None if it has not.
+        ended: How.
+    """
+
+    row: str
+    done: str = ""
+    got: int | None = None
+    end: int | None = None
+    ended: str | None = None
+
+
+# Before the outage.
+BEFORE = -3601
+
+ENDS = [
+    # What was done in vain.
+    Case("fails", "reconnect still_failing -3000, reconnect pending -9"),
+    # Requests that fail side by side each write their own time.
+    Case("side by side"),
+    # What comes after the time since when it fails.
+    Case("side by side", "reset reset -1800, forget forgotten -1800", -1200),
+    Case("fails", got=BEFORE),
+    Case("works", got=BEFORE, end=0, ended="recovered"),
+    Case("works", got=-5, end=-5, ended="recovered"),
+    # Nobody knows why.
+    Case("works", end=0, ended="recovered"),
+    Case("works", "reset reset -60", end=-60, ended="reset"),
+    Case("works", "reconnect connected -1", end=-1, ended="reset"),
+    Case("works", "reconnect forced -60", end=-60, ended="reset"),
+    # What gets through within a second of a reset, or was on its way.
+    *(Case("works", "reset reset -120", t, -120, "reset") for t in (-121, -119, -70)),
+    Case("works", "reset reset -600", got=-300, end=-300, ended="recovered"),
+    Case(
+        "works",
+        f"reset reset {BEFORE}, forget forgotten {BEFORE}",
+        *(None, 0, "recovered"),
+    ),
+    Case(
+        "works",
+        "reconnect still_failing -1800, forget failed -1800",
+        *(None, 0, "recovered"),
+    ),
+    Case("gone", "forget forgotten -5", end=-5, ended="forgotten"),
+    # Nobody says why.
+    Case("gone", end=0, ended="forgotten"),
+    Case("gone", "forget forgotten -5", got=-9, end=-9, ended="recovered"),
+    Case("gone", "reset reset -1800, forget forgotten -5", None, -5, "forgotten"),
+    Case("fails again", got=-5, end=-5, ended="recovered"),
+    Case("fails again", "forget forgotten -5", end=-5, ended="forgotten"),
+]
+
+
 class EndTestCase(OutagesTestCase):
     """How an outage ends, that began an hour ago, and when."""
 
@@ -260,47 +320,42 @@ class EndTestCase(OutagesTestCase):
     def assert_open(self) -> None:
         self.assert_ended(None, None)
 
-    def test_lasts(self) -> None:
-        """While it fails, it lasts, whatever was done in vain."""
-        self.done("reconnect", "still_failing", self.began + 1000)
-        self.done("reconnect", "pending", self.began + 1000)
-        self.assert_open()
+    def test_how_it_ends(self) -> None:
+        """By what Synapse's row says, and by the last thing that may have ended it."""
+        for case in ENDS:
+            self.start_anew()
+            again_ts = self.now - 3000
+            if case.row == "gone":
+                self.run_sql("DELETE FROM destinations")
+            elif case.row == "works":
+                self.working()
+            elif case.row != "fails":
+                aside = case.row == "side by side"
+                self.failing(self.began + 5000 if aside else again_ts)
+            for done in filter(None, case.done.split(", ")):
+                action, outcome, at = done.split()
+                self.done(action, outcome, self.at(int(at)))
+            if case.got is not None:
+                self.recovered(self.at(case.got))
+            self.look()
+            expected = [(self.began, self.at(case.end), case.ended)]
+            if case.row == "fails again":
+                # It has had two outages before anybody looked.
+                expected.append((again_ts, None, None))
+            self.assert_recorded(expected, case)
 
-    def test_recovered(self) -> None:
-        """What has got through has recovered in that moment."""
-        self.working()
-        self.recovered(self.now - 5000)
-        self.assert_ended(self.now - 5000, "recovered")
+    def at(self, seconds: int | None) -> Any:
+        """Return the time that a case means."""
+        if seconds is None:
+            return None
+        return self.began - 1 if seconds == BEFORE else self.now + 1000 * seconds
 
-    def test_recovered_unnoticed(self) -> None:
-        """What is not failing any more, for no reason known, has recovered by now."""
-        self.working()
-        self.assert_ended(self.now, "recovered")
-
-    def test_recovered_before(self) -> None:
-        """That it had recovered before this outage does not end it."""
-        self.recovered(self.began - 1)
-        self.assert_open()
-        self.working()
-        self.assert_ended(self.now, "recovered")
-
-    def test_reset(self) -> None:
-        """A reset, after which it is not failing, ends it when it was made."""
-        self.working()
-        self.done("reset", "reset", self.now - MINUTE)
-        self.assert_ended(self.now - MINUTE, "reset")
-
-    def test_connected(self) -> None:
-        """A reconnect ends it when the server has answered."""
-        self.working()
-        self.done("reconnect", "connected", self.now - 9000, self.now - 1000)
-        self.assert_ended(self.now - 1000, "reset")
-
-    def test_forced(self) -> None:
-        """A forced reconnect, after which it is not failing, ends it, too."""
-        self.working()
-        self.done("reconnect", "forced", self.now - MINUTE)
-        self.assert_ended(self.now - MINUTE, "reset")
+    def start_anew(self) -> None:
+        """Have nothing be known but that it began to fail an hour ago."""
+        for table in ("audit", "successes", "failures", "outages"):
+            self.run_sql(f"DELETE FROM federation_admin_{table}")
+        self.outage(self.began)
+        self.failing(self.began)
 
     def test_not_known_yet(self) -> None:
         """Until a contact after a reset must have ended, it is not known to be over."""
@@ -333,35 +388,6 @@ class EndTestCase(OutagesTestCase):
         self.working()
         self.recovered(self.now)
         self.assert_ended(self.now, "recovered")
-
-    def test_reset_and_recovery(self) -> None:
-        """What gets through within a second of a reset, or is on its way, was reset."""
-        for before_ms in (1000, -1000, -50_000):
-            self.working()
-            reset_ts = self.now - 2 * MINUTE
-            self.done("reset", "reset", reset_ts)
-            self.recovered(reset_ts - before_ms)
-            self.assert_ended(reset_ts, "reset")
-            self.run_sql("DELETE FROM federation_admin_audit")
-            self.run_sql("DELETE FROM federation_admin_successes")
-            self.run_sql("UPDATE federation_admin_outages SET end_ts = NULL")
-
-    def test_recovery_after_a_reset_in_vain(self) -> None:
-        """What gets through later than that has recovered by itself."""
-        self.done("reset", "reset", self.now - 10 * MINUTE)
-        self.working()
-        self.recovered(self.now - 5 * MINUTE)
-        self.assert_ended(self.now - 5 * MINUTE, "recovered")
-
-    def test_fails_again(self) -> None:
-        """What recovers and fails again before anybody looks has had two outages."""
-        recovered_ts, again_ts = self.now - 5000, self.now - 3000
-        self.recovered(recovered_ts)
-        self.failing(again_ts)
-        self.look()
-        self.assert_recorded(
-            [(self.began, recovered_ts, "recovered"), (again_ts, None, None)],
-        )
 
     def test_reset_and_fails_again(self) -> None:
         """So has what is reset and fails again, once it is known not to be in vain."""
@@ -397,9 +423,7 @@ class EndTestCase(OutagesTestCase):
                 self.pass_time(MINUTE)
             self.look(begins=False)
             self.assert_recorded([(self.began, end_ts, how), (again_ts, None, None)])
-            self.run_sql("DELETE FROM federation_admin_audit")
-            self.run_sql("DELETE FROM federation_admin_outages")
-            self.outage(self.began)
+            self.start_anew()
 
     def test_in_vain_and_not_written_yet(self) -> None:
         """A look that comes before it is written that it has recovered finds no reset.
@@ -419,30 +443,7 @@ class EndTestCase(OutagesTestCase):
             self.assert_open()
             self.working()
             self.assert_ended(self.now, "recovered")
-            self.run_sql("DELETE FROM federation_admin_audit")
-            self.run_sql("DELETE FROM federation_admin_failures")
-            self.run_sql("DELETE FROM federation_admin_outages")
-            self.outage(self.began)
-            self.failing(self.began)
-
-    def test_side_by_side(self) -> None:
-        """That Synapse moves the time since when it fails is no end.
-
-        Several requests that fail side by side each write their own.
-        """
-        self.failing(self.began + 5000)
-        self.assert_open()
-
-    def test_forgotten(self) -> None:
-        """What was forgotten ends then."""
-        self.run_sql("DELETE FROM destinations")
-        self.done("forget", "forgotten", self.now - 5000)
-        self.assert_ended(self.now - 5000, "forgotten")
-
-    def test_gone(self) -> None:
-        """That its row is gone, and nobody says why, ends it now."""
-        self.run_sql("DELETE FROM destinations")
-        self.assert_ended(self.now, "forgotten")
+            self.start_anew()
 
     def test_no_row_yet(self) -> None:
         """What Synapse has never met has a row some time after its first failure."""
@@ -456,55 +457,6 @@ class EndTestCase(OutagesTestCase):
         self.pass_time(2_000)
         self.look()
         self.assert_recorded([(start_ts, self.now, "forgotten")])
-
-    def test_forgotten_and_fails_again(self) -> None:
-        """What is forgotten and fails again at once has had two outages."""
-        forgotten_ts, again_ts = self.now - 5000, self.now - 4000
-        self.done("forget", "forgotten", forgotten_ts)
-        self.failing(again_ts)
-        self.look()
-        self.assert_recorded(
-            [(self.began, forgotten_ts, "forgotten"), (again_ts, None, None)],
-        )
-
-    def test_recovered_then_forgotten(self) -> None:
-        """What recovers and is forgotten soon after has recovered."""
-        self.run_sql("DELETE FROM destinations")
-        self.recovered(self.now - 9000)
-        self.done("forget", "forgotten", self.now - 5000)
-        self.assert_ended(self.now - 9000, "recovered")
-
-    def test_reset_in_vain_and_forgotten(self) -> None:
-        """What was reset and is forgotten later was forgotten."""
-        self.done("reset", "reset", self.now - 30 * MINUTE)
-        self.run_sql("DELETE FROM destinations")
-        self.done("forget", "forgotten", self.now - 5000)
-        self.assert_ended(self.now - 5000, "forgotten")
-
-    def test_reset_before(self) -> None:
-        """A reset, or that it was forgotten, before it began has not ended it."""
-        self.done("reset", "reset", self.began - 1000)
-        self.done("forget", "forgotten", self.began - 1000)
-        self.working()
-        self.assert_ended(self.now, "recovered")
-
-    def test_in_vain_and_recovered(self) -> None:
-        """What somebody has tried to do in vain has not ended it either."""
-        self.done("reconnect", "still_failing", self.now - 30 * MINUTE)
-        self.done("forget", "failed", self.now - 30 * MINUTE)
-        self.working()
-        self.assert_ended(self.now, "recovered")
-
-    def test_side_by_side_and_in_vain(self) -> None:
-        """What comes after the time since when it fails has not ended it.
-
-        Be it a reset in vain, or a request that got through before one of before.
-        """
-        self.failing(self.began + 5000)
-        self.done("reset", "reset", self.now - 30 * MINUTE)
-        self.done("forget", "forgotten", self.now - 30 * MINUTE)
-        self.recovered(self.now - 20 * MINUTE)
-        self.assert_open()
 
     def test_clock_set_back(self) -> None:
         """No outage ends before it began, though the clock was set back meanwhile."""
