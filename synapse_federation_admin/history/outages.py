@@ -37,8 +37,9 @@ _BEGIN_EACH = 5
 _BEGUN_AT_ONCE = 50_000
 _BEGUN_AT_ONCE_ON_SQLITE = 10_000
 
-# How many one transaction lets go on.
+# How many one transaction lets go on, and ends.
 _REOPENED_AT_ONCE = 1000
+_ENDED_AT_ONCE = 20_000
 
 # What a reset was followed by within this time may still turn out to have been in vain.
 _IN_VAIN_MS = 86_400_000
@@ -85,13 +86,14 @@ class Outages:
             _REOPENED_AT_ONCE,
             partial(outages.reopen_txn, since_ts=now_ts - _IN_VAIN_MS),
         )
-        await self._run(
+        await self._until_less_than(
+            _ENDED_AT_ONCE,
             partial(
                 outages.end_txn,
                 which=Sql("TRUE"),
                 now_ts=now_ts,
                 settled_ts=now_ts - self._settled_ms,
-            )
+            ),
         )
         most = (
             _BEGUN_AT_ONCE if self._homeserver.is_postgres else _BEGUN_AT_ONCE_ON_SQLITE

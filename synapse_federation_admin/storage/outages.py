@@ -190,7 +190,7 @@ def record_txn(
         f"o.destination IN (SELECT new.destination FROM {new}) "  # noqa: S608
         f"AND d.{FAILING} AND d.failure_ts IS NOT NULL"
     )
-    end_txn(txn, Sql(anew, (rows,)), now_ts, settled_ts)
+    end_txn(txn, Sql(anew, (rows,)), len(failures), now_ts, settled_ts)
     txn.execute(_BEGIN.replace("{new}", new), (rows,))
     # Locked, so that no kind gets lost that another process adds meanwhile.
     which = any_of("destination", list(failures), is_postgres)
@@ -313,15 +313,18 @@ def end_of_txn(
 ) -> None:
     """End those outages of some destinations that are over; see `end_txn`."""
     which = Sql(f"o.destination IN ({marks(destinations)})", tuple(destinations))
-    end_txn(txn, which, now_ts, settled_ts)
+    end_txn(txn, which, len(destinations), now_ts, settled_ts)
 
 
-def end_txn(txn: LoggingTransaction, which: Sql, now_ts: int, settled_ts: int) -> None:
-    """End outages that are over.
+def end_txn(
+    txn: LoggingTransaction, which: Sql, limit: int, now_ts: int, settled_ts: int
+) -> int:
+    """End outages that are over; return how many.
 
     Args:
         txn: The transaction.
         which: As for `ended_outages`.
+        limit: The most to end.
         now_ts: The time.
         settled_ts: As for `ended_outages`.
     """
@@ -330,11 +333,12 @@ def end_txn(txn: LoggingTransaction, which: Sql, now_ts: int, settled_ts: int) -
         f"UPDATE {_TABLE} AS ending SET ended = over.ended, "  # noqa: S608
         "end_ts = CASE WHEN over.end_ts > over.start_ts "
         "THEN over.end_ts ELSE over.start_ts END "
-        f"FROM ({over.text}) AS over "
+        f"FROM ({over.text} LIMIT ?) AS over "
         "WHERE ending.destination = over.destination "
         "AND ending.start_ts = over.start_ts AND ending.end_ts IS NULL",
-        over.args,
+        (*over.args, limit),
     )
+    return txn.rowcount
 
 
 def reopen_txn(txn: LoggingTransaction, since_ts: int, limit: int) -> int:

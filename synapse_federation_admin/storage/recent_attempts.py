@@ -11,12 +11,11 @@ from enum import Enum
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.storage import successes
 from synapse_federation_admin.storage.addresses import ADDRESSES
 from synapse_federation_admin.storage.failures import FAILURES
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.sql import FAILING
-from synapse_federation_admin.storage.successes import SUCCESS_EVERY_MS, SUCCESSES
+from synapse_federation_admin.storage.successes import SUCCESSES
 
 _DAY_MS = 86_400_000
 
@@ -68,6 +67,26 @@ class SharedCause:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class FailingShare:
+    """How many destinations fail with one kind and issuer; see `RecentAttempts`."""
+
+    kind: str
+    issuer: str
+    failing: int
+    began: int
+    worked: int
+    recent: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SharedAddresses:
+    """To which addresses those lead that began to fail; see `RecentAttempts`."""
+
+    looked: int = 0
+    causes: tuple[SharedCause, ...] = ()
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class RecentAttempts:
     """The destinations that were tried in the time up to now.
 
@@ -93,6 +112,33 @@ class RecentAttempts:
     looked: int = 0
     causes: tuple[SharedCause, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        window_ms: int,
+        shares: Sequence[FailingShare],
+        addresses: SharedAddresses,
+        *,
+        succeeded: int,
+        ever_succeeded: bool,
+    ) -> "RecentAttempts":
+        """Put together what was read."""
+        return cls(
+            window_ms,
+            failing=sum(share.failing for share in shares),
+            began=sum(share.began for share in shares),
+            worked=sum(share.worked for share in shares),
+            recent=sum(share.recent for share in shares),
+            succeeded=succeeded,
+            ever_succeeded=ever_succeeded,
+            looked=addresses.looked,
+            causes=(
+                *_causes_in(shares, CauseType.KIND),
+                *_causes_in(shares, CauseType.ISSUER),
+                *addresses.causes,
+            ),
+        )
+
     @property
     def total(self) -> int:
         """How many destinations were tried."""
@@ -102,44 +148,6 @@ class RecentAttempts:
     def share(self) -> float | None:
         """Which share of them fails; None if none was tried."""
         return self.failing / self.total if self.total else None
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Share:
-    """How many failed with one kind and issuer; see `RecentAttempts`."""
-
-    kind: str
-    issuer: str
-    failing: int
-    began: int
-    worked: int
-    recent: int
-
-
-def recent_attempts_txn(
-    txn: LoggingTransaction, window_ms: int, now_ts: int, *, is_postgres: bool
-) -> RecentAttempts:
-    """Return what was tried in the time up to now."""
-    since_ts = now_ts - window_ms
-    shares = _shares(txn, since_ts, now_ts - _DAY_MS)
-    looked, addresses = 0, list[SharedCause]()
-    if shares:
-        looked, addresses = _addresses(txn, since_ts, is_postgres)
-    return RecentAttempts(
-        window_ms,
-        failing=sum(share.failing for share in shares),
-        began=sum(share.began for share in shares),
-        worked=sum(share.worked for share in shares),
-        recent=sum(share.recent for share in shares),
-        succeeded=successes.count_working_txn(txn, since_ts - SUCCESS_EVERY_MS),
-        ever_succeeded=successes.any_txn(txn),
-        looked=looked,
-        causes=(
-            *_causes_in(shares, CauseType.KIND),
-            *_causes_in(shares, CauseType.ISSUER),
-            *addresses,
-        ),
-    )
 
 
 def not_looked_up_txn(
@@ -165,7 +173,10 @@ def not_looked_up_txn(
     return [name for (name,) in txn.fetchall()]
 
 
-def _shares(txn: LoggingTransaction, since_ts: int, recent_ts: int) -> list[_Share]:
+def shares_txn(
+    txn: LoggingTransaction, since_ts: int, now_ts: int
+) -> list[FailingShare]:
+    """Return what those fail with, and how many, that were tried since a time."""
     txn.execute(
         "SELECT f.kind, f.issuer, COUNT(*), "  # noqa: S608
         "COUNT(*) FILTER (WHERE o.start_ts >= ?), "
@@ -173,12 +184,12 @@ def _shares(txn: LoggingTransaction, since_ts: int, recent_ts: int) -> list[_Sha
         f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
         f"FROM {FAILURES} AS f {_FAILING_NOW} "
         "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer",
-        (since_ts, since_ts, recent_ts, since_ts),
+        (since_ts, since_ts, now_ts - _DAY_MS, since_ts),
     )
-    return [_Share(*row) for row in txn.fetchall()]
+    return [FailingShare(*row) for row in txn.fetchall()]
 
 
-def _causes_in(found: Sequence[_Share], type_: CauseType) -> list[SharedCause]:
+def _causes_in(found: Sequence[FailingShare], type_: CauseType) -> list[SharedCause]:
     """Return the causes of a type, what most fail for first."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for share in found:
@@ -195,10 +206,10 @@ def _causes_in(found: Sequence[_Share], type_: CauseType) -> list[SharedCause]:
     ]
 
 
-def _addresses(
-    txn: LoggingTransaction, since_ts: int, is_postgres: bool
-) -> tuple[int, list[SharedCause]]:
-    """Return of how many that began to fail it is known where they lead, and where."""
+def addresses_txn(
+    txn: LoggingTransaction, since_ts: int, *, is_postgres: bool
+) -> SharedAddresses:
+    """Return where those lead that began to fail since a time, as far as is known."""
     each_address = (
         "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
         if is_postgres
@@ -221,4 +232,5 @@ def _addresses(
         f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 2 DESC, 1 LIMIT ?",
         (since_ts, since_ts, _CANDIDATES, since_ts, _MAX_CAUSES),
     )
-    return looked, [SharedCause(CauseType.ADDRESS, *row) for row in txn.fetchall()]
+    found = [SharedCause(CauseType.ADDRESS, *row) for row in txn.fetchall()]
+    return SharedAddresses(looked, tuple(found))
