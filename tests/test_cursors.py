@@ -5,6 +5,8 @@ import pytest
 
 from synapse_federation_admin.destinations.pagination import Count, Cursor, Cursors
 
+pytestmark = pytest.mark.one_synapse
+
 
 class Clock:
     ms = 0

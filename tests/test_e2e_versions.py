@@ -14,7 +14,7 @@ from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MA
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 V2 = "/_synapse/admin/v2/federation"
 # Nobody listens there.

@@ -23,6 +23,8 @@ from synapse_federation_admin.failures.text import (
 )
 from synapse_federation_admin.failures.wording import KINDS, REASONS, REASONS_OF_KINDS
 
+pytestmark = pytest.mark.one_synapse
+
 DAY_MS = 86_400_000
 
 # All that can be known, as long as a hostile server can make it.
