@@ -464,3 +464,6 @@ def test_this_module_fails() -> None:
     refused = stage(Name.CONNECTIONS, FAILED, Kind.CONNECTION_REFUSED)
     asked = Stage.failed(Name.AUTHENTICATED, bug)
     assert conclude(stages(refused, asked)).kind is Kind.CONNECTION_REFUSED
+    # That it does not tell its version proves nothing.
+    hidden = stage(Name.VERSION, FAILED, Kind.HTTP_ERROR)
+    assert conclude(stages(hidden, asked)).verdict is Verdict.UNKNOWN

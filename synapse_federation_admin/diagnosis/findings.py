@@ -3,6 +3,9 @@
 
 Texts in which a remote server has a say are one line of printable ASCII, and bounded;
 lists are bounded, too, and what was left out is counted.
+
+The docstrings are what the API's schema says of each field: so this file is long, and
+all of it is in one place.
 """
 
 from enum import Enum

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of texts about failures: what people are told of each kind and reason.
 
-A text begins with the field's term, the one to search for. It is said of the other
-server ("the server", "their admin") or of this one ("this host", "this homeserver").
+One table, however long. A text begins with the field's term, the one to search for, and
+is about the other server ("the server", "their admin") or about this one ("this host",
+"this homeserver").
 
 In what follows the headline, and in advice, `{host}` and `{said}` stand for these
 facts, `{expired}` for "expired 3 days ago", `{mismatch}` for "for a.example, not for
