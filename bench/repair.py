@@ -138,7 +138,7 @@ def bulk(layout: dict[str, bool]) -> str:
         samples = health.samples
         return (
             f"{(run['ended_ts'] - run['started_ts']) / 1000:.1f} s "
-            f"| {DESTINATIONS / PER_SECOND:.1f} s | {run['connected']} "
+            f"| {DESTINATIONS / PER_SECOND:.1f} s | {run['outcomes']['connected']} "
             f"| {len(on.fleet.received(WAITING))} | {untouched} "
             f"| {max(samples):.0f} ms, {statistics.median(samples):.1f} ms "
             f"| +{(peak[0] - memory) / 2**20:.0f} MiB | {cpu_s:.0f} s"

@@ -143,11 +143,15 @@ def _wire_shared_rooms(
 def _wire_audit(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.housekeeping import Housekeeping
     from synapse_federation_admin.storage.audit import Audit
+    from synapse_federation_admin.storage.runs import RunStore
 
     s.audit = Audit(s.homeserver, s.tables)
+    s.runs = RunStore(s.homeserver, s.tables, s.audit)
     s.housekeeping = Housekeeping(
         s.homeserver,
         s.tables,
+        s.audit,
+        s.runs,
         keep_for_ms=config.audit_keep_for_ms,
         outages_keep_for_ms=config.outages_keep_for_ms,
     )
@@ -184,21 +188,29 @@ def _wire_reconnect(_config: FederationAdminConfig, s: "Services") -> Iterable[S
 
 
 def _wire_runs(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
-    from synapse_federation_admin.repair.bulk import BulkReconnect
-    from synapse_federation_admin.repair.cap_backoff import Clamp
+    from synapse_federation_admin.repair.cap_backoff import CapBackoff
     from synapse_federation_admin.repair.forget import Forget
-    from synapse_federation_admin.repair.runs import RunStore
+    from synapse_federation_admin.repair.forget_many import ForgetMany
+    from synapse_federation_admin.repair.reconnect_many import ReconnectMany
+    from synapse_federation_admin.repair.runner import Runner
 
-    s.runs = RunStore(s.homeserver, s.audit)
-    s.bulk = BulkReconnect(
-        s.homeserver, s.runs, s.destinations, s.reader, s.wake, s.housekeeping
-    )
     s.bulk_max_per_second = config.bulk_max_per_second
-    s.clamp = Clamp(s.homeserver, s.audit)
+    s.reconnect_many = ReconnectMany(s.homeserver, s.destinations, s.wake)
+    s.cap_backoff = CapBackoff(s.homeserver)
     s.forget = Forget(
-        s.homeserver, s.reader, s.backlog, s.shared_rooms, s.audit, s.outages.end_txn
+        s.homeserver, s.tables, s.backlog, s.shared_rooms, s.audit, s.outages.end_txn
     )
-    return (s.bulk.start,)
+    s.forget_many = ForgetMany(
+        s.homeserver, s.reader, s.backlog, s.shared_rooms, s.forget
+    )
+    s.runner = Runner(
+        s.homeserver,
+        s.runs,
+        s.reader,
+        s.housekeeping,
+        [s.reconnect_many, s.forget_many, s.cap_backoff],
+    )
+    return (s.runner.start,)
 
 
 def _wire_diagnosis(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:

@@ -7,6 +7,7 @@ from unittest import mock
 from module_case import FAILING, NAME, ResetTestCase
 from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
 
 from synapse_federation_admin.homeserver.federation import Federation
 
@@ -79,5 +80,5 @@ class ContactTestCase(ResetTestCase):
         """Reset what then turns out to be down."""
         self.assertEqual(self.reset().code, 200)
         self.fail(9_000)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(1)

@@ -23,6 +23,7 @@ from synapse_federation_admin.storage.audit_entry import (
     AuditEntry,
     AuditFilter,
 )
+from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
 DAY_MS = 86_400_000
@@ -39,6 +40,8 @@ class AuditTestCase(ProbeTestCase):
         self.housekeeping = Housekeeping(
             self.homeserver,
             tables,
+            self.log,
+            RunStore(self.homeserver, tables, self.log),
             keep_for_ms=10 * DAY_MS,
             outages_keep_for_ms=20 * DAY_MS,
         )
@@ -184,7 +187,9 @@ class ReadTestCase(AuditTestCase):
         b = self.write(ts=2, destination="b.example", actor=OTHER)
         c = self.write(ts=3, action=AuditAction.RESET, outcome="reset")
         d = self.write(ts=4, run_id="run1", outcome="still_failing")
-        e = self.write(ts=5, action=AuditAction.CLAMP, destination=None, actor=OTHER)
+        e = self.write(
+            ts=5, action=AuditAction.CAP_BACKOFF, destination=None, actor=OTHER
+        )
         for query, expected in (
             ("", [e, d, c, b, a]),
             ("?dir=f", [a, b, c, d, e]),
@@ -193,7 +198,7 @@ class ReadTestCase(AuditTestCase):
             ("?user=@other:test", [e, b]),
             ("?user=@boss:test", [e, b]),
             ("?action=reset", [c]),
-            ("?action=reset&action=clamp", [e, c]),
+            ("?action=reset&action=cap_backoff", [e, c]),
             ("?outcome=connected", [e, b, a]),
             ("?run_id=run1", [d]),
             ("?since_ts=3", [e, d, c]),
@@ -283,7 +288,7 @@ class ReadTestCase(AuditTestCase):
         for number in range(3):
             self.write(ts=number)
             self.add_destination(f"host{number}.example", *FAILING)
-        lists = [f"{V2}/audit", f"{V2}/destinations", f"{V2}/reconnects"]
+        lists = [f"{V2}/audit", f"{V2}/destinations", f"{V2}/runs"]
         tokens = {
             path: self.get_json(f"{path}?limit=1")["next_token"] for path in lists[:2]
         }
@@ -348,13 +353,13 @@ class KeepTestCase(AuditTestCase):
         self.assertEqual(set(self.outcomes()), set(kept))
 
     def test_never_ends(self) -> None:
-        """What has been pending for a day never ends; but a bulk run may."""
+        """What has been pending for a day never ends; but a run may."""
         self.reactor.advance(5 * DAY_MS / 1000)
         now_ms = self.clock.time_msec()
         old = self.write(ts=now_ms - DAY_MS - 1, outcome="pending", instance="gone")
         new = self.write(ts=now_ms - DAY_MS + 999, outcome="pending", instance="gone")
         run = self.write(
-            ts=now_ms - 2 * DAY_MS, outcome="pending", action=AuditAction.BULK_RECONNECT
+            ts=now_ms - 2 * DAY_MS, outcome="pending", action="bulk_new", run_id="r"
         )
         self.get_success(self.housekeeping.prune())
         self.assertEqual(

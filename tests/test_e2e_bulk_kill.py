@@ -6,6 +6,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import Fleet, read_rows, write_failing
@@ -68,14 +69,14 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
 
         assert run["status"] == "complete"
         assert (run["matched"], run["done"]) == (up + dropping, up + dropping)
-        assert (run["connected"], run["still_failing"]) == (up, dropping)
+        assert run["outcomes"] == {"connected": up, "still_failing": dropping}
         outcomes = [(entry["destination"], entry["outcome"]) for entry in entries]
         assert sorted(outcomes) == sorted(
             [(name, "connected") for name in fleet.up]
             + [(name, "still_failing") for name in fleet.dropping]
         )
         assert whole["outcome"] == "complete"
-        assert whole["details"]["connected"] == up
+        assert whole["details"]["outcomes"] == run["outcomes"]
         for name in fleet.up:
             assert not after[name][0]
         for name in fleet.dropping:
@@ -106,3 +107,57 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
                 }
             )
         )
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("postgres", [False, True], ids=["sqlite", "postgres"])
+@pytest.mark.parametrize(
+    ("action", "body", "outcome"),
+    [
+        ("forget", {"filter": {"failing_for": "30d"}, "dry_run": False}, "forgotten"),
+        ("cap_backoff", {"max_retry_interval_ms": 1000}, "capped"),
+    ],
+    ids=["forget", "cap"],
+)
+def test_killed_without_contacts(
+    tmp_path: Path, postgres: bool, action: str, body: dict[str, Any], outcome: str
+) -> None:
+    """So does a run that forgets or caps: each destination is done and counted once."""
+    dice = random.Random(KILLS)
+    certificates = CertificateAuthority(tmp_path)
+    names = [f"host{number:05}.example" for number in range(3000 * KILLS)]
+    with SynapseServer(
+        tmp_path / "synapse", certificates, postgres=postgres
+    ) as synapse:
+        write_failing(synapse, names, failing_since_ts=1_000_000)
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        run_id = client.start_run(action, **body)["id"]
+        kills = 0
+        for _ in range(KILLS):
+            before = client.run(run_id)
+            wait_until(
+                lambda before=before: (
+                    (run := client.run(run_id))["done"] > before["done"]
+                    or run["ended_ts"]
+                ),
+                "progress",
+                30,
+            )
+            time.sleep(dice.random() * 0.1)
+            kills += client.run(run_id)["ended_ts"] is None
+            synapse.process("main").kill()
+            synapse.start()
+        wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 120)
+        run = client.run(run_id)
+        assert kills >= 2, "not killed in mid-run"
+        assert (run["status"], run["outcomes"]) == ("complete", {outcome: len(names)})
+        entries = client.audit(run_id=run_id, action=action)
+        assert sorted(entry["destination"] for entry in entries) == names
+        assert {entry["outcome"] for entry in entries} == {outcome}
+        (whole,) = client.audit(run_id=run_id, action=f"bulk_{action}")
+        assert whole["details"]["outcomes"] == run["outcomes"]
+        rows = read_rows(synapse)
+        if action == "forget":
+            assert not rows
+        else:
+            assert {row[1] for row in rows.values()} == {1000}

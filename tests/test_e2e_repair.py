@@ -150,7 +150,7 @@ def test_bulk_through_a_worker(cluster: Cluster) -> None:
     run = client.start_run(destinations=names, per_second=50)
     wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 30)
     found = client.run(run["id"])
-    assert (found["status"], found["connected"]) == ("complete", 8)
+    assert (found["status"], found["outcomes"]) == ("complete", {"connected": 8})
     for name in names:
         cluster.arrived(name, 30)
     entries = client.audit(run_id=run["id"], action="reconnect")
@@ -164,7 +164,7 @@ def test_cancel_through_a_worker(cluster: Cluster) -> None:
     run = client.start_run(destinations=cluster.fleet.dropping, per_second=20)
     wait_until(lambda: client.run(run["id"])["done"] > 10, "the run to get on", 30)
     cancelled = client.request(
-        "DELETE", f"/_synapse/admin/v2/federation/reconnects/{run['id']}"
+        "DELETE", f"/_synapse/admin/v2/federation/runs/{run['id']}"
     )
     ended = time.monotonic()
     assert cancelled["status"] == "cancelled"
@@ -215,7 +215,10 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     postgres.come_back()
     found = _wait_for_end(client, run["id"])
     assert (found["status"], found["matched"]) == ("complete", len(names))
-    assert (found["done"], found["connected"]) == (len(names), len(names))
+    assert (found["done"], found["outcomes"]) == (
+        len(names),
+        {"connected": len(names)},
+    )
     entries = client.audit(run_id=run["id"], action="reconnect")
     assert sorted(entry["destination"] for entry in entries) == sorted(names)
     contacts = cluster.fleet.contacts

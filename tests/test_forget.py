@@ -7,12 +7,12 @@ from unittest import mock
 import pytest
 from module_case import MembersTestCase, quote
 from parameterized import parameterized
+from twisted.internet.error import ConnectionDone
 
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import forget as module
 
 V2 = "/_synapse/admin/v2/federation"
-FORGET_MANY = f"{V2}/forget"
 DEAD = "dead.example"
 DAY_MS = 86_400_000
 NOW_DAYS = 100
@@ -121,9 +121,6 @@ class ForgetTestCase(MembersTestCase):
         path = f"{V2}/destinations/{quote(name, safe='')}/forget"
         return self.ask("POST", path, content=body)
 
-    def forget_many(self, **body: Any) -> Any:
-        return self.ask("POST", FORGET_MANY, content=body)
-
     def audit(self, query: str = "") -> list[dict[str, Any]]:
         return self.get_json(f"{V2}/audit{query}")["entries"]
 
@@ -210,16 +207,16 @@ class OneTestCase(ForgetTestCase):
                 return found
 
             self.changes: list[Any] = []
-            deletes = module.Forget._delete
+            prepares = module.Forget.prepare
 
-            def delete(forget: Any, *args: Any, deletes=deletes) -> Any:
+            def prepare(forget: Any, prepares=prepares) -> Any:
                 while self.changes:
                     self.changes.pop()()
-                return deletes(forget, *args)
+                return prepares(forget)
 
             with (
                 mock.patch.object(SharedRoomsStore, "of", of_and_change),
-                mock.patch.object(module.Forget, "_delete", delete),
+                mock.patch.object(module.Forget, "prepare", prepare),
             ):
                 channel = self.forget(dry_run=False, drop_to_device=True)
             self.assertEqual(channel.code, 409, channel.result)
@@ -228,6 +225,29 @@ class OneTestCase(ForgetTestCase):
             self.assertEqual(self.audit(), [])
             self.assertEqual(self.forget(dry_run=False, drop_to_device=True).code, 200)
             self.run_sql("DELETE FROM federation_admin_audit")
+
+    def test_disconnected(self) -> None:
+        """If the client goes away, it is forgotten all the same."""
+        self.add_everything(DEAD)
+        prepare, channels = module.Forget.prepare, []
+
+        def disconnect(forget: Any) -> Any:
+            channels.pop().request.connectionLost(reason=ConnectionDone())
+            return prepare(forget)
+
+        with mock.patch.object(module.Forget, "prepare", disconnect):
+            channels.append(
+                self.ask(
+                    "POST",
+                    f"{V2}/destinations/{DEAD}/forget",
+                    content={"dry_run": False},
+                    await_result=False,
+                )
+            )
+            self.pump(0.1)
+        self.assertEqual(self.left(DEAD), {"device_federation_outbox": 2})
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "forgotten")
 
     def test_caches(self) -> None:
         """Synapse knows at once that it is not in backoff any more."""
@@ -280,137 +300,3 @@ class OneTestCase(ForgetTestCase):
         for name in ("no.example", "%", "a\0b", ""):
             channel = self.forget(name, dry_run=False)
             self.assertEqual(channel.code, 404, channel.result)
-
-
-@pytest.mark.database
-class ManyTestCase(ForgetTestCase):
-    """POST forget."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        day = DAY_MS
-        now = NOW_DAYS * day
-        self.dead = [f"dead{number}.example" for number in range(7)]
-        for name in self.dead:
-            self.add_everything(name, (now - day, 2 * day, now - 60 * day, 7))
-        self.add_everything("shared.example", (now - day, 2 * day, now - 60 * day, 7))
-        self.share_room("shared.example")
-        self.add_everything("young.example", (now - day, 2 * day, now - 10 * day, 7))
-        self.add_everything("fine.example", (0, 0, None, 7))
-
-    def test_forget(self) -> None:
-        """What a filter keeps is forgotten, but for what shares rooms with us."""
-        with (
-            mock.patch.object(module, "_DELETED_AT_ONCE", 2),
-            mock.patch.object(module, "_LOOKED_AT_ONCE", 3),
-        ):
-            channel = self.forget_many(
-                filter={"failing_for": "30d"}, dry_run=False, reason="spring"
-            )
-        self.assertEqual(channel.code, 200, channel.result)
-        body = channel.json_body
-        self.assertEqual(
-            (body["matched"], body["forgotten"], body["refused"]), (8, 7, 1)
-        )
-        self.assertEqual(
-            body["lost"],
-            {"rooms": 7, "to_device_messages": 0, "device_list_updates": 21},
-        )
-        self.assertEqual(body["kept"], {"to_device_messages": 14})
-        self.assertEqual(body["sample"], self.dead)
-        self.assertEqual(
-            body["refused_sample"],
-            [{"destination": "shared.example", "shared_rooms": 1}],
-        )
-        for name in self.dead:
-            self.assertEqual(self.left(name), {"device_federation_outbox": 2})
-        for name in ("shared.example", "young.example", "fine.example"):
-            self.assertEqual(self.left(name), self.everything())
-        entries = self.audit(f"?run_id={body['run_id']}&action=forget")
-        self.assertEqual(sorted(e["destination"] for e in entries), self.dead)
-        self.assertEqual({entry["reason"] for entry in entries}, {"spring"})
-        (whole,) = self.audit("?action=bulk_forget")
-        self.assertEqual(whole["outcome"], "done")
-        self.assertEqual(whole["run_id"], body["run_id"])
-        self.assertEqual(whole["details"]["forgotten"], 7)
-
-    def test_dry_run(self) -> None:
-        """By default it is only told what would be done."""
-        body = self.forget_many(filter={"failing_for": "30d"}).json_body
-        self.assertEqual(
-            (body["dry_run"], body["matched"], body["forgotten"], body["refused"]),
-            (True, 8, 7, 1),
-        )
-        self.assertEqual(body["lost"]["device_list_updates"], 21)
-        self.assertIsNone(body["run_id"])
-        for name in self.dead:
-            self.assertEqual(self.left(name), self.everything())
-        self.assertEqual(self.audit(), [])
-
-    def test_force(self) -> None:
-        """With `force` it may be younger; never with rooms shared."""
-        body = self.forget_many(
-            filter={"destination": "*.example", "status": "backing_off"},
-            force=True,
-            dry_run=False,
-            drop_to_device=True,
-        ).json_body
-        self.assertEqual((body["matched"], body["forgotten"]), (9, 8))
-        for name in (*self.dead, "young.example"):
-            self.assertEqual(self.left(name), {})
-        for name in ("shared.example", "fine.example"):
-            self.assertEqual(self.left(name), self.everything())
-
-    def test_chunks(self) -> None:
-        """There is one pass over the members for many; in all, none is missed."""
-        passes = mock.patch.object(
-            SharedRoomsStore,
-            "counts",
-            autospec=True,
-            side_effect=SharedRoomsStore.counts,
-        )
-        with passes as counted:
-            self.forget_many(filter={"failing_for": "30d"})
-            self.assertEqual(counted.call_count, 1)
-        with mock.patch.object(module, "_CANDIDATES", 1):
-            body = self.forget_many(
-                filter={"failing_for": "30d"}, dry_run=False
-            ).json_body
-        self.assertEqual((body["matched"], body["forgotten"]), (8, 7))
-
-    def test_database_fails(self) -> None:
-        """If the database fails, the audit says so, and what is whole stays whole."""
-        self.forget_many(filter={"failing_for": "30d"})
-        with mock.patch.object(
-            module.Forget, "_delete", side_effect=RuntimeError("gone")
-        ):
-            channel = self.forget_many(filter={"failing_for": "30d"}, dry_run=False)
-        self.assertEqual(channel.code, 500)
-        (whole,) = self.audit()
-        self.assertEqual(whole["outcome"], "failed")
-        for name in self.dead:
-            self.assertEqual(self.left(name), self.everything())
-
-    @parameterized.expand(
-        [
-            ({}, "'filter'"),
-            ({"force": True}, "'filter'"),
-            ({"filter": {}}, "'filter'"),
-            ({"filter": {}, "force": True}, "'filter'"),
-            ({"filter": {"destination": "dead"}}, "'filter.failing_for'"),
-            ({"filter": {"failing_for": "29d"}}, "'filter.failing_for'"),
-            ({"filter": {"failing_for": "719h"}}, "'filter.failing_for'"),
-            ({"filter": {"failing_for": "30d"}, "forced": True}, "'forced'"),
-            ({"filter": {"failing_for": "30d"}, "force": "yes"}, "'force'"),
-            ({"filter": {"failing_for": "30d"}, "dry_run": "no"}, "'dry_run'"),
-            ({"filter": {"failing_for": "30d", "older": 1}}, "'filter.older'"),
-        ]
-    )
-    def test_bad_body(self, body: Any, named: str) -> None:
-        """A bad body is 400 M_INVALID_PARAM, naming the key; nothing is changed."""
-        channel = self.forget_many(**{"dry_run": False, **body})
-        self.assertEqual(channel.code, 400, channel.result)
-        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
-        self.assertIn(named, channel.json_body["error"])
-        for name in self.dead:
-            self.assertEqual(self.left(name), self.everything())

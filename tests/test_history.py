@@ -16,6 +16,8 @@ from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
 V2 = "/_synapse/admin/v2/federation"
@@ -227,7 +229,7 @@ class FailuresTest(HistoryTestCase):
         self.add_failing("b.example", "dns_failed")
 
         def post(**body: Any) -> Any:
-            return self.ask("POST", f"{V2}/reconnects", content=body)
+            return self.ask("POST", f"{V2}/reconnect", content=body)
 
         dry = post(filter={"failure": ["tls_expired"]}, dry_run=True)
         self.assertEqual((dry.code, dry.json_body["matched"]), (200, 1))
@@ -238,7 +240,7 @@ class FailuresTest(HistoryTestCase):
             run = post(filter={"failure": "dns_failed"})
             self.pump()
         self.assertEqual(run.code, 200, run.result)
-        found = self.get_json(f"{V2}/reconnects/{run.json_body['id']}")
+        found = self.get_json(f"{V2}/runs/{run.json_body['id']}")
         self.assertEqual(found["criteria"]["filter"]["failure"], ["dns_failed"])
 
 
@@ -341,10 +343,10 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(outage["start_ts"], then)
         self.assertEqual(self.get_json(f"{LIST}/{name}/outages")["outages"], [])
         with mock.patch.object(Federation, "probe", side_effect=ValueError):
-            run = self.ask("POST", f"{V2}/reconnects", content={"all_failing": True})
+            run = self.ask("POST", f"{V2}/reconnect", content={"all_failing": True})
             self.pump(1)
         self.assertEqual(run.code, 200, run.result)
-        found = self.get_json(f"{V2}/reconnects/{run.json_body['id']}")
+        found = self.get_json(f"{V2}/runs/{run.json_body['id']}")
         self.assertEqual((found["matched"], found["status"]), (1, "complete"))
         path = self.destination_path(name)
         self.assertEqual(self.ask("POST", f"{path}/reset_connection").code, 200)
@@ -366,9 +368,13 @@ class OutagesTest(HistoryTestCase):
         self.insert("successes", destination="a.example", last_ts=self.now - 91 * DAY)
         self.insert("successes", destination="c.example", last_ts=self.now - 89 * DAY)
         homeserver = Homeserver(self.hs.get_module_api())
+        tables = Tables(homeserver)
+        audit = Audit(homeserver, tables)
         housekeeping = Housekeeping(
             homeserver,
-            Tables(homeserver),
+            tables,
+            audit,
+            RunStore(homeserver, tables, audit),
             keep_for_ms=DAY,
             outages_keep_for_ms=90 * DAY,
         )

@@ -7,6 +7,7 @@ import pytest
 from contact_case import ContactTestCase
 from module_case import FAILING, NAME
 from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import follow_up
@@ -43,7 +44,7 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertEqual(len(self.contacts), 1)
 
         self.fail(9_000)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.assertEqual([c[1] for c in self.contacts], [False, True])
         self.recover()
         self.answer()
@@ -58,7 +59,7 @@ class ResetContactsTestCase(ContactTestCase):
         self.reset()
         self.add_destination(NAME, *FAILING)
         self.reset()
-        self.answer(OSError("timeout"))
+        self.answer(ConnectError())
         self.assertEqual([c[1] for c in self.contacts], [False, False])
 
     def test_bounded_contacts(self) -> None:
@@ -76,7 +77,9 @@ class ResetContactsTestCase(ContactTestCase):
         """What a remote server puts into an error is logged escaped, and cut."""
         with self.assertLogs("synapse_federation_admin", "INFO") as logs:
             self.reset()
-            self.answer(OSError("forged\n2026-01-01 line \x1b[31m" + "x" * 10_000))
+            self.answer(
+                ConnectError(string="forged\n2026-01-01 line \x1b[31m" + "x" * 10_000)
+            )
         told = [line for line in logs.output if "forged" in line]
         # Of the contact, and of the audit.
         self.assertEqual(len(told), 2)
@@ -137,7 +140,7 @@ class ResetContactsTestCase(ContactTestCase):
             self.wait(0.1)
             which = 0
             while which < len(self.contacts):
-                self.contacts[which][2].errback(OSError("refused"))
+                self.contacts[which][2].errback(ConnectError())
                 which += 1
                 if which == len(self.contacts):
                     self.wait(0.1)
@@ -173,10 +176,10 @@ class ResetContactsTestCase(ContactTestCase):
         ):
             for name in names[:3]:
                 self.reset(name)
-            self.answer(OSError("refused"), which=1)
+            self.answer(ConnectError(), which=1)
             self.reset(names[3])
             for which in (0, 2, 3):
-                self.answer(OSError("refused"), which=which)
+                self.answer(ConnectError(), which=which)
             for name in names:
                 self.fail(9_000, name)
             self.wait(60)
@@ -196,7 +199,7 @@ class ResetContactsTestCase(ContactTestCase):
             self.assertEqual(self.row("other.example"), (0, 0, None, 7))
 
             self.fail(9_000)
-            self.answer(OSError("refused"))
+            self.answer(ConnectError())
             self.wait(1)
             self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
 

@@ -8,6 +8,7 @@ from contact_case import ContactTestCase
 from module_case import NAME
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectError
 
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair.follow_up import FollowUp
@@ -30,7 +31,7 @@ class FollowUpTestCase(ContactTestCase):
     def test_still_failing_stored_late(self) -> None:
         """Synapse may store the failure some seconds after the contact has failed."""
         self.reset()
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(5)
         self.fail(9_000)
         self.wait(10)
@@ -127,7 +128,7 @@ class FollowUpTestCase(ContactTestCase):
         self.fail(1_200_000)
         self.assertEqual(self.reset().code, 200)
         self.fail(1_201_000)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(10)
         self.assertEqual(self.row(), (1_201_000, 600_000, 1_200_000, 50))
 
@@ -135,7 +136,7 @@ class FollowUpTestCase(ContactTestCase):
         """What a contact leads to is seen, however long that had to wait."""
         self.reset()
         self.wait(31 * 60)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(60)
 
         self.fail(1_900_000)
@@ -149,7 +150,7 @@ class FollowUpTestCase(ContactTestCase):
         self.wait(300)
 
         self.fail(90_000)
-        self.answer(OSError("timeout"))
+        self.answer(ConnectError())
         self.wait(1)
         self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
 
@@ -158,9 +159,9 @@ class FollowUpTestCase(ContactTestCase):
         self.reset()
         self.fail(9_000)
         self.assertEqual(self.reset().code, 200)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.fail(10_000)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(1)
         self.assertEqual(self.row(), (10_000, 600_000, 500, 7))
 
@@ -244,7 +245,7 @@ class FollowUpTestCase(ContactTestCase):
         """
         self.reset()
         self.fail(9_000)
-        self.answer(OSError("timeout"))
+        self.answer(ConnectError())
         self.wait(5)
         self.deliver(50)
         self.wait(31)
@@ -259,11 +260,11 @@ class FollowUpTestCase(ContactTestCase):
     def test_slow_and_goes_down(self) -> None:
         """If it does not answer that one either, it is left to its backoff."""
         self.reset()
-        self.answer(OSError("timeout"))
+        self.answer(ConnectError())
         self.deliver(50)
         self.fail(90_000)
         self.wait(31)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(3600)
         self.assertEqual(len(self.contacts), 2)
         self.assertEqual(self.row(), (90_000, 600_000, 90_000, 50))
@@ -290,7 +291,7 @@ class FollowUpTestCase(ContactTestCase):
         self.answer()
         self.fail(90_000)
         self.wait(31)
-        self.answer(OSError("refused"))
+        self.answer(ConnectError())
         self.wait(120)
         self.assertEqual(len(self.contacts), 2)
         self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))

@@ -17,7 +17,12 @@ from psycopg2.extensions import (
 )
 from synapse.storage.database import LoggingTransaction
 
+from synapse_federation_admin.destinations.values import (
+    DestinationFilter,
+    DestinationStatus,
+)
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.storage import definitions
 from synapse_federation_admin.storage import schema as module
 from synapse_federation_admin.storage.definitions import (
@@ -27,6 +32,7 @@ from synapse_federation_admin.storage.definitions import (
     AddColumn,
     Version,
 )
+from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import (
     SchemaTooNewError,
     SchemaVersion,
@@ -181,6 +187,67 @@ class TablesTestCase(ModuleTestCase):
                 row = self.select(f"SELECT kinds FROM {PREFIX}outages")
                 self.assertEqual(row, ("connection_timeout tls_failed",))
                 self.run_sql(f"DELETE FROM {PREFIX}schema")
+
+    def test_runs_of_version_2(self) -> None:
+        """Runs are carried over, whatever the last statement of the upgrade was."""
+        upgrade = module._upgrade
+        for most in range(20):
+            self.drop("schema", "runs", "runs_anew")
+            self.run_sql(
+                f"CREATE TABLE {PREFIX}schema "
+                "(only_row INTEGER NOT NULL PRIMARY KEY, version INTEGER NOT NULL)"
+            )
+            self.run_sql(
+                f"INSERT INTO {PREFIX}schema (only_row, version) VALUES (1, 2)"
+            )
+            self.run_sql(
+                f"CREATE TABLE {PREFIX}runs (run_id TEXT NOT NULL PRIMARY KEY, "
+                "active INTEGER UNIQUE, status TEXT NOT NULL, entry_id TEXT NOT NULL, "
+                "user_id TEXT NOT NULL, puppeted_by TEXT, reason TEXT, "
+                "criteria TEXT NOT NULL, names TEXT, per_second DOUBLE PRECISION, "
+                "timeout_ms BIGINT, created_ts BIGINT, started_ts BIGINT, "
+                "updated_ts BIGINT, ended_ts BIGINT, runner TEXT, prepared_to TEXT, "
+                "matched BIGINT, connected BIGINT, still_failing BIGINT, "
+                "no_longer_failing BIGINT, skipped BIGINT, errors TEXT, "
+                "rate DOUBLE PRECISION)"
+            )
+            criteria = (
+                '{"wanted": {"name_contains": "", "name_glob": "*.a", "statuses": '
+                '["retry_due"], "failing_for_ms": null, "failures": []}}'
+            )
+            self.run_sql(
+                f"INSERT INTO {PREFIX}runs VALUES ('r', 1, 'running', 'e', '@a:b', "
+                f"NULL, 'why', '{criteria}', NULL, 5, 1000, 1, 2, 3, NULL, 'x', 'm', "
+                "10, 1, 2, 3, 0, '{}', 0.5)"
+            )
+
+            def interrupted(txn: Any, is_postgres: bool, most: int = most) -> None:
+                upgrade(InterruptedTransaction(txn, most), is_postgres)  # type: ignore[arg-type]
+
+            with mock.patch.object(module, "_upgrade", interrupted):
+                self.get_failure(Tables(self.homeserver).ready(), Ended)
+            self.ready()
+            self.assertEqual(self.existing(), set(TABLES))
+            store = RunStore(self.homeserver, Tables(self.homeserver), mock.Mock())
+            (run,) = self.get_success(store.unended())
+            self.assertEqual((run.action, run.reason), ("reconnect", "why"))
+            self.assertEqual(run.options, {"per_second": 5, "timeout_ms": 1000})
+            self.assertEqual(run.matched, 10)
+            self.assertEqual(
+                run.outcomes,
+                {
+                    "connected": 1,
+                    "still_failing": 2,
+                    "no_longer_failing": 3,
+                    "skipped": 0,
+                },
+            )
+            self.assertEqual(
+                wanted_by(run.criteria),
+                DestinationFilter(
+                    name_glob="*.a", statuses=frozenset({DestinationStatus.RETRY_DUE})
+                ),
+            )
 
     def upgrade_to(self, compat: int) -> None:
         """Have a later version of the module bring its tables."""

@@ -81,15 +81,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "reconnect.ReconnectServlet",
     ),
     Endpoint(
-        _F.RUNS, "GET POST", "/v2/federation/reconnects", "reconnects.ReconnectsServlet"
+        *(_F.RUNS, "POST", "/v2/federation/reconnect"),
+        "reconnect_many.ReconnectManyServlet",
     ),
-    Endpoint(
-        *(_F.RUNS, "GET DELETE", "/v2/federation/reconnects/<run_id>"),
-        "reconnects.ReconnectsRunServlet",
-    ),
+    Endpoint(_F.RUNS, "GET", "/v2/federation/runs", "runs.RunsServlet"),
+    Endpoint(_F.RUNS, "GET DELETE", "/v2/federation/runs/<run_id>", "runs.RunServlet"),
     Endpoint(_F.RUNS, "POST", f"{_V2}/<destination>/forget", "forget.ForgetServlet"),
     Endpoint(_F.RUNS, "POST", "/v2/federation/forget", "forget.ForgetManyServlet"),
-    Endpoint(_F.RUNS, "POST", "/v2/federation/clamp", "cap_backoff.ClampServlet"),
+    Endpoint(
+        *(_F.RUNS, "POST", "/v2/federation/cap_backoff"),
+        "cap_backoff.CapBackoffServlet",
+    ),
     Endpoint(_F.AUDIT, "GET", "/v2/federation/audit", "audit.AuditServlet"),
     Endpoint(
         *(_F.DIAGNOSIS, "POST", f"{_V2}/<destination>/diagnose"),

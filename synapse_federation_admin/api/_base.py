@@ -28,16 +28,18 @@ if TYPE_CHECKING:
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.store import HistoryStore
     from synapse_federation_admin.homeserver.homeserver import Homeserver
-    from synapse_federation_admin.repair.bulk import BulkReconnect
-    from synapse_federation_admin.repair.cap_backoff import Clamp
+    from synapse_federation_admin.repair.cap_backoff import CapBackoff
     from synapse_federation_admin.repair.follow_up import FollowUp
     from synapse_federation_admin.repair.forget import Forget
+    from synapse_federation_admin.repair.forget_many import ForgetMany
     from synapse_federation_admin.repair.housekeeping import Housekeeping
     from synapse_federation_admin.repair.reconnect import Reconnect
+    from synapse_federation_admin.repair.reconnect_many import ReconnectMany
     from synapse_federation_admin.repair.reset import ConnectionReset
-    from synapse_federation_admin.repair.runs import RunStore
+    from synapse_federation_admin.repair.runner import Runner
     from synapse_federation_admin.repair.wake import Wake
     from synapse_federation_admin.storage.audit import Audit
+    from synapse_federation_admin.storage.runs import RunStore
     from synapse_federation_admin.storage.schema import Tables
 
 E = TypeVar("E", bound=Enum)
@@ -74,10 +76,12 @@ class Services:
     housekeeping: "Housekeeping"
     reconnect: "Reconnect"
     runs: "RunStore"
-    bulk: "BulkReconnect"
+    runner: "Runner"
+    reconnect_many: "ReconnectMany"
     bulk_max_per_second: int
-    clamp: "Clamp"
+    cap_backoff: "CapBackoff"
     forget: "Forget"
+    forget_many: "ForgetMany"
     diagnoses: "Diagnoses"
     history: "HistoryStore"
     recent_attempts: "RecentAttemptsStore"
@@ -106,10 +110,12 @@ _OWNERS = {
     "audit": Feature.AUDIT,
     "housekeeping": Feature.AUDIT,
     "reconnect": Feature.RECONNECT,
-    "runs": Feature.RUNS,
-    "bulk": Feature.RUNS,
-    "clamp": Feature.RUNS,
+    "runs": Feature.AUDIT,
+    "runner": Feature.RUNS,
+    "reconnect_many": Feature.RUNS,
+    "cap_backoff": Feature.RUNS,
     "forget": Feature.RUNS,
+    "forget_many": Feature.RUNS,
     "diagnoses": Feature.DIAGNOSIS,
     "history": Feature.HISTORY,
     "recent_attempts": Feature.HISTORY,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""v2: shorten backoffs."""
+"""v2: shorten backoffs that are longer than a given time."""
 
 from http import HTTPStatus
 
@@ -8,15 +8,19 @@ from synapse.module_api import JsonDict, SynapseRequest
 from synapse_federation_admin.api._base import AdminServlet, actor
 from synapse_federation_admin.api._body import Body
 from synapse_federation_admin.api._parameters import require_known
+from synapse_federation_admin.api.runs import start_run
+from synapse_federation_admin.repair import criteria
+from synapse_federation_admin.repair.cap_backoff import CapBackoff
+from synapse_federation_admin.storage.run_values import RunOrder
 
 # As much as any clock of ms needs; within the 64 bits of both databases.
 _MOST_MS = 10**15
 
 
-class ClampServlet(AdminServlet):
+class CapBackoffServlet(AdminServlet):
     """Shorten stored backoffs that are longer than a given time.
 
-    POST /_synapse/admin/v2/federation/clamp
+    POST /_synapse/admin/v2/federation/cap_backoff
 
     Body; only the first key is required, and any other is an error:
 
@@ -26,14 +30,14 @@ class ClampServlet(AdminServlet):
             "reason": "We lowered destination_max_retry_interval"
         }
 
-    200 OK: `matched` destinations had a longer backoff, `changed` have this one now
-    (none after a dry run):
+    200 OK: the run, as `GET` of its ID has it; with `dry_run`
 
-        {"dry_run": false, "matched": 12, "changed": 12}
+        {"dry_run": true, "matched": 12, "sample": ["matrix.example.org"]}
 
-    Errors: 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403, 500 `M_UNKNOWN`
-    if the database fails: what has been shortened by then stays so, and the next
-    request does the rest.
+    and nothing is changed. `matched` destinations have a longer backoff.
+
+    Errors: 409 `M_UNKNOWN` if a run that caps backoffs has not ended, whose ID is in
+    `id`; 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403.
     """
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
@@ -47,13 +51,18 @@ class ClampServlet(AdminServlet):
         )
         dry_run, reason = body.flag("dry_run"), body.reason()
         if dry_run:
-            matched, changed = await services.clamp.count(longest_ms), 0
-        else:
-            matched = changed = await services.clamp.clamp(
-                longest_ms, actor(requester), reason=reason
-            )
-        return HTTPStatus.OK, {
-            "dry_run": dry_run,
-            "matched": matched,
-            "changed": changed,
-        }
+            matched, sample = await services.cap_backoff.preview(longest_ms)
+            return HTTPStatus.OK, {
+                "dry_run": True,
+                "matched": matched,
+                "sample": sample,
+            }
+        order = RunOrder(
+            CapBackoff.name,
+            criteria.shown(criteria.ALL_FAILING),
+            {"max_retry_interval_ms": longest_ms},
+            (),
+            actor(requester),
+            reason,
+        )
+        return await start_run(services, order)

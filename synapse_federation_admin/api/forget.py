@@ -16,9 +16,11 @@ from synapse_federation_admin.api._body import Body
 from synapse_federation_admin.api._filter import parse_filter_object
 from synapse_federation_admin.api._parameters import require_known
 from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api.runs import start_run
 from synapse_federation_admin.destinations.values import DestinationFilter
-from synapse_federation_admin.homeserver.servlets import Requester
-from synapse_federation_admin.repair.forget_values import ForgetOptions, Waiting
+from synapse_federation_admin.repair import criteria
+from synapse_federation_admin.repair.forget_many import ForgetMany
+from synapse_federation_admin.storage.run_values import RunOrder
 
 # For how long it has been failing what a filter forgets without `force`.
 _DEAD_FOR_MS = 30 * 86_400_000
@@ -65,9 +67,14 @@ class ForgetServlet(AdminServlet):
         requester = await services.homeserver.require_admin(request)
         require_known(request, ())
         body = Body.parse(request, _KEYS)
-        options = _parse_options(body, requester)
-        dry_run = options.dry_run
-        found = await services.forget.forget(destination, options)
+        dry_run = body.flag("dry_run", default=True)
+        found = await services.forget.forget(
+            destination,
+            actor(requester),
+            dry_run=dry_run,
+            drop_to_device=body.flag("drop_to_device"),
+            reason=body.reason(),
+        )
         if found is None:
             raise unknown_destination()
         if found.refused and not dry_run:
@@ -86,8 +93,7 @@ class ForgetServlet(AdminServlet):
                 services.homeserver.now_ms(),
                 allowed=services.homeserver.is_allowed(destination),
             ),
-            "lost": _render(found.lost),
-            "kept": {"to_device_messages": found.kept},
+            **found.waiting.shown(),
             "shared_rooms": found.shared_rooms,
             "refused": found.refused,
         }
@@ -110,11 +116,10 @@ class ForgetManyServlet(AdminServlet):
 
     The filter's `failing_for` must be at least 30 days, unless `force` is true.
 
-    200 OK
+    200 OK: the run, as `GET` of its ID has it; after a dry run
 
         {
             "dry_run": true,
-            "run_id": null,
             "matched": 120,
             "forgotten": 118,
             "refused": 2,
@@ -124,11 +129,11 @@ class ForgetManyServlet(AdminServlet):
             "refused_sample": [{"destination": "here.example.org", "shared_rooms": 1}]
         }
 
-    In a dry run, `forgotten` and `lost` are what would be. Refused are those with which
-    local users share rooms, and those for which something changed meanwhile.
+    and nothing is changed. Refused are those with which local users share rooms, and in
+    the run also those for which something changed meanwhile.
 
-    Errors: 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403, 500 `M_UNKNOWN`
-    if the database fails: what has been forgotten by then stays so.
+    Errors: 409 `M_UNKNOWN` if a run that forgets has not ended, whose ID is in `id`;
+    400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403.
     """
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
@@ -137,31 +142,34 @@ class ForgetManyServlet(AdminServlet):
         requester = await services.homeserver.require_admin(request)
         require_known(request, ())
         body = Body.parse(request, ("filter", "force", *_KEYS))
-        options = _parse_options(body, requester)
-        found = await services.forget.forget_many(_parse_wanted(body), options)
+        wanted = _parse_wanted(body)
+        dry_run = body.flag("dry_run", default=True)
+        drop_to_device, reason = body.flag("drop_to_device"), body.reason()
+        if not dry_run:
+            order = RunOrder(
+                ForgetMany.name,
+                criteria.shown(wanted),
+                {"drop_to_device": drop_to_device},
+                (),
+                actor(requester),
+                reason,
+            )
+            return await start_run(services, order)
+        found = await services.forget_many.preview(
+            wanted, drop_to_device=drop_to_device
+        )
         return HTTPStatus.OK, {
-            "dry_run": options.dry_run,
-            "run_id": found.run_id,
+            "dry_run": True,
             "matched": found.matched,
             "forgotten": found.forgotten,
             "refused": found.refused,
-            "lost": _render(found.lost),
-            "kept": {"to_device_messages": found.kept},
+            **found.waiting.shown(),
             "sample": list(found.sample),
             "refused_sample": [
                 {"destination": name, "shared_rooms": count}
                 for name, count in found.refused_sample
             ],
         }
-
-
-def _parse_options(body: Body, requester: Requester) -> ForgetOptions:
-    return ForgetOptions(
-        actor(requester),
-        dry_run=body.flag("dry_run", default=True),
-        drop_to_device=body.flag("drop_to_device"),
-        reason=body.reason(),
-    )
 
 
 def _parse_wanted(body: Body) -> DestinationFilter:
@@ -174,11 +182,3 @@ def _parse_wanted(body: Body) -> DestinationFilter:
             "Key 'filter.failing_for' must be at least 30d, unless 'force' is true"
         )
     return wanted
-
-
-def _render(lost: Waiting) -> JsonDict:
-    return {
-        "rooms": lost.rooms,
-        "to_device_messages": lost.to_device_messages,
-        "device_list_updates": lost.device_list_updates,
-    }

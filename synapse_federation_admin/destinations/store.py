@@ -43,23 +43,23 @@ class DestinationStore:
         row = txn.fetchone()
         return Destination(*row) if row else None
 
-    async def known(self, names: Sequence[str]) -> set[str]:
-        """Return those of some names for which there is a row.
+    async def get_many(self, names: Sequence[str]) -> dict[str, Destination]:
+        """Return, by name, the rows that there are of some names.
 
         Raises:
             Exception: Whatever the database raises.
         """
-        known = any_of("destination", names, self._homeserver.is_postgres)
+        wanted = any_of("destination", names, self._homeserver.is_postgres)
 
-        def known_txn(txn: LoggingTransaction) -> set[str]:
+        def get_many_txn(txn: LoggingTransaction) -> dict[str, Destination]:
             txn.execute(
-                f"SELECT destination FROM destinations WHERE {known.text}",  # noqa: S608
-                known.args,
+                f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {wanted.text}",  # noqa: S608
+                wanted.args,
             )
-            return {name for (name,) in txn}
+            return {row[0]: Destination(*row) for row in txn.fetchall()}
 
         return await self._homeserver.run_db_interaction(
-            "federation_admin_known_destinations", known_txn
+            "federation_admin_get_destinations", get_many_txn
         )
 
     async def last_inbound_ts(self, name: str) -> int | None:

@@ -7,12 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TypeVar
 
+from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
 from synapse.util.async_helpers import Linearizer
 from twisted.internet.defer import CancelledError, Deferred
 
 from synapse_federation_admin.homeserver.database import Database
 from synapse_federation_admin.homeserver.process import Process
+from synapse_federation_admin.homeserver.signal import Send, Signal
 from synapse_federation_admin.homeserver.single_flight import Flight, SingleFlight
 
 T = TypeVar("T")
@@ -111,6 +113,35 @@ class Background(Process, Database):
             self._api.delayed_background_call(wait_ms, round_, desc=desc)
 
         again(first_after_ms)
+
+    def signal(self, name: str, received: Callable[[], None]) -> Send:
+        """Make a signal to all processes of the homeserver; in each of them, at start.
+
+        Args:
+            name: Its name, which no other signal has.
+            received: Called when a process sends it: in all of them.
+
+        Returns:
+            What sends it. Raises what the database raises.
+        """
+        signal = Signal(name, received)
+        self._api.register_cached_function(signal)  # type: ignore[arg-type]
+
+        async def send() -> None:
+            if self.has_other_processes:
+                await self._api.invalidate_cache(signal, ())  # type: ignore[arg-type]
+            else:
+                received()
+
+        return send
+
+    async def delete_tasks(self, action: str) -> None:
+        """Delete the tasks of a kind from Synapse's task scheduler."""
+
+        def delete_tasks_txn(txn: LoggingTransaction) -> None:
+            txn.execute("DELETE FROM scheduled_tasks WHERE action = ?", (action,))
+
+        await self.run_db_interaction("federation_admin_tasks", delete_tasks_txn)
 
     def linearizer(self, name: str, max_count: int = 1) -> KeyedLock:
         """Make a lock that is held per key, for log contexts as Synapse keeps them."""

@@ -112,14 +112,6 @@ class Database(Synapse):
             run, db_autocommit=True
         )
 
-    @property
-    def integrity_error(self) -> type[Exception]:
-        """What the database raises if something is not as a constraint wants it."""
-        error: type[Exception] = (
-            self._hs.get_datastores().main.database_engine.module.IntegrityError
-        )
-        return error
-
     def is_database_away(self, error: BaseException) -> bool:
         """Tell whether an error says that the database cannot be used just now.
 

@@ -2,11 +2,8 @@
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
-
-from synapse.types import JsonMapping, ScheduledTask, TaskStatus
 
 from synapse_federation_admin.homeserver.background import Background
 from synapse_federation_admin.homeserver.requests import Requests
@@ -62,45 +59,3 @@ class Homeserver(Requests, Background):
             shutdown_func=stop_observing,
             hs=self._hs,
         )
-
-    # -- scheduled tasks ---------------------------------------------------------------
-
-    def register_task(self, action: str, run: Callable[[str], Awaitable[None]]) -> None:
-        """Tell Synapse's task scheduler how to run tasks of a kind.
-
-        Before any is scheduled, and at every start: those that were running when the
-        process ended are run again.
-
-        Args:
-            action: The kind, which no other task of Synapse's has.
-            run: Called with what the task is about, on the process that runs background
-                tasks.
-        """
-
-        async def run_task(
-            task: ScheduledTask,
-        ) -> tuple[TaskStatus, JsonMapping | None, str | None]:
-            await run(task.resource_id or "")
-            return TaskStatus.COMPLETE, None, None
-
-        self._hs.get_task_scheduler().register_action(run_task, action)
-
-    async def schedule_task(self, action: str, about: str) -> None:
-        """Have a task run as soon as may be."""
-        await self._hs.get_task_scheduler().schedule_task(action, resource_id=about)
-
-    async def has_task(self, action: str, about: str) -> bool:
-        """Tell whether there is a task that has not come to its end."""
-        tasks = await self._hs.get_task_scheduler().get_tasks(
-            actions=[action],
-            resource_id=about,
-            statuses=[TaskStatus.ACTIVE, TaskStatus.SCHEDULED],
-        )
-        return bool(tasks)
-
-    def launch_tasks(self) -> None:
-        """Have the scheduler look for tasks now; else it does so once a minute.
-
-        Only on the process that runs background tasks.
-        """
-        self._hs.get_task_scheduler().on_new_task("")

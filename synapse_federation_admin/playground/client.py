@@ -267,13 +267,13 @@ class MatrixClient:
             timeout_s=150,
         )
 
-    def start_run(self, **body: Any) -> Json:
-        """Begin a bulk run."""
-        return self.request("POST", f"{FEDERATION_V2}/reconnects", json=body)
+    def start_run(self, action: str = "reconnect", **body: Any) -> Json:
+        """Begin a run."""
+        return self.request("POST", f"{FEDERATION_V2}/{action}", json=body)
 
     def run(self, run_id: str) -> Json:
-        """Read a bulk run."""
-        return self.request("GET", f"{FEDERATION_V2}/reconnects/{run_id}")
+        """Read a run."""
+        return self.request("GET", f"{FEDERATION_V2}/runs/{run_id}")
 
     def audit(self, **params: str | int) -> list[Json]:
         """Read the whole audit that the filters keep, the newest first."""

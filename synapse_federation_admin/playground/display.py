@@ -173,9 +173,9 @@ def curl_lines(
         ),
         (
             "Reconnect all that fail, and look how it goes",
-            f"{get} -d '{{\"all_failing\": true}}' {shlex.quote(f'{v2}/reconnects')}",
+            f"{get} -d '{{\"all_failing\": true}}' {shlex.quote(f'{v2}/reconnect')}",
         ),
-        ("", f"{get} {shlex.quote(f'{v2}/reconnects')}"),
+        ("", f"{get} {shlex.quote(f'{v2}/runs')}"),
         (
             "Who did what, and what came of it",
             f"{get} {shlex.quote(f'{v2}/audit')}",

@@ -5,119 +5,130 @@
 from then on; it does not touch those that are stored already.
 """
 
-from functools import partial
+from collections.abc import Sequence
+from enum import Enum
+from typing import ClassVar
 
+import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations import statements
 from synapse_federation_admin.destinations.query import FAILING
-from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import AUDIT_DONE, Actor, AuditAction
-from synapse_federation_admin.storage.sql import Sql, where
+from synapse_federation_admin.repair.runner import Job
+from synapse_federation_admin.storage.run_values import Run, RunResult
+from synapse_federation_admin.storage.sql import Sql, any_of
 
-# How many rows next to each other by name one transaction looks at, and may change.
-_WINDOW = 1000
+# How many one transaction changes.
+_CAPPED_AT_ONCE = 200
 
-# Between two transactions that have changed something, so that others get their turn.
+# Between two transactions, so that others get their turn.
 _PAUSE_MS = 5
 
+_SAMPLE = 10
 
-class Clamp:
-    """Shortens backoffs; one such request at a time in one process."""
 
-    def __init__(self, homeserver: Homeserver, audit: Audit) -> None:
+class CapOutcome(Enum):
+    """The outcomes of a destination in a run that caps backoffs."""
+
+    CAPPED = "capped"
+
+    # Its backoff is not longer any more.
+    UNCHANGED = "unchanged"
+
+
+class CapBackoff:
+    """The action `cap_backoff`."""
+
+    name: ClassVar[str] = "cap_backoff"
+    outcomes: ClassVar[Sequence[str]] = tuple(o.value for o in CapOutcome)
+
+    def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
-        self._audit = audit
-        self._lock = homeserver.linearizer("federation_admin_clamp")
 
-    async def count(self, longest_ms: int) -> int:
-        """Return how many failing destinations have a longer backoff."""
-        counts: list[int] = []
-        await self._walk(longest_ms, counts, change=False)
-        return sum(counts)
+    async def preview(self, max_retry_interval_ms: int) -> tuple[int, list[str]]:
+        """Return how many destinations have a longer backoff, and some of them."""
 
-    async def clamp(self, longest_ms: int, actor: Actor, *, reason: str | None) -> int:
-        """Shorten every longer backoff, and have every process know.
-
-        It goes on to its end, even if nobody waits for it any more.
-
-        Args:
-            longest_ms: How long a backoff may be.
-            actor: Who asks for it.
-            reason: Why, for the audit.
-
-        Returns:
-            How many have been shortened. Raises what the database raises; what has been
-            shortened by then stays so.
-        """
-        return await self._homeserver.begin(
-            "federation_admin_clamp", partial(self._clamp, longest_ms, actor, reason)
-        ).wait()
-
-    async def _clamp(self, longest_ms: int, actor: Actor, reason: str | None) -> int:
-        async with self._lock(""):
-            entry = self._audit.entry(
-                AuditAction.CLAMP,
-                actor,
-                reason=reason,
-                details={"max_retry_interval_ms": longest_ms},
+        def preview_txn(txn: LoggingTransaction) -> tuple[int, list[str]]:
+            longer = f"FROM destinations WHERE {FAILING} AND retry_interval > ?"
+            args = (max_retry_interval_ms,)
+            txn.execute(f"SELECT COUNT(*) {longer}", args)
+            ((count,),) = txn.fetchall()
+            txn.execute(
+                f"SELECT destination {longer} ORDER BY destination LIMIT {_SAMPLE}",
+                args,
             )
-            await self._audit.insert(entry)
-            counts: list[int] = []
-            try:
-                await self._walk(longest_ms, counts, change=True)
-            except Exception:
-                await self._audit.end_as_failed(entry, {"changed": sum(counts)})
-                raise
-            changed = sum(counts)
-            await self._audit.end(
-                self._audit.ended(entry, AUDIT_DONE, {"changed": changed})
-            )
-            return changed
+            return int(count), [name for (name,) in txn.fetchall()]
 
-    async def _walk(self, longest_ms: int, counts: list[int], *, change: bool) -> None:
-        """Look at all destinations, some at a time.
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_cap_backoff", preview_txn
+        )
 
-        Args:
-            longest_ms: How long a backoff may be.
-            counts: Is given how many have a longer one, of each piece when it is done.
-            change: Whether to shorten it.
-        """
-        after: str | None = None
-        while True:
+    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:
+        """Select those whose backoff is longer; see `Action.rows_of`."""
+        longer = self._longer(names, _longest_ms(run))
+        return Sql(
+            "SELECT 0 AS priority, destination, 1 AS was_failing "  # noqa: S608
+            f"FROM destinations WHERE {longer.text}",
+            longer.args,
+        )
 
-            def look_txn(
-                txn: LoggingTransaction, after: str | None = after
-            ) -> tuple[int, str | None]:
-                end = statements.name_at(txn, after, Direction.FORWARDS, _WINDOW)
-                which = where(
-                    [
-                        *statements.between(after, end, Direction.FORWARDS),
-                        Sql(FAILING),
-                        Sql("retry_interval > ?", (longest_ms,)),
-                    ]
-                )
-                txn.execute(
-                    f"SELECT destination FROM destinations {which.text}",  # noqa: S608
-                    which.args,
-                )
-                names = [name for (name,) in txn.fetchall()]
-                if change and names:
-                    txn.execute(
-                        "UPDATE destinations SET retry_interval = ? "  # noqa: S608
-                        f"{which.text}",
-                        (longest_ms, *which.args),
-                    )
-                    self._homeserver.retry_timings.invalidate_txn(txn, names)
-                return len(names), end
+    async def work(self, job: Job) -> None:
+        """Shorten the backoffs of what is in the queue; see `Action.work`."""
+        longest_ms = _longest_ms(job.run)
 
-            count, after = await self._homeserver.run_db_interaction(
-                "federation_admin_clamp", look_txn
-            )
-            counts.append(count)
-            if after is None:
+        def cap_txn(
+            txn: LoggingTransaction, results: Sequence[RunResult]
+        ) -> Sequence[RunResult]:
+            return self._cap_txn(txn, longest_ms, results)
+
+        # Those that are done leave the queue.
+        while queued := await job.next(None, _CAPPED_AT_ONCE):
+            now_ts = self._homeserver.now_ms()
+            results = [
+                RunResult(one.destination, CapOutcome.UNCHANGED.value, now_ts, now_ts)
+                for one in queued
+            ]
+            if not await job.record(results, cap_txn):
                 return
-            if change and count:
-                await self._homeserver.sleep_ms(_PAUSE_MS)
+            await self._homeserver.sleep_ms(_PAUSE_MS)
+
+    def _cap_txn(
+        self, txn: LoggingTransaction, longest_ms: int, results: Sequence[RunResult]
+    ) -> Sequence[RunResult]:
+        longer = self._longer([result.destination for result in results], longest_ms)
+        lock = "ORDER BY destination FOR UPDATE" if self._homeserver.is_postgres else ""
+        txn.execute(
+            "SELECT destination, retry_interval FROM destinations "  # noqa: S608
+            f"WHERE {longer.text} {lock}",
+            longer.args,
+        )
+        before = dict(txn.fetchall())
+        if not before:
+            return results
+        txn.execute(
+            f"UPDATE destinations SET retry_interval = ? WHERE {longer.text}",  # noqa: S608
+            (longest_ms, *longer.args),
+        )
+        self._homeserver.retry_timings.invalidate_txn(txn, list(before))
+        return [
+            attr.evolve(
+                result,
+                outcome=CapOutcome.CAPPED.value,
+                details={"retry_interval": before[result.destination]},
+            )
+            if result.destination in before
+            else result
+            for result in results
+        ]
+
+    def _longer(self, names: Sequence[str], longest_ms: int) -> Sql:
+        """Return the condition that it is one of some, with a longer backoff."""
+        wanted = any_of("destination", names, self._homeserver.is_postgres)
+        return Sql(
+            f"{wanted.text} AND {FAILING} AND retry_interval > ?",
+            (*wanted.args, longest_ms),
+        )
+
+
+def _longest_ms(run: Run) -> int:
+    return int(str(run.options["max_retry_interval_ms"]))

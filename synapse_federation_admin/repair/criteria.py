@@ -1,64 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which destinations something is done to: as it is stored, and as it is shown."""
+"""Which destinations a run is for: as the API shows it and the table keeps it."""
 
-import json
-
-import attr
+from collections.abc import Mapping
 
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationStatus,
 )
-from synapse_federation_admin.storage.run_values import RunCriteria
 
 FAILING_STATUSES = frozenset(
     {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}
 )
 ALL_FAILING = DestinationFilter(statuses=FAILING_STATUSES)
 
+# The keys of a filter. Version 2 of the tables has the last two in place of the first.
+_KEYS = {"destination", "status", "failing_for_ms", "failure"}
+_OLD_KEYS = {"name_contains", "name_glob"}
 
-def shown_criteria(criteria: RunCriteria) -> dict[str, object]:
-    """Return criteria as the API and the audit show them: without a long list."""
-    wanted = criteria.wanted
-    if wanted is None:
-        return {"destinations": criteria.listed}
+
+def listed(count: int) -> dict[str, object]:
+    """Return the criteria for a list of so many destinations."""
+    return {"destinations": count}
+
+
+def shown(wanted: DestinationFilter) -> dict[str, object]:
+    """Return the criteria that a filter stands for."""
     if wanted == ALL_FAILING:
         return {"all_failing": True}
-    return {"filter": shown_filter(wanted)}
-
-
-def shown_filter(wanted: DestinationFilter) -> dict[str, object]:
-    """Return a filter as the API and the audit show it."""
-    shown: dict[str, object] = {}
+    found: dict[str, object] = {}
     if wanted.has_pattern:
-        shown["destination"] = wanted.name_glob or wanted.name_contains
+        found["destination"] = wanted.name_glob or wanted.name_contains
     if wanted.statuses:
-        shown["status"] = sorted(status.value for status in wanted.statuses)
+        found["status"] = sorted(status.value for status in wanted.statuses)
     if wanted.failing_for_ms is not None:
-        shown["failing_for_ms"] = wanted.failing_for_ms
+        found["failing_for_ms"] = wanted.failing_for_ms
     if wanted.failures:
-        shown["failure"] = sorted(wanted.failures)
-    return shown
+        found["failure"] = sorted(wanted.failures)
+    return {"filter": found}
 
 
-def criteria_to_json(criteria: RunCriteria) -> str:
-    """Return criteria as they are stored."""
-    wanted = criteria.wanted
-    if wanted is None:
-        return json.dumps({"listed": criteria.listed})
-    values = attr.asdict(wanted)
-    values["statuses"] = sorted(status.value for status in wanted.statuses)
-    values["failures"] = sorted(wanted.failures)
-    return json.dumps({"wanted": values})
+def wanted_by(criteria: Mapping[str, object]) -> DestinationFilter | None:
+    """Return the filter that criteria stand for; None if they are for a list.
 
-
-def criteria_from_json(text: str) -> RunCriteria:
-    """Return criteria that are stored."""
-    found = json.loads(text)
-    if "listed" in found:
-        return RunCriteria(listed=found["listed"])
-    values = found["wanted"]
-    values["statuses"] = frozenset(map(DestinationStatus, values["statuses"]))
-    # What an earlier release has stored has none.
-    values["failures"] = frozenset(values.get("failures", ()))
-    return RunCriteria(wanted=DestinationFilter(**values))
+    Raises:
+        ValueError: A later version has written them: nobody knows here what they say.
+    """
+    if criteria.keys() == {"destinations"}:
+        return None
+    if criteria == {"all_failing": True}:
+        return ALL_FAILING
+    found = criteria.get("filter")
+    if len(criteria) != 1 or not isinstance(found, dict):
+        raise ValueError(criteria)
+    if not found.keys() <= _KEYS | _OLD_KEYS:
+        raise ValueError(criteria)
+    name = found.get("destination") or found.get("name_contains") or ""
+    glob = found.get("name_glob") or (name if set("*?") & set(name) else "")
+    return DestinationFilter(
+        name_contains="" if glob else name,
+        name_glob=glob,
+        statuses=frozenset(map(DestinationStatus, found.get("status", ()))),
+        failing_for_ms=found.get("failing_for_ms"),
+        failures=frozenset(found.get("failure", ())),
+    )

@@ -13,42 +13,30 @@ update would refer to one that the server may have, and it would not notice what
 missed; without them, it asks anew.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations import query as sql
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
-from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
-from synapse_federation_admin.destinations.values import (
-    Destination,
-    DestinationFilter,
-    Sort,
-)
+from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.criteria import shown_filter
-from synapse_federation_admin.repair.forget_values import (
-    ForgetOptions,
-    Forgotten,
-    ManyForgotten,
-    Waiting,
-)
 from synapse_federation_admin.storage import addresses, failures, successes
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import (
-    AUDIT_DONE,
     AUDIT_FORGOTTEN,
+    Actor,
     AuditAction,
-    AuditEntry,
 )
-from synapse_federation_admin.storage.sql import can_be_stored
+from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import any_of, can_be_stored
 
-# Tables with what refers to a destination, in the order in which it is deleted: one of
-# them is bound to `destinations` by a foreign key. Not every Synapse has all of them.
+# Tables of Synapse's with what refers to a destination, in the order in which it is
+# deleted: one of them is bound to `destinations` by a foreign key. Not every Synapse
+# has all of them.
 _CHILDREN = (
     "destination_rooms",
     "destination_rooms_sticky_events_backlog",
@@ -57,27 +45,21 @@ _CHILDREN = (
 )
 _TO_DEVICE = "device_federation_outbox"
 
-# Of how many destinations a pass over all members looks for shared rooms.
-_CANDIDATES = 20_000
-
-# How many are looked at, and how many are deleted, in one transaction.
-_LOOKED_AT_ONCE = 200
-_DELETED_AT_ONCE = 20
-
-# Between two transactions that delete, so that others get their turn.
-_PAUSE_MS = 5
-
-_SAMPLE = 10
-
-_CHANGED = "Something was sent to this destination, or failed, meanwhile: try again"
+CHANGED = "Something was sent to this destination, or failed, meanwhile: try again"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Seen:
-    """What was there when it was looked for shared rooms.
+class Seen:
+    """What was there when shared rooms were looked for.
 
     If any of it is another when it is to be deleted, it is not deleted: perhaps
     somebody has joined a room.
+
+    Attributes:
+        row: The row in `destinations`; None if there is none.
+        newest_event: The newest event queued.
+        newest_message: The newest to-device message queued.
+        newest_update: The newest device list update queued.
     """
 
     row: Destination | None = None
@@ -86,261 +68,235 @@ class _Seen:
     newest_update: int | None = None
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Waiting:
+    """What waits for destinations, and is or would be lost, and what is kept.
+
+    Attributes:
+        rooms: Rooms with an event that a destination has not got.
+        to_device_messages: To-device messages.
+        device_list_updates: Changes of local users' devices.
+        kept_messages: To-device messages that still wait, or would.
+    """
+
+    rooms: int = 0
+    to_device_messages: int = 0
+    device_list_updates: int = 0
+    kept_messages: int = 0
+
+    @classmethod
+    def of(cls, backlogs: Sequence[Backlog], *, drop_to_device: bool) -> "Waiting":
+        """Return what waits by some backlogs."""
+        messages = sum(backlog.to_device_messages for backlog in backlogs)
+        return cls(
+            rooms=sum(backlog.rooms for backlog in backlogs),
+            to_device_messages=messages if drop_to_device else 0,
+            device_list_updates=sum(
+                backlog.device_list_updates for backlog in backlogs
+            ),
+            kept_messages=0 if drop_to_device else messages,
+        )
+
+    def __add__(self, other: "Waiting") -> "Waiting":
+        """Return both together."""
+        return Waiting(
+            self.rooms + other.rooms,
+            self.to_device_messages + other.to_device_messages,
+            self.device_list_updates + other.device_list_updates,
+            self.kept_messages + other.kept_messages,
+        )
+
+    def shown(self) -> dict[str, dict[str, int]]:
+        """Return it as the API and the audit show it."""
+        return {
+            "lost": {
+                "rooms": self.rooms,
+                "to_device_messages": self.to_device_messages,
+                "device_list_updates": self.device_list_updates,
+            },
+            "kept": {"to_device_messages": self.kept_messages},
+        }
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Forgotten:
+    """The result of a request to forget a destination.
+
+    Attributes:
+        destination: What its row said.
+        waiting: What was waiting for it.
+        shared_rooms: Rooms that users of ours share with it.
+        refused: Why it is not forgotten; None if it is, or would be.
+        changed: Whether it is refused because something came in between.
+        forgotten: Whether it is.
+    """
+
+    destination: Destination
+    waiting: Waiting
+    shared_rooms: int
+    refused: str | None = None
+    changed: bool = False
+    forgotten: bool = False
+
+
 class Forget:
     """Forgets destinations."""
 
     def __init__(
         self,
         homeserver: Homeserver,
-        reader: DestinationReader,
+        tables: Tables,
         backlog: BacklogStore,
         shared_rooms: SharedRoomsStore,
         audit: Audit,
-        before_delete: Callable[[LoggingTransaction, Sequence[str]], None],
+        end_outages_txn: Callable[[LoggingTransaction, Sequence[str]], None],
     ) -> None:
         """Forget nothing yet.
 
         Args:
             homeserver: Reaches Synapse.
-            reader: Reads lists.
+            tables: The module's own tables.
             backlog: Knows what waits.
             shared_rooms: Knows with whom rooms are shared.
             audit: Keeps what is done.
-            before_delete: Called in the transaction in which some are deleted, before.
+            end_outages_txn: Ends the outages of some destinations, of which the rows
+                are still there.
         """
-        self._before_delete = before_delete
         self._homeserver = homeserver
-        self._reader = reader
+        self._tables = tables
         self._backlog = backlog
         self._shared_rooms = shared_rooms
         self._audit = audit
-        self._lock = homeserver.linearizer("federation_admin_forget")
-        self._tables: tuple[str, ...] | None = None
+        self._end_outages_txn = end_outages_txn
+        self._children: Sequence[str] | None = None
 
-    async def forget(self, name: str, options: ForgetOptions) -> Forgotten | None:
+    async def forget(
+        self,
+        name: str,
+        actor: Actor,
+        *,
+        dry_run: bool,
+        drop_to_device: bool,
+        reason: str | None,
+    ) -> Forgotten | None:
         """Forget one destination, unless users of ours share a room with it.
 
         Args:
             name: Its exact name.
-            options: How.
+            actor: Who asks for it.
+            dry_run: Tell what the result would be, and change nothing.
+            drop_to_device: Delete the to-device messages that wait as well.
+            reason: Why, for the audit.
 
         Returns:
-            What came of it; None if Synapse knows nothing of this destination. Raises
-            what the database raises; then nothing has changed.
+            The result; None if Synapse knows nothing of this destination. Raises what
+            the database raises; then nothing has changed.
         """
         if not can_be_stored(name):
             return None
-        seen = (await self._look([name]))[name]
+        seen = (await self.look([name]))[name]
         backlog = (await self._backlog.of([name]))[name]
         if seen.row is None and backlog.is_empty:
             return None
         shared_rooms = (await self._shared_rooms.of(name)).rooms
-        lost, kept = _losses([backlog], options)
+        waiting = Waiting.of([backlog], drop_to_device=drop_to_device)
         found = Forgotten(
             destination=seen.row or Destination(name, None, None, None, None),
-            lost=lost,
-            kept=kept,
+            waiting=waiting,
             shared_rooms=shared_rooms,
-            refused=_refusal(shared_rooms),
+            refused=refusal(shared_rooms) if shared_rooms else None,
         )
-        if options.dry_run or found.refused:
+        if dry_run or found.refused:
             return found
-        entry = self._entry(name, seen, backlog, options)
-        deleted = await self._delete({name: seen}, [entry], options)
+        entry = self._audit.entry(
+            AuditAction.FORGET,
+            actor,
+            destination=name,
+            reason=reason,
+            outcome=AUDIT_FORGOTTEN,
+            details=audit_details(seen, waiting),
+        )
+        await self.prepare()
+
+        def forget_txn(txn: LoggingTransaction) -> bool:
+            deleted = self.delete_txn(txn, {name: seen}, drop_to_device=drop_to_device)
+            if deleted:
+                self._audit.insert_txn(txn, [entry])
+            return bool(deleted)
+
+        # To its end, even if the client goes away.
+        deleted = await self._homeserver.begin(
+            "federation_admin_forget",
+            lambda: self._tables.run(
+                "federation_admin_forget", forget_txn, read_committed=True
+            ),
+        ).wait()
         if not deleted:
-            return attr.evolve(found, refused=_CHANGED, changed=True)
+            return attr.evolve(found, refused=CHANGED, changed=True)
         return attr.evolve(found, forgotten=True)
 
-    async def forget_many(
-        self, wanted: DestinationFilter, options: ForgetOptions
-    ) -> ManyForgotten:
-        """Forget what a filter keeps, but for what shares rooms with users of ours.
-
-        It goes on to its end, even if nobody waits for it any more.
-
-        Returns:
-            What came of it. Raises what the database raises; what has been forgotten by
-            then stays so.
-        """
-        return await self._homeserver.begin(
-            "federation_admin_forget", partial(self._forget_many, wanted, options)
-        ).wait()
-
-    async def _forget_many(
-        self, wanted: DestinationFilter, options: ForgetOptions
-    ) -> ManyForgotten:
-        if options.dry_run:
-            return await self._forget_all(wanted, options, None)
-        async with self._lock(""):
-            entry = self._audit.entry(
-                AuditAction.BULK_FORGET,
-                options.actor,
-                reason=options.reason,
-                details={
-                    "filter": shown_filter(wanted),
-                    "drop_to_device": options.drop_to_device,
-                },
-            )
-            entry = attr.evolve(entry, run_id=entry.entry_id)
-            await self._audit.insert(entry)
-            try:
-                found = await self._forget_all(wanted, options, entry.entry_id)
-            except Exception:
-                await self._audit.end_as_failed(entry)
-                raise
-            counts = {
-                "matched": found.matched,
-                "forgotten": found.forgotten,
-                "refused": found.refused,
-                "lost": attr.asdict(found.lost),
-            }
-            await self._audit.end(self._audit.ended(entry, AUDIT_DONE, counts))
-            return found
-
-    async def _forget_all(
-        self,
-        wanted: DestinationFilter,
-        options: ForgetOptions,
-        run_id: str | None,
-    ) -> ManyForgotten:
-        """Forget what a filter keeps."""
-        total = ManyForgotten(run_id=run_id)
-        names: list[str] = []
-        async with aclosing(self._reader.pieces(wanted, Sort(), None)) as pieces:
-            async for rows in pieces:
-                names += [row.destination for row in rows]
-                if len(names) >= _CANDIDATES:
-                    total = await self._forget_these(total, names, options)
-                    names = []
-        return await self._forget_these(total, names, options)
-
-    async def _forget_these(
-        self,
-        total: ManyForgotten,
-        names: Sequence[str],
-        options: ForgetOptions,
-    ) -> ManyForgotten:
-        seen: dict[str, _Seen] = {}
-        for piece in _pieces(names, _LOOKED_AT_ONCE):
-            seen.update(await self._look(piece))
-        shared = await self._shared_rooms.counts(names)
-        for piece in _pieces([n for n in names if n not in shared], _DELETED_AT_ONCE):
-            backlogs = await self._backlog.of(piece)
-            forgotten = set(piece)
-            if not options.dry_run:
-                entries = [
-                    self._entry(name, seen[name], backlogs[name], options, total.run_id)
-                    for name in piece
-                ]
-                forgotten = await self._delete(
-                    {name: seen[name] for name in piece}, entries, options
-                )
-                await self._homeserver.sleep_ms(_PAUSE_MS)
-            lost, kept = _losses([backlogs[name] for name in forgotten], options)
-            total = attr.evolve(
-                total,
-                forgotten=total.forgotten + len(forgotten),
-                lost=total.lost + lost,
-                kept=total.kept + kept,
-                sample=(*total.sample, *sorted(forgotten))[:_SAMPLE],
-                refused=total.refused + len(piece) - len(forgotten),
-            )
-        return attr.evolve(
-            total,
-            matched=total.matched + len(names),
-            refused=total.refused + len(shared),
-            refused_sample=(*total.refused_sample, *sorted(shared.items()))[:_SAMPLE],
-        )
-
-    async def _look(self, names: Sequence[str]) -> dict[str, _Seen]:
+    async def look(self, names: Sequence[str]) -> dict[str, Seen]:
         """Return what is there of some destinations."""
         return await self._homeserver.run_db_interaction(
-            "federation_admin_forget", lambda txn: _look_txn(txn, names)
+            "federation_admin_forget",
+            partial(_look_txn, names=names, is_postgres=self._homeserver.is_postgres),
         )
 
-    async def _delete(
+    async def prepare(self) -> None:
+        """Find out which tables this Synapse has; to be awaited before `delete_txn`."""
+        if self._children is None:
+            self._children = await self._homeserver.run_db_interaction(
+                "federation_admin_forget",
+                partial(_children_txn, is_postgres=self._homeserver.is_postgres),
+            )
+
+    def delete_txn(
         self,
-        seen: Mapping[str, _Seen],
-        entries: Sequence[AuditEntry],
-        options: ForgetOptions,
+        txn: LoggingTransaction,
+        seen: Mapping[str, Seen],
+        *,
+        drop_to_device: bool,
     ) -> set[str]:
-        """Delete destinations in one transaction, with their entries in the audit.
+        """Delete destinations; each statement of the transaction is to see the newest.
+
+        On PostgreSQL their rows are locked first: an event that another process queues
+        for one of them waits until it is gone, and then has it made anew.
 
         Args:
-            seen: What was there of each when it was looked for shared rooms.
-            entries: What to write of each that is deleted.
-            options: How.
+            txn: The transaction.
+            seen: What was there of each when shared rooms were looked for.
+            drop_to_device: Delete the to-device messages that wait as well.
 
         Returns:
-            Those that were deleted: whose rows are as they were seen.
+            Those that were deleted: of which everything is as it was seen.
         """
-        if self._tables is None:
-            self._tables = await self._homeserver.run_db_interaction(
-                "federation_admin_forget",
-                partial(_tables_txn, on_postgres=self._homeserver.is_postgres),
+        is_postgres = self._homeserver.is_postgres
+        if is_postgres:
+            wanted = any_of("destination", seen, is_postgres)
+            txn.execute(
+                f"SELECT 1 FROM destinations WHERE {wanted.text} "  # noqa: S608
+                "ORDER BY destination FOR UPDATE",
+                wanted.args,
             )
-        children = (*self._tables, *([_TO_DEVICE] if options.drop_to_device else []))
-
-        def delete_txn(txn: LoggingTransaction) -> set[str]:
-            now = _look_txn(txn, list(seen))
-            names = sorted(name for name in seen if now[name] == seen[name])
-            if not names:
-                return set()
-            self._before_delete(txn, names)
-            marks = ", ".join("?" * len(names))
-            for table in (*children, "destinations"):
-                txn.execute(
-                    f"DELETE FROM {table} WHERE destination IN ({marks})",  # noqa: S608
-                    tuple(names),
-                )
-            # Outages are kept: that it was forgotten is how one ended.
+        now = _look_txn(txn, list(seen), is_postgres)
+        names = sorted(name for name in seen if now[name] == seen[name])
+        if names:
+            self._end_outages_txn(txn, names)
             for records in (failures, successes, addresses):
                 records.delete_txn(txn, names)
+            these = any_of("destination", names, is_postgres)
+            to_device = [_TO_DEVICE] if drop_to_device else []
+            for table in (*(self._children or ()), *to_device, "destinations"):
+                txn.execute(
+                    f"DELETE FROM {table} WHERE {these.text}",  # noqa: S608
+                    these.args,
+                )
             self._homeserver.retry_timings.invalidate_txn(txn, names)
-            self._audit.insert_txn(txn, [e for e in entries if e.destination in names])
-            return set(names)
-
-        try:
-            return await self._audit.run("federation_admin_forget", delete_txn)
-        except self._homeserver.integrity_error:
-            if not self._homeserver.is_postgres:
-                raise
-            # An event was queued for one of them in this very moment: the foreign key
-            # of the ledger keeps its row.
-            if len(seen) == 1:
-                return set()
-        deleted: set[str] = set()
-        for name, was in seen.items():
-            deleted |= await self._delete({name: was}, entries, options)
-        return deleted
-
-    def _entry(
-        self,
-        name: str,
-        seen: _Seen,
-        backlog: Backlog,
-        options: ForgetOptions,
-        run_id: str | None = None,
-    ) -> AuditEntry:
-        lost, kept = _losses([backlog], options)
-        return self._audit.entry(
-            AuditAction.FORGET,
-            options.actor,
-            destination=name,
-            reason=options.reason,
-            run_id=run_id,
-            outcome=AUDIT_FORGOTTEN,
-            details={
-                "failure_ts": seen.row.failure_ts if seen.row else None,
-                "lost": attr.asdict(lost),
-                "kept": {"to_device_messages": kept},
-            },
-        )
+        return set(names)
 
 
-def _refusal(shared_rooms: int) -> str | None:
-    if not shared_rooms:
-        return None
+def refusal(shared_rooms: int) -> str:
+    """Return why a destination with shared rooms is not forgotten."""
     rooms = "1 room" if shared_rooms == 1 else f"{shared_rooms} rooms"
     return (
         f"Local users share {rooms} with this destination: it is not forgotten while "
@@ -348,28 +304,18 @@ def _refusal(shared_rooms: int) -> str | None:
     )
 
 
-def _losses(backlogs: Sequence[Backlog], options: ForgetOptions) -> tuple[Waiting, int]:
-    """Return what would be lost of backlogs, and how many messages would be kept."""
-    messages = sum(backlog.to_device_messages for backlog in backlogs)
-    lost = Waiting(
-        rooms=sum(backlog.rooms for backlog in backlogs),
-        to_device_messages=messages if options.drop_to_device else 0,
-        device_list_updates=sum(backlog.device_list_updates for backlog in backlogs),
-    )
-    return lost, 0 if options.drop_to_device else messages
+def audit_details(seen: Seen, waiting: Waiting) -> dict[str, object]:
+    """Return what the audit keeps of a destination that is forgotten."""
+    return {"failure_ts": seen.row.failure_ts if seen.row else None, **waiting.shown()}
 
 
-def _pieces(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for begin in range(0, len(names), size):
-        yield names[begin : begin + size]
-
-
-def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, _Seen]:
-    marks = ", ".join("?" * len(names))
+def _look_txn(
+    txn: LoggingTransaction, names: Sequence[str], is_postgres: bool
+) -> dict[str, Seen]:
+    wanted = any_of("destination", names, is_postgres)
     txn.execute(
-        f"SELECT {sql.DESTINATION_COLUMNS} FROM destinations "  # noqa: S608
-        f"WHERE destination IN ({marks})",
-        tuple(names),
+        f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {wanted.text}",  # noqa: S608
+        wanted.args,
     )
     rows = {row[0]: Destination(*row) for row in txn.fetchall()}
     newest: list[dict[str, int]] = []
@@ -380,28 +326,26 @@ def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, _Seen]
     ):
         txn.execute(
             f"SELECT destination, MAX({column}) FROM {table} "  # noqa: S608
-            f"WHERE destination IN ({marks}) GROUP BY destination",
-            tuple(names),
+            f"WHERE {wanted.text} GROUP BY destination",
+            wanted.args,
         )
         newest.append(dict(txn.fetchall()))
     return {
-        name: _Seen(rows.get(name), *(found.get(name) for found in newest))
+        name: Seen(rows.get(name), *(found.get(name) for found in newest))
         for name in names
     }
 
 
-def _tables_txn(txn: LoggingTransaction, *, on_postgres: bool) -> tuple[str, ...]:
+def _children_txn(txn: LoggingTransaction, *, is_postgres: bool) -> list[str]:
     """Return those of the tables that this Synapse has."""
+    statement = (
+        "SELECT 1 WHERE to_regclass(?) IS NOT NULL"
+        if is_postgres
+        else "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    )
     found = []
     for table in _CHILDREN:
-        if on_postgres:
-            txn.execute("SELECT to_regclass(?) IS NOT NULL", (table,))
-        else:
-            txn.execute(
-                "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?",
-                (table,),
-            )
-        ((exists,),) = txn.fetchall()
-        if exists:
+        txn.execute(statement, (table,))
+        if txn.fetchone():
             found.append(table)
-    return tuple(found)
+    return found

@@ -8,12 +8,14 @@ background tasks deletes, once an hour, what has been kept for long enough.
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import addresses, failures, outages, successes
-from synapse_federation_admin.storage.audit_entry import AUDIT_INTERRUPTED, AuditAction
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, delete_some
 
@@ -29,24 +31,11 @@ _FIRST_PRUNE_MS = 60_000
 # How many rows one transaction deletes.
 _DELETED_AT_ONCE = 500
 
-# What is pending for longer will never end: its process is gone. A bulk run may take
-# as long as it wants. For so long an attempt is kept for who waits for its result, too.
-_LONGEST_PENDING_MS = 86_400_000
-
-# For how long it is kept where destinations lead.
+# What is pending for longer will never end: its process is gone. For so long it is kept
+# where destinations lead, and the result of an attempt for who waits for it.
 _DAY_MS = 86_400_000
 
-_ENDED_RUNS = "SELECT run_id FROM federation_admin_runs WHERE active IS NULL"
-
-# What of each table goes, by the columns of its key: what began or ended before a time.
-_OLD_AUDIT = ("federation_admin_audit", "entry_id", "ts < ?")
-_OLD_RUNS = ("federation_admin_runs", "run_id", "active IS NULL AND ended_ts < ?")
 _OLD_ATTEMPTS = ("federation_admin_attempts", "destination", "started_ts < ?")
-_LEFT_IN_QUEUE = (
-    "federation_admin_run_queue",
-    "run_id, destination",
-    f"run_id IN ({_ENDED_RUNS})",
-)
 
 
 class Housekeeping:
@@ -56,12 +45,16 @@ class Housekeeping:
         self,
         homeserver: Homeserver,
         tables: Tables,
+        audit: Audit,
+        runs: RunStore,
         *,
         keep_for_ms: int,
         outages_keep_for_ms: int,
     ) -> None:
         self._homeserver = homeserver
         self._tables = tables
+        self._audit = audit
+        self._runs = runs
         self._keep_for_ms = keep_for_ms
         self._outages_keep_for_ms = outages_keep_for_ms
 
@@ -90,7 +83,7 @@ class Housekeeping:
         own = (self._homeserver.instance_name, started_ts)
 
         def interrupt_own_txn(txn: LoggingTransaction) -> None:
-            _interrupt_txn(txn, "instance = ? AND ts < ?", own, started_ts)
+            self._audit.interrupt_own_txn(txn, started_ts)
             # Nobody shall wait for it.
             txn.execute(
                 "DELETE FROM federation_admin_attempts "
@@ -113,28 +106,28 @@ class Housekeeping:
         now_ts = self._homeserver.now_ms()
         await self._tables.run(
             "federation_admin_housekeeping",
-            lambda txn: _interrupt_txn(
-                txn, "ts < ?", (now_ts - _LONGEST_PENDING_MS,), now_ts
-            ),
+            lambda txn: self._audit.interrupt_old_txn(txn, now_ts - _DAY_MS),
         )
-        await self._delete(*_OLD_AUDIT, now_ts - self._keep_for_ms)
-        await self._delete(*_OLD_RUNS, now_ts - self._keep_for_ms)
-        await self._delete(*_OLD_ATTEMPTS, now_ts - _LONGEST_PENDING_MS)
-        for records, keep_for_ms in (
+        await self._delete(*_OLD_ATTEMPTS, now_ts - _DAY_MS)
+        for owner, keep_for_ms in (
+            (self._audit, self._keep_for_ms),
+            (self._runs, self._keep_for_ms),
             (failures, self._outages_keep_for_ms),
             (successes, self._outages_keep_for_ms),
             (outages, self._outages_keep_for_ms),
             (addresses, _DAY_MS),
         ):
-            before_ts = now_ts - keep_for_ms
-            await self._until_done(
-                partial(records.prune_txn, before_ts=before_ts, limit=_DELETED_AT_ONCE)
-            )
-        await self.clear_queue()
+            await self._prune(owner, now_ts - keep_for_ms)
 
-    async def clear_queue(self) -> None:
-        """Delete what ended runs have left to do. Raises what the database raises."""
-        await self._delete(*_LEFT_IN_QUEUE)
+    async def prune_runs(self) -> None:
+        """Delete what ended runs have not done. Raises what the database raises."""
+        await self._prune(self._runs, 0)
+
+    async def _prune(self, owner: Any, before_ts: int) -> None:
+        """Delete old rows of a table, as its owner does it, some at a time."""
+        await self._until_done(
+            partial(owner.prune_txn, before_ts=before_ts, limit=_DELETED_AT_ONCE)
+        )
 
     async def _keep_house(self) -> None:
         started_ts = self._homeserver.now_ms()
@@ -160,14 +153,3 @@ class Housekeeping:
         deleted = _DELETED_AT_ONCE
         while deleted == _DELETED_AT_ONCE:
             deleted = await self._tables.run("federation_admin_prune", delete_txn)
-
-
-def _interrupt_txn(
-    txn: LoggingTransaction, which: str, args: tuple[str | int, ...], now_ts: int
-) -> None:
-    # The literal is that of the index.
-    txn.execute(
-        "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
-        f"WHERE outcome = 'pending' AND action <> ? AND {which}",
-        (AUDIT_INTERRUPTED, now_ts, AuditAction.BULK_RECONNECT.value, *args),
-    )

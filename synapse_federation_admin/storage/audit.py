@@ -14,9 +14,9 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit_entry import (
-    AUDIT_DONE,
     AUDIT_FAILED,
     AUDIT_FORGOTTEN,
+    AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     Actor,
     AuditAction,
@@ -24,9 +24,9 @@ from synapse_federation_admin.storage.audit_entry import (
     AuditFilter,
 )
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
-from synapse_federation_admin.storage.run_values import RunOutcome, RunStatus
+from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import MAX_NAME
+from synapse_federation_admin.storage.sql import MAX_NAME, Sql, delete_some
 
 T = TypeVar("T")
 
@@ -51,25 +51,20 @@ _LOGGED_TWICE = frozenset(
     for action in (
         AuditAction.BULK_RECONNECT,
         AuditAction.BULK_FORGET,
-        AuditAction.CLAMP,
+        AuditAction.BULK_CAP_BACKOFF,
     )
 )
 
-# With what each action may end, here; what never ends is not counted.
+# The outcomes of each action here, but for runs; what never ends is not counted.
 OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
     AuditAction.RESET: (ResetOutcome.RESET.value,),
     AuditAction.RECONNECT: (
         *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
         *(ReconnectOutcome.FORCED.value, ReconnectOutcome.INTERNAL.value),
         AUDIT_FAILED,
-        # In bulk runs.
-        *(RunOutcome.NO_LONGER_FAILING.value, RunOutcome.SKIPPED.value),
     ),
-    AuditAction.BULK_RECONNECT: (RunStatus.COMPLETE.value, RunStatus.CANCELLED.value),
     AuditAction.CANCEL: (RunStatus.CANCELLED.value,),
-    AuditAction.CLAMP: (AUDIT_DONE, AUDIT_FAILED),
     AuditAction.FORGET: (AUDIT_FORGOTTEN,),
-    AuditAction.BULK_FORGET: (AUDIT_DONE, AUDIT_FAILED),
 }
 
 # What is in the order of time, and where a page begins.
@@ -109,7 +104,7 @@ class Audit:
 
     def entry(
         self,
-        action: AuditAction,
+        action: AuditAction | str,
         actor: Actor,
         *,
         destination: str | None = None,
@@ -123,7 +118,7 @@ class Audit:
         return AuditEntry(
             entry_id=secrets.token_hex(8),
             ts=now_ts,
-            action=action.value,
+            action=action.value if isinstance(action, AuditAction) else action,
             actor=actor,
             instance=self._homeserver.instance_name,
             outcome=outcome,
@@ -228,6 +223,31 @@ class Audit:
             raise
         except Exception as e:
             self.log_unwritten(entry, e)
+
+    def interrupt_own_txn(self, txn: LoggingTransaction, started_ts: int) -> None:
+        """End what this process was doing when it ended, before it started again."""
+        own = (self._homeserver.instance_name, started_ts)
+        self._interrupt_txn(txn, Sql("instance = ? AND ts < ?", own))
+
+    def interrupt_old_txn(self, txn: LoggingTransaction, before_ts: int) -> None:
+        """End what began before a time, and whose process must have ended since."""
+        self._interrupt_txn(txn, Sql("ts < ?", (before_ts,)))
+
+    def _interrupt_txn(self, txn: LoggingTransaction, which: Sql) -> None:
+        # The literal is that of the index. A run as a whole goes on; what was entered
+        # with its own ID as that of a run, in version 2 of the tables, does not.
+        txn.execute(
+            "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
+            "WHERE outcome = 'pending' AND (run_id IS NULL OR run_id = entry_id) "
+            f"AND {which.text}",
+            (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *which.args),
+        )
+
+    @staticmethod
+    def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+        """Delete entries that began before a time; return how many."""
+        old = Sql("ts < ?", (before_ts,))
+        return delete_some(txn, "federation_admin_audit", "entry_id", old, limit)
 
     async def read(
         self,

@@ -26,19 +26,17 @@ class AuditAction(Enum):
     # v1's reset_connection.
     RESET = "reset"
 
-    # One destination was contacted, by itself or in a bulk run.
+    # One destination was contacted, removed, or had its backoff shortened: by itself or
+    # in a run.
     RECONNECT = "reconnect"
-
-    # A bulk run, and that it was cancelled.
-    BULK_RECONNECT = "bulk_reconnect"
-    CANCEL = "cancel"
-
-    # Long retry intervals were shortened.
-    CLAMP = "clamp"
-
-    # One destination was removed, by itself or by a filter; and the latter as a whole.
     FORGET = "forget"
+    CAP_BACKOFF = "cap_backoff"
+
+    # A run as a whole, and that it was cancelled.
+    BULK_RECONNECT = "bulk_reconnect"
     BULK_FORGET = "bulk_forget"
+    BULK_CAP_BACKOFF = "bulk_cap_backoff"
+    CANCEL = "cancel"
 
 
 # The outcome of what has not come to its end yet, and of what never will, because the
@@ -49,8 +47,7 @@ AUDIT_INTERRUPTED = "interrupted"
 # The outcome of what has gone wrong on our side.
 AUDIT_FAILED = "failed"
 
-# The outcome of what was done to many destinations, and of one that was forgotten.
-AUDIT_DONE = "done"
+# The outcome of a destination that was forgotten.
 AUDIT_FORGOTTEN = "forgotten"
 
 

@@ -30,7 +30,23 @@ class AddColumn:
     definition: str
 
 
-Step = str | AddColumn | Callable[[LoggingTransaction, bool], None]
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Rebuild:
+    """A step: a table is made anew, with other columns, of its rows.
+
+    Attributes:
+        table: The table, without its prefix.
+        column: A column that it has afterwards, and has not before.
+        values: By column, what is in it afterwards: an expression in those before.
+            Other columns are NULL.
+    """
+
+    table: str
+    column: str
+    values: Mapping[str, str]
+
+
+Step = str | AddColumn | Rebuild | Callable[[LoggingTransaction, bool], None]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -42,9 +58,9 @@ class Version:
         compat: The oldest version of the code that may still use the tables, as
             Synapse's `SCHEMA_COMPAT_VERSION`: what it writes does no harm, and what it
             reads it finds.
-        steps: What leads here from the version before: statements, columns, and
-            functions that are told whether it is PostgreSQL. New tables and indexes are
-            in `TABLES` only.
+        steps: What leads here from the version before: statements, columns, tables that
+            are made anew, and functions that are told whether it is PostgreSQL. New
+            tables and indexes are in `TABLES` only.
     """
 
     number: int
@@ -92,6 +108,33 @@ def _kinds_as_words(txn: LoggingTransaction, is_postgres: bool) -> None:
         )
 
 
+# Runs of version 2: each reconnects. What is kept as JSON had other keys, or columns.
+_RUNS_OF_VERSION_2 = Rebuild(
+    "runs",
+    "action",
+    {
+        **{
+            column: column
+            for column in (
+                *("run_id", "status", "entry_id", "user_id", "puppeted_by", "reason"),
+                *("created_ts", "started_ts", "updated_ts", "ended_ts", "prepared_to"),
+                *("matched", "errors", "rate"),
+            )
+        },
+        "action": "'reconnect'",
+        "criteria": "replace(replace(replace(replace(criteria, '\"listed\"', "
+        "'\"destinations\"'), '\"wanted\"', '\"filter\"'), '\"statuses\"', "
+        "'\"status\"'), '\"failures\"', '\"failure\"')",
+        "options": "'{\"per_second\": ' || per_second || ', \"timeout_ms\": ' "
+        "|| timeout_ms || '}'",
+        "names": "COALESCE(names, '[]')",
+        "outcomes": "'{\"connected\": ' || connected || ', \"still_failing\": ' "
+        "|| still_failing || ', \"no_longer_failing\": ' || no_longer_failing "
+        "|| ', \"skipped\": ' || skipped || '}'",
+        "totals": "'{}'",
+    },
+)
+
 # The last is that of this code. What has been released is not changed any more.
 VERSIONS: tuple[Version, ...] = (
     Version(1, compat=1),
@@ -102,6 +145,7 @@ VERSIONS: tuple[Version, ...] = (
         steps=(
             AddColumn("schema", "compat_version", "INTEGER NOT NULL DEFAULT 0"),
             _kinds_as_words,
+            _RUNS_OF_VERSION_2,
         ),
     ),
 )
@@ -175,22 +219,21 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         )
         """,
     ),
-    # Bulk runs. `active` is 1 until a run has ended, and NULL afterwards: so there
-    # is one at a time. See `synapse_federation_admin.repair.runs`.
+    # Runs: one of each action that has not ended. See
+    # `synapse_federation_admin.storage.runs`.
     "runs": (
         """
         CREATE TABLE IF NOT EXISTS federation_admin_runs (
             run_id TEXT NOT NULL PRIMARY KEY,
-            active INTEGER UNIQUE,
+            action TEXT NOT NULL,
             status TEXT NOT NULL,
             entry_id TEXT NOT NULL,
             user_id TEXT NOT NULL,
             puppeted_by TEXT,
             reason TEXT,
             criteria TEXT NOT NULL,
-            names TEXT,
-            per_second DOUBLE PRECISION NOT NULL,
-            timeout_ms BIGINT NOT NULL,
+            options TEXT NOT NULL,
+            names TEXT NOT NULL,
             created_ts BIGINT NOT NULL,
             started_ts BIGINT,
             updated_ts BIGINT NOT NULL,
@@ -198,17 +241,21 @@ TABLES: Mapping[str, tuple[str, ...]] = {
             runner TEXT,
             prepared_to TEXT,
             matched BIGINT NOT NULL,
-            connected BIGINT NOT NULL,
-            still_failing BIGINT NOT NULL,
-            no_longer_failing BIGINT NOT NULL,
-            skipped BIGINT NOT NULL,
+            outcomes TEXT NOT NULL,
+            totals TEXT NOT NULL,
             errors TEXT NOT NULL,
-            rate DOUBLE PRECISION
+            rate DOUBLE PRECISION,
+            error TEXT
         )
         """,
         """
         CREATE INDEX IF NOT EXISTS federation_admin_runs_created
         ON federation_admin_runs (created_ts, run_id)
+        """,
+        """
+        CREATE UNIQUE INDEX IF NOT EXISTS federation_admin_runs_unended
+        ON federation_admin_runs (action)
+        WHERE ended_ts IS NULL
         """,
     ),
     # What a run has still to do; the smallest priority first.

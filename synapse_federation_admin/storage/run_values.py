@@ -1,109 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bulk runs: many destinations reconnected, one after the other."""
+"""Runs: one change to many destinations, made one destination after the other."""
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import attr
 
-from synapse_federation_admin.destinations.values import Destination, DestinationFilter
 from synapse_federation_admin.storage.audit_entry import Actor
-from synapse_federation_admin.storage.outcomes import Contact
 
 
 class RunStatus(Enum):
-    """How far a bulk run has come."""
+    """How far a run has come."""
 
-    # Synapse's task scheduler has not begun it yet.
+    # No process has taken it yet.
     SCHEDULED = "scheduled"
 
-    # The destinations are being found and put in order.
+    # The destinations are being found and queued.
     PREPARING = "preparing"
 
     RUNNING = "running"
     COMPLETE = "complete"
     CANCELLED = "cancelled"
 
-
-class RunOutcome(Enum):
-    """What came of one destination of a bulk run."""
-
-    CONNECTED = "connected"
-    STILL_FAILING = "still_failing"
-
-    # It was failing when the run was made, and is not any more: it is not contacted.
-    NO_LONGER_FAILING = "no_longer_failing"
-
-    # It is no valid server name, or is shut out by `federation_domain_whitelist`, or
-    # Synapse has no row for it any more.
-    SKIPPED = "skipped"
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class RunCriteria:
-    """Which destinations a bulk run is for: a list, or those that a filter keeps.
-
-    Attributes:
-        wanted: The filter; None if it is a list.
-        listed: How many names the list has.
-    """
-
-    wanted: DestinationFilter | None = None
-    listed: int = 0
+    # An error that is a bug, or that does not go away, has ended it.
+    FAILED = "failed"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RunOrder:
-    """What a bulk run is asked for.
+    """What a run is asked for.
 
     Attributes:
-        criteria: Which destinations it is for.
-        names: Their names, if that is a list; else empty.
+        action: What is done to each destination: the name of an action.
+        criteria: Which destinations, as the API shows it.
+        options: How, as the API shows it.
+        names: The destinations, where the criteria are a list; else empty.
         actor: Who asks for it.
-        reason: Why, as he says.
-        per_second: How many contacts to begin per second.
-        timeout_ms: How long a destination has to answer.
+        reason: Why, as they say.
     """
 
-    criteria: RunCriteria
+    action: str
+    criteria: Mapping[str, object]
+    options: Mapping[str, object]
     names: Sequence[str]
     actor: Actor
     reason: str | None
-    per_second: float
-    timeout_ms: int
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class RunPreview:
-    """What a bulk run would be for.
-
-    Attributes:
-        matched: How many destinations.
-        sample: The names of some.
-    """
-
-    matched: int
-    sample: Sequence[str]
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SortedNames:
-    """The names of a list, each once, by whether they can be contacted.
-
-    Attributes:
-        usable: Those that can.
-        unknown: Those that Synapse has no row for.
-        invalid: Those that are no valid server names.
-    """
-
-    usable: Sequence[str]
-    unknown: Sequence[str]
-    invalid: Sequence[str]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RunError:
-    """A destination of a bulk run that could not be reconnected."""
+    """A destination of a run with which something is wrong."""
 
     destination: str
     message: str
@@ -125,81 +71,76 @@ class RunErrors:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Run:
-    """A bulk run.
+    """A run. What a later version has written is in it as it was written.
 
     Attributes:
         run_id: Its ID.
-        status: How far it has come.
+        action: What is done to each destination.
+        status: How far it has come: the value of a `RunStatus`.
         entry_id: Its entry in the audit.
-        actor: Who has asked for it.
-        reason: Why, as he says.
-        criteria: Which destinations it is for.
-        per_second: How many contacts it begins per second.
-        timeout_ms: How long a destination has to answer.
+        actor: Who asked for it.
+        reason: Why, as they say.
+        criteria: Which destinations, as the API shows it.
+        options: How, as the API shows it.
         created_ts: When it was asked for.
-        updated_ts: When something was last written of it.
-        started_ts: When it was begun; None if it has not been.
+        updated_ts: When something of it was last written.
+        started_ts: When a process first took it; None if none has.
         ended_ts: When it ended; None if it has not.
         prepared_to: Up to where the destinations have been found.
         matched: How many destinations have been found.
-        counts: How many have each outcome; all four are in it.
-        errors: Why those that are still failing fail, by kind.
+        outcomes: How many have each outcome.
+        totals: Sums over the destinations that are done, by what is summed up.
+        errors: What is wrong with destinations, by kind.
         rate: How many are done per second; None if that is not known.
+        error: Why it has failed; None if it has not.
     """
 
     run_id: str
-    status: RunStatus
+    action: str
+    status: str
     entry_id: str
     actor: Actor
     reason: str | None
-    criteria: RunCriteria
-    per_second: float
-    timeout_ms: int
+    criteria: Mapping[str, object]
+    options: Mapping[str, object]
     created_ts: int
     updated_ts: int
     started_ts: int | None = None
     ended_ts: int | None = None
     prepared_to: str | None = None
     matched: int = 0
-    counts: Mapping[RunOutcome, int] = attr.Factory(
-        lambda: dict.fromkeys(RunOutcome, 0)
-    )
+    outcomes: Mapping[str, int] = attr.Factory(dict)
+    totals: Mapping[str, int] = attr.Factory(dict)
     errors: Mapping[str, RunErrors] = attr.Factory(dict)
     rate: float | None = None
+    error: str | None = None
 
     @property
     def done(self) -> int:
         """How many destinations have an outcome."""
-        return sum(self.counts.values())
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing will happen any more."""
-        return self.status in (RunStatus.COMPLETE, RunStatus.CANCELLED)
+        return sum(self.outcomes.values())
 
     def estimated_end_ts(self, now_ms: int) -> int | None:
-        """Return when it will have ended, going on like this; None if it has."""
-        if self.status is not RunStatus.RUNNING:
+        """Return when it will have ended, going on like this; None if not known."""
+        rate = self.rate or self.options.get("per_second")
+        if self.status != RunStatus.RUNNING.value or not isinstance(rate, int | float):
             return None
-        left_s = (self.matched - self.done) / (self.rate or self.per_second)
-        return now_ms + int(left_s * 1000)
+        return now_ms + int((self.matched - self.done) / rate * 1000)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Queued:
-    """A destination that a bulk run has still to see to.
+    """A destination that a run has still to do.
 
     Attributes:
         destination: Its name.
         priority: Its class of priority; the smallest comes first.
-        was_failing: Whether it was failing when the run was prepared.
-        row: What its row says now; None if there is none any more.
+        was_failing: Whether it was failing when it was queued.
     """
 
     destination: str
     priority: int
     was_failing: bool
-    row: Destination | None
 
     @property
     def position(self) -> tuple[int, str]:
@@ -209,20 +150,24 @@ class Queued:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RunResult:
-    """What came of a destination of a bulk run.
+    """The result for one destination of a run.
 
     Attributes:
         destination: Its name.
-        outcome: In a word.
+        outcome: One of the outcomes of the action.
         ts: When it was begun, in ms since the epoch.
-        ended_ts: When that was known.
-        contact: What came of the contact; None if it was not contacted.
-        note: Why it was skipped; "" if it was not.
+        ended_ts: When the outcome was known.
+        details: What the audit keeps of it.
+        kind: The kind of error; "" if nothing is wrong.
+        message: The error, for a person.
+        totals: What it adds to the totals of the run.
     """
 
     destination: str
-    outcome: RunOutcome
+    outcome: str
     ts: int
     ended_ts: int
-    contact: Contact | None = None
-    note: str = ""
+    details: Mapping[str, object] = attr.Factory(dict)
+    kind: str = ""
+    message: str = ""
+    totals: Mapping[str, int] = attr.Factory(dict)

@@ -21,7 +21,7 @@ from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import definitions
-from synapse_federation_admin.storage.definitions import PREFIX, AddColumn
+from synapse_federation_admin.storage.definitions import PREFIX, AddColumn, Rebuild
 
 T = TypeVar("T")
 
@@ -181,6 +181,8 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
     for step in steps if existing else ():
         if isinstance(step, AddColumn):
             _add_column(txn, step, existing)
+        elif isinstance(step, Rebuild):
+            _rebuild(txn, step, existing)
         elif callable(step):
             step(txn, is_postgres)
         else:
@@ -207,6 +209,25 @@ def _add_column(txn: LoggingTransaction, step: AddColumn, existing: set[str]) ->
             f"ALTER TABLE {PREFIX}{step.table} "
             f"ADD COLUMN {step.column} {step.definition}"
         )
+
+
+def _rebuild(txn: LoggingTransaction, step: Rebuild, existing: set[str]) -> None:
+    table = f"{PREFIX}{step.table}"
+    anew = f"{table}_anew"
+    if step.table in existing:
+        txn.execute(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608
+        if step.column in _columns(txn):
+            return
+        txn.execute(f"DROP TABLE IF EXISTS {anew}")
+        txn.execute(definitions.TABLES[step.table][0].replace(table, anew))
+        txn.execute(
+            f"INSERT INTO {anew} ({', '.join(step.values)}) "  # noqa: S608
+            f"SELECT {', '.join(step.values.values())} FROM {table}"
+        )
+        txn.execute(f"DROP TABLE {table}")
+    elif f"{step.table}_anew" not in existing:
+        return
+    txn.execute(f"ALTER TABLE {anew} RENAME TO {table}")
 
 
 def _existing(txn: LoggingTransaction, is_postgres: bool) -> set[str]:

@@ -5,17 +5,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import ModuleTestCase
 from parameterized import parameterized
+from run_case import RUNS, RunsTestCase
 
-from synapse_federation_admin.repair import cap_backoff as module
-
-CLAMP = "/_synapse/admin/v2/federation/clamp"
 HOUR_MS = 3_600_000
 
 
 @pytest.mark.database
-class ClampTestCase(ModuleTestCase):
+class CapBackoffTestCase(RunsTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.intervals = {
@@ -31,9 +28,6 @@ class ClampTestCase(ModuleTestCase):
         for name, columns in self.intervals.items():
             self.add_destination(name, *columns)
 
-    def clamp(self, **body: Any) -> Any:
-        return self.ask("POST", CLAMP, content=body)
-
     def rows(self) -> dict[str, tuple[Any, ...]]:
         found = self.get_success(
             self.store.db_pool.simple_select_list(
@@ -44,16 +38,13 @@ class ClampTestCase(ModuleTestCase):
         )
         return {name: tuple(columns) for name, *columns in found}
 
-    def audit(self) -> list[dict[str, Any]]:
-        return self.get_json("/_synapse/admin/v2/federation/audit")["entries"]
-
-    def test_clamp(self) -> None:
+    def test_cap(self) -> None:
         """Only what is longer is shortened, and only its interval; the audit knows."""
-        channel = self.clamp(max_retry_interval_ms=2 * HOUR_MS, reason="lowered")
-        self.assertEqual(channel.code, 200, channel.result)
-        self.assertEqual(
-            channel.json_body, {"dry_run": False, "matched": 2, "changed": 2}
-        )
+        options = {"max_retry_interval_ms": 2 * HOUR_MS}
+        run = self.complete("cap_backoff", **options, reason="lowered")
+        self.assertEqual((run["matched"], run["outcomes"]), (2, {"capped": 2}))
+        self.assertEqual(run["options"], options)
+        self.assertEqual(run["criteria"], {"all_failing": True})
         self.assertEqual(
             self.rows(),
             {
@@ -62,23 +53,44 @@ class ClampTestCase(ModuleTestCase):
                 "longest.example": (2000, 2 * HOUR_MS, 700),
             },
         )
-        (entry,) = self.audit()
-        self.assertEqual((entry["action"], entry["outcome"]), ("clamp", "done"))
-        self.assertEqual(entry["user_id"], "@admin:test")
-        self.assertEqual(entry["reason"], "lowered")
-        self.assertEqual(
-            entry["details"], {"max_retry_interval_ms": 2 * HOUR_MS, "changed": 2}
-        )
+        (entry,) = self.audit("?destination=longest.example")
+        self.assertEqual((entry["action"], entry["outcome"]), ("cap_backoff", "capped"))
+        self.assertEqual((entry["run_id"], entry["reason"]), (run["id"], "lowered"))
+        self.assertEqual(entry["details"], {"retry_interval": 10**12})
         # Again: nothing is left to do.
-        body = self.clamp(max_retry_interval_ms=2 * HOUR_MS).json_body
-        self.assertEqual((body["matched"], body["changed"]), (0, 0))
+        self.assertEqual(self.complete("cap_backoff", **options)["matched"], 0)
 
     def test_dry_run(self) -> None:
         """A dry run counts, and changes nothing."""
-        body = self.clamp(max_retry_interval_ms=2 * HOUR_MS, dry_run=True).json_body
-        self.assertEqual(body, {"dry_run": True, "matched": 2, "changed": 0})
+        body = self.post(
+            "cap_backoff", max_retry_interval_ms=2 * HOUR_MS, dry_run=True
+        ).json_body
+        self.assertEqual(
+            body,
+            {
+                "dry_run": True,
+                "matched": 2,
+                "sample": ["long.example", "longest.example"],
+            },
+        )
         self.assertEqual(self.rows(), self.intervals)
         self.assertEqual(self.audit(), [])
+
+    def test_recovers_meanwhile(self) -> None:
+        """What is not longer any more when its turn comes stays as it is."""
+        with mock.patch.object(type(self.runner), "_begin"):
+            run_id = self.begin("cap_backoff", max_retry_interval_ms=2 * HOUR_MS)
+        runs, runner = self.runner._runs, "test"
+        run = self.get_success(runs.take(run_id, runner))
+        assert run is not None
+        rows = self.runner._actions["cap_backoff"].rows_of(run, list(self.intervals))
+        self.get_success(runs.add(run_id, runner, rows, "longest.example"))
+        self.add_destination("longest.example", 0, 0, None)
+        self.runner._woken()
+        self.wait(1)
+        run = self.run_of(run_id)
+        self.assertEqual(run["outcomes"], {"capped": 1, "unchanged": 1})
+        self.assertEqual(self.rows()["longest.example"], (0, 0, None))
 
     def test_caches(self) -> None:
         """Synapse knows at once, and so do other processes."""
@@ -91,7 +103,7 @@ class ClampTestCase(ModuleTestCase):
             "_send_invalidation_to_replication_bulk",
             autospec=True,
         ) as told:
-            self.clamp(max_retry_interval_ms=1000)
+            self.complete("cap_backoff", max_retry_interval_ms=1000)
         after = self.get_success(
             self.store.get_destination_retry_timings("longest.example")
         )
@@ -102,21 +114,6 @@ class ClampTestCase(ModuleTestCase):
             names,
             {"short.example", "equal.example", "long.example", "longest.example"},
         )
-
-    def test_pieces(self) -> None:
-        """It goes through the table in short transactions, and misses none."""
-        with mock.patch.object(module, "_WINDOW", 2):
-            body = self.clamp(max_retry_interval_ms=1000).json_body
-        self.assertEqual(body["changed"], 4)
-
-    def test_database_fails(self) -> None:
-        """If the database fails: 500, and the audit says that it failed."""
-        self.refuse_changes("destinations")
-        channel = self.clamp(max_retry_interval_ms=1000)
-        self.assertEqual(channel.code, 500)
-        self.assertEqual(self.rows(), self.intervals)
-        (entry,) = self.audit()
-        self.assertEqual(entry["outcome"], "failed")
 
     @parameterized.expand(
         [
@@ -133,9 +130,9 @@ class ClampTestCase(ModuleTestCase):
         ]
     )
     def test_bad_body(self, body: Any, named: str) -> None:
-        """A bad body is 400 M_INVALID_PARAM, naming the key; nothing is changed."""
-        channel = self.clamp(**body)
+        """A bad body is 400 M_INVALID_PARAM, naming the key; there is no run."""
+        channel = self.post("cap_backoff", **body)
         self.assertEqual(channel.code, 400)
         self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
         self.assertIn(named, channel.json_body["error"])
-        self.assertEqual(self.rows(), self.intervals)
+        self.assertEqual(self.get_json(RUNS)["runs"], [])

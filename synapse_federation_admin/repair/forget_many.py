@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forgets many destinations, but for those with which local users share rooms."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from enum import Enum
+from typing import ClassVar, TypeVar
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.query import FAILING
+from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
+from synapse_federation_admin.destinations.values import DestinationFilter, Sort
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.criteria import wanted_by
+from synapse_federation_admin.repair.forget import (
+    CHANGED,
+    Forget,
+    Seen,
+    Waiting,
+    audit_details,
+    refusal,
+)
+from synapse_federation_admin.repair.runner import Job
+from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
+from synapse_federation_admin.storage.sql import Sql, any_of
+
+T = TypeVar("T")
+
+# Of how many destinations a pass over all members looks for shared rooms.
+_CANDIDATES = 20_000
+
+# How many are looked at, and how many are deleted, in one transaction.
+_LOOKED_AT_ONCE = 200
+_DELETED_AT_ONCE = 20
+
+# Between two transactions that delete, so that others get their turn.
+_PAUSE_MS = 5
+
+_SAMPLE = 10
+
+
+class ForgetOutcome(Enum):
+    """The outcomes of a destination in a run that forgets."""
+
+    FORGOTTEN = "forgotten"
+
+    # Local users share rooms with it, or something of it has changed.
+    REFUSED = "refused"
+
+    # The run was made for what has been failing for long, and it has not any more.
+    NO_LONGER_FAILING = "no_longer_failing"
+
+    # Synapse has no row for it any more.
+    SKIPPED = "skipped"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class ForgetPreview:
+    """What a run that forgets would do.
+
+    Attributes:
+        matched: How many destinations the filter keeps.
+        forgotten: How many would be forgotten.
+        refused: How many would not.
+        waiting: What waits for those that would be.
+        sample: Some of those that would be.
+        refused_sample: Some of those that would not, with the rooms that are shared.
+    """
+
+    matched: int = 0
+    forgotten: int = 0
+    refused: int = 0
+    waiting: Waiting = attr.Factory(Waiting)
+    sample: tuple[str, ...] = ()
+    refused_sample: tuple[tuple[str, int], ...] = ()
+
+
+class ForgetMany:
+    """The action `forget`."""
+
+    name: ClassVar[str] = "forget"
+    outcomes: ClassVar[Sequence[str]] = tuple(o.value for o in ForgetOutcome)
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        reader: DestinationReader,
+        backlog: BacklogStore,
+        shared_rooms: SharedRoomsStore,
+        forget: Forget,
+    ) -> None:
+        self._homeserver = homeserver
+        self._reader = reader
+        self._backlog = backlog
+        self._shared_rooms = shared_rooms
+        self._forget = forget
+
+    async def preview(
+        self, wanted: DestinationFilter, *, drop_to_device: bool
+    ) -> ForgetPreview:
+        """Tell what a run would do; nothing is changed."""
+        total, names = ForgetPreview(), list[str]()
+        async with aclosing(self._reader.pieces(wanted, Sort(), None)) as pieces:
+            async for rows in pieces:
+                names += [row.destination for row in rows]
+                if len(names) >= _CANDIDATES:
+                    total = await self._preview_these(total, names, drop_to_device)
+                    names = []
+        return await self._preview_these(total, names, drop_to_device)
+
+    async def _preview_these(
+        self, total: ForgetPreview, names: Sequence[str], drop_to_device: bool
+    ) -> ForgetPreview:
+        shared = await self._shared_rooms.counts(names)
+        gone = [name for name in names if name not in shared]
+        waiting = total.waiting
+        for piece in _pieces(gone, _LOOKED_AT_ONCE):
+            backlogs = await self._backlog.of(piece)
+            waiting += Waiting.of(
+                list(backlogs.values()), drop_to_device=drop_to_device
+            )
+        return ForgetPreview(
+            matched=total.matched + len(names),
+            forgotten=total.forgotten + len(gone),
+            refused=total.refused + len(shared),
+            waiting=waiting,
+            sample=(*total.sample, *gone[:_SAMPLE])[:_SAMPLE],
+            refused_sample=(*total.refused_sample, *sorted(shared.items()))[:_SAMPLE],
+        )
+
+    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:  # noqa: ARG002
+        """Select all of them; see `Action.rows_of`."""
+        wanted = any_of("destination", names, self._homeserver.is_postgres)
+        return Sql(
+            "SELECT 0 AS priority, destination, "  # noqa: S608
+            f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
+            f"FROM destinations WHERE {wanted.text}",
+            wanted.args,
+        )
+
+    async def work(self, job: Job) -> None:
+        """Forget what is in the queue; see `Action.work`."""
+        await self._forget.prepare()
+        # Those that are done leave the queue.
+        while queued := await job.next(None, _CANDIDATES):
+            names = [one.destination for one in queued]
+            shared = await self._shared_rooms.counts(names)
+            for piece in _pieces(queued, _DELETED_AT_ONCE):
+                if not await self._forget_these(job, piece, shared):
+                    return
+                await self._homeserver.sleep_ms(_PAUSE_MS)
+
+    async def _forget_these(
+        self, job: Job, queued: Sequence[Queued], shared: dict[str, int]
+    ) -> bool:
+        """Forget some; return whether the run goes on."""
+        drop_to_device = bool(job.run.options["drop_to_device"])
+        names = [one.destination for one in queued]
+        seen = await self._forget.look(names)
+        backlogs = await self._backlog.of(names)
+        results = [
+            self._result(
+                job.run,
+                one,
+                seen[one.destination],
+                Waiting.of([backlogs[one.destination]], drop_to_device=drop_to_device),
+                shared.get(one.destination, 0),
+            )
+            for one in queued
+        ]
+
+        def forget_txn(
+            txn: LoggingTransaction, results: Sequence[RunResult]
+        ) -> Sequence[RunResult]:
+            wanted = {
+                result.destination: seen[result.destination]
+                for result in results
+                if result.outcome == ForgetOutcome.FORGOTTEN.value
+            }
+            deleted = self._forget.delete_txn(
+                txn, wanted, drop_to_device=drop_to_device
+            )
+            return [
+                _refused(result, "changed", CHANGED)
+                if result.destination in wanted and result.destination not in deleted
+                else result
+                for result in results
+            ]
+
+        return await job.record(results, forget_txn)
+
+    def _result(
+        self, run: Run, queued: Queued, seen: Seen, waiting: Waiting, shared_rooms: int
+    ) -> RunResult:
+        """Return the result for a destination, if nothing changes meanwhile."""
+        now_ts = self._homeserver.now_ms()
+        result = RunResult(
+            queued.destination, ForgetOutcome.FORGOTTEN.value, now_ts, now_ts
+        )
+        if seen.row is None:
+            return attr.evolve(result, outcome=ForgetOutcome.SKIPPED.value)
+        wanted = wanted_by(run.criteria)
+        failing_for_ms = wanted.failing_for_ms if wanted else None
+        since_ts = seen.row.failure_ts if seen.row.is_failing else None
+        if (queued.was_failing and not seen.row.is_failing) or (
+            failing_for_ms is not None
+            and (since_ts is None or since_ts > run.created_ts - failing_for_ms)
+        ):
+            return attr.evolve(result, outcome=ForgetOutcome.NO_LONGER_FAILING.value)
+        if shared_rooms:
+            return _refused(result, "shared_rooms", refusal(shared_rooms))
+        return attr.evolve(
+            result,
+            details=audit_details(seen, waiting),
+            totals={
+                "lost_rooms": waiting.rooms,
+                "lost_to_device_messages": waiting.to_device_messages,
+                "lost_device_list_updates": waiting.device_list_updates,
+                "kept_to_device_messages": waiting.kept_messages,
+            },
+        )
+
+
+def _refused(result: RunResult, kind: str, message: str) -> RunResult:
+    return attr.evolve(
+        result,
+        outcome=ForgetOutcome.REFUSED.value,
+        kind=kind,
+        message=message,
+        details={"note": message},
+        totals={},
+    )
+
+
+def _pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]

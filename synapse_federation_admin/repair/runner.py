@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs whatever is done to many destinations: an action, one destination after another.
+
+A run is a row in `federation_admin_runs`, with a queue. The process that runs
+background tasks works on it: it is woken by a signal when a run is made, and looks by
+itself once a minute. All that it has to know is in the database, so a run goes on
+wherever it was when its process ended (`synapse_federation_admin.storage.runs`).
+"""
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import ClassVar, Protocol, TypeVar
+
+from twisted.internet.defer import CancelledError
+
+from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.values import (
+    MAX_NAME,
+    DestinationFilter,
+    Position,
+    Sort,
+)
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.criteria import wanted_by
+from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage.run_values import (
+    Queued,
+    Run,
+    RunOrder,
+    RunResult,
+    RunStatus,
+)
+from synapse_federation_admin.storage.runs import Effect, RunStore, whole_action
+from synapse_federation_admin.storage.sql import Sql
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How many destinations are put into the queue in one transaction.
+_PREPARED_AT_ONCE = 200
+
+# How long to wait before something is tried again, at first and at most, and how often
+# it may fail for another reason than that the database is away.
+_FIRST_RETRY_MS = 500
+_LONGEST_RETRY_MS = 5000
+_MOST_FAILURES = 5
+
+# How often to look for runs that nobody works on: the first time soon after the start.
+_FIRST_LOOK_MS = 1000
+_LOOK_EVERY_MS = 60_000
+
+# Until version 2 of the tables, runs were tasks of Synapse's scheduler, which stumbles
+# over tasks that nobody registers any more. A process of that version may make one as
+# long as it lives.
+_OLD_TASK = "federation_admin_reconnects"
+_OLD_TASKS_FOR_MS = 86_400_000
+
+
+class Action(Protocol):
+    """What can be done to each of many destinations.
+
+    Attributes:
+        name: Its name in the API, in the audit and in `federation_admin_runs`.
+        outcomes: The outcomes that a destination can have.
+    """
+
+    name: ClassVar[str]
+    outcomes: ClassVar[Sequence[str]]
+
+    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:
+        """Select what goes into the queue of the destinations that a run is for.
+
+        Args:
+            run: The run.
+            names: Some of the destinations.
+
+        Returns:
+            A SELECT of the columns priority, destination and was_failing (0 or 1).
+        """
+        ...
+
+    async def work(self, job: "Job") -> None:
+        """Do what is in the queue, from its start; return when nothing is left.
+
+        Or when the job is not alive any more. Whatever it raises, it is called again.
+        """
+        ...
+
+
+class RunFailedError(Exception):
+    """Something has failed again and again, and not because the database is away."""
+
+
+class Job:
+    """A run, for the action that works on it.
+
+    Attributes:
+        run: The run, as it was when it was taken.
+        alive: Whether it is still to be worked on, as far as that is known.
+    """
+
+    def __init__(
+        self, homeserver: Homeserver, runs: RunStore, run: Run, runner: str
+    ) -> None:
+        self.run = run
+        self.alive = True
+        self._homeserver = homeserver
+        self._runs = runs
+        self._runner = runner
+
+    async def next(self, after: tuple[int, str] | None, limit: int) -> list[Queued]:
+        """Return what comes next in the queue, after a position in it."""
+        return await self._persist(
+            lambda: self._runs.next(self.run.run_id, after, limit)
+        )
+
+    async def record(
+        self,
+        results: Sequence[RunResult],
+        effect: Effect = lambda _, results: results,
+        rate: float | None = None,
+    ) -> bool:
+        """Write results, and their effect; see `RunStore.record`."""
+        self.alive = await self._persist(
+            lambda: self._runs.record(self.run, self._runner, results, effect, rate)
+        )
+        return self.alive
+
+    async def look(self) -> bool:
+        """Look whether it is still to be worked on."""
+        self.alive = await self._persist(
+            lambda: self._runs.is_alive(self.run.run_id, self._runner)
+        )
+        return self.alive
+
+    async def _persist(self, func: Callable[[], Awaitable[T]]) -> T:
+        return await persist(self._homeserver, func)
+
+
+async def persist(homeserver: Homeserver, func: Callable[[], Awaitable[T]]) -> T:
+    """Call something that uses the database until it works.
+
+    Raises:
+        RunFailedError: It does not, and the database is not away.
+    """
+    retry_ms, failures = _FIRST_RETRY_MS, 0
+    while True:
+        try:
+            return await func()
+        except (CancelledError, RunFailedError):
+            raise
+        except Exception as e:
+            if homeserver.is_database_away(e):
+                logger.warning("A run waits for the database: %s", e)
+            else:
+                failures += 1
+                logger.exception("Error %s of %s in a run", failures, _MOST_FAILURES)
+                if failures >= _MOST_FAILURES:
+                    raise RunFailedError(f"{type(e).__name__}: {e}") from e
+        await homeserver.sleep_ms(retry_ms)
+        retry_ms = min(retry_ms * 2, _LONGEST_RETRY_MS)
+
+
+class Runner:
+    """Makes runs, and works on them where background tasks are run."""
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        runs: RunStore,
+        reader: DestinationReader,
+        housekeeping: Housekeeping,
+        actions: Sequence[Action],
+    ) -> None:
+        self._homeserver = homeserver
+        self._runs = runs
+        self._reader = reader
+        self._housekeeping = housekeeping
+        self._actions = {action.name: action for action in actions}
+        self._old_tasks_until_ts = homeserver.now_ms() + _OLD_TASKS_FOR_MS
+        # Those that this process works on, and those that it leaves alone.
+        self._working: set[str] = set()
+        self._left: set[str] = set()
+        self._wake = homeserver.signal("runs", self._woken)
+        ended = [s.value for s in (RunStatus.COMPLETE, RunStatus.CANCELLED)]
+        homeserver.metrics.show_repairs(
+            {
+                **{action.name: action.outcomes for action in actions},
+                **{
+                    whole_action(action.name): (*ended, RunStatus.FAILED.value)
+                    for action in actions
+                },
+            }
+        )
+
+    def start(self) -> None:
+        """Begin to look for runs."""
+        if self._homeserver.runs_background_tasks:
+            for desc, look in (
+                ("federation_admin_runner", self._begin),
+                ("federation_admin_old_tasks", self._delete_old_tasks),
+            ):
+                self._homeserver.every(
+                    desc, _LOOK_EVERY_MS, look, first_after_ms=_FIRST_LOOK_MS
+                )
+
+    async def create(self, order: RunOrder) -> tuple[Run, bool]:
+        """Make a run and have it begun, unless one of its action has not ended.
+
+        Returns:
+            The run, and True; or the one that has not ended, and False. Raises what the
+            database raises.
+        """
+        run, created = await self._runs.create(order)
+        if created:
+            try:
+                await self._wake()
+            except CancelledError:
+                raise
+            except Exception as e:
+                # It is there, and will be found within a minute.
+                logger.warning("Cannot wake the runner: %s", e)
+        return run, created
+
+    def _woken(self) -> None:
+        if self._homeserver.runs_background_tasks:
+            self._homeserver.run_in_background("federation_admin_runner", self._begin)
+
+    async def _delete_old_tasks(self) -> None:
+        if self._homeserver.now_ms() < self._old_tasks_until_ts:
+            await self._homeserver.delete_tasks(_OLD_TASK)
+
+    async def _begin(self) -> None:
+        """Begin to work on every run that nobody works on."""
+        for run in await self._runs.unended():
+            if run.run_id in self._working or run.run_id in self._left:
+                continue
+            action = self._actions.get(run.action)
+            try:
+                wanted = wanted_by(run.criteria)
+            except (ValueError, TypeError):
+                action = None
+            if action is None:
+                self._left.add(run.run_id)
+                logger.warning(
+                    "Run %s (%s) is left alone: a later version has made it",
+                    run.run_id,
+                    run.action,
+                )
+                continue
+            self._working.add(run.run_id)
+            self._homeserver.run_in_background(
+                "federation_admin_run", self._work, run.run_id, action, wanted
+            )
+
+    async def _work(
+        self, run_id: str, action: Action, wanted: DestinationFilter | None
+    ) -> None:
+        """Work on a run to its end."""
+        runner = secrets.token_hex(8)
+        try:
+            logger.info("Working on run %s (%s)", run_id, action.name)
+            try:
+                await persist(
+                    self._homeserver,
+                    lambda: self._work_on(run_id, runner, action, wanted),
+                )
+            except RunFailedError as e:
+                logger.error("Run %s has failed: %s", run_id, e)
+                # If even that fails, nobody here tries again.
+                self._left.add(run_id)
+                await persist(
+                    self._homeserver,
+                    lambda e=e: self._runs.fail(run_id, runner, str(e)[:500]),  # type: ignore[misc]
+                )
+            await persist(self._homeserver, self._housekeeping.prune_runs)
+        finally:
+            self._working.discard(run_id)
+
+    async def _work_on(
+        self,
+        run_id: str,
+        runner: str,
+        action: Action,
+        wanted: DestinationFilter | None,
+    ) -> None:
+        """Work on a run, from wherever it is."""
+        run = await self._runs.take(run_id, runner)
+        if run is None:
+            return
+        if run.status == RunStatus.PREPARING.value:
+            async with aclosing(self._names(run, wanted)) as pieces:
+                async for names, prepared_to in pieces:
+                    # Longer ones are no server's, and do not fit into the index.
+                    names = [name for name in names if len(name) <= MAX_NAME]
+                    rows = action.rows_of(run, names)
+                    if not await self._runs.add(run_id, runner, rows, prepared_to):
+                        return
+            if not await self._runs.prepared(run_id, runner):
+                return
+        job = Job(self._homeserver, self._runs, run, runner)
+        await action.work(job)
+        while job.alive and not await self._runs.complete(run_id, runner):
+            # Something has gone wrong with some of them: they are still in the queue.
+            await self._homeserver.sleep_ms(_LONGEST_RETRY_MS)
+            await action.work(job)
+
+    async def _names(
+        self, run: Run, wanted: DestinationFilter | None
+    ) -> AsyncGenerator[tuple[list[str], str], None]:
+        """Yield the names that have not been put into the queue yet, some at a time.
+
+        With each piece, up to where they have been found with it.
+        """
+        if wanted is None:
+            names = await self._runs.names(run.run_id)
+            first = int(run.prepared_to or 0)
+            for begin in range(first, len(names), _PREPARED_AT_ONCE):
+                end = begin + _PREPARED_AT_ONCE
+                yield names[begin:end], str(end)
+            return
+        after = None if run.prepared_to is None else Position(None, run.prepared_to)
+        async with aclosing(self._reader.pieces(wanted, Sort(), after)) as pieces:
+            async for rows in pieces:
+                for begin in range(0, len(rows), _PREPARED_AT_ONCE):
+                    part = rows[begin : begin + _PREPARED_AT_ONCE]
+                    yield [row.destination for row in part], part[-1].destination

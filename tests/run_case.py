@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Begins runs, looks at them, and lets time pass for them."""
+
+from typing import Any
+
+from module_case import ModuleTestCase
+
+from synapse_federation_admin.repair.runner import Runner
+
+V2 = "/_synapse/admin/v2/federation"
+RUNS = f"{V2}/runs"
+
+
+class RunsTestCase(ModuleTestCase):
+    def post(self, action: str, **body: Any) -> Any:
+        return self.ask("POST", f"{V2}/{action}", content=body)
+
+    def begin(self, action: str, **body: Any) -> str:
+        """Begin a run, and return its ID."""
+        channel = self.post(action, **body)
+        self.assertEqual(channel.code, 200, channel.result)
+        self.assertEqual(channel.json_body["action"], action)
+        return channel.json_body["id"]  # type: ignore[no-any-return]
+
+    def complete(self, action: str, **body: Any) -> dict[str, Any]:
+        """Make a run, and return it when it is complete."""
+        run_id = self.begin(action, **body)
+        self.wait(1)
+        run = self.run_of(run_id)
+        self.assertEqual(run["status"], "complete", run)
+        return run
+
+    def run_of(self, run_id: str) -> dict[str, Any]:
+        return self.get_json(f"{RUNS}/{run_id}")  # type: ignore[no-any-return]
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in steps in which background processes get on."""
+        for _ in range(max(int(seconds / 0.1), 1)):
+            self.pump(0.001)
+
+    def audit(self, query: str = "") -> list[dict[str, Any]]:
+        """Return the audit, the newest first."""
+        return self.get_json(f"{V2}/audit{query}")["entries"]  # type: ignore[no-any-return]
+
+    def entries(self, run: dict[str, Any]) -> dict[str, list[str]]:
+        """Return the outcomes in the audit of a run, by destination."""
+        found: dict[str, list[str]] = {}
+        query = f"?run_id={run['id']}&action={run['action']}&limit=1000"
+        for entry in self.audit(query):
+            found.setdefault(entry["destination"], []).append(entry["outcome"])
+        return found
+
+    def left_in_queue(self) -> int:
+        return self.get_success(  # type: ignore[no-any-return]
+            self.store.db_pool.simple_select_one_onecol(
+                "federation_admin_run_queue", None, "COUNT(*)"
+            )
+        )
+
+    @property
+    def runner(self) -> Runner:
+        """The one that the module has made."""
+        (received,) = [
+            signal._received  # type: ignore[attr-defined]
+            for name, signal in self.store.external_cached_functions.items()
+            if name.endswith("signal.runs")
+        ]
+        return received.__self__  # type: ignore[no-any-return]
+
+    @property
+    def database_away(self) -> Exception:
+        """What a database raises that is away."""
+        module = self.store.database_engine.module
+        return module.OperationalError("connection lost")  # type: ignore[no-any-return]

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many destinations are reconnected: what a run contacts, counts and leaves."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+from parameterized import parameterized
+from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
+from run_case import RUNS, RunsTestCase
+from twisted.internet import error
+
+from synapse_federation_admin.failures import classify
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair import paced
+
+REFUSED = error.ConnectionRefusedError()
+
+COUNTS = ("matched", "done", "connected", "still_failing")
+
+
+class ManyTestCase(RunsTestCase, ProbeTestCase):
+    def counts(self, run_id: str) -> tuple[int, ...]:
+        run = self.run_of(run_id)
+        found = {**run, **run["outcomes"]}
+        return tuple(found.get(name, 0) for name in COUNTS)
+
+    def add_failing(self, *names: str) -> None:
+        for name in names:
+            self.add_destination(name, *LONG_FAILING)
+
+    def add_outbox(self, name: str) -> None:
+        self.get_success(
+            self.store.db_pool.simple_insert(
+                "device_federation_outbox",
+                {
+                    "destination": name,
+                    "stream_id": 1,
+                    "queued_ts": 1,
+                    "messages_json": "{}",
+                },
+            )
+        )
+
+
+@pytest.mark.database
+class RunTestCase(ManyTestCase):
+    def test_all_failing(self) -> None:
+        """All that fail are contacted; those that answer are cleared, the others stay.
+
+        Counts, errors, audit and rows agree.
+        """
+        up = [f"up{number}.example" for number in range(7)]
+        down = [f"down{number}.example" for number in range(20)]
+        self.add_failing(*up, *down)
+        self.add_destination("fine.example", 0, 0, None, 3)
+        self.answers.update(dict.fromkeys(up, ANSWER))
+        self.answers.update(dict.fromkeys(down, REFUSED))
+        run_id = self.begin(
+            "reconnect", all_failing=True, per_second=50, reason="power is back"
+        )
+        self.wait(3)
+
+        run = self.run_of(run_id)
+        self.assertEqual(run["status"], "complete")
+        self.assertEqual(self.counts(run_id), (27, 27, 7, 20))
+        self.assertEqual(run["outcomes"], {"connected": 7, "still_failing": 20})
+        self.assertEqual(run["options"], {"per_second": 50, "timeout_ms": 10_000})
+        self.assertEqual(run["errors"]["connection_refused"]["count"], 20)
+        recent = run["errors"]["connection_refused"]["recent"]
+        self.assertEqual(len(recent), 5)
+        self.assertLessEqual({error["destination"] for error in recent}, set(down))
+        self.assertEqual(run["criteria"], {"all_failing": True})
+        self.assertEqual(sorted(self.probed), sorted([*up, *down]))
+        for name in up:
+            self.assertEqual(self.row(name), (0, 0, None, 7))
+        for name in down:
+            self.assertEqual(self.row(name), LONG_FAILING)
+        self.assertEqual(
+            self.entries(run),
+            {
+                **{name: ["connected"] for name in up},
+                **{name: ["still_failing"] for name in down},
+            },
+        )
+
+    def test_most_valuable_first(self) -> None:
+        """First what has to-device messages, then rooms, then device lists waiting."""
+        names = ["a.example", "b.example", "c.example", "d.example", "e.example"]
+        self.add_failing(*names)
+        self.add_outbox("d.example")
+        self.add_room("c.example", "!waits:test", 8)
+        # Delivered already.
+        self.add_room("b.example", "!done:test", 7)
+        self.get_success(
+            self.store.db_pool.simple_insert(
+                "device_lists_outbound_pokes",
+                {
+                    "destination": "e.example",
+                    "stream_id": 1,
+                    "user_id": "@user:test",
+                    "device_id": "D",
+                    "sent": False,
+                    "ts": 1,
+                },
+            )
+        )
+        self.answers.update(dict.fromkeys(names, ANSWER))
+        self.begin("reconnect", destinations=names, per_second=100)
+        self.wait(2)
+        self.assertEqual([name[0] for name in self.probed], ["d", "c", "e", "a", "b"])
+
+    def test_pace(self) -> None:
+        """So many are begun per second as was asked for, evenly; five by default."""
+        names = [f"host{number:03}.example" for number in range(40)]
+        self.add_failing(*names)
+        self.answers.update(dict.fromkeys(names, REFUSED))
+        run_id = self.begin("reconnect", all_failing=True)
+        self.wait(1)
+        before = len(self.probes)
+        self.wait(4)
+        self.assertLess(abs(len(self.probes) - before - 20), 2 + 0.01)
+        run = self.run_of(run_id)
+        self.assertEqual(run["status"], "running")
+        self.assertLess(abs(run["rate_per_second"] - 5), 1 + 0.01)
+        left_s = (run["estimated_end_ts"] - self.clock.time_msec()) / 1000
+        self.assertLess(abs(left_s - (40 - len(self.probes)) / 5), 2 + 0.01)
+
+    def test_hanging_does_not_hold_up(self) -> None:
+        """What does not answer does not hold the others up; the end waits for it."""
+        names = [f"host{number:03}.example" for number in range(30)]
+        self.add_failing(*names)
+        self.answers.update(dict.fromkeys(names[1:], REFUSED))
+        run_id = self.begin("reconnect", destinations=names, per_second=30)
+        self.wait(3)
+        self.assertEqual(self.counts(run_id), (30, 29, 0, 29))
+        self.assertEqual(self.run_of(run_id)["status"], "running")
+        self.answer(which=0)
+        self.wait(1)
+        self.assertEqual(self.counts(run_id), (30, 30, 1, 29))
+        self.assertEqual(self.run_of(run_id)["status"], "complete")
+
+    def test_bounded_in_flight(self) -> None:
+        """No more than a bound are under way at once."""
+        names = [f"host{number:03}.example" for number in range(30)]
+        self.add_failing(*names)
+        with mock.patch.object(paced, "MAX_IN_FLIGHT", 4):
+            self.begin("reconnect", all_failing=True, per_second=100)
+            self.wait(2)
+            self.assertEqual(len(self.probes), 4)
+            for which in range(4):
+                self.answer(which=which)
+            self.wait(1)
+            self.assertEqual(len(self.probes), 8)
+
+    def test_no_longer_failing(self) -> None:
+        """What recovers by itself before its turn is not contacted."""
+        names = [f"host{number:03}.example" for number in range(10)]
+        self.add_failing(*names)
+        self.answers.update(dict.fromkeys(names, REFUSED))
+        run_id = self.begin("reconnect", destinations=names, per_second=1)
+        self.wait(0.5)
+        self.add_destination("host009.example", 0, 0, None, 9)
+        self.wait(11)
+        run = self.run_of(run_id)
+        self.assertEqual(run["outcomes"], {"no_longer_failing": 1, "still_failing": 9})
+        self.assertNotIn("host009.example", self.probed)
+        self.assertEqual(self.entries(run)["host009.example"], ["no_longer_failing"])
+
+    def test_skipped(self) -> None:
+        """What can't be contacted is skipped, and the audit says why."""
+        self.add_failing("a.example", "gone.example", "no server", "shut.example")
+        self.add_failing("z.example")
+        self.answers.update({"a.example": ANSWER, "z.example": ANSWER})
+        allowed = mock.patch.object(
+            Homeserver, "is_allowed", staticmethod(lambda name: name != "shut.example")
+        )
+        with allowed:
+            run_id = self.begin("reconnect", all_failing=True, per_second=1)
+            self.wait(0.1)
+            self.get_success(
+                self.store.db_pool.simple_delete(
+                    "destinations", {"destination": "gone.example"}, "test"
+                )
+            )
+            self.wait(4)
+        self.assertEqual(
+            self.run_of(run_id)["outcomes"], {"skipped": 3, "connected": 2}
+        )
+        self.assertEqual(self.probed, ["a.example", "z.example"])
+        notes = {
+            entry["destination"]: entry["details"].get("note")
+            for entry in self.audit(f"?run_id={run_id}&outcome=skipped")
+        }
+        self.assertIn("Invalid server name", notes["no server"])
+        self.assertIn("federation_domain_whitelist", notes["shut.example"])
+        self.assertIn("no row", notes["gone.example"])
+
+    def test_forgotten_meanwhile(self) -> None:
+        """A destination that is removed during its contact does not come back by it."""
+        self.add_failing("a.example")
+        run_id = self.begin("reconnect", all_failing=True)
+        self.wait(0.5)
+        self.get_success(
+            self.store.db_pool.simple_delete(
+                "destinations", {"destination": "a.example"}, "test"
+            )
+        )
+        self.answer()
+        self.wait(1)
+        self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
+        self.assertEqual(self.names(), [])
+
+    def test_not_failing(self) -> None:
+        """What is not failing, but in the list, is contacted, and its row stays."""
+        self.add_destination("new.example")
+        self.answers["new.example"] = ANSWER
+        run_id = self.begin("reconnect", destinations=["new.example"])
+        self.wait(1)
+        self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
+        self.assertEqual(self.row("new.example"), (None, None, None, None))
+
+    def test_nothing_matches(self) -> None:
+        """A run for nothing is complete at once."""
+        run_id = self.begin("reconnect", all_failing=True)
+        self.wait(0.5)
+        self.assertEqual(self.run_of(run_id)["status"], "complete")
+        self.assertEqual(self.counts(run_id), (0, 0, 0, 0))
+
+    @parameterized.expand(
+        [
+            ({"destination": "2."}, ["a2.example", "b2.example"]),
+            ({"destination": "?2.*"}, ["a2.example", "b2.example"]),
+            ({"status": "backing_off"}, ["a1.example", "a2.example", "b2.example"]),
+            ({"status": ["retry_due", "online"]}, ["due.example", "fine.example"]),
+            ({"status": "online"}, ["fine.example"]),
+            (
+                {"failing_for": "1s"},
+                ["a1.example", "a2.example", "b2.example", "due.example"],
+            ),
+            ({"failing_for": "1s", "destination": "due"}, ["due.example"]),
+            ({"failing_for": "1h"}, []),
+        ]
+    )
+    def test_filter(self, given: Any, expected: list[str]) -> None:
+        """A filter keeps what the list keeps; with no status only what is failing."""
+        self.reactor.advance(10)
+        self.add_failing("a1.example", "a2.example", "b2.example")
+        self.add_destination("due.example", 1000, 2000, 500, 7)
+        self.add_destination("fine.example", 0, 0, None, 3)
+        dry = self.post("reconnect", filter=given, dry_run=True)
+        self.assertEqual(
+            dry.json_body,
+            {"dry_run": True, "matched": len(expected), "sample": expected},
+        )
+        self.answers.update(dict.fromkeys(expected, ANSWER))
+        run_id = self.begin("reconnect", filter=given, per_second=100)
+        self.wait(2)
+        self.assertEqual(sorted(self.probed), expected)
+        self.assertEqual(self.run_of(run_id)["matched"], len(expected))
+
+    def test_dry_run(self) -> None:
+        """A dry run says what would be done and does nothing."""
+        names = [f"host{number:03}.example" for number in range(25)]
+        self.add_failing(*names)
+        body = self.post("reconnect", all_failing=True, dry_run=True).json_body
+        self.assertEqual((body["matched"], body["sample"]), (25, names[:10]))
+        body = self.post("reconnect", destinations=names[:3], dry_run=True).json_body
+        self.assertEqual((body["matched"], body["sample"]), (3, names[:3]))
+        self.wait(2)
+        self.assertEqual(self.probes, [])
+        self.assertEqual(self.audit(), [])
+        self.assertEqual(self.get_json(RUNS)["runs"], [])
+
+    def test_unusable_names(self) -> None:
+        """Unknown and invalid names in a list are named, and nothing is changed.
+
+        With `ignore_unknown` they are left out.
+        """
+        self.add_failing("a.example", "b.example")
+        names = ["a.example", "no.example", "no server", "a.example", "A.example"]
+        channel = self.post("reconnect", destinations=names)
+        self.assertEqual(channel.code, 400)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertEqual(channel.json_body["unknown"], ["no.example", "A.example"])
+        self.assertEqual(channel.json_body["invalid"], ["no server"])
+        self.assertIn("no.example", channel.json_body["error"])
+        self.assertIn("no server", channel.json_body["error"])
+        self.assertEqual(self.get_json(RUNS)["runs"], [])
+
+        self.answers["a.example"] = ANSWER
+        channel = self.post("reconnect", destinations=names, ignore_unknown=True)
+        self.assertEqual(channel.code, 200)
+        self.assertEqual(channel.json_body["ignored"], {"unknown": 2, "invalid": 1})
+        self.wait(1)
+        self.assertEqual(self.probed, ["a.example"])
+        self.assertEqual(self.counts(channel.json_body["id"]), (1, 1, 1, 0))
+
+    def test_error_of_ours(self) -> None:
+        """A bug of ours in a contact is counted apart, and changes no destination."""
+        names = [f"host{number:03}.example" for number in range(5)]
+        self.add_failing(*names)
+        self.answers.update(dict.fromkeys(names, ANSWER))
+        self.answers[names[2]] = RuntimeError("bug")
+        with self.assertLogs(classify.__name__, "ERROR") as logged:
+            run_id = self.begin("reconnect", all_failing=True, per_second=10)
+            self.wait(3)
+        run = self.run_of(run_id)
+        self.assertEqual(run["status"], "complete")
+        self.assertEqual(run["outcomes"], {"connected": 4, "internal": 1})
+        (error,) = run["errors"]["internal"]["recent"]
+        self.assertEqual(error["destination"], names[2])
+        self.assertEqual(self.row(names[2]), LONG_FAILING)
+        (entry,) = self.audit(f"?run_id={run_id}&outcome=internal")
+        self.assertEqual(entry["details"]["contact"]["error"]["kind"], "internal")
+        self.assertIn("RuntimeError: bug", logged.output[0])
+
+
+class InputTestCase(ManyTestCase):
+    """Bad criteria change nothing, and the error names what is wrong."""
+
+    @parameterized.expand(
+        [
+            ({}, "'all_failing'"),
+            ({"all_failing": False}, "'all_failing'"),
+            ({"all_failing": 1}, "'all_failing'"),
+            ({"all_failing": True, "destinations": ["a"]}, "only one"),
+            ({"filter": {}}, "'filter'"),
+            ({"filter": []}, "'filter'"),
+            ({"filter": {"destination": ""}}, "'filter'"),
+            ({"filter": {"staus": "online"}}, "'filter.staus'"),
+            ({"filter": {"status": "offline"}}, "'filter.status'"),
+            ({"filter": {"status": 1}}, "'filter.status'"),
+            ({"filter": {"status": []}}, "'filter'"),
+            ({"filter": {"failing_for": "7"}}, "'filter.failing_for'"),
+            ({"filter": {"failing_for": 7}}, "'filter.failing_for'"),
+            ({"filter": {"destination": 1}}, "'filter.destination'"),
+            ({"destinations": "a.example"}, "'destinations'"),
+            ({"destinations": [1]}, "'destinations'"),
+            ({"destinations": ["\ud800"]}, "'destinations'"),
+            ({"filter": {"status": "\ud800"}}, "'filter.status'"),
+            ({"filter": {"destination": "\ud800"}}, "'filter.destination'"),
+            ({"filter": {"\ud800": 1}}, "ud800"),
+            ({"destinations": ["a"] * 50_001}, "'destinations'"),
+            ({"all_failing": True, "per_second": 0}, "'per_second'"),
+            ({"all_failing": True, "per_second": 501}, "'per_second'"),
+            ({"all_failing": True, "per_second": "5"}, "'per_second'"),
+            ({"all_failing": True, "per_second": True}, "'per_second'"),
+            ({"all_failing": True, "timeout_ms": 999}, "'timeout_ms'"),
+            ({"all_failing": True, "dryrun": True}, "'dryrun'"),
+            ({"all_failing": True, "dry_run": "true"}, "'dry_run'"),
+            ({"all_failing": True, "ignore_unknown": 1}, "'ignore_unknown'"),
+        ]
+    )
+    def test_body(self, body: Any, named: str) -> None:
+        """400 M_INVALID_PARAM, and there is no run."""
+        self.add_failing("a.example")
+        channel = self.post("reconnect", **body)
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assertIn(named, channel.json_body["error"])
+        self.assertEqual(self.get_json(RUNS)["runs"], [])
+
+    def test_empty_list(self) -> None:
+        """An empty list is a run for nothing."""
+        self.add_failing("a.example")
+        run_id = self.begin("reconnect", destinations=[])
+        self.wait(0.5)
+        self.assertEqual(self.counts(run_id), (0, 0, 0, 0))
+        self.assertEqual(self.probes, [])
+
+
+class CeilingTestCase(ManyTestCase):
+    config = {"contact_on_reset": False, "bulk": {"max_per_second": 3}}
+
+    def test_ceiling(self) -> None:
+        """No run is faster than the configuration allows, nor by default."""
+        channel = self.post("reconnect", all_failing=True, per_second=4)
+        self.assertEqual(channel.code, 400)
+        self.assertIn("from 0.1 to 3", channel.json_body["error"])
+        run = self.post("reconnect", all_failing=True).json_body
+        self.assertEqual(run["options"]["per_second"], 3)
