@@ -5,6 +5,7 @@ import json
 import re
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
@@ -74,11 +75,11 @@ def _validator(reference: str) -> Draft202012Validator:
 
 
 @cache
-def _routes() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
+def _routes() -> list[tuple[re.Pattern[str], str, dict[str, Any]]]:
     """Return each path, those with a name in it after those that say all of it."""
     paths = document(servlets())["paths"]
     return [
-        (re.compile(re.sub(r"\\{\w+\\}", "[^/]*", re.escape(path))), paths[path])
+        (re.compile(re.sub(r"\\{\w+\\}", "[^/]*", re.escape(path))), path, paths[path])
         for path in sorted(paths, key=lambda path: path.count("{"))
     ]
 
@@ -86,13 +87,19 @@ def _routes() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
 @cache
 def _operation(method: str, path: str) -> dict[str, dict[str, str]] | None:
     """Return where the schema of each status and media type is; None if not ours."""
-    for pattern, methods in _routes():
+    for pattern, name, methods in _routes():
         if pattern.fullmatch(path) and method.lower() in methods:
+            responses = methods[method.lower()]["responses"]
+            begin = f"/paths/{_pointer(name)}/{method.lower()}/responses"
             return {
                 status: {
-                    media_type: content["schema"].get("$ref", "")
-                    for media_type, content in response["content"].items()
+                    kind: f"#{begin}/{status}/content/{_pointer(kind)}/schema"
+                    for kind in response["content"]
                 }
-                for status, response in methods[method.lower()]["responses"].items()
+                for status, response in responses.items()
             }
     return None
+
+
+def _pointer(name: str) -> str:
+    return quote(name.replace("~", "~0").replace("/", "~1"))

@@ -14,7 +14,13 @@ from synapse.module_api import JsonDict, SynapseRequest
 from synapse_federation_admin import __version__
 from synapse_federation_admin.api._base import AdminServlet
 from synapse_federation_admin.api._operation import Operation, json_schema
-from synapse_federation_admin.api.schemas.model import Answer, Error, Input, Nothing
+from synapse_federation_admin.api.schemas.model import (
+    Answer,
+    Error,
+    Input,
+    Model,
+    Nothing,
+)
 from synapse_federation_admin.api.schemas.v1 import OPERATIONS
 
 METHODS = ("GET", "PUT", "POST", "DELETE")
@@ -87,16 +93,16 @@ def operations(
         for method in METHODS:
             if hasattr(servlet, f"on_{method}"):
                 declared = OPERATIONS.get((servlet.PATH, method))
-                found = declared or getattr(servlet, method, None)
-                if found is not None:
-                    yield servlet, method, found
+                yield servlet, method, declared or getattr(servlet, method)
 
 
 @lru_cache(maxsize=1)
 def document(servlets: tuple[type[AdminServlet], ...]) -> JsonDict:
     """Return the document for some servlets."""
     every = list(operations(servlets))
-    models = {Error} | {operation.gives for _, _, operation in every}
+    models: set[type[Model]] = {Error}
+    for _, _, operation in every:
+        models |= {operation.gives, operation.gives_dry or operation.gives}
     models |= {op.takes for _, method, op in every if method in ("PUT", "POST")}
     _, schemas = models_json_schema(
         [(model, "validation") for model in sorted(models, key=lambda m: m.__name__)],
@@ -174,7 +180,7 @@ def _operation(
                 media_type: {
                     "schema": {"type": "string"}
                     if media_type.startswith("text/")
-                    else _ref(operation.gives)
+                    else _given(operation)
                 }
                 for media_type in operation.media_types
             },
@@ -188,6 +194,12 @@ def _operation(
         },
     }
     return found
+
+
+def _given(operation: Operation[Input]) -> JsonDict:
+    if operation.gives_dry is None:
+        return _ref(operation.gives)
+    return {"anyOf": [_ref(operation.gives), _ref(operation.gives_dry)]}
 
 
 def _query_parameters(operation: Operation[Input]) -> list[dict[str, Any]]:

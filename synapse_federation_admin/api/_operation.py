@@ -43,12 +43,14 @@ class Operation(Generic[I]):
     Attributes:
         takes: The query parameters of a GET or DELETE, the JSON body of a POST or PUT.
         gives: The answer, 200; each line of it where it is a file of lines.
+        gives_dry: The answer to a dry run; None: the same.
         errors: When it fails, by HTTP status, beside what every route answers.
         media_types: What the answer may be.
     """
 
     takes: type[I]
     gives: type[Model]
+    gives_dry: type[Model] | None = None
     errors: Mapping[int, str] = attr.Factory(dict)
     media_types: tuple[str, ...] = ("application/json",)
 
@@ -171,6 +173,8 @@ def _expected(field: dict[str, Any], schema: Mapping[str, Any]) -> str:
         return f"a list of {some}strings"
     if kind in ("integer", "number"):
         article = "an integer" if kind == "integer" else "a number"
+        if "maximum" not in field:
+            return article
         return f"{article} from {field['minimum']} to {field['maximum']}"
     if kind == "string":
         most = (

@@ -13,12 +13,10 @@ from json.encoder import encode_basestring_ascii as json_text
 
 from synapse.module_api import JsonDict
 
-from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationStatus,
 )
-from synapse_federation_admin.storage.failures import RecordedFailure
 
 __all__ = [
     "CSV_COLUMNS",
@@ -27,11 +25,7 @@ __all__ = [
     "encode_v1",
     "encode_v2",
     "json_text",
-    "render_backlog",
-    "render_failure",
-    "render_last_failure",
     "render_v1",
-    "render_v2",
 ]
 
 CSV_COLUMNS = (
@@ -70,18 +64,8 @@ def encode_v1(row: Destination) -> str:
     )
 
 
-def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
-    """Render the keys of v1, and those of v2 that the row itself tells."""
-    return {
-        **render_v1(row),
-        "status": row.status(now_ms).value,
-        "next_retry_ts": row.next_retry_ts,
-        "allowed": allowed,
-    }
-
-
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
-    """Return the JSON of `render_v2`."""
+    """Return the JSON of a `Destination` of the schemas."""
     name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
     # Most rows do not fail: for them, all that v2 adds is known.
     if retry_last_ts:
@@ -134,32 +118,3 @@ def csv_fields(fields: Sequence[object]) -> str:
     # It quotes such ends of lines only as it writes itself.
     csv.writer(text, lineterminator="\r\n").writerow(fields)
     return text.getvalue().removesuffix("\r\n")
-
-
-def render_backlog(backlog: Backlog) -> JsonDict:
-    """Render what waits for a destination."""
-    return {
-        "rooms": backlog.rooms,
-        "oldest_stream_ordering": backlog.oldest_stream_ordering,
-        "catch_up": "possible" if backlog.can_catch_up else "impossible",
-        "to_device_messages": backlog.to_device_messages,
-        "oldest_to_device_ts": backlog.oldest_to_device_ts,
-        "device_list_updates": backlog.device_list_updates,
-    }
-
-
-def render_failure(failure: RecordedFailure) -> JsonDict:
-    """Render failures of one kind."""
-    return {
-        "kind": failure.kind,
-        "message": failure.message,
-        "first_ts": failure.first_ts,
-        "last_ts": failure.last_ts,
-        "count": failure.count,
-        "instance": failure.instance,
-    }
-
-
-def render_last_failure(failures: Sequence[RecordedFailure]) -> JsonDict | None:
-    """Render the first of some failures; None if there is none."""
-    return render_failure(failures[0]) if failures else None

@@ -6,15 +6,12 @@ from http import HTTPStatus
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import AdminServlet, actor
-from synapse_federation_admin.api._body import Body
-from synapse_federation_admin.api._parameters import require_known
-from synapse_federation_admin.api.runs import start_run
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api.runs import CONFLICT, start_run
+from synapse_federation_admin.api.schemas.runs import CapBackoffBody, Run, RunPreview
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.cap_backoff import CapBackoff
 from synapse_federation_admin.storage.run_values import RunOrder
-
-# As much as any clock of ms needs; within the 64 bits of both databases.
-_MOST_MS = 10**15
 
 
 class CapBackoffServlet(AdminServlet):
@@ -22,7 +19,7 @@ class CapBackoffServlet(AdminServlet):
 
     POST /_synapse/admin/v2/federation/cap_backoff
 
-    Body; only the first key is required, and any other is an error:
+    Body; only the first key is required:
 
         {
             "max_retry_interval_ms": 86400000,
@@ -35,34 +32,26 @@ class CapBackoffServlet(AdminServlet):
         {"dry_run": true, "matched": 12, "sample": ["matrix.example.org"]}
 
     and nothing is changed. `matched` destinations have a longer backoff.
-
-    Errors: 409 `M_UNKNOWN` if a run that caps backoffs has not ended, whose ID is in
-    `id`; 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403.
     """
+
+    POST = Operation(CapBackoffBody, Run, RunPreview, CONFLICT)
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer POST."""
         services = self._services
         requester = await services.homeserver.require_admin(request)
-        require_known(request, ())
-        body = Body.parse(request, ("max_retry_interval_ms", "dry_run", "reason"))
-        longest_ms = body.integer(
-            "max_retry_interval_ms", default=None, least=1, most=_MOST_MS
-        )
-        dry_run, reason = body.flag("dry_run"), body.reason()
-        if dry_run:
+        body = self.POST.parse(request)
+        longest_ms = body.max_retry_interval_ms
+        if body.dry_run:
             matched, sample = await services.cap_backoff.preview(longest_ms)
-            return HTTPStatus.OK, {
-                "dry_run": True,
-                "matched": matched,
-                "sample": sample,
-            }
+            found = RunPreview(dry_run=True, matched=matched, sample=list(sample))
+            return HTTPStatus.OK, found.rendered()
         order = RunOrder(
             CapBackoff.name,
             criteria.shown(criteria.ALL_FAILING),
             {"max_retry_interval_ms": longest_ms},
             (),
             actor(requester),
-            reason,
+            body.reason or None,
         )
         return await start_run(services, order)

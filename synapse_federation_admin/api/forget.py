@@ -6,26 +6,23 @@ from http import HTTPStatus
 from synapse.module_api import JsonDict, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.api._base import (
-    AdminServlet,
-    actor,
-    invalid_param,
-    unknown_destination,
+from synapse_federation_admin.api._base import AdminServlet, actor, unknown_destination
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api.runs import CONFLICT, start_run
+from synapse_federation_admin.api.schemas.destinations import Destination
+from synapse_federation_admin.api.schemas.runs import (
+    ForgetBody,
+    ForgetManyBody,
+    ForgetPreview,
+    ForgottenDestination,
+    Kept,
+    Lost,
+    RefusedDestination,
+    Run,
 )
-from synapse_federation_admin.api._body import Body
-from synapse_federation_admin.api._filter import parse_filter_object
-from synapse_federation_admin.api._parameters import require_known
-from synapse_federation_admin.api._render import render_v2
-from synapse_federation_admin.api.runs import start_run
-from synapse_federation_admin.destinations.values import DestinationFilter
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.forget_many import ForgetMany
 from synapse_federation_admin.storage.run_values import RunOrder
-
-# For how long it has been failing what a filter forgets without `force`.
-_DEAD_FOR_MS = 30 * 86_400_000
-
-_KEYS = ("dry_run", "drop_to_device", "reason")
 
 
 class ForgetServlet(AdminServlet):
@@ -33,7 +30,7 @@ class ForgetServlet(AdminServlet):
 
     POST /_synapse/admin/v2/federation/destinations/<destination>/forget
 
-    Body, all keys optional, any other is an error. A dry run is the default:
+    Body, all keys optional. A dry run is the default:
 
         {"dry_run": true, "drop_to_device": false, "reason": "It is gone for good"}
 
@@ -50,14 +47,19 @@ class ForgetServlet(AdminServlet):
         }
 
     `lost` is what is or would be gone, `kept` what still waits or would: to-device
-    messages, unless `drop_to_device` is true. In a dry run, `refused` tells why it
-    would be refused.
-
-    Errors: 400 `M_UNKNOWN` while local users share rooms with it, 409 `M_UNKNOWN` if
-    something was sent to it or failed meanwhile, 404 `M_NOT_FOUND` if Synapse knows
-    nothing of it, 400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403, 500
-    `M_UNKNOWN` if the database fails. Nothing has changed then.
+    messages, unless `drop_to_device` is true.
     """
+
+    POST = Operation(
+        ForgetBody,
+        ForgottenDestination,
+        errors={
+            400: "Local users share rooms with it: `shared_rooms` (`M_UNKNOWN`).",
+            404: "Synapse knows nothing of the destination.",
+            409: "Something was sent to it or failed meanwhile: nothing has changed "
+            "(`M_UNKNOWN`).",
+        },
+    )
 
     async def on_POST(
         self, request: SynapseRequest, destination: str
@@ -65,19 +67,17 @@ class ForgetServlet(AdminServlet):
         """Answer POST."""
         services = self._services
         requester = await services.homeserver.require_admin(request)
-        require_known(request, ())
-        body = Body.parse(request, _KEYS)
-        dry_run = body.flag("dry_run", default=True)
+        body = self.POST.parse(request)
         found = await services.forget.forget(
             destination,
             actor(requester),
-            dry_run=dry_run,
-            drop_to_device=body.flag("drop_to_device"),
-            reason=body.reason(),
+            dry_run=body.dry_run,
+            drop_to_device=body.drop_to_device,
+            reason=body.reason or None,
         )
         if found is None:
             raise unknown_destination()
-        if found.refused and not dry_run:
+        if found.refused and not body.dry_run:
             status = HTTPStatus.CONFLICT if found.changed else HTTPStatus.BAD_REQUEST
             raise SynapseError(
                 status,
@@ -85,18 +85,18 @@ class ForgetServlet(AdminServlet):
                 Codes.UNKNOWN,
                 additional_fields={"shared_rooms": found.shared_rooms},
             )
-        return HTTPStatus.OK, {
-            "dry_run": dry_run,
-            "forgotten": found.forgotten,
-            "destination": render_v2(
-                found.destination,
-                services.homeserver.now_ms(),
-                allowed=services.homeserver.is_allowed(destination),
-            ),
-            **found.waiting.shown(),
-            "shared_rooms": found.shared_rooms,
-            "refused": found.refused,
-        }
+        now_ms = services.homeserver.now_ms()
+        allowed = services.homeserver.is_allowed(destination)
+        answer = ForgottenDestination(
+            dry_run=body.dry_run,
+            forgotten=found.forgotten,
+            destination=Destination.of(found.destination, now_ms, allowed=allowed),
+            lost=Lost.of(found.waiting),
+            kept=Kept(to_device_messages=found.waiting.kept_messages),
+            shared_rooms=found.shared_rooms,
+            refused=found.refused,
+        )
+        return HTTPStatus.OK, answer.rendered()
 
 
 class ForgetManyServlet(AdminServlet):
@@ -104,7 +104,7 @@ class ForgetManyServlet(AdminServlet):
 
     POST /_synapse/admin/v2/federation/forget
 
-    Body; `filter` is required, and any other key is an error. A dry run is the default:
+    Body; `filter` is required. A dry run is the default:
 
         {
             "filter": {"failing_for": "12w", "destination": "*.example.org"},
@@ -113,8 +113,6 @@ class ForgetManyServlet(AdminServlet):
             "drop_to_device": false,
             "reason": "Gone for good"
         }
-
-    The filter's `failing_for` must be at least 30 days, unless `force` is true.
 
     200 OK: the run, as `GET` of its ID has it; after a dry run
 
@@ -131,54 +129,40 @@ class ForgetManyServlet(AdminServlet):
 
     and nothing is changed. Refused are those with which local users share rooms, and in
     the run also those for which something changed meanwhile.
-
-    Errors: 409 `M_UNKNOWN` if a run that forgets has not ended, whose ID is in `id`;
-    400 `M_NOT_JSON`, `M_BAD_JSON`, `M_INVALID_PARAM`, 401, 403.
     """
+
+    POST = Operation(ForgetManyBody, Run, ForgetPreview, CONFLICT)
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer POST."""
         services = self._services
         requester = await services.homeserver.require_admin(request)
-        require_known(request, ())
-        body = Body.parse(request, ("filter", "force", *_KEYS))
-        wanted = _parse_wanted(body)
-        dry_run = body.flag("dry_run", default=True)
-        drop_to_device, reason = body.flag("drop_to_device"), body.reason()
-        if not dry_run:
+        body = self.POST.parse(request)
+        wanted, drop_to_device = body.filter.wanted, body.drop_to_device
+        if not body.dry_run:
             order = RunOrder(
                 ForgetMany.name,
                 criteria.shown(wanted),
                 {"drop_to_device": drop_to_device},
                 (),
                 actor(requester),
-                reason,
+                body.reason or None,
             )
             return await start_run(services, order)
         found = await services.forget_many.preview(
             wanted, drop_to_device=drop_to_device
         )
-        return HTTPStatus.OK, {
-            "dry_run": True,
-            "matched": found.matched,
-            "forgotten": found.forgotten,
-            "refused": found.refused,
-            **found.waiting.shown(),
-            "sample": list(found.sample),
-            "refused_sample": [
-                {"destination": name, "shared_rooms": count}
+        preview = ForgetPreview(
+            dry_run=True,
+            matched=found.matched,
+            forgotten=found.forgotten,
+            refused=found.refused,
+            lost=Lost.of(found.waiting),
+            kept=Kept(to_device_messages=found.waiting.kept_messages),
+            sample=list(found.sample),
+            refused_sample=[
+                RefusedDestination(destination=name, shared_rooms=count)
                 for name, count in found.refused_sample
             ],
-        }
-
-
-def _parse_wanted(body: Body) -> DestinationFilter:
-    forced = body.flag("force")
-    if "filter" not in body:
-        raise invalid_param("Key 'filter' is required")
-    wanted = parse_filter_object(body)
-    if not forced and (wanted.failing_for_ms or 0) < _DEAD_FOR_MS:
-        raise invalid_param(
-            "Key 'filter.failing_for' must be at least 30d, unless 'force' is true"
         )
-    return wanted
+        return HTTPStatus.OK, preview.rendered()

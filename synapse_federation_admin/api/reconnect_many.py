@@ -14,10 +14,14 @@ from synapse_federation_admin.api._base import (
     actor,
     invalid_param,
 )
-from synapse_federation_admin.api._body import Body
-from synapse_federation_admin.api._filter import parse_filter_object
-from synapse_federation_admin.api._parameters import require_known
-from synapse_federation_admin.api.runs import start_run
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api.runs import CONFLICT, start_run
+from synapse_federation_admin.api.schemas.runs import (
+    Ignored,
+    ReconnectManyBody,
+    Run,
+    RunPreview,
+)
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.classify import bounded
 from synapse_federation_admin.repair import criteria
@@ -30,22 +34,10 @@ from synapse_federation_admin.storage.run_values import RunOrder
 
 _DEFAULT_PER_SECOND = 5
 _LEAST_PER_SECOND = 0.1
-_DEFAULT_TIMEOUT_MS = 10_000
-_LEAST_TIMEOUT_MS = 1000
-_MAX_TIMEOUT_MS = 60_000
-
-# A longer list is for a filter, or for several runs.
-_MAX_NAMES = 50_000
 
 # How many names a dry run shows, and how many of each sort an error.
 _SAMPLE = 10
 _SHOWN_NAMES = 100
-
-_CRITERIA = ("destinations", "filter", "all_failing")
-_KEYS = (
-    *_CRITERIA,
-    *("dry_run", "ignore_unknown", "per_second", "timeout_ms", "reason"),
-)
 
 
 class ReconnectManyServlet(AdminServlet):
@@ -53,7 +45,7 @@ class ReconnectManyServlet(AdminServlet):
 
     POST /_synapse/admin/v2/federation/reconnect
 
-    Body: one of `destinations`, `filter` and `all_failing`; any other key is an error:
+    Body: one of `destinations`, `filter` and `all_failing`, and how:
 
         {
             "destinations": ["matrix.example.org"],
@@ -70,99 +62,87 @@ class ReconnectManyServlet(AdminServlet):
 
         {"dry_run": true, "matched": 2, "sample": ["matrix.example.org"]}
 
-    and nothing is changed. A filter that names no status is for failing destinations.
-    With `ignore_unknown`, the answer has `ignored`: how many names were `unknown` or
-    `invalid`.
-
-    Errors: 400 `M_INVALID_PARAM` for a bad key, for no criteria, and for names in the
-    list that are no valid server names or that Synapse has no row for, which are in
-    `invalid` and `unknown`; 409 `M_UNKNOWN` if a run that reconnects has not ended,
-    whose ID is in `id`; 400 `M_NOT_JSON`, `M_BAD_JSON`, 401, 403.
+    and nothing is changed.
     """
+
+    POST = Operation(
+        ReconnectManyBody,
+        Run,
+        RunPreview,
+        {
+            400: "`destinations` has names that are no valid server names or that "
+            "Synapse has no row for: some are in `invalid` and `unknown` "
+            "(`M_INVALID_PARAM`).",
+            **CONFLICT,
+        },
+    )
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer POST."""
         services = self._services
         requester = await services.homeserver.require_admin(request)
-        require_known(request, ())
-        body = Body.parse(request, _KEYS)
-        wanted = _parse_criteria(body)
-        options = _parse_options(body, services.bulk_max_per_second)
-        dry_run, reason = body.flag("dry_run"), body.reason()
-        ignores = body.flag("ignore_unknown")
+        body = self.POST.parse(request)
+        wanted = _wanted(body)
+        per_second = _per_second(body, services.bulk_max_per_second)
+        options = ReconnectOptions(per_second=per_second, timeout_ms=body.timeout_ms)
         names: Sequence[str] = ()
-        extra: JsonDict = {}
+        ignored = None
         if wanted is None:
-            found = await services.reconnect_many.sort_out(
-                body.texts("destinations", _MAX_NAMES)
-            )
-            if ignores:
-                counts = {"unknown": len(found.unknown), "invalid": len(found.invalid)}
-                extra["ignored"] = counts
+            found = await services.reconnect_many.sort_out(body.destinations or ())
+            if body.ignore_unknown:
+                ignored = Ignored(
+                    unknown=len(found.unknown), invalid=len(found.invalid)
+                )
             elif found.unknown or found.invalid:
                 raise _unusable(found)
             names = found.usable
-        if dry_run:
-            answer = await _preview(services, wanted, names)
-            return HTTPStatus.OK, {**answer, **extra}
+        if body.dry_run:
+            matched, sample = await _preview(services, wanted, names)
+            preview = RunPreview(
+                dry_run=True, matched=matched, sample=sample, ignored=ignored
+            )
+            return HTTPStatus.OK, preview.rendered()
         order = RunOrder(
             ReconnectMany.name,
             criteria.shown(wanted) if wanted else criteria.listed(len(names)),
             options.shown(),
             names,
             actor(requester),
-            reason,
+            body.reason or None,
         )
-        status, answer = await start_run(services, order)
-        return status, {**answer, **extra}
+        return await start_run(services, order, ignored=ignored)
 
 
-def _parse_criteria(body: Body) -> DestinationFilter | None:
+def _wanted(body: ReconnectManyBody) -> DestinationFilter | None:
     """Return the filter; None for a list."""
-    given = [key for key in _CRITERIA if key in body]
-    if len(given) != 1:
-        raise invalid_param(
-            "One of the keys 'destinations', 'filter' and 'all_failing' is needed, "
-            "and only one"
-        )
-    if given == ["destinations"]:
-        return None
-    if given == ["all_failing"]:
-        if not body.flag("all_failing"):
-            raise invalid_param("Key 'all_failing' must be true, or not be there")
-        return criteria.ALL_FAILING
-    wanted = parse_filter_object(body)
+    if body.filter is None:
+        return criteria.ALL_FAILING if body.all_failing else None
+    wanted = body.filter.wanted
     if wanted.statuses or wanted.failing_for_ms is not None or wanted.failures:
         return wanted
     return attr.evolve(wanted, statuses=criteria.FAILING_STATUSES)
 
 
-def _parse_options(body: Body, max_per_second: float) -> ReconnectOptions:
-    return ReconnectOptions(
-        per_second=body.number(
-            "per_second",
-            default=min(_DEFAULT_PER_SECOND, max_per_second),
-            least=_LEAST_PER_SECOND,
-            most=max_per_second,
-        ),
-        timeout_ms=body.integer(
-            "timeout_ms",
-            default=_DEFAULT_TIMEOUT_MS,
-            least=_LEAST_TIMEOUT_MS,
-            most=_MAX_TIMEOUT_MS,
-        ),
-    )
+def _per_second(body: ReconnectManyBody, most: float) -> float:
+    if body.per_second is None:
+        return min(_DEFAULT_PER_SECOND, most)
+    if not _LEAST_PER_SECOND <= body.per_second <= most:
+        raise invalid_param(
+            f"Key 'per_second' must be a number from {_LEAST_PER_SECOND:g} to {most:g}"
+        )
+    return body.per_second
 
 
 async def _preview(
     services: Services, wanted: DestinationFilter | None, names: Sequence[str]
-) -> JsonDict:
+) -> tuple[int, list[str]]:
+    """Return how many destinations a run would be for, and the names of some."""
     matched, sample = len(names), names[:_SAMPLE]
     if wanted is not None:
         rows = await services.reader.read(wanted, Sort(), None, _SAMPLE)
         matched = await services.reader.count(wanted)
         sample = [row.destination for row in rows]
-    return {"dry_run": True, "matched": matched, "sample": list(sample)}
+    return matched, list(sample)
 
 
 def _unusable(found: SortedNames) -> SynapseError:

@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: runs, which change many destinations, one after the other."""
 
-from collections.abc import Mapping
 from http import HTTPStatus
 
 from synapse.module_api import JsonDict, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.api._base import (
-    AdminServlet,
-    Services,
-    actor,
-    parse_text,
-)
+from synapse_federation_admin.api._base import AdminServlet, Services, actor
+from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api._page_token import Seal
-from synapse_federation_admin.api._parameters import parse_limit, require_known
+from synapse_federation_admin.api.schemas import runs as shown
+from synapse_federation_admin.api.schemas.model import Nothing
+from synapse_federation_admin.api.schemas.runs import Ignored, RunsPage, RunsQuery
 from synapse_federation_admin.destinations.values import Direction
-from synapse_federation_admin.storage.run_values import (
-    Run,
-    RunErrors,
-    RunOrder,
-    RunStatus,
-)
+from synapse_federation_admin.storage.run_values import Run, RunOrder
+
+# When a run cannot be made.
+CONFLICT = {
+    409: "A run of the same action has not ended; its ID is in `id` (`M_UNKNOWN`)."
+}
+
+_UNKNOWN = {404: "There is no such run."}
 
 _PATH = "/v2/federation/runs"
 
@@ -31,11 +30,10 @@ class RunsServlet(AdminServlet):
 
     GET /_synapse/admin/v2/federation/runs
 
-    Query parameters: `limit`, from 1 to 100 (20); `from`, the `next_token` of the page
-    before. 200 OK: `{"runs": [...], "next_token": "..."}`, the newest first.
-
-    Errors: 400 `M_INVALID_PARAM` for a bad parameter, 401, 403.
+    200 OK: `{"runs": [...], "next_token": "..."}`, the newest first.
     """
+
+    GET = Operation(RunsQuery, RunsPage)
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)
@@ -45,20 +43,20 @@ class RunsServlet(AdminServlet):
         """Answer GET."""
         services = self._services
         await services.homeserver.require_admin(request)
-        require_known(request, ("limit", "from"))
-        limit = parse_limit(request, default=20, highest=100)
-        token = parse_text(request, "from") if b"from" in (request.args or {}) else None
-        says = self._seal.position([Direction.BACKWARDS.value], token)
+        query = self.GET.parse(request)
+        limit = query.limit
+        says = self._seal.position([Direction.BACKWARDS.value], query.from_)
         before = (says[0], says[1]) if says else None
         found = await services.runs.read(before, limit + 1)
         now_ms = services.homeserver.now_ms()
-        answer: JsonDict = {"runs": [render_run(r, now_ms) for r in found[:limit]]}
+        next_token = None
         if len(found) > limit:
             last = found[limit - 1]
-            answer["next_token"] = self._seal.make(
+            next_token = self._seal.make(
                 [Direction.BACKWARDS.value], [last.created_ts, last.run_id]
             )
-        return HTTPStatus.OK, answer
+        runs = [shown.Run.of(run, now_ms) for run in found[:limit]]
+        return HTTPStatus.OK, RunsPage(runs=runs, next_token=next_token).rendered()
 
 
 class RunServlet(AdminServlet):
@@ -96,44 +94,51 @@ class RunServlet(AdminServlet):
             "estimated_end_ts": 1795477024352
         }
 
-    `action`: `reconnect`, `forget` or `cap_backoff`. `status`: `scheduled`, `preparing`
-    (`matched` still grows), `running`, `complete`, `cancelled`, or `failed` (`error`
-    tells why). The outcome of each destination is in the audit, by `run_id`.
+    The outcome of each destination is in the audit, by `run_id`.
 
     DELETE /_synapse/admin/v2/federation/runs/<run_id>
 
     200 OK: the run, cancelled. From then on nothing is changed any more, and within a
     second no contact is begun. A run that has ended stays as it is.
-
-    Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM` for any query parameter, 401, 403.
     """
+
+    GET = Operation(Nothing, shown.Run, errors=_UNKNOWN)
+    DELETE = Operation(Nothing, shown.Run, errors=_UNKNOWN)
 
     async def on_GET(
         self, request: SynapseRequest, run_id: str
     ) -> tuple[int, JsonDict]:
-        """Answer GET."""
+        """Look at a run."""
         services = self._services
         await services.homeserver.require_admin(request)
-        require_known(request, ())
+        self.GET.parse(request)
         return self._answer(await services.runs.get(run_id))
 
     async def on_DELETE(
         self, request: SynapseRequest, run_id: str
     ) -> tuple[int, JsonDict]:
-        """Answer DELETE."""
+        """Cancel a run."""
         services = self._services
         requester = await services.homeserver.require_admin(request)
-        require_known(request, ())
+        self.DELETE.parse(request)
         return self._answer(await services.runs.cancel(run_id, actor(requester)))
 
     def _answer(self, run: Run | None) -> tuple[int, JsonDict]:
         if run is None:
             raise SynapseError(HTTPStatus.NOT_FOUND, "Unknown run", Codes.NOT_FOUND)
-        return HTTPStatus.OK, render_run(run, self._services.homeserver.now_ms())
+        now_ms = self._services.homeserver.now_ms()
+        return HTTPStatus.OK, shown.Run.of(run, now_ms).rendered()
 
 
-async def start_run(services: Services, order: RunOrder) -> tuple[int, JsonDict]:
+async def start_run(
+    services: Services, order: RunOrder, *, ignored: Ignored | None = None
+) -> tuple[int, JsonDict]:
     """Make a run, and answer it.
+
+    Args:
+        services: What makes it.
+        order: What it is asked for.
+        ignored: How many names of its list were left out; None if none may be.
 
     Raises:
         SynapseError: 409 `M_UNKNOWN` if one of the same action has not ended.
@@ -147,48 +152,5 @@ async def start_run(services: Services, order: RunOrder) -> tuple[int, JsonDict]
             Codes.UNKNOWN,
             additional_fields={"id": run.run_id},
         )
-    return HTTPStatus.OK, render_run(run, services.homeserver.now_ms())
-
-
-def render_run(run: Run, now_ms: int) -> JsonDict:
-    """Render a run."""
-    is_running = run.status == RunStatus.RUNNING.value
-    return {
-        "id": run.run_id,
-        "action": run.action,
-        "status": run.status,
-        "user_id": run.actor.user_id,
-        "puppeted_by": run.actor.puppeted_by,
-        "reason": run.reason,
-        "criteria": run.criteria,
-        "options": run.options,
-        "created_ts": run.created_ts,
-        "started_ts": run.started_ts,
-        "updated_ts": run.updated_ts,
-        "ended_ts": run.ended_ts,
-        "matched": run.matched,
-        "done": run.done,
-        "outcomes": run.outcomes,
-        "totals": run.totals,
-        "errors": _render_errors(run.errors),
-        "error": run.error,
-        "rate_per_second": run.rate if is_running else None,
-        "estimated_end_ts": run.estimated_end_ts(now_ms),
-    }
-
-
-def _render_errors(errors: Mapping[str, RunErrors]) -> JsonDict:
-    return {
-        kind: {
-            "count": found.count,
-            "recent": [
-                {
-                    "destination": error.destination,
-                    "message": error.message,
-                    "ts": error.ts,
-                }
-                for error in found.recent
-            ],
-        }
-        for kind, found in errors.items()
-    }
+    now_ms = services.homeserver.now_ms()
+    return HTTPStatus.OK, shown.Run.of(run, now_ms, ignored=ignored).rendered()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from synapse_federation_admin.api.schemas.destinations import ChangeFilter
+from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
 from synapse_federation_admin.api.schemas.model import (
     Answer,
     Input,
@@ -14,6 +14,7 @@ from synapse_federation_admin.api.schemas.model import (
     PageFrom,
     Reason,
 )
+from synapse_federation_admin.repair.forget import Waiting
 from synapse_federation_admin.storage import run_values
 from synapse_federation_admin.storage.run_values import RunStatus
 
@@ -61,12 +62,12 @@ class ReconnectManyBody(Input):
     )
     ignore_unknown: bool = Field(
         default=False,
-        description="Leave out the names of the list that are no valid server names, or "
-        "that Synapse has no row for; `ignored` has their numbers.",
+        description="Leave out the names of the list that are no valid server names, "
+        "or that Synapse has no row for; `ignored` has their numbers.",
     )
-    per_second: Annotated[float, Field(ge=0.1, le=1_000_000)] = Field(
-        default=5,
-        description="How many contacts to begin per second, up to "
+    per_second: float | None = Field(
+        default=None,
+        description="How many contacts to begin per second: 5 by default, from 0.1 to "
         "`bulk.max_per_second` of the configuration.",
     )
     timeout_ms: Annotated[int, Field(ge=1000, le=60_000)] = Field(
@@ -270,13 +271,36 @@ class Lost(Answer):
     to_device_messages: int = Field(description="To-device messages.")
     device_list_updates: int = Field(description="Changes of local users' devices.")
 
+    @classmethod
+    def of(cls, waiting: Waiting) -> Self:
+        """Show a value."""
+        return cls(
+            rooms=waiting.rooms,
+            to_device_messages=waiting.to_device_messages,
+            device_list_updates=waiting.device_list_updates,
+        )
+
 
 class Kept(Answer):
     """What still waits, or would."""
 
     to_device_messages: int = Field(
-        description="To-device messages. While there are any, Synapse goes on trying to "
-        "send them, and the row comes back with the first failure."
+        description="To-device messages. While there are any, Synapse goes on trying "
+        "to send them, and the row comes back with the first failure."
+    )
+
+
+class ForgottenDestination(Answer):
+    """What came of forgetting one destination."""
+
+    dry_run: bool = Field(description="Whether nothing was changed, as asked for.")
+    forgotten: bool = Field(description="Whether it is gone.")
+    destination: Destination = Field(description="The destination as it was.")
+    lost: Lost = Field(description="What was lost, or would be.")
+    kept: Kept = Field(description="What still waits, or would.")
+    shared_rooms: int = Field(description="Rooms that local users share with it.")
+    refused: str | None = Field(
+        description="In a dry run, why it would be refused; null if it would not."
     )
 
 
