@@ -114,13 +114,14 @@ def _refused(
     """Return the error for the first thing that is wrong."""
     found = error.errors(include_url=False)[0]
     path = [part for part in found["loc"] if isinstance(part, str)]
-    # A key with half of a surrogate pair is none that is known, whatever it is.
-    is_unknown = found["type"] == "extra_forbidden" or not found["loc"]
-    if found["type"] == "string_unicode" and not path:
-        path = [found["input"]]
-    name = bounded(".".join(path), 100)
     schema = json_schema(model)
-    if is_unknown and path:
+    is_unknown = found["type"] == "extra_forbidden"
+    if found["type"] == "string_unicode" and "properties" in _at(schema, path):
+        # Half of a surrogate pair in a key, which is none that is known.
+        path.append(found["input"])
+        is_unknown = True
+    name = bounded(".".join(path), 100)
+    if is_unknown:
         parent = _at(schema, path[:-1])
         prefix = "".join(f"{part}." for part in path[:-1])
         known = ", ".join(f"'{prefix}{key}'" for key in parent["properties"]) or "none"

@@ -282,7 +282,7 @@ class Lost(Answer):
 
 
 class Kept(Answer):
-    """What still waits, or would."""
+    """What still waits after a destination was forgotten."""
 
     to_device_messages: int = Field(
         description="To-device messages. While there are any, Synapse goes on trying "
