@@ -361,7 +361,7 @@ class ManyAskersTestCase(ReconnectTestCase):
             for resource in self.hs._module_web_resources.values()
             for routes in resource._by_surface.values()
             for pattern, methods in routes._routes.items()
-            if pattern.pattern.endswith("/reconnect$")
+            if pattern.pattern.endswith("[^/]*)/reconnect$")
             for entry in methods.values()
         }
         self.assertLessEqual(len(servlet._services.reconnect._attempts), 3)

@@ -26,6 +26,7 @@ __all__ = [
     "encode_v2",
     "json_text",
     "render_v1",
+    "render_v2",
 ]
 
 CSV_COLUMNS = (
@@ -64,8 +65,18 @@ def encode_v1(row: Destination) -> str:
     )
 
 
+def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
+    """Render the keys of v1, and those of v2 that the row itself tells."""
+    return {
+        **render_v1(row),
+        "status": row.status(now_ms).value,
+        "next_retry_ts": row.next_retry_ts,
+        "allowed": allowed,
+    }
+
+
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
-    """Return the JSON of a `Destination` of the schemas."""
+    """Return the JSON of `render_v2`."""
     name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
     # Most rows do not fail: for them, all that v2 adds is known.
     if retry_last_ts:
