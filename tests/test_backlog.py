@@ -68,22 +68,6 @@ class BacklogTestCase(ModuleTestCase):
         self.assertTrue(found["idle.example"].is_empty)
         self.assertEqual(self.of(), {})
 
-    def test_rooms(self) -> None:
-        """A room waits if its newest event is newer than the last one delivered."""
-        self.add_destination("a.example", None, None, None, 10)
-        self.add_destination("b.example", None, None, None, 30)
-        for number, stream_ordering in enumerate([9, 10, 13, 12]):
-            self.add_room("a.example", f"!{number}:x", stream_ordering)
-            self.add_room("b.example", f"!{number}:x", stream_ordering)
-
-        self.assertEqual(
-            self.of("a.example", "b.example"),
-            {
-                "a.example": Backlog(rooms=2, oldest_stream_ordering=12),
-                "b.example": Backlog(),
-            },
-        )
-
     def test_never_delivered(self) -> None:
         """Where nothing was ever delivered all rooms wait, and are not caught up."""
         self.add_destination("new.example")

@@ -48,24 +48,18 @@ class Database:
 
     def validity(self) -> dict[str, bool]:
         """Return of every index that there is whether it is valid, by its name."""
-        return dict(
-            self.query(
-                "SELECT c.relname, i.indisvalid FROM pg_index AS i "
-                "JOIN pg_class AS c ON c.oid = i.indexrelid "
-                "WHERE c.relname LIKE 'federation_admin_%' "
-                "AND i.indrelid = 'destinations'::regclass"
-            )
-        )
+        return {name: is_valid for name, _, is_valid in self._indexes()}
 
     def identities(self) -> dict[str, int]:
         """Return what tells an index from one of the same name that replaced it."""
-        return dict(
-            self.query(
-                "SELECT c.relname, c.oid FROM pg_index AS i "
-                "JOIN pg_class AS c ON c.oid = i.indexrelid "
-                "WHERE c.relname LIKE 'federation_admin_%' "
-                "AND i.indrelid = 'destinations'::regclass"
-            )
+        return {name: oid for name, oid, _ in self._indexes()}
+
+    def _indexes(self) -> list[tuple[Any, ...]]:
+        return self.query(
+            "SELECT c.relname, c.oid, i.indisvalid FROM pg_index AS i "
+            "JOIN pg_class AS c ON c.oid = i.indexrelid "
+            "WHERE c.relname LIKE 'federation_admin_%' "
+            "AND i.indrelid = 'destinations'::regclass"
         )
 
     def drop_all(self) -> None:

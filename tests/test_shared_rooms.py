@@ -61,15 +61,6 @@ class SharedRoomsTestCase(StoreTestCase):
         self.helper.leave(room_id, "@user:test", tok=self.user_token)
         self.assertEqual(self.of("remote.example"), SharedRooms(1, 1))
 
-    def test_left_rooms(self) -> None:
-        """A room which all of ours, or all of theirs, have left is not shared."""
-        self.add_member("!ours:x", "@user:test")
-        self.add_member("!ours:x", "@gone:b.example", "leave")
-        self.add_member("!ours:x", "@asked:b.example", "invite")
-        self.add_member("!theirs:x", "@user:test", "leave")
-        self.add_member("!theirs:x", "@a:b.example")
-        self.assertEqual(self.of("b.example"), SharedRooms())
-
     @parameterized.expand(
         [
             ("example.org", 1),
