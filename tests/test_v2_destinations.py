@@ -190,7 +190,7 @@ class ListV2Test(V2TestCase):
             flipped[position] ^= 1
             changed.append(urlsafe_b64encode(flipped).rstrip(b"=").decode())
         for body in (b'[null,"a",null]', b"", b"{}", b"null", b"\xff"):
-            changed.append(urlsafe_b64encode(bytes(16) + body).rstrip(b"=").decode())
+            changed.append(urlsafe_b64encode(bytes(8) + body).rstrip(b"=").decode())
         last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         changed += [token[:-1] + char for char in last if char != token[-1]]
         for text in changed:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""v2's `next_token`: where the next page begins, sealed by this homeserver.
+"""v2's `next_token`: where the next page of a list begins.
 
-A token of a list of destinations holds the position behind the last row and the number
-of all rows, if that was asked for. An authentication code over what it says, and over
-the list's order and filter, shows that this homeserver made it, and for this list.
+A token says a position, and has a checksum over it and over what makes the list: its
+kind, its filter, its order. So a token of another list, or one that was cut or changed,
+is told from one of this list. Only admins can ask with one, so nobody has to be kept
+from making one up.
 """
 
-import hmac
+import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import attr
@@ -21,12 +23,55 @@ from synapse_federation_admin.destinations.values import (
     Sort,
 )
 
-_CODE_BYTES = 16
+_CHECKSUM_BYTES = 8
+
+
+def make_token(listing: Sequence[object], says: Sequence[object]) -> str:
+    """Return the text of a token.
+
+    Args:
+        listing: What makes the list: its kind, its filter, its order.
+        says: What the token says.
+    """
+    body = json.dumps(says).encode("ascii")
+    token = urlsafe_b64encode(_checksum(listing, body) + body)
+    return token.rstrip(b"=").decode("ascii")
+
+
+def parse_token(listing: Sequence[object], text: str | None) -> list[Any] | None:
+    """Return what the token in the parameter `from` says; None if there is none.
+
+    Args:
+        listing: As for `make_token`.
+        text: The text of the token.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
+    """
+    if text is None:
+        return None
+    with suppress(ValueError):
+        token = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        body = token[_CHECKSUM_BYTES:]
+        if token == _checksum(listing, body) + body:
+            says: list[Any] = json.loads(body)
+            # Base64 has several texts for the same bytes.
+            if make_token(listing, says) == text:
+                return says
+    raise invalid_param(
+        "Query parameter 'from' must be the 'next_token' of a page with the same "
+        "filters and the same order"
+    )
+
+
+def _checksum(listing: Sequence[object], body: bytes) -> bytes:
+    summed = json.dumps(listing).encode("ascii") + b"\n" + body
+    return hashlib.sha256(summed).digest()[:_CHECKSUM_BYTES]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class PageToken:
-    """What a token says.
+    """What a token of a list of destinations says.
 
     Attributes:
         after: The position behind which the page begins.
@@ -36,89 +81,30 @@ class PageToken:
     after: Position
     total: int | None
 
+    def text(self, wanted: DestinationFilter, sort: Sort) -> str:
+        """Return its text, for the list that it is of."""
+        says = [self.after.value, self.after.destination, self.total]
+        return make_token(_listing(wanted, sort), says)
 
-class Seal:
-    """Makes and reads tokens that say where a page of some list begins."""
-
-    def __init__(self, secret: bytes) -> None:
-        """Take a secret that all processes of a homeserver share."""
-        self._secret = secret
-
-    def make(self, listing: Sequence[object], says: Sequence[object]) -> str:
-        """Return the text of a token.
-
-        Args:
-            listing: What makes the list: its filter, its order.
-            says: What the token says.
-        """
-        body = json.dumps(says).encode("ascii")
-        sealed = self._code(listing, body) + body
-        return urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii")
-
-    def read(self, listing: Sequence[object], text: str) -> list[Any] | None:
-        """Return what a token for a list says; None if it was not made for it."""
-        try:
-            padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-            sealed = urlsafe_b64decode(padded)
-        except ValueError:
-            return None
-        code, body = sealed[:_CODE_BYTES], sealed[_CODE_BYTES:]
-        if not hmac.compare_digest(code, self._code(listing, body)):
-            return None
-        says: list[Any] = json.loads(body)
-        # Base64 has several texts for the same bytes.
-        return says if self.make(listing, says) == text else None
-
-    def position(self, listing: Sequence[object], text: str | None) -> list[Any] | None:
-        """Return what the parameter `from` of a request says; None if it has none.
+    @classmethod
+    def parse(
+        cls, text: str | None, wanted: DestinationFilter, sort: Sort
+    ) -> "PageToken | None":
+        """Return what a text says; None if there is none.
 
         Raises:
             SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
         """
-        if text is None:
-            return None
-        says = self.read(listing, text)
-        if says is None:
-            raise invalid_param(
-                "Query parameter 'from' must be the 'next_token' of a page with the "
-                "same filters and the same order"
-            )
-        return says
-
-    def _code(self, listing: Sequence[object], body: bytes) -> bytes:
-        sealed = json.dumps(listing).encode("ascii") + b"\n" + body
-        return hmac.digest(self._secret, sealed, "sha256")[:_CODE_BYTES]
-
-
-class PageTokens:
-    """Makes and reads the tokens of lists of destinations."""
-
-    def __init__(self, secret: bytes) -> None:
-        """Take a secret that all processes of a homeserver share."""
-        self._seal = Seal(secret)
-
-    def make(self, wanted: DestinationFilter, sort: Sort, token: PageToken) -> str:
-        """Return the text of a token for a list."""
-        says = [token.after.value, token.after.destination, token.total]
-        return self._seal.make(_listing(wanted, sort), says)
-
-    def parse_from(
-        self, text: str | None, wanted: DestinationFilter, sort: Sort
-    ) -> PageToken | None:
-        """Return what the parameter `from` of a request says; None if it has none.
-
-        Raises:
-            SynapseError: 400 `M_INVALID_PARAM`: it is not of this list.
-        """
-        says = self._seal.position(_listing(wanted, sort), text)
+        says = parse_token(_listing(wanted, sort), text)
         if says is None:
             return None
         value, destination, total = says
-        return PageToken(Position(value, destination), total)
+        return cls(Position(value, destination), total)
 
 
 def _listing(wanted: DestinationFilter, sort: Sort) -> list[object]:
     return [
+        "destinations",
         wanted.name_contains,
         wanted.name_glob,
         sorted(status.value for status in wanted.statuses),

@@ -6,9 +6,9 @@ from http import HTTPStatus
 
 from synapse.module_api import JsonDict, SynapseRequest
 
-from synapse_federation_admin.api._base import AdminServlet, Services
+from synapse_federation_admin.api._base import AdminServlet
 from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api._page_token import Seal
+from synapse_federation_admin.api._page_token import make_token, parse_token
 from synapse_federation_admin.api.schemas.audit import (
     AuditEntry,
     AuditPage,
@@ -48,24 +48,20 @@ class AuditServlet(AdminServlet):
 
     GET = Operation(AuditQuery, AuditPage)
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._seal = Seal(services.homeserver.secret_for("audit token"))
-
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
         await self._services.homeserver.require_admin(request)
         query = self.GET.parse(request)
         wanted, direction, limit = query.wanted, query.dir, query.limit
         listing = _listing(wanted, direction)
-        after = self._seal.position(listing, query.from_)
+        after = parse_token(listing, query.from_)
         found = await self._services.audit.read(
             wanted, (after[0], after[1]) if after else None, limit + 1, direction
         )
         next_token = None
         if len(found) > limit:
             last = found[limit - 1]
-            next_token = self._seal.make(listing, [last.ts, last.entry_id])
+            next_token = make_token(listing, [last.ts, last.entry_id])
         page = AuditPage(
             entries=[AuditEntry.of(entry) for entry in found[:limit]],
             next_token=next_token,
@@ -75,6 +71,7 @@ class AuditServlet(AdminServlet):
 
 def _listing(wanted: AuditFilter, direction: Direction) -> Sequence[object]:
     return [
+        "audit",
         wanted.destination,
         wanted.user_id,
         sorted(action.value for action in wanted.actions),

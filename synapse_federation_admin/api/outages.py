@@ -7,11 +7,10 @@ from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import (
     AdminServlet,
-    Services,
     unknown_destination,
 )
 from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api._page_token import Seal
+from synapse_federation_admin.api._page_token import make_token, parse_token
 from synapse_federation_admin.api.schemas.outages import (
     Outage,
     OutagesPage,
@@ -45,10 +44,6 @@ class OutagesServlet(AdminServlet):
         OutagesQuery, OutagesPage, errors={404: "Nothing is known of the destination."}
     )
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._seal = Seal(services.homeserver.secret_for("outages token"))
-
     async def on_GET(
         self, request: SynapseRequest, destination: str
     ) -> tuple[int, JsonDict]:
@@ -57,8 +52,8 @@ class OutagesServlet(AdminServlet):
         await services.homeserver.require_admin(request)
         query = self.GET.parse(request)
         limit = query.limit
-        listing = [destination]
-        after = self._seal.position(listing, query.from_)
+        listing = ["outages", destination]
+        after = parse_token(listing, query.from_)
         history = services.history
         found = await history.outages(
             destination, after[0] if after else None, limit + 1
@@ -75,7 +70,7 @@ class OutagesServlet(AdminServlet):
         now_ms = services.homeserver.now_ms()
         next_token = None
         if len(found) > limit:
-            next_token = self._seal.make(listing, [found[limit - 1].start_ts])
+            next_token = make_token(listing, [found[limit - 1].start_ts])
         page = OutagesPage(
             outages=[Outage.of(outage, now_ms) for outage in found[:limit]],
             recorded_since_ts=await history.recorded_since_ts(),

@@ -8,11 +8,10 @@ from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.api._base import AdminServlet, Services, actor
 from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api._page_token import Seal
+from synapse_federation_admin.api._page_token import make_token, parse_token
 from synapse_federation_admin.api.schemas import runs as shown
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.runs import Ignored, RunsPage, RunsQuery
-from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.storage.run_values import Run, RunOrder
 
 # When a run cannot be made.
@@ -23,6 +22,9 @@ CONFLICT = {
 _UNKNOWN = {404: "There is no such run."}
 
 _PATH = "/v2/federation/runs"
+
+# What makes the list, for its tokens: there is only one.
+_LISTING = ("runs",)
 
 
 class RunsServlet(AdminServlet):
@@ -35,26 +37,20 @@ class RunsServlet(AdminServlet):
 
     GET = Operation(RunsQuery, RunsPage)
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._seal = Seal(services.homeserver.secret_for("runs token"))
-
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
         services = self._services
         await services.homeserver.require_admin(request)
         query = self.GET.parse(request)
         limit = query.limit
-        says = self._seal.position([Direction.BACKWARDS.value], query.from_)
+        says = parse_token(_LISTING, query.from_)
         before = (says[0], says[1]) if says else None
         found = await services.runs.read(before, limit + 1)
         now_ms = services.homeserver.now_ms()
         next_token = None
         if len(found) > limit:
             last = found[limit - 1]
-            next_token = self._seal.make(
-                [Direction.BACKWARDS.value], [last.created_ts, last.run_id]
-            )
+            next_token = make_token(_LISTING, [last.created_ts, last.run_id])
         runs = [shown.Run.of(run, now_ms) for run in found[:limit]]
         return HTTPStatus.OK, RunsPage(runs=runs, next_token=next_token).rendered()
 

@@ -12,7 +12,7 @@ from synapse_federation_admin.api._base import (
     unknown_destination,
 )
 from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api._page_token import PageToken, PageTokens
+from synapse_federation_admin.api._page_token import PageToken
 from synapse_federation_admin.api._render import render_v2
 from synapse_federation_admin.api.schemas.destinations import (
     Availability,
@@ -59,17 +59,13 @@ class DestinationsV2Servlet(AdminServlet):
 
     GET = Operation(DestinationsQuery, DestinationsPage)
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._tokens = PageTokens(services.homeserver.secret_for("page token"))
-
     async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         """Answer GET."""
         services = self._services
         await services.homeserver.require_admin(request)
         query = self.GET.parse(request)
         wanted, sort, limit = query.wanted, query.sort, query.limit
-        begin = self._tokens.parse_from(query.from_, wanted, sort)
+        begin = PageToken.parse(query.from_, wanted, sort)
 
         after = begin.after if begin else None
         found = await services.reader.read(wanted, sort, after, limit + 1)
@@ -85,7 +81,7 @@ class DestinationsV2Servlet(AdminServlet):
             answer["total"] = total
         if has_more:
             token = PageToken(sort.position_of(rows[-1]), total)
-            answer["next_token"] = self._tokens.make(wanted, sort, token)
+            answer["next_token"] = token.text(wanted, sort)
         return HTTPStatus.OK, answer
 
 

@@ -17,11 +17,11 @@ from synapse_federation_admin.destinations.order import Segment, segments, whole
 from synapse_federation_admin.destinations.prefetch import Fetch, prefetch
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
+    by_name,
     conditions,
     is_of_failing,
     names_between,
 )
-from synapse_federation_admin.destinations.statements import name_at
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
@@ -323,7 +323,14 @@ class DestinationReader:
             The name at the end of the window, or None if no row lies behind, and the
             rows.
         """
-        end = name_at(txn, segment.after, segment.names, size)
+        behind = where(names_between(segment.after, None, segment.names))
+        txn.execute(
+            f"SELECT destination FROM destinations {behind.text} "  # noqa: S608
+            f"ORDER BY {by_name(segment.names)} LIMIT 1 OFFSET ?",
+            (*behind.args, size - 1),
+        )
+        row = txn.fetchone()
+        end = row[0] if row else None
         which = [
             *segment.where,
             *names_between(None, end, segment.names),

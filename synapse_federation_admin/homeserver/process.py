@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """This process among the processes of its homeserver."""
 
-import hmac
 from collections.abc import Callable
 
 from synapse.util.stringutils import parse_and_validate_server_name
@@ -27,17 +26,6 @@ class Process(Synapse):
     def now_ms(self) -> int:
         """Return the time, in ms since the epoch, by Synapse's clock."""
         return self._hs.get_clock().time_msec()
-
-    def secret_for(self, purpose: str) -> bytes:
-        """Return a secret of this homeserver's, the same in all of its processes.
-
-        Args:
-            purpose: What it is for: another purpose has another secret.
-        """
-        key = self._hs.config.key.macaroon_secret_key
-        return hmac.digest(
-            key, b"synapse_federation_admin " + purpose.encode(), "sha256"
-        )
 
     @property
     def runs_background_tasks(self) -> bool:

@@ -75,7 +75,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.LISTS, _F.AUDIT, _F.RUNS, _F.HISTORY),
         """
-        hs: config.key.macaroon_secret_key
         """,
     ),
     (
