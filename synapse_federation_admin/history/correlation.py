@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells whether servers began to fail together, and whether it is us. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 
 import attr
 
 from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.together import (
+    OurPart,
+    explain_address,
+    explain_issuer,
+    explain_nothing,
+    explain_us,
+)
 from synapse_federation_admin.storage.recent_attempts import (
     CauseType,
     RecentAttempts,
@@ -26,18 +33,15 @@ _SAMPLE = 20
 
 # Kinds that are one thing, seen from different sides, and what of ours it is likely to
 # be if most servers fail with them.
-_OURS: tuple[tuple[tuple[FailureKind, ...], str], ...] = (
-    (
-        (FailureKind.DNS_FAILED, FailureKind.DNS_NOT_FOUND),
-        "the resolver of this host",
-    ),
+_OURS: tuple[tuple[tuple[FailureKind, ...], OurPart], ...] = (
+    ((FailureKind.DNS_FAILED, FailureKind.DNS_NOT_FOUND), OurPart.RESOLVER),
     (
         (
             FailureKind.CONNECTION_TIMEOUT,
             FailureKind.UNREACHABLE,
             FailureKind.CONNECTION_REFUSED,
         ),
-        "the network of this host, its firewall or its proxy",
+        OurPart.NETWORK_OR_PROXY,
     ),
     (
         (
@@ -47,37 +51,18 @@ _OURS: tuple[tuple[tuple[FailureKind, ...], str], ...] = (
             FailureKind.UNREACHABLE,
             FailureKind.CONNECTION_REFUSED,
         ),
-        "the network of this host",
+        OurPart.NETWORK,
     ),
-    (
-        (FailureKind.IP_BLOCKED,),
-        "federation_ip_range_blacklist or ip_range_blacklist in the configuration",
-    ),
-    (
-        (FailureKind.TLS_EXPIRED, FailureKind.TLS_NOT_YET_VALID),
-        "the clock of this host",
-    ),
-    (
-        (FailureKind.TLS_UNTRUSTED,),
-        "what this host trusts, its certificate authorities or "
-        "federation_custom_ca_list, or something in between that intercepts TLS",
-    ),
-    (
-        (FailureKind.TLS_WRONG_NAME, FailureKind.TLS_FAILED),
-        "something between this host and the others that intercepts TLS",
-    ),
-    (
-        (FailureKind.REJECTED,),
-        "this homeserver's signing key, or that others cannot fetch it from here",
-    ),
-    ((FailureKind.RATE_LIMITED,), "that this homeserver sends too much"),
-    (
-        (FailureKind.RESPONSE_TIMEOUT, FailureKind.INVALID_RESPONSE),
-        "the network of this host, its proxy, or that it is overloaded",
-    ),
+    ((FailureKind.IP_BLOCKED,), OurPart.BLACKLIST),
+    ((FailureKind.TLS_EXPIRED, FailureKind.TLS_NOT_YET_VALID), OurPart.CLOCK),
+    ((FailureKind.TLS_UNTRUSTED,), OurPart.TRUST),
+    ((FailureKind.TLS_WRONG_NAME, FailureKind.TLS_FAILED), OurPart.INTERCEPTION),
+    ((FailureKind.REJECTED,), OurPart.SIGNING_KEY),
+    ((FailureKind.RATE_LIMITED,), OurPart.RATE),
+    ((FailureKind.RESPONSE_TIMEOUT, FailureKind.INVALID_RESPONSE), OurPart.LOAD),
     (
         (FailureKind.HTTP_ERROR, FailureKind.GONE, FailureKind.TOO_LARGE),
-        "a proxy between this host and the others, or what this homeserver sends",
+        OurPart.REQUESTS,
     ),
 )
 
@@ -131,9 +116,10 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
         if found is not None:
             verdict, explanation = found
             return Correlation(verdict, explanation, last_hour, lately)
-    return Correlation(
-        CorrelationVerdict.NORMAL, _ordinary(last_hour), last_hour, lately
+    explanation = explain_nothing(
+        last_hour.failing, last_hour.total, last_hour.window_ms
     )
+    return Correlation(CorrelationVerdict.NORMAL, explanation, last_hour, lately)
 
 
 _Judgement = tuple[CorrelationVerdict, str] | None
@@ -186,10 +172,8 @@ def _ours(
             for cause in _of(attempts, CauseType.KIND)
             if cause.value in kinds
         )
-        return CorrelationVerdict.US, (
-            f"{_percent(with_them, attempts.total)} of servers tried in the last "
-            f"{_minutes(attempts)} fail with {_either(kinds)}: {ours} is the likely "
-            "cause"
+        return CorrelationVerdict.US, explain_us(
+            ours, kinds, with_them, attempts.total, attempts.window_ms
         )
     return None
 
@@ -207,46 +191,11 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
     for cause, of in causes:
         if cause.began < max(_LEAST, _MOST * of):
             continue
-        what = (
-            f"lead to the address {cause.value}: what runs there, or the way there,"
-            if cause.type is CauseType.ADDRESS
-            else f"have certificates of the issuer {cause.value}: that"
-        )
-        return CorrelationVerdict.SHARED, (
-            f"{cause.began} of {of} servers that began to fail in the "
-            f"last {_minutes(attempts)} {what} is the likely cause"
-        )
+        explain = explain_address if cause.type is CauseType.ADDRESS else explain_issuer
+        explanation = explain(cause.value, cause.began, of, attempts.window_ms)
+        return CorrelationVerdict.SHARED, explanation
     return None
-
-
-def _ordinary(attempts: RecentAttempts) -> str:
-    if not attempts.total:
-        return f"No server was tried in the last {_minutes(attempts)}"
-    if not attempts.failing:
-        return (
-            f"None of the {attempts.total} servers tried in the last "
-            f"{_minutes(attempts)} fails"
-        )
-    return (
-        f"{_percent(attempts.failing, attempts.total)} of servers tried in the last "
-        f"{_minutes(attempts)} fail ({attempts.failing} of {attempts.total}), and "
-        "nothing suggests that it is for a reason on this side"
-    )
 
 
 def _of(attempts: RecentAttempts, type_: CauseType) -> list[SharedCause]:
     return [cause for cause in attempts.causes if cause.type is type_]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part // whole} %"
-
-
-def _minutes(attempts: RecentAttempts) -> str:
-    minutes = attempts.window_ms // 60_000
-    return "hour" if minutes == 60 else f"{minutes} minutes"
-
-
-def _either(kinds: Sequence[str]) -> str:
-    *others, last = kinds
-    return f"{', '.join(others)} or {last}" if others else last

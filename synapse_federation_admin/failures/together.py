@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says in words what many failures together mean."""
+
+from collections.abc import Sequence
+from enum import Enum
+
+
+class OurPart(Enum):
+    """What of ours may be the cause if most servers fail; in words."""
+
+    RESOLVER = "the resolver of this host"
+    NETWORK = "the network of this host"
+    NETWORK_OR_PROXY = "the network of this host, its firewall or its proxy"
+    BLACKLIST = (
+        "federation_ip_range_blacklist or ip_range_blacklist in the configuration"
+    )
+    CLOCK = "the clock of this host"
+    TRUST = (
+        "what this host trusts, its certificate authorities or "
+        "federation_custom_ca_list, or something in between that intercepts TLS"
+    )
+    INTERCEPTION = "something between this host and the others that intercepts TLS"
+    SIGNING_KEY = (
+        "this homeserver's signing key, or that others cannot fetch it from here"
+    )
+    RATE = "that this homeserver sends too much"
+    LOAD = "the network of this host, its proxy, or that it is overloaded"
+    REQUESTS = "a proxy between this host and the others, or what this homeserver sends"
+
+
+def explain_us(
+    part: OurPart, kinds: Sequence[str], failing: int, tried: int, window_ms: int
+) -> str:
+    """Say that something of ours is the likely cause.
+
+    Args:
+        part: What.
+        kinds: The kinds with which servers fail.
+        failing: How many of them fail so.
+        tried: How many were tried.
+        window_ms: Within which time.
+    """
+    *others, last = kinds
+    either = f"{', '.join(others)} or {last}" if others else last
+    return (
+        f"{_percent(failing, tried)} of servers tried in the last "
+        f"{_minutes(window_ms)} fail with {either}: {part.value} is the likely cause"
+    )
+
+
+def explain_address(address: str, began: int, of: int, window_ms: int) -> str:
+    """Say that servers which began to fail have an address in common.
+
+    Args:
+        address: The address.
+        began: How many of them have it.
+        of: Of how many.
+        window_ms: Within which time they began to.
+    """
+    what = f"lead to the address {address}: what runs there, or the way there,"
+    return _shared(what, began, of, window_ms)
+
+
+def explain_issuer(issuer: str, began: int, of: int, window_ms: int) -> str:
+    """Say that servers which began to fail have an issuer in common; see above."""
+    what = f"have certificates of the issuer {issuer}: that"
+    return _shared(what, began, of, window_ms)
+
+
+def explain_nothing(failing: int, tried: int, window_ms: int) -> str:
+    """Say that nothing is out of the ordinary; the arguments are as above."""
+    time = _minutes(window_ms)
+    if not tried:
+        return f"No server was tried in the last {time}"
+    if not failing:
+        return f"None of the {tried} servers tried in the last {time} fails"
+    return (
+        f"{_percent(failing, tried)} of servers tried in the last {time} fail "
+        f"({failing} of {tried}), and nothing suggests that it is for a reason on this "
+        "side"
+    )
+
+
+def _shared(what: str, began: int, of: int, window_ms: int) -> str:
+    return (
+        f"{began} of {of} servers that began to fail in the last "
+        f"{_minutes(window_ms)} {what} is the likely cause"
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part // whole} %"
+
+
+def _minutes(window_ms: int) -> str:
+    minutes = window_ms // 60_000
+    return "hour" if minutes == 60 else f"{minutes} minutes"
