@@ -65,7 +65,7 @@ def _table(name: str) -> str:
     rows = [
         (
             key,
-            _meaning(field, schemas),
+            _meaning(field, schemas, is_query=head == "parameter"),
             "required" if key in required else _default(field.get("default")),
         )
         for key, field in fields.items()
@@ -83,7 +83,7 @@ def _default(value: Any) -> str:
     return "" if value in (None, "", []) else f"`{json.dumps(value).strip(chr(34))}`"
 
 
-def _meaning(field: dict[str, Any], schemas: dict[str, Any]) -> str:
+def _meaning(field: dict[str, Any], schemas: dict[str, Any], *, is_query: bool) -> str:
     """Return what a parameter means, and which values it may have."""
     text: str = field["description"]
     values = _resolved(field.get("items", field), schemas)
@@ -95,7 +95,8 @@ def _meaning(field: dict[str, Any], schemas: dict[str, Any]) -> str:
     if "minimum" in field and "maximum" in field and field["maximum"] < 2**53:
         text += f" From {field['minimum']:g} to {field['maximum']:g}."
     if field.get("type") == "array":
-        text += " May be given repeatedly."
+        most = f" of at most {field['maxItems']}" if "maxItems" in field else ""
+        text += " May be given repeatedly." if is_query else f" A list{most}."
     return text
 
 
