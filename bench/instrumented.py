@@ -133,7 +133,8 @@ def _measure_calls(events: _Events) -> None:
     )
     make = recorder.Batch.make
     recorder.Batch.make = calls.measured("make", make)  # type: ignore[method-assign]
-    recorder.write_txn = calls.measured("write", recorder.write_txn)  # type: ignore[assignment]
+    write = recorder.Batch.write_txn
+    recorder.Batch.write_txn = calls.measured("write", write)  # type: ignore[method-assign]
     atexit.register(calls.write, events)
 
 

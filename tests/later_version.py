@@ -37,6 +37,11 @@ def steps(destination: str) -> tuple[definitions.Step, ...]:
         "INSERT INTO federation_admin_failures "
         "(destination, kind, message, first_ts, last_ts, count, instance, issuer) "
         f"VALUES ('{destination}', 'quantum', 'Uncertain', 1, 2, 1, 'main', '') ",
+        "INSERT INTO federation_admin_runs (run_id, action, status, entry_id, user_id, "
+        "criteria, options, names, created_ts, updated_ts, matched, outcomes, totals, "
+        "errors) VALUES ('later', 'teleport', 'landing', 'later', '@a:b', "
+        """'{"weather": "rain"}', '{"speed": "c"}', '[]', 1, 1, 0, '{"lost": 1}', """
+        "'{}', '{}')",
     )
 
 

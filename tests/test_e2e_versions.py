@@ -40,6 +40,9 @@ def works(client: MatrixClient, reset: str) -> None:
     found = get(f"/destinations/{name}")
     assert "quantum" in {failure["kind"] for failure in found["failures"]}
     assert found["availability"] is not None
+    run = get("/runs/later")
+    assert (run["action"], run["status"]) == ("teleport", "landing")
+    assert get("/runs")["runs"][-1] == run
     get("/destinations", include="failure", failure="unknown")
     assert get("/summary")["outlook"] is not None
 
