@@ -132,8 +132,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             return failure is not None and failure["last_ts"] >= reset_ts
 
         wait_until(is_recorded, "the one that was reset to fail again", 30)
-        # The gauges are brought up to date once a minute.
-        clock.jump(70)
+        # The gauges are brought up to date once a minute, the backlog more rarely.
+        clock.jump(200)
         settled_s = clock.now_ms / 1000 - 30
         wait_until(
             lambda: (scrape().value("updated_timestamp_seconds") or 0) > settled_s,
