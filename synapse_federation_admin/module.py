@@ -172,14 +172,12 @@ def _wire_v1_reset(config: FederationAdminConfig, s: "Services") -> Iterable[Sta
 
 
 def _wire_reconnect(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
-    from synapse_federation_admin.repair.attempts import Attempts
     from synapse_federation_admin.repair.reconnect import Reconnect
 
     s.reconnect = Reconnect(
         s.homeserver,
         s.destinations,
         s.backlog,
-        Attempts(s.homeserver, s.tables),
         s.audit,
         s.wake,
         s.follow_up,

@@ -33,7 +33,6 @@ ROOMS = {
 OWNERS = {
     "schema": "storage/schema.py",
     "audit": "storage/audit.py",
-    "attempts": "repair/attempts.py",
     "runs": "storage/runs.py",
     "run_queue": "storage/runs.py",
     "failures": "storage/failures.py",
@@ -108,8 +107,6 @@ def test_tables_have_one_owner(path: Path) -> None:
     """Every table is named in SQL by one file: what makes it aside, its owner."""
     for table in names_in_sql(path):
         allowed = {OWNERS[table], "storage/definitions.py"}
-        if table == "attempts":
-            allowed.add("repair/housekeeping.py")
         assert named(path) in allowed, table
 
 

@@ -11,8 +11,6 @@ from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 from twisted.internet import error
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair import attempts
-from synapse_federation_admin.repair import reconnect as module
 from synapse_federation_admin.repair.contact import MAX_CONTACTS
 from synapse_federation_admin.storage.audit import Audit
 
@@ -274,15 +272,6 @@ class OutcomesTestCase(ReconnectTestCase):
         woken.assert_not_called()
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "failed")
-        # Nobody waits for an attempt that has no outcome.
-        self.assertEqual(
-            self.get_success(
-                self.store.db_pool.simple_select_one_onecol(
-                    "federation_admin_attempts", None, "COUNT(*)"
-                )
-            ),
-            0,
-        )
 
     def test_audit_fails(self) -> None:
         """If the audit can't be written, nothing is done: no contact is made."""
@@ -310,7 +299,6 @@ class ManyAskersTestCase(ReconnectTestCase):
         entries = self.audit()
         self.assertEqual(len(entries), 100)
         self.assertEqual({entry["outcome"] for entry in entries}, {"connected"})
-        self.assertEqual(len({e["details"]["attempt_id"] for e in entries}), 1)
 
     def test_one_forces(self) -> None:
         """Of two who ask at once, of whom one forces, each gets what he asks for."""
@@ -348,103 +336,9 @@ class ManyAskersTestCase(ReconnectTestCase):
             self.answer(which=which)
         self.assertEqual(len(self.probes), MAX_CONTACTS + 5)
 
-    def test_memory_is_bounded(self) -> None:
-        """Attempts that have ended are let go of."""
-        with mock.patch.object(module, "_MAX_ENDED", 3):
-            for number in range(6):
-                name = f"host{number}.example"
-                self.add_destination(name, *LONG_FAILING)
-                self.reconnect(name)
-                self.answer()
-        (servlet,) = {
-            entry.callback.__self__
-            for resource in self.hs._module_web_resources.values()
-            for routes in resource._by_surface.values()
-            for pattern, methods in routes._routes.items()
-            if pattern.pattern.endswith("[^/]*)/reconnect$")
-            for entry in methods.values()
-        }
-        self.assertLessEqual(len(servlet._services.reconnect._attempts), 3)
-
 
 @pytest.mark.database
-class OtherProcessesTestCase(ReconnectTestCase):
-    """An attempt of another process counts as well."""
-
-    def lease(self, **values: Any) -> None:
-        """Write an attempt of another process."""
-        # Makes the tables.
-        self.audit()
-        self.get_success(
-            self.store.db_pool.simple_upsert(
-                "federation_admin_attempts",
-                {"destination": NAME},
-                {
-                    "attempt_id": "other",
-                    "instance": "worker1",
-                    "started_ts": self.clock.time_msec(),
-                    "ended_ts": None,
-                    "result": None,
-                    **values,
-                },
-            )
-        )
-
-    def test_waits(self) -> None:
-        """Its outcome is waited for, and answered here; no contact is made."""
-        self.lease()
-        channel = self.reconnect()
-        self.pump(0.01)
-        self.assertEqual(self.probes, [])
-        result = (
-            f'{{"before": ["{NAME}", 1000, 1000000000000, 500, 7],'
-            f'"after": ["{NAME}", 0, 0, null, 7],'
-            '"contact": [12, "Fake", "1"], "failure": null}'
-        )
-        self.lease(ended_ts=self.clock.time_msec(), result=result)
-        self.pump(0.02)
-        body = channel.json_body
-        self.assertEqual(body["outcome"], "connected")
-        self.assertEqual(body["contact"]["duration_ms"], 12)
-        self.assertEqual(body["before"]["failure_ts"], 500)
-        (entry,) = self.audit()
-        self.assertEqual(entry["outcome"], "connected")
-
-    def test_ended_before(self) -> None:
-        """One that had ended before is of no use: a contact is made."""
-        self.lease(ended_ts=self.clock.time_msec() - 1, result="{}")
-        self.reconnect()
-        self.assertEqual(self.probed, [NAME])
-
-    @parameterized.expand(
-        [
-            ("its time is over", {"started_ts": -1_000_000}),
-            ("an earlier life", {"instance": "main"}),
-        ]
-    )
-    def test_never_ends(self, what: str, values: dict[str, Any]) -> None:
-        """One that will never end is taken over."""
-        self.lease(**values)
-        self.reconnect()
-        self.assertEqual(self.probed, [NAME])
-
-    def test_result_is_left(self) -> None:
-        """What this process leaves for the others is what they can read."""
-        self.reconnect()
-        self.answer(REFUSED)
-        with mock.patch.object(Homeserver, "instance_name", "worker1"):
-            row = self.get_success(
-                self.store.db_pool.simple_select_one(
-                    "federation_admin_attempts",
-                    {"destination": NAME},
-                    ("ended_ts", "result"),
-                )
-            )
-        self.assertIsNotNone(row[0])
-        result = attempts.from_json(row[1])
-        self.assertEqual(result.contact.failure.kind.value, "connection_refused")
-        self.assertEqual(result.before.failure_ts, 500)
-
+class ToldTestCase(ReconnectTestCase):
     def test_told(self) -> None:
         """Told are the processes of the configuration; who is not is named, and why."""
         told = mock.patch.object(

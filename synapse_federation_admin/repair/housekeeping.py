@@ -6,18 +6,14 @@ background tasks deletes, once an hour, what has been kept for long enough.
 """
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import addresses, failures, outages, successes
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql, delete_some
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +28,8 @@ _FIRST_PRUNE_MS = 60_000
 _DELETED_AT_ONCE = 500
 
 # What is pending for longer will never end: its process is gone. For so long it is kept
-# where destinations lead, and the result of an attempt for who waits for it.
+# where destinations lead.
 _DAY_MS = 86_400_000
-
-_OLD_ATTEMPTS = ("federation_admin_attempts", "destination", "started_ts < ?")
 
 
 class Housekeeping:
@@ -80,19 +74,11 @@ class Housekeeping:
         Returns:
             Whether that has worked.
         """
-        own = (self._homeserver.instance_name, started_ts)
-
-        def interrupt_own_txn(txn: LoggingTransaction) -> None:
-            self._audit.interrupt_own_txn(txn, started_ts)
-            # Nobody shall wait for it.
-            txn.execute(
-                "DELETE FROM federation_admin_attempts "
-                "WHERE instance = ? AND started_ts < ? AND ended_ts IS NULL",
-                own,
-            )
-
         try:
-            await self._tables.run("federation_admin_housekeeping", interrupt_own_txn)
+            await self._tables.run(
+                "federation_admin_housekeeping",
+                lambda txn: self._audit.interrupt_own_txn(txn, started_ts),
+            )
         except Exception as e:
             logger.warning("Cannot use the module's own tables yet: %s", e)
             return False
@@ -108,7 +94,6 @@ class Housekeeping:
             "federation_admin_housekeeping",
             lambda txn: self._audit.interrupt_old_txn(txn, now_ts - _DAY_MS),
         )
-        await self._delete(*_OLD_ATTEMPTS, now_ts - _DAY_MS)
         for owner, keep_for_ms in (
             (self._audit, self._keep_for_ms),
             (self._runs, self._keep_for_ms),
@@ -125,31 +110,14 @@ class Housekeeping:
 
     async def _prune(self, owner: Any, before_ts: int) -> None:
         """Delete old rows of a table, as its owner does it, some at a time."""
-        await self._until_done(
-            partial(owner.prune_txn, before_ts=before_ts, limit=_DELETED_AT_ONCE)
+        prune_txn = partial(
+            owner.prune_txn, before_ts=before_ts, limit=_DELETED_AT_ONCE
         )
+        deleted = _DELETED_AT_ONCE
+        while deleted == _DELETED_AT_ONCE:
+            deleted = await self._tables.run("federation_admin_prune", prune_txn)
 
     async def _keep_house(self) -> None:
         started_ts = self._homeserver.now_ms()
         while not await self.interrupt_own(started_ts):
             await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
-
-    async def _delete(self, table: str, key: str, where: str, *args: int) -> None:
-        """Delete rows of a table, some at a time."""
-        await self._until_done(
-            partial(
-                delete_some,
-                table=table,
-                key=key,
-                which=Sql(where, args),
-                limit=_DELETED_AT_ONCE,
-            )
-        )
-
-    async def _until_done(
-        self, delete_txn: Callable[[LoggingTransaction], int]
-    ) -> None:
-        """Delete until there is less than one transaction may."""
-        deleted = _DELETED_AT_ONCE
-        while deleted == _DELETED_AT_ONCE:
-            deleted = await self._tables.run("federation_admin_prune", delete_txn)

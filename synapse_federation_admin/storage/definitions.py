@@ -146,6 +146,7 @@ VERSIONS: tuple[Version, ...] = (
             AddColumn("schema", "compat_version", "INTEGER NOT NULL DEFAULT 0"),
             _kinds_as_words,
             _RUNS_OF_VERSION_2,
+            "DROP TABLE IF EXISTS federation_admin_attempts",
         ),
     ),
 )
@@ -203,20 +204,6 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         CREATE INDEX IF NOT EXISTS federation_admin_audit_pending
         ON federation_admin_audit (instance, ts)
         WHERE outcome = 'pending'
-        """,
-    ),
-    # The last attempt at each destination, so that there is one at a time,
-    # whichever process is asked. Its result, as JSON, is for those who wait for it.
-    "attempts": (
-        """
-        CREATE TABLE IF NOT EXISTS federation_admin_attempts (
-            destination TEXT NOT NULL PRIMARY KEY,
-            attempt_id TEXT NOT NULL,
-            instance TEXT NOT NULL,
-            started_ts BIGINT NOT NULL,
-            ended_ts BIGINT,
-            result TEXT
-        )
         """,
     ),
     # Runs: one of each action that has not ended. See
