@@ -76,6 +76,9 @@ class FederationAdmin:
             return ()
 
         guarded(Feature.BASE, _wire_base, config, services, api)
+        for feature in Feature:
+            if feature is not Feature.MOUNT:
+                guarded(feature, features.require, Feature.BASE)
         for feature, wire in _WIRING.items():
             found: Iterable[Start] = guarded(feature, wire, config, services)
             starts += [(feature, start) for start in found]

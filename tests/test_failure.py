@@ -28,7 +28,8 @@ from twisted.web._newclient import (
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from synapse_federation_admin.failures import classify as module
-from synapse_federation_admin.failures.classify import bounded, failure_of
+from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError

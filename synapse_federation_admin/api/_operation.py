@@ -25,7 +25,7 @@ from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.api.schemas.model import Input, Model, Nothing
-from synapse_federation_admin.failures.classify import bounded
+from synapse_federation_admin.failures.bounds import bounded
 
 I = TypeVar("I", bound=Input)  # noqa: E741
 

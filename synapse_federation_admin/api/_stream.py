@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.servlets import (
+from synapse_federation_admin.homeserver.responses import (
     finish_request,
     set_cors_headers,
 )

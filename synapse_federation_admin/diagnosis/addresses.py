@@ -36,7 +36,8 @@ from synapse_federation_admin.diagnosis.findings import (
     TargetAddress,
 )
 from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.failures.classify import bounded, failure_of, word
+from synapse_federation_admin.failures.bounds import bounded, word
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound

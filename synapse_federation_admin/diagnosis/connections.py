@@ -34,11 +34,8 @@ from synapse_federation_admin.diagnosis.http import Answer, ask
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
-from synapse_federation_admin.failures.classify import (
-    bounded,
-    failure_of,
-    forget_frames,
-)
+from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.classify import failure_of, forget_frames
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound

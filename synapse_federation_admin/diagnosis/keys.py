@@ -18,7 +18,7 @@ from synapse_federation_admin.diagnosis.findings import (
     ServerKey,
     StageOutcome,
 )
-from synapse_federation_admin.failures.classify import word
+from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 
 KEYS_PATH = "/_matrix/key/v2/server"

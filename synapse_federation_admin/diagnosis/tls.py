@@ -13,7 +13,8 @@ from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
 from synapse_federation_admin.diagnosis.deadline import Deadline
 from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
-from synapse_federation_admin.failures.classify import MAX_TEXT, failure_of, word
+from synapse_federation_admin.failures.bounds import MAX_TEXT, word
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 

@@ -18,7 +18,8 @@ from synapse_federation_admin.diagnosis.findings import (
     VersionFindings,
 )
 from synapse_federation_admin.diagnosis.http import Answer
-from synapse_federation_admin.failures.classify import http_failure, word
+from synapse_federation_admin.failures.bounds import word
+from synapse_federation_admin.failures.classify import http_failure
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 
 VERSION_PATH = "/_matrix/federation/v1/version"

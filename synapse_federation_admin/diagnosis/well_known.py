@@ -32,13 +32,8 @@ from synapse_federation_admin.diagnosis.server_name import (
     InvalidServerNameError,
     ServerName,
 )
-from synapse_federation_admin.failures.classify import (
-    MAX_TEXT,
-    bounded,
-    failure_of,
-    forget_frames,
-    word,
-)
+from synapse_federation_admin.failures.bounds import MAX_TEXT, bounded, word
+from synapse_federation_admin.failures.classify import failure_of, forget_frames
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
     Facts,

@@ -45,6 +45,11 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
+from synapse_federation_admin.failures.bounds import (
+    MAX_TEXT,
+    bounded,
+    word,
+)
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
@@ -58,9 +63,6 @@ from synapse_federation_admin.homeserver.errors import (
 
 logger = logging.getLogger(__name__)
 
-# How much of a text in which a remote server has a say is kept: of a word, and a line.
-MAX_WORD = 100
-MAX_TEXT = 300
 
 # How much of the body of an error is looked at.
 _MAX_BODY = 16 * 1024
@@ -208,19 +210,6 @@ def http_failure(status: int, body: bytes) -> Failure:
     errcode, said = matrix_error(body)
     kind = _HTTP_KINDS.get(status, FailureKind.HTTP_ERROR)
     return Failure(kind, facts=Facts(status=status, errcode=errcode, said=said))
-
-
-def bounded(text: str, most: int = MAX_TEXT) -> str:
-    """Return a text as one line of printable ASCII that is not endless."""
-    shown = ascii(text[:most])[1:-1]
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
-
-
-def word(value: object, most: int = MAX_WORD) -> str | None:
-    """Return a text from outside as it may be told; None if it is none."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return bounded(value, most) if isinstance(value, str) else None
 
 
 def matrix_error(response: bytes) -> tuple[str, str]:

@@ -4,15 +4,17 @@
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from synapse.module_api import LoggingTransaction, ModuleApi
-from synapse.storage.database import LoggingDatabaseConnection
 from synapse.storage.engines import PostgresEngine
 from synapse.storage.engines._base import IsolationLevel
 
 from synapse_federation_admin.homeserver._synapse import Synapse
 from synapse_federation_admin.homeserver.metrics import Metrics
+
+if TYPE_CHECKING:
+    from synapse.storage.database import LoggingDatabaseConnection
 
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ class Database(Synapse):
             )
         cancels = self._cancel_statements
 
-        def run(conn: LoggingDatabaseConnection) -> T:
+        def run(conn: "LoggingDatabaseConnection") -> T:
             # Of the driver's connection, not of the pool's, which is given another.
             cancel = conn.conn.cancel  # type: ignore[attr-defined]  # psycopg2's
             cancels.add(cancel)

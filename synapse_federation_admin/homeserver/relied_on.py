@@ -41,7 +41,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (_F.BASE,),
         """
         synapse.config.workers: MAIN_PROCESS_INSTANCE_NAME
-        synapse.http.server: finish_request set_cors_headers
         synapse.logging.context: PreserveLoggingContext
         synapse.metrics: SERVER_NAME_LABEL
         synapse.rest.admin._base: assert_user_is_admin
@@ -70,6 +69,12 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.rest.admin.federation:
             DestinationMembershipRestServlet DestinationResetConnectionRestServlet
             DestinationRestServlet ListDestinationsRestServlet
+        """,
+    ),
+    (
+        _LISTS,
+        """
+        synapse.http.server: finish_request set_cors_headers
         """,
     ),
     (

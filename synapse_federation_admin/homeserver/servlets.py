@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What servlets are made of."""
 
-from synapse.http.server import HttpServer, finish_request, set_cors_headers
+from synapse.http.server import HttpServer
 from synapse.http.servlet import RestServlet
 from synapse.module_api import Requester
 
-__all__ = [
-    "HttpServer",
-    "Requester",
-    "RestServlet",
-    "finish_request",
-    "set_cors_headers",
-]
+__all__ = ["HttpServer", "Requester", "RestServlet"]

@@ -8,11 +8,8 @@ from collections.abc import Awaitable, Callable
 from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.failures.classify import (
-    bounded,
-    failure_of,
-    forget_frames,
-)
+from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.classify import failure_of, forget_frames
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Synapse no longer has takes away the features that need it, and nothing else."""
+
+import builtins
+import logging
+import re
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+from module_case import ModuleTestCase
+from synapse.http.server import JsonResource
+from synapse.rest.admin import register_servlets
+from synapse.server import HomeServer
+from synapse.util.clock import Clock
+from tests.server import FakeChannel, FakeSite, make_request
+from twisted.internet.testing import MemoryReactor
+from twisted.web.resource import Resource
+
+from synapse_federation_admin.api import ENDPOINTS
+from synapse_federation_admin.config import FederationAdminConfig
+from synapse_federation_admin.homeserver import features, metrics, relied_on, selfcheck
+from synapse_federation_admin.homeserver.features import Feature
+
+PACKAGE = "synapse_federation_admin"
+ADMIN_PATH = "/_synapse/admin"
+V1 = f"{ADMIN_PATH}/v1/federation/destinations"
+
+# Which features others are made of.
+NEEDS = {
+    Feature.V1_RESET: {Feature.AUDIT},
+    Feature.RECONNECT: {Feature.AUDIT, Feature.BACKLOG, Feature.V1_RESET},
+    Feature.RUNS: {Feature.AUDIT, Feature.BACKLOG, Feature.SHARED_ROOMS},
+    Feature.DIAGNOSIS: {Feature.BACKLOG},
+    Feature.METRICS: {Feature.HISTORY},
+}
+
+
+def with_dependents(off: Collection[Feature]) -> set[Feature]:
+    """Return features that are off, and those that are off because of them."""
+    found = set(off)
+    if Feature.BASE in off:
+        found |= set(Feature) - {Feature.MOUNT}
+    while True:
+        more = {feature for feature, needs in NEEDS.items() if needs & found}
+        if more <= found:
+            return found
+        found |= more
+
+
+class SelfCheckTestCase(ModuleTestCase):
+    """Loads the module anew, with something hidden from it alone."""
+
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        self.add_destination("a.example", 10, 20, 5)
+
+    @contextmanager
+    def hidden(self, root: str, path: str) -> Iterator[None]:
+        """Hide a name: from imports of the package, and from its self-check."""
+        real_import, real_find = builtins.__import__, selfcheck.find
+
+        def guarded(
+            name: str,
+            globals_: Any = None,
+            locals_: Any = None,
+            names: Any = (),
+            level: int = 0,
+        ) -> Any:
+            importer = (globals_ or {}).get("__name__", "")
+            is_ours = importer.startswith(PACKAGE) and name == root
+            if is_ours and path.partition(".")[0].partition("(")[0] in (names or ()):
+                raise ImportError(f"{root} has no {path}")
+            return real_import(name, globals_, locals_, names, level)
+
+        def find(found: Any, wanted: str) -> None:
+            where = "hs" if found is self.hs else getattr(found, "__name__", "")
+            if (where, wanted) == (root, path):
+                raise AttributeError(f"{root} has no {path}")
+            real_find(found, wanted)
+
+        with (
+            mock.patch.object(builtins, "__import__", guarded),
+            mock.patch.object(selfcheck, "find", find),
+        ):
+            yield
+
+    @contextmanager
+    def loaded(self) -> Iterator["Loaded"]:
+        """Import the package anew, as far as it is made of Synapse, and load it."""
+        kept = {
+            name: module
+            for name, module in sys.modules.items()
+            if name.partition(".")[0] == PACKAGE
+        }
+        stays = (features, metrics, relied_on, selfcheck)
+        for name, module in kept.items():
+            if module not in stays:
+                del sys.modules[name]
+        resources = self.hs._module_web_resources
+        mounted = resources.pop(ADMIN_PATH, None)
+        try:
+            module = import_module(f"{PACKAGE}.module")
+            with self.assertLogs(PACKAGE, "WARNING") as logs:
+                logging.getLogger(PACKAGE).warning("There is at least this line")
+                module.FederationAdmin(
+                    FederationAdminConfig(), self.hs.get_module_api()
+                )
+                self.pump()
+            yield Loaded(self, resources.get(ADMIN_PATH), logs.records[1:])
+        finally:
+            for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
+                del sys.modules[name]
+            sys.modules.update(kept)
+            resources.pop(ADMIN_PATH, None)
+            if mounted is not None:
+                resources[ADMIN_PATH] = mounted
+
+
+class Loaded:
+    """A module that was loaded."""
+
+    def __init__(
+        self,
+        case: SelfCheckTestCase,
+        resource: Resource | None,
+        records: list[logging.LogRecord],
+    ) -> None:
+        self.case = case
+        self.is_mounted = resource is not None
+        if resource is None:
+            # What Synapse mounts there by itself.
+            resource = JsonResource(case.hs, canonical_json=False)
+            register_servlets(case.hs, resource)
+        self.site = FakeSite(resource, case.reactor)
+        self.records = records
+
+    def ask(self, method: str, path: str) -> FakeChannel:
+        channel: FakeChannel = make_request(
+            self.case.reactor,
+            self.site,
+            method,
+            path,
+            access_token=self.case.admin_token,
+            shorthand=False,
+        )
+        return channel
+
+    def check(self, off: Collection[Feature]) -> None:
+        """Check that v1 works, and that the right features are off and say so."""
+        case = self.case
+        rows = self.ask("GET", V1)
+        case.assertEqual(rows.code, 200, rows.result)
+        case.assertEqual(rows.json_body["total"], 1)
+        case.assertEqual(self.ask("GET", f"{V1}/a.example").code, 200)
+        case.assertEqual(self.ask("GET", f"{V1}/a.example/rooms").code, 200)
+        reset = self.ask("POST", f"{V1}/unknown.example/reset_connection")
+        case.assertEqual(reset.code, 404, reset.result)
+        errors = [r.getMessage() for r in self.records if r.levelname == "ERROR"]
+        case.assertEqual(self.is_mounted, Feature.MOUNT not in off, errors)
+
+        off = with_dependents(off)
+        lines = [record for record in self.records if record.levelname == "ERROR"]
+        case.assertEqual(
+            sorted(line.getMessage().split("'")[1] for line in lines),
+            sorted(feature.value for feature in off),
+        )
+        if not self.is_mounted:
+            return
+        for endpoint in ENDPOINTS:
+            if endpoint.path.startswith("/v1/"):
+                continue
+            path = ADMIN_PATH + re.sub("<[a-z_]+>", "a.example", endpoint.path)
+            reasons = [feature for feature in endpoint.needs if feature in off]
+            if reasons:
+                channel = self.ask(endpoint.methods.split()[0], path)
+                case.assertEqual(channel.code, 503, (endpoint, channel.result))
+                case.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
+                error = channel.json_body["error"]
+                case.assertIn(f"'{reasons[0].value}' is off: ", error)
+            elif endpoint.methods == "GET":
+                channel = self.ask("GET", path)
+                case.assertIn(channel.code, (200, 404, 503), (endpoint, channel.result))
+        status = self.ask("GET", f"{ADMIN_PATH}/v2/federation/status")
+        if status.code == 200:
+            told = status.json_body["features"]
+            case.assertEqual(
+                {name for name, state in told.items() if not state["on"]},
+                {feature.value for feature in off},
+            )
+            for name, state in told.items():
+                case.assertEqual(state["on"], state["reason"] is None, name)
+
+
+class NamesTestCase(SelfCheckTestCase):
+    def test_nothing(self) -> None:
+        """With nothing hidden, everything is on."""
+        with self.loaded() as loaded:
+            loaded.check(())
+
+    def test_every_name(self) -> None:
+        """Each name that is relied on, hidden by itself: v1 works, and what needs it
+        is off, and nothing else."""
+        for needed_by, root, path in selfcheck.names():
+            with (
+                self.subTest(root=root, path=path),
+                self.hidden(root, path),
+                self.loaded() as loaded,
+            ):
+                loaded.check(needed_by)
+
+    def test_every_log_text(self) -> None:
+        """So with what Synapse logs."""
+        real = selfcheck.says
+        for text in relied_on.LOG_TEXTS:
+
+            def says(module: str, said: str, args: str, text: str = text) -> bool:
+                return said != text and real(module, said, args)
+
+            with (
+                self.subTest(text),
+                mock.patch.object(selfcheck, "says", says),
+                self.loaded() as loaded,
+            ):
+                loaded.check(relied_on.LOG_TEXTS_ARE_FOR)
+
+    def test_every_column(self) -> None:
+        """So with the columns of Synapse's tables, which are looked at later."""
+        for needed_by, table, columns in relied_on.COLUMNS:
+            gone = (needed_by, table, f"{columns} gone")
+            with (
+                self.subTest(table),
+                mock.patch.object(selfcheck, "COLUMNS", (gone,)),
+                # They are off by what they need, and not by what is made of them.
+                mock.patch.dict(NEEDS, clear=True),
+                self.loaded() as loaded,
+            ):
+                loaded.check(needed_by)
+
+    def test_other_arguments(self) -> None:
+        """A log text counts only with the arguments that are taken from it."""
+        for text, (module, args) in relied_on.LOG_TEXTS.items():
+            self.assertTrue(selfcheck.says(module, text, args))
+            self.assertFalse(selfcheck.says(module, text, f"other, {args}"))
+            self.assertFalse(selfcheck.says(module, text, "other"))
+            self.assertFalse(selfcheck.says(module, f"{text} now", args))
+
+    def test_pydantic(self) -> None:
+        """Where Synapse sits on pydantic 1, v2 is off, and v1 works."""
+        real_import = builtins.__import__
+
+        def without_pydantic(name: str, globals_: Any = None, *args: Any) -> Any:
+            importer = (globals_ or {}).get("__name__", "")
+            if name.startswith("pydantic") and importer.startswith(PACKAGE):
+                raise ImportError("pydantic 2 is not there")
+            return real_import(name, globals_, *args)
+
+        with (
+            mock.patch.object(selfcheck.pydantic, "VERSION", "1.10.26"),
+            mock.patch.object(builtins, "__import__", without_pydantic),
+            self.loaded() as loaded,
+        ):
+            loaded.check({Feature.V2})
+
+
+class WiringTestCase(SelfCheckTestCase):
+    def test_bugs(self) -> None:
+        """What goes wrong unexpectedly while one feature is made, switches that off,
+        and is logged with its traceback."""
+        from synapse_federation_admin import module
+
+        for feature in module._WIRING:
+
+            def fail(*_: object) -> Any:
+                raise KeyError("a bug")
+
+            with self.subTest(feature), self.failing(feature, fail) as loaded:
+                loaded.check({feature})
+                bugs = [record for record in loaded.records if record.exc_info]
+                self.assertEqual(len(bugs), 1)
+                self.assertIn("a bug", bugs[0].getMessage())
+
+    @contextmanager
+    def failing(self, feature: Feature, fail: Any) -> Iterator[Loaded]:
+        real = import_module
+
+        def importing(name: str, *args: Any) -> Any:
+            found = real(name, *args)
+            if name == f"{PACKAGE}.module":
+                found._WIRING[feature] = fail
+            return found
+
+        with mock.patch(f"{__name__}.import_module", importing), self.loaded() as it:
+            yield it
