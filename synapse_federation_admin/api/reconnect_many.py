@@ -23,7 +23,7 @@ from synapse_federation_admin.api.schemas.runs import (
     RunPreview,
 )
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
-from synapse_federation_admin.failures.classify import bounded
+from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.reconnect_many import (
     ReconnectMany,

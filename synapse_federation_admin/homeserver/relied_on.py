@@ -17,14 +17,14 @@ _CLASSIFIES = (*_CONTACTS, _F.DIAGNOSIS, _F.HISTORY)
 
 # What needs names, and the names: behind a module or `hs`, the homeserver object, those
 # that are in it. A name is a path of attributes: `get_clock()` is called, and `f(a)` is
-# a function with a parameter `a`.
+# a function that has a parameter, or uses a name, `a`.
 NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.MOUNT,),
         """
         synapse.http.server: HttpServer JsonResource
         synapse.http.servlet: RestServlet
-        synapse.http.site: SynapseSite(site_tag) SynapseRequest(site)
+        synapse.http.site: SynapseSite.site_tag SynapseRequest.synapse_site
         synapse.rest.admin: register_servlets
         synapse.rest.admin.media: register_servlets_for_media_repo
         synapse.config.server:
@@ -130,8 +130,11 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.config.homeserver: HomeServerConfig
         synapse.config.server: ProxyConfig.https_proxy
         synapse.crypto.context_factory:
-            ConnectionVerifier.verify_context_info_cb
-            FederationPolicyForHTTPS.get_options SSLClientConnectionCreator
+            ConnectionVerifier.verify_context_info_cb ConnectionVerifier._verify_certs
+            FederationPolicyForHTTPS.get_options
+            FederationPolicyForHTTPS._verify_ssl_context
+            SSLClientConnectionCreator._verifier
+            SSLClientConnectionCreator.clientConnectionForTLS(_synapse_tls_verifier)
         synapse.http.client: BlocklistingAgentWrapper BlocklistingReactorWrapper
         synapse.http.federation.matrix_federation_agent:
             MatrixFederationAgent MatrixFederationAgent(_srv_resolver)
@@ -143,7 +146,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             MatrixFederationHttpClient.get_json(ignore_backoff)
         synapse.http.proxyagent: ProxyAgent
         synapse.util.gai_resolver: GAIResolver
-        twisted.internet.endpoints: HostnameEndpoint
+        twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             version_string get_reactor().nameResolver
             config.server.federation_ip_range_allowlist
@@ -164,7 +167,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.federation.well_known_resolver:
             WELL_KNOWN_DEFAULT_CACHE_PERIOD WELL_KNOWN_GRACE_PERIOD_FACTOR
             WELL_KNOWN_MAX_CACHE_PERIOD WELL_KNOWN_MAX_SIZE WELL_KNOWN_MIN_CACHE_PERIOD
-            WellKnownLookupResult _cache_period_from_headers
+            WellKnownLookupResult WellKnownResolver._well_known_cache
+            _cache_period_from_headers
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
         synapse.http.proxyagent: http_proxy_endpoint
@@ -193,6 +197,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         # servers itself, they are not there either.
         (),
         """
+        synapse.http.federation.matrix_federation_agent:
+            MatrixHostnameEndpointFactory._tls_client_options_factory
         hs:
             _module_web_resources
             get_federation_http_client().agent._agent._agent._endpointFactory
@@ -256,6 +262,7 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "local_current_membership",
         "room_id user_id membership",
     ),
+    ((_F.RUNS,), "scheduled_tasks", "action"),
     ((_F.LISTS, _F.DIAGNOSIS), "received_transactions", "origin ts"),
     ((_F.DIAGNOSIS,), "server_signature_keys", "server_name key_id verify_key"),
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A step of a path: `name`, `name()` or `name(parameter)`.
+# A step of a path: `name`, `name()` or `name(inside)`.
 _STEP = re.compile(r"(\w+)((?:\(\w*\))?)")
 
 # How soon to look for the tables again if the database is away.
@@ -77,12 +77,25 @@ def find(found: Any, path: str) -> None:
     Raises:
         Exception: Something is not there.
     """
-    for name, parameter in _STEP.findall(path):
+    for name, inside in _STEP.findall(path):
+        if inspect.isclass(found) and not hasattr(found, name):
+            # An attribute of its objects, which get it when they are made.
+            _require_name(found.__init__, name)
+            return
         found = getattr(found, name)
-        if parameter == "()":
+        if inside == "()":
             found = found()
-        elif parameter and parameter[1:-1] not in inspect.signature(found).parameters:
-            raise AttributeError(f"no parameter {parameter[1:-1]}")
+        elif inside:
+            _require_name(found, inside[1:-1])
+
+
+def _require_name(function: Any, name: str) -> None:
+    """Raise if a function has no parameter of a name, and uses none within."""
+    code = getattr(function, "__code__", None)
+    if name not in inspect.signature(function).parameters and (
+        code is None or name not in code.co_names
+    ):
+        raise AttributeError(f"no {name} in {function.__qualname__}")
 
 
 def says(module: str, text: str, args: str) -> bool:
