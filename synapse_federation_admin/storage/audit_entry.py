@@ -64,7 +64,7 @@ class AuditEntry:
         instance: The process that did it; the main process is `main`.
         outcome: What came of it: `pending` while it goes on.
         destination: The destination; None if it was done to many.
-        reason: Why, as whoever did it says; None if he does not.
+        reason: Why, as whoever did it says; None if they do not.
         run_id: The bulk run that it belongs to, or is; None if there is none.
         ended_ts: When it ended; None if it has not.
         details: What else there is to know, as JSON.
