@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input, from a table: a clear answer, never a 500. On both databases."""
 
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 from parameterized import parameterized
 
-V2 = "/_synapse/admin/v2/federation/destinations"
+from synapse_federation_admin.api import servlets
+from synapse_federation_admin.api._openapi import document
+
+FEDERATION = "/_synapse/admin/v2/federation"
+V2 = f"{FEDERATION}/destinations"
 
 # Destinations as they may stand in a path: what they are, and the bytes. All of them
 # ASCII, as a URL is: a raw byte beyond that fails in Synapse's own site, before any
@@ -159,3 +165,146 @@ class BadInputTestCase(ModuleTestCase):
         self.assertIn("cannot be read", stage["message"])
         self.assertIsNone(channel.json_body["stored"])
         self.assertEqual(channel.json_body["kind"], "invalid_name")
+
+
+# What a query parameter or key of each type is not, beside what its schema forbids.
+WRONG_TEXTS: dict[str, list[str]] = {
+    "integer": ["", "x", "%2B5", "-1", "1_0", "1.0", "%201", "%D9%A1", "9" * 30],
+    "boolean": ["", "1", "True"],
+}
+WRONG_VALUES: dict[str, list[Any]] = {
+    "integer": ["1", True, 1.5, None, [], 10**20],
+    "number": ["5", True, None, [], 0, 10**20],
+    "boolean": [1, "true", None],
+    "string": [1, True, None, [], "\ud800"],
+    "array": [1, {}, None, [1], ["\ud800"]],
+    "object": [1, "a", [], None],
+}
+WRONG_DURATIONS = ["", "7", "-7d", "7D", "7 d", "9999999999d"]
+
+# What each body needs beside the key that is wrong.
+BODIES_OF = {
+    "cap_backoff": {"max_retry_interval_ms": 1},
+    "forget": {"filter": {"failing_for": "30d"}},
+    "reconnect": {"all_failing": True},
+}
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema, or the one that it refers to."""
+    if "$ref" not in schema:
+        return schema
+    name = schema["$ref"].rpartition("/")[2]
+    found: dict[str, Any] = document(servlets())["components"]["schemas"][name]
+    return found
+
+
+def wrong_texts(schema: dict[str, Any]) -> Iterator[str]:
+    """Yield what a query parameter must not be."""
+    values = resolved(schema.get("items", schema))
+    yield "%ff"
+    yield from WRONG_TEXTS.get(values["type"], ())
+    if "enum" in values:
+        yield from ("", "no-such")
+    if values.get("pattern", "").startswith("^([0-9]"):
+        yield from map(quote, WRONG_DURATIONS)
+    elif "pattern" in values:
+        yield "%00"
+    if "maximum" in values:
+        yield from (str(values["minimum"] - 1), str(values["maximum"] + 1))
+
+
+def wrong_values(schema: dict[str, Any]) -> Iterator[Any]:
+    """Yield what a key of a body must not be."""
+    schema = resolved(schema)
+    yield from WRONG_VALUES[schema["type"]]
+    if schema["type"] == "array" and "enum" in resolved(schema["items"]):
+        yield ["no-such"]
+    elif schema["type"] == "array":
+        yield from ("a.example", ["a"] * (schema["maxItems"] + 1))
+    if schema.get("pattern", "").startswith("^([0-9]"):
+        yield from WRONG_DURATIONS
+    elif "pattern" in schema:
+        yield from ("\0", "x" * (schema["maxLength"] + 1))
+    if "maximum" in schema:
+        yield from (schema["minimum"] - 1, schema["maximum"] + 1)
+
+
+class EveryInputTestCase(ModuleTestCase):
+    """Walks over the document: no parameter and no key of v2 can be forgotten."""
+
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        self.add_destination("a.example", 10, 20, 5, 7)
+
+    def routes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for path, methods in document(servlets())["paths"].items():
+            if "/v2/" in path:
+                target = path.replace("{destination}", "a.example")
+                target = target.replace("{run_id}", "a")
+                for method, operation in methods.items():
+                    yield method.upper(), target, operation
+
+    def check(self, method: str, target: str, named: str, content: Any = b"") -> None:
+        """400 `M_INVALID_PARAM`, and the text names what is wrong."""
+        channel = self.ask(method, target, content=content)
+        what = (method, target, str(content)[:100], channel.result)
+        self.assertEqual(channel.code, 400, what)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM", what)
+        self.assertIn(named, channel.json_body["error"], what)
+
+    def test_query_parameters(self) -> None:
+        """One that is unknown, doubled or wrong is refused by its name."""
+        for method, target, operation in self.routes():
+            for unknown in ("stauts=online", "%ff=1", "since=1&from_=1"):
+                self.check(method, f"{target}?{unknown}", "query parameter")
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    continue
+                name, schema = parameter["name"], parameter["schema"]
+                wrong = list(wrong_texts(schema))
+                if name == "from":
+                    wrong += ["", "100"]
+                for text in wrong:
+                    self.check(method, f"{target}?{name}={text}", f"'{name}'")
+                if schema["type"] != "array":
+                    doubled = f"{target}?{name}=a&{name}=a"
+                    self.check(method, doubled, f"'{name}' must be given only once")
+
+    def test_bodies(self) -> None:
+        """A key that is unknown or wrong is refused by its name; nothing is changed."""
+        for method, target, operation in self.routes():
+            if "requestBody" not in operation:
+                continue
+            for broken, errcode in ((b"{", "M_NOT_JSON"), (b"[]", "M_BAD_JSON")):
+                channel = self.ask(method, target, content=broken)
+                self.assertEqual(channel.json_body["errcode"], errcode)
+            base = BODIES_OF.get(target.rpartition("/")[2], {})
+            if "a.example" in target:
+                base = {}
+            schema = operation["requestBody"]["content"]["application/json"]["schema"]
+            self.check_keys(method, target, schema, base, "")
+        self.assertEqual(self.get_json(f"{FEDERATION}/runs")["runs"], [])
+        self.assertEqual(self.get_json(f"{FEDERATION}/audit")["entries"], [])
+        row = self.get_json(self.destination_path("a.example"))
+        self.assertEqual(row["retry_last_ts"], 10)
+
+    def check_keys(
+        self, method: str, target: str, schema: Any, base: dict[str, Any], prefix: str
+    ) -> None:
+        def body(key: str, value: Any) -> dict[str, Any]:
+            if prefix:
+                return {**base, "filter": {"failing_for": "30d", key: value}}
+            return {**base, key: value}
+
+        self.check(method, target, f"'{prefix}no_such'", body("no_such", 1))
+        self.check(method, target, "ud800", body("\ud800", 1))
+        for key in resolved(schema).get("required", ()):
+            rest = {name: value for name, value in base.items() if name != key}
+            self.check(method, target, f"'{key}' is required", rest)
+        for key, field in resolved(schema)["properties"].items():
+            for value in wrong_values(field):
+                self.check(method, target, f"'{prefix}{key}'", body(key, value))
+            if resolved(field)["type"] == "object":
+                others = {k: v for k, v in base.items() if k != "all_failing"}
+                self.check_keys(method, target, field, others, f"{key}.")

@@ -204,25 +204,6 @@ class FailuresTest(HistoryTestCase):
             names = self.names_with(f"failure={kind}")
             self.assertEqual(len(names), expected.get(kind, 0), kind)
 
-    @parameterized.expand(
-        [
-            (f"{LIST}?failure=expired", "failure"),
-            (f"{LIST}?failure=", "failure"),
-            (f"{LIST}?failure=%FF", "failure"),
-            (f"{LIST}?include=outages", "include"),
-            (f"{LIST}/export?include=failure", "include"),
-            (f"{LIST}/a/outages?limit=0", "limit"),
-            (f"{LIST}/a/outages?from=x", "from"),
-            (f"{LIST}/a/outages?dir=f", "dir"),
-        ]
-    )
-    def test_bad_input(self, path: str, named: str) -> None:
-        """A bad parameter is an error that names it."""
-        channel = self.ask("GET", path)
-        self.assertEqual(channel.code, 400, channel.result)
-        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
-        self.assertIn(f"'{named}'", channel.json_body["error"])
-
     def test_bulk_run(self) -> None:
         """A bulk run takes the kind as a filter, and tells that it has."""
         self.add_failing("a.example", "tls_expired")

@@ -363,45 +363,7 @@ class ToldTestCase(ReconnectTestCase):
 
 
 class InputTestCase(ReconnectTestCase):
-    """A bad body changes nothing, and the error names what is wrong."""
-
-    @parameterized.expand(
-        [
-            (b"{", "M_NOT_JSON", ""),
-            (b"[]", "M_BAD_JSON", ""),
-            (b'{"time": 1}', "M_INVALID_PARAM", "'time'"),
-            (b'{"timeout_ms": 0}', "M_INVALID_PARAM", "'timeout_ms'"),
-            (b'{"timeout_ms": 60001}', "M_INVALID_PARAM", "'timeout_ms'"),
-            (b'{"timeout_ms": "1"}', "M_INVALID_PARAM", "'timeout_ms'"),
-            (b'{"timeout_ms": true}', "M_INVALID_PARAM", "'timeout_ms'"),
-            (b'{"timeout_ms": 1.5}', "M_INVALID_PARAM", "'timeout_ms'"),
-            (b'{"force": 1}', "M_INVALID_PARAM", "'force'"),
-            (b'{"force": null}', "M_INVALID_PARAM", "'force'"),
-            (b'{"reason": 1}', "M_INVALID_PARAM", "'reason'"),
-            (b'{"reason": "\\u0000"}', "M_INVALID_PARAM", "'reason'"),
-            (b'{"reason": "\\ud800"}', "M_INVALID_PARAM", "'reason'"),
-            (b'{"\\ud800": 1}', "M_INVALID_PARAM", "ud800"),
-            (b'{"reason": "' + b"x" * 1001 + b'"}', "M_INVALID_PARAM", "'reason'"),
-        ]
-    )
-    def test_body(self, content: bytes, errcode: str, named: str) -> None:
-        """400, with the key's name, and no contact."""
-        channel = self.ask(
-            "POST", f"{V2}/destinations/{NAME}/reconnect", content=content
-        )
-        self.assertEqual(channel.code, 400, channel.result)
-        self.assertEqual(channel.json_body["errcode"], errcode)
-        self.assertIn(named, channel.json_body["error"])
-        self.assertEqual(self.probes, [])
-        self.assertEqual(self.audit(), [])
-
-    def test_query(self) -> None:
-        """A query parameter is refused: it may be meant for the body."""
-        channel = self.ask(
-            "POST", f"{V2}/destinations/{NAME}/reconnect?force=true", content={}
-        )
-        self.assertEqual(channel.code, 400)
-        self.assertIn("'force'", channel.json_body["error"])
+    """What is wrong in a body: test_bad_input.py."""
 
     def test_no_body(self) -> None:
         """No body at all will do."""

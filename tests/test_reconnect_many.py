@@ -319,46 +319,23 @@ class RunTestCase(ManyTestCase):
 class InputTestCase(ManyTestCase):
     """Bad criteria change nothing, and the error names what is wrong."""
 
-    @parameterized.expand(
-        [
+    def test_criteria(self) -> None:
+        """400 M_INVALID_PARAM, and there is no run. (More: test_bad_input.py.)"""
+        self.add_failing("a.example")
+        bodies: list[tuple[dict[str, Any], str]] = [
             ({}, "'all_failing'"),
             ({"all_failing": False}, "'all_failing'"),
-            ({"all_failing": 1}, "'all_failing'"),
             ({"all_failing": True, "destinations": ["a"]}, "only one"),
             ({"filter": {}}, "'filter'"),
-            ({"filter": []}, "'filter'"),
             ({"filter": {"destination": ""}}, "'filter'"),
-            ({"filter": {"staus": "online"}}, "'filter.staus'"),
-            ({"filter": {"status": "offline"}}, "'filter.status'"),
-            ({"filter": {"status": 1}}, "'filter.status'"),
             ({"filter": {"status": []}}, "'filter'"),
-            ({"filter": {"failing_for": "7"}}, "'filter.failing_for'"),
-            ({"filter": {"failing_for": 7}}, "'filter.failing_for'"),
-            ({"filter": {"destination": 1}}, "'filter.destination'"),
-            ({"destinations": "a.example"}, "'destinations'"),
-            ({"destinations": [1]}, "'destinations'"),
-            ({"destinations": ["\ud800"]}, "'destinations'"),
-            ({"filter": {"status": "\ud800"}}, "'filter.status'"),
-            ({"filter": {"destination": "\ud800"}}, "'filter.destination'"),
-            ({"filter": {"\ud800": 1}}, "ud800"),
-            ({"destinations": ["a"] * 50_001}, "'destinations'"),
-            ({"all_failing": True, "per_second": 0}, "'per_second'"),
             ({"all_failing": True, "per_second": 501}, "'per_second'"),
-            ({"all_failing": True, "per_second": "5"}, "'per_second'"),
-            ({"all_failing": True, "per_second": True}, "'per_second'"),
-            ({"all_failing": True, "timeout_ms": 999}, "'timeout_ms'"),
-            ({"all_failing": True, "dryrun": True}, "'dryrun'"),
-            ({"all_failing": True, "dry_run": "true"}, "'dry_run'"),
-            ({"all_failing": True, "ignore_unknown": 1}, "'ignore_unknown'"),
         ]
-    )
-    def test_body(self, body: Any, named: str) -> None:
-        """400 M_INVALID_PARAM, and there is no run."""
-        self.add_failing("a.example")
-        channel = self.post("reconnect", **body)
-        self.assertEqual(channel.code, 400, channel.result)
-        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
-        self.assertIn(named, channel.json_body["error"])
+        for body, named in bodies:
+            channel = self.post("reconnect", **body)
+            self.assertEqual(channel.code, 400, channel.result)
+            self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+            self.assertIn(named, channel.json_body["error"])
         self.assertEqual(self.get_json(RUNS)["runs"], [])
 
     def test_empty_list(self) -> None:

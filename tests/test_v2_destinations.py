@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import pytest
 from module_case import ModuleTestCase
-from parameterized import parameterized
 from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
@@ -292,46 +291,6 @@ class ListV2Test(V2TestCase):
             self.assertEqual(
                 headers.getRawHeaders("Access-Control-Allow-Origin"), ["*"]
             )
-
-
-class BadParametersTest(V2TestCase):
-    @parameterized.expand(
-        [
-            ("?stauts=online", "stauts"),
-            ("?destination=a&destination=b", "destination"),
-            ("?status=offline", "status"),
-            ("?status=online&status=", "status"),
-            ("?failing_for=7", "failing_for"),
-            ("?failing_for=-7d", "failing_for"),
-            ("?failing_for=7D", "failing_for"),
-            ("?failing_for=", "failing_for"),
-            ("?failing_for=9999999999d", "failing_for"),
-            ("?order_by=", "order_by"),
-            ("?order_by=status", "order_by"),
-            ("?dir=up", "dir"),
-            ("?limit=0", "limit"),
-            ("?limit=1001", "limit"),
-            ("?limit=-1", "limit"),
-            ("?limit=1_0", "limit"),
-            ("?include=rooms", "include"),
-            ("?total=1", "total"),
-            ("?total=", "total"),
-            ("?from=", "from"),
-            ("?from=100", "from"),
-            ("?destination=%ff", "destination"),
-            ("?from=%ff", "from"),
-            ("?%ff=1", "known"),
-        ]
-    )
-    def test_bad_parameters(self, query: str, named: str) -> None:
-        """A parameter that is unknown, doubled or wrong is refused by its name."""
-        self.assertIn(named, self.refused(LIST + query))
-
-    def test_export_refuses_pages(self) -> None:
-        """The export takes no paging, and no unknown format."""
-        self.assertIn("limit", self.refused(LIST + "/export?limit=5"))
-        self.assertIn("format", self.refused(LIST + "/export?format=xml"))
-        self.assertIn("total", self.refused(LIST + "/export?total=true"))
 
 
 @pytest.mark.database
