@@ -20,7 +20,7 @@ BELOW = {"homeserver", "failures", "storage", "destinations"}
 ROOMS = {
     "homeserver": set(),
     "failures": {"homeserver"},
-    "storage": BELOW,
+    "storage": {"homeserver", "failures"},
     "destinations": BELOW,
     "history": BELOW,
     "repair": BELOW | {"config"},

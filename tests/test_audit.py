@@ -11,7 +11,6 @@ from module_case import FAILING, NAME, quote
 from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 
-from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import housekeeping
 from synapse_federation_admin.repair.housekeeping import Housekeeping
@@ -253,19 +252,21 @@ class ReadTestCase(AuditTestCase):
                         (AuditFilter(), entries),
                         (AuditFilter(outcome="reset"), reset),
                     ):
-                        for direction in Direction:
-                            found = self.read_all(wanted, limit, direction)
-                            if direction is Direction.BACKWARDS:
+                        for oldest_first in (True, False):
+                            found = self.read_all(wanted, limit, oldest_first)
+                            if not oldest_first:
                                 found.reverse()
                             self.assertEqual(found, expected)
 
     def read_all(
-        self, wanted: AuditFilter, limit: int, direction: Direction
+        self, wanted: AuditFilter, limit: int, oldest_first: bool
     ) -> list[AuditEntry]:
         found: list[AuditEntry] = []
         after = None
         while True:
-            page = self.get_success(self.log.read(wanted, after, limit, direction))
+            page = self.get_success(
+                self.log.read(wanted, after, limit, oldest_first=oldest_first)
+            )
             found += page
             if len(page) < limit:
                 return found

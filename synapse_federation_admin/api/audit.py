@@ -56,7 +56,10 @@ class AuditServlet(AdminServlet):
         listing = _listing(wanted, direction)
         after = parse_token(listing, query.from_)
         found = await self._services.audit.read(
-            wanted, (after[0], after[1]) if after else None, limit + 1, direction
+            wanted,
+            (after[0], after[1]) if after else None,
+            limit + 1,
+            oldest_first=direction is Direction.FORWARDS,
         )
         next_token = None
         if len(found) > limit:

@@ -25,6 +25,7 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage.run_rows import whole_action
 from synapse_federation_admin.storage.run_values import (
     Queued,
     Run,
@@ -32,7 +33,7 @@ from synapse_federation_admin.storage.run_values import (
     RunResult,
     RunStatus,
 )
-from synapse_federation_admin.storage.runs import Effect, RunStore, whole_action
+from synapse_federation_admin.storage.runs import Effect, RunStore
 from synapse_federation_admin.storage.sql import Sql
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps who did what, when, why, and what came of it: in a table, and in the log."""
+"""Keeps who did what, when, why, and the outcome: in a table, and in the log."""
 
 import json
 import logging
@@ -11,7 +11,6 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
-from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FAILED,
@@ -254,7 +253,8 @@ class Audit:
         wanted: AuditFilter,
         after: AuditPosition | None,
         limit: int,
-        direction: Direction,
+        *,
+        oldest_first: bool = False,
     ) -> list[AuditEntry]:
         """Read the next entries.
 
@@ -262,7 +262,7 @@ class Audit:
             wanted: Which ones.
             after: The position behind which to begin; None is at the start.
             limit: The most entries to return.
-            direction: Backwards: the newest first.
+            oldest_first: In which order; else the newest comes first.
         """
         found: list[AuditEntry] = []
         begin, is_more = after, True
@@ -273,7 +273,7 @@ class Audit:
                 begin: AuditPosition | None = begin,
                 most: int = limit - len(found),
             ) -> tuple[list[AuditEntry], AuditPosition | None]:
-                return _read_window(txn, wanted, begin, most, direction)
+                return _read_window(txn, wanted, begin, most, oldest_first)
 
             entries, begin = await self._tables.run(
                 "federation_admin_read_audit", read_txn
@@ -288,7 +288,7 @@ def _read_window(
     wanted: AuditFilter,
     after: AuditPosition | None,
     limit: int,
-    direction: Direction,
+    oldest_first: bool,
 ) -> tuple[list[AuditEntry], AuditPosition | None]:
     """Read the entries wanted among the next ones.
 
@@ -296,10 +296,7 @@ def _read_window(
         The entries, and where the next ones begin; None if there are no more, or if
         these are as many as were asked for.
     """
-    beyond, order = {
-        Direction.FORWARDS: (">", "ASC"),
-        Direction.BACKWARDS: ("<", "DESC"),
-    }[direction]
+    beyond, order = (">", "ASC") if oldest_first else ("<", "DESC")
     upto = {">": "<=", "<": ">="}[beyond]
     indexed, others = _conditions(wanted)
     if after is not None:

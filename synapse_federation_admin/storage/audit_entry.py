@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audit: who did what, when, why, and what came of it."""
+"""The audit: who did what, when, why, and the outcome."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -89,7 +89,7 @@ class AuditFilter:
 
     Attributes:
         destination: The exact name of the destination; None: any.
-        user_id: The user, or the admin who acted as him; None: any.
+        user_id: The user, or the admin who acted as that user; None: any.
         actions: The actions; empty: all.
         outcome: The outcome; None: any.
         run_id: The bulk run; None: any.

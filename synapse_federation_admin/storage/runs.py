@@ -14,8 +14,8 @@ another's mark is there. Nothing is written to a run that has ended.
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -23,11 +23,17 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
+from synapse_federation_admin.storage.run_rows import (
+    COLUMNS,
+    errors_to_json,
+    to_run,
+    whole_action,
+    whole_entry,
+    with_errors,
+)
 from synapse_federation_admin.storage.run_values import (
     Queued,
     Run,
-    RunError,
-    RunErrors,
     RunOrder,
     RunResult,
     RunStatus,
@@ -41,16 +47,6 @@ T = TypeVar("T")
 # written. Called with the results of those that are still in the queue, it returns
 # them, or other ones, if it has found something else.
 Effect = Callable[[LoggingTransaction, Sequence[RunResult]], Sequence[RunResult]]
-
-_COLUMNS = (
-    "run_id, action, status, entry_id, user_id, puppeted_by, reason, criteria, "
-    "options, created_ts, updated_ts, started_ts, ended_ts, prepared_to, matched, "
-    "outcomes, totals, errors, rate, error"
-)
-_JSON_COLUMNS = ("criteria", "options", "outcomes", "totals")
-
-# Of each kind of error, how many are kept.
-_RECENT_ERRORS = 5
 
 _ENDED_RUNS = "SELECT run_id FROM federation_admin_runs WHERE ended_ts IS NOT NULL"
 
@@ -271,7 +267,7 @@ class RunStore:
                 "errors = ?, rate = ?, updated_ts = ? WHERE run_id = ?",
                 (
                     *(json.dumps(outcomes), json.dumps(totals)),
-                    _errors_to_json(_with_errors(found.errors, new)),
+                    errors_to_json(with_errors(found.errors, new)),
                     *(rate, self._homeserver.now_ms(), run.run_id),
                 ),
             )
@@ -421,28 +417,7 @@ class RunStore:
             "updated_ts = ?, rate = NULL, error = ? WHERE run_id = ?",
             (status.value, now_ts, now_ts, error, run.run_id),
         )
-        entry = AuditEntry(
-            entry_id=run.entry_id,
-            ts=run.created_ts,
-            action=whole_action(run.action),
-            actor=run.actor,
-            instance=self._homeserver.instance_name,
-            outcome=status.value,
-            reason=run.reason,
-            run_id=run.run_id,
-            ended_ts=now_ts,
-            details={
-                "criteria": run.criteria,
-                **run.options,
-                "matched": run.matched,
-                "done": run.done,
-                "outcomes": run.outcomes,
-                "totals": run.totals,
-                **({"error": error} if error else {}),
-            },
-        )
-        self._audit.end_txn(txn, [entry])
-        return attr.evolve(
+        ended = attr.evolve(
             run,
             status=status.value,
             ended_ts=now_ts,
@@ -450,6 +425,9 @@ class RunStore:
             rate=None,
             error=error,
         )
+        entry = whole_entry(ended, self._homeserver.instance_name)
+        self._audit.end_txn(txn, [entry])
+        return ended
 
     def _entry(self, run: Run, result: RunResult) -> AuditEntry:
         entry = self._audit.entry(
@@ -464,11 +442,6 @@ class RunStore:
         return attr.evolve(entry, ts=result.ts, ended_ts=result.ended_ts)
 
 
-def whole_action(action: str) -> str:
-    """Return the action by which a run as a whole is in the audit."""
-    return f"bulk_{action}"
-
-
 def _select(
     txn: LoggingTransaction,
     which: str,
@@ -477,47 +450,8 @@ def _select(
     lock: str = "",
 ) -> list[Run]:
     txn.execute(
-        f"SELECT {_COLUMNS} FROM federation_admin_runs WHERE {which} "  # noqa: S608
+        f"SELECT {COLUMNS} FROM federation_admin_runs WHERE {which} "  # noqa: S608
         f"ORDER BY created_ts DESC, run_id DESC LIMIT ? {lock}",
         (*args, limit),
     )
-    return [_to_run(row) for row in txn.fetchall()]
-
-
-def _to_run(row: Sequence[Any]) -> Run:
-    found = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    for column in _JSON_COLUMNS:
-        found[column] = json.loads(found[column])
-    return Run(
-        actor=Actor(found.pop("user_id"), found.pop("puppeted_by")),
-        errors=_errors_from_json(found.pop("errors")),
-        **found,
-    )
-
-
-def _with_errors(
-    errors: Mapping[str, RunErrors], results: Iterable[RunResult]
-) -> dict[str, RunErrors]:
-    """Return errors with those of more results."""
-    found = dict(errors)
-    for result in results:
-        if result.kind:
-            before = found.get(result.kind, RunErrors())
-            error = RunError(result.destination, result.message, result.ended_ts)
-            found[result.kind] = RunErrors(
-                before.count + 1, (error, *before.recent)[:_RECENT_ERRORS]
-            )
-    return found
-
-
-def _errors_to_json(errors: Mapping[str, RunErrors]) -> str:
-    return json.dumps({kind: attr.asdict(found) for kind, found in errors.items()})
-
-
-def _errors_from_json(text: str) -> dict[str, RunErrors]:
-    return {
-        kind: RunErrors(
-            found["count"], tuple(RunError(**error) for error in found["recent"])
-        )
-        for kind, found in json.loads(text).items()
-    }
+    return [to_run(row) for row in txn.fetchall()]
