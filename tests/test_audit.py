@@ -376,7 +376,10 @@ class KeepTestCase(AuditTestCase):
         too_old = self.write(ts=1)
         self.reactor.advance(1)
         failing = mock.Mock(side_effect=OSError("no database"))
-        with mock.patch.object(self.homeserver, "run_db_interaction", failing):
+        with (
+            mock.patch.object(self.homeserver, "run_db_interaction", failing),
+            mock.patch.object(self.homeserver, "is_database_away", return_value=True),
+        ):
             self.housekeeping.start()
             self.pump(0.05)
         self.assertGreaterEqual(failing.call_count, 1)

@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 from module_case import NAME, quote
-from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
 from twisted.internet import error
 

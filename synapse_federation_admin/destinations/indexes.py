@@ -13,9 +13,10 @@ from functools import partial
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations.query import FAILING, NEXT_RETRY_TS
+from synapse_federation_admin.destinations.query import NEXT_RETRY_TS
 from synapse_federation_admin.destinations.values import IndexState
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.sql import FAILING
 
 logger = logging.getLogger(__name__)
 

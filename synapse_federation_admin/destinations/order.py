@@ -12,7 +12,6 @@ import attr
 
 from synapse_federation_admin.destinations.query import (
     BEYOND,
-    FAILING,
     NEXT_RETRY_TS,
     NOT_FAILING,
     by_name,
@@ -24,7 +23,7 @@ from synapse_federation_admin.destinations.values import (
     Position,
     Sort,
 )
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.sql import FAILING, Sql
 
 _OPPOSITE = {
     Direction.FORWARDS: Direction.BACKWARDS,

@@ -12,8 +12,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
 )
 from synapse_federation_admin.storage.outages import fails_for
-from synapse_federation_admin.storage.sql import FAILING as FAILING
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.sql import FAILING, Sql
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
 _LIKE_SPECIAL = re.compile("[!%_]")

@@ -14,13 +14,12 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import (
-    FAILING,
     NEXT_RETRY_TS,
     NOT_FAILING,
 )
 from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.sql import FAILING, Sql
 
 T = TypeVar("T")
 

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import attr
 
-from synapse_federation_admin.storage.sql import MAX_NAME as MAX_NAME
-
 
 class DestinationOrder(Enum):
     """What a list of destinations may be sorted by: columns, and `next_retry_ts`."""

@@ -12,11 +12,10 @@ from typing import ClassVar
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.runner import Job
 from synapse_federation_admin.storage.run_values import Run, RunResult
-from synapse_federation_admin.storage.sql import Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 # How many one transaction changes.
 _CAPPED_AT_ONCE = 200

@@ -10,7 +10,6 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.backlog import BacklogStore
-from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
@@ -26,7 +25,7 @@ from synapse_federation_admin.repair.forget import (
 )
 from synapse_federation_admin.repair.runner import Job
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
-from synapse_federation_admin.storage.sql import Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 T = TypeVar("T")
 

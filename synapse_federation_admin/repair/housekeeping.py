@@ -9,6 +9,8 @@ import logging
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import CancelledError
+
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import addresses, failures, outages, successes
 from synapse_federation_admin.storage.audit import Audit
@@ -72,16 +74,18 @@ class Housekeeping:
             started_ts: When it has started again.
 
         Returns:
-            Whether that has worked.
+            Whether that is over: it has worked, or never will.
         """
         try:
             await self._tables.run(
                 "federation_admin_housekeeping",
                 lambda txn: self._audit.interrupt_own_txn(txn, started_ts),
             )
+        except CancelledError:
+            raise
         except Exception as e:
-            logger.warning("Cannot use the module's own tables yet: %s", e)
-            return False
+            logger.warning("Cannot use the module's own tables: %s", e)
+            return not self._homeserver.is_database_away(e)
         return True
 
     async def prune(self) -> None:

@@ -8,7 +8,6 @@ from typing import ClassVar
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations.query import FAILING
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -17,7 +16,7 @@ from synapse_federation_admin.repair.paced import PacedContacts
 from synapse_federation_admin.repair.runner import Job
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
-from synapse_federation_admin.storage.sql import Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 # First what waits to be sent: messages to devices, without which others cannot read
 # what they are sent, then events, then changes of devices.

@@ -17,7 +17,6 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
-    MAX_NAME,
     DestinationFilter,
     Position,
     Sort,
@@ -34,7 +33,7 @@ from synapse_federation_admin.storage.run_values import (
     RunStatus,
 )
 from synapse_federation_admin.storage.runs import Effect, RunStore
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.sql import MAX_NAME, Sql
 
 logger = logging.getLogger(__name__)
 
