@@ -118,11 +118,6 @@ class BackgroundContacts:
         """Tell whether a destination waits for a contact, or is being contacted."""
         return name in self._timeouts_ms
 
-    @property
-    def busy_count(self) -> int:
-        """How many destinations wait for a contact, or are being contacted."""
-        return len(self._timeouts_ms)
-
     def start(self, name: str, *, timeout_ms: int) -> None:
         """Contact a destination.
 

@@ -19,7 +19,9 @@ writes what it believes into the row. Three things may go wrong, and are put rig
 In the last two cases it is contacted once more, with patience: if it answers, Synapse's
 own retry limiter takes it out of backoff and wakes every process.
 
-What is known here is in memory, and of the resets of this process.
+What is known here is in memory, and of the resets of this process. It looks at rows
+again and again, since nothing tells it: the sender may be another process, of whose
+traffic this one sees nothing, and Synapse stores in the background how it ended.
 """
 
 import logging
@@ -129,7 +131,14 @@ class FollowUp:
             and before.delivered == delivered
         ):
             failing_since_ts = min(failing_since_ts or now_ts, before.failure_ts)
-        if not self._make_room():
+        if len(self._followed) >= MAX_FOLLOWED:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "%s destinations were reset within a short time: others are not "
+                    "contacted, and their failure_ts may be lost",
+                    MAX_FOLLOWED,
+                )
             return
         self._followed[name] = _Followed(
             failing_since_ts,
@@ -145,29 +154,6 @@ class FollowUp:
             self._homeserver.run_in_background(
                 "federation_admin_follow_up", self._look_while_followed
             )
-
-    def _make_room(self) -> bool:
-        """Let go of one, the oldest, if there are too many; tell whether there is room.
-
-        Who waits for a contact, or is being contacted, is kept. So whoever is busy with
-        a contact is followed.
-        """
-        if len(self._followed) < MAX_FOLLOWED:
-            return True
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "%s destinations were reset within a short time: of some of them "
-                "failure_ts may be lost, and some are not contacted",
-                MAX_FOLLOWED,
-            )
-        if self._contacts.busy_count >= len(self._followed):
-            return False
-        for name in self._followed:
-            if not self._contacts.is_busy(name):
-                del self._followed[name]
-                return True
-        return False
 
     def _contacted(self, name: str, contact: Contact) -> None:
         answered = contact.failure is None
