@@ -11,12 +11,14 @@ from importlib import import_module
 from typing import Any
 from unittest import mock
 
+import pytest
 from module_case import ModuleTestCase
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from tests.server import FakeChannel, FakeSite, make_request
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
@@ -24,6 +26,7 @@ from synapse_federation_admin.api import ENDPOINTS
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.homeserver import features, metrics, relied_on, selfcheck
 from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 PACKAGE = "synapse_federation_admin"
 ADMIN_PATH = "/_synapse/admin"
@@ -196,6 +199,7 @@ class Loaded:
 
 
 class NamesTestCase(SelfCheckTestCase):
+    @pytest.mark.database
     def test_nothing(self) -> None:
         """With nothing hidden, everything is on."""
         with self.loaded() as loaded:
@@ -230,6 +234,7 @@ class NamesTestCase(SelfCheckTestCase):
             ):
                 loaded.check(relied_on.LOG_TEXTS_ARE_FOR)
 
+    @pytest.mark.database
     def test_every_column(self) -> None:
         """So with the columns of Synapse's tables, which are looked at later."""
         for needed_by, table, columns in relied_on.COLUMNS:
@@ -250,6 +255,39 @@ class NamesTestCase(SelfCheckTestCase):
             self.assertFalse(selfcheck.says(module, text, f"other, {args}"))
             self.assertFalse(selfcheck.says(module, text, "other"))
             self.assertFalse(selfcheck.says(module, f"{text} now", args))
+
+    @pytest.mark.database
+    def test_renamed_column(self) -> None:
+        """A column that has another name in the database is found missing."""
+        self.run_sql("ALTER TABLE received_transactions RENAME COLUMN origin TO gone")
+        with mock.patch.dict(NEEDS, clear=True), self.loaded() as loaded:
+            loaded.check({Feature.LISTS, Feature.DIAGNOSIS})
+
+    def test_database_away(self) -> None:
+        """While the database is away nothing is switched off; it is asked again."""
+        database = self.store.database_engine.module
+        gone = mock.patch.object(
+            selfcheck, "COLUMNS", ((tuple(Feature)[-1:], "destinations", "gone"),)
+        )
+        original = Homeserver.run_db_interaction
+        calls: list[str] = []
+
+        async def away(homeserver: Homeserver, desc: str, func: Any) -> Any:
+            calls.append(desc)
+            if len(calls) == 1:
+                raise database.OperationalError("unable to open database file")
+            return await original(homeserver, desc, func)
+
+        found = features.Features()
+        homeserver = Homeserver(self.hs.get_module_api())
+        with gone, mock.patch.object(Homeserver, "run_db_interaction", away):
+            checked = ensureDeferred(selfcheck.check_columns(homeserver, found))
+            self.pump()
+            self.assertEqual([f for f in Feature if not found.is_on(f)], [])
+            self.reactor.advance(10)
+            self.pump()
+        self.successResultOf(checked)
+        self.assertEqual([f for f in Feature if not found.is_on(f)], [Feature.INDEXES])
 
     def test_pydantic(self) -> None:
         """Where Synapse sits on pydantic 1, v2 is off, and v1 works."""

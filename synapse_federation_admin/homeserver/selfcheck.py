@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 from synapse.module_api import LoggingTransaction, ModuleApi
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.relied_on import (
@@ -139,9 +140,13 @@ async def check_columns(homeserver: "Homeserver", features: Features) -> None:
                 "federation_admin_selfcheck", columns_txn
             )
             break
+        except CancelledError:
+            # Synapse is shutting down.
+            raise
         except Exception as e:
             if not homeserver.is_database_away(e):
-                raise
+                logger.exception("Cannot look for Synapse's tables: believed")
+                return
             logger.warning("Cannot look for Synapse's tables yet: %s", e)
             await homeserver.sleep_ms(_AGAIN_MS)
     for needed_by, table, columns in COLUMNS:
