@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hidden_name import PACKAGE, hidden
 from module_case import ModuleTestCase
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
@@ -28,7 +29,6 @@ from synapse_federation_admin.homeserver import features, metrics, relied_on, se
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
-PACKAGE = "synapse_federation_admin"
 ADMIN_PATH = "/_synapse/admin"
 V1 = f"{ADMIN_PATH}/v1/federation/destinations"
 
@@ -60,36 +60,6 @@ class SelfCheckTestCase(ModuleTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.add_destination("a.example", 10, 20, 5)
-
-    @contextmanager
-    def hidden(self, root: str, path: str) -> Iterator[None]:
-        """Hide a name: from imports of the package, and from its self-check."""
-        real_import, real_find = builtins.__import__, selfcheck.find
-
-        def guarded(
-            name: str,
-            globals_: Any = None,
-            locals_: Any = None,
-            names: Any = (),
-            level: int = 0,
-        ) -> Any:
-            importer = (globals_ or {}).get("__name__", "")
-            is_ours = importer.startswith(PACKAGE) and name == root
-            if is_ours and path.partition(".")[0].partition("(")[0] in (names or ()):
-                raise ImportError(f"{root} has no {path}")
-            return real_import(name, globals_, locals_, names, level)
-
-        def find(found: Any, wanted: str) -> None:
-            where = "hs" if found is self.hs else getattr(found, "__name__", "")
-            if (where, wanted) == (root, path):
-                raise AttributeError(f"{root} has no {path}")
-            real_find(found, wanted)
-
-        with (
-            mock.patch.object(builtins, "__import__", guarded),
-            mock.patch.object(selfcheck, "find", find),
-        ):
-            yield
 
     @contextmanager
     def loaded(self) -> Iterator["Loaded"]:
@@ -212,7 +182,7 @@ class NamesTestCase(SelfCheckTestCase):
         for needed_by, root, path in selfcheck.names():
             with (
                 self.subTest(root=root, path=path),
-                self.hidden(root, path),
+                hidden(root, path),
                 self.loaded() as loaded,
             ):
                 # Names of one group have the same routes off.

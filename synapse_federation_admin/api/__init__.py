@@ -38,7 +38,8 @@ class Endpoint:
     @property
     def needs(self) -> tuple[Feature, ...]:
         """The features without which it does not answer."""
-        return (self.feature,) if self.is_v1 else (Feature.V2, self.feature)
+        of_v2 = () if self.is_v1 else (Feature.V2,)
+        return (Feature.BASE, *of_v2, self.feature)
 
     def load(self) -> type[AdminServlet]:
         """Import the servlet."""
