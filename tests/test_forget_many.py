@@ -254,12 +254,12 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
         )
         look, waited = forget._look_txn, []
 
-        def look_and_queue(txn: Any, names: Any) -> Any:
+        def look_and_queue(txn: Any, names: Any, is_postgres: bool) -> Any:
             # The second time is in the transaction that deletes.
             if look_and_queue.calls:  # type: ignore[attr-defined]
                 waited.append(self.queue_elsewhere(names[0]))
             look_and_queue.calls = True  # type: ignore[attr-defined]
-            return look(txn, names)
+            return look(txn, names, is_postgres)
 
         look_and_queue.calls = False  # type: ignore[attr-defined]
         with mock.patch.object(forget, "_look_txn", look_and_queue):
