@@ -242,6 +242,24 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
             self.assertEqual(entry["outcome"], "refused")
             self.assertIn("meanwhile", entry["details"]["note"])
 
+    def test_joined_meanwhile(self) -> None:
+        """Who has joined a room since shared rooms were looked for is not forgotten."""
+        counts, joined = SharedRoomsStore.counts, []
+
+        async def join(store: Any, names: Any) -> Any:
+            found = await counts(store, names)
+            if not joined:
+                joined.append(self.dead[1])
+                self.share_room(self.dead[1], "!new:test")
+                self.add_room(self.dead[1], "!new:test", 12)
+            return found
+
+        with mock.patch.object(SharedRoomsStore, "counts", join):
+            run = self.forget_all()
+        self.assertEqual(run["outcomes"], {"forgotten": 5, "refused": 2})
+        self.assertEqual(run["errors"]["changed"]["count"], 1)
+        self.assertEqual(self.left(self.dead[1])["destination_rooms"], 3)
+
     def test_queued_while_deleting(self) -> None:
         """An event that another process queues meanwhile waits until it is deleted.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forgets many destinations, but for those with which local users share rooms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from enum import Enum
 from typing import ClassVar, TypeVar
@@ -147,14 +147,22 @@ class ForgetMany:
         # Those that are done leave the queue.
         while queued := await job.next(None, _CANDIDATES):
             names = [one.destination for one in queued]
+            # Before shared rooms are looked for: who joins one from now on changes it.
+            before: dict[str, Seen] = {}
+            for some in _pieces(names, _LOOKED_AT_ONCE):
+                before.update(await self._forget.look(some))
             shared = await self._shared_rooms.counts(names)
             for piece in _pieces(queued, _DELETED_AT_ONCE):
-                if not await self._forget_these(job, piece, shared):
+                if not await self._forget_these(job, piece, before, shared):
                     return
                 await self._homeserver.sleep_ms(_PAUSE_MS)
 
     async def _forget_these(
-        self, job: Job, queued: Sequence[Queued], shared: dict[str, int]
+        self,
+        job: Job,
+        queued: Sequence[Queued],
+        before: Mapping[str, Seen],
+        shared: Mapping[str, int],
     ) -> bool:
         """Forget some; return whether the run goes on."""
         drop_to_device = bool(job.run.options["drop_to_device"])
@@ -176,7 +184,7 @@ class ForgetMany:
             txn: LoggingTransaction, results: Sequence[RunResult]
         ) -> Sequence[RunResult]:
             wanted = {
-                result.destination: seen[result.destination]
+                result.destination: before[result.destination]
                 for result in results
                 if result.outcome == ForgetOutcome.FORGOTTEN.value
             }
