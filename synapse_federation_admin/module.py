@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The class that Synapse loads, and what it is put together from."""
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.config import (
     FederationAdminConfig,
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from synapse_federation_admin.api import Services
 
 Start = Callable[[], None]
+
+logger = logging.getLogger(__name__)
 
 
 class FederationAdmin:
@@ -33,11 +38,10 @@ class FederationAdmin:
         from synapse_federation_admin.homeserver.selfcheck import check_names
 
         features = Features()
-        check_names(api, features)
-        if not features.is_on(Feature.MOUNT):
-            return
         try:
-            self._wire(config, api, features)
+            check_names(api, features)
+            if features.is_on(Feature.MOUNT):
+                self._wire(config, api, features)
         except ConfigError:
             raise
         except Exception as e:
@@ -87,8 +91,19 @@ class FederationAdmin:
 
         async def begin() -> None:
             from synapse_federation_admin.homeserver.selfcheck import check_columns
+            from synapse_federation_admin.repair.old_tasks import (
+                keep_deleting_old_tasks,
+            )
 
-            await check_columns(services.homeserver, features)
+            try:
+                await check_columns(services.homeserver, features)
+            except CancelledError:
+                raise
+            except Exception:
+                # Whatever is wrong with the check, what it would have found still shows
+                # when it is used.
+                logger.exception("Cannot check Synapse's tables")
+            guarded(Feature.BASE, keep_deleting_old_tasks, services.homeserver)
             for feature, start in starts:
                 guarded(feature, start)
 

@@ -12,7 +12,7 @@ from twisted.internet import error
 
 from synapse_federation_admin.failures import classify
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair import paced
+from synapse_federation_admin.repair import paced, reconnect_many, runner
 
 REFUSED = error.ConnectionRefusedError()
 
@@ -314,6 +314,20 @@ class RunTestCase(ManyTestCase):
         (entry,) = self.audit(f"?run_id={run_id}&outcome=internal")
         self.assertEqual(entry["details"]["contact"]["error"]["kind"], "internal")
         self.assertIn("RuntimeError: bug", logged.output[0])
+
+    def test_bug_beside_a_contact(self) -> None:
+        """A bug in what is done with a contact is not tried again for ever."""
+        self.add_failing("a.example")
+        self.answers["a.example"] = ANSWER
+        with (
+            mock.patch.object(reconnect_many, "shown_contact", side_effect=TypeError),
+            self.assertLogs(runner.__name__, "ERROR"),
+        ):
+            run_id = self.begin("reconnect", all_failing=True)
+            self.wait(20)
+            self.reactor.advance(120)
+        self.assertEqual(self.run_of(run_id)["status"], "failed")
+        self.assertEqual(self.row("a.example"), LONG_FAILING)
 
 
 class InputTestCase(ManyTestCase):

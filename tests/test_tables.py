@@ -180,12 +180,19 @@ class TablesTestCase(ModuleTestCase):
                 f"INSERT INTO {PREFIX}outages VALUES "
                 f"('a', 1, 2, NULL, {bits}, NULL), ('b', 1, 2, NULL, 0, NULL)"
             )
+            self.run_sql(
+                f"INSERT INTO {PREFIX}audit (entry_id, ts, action, user_id, instance, "
+                f"outcome, details) VALUES ('e{version[0]}', 1, 'clamp', '@a:test', "
+                "'main', 'done', '{}')"
+            )
             for _ in range(2):
                 self.ready()
                 self.assertEqual(self.version(), NEWEST)
                 self.assertEqual(self.existing(), set(TABLES))
                 row = self.select(f"SELECT kinds FROM {PREFIX}outages")
                 self.assertEqual(row, ("connection_timeout tls_failed",))
+                actions = f"SELECT DISTINCT action FROM {PREFIX}audit"
+                self.assertEqual(self.select(actions), ("bulk_cap_backoff",))
                 self.run_sql(f"DELETE FROM {PREFIX}schema")
 
     def test_runs_of_version_2(self) -> None:

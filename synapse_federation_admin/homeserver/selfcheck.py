@@ -105,7 +105,8 @@ def says(module: str, text: str, args: str) -> bool:
     Where Synapse was installed without its sources, it is believed.
     """
     try:
-        source = Path(str(import_module(module).__file__)).read_text()
+        file = Path(str(import_module(module).__file__))
+        source = file.read_text(encoding="utf-8", errors="replace")
     except ImportError:
         return False
     except OSError:

@@ -76,7 +76,8 @@ class PacedContacts:
             job: The run.
             per_second: How many contacts to begin per second.
             without_contact: Asked before, of some that come next in the queue.
-            contact: Contacts a destination. If it raises, that one stays in the queue.
+            contact: Contacts a destination. What it raises, `work` raises: that one
+                stays in the queue.
             effect: What is changed of destinations when results are written.
             recorded: Called with each result that has been written.
         """
@@ -97,7 +98,7 @@ class PacedContacts:
         self._rate = Rate()
         self._recording = False
         self._looked_ms = homeserver.now_ms()
-        # What has kept results from being written.
+        # What has kept results from being written, or a contact from having one.
         self._error: Exception | None = None
 
     async def work(self) -> None:
@@ -131,6 +132,8 @@ class PacedContacts:
             due_s = self._now_s() + pause_ms / 1000
             await self._homeserver.sleep_ms(pause_ms)
             late_s = max(self._now_s() - due_s, 0)
+        if self._error is not None:
+            raise self._error
 
     async def _read_ahead(self) -> None:
         """Read more of the queue, if needed; what needs no contact has ended."""
@@ -161,10 +164,15 @@ class PacedContacts:
 
     async def _run(self, name: str) -> None:
         try:
-            result = await self._contact(name)
+            self._ended.append(await self._contact(name))
+        except CancelledError:
+            # Synapse is shutting down.
+            raise
+        except Exception as e:
+            # It is raised where the run is worked on.
+            self._error = e
         finally:
             self._in_flight -= 1
-        self._ended.append(result)
 
     def _collect(self, begun: int) -> None:
         """Collect young garbage, so that there is never much of it at once."""

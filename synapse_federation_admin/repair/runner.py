@@ -52,12 +52,6 @@ _MOST_FAILURES = 5
 _FIRST_LOOK_MS = 1000
 _LOOK_EVERY_MS = 60_000
 
-# Until version 2 of the tables, runs were tasks of Synapse's scheduler, which stumbles
-# over tasks that nobody registers any more. A process of that version may make one as
-# long as it lives.
-_OLD_TASK = "federation_admin_reconnects"
-_OLD_TASKS_FOR_MS = 86_400_000
-
 
 class Action(Protocol):
     """What can be done to each of many destinations.
@@ -180,7 +174,6 @@ class Runner:
         self._reader = reader
         self._housekeeping = housekeeping
         self._actions = {action.name: action for action in actions}
-        self._old_tasks_until_ts = homeserver.now_ms() + _OLD_TASKS_FOR_MS
         # Those that this process works on, and those that it leaves alone.
         self._working: set[str] = set()
         self._left: set[str] = set()
@@ -199,13 +192,12 @@ class Runner:
     def start(self) -> None:
         """Begin to look for runs."""
         if self._homeserver.runs_background_tasks:
-            for desc, look in (
-                ("federation_admin_runner", self._begin),
-                ("federation_admin_old_tasks", self._delete_old_tasks),
-            ):
-                self._homeserver.every(
-                    desc, _LOOK_EVERY_MS, look, first_after_ms=_FIRST_LOOK_MS
-                )
+            self._homeserver.every(
+                "federation_admin_runner",
+                _LOOK_EVERY_MS,
+                self._begin,
+                first_after_ms=_FIRST_LOOK_MS,
+            )
 
     async def create(self, order: RunOrder) -> tuple[Run, bool]:
         """Make a run and have it begun, unless one of its action has not ended.
@@ -229,10 +221,6 @@ class Runner:
         if self._homeserver.runs_background_tasks:
             self._homeserver.run_in_background("federation_admin_runner", self._begin)
 
-    async def _delete_old_tasks(self) -> None:
-        if self._homeserver.now_ms() < self._old_tasks_until_ts:
-            await self._homeserver.delete_tasks(_OLD_TASK)
-
     async def _begin(self) -> None:
         """Begin to work on every run that nobody works on."""
         for run in await self._runs.unended():
@@ -241,12 +229,14 @@ class Runner:
             action = self._actions.get(run.action)
             try:
                 wanted = wanted_by(run.criteria)
-            except (ValueError, TypeError):
+            except Exception:
+                # Whatever another version has written.
                 action = None
             if action is None:
                 self._left.add(run.run_id)
                 logger.warning(
-                    "Run %s (%s) is left alone: a later version has made it",
+                    "Run %s (%s) is left alone, since another version has made it: "
+                    "upgrade this process, or cancel the run",
                     run.run_id,
                     run.action,
                 )

@@ -200,6 +200,9 @@ class Audit:
         """
         try:
             await self.end(self.ended(entry, AUDIT_FAILED, details))
+        except CancelledError:
+            # Synapse is shutting down.
+            raise
         except Exception as e:
             logger.warning("Cannot write to the audit: %s", e)
 

@@ -46,7 +46,20 @@ class Rebuild:
     values: Mapping[str, str]
 
 
-Step = str | AddColumn | Rebuild | Callable[[LoggingTransaction, bool], None]
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Change:
+    """A step: rows of a table are changed.
+
+    Attributes:
+        table: The table, without its prefix.
+        change: What stands between UPDATE with the table's name and the end.
+    """
+
+    table: str
+    change: str
+
+
+Step = str | AddColumn | Rebuild | Change | Callable[[LoggingTransaction, bool], None]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -146,6 +159,7 @@ VERSIONS: tuple[Version, ...] = (
             AddColumn("schema", "compat_version", "INTEGER NOT NULL DEFAULT 0"),
             _kinds_as_words,
             _RUNS_OF_VERSION_2,
+            Change("audit", "SET action = 'bulk_cap_backoff' WHERE action = 'clamp'"),
             "DROP TABLE IF EXISTS federation_admin_attempts",
         ),
     ),

@@ -96,7 +96,11 @@ def errors_to_json(errors: Mapping[str, RunErrors]) -> str:
 def _errors_from_json(text: str) -> dict[str, RunErrors]:
     return {
         kind: RunErrors(
-            found["count"], tuple(RunError(**error) for error in found["recent"])
+            found["count"],
+            tuple(
+                RunError(error["destination"], error["message"], error["ts"])
+                for error in found["recent"]
+            ),
         )
         for kind, found in json.loads(text).items()
     }

@@ -48,7 +48,7 @@ T = TypeVar("T")
 # them, or other ones, if it has found something else.
 Effect = Callable[[LoggingTransaction, Sequence[RunResult]], Sequence[RunResult]]
 
-_ENDED_RUNS = "SELECT run_id FROM federation_admin_runs WHERE ended_ts IS NOT NULL"
+_RUNS_TO_DO = "SELECT run_id FROM federation_admin_runs WHERE ended_ts IS NULL"
 
 
 class RunStore:
@@ -362,7 +362,7 @@ class RunStore:
             txn,
             "federation_admin_run_queue",
             "run_id, destination",
-            Sql(f"run_id IN ({_ENDED_RUNS})"),
+            Sql(f"run_id NOT IN ({_RUNS_TO_DO})"),
             limit,
         )
         if deleted < limit:

@@ -21,7 +21,12 @@ from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import definitions
-from synapse_federation_admin.storage.definitions import PREFIX, AddColumn, Rebuild
+from synapse_federation_admin.storage.definitions import (
+    PREFIX,
+    AddColumn,
+    Change,
+    Rebuild,
+)
 
 T = TypeVar("T")
 
@@ -183,6 +188,9 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
             _add_column(txn, step, existing)
         elif isinstance(step, Rebuild):
             _rebuild(txn, step, existing)
+        elif isinstance(step, Change):
+            if step.table in existing:
+                txn.execute(f"UPDATE {PREFIX}{step.table} {step.change}")
         elif callable(step):
             step(txn, is_postgres)
         else:
