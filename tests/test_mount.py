@@ -5,6 +5,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
+from hidden_name import hidden
 from module_case import DESTINATIONS
 from parameterized import parameterized
 from synapse.app.generic_worker import GenericWorkerServer
@@ -237,6 +238,30 @@ class WorkerTestCase(ListenersTestCase):
         self.check_ours_answer()
         stock = admin_of(self.open(stock=True)[0])
         self.assertFalse([p for p, _ in routes_of(stock) if "/federation/" in p])
+
+
+class WorkerWithoutBaseTestCase(ListenersTestCase):
+    """A generic worker on which nothing of ours can work."""
+
+    app = GenericWorkerServer
+    listeners = [listener(1, "client")]
+
+    def setUp(self) -> None:
+        with hidden("synapse.rest.admin._base", "assert_user_is_admin"):
+            super().setUp()
+
+    def test_synapses_own_answer(self) -> None:
+        """Synapse's own servlets answer v1, which stock has none of on a worker."""
+        resource = self.hs._module_web_resources["/_synapse/admin"]
+        routes = resource._by_surface[frozenset({"client"})]
+        for route in ROUTES:
+            request = mock.Mock(
+                path=route.path.replace("<destination>", "a").encode(),
+                method=route.method.encode(),
+            )
+            callback, _, _ = routes._get_handler_for_request(request)
+            owner = "synapse." if "/v1/" in route.path else "synapse_federation_admin."
+            self.assertTrue(callback.__module__.startswith(owner), route)
 
 
 class WorkerWithoutMediaTestCase(ListenersTestCase):
