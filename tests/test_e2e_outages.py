@@ -50,8 +50,8 @@ SETTLE_AFTER_LEAP_S = 0.7
 # What is recorded exactly is by the clock of another process.
 EXACTLY_MS = 500
 
-# Processes write what they have noted three seconds later. Who looks for ends before
-# that takes the time at which he looks: here, where a step is longer, after the step.
+# Processes write what they have noted three seconds later. A look for ends before that
+# takes the time of the look: here, where a step is longer, after the step.
 NOT_WRITTEN_YET_MS = STEP_S * 1000
 
 SETTINGS = {

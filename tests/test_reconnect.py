@@ -300,7 +300,7 @@ class ManyAskersTestCase(ReconnectTestCase):
         self.assertEqual({entry["outcome"] for entry in entries}, {"connected"})
 
     def test_one_forces(self) -> None:
-        """Of two who ask at once, of whom one forces, each gets what he asks for."""
+        """Of two who ask at once, of whom one forces, each gets what they ask for."""
         plain, forced = self.reconnect(), self.reconnect(force=True)
         self.answer(REFUSED)
         self.assertEqual(plain.json_body["outcome"], "still_failing")

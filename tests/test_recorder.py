@@ -172,7 +172,7 @@ class WritesTestCase(RecorderTestCase):
     def test_two_instances(self) -> None:
         """What two processes count adds up, though their times overlap.
 
-        Of who was last it is told what he was told, whoever writes last.
+        What the last of them was told is shown, whoever writes last.
         """
         first, second = self.other(), self.other()
         began_ts = self.clock.time_msec()

@@ -139,7 +139,7 @@ class ComputeOnceTest(ComputingTestCase):
         self.assertEqual(self.successResultOf(patient), "late")
 
     def test_log_context(self) -> None:
-        """Everyone goes on in the log context in which he has asked."""
+        """Everyone goes on in the log context in which they have asked."""
 
         async def ask_in(context: LoggingContext) -> str:
             with context:

@@ -280,7 +280,7 @@ class TablesTestCase(ModuleTestCase):
         self.drop("addresses")
         error = self.get_failure(Tables(self.homeserver).ready(), SchemaTooNewError)
         self.assertIn("missing", str(error.value))
-        # If all of them are, everybody can, each his own.
+        # If all of them are, everybody can, each their own.
         self.drop()
         self.ready()
         self.assertEqual(self.version(), NEWEST)

@@ -396,7 +396,7 @@ class ObserversTestCase(TrafficTestCase):
         self.assertEqual(self.seen.failures, [(NAME, error)])
 
     def test_stacklevel(self) -> None:
-        """Who has asked for another stack level gets that of his caller."""
+        """Who has asked for another stack level gets that of their caller."""
         lines = Lines()
         logger = logging.Logger("own", logging.DEBUG)
         logger.addHandler(lines)

@@ -183,7 +183,7 @@ class _Listeners:
         listeners = self._by_tag.get(tag)
         if listeners is None:
             # Synapse itself opens no listener that is not in its configuration. Who has
-            # put this resource on a site of his own, as Synapse's test harness does,
+            # put this resource on a site of their own, as Synapse's test harness does,
             # wants it served there.
             if tag not in self._unconfigured:
                 self._unconfigured.add(tag)
