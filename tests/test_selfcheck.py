@@ -204,6 +204,21 @@ class NamesTestCase(SelfCheckTestCase):
             ):
                 loaded.check(relied_on.LOG_TEXTS_ARE_FOR)
 
+    def test_without_history(self) -> None:
+        """What is told beside what is recorded is told without that, too."""
+        v2 = f"{ADMIN_PATH}/v2/federation"
+        with (
+            mock.patch.object(selfcheck, "says", return_value=False),
+            self.loaded() as loaded,
+        ):
+            loaded.check(relied_on.LOG_TEXTS_ARE_FOR)
+            summary = loaded.ask("GET", f"{v2}/summary").json_body
+            self.assertEqual((summary["total"], summary["outlook"]), (1, None))
+            self.assertIsNone(summary["failing_by_kind"])
+            detail = loaded.ask("GET", f"{v2}/destinations/a.example").json_body
+            self.assertEqual((detail["failure_ts"], detail["failures"]), (5, []))
+            self.assertIsNone(detail["availability"])
+
     @pytest.mark.database
     def test_every_column(self) -> None:
         """So with the columns of Synapse's tables, which are looked at later."""

@@ -80,12 +80,12 @@ class SummaryServlet(AdminServlet):
         await services.homeserver.require_admin(request)
         self.GET.parse(request)
         summary = await services.summary.get()
-        known = await if_readable(services.history.failing_by_kind(), None)
+        known = await if_readable(lambda: services.history.failing_by_kind())
         kinds = None
         if known is not None:
             every = by_every_kind(summary.counts.failing, known)
             kinds = {kind: count for kind, count in every.items() if count}
-        outlook = await if_readable(services.recent_attempts.correlation(), None)
+        outlook = await if_readable(lambda: services.recent_attempts.correlation())
         states = await services.indexes.states()
         indexes = Indexes(
             enabled=services.indexes.enabled,

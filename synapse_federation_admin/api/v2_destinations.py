@@ -127,17 +127,20 @@ class DestinationV2Servlet(AdminServlet):
         self.GET.parse(request)
         row = await services.destinations.get(destination)
         backlog = (await services.backlog.of([destination]))[destination]
-        history = services.history
-        failures = await if_readable(history.failures([destination]), {})
-        found = failures.get(destination, [])
-        last_success_ts = await if_readable(history.last_success_ts(destination), None)
+        failures = await if_readable(lambda: services.history.failures([destination]))
+        found = failures.get(destination, []) if failures else []
+        last_success_ts = await if_readable(
+            lambda: services.history.last_success_ts(destination)
+        )
         if row is None:
             if backlog.is_empty and not found and last_success_ts is None:
                 raise unknown_destination()
             row = Destination(destination, None, None, None, None)
         shared = await services.shared_rooms.of(destination)
         last_ts = await services.destinations.last_inbound_ts(destination)
-        availability = await if_readable(history.availability([destination]), {})
+        availability = await if_readable(
+            lambda: services.history.availability([destination])
+        )
         homeserver = services.homeserver
         detail = DestinationDetail.of(
             row,

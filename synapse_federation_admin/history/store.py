@@ -14,6 +14,7 @@ from synapse_federation_admin.history.availability import (
     Availability,
     AvailabilityWindow,
 )
+from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import failures, outages, successes
 from synapse_federation_admin.storage.failures import RecordedFailure
@@ -29,18 +30,20 @@ logger = logging.getLogger(__name__)
 _NAMES = 50
 
 
-async def if_readable(reading: Awaitable[T], otherwise: T) -> T:
-    """Return what was recorded; something else if that cannot be read.
+async def if_readable(read: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what was recorded; None if that cannot be read, or recording is off.
 
     For what is told beside other things, which do without the tables of this module.
     """
     try:
-        return await reading
+        return await read()
     except CancelledError:
         raise
+    except FeatureOffError:
+        return None
     except Exception as e:
         logger.warning("What was recorded cannot be read: %s", e)
-        return otherwise
+        return None
 
 
 def by_every_kind(failing: int, known: Mapping[str, int]) -> dict[str, int]:
@@ -79,7 +82,7 @@ class HistoryStore:
 
     async def last_failure(self, destination: str) -> RecordedFailure | None:
         """Return the last failure of a destination; None if none can be read."""
-        found = await if_readable(self.failures([destination]), {})
+        found = await if_readable(lambda: self.failures([destination]))
         return found[destination][0] if found else None
 
     async def last_success_ts(self, destination: str) -> int | None:
