@@ -185,6 +185,9 @@ class Homes:
                 "the sender to notice it",
                 30,
             )
+        # A sender that is about to end its loop does not see what comes now, and
+        # nothing tells when it has ended.
+        time.sleep(0.5)
         changing.switch(Behaviour.HEALTHY)
         for home in self.both():
             text = f"{home.folder.name} {time.monotonic()}"
