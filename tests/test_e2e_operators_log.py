@@ -187,7 +187,7 @@ class Homes:
             )
         # A sender that is about to end its loop does not see what comes now, and
         # nothing tells when it has ended.
-        time.sleep(0.5)
+        time.sleep(1)
         changing.switch(Behaviour.HEALTHY)
         for home in self.both():
             text = f"{home.folder.name} {time.monotonic()}"
