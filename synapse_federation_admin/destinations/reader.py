@@ -97,6 +97,24 @@ class DestinationReader:
         """
         if limit == 0 or not await self._prepare(wanted):
             return []
+        read_txn = self._reading(wanted, sort, after, limit, reverse)
+        if sort.is_by_name and wanted.keeps_all:
+            return await self._run(read_txn)
+        return await self._homeserver.single_flight.run(
+            "federation_admin_read",
+            (wanted, sort, after, limit, reverse),
+            lambda: self._pass(read_txn),
+        )
+
+    def _reading(
+        self,
+        wanted: DestinationFilter,
+        sort: Sort,
+        after: Position | None,
+        limit: int,
+        reverse: bool,
+    ) -> Callable[[LoggingTransaction], list[Destination]]:
+        """Return what reads the next rows of a list in a transaction."""
 
         def read_txn(txn: LoggingTransaction) -> list[Destination]:
             indexes = self._usable_indexes(txn)
@@ -107,13 +125,7 @@ class DestinationReader:
                     rows += self._read_txn(txn, segment, wanted, left, indexes)
             return rows
 
-        if sort.is_by_name and wanted.keeps_all:
-            return await self._run(read_txn)
-        return await self._homeserver.single_flight.run(
-            "federation_admin_read",
-            (wanted, sort, after, limit, reverse),
-            lambda: self._pass(read_txn),
-        )
+        return read_txn
 
     async def pieces(
         self,
@@ -158,7 +170,8 @@ class DestinationReader:
             after: Position | None, most: int
         ) -> tuple[list[Destination], Position | None]:
             count = min(size, most)
-            rows = await self.read(wanted, sort, after, count)
+            # Each for itself: what many wait for is kept for longer than it is needed.
+            rows = await self._pass(self._reading(wanted, sort, after, count, False))
             return rows, sort.position_of(rows[-1]) if len(rows) == count else None
 
         return fetch
