@@ -23,6 +23,7 @@ from synapse_federation_admin.api.schemas.model import (
     WantedKind,
     absent,
 )
+from synapse_federation_admin.api.schemas.v1 import V1Destination
 from synapse_federation_admin.destinations.backlog import Backlog as BacklogValue
 from synapse_federation_admin.destinations.values import Destination as DestinationRow
 from synapse_federation_admin.destinations.values import (
@@ -272,23 +273,9 @@ def _date(ts: int) -> str:
     return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()
 
 
-class Destination(Answer):
+class Destination(V1Destination):
     """A destination, as in every list and answer of v2."""
 
-    destination: str = Field(description="The server name.")
-    retry_last_ts: int = Field(
-        description="When Synapse last tried and failed; 0 if it is not failing."
-    )
-    retry_interval: int = Field(
-        description="How long Synapse waits after that, in ms; 0 if it is not failing."
-    )
-    failure_ts: int | None = Field(
-        description="Since when it has been failing; null if it is not."
-    )
-    last_successful_stream_ordering: int | None = Field(
-        description="Up to which event it has everything; null if nothing was "
-        "delivered to it yet."
-    )
     status: DestinationStatus = Field(
         description="`online`: not failing, and something has been delivered to it; "
         "`unknown`: not failing, and nothing has been delivered to it yet; "
