@@ -17,7 +17,6 @@ from synapse_federation_admin.failures.together import (
 from synapse_federation_admin.storage.recent_attempts import (
     CauseType,
     RecentAttempts,
-    SharedCause,
 )
 
 # Of fewer servers nothing can be told.
@@ -132,7 +131,7 @@ def _began_together(attempts: RecentAttempts) -> _Judgement:
     worked, by the thousand when somebody joins an old room or makes names up: what
     counts is how many of those that worked began to fail.
     """
-    kinds = _of(attempts, CauseType.KIND)
+    kinds = attempts.causes_of(CauseType.KIND)
     if attempts.worked >= _LEAST and attempts.worked >= _MANY * (
         attempts.worked + attempts.succeeded
     ):
@@ -143,13 +142,13 @@ def _began_together(attempts: RecentAttempts) -> _Judgement:
 def _nothing_works(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause on our side, if not one server is reached for an hour.
 
-    Unless that is because nobody but long dead ones is attempts.
+    Unless that is because nobody but long dead ones is tried.
     """
     if attempts.failing < _LEAST or attempts.succeeded:
         return None
     if attempts.recent < _LEAST and attempts.ever_succeeded:
         return None
-    counts = {c.value: c.destinations for c in _of(attempts, CauseType.KIND)}
+    counts = {c.value: c.destinations for c in attempts.causes_of(CauseType.KIND)}
     return _ours(attempts, counts, attempts.failing)
 
 
@@ -159,7 +158,7 @@ def _ours(
     """Tell what of ours may be the cause.
 
     Args:
-        attempts: What was attempts.
+        attempts: What was tried.
         counts: How many fail with each kind, of those that matter.
         total: How many of those there are.
     """
@@ -169,7 +168,7 @@ def _ours(
             continue
         with_them = sum(
             cause.destinations
-            for cause in _of(attempts, CauseType.KIND)
+            for cause in attempts.causes_of(CauseType.KIND)
             if cause.value in kinds
         )
         return CorrelationVerdict.US, explain_us(
@@ -184,10 +183,10 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
         return None
     causes = []
     if attempts.looked >= min(attempts.began, _SAMPLE):
-        causes += [(c, attempts.looked) for c in _of(attempts, CauseType.ADDRESS)]
+        causes += [(c, attempts.looked) for c in attempts.causes_of(CauseType.ADDRESS)]
     if attempts.succeeded:
         # Else it may be our clock, and most servers have the same few issuers.
-        causes += [(c, attempts.began) for c in _of(attempts, CauseType.ISSUER)]
+        causes += [(c, attempts.began) for c in attempts.causes_of(CauseType.ISSUER)]
     for cause, of in causes:
         if cause.began < max(_LEAST, _MOST * of):
             continue
@@ -195,7 +194,3 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
         explanation = explain(cause.value, cause.began, of, attempts.window_ms)
         return CorrelationVerdict.SHARED, explanation
     return None
-
-
-def _of(attempts: RecentAttempts, type_: CauseType) -> list[SharedCause]:
-    return [cause for cause in attempts.causes if cause.type is type_]

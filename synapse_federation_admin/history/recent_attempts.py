@@ -3,23 +3,16 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
-
-from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import addresses, successes
+from synapse_federation_admin.storage import addresses
 from synapse_federation_admin.storage.recent_attempts import (
     RecentAttempts,
-    SharedAddresses,
-    addresses_txn,
     not_looked_up_txn,
-    shares_txn,
+    recent_attempts_txn,
 )
 from synapse_federation_admin.storage.schema import Tables
-
-T = TypeVar("T")
 
 _HOUR_MS = 3_600_000
 _LATELY_MS = 900_000
@@ -69,28 +62,15 @@ class RecentAttemptsStore:
         return correlate(await self._tried(_HOUR_MS), await self._tried(_LATELY_MS))
 
     async def _tried(self, window_ms: int) -> RecentAttempts:
-        now_ts = self._homeserver.now_ms()
-        since_ts = now_ts - window_ms
-        shares = await self._run(partial(shares_txn, since_ts=since_ts, now_ts=now_ts))
-        shared_addresses = SharedAddresses()
-        if shares:
-            is_postgres = self._homeserver.is_postgres
-            shared_addresses = await self._run(
-                partial(addresses_txn, since_ts=since_ts, is_postgres=is_postgres)
-            )
-        answered_ts = since_ts - successes.SUCCESS_EVERY_MS
-        return RecentAttempts.of(
-            window_ms,
-            shares,
-            shared_addresses,
-            succeeded=await self._run(
-                partial(successes.count_working_txn, since_ts=answered_ts)
+        return await self._tables.run(
+            "federation_admin_outlook",
+            partial(
+                recent_attempts_txn,
+                window_ms=window_ms,
+                now_ts=self._homeserver.now_ms(),
+                is_postgres=self._homeserver.is_postgres,
             ),
-            ever_succeeded=await self._run(successes.any_txn),
         )
-
-    async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
-        return await self._tables.run("federation_admin_outlook", func)
 
     async def look_up(self) -> None:
         """Find out where destinations lead that began to fail together.

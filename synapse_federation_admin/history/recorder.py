@@ -13,27 +13,33 @@ each kind. Old rows are deleted (`synapse_federation_admin.repair.housekeeping`)
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import attr
+from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
-from synapse_federation_admin.history.batch import Batch, Key, WaitingFailures
 from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
+from synapse_federation_admin.storage import failures, outages, successes
+from synapse_federation_admin.storage.failures import RecordedFailure
 from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
 from synapse_federation_admin.storage.sql import MAX_NAME
-from synapse_federation_admin.storage.successes import SUCCESS_EVERY_MS
+from synapse_federation_admin.storage.successes import (
+    SUCCESS_EVERY_MS,
+    RecordedSuccess,
+)
 
 logger = logging.getLogger(__name__)
 
-# How long what was taken may wait until it is written; and at most, while that fails.
+# How long what was taken may wait until it is written; and while that fails.
 _WRITE_EVERY_MS = 3000
-_RARELY_MS = 60_000
+_AGAIN_MS = 10_000
 
 # How much one transaction writes, and how much may wait.
 _WRITTEN_AT_ONCE = 1000
@@ -45,6 +51,13 @@ _LOOKED_UP = 3
 # Of how many destinations it is known when it was written that they answer: of more it
 # is written more often than each SUCCESS_EVERY_MS.
 _MAX_KNOWN = 50_000
+
+# A destination, and a kind.
+_Key = tuple[str, str]
+
+K = TypeVar("K")
+V = TypeVar("V")
+R = TypeVar("R", RecordedFailure, RecordedSuccess)
 
 FindWithoutDns = Callable[[Sequence[str]], Awaitable[set[str]]]
 
@@ -73,10 +86,11 @@ class Recorder:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
-        self._failures: dict[Key, WaitingFailures] = {}
-        # When a destination answered, and when it did so after it had failed.
-        self._successes: dict[str, int] = {}
-        self._recoveries: dict[str, int] = {}
+        # What waits to be written: failures by destination and kind, and answers.
+        self._failures: dict[_Key, RecordedFailure] = {}
+        self._successes: dict[str, RecordedSuccess] = {}
+        # Those failures without a connection in time of which it is not known why.
+        self._unconnected: set[_Key] = set()
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
@@ -111,28 +125,28 @@ class Recorder:
             return
         now_ts = self._homeserver.now_ms()
         self._known.pop(destination, None)
-        key = (destination, failure.kind)
+        key = (destination, failure.kind.value)
         known = self._failures.get(key)
-        if known is not None:
-            known.last_ts = now_ts
-            known.count += 1
-            known.message = message_of(failure)
-            known.issuer = failure.facts.issuer
-        elif self._has_room(self._failures):
-            self._failures[key] = WaitingFailures(
-                *(now_ts, now_ts, 1, message_of(failure)),
-                failure.facts.issuer,
-                _is_unconnected(error),
-            )
-            self._write_soon()
+        if known is None and not self._has_room(self._failures):
+            return
+        recorded = RecordedFailure(
+            kind=failure.kind.value,
+            message=message_of(failure),
+            first_ts=now_ts,
+            last_ts=now_ts,
+            count=1,
+            instance=self._homeserver.instance_name,
+            issuer=failure.facts.issuer,
+        )
+        self._failures[key] = recorded if known is None else known.before(recorded)
+        if _is_unconnected(error):
+            self._unconnected.add(key)
+        self._write_soon()
 
     def recovered(self, destination: str) -> None:
         """Take note that a destination which was failing has answered."""
-        if len(destination) > MAX_NAME:
-            return
-        if destination in self._recoveries or self._has_room(self._recoveries):
-            self._recoveries[destination] = self._homeserver.now_ms()
-            self._write_soon()
+        now_ts = self._homeserver.now_ms()
+        self._add_success(RecordedSuccess(destination, now_ts, now_ts))
 
     def answered(self, destination: str) -> None:
         """Take note that a destination has answered."""
@@ -140,14 +154,23 @@ class Recorder:
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
-        if len(destination) > MAX_NAME or not self._has_room(self._successes):
-            return
-        self._successes[destination] = now_ts
-        self._known.pop(destination, None)
-        self._known[destination] = now_ts
-        if len(self._known) > _MAX_KNOWN:
-            del self._known[next(iter(self._known))]
+        if self._add_success(RecordedSuccess(destination, now_ts, None)):
+            self._known.pop(destination, None)
+            self._known[destination] = now_ts
+            if len(self._known) > _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+
+    def _add_success(self, success: RecordedSuccess) -> bool:
+        """Have an answer be written, if there is room for it; return whether."""
+        name = success.destination
+        if len(name) > MAX_NAME:
+            return False
+        known = self._successes.get(name)
+        if known is None and not self._has_room(self._successes):
+            return False
+        self._successes[name] = success if known is None else known.before(success)
         self._write_soon()
+        return True
 
     def _has_room(self, waiting: Mapping[Any, Any]) -> bool:
         if len(waiting) < _MAX_WAITING:
@@ -170,29 +193,24 @@ class Recorder:
                 "federation_admin_record", self._write_while_any
             )
 
-    @property
-    def _has_any(self) -> bool:
-        return bool(self._failures or self._recoveries or self._successes)
-
     async def _write_while_any(self) -> None:
-        wait_ms = _WRITE_EVERY_MS
         try:
-            while self._has_any:
-                await self._homeserver.sleep_ms(wait_ms)
+            while self._failures or self._successes:
+                await self._homeserver.sleep_ms(
+                    _AGAIN_MS if self._has_said_failing else _WRITE_EVERY_MS
+                )
                 try:
                     await self.write()
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
                 except Exception as e:
-                    wait_ms = min(2 * wait_ms, _RARELY_MS)
                     if not self._is_kept(e):
                         logger.exception("Some federation failures are not recorded")
                     elif not self._has_said_failing:
                         self._has_said_failing = True
                         logger.warning("Cannot record federation failures yet: %s", e)
                 else:
-                    wait_ms = _WRITE_EVERY_MS
                     self._has_said_full = self._has_said_failing = False
         finally:
             self._is_writing = False
@@ -215,93 +233,94 @@ class Recorder:
             looks: Find out first whether what led to no connection in time is because
                 of the DNS.
         """
-        if not self._has_any:
-            return
         for _ in range(2 * _MAX_WAITING // _WRITTEN_AT_ONCE):
-            failed = _take(self._failures)
-            recoveries = _take(self._recoveries)
-            answers = _take(self._successes)
-            if not (failed or recoveries or answers):
+            failed, answered = _take(self._failures), _take(self._successes)
+            if not (failed or answered):
                 return
-            if looks:
-                failed = await self._settled(failed)
-            batch = Batch.make(
-                failed, recoveries, answers, self._homeserver.instance_name
-            )
-            now_ts = self._homeserver.now_ms()
             try:
+                if looks:
+                    failed = await self._settled(failed)
                 await self._tables.run(
                     "federation_admin_record",
-                    partial(
-                        batch.write_txn,
-                        is_postgres=self._homeserver.is_postgres,
-                        now_ts=now_ts,
-                        settled_ts=now_ts - self._settled_ms,
-                    ),
+                    partial(self._write_txn, failed=failed, answered=answered),
                     read_committed=True,
                 )
             except BaseException as e:
                 if self._is_kept(e):
-                    self._put_back(failed, recoveries, answers)
+                    for key, failure in failed.items():
+                        self._failures[key] = _joined(failure, self._failures.get(key))
+                    for name, success in answered.items():
+                        self._successes[name] = _joined(
+                            success, self._successes.get(name)
+                        )
                 raise
-            for (_, kind), found in failed.items():
-                self._homeserver.metrics.count_failures(kind.value, found.count)
+            for failure in failed.values():
+                self._homeserver.metrics.count_failures(failure.kind, failure.count)
+
+    def _write_txn(
+        self,
+        txn: LoggingTransaction,
+        failed: Mapping[_Key, RecordedFailure],
+        answered: Mapping[str, RecordedSuccess],
+    ) -> None:
+        """Write what one transaction writes.
+
+        All is sorted, so that transactions of other processes rarely wait for each
+        other in a circle; then Synapse runs one of them again.
+        """
+        is_postgres = self._homeserver.is_postgres
+        if answered:
+            successes.add_txn(
+                txn, [answered[name] for name in sorted(answered)], is_postgres
+            )
+        by_destination: dict[str, list[RecordedFailure]] = {}
+        for key in sorted(failed, key=lambda key: (key[0], failed[key].last_ts)):
+            by_destination.setdefault(key[0], []).append(failed[key])
+        if failed:
+            now_ts = self._homeserver.now_ms()
+            failures.add_txn(txn, by_destination, is_postgres=is_postgres)
+            outages.record_txn(
+                txn,
+                by_destination,
+                is_postgres=is_postgres,
+                now_ts=now_ts,
+                settled_ts=now_ts - self._settled_ms,
+            )
 
     async def _settled(
-        self, failures: dict[Key, WaitingFailures]
-    ) -> dict[Key, WaitingFailures]:
+        self, failed: dict[_Key, RecordedFailure]
+    ) -> dict[_Key, RecordedFailure]:
         """Find out whether what led to no connection in time is because of the DNS.
 
         Synapse's limit of time then is over before its resolver's is: all that it tells
         is the former. A few names are looked up, which stand for all.
         """
-        late = [
-            name
-            for (name, _), found in failures.items()
-            if found.is_unconnected and not found.is_settled
-        ]
+        late = self._unconnected & failed.keys()
         if not late:
-            return failures
-        sample = late[:_LOOKED_UP]
-        try:
-            without = await self._without_dns(sample)
-        except BaseException:
-            self._put_back(failures, {}, {})
-            raise
+            return failed
+        self._unconnected -= late
+        sample = [key[0] for key in failed if key in late][:_LOOKED_UP]
+        without = await self._without_dns(sample)
         is_ours = len(without) == len(sample)
-        settled: dict[Key, WaitingFailures] = {}
-        for (name, kind), found in failures.items():
-            found.is_settled = True
-            key = (name, kind)
-            if name in without or (is_ours and name in late):
-                key = (name, FailureKind.DNS_FAILED)
-                found.message = message_of(Failure(key[1], Reason.DNS_NO_ANSWER))
-            settled[key] = found
+        settled: dict[_Key, RecordedFailure] = {}
+        for key, failure in failed.items():
+            if key in late and (is_ours or key[0] in without):
+                kind = FailureKind.DNS_FAILED
+                message = message_of(Failure(kind, Reason.DNS_NO_ANSWER))
+                failure = attr.evolve(failure, kind=kind.value, message=message)
+            key = (key[0], failure.kind)
+            settled[key] = _joined(failure, settled.get(key))
         return settled
 
-    def _put_back(
-        self,
-        failures: dict[Key, WaitingFailures],
-        recoveries: dict[str, int],
-        successes: dict[str, int],
-    ) -> None:
-        for key, found in failures.items():
-            later = self._failures.get(key)
-            if later is None:
-                self._failures[key] = found
-            else:
-                later.first_ts = found.first_ts
-                later.count += found.count
-        self._recoveries = {**recoveries, **self._recoveries}
-        self._successes = {**successes, **self._successes}
 
-
-def _take(waiting: dict[Any, Any]) -> dict[Any, Any]:
+def _take(waiting: dict[K, V]) -> dict[K, V]:
     """Take some of what waits, the oldest."""
-    taken = dict(zip(tuple(waiting)[:_WRITTEN_AT_ONCE], waiting.values(), strict=False))
-    for key in taken:
-        del waiting[key]
-    return taken
+    return {key: waiting.pop(key) for key in tuple(waiting)[:_WRITTEN_AT_ONCE]}
+
+
+def _joined(earlier: R, later: R | None) -> R:
+    """Return what was taken note of earlier, and later if it was, together."""
+    return earlier if later is None else earlier.before(later)
 
 
 def _is_unconnected(error: BaseException) -> bool:

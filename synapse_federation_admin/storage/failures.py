@@ -49,6 +49,12 @@ class RecordedFailure:
     instance: str
     issuer: str = ""
 
+    def before(self, later: "RecordedFailure") -> "RecordedFailure":
+        """Return these and later ones of the same kind together."""
+        return attr.evolve(
+            later, first_ts=self.first_ts, count=self.count + later.count
+        )
+
 
 # Their names and types, and how each changes if there is a row already: what was said
 # last is kept of what several processes say.

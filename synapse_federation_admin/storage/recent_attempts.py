@@ -5,8 +5,9 @@ Read from the tables of failures, outages, successes and addresses.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from enum import Enum
+from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -15,7 +16,12 @@ from synapse_federation_admin.storage.addresses import ADDRESSES
 from synapse_federation_admin.storage.failures import FAILURES
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.sql import FAILING
-from synapse_federation_admin.storage.successes import SUCCESSES
+from synapse_federation_admin.storage.successes import (
+    SUCCESS_EVERY_MS,
+    SUCCESSES,
+    any_txn,
+    count_working_txn,
+)
 
 _DAY_MS = 86_400_000
 
@@ -67,26 +73,6 @@ class SharedCause:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class FailingShare:
-    """How many destinations fail with one kind and issuer; see `RecentAttempts`."""
-
-    kind: str
-    issuer: str
-    failing: int
-    began: int
-    worked: int
-    recent: int
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SharedAddresses:
-    """To which addresses those lead that began to fail; see `RecentAttempts`."""
-
-    looked: int = 0
-    causes: tuple[SharedCause, ...] = ()
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
 class RecentAttempts:
     """The destinations that were tried in the time up to now.
 
@@ -109,35 +95,8 @@ class RecentAttempts:
     recent: int
     succeeded: int
     ever_succeeded: bool
-    looked: int = 0
-    causes: tuple[SharedCause, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        window_ms: int,
-        shares: Sequence[FailingShare],
-        addresses: SharedAddresses,
-        *,
-        succeeded: int,
-        ever_succeeded: bool,
-    ) -> "RecentAttempts":
-        """Put together what was read."""
-        return cls(
-            window_ms,
-            failing=sum(share.failing for share in shares),
-            began=sum(share.began for share in shares),
-            worked=sum(share.worked for share in shares),
-            recent=sum(share.recent for share in shares),
-            succeeded=succeeded,
-            ever_succeeded=ever_succeeded,
-            looked=addresses.looked,
-            causes=(
-                *_causes_in(shares, CauseType.KIND),
-                *_causes_in(shares, CauseType.ISSUER),
-                *addresses.causes,
-            ),
-        )
+    looked: int
+    causes: tuple[SharedCause, ...]
 
     @property
     def total(self) -> int:
@@ -148,6 +107,102 @@ class RecentAttempts:
     def share(self) -> float | None:
         """Which share of them fails; None if none was tried."""
         return self.failing / self.total if self.total else None
+
+    def causes_of(self, type_: CauseType) -> list[SharedCause]:
+        """Return the causes of a type."""
+        return [cause for cause in self.causes if cause.type is type_]
+
+
+def recent_attempts_txn(
+    txn: LoggingTransaction, window_ms: int, now_ts: int, *, is_postgres: bool
+) -> RecentAttempts:
+    """Read what was tried in some time up to now."""
+    since_ts = now_ts - window_ms
+    txn.execute(
+        "SELECT f.kind, f.issuer, COUNT(*), "  # noqa: S608
+        "COUNT(*) FILTER (WHERE o.start_ts >= ?), "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}), "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
+        f"FROM {FAILURES} AS f {_FAILING_NOW} "
+        "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer",
+        (since_ts, since_ts, now_ts - _DAY_MS, since_ts),
+    )
+    groups = txn.fetchall()
+    # Of each of the four counts, all groups together.
+    failing, began, worked, recent = (
+        sum(group[place] for group in groups) for place in range(2, 6)
+    )
+    looked, addresses = _addresses_txn(txn, since_ts, is_postgres)
+    kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
+    issuers = _most_common((issuer, *counts) for _, issuer, *counts in groups if issuer)
+    return RecentAttempts(
+        window_ms,
+        failing,
+        began,
+        worked,
+        recent,
+        succeeded=count_working_txn(txn, since_ts - SUCCESS_EVERY_MS),
+        ever_succeeded=any_txn(txn),
+        looked=looked,
+        causes=(
+            *(SharedCause(CauseType.KIND, *kind) for kind in kinds),
+            *(SharedCause(CauseType.ISSUER, *i) for i in issuers if i[1] >= _LEAST),
+            *(SharedCause(CauseType.ADDRESS, *address) for address in addresses),
+        ),
+    )
+
+
+def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Add up what groups of one value have; return the most common values first.
+
+    Args:
+        groups: Each a value, how many fail with it, how many of these began to in that
+            time, how many of the latter had worked, and what is left out.
+
+    Returns:
+        The values and these three counts.
+    """
+    added: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for value, *counts in groups:
+        added[value] = [
+            one + more for one, more in zip(added[value], counts, strict=False)
+        ]
+    most = sorted(added.items(), key=lambda item: (-item[1][0], item[0]))
+    return [(value, *counts) for value, counts in most[:_MAX_CAUSES]]
+
+
+def _addresses_txn(
+    txn: LoggingTransaction, since_ts: int, is_postgres: bool
+) -> tuple[int, list[tuple[Any, ...]]]:
+    """Read where those lead that began to fail since a time, as far as is known.
+
+    Returns:
+        Of how many that is known; and the addresses, each with how many fail, how many
+        of these began to fail since, and how many of the latter had worked.
+    """
+    each_address = (
+        "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
+        if is_postgres
+        else "json_each(a.addresses) AS each"
+    )
+    source = (
+        f"FROM (SELECT destination, addresses FROM {ADDRESSES} AS a "  # noqa: S608
+        "ORDER BY looked_ts DESC LIMIT ?) AS a "
+        f"JOIN {FAILURES} AS f ON f.destination = a.destination {_FAILING_NOW}"
+    )
+    txn.execute(
+        f"SELECT COUNT(*) {source} WHERE f.last_ts >= ? AND o.start_ts >= ?",
+        (_CANDIDATES, since_ts, since_ts),
+    )
+    ((looked,),) = txn.fetchall()
+    txn.execute(
+        "SELECT each.value, COUNT(*), COUNT(*) FILTER (WHERE o.start_ts >= ?), "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
+        f"{source} CROSS JOIN {each_address} WHERE f.last_ts >= ? "
+        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 2 DESC, 1 LIMIT ?",
+        (since_ts, since_ts, _CANDIDATES, since_ts, _MAX_CAUSES),
+    )
+    return looked, txn.fetchall()
 
 
 def not_looked_up_txn(
@@ -171,66 +226,3 @@ def not_looked_up_txn(
         (since_ts, _CANDIDATES, since_ts, looked_ts, limit),
     )
     return [name for (name,) in txn.fetchall()]
-
-
-def shares_txn(
-    txn: LoggingTransaction, since_ts: int, now_ts: int
-) -> list[FailingShare]:
-    """Return what those fail with, and how many, that were tried since a time."""
-    txn.execute(
-        "SELECT f.kind, f.issuer, COUNT(*), "  # noqa: S608
-        "COUNT(*) FILTER (WHERE o.start_ts >= ?), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
-        f"FROM {FAILURES} AS f {_FAILING_NOW} "
-        "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer",
-        (since_ts, since_ts, now_ts - _DAY_MS, since_ts),
-    )
-    return [FailingShare(*row) for row in txn.fetchall()]
-
-
-def _causes_in(found: Sequence[FailingShare], type_: CauseType) -> list[SharedCause]:
-    """Return the causes of a type, what most fail for first."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for share in found:
-        value = share.kind if type_ is CauseType.KIND else share.issuer
-        for place, count in enumerate((share.failing, share.began, share.worked)):
-            counts[value][place] += count
-    counts.pop("", None)
-    least = 1 if type_ is CauseType.KIND else _LEAST
-    most = sorted(counts, key=lambda value: (-counts[value][0], value))[:_MAX_CAUSES]
-    return [
-        SharedCause(type_, value, *counts[value])
-        for value in most
-        if counts[value][0] >= least
-    ]
-
-
-def addresses_txn(
-    txn: LoggingTransaction, since_ts: int, *, is_postgres: bool
-) -> SharedAddresses:
-    """Return where those lead that began to fail since a time, as far as is known."""
-    each_address = (
-        "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
-        if is_postgres
-        else "json_each(a.addresses) AS each"
-    )
-    source = (
-        f"FROM (SELECT destination, addresses FROM {ADDRESSES} AS a "  # noqa: S608
-        "ORDER BY looked_ts DESC LIMIT ?) AS a "
-        f"JOIN {FAILURES} AS f ON f.destination = a.destination {_FAILING_NOW}"
-    )
-    txn.execute(
-        f"SELECT COUNT(*) {source} WHERE f.last_ts >= ? AND o.start_ts >= ?",
-        (_CANDIDATES, since_ts, since_ts),
-    )
-    ((looked,),) = txn.fetchall()
-    txn.execute(
-        "SELECT each.value, COUNT(*), COUNT(*) FILTER (WHERE o.start_ts >= ?), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
-        f"{source} CROSS JOIN {each_address} WHERE f.last_ts >= ? "
-        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 2 DESC, 1 LIMIT ?",
-        (since_ts, since_ts, _CANDIDATES, since_ts, _MAX_CAUSES),
-    )
-    found = [SharedCause(CauseType.ADDRESS, *row) for row in txn.fetchall()]
-    return SharedAddresses(looked, tuple(found))

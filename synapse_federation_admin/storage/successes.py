@@ -42,15 +42,16 @@ class RecordedSuccess:
     last_ts: int
     recovered_ts: int | None
 
+    def before(self, later: "RecordedSuccess") -> "RecordedSuccess":
+        """Return this and a later one together."""
+        return attr.evolve(later, recovered_ts=later.recovered_ts or self.recovered_ts)
+
 
 _COLUMNS = {"destination": "text", "last_ts": "bigint", "recovered_ts": "bigint"}
 
 
 def add_txn(
-    txn: LoggingTransaction,
-    successes: Sequence[RecordedSuccess],
-    *,
-    is_postgres: bool,
+    txn: LoggingTransaction, successes: Sequence[RecordedSuccess], is_postgres: bool
 ) -> None:
     """Add when destinations answered to what is recorded; each of them once."""
     names = ", ".join(_COLUMNS)
