@@ -14,7 +14,7 @@ from module_case import ModuleTestCase
 from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
-from synapse_federation_admin.destinations.summary import BacklogSummary, SummaryStore
+from synapse_federation_admin.destinations.summary import SummaryStore, TotalBacklog
 from synapse_federation_admin.history.gauges import Monitor
 
 V2 = "/_synapse/admin/v2/federation"
@@ -398,7 +398,7 @@ class SummaryTest(V2TestCase):
 
     def test_slow_backlog(self) -> None:
         """What is not known yet is null, and an error only if one waits for it."""
-        reading: Deferred[BacklogSummary] = Deferred()
+        reading: Deferred[TotalBacklog] = Deferred()
         with patch.object(SummaryStore, "_read_backlog", lambda *_: reading):
             body = self.get_json(f"{V2}/summary")
             self.assertEqual(body["total"], 4)

@@ -83,7 +83,7 @@ class SummaryServlet(AdminServlet):
         known = await if_readable(lambda: services.history.failing_by_kind())
         kinds = None
         if known is not None:
-            every = by_every_kind(summary.counts.failing, known)
+            every = by_every_kind(summary.failing, known)
             kinds = {kind: count for kind, count in every.items() if count}
         outlook = await if_readable(lambda: services.recent_attempts.correlation())
         states = await services.indexes.states()

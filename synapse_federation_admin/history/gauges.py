@@ -49,13 +49,12 @@ class Monitor:
         """Bring all gauges up to date. Raises what the database raises."""
         metrics = self._homeserver.metrics
         summary = await self._summary.get()
-        counts = summary.counts
         metrics.show_destinations(
-            {status.value: count for status, count in counts.by_status.items()}
+            {status.value: count for status, count in summary.by_status.items()}
         )
         now_ts = self._homeserver.now_ms()
-        if summary.backlog is not None:
-            totals = summary.backlog.totals
+        totals = summary.backlog
+        if totals is not None:
             metrics.show_backlog(
                 {
                     "rooms": totals.rooms,
@@ -67,7 +66,7 @@ class Monitor:
                 oldest_stuck_age_s=_age_s(now_ts, totals.oldest_stuck_to_device_ts),
             )
         metrics.show_failing(
-            by_every_kind(counts.failing, await self._history.failing_by_kind())
+            by_every_kind(summary.failing, await self._history.failing_by_kind())
         )
         correlation = await self._recent_attempts.correlation()
         last_hour = correlation.last_hour

@@ -159,33 +159,34 @@ class Summary(Answer):
         """Show what is known.
 
         Args:
-            summary: The counts.
+            summary: The summary.
             kinds: How many fail with each kind there is; None if that cannot be read.
             outlook: The outlook; None if it cannot be read.
             indexes: The indexes.
         """
-        counts, backlog = summary.counts, summary.backlog
-        totals = backlog.totals if backlog else None
+        backlog = summary.backlog
         return cls(
-            as_of_ts=counts.as_of_ts,
-            total=counts.total,
-            status=dict(counts.by_status),
-            failing=dict(counts.failing_by_age),
+            as_of_ts=summary.as_of_ts,
+            total=summary.total,
+            status=dict(summary.by_status),
+            failing=dict(summary.failing_by_age),
             failing_by_kind=None
             if kinds is None
             else {k: n for k, n in kinds.items() if n},
             outlook=None if outlook is None else Outlook.of(outlook),
             backlog=TotalBacklog(
                 as_of_ts=backlog.as_of_ts if backlog else None,
-                rooms=totals.rooms if totals else None,
-                rooms_never_caught_up=totals.rooms_never_caught_up if totals else None,
-                to_device_messages=totals.to_device_messages if totals else None,
-                oldest_to_device_ts=totals.oldest_to_device_ts if totals else None,
-                device_list_updates=totals.device_list_updates if totals else None,
+                rooms=backlog.rooms if backlog else None,
+                rooms_never_caught_up=backlog.rooms_never_caught_up
+                if backlog
+                else None,
+                to_device_messages=backlog.to_device_messages if backlog else None,
+                oldest_to_device_ts=backlog.oldest_to_device_ts if backlog else None,
+                device_list_updates=backlog.device_list_updates if backlog else None,
             ),
             unlisted=Unlisted(
-                total=backlog.unlisted.total if backlog else None,
-                sample=list(backlog.unlisted.sample) if backlog else [],
+                total=backlog.unlisted if backlog else None,
+                sample=list(backlog.unlisted_sample) if backlog else [],
             ),
             indexes=indexes,
         )
