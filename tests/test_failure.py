@@ -199,12 +199,12 @@ EXAMPLES: list[Exception] = [
 
 
 def kind_in_table(error: Exception) -> FailureKind:
-    return next(kind for types, kind in module._KINDS if isinstance(error, types))
+    return next(row[1] for row in module._KINDS if isinstance(error, row[0]))
 
 
 def test_table() -> None:
     """There is an example of each type in the table, and no type hides another."""
-    for types, kind in module._KINDS:
+    for types, kind, _ in module._KINDS:
         for type_ in types:
             kinds = {kind_in_table(e) for e in EXAMPLES if isinstance(e, type_)}
             assert kind in kinds, type_

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from traceback import clear_frames
 
+import attr
 from OpenSSL import SSL
 from service_identity.exceptions import CertificateError, VerificationError
 from synapse.module_api.errors import SynapseError
@@ -106,11 +107,13 @@ _PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
 # or answered.
 _HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
 
+_Row = tuple[tuple[type[BaseException], ...], FailureKind, Reason | None]
+
 # What an exception of a type stands for: the first that fits.
-_KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
-    ((VerificationError, CertificateError), FailureKind.TLS_WRONG_NAME),
-    ((SSL.Error,), FailureKind.TLS_FAILED),
-    ((DNSLookupError,), FailureKind.DNS_NOT_FOUND),
+_KINDS: tuple[_Row, ...] = (
+    ((VerificationError, CertificateError), FailureKind.TLS_WRONG_NAME, None),
+    ((SSL.Error,), FailureKind.TLS_FAILED, None),
+    ((DNSLookupError,), FailureKind.DNS_NOT_FOUND, None),
     (
         (
             dns.DomainError,
@@ -119,22 +122,22 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
             dns.ResolverError,
         ),
         FailureKind.DNS_FAILED,
+        None,
     ),
-    ((net.ConnectionRefusedError,), FailureKind.CONNECTION_REFUSED),
+    ((net.ConnectionRefusedError,), FailureKind.CONNECTION_REFUSED, None),
     # The last is what is left of a connection that the time limit found unfinished.
     (
         (net.TimeoutError, net.TCPTimedOutError, net.ConnectingCancelledError),
         FailureKind.CONNECTION_TIMEOUT,
+        None,
     ),
-    ((net.ConnectError,), FailureKind.UNREACHABLE),
-    ((CancelledError, DeferredTimeoutError), FailureKind.RESPONSE_TIMEOUT),
-    # The connection was closed before there was an answer, or its body is too long, or
-    # nested too deeply.
-    (
-        (net.ConnectionClosed, BodyExceededMaxSize, RecursionError),
-        FailureKind.INVALID_RESPONSE,
-    ),
-    ((NotRetryingDestination,), FailureKind.OTHER),
+    ((net.ConnectError,), FailureKind.UNREACHABLE, None),
+    ((CancelledError, DeferredTimeoutError), FailureKind.RESPONSE_TIMEOUT, None),
+    ((net.ConnectionClosed,), FailureKind.INVALID_RESPONSE, Reason.CLOSED),
+    ((BodyExceededMaxSize,), FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE),
+    # It is nested too deeply.
+    ((RecursionError,), FailureKind.INVALID_RESPONSE, Reason.NOT_JSON),
+    ((NotRetryingDestination,), FailureKind.OTHER, Reason.BACKING_OFF),
 )
 
 # Where the exceptions are defined that mean that an answer is no HTTP.
@@ -143,17 +146,10 @@ _HTTP_CLIENT = "twisted.web."
 # What these mean depends on who raises them: the network's and Synapse's clients do for
 # an answer that they cannot read, and for a name that can be no host's. Anywhere else
 # they are a bug.
-_OF_CLIENTS = (ValueError, RuntimeError)
-
-# What exactly an exception of a type stands for: the first that fits.
-_REASONS: tuple[tuple[tuple[type[BaseException], ...], Reason], ...] = (
-    ((ProxyConnectError,), Reason.PROXY),
-    ((NotRetryingDestination,), Reason.BACKING_OFF),
-    ((net.ConnectionClosed,), Reason.CLOSED),
-    ((BodyExceededMaxSize,), Reason.BODY_TOO_LARGE),
-    ((ValueError, RecursionError), Reason.NOT_JSON),
-    # Synapse's client raises it for a Content-Type that it does not want.
-    ((RuntimeError,), Reason.WRONG_CONTENT_TYPE),
+_OF_CLIENTS: tuple[_Row, ...] = (
+    ((ValueError,), FailureKind.INVALID_RESPONSE, Reason.NOT_JSON),
+    # For a Content-Type that it does not want.
+    ((RuntimeError,), FailureKind.INVALID_RESPONSE, Reason.WRONG_CONTENT_TYPE),
 )
 
 # The text of a failure that another process has met names the types of exceptions:
@@ -190,14 +186,14 @@ def failure_of(
         if relayed is None:
             return http_failure(cause.code, cause.response)
         return Failure(_kind_by_text(relayed), facts=Facts(is_relayed=True))
-    kind = _kind_of(cause, has_addresses, is_of_clients=cause is not error)
-    if kind is FailureKind.INTERNAL:
+    failure = _read(cause, has_addresses, is_of_clients=cause is not error)
+    if failure.is_ours:
         logger.error(
             "Internal error in a federation request; it tells nothing of the other "
             "server: please report it",
             exc_info=(type(cause), cause, cause.__traceback__),
         )
-    return Failure(kind, _reason_of(kind, cause), _facts_of(cause))
+    return failure
 
 
 def http_failure(status: int, body: bytes) -> Failure:
@@ -234,26 +230,17 @@ def forget_frames(error: BaseException) -> None:
     garbage which only Synapse's garbage collection finds, every 10 to 30 s; ten
     thousand contacts that fail leave some 60 MiB of it.
     """
-    todo: list[BaseException] = [error]
-    seen: set[int] = set()
-    while todo:
-        found = todo.pop()
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        if found.__traceback__ is not None:
-            clear_frames(found.__traceback__)
-            found.__traceback__ = None
-        for other in (
-            *(found.__cause__, found.__context__),
-            getattr(found, "inner_exception", None),
-        ):
-            if isinstance(other, BaseException):
-                todo.append(other)
-        found.__cause__ = found.__context__ = None
-        for reason in getattr(found, "reasons", ()):
-            reason.cleanFailure()
-            todo.append(reason.value)
+    if error.__traceback__ is not None:
+        clear_frames(error.__traceback__)
+        error.__traceback__ = None
+    others = [error.__cause__, error.__context__]
+    others.append(getattr(error, "inner_exception", None))
+    error.__cause__ = error.__context__ = None
+    for reason in getattr(error, "reasons", ()):
+        reason.cleanFailure()
+        others.append(reason.value)
+    for other in filter(None, others):
+        forget_frames(other)
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -268,37 +255,55 @@ def _cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def _kind_of(
+def _read(
     cause: BaseException,
     has_addresses: Callable[[str], bool],
     *,
     is_of_clients: bool,
-) -> FailureKind:
+) -> Failure:
+    """Tell what an exception means that wraps no other."""
+    text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+    facts = Facts(exception=bounded(text))
     if isinstance(cause, FederationDeniedError):
-        return FailureKind.NOT_ALLOWED
+        return Failure(FailureKind.NOT_ALLOWED, facts=facts)
     if isinstance(cause, SynapseError):
         is_blocked = cause.code == HTTPStatus.FORBIDDEN
-        return FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
+        kind = FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
+        return Failure(kind, facts=facts)
     if isinstance(cause, UntrustedCertificateError):
-        return _TLS_KINDS.get(cause.code, FailureKind.TLS_UNTRUSTED)
+        facts = Facts(code=cause.code, depth=cause.depth, issuer=cause.issuer)
+        if cause.code in _TLS_KINDS:
+            reason = Reason.IN_CHAIN if cause.depth else Reason.OWN_CERTIFICATE
+            return Failure(_TLS_KINDS[cause.code], reason, facts)
+        return Failure(FailureKind.TLS_UNTRUSTED, _TLS_REASONS.get(cause.code), facts)
+    if isinstance(cause, VerificationError | CertificateError):
+        name = _expected_name(cause)
+        facts = Facts(host=bounded(name))
+        return Failure(
+            FailureKind.TLS_WRONG_NAME, None if name else Reason.NO_NAMES, facts
+        )
+    if isinstance(cause, SSL.Error):
+        return Failure(FailureKind.TLS_FAILED, facts=Facts(said=_tls_text(cause)))
     if isinstance(cause, ProxyConnectError):
-        return _PROXY_KINDS.get(_proxy_status(cause) or 0, FailureKind.OTHER)
+        found = _PROXY_STATUS.search(str(cause))
+        status = int(found[1]) if found else None
+        kind = _PROXY_KINDS.get(status or 0, FailureKind.OTHER)
+        return Failure(kind, Reason.PROXY, Facts(status=status))
     if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
         # There is a way: it was taken, and closed at once.
-        return FailureKind.INVALID_RESPONSE
-    if isinstance(cause, DNSLookupError):
-        host = _NO_RESULTS.search(str(cause))
-        if host and has_addresses(host[1].rstrip(".")):
-            return FailureKind.IP_BLOCKED
-    for types, kind in _KINDS:
+        return Failure(FailureKind.INVALID_RESPONSE, facts=facts)
+    if isinstance(cause, DNSLookupError) and (found := _NO_RESULTS.search(str(cause))):
+        facts = attr.evolve(facts, host=bounded(found[1]))
+        if has_addresses(found[1].rstrip(".")):
+            return Failure(FailureKind.IP_BLOCKED, facts=facts)
+    if is_of_clients and str(cause).startswith(_NO_NAME):
+        return Failure(FailureKind.INVALID_NAME, facts=facts)
+    for types, kind, of_type in (*_KINDS, *(_OF_CLIENTS if is_of_clients else ())):
         if isinstance(cause, types):
-            return kind
+            return Failure(kind, of_type, facts)
     if type(cause).__module__.startswith(_HTTP_CLIENT):
-        return FailureKind.INVALID_RESPONSE
-    if is_of_clients and isinstance(cause, _OF_CLIENTS):
-        is_name = str(cause).startswith(_NO_NAME)
-        return FailureKind.INVALID_NAME if is_name else FailureKind.INVALID_RESPONSE
-    return FailureKind.INTERNAL
+        return Failure(FailureKind.INVALID_RESPONSE, facts=facts)
+    return Failure(FailureKind.INTERNAL, facts=facts)
 
 
 def _kind_by_text(text: str) -> FailureKind:
@@ -307,11 +312,10 @@ def _kind_by_text(text: str) -> FailureKind:
     if unverified:
         code = int(unverified[1] or 0)
         return _TLS_KINDS.get(code, FailureKind.TLS_UNTRUSTED)
-    known = (*_KINDS, (_OF_CLIENTS, FailureKind.INVALID_RESPONSE))
     # What is wrapped comes last.
     for found in reversed(_RELAYED_TYPE.findall(text)):
         name = found.removeprefix("builtins.")
-        for types, kind in known:
+        for types, kind, _ in (*_KINDS, *_OF_CLIENTS):
             if any(name in _names_of(type_) for type_ in types):
                 return kind
         if name.startswith(_HTTP_CLIENT):
@@ -336,47 +340,11 @@ def _relayed_text(error: HttpResponseException) -> str | None:
     return body if _RELAYED in body else None
 
 
-def _proxy_status(error: ProxyConnectError) -> int | None:
-    found = _PROXY_STATUS.search(str(error))
-    return int(found[1]) if found else None
-
-
-def _reason_of(kind: FailureKind, cause: BaseException) -> Reason | None:
-    """Return what exactly is wrong, as far as the exception tells."""
-    if isinstance(cause, UntrustedCertificateError):
-        if cause.code in _TLS_KINDS:
-            return Reason.IN_CHAIN if cause.depth else Reason.OWN_CERTIFICATE
-        return _TLS_REASONS.get(cause.code)
-    if isinstance(cause, VerificationError | CertificateError):
-        return None if _expected_name(cause) else Reason.NO_NAMES
-    if kind in (FailureKind.INVALID_NAME, FailureKind.INTERNAL):
-        return None
-    for types, reason in _REASONS:
-        if isinstance(cause, types):
-            return reason
-    return None
-
-
-def _facts_of(cause: BaseException) -> Facts:
-    """Return what is particular of an exception."""
-    if isinstance(cause, UntrustedCertificateError):
-        return Facts(code=cause.code, depth=cause.depth, issuer=cause.issuer)
-    if isinstance(cause, SSL.Error):
-        return Facts(said=bounded(_tls_text(cause)))
-    if isinstance(cause, ProxyConnectError):
-        return Facts(status=_proxy_status(cause))
-    if isinstance(cause, VerificationError | CertificateError):
-        return Facts(host=bounded(_expected_name(cause)))
-    host = _NO_RESULTS.search(str(cause))
-    text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
-    return Facts(host=bounded(host[1]) if host else "", exception=bounded(text))
-
-
 def _tls_text(error: SSL.Error) -> str:
     """Return what OpenSSL says of a handshake, in its own words."""
     reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
     texts = [str(reason[-1]) for reason in reasons if isinstance(reason, tuple)]
-    return ", ".join(filter(None, texts)) or type(error).__name__
+    return bounded(", ".join(filter(None, texts)) or type(error).__name__)
 
 
 def _expected_name(error: BaseException) -> str:

@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says failures in words: a sentence, advice, and whose fault it is.
 
-The words themselves are in `synapse_federation_admin.failures.wording`. Nothing may
-look into what is made here: kind, reason and facts are there for that.
+What is told of each kind and reason stands with them. Nothing may look into what is
+made here: kind, reason and facts are there for that.
 """
 
 from enum import Enum
 
 import attr
 
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.wording import (
-    KINDS,
-    REASONS,
-    REASONS_OF_KINDS,
-    Fault,
-    Wording,
-)
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Fault, Reason
 
 # How long a sentence may be, and an advice.
 MAX_SENTENCE = 160
@@ -41,38 +34,43 @@ _RESET_DOES_NOT_HELP = "Resetting the connection does not help."
 # Of this a reset can be of use: nobody has to do anything before.
 _HELPED_BY_RESET = FailureKind.RATE_LIMITED
 
+# Of these the advice is the same for every reason.
+_ONE_ADVICE = (FailureKind.RATE_LIMITED, FailureKind.TLS_NOT_YET_VALID)
+
 
 class Effect(Enum):
-    """What comes of a failure, or of there being none."""
+    """What comes of a failure, or of there being none: as people are told it first."""
 
-    NONE = "none"
+    NONE = "Federation with this server works."
 
     # No request gets through.
-    STOPS = "stops"
+    STOPS = ""
 
-    # Some addresses do not work: Synapse goes on to the next, or meets one by luck.
-    NEXT_ADDRESS = "next_address"
-    SOME_REQUESTS = "some_requests"
-
-    # Requests do not always get through.
-    AT_TIMES = "at_times"
-
-    # They do; but the server does not tell its version; something is not in order.
-    NO_VERSION = "no_version"
-    WORKS = "works"
-
-    # This could not be found out.
-    NOT_KNOWN = "not_known"
+    NEXT_ADDRESS = (
+        "Federation works, but some addresses do not; Synapse loses time with them and "
+        "then tries the next."
+    )
+    SOME_REQUESTS = (
+        "Federation works for some requests and not for others, by the address that "
+        "Synapse picks."
+    )
+    AT_TIMES = "Federation works at times only."
+    NO_VERSION = "Federation works, but the server does not tell its version."
+    WORKS = "Federation works, but not everything is in order."
+    NOT_KNOWN = "Whether federation works is not known."
 
 
 class Remark(Enum):
-    """What else is to be said."""
+    """What else is to be said, in words."""
 
-    FILE_IS_WHY = "file_is_why"
-    FOUND_WITHOUT_FILE = "found_without_file"
-    HARMLESS_PAGE = "harmless_page"
-    OTHER_ADDRESSES = "other_addresses"
-    THEY_REACH_US = "they_reach_us"
+    FILE_IS_WHY = "Without the file, requests do not find the server."
+    FOUND_WITHOUT_FILE = "Synapse finds the server without the file."
+    HARMLESS_PAGE = (
+        "Their web server returns a page for /.well-known/matrix/server, which does no "
+        "harm."
+    )
+    OTHER_ADDRESSES = "Other addresses fail in another way."
+    THEY_REACH_US = "They reach this homeserver, but it does not reach them."
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -92,45 +90,20 @@ class Situation:
     remarks: tuple[Remark, ...] = ()
     backoff_left_ms: int | None = None
 
-
-# What people are told of each effect, before what is wrong.
-_EFFECTS = {
-    Effect.NONE: "Federation with this server works.",
-    Effect.STOPS: "",
-    Effect.NEXT_ADDRESS: (
-        "Federation works, but some addresses do not; Synapse loses time with them and "
-        "then tries the next."
-    ),
-    Effect.SOME_REQUESTS: (
-        "Federation works for some requests and not for others, by the address that "
-        "Synapse picks."
-    ),
-    Effect.AT_TIMES: "Federation works at times only.",
-    Effect.NO_VERSION: "Federation works, but the server does not tell its version.",
-    Effect.WORKS: "Federation works, but not everything is in order.",
-    Effect.NOT_KNOWN: "Whether federation works is not known.",
-}
-
-_REMARKS = {
-    Remark.FILE_IS_WHY: "Without the file, requests do not find the server.",
-    Remark.FOUND_WITHOUT_FILE: "Synapse finds the server without the file.",
-    Remark.HARMLESS_PAGE: (
-        "Their web server returns a page for /.well-known/matrix/server, which does no "
-        "harm."
-    ),
-    Remark.OTHER_ADDRESSES: "Other addresses fail in another way.",
-    Remark.THEY_REACH_US: "They reach this homeserver, but it does not reach them.",
-}
+    @property
+    def kind(self) -> FailureKind | None:
+        """The cause; None if nothing is wrong."""
+        return self.failure.kind if self.failure else None
 
 
 def explanation_of(situation: Situation) -> str:
     """Return how it is: one or more sentences."""
-    sentences = [_EFFECTS[situation.effect]]
+    sentences = [situation.effect.value]
     if situation.failure is not None:
         sentences.append(f"{message_of(situation.failure)}.")
     elif situation.backoff_left_ms is not None:
         sentences.append("Synapse still backs off from it.")
-    sentences += [_REMARKS[remark] for remark in situation.remarks]
+    sentences += [remark.value for remark in situation.remarks]
     return " ".join(filter(None, sentences))
 
 
@@ -185,16 +158,15 @@ def detail_of(failure: Failure) -> str:
 
 def advice_of(failure: Failure) -> str:
     """Return what to do: sentences."""
-    of_reason = _of_reason(failure)
-    advice = of_reason.advice if of_reason and of_reason.advice else None
-    return _filled(advice or KINDS[failure.kind].advice or "", failure)
+    kind, reason = failure.kind, failure.reason
+    advice = reason.advice if reason and kind not in _ONE_ADVICE else None
+    return _filled(advice or kind.advice, failure)
 
 
 def fault_of(failure: Failure) -> Fault:
     """Return whose fault it is."""
-    of_reason = _of_reason(failure)
-    fault = of_reason.fault if of_reason and of_reason.fault else None
-    return fault or KINDS[failure.kind].fault or Fault.THEM
+    fault = failure.reason.fault if failure.reason else None
+    return fault or failure.kind.fault
 
 
 def lowered(text: str) -> str:
@@ -211,21 +183,15 @@ def shown_duration(duration_ms: int) -> str:
     return f"{seconds} s"
 
 
-def _of_reason(failure: Failure) -> Wording | None:
-    if failure.reason is None:
-        return None
-    of_kind = REASONS_OF_KINDS.get((failure.kind, failure.reason))
-    return of_kind or REASONS[failure.reason]
-
-
 def _headline(failure: Failure) -> str:
-    of_reason = _of_reason(failure)
-    headline = of_reason.headline if of_reason else None
-    return headline or KINDS[failure.kind].headline or ""
+    kind, reason = failure.kind, failure.reason
+    if (kind, reason) == (FailureKind.OTHER, Reason.CLOCK):
+        return "Clocks differ"
+    return (reason.headline if reason else None) or kind.headline
 
 
 def _template(failure: Failure) -> str:
-    return (_of_reason(failure) or KINDS[failure.kind]).because
+    return (failure.reason or failure.kind).because
 
 
 def _because(failure: Failure) -> str:
@@ -264,13 +230,16 @@ def _filled(template: str, failure: Failure) -> str:
     facts = failure.facts
     host = _cut(facts.host, _MAX_FACT) or "the server name"
     ahead = shown_duration(abs(facts.ahead_ms))
+    expired = "has expired"
+    if failure.kind is FailureKind.TLS_NOT_YET_VALID:
+        expired = "is not valid yet"
+    elif facts.ago_ms is not None:
+        expired = f"expired {shown_duration(facts.ago_ms)} ago"
     names = ", ".join(_cut(n, _MAX_FACT) for n in facts.names[:_MAX_NAMES])
     return template.format(
         host=host,
         said=_cut(facts.said, _MAX_FACT) or "one of them",
-        expired="has expired"
-        if facts.ago_ms is None
-        else f"expired {shown_duration(facts.ago_ms)} ago",
+        expired=expired,
         mismatch=f"for {_cut(names, _MAX_FACT)}, not for {host}"
         if names
         else f"not for {host}",

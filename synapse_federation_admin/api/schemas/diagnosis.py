@@ -22,8 +22,7 @@ from synapse_federation_admin.diagnosis.findings import (
     Verdict,
 )
 from synapse_federation_admin.failures import kinds
-from synapse_federation_admin.failures.kinds import Reason
-from synapse_federation_admin.failures.wording import Fault
+from synapse_federation_admin.failures.kinds import Fault, Reason
 from synapse_federation_admin.storage.failures import (
     RecordedFailure as RecordedFailureValue,
 )
