@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError
@@ -66,6 +67,7 @@ class FederationAdmin:
         """Make what is on, mount it, and start it once the tables were looked at."""
         from synapse_federation_admin.api import Api, Services
         from synapse_federation_admin.homeserver.admin_resource import mount
+        from synapse_federation_admin.homeserver.metrics import FEATURES
 
         services = Services(features)
         starts: list[tuple[Feature, Start]] = []
@@ -109,7 +111,10 @@ class FederationAdmin:
 
         if features.is_on(Feature.BASE):
             homeserver = services.homeserver
-            homeserver.metrics.show_features(features)
+            for feature in Feature:
+                homeserver.metrics(FEATURES, feature.value).set_function(
+                    partial(features.is_on, feature)
+                )
             homeserver.run_in_background("federation_admin_selfcheck", begin)
 
 

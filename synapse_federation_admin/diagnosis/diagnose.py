@@ -38,6 +38,7 @@ from synapse_federation_admin.diagnosis.version import check_version
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.storage.failures import RecordedFailure
 
@@ -220,9 +221,8 @@ class Diagnoses:
             stages.update(some)
         stages[StageName.CLOCK] = _check_clock(stages)
         conclusion = conclude(stages)
-        self._homeserver.metrics.count_diagnosis(
-            conclusion.verdict.value, conclusion.kind.value if conclusion.kind else ""
-        )
+        kind = conclusion.kind.value if conclusion.kind else ""
+        self._homeserver.metrics(DIAGNOSES, conclusion.verdict.value, kind).inc()
         return Diagnosis(
             destination=name,
             checked_ts=checked_ts,

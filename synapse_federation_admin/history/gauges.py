@@ -11,6 +11,16 @@ from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.history.store import HistoryStore, by_every_kind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.metrics import (
+    BACKLOG,
+    DESTINATIONS,
+    FAILING,
+    OLDEST_STUCK_TO_DEVICE,
+    OLDEST_TO_DEVICE,
+    OUTLOOK,
+    TRIED,
+    UPDATED,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,35 +59,31 @@ class Monitor:
         """Bring all gauges up to date. Raises what the database raises."""
         metrics = self._homeserver.metrics
         summary = await self._summary.get()
-        metrics.show_destinations(
-            {status.value: count for status, count in summary.by_status.items()}
-        )
+        for status, count in summary.by_status.items():
+            metrics(DESTINATIONS, status.value).set(count)
         now_ts = self._homeserver.now_ms()
         totals = summary.backlog
         if totals is not None:
-            metrics.show_backlog(
-                {
-                    "rooms": totals.rooms,
-                    "rooms_never_caught_up": totals.rooms_never_caught_up,
-                    "to_device_messages": totals.to_device_messages,
-                    "device_list_updates": totals.device_list_updates,
-                },
-                oldest_age_s=_age_s(now_ts, totals.oldest_to_device_ts),
-                oldest_stuck_age_s=_age_s(now_ts, totals.oldest_stuck_to_device_ts),
+            for queue, waiting in (
+                ("rooms", totals.rooms),
+                ("rooms_never_caught_up", totals.rooms_never_caught_up),
+                ("to_device_messages", totals.to_device_messages),
+                ("device_list_updates", totals.device_list_updates),
+            ):
+                metrics(BACKLOG, queue).set(waiting)
+            metrics(OLDEST_TO_DEVICE).set(_age_s(now_ts, totals.oldest_to_device_ts))
+            metrics(OLDEST_STUCK_TO_DEVICE).set(
+                _age_s(now_ts, totals.oldest_stuck_to_device_ts)
             )
-        metrics.show_failing(
-            by_every_kind(summary.failing, await self._history.failing_by_kind())
-        )
+        failing = by_every_kind(summary.failing, await self._history.failing_by_kind())
+        for kind, count in failing.items():
+            metrics(FAILING, kind).set(count)
         correlation = await self._recent_attempts.correlation()
-        last_hour = correlation.last_hour
-        metrics.show_outlook(
-            {
-                verdict.value: verdict is correlation.verdict
-                for verdict in CorrelationVerdict
-            },
-            {"failed": last_hour.failing, "succeeded": last_hour.succeeded},
-        )
-        metrics.show_updated(now_ts / 1000)
+        for verdict in CorrelationVerdict:
+            metrics(OUTLOOK, verdict.value).set(verdict is correlation.verdict)
+        metrics(TRIED, "failed").set(correlation.last_hour.failing)
+        metrics(TRIED, "succeeded").set(correlation.last_hour.succeeded)
+        metrics(UPDATED).set(now_ts / 1000)
 
 
 def _age_s(now_ts: int, since_ts: int | None) -> float:

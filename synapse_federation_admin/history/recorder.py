@@ -25,6 +25,7 @@ from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
 from synapse_federation_admin.storage import failures, outages, successes
 from synapse_federation_admin.storage.failures import RecordedFailure
@@ -100,9 +101,9 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to take note; what has not been written is when Synapse shuts down."""
-        self._homeserver.metrics.show_failures(
-            kind.value for kind in FailureKind if kind is not FailureKind.INTERNAL
-        )
+        for kind in FailureKind:
+            if kind is not FailureKind.INTERNAL:
+                self._homeserver.metrics(FAILURES, kind.value)
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown(
             "federation_admin_record", lambda: self.write(looks=False)
@@ -255,7 +256,7 @@ class Recorder:
                         )
                 raise
             for failure in failed.values():
-                self._homeserver.metrics.count_failures(failure.kind, failure.count)
+                self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)
 
     def _write_txn(
         self,

@@ -11,7 +11,7 @@ from synapse.storage.engines import PostgresEngine
 from synapse.storage.engines._base import IsolationLevel
 
 from synapse_federation_admin.homeserver._synapse import Synapse
-from synapse_federation_admin.homeserver.metrics import Metrics
+from synapse_federation_admin.homeserver.metrics import DB_WORK, Metrics
 
 if TYPE_CHECKING:
     from synapse.storage.database import LoggingDatabaseConnection
@@ -148,9 +148,8 @@ class Database(Synapse):
                 return attempt(txn)
             finally:
                 took_s = time.perf_counter() - began_s
-                self.metrics.measure_db_work(
-                    desc.removeprefix("federation_admin_"), took_s
-                )
+                name = desc.removeprefix("federation_admin_")
+                self.metrics(DB_WORK, name).observe(took_s)
 
         return measured
 

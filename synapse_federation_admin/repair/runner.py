@@ -22,6 +22,7 @@ from synapse_federation_admin.destinations.values import (
     Sort,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.run_rows import whole_action
@@ -179,15 +180,11 @@ class Runner:
         self._left: set[str] = set()
         self._wake = homeserver.signal("runs", self._woken)
         ended = [s.value for s in (RunStatus.COMPLETE, RunStatus.CANCELLED)]
-        homeserver.metrics.show_repairs(
-            {
-                **{action.name: action.outcomes for action in actions},
-                **{
-                    whole_action(action.name): (*ended, RunStatus.FAILED.value)
-                    for action in actions
-                },
-            }
-        )
+        for action in actions:
+            for outcome in action.outcomes:
+                homeserver.metrics(REPAIRS, action.name, outcome)
+            for outcome in (*ended, RunStatus.FAILED.value):
+                homeserver.metrics(REPAIRS, whole_action(action.name), outcome)
 
     def start(self) -> None:
         """Begin to look for runs."""

@@ -12,6 +12,7 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FAILED,
     AUDIT_FORGOTTEN,
@@ -80,9 +81,9 @@ class Audit:
     def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
         self._tables = tables
-        homeserver.metrics.show_repairs(
-            {action.value: outcomes for action, outcomes in OUTCOMES.items()}
-        )
+        for action, outcomes in OUTCOMES.items():
+            for outcome in outcomes:
+                homeserver.metrics(REPAIRS, action.value, outcome)
 
     async def ready(self) -> None:
         """Return when the table is there. Raises what the database raises."""
@@ -174,7 +175,7 @@ class Audit:
         _log(entries)
         for entry in entries:
             if entry.outcome != AUDIT_PENDING:
-                self._homeserver.metrics.count_repair(entry.action, entry.outcome)
+                self._homeserver.metrics(REPAIRS, entry.action, entry.outcome).inc()
 
     async def insert(self, entry: AuditEntry) -> None:
         """Write a new entry. Raises what the database raises."""
