@@ -3,12 +3,10 @@
 
 import json
 import socket
-from ipaddress import ip_address
 from typing import Any
 
 import attr
 import pytest
-from netaddr import IPAddress, IPSet
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
 from twisted.web.http_headers import Headers
@@ -50,7 +48,6 @@ from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.playground.events import Identity
 
@@ -495,29 +492,6 @@ def test_stored(
     assert stage.findings.backoff_left_ms == left_ms
     is_failing = row is not None and row.is_failing
     assert (stage.outcome is WARNING) is is_failing
-
-
-@pytest.mark.parametrize(
-    "blocked",
-    [
-        [],
-        ["127.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "::1/128", "fc00::/7"],
-        ["0.0.0.0/0", "::/0"],
-        ["192.0.2.1/32", "192.0.2.3/32", "::ffff:7f00:0/104"],
-    ],
-)
-def test_blocked_addresses(blocked: list[str]) -> None:
-    """Addresses are compared with a blocklist as Synapse does it."""
-    addresses = IPSet(blocked)
-    ranges = AddressRanges(addresses)
-    for address in (
-        *("127.0.0.1", "126.255.255.255", "128.0.0.0", "10.0.255.255", "10.1.0.0"),
-        *("10.2.255.255", "10.3.0.0", "192.0.2.1", "192.0.2.2", "192.0.2.3"),
-        *("::1", "::2", "fc00::", "fdff::1", "fe00::", "::ffff:127.0.0.1", "0.0.0.0"),
-    ):
-        expected = IPAddress(address) in addresses
-        assert (ip_address(address) in ranges) is expected, address
-    assert ip_address("127.0.0.1") not in AddressRanges(None)
 
 
 # What stages conclude.

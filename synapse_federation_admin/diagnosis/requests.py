@@ -24,7 +24,7 @@ from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
 from synapse_federation_admin.failures.classify import failure_of, forget_frames
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.outbound import FederationRequests, Outbound
+from synapse_federation_admin.homeserver.outbound import Get, Outbound
 
 QUERY_PATH = "/_matrix/federation/v1/query/directory"
 
@@ -47,12 +47,12 @@ class OwnRequests:
         self,
         homeserver: Homeserver,
         outbound: Outbound,
-        requests: FederationRequests,
+        get: Get,
         deadline: Deadline,
     ) -> None:
         self._homeserver = homeserver
         self._outbound = outbound
-        self._requests = requests
+        self._send = get
         self._deadline = deadline
 
     async def check_keys(self, name: str) -> Stage:
@@ -98,7 +98,7 @@ class OwnRequests:
             # Synapse's client ends it by itself; but for the body of the answer it has
             # as much time again.
             return await self._deadline.within(
-                self._deadline.left_ms(), self._requests.get, name, path, args
+                self._deadline.left_ms(), self._send, name, path, args
             )
         except Exception as e:
             failure = failure_of(e, self._outbound.has_addresses)

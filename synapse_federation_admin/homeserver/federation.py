@@ -8,12 +8,16 @@ from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.module_api import JsonDict
 from twisted.internet.endpoints import HostnameEndpoint
 
-from synapse_federation_admin.homeserver.network import ContactClients
+from synapse_federation_admin.homeserver.network import Network, unlimited
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
     from synapse_federation_admin.homeserver.outbound import Outbound
+
+# How long a connection made for a contact may last: the longest timeout is a minute,
+# once for the headers and once for the body.
+_MAX_CONTACT_S = 150
 
 
 class Federation:
@@ -65,7 +69,7 @@ class Federation:
             Exception: Whatever Synapse's client raises; nothing of it is our fault.
         """
         return await self._contact(
-            self._clients.limited,
+            self._client,
             destination,
             timeout_ms=timeout_ms,
             ignore_backoff=ignore_backoff,
@@ -78,7 +82,7 @@ class Federation:
         retry timing is changed and nobody is woken.
         """
         return await self._contact(
-            self._clients.unlimited,
+            self._unlimited_client,
             destination,
             timeout_ms=timeout_ms,
             ignore_backoff=True,
@@ -92,19 +96,26 @@ class Federation:
         """
         from synapse_federation_admin.homeserver.outbound import Outbound
 
-        return Outbound(self._hs, max_lifetime_ms / 1000)
+        return Outbound(self._hs, max_lifetime_s=max_lifetime_ms / 1000)
 
     def has_addresses(self, host: str) -> bool:
         """Tell whether a host name led to addresses when it was last looked up.
 
-        By a contact of this process, within the last some hundred. Synapse takes a name
-        that leads to a blocked address for one that leads to none.
+        By a contact of this process, within the last some hundred.
         """
-        return bool(self._clients.reactor.has_addresses(host))
+        return self._network.has_addresses(host)
 
     @cached_property
-    def _clients(self) -> ContactClients:
-        return ContactClients(self._hs)
+    def _network(self) -> Network:
+        return Network(self._hs, max_lifetime_s=_MAX_CONTACT_S)
+
+    @cached_property
+    def _client(self) -> MatrixFederationHttpClient:
+        return self._network.client()
+
+    @cached_property
+    def _unlimited_client(self) -> MatrixFederationHttpClient:
+        return unlimited(self._client)
 
     @staticmethod
     async def _contact(

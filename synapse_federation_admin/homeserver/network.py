@@ -2,11 +2,15 @@
 """Connections to other servers, as Synapse's federation client makes them."""
 
 import json
+import math
 import re
+from collections import OrderedDict
 from copy import copy
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from socket import getaddrinfo
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 from OpenSSL import SSL
+from OpenSSL.crypto import X509
 from service_identity.exceptions import VerificationError
 from synapse.config.homeserver import HomeServerConfig
 from synapse.crypto.context_factory import (
@@ -34,11 +38,11 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent, IResponse
 
-from synapse_federation_admin.homeserver.bounded_reactor import (
-    BoundedReactor,
-    EndingReactor,
+from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
+from synapse_federation_admin.homeserver.certificates import (
+    UntrustedCertificateError,
+    verified,
 )
-from synapse_federation_admin.homeserver.certificates import verified
 from synapse_federation_admin.homeserver.instances import outbound_instances
 from synapse_federation_admin.homeserver.plain_agent import PlainAgent
 
@@ -48,14 +52,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What a connection made for a contact may bring in, and how long it may last. A real
-# answer takes some 10 KB, most of it certificates, and the longest timeout is a minute,
-# once for the headers and once for the body.
-_MAX_CONTACT_BYTES = 256 * 1024
-_MAX_CONTACT_S = 150
+# What a connection may bring in. A real answer takes some 10 KB, most of it is
+# certificates.
+_MAX_BYTES = 256 * 1024
 
-# Look-ups of names under way at once, for contacts.
-_RESOLVER_THREADS = 64
+# Look-ups of names under way at once.
+_THREADS = 64
+
+# Host names of which it is remembered whether they have addresses.
+_MAX_RESOLVED = 1000
+
+# Addresses of one host name that are passed on: a hostile one has thousands, and
+# Synapse looks each of them up in its IP blocklist at once.
+_MAX_ADDRESSES = 100
 
 # How many of the servers that SRV records lead to are tried.
 _MAX_SERVERS = 8
@@ -67,48 +76,68 @@ _MAX_NAME = 261
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
 
 
+class TlsObserver(Protocol):
+    """Is told what happens in a TLS handshake."""
+
+    def begun(self) -> None:
+        """It begins: the connection is there."""
+
+    def failed(self, error: UntrustedCertificateError) -> None:
+        """OpenSSL does not trust the chain; may be told more than once."""
+
+    def completed(self, connection: SSL.Connection) -> Exception | None:
+        """It is completed, but for what an error is returned for.
+
+        Args:
+            connection: Shows certificates, version and cipher.
+        """
+
+
 class Network:
     """Connections to other servers as Synapse's federation client makes them: bounded.
 
     What other servers send is such afterwards that Synapse may log it.
 
     Attributes:
-        reactor: What makes the connections.
-        threads: Those that look names up; None in a test harness.
         policy: What is wanted of TLS.
         web_agent: Makes requests for well-known files.
     """
 
-    def __init__(
-        self, hs: "HomeServer", *, threads: int, max_lifetime_s: float
-    ) -> None:
+    def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
+        """Make no connection yet.
+
+        Args:
+            hs: The homeserver.
+            max_lifetime_s: How long a connection may last.
+        """
         self._hs = hs
         self._config = hs.config.server
+        self._resolved: OrderedDict[str, bool] = OrderedDict()
+        # Those that look names up; None in a test harness.
+        self._threads: ThreadPool | None = None
         resolver: IHostnameResolver = hs.get_reactor().nameResolver
-        self.threads: ThreadPool | None = None
         if isinstance(resolver, GAIResolver):
             # In threads of its own: a look-up cannot be called off, and domains that
             # are dead may take long. Synapse's own twenty threads would have none left
             # for its federation.
-            pool = _thread_pool(hs, threads)
+            self._threads = pool = _thread_pool(hs)
             resolver = cast(
                 IHostnameResolver,
-                GAIResolver(hs.get_reactor(), getThreadPool=lambda: pool),
+                GAIResolver(hs.get_reactor(), lambda: pool, self._getaddrinfo),
             )
-            self.threads = pool
         # All that Synapse wants of a reactor, and more.
-        self.reactor = cast(
+        self._reactor = cast(
             Any,
             BoundedReactor(
                 hs.get_reactor(),
                 resolver=resolver,
-                max_received_bytes=_MAX_CONTACT_BYTES,
+                max_received_bytes=_MAX_BYTES,
                 max_lifetime_s=max_lifetime_s,
             ),
         )
         self.policy = ContactPolicy(hs.config)
         self._blocklisting = BlocklistingReactorWrapper(
-            self.reactor,
+            self._reactor,
             self._config.federation_ip_range_allowlist,
             self._config.federation_ip_range_blocklist,
         )
@@ -116,7 +145,7 @@ class Network:
         self.web_agent: IAgent = self._wrapped(
             ProxyAgent(
                 reactor=self._blocklisting,
-                proxy_reactor=self.reactor,
+                proxy_reactor=self._reactor,
                 contextFactory=self.policy,
                 proxy_config=self._config.proxy_config,
             )
@@ -128,6 +157,26 @@ class Network:
         suffix = self._config.user_agent_suffix
         version: str = self._hs.version_string
         return f"{version} {suffix}" if suffix else version
+
+    def has_addresses(self, host: str) -> bool:
+        """Tell whether a host name led to addresses when it was last looked up here.
+
+        Synapse takes a name that leads to a blocked address for one that leads to none.
+        """
+        return self._resolved.get(host, False)
+
+    def _getaddrinfo(self, host: str, *args: Any) -> Any:
+        """Look a host up, on a thread, and take note of whether there is any address.
+
+        Returns:
+            What `socket.getaddrinfo` returns, but not thousands of it.
+        """
+        self._resolved[host] = False
+        if len(self._resolved) > _MAX_RESOLVED:
+            self._resolved.popitem(last=False)
+        found = getaddrinfo(host, *args)[:_MAX_ADDRESSES]
+        self._resolved[host] = True
+        return found
 
     def well_known_resolver(self) -> WellKnownResolver:
         """Return what asks for well-known files, and remembers nothing.
@@ -145,44 +194,37 @@ class Network:
             had_well_known_cache=cast(Any, _NoCache()),
         )
 
-    def client(self, resolver: WellKnownResolver) -> MatrixFederationHttpClient:
+    def client(self) -> MatrixFederationHttpClient:
         """Make a federation client.
 
         As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request
         has a connection of its own: the bounds are those of one request, and a
         connection that was made earlier would prove less.
-
-        Args:
-            resolver: What tells to which server another one delegates.
         """
         if outbound_instances(self._hs) is not None:
             # Its agent asks another process. That is within a wrapper which keeps to
             # `ip_range_blacklist`.
-            client = MatrixFederationHttpClient(
-                cast("HomeServer", _HomeServerView(self._hs, self.reactor)), self.policy
-            )
+            view = cast("HomeServer", _HomeServerView(self._hs, self._reactor))
+            client = MatrixFederationHttpClient(view, self.policy)
             client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
             client.agent = PlainAgent(client.agent)
             return client
         # A second one that is made anew would take the metrics of Synapse's own caches
         # of well-known files.
         client = copy(self._hs.get_federation_http_client())
-        client.agent = self.agent(resolver)
+        client.agent = self.agent(self.well_known_resolver())
         return client
 
-    def agent(self, resolver: WellKnownResolver, ends_s: float | None = None) -> IAgent:
+    def agent(self, resolver: WellKnownResolver, ends_s: float = math.inf) -> IAgent:
         """Make what a client makes its requests with, where it goes out itself.
 
         Args:
             resolver: What tells to which server another one delegates.
             ends_s: The reactor's time from which nothing is connected to any more.
         """
-        reactor = self.reactor
-        if ends_s is not None:
-            reactor = cast(Any, EndingReactor(reactor, ends_s))
         direct = MatrixFederationAgent(
             server_name=self._hs.hostname,
-            reactor=reactor,
+            reactor=self._reactor.until(ends_s),
             clock=self._hs.get_clock(),
             tls_client_options_factory=self.policy,
             user_agent=self.user_agent.encode("ascii"),
@@ -203,21 +245,14 @@ class Network:
         )
 
 
-class ContactClients:
-    """Federation clients for contacts.
+def unlimited(client: MatrixFederationHttpClient) -> MatrixFederationHttpClient:
+    """Return a client on whose requests the retry limiter does not act.
 
-    Attributes:
-        reactor: What makes their connections.
-        limited: The retry limiter acts on what comes of its requests.
-        unlimited: It does not.
+    They are to ignore the backoff.
     """
-
-    def __init__(self, hs: "HomeServer") -> None:
-        network = Network(hs, threads=_RESOLVER_THREADS, max_lifetime_s=_MAX_CONTACT_S)
-        self.reactor = network.reactor
-        self.limited = network.client(network.well_known_resolver())
-        self.unlimited = copy(self.limited)
-        self.unlimited._store = cast("DataStore", NoTimings(hs))
+    client = copy(client)
+    client._store = cast("DataStore", _NoTimings(client.hs))
+    return client
 
 
 class _HomeServerView:
@@ -234,7 +269,7 @@ class _HomeServerView:
         return self._reactor
 
 
-class NoTimings:
+class _NoTimings:
     """A store in which no destination is failing, for the retry limiter.
 
     It then lets every request out; and since the backoff is to be ignored, it stores
@@ -283,13 +318,62 @@ class ContactPolicy(FederationPolicyForHTTPS):
     def __init__(self, config: HomeServerConfig) -> None:
         super().__init__(config)
         context = self._verify_ssl_context
-        context.set_verify(context.get_verify_mode(), verified)
+        context.set_verify(context.get_verify_mode(), _verified)
 
     def get_options(self, host: bytes) -> SSLClientConnectionCreator:
         """Return what makes connections: see Synapse's."""
         creator = cast(SSLClientConnectionCreator, super().get_options(host))
         creator._verifier = _QuietVerifier(host, creator._verifier._verify_certs)
         return creator
+
+    def observed(self, host: str, observer: TlsObserver) -> SSLClientConnectionCreator:
+        """Return what makes connections whose handshake is judged when it is over.
+
+        Also where Synapse does not verify: to see what it would find.
+
+        Args:
+            host: The host name that the certificate has to be for.
+            observer: Is told of the handshake, and has the last word.
+        """
+        creator = SSLClientConnectionCreator(
+            host.encode(), self._verify_ssl_context, False
+        )
+        creator._verifier = _ObservingVerifier(host, observer)
+        return creator
+
+
+class _ObservingVerifier(ConnectionVerifier):
+    """Tells an observer of a handshake, who has the last word."""
+
+    def __init__(self, host: str, observer: TlsObserver) -> None:
+        super().__init__(host.encode(), False)
+        self.observer = observer
+
+    def verify_context_info_cb(
+        self, ssl_connection: SSL.Connection, where: int
+    ) -> None:
+        """See Synapse's; this is called by OpenSSL."""
+        super().verify_context_info_cb(ssl_connection, where)
+        if where & SSL.SSL_CB_HANDSHAKE_START:
+            self.observer.begun()
+        if where & SSL.SSL_CB_HANDSHAKE_DONE:
+            error = self.observer.completed(ssl_connection)
+            if error is not None:
+                ssl_connection.get_app_data().failVerification(Failure(error))
+
+
+def _verified(
+    connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int
+) -> bool:
+    """Pass on what OpenSSL has against a certificate: to an observer, if there is one.
+
+    Then the handshake goes on.
+    """
+    verifier = connection.get_app_data()._synapse_tls_verifier
+    if ok or not isinstance(verifier, _ObservingVerifier):
+        return verified(connection, certificate, code, depth, ok)
+    verifier.observer.failed(UntrustedCertificateError(code, depth))
+    return True
 
 
 class _PlainWellKnownResolver(WellKnownResolver):
@@ -325,10 +409,10 @@ class _PlainSrvResolver(SrvResolver):
         return plain[:_MAX_SERVERS]
 
 
-def _thread_pool(hs: "HomeServer", threads: int) -> ThreadPool:
+def _thread_pool(hs: "HomeServer") -> ThreadPool:
     """Return threads that end when Synapse does."""
     reactor = hs.get_reactor()
-    pool = ThreadPool(0, threads, name="federation_admin_resolver")
+    pool = ThreadPool(0, _THREADS, name="federation_admin_resolver")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return pool

@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out to other servers, each step by itself."""
 
+from collections.abc import Awaitable, Callable
 from copy import copy
+from functools import partial
 from io import BytesIO
-from ipaddress import ip_address
 from socket import AF_UNSPEC, SOCK_STREAM, getaddrinfo
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
     proxy_bypass_environment,
 )
 
-from OpenSSL import SSL
-from synapse.config.homeserver import HomeServerConfig
-from synapse.crypto.context_factory import (
-    ConnectionVerifier,
-    FederationPolicyForHTTPS,
-    SSLClientConnectionCreator,
-)
-from synapse.http.client import (
-    read_body_with_max_size,
-)
+from netaddr import IPAddress  # type: ignore[import-untyped]  # Synapse's
+from synapse.http.client import _is_ip_blocked, read_body_with_max_size
 from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
 from synapse.http.federation.srv_resolver import SERVER_CACHE
 from synapse.http.federation.well_known_resolver import (
@@ -32,7 +25,6 @@ from synapse.http.federation.well_known_resolver import (
     WellKnownResolver,
     _cache_period_from_headers,
 )
-from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import http_proxy_endpoint
 from synapse.logging.context import (
     defer_to_threadpool,
@@ -50,50 +42,32 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
-from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
-from synapse_federation_admin.homeserver.address_ranges import AddressRanges
-from synapse_federation_admin.homeserver.certificates import (
-    UntrustedCertificateError,
-)
 from synapse_federation_admin.homeserver.instances import outbound_instances
-from synapse_federation_admin.homeserver.network import Network, NoTimings
+from synapse_federation_admin.homeserver.network import (
+    Network,
+    TlsObserver,
+    unlimited,
+)
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
-    from synapse.storage import DataStore
-
-# Look-ups of names under way at once.
-_THREADS = 64
 
 # How much later Synapse's client gives up than its connections do.
 _GRACE_MS = 50
+
+# Makes a GET request: the server name, the path, and the query parameters, if any.
+# Returns the body, and the headers; raises whatever Synapse's client raises.
+Get = Callable[..., Awaitable[tuple[JsonDict, dict[bytes, list[bytes]]]]]
 
 # How many stored keys of one server are looked at.
 _MAX_STORED_KEYS = 200
 
 
-class TlsObserver(Protocol):
-    """Is told what happens in a TLS handshake."""
-
-    def begun(self) -> None:
-        """It begins: the connection is there."""
-
-    def failed(self, error: UntrustedCertificateError) -> None:
-        """OpenSSL does not trust the chain; may be told more than once."""
-
-    def completed(self, connection: SSL.Connection) -> Exception | None:
-        """It is completed, but for what an error is returned for.
-
-        Args:
-            connection: Shows certificates, version and cipher.
-        """
-
-
-class Outbound:
+class Outbound(Network):
     """The way from this process to other servers, each step by itself.
 
     As Synapse's federation client goes it (`synapse/http/federation/`), with the same
@@ -103,23 +77,16 @@ class Outbound:
     # The size up to which Synapse reads a well-known file.
     well_known_max_bytes = WELL_KNOWN_MAX_SIZE
 
-    def __init__(self, hs: "HomeServer", max_lifetime_s: float) -> None:
-        self._hs = hs
-        self._config = hs.config.server
-        self._network = Network(hs, threads=_THREADS, max_lifetime_s=max_lifetime_s)
-        self._blocked = AddressRanges(self._config.federation_ip_range_blocklist)
-        self._allowed = AddressRanges(self._config.federation_ip_range_allowlist)
-        self._observing = _ObservingPolicy(hs.config)
-        self.web_agent = self._network.web_agent
-        self.user_agent = self._network.user_agent
+    def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
+        """Make no connection yet: see `Network`."""
+        super().__init__(hs, max_lifetime_s=max_lifetime_s)
         proxies = self._config.proxy_config
         self._proxy, self._proxy_credentials = http_proxy_endpoint(
             proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
-            self._network.reactor,
-            self._network.policy,
+            self._reactor,
+            self.policy,
         )
-        self._client = self._network.client(self._network.well_known_resolver())
-        self._client._store = cast("DataStore", NoTimings(hs))
+        self._client = unlimited(self.client())
         self._client.max_short_retries = 0
 
     @property
@@ -143,10 +110,11 @@ class Outbound:
             as_server_name: Whether it is a server name itself, or stands in a URL: for
                 those Synapse does not look at `ip_range_whitelist`.
         """
-        found = ip_address(address.partition("%")[0])
-        if found not in self._blocked:
-            return False
-        return as_server_name or found not in self._allowed
+        return _is_ip_blocked(
+            IPAddress(address.partition("%")[0]),
+            None if as_server_name else self._config.federation_ip_range_allowlist,
+            self._config.federation_ip_range_blocklist,
+        )
 
     def goes_through_proxy(self, host: str) -> bool:
         """Tell whether Synapse's proxy is to connect to a host."""
@@ -158,11 +126,7 @@ class Outbound:
 
     def verifies(self, host: str) -> bool:
         """Tell whether Synapse verifies the certificate of a host."""
-        return self._network.policy.get_options(host.encode())._verifier._verify_certs
-
-    def has_addresses(self, host: str) -> bool:
-        """Tell whether a host name led to addresses when it was last looked up."""
-        return bool(self._network.reactor.has_addresses(host))
+        return self.policy.get_options(host.encode())._verifier._verify_certs
 
     async def look_up(
         self, host: str, port: int, *, as_server_name: bool
@@ -190,7 +154,7 @@ class Outbound:
                 for address in addresses
             }
 
-        threads = self._network.threads or self._hs.get_reactor().getThreadPool()
+        threads = self._threads or self._hs.get_reactor().getThreadPool()
         return await defer_to_threadpool(self._hs.get_reactor(), threads, look_up)
 
     def endpoint(
@@ -218,7 +182,7 @@ class Outbound:
         if address is None:
             assert self._proxy is not None
             endpoint: IStreamClientEndpoint = HTTPConnectProxyEndpoint(
-                self._network.reactor,
+                self._reactor,
                 self._proxy,
                 host.encode(),
                 port,
@@ -226,8 +190,8 @@ class Outbound:
             )
         else:
             to = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-            endpoint = to(self._network.reactor, address, port, timeout=timeout_s)
-        return wrapClientTLS(self._observing.options(name, observer), endpoint)
+            endpoint = to(self._reactor, address, port, timeout=timeout_s)
+        return wrapClientTLS(self.policy.observed(name, observer), endpoint)
 
     async def read_body(self, response: IResponse, max_bytes: int) -> bytes:
         """Return the body of an answer.
@@ -297,8 +261,8 @@ class Outbound:
         is_file_known: bool,
         delegated_to: str | None,
         timeout_ms: int,
-    ) -> "FederationRequests":
-        """Return what makes signed requests, through a federation client of Synapse's.
+    ) -> Get:
+        """Return what makes signed GET requests through Synapse's federation client.
 
         Past its retry limiter, and each of them once only.
 
@@ -314,13 +278,17 @@ class Outbound:
             resolver = (
                 cast(WellKnownResolver, _KnownWellKnown(delegated_to))
                 if is_file_known
-                else self._network.well_known_resolver()
+                else self.well_known_resolver()
             )
             ends_s = self._hs.get_reactor().seconds() + timeout_ms / 1000
-            client.agent = self._network.agent(resolver, ends_s)
+            client.agent = self.agent(resolver, ends_s)
         # Synapse goes on with the next address when its time is over, and then the
         # next: there is to be none.
-        return FederationRequests(client, timeout_ms + _GRACE_MS)
+        return partial(
+            client.get_json_with_headers,
+            timeout=timeout_ms + _GRACE_MS,
+            ignore_backoff=True,
+        )
 
     async def stored_keys(self, name: str) -> dict[str, str]:
         """Return the keys of a server that Synapse has stored.
@@ -343,38 +311,6 @@ class Outbound:
         )
 
 
-class FederationRequests:
-    """Makes signed requests to one server."""
-
-    def __init__(self, client: MatrixFederationHttpClient, timeout_ms: int) -> None:
-        self._client = client
-        self._timeout_ms = timeout_ms
-
-    async def get(
-        self, destination: str, path: str, args: dict[str, str] | None = None
-    ) -> tuple[JsonDict, dict[bytes, list[bytes]]]:
-        """Make a GET request.
-
-        Args:
-            destination: The server name.
-            path: The path.
-            args: The query parameters.
-
-        Returns:
-            The body, and the headers.
-
-        Raises:
-            Exception: Whatever Synapse's client raises; nothing of it is our fault.
-        """
-        return await self._client.get_json_with_headers(
-            destination,
-            path=path,
-            args=args,
-            timeout=self._timeout_ms,
-            ignore_backoff=True,
-        )
-
-
 class _KnownWellKnown:
     """A WellKnownResolver that knows already what the file says."""
 
@@ -385,51 +321,3 @@ class _KnownWellKnown:
 
     async def get_well_known(self, _server_name: bytes) -> WellKnownLookupResult:
         return self._result
-
-
-class _ObservingPolicy(FederationPolicyForHTTPS):
-    """Synapse's policy, but a handshake comes to its end before it is judged."""
-
-    def __init__(self, config: HomeServerConfig) -> None:
-        super().__init__(config)
-        context = self._verify_ssl_context
-        context.set_verify(context.get_verify_mode(), _observed)
-
-    def options(self, name: str, observer: TlsObserver) -> SSLClientConnectionCreator:
-        """Return what makes connections for a host name."""
-        # Also where Synapse does not verify: to see what it would find.
-        creator = SSLClientConnectionCreator(
-            name.encode(), self._verify_ssl_context, False
-        )
-        creator._verifier = _ObservingVerifier(name, observer)
-        return creator
-
-
-class _ObservingVerifier(ConnectionVerifier):
-    """Tells an observer of a handshake, who has the last word."""
-
-    def __init__(self, name: str, observer: TlsObserver) -> None:
-        super().__init__(name.encode(), False)
-        self.observer = observer
-
-    def verify_context_info_cb(
-        self, ssl_connection: SSL.Connection, where: int
-    ) -> None:
-        """See Synapse's; this is called by OpenSSL."""
-        super().verify_context_info_cb(ssl_connection, where)
-        if where & SSL.SSL_CB_HANDSHAKE_START:
-            self.observer.begun()
-        if where & SSL.SSL_CB_HANDSHAKE_DONE:
-            error = self.observer.completed(ssl_connection)
-            if error is not None:
-                ssl_connection.get_app_data().failVerification(Failure(error))
-
-
-def _observed(
-    connection: SSL.Connection, _certificate: object, code: int, depth: int, ok: int
-) -> bool:
-    """Tell the observer of OpenSSL's verdict on a certificate, and have it go on."""
-    if not ok:
-        error = UntrustedCertificateError(code, depth)
-        connection.get_app_data()._synapse_tls_verifier.observer.failed(error)
-    return True

@@ -78,11 +78,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """,
     ),
     (
-        (_F.LISTS, _F.AUDIT, _F.RUNS, _F.HISTORY),
-        """
-        """,
-    ),
-    (
         (_F.LISTS, _F.RECONNECT, _F.RUNS, _F.DIAGNOSIS),
         """
         hs: config.federation.is_domain_allowed_according_to_federation_whitelist
@@ -161,7 +156,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (_F.DIAGNOSIS,),
         """
         synapse.config.server: ProxyConfig.get_proxies_dictionary
-        synapse.http.client: read_body_with_max_size
+        synapse.http.client: _is_ip_blocked read_body_with_max_size
         synapse.http.connectproxyclient: HTTPConnectProxyEndpoint
         synapse.http.federation.srv_resolver: SERVER_CACHE Server.port Server.expires
         synapse.http.federation.well_known_resolver:
