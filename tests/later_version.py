@@ -12,37 +12,47 @@ import runpy
 import sys
 from pathlib import Path
 
-from synapse_federation_admin.storage import definitions
-from synapse_federation_admin.storage.definitions import VERSIONS, AddColumn, Version
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.storage import versions
+from synapse_federation_admin.storage.versions import VERSIONS, Version, add_column
 
 THIS = VERSIONS[-1].number
 
 
-def steps(destination: str) -> tuple[definitions.Step, ...]:
-    """Return what leads to the later version.
+_AUDIT = "entry_id, ts, action, destination, user_id, instance, outcome, details"
+# Words that are not known are written of one destination.
+_ROWS = (
+    f"INSERT INTO federation_admin_audit ({_AUDIT}, weather) VALUES "
+    "('later', 1, 'teleport', ?, '@a:b', 'main', 'landed', '{}', 'rain')",
+    "INSERT INTO federation_admin_outages (start_ts, end_ts, destination, ended, kinds,"
+    " weather) VALUES (1, 2, ?, 'gave_up', 'gone quantum', 'rain') ",
+    "INSERT INTO federation_admin_failures (destination, kind, message, first_ts, "
+    "last_ts, count, instance, issuer) "
+    "VALUES (?, 'quantum', 'Uncertain', 1, 2, 1, 'main', '') ",
+)
+_RUN = (
+    "INSERT INTO federation_admin_runs (run_id, action, status, entry_id, user_id, "
+    "criteria, options, names, created_ts, updated_ts, matched, outcomes, totals, "
+    "errors) VALUES ('later', 'teleport', 'landing', 'later', '@a:b', "
+    """'{"weather": "rain"}', '{"speed": "c"}', '[]', 1, 1, 0, '{"lost": 1}', """
+    "'{}', '{}')"
+)
 
-    Args:
-        destination: The one of which words that are not known are written.
-    """
-    audit = "entry_id, ts, action, destination, user_id, instance, outcome, details"
-    return (
-        AddColumn("audit", "weather", "TEXT"),
-        AddColumn("outages", "weather", "TEXT NOT NULL DEFAULT 'fine'"),
-        f"INSERT INTO federation_admin_audit ({audit}, weather) "
-        f"VALUES ('later', 1, 'teleport', '{destination}', '@a:b', 'main', 'landed', "
-        "'{}', 'rain')",
-        "INSERT INTO federation_admin_outages "
-        "(destination, start_ts, end_ts, ended, kinds, weather) VALUES "
-        f"('{destination}', 1, 2, 'gave_up', 'gone quantum', 'rain') ",
-        "INSERT INTO federation_admin_failures "
-        "(destination, kind, message, first_ts, last_ts, count, instance, issuer) "
-        f"VALUES ('{destination}', 'quantum', 'Uncertain', 1, 2, 1, 'main', '') ",
-        "INSERT INTO federation_admin_runs (run_id, action, status, entry_id, user_id, "
-        "criteria, options, names, created_ts, updated_ts, matched, outcomes, totals, "
-        "errors) VALUES ('later', 'teleport', 'landing', 'later', '@a:b', "
-        """'{"weather": "rain"}', '{"speed": "c"}', '[]', 1, 1, 0, '{"lost": 1}', """
-        "'{}', '{}')",
-    )
+
+def later(destination: str) -> Version:
+    """Return the version after this one."""
+
+    def upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
+        add_column(txn, is_postgres, "audit", "weather", "TEXT")
+        add_column(
+            txn, is_postgres, "outages", "weather", "TEXT NOT NULL DEFAULT 'fine'"
+        )
+        for row in _ROWS:
+            txn.execute(row, (destination,))
+        txn.execute(_RUN)
+
+    return Version(THIS + 1, THIS, upgrade)
 
 
 class LaterVersion:
@@ -69,8 +79,7 @@ def _main() -> None:
     name = Path(sys.argv[-1]).stem
     told = json.loads(Path(file).read_text())
     if {"homeserver": "main"}.get(name, name) in told["processes"]:
-        later = Version(THIS + 1, THIS, steps(told["destination"]))
-        definitions.VERSIONS = (*VERSIONS, later)
+        versions.VERSIONS = (*VERSIONS, later(told["destination"]))
     # The folder of this file.
     del sys.path[0]
     del sys.argv[:4]

@@ -23,21 +23,16 @@ from synapse_federation_admin.destinations.values import (
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.criteria import wanted_by
-from synapse_federation_admin.storage import definitions
 from synapse_federation_admin.storage import schema as module
-from synapse_federation_admin.storage.definitions import (
-    PREFIX,
-    TABLES,
-    VERSIONS,
-    AddColumn,
-    Version,
-)
+from synapse_federation_admin.storage import versions
+from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import (
     SchemaTooNewError,
     SchemaVersion,
     Tables,
 )
+from synapse_federation_admin.storage.versions import VERSIONS, Version, add_column
 
 NEWEST = SchemaVersion(VERSIONS[-1].number, VERSIONS[-1].compat)
 
@@ -261,9 +256,11 @@ class TablesTestCase(ModuleTestCase):
         later = Version(
             NEWEST.version + 1,
             compat=compat,
-            steps=(AddColumn("recording", "x", "INTEGER NOT NULL DEFAULT 5"),),
+            upgrade=lambda txn, is_postgres: add_column(
+                txn, is_postgres, "recording", "x", "INTEGER NOT NULL DEFAULT 5"
+            ),
         )
-        with mock.patch.object(definitions, "VERSIONS", (*VERSIONS, later)):
+        with mock.patch.object(versions, "VERSIONS", (*VERSIONS, later)):
             self.ready()
             self.ready()
 

@@ -16,7 +16,7 @@ from synapse_federation_admin.api.schemas.status import (
     TablesState,
 )
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.storage.definitions import VERSIONS
+from synapse_federation_admin.storage.versions import VERSIONS
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,8 @@ from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import definitions
-from synapse_federation_admin.storage.definitions import (
-    PREFIX,
-    AddColumn,
-    Change,
-    Rebuild,
-)
+from synapse_federation_admin.storage import versions
+from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 
 T = TypeVar("T")
 
@@ -161,7 +156,7 @@ def _is_current(txn: LoggingTransaction, is_postgres: bool) -> bool:
     """
     existing = _existing(txn, is_postgres)
     version = _usable_version(txn, existing).version
-    return version >= _newest() and all(name in existing for name in definitions.TABLES)
+    return version >= _newest() and all(name in existing for name in TABLES)
 
 
 def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
@@ -176,29 +171,19 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
     existing = _existing(txn, is_postgres)
     stored = _usable_version(txn, existing)
     if stored.version > _newest():
-        if all(name in existing for name in definitions.TABLES):
+        if all(name in existing for name in TABLES):
             return
         raise SchemaTooNewError(
             "Some tables of synapse-federation-admin are missing, and the others are "
             "those of a later version of it, which makes them again"
         )
-    steps = [s for v in definitions.VERSIONS[stored.version :] for s in v.steps]
-    for step in steps if existing else ():
-        if isinstance(step, AddColumn):
-            _add_column(txn, step, existing)
-        elif isinstance(step, Rebuild):
-            _rebuild(txn, step, existing)
-        elif isinstance(step, Change):
-            if step.table in existing:
-                txn.execute(f"UPDATE {PREFIX}{step.table} {step.change}")
-        elif callable(step):
-            step(txn, is_postgres)
-        else:
-            txn.execute(step)
-    for statements in definitions.TABLES.values():
+    for version in versions.VERSIONS[stored.version :] if existing else ():
+        if version.upgrade is not None:
+            version.upgrade(txn, is_postgres)
+    for statements in TABLES.values():
         for statement in statements:
             txn.execute(statement)
-    newest = definitions.VERSIONS[-1]
+    newest = versions.VERSIONS[-1]
     txn.execute(
         "INSERT INTO federation_admin_schema (only_row, version, compat_version) "
         "VALUES (1, ?, ?) ON CONFLICT (only_row) DO UPDATE SET "
@@ -206,36 +191,6 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
         (newest.number, newest.compat),
     )
     logger.info("The tables of federation_admin are those of version %s", _newest())
-
-
-def _add_column(txn: LoggingTransaction, step: AddColumn, existing: set[str]) -> None:
-    if step.table not in existing:
-        return
-    txn.execute(f"SELECT * FROM {PREFIX}{step.table} LIMIT 0")  # noqa: S608
-    if step.column not in _columns(txn):
-        txn.execute(
-            f"ALTER TABLE {PREFIX}{step.table} "
-            f"ADD COLUMN {step.column} {step.definition}"
-        )
-
-
-def _rebuild(txn: LoggingTransaction, step: Rebuild, existing: set[str]) -> None:
-    table = f"{PREFIX}{step.table}"
-    anew = f"{table}_anew"
-    if step.table in existing:
-        txn.execute(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608
-        if step.column in _columns(txn):
-            return
-        txn.execute(f"DROP TABLE IF EXISTS {anew}")
-        txn.execute(definitions.TABLES[step.table][0].replace(table, anew))
-        txn.execute(
-            f"INSERT INTO {anew} ({', '.join(step.values)}) "  # noqa: S608
-            f"SELECT {', '.join(step.values.values())} FROM {table}"
-        )
-        txn.execute(f"DROP TABLE {table}")
-    elif f"{step.table}_anew" not in existing:
-        return
-    txn.execute(f"ALTER TABLE {anew} RENAME TO {table}")
 
 
 def _existing(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
@@ -277,18 +232,14 @@ def _stored_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersio
     row = txn.fetchone()
     if row is None:
         return SchemaVersion()
-    found: Mapping[str, int] = dict(zip(_columns(txn), row, strict=True))
+    columns = [column[0] for column in txn.description or ()]
+    found: Mapping[str, int] = dict(zip(columns, row, strict=True))
     # Those of version 2 and earlier are for no other code.
     return SchemaVersion(
         found["version"], found.get("compat_version") or found["version"]
     )
 
 
-def _columns(txn: LoggingTransaction) -> list[str]:
-    """Return the names of the columns that the last SELECT has asked for."""
-    return [column[0] for column in txn.description or ()]
-
-
 def _newest() -> int:
     """Return the version of this code."""
-    return definitions.VERSIONS[-1].number
+    return versions.VERSIONS[-1].number
