@@ -15,7 +15,10 @@ from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader as module
 from synapse_federation_admin.destinations.indexes import INDEXES
-from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.reader import (
+    DestinationList,
+    DestinationReader,
+)
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
@@ -160,17 +163,16 @@ class ListPropertiesTest(ModuleTestCase):
     ) -> None:
         self.fill(rows)
         expected = plainly_sorted([row for row in rows if keeps(wanted, row)], sort)
-        self.assertEqual(self.result(self.reader.count(wanted)), len(expected))
+        of = self.reader.of(wanted, sort)
+        self.assertEqual(self.result(of.count()), len(expected))
         self.assertEqual(self.walk(wanted, sort, limit), expected)
-        self.assertEqual(self.result(self.collect(wanted, sort, None)), expected)
-        self.assertEqual(
-            self.result(self.collect(wanted, sort, limit)), expected[:limit]
-        )
-        backwards = self.reader.read(wanted, sort, None, limit, reverse=True)
+        for most in (10**9, limit, 2 * limit):
+            self.assertEqual(self.result(self.collect(of, most)), expected[:most])
+        backwards = of.read(None, limit, reverse=True)
         self.assertEqual(self.result(backwards), expected[::-1][:limit])
         for offset in {1, limit, len(expected) // 2, len(expected) - 1}:
             if 0 < offset < len(expected):
-                found = self.reader.position_at(wanted, sort, offset, len(expected))
+                found = of.position_at(offset, len(expected))
                 self.assertEqual(
                     self.result(found), sort.position_of(expected[offset - 1])
                 )
@@ -181,17 +183,14 @@ class ListPropertiesTest(ModuleTestCase):
         rows: list[Destination] = []
         after = None
         while True:
-            page = self.result(self.reader.read(wanted, sort, after, limit))
+            page = self.result(self.reader.of(wanted, sort).read(after, limit))
             rows += page
             if len(page) < limit:
                 return rows
             after = sort.position_of(page[-1])
 
-    async def collect(
-        self, wanted: DestinationFilter, sort: Sort, limit: int | None
-    ) -> list[Destination]:
-        pieces = self.reader.pieces(wanted, sort, None, limit)
-        return [row async for piece in pieces for row in piece]
+    async def collect(self, of: DestinationList, limit: int) -> list[Destination]:
+        return [row async for piece in of.pieces(None, limit) for row in piece]
 
     @settings(
         max_examples=400,
@@ -241,9 +240,12 @@ class ListPropertiesTest(ModuleTestCase):
         newest = Sort(DestinationOrder.FAILURE_TS, Direction.BACKWARDS)
         by_interval = Sort(DestinationOrder.RETRY_INTERVAL, Direction.BACKWARDS)
         with patch.object(module, "_select", spy):
-            self.result(self.reader.read(failing, Sort(), None, 5))
-            self.result(self.reader.read(DestinationFilter(), newest, None, 5))
-            self.result(self.reader.read(DestinationFilter(), by_interval, None, 5))
+            for wanted, sort in (
+                (failing, Sort()),
+                (DestinationFilter(), newest),
+                (DestinationFilter(), by_interval),
+            ):
+                self.result(self.reader.of(wanted, sort).read(None, 5))
         used = [source for source in sources if "INDEXED BY" in source]
         self.assertEqual(
             used,

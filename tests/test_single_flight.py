@@ -14,14 +14,13 @@ from synapse.util.clock import Clock
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations.prefetch import prefetch
+from synapse_federation_admin.destinations import reader
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
     DestinationOrder,
     Direction,
-    Position,
     Sort,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -161,11 +160,11 @@ class ComputeOnceTest(ComputingTestCase):
     def test_expensive_order(self) -> None:
         """Ten who ask for an expensive page take two readings, and not ten."""
         self.add_destination("a.example", 5)
-        reader = DestinationReader(self.homeserver, Tables(self.homeserver))
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
         sort = Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS)
         with self.transactions() as ran:
             asked = [
-                ensureDeferred(reader.read(DestinationFilter(), sort, None, 10))
+                ensureDeferred(lists.of(DestinationFilter(), sort).read(None, 10))
                 for _ in range(10)
             ]
             self.pump()
@@ -176,10 +175,11 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_count(self) -> None:
         """Ten who ask how many rows there are take two counts."""
-        reader = DestinationReader(self.homeserver, Tables(self.homeserver))
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
         with self.transactions() as ran:
             asked = [
-                ensureDeferred(reader.count(DestinationFilter())) for _ in range(10)
+                ensureDeferred(lists.of(DestinationFilter(), Sort()).count())
+                for _ in range(10)
             ]
             self.pump()
         self.assertEqual([self.successResultOf(d) for d in asked], [0] * 10)
@@ -187,7 +187,7 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
-        reader = DestinationReader(self.homeserver, Tables(self.homeserver))
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
 
         async def compute(*args: object) -> list[Destination]:
             await self.compute()
@@ -196,8 +196,8 @@ class ComputeOnceTest(ComputingTestCase):
         with patch.object(self.homeserver, "run_db_interaction", compute):
             asked = [
                 ensureDeferred(
-                    reader.read(
-                        DestinationFilter(name_contains=str(number)), Sort(), None, 5
+                    lists.of(DestinationFilter(name_contains=str(number)), Sort()).read(
+                        None, 5
                     )
                 )
                 for number in range(5)
@@ -214,22 +214,26 @@ class ComputeOnceTest(ComputingTestCase):
         return patch.object(self.homeserver, "run_db_interaction", wraps=run)
 
 
-class PrefetchTest(ComputingTestCase):
+@patch.object(reader, "_PIECE", 1)
+class LongListTest(ComputingTestCase):
     """The next piece of a long list is read while the last one is used."""
 
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.row = Destination("a.example", None, None, None, None)
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
+        self.list = lists.of(DestinationFilter(), Sort())
+        replaced = patch.object(self.homeserver, "run_db_interaction", self.read)
+        replaced.start()
+        self.addCleanup(replaced.stop)
 
-    async def fetch(
-        self, after: Position | None, most: int
-    ) -> tuple[list[Destination], Position | None]:
-        end = await self.compute()
-        return [self.row], Position(None, end)
+    async def read(self, *_: object) -> list[Destination]:
+        await self.compute()
+        return [self.row]
 
     def test_prefetches(self) -> None:
         """While a piece is used, the one behind it is read, and no other."""
-        pieces = prefetch(self.fetch, None, None)
+        pieces = self.list.pieces(None)
         first = self.start(anext(pieces))
         self.finish("a")
         self.assertEqual(self.successResultOf(first), [self.row])
@@ -242,7 +246,7 @@ class PrefetchTest(ComputingTestCase):
     def test_closed(self) -> None:
         """Who closes it waits for the reading that is under way, and that may fail."""
         for fails in (False, True):
-            pieces = prefetch(self.fetch, None, None)
+            pieces = self.list.pieces(None)
             first = self.start(anext(pieces))
             self.finish("a")
             self.successResultOf(first)

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 
-from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 ORDERS = [
@@ -152,13 +152,13 @@ class WalkTestCase(ModuleTestCase):
         for number in range(20):
             self.add(number)
         counted = []
-        count = DestinationReader.count
+        count = DestinationList.count
 
-        async def spy(self: DestinationReader, *args: Any) -> int:
+        async def spy(self: DestinationList, *args: Any) -> int:
             counted.append(args)
             return await count(self, *args)
 
-        with patch.object(DestinationReader, "count", spy):
+        with patch.object(DestinationList, "count", spy):
             self.walk("", 4)
             self.assertEqual(len(counted), 1)
             self.walk("destination=host", 50)

@@ -57,7 +57,7 @@ class ExportServlet(AdminServlet):
         await services.homeserver.require_admin(request)
         query = self.GET.parse(request)
         includes_backlog = bool(query.include)
-        pieces = services.reader.pieces(query.wanted, query.sort, after=None)
+        pieces = services.reader.of(query.wanted, query.sort).pieces(None)
         encode = _csv_chunks if query.format is ExportFormat.CSV else _ndjson_chunks
         await respond_in_chunks(
             services.homeserver,

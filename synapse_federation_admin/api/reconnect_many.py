@@ -139,8 +139,9 @@ async def _preview(
     """Return how many destinations a run would be for, and the names of some."""
     matched, sample = len(names), names[:_SAMPLE]
     if wanted is not None:
-        rows = await services.reader.read(wanted, Sort(), None, _SAMPLE)
-        matched = await services.reader.count(wanted)
+        found = services.reader.of(wanted, Sort())
+        rows = await found.read(None, _SAMPLE)
+        matched = await found.count()
         sample = [row.destination for row in rows]
     return matched, list(sample)
 

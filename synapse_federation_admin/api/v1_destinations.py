@@ -21,8 +21,8 @@ from synapse_federation_admin.api._base import (
 )
 from synapse_federation_admin.api._render import encode_v1, render_v1
 from synapse_federation_admin.api._stream import respond_in_chunks
-from synapse_federation_admin.destinations.lists import DestinationListing, RoomListing
 from synapse_federation_admin.destinations.pagination import Listing, Page
+from synapse_federation_admin.destinations.rooms import RoomList
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationOrder,
@@ -98,7 +98,7 @@ class DestinationsServlet(AdminServlet):
             self._services,
             request,
             requester,
-            DestinationListing(self._services.reader, wanted, sort),
+            self._services.reader.of(wanted, sort),
             _DESTINATIONS,
         )
 
@@ -162,7 +162,7 @@ class DestinationRoomsServlet(AdminServlet):
             self._services,
             request,
             requester,
-            RoomListing(self._services.homeserver, destination, direction),
+            RoomList(self._services.homeserver, destination, direction),
             _ROOMS,
         )
 

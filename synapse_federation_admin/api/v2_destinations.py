@@ -68,12 +68,13 @@ class DestinationsV2Servlet(AdminServlet):
         begin = PageToken.parse(query.from_, wanted, sort)
 
         after = begin.after if begin else None
-        found = await services.reader.read(wanted, sort, after, limit + 1)
+        destinations = services.reader.of(wanted, sort)
+        found = await destinations.read(after, limit + 1)
         rows, has_more = found[:limit], len(found) > limit
         total = begin.total if begin else None
         if query.total and total is None:
             is_whole = begin is None and not has_more
-            total = len(rows) if is_whole else await services.reader.count(wanted)
+            total = len(rows) if is_whole else await destinations.count()
         answer: JsonDict = {
             "destinations": await render_rows(services, rows, query.include)
         }

@@ -49,35 +49,22 @@ class Listing(Protocol[T, P]):
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Count:
-    """How many rows a list has.
-
-    Attributes:
-        rows: The number.
-        ts: When they were counted.
-    """
-
-    rows: int
-    ts: int
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Cursor(Generic[P]):
-    """Where a page ended.
+    """Where a page begins.
 
     Attributes:
-        position: The place behind its last row.
-        count: What was counted for the walk; None if it has to be counted anew.
-        ts: When the page was handed out.
+        position: The place behind the last row of the one before; None: at the start.
+        total: How many rows were counted for the walk; None: they are to be, anew.
+        ts: When they were.
     """
 
-    position: P
-    count: Count | None
+    position: P | None
+    total: int | None
     ts: int
 
 
 class Cursors(Generic[P]):
-    """Remembers where pages ended, within a bound of number and of age."""
+    """Remembers where pages begin, within a bound of number and of age."""
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
@@ -97,14 +84,12 @@ class Cursors(Generic[P]):
         what is there now.
         """
         cursor = self._cursors.get(page)
-        now_ms = self.now_ms()
-        if cursor is None or now_ms - cursor.ts > _MAX_AGE_MS:
+        age_ms = self.now_ms() - cursor.ts if cursor else 0
+        if cursor is None or age_ms > _MAX_AGE_MS:
             return None
-        uncounted = attr.evolve(cursor, count=None)
+        uncounted = attr.evolve(cursor, total=None)
         self._cursors[page] = uncounted
-        if cursor.count is None or now_ms - cursor.count.ts > _MAX_COUNT_AGE_MS:
-            return uncounted
-        return cursor
+        return uncounted if age_ms > _MAX_COUNT_AGE_MS else cursor
 
 
 class Page(Generic[T, P]):
@@ -144,21 +129,17 @@ class Page(Generic[T, P]):
 
     async def pieces(self) -> AsyncGenerator[list[T], None]:
         """Yield the rows, piece by piece. Raises what the database raises."""
-        listing, left = self._listing, self._limit
-        after: P | None = None
-        count: Count | None = None
-        if left == 0:
-            self.total = await listing.count()
+        if self._limit == 0:
+            self.total = await self._listing.count()
             return
-        if self.end:
-            after, count = await self._begin()
-            if after is None and count is not None:
-                # It ends before; or rows have gone since they were counted.
-                self.total = min(count.rows, self.end)
-                return
+        begin = await self._begin()
+        if begin is None:
+            return
+        left = self._limit
         last: T | None = None
         # One more than is wanted tells whether there are more.
-        async with aclosing(listing.pieces(after, left + 1)) as pieces:
+        pieces = self._listing.pieces(begin.position, left + 1)
+        async with aclosing(pieces):
             async for piece in pieces:
                 rows = piece[:left]
                 self.has_more = len(rows) < len(piece)
@@ -171,24 +152,35 @@ class Page(Generic[T, P]):
             # Whatever was counted when the walk began: here is its end.
             self.total = self.end
             return
-        count = count or await self._count()
-        self.total = max(count.rows, self.end + 1)
+        total, ts = begin.total, begin.ts
+        if total is None:
+            total, ts = await self._count()
+        self.total = max(total, self.end + 1)
         assert last is not None
         self._cursors.remember(
-            (*self._walk, self.end),
-            Cursor(listing.position_of(last), count, self._cursors.now_ms()),
+            (*self._walk, self.end), Cursor(self._listing.position_of(last), total, ts)
         )
 
-    async def _begin(self) -> tuple[P | None, Count | None]:
-        """Return where this page begins, None if the list ends before; and a count."""
+    async def _begin(self) -> Cursor[P] | None:
+        """Return where this page begins; None, and have a total, if the list is over.
+
+        It ends before; or rows have gone since they were counted.
+        """
+        if not self.end:
+            return Cursor(None, None, 0)
         cursor = self._cursors.find((*self._walk, self.end))
         if cursor is not None:
-            return cursor.position, cursor.count
-        count = await self._count()
-        if self.end >= count.rows:
-            return None, count
-        return await self._listing.position_at(self.end, count.rows), count
+            return cursor
+        total, ts = await self._count()
+        position = None
+        if self.end < total:
+            position = await self._listing.position_at(self.end, total)
+        if position is None:
+            self.total = min(total, self.end)
+            return None
+        return Cursor(position, total, ts)
 
-    async def _count(self) -> Count:
+    async def _count(self) -> tuple[int, int]:
+        """Count all rows; return how many there are, and when that was."""
         ts = self._cursors.now_ms()
-        return Count(await self._listing.count(), ts)
+        return await self._listing.count(), ts

@@ -12,8 +12,6 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import any_of, can_be_stored
 
-_PIECE = 1000
-
 
 class DestinationStore:
     """Reads one row of Synapse's table `destinations`, and its `destination_rooms`."""

@@ -103,7 +103,7 @@ class ForgetMany:
     ) -> ForgetPreview:
         """Tell what a run would do; nothing is changed."""
         total, names = ForgetPreview(), list[str]()
-        async with aclosing(self._reader.pieces(wanted, Sort(), None)) as pieces:
+        async with aclosing(self._reader.of(wanted, Sort()).pieces(None)) as pieces:
             async for rows in pieces:
                 names += [row.destination for row in rows]
                 if len(names) >= _CANDIDATES:

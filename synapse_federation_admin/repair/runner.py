@@ -310,7 +310,7 @@ class Runner:
                 yield names[begin:end], str(end)
             return
         after = None if run.prepared_to is None else Position(None, run.prepared_to)
-        async with aclosing(self._reader.pieces(wanted, Sort(), after)) as pieces:
+        async with aclosing(self._reader.of(wanted, Sort()).pieces(after)) as pieces:
             async for rows in pieces:
                 for begin in range(0, len(rows), _PREPARED_AT_ONCE):
                     part = rows[begin : begin + _PREPARED_AT_ONCE]

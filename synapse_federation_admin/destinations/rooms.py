@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lists that v1 pages through by offset.
-
-Each is a `synapse_federation_admin.destinations.pagination.Listing`.
-"""
+"""Reads the rooms in which something was ever queued for a destination."""
 
 from collections.abc import AsyncGenerator, Hashable
 from typing import Any
@@ -11,15 +8,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.query import BEYOND
-from synapse_federation_admin.destinations.reader import DestinationReader
-from synapse_federation_admin.destinations.values import (
-    Destination,
-    DestinationFilter,
-    DestinationRoom,
-    Direction,
-    Position,
-    Sort,
-)
+from synapse_federation_admin.destinations.values import DestinationRoom, Direction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 # How many rooms one transaction reads.
@@ -27,39 +16,7 @@ _PIECE = 4000
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class DestinationListing:
-    """The destinations that a filter keeps."""
-
-    reader: DestinationReader
-    wanted: DestinationFilter
-    sort: Sort
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for equal lists."""
-        return (self.wanted, self.sort)
-
-    async def count(self) -> int:
-        """Count all rows."""
-        return await self.reader.count(self.wanted)
-
-    def pieces(
-        self, after: Position | None, limit: int
-    ) -> AsyncGenerator[list[Destination], None]:
-        """Read the next rows, piece by piece."""
-        return self.reader.pieces(self.wanted, self.sort, after, limit)
-
-    async def position_at(self, offset: int, total: int) -> Position | None:
-        """Return the position behind the first `offset` of `total` rows."""
-        return await self.reader.position_at(self.wanted, self.sort, offset, total)
-
-    def position_of(self, row: Destination) -> Position:
-        """Return the position behind a row."""
-        return self.sort.position_of(row)
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class RoomListing:
+class RoomList:
     """The rooms in which something was ever queued for a destination, by room ID."""
 
     homeserver: Homeserver
