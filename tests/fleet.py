@@ -6,7 +6,7 @@ nothing but what a contact and a federation sender ask.
 """
 
 import asyncio
-import json
+import re
 import sqlite3
 import ssl
 import threading
@@ -24,6 +24,9 @@ from synapse_federation_admin.playground.processes import free_port
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 HOUR_MS = 3_600_000
+
+_VERSION = b'{"server": {"name": "fleet", "version": "1"}}'
+_TAKEN = b'{"pdus": {}}'
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -54,22 +57,24 @@ class Fleet:
         delay_s: float = 0,
     ) -> None:
         self._delay_s = delay_s
-        ports = [free_port() for _ in range(4)]
-        self._ports = dict(
-            zip(("up", "dropping", "refusing", "hanging"), ports, strict=True)
+        self._ports = [free_port() for _ in range(4)]
+        counts = (up, dropping, refusing, hanging)
+        self.up, self.dropping, self.refusing, self.hanging = (
+            _names(block, count, port)
+            for block, (count, port) in enumerate(
+                zip(counts, self._ports, strict=True), 1
+            )
         )
-        addresses = [f"127.1.{n // 250}.{n % 250 + 1}" for n in range(up)]
-        self.up = [f"{a}:{ports[0]}" for a in addresses]
-        self.dropping = _names(2, dropping, ports[1])
-        self.refusing = _names(3, refusing, ports[2])
-        self.hanging = _names(4, hanging, ports[3])
         self.seen: list[Seen] = []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if up:
-            self._context = certificates.valid(*addresses)
+            self._context = certificates.valid(*(n.split(":")[0] for n in self.up))
         self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=[self._serve()], daemon=True
+        )
 
     @property
     def names(self) -> list[str]:
@@ -90,41 +95,31 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
         self._loop.close()
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    async def _serve(self) -> None:
+        up_port, dropping_port, _, hanging_port = self._ports
 
-        servers: list[asyncio.Server] = []
-
-        async def listen(handle: Any, sort: str, **options: Any) -> None:
-            servers.append(
-                await asyncio.start_server(
-                    handle, "0.0.0.0", self._ports[sort], backlog=1000, **options
-                )
+        async def listen(handle: Any, port: int, **options: Any) -> asyncio.Server:
+            return await asyncio.start_server(
+                handle, "0.0.0.0", port, backlog=1000, **options
             )
 
-        async def start() -> None:
-            await listen(self._answer, "up", ssl=self._context)
-            await listen(self._drop, "dropping")
-            await listen(self._hang, "hanging")
-
-        async def end() -> None:
-            for server in servers:
-                server.close()
-            tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        self._loop.run_until_complete(start())
+        servers = [
+            await listen(self._answer, up_port, ssl=self._context),
+            await listen(self._drop, dropping_port),
+            await listen(self._hang, hanging_port),
+        ]
         self._ready.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(end())
+        await self._over.wait()
+        for server in servers:
+            server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
         # What is closed is closed in the next rounds.
-        self._loop.run_until_complete(asyncio.sleep(0.1))
+        await asyncio.sleep(0.1)
 
     def _record(self, writer: asyncio.StreamWriter, path: str = "", body: str = ""):
         host, port = writer.get_extra_info("sockname")
@@ -137,19 +132,11 @@ class Fleet:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 path = head.split(" ", 2)[1]
-                length = 0
-                for line in head.splitlines():
-                    if line.lower().startswith("content-length:"):
-                        length = int(line.split(":")[1])
-                body = (await reader.readexactly(length)).decode("utf-8", "replace")
-                self._record(writer, path, body)
-                if self._delay_s:
-                    await asyncio.sleep(self._delay_s)
-                answer = json.dumps(
-                    {"pdus": {}}
-                    if "/send/" in path
-                    else {"server": {"name": "fleet", "version": "1"}}
-                ).encode()
+                length = re.search(r"(?i)\r\ncontent-length: *(\d+)", head)
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                self._record(writer, path, body.decode("utf-8", "replace"))
+                await asyncio.sleep(self._delay_s)
+                answer = _TAKEN if "/send/" in path else _VERSION
                 writer.write(
                     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
                     b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer)
@@ -191,28 +178,13 @@ def write_failing(
     """Write rows of destinations that are failing, with a day of backoff left."""
     now_ms = int(time.time() * 1000)
     rows = [
-        (name, now_ms - HOUR_MS, 25 * HOUR_MS, failing_since_ts + number, None)
+        f"('{name}', {now_ms - HOUR_MS}, {25 * HOUR_MS}, {failing_since_ts + number})"
         for number, name in enumerate(names)
     ]
-    columns = (
-        "destination, retry_last_ts, retry_interval, failure_ts, "
-        "last_successful_stream_ordering"
-    )
-    if synapse.postgres is not None and synapse.database is not None:
-        for begin in range(0, len(rows), 1000):
-            values = ", ".join(
-                f"('{row[0]}', {row[1]}, {row[2]}, {row[3]}, NULL)"
-                for row in rows[begin : begin + 1000]
-            )
-            synapse.postgres.execute(
-                synapse.database,
-                f"INSERT INTO destinations ({columns}) VALUES {values}",
-            )
-        return
-    with closing(connect_sqlite(synapse.folder)) as connection, connection:
-        connection.executemany(
-            f"INSERT INTO destinations ({columns}) VALUES (?, ?, ?, ?, ?)", rows
-        )
+    columns = "destination, retry_last_ts, retry_interval, failure_ts"
+    for begin in range(0, len(rows), 1000):
+        values = ", ".join(rows[begin : begin + 1000])
+        select(synapse, f"INSERT INTO destinations ({columns}) VALUES {values}")
 
 
 def read_rows(synapse: SynapseServer) -> dict[str, Sequence[int | None]]:
@@ -230,7 +202,7 @@ def select(synapse: SynapseServer, statement: str) -> list[Sequence[str]]:
     if synapse.postgres is not None and synapse.database is not None:
         text = synapse.postgres.execute(synapse.database, statement)
         return [line.split("|") for line in text.splitlines()]
-    with closing(connect_sqlite(synapse.folder)) as connection:
+    with closing(connect_sqlite(synapse.folder)) as connection, connection:
         return [
             ["" if value is None else str(value) for value in row]
             for row in connection.execute(statement)

@@ -139,13 +139,25 @@ class FaultyServer:
         if self._context is not None:
             connection = self._context.wrap_socket(connection, server_side=True)
         with connection:
-            if not self._fault.greets:
+            if self._context is not None:
+                read_request(connection)
+            elif not self._fault.greets:
                 connection.recv(65536)
             if self._fault.answer is None:
                 return
             connection.sendall(self._fault.answer)
             while self._fault.repeats:
                 connection.sendall(self._fault.repeats)
+
+
+def read_request(connection: socket.socket) -> None:
+    """Read all of a request: if it was closed earlier, the answer might be lost."""
+    length = 0
+    with connection.makefile("rb") as stream:
+        while line := stream.readline().strip().lower():
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        stream.read(length)
 
 
 def contexts(

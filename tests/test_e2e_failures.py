@@ -5,29 +5,39 @@ The truth is Synapse's own log: it has a line for each failure after which it ba
 """
 
 import itertools
-import os
+import json
 import random
 import re
-import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import attr
 import pytest
 from fleet import select
-from laboratory import Laboratory
 from synapse.config.workers import ShardedWorkerHandlingConfig
-from test_e2e_failure_kinds import ADDRESS, BLOCKED, FAULTS, FaultyServer, contexts
+from test_e2e_failure_kinds import (
+    ADDRESS,
+    BLOCKED,
+    FAULTS,
+    FaultyServer,
+    contexts,
+    hanging_servers,
+)
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import FEDERATION_V2, MatrixClient
+from synapse_federation_admin.playground.client import (
+    FEDERATION_V2,
+    MatrixClient,
+    quoted,
+)
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -76,30 +86,21 @@ KINDS = {
     "blocked address": "ip_blocked",
     "blocked by name": "ip_blocked",
     "no such name": "dns_not_found",
-    "DNS fails": "dns_failed",
     "refused": "connection_refused",
-    "full": "connection_timeout",
-    "nowhere": "unreachable",
-    "expired": "tls_expired",
-    "not yet valid": "tls_not_yet_valid",
-    "wrong name": "tls_wrong_name",
-    "other authority": "tls_untrusted",
-    "self-signed": "tls_untrusted",
-    "no TLS": "tls_failed",
-    "401": "rejected",
-    "429": "rate_limited",
-    "410": "gone",
-    "403": "rejected",
-    "404": "http_error",
-    "502 in HTML": "http_error",
-    "mute": "response_timeout",
-    "closes": "invalid_response",
-    "no HTTP": "invalid_response",
+    "no route": "unreachable",
+    "connect": "connection_timeout",
+    "handshake": "response_timeout",
+    **{
+        what: FAULTS[what].kind
+        for what in (
+            *("expired", "not yet valid", "wrong name", "other authority"),
+            *("self-signed", "no TLS", "401", "429", "410", "403", "404"),
+            *("502 in HTML", "closes", "no HTTP"),
+        )
+    },
 }
 # After these Synapse backs off only if it was sending.
 SENT_ONLY = {"410", "403", "404"}
-# What needs a DNS server of our own.
-IN_LABORATORY = {"DNS fails"}
 # Of which there is a destination that several processes meet.
 SHARED = ("refused", "expired", "429")
 
@@ -158,6 +159,13 @@ class Cluster:
         )
         return {name: int(count) for name, count in rows}
 
+    def failures(self, name: str) -> list[Any]:
+        """Return what the detail of a destination has of its failures."""
+        path = f"{FEDERATION_V2}/destinations/{quoted(name)}"
+        body = self.client.request("GET", path)
+        assert body["last_failure"] == body["failures"][0]
+        return body["failures"]
+
     def ask(self, process: str) -> None:
         """Have a process ask all of its destinations for keys."""
         self.askers[process].request(
@@ -167,7 +175,7 @@ class Cluster:
             json={"device_keys": {f"@x:{name}": [] for name in self.names_of(process)}},
         )
 
-    def send(self, _: str = "") -> None:
+    def send(self) -> None:
         """Have the senders send to all of their destinations."""
         self.client.request(
             "PUT",
@@ -188,160 +196,91 @@ def _ts(line: str) -> float:
     return when.timestamp() * 1000
 
 
-class Load:
-    """Makes requests again and again, in threads, while it is entered."""
+@contextmanager
+def load(cluster: Cluster) -> Iterator[None]:
+    """Make requests again and again, in threads, while it is entered."""
+    over = threading.Event()
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._repeat, args=(make, process))
-            for make, process in (
-                (cluster.ask, MAIN),
-                (cluster.ask, GENERIC_WORKER),
-                (cluster.send, ""),
-            )
-        ]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(40)
-
-    def _repeat(self, make: Callable[[str], None], process: str) -> None:
-        while not self._over.wait(0.3):
+    def repeat(make: Callable[[], None]) -> None:
+        while not over.wait(0.3):
             # The process may have been killed.
             with suppress(PlaygroundError):
-                make(process)
+                make()
+
+    with ThreadPoolExecutor() as pool:
+        for make in (
+            *(partial(cluster.ask, process) for process in ASKING),
+            cluster.send,
+        ):
+            pool.submit(repeat, make)
+        try:
+            yield
+        finally:
+            over.set()
 
 
-class WholeServer(FaultyServer):
-    """Reads all of a request before it answers.
-
-    If it closed the connection earlier, its answer might be lost.
-    """
-
-    def _answer(self, connection: socket.socket) -> None:
-        if self._context is not None:
-            connection = self._context.wrap_socket(connection, server_side=True)
-        with connection:
-            head, _, body = self._read(connection, b"").partition(b"\r\n\r\n")
-            length = re.search(rb"(?i)\r\ncontent-length: *([0-9]+)", head)
-            while length and len(body) < int(length[1]):
-                body = self._read(connection, body)
-            connection.sendall(self._fault.answer or b"")
-
-    @staticmethod
-    def _read(connection: socket.socket, data: bytes) -> bytes:
-        new = connection.recv(65536)
-        if not new:
-            raise OSError("closed")
-        return data + new
-
-
-class World:
+class Faults:
     """Makes servers that are wrong, and names that lead nowhere."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, certificates: CertificateAuthority, stack: ExitStack
+    ) -> None:
         self._stack = stack
-        self._number = itertools.count()
-        self.wrapper: list[str] = []
-        self._laboratory: Laboratory | None = None
-        if os.geteuid() == 0:
-            self._laboratory = stack.enter_context(Laboratory(folder))
-            self.wrapper = self._laboratory.wrapper
-            self.certificates = self._laboratory.certificates
-        else:
-            self.certificates = CertificateAuthority(folder)
-        self._contexts = contexts(folder, self.certificates)
+        self._contexts = contexts(folder, certificates)
+        ports = itertools.count(8000)
+        # One at each call.
+        self._names = {
+            "blocked address": lambda: f"{BLOCKED}:{next(ports)}",
+            "blocked by name": lambda: f"localhost:{next(ports)}",
+            "no such name": lambda: f"nosuch{next(ports)}.invalid:8448",
+            "refused": lambda: f"{ADDRESS}:{free_port(ADDRESS)}",
+            # Where the kernel has no route to.
+            "no route": lambda: f"224.0.0.1:{next(ports)}",
+            "connect": lambda: self._hanging()["connect"],
+            "handshake": lambda: self._hanging()["handshake"],
+        }
 
-    def names(self, fits: Callable[[str], bool], *, sent: bool) -> dict[str, str]:
-        """Make one destination of each kind for a process.
+    def names(
+        self, kinds: Iterable[str], fits: Callable[[str], bool] = lambda _: True
+    ) -> dict[str, str]:
+        """Make a destination of each kind; `fits` tells which names will do."""
+        return {
+            next(filter(fits, map(self._make, itertools.repeat(what)))): what
+            for what in kinds
+        }
 
-        Args:
-            fits: Tells whether the process deals with a name.
-            sent: Whether it sends to them.
-        """
-        found = {}
-        for what in KINDS:
-            if what in SENT_ONLY and not sent:
-                continue
-            if what in IN_LABORATORY and self._laboratory is None:
-                continue
-            found[self.fitting(what, fits)] = what
-        return found
-
-    def fitting(self, what: str, fits: Callable[[str], bool]) -> str:
-        while True:
-            name = self._make(what)
-            if fits(name):
-                return name
+    def _hanging(self) -> dict[str, str]:
+        return self._stack.enter_context(hanging_servers(self._contexts["valid"]))
 
     def _make(self, what: str) -> str:
-        number = next(self._number)
-        if what == "blocked address":
-            return f"{BLOCKED}:{8000 + number}"
-        if what == "blocked by name":
-            return f"localhost:{8000 + number}"
-        if what == "no such name":
-            return f"nosuch{number}.invalid:8448"
-        if what == "DNS fails":
-            # Without a port: Synapse asks for SRV records.
-            assert self._laboratory is not None
-            name = self._laboratory.name(f"fails{number}", ADDRESS)
-            for service in ("_matrix-fed", "_matrix"):
-                self._laboratory.dns.records[f"{service}._tcp.{name}", "SRV"] = (
-                    "SERVFAIL"
-                )
-            return name
-        if what == "refused":
-            return f"{ADDRESS}:{free_port(ADDRESS)}"
-        if what == "nowhere":
-            # Where the kernel has no route to.
-            return f"224.0.0.1:{8000 + number}"
-        if what in ("full", "mute"):
-            backlog = 0 if what == "full" else 100
-            server = self._stack.enter_context(
-                socket.create_server((ADDRESS, free_port(ADDRESS)), backlog=backlog)
-            )
-            if what == "full":
-                # Linux takes one more than that, and then ignores who connects.
-                self._stack.enter_context(
-                    socket.create_connection(server.getsockname())
-                )
-            return f"{ADDRESS}:{server.getsockname()[1]}"
+        if what in self._names:
+            return self._names[what]()
         fault = FAULTS[what]
-        made = self._contexts[fault.certificate] if fault.certificate else None
-        faulty = (WholeServer if made else FaultyServer)(fault, made)
-        self._stack.callback(faulty.close)
-        return faulty.name
+        context = self._contexts[fault.certificate] if fault.certificate else None
+        server = FaultyServer(fault, context)
+        self._stack.callback(server.close)
+        return server.name
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Four processes, and for each a destination of each kind."""
     folder = tmp_path_factory.mktemp("failures")
+    certificates = CertificateAuthority(folder)
     with ExitStack() as stack:
-        world = World(folder, stack)
-        names = {process: world.names(lambda _: True, sent=False) for process in ASKING}
-        for sender in FEDERATION_SENDERS:
-            names[sender] = world.names(
-                lambda name, sender=sender: SHARDS.should_handle(sender, name),
-                sent=True,
-            )
-        names["shared"] = {world.fitting(w, lambda _: True): w for w in SHARED}
-        healthy = stack.enter_context(RemoteServer("127.0.0.69", world.certificates))
+        faults = Faults(folder, certificates, stack)
+        names = {
+            **{process: faults.names(KINDS.keys() - SENT_ONLY) for process in ASKING},
+            **{
+                sender: faults.names(KINDS, partial(SHARDS.should_handle, sender))
+                for sender in FEDERATION_SENDERS
+            },
+            "shared": faults.names(SHARED),
+        }
+        healthy = stack.enter_context(RemoteServer("127.0.0.69", certificates))
         synapse = stack.enter_context(
             SynapseServer(
-                folder / "synapse",
-                world.certificates,
-                workers=True,
-                extra_config=CONFIG,
-                wrapper=world.wrapper,
+                folder / "synapse", certificates, workers=True, extra_config=CONFIG
             )
         )
         admin = synapse.create_user("admin", admin=True)
@@ -364,17 +303,16 @@ def told(cluster: Cluster) -> list[Told]:
         return len(told) >= ALL and all(each[name] >= EACH for name in cluster.faults)
 
     began = time.monotonic()
-    with Load(cluster):
+    with load(cluster):
         for process in ASKING:
             client = cluster.askers[process]
             for _ in range(5):
                 client.http.get(f"/_matrix/client/v3/profile/@x:{cluster.healthy}")
         wait_until(lambda: len(cluster.told()) > ALL / 2, "failures", 60, 0.5)
-        some = random.sample(sorted(cluster.names[MAIN]), 5)
-        for name in some:
+        for name in random.sample(sorted(cluster.names[MAIN]), 5):
             answer = cluster.client.reconnect(name, timeout_ms=1000)
             assert answer["outcome"] in ("still_failing", "pending")
-        cluster.client.diagnose(some[0])
+        cluster.client.diagnose(name)
         wait_until(enough, "enough failures", 90, 0.5)
     print(f"{time.monotonic() - began:.1f} s for the failures")
     told: list[Told] = []
@@ -409,11 +347,7 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
 
     farthest_ms = 0.0
     for name, what in cluster.faults.items():
-        body = cluster.client.request(
-            "GET", f"{FEDERATION_V2}/destinations/{quote(name, safe='')}"
-        )
-        (failure,) = body["failures"]
-        assert body["last_failure"] == failure
+        (failure,) = cluster.failures(name)
         assert failure["kind"] == KINDS[what], (name, what, failure)
         found = sorted(lines[name], key=lambda line: line.ts)
         assert failure["count"] == len(found)
@@ -433,88 +367,51 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
     print(f"at most {farthest_ms:.0f} ms from the lines of the log")
 
 
-def test_list(cluster: Cluster, told: list[Told]) -> None:
-    """The list has the last failure of each, and finds them by kind."""
-    listed: dict[str, Any] = {}
-    page = cluster.client.request(
-        "GET",
-        f"{FEDERATION_V2}/destinations",
-        params={"include": "failure", "limit": 1000},
-    )
-    for row in page["destinations"]:
-        listed[row["destination"]] = row["last_failure"]
-    for name, what in cluster.faults.items():
-        assert listed[name]["kind"] == KINDS[what]
-    for kind in set(KINDS.values()):
-        found = cluster.client.request(
-            "GET",
-            f"{FEDERATION_V2}/destinations",
-            params={"failure": kind, "limit": 1000},
-        )["destinations"]
-        expected = {n for n, what in cluster.faults.items() if KINDS[what] == kind}
-        assert {row["destination"] for row in found} == expected, kind
-
-
-# What a client may ask of a homeserver so that this asks another one: with the other's
-# name, and which process that is if the client asks the worker.
-WAYS: dict[str, tuple[str, str, Any, str]] = {
-    "keys": (
-        *("POST", "/_matrix/client/v3/keys/query"),
-        *({"device_keys": {"@x:{}": []}}, GENERIC_WORKER),
-    ),
-    "claim": (
-        *("POST", "/_matrix/client/v3/keys/claim"),
-        *({"one_time_keys": {"@x:{}": {"D": "signed_curve25519"}}}, GENERIC_WORKER),
+# What a client may ask of a homeserver so that this asks NAME: the request, and which
+# process then asks if it is the worker that the client asks.
+WAYS: list[tuple[str, str, Any, str | None]] = [
+    ("POST", "v3/keys/query", {"device_keys": {"@x:NAME": []}}, GENERIC_WORKER),
+    (
+        *("POST", "v3/keys/claim"),
+        *({"one_time_keys": {"@x:NAME": {"D": "signed_curve25519"}}}, GENERIC_WORKER),
     ),
     # The main process joins for the worker.
-    "join": ("POST", "/_matrix/client/v3/join/!x:a?server_name={}", {}, MAIN),
-    "media": ("GET", "/_matrix/client/v1/media/download/{}/x", None, GENERIC_WORKER),
-    # Of these Synapse asks whether it is backing off or not, and backs off from none.
-    "profile": ("GET", "/_matrix/client/v3/profile/@x:{}", None, ""),
-    "public rooms": ("GET", "/_matrix/client/v3/publicRooms?server={}", None, ""),
-    "alias": ("GET", "/_matrix/client/v3/directory/room/%23x:{}", None, ""),
-}
-BACKS_OFF = ("keys", "claim", "join", "media")
+    ("POST", "v3/join/!x:a?server_name=NAME", {}, MAIN),
+    ("GET", "v1/media/download/NAME/x", None, GENERIC_WORKER),
+    # Here Synapse asks whether it is backing off or not, and does not back off.
+    ("GET", "v3/profile/@x:NAME", None, None),
+    ("GET", "v3/publicRooms?server=NAME", None, None),
+    ("GET", "v3/directory/room/%23x:NAME", None, None),
+]
 
 
 @pytest.mark.parametrize("process", ASKING)
 def test_ways(cluster: Cluster, told: list[Told], process: str) -> None:
     """Whatever makes a process ask another server: what it backs off after is seen."""
-    names = {}
-    for way, (method, path, body, _) in WAYS.items():
-        name = names[way] = f"{ADDRESS}:{free_port(ADDRESS)}"
-        filled = {
-            key: {each.replace("{}", name): value for each, value in content.items()}
-            for key, content in (body or {}).items()
-        }
+    names, expected = set(), {}
+    for method, path, body, by_worker in WAYS:
+        name = f"{ADDRESS}:{free_port(ADDRESS)}"
+        names.add(name)
         cluster.askers[process].http.request(
-            method, path.replace("{}", name), json=None if body is None else filled
+            method,
+            "/_matrix/client/" + path.replace("NAME", name),
+            content=None if body is None else json.dumps(body).replace("NAME", name),
         )
-    expected = {
-        names[way]: MAIN if process == MAIN else WAYS[way][3] for way in BACKS_OFF
-    }
-    new = cluster.told()
-    found = {
-        line.destination: line.process
-        for line in new
-        if line.destination in names.values()
-    }
-    assert found == expected, {way: found.get(name) for way, name in names.items()}
+        if by_worker is not None:
+            expected[name] = MAIN if process == MAIN else by_worker
+    new = [line for line in cluster.told() if line.destination in names]
+    assert {line.destination: line.process for line in new} == expected
     each = Counter(line.destination for line in new)
-
-    def written() -> bool:
-        counts = cluster.counts()
-        return all(counts.get(name) == each[name] for name in expected)
-
-    wait_until(written, "all to be written", WRITTEN_S)
-    assert not cluster.counts().keys() & (names.values() - expected.keys())
+    wait_until(
+        lambda: all(cluster.counts().get(name) == each[name] for name in expected),
+        "all to be written",
+        WRITTEN_S,
+    )
+    assert not cluster.counts().keys() & (names - expected.keys())
     for name, instance in expected.items():
-        body = cluster.client.request("GET", f"{FEDERATION_V2}/destinations/{name}")
-        (failure,) = body["failures"]
-        assert (failure["kind"], failure["instance"]) == (
-            "connection_refused",
-            instance,
-        )
+        (failure,) = cluster.failures(name)
+        found = (failure["kind"], failure["instance"])
+        assert found == ("connection_refused", instance)
 
 
 def test_killed_and_stopped(cluster: Cluster, told: list[Told]) -> None:
@@ -524,7 +421,7 @@ def test_killed_and_stopped(cluster: Cluster, told: list[Told]) -> None:
     """
     synapse = cluster.synapse
     ended_ts: dict[str, float] = {}
-    with Load(cluster):
+    with load(cluster):
         time.sleep(3)
         for name in KILLED:
             time.sleep(random.uniform(0, 3))

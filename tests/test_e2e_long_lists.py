@@ -7,11 +7,11 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import attr
 import httpx
 import psutil
-import psycopg2
 import pytest
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -31,24 +31,17 @@ LISTS = [
 ]
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Homeserver:
     """A homeserver with many destinations, and its admin."""
 
-    def __init__(self, synapse: SynapseServer, client: MatrixClient) -> None:
-        self.synapse = synapse
-        self.client = client
+    synapse: SynapseServer
+    client: MatrixClient
 
     def execute(self, statement: str) -> None:
-        database = self.synapse.database
-        assert database is not None
-        connection = psycopg2.connect(
-            host=database.host, user=database.user, dbname=database.name
-        )
-        try:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(statement)
-        finally:
-            connection.close()
+        assert self.synapse.postgres is not None
+        assert self.synapse.database is not None
+        self.synapse.postgres.execute(self.synapse.database, statement)
 
     def transactions(self) -> int:
         """Return how many transactions lists have taken so far."""
@@ -59,18 +52,29 @@ class Homeserver:
         )
         return sum(int(float(value)) for value in re.findall(pattern, metrics))
 
+    def wait_until_quiet(self) -> int:
+        """Wait until lists take no transaction for a while; return how many it was."""
+
+        def quiet() -> int | None:
+            before = self.transactions()
+            time.sleep(0.5)
+            return before if self.transactions() == before else None
+
+        return wait_until(quiet, "the lists to end, or to wait for their readers", 30)
+
     @contextmanager
-    def ask(self, path: str, receive_buffer: int = 4096) -> Iterator[socket.socket]:
+    def ask(
+        self, path: str, receive_buffer: int = 4096, version: str = "1.1"
+    ) -> Iterator[socket.socket]:
         """Send a GET, and leave it to the caller to read the answer."""
         port = self.synapse.layout.client_ports["main"]
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             connection.settimeout(60)
             connection.connect(("127.0.0.1", port))
-            token = self.client.access_token
             connection.sendall(
-                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                f"Authorization: Bearer {token}\r\n\r\n".encode()
+                f"GET {path} HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n"
+                f"Authorization: Bearer {self.client.access_token}\r\n\r\n".encode()
             )
             yield connection
 
@@ -78,26 +82,15 @@ class Homeserver:
 @pytest.fixture(scope="module")
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
     folder = tmp_path_factory.mktemp("long")
-    extra: dict[str, object] = {"enable_metrics": True}
-    synapse = SynapseServer(
-        folder, CertificateAuthority(folder), postgres=True, extra_config=extra
-    )
-    layout = synapse.layout
-    extra["listeners"] = [
-        {
-            "type": "http",
-            "port": layout.client_ports["main"],
-            "bind_addresses": ["127.0.0.1"],
-            "resources": [{"names": ["client"]}],
-        },
-        {
-            "type": "http",
-            "port": METRICS_PORT,
-            "bind_addresses": ["127.0.0.1"],
-            "resources": [{"names": ["metrics"]}],
-        },
-    ]
-    with synapse:
+    with SynapseServer(
+        folder,
+        CertificateAuthority(folder),
+        postgres=True,
+        extra_config={"enable_metrics": True},
+        extra_listeners=[
+            {"type": "metrics", "port": METRICS_PORT, "bind_addresses": ["127.0.0.1"]}
+        ],
+    ) as synapse:
         user = synapse.create_user("admin", admin=True)
         homeserver = Homeserver(synapse, synapse.client(user))
         homeserver.execute(
@@ -109,11 +102,10 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]
         yield homeserver
 
 
-def read_all(connection: socket.socket, *, pause_s: float = 0) -> bytes:
+def read_all(connection: socket.socket) -> bytes:
     parts = []
     while part := connection.recv(1 << 16):
         parts.append(part)
-        time.sleep(pause_s)
     return b"".join(parts)
 
 
@@ -139,8 +131,7 @@ def test_slow_reader(homeserver: Homeserver, path: str) -> None:
     with homeserver.ask(path) as connection:
         begun = homeserver.transactions()
         head = connection.recv(1000)
-        wait_until(lambda: quiet(homeserver), "the list to wait for its reader", 30)
-        stalled = homeserver.transactions()
+        stalled = homeserver.wait_until_quiet()
         # Less than half of it has been read: what the sockets hold, and a little more.
         assert stalled - begun < ROWS / 4000 / 2
         # A transaction left open would hold this up.
@@ -163,12 +154,9 @@ def test_vanishing_reader(homeserver: Homeserver, path: str) -> None:
     """When the reader goes away, the work ends within one piece."""
     with homeserver.ask(path) as connection:
         connection.recv(1000)
-        wait_until(lambda: quiet(homeserver), "the list to wait for its reader", 30)
-        stalled = homeserver.transactions()
-    wait_until(lambda: quiet(homeserver), "the list to end", 30)
-    assert homeserver.transactions() <= stalled + 1
-    log = homeserver.synapse.log_tail(lines=50)
-    assert "Traceback" not in log
+        stalled = homeserver.wait_until_quiet()
+    assert homeserver.wait_until_quiet() <= stalled + 1
+    assert "Traceback" not in homeserver.synapse.log_tail(lines=50)
 
 
 def test_many_vanishing_readers(homeserver: Homeserver) -> None:
@@ -182,7 +170,7 @@ def test_many_vanishing_readers(homeserver: Homeserver) -> None:
 
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(vanish, range(50)))
-    wait_until(lambda: quiet(homeserver), "the lists to end", 30)
+    homeserver.wait_until_quiet()
     # Nothing goes on after its request, in nobody's log context.
     log = (homeserver.synapse.folder / "main.log").read_text()
     for complaint in ("GeneratorExit", "sentinel context", "Re-starting finished"):
@@ -191,21 +179,9 @@ def test_many_vanishing_readers(homeserver: Homeserver) -> None:
         assert json.loads(body_of(read_all(connection)))["total"] == ROWS
 
 
-def quiet(homeserver: Homeserver) -> bool:
-    """Tell whether lists take no transaction for a while."""
-    before = homeserver.transactions()
-    time.sleep(0.5)
-    return homeserver.transactions() == before
-
-
 def test_http_1_0(homeserver: Homeserver) -> None:
     """A client of HTTP/1.0 gets the whole list, up to the end of the connection."""
-    port = homeserver.synapse.layout.client_ports["main"]
-    token = homeserver.client.access_token
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(
-            f"GET {LISTS[0]} HTTP/1.0\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-        )
+    with homeserver.ask(LISTS[0], 1 << 20, version="1.0") as connection:
         answer = read_all(connection)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["total"] == ROWS
 
@@ -213,20 +189,16 @@ def test_http_1_0(homeserver: Homeserver) -> None:
 # Last, for it stops the database.
 def test_database_fails_half_way(homeserver: Homeserver) -> None:
     """A failure half-way cuts the connection: the answer never looks complete."""
-    readers = []
-    for path in LISTS:
-        reader = homeserver.ask(path)
-        connection = reader.__enter__()
-        head = connection.recv(1000)
-        assert head.startswith(b"HTTP/1.1 200 ")
-        readers.append((reader, connection, head))
-    wait_until(lambda: quiet(homeserver), "the lists to wait for their readers", 30)
-    assert homeserver.synapse.postgres is not None
-    homeserver.synapse.postgres.stop()
-    for reader, connection, head in readers:
-        try:
-            rest = read_all(connection)
-        except ConnectionResetError:
-            rest = b""
-        assert not (head + rest).endswith(b"\r\n0\r\n\r\n")
-        reader.__exit__(None, None, None)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(homeserver.ask(path)) for path in LISTS]
+        heads = [reader.recv(1000) for reader in readers]
+        homeserver.wait_until_quiet()
+        assert homeserver.synapse.postgres is not None
+        homeserver.synapse.postgres.stop()
+        for reader, head in zip(readers, heads, strict=True):
+            assert head.startswith(b"HTTP/1.1 200 ")
+            try:
+                rest = read_all(reader)
+            except ConnectionResetError:
+                rest = b""
+            assert not (head + rest).endswith(b"\r\n0\r\n\r\n")

@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -63,30 +63,26 @@ CONFIG = {
 }
 
 
-def logging_config(file: Path, level: str, **more: Any) -> dict[str, Any]:
+def _logging_config(file: Path, level: str, more: Mapping[str, Any]) -> str:
     """Return a logging configuration as operators have them."""
-    return {
+    fields = ("name", "levelname", "pathname", "lineno", "message")
+    handler = {
+        "class": "logging.FileHandler",
+        "formatter": "all",
+        "filename": str(file),
+        "level": level,
+    }
+    config = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "all": {
-                "format": SEPARATOR.join(
-                    f"%({key})s"
-                    for key in ("name", "levelname", "pathname", "lineno", "message")
-                )
-            }
+            "all": {"format": SEPARATOR.join(f"%({key})s" for key in fields)}
         },
-        "handlers": {
-            "file": {
-                "class": "logging.FileHandler",
-                "formatter": "all",
-                "filename": str(file),
-                "level": level,
-            }
-        },
+        "handlers": {"file": handler},
         "root": {"level": level, "handlers": ["file"]},
         **more,
     }
+    return yaml.safe_dump(config)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -113,25 +109,38 @@ class Line:
         return self.logger, self.level, self.number, message
 
 
-@attr.s(slots=True, auto_attribs=True)
 class Home:
     """A homeserver, whose process reads a logging configuration that can be changed."""
 
-    synapse: SynapseServer
     client: MatrixClient
-    folder: Path
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "operator.log"
+    def __init__(
+        self,
+        folder: Path,
+        certificates: CertificateAuthority,
+        module_config: dict[str, Any] | None,
+    ) -> None:
+        folder.mkdir()
+        self.name = folder.name
+        self._log = folder / "operator.log"
+        self._log_config = folder / "log.yaml"
+        self._log_config.write_text(_logging_config(self._log, "WARNING", {}))
+        self.synapse = SynapseServer(
+            folder / "synapse",
+            certificates,
+            module_config=module_config,
+            extra_config={**CONFIG, "log_config": str(self._log_config)},
+        )
 
-    def configure(self, level: str, **more: Any) -> None:
-        config = logging_config(self.log, level, **more)
-        (self.folder / "log.yaml").write_text(yaml.safe_dump(config))
-
-    def reload(self, level: str, **more: Any) -> None:
-        """Have the running process read another configuration."""
-        self.configure(level, **more)
+    def log_as(self, level: str, restarted: bool, more: dict[str, Any]) -> None:
+        """Have it log differently from now on: by a restart, or by SIGHUP."""
+        config = _logging_config(self._log, level, more)
+        if config == self._log_config.read_text():
+            return
+        self._log_config.write_text(config)
+        if restarted:
+            self.synapse.restart()
+            return
         os.kill(self.synapse.process("main").pid, signal.SIGHUP)
         # What it says of that is said only at INFO. It reads it before it answers what
         # it is asked after that, but for what it has begun with.
@@ -141,8 +150,7 @@ class Home:
     def lines(self) -> list[Line]:
         """Return what the loggers that are observed have written."""
         found = []
-        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-        for line in text.splitlines():
+        for line in self._log.read_text("utf-8", "replace").splitlines():
             parts = line.split(SEPARATOR, 4)
             if len(parts) == 5 and parts[0] in OBSERVED:
                 name, level, path, number, message = parts
@@ -151,16 +159,13 @@ class Home:
 
 
 @attr.s(slots=True, auto_attribs=True)
-class Homes:
-    with_module: Home
-    without: Home
+class World:
+    # With the module, and without.
+    homes: list[Home]
     names: list[str]
     # A server that is failing at first, and another that is in order.
     changing: RemoteServer
     healthy: RemoteServer
-
-    def both(self) -> tuple[Home, Home]:
-        return self.with_module, self.without
 
     def meet_all(self) -> None:
         """Have both meet all faults, a recovery, and servers that answer.
@@ -170,14 +175,14 @@ class Homes:
         before = self.counts()
         changing, healthy = self.changing, self.healthy
         changing.switch(Behaviour.BAD_GATEWAY)
-        for home in self.both():
+        for home in self.homes:
             for name in (*self.names, healthy.server_name):
                 home.client.query_keys(f"@x:{name}")
-            text = f"{home.folder.name} {time.monotonic()}"
+            text = f"{home.name} {time.monotonic()}"
             for remote in (changing, healthy):
                 home.client.send_to_device(f"@x:{remote.server_name}", text)
             healthy.wait_for_message(MessageKind.TO_DEVICE, text, 30)
-        for home in self.both():
+        for home in self.homes:
             wait_until(
                 lambda home=home: any(
                     read_rows(home.synapse).get(changing.server_name, ())
@@ -189,8 +194,8 @@ class Homes:
         # nothing tells when it has ended.
         time.sleep(1)
         changing.switch(Behaviour.HEALTHY)
-        for home in self.both():
-            text = f"{home.folder.name} {time.monotonic()}"
+        for home in self.homes:
+            text = f"{home.name} {time.monotonic()}"
             home.client.send_to_device(f"@x:{changing.server_name}", text)
             changing.wait_for_message(MessageKind.TO_DEVICE, text, 30)
         failing = (*self.names, changing.server_name)
@@ -201,14 +206,14 @@ class Homes:
 
     def counts(self) -> dict[str, int]:
         rows = select(
-            self.with_module.synapse,
+            self.homes[0].synapse,
             "SELECT destination, SUM(count) FROM federation_admin_failures GROUP BY 1",
         )
         return {name: int(count) for name, count in rows}
 
 
 @pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homes]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Two homeservers that log from WARNING on, with the module and without it."""
     folder = tmp_path_factory.mktemp("log")
     certificates = CertificateAuthority(folder)
@@ -225,108 +230,75 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homes]:
             "localhost:8448",
             "nosuch.invalid:8448",
         ]
-        homes = []
-        for name, module_config in (("with", {}), ("without", None)):
-            own = folder / name
-            own.mkdir()
-            synapse = SynapseServer(
-                own / "synapse",
-                certificates,
-                module_config=module_config,
-                extra_config={**CONFIG, "log_config": str(own / "log.yaml")},
-            )
-            home = Home(synapse, None, own)  # type: ignore[arg-type]  # in a moment
-            home.configure("WARNING")
-            stack.enter_context(synapse)
+        homes = [
+            Home(folder / "with", certificates, {}),
+            Home(folder / "without", certificates, None),
+        ]
+        for home in homes:
+            synapse = stack.enter_context(home.synapse)
             home.client = synapse.client(synapse.create_user("user"))
-            homes.append(home)
-        yield Homes(*homes, names, changing, healthy)
+        yield World(homes, names, changing, healthy)
 
 
-def compared(homes: Homes, begin: tuple[int, int]) -> list[Line]:
-    """Return the new lines of the homeserver with the module, as those without it."""
-    new, stock = (
-        home.lines()[number:] for home, number in zip(homes.both(), begin, strict=True)
+# How both log, one phase after the other: the level, what else is in the configuration,
+# whether they are restarted with it (else they are sent SIGHUP), and how often each of
+# the lines from which the module takes something is then in the log.
+FAILED = 6
+ANSWERED = {("answered", "INFO"): 2}  # 404 and 502
+BLOCKED_ONE = {("blocked", "INFO"): 1}
+RETRYUTILS = retryutils.__name__
+PHASES: dict[str, tuple[str, dict[str, Any], bool, dict[tuple[str, str], int]]] = {
+    "warning": ("WARNING", {}, False, {}),
+    "debug": (
+        *("DEBUG", {}, False),
+        {
+            ("failed", "INFO"): FAILED,
+            ("recovered", "DEBUG"): 1,
+            **ANSWERED,
+            # What was delivered.
+            ("answered", "DEBUG"): 2,
+            **BLOCKED_ONE,
+        },
+    ),
+    "one logger is silenced": (
+        *("INFO", {"loggers": {RETRYUTILS: {"level": "ERROR"}}}, False),
+        {**ANSWERED, **BLOCKED_ONE},
+    ),
+    "and is not any more": (
+        *("INFO", {"loggers": {RETRYUTILS: {"level": "INFO"}}}, False),
+        {("failed", "INFO"): FAILED, **ANSWERED, **BLOCKED_ONE},
+    ),
+    "all are disabled": ("INFO", {"disable_existing_loggers": True}, False, {}),
+    "from the start": ("INFO", {"disable_existing_loggers": True}, True, {}),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_log(world: World, phase: str) -> None:
+    """Whatever is logged, it is what is logged without the module; all is recorded.
+
+    Each line is there once, and tells where Synapse says it.
+    """
+    level, more, restarted, expected = PHASES[phase]
+    for home in world.homes:
+        home.log_as(level, restarted, more)
+    begin = [len(home.lines()) for home in world.homes]
+    world.meet_all()
+    lines, stock = (
+        home.lines()[number:] for home, number in zip(world.homes, begin, strict=True)
     )
-    assert Counter(line.general for line in new) == Counter(
+    assert Counter(line.general for line in lines) == Counter(
         line.general for line in stock
     )
-    return new
-
-
-def met(homes: Homes) -> list[Line]:
-    """Have both meet everything; return what the one with the module says of it."""
-    begin = tuple(len(home.lines()) for home in homes.both())
-    homes.meet_all()
-    return compared(homes, begin)  # type: ignore[arg-type]  # they are two
-
-
-def taken(lines: list[Line]) -> Counter[tuple[str, str]]:
-    """Return how many lines there are of those from which something is taken."""
-    return Counter(
+    taken = Counter(
         (what, line.level)
         for line in lines
         for what, pattern in TAKEN.items()
         if pattern.search(line.message)
     )
-
-
-def reload(homes: Homes, level: str, **more: Any) -> None:
-    for home in homes.both():
-        home.reload(level, **more)
-
-
-def test_warning(homes: Homes) -> None:
-    """At WARNING failures are recorded, and not one line of them is in the log."""
-    lines = met(homes)
-    assert not taken(lines)
-    assert {line.level for line in lines} <= {"WARNING", "ERROR"}
-
-
-def test_debug(homes: Homes) -> None:
-    """At DEBUG, after a SIGHUP, each line is in the log once, with where it is said."""
-    reload(homes, "DEBUG")
-    lines = met(homes)
-    failed = len(homes.names) + 1
-    assert taken(lines) == {
-        ("failed", "INFO"): failed,
-        ("recovered", "DEBUG"): 1,
-        # 404 and 502; then what was delivered.
-        ("answered", "INFO"): 2,
-        ("answered", "DEBUG"): 2,
-        ("blocked", "INFO"): 1,
-    }
+    assert taken == expected
     for line in lines:
         assert line.path == inspect.getsourcefile(OBSERVED[line.logger])
         assert "logger." in linecache.getline(line.path, line.number), line
-
-
-def test_one_logger(homes: Homes) -> None:
-    """An operator may silence one of the loggers, and nothing of it is logged."""
-    quiet = {"synapse.util.retryutils": {"level": "ERROR"}}
-    reload(homes, "INFO", loggers=quiet)
-    lines = met(homes)
-    assert taken(lines) == {
-        ("answered", "INFO"): 2,
-        ("blocked", "INFO"): 1,
-    }
-    assert retryutils.__name__ not in {line.logger for line in lines}
-
-
-def test_level_is_back(homes: Homes) -> None:
-    """What was silenced is logged again when the operator wants it."""
-    reload(homes, "INFO", loggers={"synapse.util.retryutils": {"level": "INFO"}})
-    found = taken(met(homes))
-    assert found["failed", "INFO"] == len(homes.names) + 1
-
-
-@pytest.mark.parametrize("restarted", [False, True], ids=["reloaded", "restarted"])
-def test_disabled(homes: Homes, restarted: bool) -> None:
-    """With `disable_existing_loggers` the loggers are silent, and all is recorded."""
-    if restarted:
-        for home in homes.both():
-            home.configure("INFO", disable_existing_loggers=True)
-            home.synapse.restart()
-    else:
-        reload(homes, "INFO", disable_existing_loggers=True)
-    assert met(homes) == []
+    if "disable_existing_loggers" in more:
+        assert lines == []

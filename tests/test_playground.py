@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +13,8 @@ import psutil
 import pytest
 from deadlines import SOON_S
 
-from synapse_federation_admin.playground import check as main_job
 from synapse_federation_admin.playground import processes
-from synapse_federation_admin.playground.processes import (
-    PlaygroundError,
-    WaitTimeoutError,
-    wait_until,
-)
-from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
+from synapse_federation_admin.playground.processes import PlaygroundError, wait_until
 from synapse_federation_admin.playground.world import Playground
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
@@ -171,23 +164,6 @@ def test_missing_extra() -> None:
         "This command needs click, which is not installed:"
         " pip install 'synapse-federation-admin[playground]'\n"
     )
-
-
-def test_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main job fails if the reset clears nothing, or the message stays away."""
-    monkeypatch.setattr(main_job, "_ARRIVAL_TIMEOUT_S", 3)
-    with Playground(tmp_path) as world:
-        world.prepare()
-        with monkeypatch.context() as patch:
-            patch.setattr(world.client, "reset_connection", lambda _: {})
-            with pytest.raises(PlaygroundError, match="has not cleared"):
-                main_job.check(world)
-        world.remotes[Behaviour.DOWN].switch(Behaviour.DOWN)
-        with monkeypatch.context() as patch:
-            # It does not come up.
-            patch.setattr(RemoteServer, "switch", lambda *_: time.sleep(0))
-            with pytest.raises((PlaygroundError, WaitTimeoutError)):
-                main_job.check(world)
 
 
 def test_bad_module_config(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def write_configuration(
     redis: Redis | None = None,
     module_config: Mapping[str, Any] | None = None,
     extra_config: Mapping[str, Any] | None = None,
+    extra_listeners: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write homeserver.yaml, and with workers `<worker>.yaml`, and what they name.
 
@@ -94,6 +95,7 @@ def write_configuration(
         redis: needed if the layout has workers.
         module_config: the module's configuration; None runs Synapse without it.
         extra_config: merged into homeserver.yaml at the end.
+        extra_listeners: more listeners of the main process.
     """
     settings = _homeserver(
         folder,
@@ -115,6 +117,7 @@ def write_configuration(
         settings["listeners"].append(
             _listener("127.0.0.1", layout.replication_port, ["replication"])
         )
+    settings["listeners"] += map(dict, extra_listeners)
     settings = merged(settings, extra_config or {})
 
     with _private(folder / "signing.key").open("w") as file:

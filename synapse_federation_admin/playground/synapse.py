@@ -15,7 +15,6 @@ import synapse_federation_admin
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient, User
 from synapse_federation_admin.playground.configuration import (
-    FEDERATION_SENDERS,
     MAIN,
     Layout,
     write_configuration,
@@ -56,6 +55,7 @@ class SynapseServer:
         postgres: bool | None = None,
         module_config: Mapping[str, Any] | None = {},  # never changed
         extra_config: Mapping[str, Any] | None = None,
+        extra_listeners: Sequence[Mapping[str, Any]] = (),
         wrapper: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = say_nothing,
@@ -71,6 +71,7 @@ class SynapseServer:
             postgres: use PostgreSQL; by default only with workers.
             module_config: the module's configuration; None for a stock Synapse.
             extra_config: merged into homeserver.yaml.
+            extra_listeners: more listeners of the main process, as in homeserver.yaml.
             wrapper: a command that executes the one behind it, in its own process.
             environment: more environment variables.
             progress: is told what happens while it starts.
@@ -86,6 +87,7 @@ class SynapseServer:
         self._use_postgres = workers if postgres is None else postgres
         self._module_config = module_config
         self._extra_config = extra_config
+        self._extra_listeners = extra_listeners
         self._wrapper = list(wrapper)
         self._environment = dict(environment or {})
         self._progress = progress
@@ -139,19 +141,6 @@ class SynapseServer:
     def log_tail(self, process: str = MAIN, lines: int = 20) -> str:
         """Return the last lines of a process's log."""
         return tail(self.folder / f"{process}.log", lines)
-
-    def sender_of(self, server_name: str) -> str | None:
-        """Return which process has sent transactions to a destination, by their logs.
-
-        Without workers that is the main process. None if none has sent any yet.
-        """
-        for name in self.processes:
-            if len(self.processes) > 1 and name not in FEDERATION_SENDERS:
-                continue
-            log = (self.folder / f"{name}.log").read_text("utf-8", "replace")
-            if f"matrix-federation://{server_name}/_matrix/federation/v1/send/" in log:
-                return name
-        return None
 
     # Starting and stopping.
 
@@ -237,6 +226,7 @@ class SynapseServer:
             redis=self.redis,
             module_config=self._module_config,
             extra_config=self._extra_config,
+            extra_listeners=self._extra_listeners,
         )
         environment = _environment() | self._environment
         for name in self.processes:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole playground: a Synapse, an admin, and seven remote servers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Playground:
         workers: bool = False,
         module_config: Mapping[str, Any] | None = _MODULE_CONFIG,
         extra_config: Mapping[str, Any] | None = None,
+        extra_listeners: Sequence[Mapping[str, Any]] = (),
         progress: Callable[[str], None] = say_nothing,
     ) -> None:
         """Describe a playground.
@@ -58,6 +59,7 @@ class Playground:
             workers: run Synapse with workers, PostgreSQL and Redis.
             module_config: the module's configuration; None for a stock Synapse.
             extra_config: merged into homeserver.yaml.
+            extra_listeners: more listeners of the main process.
             progress: is told about each step when it begins.
         """
         self.folder = folder
@@ -72,6 +74,7 @@ class Playground:
             workers=workers,
             module_config=module_config,
             extra_config=extra_config,
+            extra_listeners=extra_listeners,
             progress=progress,
         )
         self.remotes = {
