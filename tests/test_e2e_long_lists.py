@@ -47,7 +47,7 @@ class Homeserver:
         """Return how many transactions lists have taken so far."""
         metrics = httpx.get(f"http://127.0.0.1:{METRICS_PORT}/_synapse/metrics").text
         pattern = (
-            r"synapse_storage_transaction_time_count\{[^}]*"
+            r"synapse_storage_transaction_time_count_total\{[^}]*"
             r'desc="federation_admin_list_destinations"[^}]*\} ([0-9.e+]+)'
         )
         return sum(int(float(value)) for value in re.findall(pattern, metrics))
