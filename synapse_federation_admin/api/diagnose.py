@@ -90,21 +90,23 @@ class DiagnoseServlet(AdminServlet):
 
 def render(diagnosis: findings.Diagnosis) -> JsonDict:
     """Render a diagnosis."""
-    conclusion = diagnosis.conclusion
-    failure = conclusion.situation.failure
-    stored = diagnosis.stage(findings.StageName.STORED)
+    situation = diagnosis.situation
+    failure = situation.failure
+    stored = diagnosis.stages[findings.StageName.STORED]
     return {
         "destination": diagnosis.destination,
         "checked_ts": diagnosis.checked_ts,
         "duration_ms": diagnosis.duration_ms,
         "instance": diagnosis.instance,
-        "verdict": conclusion.verdict.value,
-        "kind": shown(conclusion.kind),
+        "verdict": situation.verdict.value,
+        "kind": shown(situation.kind),
         "reason": shown(failure.reason) if failure else None,
         "fault": shown(fault_of(failure)) if failure else None,
-        "explanation": explanation_of(conclusion.situation),
-        "advice": advice_for(conclusion.situation),
-        "stages": [_render_stage(stage, diagnosis) for stage in diagnosis.stages],
+        "explanation": explanation_of(situation),
+        "advice": advice_for(situation),
+        "stages": [
+            _render_stage(stage, diagnosis) for stage in diagnosis.stages.values()
+        ],
         "stored": shown(stored.findings),
     }
 

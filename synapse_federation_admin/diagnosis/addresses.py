@@ -18,11 +18,6 @@ from twisted.names import client as dns_client
 from twisted.names import dns
 from twisted.names.error import DNSNameError, DNSNotImplementedError
 
-from synapse_federation_admin.diagnosis.deadline import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
-)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     CachedService,
@@ -36,11 +31,10 @@ from synapse_federation_admin.diagnosis.findings import (
     TargetAddress,
 )
 from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded, word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.outbound import Outbound
 
 _DEFAULT_PORT = 8448
 
@@ -80,80 +74,56 @@ class Services:
     Attributes:
         records: The records, those first that are used first.
         total: How many there are.
-        is_refused: Whether all that they say is that the service is not there.
-        failure: Why they could not be looked up.
+        failure: Why they could not be looked up, or that all that they say is that the
+            service is not there.
         cached: What Synapse has cached of them, if that differs.
     """
 
     records: tuple[ServiceRecord, ...] = ()
     total: int = 0
-    is_refused: bool = False
     failure: Failure | None = None
     cached: CachedService | None = None
 
 
-class _Steps:
-    """Keeps what came of each step, in order."""
-
-    def __init__(self, *, is_delegated: bool) -> None:
-        self._place = 0 if is_delegated else 1
-        self.used: str | None = None
-        self._steps = {
-            step: ResolutionStep(
-                step[self._place], step[2], ResolutionOutcome.NOT_REACHED
-            )
-            for step in (_DELEGATED_ORDER if is_delegated else _ORDER)
-        }
-
-    def take(
-        self, step: _Step, outcome: ResolutionOutcome, error: Failure | None = None
-    ) -> None:
-        self._steps[step] = ResolutionStep(step[self._place], step[2], outcome, error)
-        if outcome is ResolutionOutcome.USED and step is not _DELEGATION:
-            self.used = step[self._place]
-
-    def all(self) -> tuple[ResolutionStep, ...]:
-        return tuple(self._steps.values())
+_Taken: TypeAlias = dict[_Step, tuple[ResolutionOutcome, Failure | None]]
 
 
-async def check_addresses(
-    homeserver: Homeserver,
-    outbound: Outbound,
-    name: ServerName,
-    deadline: Deadline,
-    *,
-    is_delegated: bool,
-) -> Stage:
+async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> Stage:
     """Find out where requests go.
 
     Args:
-        homeserver: Knows which host names Synapse can connect to.
-        outbound: Looks host names up.
+        way: The way out.
         name: The name to resolve: the delegated one, if there is one.
-        deadline: Until when it has to be over.
         is_delegated: Whether it is that.
     """
-    steps = _Steps(is_delegated=is_delegated)
-    found: list[Services] = []
+    taken, found, targets, failure = await _resolve(way, name)
     if is_delegated:
-        steps.take(_DELEGATION, ResolutionOutcome.USED)
-    targets, failure = await _targets(outbound, name, deadline, steps, found)
-    if not is_delegated and not name.is_literal and name.port is None:
-        steps.take(_DELEGATION, ResolutionOutcome.NOTHING)
-
-    look_up_target = partial(
-        _look_up_target,
-        *(homeserver, outbound),
-        deadline=deadline,
-        as_server_name=name.is_literal and not is_delegated,
-    )
+        taken[_DELEGATION] = ResolutionOutcome.USED, None
+    elif not name.is_literal and name.port is None:
+        taken[_DELEGATION] = ResolutionOutcome.NOTHING, None
+    place = 0 if is_delegated else 1
+    used = [
+        step
+        for step, (outcome, _) in taken.items()
+        if outcome is ResolutionOutcome.USED and step is not _DELEGATION
+    ]
+    is_server_name = name.is_literal and not is_delegated
     resolved = await side_by_side(
-        *(partial(look_up_target, host, port) for host, port in targets[:_MAX_TARGETS])
+        *(
+            partial(_look_up_target, way, host, port, as_server_name=is_server_name)
+            for host, port in targets[:_MAX_TARGETS]
+        )
     )
     findings = AddressesFindings(
         resolved=name.netloc,
-        step=steps.used,
-        steps=steps.all(),
+        step=used[0][place] if used else None,
+        steps=tuple(
+            ResolutionStep(
+                *(step[place], step[2]),
+                *taken.get(step, (ResolutionOutcome.NOT_REACHED, None)),
+            )
+            for step in (_DELEGATED_ORDER if is_delegated else _ORDER)
+        ),
         services=tuple(r for s in found for r in s.records[:_MAX_SERVICES]),
         services_total=sum(s.total for s in found),
         cached_services=tuple(s.cached for s in found if s.cached is not None),
@@ -163,48 +133,44 @@ async def check_addresses(
     return conclude(findings, failure)
 
 
-async def _targets(
-    outbound: Outbound,
-    name: ServerName,
-    deadline: Deadline,
-    steps: _Steps,
-    found: list[Services],
-) -> tuple[list[tuple[str, int]], Failure | None]:
-    """Go through the steps; return the hosts to which they lead, or why to none."""
+async def _resolve(
+    way: Way, name: ServerName
+) -> tuple[_Taken, Sequence[Services], list[tuple[str, int]], Failure | None]:
+    """Go through the steps.
+
+    Returns:
+        What came of those that were taken; the SRV records; the hosts to which that
+        leads; and why to none.
+    """
+    used = ResolutionOutcome.USED, None
+    inapplicable = ResolutionOutcome.NOT_APPLICABLE, None
     if name.is_literal:
-        steps.take(_LITERAL, ResolutionOutcome.USED)
-        return [(name.host, name.port or _DEFAULT_PORT)], None
-    steps.take(_LITERAL, ResolutionOutcome.NOT_APPLICABLE)
+        port = name.port or _DEFAULT_PORT
+        return {_LITERAL: used}, (), [(name.host, port)], None
     if name.port is not None:
-        steps.take(_PORT, ResolutionOutcome.USED)
-        return [(name.host, name.port)], None
-    steps.take(_PORT, ResolutionOutcome.NOT_APPLICABLE)
+        taken: _Taken = {_LITERAL: inapplicable, _PORT: used}
+        return taken, (), [(name.host, name.port)], None
+    taken = {_LITERAL: inapplicable, _PORT: inapplicable}
     # Of the second there is need only if there are none of the first: but the DNS may
     # be slow.
     both = await side_by_side(
-        lambda: _look_up_services(outbound, f"_matrix-fed._tcp.{name.host}", deadline),
-        lambda: _look_up_services(outbound, f"_matrix._tcp.{name.host}", deadline),
+        partial(_look_up_services, way, f"_matrix-fed._tcp.{name.host}"),
+        partial(_look_up_services, way, f"_matrix._tcp.{name.host}"),
     )
-    found.extend(both)
     for step, services in zip((_SERVICE, _OLD_SERVICE), both, strict=True):
-        failure = services.failure
-        if services.is_refused:
-            failure = Failure(FailureKind.UNREACHABLE, Reason.NO_SERVICE)
-        if failure is not None:
-            steps.take(step, ResolutionOutcome.FAILED, failure)
-            return [], failure
+        if services.failure is not None:
+            taken[step] = ResolutionOutcome.FAILED, services.failure
+            return taken, both, [], services.failure
         if services.records:
-            steps.take(step, ResolutionOutcome.USED)
-            records = services.records
-            return list(dict.fromkeys((r.target, r.port) for r in records)), None
-        steps.take(step, ResolutionOutcome.NOTHING)
-    steps.take(_FALLBACK, ResolutionOutcome.USED)
-    return [(name.host, _DEFAULT_PORT)], None
+            taken[step] = used
+            hosts = dict.fromkeys((r.target, r.port) for r in services.records)
+            return taken, both, list(hosts), None
+        taken[step] = ResolutionOutcome.NOTHING, None
+    taken[_FALLBACK] = used
+    return taken, both, [(name.host, _DEFAULT_PORT)], None
 
 
-async def _look_up_services(
-    outbound: Outbound, service: str, deadline: Deadline
-) -> Services:
+async def _look_up_services(way: Way, service: str) -> Services:
     async def look_up() -> Sequence[dns.RRHeader]:
         answers, _, _ = await make_deferred_yieldable(
             dns_client.lookupService(service.encode("ascii"))
@@ -213,7 +179,7 @@ async def _look_up_services(
         return found
 
     try:
-        answers = await deadline.within(deadline.left_ms(_SHARE_SERVICES), look_up)
+        answers = await way.within(way.left_ms(_SHARE_SERVICES), look_up)
     except (DNSNameError, DNSNotImplementedError):
         # Synapse takes both for there being none.
         answers = ()
@@ -226,7 +192,7 @@ async def _look_up_services(
             if failure.is_ours:
                 raise
             failure = dns_failed(service, Reason.DNS_SERVER_FAILURE, failure)
-        return Services(failure=failure, cached=_cached(outbound, service))
+        return Services(failure=failure, cached=_cached(way, service))
     payloads: list[tuple[Any, int]] = [
         (answer.payload, answer.ttl)
         for answer in answers
@@ -246,28 +212,23 @@ async def _look_up_services(
         )
         for payload, ttl in there
     )
+    is_refused = payloads and not there
+    cached = _cached(way, service)
+    shown = {bounded(f"{r.target}:{r.port}") for r in records}
+    if cached is not None and (cached.is_expired or shown == set(cached.targets)):
+        # Synapse goes by the same.
+        cached = None
     return Services(
         records,
         len(payloads),
-        is_refused=bool(payloads) and not there,
-        cached=_cached_otherwise(outbound, service, records),
+        Failure(FailureKind.UNREACHABLE, Reason.NO_SERVICE) if is_refused else None,
+        cached,
     )
 
 
-def _cached_otherwise(
-    outbound: Outbound, service: str, records: Sequence[ServiceRecord]
-) -> CachedService | None:
-    """Return what Synapse has cached, if that is valid still and differs."""
-    cached = _cached(outbound, service)
-    targets = {bounded(f"{r.target}:{r.port}") for r in records}
-    if cached is None or cached.is_expired or targets == set(cached.targets):
-        return None
-    return cached
-
-
-def _cached(outbound: Outbound, service: str) -> CachedService | None:
+def _cached(way: Way, service: str) -> CachedService | None:
     """Return what Synapse has cached; if it can look nothing up it goes by that."""
-    cached = outbound.cached_services(service)
+    cached = way.outbound.cached_services(service)
     if not cached:
         return None
     targets = sorted({f"{host}:{port}" for host, port, _ in cached})
@@ -276,38 +237,31 @@ def _cached(outbound: Outbound, service: str) -> CachedService | None:
         service,
         tuple(bounded(target) for target in targets[:_MAX_SERVICES]),
         expires_ts,
-        is_expired=expires_ts <= outbound.now_ms,
+        is_expired=expires_ts <= way.homeserver.now_ms(),
     )
 
 
 async def _look_up_target(
-    homeserver: Homeserver,
-    outbound: Outbound,
-    host: str,
-    port: int,
-    deadline: Deadline,
-    *,
-    as_server_name: bool,
+    way: Way, host: str, port: int, *, as_server_name: bool
 ) -> Target:
     """Return the addresses of a host, or why there are none.
 
     Args:
-        homeserver: Knows which host names Synapse can connect to.
-        outbound: Looks it up.
+        way: The way out.
         host: Its name.
         port: The port there.
-        deadline: Until when it has to be over.
         as_server_name: Whether it is an address, and the server name itself.
     """
+    outbound = way.outbound
     # Such Synapse refuses before it asks its proxy.
     is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
     target = Target(bounded(host, _MAX_HOST), port)
-    if not _HOST.fullmatch(host) or not homeserver.federation.can_be_host(host):
+    if not _HOST.fullmatch(host) or not way.homeserver.federation.can_be_host(host):
         return attr.evolve(target, error=dns_not_found(host, Reason.NO_HOST_NAME))
     if not is_refused and outbound.goes_through_proxy(host):
         return attr.evolve(target, via_proxy=True)
     try:
-        addresses = await look_up(outbound, host, port, deadline, as_server_name)
+        addresses = await look_up(way, host, port, as_server_name=as_server_name)
     except TimeIsOver:
         return attr.evolve(target, error=dns_failed(host, Reason.DNS_NO_ANSWER))
     except (OSError, UnicodeError) as e:
@@ -330,11 +284,7 @@ async def _look_up_target(
 
 
 async def look_up(
-    outbound: Outbound,
-    host: str,
-    port: int,
-    deadline: Deadline,
-    as_server_name: bool = False,
+    way: Way, host: str, port: int, *, as_server_name: bool = False
 ) -> dict[str, bool]:
     """Look a host up: see `Outbound.look_up`.
 
@@ -343,11 +293,8 @@ async def look_up(
         OSError: There are no addresses.
         UnicodeError: It can be no host name.
     """
-
-    async def look_up() -> dict[str, bool]:
-        return await outbound.look_up(host, port, as_server_name=as_server_name)
-
-    return await deadline.within(deadline.left_ms(_SHARE_ADDRESSES), look_up)
+    look = partial(way.outbound.look_up, host, port, as_server_name=as_server_name)
+    return await way.within(way.left_ms(_SHARE_ADDRESSES), look)
 
 
 def why_no_address(error: OSError | UnicodeError, host: str) -> Failure:

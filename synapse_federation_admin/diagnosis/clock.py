@@ -3,10 +3,13 @@
 
 from synapse_federation_admin.diagnosis.findings import (
     ClockFindings,
+    KeysFindings,
     SkipReason,
     Stage,
     StageName,
     StageOutcome,
+    Stages,
+    VersionFindings,
 )
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 
@@ -18,15 +21,15 @@ _UNSURE_MS = 2000
 _MAX_DIFFERENCE_MS = 60_000
 
 
-def check_clock(date_ts: int | None, received_ts: int | None) -> Stage:
-    """Compare clocks.
+def check_clock(stages: Stages) -> Stage:
+    """Compare clocks by the first answer of the homeserver that tells the time."""
+    for found in (stages.seen(VersionFindings), stages.seen(KeysFindings)):
+        if found and found.date_ts is not None and found.received_ts is not None:
+            return _compare(found.date_ts, found.received_ts)
+    return Stage.skip(StageName.CLOCK, SkipReason.NO_DATE)
 
-    Args:
-        date_ts: The time by the server's clock, in ms since the epoch.
-        received_ts: The time by ours when that came.
-    """
-    if date_ts is None or received_ts is None:
-        return Stage.skip(StageName.CLOCK, SkipReason.NO_DATE)
+
+def _compare(date_ts: int, received_ts: int) -> Stage:
     ahead_ms = date_ts - received_ts
     if -_UNSURE_MS < ahead_ms < _UNSURE_MS:
         ahead_ms = 0

@@ -3,8 +3,9 @@
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from itertools import zip_longest
 
 import attr
@@ -15,11 +16,6 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from synapse_federation_admin.diagnosis.deadline import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
-)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     Connection,
@@ -34,11 +30,10 @@ from synapse_federation_admin.diagnosis.http import Answer, ask
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
+from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
-from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.outbound import Outbound
 
 # How many addresses are connected to: a server may have ten thousand.
 _MAX_CONNECTIONS = 12
@@ -55,35 +50,26 @@ _GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
 
 
 async def check_connections(
-    homeserver: Homeserver,
-    outbound: Outbound,
-    name: ServerName,
-    addresses: AddressesFindings,
-    deadline: Deadline,
+    way: Way, name: ServerName, addresses: AddressesFindings
 ) -> Stage:
     """Connect to each address, and ask for the version there.
 
     Args:
-        homeserver: Knows the time.
-        outbound: Connects.
+        way: The way out.
         name: The name that was resolved: of that are `Host`, SNI and certificate.
         addresses: To which hosts that has led.
-        deadline: Until when it has to be over.
     """
-    planned = plan(addresses.targets, name)
-    missing = _missing_families()
 
-    def connecting(connection: Connection) -> Callable[[], Awaitable[Connection]]:
-        async def connect() -> Connection:
-            if connection.outcome is StageOutcome.SKIPPED:
-                return connection
-            attempt = _Attempt(homeserver, outbound, name, connection, deadline)
-            return without_route(await attempt.connect(), missing)
-
-        return connect
+    async def connect(planned: Connection) -> Connection:
+        if planned.outcome is StageOutcome.SKIPPED:
+            return planned
+        return without_route(await _Attempt(way, name, planned).connect(), _has_route)
 
     connections = await side_by_side(
-        *(connecting(connection) for connection in planned[:_MAX_CONNECTIONS])
+        *(
+            partial(connect, planned)
+            for planned in plan(addresses.targets, name)[:_MAX_CONNECTIONS]
+        )
     )
     known = sum(1 if t.via_proxy else t.addresses_total for t in addresses.targets)
     not_looked_up = addresses.targets_total - len(addresses.targets)
@@ -103,23 +89,13 @@ def plan(targets: tuple[Target, ...], name: ServerName) -> list[Connection]:
             port=target.port,
             host_header=name.netloc,
             sni=None if name.is_literal else name.host,
-            outcome=StageOutcome.FAILED,
+            outcome=StageOutcome.SKIPPED if target.error else StageOutcome.FAILED,
+            error=target.error,
         )
-        if target.via_proxy:
-            by_target.append([connection])
-            continue
         by_target.append(
-            [
-                attr.evolve(
-                    connection,
-                    address=address.address,
-                    outcome=StageOutcome.SKIPPED
-                    if target.error
-                    else StageOutcome.FAILED,
-                    error=target.error,
-                )
-                for address in target.addresses
-            ]
+            [connection]
+            if target.via_proxy
+            else [attr.evolve(connection, address=a.address) for a in target.addresses]
         )
     return [
         connection
@@ -143,92 +119,60 @@ class _OneEndpoint:
 class _Attempt:
     """Makes one connection."""
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        outbound: Outbound,
-        name: ServerName,
-        connection: Connection,
-        deadline: Deadline,
-    ) -> None:
-        self._homeserver = homeserver
-        self._outbound = outbound
+    def __init__(self, way: Way, name: ServerName, connection: Connection) -> None:
+        self._way = way
         self._connection = connection
-        self._deadline = deadline
-        self._handshake = Handshake(
-            name.host,
-            deadline,
-            now_ms=homeserver.now_ms(),
-            is_literal=name.is_literal,
-            is_verified=outbound.verifies(name.host),
-        )
-        timeout_ms = deadline.left_ms(_SHARE_CONNECT)
-        endpoint = outbound.endpoint(
+        self._handshake = Handshake(way, name)
+        endpoint = way.outbound.endpoint(
             connection.address,
             connection.host,
             connection.port,
             name=name.host,
             observer=self._handshake,
-            timeout_s=timeout_ms / 1000,
+            timeout_s=way.left_ms(_SHARE_CONNECT) / 1000,
         )
-        reactor = homeserver.reactor
         self._agent: IAgent = Agent.usingEndpointFactory(
-            reactor, _OneEndpoint(endpoint)
+            way.homeserver.reactor, _OneEndpoint(endpoint)
         )
-        self._url = f"https://{connection.host_header}{VERSION_PATH}"
 
     async def connect(self) -> Connection:
         """Return the connection with all that came of it."""
-        begun_ms = self._deadline.now_ms
+        begun_ms = self._way.now_ms
         answer: Answer | None = None
         error: Failure | None = None
         try:
-            answer = await self._deadline.within(
-                self._deadline.left_ms(_SHARE), self._ask
-            )
+            answer = await self._way.within(self._way.left_ms(_SHARE), self._ask)
         except (TimeIsOver, CancelledError):
             error = self._too_late()
         except Exception as e:
             error = self._why(e)
-            forget_frames(e)
         handshake = self._handshake
-        tls = handshake.findings
+        tls, begun = handshake.findings, handshake.begun_ms
         connection = attr.evolve(
             self._connection,
-            connect_ms=None
-            if handshake.begun_ms is None
-            else round(handshake.begun_ms - begun_ms),
+            connect_ms=None if begun is None else round(begun - begun_ms),
             tls=tls,
         )
         is_accepted = tls is not None and not (tls.is_verified and tls.problems)
         if not is_accepted:
-            problem = self._placed(tls.problems[0]) if tls and tls.problems else error
-            return attr.evolve(connection, error=problem)
+            problem = tls.problems[0] if tls and tls.problems else error
+            return attr.evolve(connection, error=self._placed(problem))
         assert handshake.completed_ms is not None
-        duration_ms = self._deadline.since(handshake.completed_ms)
+        duration_ms = self._way.since(handshake.completed_ms)
         version = (
             VersionFindings(duration_ms, error=error)
             if answer is None
-            else read_version(answer, duration_ms, self._homeserver.now_ms())
+            else read_version(answer, duration_ms, self._way.homeserver.now_ms())
         )
-        if version.error is not None:
-            version = attr.evolve(version, error=self._placed(version.error))
+        version = attr.evolve(version, error=self._placed(version.error))
         return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
 
     async def _ask(self) -> Answer:
-        return await ask(
-            self._outbound,
-            self._agent,
-            self._url,
-            # As Synapse writes it, also with the port that HTTPS has anyway.
-            Headers(
-                {
-                    "Host": [self._connection.host_header],
-                    "User-Agent": [self._outbound.user_agent],
-                }
-            ),
-            max_bytes=_MAX_VERSION_BYTES,
-        )
+        outbound, host = self._way.outbound, self._connection.host_header
+        # As Synapse writes it, also with the port that HTTPS has anyway.
+        headers = Headers({"Host": [host], "User-Agent": [outbound.user_agent]})
+        url = f"https://{host}{VERSION_PATH}"
+        return await ask(outbound, self._agent, url, headers, _MAX_VERSION_BYTES)
 
     def _too_late(self) -> Failure:
         """Return the failure of what took too long, by how far it has come."""
@@ -236,77 +180,62 @@ class _Attempt:
         if handshake.begun_ms is None:
             is_proxied = self._connection.address is None
             reason = Reason.PROXY if is_proxied else None
-            return self._placed(Failure(FailureKind.CONNECTION_TIMEOUT, reason))
+            return Failure(FailureKind.CONNECTION_TIMEOUT, reason)
         reason = None if handshake.findings else Reason.IN_HANDSHAKE
-        return self._placed(Failure(FailureKind.RESPONSE_TIMEOUT, reason))
+        return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
 
     def _why(self, error: Exception) -> Failure:
         """Tell why there was no answer."""
-        failure = failure_of(error, self._outbound.has_addresses)
-        handshake = self._handshake
-        if failure.is_ours:
+        failure = failure_of(error, self._way.outbound.has_addresses)
+        if failure.is_ours or failure.reason is Reason.PROXY:
             return failure
         if failure.kind in (
             FailureKind.RESPONSE_TIMEOUT,
             FailureKind.CONNECTION_TIMEOUT,
         ):
-            if failure.reason is not Reason.PROXY:
-                return self._too_late()
-        elif handshake.begun_ms is None and self._connection.address is None:
-            if failure.reason is not Reason.PROXY:
-                # It is the proxy itself that was not connected to.
-                failure = Failure(FailureKind.OTHER, Reason.PROXY, failure.facts)
-        elif (
-            handshake.findings is None and failure.kind is FailureKind.INVALID_RESPONSE
-        ):
-            failure = Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
-        return self._placed(failure)
+            return self._too_late()
+        if self._handshake.begun_ms is None and self._connection.address is None:
+            # It is the proxy itself that was not connected to.
+            return Failure(FailureKind.OTHER, Reason.PROXY, failure.facts)
+        is_invalid = failure.kind is FailureKind.INVALID_RESPONSE
+        if self._handshake.findings is None and is_invalid:
+            return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
+        return failure
 
-    def _placed(self, failure: Failure) -> Failure:
+    def _placed(self, failure: Failure | None) -> Failure | None:
         """Add where it was met."""
-        connection = self._connection
-        address = bounded(connection.address or connection.host)
-        facts = attr.evolve(failure.facts, address=address, port=connection.port)
+        if failure is None:
+            return None
+        address = bounded(self._connection.address or self._connection.host)
+        facts = attr.evolve(failure.facts, address=address, port=self._connection.port)
         return attr.evolve(failure, facts=facts)
 
 
-def _missing_families() -> frozenset[socket.AddressFamily]:
-    """Return those for which this host has no route; nothing is sent."""
-    return frozenset(
-        family for family, address in _GLOBAL.items() if not _has_route(family, address)
-    )
-
-
-def _has_route(family: socket.AddressFamily, address: str) -> bool:
+def _has_route(family: socket.AddressFamily) -> bool:
+    """Tell whether this host has a route to any address; nothing is sent."""
     try:
         with closing(socket.socket(family, socket.SOCK_DGRAM)) as udp:
-            udp.connect((address, 9))
+            udp.connect((_GLOBAL[family], 9))
     except OSError as e:
-        return e.errno not in (
-            *(errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL),
-        )
+        none = (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+        return e.errno not in none
     return True
 
 
 def without_route(
-    connection: Connection, missing: Collection[socket.AddressFamily]
+    connection: Connection, has_route: Callable[[socket.AddressFamily], bool]
 ) -> Connection:
-    """Excuse an address of a family that this host does not have.
+    """Excuse an address of a family to which this host has no route.
 
     Synapse uses the others.
     """
-    if connection.address is None:
+    error, address = connection.error, connection.address
+    if not address or not error or error.kind is not FailureKind.UNREACHABLE:
         return connection
-    is_ipv6 = ":" in connection.address
-    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-    if (
-        family not in missing
-        or connection.error is None
-        or connection.error.kind is not FailureKind.UNREACHABLE
-    ):
+    is_ipv6 = ":" in address
+    if has_route(socket.AF_INET6 if is_ipv6 else socket.AF_INET):
         return connection
-    reason = Reason.NO_IPV6 if is_ipv6 else Reason.NO_IPV4
-    error = attr.evolve(connection.error, reason=reason)
+    error = attr.evolve(error, reason=Reason.NO_IPV6 if is_ipv6 else Reason.NO_IPV4)
     return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
 
 

@@ -4,7 +4,7 @@
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import attr
@@ -14,27 +14,26 @@ from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
 from synapse_federation_admin.diagnosis.clock import check_clock
 from synapse_federation_admin.diagnosis.connections import check_connections
-from synapse_federation_admin.diagnosis.deadline import (
-    Deadline,
-    TimeIsOver,
-    side_by_side,
-)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     ConnectionsFindings,
     Diagnosis,
-    KeysFindings,
     SkipReason,
     Stage,
     StageName,
     StageOutcome,
-    VersionFindings,
+    Stages,
 )
-from synapse_federation_admin.diagnosis.requests import OwnRequests
-from synapse_federation_admin.diagnosis.server_name import ServerName, check_name
+from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
+from synapse_federation_admin.diagnosis.server_name import (
+    InvalidServerNameError,
+    ServerName,
+    check_name,
+)
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.version import check_version
+from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -61,8 +60,8 @@ _GRACE_MS = 1000
 _MAX_LOOKED = 5
 _LOOK_MS = 5000
 
-# How long the DNS has to answer, if it is only asked whether it does.
-_ANSWER_MS = 1500
+# The time of which the DNS has a share to answer, if it is only asked whether it does.
+_ANSWER_MS = 5000
 
 _DIRECT = (
     StageName.WELL_KNOWN,
@@ -71,8 +70,6 @@ _DIRECT = (
     StageName.VERSION,
 )
 _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
-
-Stages = dict[StageName, Stage]
 
 
 class TooManyDiagnosesError(Exception):
@@ -132,129 +129,48 @@ class Diagnoses:
         Args:
             names: The server names.
         """
-        if self._way_out().instances is not None:
-            # This process is not to go out.
-            return {}
         found: dict[str, list[str]] = {}
         looked = self._homeserver.linearizer("federation_admin_addresses", _MAX_LOOKED)
 
         async def look(name: str) -> None:
             async with looked(""):
-                deadline = Deadline(self._homeserver.reactor, _LOOK_MS)
-                try:
-                    found[name] = await deadline.within(
-                        _LOOK_MS, self._addresses, name, deadline
-                    )
-                except (TimeIsOver, ValueError):
-                    # It leads nowhere.
-                    return
+                way = self._way(_LOOK_MS)
+                with suppress(TimeIsOver, ValueError):
+                    # Else it leads nowhere.
+                    addresses = await way.within(_LOOK_MS, _find_addresses, way, name)
+                    if addresses:
+                        found[name] = addresses
 
-        await side_by_side(*(partial(look, name) for name in names))
-        return {name: addresses for name, addresses in found.items() if addresses}
+        if self._way_out().instances is None:
+            # Else this process is not to go out.
+            await side_by_side(*(partial(look, name) for name in names))
+        return found
 
     async def without_dns(self, names: Sequence[str]) -> set[str]:
         """Return those of some server names about which the DNS does not answer.
 
         Within two seconds. Of names that are addresses, or no server's, none are.
         """
-        outbound = self._way_out()
-        if outbound.instances is not None:
-            # Others ask it.
-            return set()
         found: set[str] = set()
 
         async def look(name: str) -> None:
             try:
                 server = ServerName.parse(name)
-            except ValueError:
-                return
-            if server.is_literal:
-                return
-            deadline = Deadline(self._homeserver.reactor, _ANSWER_MS)
-            try:
-                await look_up(outbound, server.host, server.port or 8448, deadline)
+                if not server.is_literal:
+                    port = server.port or 8448
+                    await look_up(self._way(_ANSWER_MS), server.host, port)
             except TimeIsOver:
                 found.add(name)
+            except InvalidServerNameError:
+                return
             except (OSError, UnicodeError) as e:
                 if getattr(e, "errno", None) == socket.EAI_AGAIN:
                     found.add(name)
 
-        await side_by_side(*(partial(look, name) for name in names))
+        if self._way_out().instances is None:
+            # Else others ask it.
+            await side_by_side(*(partial(look, name) for name in names))
         return found
-
-    async def _addresses(self, name: str, deadline: Deadline) -> list[str]:
-        outbound = self._way_out()
-        well_known = await check_well_known(outbound, ServerName.parse(name), deadline)
-        addresses = await check_addresses(
-            self._homeserver,
-            outbound,
-            ServerName.parse(well_known.delegated_to or name),
-            deadline,
-            is_delegated=well_known.delegated_to is not None,
-        )
-        assert isinstance(addresses.findings, AddressesFindings)
-        targets = addresses.findings.targets
-        return sorted({a.address for target in targets for a in target.addresses})
-
-    async def _in_turn(self, name: str) -> Diagnosis:
-        deadline = Deadline(self._homeserver.reactor, self.timeout_ms)
-        wait_ms = deadline.left_ms(_SHARE_OF_WAIT)
-        async with AsyncExitStack() as stack:
-            try:
-                turn = self._turns("")
-                await deadline.within(wait_ms, stack.enter_async_context, turn)
-            except TimeIsOver:
-                raise TooManyDiagnosesError from None
-            return await self._diagnose(name, deadline)
-
-    async def _diagnose(self, name: str, deadline: Deadline) -> Diagnosis:
-        checked_ts = self._homeserver.now_ms()
-        begun_ms = deadline.now_ms
-        named = check_name(self._homeserver, name)
-        stages = {StageName.NAME: named}
-        for some in await side_by_side(
-            lambda: _timed(deadline, self._check_stored(name, deadline)),
-            lambda: _guarded(
-                (*_DIRECT, *_ASKED), lambda: self._check_way(name, named, deadline)
-            ),
-        ):
-            stages.update(some)
-        stages[StageName.CLOCK] = _check_clock(stages)
-        conclusion = conclude(stages)
-        kind = conclusion.kind.value if conclusion.kind else ""
-        self._homeserver.metrics(DIAGNOSES, conclusion.verdict.value, kind).inc()
-        return Diagnosis(
-            destination=name,
-            checked_ts=checked_ts,
-            duration_ms=deadline.since(begun_ms),
-            instance=self._homeserver.instance_name,
-            conclusion=conclusion,
-            stages=tuple(stages[stage] for stage in StageName),
-            senders=tuple(self._way_out().instances or ()),
-        )
-
-    async def _check_stored(self, name: str, deadline: Deadline) -> Stage:
-        async def read() -> Stage:
-            row = await self._destinations.get(name)
-            backlog = (await self._backlog.of([name]))[name]
-            last_ts = await self._destinations.last_inbound_ts(name)
-            return check_stored(
-                row,
-                backlog,
-                last_ts,
-                await self._last_failure(name),
-                now_ms=self._homeserver.now_ms(),
-            )
-
-        # Work on the database is not called off: it would be waited for.
-        reading = self._homeserver.begin("federation_admin_diagnosis", read)
-        try:
-            return await reading.wait(deadline.left_ms())
-        except TimeoutError:
-            return Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
-        except Exception as e:
-            logger.warning("Could not read what is stored for a diagnosis: %s", e)
-            return Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
 
     def _way_out(self) -> Outbound:
         if self._outbound is None:
@@ -263,148 +179,166 @@ class Diagnoses:
             )
         return self._outbound
 
-    async def _check_way(self, name: str, named: Stage, deadline: Deadline) -> Stages:
-        """Go the way that a request takes."""
-        if named.outcome is StageOutcome.FAILED:
-            return _skip((*_DIRECT, *_ASKED), SkipReason.INVALID_NAME)
-        outbound = self._way_out()
-        if outbound.instances is not None:
-            stages = _skip(_DIRECT, SkipReason.ANOTHER_PROCESS)
-            return stages | await self._ask(outbound, name, None, deadline)
-        begun_ms = deadline.now_ms
-        well_known = await check_well_known(outbound, ServerName.parse(name), deadline)
-        stages = _at(well_known.stage, deadline.since(begun_ms))
-        for some in await side_by_side(
-            lambda: _guarded(
-                _DIRECT[1:],
-                lambda: self._go(outbound, name, well_known.delegated_to, deadline),
-            ),
-            lambda: _guarded(
-                _ASKED, lambda: self._ask(outbound, name, well_known, deadline)
-            ),
-        ):
-            stages.update(some)
-        return _without_repetition(stages)
+    def _way(self, timeout_ms: int) -> Way:
+        return Way(self._homeserver, self._way_out(), timeout_ms)
 
-    async def _go(
-        self,
-        outbound: Outbound,
-        name: str,
-        delegated_to: str | None,
-        deadline: Deadline,
-    ) -> Stages:
-        """Find the addresses and connect to each."""
+    async def _in_turn(self, name: str) -> Diagnosis:
+        way = self._way(self.timeout_ms)
+        wait_ms = way.left_ms(_SHARE_OF_WAIT)
+        async with AsyncExitStack() as stack:
+            try:
+                turn = self._turns("")
+                await way.within(wait_ms, stack.enter_async_context, turn)
+            except TimeIsOver:
+                raise TooManyDiagnosesError from None
+            return await self._diagnose(way, name)
+
+    async def _diagnose(self, way: Way, name: str) -> Diagnosis:
+        checked_ts = self._homeserver.now_ms()
+        begun_ms = way.now_ms
+        stages = Stages({StageName.NAME: check_name(self._homeserver, name)})
+        await side_by_side(
+            partial(_take, way, stages, self._check_stored(way, name)),
+            partial(_guarded, stages, (*_DIRECT, *_ASKED), _check_way, way, name),
+        )
+        stages[StageName.CLOCK] = check_clock(stages)
+        situation = conclude(stages)
+        kind = situation.kind.value if situation.kind else ""
+        self._homeserver.metrics(DIAGNOSES, situation.verdict.value, kind).inc()
+        return Diagnosis(
+            destination=name,
+            checked_ts=checked_ts,
+            duration_ms=way.since(begun_ms),
+            instance=self._homeserver.instance_name,
+            situation=situation,
+            stages=Stages({stage: stages[stage] for stage in StageName}),
+            senders=tuple(way.outbound.instances or ()),
+        )
+
+    async def _check_stored(self, way: Way, name: str) -> Stage:
+        async def read() -> Stage:
+            return check_stored(
+                await self._destinations.get(name),
+                (await self._backlog.of([name]))[name],
+                await self._destinations.last_inbound_ts(name),
+                await self._last_failure(name),
+                now_ms=self._homeserver.now_ms(),
+            )
+
+        # Work on the database is not called off: it would be waited for.
+        reading = self._homeserver.begin("federation_admin_diagnosis", read)
         try:
-            where = ServerName.parse(delegated_to or name)
-        except ValueError:
-            return _skip(_DIRECT[1:], SkipReason.INVALID_DELEGATION)
-        stages = await _timed(
-            deadline,
-            check_addresses(
-                *(self._homeserver, outbound, where, deadline),
-                is_delegated=delegated_to is not None,
-            ),
-        )
-        addresses = stages[StageName.ADDRESSES]
-        assert isinstance(addresses.findings, AddressesFindings)
-        if addresses.outcome is StageOutcome.FAILED:
-            return stages | _skip(_DIRECT[2:], SkipReason.NO_ADDRESS)
-        stages |= await _timed(
-            deadline,
-            check_connections(
-                self._homeserver, outbound, where, addresses.findings, deadline
-            ),
-        )
-        connections = stages[StageName.CONNECTIONS].findings
-        assert isinstance(connections, ConnectionsFindings)
-        return stages | {StageName.VERSION: check_version(connections)}
-
-    async def _ask(
-        self,
-        outbound: Outbound,
-        name: str,
-        well_known: WellKnown | None,
-        deadline: Deadline,
-    ) -> Stages:
-        """Ask what only Synapse's own client can ask, where that would ask now."""
-        begun_ms = deadline.now_ms
-        reserve_ms = int(self.timeout_ms * _SHARE_AFTER_REQUESTS)
-        timeout_ms = max(1, deadline.left_ms() - reserve_ms)
-        requests = OwnRequests(
-            self._homeserver,
-            outbound,
-            outbound.requests(
-                is_file_known=well_known is not None and not well_known.is_late,
-                delegated_to=well_known.used if well_known else None,
-                timeout_ms=timeout_ms,
-            ),
-            deadline,
-        )
-        keys, authenticated = await side_by_side(
-            lambda: _timed(deadline, requests.check_keys(name)),
-            lambda: _timed(deadline, requests.check_authenticated(name)),
-        )
-        if deadline.since(begun_ms) >= timeout_ms:
-            await self._homeserver.sleep_ms(_CALLED_OFF_MS)
-        return keys | authenticated
+            return await reading.wait(way.left_ms())
+        except TimeoutError:
+            return Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
+        except Exception as e:
+            logger.warning("Could not read what is stored for a diagnosis: %s", e)
+            return Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
 
 
-async def _timed(deadline: Deadline, stage: Awaitable[Stage]) -> Stages:
+# Each of these takes stages, and adds them.
+
+
+async def _check_way(stages: Stages, way: Way, name: str) -> None:
+    """Go the way that a request takes."""
+    if stages[StageName.NAME].outcome is StageOutcome.FAILED:
+        _skip(stages, (*_DIRECT, *_ASKED), SkipReason.INVALID_NAME)
+        return
+    if way.outbound.instances is not None:
+        _skip(stages, _DIRECT, SkipReason.ANOTHER_PROCESS)
+        await _ask(stages, way, name, None)
+        return
+    begun_ms = way.now_ms
+    well_known = await check_well_known(way, ServerName.parse(name))
+    _add(stages, well_known.stage, way.since(begun_ms))
+    await side_by_side(
+        partial(_guarded, stages, _DIRECT[1:], _go, way, name, well_known),
+        partial(_guarded, stages, _ASKED, _ask, way, name, well_known),
+    )
+    if any(stages[s].outcome is StageOutcome.FAILED for s in _DIRECT[1:3]):
+        # The requests of Synapse's client do not tell again what was met before.
+        for asked in _ASKED:
+            stage = stages[asked]
+            status = getattr(stage.findings, "status", None)
+            if stage.outcome is StageOutcome.FAILED and status is None:
+                skipped = Stage.skip(asked, SkipReason.NOT_REACHED)
+                _add(stages, skipped, stage.duration_ms)
+
+
+async def _go(stages: Stages, way: Way, name: str, well_known: WellKnown) -> None:
+    """Find the addresses and connect to each."""
+    is_delegated = well_known.delegated_to is not None
+    try:
+        where = ServerName.parse(well_known.delegated_to or name)
+    except ValueError:
+        _skip(stages, _DIRECT[1:], SkipReason.INVALID_DELEGATION)
+        return
+    checking = check_addresses(way, where, is_delegated=is_delegated)
+    addresses = (await _take(way, stages, checking)).findings
+    assert isinstance(addresses, AddressesFindings)
+    if stages[StageName.ADDRESSES].outcome is StageOutcome.FAILED:
+        _skip(stages, _DIRECT[2:], SkipReason.NO_ADDRESS)
+        return
+    connecting = check_connections(way, where, addresses)
+    connections = (await _take(way, stages, connecting)).findings
+    assert isinstance(connections, ConnectionsFindings)
+    stages[StageName.VERSION] = check_version(connections)
+
+
+async def _ask(
+    stages: Stages, way: Way, name: str, well_known: WellKnown | None
+) -> None:
+    """Ask what only Synapse's own client can ask, where that would ask now."""
+    begun_ms = way.now_ms
+    timeout_ms = way.left_ms(reserve=_SHARE_AFTER_REQUESTS)
+    get = way.outbound.requests(
+        is_file_known=well_known is not None and not well_known.is_late,
+        delegated_to=well_known.used if well_known else None,
+        timeout_ms=timeout_ms,
+    )
+    await side_by_side(
+        partial(_take, way, stages, check_keys(way, get, name)),
+        partial(_take, way, stages, check_authenticated(way, get, name)),
+    )
+    if way.since(begun_ms) >= timeout_ms:
+        await way.homeserver.sleep_ms(_CALLED_OFF_MS)
+
+
+async def _find_addresses(way: Way, name: str) -> list[str]:
+    delegated = (await check_well_known(way, ServerName.parse(name))).delegated_to
+    where = ServerName.parse(delegated or name)
+    stage = await check_addresses(way, where, is_delegated=delegated is not None)
+    assert isinstance(stage.findings, AddressesFindings)
+    targets = stage.findings.targets
+    return sorted({a.address for target in targets for a in target.addresses})
+
+
+async def _take(way: Way, stages: Stages, stage: Awaitable[Stage]) -> Stage:
     """Take a stage, and how long it takes."""
-    begun_ms = deadline.now_ms
+    begun_ms = way.now_ms
     found = await stage
-    return _at(found, deadline.since(begun_ms))
-
-
-def _at(stage: Stage, duration_ms: int) -> Stages:
-    return {stage.name: attr.evolve(stage, duration_ms=duration_ms)}
+    _add(stages, found, way.since(begun_ms))
+    return found
 
 
 async def _guarded(
-    names: Collection[StageName], func: Callable[[], Awaitable[Stages]]
-) -> Stages:
+    stages: Stages,
+    names: Collection[StageName],
+    func: Callable[..., Awaitable[None]],
+    *args: object,
+) -> None:
     """Have a fault of our own cost these stages, and not the whole report."""
     try:
-        return await func()
+        await func(stages, *args)
     except Exception:
         logger.exception("A stage of a diagnosis has failed")
         failure = Failure(FailureKind.INTERNAL)
-        return {name: Stage.failed(name, failure) for name in names}
+        stages.update({name: Stage.failed(name, failure) for name in names})
 
 
-def _skip(names: Collection[StageName], why: SkipReason) -> Stages:
-    return {name: Stage.skip(name, why) for name in names}
+def _skip(stages: Stages, names: Collection[StageName], why: SkipReason) -> None:
+    stages.update({name: Stage.skip(name, why) for name in names})
 
 
-def _without_repetition(stages: Stages) -> Stages:
-    """Have the requests of Synapse's client not tell again what was met before them."""
-    before = next(
-        (
-            stages[name]
-            for name in _DIRECT[1:3]
-            if stages[name].outcome is StageOutcome.FAILED
-        ),
-        None,
-    )
-    if before is None:
-        return stages
-    shown = dict(stages)
-    for name in _ASKED:
-        stage = stages[name]
-        status = getattr(stage.findings, "status", None)
-        if stage.outcome is StageOutcome.FAILED and status is None:
-            skipped = Stage.skip(name, SkipReason.NOT_REACHED)
-            shown[name] = attr.evolve(skipped, duration_ms=stage.duration_ms)
-    return shown
-
-
-def _check_clock(stages: Stages) -> Stage:
-    """Compare clocks by the first answer of the homeserver that tells the time."""
-    for name in (StageName.VERSION, StageName.KEYS):
-        findings = stages[name].findings
-        if (
-            isinstance(findings, VersionFindings | KeysFindings)
-            and findings.date_ts is not None
-        ):
-            return check_clock(findings.date_ts, findings.received_ts)
-    return check_clock(None, None)
+def _add(stages: Stages, stage: Stage, duration_ms: int) -> None:
+    stages[stage.name] = attr.evolve(stage, duration_ms=duration_ms)

@@ -9,7 +9,7 @@ all of it is in one place.
 """
 
 from enum import Enum
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import attr
 
@@ -49,44 +49,25 @@ class StageOutcome(Enum):
 
 
 class SkipReason(Enum):
-    """Why a stage was not tried."""
+    """Why a stage was not tried, in words."""
 
     # Such a server cannot delegate.
-    NAME_IS_ADDRESS = "name_is_address"
-    NAME_HAS_PORT = "name_has_port"
+    NAME_IS_ADDRESS = "Not asked: the name is an IP address"
+    NAME_HAS_PORT = "Not asked: the name has a port"
 
-    # A stage before it has failed: `name`, `well_known`, `addresses`, `connections`.
-    INVALID_NAME = "invalid_name"
-    INVALID_DELEGATION = "invalid_delegation"
-    NO_ADDRESS = "no_address"
-    NO_CONNECTION = "no_connection"
+    # A stage before it has failed.
+    INVALID_NAME = "Not tried: nothing is sent to this name"
+    INVALID_DELEGATION = "Not tried: m.server is not a server name"
+    NO_ADDRESS = "Not tried: there is no address to connect to"
+    NO_CONNECTION = "Not tried: there is no connection"
+    NOT_REACHED = "Not told: the server was not reached, see before"
 
-    # The server was not reached: a stage before it says why.
-    NOT_REACHED = "not_reached"
-
-    # `outbound_federation_restricted_to` has other processes go out.
-    ANOTHER_PROCESS = "another_process"
-
-    # No answer of the server tells the time.
-    NO_DATE = "no_date"
-
-    # The database does not answer in time; it raises an error.
-    DATABASE_SLOW = "database_slow"
-    DATABASE_FAILED = "database_failed"
-
-
-class Verdict(Enum):
-    """Whether federation with a server works."""
-
-    OK = "ok"
-
-    # It works, but not always, or something is not as it should be.
-    DEGRADED = "degraded"
-
-    FAILING = "failing"
-
-    # This module has failed before it could be told.
-    UNKNOWN = "unknown"
+    ANOTHER_PROCESS = (
+        "Not tried: outbound_federation_restricted_to has other processes go out"
+    )
+    NO_DATE = "Not known: no response of the server has a Date"
+    DATABASE_SLOW = "Not known: the database does not answer in time"
+    DATABASE_FAILED = "Not known: the database cannot be read"
 
 
 class ResolutionOutcome(Enum):
@@ -173,6 +154,11 @@ class WellKnownFindings:
     suggests_delegation: bool = False
     lifetime_ms: int | None = None
     cached: CachedWellKnown | None = None
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether Synapse goes by another answer, which it has cached."""
+        return bool(self.cached and self.cached.is_used and self.cached.differs)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -529,6 +515,8 @@ Findings: TypeAlias = (
     | StoredFindings
 )
 
+F = TypeVar("F", bound=Findings)
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Stage:
@@ -580,24 +568,19 @@ class Stage:
         """What is wrong; None if nothing is."""
         return self.failure.kind if self.failure else None
 
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Conclusion:
-    """What the stages mean.
-
-    Attributes:
-        verdict: Whether federation works.
-        situation: What that is because of.
-    """
-
-    verdict: Verdict
-    situation: Situation
-
     @property
-    def kind(self) -> FailureKind | None:
-        """The cause; None if nothing is wrong."""
-        failure = self.situation.failure
-        return failure.kind if failure else None
+    def is_ours(self) -> bool:
+        """Whether this module has failed in it."""
+        return self.failure is not None and self.failure.is_ours
+
+
+class Stages(dict[StageName, Stage]):
+    """Stages by their names."""
+
+    def seen(self, kind: type[F]) -> F | None:
+        """Return the findings of a kind; None if no stage has such."""
+        found = (stage.findings for stage in self.values())
+        return next((each for each in found if isinstance(each, kind)), None)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -609,8 +592,8 @@ class Diagnosis:
         checked_ts: When it was begun.
         duration_ms: How long it took.
         instance: The process that made it.
-        conclusion: What the stages mean.
-        stages: All of them.
+        situation: What the stages mean.
+        stages: All of them, in order.
         senders: The processes that go out in this one's stead, if it may not.
     """
 
@@ -618,10 +601,6 @@ class Diagnosis:
     checked_ts: int
     duration_ms: int
     instance: str
-    conclusion: Conclusion
-    stages: tuple[Stage, ...]
+    situation: Situation
+    stages: Stages
     senders: tuple[str, ...] = ()
-
-    def stage(self, name: StageName) -> Stage:
-        """Return one of the stages."""
-        return next(stage for stage in self.stages if stage.name is name)

@@ -59,7 +59,7 @@ class _HangUp(Protocol):
 
 
 async def ask(
-    outbound: Outbound, agent: IAgent, url: str, headers: Headers, *, max_bytes: int
+    outbound: Outbound, agent: IAgent, url: str, headers: Headers, max_bytes: int
 ) -> Answer:
     """Make a GET request.
 

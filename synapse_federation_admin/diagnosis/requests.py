@@ -11,7 +11,6 @@ from http import HTTPStatus
 import attr
 from synapse.module_api import JsonDict
 
-from synapse_federation_admin.diagnosis.deadline import Deadline
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
     KeysFindings,
@@ -21,10 +20,10 @@ from synapse_federation_admin.diagnosis.findings import (
 )
 from synapse_federation_admin.diagnosis.http import parse_date_ts
 from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
-from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.diagnosis.way import Way
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.outbound import Get, Outbound
+from synapse_federation_admin.homeserver.outbound import Get
 
 QUERY_PATH = "/_matrix/federation/v1/query/directory"
 
@@ -40,70 +39,59 @@ _TELLING = (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
 logger = logging.getLogger(__name__)
 
 
-class OwnRequests:
-    """Makes requests through Synapse's client."""
+async def check_keys(way: Way, get: Get, name: str) -> Stage:
+    """Ask a server for its keys, and judge them."""
+    found = await _ask(way, get, name, KEYS_PATH)
+    if isinstance(found, Failure):
+        findings = KeysFindings(status=found.facts.status, error=found)
+        return Stage.failed(StageName.KEYS, no_keys(found), findings)
+    body, headers = found
+    dates = headers.get(b"Date") or headers.get(b"date") or [b""]
+    outcome, problem, findings = read_keys(
+        name,
+        body,
+        await _stored_keys(way, name),
+        now_ms=way.homeserver.now_ms(),
+        date_ts=None if b"Age" in headers else parse_date_ts(dates[0]),
+    )
+    return Stage(StageName.KEYS, outcome, problem, findings)
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        outbound: Outbound,
-        get: Get,
-        deadline: Deadline,
-    ) -> None:
-        self._homeserver = homeserver
-        self._outbound = outbound
-        self._send = get
-        self._deadline = deadline
 
-    async def check_keys(self, name: str) -> Stage:
-        """Ask a server for its keys, and judge them."""
-        found = await self._get(name, KEYS_PATH)
-        if isinstance(found, Failure):
-            findings = KeysFindings(status=found.facts.status, error=found)
-            return Stage.failed(StageName.KEYS, no_keys(found), findings)
-        body, headers = found
-        dates = headers.get(b"Date") or headers.get(b"date") or [b""]
-        outcome, problem, findings = read_keys(
-            name,
-            body,
-            await self._stored_keys(name),
-            now_ms=self._homeserver.now_ms(),
-            date_ts=None if b"Age" in headers else parse_date_ts(dates[0]),
-        )
-        return Stage(StageName.KEYS, outcome, problem, findings)
+async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
+    """Return the keys that Synapse has stored; None if they cannot be read."""
+    # Work on the database is not called off: it would be waited for.
+    reading = way.homeserver.begin(
+        "federation_admin_diagnosis", lambda: way.outbound.stored_keys(name)
+    )
+    try:
+        return await reading.wait(way.left_ms())
+    except Exception as e:
+        # The keys can be judged all the same.
+        logger.warning("Could not read stored keys for a diagnosis: %s", e)
+        return None
 
-    async def _stored_keys(self, name: str) -> dict[str, str] | None:
-        """Return the keys that Synapse has stored; None if they cannot be read."""
-        # Work on the database is not called off: it would be waited for.
-        reading = self._homeserver.begin(
-            "federation_admin_diagnosis", lambda: self._outbound.stored_keys(name)
-        )
-        try:
-            return await reading.wait(self._deadline.left_ms())
-        except Exception as e:
-            # The keys can be judged all the same.
-            logger.warning("Could not read stored keys for a diagnosis: %s", e)
-            return None
 
-    async def check_authenticated(self, name: str) -> Stage:
-        """Make a request that we sign, so that the server has to verify our key."""
-        found = await self._get(name, QUERY_PATH, {"room_alias": f"{_ALIAS}:{name}"})
-        return conclude(found if isinstance(found, Failure) else None)
+async def check_authenticated(way: Way, get: Get, name: str) -> Stage:
+    """Make a request that we sign, so that the server has to verify our key."""
+    query = {"room_alias": f"{_ALIAS}:{name}"}
+    found = await _ask(way, get, name, QUERY_PATH, query)
+    return conclude(found if isinstance(found, Failure) else None)
 
-    async def _get(
-        self, name: str, path: str, args: dict[str, str] | None = None
-    ) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Failure:
-        """Make a request; return the answer, or why there was none."""
-        try:
-            # Synapse's client ends it by itself; but for the body of the answer it has
-            # as much time again.
-            return await self._deadline.within(
-                self._deadline.left_ms(), self._send, name, path, args
-            )
-        except Exception as e:
-            failure = failure_of(e, self._outbound.has_addresses)
-            forget_frames(e)
-            return failure
+
+async def _ask(
+    way: Way,
+    get: Get,
+    name: str,
+    path: str,
+    args: dict[str, str] | None = None,
+) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Failure:
+    """Make a request; return the answer, or why there was none."""
+    try:
+        # Synapse's client ends it by itself; but for the body of the answer it has as
+        # much time again.
+        return await way.within(way.left_ms(), get, name, path, args)
+    except Exception as e:
+        return failure_of(e, way.outbound.has_addresses)
 
 
 def no_keys(error: Failure) -> Failure:

@@ -29,29 +29,18 @@ def check_stored(
         last_failure: The last failure of a real request to it that was recorded.
         now_ms: The time, in ms since the epoch.
     """
-    if row is None:
-        findings = StoredFindings(
-            is_known=False,
-            backlog=backlog,
-            last_inbound_ts=last_inbound_ts,
-            reaches_us=last_inbound_ts is not None,
-            last_failure=last_failure,
-        )
-        return Stage(StageName.STORED, StageOutcome.OK, findings=findings)
-    next_retry_ts = row.next_retry_ts
-    left_ms = 0 if next_retry_ts is None else max(0, next_retry_ts - now_ms)
-    is_failing = row.is_failing
-    failing_since_ts = (row.failure_ts or 0) if is_failing else 0
-    reaches_us = last_inbound_ts is not None and last_inbound_ts > failing_since_ts
+    is_failing = row is not None and row.is_failing
+    since_ts = row.failure_ts if row and is_failing else None
+    retry_ts = row.next_retry_ts if row else None
     findings = StoredFindings(
-        is_known=True,
-        status=row.status(now_ms).value,
-        failing_since_ts=row.failure_ts if is_failing else None,
-        next_retry_ts=next_retry_ts,
-        backoff_left_ms=left_ms,
+        is_known=row is not None,
+        status=row.status(now_ms).value if row else None,
+        failing_since_ts=since_ts,
+        next_retry_ts=retry_ts,
+        backoff_left_ms=0 if retry_ts is None else max(0, retry_ts - now_ms),
         backlog=backlog,
         last_inbound_ts=last_inbound_ts,
-        reaches_us=reaches_us,
+        reaches_us=last_inbound_ts is not None and last_inbound_ts > (since_ts or 0),
         last_failure=last_failure,
     )
     outcome = StageOutcome.WARNING if is_failing else StageOutcome.OK

@@ -11,8 +11,9 @@ from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
-from synapse_federation_admin.diagnosis.deadline import Deadline
 from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
+from synapse_federation_admin.diagnosis.server_name import ServerName
+from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import MAX_TEXT, word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
@@ -30,29 +31,15 @@ _MAX_PROBLEMS = 8
 class Handshake:
     """Observes one TLS handshake: see `homeserver.TlsObserver`."""
 
-    def __init__(
-        self,
-        name: str,
-        deadline: Deadline,
-        *,
-        now_ms: int,
-        is_literal: bool,
-        is_verified: bool,
-    ) -> None:
+    def __init__(self, way: Way, name: ServerName) -> None:
         """Describe what is expected.
 
         Args:
-            name: The host name, or IP address, that the certificate has to be for.
-            deadline: The clock.
-            now_ms: The time, in ms since the epoch.
-            is_literal: Whether the name is an IP address.
-            is_verified: Whether Synapse verifies the certificate.
+            way: The clocks, and what Synapse verifies.
+            name: What the certificate has to be for.
         """
+        self._way = way
         self._name = name
-        self._deadline = deadline
-        self._now_ms = now_ms
-        self._is_literal = is_literal
-        self._is_verified = is_verified
         self._untrusted: list[UntrustedCertificateError] = []
         self.begun_ms: float | None = None
         self.completed_ms: float | None = None
@@ -61,7 +48,7 @@ class Handshake:
     def begun(self) -> None:
         """The connection is there."""
         if self.begun_ms is None:
-            self.begun_ms = self._deadline.now_ms
+            self.begun_ms = self._way.now_ms
 
     def failed(self, error: UntrustedCertificateError) -> None:
         """OpenSSL does not trust the chain."""
@@ -73,32 +60,33 @@ class Handshake:
         if self.findings is not None:
             # What TLS 1.3 has to say afterwards.
             return None
-        self.completed_ms = self._deadline.now_ms
+        self.completed_ms = self._way.now_ms
         errors: list[Exception] = [*self._untrusted]
         mismatch = self._mismatch(connection)
         if mismatch is not None:
             errors.append(mismatch)
-        begun_ms = self._deadline.now_ms if self.begun_ms is None else self.begun_ms
-        certificate = _certificate(connection, self._now_ms)
+        begun_ms = self._way.now_ms if self.begun_ms is None else self.begun_ms
+        is_verified = self._way.outbound.verifies(self._name.host)
+        certificate = _certificate(connection, self._way.homeserver.now_ms())
         self.findings = TlsFindings(
-            handshake_ms=self._deadline.since(begun_ms),
+            handshake_ms=self._way.since(begun_ms),
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
             certificate=certificate,
             is_trusted=not self._untrusted,
             name_matches=mismatch is None,
-            is_verified=self._is_verified,
+            is_verified=is_verified,
             problems=problems_of(errors, certificate),
         )
-        return errors[0] if errors and self._is_verified else None
+        return errors[0] if errors and is_verified else None
 
     def _mismatch(self, connection: SSL.Connection) -> Exception | None:
         """Return why the certificate is not for the name, as Synapse sees it."""
         try:
-            if self._is_literal:
-                verify_ip_address(connection, self._name)
+            if self._name.is_literal:
+                verify_ip_address(connection, self._name.host)
             else:
-                verify_hostname(connection, self._name)
+                verify_hostname(connection, self._name.host)
         except VerificationError as e:
             return e
         except Exception:

@@ -17,7 +17,6 @@ from synapse_federation_admin.diagnosis.addresses import (
     look_up,
     why_no_address,
 )
-from synapse_federation_admin.diagnosis.deadline import Deadline, TimeIsOver
 from synapse_federation_admin.diagnosis.findings import (
     CachedWellKnown,
     SkipReason,
@@ -32,8 +31,9 @@ from synapse_federation_admin.diagnosis.server_name import (
     InvalidServerNameError,
     ServerName,
 )
+from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
 from synapse_federation_admin.failures.bounds import MAX_TEXT, bounded, word
-from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
     Facts,
@@ -41,15 +41,12 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
-from synapse_federation_admin.homeserver.outbound import Outbound
 
 # As many as Synapse follows.
 _MAX_REDIRECTS = 20
 
 # A longer name leads nowhere.
 _MAX_DELEGATED = 300
-
-_SEVERITY = (StageOutcome.OK, StageOutcome.WARNING, StageOutcome.FAILED)
 
 # The share of the time of a diagnosis.
 _SHARE = 0.5
@@ -101,42 +98,37 @@ class WellKnown:
     is_late: bool = False
 
 
-async def check_well_known(
-    outbound: Outbound, name: ServerName, deadline: Deadline
-) -> WellKnown:
+async def check_well_known(way: Way, name: ServerName) -> WellKnown:
     """Fetch the well-known file of a server, as Synapse does it."""
     if name.is_literal or name.port is not None:
-        why = (
-            SkipReason.NAME_IS_ADDRESS if name.is_literal else SkipReason.NAME_HAS_PORT
-        )
+        is_literal = name.is_literal
+        why = SkipReason.NAME_IS_ADDRESS if is_literal else SkipReason.NAME_HAS_PORT
         return WellKnown(Stage.skip(StageName.WELL_KNOWN, why))
-    fetched = await _fetch(outbound, name.host, deadline)
-    lifetime_ms = (
-        outbound.well_known_lifetime_ms(fetched.answer.headers)
-        if fetched.answer
-        else None
-    )
+    fetched = await _fetch(way, name.host)
+    headers = fetched.answer.headers if fetched.answer else None
+    outbound = way.outbound
     return conclude(
         fetched,
-        lifetime_ms=lifetime_ms,
+        lifetime_ms=outbound.well_known_lifetime_ms(headers) if headers else None,
         cached=outbound.cached_well_known(name.host),
         max_bytes=outbound.well_known_max_bytes,
     )
 
 
-async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
+async def _fetch(way: Way, host: str) -> Fetched:
     """Fetch the file, and follow redirects."""
+    outbound = way.outbound
     url = f"https://{host}/.well-known/matrix/server"
     headers = Headers({"User-Agent": [outbound.user_agent]})
-    ends_ms = deadline.now_ms + deadline.left_ms(_SHARE)
+    ends_ms = way.now_ms + way.left_ms(_SHARE)
     requests: list[WellKnownRequest] = []
     while True:
-        begun_ms = deadline.now_ms
-        answer: Answer | None = None
-        error: Failure | None = None
+        begun_ms = way.now_ms
+        answer, error = None, None
         try:
-            answer = await deadline.within(
-                max(1, int(ends_ms - begun_ms)), _ask, outbound, url, headers
+            answer = await way.within(
+                *(max(1, int(ends_ms - begun_ms)), ask, outbound, outbound.web_agent),
+                *(url, headers, outbound.well_known_max_bytes),
             )
         except TimeIsOver:
             error = Failure(FailureKind.RESPONSE_TIMEOUT)
@@ -144,74 +136,52 @@ async def _fetch(outbound: Outbound, host: str, deadline: Deadline) -> Fetched:
             error = failure_of(e, outbound.has_addresses)
             if error.is_ours:
                 raise
-            forget_frames(e)
             if error.kind is FailureKind.DNS_NOT_FOUND:
-                error = await _why_not_found(outbound, url, error, deadline)
+                error = await _why_not_found(way, url, error)
         location = answer.header("Location") if answer else None
-        requests.append(_shown(url, deadline.since(begun_ms), answer, location, error))
+        body = answer.body if answer else None
+        requests.append(
+            WellKnownRequest(
+                bounded(url, MAX_TEXT),
+                way.since(begun_ms),
+                status=answer.status if answer else None,
+                content_type=word(answer.header("Content-Type")) if answer else None,
+                size_bytes=None if body is None else len(body),
+                location=word(location, MAX_TEXT),
+                error=error,
+            )
+        )
         if answer is None or answer.status not in REDIRECTS:
             is_proxied = outbound.goes_through_proxy(host)
             return _judge(tuple(requests), answer, is_proxied=is_proxied)
-        if location is None or len(requests) > _MAX_REDIRECTS:
-            reason = (
-                Reason.REDIRECT_WITHOUT_TARGET
-                if location is None
-                else Reason.TOO_MANY_REDIRECTS
-            )
-            return Fetched(tuple(requests), problem=_unreachable(reason))
-        try:
-            url = urljoin(url, location.decode("ascii"))
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(url)
-        except ValueError:
-            problem = _unreachable(Reason.REDIRECT_INVALID)
-            return Fetched(tuple(requests), problem=problem)
+        reason = Reason.REDIRECT_WITHOUT_TARGET
+        if location is not None and len(requests) > _MAX_REDIRECTS:
+            reason = Reason.TOO_MANY_REDIRECTS
+        elif location is not None:
+            try:
+                url = urljoin(url, location.decode("ascii"))
+                parts = urlsplit(url)
+                if parts.scheme in ("http", "https") and parts.hostname:
+                    continue
+            except ValueError:
+                # It is no URL.
+                pass
+            reason = Reason.REDIRECT_INVALID
+        return Fetched(tuple(requests), problem=_unreachable(reason))
 
 
-async def _why_not_found(
-    outbound: Outbound, url: str, error: Failure, deadline: Deadline
-) -> Failure:
+async def _why_not_found(way: Way, url: str, error: Failure) -> Failure:
     """Tell a name that is not there from one that the DNS gives no answer about."""
     host = urlsplit(url).hostname or ""
-    if outbound.goes_through_proxy(host):
+    if way.outbound.goes_through_proxy(host):
         return error
     try:
-        await look_up(outbound, host, 443, deadline)
+        await look_up(way, host, 443)
     except TimeIsOver:
         return dns_failed(host, Reason.DNS_NO_ANSWER)
     except (OSError, UnicodeError) as e:
         return why_no_address(e, host)
     return error
-
-
-async def _ask(outbound: Outbound, url: str, headers: Headers) -> Answer:
-    return await ask(
-        outbound,
-        outbound.web_agent,
-        url,
-        headers,
-        max_bytes=outbound.well_known_max_bytes,
-    )
-
-
-def _shown(
-    url: str,
-    duration_ms: int,
-    answer: Answer | None,
-    location: bytes | None,
-    error: Failure | None,
-) -> WellKnownRequest:
-    shown = WellKnownRequest(bounded(url, MAX_TEXT), duration_ms, error=error)
-    if answer is None:
-        return shown
-    return attr.evolve(
-        shown,
-        status=answer.status,
-        content_type=word(answer.header("Content-Type")),
-        size_bytes=None if answer.body is None else len(answer.body),
-        location=word(location, MAX_TEXT),
-    )
 
 
 def _judge(
@@ -260,50 +230,48 @@ def conclude(
             is used unasked.
         max_bytes: The size up to which Synapse reads the file.
     """
-    problem, outcome = fetched.problem, StageOutcome.OK
-    fresh: str | None = None
-    findings = WellKnownFindings(
-        fetched.requests, max_bytes, suggests_delegation=_suggests_delegation(fetched)
-    )
+    problem, m_server = fetched.problem, None
     if fetched.answer is not None:
         m_server, problem = _read(fetched.answer.body or b"")
-        # Synapse uses whatever is ASCII, and what that leads to is seen later.
-        if m_server and m_server.isascii():
-            fresh = m_server[:_MAX_DELEGATED]
-            outcome = StageOutcome.FAILED if problem else outcome
-        findings = attr.evolve(
-            findings,
-            m_server=word(m_server),
-            is_valid=problem is None if m_server is not None else None,
-            suggests_delegation=findings.suggests_delegation or m_server is not None,
-            lifetime_ms=lifetime_ms if fresh else None,
-        )
+    # Synapse uses whatever is ASCII, and what that leads to is seen later.
+    fresh = m_server[:_MAX_DELEGATED] if m_server and m_server.isascii() else None
+    failure, outcome = problem, StageOutcome.OK
     if problem is not None:
-        outcome = outcome if fresh else StageOutcome.WARNING
-    failure = problem
+        outcome = StageOutcome.FAILED if fresh else StageOutcome.WARNING
     delegated_to = used = fresh
+    kept, shown = None, None
+    is_unasked = False
     if cached is not None:
-        m_server, expires_ts, is_used = cached
-        differs = m_server != fresh
-        findings = attr.evolve(
-            findings,
-            cached=CachedWellKnown(word(m_server), expires_ts, is_used, differs),
-            suggests_delegation=findings.suggests_delegation or m_server is not None,
-        )
-        if is_used or (problem and not fresh and m_server):
-            used = m_server
-        if differs and m_server and problem and not fresh:
+        kept, expires_ts, is_unasked = cached
+        differs = kept != fresh
+        shown = CachedWellKnown(word(kept), expires_ts, is_unasked, differs)
+        if problem and not fresh and kept:
             # What fails for a while does not end what was cached.
-            delegated_to = m_server
-        elif differs and is_used:
-            outcome = max(outcome, StageOutcome.WARNING, key=_SEVERITY.index)
-            failure = failure or _outdated(m_server)
-    findings = attr.evolve(findings, delegated_to=word(delegated_to))
-    stage = Stage(StageName.WELL_KNOWN, outcome, failure, findings)
+            delegated_to = used = kept
+        elif is_unasked:
+            used = kept
+            if differs and failure is None:
+                failure, outcome = _outdated(kept), StageOutcome.WARNING
+    findings = WellKnownFindings(
+        fetched.requests,
+        max_bytes,
+        m_server=word(m_server),
+        is_valid=None if m_server is None else problem is None,
+        delegated_to=word(delegated_to),
+        suggests_delegation=_suggests_delegation(fetched)
+        or m_server is not None
+        or kept is not None,
+        lifetime_ms=lifetime_ms if fresh else None,
+        cached=shown,
+    )
     error = fetched.requests[-1].error
     is_late = error is not None and error.kind is FailureKind.RESPONSE_TIMEOUT
-    is_cached = used is not None or (cached is not None and cached[2])
-    return WellKnown(stage, delegated_to, used, is_late and not is_cached)
+    return WellKnown(
+        Stage(StageName.WELL_KNOWN, outcome, failure, findings),
+        delegated_to,
+        used,
+        is_late and used is None and not is_unasked,
+    )
 
 
 def _outdated(m_server: str | None) -> Failure:

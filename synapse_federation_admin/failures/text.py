@@ -38,6 +38,20 @@ _HELPED_BY_RESET = FailureKind.RATE_LIMITED
 _ONE_ADVICE = (FailureKind.RATE_LIMITED, FailureKind.TLS_NOT_YET_VALID)
 
 
+class Verdict(Enum):
+    """Whether federation with a server works."""
+
+    OK = "ok"
+
+    # It works, but not always, or something is not as it should be.
+    DEGRADED = "degraded"
+
+    FAILING = "failing"
+
+    # This module has failed before it could be told.
+    UNKNOWN = "unknown"
+
+
 class Effect(Enum):
     """What comes of a failure, or of there being none: as people are told it first."""
 
@@ -73,6 +87,14 @@ class Remark(Enum):
     THEY_REACH_US = "They reach this homeserver, but it does not reach them."
 
 
+# Of any other effect: that it works, but not always.
+_VERDICTS = {
+    Effect.NONE: Verdict.OK,
+    Effect.STOPS: Verdict.FAILING,
+    Effect.NOT_KNOWN: Verdict.UNKNOWN,
+}
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Situation:
     """How it is between this homeserver and another server.
@@ -94,6 +116,11 @@ class Situation:
     def kind(self) -> FailureKind | None:
         """The cause; None if nothing is wrong."""
         return self.failure.kind if self.failure else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether federation works."""
+        return _VERDICTS.get(self.effect, Verdict.DEGRADED)
 
 
 def explanation_of(situation: Situation) -> str:

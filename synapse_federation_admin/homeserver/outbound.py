@@ -97,11 +97,6 @@ class Outbound(Network):
         """
         return outbound_instances(self._hs)
 
-    @property
-    def now_ms(self) -> int:
-        """The time, in ms since the epoch."""
-        return self._hs.get_clock().time_msec()
-
     def is_blocked(self, address: str, *, as_server_name: bool = False) -> bool:
         """Tell whether Synapse's settings block an IP address for federation.
 

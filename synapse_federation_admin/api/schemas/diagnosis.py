@@ -19,10 +19,10 @@ from synapse_federation_admin.diagnosis import findings as values
 from synapse_federation_admin.diagnosis.findings import (
     StageName,
     StageOutcome,
-    Verdict,
 )
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import Fault, Reason
+from synapse_federation_admin.failures.text import Verdict
 from synapse_federation_admin.storage.failures import (
     RecordedFailure as RecordedFailureValue,
 )

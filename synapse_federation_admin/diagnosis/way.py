@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a diagnosis may take."""
+"""What all stages of one diagnosis need: the way out, and until when."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -7,24 +7,36 @@ from typing import TypeVar
 from synapse.module_api import make_deferred_yieldable, run_in_background
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.defer import gatherResults
-from twisted.internet.interfaces import IReactorTime
+
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.outbound import Outbound
 
 T = TypeVar("T")
 
 
-class Deadline:
-    """Until when a diagnosis has to be over."""
+class Way:
+    """The way out to other servers, and until when it may take.
 
-    def __init__(self, reactor: IReactorTime, timeout_ms: int) -> None:
+    Attributes:
+        homeserver: Reaches Synapse.
+        outbound: Looks up and connects.
+    """
+
+    def __init__(
+        self, homeserver: Homeserver, outbound: Outbound, timeout_ms: int
+    ) -> None:
         """Begin to count the time.
 
         Args:
-            reactor: The clock.
+            homeserver: Reaches Synapse.
+            outbound: Looks up and connects.
             timeout_ms: How long the whole may take.
         """
-        self._reactor = reactor
+        self.homeserver = homeserver
+        self.outbound = outbound
+        self._reactor = homeserver.reactor
         self._timeout_ms = timeout_ms
-        self._ends_s = reactor.seconds() + timeout_ms / 1000
+        self._ends_s = self._reactor.seconds() + timeout_ms / 1000
 
     @property
     def now_ms(self) -> float:
@@ -35,9 +47,15 @@ class Deadline:
         """Return how long something has taken, in ms."""
         return round(self.now_ms - begun_ms)
 
-    def left_ms(self, share: float = 1) -> int:
-        """Return how long a step may take: a share of the whole time, if it is left."""
+    def left_ms(self, share: float = 1, *, reserve: float = 0) -> int:
+        """Return how long a step may take.
+
+        Args:
+            share: The most, as a share of the whole time, if that is left.
+            reserve: What share of the whole time has to be left afterwards.
+        """
         left_ms = (self._ends_s - self._reactor.seconds()) * 1000
+        left_ms -= self._timeout_ms * reserve
         return max(1, int(min(left_ms, self._timeout_ms * share)))
 
     async def within(
