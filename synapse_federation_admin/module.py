@@ -186,7 +186,7 @@ def _wire_v1_reset(config: FederationAdminConfig, s: "Services") -> Iterable[Sta
     from synapse_federation_admin.repair.reset import ConnectionReset
 
     s.follow_up = FollowUp(
-        s.homeserver, s.wake, contact_timeout_ms=config.contact_timeout_ms
+        s.homeserver, s.audit, s.wake, contact_timeout_ms=config.contact_timeout_ms
     )
     s.reset = ConnectionReset(
         config, s.homeserver, s.destinations, s.audit, s.wake, s.follow_up

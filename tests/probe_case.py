@@ -4,7 +4,8 @@
 from typing import Any
 from unittest import mock
 
-from module_case import ModuleTestCase
+from module_case import FAILING, NAME, ModuleTestCase, ResetTestCase
+from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.homeserver.federation import Federation
@@ -23,11 +24,16 @@ class ProbeTestCase(ModuleTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.probes: list[tuple[str, Deferred[Any]]] = []
+        # Of the contacts after a reset: how long they may take, and whether they were
+        # made in spite of a backoff.
+        self.timeouts_ms: list[int] = []
+        self.despite_backoff: list[bool] = []
         # What is answered at once: a body, or an error; by name, and by default.
         self.answers: dict[str, Any] = {}
-        patcher = mock.patch.object(Federation, "probe", self.probe)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        for request, stand_in in (("probe", self.probe), ("contact", self.contact)):
+            patcher = mock.patch.object(Federation, request, stand_in)
+            patcher.start()
+            self.addCleanup(patcher.stop)
 
     def probe(self, destination: str, *, timeout_ms: int) -> "Deferred[Any]":
         """Stand in for the network."""
@@ -35,7 +41,16 @@ class ProbeTestCase(ModuleTestCase):
         self.probes.append((destination, answer))
         if destination in self.answers:
             self.fire(answer, self.answers[destination])
-        return answer
+        # A real one leaves no log context to the reactor while it waits.
+        return make_deferred_yieldable(answer)
+
+    def contact(
+        self, destination: str, *, timeout_ms: int, ignore_backoff: bool
+    ) -> "Deferred[Any]":
+        """Stand in for the network, of a contact after a reset."""
+        self.timeouts_ms.append(timeout_ms)
+        self.despite_backoff.append(ignore_backoff)
+        return self.probe(destination, timeout_ms=timeout_ms)
 
     @staticmethod
     def fire(answer: "Deferred[Any]", what: Any) -> None:
@@ -71,3 +86,44 @@ class ProbeTestCase(ModuleTestCase):
     def audit(self, query: str = "") -> list[dict[str, Any]]:
         """Return the audit, the newest first."""
         return self.get_json(f"{V2}/audit{query}")["entries"]
+
+
+class ContactTestCase(ProbeTestCase, ResetTestCase):
+    """Resets of a destination, with a contact."""
+
+    config: dict[str, Any] = {}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_destination(NAME, *FAILING)
+
+    def reset(self, name: str = NAME, **kwargs: Any) -> Any:
+        """Reset, and let the contact begin."""
+        channel = super().reset(name, **kwargs)
+        self.assertEqual(channel.code, 200, channel.result)
+        self.wait(0.05)
+        return channel
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in steps in which background processes get on."""
+        self.pump(seconds / 100)
+
+    def fail(self, failure_ts: int, name: str = NAME) -> None:
+        """Have Synapse store a failure, as its retry limiter does it."""
+        self.get_success(
+            self.store.set_destination_retry_timings(
+                name, failure_ts, failure_ts, 600_000
+            )
+        )
+
+    def recover(self) -> None:
+        """Have Synapse store that it got through, as its retry limiter does it."""
+        self.get_success(self.store.set_destination_retry_timings(NAME, None, 0, 0))
+
+    def deliver(self, stream_ordering: int) -> None:
+        """Have Synapse store that an event was delivered."""
+        self.get_success(
+            self.store.set_destination_last_successful_stream_ordering(
+                NAME, stream_ordering
+            )
+        )

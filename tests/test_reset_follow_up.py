@@ -1,194 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows a reset: what the contact, and attempts from before it, may do."""
+"""What follows a reset: the contact, and what it and older attempts may do."""
 
+import json
+from typing import Any
 from unittest import mock
 
 import pytest
-from contact_case import ContactTestCase
-from module_case import NAME
+from module_case import FAILING, NAME
+from parameterized import parameterized
+from probe_case import ANSWER, ContactTestCase
+from synapse.api.errors import HttpResponseException
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError
 
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
+from synapse_federation_admin.repair import follow_up
+from synapse_federation_admin.repair.contact import MAX_CONTACTS
 from synapse_federation_admin.repair.follow_up import FollowUp
 
 pytestmark = pytest.mark.database
+
+# How a contact may end.
+ENDS: dict[str, Any] = {
+    "answered": ANSWER,
+    "down": ConnectError(),
+    "unrecognized": SynapseError(404, "Unrecognized"),
+    "cancelled": CancelledError(),
+}
+
+# What happens after the reset of a destination that has failed since 500 and has got
+# event 7: how its contacts end, what Synapse stores, and the seconds that go by. Then
+# when it failed last and since when it fails ("-": it does not), the last event that it
+# has got, and how many contacts there were: each after the first in spite of a backoff.
+STORIES = {
+    "What is still down fails since when it failed before": (
+        "fail:9000 down 1 -> 9000 500 7 1"
+    ),
+    "Synapse may store the failure some seconds after the contact has failed": (
+        "down 5 fail:9000 10 -> 9000 500 7 1"
+    ),
+    "A sender's attempt that began before may end up to 25 minutes later": (
+        "fail:9000 down 1200 fail:90000 31 -> 90000 500 7 1"
+    ),
+    "Later than that a new failure is a new one": (
+        "fail:9000 down 1800 fail:90000 60 -> 90000 90000 7 1"
+    ),
+    "Once it has recovered for two minutes, a new failure is a new one": (
+        "fail:9000 down 1 recover 200 fail:90000 60 -> 90000 90000 7 1"
+    ),
+    "A reset on another process, which clears the row, too, loses nothing": (
+        "fail:9000 down 1 recover 70 fail:90000 31 -> 90000 500 7 1"
+    ),
+    "Once it has got something a new failure is a new one, however soon": (
+        "fail:9000 down 600 recover deliver:50 60 fail:700000 40 -> 700000 700000 50 2"
+    ),
+    "What has answered and taken events fails since its last failure": (
+        "answered deliver:50 600 fail:600000 31 recover answered deliver:60 300 "
+        "fail:900000 60 -> 900000 900000 60 2"
+    ),
+    "A row that was deleted, and made anew by a failure, fails since then": (
+        "fail:9000 down 1 delete 20 fail:90000 31 -> 90000 90000 - 1"
+    ),
+    "A second reset restores the time of the new failure, not of the old one": (
+        "answered deliver:50 1200 fail:1200000 reset fail:1201000 down 10 "
+        "-> 1201000 1200000 50 2"
+    ),
+    "What a contact leads to is seen, however long that had to wait": (
+        "1860 down 60 fail:1900000 31 -> 1900000 500 7 1"
+    ),
+    "A second reset, whose contact hangs for long, loses nothing": (
+        "fail:9000 down 1 reset 300 fail:90000 down 1 -> 90000 500 7 2"
+    ),
+    "A reset before the old time was restored does not lose it either": (
+        "fail:9000 reset down fail:10000 down 1 -> 10000 500 7 2"
+    ),
+    "A contact that is cancelled does not lose the old time": (
+        "fail:9000 cancelled 1 -> 9000 500 7 1"
+    ),
+    "What has answered is asked no more": "answered 3600 -> - - 7 1",
+    "A backoff that an attempt from before the reset stores is taken back": (
+        "answered fail:9000 31 recover answered 3600 -> - - 7 2"
+    ),
+    "What is too slow for the contact, but takes events, gets out of backoff": (
+        "fail:9000 down 5 deliver:50 31 recover answered 3600 -> - - 50 2"
+    ),
+    "If it does not answer the second contact either, it is left to its backoff": (
+        "down deliver:50 fail:90000 31 down 3600 -> 90000 90000 50 2"
+    ),
+    "What answers, but takes nothing of a sender, fails since when it did before": (
+        "answered fail:9000 31 recover answered fail:10000 120 -> 10000 500 7 2"
+    ),
+    "What has answered and then goes down fails since then": (
+        "answered fail:90000 31 down 120 -> 90000 90000 7 2"
+    ),
+    "An answer that Synapse does not back off for leaves the row cleared": (
+        "unrecognized 200 -> - - 7 1"
+    ),
+    "What has so answered is followed no more": (
+        "unrecognized 200 fail:90000 60 -> 90000 90000 7 1"
+    ),
+}
 
 
 class FollowUpTestCase(ContactTestCase):
     """What becomes of the row."""
 
-    def test_still_failing(self) -> None:
-        """What is still down fails since when it failed before, with new timings."""
-        self.reset_and_fail()
+    def tell(self, events: str) -> None:
+        """Let happen what a story tells."""
+        for event in events.split():
+            what, _, number = event.partition(":")
+            if what in ENDS:
+                self.answer(ENDS[what])
+            elif what.isdigit():
+                self.wait(int(what))
+            elif what == "delete":
+                self.run_sql(f"DELETE FROM destinations WHERE destination = '{NAME}'")
+            else:
+                getattr(self, what)(*([int(number)] if number else []))
 
-        self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
-        timings = self.get_success(self.store.get_destination_retry_timings(NAME))
-        assert timings is not None
-        self.assertEqual(timings.failure_ts, 500)
-
-    def test_still_failing_stored_late(self) -> None:
-        """Synapse may store the failure some seconds after the contact has failed."""
+    @parameterized.expand(STORIES.items())
+    def test_story(self, _proves: str, story: str) -> None:
+        """The row, and what Synapse knows of it, are as the story says."""
+        events, _, end = story.partition("->")
         self.reset()
-        self.answer(ConnectError())
-        self.wait(5)
-        self.fail(9_000)
-        self.wait(10)
+        self.tell(events)
+        *row, contacts = (None if word == "-" else int(word) for word in end.split())
+        last_ts, _, failure_ts, delivered = self.row(NAME)
+        self.assertEqual([last_ts or None, failure_ts, delivered], row)
+        timings = self.store.get_destination_retry_timings(NAME)
+        self.assertEqual(
+            getattr(self.get_success(timings), "failure_ts", None), failure_ts
+        )
+        self.assertEqual(len(self.probes), contacts)
+        if "reset" not in events:
+            self.assertEqual(self.despite_backoff, [False, True][:contacts])
+            self.assertEqual(self.timeouts_ms, [10_000, 60_000][:contacts])
 
-        self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
-
-    def test_sender_gives_up_much_later(self) -> None:
-        """A sender's attempt that began with the cleared row cannot undo it for good.
-
-        With Synapse's defaults such an attempt takes up to 25 minutes.
-        """
-        self.reset_and_fail()
-
-        self.wait(20 * 60)
-        self.fail(90_000)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
-        self.wait(31)
-        self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
-
-    def test_ends(self) -> None:
-        """Later than that a new failure is a new one."""
-        self.reset_and_fail()
-        self.wait(30 * 60)
-
-        self.fail(90_000)
-        self.wait(60)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
-
-    def test_recovers(self) -> None:
-        """Once it has recovered for two minutes, a new failure is a new one."""
-        self.reset_and_fail()
-        self.recover()
-        self.wait(200)
-
-        self.fail(90_000)
-        self.wait(60)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
-
-    def test_reset_elsewhere(self) -> None:
-        """A reset on another process, which clears the row, too, loses nothing."""
-        self.reset_and_fail()
-        self.recover()
-        self.wait(70)
-
-        self.fail(90_000)
-        self.wait(31)
-        self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
-
-    def test_recovers_between_looks(self) -> None:
-        """Once it has got something a new failure is a new one, however soon."""
-        self.reset_and_fail()
-        self.wait(600)
-        self.recover()
-        self.deliver(50)
-        self.wait(60)
-
-        self.fail(700_000)
-        self.wait(40)
-        self.assertEqual(self.row(), (700_000, 600_000, 700_000, 50))
-
-    def test_fails_twice_after_it_has_answered(self) -> None:
-        """What has answered and taken events fails since its last failure."""
-        self.reset()
-        self.answer()
-        self.deliver(50)
-        self.wait(600)
-        self.fail(600_000)
-        self.wait(31)
-        self.recover()
-        self.answer()
-        self.deliver(60)
-        self.wait(300)
-
-        self.fail(900_000)
-        self.wait(60)
-        self.assertEqual(self.row(), (900_000, 600_000, 900_000, 60))
-
-    def test_row_made_anew(self) -> None:
-        """A row that was deleted, and made anew by a failure, fails since then."""
-        self.reset_and_fail()
-        self.run_sql(f"DELETE FROM destinations WHERE destination = '{NAME}'")
-        self.wait(20)
-
-        self.fail(90_000)
-        self.wait(31)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, None))
-
-    def test_second_reset_after_recovery(self) -> None:
-        """A second reset restores the time of the new failure, not of the old one."""
-        self.reset()
-        self.answer()
-        self.deliver(50)
-        self.wait(20 * 60)
-        self.fail(1_200_000)
-        self.assertEqual(self.reset().code, 200)
-        self.fail(1_201_000)
-        self.answer(ConnectError())
-        self.wait(10)
-        self.assertEqual(self.row(), (1_201_000, 600_000, 1_200_000, 50))
-
-    def test_contact_waits_for_long(self) -> None:
-        """What a contact leads to is seen, however long that had to wait."""
-        self.reset()
-        self.wait(31 * 60)
-        self.answer(ConnectError())
-        self.wait(60)
-
-        self.fail(1_900_000)
-        self.wait(31)
-        self.assertEqual(self.row(), (1_900_000, 600_000, 500, 7))
-
-    def test_second_reset_hangs(self) -> None:
-        """A second reset, whose contact hangs for long, loses nothing."""
-        self.reset_and_fail()
-        self.assertEqual(self.reset().code, 200)
-        self.wait(300)
-
-        self.fail(90_000)
-        self.answer(ConnectError())
-        self.wait(1)
-        self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
-
-    def test_second_reset_keeps_the_oldest(self) -> None:
-        """A reset before the old time was restored does not lose it either."""
-        self.reset()
-        self.fail(9_000)
-        self.assertEqual(self.reset().code, 200)
-        self.answer(ConnectError())
-        self.fail(10_000)
-        self.answer(ConnectError())
-        self.wait(1)
-        self.assertEqual(self.row(), (10_000, 600_000, 500, 7))
-
-    def test_database_fails(self) -> None:
-        """A database that fails for a while does not end the work."""
-        with mock.patch.object(
-            RetryTimings, "restore_failure_ts", side_effect=OSError("no database")
-        ):
-            self.reset_and_fail()
-            self.wait(60)
-        self.assertEqual(self.row(), (9_000, 600_000, 9_000, 7))
-        self.wait(31)
-        self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
-
-    def test_survives(self) -> None:
-        """An error that nobody has thought of is logged, and does not end the work."""
+    @parameterized.expand(
+        [
+            (RetryTimings, "restore_failure_ts", OSError("no database")),
+            (FollowUp, "_see_to", RuntimeError("bug")),
+        ]
+    )
+    def test_survives(self, owner: type, method: str, error: Exception) -> None:
+        """What goes wrong for a while is logged, and does not end the work."""
         with (
-            mock.patch.object(FollowUp, "_conclude", side_effect=RuntimeError("bug")),
-            self.assertLogs("synapse_federation_admin", "ERROR") as logs,
+            mock.patch.object(owner, method, side_effect=error),
+            self.assertLogs(follow_up.__name__, "ERROR"),
         ):
-            self.reset_and_fail()
-        self.assertEqual(len(logs.output), 1)
-        self.wait(60)
-
-        self.fail(90_000)
-        self.wait(31)
-        self.assertEqual(self.row(), (90_000, 600_000, 500, 7))
+            self.reset()
+            self.tell("fail:9000 down 20")
+        self.tell("31 fail:90000 31")
+        self.assertEqual(self.row(NAME), (90_000, 600_000, 500, 7))
 
     def test_shutdown(self) -> None:
         """When Synapse shuts down, which cancels what runs, the work ends, unlogged."""
@@ -198,111 +163,152 @@ class FollowUpTestCase(ContactTestCase):
             ) as look,
             self.assertNoLogs("synapse_federation_admin", "WARNING"),
         ):
-            self.reset_and_fail()
-            self.wait(60)
+            self.reset()
+            self.tell("fail:9000 down 60")
         look.assert_called_once()
 
-    def test_contact_is_cancelled(self) -> None:
-        """A contact that is cancelled does not lose the old time."""
-        self.reset()
-        self.fail(9_000)
-        self.answer(CancelledError())
-        self.wait(1)
-        self.assertEqual(self.row(), (9_000, 600_000, 500, 7))
 
-    def test_answers_well(self) -> None:
-        """What has answered is woken again, and asked no more."""
+class ResetContactsTestCase(ContactTestCase):
+    """Who is contacted, and when."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        starts = mock.patch.object(
+            Homeserver,
+            "run_in_background",
+            autospec=True,
+            side_effect=Homeserver.run_in_background,
+        )
+        self.starts = starts.start()
+        self.addCleanup(starts.stop)
+
+    def started(self, desc: str) -> int:
+        """Return how many background processes of a name have been started."""
+        return [call.args[1] for call in self.starts.call_args_list].count(desc)
+
+    def reset_failing(self, name: str = NAME) -> None:
+        self.add_destination(name, *FAILING)
+        self.reset(name)
+
+    def fill(self) -> None:
+        """Have as many contacts under way as there may be."""
+        for number in range(MAX_CONTACTS):
+            self.reset_failing(f"host{number}.example")
+        self.assertEqual(len(self.probes), MAX_CONTACTS)
+
+    def test_answers(self) -> None:
+        """The reset does not wait for the contact; who has answered is woken again."""
         self.reset()
+        self.assertEqual((self.probed, self.despite_backoff), ([NAME], [False]))
         with mock.patch.object(
             self.hs.get_notifier(), "notify_remote_server_up"
         ) as notify:
             self.answer()
         notify.assert_called_once_with(NAME)
-        self.wait(3600)
-        self.assertEqual(len(self.contacts), 1)
-        self.assertEqual(self.row(), (0, 0, None, 7))
+        self.assertEqual(self.row(NAME), (0, 0, None, 7))
 
-    def test_attempt_from_before(self) -> None:
-        """A backoff that an attempt from before the reset stores is taken back.
+    def test_one_at_a_time(self) -> None:
+        """Resets during a contact lead to one more contact after it, and no more.
 
-        By Synapse's own limiter, after one more contact in spite of the backoff.
+        That one asks in spite of the backoff which the first has led to. Each of the
+        resets has what came of it in its entry in the audit.
         """
-        self.reset()
-        self.answer()
+        for _ in range(5):
+            self.reset_failing()
+        self.assertEqual(len(self.probes), 1)
+
         self.fail(9_000)
-        self.wait(31)
-        self.assertEqual([c[1] for c in self.contacts], [False, True])
+        self.answer(ConnectError())
+        self.assertEqual(self.despite_backoff, [False, True])
         self.recover()
         self.answer()
         self.wait(3600)
-        self.assertEqual(len(self.contacts), 2)
-        self.assertEqual(self.row(), (0, 0, None, 7))
+        self.assertEqual(len(self.probes), 2)
+        contacts = [entry["details"]["contact"] for entry in self.audit()]
+        self.assertEqual([contact["error"] for contact in contacts], [None] * 5)
 
-    def test_slow(self) -> None:
-        """What is too slow for the contact, but takes events, gets out of backoff.
+    def test_impatient(self) -> None:
+        """However often it is reset, what is down ends up in backoff.
 
-        By Synapse's own limiter, after one more contact, for which it has a minute.
+        Whatever cleared the row last, the contact that follows it puts it back.
         """
         self.reset()
-        self.fail(9_000)
+        self.reset_failing()
         self.answer(ConnectError())
-        self.wait(5)
-        self.deliver(50)
-        self.wait(31)
-        self.assertEqual([c[1] for c in self.contacts], [False, True])
-        self.assertEqual(self.timeouts_ms, [10_000, 60_000])
-        self.recover()
-        self.answer()
-        self.wait(3600)
-        self.assertEqual(len(self.contacts), 2)
-        self.assertEqual(self.row(), (0, 0, None, 50))
+        self.assertEqual(self.despite_backoff, [False, False])
 
-    def test_slow_and_goes_down(self) -> None:
-        """If it does not answer that one either, it is left to its backoff."""
-        self.reset()
-        self.answer(ConnectError())
-        self.deliver(50)
-        self.fail(90_000)
-        self.wait(31)
-        self.answer(ConnectError())
-        self.wait(3600)
-        self.assertEqual(len(self.contacts), 2)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 50))
+    def test_bounded_contacts(self) -> None:
+        """So many are contacted at once; the others wait, and are contacted once each.
 
-    def test_answers_but_takes_nothing(self) -> None:
-        """What answers our request but not those of a sender is left to its backoff.
-
-        It has been failing since when it failed before.
+        However often they are reset before their turn comes, and by few processes.
         """
-        self.reset()
-        self.answer()
-        self.fail(9_000)
-        self.wait(31)
-        self.recover()
-        self.answer()
-        self.fail(10_000)
-        self.wait(120)
-        self.assertEqual(len(self.contacts), 2)
-        self.assertEqual(self.row(), (10_000, 600_000, 500, 7))
+        self.fill()
+        for _ in range(5):
+            for name in ("a.example", "b.example"):
+                self.reset_failing(name)
+        which = 0
+        while which < len(self.probes):
+            self.answer(ConnectError(), which)
+            self.wait(0.05)
+            which += 1
+        self.assertEqual(self.probed[MAX_CONTACTS:], ["a.example", "b.example"])
+        self.assertEqual(self.started("federation_admin_contact"), MAX_CONTACTS)
+        self.assertEqual(self.started("federation_admin_follow_up"), 1)
 
-    def test_answers_and_goes_down(self) -> None:
-        """What has answered and then goes down fails since then."""
-        self.reset()
-        self.answer()
-        self.fail(90_000)
-        self.wait(31)
-        self.answer(ConnectError())
-        self.wait(120)
-        self.assertEqual(len(self.contacts), 2)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
+    def test_others_get_their_turn(self) -> None:
+        """A contact that is cancelled, or that a database error ends, strands nobody."""
+        self.fill()
+        waiting = ["a.example", "b.example", "c.example"]
+        for name in waiting:
+            self.reset_failing(name)
+        broken = mock.patch.object(
+            RetryTimings, "is_backing_off", side_effect=OSError("no database")
+        )
+        with broken, self.assertLogs(follow_up.__name__, "ERROR"):
+            self.answer(which=0)
+            self.wait(0.02)
+        self.answer(CancelledError(), which=1)
+        for which in range(2, MAX_CONTACTS):
+            self.answer(which=which)
+        self.wait(0.1)
+        self.assertLess(set(self.probed[MAX_CONTACTS:]), set(waiting))
+        for name in waiting:
+            self.reset_failing(name)
+        self.assertEqual(set(self.probed[MAX_CONTACTS:]), set(waiting))
 
-    def test_answers_with_an_error(self) -> None:
-        """An answer that Synapse does not back off for leaves the row cleared."""
-        self.reset()
-        self.answer(SynapseError(404, "Unrecognized"))
-        self.wait(200)
-        self.assertEqual(self.row(), (0, 0, None, 7))
+    def test_log(self) -> None:
+        """What a remote server puts into an error is logged escaped, and cut."""
+        with self.assertLogs("synapse_federation_admin", "INFO") as logs:
+            self.reset()
+            said = {
+                "errcode": "M_X",
+                "error": "forged\n2026-01-01 \x1b[31m" + "x" * 9999,
+            }
+            body = json.dumps(said).encode()
+            self.answer(HttpResponseException(403, "Forbidden", body))
+        told = [line for line in logs.output if "forged" in line]
+        # Of the contact, and of the audit.
+        self.assertEqual(len(told), 2)
+        for line in told:
+            self.assertIn("forged\\n2026", line.replace("\\\\", "\\"))
+            self.assertTrue(line.isprintable())
+            self.assertLess(len(line), 1000)
 
-        self.fail(90_000)
-        self.wait(60)
-        self.assertEqual(self.row(), (90_000, 600_000, 90_000, 7))
+    def test_bounded(self) -> None:
+        """Beyond a bound they are reset, but not contacted; that is logged.
+
+        Those within the bound are followed as ever.
+        """
+        with (
+            mock.patch.object(follow_up, "MAX_FOLLOWED", 1),
+            self.assertLogs("synapse_federation_admin", "WARNING") as logs,
+        ):
+            self.reset()
+            self.reset_failing("other.example")
+            self.assertEqual(self.row("other.example"), (0, 0, None, 7))
+            self.assertEqual(self.probed, [NAME])
+            self.fail(9_000)
+            self.answer(ConnectError())
+            self.wait(1)
+        self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
+        self.assertIn("other.example", "".join(logs.output))

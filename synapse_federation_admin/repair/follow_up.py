@@ -25,26 +25,37 @@ traffic this one sees nothing, and Synapse stores in the background how it ended
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import attr
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import BeforeReset
-from synapse_federation_admin.repair.contact import BackgroundContacts
+from synapse_federation_admin.repair.contact import (
+    MAX_CONTACTS,
+    contact_of,
+    shown_contact,
+)
 from synapse_federation_admin.repair.wake import Wake
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import AuditEntry
 from synapse_federation_admin.storage.outcomes import Contact
 
 logger = logging.getLogger(__name__)
 
+# The answer to the reset goes out first, and so does what waits in this process.
+_HEAD_START_MS = 20
+
 # How often to look at a row: at first often, since Synapse stores the outcome of a
 # contact in the background and what a sender finds out follows soon, and then after a
 # quarter of the time that has gone by since the contact.
-_LOOK_OFTENEST_MS = 200
+_LOOK_OFTENEST_MS = 500
 _LOOK_RAREST_MS = 30_000
 
-# How long a destination has to answer the second contact, at least: as long as Synapse
+# How long a destination has to answer the second contact: as long as Synapse
 # gives it to answer a transaction.
 _PATIENT_TIMEOUT_MS = 60_000
 
@@ -59,10 +70,6 @@ MAX_FOLLOWED = 100_000
 # Rows looked at in one transaction.
 _BATCH = 100
 
-# Whoever is due is found by a pass over all of them. With so many of them the passes
-# are 1 ms further apart.
-_FOLLOWED_PER_MS = 50
-
 
 @attr.s(slots=True, auto_attribs=True, eq=False)
 class _Followed:
@@ -74,8 +81,10 @@ class _Followed:
     delivered: int | None
     # When no attempt from before can be under way any more.
     until_ts: int
+    # The entries of its resets, which are to have what came of the contact.
+    entries: Sequence[AuditEntry]
     # When the last contact ended, and when to look at the row next.
-    contacted_ts: int = 0
+    contacted_ts: int
     look_ts: int = 0
     # Whether it has answered the last contact.
     answered: bool = False
@@ -83,25 +92,32 @@ class _Followed:
     contacted_again: bool = False
     # Since when its row has shown no failure.
     clear_since_ts: int | None = None
-    # Called once, with what came of the first contact.
-    done: Callable[[Contact], None] | None = None
 
 
 class FollowUp:
     """Contacts destinations that were reset, and sees to what comes of it."""
 
     def __init__(
-        self, homeserver: Homeserver, wake: Wake, *, contact_timeout_ms: int
+        self,
+        homeserver: Homeserver,
+        audit: Audit,
+        wake: Wake,
+        *,
+        contact_timeout_ms: int,
     ) -> None:
         self._homeserver = homeserver
+        self._audit = audit
         self._wake = wake
         self._contact_timeout_ms = contact_timeout_ms
-        self._contacts = BackgroundContacts(homeserver, self._contacted)
         # In the order of their resets.
         self._followed: dict[str, _Followed] = {}
         self._looking = False
-        # Whether it was logged that there are too many.
-        self._warned = False
+        # Who waits for a contact, and how long they have to answer it, in ms; and who
+        # is being contacted.
+        self._queue: dict[str, int] = {}
+        self._under_way: set[str] = set()
+        # Background processes, each of which makes one contact after the other.
+        self._contacting = 0
 
     def start(
         self,
@@ -109,59 +125,110 @@ class FollowUp:
         *,
         failing_since_ts: int | None,
         delivered: int | None,
-        contact: bool = True,
-        done: Callable[[Contact], None] | None = None,
+        entry: AuditEntry | None = None,
     ) -> None:
-        """Contact and follow a destination whose retry timings have just been cleared.
+        """Follow a destination whose retry timings have just been cleared.
 
         Args:
             name: The server name.
             failing_since_ts: Its `failure_ts` before it was cleared, in ms.
             delivered: Its `last_successful_stream_ordering` then.
-            contact: Whether to contact it; it is followed in any case.
-            done: Called with what came of the contact.
+            entry: Of the reset. With it the destination is contacted, and what comes of
+                that is added to the entry.
         """
         now_ts = self._homeserver.now_ms()
         before = self._followed.pop(name, None)
-        if (
-            before is not None
-            and before.failure_ts
-            and (before.until_ts > now_ts or self._contacts.is_busy(name))
-            # Else it got through since that reset, and has failed anew.
-            and before.delivered == delivered
-        ):
+        # Else it got through since that reset, and has failed anew.
+        if before and before.failure_ts and before.delivered == delivered:
             failing_since_ts = min(failing_since_ts or now_ts, before.failure_ts)
         if len(self._followed) >= MAX_FOLLOWED:
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "%s destinations were reset within a short time: others are not "
-                    "contacted, and their failure_ts may be lost",
-                    MAX_FOLLOWED,
-                )
+            logger.warning(
+                "%s destinations were reset within a short time: %s is not contacted, "
+                "and its failure_ts may be lost",
+                *(MAX_FOLLOWED, bounded(name)),
+            )
             return
         self._followed[name] = _Followed(
             failing_since_ts,
             delivered,
             until_ts=now_ts + self._homeserver.federation.longest_send_attempt_ms,
+            entries=(*(before.entries if before else ()), *([entry] if entry else ())),
             contacted_ts=now_ts,
-            done=done,
         )
-        if contact:
-            self._contacts.start(name, timeout_ms=self._contact_timeout_ms)
+        if entry:
+            self._begin_contact(name, self._contact_timeout_ms)
         if not self._looking:
             self._looking = True
             self._homeserver.run_in_background(
                 "federation_admin_follow_up", self._look_while_followed
             )
 
+    def _begin_contact(self, name: str, timeout_ms: int) -> None:
+        """Have a destination contacted.
+
+        If it is being contacted, that happens once more afterwards: the contact under
+        way began earlier, and may tell of an older state.
+        """
+        self._queue[name] = max(self._queue.get(name, 0), timeout_ms)
+        if self._contacting < MAX_CONTACTS:
+            self._contacting += 1
+            self._homeserver.run_in_background(
+                "federation_admin_contact", self._contact_queued
+            )
+
+    async def _contact_queued(self) -> None:
+        def is_free(name: str) -> bool:
+            return name not in self._under_way
+
+        try:
+            while (name := next(filter(is_free, self._queue), None)) is not None:
+                self._under_way.add(name)
+                try:
+                    await self._contact(name)
+                except CancelledError:
+                    # Synapse is shutting down.
+                    raise
+                except Exception:
+                    # The others in the queue are still to be contacted.
+                    logger.exception("Could not contact %s", bounded(name))
+                finally:
+                    self._under_way.discard(name)
+        finally:
+            self._contacting -= 1
+
+    async def _contact(self, name: str) -> None:
+        """Make the request, of whose outcome Synapse's retry limiter is to know."""
+        homeserver = self._homeserver
+        await homeserver.sleep_ms(_HEAD_START_MS)
+        timeout_ms = self._queue.pop(name)
+        # If another attempt has put it into backoff by now, ask all the same; a failure
+        # then leaves that backoff as it is. Else a failure has to lead to one.
+        ignore_backoff = await homeserver.retry_timings.is_backing_off(name)
+        request = homeserver.federation.contact(
+            name, timeout_ms=timeout_ms, ignore_backoff=ignore_backoff
+        )
+        contact = await contact_of(homeserver, request)
+        failure = contact.failure
+        logger.info(
+            "Contact with %s after the reset of its connection %s",
+            bounded(name),
+            f"failed: {message_of(failure)}" if failure else "succeeded",
+        )
+        if name not in self._queue:
+            self._contacted(name, contact)
+
     def _contacted(self, name: str, contact: Contact) -> None:
         answered = contact.failure is None
         followed = self._followed.get(name)
-        if followed is not None and followed.done is not None:
-            done, followed.done = followed.done, None
-            done(contact)
         if followed is not None:
+            for entry in followed.entries:
+                details = {**entry.details, "contact": shown_contact(contact)}
+                self._homeserver.run_in_background(
+                    "federation_admin_audit",
+                    self._audit.add_details,
+                    attr.evolve(entry, details=details),
+                )
+            followed.entries = ()
             if followed.contacted_again and not answered:
                 # It was up, and is down now: that is a failure of its own.
                 del self._followed[name]
@@ -177,92 +244,75 @@ class FollowUp:
             # Those who were woken at the reset may still have believed in the backoff.
             self._wake.everywhere(name)
 
+    def _is_busy(self, name: str) -> bool:
+        """Tell whether a destination waits for a contact, or is being contacted."""
+        return name in self._queue or name in self._under_way
+
     async def _look_while_followed(self) -> None:
         try:
             while self._followed:
-                await self._homeserver.sleep_ms(
-                    max(_LOOK_OFTENEST_MS, len(self._followed) // _FOLLOWED_PER_MS)
-                )
+                await self._homeserver.sleep_ms(_LOOK_OFTENEST_MS)
+                now_ts = self._homeserver.now_ms()
+                due = [
+                    name
+                    for name, followed in self._followed.items()
+                    if followed.look_ts <= now_ts and not self._is_busy(name)
+                ]
                 try:
-                    await self._look_at_due()
+                    for start in range(0, len(due), _BATCH):
+                        await self._look(due[start : start + _BATCH])
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
-                except Exception:
-                    logger.exception("Could not follow destinations after a reset")
+                except Exception as e:
+                    if self._homeserver.is_database_away(e):
+                        logger.warning("The database is away after a reset: %s", e)
+                    else:
+                        logger.exception("Could not follow destinations after a reset")
                     await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
-            self._warned = False
         finally:
             self._looking = False
 
-    async def _look_at_due(self) -> None:
-        now_ts = self._homeserver.now_ms()
-        due = [
-            name
-            for name, followed in self._followed.items()
-            if followed.look_ts <= now_ts and not self._contacts.is_busy(name)
-        ]
-        for start in range(0, len(due), _BATCH):
-            await self._look(due[start : start + _BATCH])
-
-    async def _look(self, names: list[str]) -> None:
+    async def _look(self, names: Sequence[str]) -> None:
         """Look at some rows, and see to them."""
         looked_at = {n: self._followed[n] for n in names if n in self._followed}
-        try:
-            failing = await self._homeserver.retry_timings.restore_failure_ts(
-                {name: _to_restore(f) for name, f in looked_at.items()}
-            )
-        except CancelledError:
-            # Synapse is shutting down.
-            raise
-        except Exception:
-            # The database will be back.
-            logger.warning(
-                "Could not look at destinations after a reset", exc_info=True
-            )
-            failing = None
+        failing = await self._homeserver.retry_timings.restore_failure_ts(
+            {
+                name: BeforeReset(
+                    None if followed.answered else followed.failure_ts,
+                    followed.delivered,
+                )
+                for name, followed in looked_at.items()
+            }
+        )
         now_ts = self._homeserver.now_ms()
         for name, followed in looked_at.items():
-            if self._followed.get(name) is not followed or self._contacts.is_busy(name):
+            if self._followed.get(name) is not followed or self._is_busy(name):
                 # Reset again in the meantime.
                 continue
             interval_ms = (now_ts - followed.contacted_ts) // 4
-            followed.look_ts = now_ts + min(
-                max(interval_ms, _LOOK_OFTENEST_MS), _LOOK_RAREST_MS
-            )
-            if followed.until_ts <= now_ts:
+            followed.look_ts = now_ts + min(interval_ms, _LOOK_RAREST_MS)
+            if followed.until_ts <= now_ts or (
+                name not in failing and self._has_recovered(followed, now_ts)
+            ):
                 del self._followed[name]
-            elif failing is not None:
-                self._conclude(
-                    name, followed, now_ts, name in failing, failing.get(name, False)
-                )
+            elif name in failing:
+                followed.clear_since_ts = None
+                self._see_to(name, followed, delivered_since=failing[name])
 
-    def _conclude(
-        self,
-        name: str,
-        followed: _Followed,
-        now_ts: int,
-        failing: bool,
-        delivered_since: bool,
-    ) -> None:
-        if failing:
-            followed.clear_since_ts = None
-            if (followed.answered or delivered_since) and not followed.contacted_again:
-                followed.contacted_again = True
-                self._contacts.start(
-                    name, timeout_ms=max(self._contact_timeout_ms, _PATIENT_TIMEOUT_MS)
-                )
-            elif followed.answered:
-                # It answers our request, but not those of a sender.
-                followed.answered = False
-        elif not followed.answered:
-            if followed.clear_since_ts is None:
-                followed.clear_since_ts = now_ts
-            if now_ts - followed.clear_since_ts >= _RECOVERED_AFTER_MS:
-                del self._followed[name]
+    def _see_to(self, name: str, followed: _Followed, *, delivered_since: bool) -> None:
+        """See to a destination that is failing."""
+        if (followed.answered or delivered_since) and not followed.contacted_again:
+            followed.contacted_again = True
+            self._begin_contact(name, _PATIENT_TIMEOUT_MS)
+        else:
+            # If it answers, it does so to our request, but not to those of a sender.
+            followed.answered = False
 
-
-def _to_restore(followed: _Followed) -> BeforeReset:
-    return BeforeReset(
-        None if followed.answered else followed.failure_ts, followed.delivered
-    )
+    @staticmethod
+    def _has_recovered(followed: _Followed, now_ts: int) -> bool:
+        """Tell whether a row that shows no failure will stay so."""
+        if followed.answered:
+            return False
+        followed.clear_since_ts = followed.clear_since_ts or now_ts
+        return now_ts - followed.clear_since_ts >= _RECOVERED_AFTER_MS

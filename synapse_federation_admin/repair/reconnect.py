@@ -228,7 +228,6 @@ class Reconnect:
                 name,
                 failing_since_ts=before.failure_ts,
                 delivered=before.last_successful_stream_ordering,
-                contact=False,
             )
         return Reconnected(outcome, before, after, contact, told)
 

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1's `reset_connection`: clear the retry timings, wake, and contact."""
 
-import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
-from synapse_federation_admin.storage.outcomes import Contact, ResetOutcome
+from synapse_federation_admin.storage.outcomes import ResetOutcome
 
 
 class ConnectionReset:
@@ -78,7 +76,7 @@ class ConnectionReset:
                     name,
                     failing_since_ts=destination.failure_ts,
                     delivered=destination.last_successful_stream_ordering,
-                    done=lambda contact: self._contacted(entry, contact),
+                    entry=entry,
                 )
         return ResetOutcome.RESET
 
@@ -103,12 +101,3 @@ class ConnectionReset:
         except Exception as e:
             await self._homeserver.run_db_interaction(desc, clear_txn)
             self._audit.log_unwritten(entry, e)
-
-    def _contacted(self, entry: AuditEntry, contact: Contact) -> None:
-        """Add to the audit what came of the contact."""
-        known = {**entry.details, "contact": shown_contact(contact)}
-        self._homeserver.run_in_background(
-            "federation_admin_audit",
-            self._audit.add_details,
-            attr.evolve(entry, details=known),
-        )
