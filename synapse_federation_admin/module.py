@@ -174,7 +174,6 @@ def _wire_audit(config: FederationAdminConfig, s: "Services") -> Iterable[Start]
         s.homeserver,
         s.tables,
         s.audit,
-        s.runs,
         keep_for_ms=config.audit_keep_for_ms,
         outages_keep_for_ms=config.outages_keep_for_ms,
     )

@@ -34,7 +34,7 @@ OWNERS = {
     "schema": "storage/schema.py",
     "audit": "storage/audit.py",
     "runs": "storage/runs.py",
-    "run_queue": "storage/runs.py",
+    "run_queue": "storage/run_queue.py",
     "failures": "storage/failures.py",
     "successes": "storage/successes.py",
     "outages": "storage/outages.py",

@@ -7,6 +7,8 @@ from unittest import mock
 import pytest
 from run_case import RunsTestCase
 
+from synapse_federation_admin.storage.run_queue import Job
+
 HOUR_MS = 3_600_000
 
 
@@ -79,11 +81,11 @@ class CapBackoffTestCase(RunsTestCase):
         """What is not longer any more when its turn comes stays as it is."""
         with mock.patch.object(type(self.runner), "_begin"):
             run_id = self.begin("cap_backoff", max_retry_interval_ms=2 * HOUR_MS)
-        runs, runner = self.runner._runs, "test"
-        run = self.get_success(runs.take(run_id, runner))
-        assert run is not None
-        rows = self.runner._actions["cap_backoff"].rows_of(run, list(self.intervals))
-        self.get_success(runs.add(run_id, runner, rows, "longest.example"))
+        job = self.get_success(Job.take(self.runner._runs, run_id))
+        assert job is not None
+        action = self.runner._actions["cap_backoff"]
+        rows = self.runner._rows(job.run, action, list(self.intervals))
+        self.get_success(job.add(rows, "longest.example"))
         self.add_destination("longest.example", 0, 0, None)
         self.runner._woken()
         self.wait(1)

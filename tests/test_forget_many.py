@@ -11,6 +11,7 @@ from test_forget import DAY_MS, DEAD, NOW_DAYS, ForgetTestCase
 
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import forget, forget_many
+from synapse_federation_admin.storage.run_queue import Job
 
 pytestmark = pytest.mark.database
 
@@ -166,9 +167,9 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
             self.dead[0]: (0, 0, None, 9),
             self.dead[1]: (NOW_MS, 2 * DAY_MS, NOW_MS, 9),
         }
-        take = type(self.runner._runs).prepared
+        prepared = Job.prepared
 
-        async def recover(runs: Any, *args: Any) -> bool:
+        async def recover(job: Job) -> bool:
             while changes:
                 name, (last, interval, since, delivered) = changes.popitem()
                 await self.store.db_pool.simple_update(
@@ -182,9 +183,9 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
                     },
                     "test",
                 )
-            return await take(runs, *args)  # type: ignore[no-any-return]
+            return await prepared(job)
 
-        with mock.patch.object(type(self.runner._runs), "prepared", recover):
+        with mock.patch.object(Job, "prepared", recover):
             run = self.forget_all()
         self.assertEqual(
             run["outcomes"], {"forgotten": 4, "refused": 1, "no_longer_failing": 2}

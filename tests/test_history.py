@@ -17,7 +17,6 @@ from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
 V2 = "/_synapse/admin/v2/federation"
@@ -355,7 +354,6 @@ class OutagesTest(HistoryTestCase):
             homeserver,
             tables,
             audit,
-            RunStore(homeserver, tables, audit),
             keep_for_ms=DAY,
             outages_keep_for_ms=90 * DAY,
         )

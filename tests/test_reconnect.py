@@ -340,9 +340,7 @@ class ManyAskersTestCase(ReconnectTestCase):
 class ToldTestCase(ReconnectTestCase):
     def test_told(self) -> None:
         """Told are the processes of the configuration; who is not is named, and why."""
-        told = mock.patch.object(
-            self.hs.get_replication_command_handler(), "send_remote_server_up"
-        )
+        told = mock.patch.object(self.store, "send_invalidation_to_replication")
         others = mock.patch.object(Homeserver, "has_other_processes", True)
         names = mock.patch.object(Homeserver, "other_instances", ["sender1"])
         for connected, expected, not_told in (
@@ -353,7 +351,7 @@ class ToldTestCase(ReconnectTestCase):
             with told as sent, others, names, reached:
                 channel = self.reconnect()
                 self.answer()
-                sent.assert_called_with(NAME)
+                self.assertEqual(sent.call_args.args[1], (NAME,))
             body = channel.json_body
             self.assertEqual(body["told"], expected)
             self.assertEqual(body["not_told"], not_told)

@@ -121,14 +121,14 @@ class FollowUpTestCase(ContactTestCase):
                 getattr(self, what)(*([int(number)] if number else []))
 
     @parameterized.expand(STORIES.items())
-    def test_story(self, _proves: str, story: str) -> None:
+    def test_story(self, proves: str, story: str) -> None:
         """The row, and what Synapse knows of it, are as the story says."""
         events, _, end = story.partition("->")
         self.reset()
         self.tell(events)
         *row, contacts = (None if word == "-" else int(word) for word in end.split())
         last_ts, _, failure_ts, delivered = self.row(NAME)
-        self.assertEqual([last_ts or None, failure_ts, delivered], row)
+        self.assertEqual([last_ts or None, failure_ts, delivered], row, proves)
         timings = self.store.get_destination_retry_timings(NAME)
         self.assertEqual(
             getattr(self.get_success(timings), "failure_ts", None), failure_ts
@@ -256,7 +256,7 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertEqual(self.started("federation_admin_follow_up"), 1)
 
     def test_others_get_their_turn(self) -> None:
-        """A contact that is cancelled, or that a database error ends, strands nobody."""
+        """A contact that is cancelled, or ended by a database error, strands nobody."""
         self.fill()
         waiting = ["a.example", "b.example", "c.example"]
         for name in waiting:

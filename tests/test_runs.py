@@ -15,7 +15,7 @@ from run_case import RUNS, RunsTestCase
 from twisted.internet import error
 
 from synapse_federation_admin.repair import cap_backoff, forget_many, runner
-from synapse_federation_admin.storage.runs import RunStore
+from synapse_federation_admin.storage.run_queue import Job
 
 NAMES = [f"host{number:03}.example" for number in range(30)]
 FILTER = {"destination": "host"}
@@ -213,18 +213,18 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
     @parameterized.expand(EVERY_ACTION)
     def test_prepared_in_pieces(self, action: str) -> None:
         """A run that is ended while it is prepared finds the rest, and none twice."""
-        add = RunStore.add
+        add = Job.add
         calls = []
 
-        async def add_some(store: RunStore, *args: Any) -> Any:
+        async def add_some(job: Job, *args: Any) -> Any:
             calls.append(args)
             if len(calls) == 3:
                 raise self.database_away
-            return await add(store, *args)
+            return await add(job, *args)
 
         with (
             mock.patch.object(runner, "_PREPARED_AT_ONCE", 10),
-            mock.patch.object(RunStore, "add", add_some),
+            mock.patch.object(Job, "add", add_some),
         ):
             run_id = self.make(action)
             self.wait(12)
@@ -237,19 +237,19 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
 
         A commit of which it did not hear is not counted twice.
         """
-        record = RunStore.record
+        record = Job.record
         calls = []
 
-        async def fail_after_commit(store: RunStore, *args: Any) -> bool:
+        async def fail_after_commit(job: Job, *args: Any) -> bool:
             calls.append(args)
-            found = await record(store, *args)
+            found = await record(job, *args)
             if len(calls) in (2, 3, 4, 5, 6, 7, 9):
                 raise self.database_away
             return found
 
         with (
             ten_per_second(),
-            mock.patch.object(RunStore, "record", fail_after_commit),
+            mock.patch.object(Job, "record", fail_after_commit),
         ):
             run_id = self.make(action)
             self.wait(40)
@@ -279,12 +279,12 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         [
             (action, method)
             for action in ACTIONS
-            for method in ("add", "record", "complete")
+            for method in ("take", "add", "record", "complete")
         ]
     )
     def test_fails(self, action: str, method: str) -> None:
         """A bug is not tried again for ever: the run fails, and says why."""
-        broken = mock.patch.object(RunStore, method, side_effect=TypeError("a bug"))
+        broken = mock.patch.object(Job, method, side_effect=TypeError("a bug"))
         with broken as called, self.assertLogs(runner.__name__, "ERROR") as logged:
             run_id = self.make(action)
             self.wait(20)

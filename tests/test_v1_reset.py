@@ -9,8 +9,6 @@ from parameterized import parameterized
 
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.retry_timings import RetryTimings
-from synapse_federation_admin.repair.wake import Wake
 
 
 @pytest.mark.database
@@ -151,62 +149,40 @@ class AnswersTestCase(ResetTestCase):
     def test_clears_before_it_wakes(self) -> None:
         """First the row is cleared, then this process is woken, then the others are.
 
-        The others more than once: their caches learn of it a moment later. Without
+        They are told of it behind the change of their caches, in one stream. Without
         other processes nobody else is told.
         """
-        calls: list[str] = []
-        clear = RetryTimings.clear_txn
-
-        def cleared(homeserver: RetryTimings, txn: object, name: str) -> None:
-            clear(homeserver, txn, name)
-            calls.append("cleared")
-
         for others in (True, False):
-            calls.clear()
             self.add_destination(NAME, *FAILING)
+            woken: list[tuple[str, int]] = []
             with (
-                mock.patch.object(RetryTimings, "clear_txn", cleared),
+                mock.patch.object(Homeserver, "has_other_processes", others),
                 mock.patch.object(
                     self.hs.get_notifier(),
                     "notify_remote_server_up",
-                    side_effect=lambda name: calls.append(f"woken {name}"),
+                    lambda name, woken=woken: woken.append((name, self.row()[0])),
                 ),
                 mock.patch.object(
-                    self.hs.get_replication_command_handler(),
-                    "send_remote_server_up",
-                    side_effect=lambda name: calls.append(f"told {name}"),
-                ),
-                mock.patch.object(Homeserver, "has_other_processes", others),
+                    self.store,
+                    "_send_invalidation_to_replication",
+                    autospec=True,
+                    side_effect=self.store._send_invalidation_to_replication,
+                ) as told,
             ):
                 self.reset()
-                self.pump(0.3)
-            self.assertEqual(calls[:2], ["cleared", f"woken {NAME}"])
-            self.assertEqual(calls[2:], [f"told {NAME}"] * (5 if others else 0))
+            self.assertEqual(woken, [(NAME, 0)])
+            found = [call.args[1:] for call in told.call_args_list]
+            cache, key = "get_destination_retry_timings", (NAME,)
+            self.assertEqual(found[0], (cache, key))
+            signal = "synapse_federation_admin.homeserver.signal.wake"
+            self.assertEqual(found[1:], [(signal, key)] if others else [])
 
-    def test_wakes_again(self) -> None:
-        """The others are told five times in 15 s, which costs ten retries five."""
-        homeserver = Homeserver(self.hs.get_module_api())
-        told: list[tuple[str, int]] = []
-        started_ts = homeserver.now_ms()
-        with (
-            mock.patch.object(Homeserver, "has_other_processes", True),
-            mock.patch.object(
-                Homeserver,
-                "wake_elsewhere",
-                lambda self, name: told.append((name, self.now_ms() - started_ts)),
-            ),
-        ):
-            wake = Wake(homeserver)
-            wake.everywhere("a.example")
-            self.reactor.advance(0.025)
-            wake.everywhere("b.example")
-            self.pump(0.3)
-            for name, first in (("a.example", 0), ("b.example", 25)):
-                times = [at for called, at in told if called == name]
-                self.assertEqual(len(times), 5)
-                for at, after in zip(times, (0, 50, 250, 1000, 15_000), strict=True):
-                    self.assertLess(abs(at - first - after), 601)
-
-            wake.everywhere("a.example")
-            self.pump(0.3)
-        self.assertEqual(len(told), 15)
+    def test_is_woken(self) -> None:
+        """Who is told by another process of the homeserver wakes its own sender."""
+        with mock.patch.object(
+            self.hs.get_notifier(), "notify_remote_server_up"
+        ) as woken:
+            self.store._attempt_to_invalidate_cache(
+                "synapse_federation_admin.homeserver.signal.wake", ("a", "b")
+            )
+        self.assertEqual(woken.call_args_list, [mock.call("a"), mock.call("b")])

@@ -27,7 +27,6 @@ from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.reconnect_many import (
     ReconnectMany,
-    ReconnectOptions,
     SortedNames,
 )
 from synapse_federation_admin.storage.run_values import RunOrder
@@ -84,7 +83,6 @@ class ReconnectManyServlet(AdminServlet):
         body = self.POST.parse(request)
         wanted = _wanted(body)
         per_second = _per_second(body, services.bulk_max_per_second)
-        options = ReconnectOptions(per_second=per_second, timeout_ms=body.timeout_ms)
         names: Sequence[str] = ()
         ignored = None
         if wanted is None:
@@ -105,7 +103,7 @@ class ReconnectManyServlet(AdminServlet):
         order = RunOrder(
             ReconnectMany.name,
             criteria.shown(wanted) if wanted else criteria.listed(len(names)),
-            options.shown(),
+            {"per_second": per_second, "timeout_ms": body.timeout_ms},
             names,
             actor(requester),
             body.reason or None,

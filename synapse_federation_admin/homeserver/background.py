@@ -114,12 +114,14 @@ class Background(Process, Database):
 
         again(first_after_ms)
 
-    def signal(self, name: str, received: Callable[[], None]) -> Send:
+    def signal(self, name: str, received: Callable[..., None]) -> Send:
         """Make a signal to all processes of the homeserver; in each of them, at start.
 
         Args:
             name: Its name, which no other signal has.
-            received: Called when a process sends it: in all of them.
+            received: Called when a process sends it, with the texts that it sends: in
+                this one at once, in the others after they have been told of what it has
+                changed before in Synapse's caches.
 
         Returns:
             What sends it. Raises what the database raises.
@@ -127,11 +129,11 @@ class Background(Process, Database):
         signal = Signal(name, received)
         self._api.register_cached_function(signal)  # type: ignore[arg-type]
 
-        async def send() -> None:
+        async def send(*texts: str) -> None:
             if self.has_other_processes:
-                await self._api.invalidate_cache(signal, ())  # type: ignore[arg-type]
+                await self._api.invalidate_cache(signal, texts)  # type: ignore[arg-type]
             else:
-                received()
+                received(*texts)
 
         return send
 

@@ -79,10 +79,6 @@ class Process(Synapse):
         """Have this process try a destination now, if it sends to it."""
         self._hs.get_notifier().notify_remote_server_up(destination)
 
-    def wake_elsewhere(self, destination: str) -> None:
-        """Have every other process try a destination now, if it sends to it."""
-        self._hs.get_replication_command_handler().send_remote_server_up(destination)
-
     # -- server names ----------------------------------------------------------------
 
     @staticmethod

@@ -13,20 +13,20 @@ class Signal:
     (`ModuleApi.register_cached_function`, `ModuleApi.invalidate_cache`).
     """
 
-    def __init__(self, name: str, received: Callable[[], None]) -> None:
+    def __init__(self, name: str, received: Callable[..., None]) -> None:
         # By these two every process knows it.
         self.__module__ = __name__
         self.__name__ = name
         self._received = received
 
-    def invalidate(self, key: tuple[Any, ...]) -> None:  # noqa: ARG002
+    def invalidate(self, key: tuple[Any, ...]) -> None:
         """Receive it. Only Synapse calls this."""
-        self._received()
+        self._received(*key)
 
     def invalidate_all(self) -> None:
         """Receive it. Only Synapse calls this."""
         self._received()
 
 
-# Sends a signal to every process, this one among them.
-Send = Callable[[], Awaitable[None]]
+# Sends a signal to every process, this one among them, with what is to be received.
+Send = Callable[..., Awaitable[None]]

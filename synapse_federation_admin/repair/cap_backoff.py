@@ -7,13 +7,13 @@ from then on; it does not touch those that are stored already.
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import ClassVar
 
 import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.runner import Job
+from synapse_federation_admin.repair.runner import Action
+from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Run, RunResult
 from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
@@ -25,6 +25,9 @@ _PAUSE_MS = 5
 
 _SAMPLE = 10
 
+# Of the table `destinations`, with one parameter.
+_LONGER = f"{FAILING} AND retry_interval > ?"
+
 
 class CapOutcome(Enum):
     """The outcomes of a destination in a run that caps backoffs."""
@@ -35,11 +38,11 @@ class CapOutcome(Enum):
     UNCHANGED = "unchanged"
 
 
-class CapBackoff:
+class CapBackoff(Action):
     """The action `cap_backoff`."""
 
-    name: ClassVar[str] = "cap_backoff"
-    outcomes: ClassVar[Sequence[str]] = tuple(o.value for o in CapOutcome)
+    name = "cap_backoff"
+    outcomes = tuple(outcome.value for outcome in CapOutcome)
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
@@ -48,7 +51,7 @@ class CapBackoff:
         """Return how many destinations have a longer backoff, and some of them."""
 
         def preview_txn(txn: LoggingTransaction) -> tuple[int, list[str]]:
-            longer = f"FROM destinations WHERE {FAILING} AND retry_interval > ?"
+            longer = f"FROM destinations WHERE {_LONGER}"
             args = (max_retry_interval_ms,)
             txn.execute(f"SELECT COUNT(*) {longer}", args)
             ((count,),) = txn.fetchall()
@@ -62,14 +65,9 @@ class CapBackoff:
             "federation_admin_cap_backoff", preview_txn
         )
 
-    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:
-        """Select those whose backoff is longer; see `Action.rows_of`."""
-        longer = self._longer(names, _longest_ms(run))
-        return Sql(
-            "SELECT 0 AS priority, destination, 1 AS was_failing "  # noqa: S608
-            f"FROM destinations WHERE {longer.text}",
-            longer.args,
-        )
+    def condition(self, run: Run) -> Sql:
+        """Queue those whose backoff is longer."""
+        return Sql(_LONGER, (_longest_ms(run),))
 
     async def work(self, job: Job) -> None:
         """Shorten the backoffs of what is in the queue; see `Action.work`."""
@@ -94,19 +92,21 @@ class CapBackoff:
     def _cap_txn(
         self, txn: LoggingTransaction, longest_ms: int, results: Sequence[RunResult]
     ) -> Sequence[RunResult]:
-        longer = self._longer([result.destination for result in results], longest_ms)
+        names = [result.destination for result in results]
+        these = any_of("destination", names, self._homeserver.is_postgres)
+        which, args = f"{these.text} AND {_LONGER}", (*these.args, longest_ms)
         lock = "ORDER BY destination FOR UPDATE" if self._homeserver.is_postgres else ""
         txn.execute(
             "SELECT destination, retry_interval FROM destinations "  # noqa: S608
-            f"WHERE {longer.text} {lock}",
-            longer.args,
+            f"WHERE {which} {lock}",
+            args,
         )
         before = dict(txn.fetchall())
         if not before:
             return results
         txn.execute(
-            f"UPDATE destinations SET retry_interval = ? WHERE {longer.text}",  # noqa: S608
-            (longest_ms, *longer.args),
+            f"UPDATE destinations SET retry_interval = ? WHERE {which}",  # noqa: S608
+            (longest_ms, *args),
         )
         self._homeserver.retry_timings.invalidate_txn(txn, list(before))
         return [
@@ -119,14 +119,6 @@ class CapBackoff:
             else result
             for result in results
         ]
-
-    def _longer(self, names: Sequence[str], longest_ms: int) -> Sql:
-        """Return the condition that it is one of some, with a longer backoff."""
-        wanted = any_of("destination", names, self._homeserver.is_postgres)
-        return Sql(
-            f"{wanted.text} AND {FAILING} AND retry_interval > ?",
-            (*wanted.args, longest_ms),
-        )
 
 
 def _longest_ms(run: Run) -> int:

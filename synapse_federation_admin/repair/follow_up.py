@@ -215,9 +215,9 @@ class FollowUp:
             f"failed: {message_of(failure)}" if failure else "succeeded",
         )
         if name not in self._queue:
-            self._contacted(name, contact)
+            await self._contacted(name, contact)
 
-    def _contacted(self, name: str, contact: Contact) -> None:
+    async def _contacted(self, name: str, contact: Contact) -> None:
         answered = contact.failure is None
         followed = self._followed.get(name)
         if followed is not None:
@@ -242,7 +242,7 @@ class FollowUp:
             )
         if answered:
             # Those who were woken at the reset may still have believed in the backoff.
-            self._wake.everywhere(name)
+            await self._wake.everywhere([name])
 
     def _is_busy(self, name: str) -> bool:
         """Tell whether a destination waits for a contact, or is being contacted."""

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from enum import Enum
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -23,9 +23,9 @@ from synapse_federation_admin.repair.forget import (
     audit_details,
     refusal,
 )
-from synapse_federation_admin.repair.runner import Job
+from synapse_federation_admin.repair.runner import Action
+from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
-from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 T = TypeVar("T")
 
@@ -78,11 +78,11 @@ class ForgetPreview:
     refused_sample: tuple[tuple[str, int], ...] = ()
 
 
-class ForgetMany:
+class ForgetMany(Action):
     """The action `forget`."""
 
-    name: ClassVar[str] = "forget"
-    outcomes: ClassVar[Sequence[str]] = tuple(o.value for o in ForgetOutcome)
+    name = "forget"
+    outcomes = tuple(outcome.value for outcome in ForgetOutcome)
 
     def __init__(
         self,
@@ -129,16 +129,6 @@ class ForgetMany:
             waiting=waiting,
             sample=(*total.sample, *gone[:_SAMPLE])[:_SAMPLE],
             refused_sample=(*total.refused_sample, *sorted(shared.items()))[:_SAMPLE],
-        )
-
-    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:  # noqa: ARG002
-        """Select all of them; see `Action.rows_of`."""
-        wanted = any_of("destination", names, self._homeserver.is_postgres)
-        return Sql(
-            "SELECT 0 AS priority, destination, "  # noqa: S608
-            f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
-            f"FROM destinations WHERE {wanted.text}",
-            wanted.args,
         )
 
     async def work(self, job: Job) -> None:

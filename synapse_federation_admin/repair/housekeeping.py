@@ -12,7 +12,13 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import addresses, failures, outages, successes
+from synapse_federation_admin.storage import (
+    addresses,
+    failures,
+    outages,
+    run_queue,
+    successes,
+)
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
@@ -42,7 +48,6 @@ class Housekeeping:
         homeserver: Homeserver,
         tables: Tables,
         audit: Audit,
-        runs: RunStore,
         *,
         keep_for_ms: int,
         outages_keep_for_ms: int,
@@ -50,14 +55,14 @@ class Housekeeping:
         self._homeserver = homeserver
         self._tables = tables
         self._audit = audit
-        self._runs = runs
         self._keep_for_ms = keep_for_ms
         self._outages_keep_for_ms = outages_keep_for_ms
 
     def start(self) -> None:
         """Make an end of what this process has left, and begin to prune."""
         self._homeserver.run_in_background(
-            "federation_admin_housekeeping", self._keep_house
+            "federation_admin_housekeeping",
+            *(self.interrupt_own, self._homeserver.now_ms()),
         )
         if self._homeserver.runs_background_tasks:
             self._homeserver.every(
@@ -67,26 +72,27 @@ class Housekeeping:
                 first_after_ms=_FIRST_PRUNE_MS,
             )
 
-    async def interrupt_own(self, started_ts: int) -> bool:
+    async def interrupt_own(self, started_ts: int) -> None:
         """Make an end of what this process was doing when it ended, if it was.
 
         Args:
             started_ts: When it has started again.
-
-        Returns:
-            Whether that is over: it has worked, or never will.
         """
-        try:
-            await self._tables.run(
-                "federation_admin_housekeeping",
-                lambda txn: self._audit.interrupt_own_txn(txn, started_ts),
-            )
-        except CancelledError:
-            raise
-        except Exception as e:
-            logger.warning("Cannot use the module's own tables: %s", e)
-            return not self._homeserver.is_database_away(e)
-        return True
+        own = self._homeserver.instance_name
+        while True:
+            try:
+                return await self._tables.run(
+                    "federation_admin_housekeeping",
+                    lambda txn: self._audit.interrupt_txn(txn, started_ts, own),
+                )
+            except CancelledError:
+                raise
+            except Exception as e:
+                logger.warning("Cannot use the module's own tables: %s", e)
+                if not self._homeserver.is_database_away(e):
+                    # It never will be better.
+                    return None
+            await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
 
     async def prune(self) -> None:
         """Delete what has been kept for long enough, in small pieces.
@@ -96,11 +102,12 @@ class Housekeeping:
         now_ts = self._homeserver.now_ms()
         await self._tables.run(
             "federation_admin_housekeeping",
-            lambda txn: self._audit.interrupt_old_txn(txn, now_ts - _DAY_MS),
+            lambda txn: self._audit.interrupt_txn(txn, now_ts - _DAY_MS),
         )
         for owner, keep_for_ms in (
             (self._audit, self._keep_for_ms),
-            (self._runs, self._keep_for_ms),
+            (RunStore, self._keep_for_ms),
+            (run_queue, 0),
             (failures, self._outages_keep_for_ms),
             (successes, self._outages_keep_for_ms),
             (outages, self._outages_keep_for_ms),
@@ -110,7 +117,7 @@ class Housekeeping:
 
     async def prune_runs(self) -> None:
         """Delete what ended runs have not done. Raises what the database raises."""
-        await self._prune(self._runs, 0)
+        await self._prune(run_queue, 0)
 
     async def _prune(self, owner: Any, before_ts: int) -> None:
         """Delete old rows of a table, as its owner does it, some at a time."""
@@ -120,8 +127,3 @@ class Housekeeping:
         deleted = _DELETED_AT_ONCE
         while deleted == _DELETED_AT_ONCE:
             deleted = await self._tables.run("federation_admin_prune", prune_txn)
-
-    async def _keep_house(self) -> None:
-        started_ts = self._homeserver.now_ms()
-        while not await self.interrupt_own(started_ts):
-            await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)

@@ -191,7 +191,7 @@ class Reconnect:
             return row
 
         after = await self._audit.run("federation_admin_reconnect", end_txn)
-        told = self._wake.everywhere(name) if connected else Told()
+        told = await self._wake.everywhere([name]) if connected else Told()
         return _Contacted(after, contact, told)
 
     def _ended(
@@ -222,7 +222,7 @@ class Reconnect:
         before, after = await self._audit.run("federation_admin_reconnect", force_txn)
         told = Told()
         if homeserver.is_server_name(name):
-            told = self._wake.everywhere(name)
+            told = await self._wake.everywhere([name])
             # It has failed since when it failed before, whatever comes of it now.
             self._follow_up.start(
                 name,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconnects many destinations: at a pace, and the most valuable first."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import ClassVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -13,10 +12,11 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import probe, shown_contact
 from synapse_federation_admin.repair.paced import PacedContacts
-from synapse_federation_admin.repair.runner import Job
+from synapse_federation_admin.repair.runner import Action
 from synapse_federation_admin.repair.wake import Wake
-from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
-from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
+from synapse_federation_admin.storage.run_queue import Job
+from synapse_federation_admin.storage.run_values import Queued, RunResult
+from synapse_federation_admin.storage.sql import FAILING, any_of
 
 # First what waits to be sent: messages to devices, without which others cannot read
 # what they are sent, then events, then changes of devices.
@@ -58,28 +58,6 @@ class RunOutcome(Enum):
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class ReconnectOptions:
-    """How to reconnect many destinations.
-
-    Attributes:
-        per_second: How many contacts to begin per second.
-        timeout_ms: How long a destination has to answer.
-    """
-
-    per_second: float
-    timeout_ms: int
-
-    def shown(self) -> dict[str, object]:
-        """Return them as the API shows them and the table keeps them."""
-        return {"per_second": self.per_second, "timeout_ms": self.timeout_ms}
-
-    @classmethod
-    def of(cls, shown: Mapping[str, object]) -> "ReconnectOptions":
-        """Return those that are kept."""
-        return cls(float(str(shown["per_second"])), int(str(shown["timeout_ms"])))
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
 class SortedNames:
     """The names of a list, each once, by whether they can be contacted.
 
@@ -94,11 +72,12 @@ class SortedNames:
     invalid: Sequence[str]
 
 
-class ReconnectMany:
+class ReconnectMany(Action):
     """The action `reconnect`."""
 
-    name: ClassVar[str] = "reconnect"
-    outcomes: ClassVar[Sequence[str]] = tuple(outcome.value for outcome in RunOutcome)
+    name = "reconnect"
+    outcomes = tuple(outcome.value for outcome in RunOutcome)
+    priority = _PRIORITY
 
     def __init__(
         self, homeserver: Homeserver, destinations: DestinationStore, wake: Wake
@@ -118,35 +97,23 @@ class ReconnectMany:
             invalid=sorted(set(names).difference(valid)),
         )
 
-    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:  # noqa: ARG002
-        """Select all of them; see `Action.rows_of`."""
-        wanted = any_of("d.destination", names, self._homeserver.is_postgres)
-        return Sql(
-            f"SELECT {_PRIORITY} AS priority, d.destination, "  # noqa: S608
-            f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
-            f"FROM destinations d WHERE {wanted.text}",
-            wanted.args,
-        )
-
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
-        options = ReconnectOptions.of(job.run.options)
+        timeout_ms = int(str(job.run.options["timeout_ms"]))
 
-        async def contact(name: str) -> RunResult:
-            return await self._contact(name, options.timeout_ms)
-
-        def recorded(result: RunResult) -> None:
-            if result.outcome == RunOutcome.CONNECTED.value:
-                self._wake.everywhere(result.destination)
+        async def record(results: Sequence[RunResult]) -> bool:
+            alive = await job.record(results, self._clear_txn)
+            if alive and (connected := _connected(results)):
+                await self._wake.everywhere(connected)
+            return alive
 
         await PacedContacts(
             self._homeserver,
             job,
-            per_second=options.per_second,
+            per_second=float(str(job.run.options["per_second"])),
             without_contact=self._without_contact,
-            contact=contact,
-            effect=self._clear_txn,
-            recorded=recorded,
+            contact=lambda name: self._contact(name, timeout_ms),
+            record=record,
         ).work()
 
     async def _without_contact(self, queued: Sequence[Queued]) -> list[RunResult]:
@@ -196,12 +163,7 @@ class ReconnectMany:
         self, txn: LoggingTransaction, results: Sequence[RunResult]
     ) -> Sequence[RunResult]:
         """Clear the retry timings of destinations that have answered."""
-        names = [
-            result.destination
-            for result in results
-            if result.outcome == RunOutcome.CONNECTED.value
-        ]
-        if names:
+        if names := _connected(results):
             wanted = any_of("destination", names, self._homeserver.is_postgres)
             txn.execute(
                 "SELECT destination FROM destinations "  # noqa: S608
@@ -211,3 +173,9 @@ class ReconnectMany:
             for (name,) in txn.fetchall():
                 self._homeserver.retry_timings.clear_txn(txn, name)
         return results
+
+
+def _connected(results: Sequence[RunResult]) -> list[str]:
+    """Return those of some destinations that have answered."""
+    connected = RunOutcome.CONNECTED.value
+    return [result.destination for result in results if result.outcome == connected]

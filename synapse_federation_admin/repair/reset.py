@@ -70,7 +70,6 @@ class ConnectionReset:
         # A row may bear a name that is no server's, from an event or a message that was
         # addressed to one. There is nobody to be woken or contacted.
         if self._homeserver.is_server_name(name):
-            self._wake.everywhere(name)
             if self._contacts:
                 self._follow_up.start(
                     name,
@@ -78,6 +77,7 @@ class ConnectionReset:
                     delivered=destination.last_successful_stream_ordering,
                     entry=entry,
                 )
+            await self._wake.everywhere([name])
         return ResetOutcome.RESET
 
     async def _clear(self, name: str, entry: AuditEntry) -> None:

@@ -4,14 +4,14 @@
 A run is a row in `federation_admin_runs`, with a queue. The process that runs
 background tasks works on it: it is woken by a signal when a run is made, and looks by
 itself once a minute. All that it has to know is in the database, so a run goes on
-wherever it was when its process ended (`synapse_federation_admin.storage.runs`).
+wherever it was when its process ended (`synapse_federation_admin.storage.run_queue`).
 """
 
 import logging
-import secrets
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 from twisted.internet.defer import CancelledError
 
@@ -25,16 +25,11 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_rows import whole_action
-from synapse_federation_admin.storage.run_values import (
-    Queued,
-    Run,
-    RunOrder,
-    RunResult,
-    RunStatus,
-)
-from synapse_federation_admin.storage.runs import Effect, RunStore
-from synapse_federation_admin.storage.sql import MAX_NAME, Sql
+from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
+from synapse_federation_admin.storage.runs import RunStore
+from synapse_federation_admin.storage.sql import FAILING, MAX_NAME, Sql, any_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,85 +49,35 @@ _FIRST_LOOK_MS = 1000
 _LOOK_EVERY_MS = 60_000
 
 
-class Action(Protocol):
+class Action(ABC):
     """What can be done to each of many destinations.
 
     Attributes:
         name: Its name in the API, in the audit and in `federation_admin_runs`.
         outcomes: The outcomes that a destination can have.
+        priority: The SQL expression of a destination's priority in the queue, of the
+            columns of `destinations AS d`: the smallest comes first.
     """
 
     name: ClassVar[str]
     outcomes: ClassVar[Sequence[str]]
+    priority: ClassVar[str] = "0"
 
-    def rows_of(self, run: Run, names: Sequence[str]) -> Sql:
-        """Select what goes into the queue of the destinations that a run is for.
+    def condition(self, run: Run) -> Sql:  # noqa: ARG002
+        """Return what, beside its criteria, a run queues destinations by."""
+        return Sql("1 = 1")
 
-        Args:
-            run: The run.
-            names: Some of the destinations.
-
-        Returns:
-            A SELECT of the columns priority, destination and was_failing (0 or 1).
-        """
-        ...
-
-    async def work(self, job: "Job") -> None:
+    @abstractmethod
+    async def work(self, job: Job) -> None:
         """Do what is in the queue, from its start; return when nothing is left.
 
-        Or when the job is not alive any more. Whatever it raises, it is called again.
+        Or when the run is not to be worked on any more. Whatever it raises, it is
+        called again.
         """
-        ...
 
 
 class RunFailedError(Exception):
     """Something has failed again and again, and not because the database is away."""
-
-
-class Job:
-    """A run, for the action that works on it.
-
-    Attributes:
-        run: The run, as it was when it was taken.
-        alive: Whether it is still to be worked on, as far as that is known.
-    """
-
-    def __init__(
-        self, homeserver: Homeserver, runs: RunStore, run: Run, runner: str
-    ) -> None:
-        self.run = run
-        self.alive = True
-        self._homeserver = homeserver
-        self._runs = runs
-        self._runner = runner
-
-    async def next(self, after: tuple[int, str] | None, limit: int) -> list[Queued]:
-        """Return what comes next in the queue, after a position in it."""
-        return await self._persist(
-            lambda: self._runs.next(self.run.run_id, after, limit)
-        )
-
-    async def record(
-        self,
-        results: Sequence[RunResult],
-        effect: Effect = lambda _, results: results,
-        rate: float | None = None,
-    ) -> bool:
-        """Write results, and their effect; see `RunStore.record`."""
-        self.alive = await self._persist(
-            lambda: self._runs.record(self.run, self._runner, results, effect, rate)
-        )
-        return self.alive
-
-    async def look(self) -> bool:
-        """Look whether it is still to be worked on."""
-        self.alive = await self._persist(
-            lambda: self._runs.is_alive(self.run.run_id, self._runner)
-        )
-        return self.alive
-
-    async def _persist(self, func: Callable[[], Awaitable[T]]) -> T:
-        return await persist(self._homeserver, func)
 
 
 async def persist(homeserver: Homeserver, func: Callable[[], Awaitable[T]]) -> T:
@@ -247,53 +192,55 @@ class Runner:
         self, run_id: str, action: Action, wanted: DestinationFilter | None
     ) -> None:
         """Work on a run to its end."""
-        runner = secrets.token_hex(8)
         try:
             logger.info("Working on run %s (%s)", run_id, action.name)
             try:
                 await persist(
-                    self._homeserver,
-                    lambda: self._work_on(run_id, runner, action, wanted),
+                    self._homeserver, lambda: self._work_on(run_id, action, wanted)
                 )
             except RunFailedError as e:
                 logger.error("Run %s has failed: %s", run_id, e)
                 # If even that fails, nobody here tries again.
                 self._left.add(run_id)
-                await persist(
-                    self._homeserver,
-                    lambda e=e: self._runs.fail(run_id, runner, str(e)[:500]),  # type: ignore[misc]
-                )
+                error = str(e)[:500]
+                await persist(self._homeserver, lambda: self._runs.fail(run_id, error))
             await persist(self._homeserver, self._housekeeping.prune_runs)
         finally:
             self._working.discard(run_id)
 
     async def _work_on(
-        self,
-        run_id: str,
-        runner: str,
-        action: Action,
-        wanted: DestinationFilter | None,
+        self, run_id: str, action: Action, wanted: DestinationFilter | None
     ) -> None:
         """Work on a run, from wherever it is."""
-        run = await self._runs.take(run_id, runner)
-        if run is None:
+        job = await Job.take(self._runs, run_id)
+        if job is None:
             return
-        if run.status == RunStatus.PREPARING.value:
-            async with aclosing(self._names(run, wanted)) as pieces:
+        if job.run.status == RunStatus.PREPARING.value:
+            async with aclosing(self._names(job.run, wanted)) as pieces:
                 async for names, prepared_to in pieces:
                     # Longer ones are no server's, and do not fit into the index.
                     names = [name for name in names if len(name) <= MAX_NAME]
-                    rows = action.rows_of(run, names)
-                    if not await self._runs.add(run_id, runner, rows, prepared_to):
+                    rows = self._rows(job.run, action, names)
+                    if not await job.add(rows, prepared_to):
                         return
-            if not await self._runs.prepared(run_id, runner):
+            if not await job.prepared():
                 return
-        job = Job(self._homeserver, self._runs, run, runner)
         await action.work(job)
-        while job.alive and not await self._runs.complete(run_id, runner):
+        while job.alive and not await job.complete():
             # Something has gone wrong with some of them: they are still in the queue.
             await self._homeserver.sleep_ms(_LONGEST_RETRY_MS)
             await action.work(job)
+
+    def _rows(self, run: Run, action: Action, names: Sequence[str]) -> Sql:
+        """Select what goes into the queue of some destinations that a run is for."""
+        these = any_of("d.destination", names, self._homeserver.is_postgres)
+        condition = action.condition(run)
+        return Sql(
+            f"SELECT {action.priority} AS priority, d.destination, "  # noqa: S608
+            f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
+            f"FROM destinations AS d WHERE {these.text} AND {condition.text}",
+            (*these.args, *condition.args),
+        )
 
     async def _names(
         self, run: Run, wanted: DestinationFilter | None

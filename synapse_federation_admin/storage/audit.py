@@ -5,6 +5,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import attr
@@ -26,7 +27,13 @@ from synapse_federation_admin.storage.audit_entry import (
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import MAX_NAME, Sql, delete_some
+from synapse_federation_admin.storage.sql import (
+    MAX_NAME,
+    Sql,
+    delete_some,
+    marks,
+    where,
+)
 
 T = TypeVar("T")
 
@@ -38,9 +45,10 @@ ENTRIES = (
 )
 
 _COLUMNS = (
-    "entry_id, ts, action, destination, user_id, puppeted_by, instance, outcome, "
-    "reason, run_id, ended_ts, details"
+    *("entry_id", "ts", "action", "destination", "user_id", "puppeted_by"),
+    *("instance", "outcome", "reason", "run_id", "ended_ts", "details"),
 )
+_SELECTED = ", ".join(_COLUMNS)
 
 # How many entries one transaction looks at.
 _WINDOW = 5000
@@ -74,7 +82,7 @@ AuditPosition = tuple[int, str]
 class Audit:
     """Writes and reads the audit.
 
-    A method whose name ends in `_txn` is to be called in a transaction, after `ready`.
+    A method whose name ends in `_txn` is to be called in a transaction of `run`.
     An entry is in the log when it has ended, once its transaction is committed.
     """
 
@@ -84,10 +92,6 @@ class Audit:
         for action, outcomes in OUTCOMES.items():
             for outcome in outcomes:
                 homeserver.metrics(REPAIRS, action.value, outcome)
-
-    async def ready(self) -> None:
-        """Return when the table is there. Raises what the database raises."""
-        await self._tables.ready()
 
     async def run(self, desc: str, func: Callable[[LoggingTransaction], T]) -> T:
         """Run a function that calls methods of this one in a transaction.
@@ -149,8 +153,8 @@ class Audit:
         """Write new entries."""
         entries = list(entries)
         txn.execute_batch(
-            f"INSERT INTO federation_admin_audit ({_COLUMNS}) "  # noqa: S608
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO federation_admin_audit ({_SELECTED}) "  # noqa: S608
+            f"VALUES ({marks(_COLUMNS)})",
             [_to_row(entry) for entry in entries],
         )
         txn.call_after(self._log_and_count, entries)
@@ -192,15 +196,13 @@ class Audit:
             "federation_admin_audit", lambda txn: self.end_txn(txn, [entry])
         )
 
-    async def end_as_failed(
-        self, entry: AuditEntry, details: Mapping[str, object] | None = None
-    ) -> None:
+    async def end_as_failed(self, entry: AuditEntry) -> None:
         """Write that something has gone wrong, if that can be written.
 
         For where an exception is on its way, which shall not be hidden by another.
         """
         try:
-            await self.end(self.ended(entry, AUDIT_FAILED, details))
+            await self.end(self.ended(entry, AUDIT_FAILED))
         except CancelledError:
             # Synapse is shutting down.
             raise
@@ -227,16 +229,19 @@ class Audit:
         except Exception as e:
             self.log_unwritten(entry, e)
 
-    def interrupt_own_txn(self, txn: LoggingTransaction, started_ts: int) -> None:
-        """End what this process was doing when it ended, before it started again."""
-        own = (self._homeserver.instance_name, started_ts)
-        self._interrupt_txn(txn, Sql("instance = ? AND ts < ?", own))
+    def interrupt_txn(
+        self, txn: LoggingTransaction, before_ts: int, instance: str | None = None
+    ) -> None:
+        """End what began before a time and has not ended: its process has since.
 
-    def interrupt_old_txn(self, txn: LoggingTransaction, before_ts: int) -> None:
-        """End what began before a time, and whose process must have ended since."""
-        self._interrupt_txn(txn, Sql("ts < ?", (before_ts,)))
-
-    def _interrupt_txn(self, txn: LoggingTransaction, which: Sql) -> None:
+        Args:
+            txn: The transaction.
+            before_ts: The time, in ms since the epoch.
+            instance: The process; None for any.
+        """
+        which = Sql("ts < ?", (before_ts,))
+        if instance is not None:
+            which = Sql("ts < ? AND instance = ?", (before_ts, instance))
         # The literal is that of the index. A run as a whole goes on; what was entered
         # with its own ID as that of a run, in version 2 of the tables, does not.
         txn.execute(
@@ -271,14 +276,13 @@ class Audit:
         found: list[AuditEntry] = []
         begin, is_more = after, True
         while is_more and len(found) < limit:
-
-            def read_txn(
-                txn: LoggingTransaction,
-                begin: AuditPosition | None = begin,
-                most: int = limit - len(found),
-            ) -> tuple[list[AuditEntry], AuditPosition | None]:
-                return _read_window(txn, wanted, begin, most, oldest_first)
-
+            read_txn = partial(
+                _read_window,
+                wanted=wanted,
+                after=begin,
+                limit=limit - len(found),
+                oldest_first=oldest_first,
+            )
             entries, begin = await self._tables.run(
                 "federation_admin_read_audit", read_txn
             )
@@ -300,94 +304,70 @@ def _read_window(
         The entries, and where the next ones begin; None if there are no more, or if
         these are as many as were asked for.
     """
-    beyond, order = (">", "ASC") if oldest_first else ("<", "DESC")
-    upto = {">": "<=", "<": ">="}[beyond]
+    beyond, up_to, order = (">", "<=", "ASC") if oldest_first else ("<", ">=", "DESC")
+    ordered = f"ORDER BY ts {order}, entry_id {order} LIMIT"
     indexed, others = _conditions(wanted)
     if after is not None:
-        indexed.append((f"(ts, entry_id) {beyond} (?, ?)", after))
+        indexed.append(Sql(f"(ts, entry_id) {beyond} (?, ?)", after))
     end: AuditPosition | None = None
     if others:
-        where, args = _where(indexed)
+        which = where(indexed)
         txn.execute(
-            f"SELECT ts, entry_id FROM federation_admin_audit {where} "  # noqa: S608
-            f"ORDER BY ts {order}, entry_id {order} LIMIT 1 OFFSET ?",
-            (*args, _WINDOW - 1),
+            f"SELECT ts, entry_id FROM federation_admin_audit {which.text} "  # noqa: S608
+            f"{ordered} 1 OFFSET ?",
+            (*which.args, _WINDOW - 1),
         )
-        row = txn.fetchone()
-        if row is not None:
-            end = (int(row[0]), str(row[1]))
-            indexed.append((f"(ts, entry_id) {upto} (?, ?)", end))
-    where, args = _where([*indexed, *others])
+        for ts, entry_id in txn.fetchall():
+            end = (ts, entry_id)
+            indexed.append(Sql(f"(ts, entry_id) {up_to} (?, ?)", end))
+    which = where([*indexed, *others])
     txn.execute(
-        f"SELECT {_COLUMNS} FROM federation_admin_audit {where} "  # noqa: S608
-        f"ORDER BY ts {order}, entry_id {order} LIMIT ?",
-        (*args, limit),
+        f"SELECT {_SELECTED} FROM federation_admin_audit {which.text} "  # noqa: S608
+        f"{ordered} ?",
+        (*which.args, limit),
     )
     entries = [_to_entry(row) for row in txn.fetchall()]
     return entries, None if len(entries) == limit else end
 
 
-_Condition = tuple[str, tuple[str | int, ...]]
-
-
-def _conditions(wanted: AuditFilter) -> tuple[list[_Condition], list[_Condition]]:
+def _conditions(wanted: AuditFilter) -> tuple[list[Sql], list[Sql]]:
     """Return those of a filter's conditions that one index serves, and the others."""
-    indexed: list[_Condition] = []
-    others: list[_Condition] = []
-    equal = [
-        ("run_id", wanted.run_id),
-        ("destination", wanted.destination),
-        ("outcome", wanted.outcome),
+    actions = tuple(sorted(action.value for action in wanted.actions))
+    found = [
+        Sql(f"{column} = ?", (value,))
+        for column, value in (
+            ("run_id", wanted.run_id),
+            ("destination", wanted.destination),
+            ("action", actions[0] if len(actions) == 1 else None),
+            ("outcome", wanted.outcome),
+        )
+        if value is not None
     ]
-    for column, value in equal:
-        if value is not None:
-            is_served = not indexed and column != "outcome"
-            (indexed if is_served else others).append((f"{column} = ?", (value,)))
-    if wanted.actions:
-        values = tuple(sorted(action.value for action in wanted.actions))
-        is_served = not indexed and len(values) == 1
-        condition = (f"action IN ({', '.join('?' * len(values))})", values)
-        (indexed if is_served else others).append(condition)
+    served = 0 if not found or found[0].text.startswith("outcome") else 1
+    if len(actions) > 1:
+        found.append(Sql(f"action IN ({marks(actions)})", actions))
     if wanted.user_id is not None:
         user = (wanted.user_id, wanted.user_id)
-        others.append(("(user_id = ? OR puppeted_by = ?)", user))
-    if wanted.since_ts is not None:
-        indexed.append(("ts >= ?", (wanted.since_ts,)))
-    if wanted.until_ts is not None:
-        indexed.append(("ts < ?", (wanted.until_ts,)))
-    return indexed, others
-
-
-def _where(conditions: Sequence[_Condition]) -> tuple[str, tuple[str | int, ...]]:
-    if not conditions:
-        return "", ()
-    text = " AND ".join(text for text, _ in conditions)
-    return f"WHERE {text}", tuple(arg for _, args in conditions for arg in args)
+        found.append(Sql("(user_id = ? OR puppeted_by = ?)", user))
+    times = [
+        Sql(f"ts {compared} ?", (ts,))
+        for compared, ts in ((">=", wanted.since_ts), ("<", wanted.until_ts))
+        if ts is not None
+    ]
+    return [*found[:served], *times], found[served:]
 
 
 def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
-    destination = entry.destination
-    if destination is not None and len(destination) > MAX_NAME:
+    found = attr.asdict(entry, recurse=False)
+    found |= attr.asdict(entry.actor) | {"details": _to_json(entry.details)}
+    if entry.destination is not None and len(entry.destination) > MAX_NAME:
         # A longer one does not fit into the index.
-        destination = f"{destination[: MAX_NAME - 3]}..."
-    return (
-        entry.entry_id,
-        entry.ts,
-        entry.action,
-        destination,
-        entry.actor.user_id,
-        entry.actor.puppeted_by,
-        entry.instance,
-        entry.outcome,
-        entry.reason,
-        entry.run_id,
-        entry.ended_ts,
-        _to_json(entry.details),
-    )
+        found["destination"] = f"{entry.destination[: MAX_NAME - 3]}..."
+    return tuple(found[column] for column in _COLUMNS)
 
 
 def _to_entry(row: Sequence[Any]) -> AuditEntry:
-    found = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    found = dict(zip(_COLUMNS, row, strict=True))
     return AuditEntry(
         actor=Actor(found.pop("user_id"), found.pop("puppeted_by")),
         details=json.loads(found.pop("details")),

@@ -7,7 +7,7 @@ from typing import Any
 
 import attr
 
-from synapse_federation_admin.storage.audit_entry import Actor, AuditEntry
+from synapse_federation_admin.storage.audit_entry import Actor
 from synapse_federation_admin.storage.run_values import (
     Run,
     RunError,
@@ -30,35 +30,6 @@ _RECENT_ERRORS = 5
 def whole_action(action: str) -> str:
     """Return the action by which a run as a whole is in the audit."""
     return f"bulk_{action}"
-
-
-def whole_entry(run: Run, instance: str) -> AuditEntry:
-    """Return the entry of a run that has ended.
-
-    Args:
-        run: The run.
-        instance: The process that has ended it.
-    """
-    return AuditEntry(
-        entry_id=run.entry_id,
-        ts=run.created_ts,
-        action=whole_action(run.action),
-        actor=run.actor,
-        instance=instance,
-        outcome=run.status,
-        reason=run.reason,
-        run_id=run.run_id,
-        ended_ts=run.ended_ts,
-        details={
-            "criteria": run.criteria,
-            **run.options,
-            "matched": run.matched,
-            "done": run.done,
-            "outcomes": run.outcomes,
-            "totals": run.totals,
-            **({"error": run.error} if run.error else {}),
-        },
-    )
 
 
 def to_run(row: Sequence[Any]) -> Run:
