@@ -11,7 +11,6 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from synapse_federation_admin.api import servlets
 from synapse_federation_admin.api._openapi import document
 
 # Of a longer list the rest is like the beginning: a list may have a million rows.
@@ -67,7 +66,7 @@ def _cut(value: Any) -> Any:
 
 @cache
 def _validator(reference: str) -> Draft202012Validator:
-    resource = Resource(contents=document(servlets()), specification=DRAFT202012)
+    resource = Resource(contents=document(), specification=DRAFT202012)
     registry = Registry().with_resource("urn:document", resource)
     return Draft202012Validator(
         {"$ref": f"urn:document{reference}"}, registry=registry.crawl()
@@ -77,7 +76,7 @@ def _validator(reference: str) -> Draft202012Validator:
 @cache
 def _routes() -> list[tuple[re.Pattern[str], str, dict[str, Any]]]:
     """Return each path, those with a name in it after those that say all of it."""
-    paths = document(servlets())["paths"]
+    paths = document()["paths"]
     return [
         (re.compile(re.sub(r"\\{\w+\\}", "[^/]*", re.escape(path))), path, paths[path])
         for path in sorted(paths, key=lambda path: path.count("{"))

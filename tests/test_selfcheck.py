@@ -23,7 +23,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
-from synapse_federation_admin.api import ENDPOINTS
+from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.homeserver import features, metrics, relied_on, selfcheck
 from synapse_federation_admin.homeserver.features import Feature
@@ -150,18 +150,18 @@ class Loaded:
         )
         if not self.is_mounted:
             return
-        for endpoint in ENDPOINTS if every_route else ():
+        for endpoint in ROUTES if every_route else ():
             if endpoint.is_v1:
                 continue
-            path = ADMIN_PATH + re.sub("<[a-z_]+>", "a.example", endpoint.path)
+            path = re.sub("<[a-z_]+>", "a.example", endpoint.path)
             reasons = [feature for feature in endpoint.needs if feature in off]
             if reasons:
-                channel = self.ask(endpoint.methods.split()[0], path)
+                channel = self.ask(endpoint.method, path)
                 case.assertEqual(channel.code, 503, (endpoint, channel.result))
                 case.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
                 error = channel.json_body["error"]
                 case.assertIn(f"'{reasons[0].value}' is off: ", error)
-            elif endpoint.methods == "GET":
+            elif endpoint.method == "GET":
                 channel = self.ask("GET", path)
                 case.assertIn(channel.code, (200, 404, 503), (endpoint, channel.result))
         status = self.ask("GET", f"{ADMIN_PATH}/v2/federation/status")

@@ -1,39 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP API: its routes, and what answers there."""
 
+import re
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from importlib import import_module
+from typing import Any
 
 import attr
+from synapse.module_api import JsonDict, SynapseRequest
 
-from synapse_federation_admin.api._base import AdminServlet, OffServlet, Services
+from synapse_federation_admin.api._base import Asked, Services
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.servlets import HttpServer
 
-__all__ = ["ENDPOINTS", "ROUTES", "Api", "Endpoint", "Route", "Services", "servlets"]
+__all__ = ["ROUTES", "Api", "Route", "Services"]
+
+# Answers an admin: with what, beside the request, the path says. None if the answer is
+# written already.
+Handler = Callable[..., Awaitable[JsonDict | None]]
+
+_PREFIX = "/_synapse/admin"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Endpoint:
-    """A path, and what answers there.
+class Route:
+    """A method and a path, and what answers there.
 
     Attributes:
         feature: What it belongs to.
-        methods: Its methods: `GET DELETE`.
-        path: The path from the API version on, with the names of parameters in angle
-            brackets: `/v1/federation/destinations/<destination>`.
-        servlet: Where the servlet is: `v1_destinations.DestinationServlet`. It is
+        method: `GET`.
+        path: The path, with the names of parameters in angle brackets:
+            `/_synapse/admin/v1/federation/destinations/<destination>`.
+        handler: Where the handler is: `v1_destinations.get_destination_v1`. It is
             imported only while the feature is on.
     """
 
     feature: Feature
-    methods: str
+    method: str
     path: str
-    servlet: str
+    handler: str
 
     @property
     def is_v1(self) -> bool:
-        """Whether it is one that Synapse documents, and has servlets for."""
-        return self.path.startswith("/v1/")
+        """Whether it is one that Synapse documents, and has a servlet for."""
+        return self.path.startswith(f"{_PREFIX}/v1/")
 
     @property
     def needs(self) -> tuple[Feature, ...]:
@@ -41,89 +52,71 @@ class Endpoint:
         of_v2 = () if self.is_v1 else (Feature.V2,)
         return (Feature.BASE, *of_v2, self.feature)
 
-    def load(self) -> type[AdminServlet]:
-        """Import the servlet."""
-        module, _, name = self.servlet.partition(".")
-        found: type[AdminServlet] = getattr(
-            import_module(f"synapse_federation_admin.api.{module}"), name
+    @property
+    def name(self) -> str:
+        """The name of the handler, under which Synapse's metrics have it."""
+        return self.handler.partition(".")[2]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The pattern of the path, written as Synapse writes those of its servlets.
+
+        An empty parameter matches, so that it gets an answer of ours.
+        """
+        return re.compile(
+            "^" + re.sub("<([a-z_]+)>", r"(?P<\1>[^/]*)", self.path) + "$"
         )
-        found.PATH = self.path
+
+    def load(self) -> Handler:
+        """Import the handler."""
+        module = self.handler.partition(".")[0]
+        found: Handler = getattr(
+            import_module(f"synapse_federation_admin.api.{module}"), self.name
+        )
         return found
 
 
+_V1 = f"{_PREFIX}/v1/federation/destinations"
+_V2 = f"{_PREFIX}/v2/federation"
+_ALL = f"{_V2}/destinations"
+_ONE = f"{_V2}/destinations/<destination>"
+_RUN = f"{_V2}/runs/<run_id>"
+
 _F = Feature
-_V1 = "/v1/federation/destinations"
-_V2 = "/v2/federation/destinations"
 
-ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint(_F.V1_LISTS, "GET", _V1, "v1_destinations.DestinationsServlet"),
-    Endpoint(
+ROUTES: tuple[Route, ...] = (
+    Route(_F.V1_LISTS, "GET", _V1, "v1_destinations.list_destinations_v1"),
+    Route(
         *(_F.V1_LISTS, "GET", f"{_V1}/<destination>"),
-        "v1_destinations.DestinationServlet",
+        "v1_destinations.get_destination_v1",
     ),
-    Endpoint(
+    Route(
         *(_F.V1_LISTS, "GET", f"{_V1}/<destination>/rooms"),
-        "v1_destinations.DestinationRoomsServlet",
+        "v1_destinations.list_rooms_v1",
     ),
-    Endpoint(
+    Route(
         *(_F.V1_RESET, "POST", f"{_V1}/<destination>/reset_connection"),
-        "v1_reset_connection.ResetConnectionServlet",
+        "v1_reset_connection.reset_connection_v1",
     ),
-    Endpoint(_F.LISTS, "GET", _V2, "v2_destinations.DestinationsV2Servlet"),
+    Route(_F.LISTS, "GET", _ALL, "v2_destinations.list_destinations"),
     # Before the one of a destination: that would match, too.
-    Endpoint(_F.LISTS, "GET", f"{_V2}/export", "export.ExportServlet"),
-    Endpoint(
-        *(_F.LISTS, "GET", f"{_V2}/<destination>"),
-        "v2_destinations.DestinationV2Servlet",
-    ),
-    Endpoint(_F.LISTS, "GET", "/v2/federation/summary", "summary.SummaryServlet"),
-    Endpoint(
-        *(_F.RECONNECT, "POST", f"{_V2}/<destination>/reconnect"),
-        "reconnect.ReconnectServlet",
-    ),
-    Endpoint(
-        *(_F.RUNS, "POST", "/v2/federation/reconnect"),
-        "reconnect_many.ReconnectManyServlet",
-    ),
-    Endpoint(_F.RUNS, "GET", "/v2/federation/runs", "runs.RunsServlet"),
-    Endpoint(_F.RUNS, "GET DELETE", "/v2/federation/runs/<run_id>", "runs.RunServlet"),
-    Endpoint(_F.RUNS, "POST", f"{_V2}/<destination>/forget", "forget.ForgetServlet"),
-    Endpoint(_F.RUNS, "POST", "/v2/federation/forget", "forget.ForgetManyServlet"),
-    Endpoint(
-        *(_F.RUNS, "POST", "/v2/federation/cap_backoff"),
-        "cap_backoff.CapBackoffServlet",
-    ),
-    Endpoint(_F.AUDIT, "GET", "/v2/federation/audit", "audit.AuditServlet"),
-    Endpoint(
-        *(_F.DIAGNOSIS, "POST", f"{_V2}/<destination>/diagnose"),
-        "diagnose.DiagnoseServlet",
-    ),
-    Endpoint(
-        *(_F.HISTORY, "GET", f"{_V2}/<destination>/outages"), "outages.OutagesServlet"
-    ),
-    Endpoint(_F.V2, "GET", "/v2/federation/status", "status.StatusServlet"),
-    Endpoint(_F.V2, "GET", "/v2/federation/openapi.json", "_openapi.OpenApiServlet"),
+    Route(_F.LISTS, "GET", f"{_ALL}/export", "export.export_destinations"),
+    Route(_F.LISTS, "GET", _ONE, "v2_destinations.get_destination"),
+    Route(_F.LISTS, "GET", f"{_V2}/summary", "summary.summarize"),
+    Route(_F.RECONNECT, "POST", f"{_ONE}/reconnect", "reconnect.reconnect"),
+    Route(_F.RUNS, "POST", f"{_V2}/reconnect", "reconnect_many.reconnect_many"),
+    Route(_F.RUNS, "GET", f"{_V2}/runs", "runs.list_runs"),
+    Route(_F.RUNS, "GET", _RUN, "runs.get_run"),
+    Route(_F.RUNS, "DELETE", _RUN, "runs.cancel_run"),
+    Route(_F.RUNS, "POST", f"{_ONE}/forget", "forget.forget"),
+    Route(_F.RUNS, "POST", f"{_V2}/forget", "forget.forget_many"),
+    Route(_F.RUNS, "POST", f"{_V2}/cap_backoff", "cap_backoff.cap_backoff"),
+    Route(_F.AUDIT, "GET", f"{_V2}/audit", "audit.read_audit"),
+    Route(_F.DIAGNOSIS, "POST", f"{_ONE}/diagnose", "diagnose.diagnose"),
+    Route(_F.HISTORY, "GET", f"{_ONE}/outages", "outages.list_outages"),
+    Route(_F.V2, "GET", f"{_V2}/status", "status.get_status"),
+    Route(_F.V2, "GET", f"{_V2}/openapi.json", "_openapi.get_openapi"),
 )
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Route:
-    """A method and a path: `GET`, `/_synapse/admin/v1/federation/destinations`."""
-
-    method: str
-    path: str
-
-
-ROUTES: tuple[Route, ...] = tuple(
-    Route(method, "/_synapse/admin" + endpoint.path)
-    for endpoint in ENDPOINTS
-    for method in endpoint.methods.split()
-)
-
-
-def servlets() -> tuple[type[AdminServlet], ...]:
-    """Import all servlets, whatever is on."""
-    return tuple(endpoint.load() for endpoint in ENDPOINTS)
 
 
 class Api:
@@ -134,24 +127,33 @@ class Api:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._servlets: dict[str, AdminServlet] = {}
+        self._handlers: dict[Route, Handler] = {}
 
     def register(self, http_server: HttpServer) -> None:
-        """Register all servlets."""
+        """Register all routes."""
         features = self._services.features
-        for endpoint in ENDPOINTS:
-            if all(map(features.is_on, endpoint.needs)):
+        for route in ROUTES:
+            if route not in self._handlers and all(map(features.is_on, route.needs)):
                 try:
-                    self._make(endpoint)
+                    self._handlers[route] = route.load()
                 except Exception as e:
-                    features.switch_off(endpoint.feature, e)
-        for endpoint in ENDPOINTS:
-            if all(map(features.is_on, endpoint.needs)):
-                self._servlets[endpoint.path].register(http_server)
-            elif not endpoint.is_v1:
-                off = OffServlet(self._services, endpoint.path, endpoint.needs)
-                off.register(http_server)
+                    features.switch_off(route.feature, e)
+        for route in ROUTES:
+            if not route.is_v1 or all(map(features.is_on, route.needs)):
+                http_server.register_paths(
+                    route.method, [route.pattern], self._callback(route), route.name
+                )
 
-    def _make(self, endpoint: Endpoint) -> None:
-        if endpoint.path not in self._servlets:
-            self._servlets[endpoint.path] = endpoint.load()(self._services)
+    def _callback(self, route: Route) -> Callable[..., Awaitable[Any]]:
+        async def answer(
+            request: SynapseRequest, **parameters: str
+        ) -> tuple[int, JsonDict] | None:
+            services = self._services
+            services.features.require(Feature.BASE)
+            requester = await services.homeserver.require_admin(request)
+            services.features.require(*route.needs)
+            handler = self._handlers[route]
+            body = await handler(Asked(services, request, requester), **parameters)
+            return None if body is None else (HTTPStatus.OK, body)
+
+        return answer

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every servlet shares: paths, the admin check, and the parsing of parameters."""
+"""What every handler shares: who asks, what it acts with, and errors."""
 
-import re
-from collections.abc import Hashable, Sequence
-from enum import Enum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from synapse.module_api import JsonDict, SynapseRequest
+import attr
+from synapse.module_api import SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.homeserver.features import Feature, Features
-from synapse_federation_admin.homeserver.servlets import Requester, RestServlet
+from synapse_federation_admin.homeserver.servlets import Requester
 from synapse_federation_admin.storage.audit_entry import Actor
 
 # What a feature needs of Synapse may be missing: that must not take others away.
@@ -42,15 +40,9 @@ if TYPE_CHECKING:
     from synapse_federation_admin.storage.runs import RunStore
     from synapse_federation_admin.storage.schema import Tables
 
-E = TypeVar("E", bound=Enum)
-
-# Longer numbers are valid and mean the same: more rows than any table has. Numbers of
-# this many digits are within the 64 bits of both databases.
-_MAX_DIGITS = 18
-
 
 class Services:
-    """What features are made of, and what servlets act with.
+    """What features are made of, and what handlers act with.
 
     A part is there if the feature that makes it is on; else whoever asks for it raises
     a `FeatureOffError`.
@@ -122,56 +114,20 @@ _OWNERS = {
 }
 
 
-class AdminServlet(RestServlet):
-    """A servlet below `/_synapse/admin`.
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Asked:
+    """What a handler is called with: the request of an admin, and what it acts with."""
 
-    Attributes:
-        PATH: Its path, from the API version on, as `ENDPOINTS` has it.
-    """
+    services: Services
+    request: SynapseRequest
+    requester: Requester
 
-    PATH: str
-
-    def __init__(self, services: Services) -> None:
-        self.PATTERNS = [path_pattern(self.PATH)]
-        self._services = services
-
-
-class OffServlet(AdminServlet):
-    """Says why there is no answer: 503 `M_UNKNOWN`."""
-
-    def __init__(self, services: Services, path: str, needs: Sequence[Feature]) -> None:
-        self.PATH = path
-        super().__init__(services)
-        self._needs = needs
-
-    async def on_GET(
-        self, request: SynapseRequest, **_parameters: str
-    ) -> tuple[int, JsonDict]:
-        """Answer any method."""
-        features = self._services.features
-        if features.is_on(Feature.BASE):
-            await self._services.homeserver.require_admin(request)
-        features.require(*self._needs)
-        raise AssertionError("all that it needs is on")
-
-    on_POST = on_PUT = on_DELETE = on_GET
-
-
-def path_pattern(path: str) -> re.Pattern[str]:
-    """Return the pattern of a path, written as Synapse writes those of its servlets.
-
-    An empty parameter matches, so that it gets an answer of ours.
-    """
-    return re.compile(
-        "^/_synapse/admin" + re.sub("<([a-z_]+)>", r"(?P<\1>[^/]*)", path) + "$"
-    )
-
-
-def actor(requester: Requester) -> Actor:
-    """Return who makes a request, for the audit."""
-    user_id = requester.user.to_string()
-    entity = requester.authenticated_entity
-    return Actor(user_id, entity if entity != user_id else None)
+    @property
+    def actor(self) -> Actor:
+        """Who makes the request, for the audit."""
+        user_id = self.requester.user.to_string()
+        entity = self.requester.authenticated_entity
+        return Actor(user_id, entity if entity != user_id else None)
 
 
 def unknown_destination() -> SynapseError:
@@ -182,77 +138,3 @@ def unknown_destination() -> SynapseError:
 def invalid_param(message: str) -> SynapseError:
     """Return the error for a bad parameter, which the message names."""
     return SynapseError(HTTPStatus.BAD_REQUEST, message, Codes.INVALID_PARAM)
-
-
-def client_of(request: SynapseRequest, requester: Requester) -> Hashable:
-    """Return who asks for a page, for what is remembered of their walk."""
-    agent = request.getHeader("User-Agent") or ""
-    return (
-        requester.user.to_string(),
-        requester.access_token_id,
-        requester.device_id,
-        getattr(request.getClientAddress(), "host", None),
-        agent[:200],
-    )
-
-
-def _first(request: SynapseRequest, name: str) -> bytes | None:
-    """Return a query parameter's value: the first one, where it is repeated."""
-    values = (request.args or {}).get(name.encode())
-    return values[0] if values else None
-
-
-def parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
-    """Parse a query parameter that is a number of rows: 0 or more, without a limit.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
-    """
-    value = _first(request, name)
-    if value is None:
-        return default
-    # Only ASCII digits: int() also takes "1_000", " 7" and digits of other scripts.
-    if not re.fullmatch(b"[0-9]+", value):
-        raise invalid_param(f"Query parameter '{name}' must be a non-negative integer")
-    digits = value.lstrip(b"0") or b"0"
-    return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
-
-
-def parse_choice(
-    request: SynapseRequest, name: str, *, default: E, choices: Sequence[E] = ()
-) -> E:
-    """Parse a query parameter that is one of an Enum's values.
-
-    Args:
-        request: The request.
-        name: The parameter.
-        default: What stands for a parameter that is not there.
-        choices: Which members are valid. Empty: all.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
-    """
-    value = _first(request, name)
-    if value is None:
-        return default
-    valid = choices or tuple(type(default))
-    for choice in valid:
-        if value == choice.value.encode():
-            return choice
-    names = ", ".join(f"'{choice.value}'" for choice in valid)
-    raise invalid_param(f"Query parameter '{name}' must be one of {names}")
-
-
-def parse_text(request: SynapseRequest, name: str) -> str:
-    """Parse a query parameter that is a text; "" if it is not there.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter, if it is not UTF-8.
-    """
-    value = _first(request, name)
-    if value is None:
-        return ""
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        raise invalid_param(f"Query parameter '{name}' must be UTF-8") from None

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI document, made from the servlets and their models."""
+"""The OpenAPI document, made from the routes and their models."""
 
 import re
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any
 
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import models_json_schema
-from synapse.module_api import JsonDict, SynapseRequest
+from synapse.module_api import JsonDict
 
 from synapse_federation_admin import __version__
-from synapse_federation_admin.api._base import AdminServlet
-from synapse_federation_admin.api._operation import Operation, json_schema
+from synapse_federation_admin.api import ROUTES, Route
+from synapse_federation_admin.api._base import Asked
+from synapse_federation_admin.api._operation import Operation, json_schema, operation
 from synapse_federation_admin.api.schemas.model import (
     Answer,
     Error,
@@ -22,10 +21,6 @@ from synapse_federation_admin.api.schemas.model import (
     Nothing,
 )
 from synapse_federation_admin.api.schemas.v1 import OPERATIONS
-
-METHODS = ("GET", "PUT", "POST", "DELETE")
-
-_PREFIX = "/_synapse/admin"
 
 _PATH_PARAMETERS = {
     "destination": "The server name, exact, with its port if it has one.",
@@ -59,61 +54,37 @@ class Document(Answer):
     paths: dict[str, Any] = Field(description="Its routes.")
 
 
-class OpenApiServlet(AdminServlet):
+@operation(Nothing, Document)
+async def get_openapi(asked: Asked, _: Nothing) -> JsonDict:
     """Describe this API, as OpenAPI 3.1.
 
     GET /_synapse/admin/v2/federation/openapi.json
 
     200 OK: the document, which is docs/openapi.json, too.
     """
-
-    GET = Operation(Nothing, Document)
-
-    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
-        """Answer GET."""
-        # Not before: these servlets are among those.
-        from synapse_federation_admin.api import ENDPOINTS
-
-        await self._services.homeserver.require_admin(request)
-        self.GET.parse(request)
-        return HTTPStatus.OK, document(
-            tuple(
-                endpoint.load()
-                for endpoint in ENDPOINTS
-                if all(map(self._services.features.is_on, endpoint.needs))
-            )
-        )
-
-
-def operations(
-    servlets: Iterable[type[AdminServlet]],
-) -> Iterator[tuple[type[AdminServlet], str, Operation[Input]]]:
-    """Yield each method of each servlet, and what it takes and gives."""
-    for servlet in servlets:
-        for method in METHODS:
-            if hasattr(servlet, f"on_{method}"):
-                declared = OPERATIONS.get((servlet.PATH, method))
-                yield servlet, method, declared or getattr(servlet, method)
+    is_on = asked.services.features.is_on
+    return document(tuple(route for route in ROUTES if all(map(is_on, route.needs))))
 
 
 @lru_cache(maxsize=1)
-def document(servlets: tuple[type[AdminServlet], ...]) -> JsonDict:
-    """Return the document for some servlets."""
-    every = list(operations(servlets))
+def document(routes: tuple[Route, ...] = ROUTES) -> JsonDict:
+    """Return the document for some routes."""
     models: set[type[Model]] = {Error}
-    for _, _, operation in every:
-        models |= {operation.gives, operation.gives_dry or operation.gives}
-    models |= {op.takes for _, method, op in every if method in ("PUT", "POST")}
+    paths: dict[str, Any] = {}
+    for route in routes:
+        loaded: Any = route.load()
+        declared: Operation[Input] = OPERATIONS.get(route.name, loaded)
+        models |= {declared.gives, declared.gives_dry or declared.gives}
+        if route.method == "POST":
+            models.add(declared.takes)
+        path = re.sub("<([a-z_]+)>", r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(
+            route, declared, getattr(loaded, "handler", loaded).__doc__
+        )
     _, schemas = models_json_schema(
         [(model, "validation") for model in sorted(models, key=lambda m: m.__name__)],
         ref_template="#/components/schemas/{model}",
     )
-    paths: dict[str, Any] = {}
-    for servlet, method, operation in every:
-        path = _PREFIX + re.sub("<([a-z_]+)>", r"{\1}", servlet.PATH)
-        paths.setdefault(path, {})[method.lower()] = _operation(
-            servlet, method, operation
-        )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -140,11 +111,14 @@ def document(servlets: tuple[type[AdminServlet], ...]) -> JsonDict:
     }
 
 
-def _operation(
-    servlet: type[AdminServlet], method: str, operation: Operation[Input]
-) -> JsonDict:
-    is_v2 = servlet.PATH.startswith("/v2/")
-    takes_body = method in ("PUT", "POST")
+def _operation(route: Route, declared: Operation[Input], contract: str) -> JsonDict:
+    words = route.name.split("_")
+    found: JsonDict = {
+        "operationId": words[0] + "".join(map(str.capitalize, words[1:])),
+        "summary": contract.partition("\n")[0].rstrip("."),
+        "tags": ["v1" if route.is_v1 else "v2"],
+    }
+    errors = {**_EVERY_ROUTE, **({} if route.is_v1 else _EVERY_V2), **declared.errors}
     parameters = [
         {
             "name": name,
@@ -153,36 +127,33 @@ def _operation(
             "description": _PATH_PARAMETERS[name],
             "schema": {"type": "string"},
         }
-        for name in re.findall("<([a-z_]+)>", servlet.PATH)
+        for name in re.findall("<([a-z_]+)>", route.path)
     ]
-    errors = {**_EVERY_ROUTE, **(_EVERY_V2 if is_v2 else {}), **operation.errors}
-    found: JsonDict = {
-        "operationId": method.lower() + servlet.__name__.removesuffix("Servlet"),
-        "summary": _summary(servlet, method),
-        "tags": ["v2" if is_v2 else "v1"],
-    }
-    if takes_body and is_v2:
-        errors[400] = " ".join([_BAD_BODY, operation.errors.get(400, "")]).strip()
-        found["requestBody"] = {
-            "required": bool(json_schema(operation.takes).get("required")),
-            "content": {"application/json": {"schema": _ref(operation.takes)}},
-        }
-    elif not takes_body:
-        parameters += _query_parameters(operation)
-        if is_v2 or operation.takes is not Nothing:
+    if route.method != "POST":
+        parameters += _query_parameters(declared)
+        if not route.is_v1 or declared.takes is not Nothing:
             errors[400] = _BAD_QUERY
+    elif not route.is_v1:
+        errors[400] = " ".join([_BAD_BODY, declared.errors.get(400, "")]).strip()
+        found["requestBody"] = {
+            "required": bool(json_schema(declared.takes).get("required")),
+            "content": {"application/json": {"schema": _ref(declared.takes)}},
+        }
     if parameters:
         found["parameters"] = parameters
+    gives = _ref(declared.gives)
+    if declared.gives_dry is not None:
+        gives = {"anyOf": [gives, _ref(declared.gives_dry)]}
     found["responses"] = {
         "200": {
-            "description": (operation.gives.__doc__ or "").partition("\n")[0],
+            "description": (declared.gives.__doc__ or "").partition("\n")[0],
             "content": {
                 media_type: {
                     "schema": {"type": "string"}
                     if media_type.startswith("text/")
-                    else _given(operation)
+                    else gives
                 }
-                for media_type in operation.media_types
+                for media_type in declared.media_types
             },
         },
         **{
@@ -196,14 +167,8 @@ def _operation(
     return found
 
 
-def _given(operation: Operation[Input]) -> JsonDict:
-    if operation.gives_dry is None:
-        return _ref(operation.gives)
-    return {"anyOf": [_ref(operation.gives), _ref(operation.gives_dry)]}
-
-
-def _query_parameters(operation: Operation[Input]) -> list[dict[str, Any]]:
-    schema = json_schema(operation.takes)
+def _query_parameters(declared: Operation[Input]) -> list[dict[str, Any]]:
+    schema = json_schema(declared.takes)
     found = []
     for name, field in schema["properties"].items():
         described = {**field}
@@ -218,12 +183,5 @@ def _query_parameters(operation: Operation[Input]) -> list[dict[str, Any]]:
     return found
 
 
-def _summary(servlet: type[AdminServlet], method: str) -> str:
-    """Return the first line that says what a method does: of it, or of its servlet."""
-    own = getattr(servlet, f"on_{method}").__doc__ or ""
-    text = (servlet.__doc__ or "") if own.startswith("Answer ") else own
-    return text.partition("\n")[0].rstrip(".")
-
-
-def _ref(model: type[Any]) -> dict[str, str]:
+def _ref(model: type[Model]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: why federation with a server fails, and what to do."""
 
-from http import HTTPStatus
+from synapse.module_api import JsonDict
 
-from synapse.module_api import JsonDict, SynapseRequest
-
-from synapse_federation_admin.api._base import AdminServlet, unknown_destination
-from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api.schemas.diagnosis import Diagnosis, shown
+from synapse_federation_admin.api._base import Asked, unknown_destination
+from synapse_federation_admin.api._operation import operation
+from synapse_federation_admin.api.schemas.diagnosis import Diagnosis
 from synapse_federation_admin.api.schemas.model import Nothing
+from synapse_federation_admin.api.schemas.values import shown
 from synapse_federation_admin.diagnosis import findings
 from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
 from synapse_federation_admin.diagnosis.report import message_of_stage
@@ -20,7 +19,16 @@ from synapse_federation_admin.failures.text import (
 from synapse_federation_admin.homeserver.errors import LimitExceededError
 
 
-class DiagnoseServlet(AdminServlet):
+@operation(
+    Nothing,
+    Diagnosis,
+    errors={
+        404: "The name is empty.",
+        429: "Other diagnoses are under way, and no turn came within a quarter of the "
+        "time; `retry_after_ms` says when to ask again.",
+    },
+)
+async def diagnose(asked: Asked, _: Nothing, destination: str) -> JsonDict:
     """Go the way that a request to a server takes, and tell what is wrong.
 
     POST /_synapse/admin/v2/federation/destinations/<destination>/diagnose
@@ -58,38 +66,18 @@ class DiagnoseServlet(AdminServlet):
     It takes at most as long as `diagnosis.timeout` says. Who asks while the server is
     being diagnosed gets the same diagnosis.
     """
-
-    POST = Operation(
-        Nothing,
-        Diagnosis,
-        errors={
-            404: "The name is empty.",
-            429: "Other diagnoses are under way, and no turn came within a quarter of "
-            "the time; `retry_after_ms` says when to ask again.",
-        },
-    )
-
-    async def on_POST(
-        self, request: SynapseRequest, destination: str
-    ) -> tuple[int, JsonDict]:
-        """Answer POST."""
-        services = self._services
-        await services.homeserver.require_admin(request)
-        self.POST.parse(request)
-        if not destination:
-            raise unknown_destination()
-        try:
-            found = await services.diagnoses.diagnose(destination)
-        except TooManyDiagnosesError:
-            raise LimitExceededError(
-                "federation_admin_diagnosis",
-                retry_after_ms=services.diagnoses.timeout_ms,
-            ) from None
-        return HTTPStatus.OK, render(found)
+    diagnoses = asked.services.diagnoses
+    if not destination:
+        raise unknown_destination()
+    try:
+        return _shown(await diagnoses.diagnose(destination))
+    except TooManyDiagnosesError:
+        raise LimitExceededError(
+            "federation_admin_diagnosis", retry_after_ms=diagnoses.timeout_ms
+        ) from None
 
 
-def render(diagnosis: findings.Diagnosis) -> JsonDict:
-    """Render a diagnosis."""
+def _shown(diagnosis: findings.Diagnosis) -> JsonDict:
     situation = diagnosis.situation
     failure = situation.failure
     stored = diagnosis.stages[findings.StageName.STORED]
@@ -105,13 +93,13 @@ def render(diagnosis: findings.Diagnosis) -> JsonDict:
         "explanation": explanation_of(situation),
         "advice": advice_for(situation),
         "stages": [
-            _render_stage(stage, diagnosis) for stage in diagnosis.stages.values()
+            _shown_stage(stage, diagnosis) for stage in diagnosis.stages.values()
         ],
         "stored": shown(stored.findings),
     }
 
 
-def _render_stage(stage: findings.Stage, diagnosis: findings.Diagnosis) -> JsonDict:
+def _shown_stage(stage: findings.Stage, diagnosis: findings.Diagnosis) -> JsonDict:
     return {
         "name": stage.name.value,
         "outcome": stage.outcome.value,

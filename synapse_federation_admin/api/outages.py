@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: when a server was failing, and how that ended."""
 
-from http import HTTPStatus
+from synapse.module_api import JsonDict
 
-from synapse.module_api import JsonDict, SynapseRequest
-
-from synapse_federation_admin.api._base import (
-    AdminServlet,
-    unknown_destination,
-)
-from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api._page_token import make_token, parse_token
-from synapse_federation_admin.api.schemas.outages import (
-    Outage,
-    OutagesPage,
-    OutagesQuery,
-)
+from synapse_federation_admin.api._base import Asked, unknown_destination
+from synapse_federation_admin.api._operation import operation
+from synapse_federation_admin.api._paging import Paging
+from synapse_federation_admin.api.schemas.model import Paged
+from synapse_federation_admin.api.schemas.outages import OutagesPage
+from synapse_federation_admin.api.schemas.values import shown
+from synapse_federation_admin.storage.outages import Outage
 
 
-class OutagesServlet(AdminServlet):
+@operation(Paged, OutagesPage, errors={404: "Nothing is known of the destination."})
+async def list_outages(asked: Asked, query: Paged, destination: str) -> JsonDict:
     """List the outages of a server, the newest first, by page.
 
     GET /_synapse/admin/v2/federation/destinations/<destination>/outages
@@ -39,41 +34,27 @@ class OutagesServlet(AdminServlet):
             "next_token": "xBp0..."
         }
     """
+    services, history = asked.services, asked.services.history
+    paging = Paging(query, "outages", destination)
+    found = await history.outages(destination, paging.after, paging.limit)
+    if (
+        not found
+        and paging.after is None
+        and await services.destinations.get(destination) is None
+        and (await services.backlog.of([destination]))[destination].is_empty
+        and not await history.failures([destination])
+        and await history.last_success_ts(destination) is None
+    ):
+        raise unknown_destination()
+    now_ms = services.homeserver.now_ms()
 
-    GET = Operation(
-        OutagesQuery, OutagesPage, errors={404: "Nothing is known of the destination."}
-    )
+    def shown_outage(outage: Outage) -> JsonDict:
+        end_ts = now_ms if outage.end_ts is None else outage.end_ts
+        return {**shown(outage), "duration_ms": max(0, end_ts - outage.start_ts)}
 
-    async def on_GET(
-        self, request: SynapseRequest, destination: str
-    ) -> tuple[int, JsonDict]:
-        """Answer GET."""
-        services = self._services
-        await services.homeserver.require_admin(request)
-        query = self.GET.parse(request)
-        limit = query.limit
-        listing = ["outages", destination]
-        after = parse_token(listing, query.from_)
-        history = services.history
-        found = await history.outages(
-            destination, after[0] if after else None, limit + 1
-        )
-        if (
-            not found
-            and after is None
-            and await services.destinations.get(destination) is None
-            and (await services.backlog.of([destination]))[destination].is_empty
-            and not await history.failures([destination])
-            and await history.last_success_ts(destination) is None
-        ):
-            raise unknown_destination()
-        now_ms = services.homeserver.now_ms()
-        next_token = None
-        if len(found) > limit:
-            next_token = make_token(listing, [found[limit - 1].start_ts])
-        page = OutagesPage(
-            outages=[Outage.of(outage, now_ms) for outage in found[:limit]],
-            recorded_since_ts=await history.recorded_since_ts(),
-            next_token=next_token,
-        )
-        return HTTPStatus.OK, page.rendered()
+    outages, next_token = paging.cut(found, lambda last: last.start_ts)
+    return {
+        "outages": [shown_outage(outage) for outage in outages],
+        "recorded_since_ts": await history.recorded_since_ts(),
+        **next_token,
+    }

@@ -5,23 +5,13 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import attr
-from synapse.module_api import JsonDict, SynapseRequest
+from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.api._base import (
-    AdminServlet,
-    Services,
-    actor,
-    invalid_param,
-)
-from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api._base import Asked, Services, invalid_param
+from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.runs import CONFLICT, start_run
-from synapse_federation_admin.api.schemas.runs import (
-    Ignored,
-    ReconnectManyBody,
-    Run,
-    RunPreview,
-)
+from synapse_federation_admin.api.schemas.runs import ReconnectManyBody, Run, RunPreview
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.repair import criteria
@@ -39,7 +29,17 @@ _SAMPLE = 10
 _SHOWN_NAMES = 100
 
 
-class ReconnectManyServlet(AdminServlet):
+@operation(
+    ReconnectManyBody,
+    Run,
+    gives_dry=RunPreview,
+    errors={
+        400: "`destinations` has names that are no valid server names or that Synapse "
+        "has no row for: some are in `invalid` and `unknown` (`M_INVALID_PARAM`).",
+        **CONFLICT,
+    },
+)
+async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     """Reconnect many destinations.
 
     POST /_synapse/admin/v2/federation/reconnect
@@ -63,52 +63,31 @@ class ReconnectManyServlet(AdminServlet):
 
     and nothing is changed.
     """
-
-    POST = Operation(
-        ReconnectManyBody,
-        Run,
-        RunPreview,
-        {
-            400: "`destinations` has names that are no valid server names or that "
-            "Synapse has no row for: some are in `invalid` and `unknown` "
-            "(`M_INVALID_PARAM`).",
-            **CONFLICT,
-        },
+    services = asked.services
+    wanted = _wanted(body)
+    per_second = _per_second(body, services.bulk_max_per_second)
+    names: Sequence[str] = ()
+    ignored = {}
+    if wanted is None:
+        found = await services.reconnect_many.sort_out(body.destinations or ())
+        if not body.ignore_unknown and (found.unknown or found.invalid):
+            raise _unusable(found)
+        names = found.usable
+        if body.ignore_unknown:
+            left_out = {"unknown": len(found.unknown), "invalid": len(found.invalid)}
+            ignored = {"ignored": left_out}
+    if body.dry_run:
+        matched, sample = await _preview(services, wanted, names)
+        return {"dry_run": True, "matched": matched, "sample": sample, **ignored}
+    order = RunOrder(
+        ReconnectMany.name,
+        criteria.shown(wanted) if wanted else criteria.listed(len(names)),
+        {"per_second": per_second, "timeout_ms": body.timeout_ms},
+        names,
+        asked.actor,
+        body.reason or None,
     )
-
-    async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
-        """Answer POST."""
-        services = self._services
-        requester = await services.homeserver.require_admin(request)
-        body = self.POST.parse(request)
-        wanted = _wanted(body)
-        per_second = _per_second(body, services.bulk_max_per_second)
-        names: Sequence[str] = ()
-        ignored = None
-        if wanted is None:
-            found = await services.reconnect_many.sort_out(body.destinations or ())
-            if body.ignore_unknown:
-                ignored = Ignored(
-                    unknown=len(found.unknown), invalid=len(found.invalid)
-                )
-            elif found.unknown or found.invalid:
-                raise _unusable(found)
-            names = found.usable
-        if body.dry_run:
-            matched, sample = await _preview(services, wanted, names)
-            preview = RunPreview(
-                dry_run=True, matched=matched, sample=sample, ignored=ignored
-            )
-            return HTTPStatus.OK, preview.rendered()
-        order = RunOrder(
-            ReconnectMany.name,
-            criteria.shown(wanted) if wanted else criteria.listed(len(names)),
-            {"per_second": per_second, "timeout_ms": body.timeout_ms},
-            names,
-            actor(requester),
-            body.reason or None,
-        )
-        return await start_run(services, order, ignored=ignored)
+    return {**await start_run(asked, order), **ignored}
 
 
 def _wanted(body: ReconnectManyBody) -> DestinationFilter | None:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: all destinations in a few numbers."""
 
-from http import HTTPStatus
+from synapse.module_api import JsonDict
 
-from synapse.module_api import JsonDict, SynapseRequest
-
-from synapse_federation_admin.api._base import AdminServlet
-from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api._base import Asked
+from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Nothing
-from synapse_federation_admin.api.schemas.summary import Indexes, Summary
+from synapse_federation_admin.api.schemas.summary import Summary, TotalBacklog
+from synapse_federation_admin.api.schemas.values import shown
 from synapse_federation_admin.destinations.values import IndexState
 from synapse_federation_admin.history.store import by_every_kind, if_readable
 
 
-class SummaryServlet(AdminServlet):
+@operation(Nothing, Summary)
+async def summarize(asked: Asked, _: Nothing) -> JsonDict:
     """Count destinations by what matters, and all that waits for them.
 
     GET /_synapse/admin/v2/federation/summary
@@ -71,26 +71,33 @@ class SummaryServlet(AdminServlet):
     what waits, this is older than the rest, or null while nothing is known yet: then so
     is all the rest of the two, but for `sample`, which is empty.
     """
-
-    GET = Operation(Nothing, Summary)
-
-    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict]:
-        """Answer GET."""
-        services = self._services
-        await services.homeserver.require_admin(request)
-        self.GET.parse(request)
-        summary = await services.summary.get()
-        known = await if_readable(lambda: services.history.failing_by_kind())
-        kinds = None
-        if known is not None:
-            every = by_every_kind(summary.failing, known)
-            kinds = {kind: count for kind, count in every.items() if count}
-        outlook = await if_readable(lambda: services.recent_attempts.correlation())
-        states = await services.indexes.states()
-        indexes = Indexes(
-            enabled=services.indexes.enabled,
-            ready=all(state is IndexState.READY for state in states.values()),
-            states=states,
-            errors=dict(services.indexes.errors),
-        )
-        return HTTPStatus.OK, Summary.of(summary, kinds, outlook, indexes).rendered()
+    services = asked.services
+    summary = await services.summary.get()
+    known = await if_readable(lambda: services.history.failing_by_kind())
+    kinds = None if known is None else by_every_kind(summary.failing, known)
+    states = await services.indexes.states()
+    # None where nothing is known yet.
+    waiting = summary.backlog
+    return {
+        "as_of_ts": summary.as_of_ts,
+        "total": summary.total,
+        "status": shown(summary.by_status),
+        "failing": shown(summary.failing_by_age),
+        "failing_by_kind": kinds and {kind: n for kind, n in kinds.items() if n},
+        "outlook": shown(
+            await if_readable(lambda: services.recent_attempts.correlation())
+        ),
+        "backlog": {
+            key: getattr(waiting, key, None) for key in TotalBacklog.model_fields
+        },
+        "unlisted": {
+            "total": waiting.unlisted if waiting else None,
+            "sample": list(waiting.unlisted_sample) if waiting else [],
+        },
+        "indexes": {
+            "enabled": services.indexes.enabled,
+            "ready": all(state is IndexState.READY for state in states.values()),
+            "states": shown(states),
+            "errors": dict(services.indexes.errors),
+        },
+    }

@@ -2,21 +2,18 @@
 """v1: the documented reading endpoints."""
 
 import json
-from collections.abc import AsyncGenerator, Callable
+import re
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing
-from http import HTTPStatus
+from enum import Enum
 from typing import Generic, TypeVar
 
 import attr
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin.api._base import (
-    AdminServlet,
-    Services,
-    client_of,
-    parse_choice,
-    parse_count,
-    parse_text,
+    Asked,
+    invalid_param,
     unknown_destination,
 )
 from synapse_federation_admin.api._render import encode_v1, render_v1
@@ -30,15 +27,19 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
-from synapse_federation_admin.homeserver.servlets import Requester
 
 T = TypeVar("T")
 P = TypeVar("P")
+E = TypeVar("E", bound=Enum)
 
 _DEFAULT_LIMIT = 100
 
 # Above this, a page is written while it is read.
 _MAX_PLAIN_LIMIT = 1000
+
+# Longer numbers are valid and mean the same: more rows than any table has. Numbers of
+# this many digits are within the 64 bits of both databases.
+_MAX_DIGITS = 18
 
 # Those that are documented.
 _ORDERS = tuple(
@@ -46,7 +47,7 @@ _ORDERS = tuple(
 )
 
 
-class DestinationsServlet(AdminServlet):
+async def list_destinations_v1(asked: Asked) -> JsonDict | None:
     """List the destinations that Synapse knows, with their retry timings.
 
     GET /_synapse/admin/v1/federation/destinations?from=0&limit=100
@@ -80,30 +81,19 @@ class DestinationsServlet(AdminServlet):
 
     Errors: 400 `M_INVALID_PARAM` for a bad parameter, 401, 403.
     """
-
-    async def on_GET(self, request: SynapseRequest) -> tuple[int, JsonDict] | None:
-        """Answer GET."""
-        requester = await self._services.homeserver.require_admin(request)
-        sort = Sort(
-            order_by=parse_choice(
-                request,
-                "order_by",
-                default=DestinationOrder.DESTINATION,
-                choices=_ORDERS,
-            ),
-            direction=parse_choice(request, "dir", default=Direction.FORWARDS),
-        )
-        wanted = DestinationFilter(name_contains=parse_text(request, "destination"))
-        return await _answer_page(
-            self._services,
-            request,
-            requester,
-            self._services.reader.of(wanted, sort),
-            _DESTINATIONS,
-        )
+    request = asked.request
+    sort = Sort(
+        order_by=_parse_choice(
+            request, "order_by", default=DestinationOrder.DESTINATION, choices=_ORDERS
+        ),
+        direction=_parse_choice(request, "dir", default=Direction.FORWARDS),
+    )
+    wanted = DestinationFilter(name_contains=_parse_text(request, "destination"))
+    listing = asked.services.reader.of(wanted, sort)
+    return await _answer_page(asked, listing, _DESTINATIONS)
 
 
-class DestinationServlet(AdminServlet):
+async def get_destination_v1(asked: Asked, destination: str) -> JsonDict:
     """Return one destination, by its exact name.
 
     GET /_synapse/admin/v1/federation/destinations/<destination>
@@ -112,19 +102,13 @@ class DestinationServlet(AdminServlet):
 
     Errors: 404 `M_NOT_FOUND` if Synapse has no row for it, 401, 403.
     """
-
-    async def on_GET(
-        self, request: SynapseRequest, destination: str
-    ) -> tuple[int, JsonDict]:
-        """Answer GET."""
-        await self._services.homeserver.require_admin(request)
-        row = await self._services.destinations.get(destination)
-        if row is None:
-            raise unknown_destination()
-        return HTTPStatus.OK, render_v1(row)
+    row = await asked.services.destinations.get(destination)
+    if row is None:
+        raise unknown_destination()
+    return render_v1(row)
 
 
-class DestinationRoomsServlet(AdminServlet):
+async def list_rooms_v1(asked: Asked, destination: str) -> JsonDict | None:
     """List the rooms in which an event was ever queued for a destination.
 
     GET /_synapse/admin/v1/federation/destinations/<destination>/rooms?from=0&limit=100
@@ -149,22 +133,12 @@ class DestinationRoomsServlet(AdminServlet):
     Errors: 400 `M_INVALID_PARAM` for a bad parameter, 404 `M_NOT_FOUND` for an unknown
     destination, 401, 403.
     """
-
-    async def on_GET(
-        self, request: SynapseRequest, destination: str
-    ) -> tuple[int, JsonDict] | None:
-        """Answer GET."""
-        requester = await self._services.homeserver.require_admin(request)
-        if await self._services.destinations.get(destination) is None:
-            raise unknown_destination()
-        direction = parse_choice(request, "dir", default=Direction.FORWARDS)
-        return await _answer_page(
-            self._services,
-            request,
-            requester,
-            RoomList(self._services.homeserver, destination, direction),
-            _ROOMS,
-        )
+    services = asked.services
+    if await services.destinations.get(destination) is None:
+        raise unknown_destination()
+    direction = _parse_choice(asked.request, "dir", default=Direction.FORWARDS)
+    rooms = RoomList(services.homeserver, destination, direction)
+    return await _answer_page(asked, rooms, _ROOMS)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -183,29 +157,25 @@ class _Kind(Generic[T]):
 
 
 async def _answer_page(
-    services: Services,
-    request: SynapseRequest,
-    requester: Requester,
-    listing: Listing[T, P],
-    kind: _Kind[T],
-) -> tuple[int, JsonDict] | None:
+    asked: Asked, listing: Listing[T, P], kind: _Kind[T]
+) -> JsonDict | None:
     """Answer with a page of a list, as `from` and `limit` say.
 
     A long page is written while it is read, and None is returned.
     """
-    offset = parse_count(request, "from", default=0)
-    limit = parse_count(request, "limit", default=_DEFAULT_LIMIT)
-    client = client_of(request, requester)
-    page = Page(services.cursors, listing, offset, limit, client)
+    offset = _parse_count(asked.request, "from", default=0)
+    limit = _parse_count(asked.request, "limit", default=_DEFAULT_LIMIT)
+    services = asked.services
+    page = Page(services.cursors, listing, offset, limit, _client_of(asked))
     if limit <= _MAX_PLAIN_LIMIT:
         rows = [row async for piece in page.pieces() for row in piece]
-        return HTTPStatus.OK, {
+        return {
             kind.key: [kind.render(row) for row in rows],
             "total": page.total,
             **({"next_token": str(page.end)} if page.has_more else {}),
         }
     await respond_in_chunks(
-        services.homeserver, request, "application/json", _encode(page, kind)
+        services.homeserver, asked.request, "application/json", _encode(page, kind)
     )
     return None
 
@@ -234,3 +204,78 @@ _DESTINATIONS = _Kind(
     "destinations", render_v1, lambda rows: ",".join(map(encode_v1, rows))
 )
 _ROOMS = _Kind("rooms", _render_room, _encode_rooms)
+
+
+def _client_of(asked: Asked) -> Hashable:
+    """Return who asks for a page, for what is remembered of their walk."""
+    request, requester = asked.request, asked.requester
+    agent = request.getHeader("User-Agent") or ""
+    return (
+        requester.user.to_string(),
+        requester.access_token_id,
+        requester.device_id,
+        getattr(request.getClientAddress(), "host", None),
+        agent[:200],
+    )
+
+
+def _first(request: SynapseRequest, name: str) -> bytes | None:
+    """Return a query parameter's value: the first one, where it is repeated."""
+    values = (request.args or {}).get(name.encode())
+    return values[0] if values else None
+
+
+def _parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
+    """Parse a query parameter that is a number of rows: 0 or more, without a limit.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
+    """
+    value = _first(request, name)
+    if value is None:
+        return default
+    # Only ASCII digits: int() also takes "1_000", " 7" and digits of other scripts.
+    if not re.fullmatch(b"[0-9]+", value):
+        raise invalid_param(f"Query parameter '{name}' must be a non-negative integer")
+    digits = value.lstrip(b"0") or b"0"
+    return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
+
+
+def _parse_choice(
+    request: SynapseRequest, name: str, *, default: E, choices: Sequence[E] = ()
+) -> E:
+    """Parse a query parameter that is one of an Enum's values.
+
+    Args:
+        request: The request.
+        name: The parameter.
+        default: What stands for a parameter that is not there.
+        choices: Which members are valid. Empty: all.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
+    """
+    value = _first(request, name)
+    if value is None:
+        return default
+    valid = choices or tuple(type(default))
+    for choice in valid:
+        if value == choice.value.encode():
+            return choice
+    names = ", ".join(f"'{choice.value}'" for choice in valid)
+    raise invalid_param(f"Query parameter '{name}' must be one of {names}")
+
+
+def _parse_text(request: SynapseRequest, name: str) -> str:
+    """Parse a query parameter that is a text; "" if it is not there.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter, if it is not UTF-8.
+    """
+    value = _first(request, name)
+    if value is None:
+        return ""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise invalid_param(f"Query parameter '{name}' must be UTF-8") from None

@@ -3,14 +3,14 @@
 
 from http import HTTPStatus
 
-from synapse.module_api import JsonDict, SynapseRequest
+from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.api._base import AdminServlet, actor, unknown_destination
+from synapse_federation_admin.api._base import Asked, unknown_destination
 from synapse_federation_admin.storage.outcomes import ResetOutcome
 
 
-class ResetConnectionServlet(AdminServlet):
+async def reset_connection_v1(asked: Asked, destination: str) -> JsonDict:
     """Clear a destination's retry timings, and have Synapse try it again at once.
 
     POST /_synapse/admin/v1/federation/destinations/<destination>/reset_connection
@@ -23,19 +23,13 @@ class ResetConnectionServlet(AdminServlet):
     Errors: 400 `M_UNKNOWN` if it is not failing, 404 `M_NOT_FOUND` if it is unknown,
     500 `M_UNKNOWN` if the database fails (nothing is changed then), 401, 403.
     """
-
-    async def on_POST(
-        self, request: SynapseRequest, destination: str
-    ) -> tuple[int, JsonDict]:
-        """Answer POST."""
-        requester = await self._services.homeserver.require_admin(request)
-        outcome = await self._services.reset.reset(destination, actor(requester))
-        if outcome is ResetOutcome.UNKNOWN_DESTINATION:
-            raise unknown_destination()
-        if outcome is ResetOutcome.NOT_FAILING:
-            raise SynapseError(
-                HTTPStatus.BAD_REQUEST,
-                "The retry timing does not need to be reset for this destination.",
-                Codes.UNKNOWN,
-            )
-        return HTTPStatus.OK, {}
+    outcome = await asked.services.reset.reset(destination, asked.actor)
+    if outcome is ResetOutcome.UNKNOWN_DESTINATION:
+        raise unknown_destination()
+    if outcome is ResetOutcome.NOT_FAILING:
+        raise SynapseError(
+            HTTPStatus.BAD_REQUEST,
+            "The retry timing does not need to be reset for this destination.",
+            Codes.UNKNOWN,
+        )
+    return {}

@@ -13,6 +13,7 @@ per_destination_queue.py` and the stores that it asks):
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 
 import attr
@@ -46,17 +47,28 @@ _DEVICE_LISTS = """
 """
 
 
+class CatchUp(Enum):
+    """Whether Synapse sends by itself the events that a destination has missed."""
+
+    POSSIBLE = "possible"
+
+    # Nothing has ever been delivered to it: there is nothing to catch up from.
+    IMPOSSIBLE = "impossible"
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Backlog:
     """What waits for one destination.
 
     Attributes:
         rooms: Rooms with an event that it has not got.
-        oldest_stream_ordering: The smallest stream ordering among them; None if none.
+        oldest_stream_ordering: The oldest of those rooms' newest events; None if there
+            is none.
         can_catch_up: Whether Synapse will send those rooms' events at all: it does not
             where nothing has ever been delivered.
-        to_device_messages: To-device messages that wait.
-        oldest_to_device_ts: When the oldest of them was queued; None if none.
+        to_device_messages: To-device messages that wait, among them the keys of
+            encrypted messages.
+        oldest_to_device_ts: When the oldest of them was queued; None if there is none.
         device_list_updates: Changes of local users' devices that wait.
     """
 
@@ -66,6 +78,11 @@ class Backlog:
     to_device_messages: int = 0
     oldest_to_device_ts: int | None = None
     device_list_updates: int = 0
+
+    @property
+    def catch_up(self) -> CatchUp:
+        """`impossible`: nothing was delivered yet, and Synapse sends none by itself."""
+        return CatchUp.POSSIBLE if self.can_catch_up else CatchUp.IMPOSSIBLE
 
     @property
     def is_empty(self) -> bool:

@@ -2,6 +2,8 @@
 """How much of the last days a destination was not failing. Pure."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
 
 import attr
 
@@ -25,10 +27,20 @@ class AvailableDay:
     begin_ts: int
     share: float | None
 
+    @property
+    def date(self) -> str:
+        """The day, in UTC: `2026-11-26`."""
+        return _date(self.begin_ts)
+
+
+@lru_cache(maxsize=32)
+def _date(ts: int) -> str:
+    return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Availability:
-    """How much of the last days a destination was not failing.
+    """How much of the last 14 days a destination was not failing.
 
     Attributes:
         since_ts: Since when that is recorded, within these days; None if it is not.

@@ -84,10 +84,11 @@ class Correlation:
     """Whether servers began to fail together, and what they share.
 
     Attributes:
-        verdict: In a word.
-        explanation: In a sentence.
+        verdict: `normal`; `us`: the cause is likely to be this homeserver's; `shared`:
+            something that several other servers share.
+        explanation: The same for people, in a sentence.
         last_hour: What was tried in the last hour.
-        lately: What was tried in the last quarter of an hour.
+        lately: What was tried in the last 15 minutes.
     """
 
     verdict: CorrelationVerdict

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Annotated
 
 import attr
 
@@ -13,7 +14,8 @@ class Actor:
 
     Attributes:
         user_id: The user whose access token it was.
-        puppeted_by: The admin who acts as that user; None if nobody does.
+        puppeted_by: Who acts as that user with a token from Synapse's admin API; None
+            if nobody does.
     """
 
     user_id: str
@@ -56,23 +58,23 @@ class AuditEntry:
     """One thing that was done through this module.
 
     Attributes:
-        entry_id: Its ID.
-        ts: When it began.
-        action: What was done: an `AuditAction`'s value, or what a later version of this
-            module has written.
+        entry_id: The entry's ID.
+        ts: When it began, in ms since the epoch.
+        action: What was done.
         actor: Who did it.
-        instance: The process that did it; the main process is `main`.
-        outcome: What came of it: `pending` while it goes on.
+        instance: The process; the main process is `main`.
+        outcome: What came of it; `pending` while it goes on, `interrupted` if its
+            process ended before, `failed` if the database failed at its end.
         destination: The destination; None if it was done to many.
-        reason: Why, as whoever did it says; None if they do not.
-        run_id: The bulk run that it belongs to, or is; None if there is none.
+        reason: Why, as the admin said; None if not said.
+        run_id: The run that it belongs to, or is; None if there is none.
         ended_ts: When it ended; None if it has not.
-        details: What else there is to know, as JSON.
+        details: What else there is to know, depending on the action; as JSON has it.
     """
 
     entry_id: str
     ts: int
-    action: str
+    action: Annotated[str, AuditAction]
     actor: Actor
     instance: str
     outcome: str

@@ -7,10 +7,12 @@ It has a row for each destination and kind. This file alone names the table.
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.storage.sql import (
     FAILING,
     Sql,
@@ -31,17 +33,16 @@ class RecordedFailure:
     """Failures of one kind of real requests to one destination.
 
     Attributes:
-        kind: The cause: a `FailureKind`'s value, or what a later version of this module
-            has written.
-        message: What the last of them said; for a person.
+        kind: The cause.
+        message: What the last of them met, for people.
         first_ts: When the first of them failed.
         last_ts: When the last of them failed.
-        count: How many there were.
+        count: How many failed.
         instance: The process whose request was the last of them.
         issuer: Who issued the certificate that was not trusted; "" if that is not it.
     """
 
-    kind: str
+    kind: Annotated[str, FailureKind]
     message: str
     first_ts: int
     last_ts: int

@@ -7,11 +7,12 @@ It has a row for each outage; since when they are recorded is the one row of
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated
 
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.failures.kinds import UNKNOWN_KIND
+from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, FailureKind
 from synapse_federation_admin.storage.failures import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.outage_ends import (
     MOMENT_MS,
@@ -44,15 +45,16 @@ class Outage:
     Attributes:
         start_ts: When it began.
         end_ts: When it ended; None while it lasts.
-        ended: How: an `OutageEnd`'s value, or what a later version of this module has
-            written; None while it lasts.
-        kinds: The kinds of failures seen in it, as they were first seen.
+        ended: `recovered` by itself, `reset` by an admin, or `forgotten`; None while it
+            lasts.
+        kinds: Every kind of failure seen in it, as they were first seen; none if it is
+            not known why it failed.
     """
 
     start_ts: int
     end_ts: int | None
-    ended: str | None
-    kinds: tuple[str, ...]
+    ended: Annotated[str, OutageEnd] | None
+    kinds: tuple[Annotated[str, FailureKind], ...]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

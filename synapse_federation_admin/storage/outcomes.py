@@ -17,6 +17,19 @@ class ResetOutcome(Enum):
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class Server:
+    """What a server says of itself.
+
+    Attributes:
+        name: Its software; None if it does not say.
+        version: Its version; None if it does not say.
+    """
+
+    name: str | None
+    version: str | None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Contact:
     """What came of one request to a destination.
 
@@ -24,13 +37,20 @@ class Contact:
         duration_ms: How long it took.
         server_name: What the server software calls itself; None if it does not say.
         server_version: Its version; None if it does not say.
-        failure: Why it failed; None if it was answered well.
+        failure: Why it failed; None if it did not.
     """
 
     duration_ms: int
     server_name: str | None = None
     server_version: str | None = None
     failure: Failure | None = None
+
+    @property
+    def server(self) -> Server | None:
+        """What the server says of itself; None if it did not answer well."""
+        if self.failure:
+            return None
+        return Server(self.server_name, self.server_version)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -58,8 +58,9 @@ class SharedCause:
     """What several destinations that fail have in common.
 
     Attributes:
-        type: What of them.
-        value: What it is: a kind, an IP address, the issuer of a certificate.
+        type: What of them: the `kind` of the failure, the IP `address`, or the `issuer`
+            of certificates that are not trusted.
+        value: That kind, address or issuer.
         destinations: How many of those that fail.
         began: How many of them began to fail in that time.
         worked: How many of the latter had worked before.
@@ -100,13 +101,13 @@ class RecentAttempts:
 
     @property
     def total(self) -> int:
-        """How many destinations were tried."""
+        """How many were tried."""
         return self.failing + self.succeeded
 
     @property
     def share(self) -> float | None:
-        """Which share of them fails; None if none was tried."""
-        return self.failing / self.total if self.total else None
+        """The share that fails, from 0 to 1; None if none was tried."""
+        return round(self.failing / self.total, 4) if self.total else None
 
     def causes_of(self, type_: CauseType) -> list[SharedCause]:
         """Return the causes of a type."""

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from typing import Annotated
 
 import attr
 
@@ -49,7 +50,13 @@ class RunOrder:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RunError:
-    """A destination of a run with which something is wrong."""
+    """A destination of a run with which something is wrong.
+
+    Attributes:
+        destination: The server name.
+        message: What is wrong, for people.
+        ts: When, in ms since the epoch.
+    """
 
     destination: str
     message: str
@@ -58,7 +65,7 @@ class RunError:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RunErrors:
-    """Those of one kind.
+    """The destinations of a run with which one kind of thing is wrong.
 
     Attributes:
         count: How many.
@@ -75,29 +82,31 @@ class Run:
 
     Attributes:
         run_id: Its ID.
-        action: What is done to each destination.
-        status: How far it has come: the value of a `RunStatus`.
+        action: What is done to each destination: `reconnect`, `forget`, `cap_backoff`.
+        status: `scheduled`: no process has taken it yet; `preparing`: `matched` still
+            grows; `running`, `complete`, `cancelled`; `failed`: `error` says why.
         entry_id: Its entry in the audit.
         actor: Who asked for it.
-        reason: Why, as they say.
-        criteria: Which destinations, as the API shows it.
-        options: How, as the API shows it.
+        reason: Why, as the admin said; None if not said.
+        criteria: Which destinations: `all_failing`, a `filter`, or how many
+            `destinations` a list had.
+        options: How, depending on the action.
         created_ts: When it was asked for.
         updated_ts: When something of it was last written.
         started_ts: When a process first took it; None if none has.
         ended_ts: When it ended; None if it has not.
         prepared_to: Up to where the destinations have been found.
         matched: How many destinations have been found.
-        outcomes: How many have each outcome.
-        totals: Sums over the destinations that are done, by what is summed up.
+        outcomes: How many have each outcome, depending on the action.
+        totals: Sums over those that are done, depending on the action.
         errors: What is wrong with destinations, by kind.
         rate: How many are done per second; None if that is not known.
-        error: Why it has failed; None if it has not.
+        error: Why the run failed; None if it has not.
     """
 
     run_id: str
     action: str
-    status: str
+    status: Annotated[str, RunStatus]
     entry_id: str
     actor: Actor
     reason: str | None
@@ -117,8 +126,13 @@ class Run:
 
     @property
     def done(self) -> int:
-        """How many destinations have an outcome."""
+        """How many of them have an outcome."""
         return sum(self.outcomes.values())
+
+    @property
+    def rate_per_second(self) -> float | None:
+        """How many are done per second; None if it does not run."""
+        return self.rate if self.status == RunStatus.RUNNING.value else None
 
     def estimated_end_ts(self, now_ms: int) -> int | None:
         """Return when it will have ended, going on like this; None if not known."""

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: destinations, and which of them a request is for."""
 
-from collections.abc import Sequence
-from datetime import datetime, timezone
 from enum import Enum
-from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -14,18 +11,16 @@ from synapse_federation_admin.api.schemas.model import (
     Answer,
     Duration,
     Input,
-    Kind,
     Lax,
     NextToken,
     OneOrMore,
-    PageFrom,
-    PageLimit,
+    Paged,
     WantedKind,
     absent,
 )
 from synapse_federation_admin.api.schemas.v1 import V1Destination
-from synapse_federation_admin.destinations.backlog import Backlog as BacklogValue
-from synapse_federation_admin.destinations.values import Destination as DestinationRow
+from synapse_federation_admin.api.schemas.values import model_of
+from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationOrder,
@@ -33,10 +28,8 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
-from synapse_federation_admin.history.availability import (
-    Availability as AvailabilityValue,
-)
-from synapse_federation_admin.storage import failures
+from synapse_federation_admin.history.availability import Availability
+from synapse_federation_admin.storage.failures import RecordedFailure
 
 
 class Filter(Input):
@@ -118,11 +111,9 @@ class Include(Enum):
     AVAILABILITY = "availability"
 
 
-class DestinationsQuery(SortedFilter):
+class DestinationsQuery(Paged, SortedFilter):
     """The list's query parameters."""
 
-    limit: PageLimit = 100
-    from_: PageFrom = None
     include: list[Annotated[Include, Lax]] = Field(
         default=[],
         description="Adds to each destination what waits for it (`backlog`), why a "
@@ -162,115 +153,9 @@ class ExportQuery(SortedFilter):
     )
 
 
-class CatchUp(Enum):
-    """Whether Synapse sends by itself the events that a destination has missed."""
-
-    POSSIBLE = "possible"
-
-    # Nothing has ever been delivered to it: there is nothing to catch up from.
-    IMPOSSIBLE = "impossible"
-
-
-class Backlog(Answer):
-    """What waits for a destination."""
-
-    rooms: int = Field(description="Rooms with an event that it has not got.")
-    oldest_stream_ordering: int | None = Field(
-        description="The oldest of those rooms' newest events; null if there is none."
-    )
-    catch_up: CatchUp = Field(
-        description="`impossible` if nothing has ever been delivered to it: Synapse "
-        "then does not send those events by itself."
-    )
-    to_device_messages: int = Field(
-        description="To-device messages that wait, among them the keys of encrypted "
-        "messages."
-    )
-    oldest_to_device_ts: int | None = Field(
-        description="When the oldest of them was queued; null if there is none."
-    )
-    device_list_updates: int = Field(
-        description="Changes of local users' devices that wait."
-    )
-
-    @classmethod
-    def of(cls, backlog: BacklogValue) -> Self:
-        """Show a value."""
-        return cls(
-            rooms=backlog.rooms,
-            oldest_stream_ordering=backlog.oldest_stream_ordering,
-            catch_up=CatchUp.POSSIBLE if backlog.can_catch_up else CatchUp.IMPOSSIBLE,
-            to_device_messages=backlog.to_device_messages,
-            oldest_to_device_ts=backlog.oldest_to_device_ts,
-            device_list_updates=backlog.device_list_updates,
-        )
-
-
-class RecordedFailure(Answer):
-    """Failures of one kind of real requests to a destination."""
-
-    kind: Kind = Field(description="The cause.")
-    message: str = Field(description="What the last of them met, for people.")
-    first_ts: int = Field(description="When the first of them failed.")
-    last_ts: int = Field(description="When the last of them failed.")
-    count: int = Field(description="How many failed.")
-    instance: str = Field(description="The process whose request was the last of them.")
-
-    @classmethod
-    def of(cls, failure: failures.RecordedFailure) -> Self:
-        """Show a value."""
-        return cls(
-            kind=failure.kind,
-            message=failure.message,
-            first_ts=failure.first_ts,
-            last_ts=failure.last_ts,
-            count=failure.count,
-            instance=failure.instance,
-        )
-
-    @classmethod
-    def last_of(cls, found: Sequence[failures.RecordedFailure]) -> Self | None:
-        """Show the first of some, which is the last that happened; None if none."""
-        return cls.of(found[0]) if found else None
-
-
-class AvailableDay(Answer):
-    """How much of a day a destination was not failing."""
-
-    date: str = Field(description="The day, in UTC: `2026-11-26`.")
-    share: float | None = Field(
-        description="From 0 to 1, of the part that is recorded; null if none is."
-    )
-
-
-class Availability(Answer):
-    """How much of the last 14 days a destination was not failing."""
-
-    since_ts: int | None = Field(
-        description="Since when it is recorded, within these days; null if it is not."
-    )
-    share: float | None = Field(
-        description="From 0 to 1, of the time that is recorded; null if none is."
-    )
-    days: list[AvailableDay] = Field(description="Each day, the oldest first.")
-
-    @classmethod
-    def of(cls, found: AvailabilityValue) -> Self:
-        """Show a value."""
-        return cls(
-            since_ts=found.since_ts,
-            share=found.share,
-            days=[
-                AvailableDay(date=_date(day.begin_ts), share=day.share)
-                for day in found.days
-            ],
-        )
-
-
-@lru_cache(maxsize=32)
-def _date(ts: int) -> str:
-    """Return the day of a time, in UTC."""
-    return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()
+_Availability: TypeAlias = model_of(Availability)  # type: ignore[valid-type]
+_Backlog: TypeAlias = model_of(Backlog)  # type: ignore[valid-type]
+_RecordedFailure: TypeAlias = model_of(RecordedFailure)  # type: ignore[valid-type]
 
 
 class Destination(V1Destination):
@@ -290,41 +175,19 @@ class Destination(V1Destination):
         description="False if `federation_domain_whitelist` shuts it out."
     )
 
-    @classmethod
-    def of(
-        cls, row: DestinationRow, now_ms: int, *, allowed: bool, **more: Any
-    ) -> Self:
-        """Show a row.
-
-        Args:
-            row: The row.
-            now_ms: The time at which it has its status.
-            allowed: Whether federation with it is allowed.
-            more: The fields that are not of this class.
-        """
-        return cls(
-            destination=row.destination,
-            retry_last_ts=row.retry_last_ts or 0,
-            retry_interval=row.retry_interval or 0,
-            failure_ts=row.failure_ts,
-            last_successful_stream_ordering=row.last_successful_stream_ordering,
-            status=row.status(now_ms),
-            next_retry_ts=row.next_retry_ts,
-            allowed=allowed,
-            **more,
-        )
-
 
 class ListedDestination(Destination):
     """A destination in the list, with what `include` asks for."""
 
-    backlog: Backlog | None = Field(default=None, description="With `include=backlog`.")
-    last_failure: RecordedFailure | None = Field(
+    backlog: _Backlog | None = Field(
+        default=None, description="With `include=backlog`."
+    )
+    last_failure: _RecordedFailure | None = Field(
         default_factory=absent,
         description="With `include=failure`: the last failure of a real request; null "
         "if none was recorded.",
     )
-    availability: Availability | None = Field(
+    availability: _Availability | None = Field(
         default=None, description="With `include=availability`."
     )
 
@@ -341,15 +204,15 @@ class Inbound(Answer):
 class DestinationDetail(Destination):
     """Everything about one destination."""
 
-    backlog: Backlog = Field(description="What waits for it.")
-    last_failure: RecordedFailure | None = Field(
+    backlog: _Backlog = Field(description="What waits for it.")
+    last_failure: _RecordedFailure | None = Field(
         description="The last failure of a real request; null if none was recorded."
     )
-    availability: Availability | None = Field(
+    availability: _Availability | None = Field(
         description="How much of the last 14 days it was not failing; null where the "
         "module's own tables cannot be read."
     )
-    failures: list[RecordedFailure] = Field(
+    failures: list[_RecordedFailure] = Field(
         description="Why real requests to it failed: one for each kind, the last first."
     )
     last_success_ts: int | None = Field(

@@ -1,91 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: why federation with a server fails."""
 
-import re
-from collections.abc import Mapping
-from enum import Enum
-from functools import cache
-from inspect import getdoc
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from pydantic import Field
 
-import attr
-from pydantic import Field, create_model
-
-from synapse_federation_admin.api.schemas.destinations import Backlog, RecordedFailure
-from synapse_federation_admin.api.schemas.failure import Failure
 from synapse_federation_admin.api.schemas.model import Answer, Kind
-from synapse_federation_admin.destinations.backlog import Backlog as BacklogValue
+from synapse_federation_admin.api.schemas.values import model_of, type_of
 from synapse_federation_admin.diagnosis import findings as values
 from synapse_federation_admin.diagnosis.findings import (
     StageName,
     StageOutcome,
 )
-from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import Fault, Reason
 from synapse_federation_admin.failures.text import Verdict
-from synapse_federation_admin.storage.failures import (
-    RecordedFailure as RecordedFailureValue,
-)
-
-# Values that are shown otherwise than they are.
-_SHOWN: Mapping[type[Any], type[Any]] = {
-    BacklogValue: Backlog,
-    RecordedFailureValue: RecordedFailure,
-    kinds.Failure: Failure,
-}
-
-
-def shown(value: Any) -> Any:
-    """Return what a diagnosis has found as JSON has it; `model_of` describes it."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, tuple):
-        return [shown(each) for each in value]
-    kind = type(value)
-    if kind in _SHOWN:
-        return _SHOWN[kind].of(value).rendered()
-    if attr.has(kind):
-        return {name: shown(getattr(value, name)) for name in attr.fields_dict(kind)}
-    return value
-
-
-@cache
-def model_of(value: type[Any]) -> type[Answer]:
-    """Return the model of a class of values that are shown as they are.
-
-    What a diagnosis finds is some twenty of them: their fields are described where they
-    are defined, in the docstrings.
-    """
-    if value in _SHOWN:
-        return _SHOWN[value]
-    text = getdoc(value) or ""
-    described = {
-        match[1]: " ".join(match[2].split())
-        for match in re.finditer(
-            r"^    (\w+): (.*(?:\n {8}.*)*)", text.partition("Attributes:")[2], re.M
-        )
-    }
-    hints = get_type_hints(value)
-    fields: dict[str, Any] = {
-        field.name: (
-            _type_of(hints[field.name]),
-            Field(description=described[field.name]),
-        )
-        for field in attr.fields(value)
-    }
-    return create_model(
-        value.__name__, __base__=Answer, __doc__=text.partition("\n")[0], **fields
-    )
-
-
-def _type_of(kind: Any) -> Any:
-    """Return the type with which a value of a type is shown."""
-    arguments = get_args(kind)
-    if get_origin(kind) is tuple:
-        return list[_type_of(arguments[0])]  # type: ignore[misc]
-    if arguments:
-        return Union[tuple(_type_of(each) for each in arguments)]  # noqa: UP007
-    return model_of(kind) if attr.has(kind) else kind
 
 
 class Stage(Answer):
@@ -102,7 +28,7 @@ class Stage(Answer):
     )
     message: str = Field(description="The same for people.")
     duration_ms: int = Field(description="How long it took.")
-    findings: _type_of(values.Findings) | None = Field(  # type: ignore[valid-type]
+    findings: type_of(values.Findings) | None = Field(  # type: ignore[valid-type]
         description="What was seen; null if it was not tried."
     )
 

@@ -85,11 +85,7 @@ class Nothing(Input):
 
 
 class Answer(Model):
-    """What a request is answered with."""
-
-    def rendered(self) -> dict[str, Any]:
-        """Return it for Synapse's JSON encoder, without the keys that are absent."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude_defaults=True)
+    """What a request is answered with: described here, and made without it."""
 
 
 class Error(Answer):
@@ -147,14 +143,17 @@ OneOrMore = BeforeValidator(_as_list)
 # After an Enum that a request gives: it comes as one of the values, not as a member.
 Lax = Strict(False)
 
-PageLimit: TypeAlias = Annotated[
-    int, Field(description="The most rows to return.", ge=1, le=1000)
-]
 
-PageFrom: TypeAlias = Annotated[
-    str | None,
-    Field(alias="from", description="The `next_token` of the page before."),
-]
+class Paged(Input):
+    """Which page of a list."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=100, description="The most rows to return."
+    )
+    from_: str | None = Field(
+        default=None, alias="from", description="The `next_token` of the page before."
+    )
+
 
 NextToken: TypeAlias = Annotated[
     str | None,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: runs, which change many destinations, and what they are asked for."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -11,12 +11,11 @@ from synapse_federation_admin.api.schemas.model import (
     Answer,
     Input,
     NextToken,
-    PageFrom,
+    Paged,
     Reason,
 )
-from synapse_federation_admin.repair.forget import Waiting
+from synapse_federation_admin.api.schemas.values import model_of
 from synapse_federation_admin.storage import run_values
-from synapse_federation_admin.storage.run_values import RunStatus
 
 # A longer list is for a filter, or for several runs.
 _MAX_NAMES = 50_000
@@ -34,13 +33,12 @@ DropToDevice = Annotated[
 ]
 
 
-class RunsQuery(Input):
+class RunsQuery(Paged):
     """The query parameters of the list."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = Field(
         default=20, description="The most runs to return."
     )
-    from_: PageFrom = None
 
 
 class ReconnectManyBody(Input):
@@ -131,21 +129,6 @@ class CapBackoffBody(Input):
     reason: Reason = ""
 
 
-class RunError(Answer):
-    """A destination with which something is wrong."""
-
-    destination: str = Field(description="The server name.")
-    message: str = Field(description="What is wrong, for people.")
-    ts: int = Field(description="When, in ms since the epoch.")
-
-
-class RunErrors(Answer):
-    """The destinations with which one kind of thing is wrong."""
-
-    count: int = Field(description="How many.")
-    recent: list[RunError] = Field(description="The last ones, the newest first.")
-
-
 class Ignored(Answer):
     """How many names of a list were left out."""
 
@@ -153,99 +136,15 @@ class Ignored(Answer):
     invalid: int = Field(description="Those that are no valid server names.")
 
 
-class Run(Answer):
+class Run(model_of(run_values.Run)):  # type: ignore[misc]
     """A run: one change to many destinations, one after the other."""
 
-    id: str = Field(description="Its ID.")
-    action: str = Field(
-        description="What is done to each destination.",
-        examples=["reconnect", "forget", "cap_backoff"],
-    )
-    status: str = Field(
-        description="`scheduled`: no process has taken it yet; `preparing`: `matched` "
-        "still grows; `running`, `complete`, `cancelled`; `failed`: `error` says why.",
-        examples=[status.value for status in RunStatus],
-    )
-    user_id: str = Field(description="The user whose access token it was.")
-    puppeted_by: str | None = Field(
-        description="Who acts as that user; null if nobody does."
-    )
-    reason: str | None = Field(description="Why, as the admin said; null if not said.")
-    criteria: dict[str, Any] = Field(
-        description="Which destinations: `all_failing`, a `filter`, or how many "
-        "`destinations` a list had."
-    )
-    options: dict[str, Any] = Field(description="How, depending on the action.")
-    created_ts: int = Field(description="When it was asked for.")
-    started_ts: int | None = Field(
-        description="When a process first took it; null if none has."
-    )
-    updated_ts: int = Field(description="When something of it was last written.")
-    ended_ts: int | None = Field(description="When it ended; null if it has not.")
-    matched: int = Field(description="How many destinations have been found.")
-    done: int = Field(description="How many of them have an outcome.")
-    outcomes: dict[str, int] = Field(
-        description="How many have each outcome, depending on the action."
-    )
-    totals: dict[str, int] = Field(
-        description="Sums over those that are done, depending on the action."
-    )
-    errors: dict[str, RunErrors] = Field(
-        description="What is wrong with destinations, by kind."
-    )
-    error: str | None = Field(description="Why the run failed; null if it has not.")
-    rate_per_second: float | None = Field(
-        description="How many are done per second; null if it does not run."
-    )
     estimated_end_ts: int | None = Field(
         description="When it will have ended, going on like this; null if not known."
     )
     ignored: Ignored | None = Field(
         default=None, description="With `ignore_unknown`, in the answer to the POST."
     )
-
-    @classmethod
-    def of(
-        cls, run: run_values.Run, now_ms: int, *, ignored: Ignored | None = None
-    ) -> Self:
-        """Show a value."""
-        is_running = run.status == RunStatus.RUNNING.value
-        return cls(
-            id=run.run_id,
-            action=run.action,
-            status=run.status,
-            user_id=run.actor.user_id,
-            puppeted_by=run.actor.puppeted_by,
-            reason=run.reason,
-            criteria=dict(run.criteria),
-            options=dict(run.options),
-            created_ts=run.created_ts,
-            started_ts=run.started_ts,
-            updated_ts=run.updated_ts,
-            ended_ts=run.ended_ts,
-            matched=run.matched,
-            done=run.done,
-            outcomes=dict(run.outcomes),
-            totals=dict(run.totals),
-            errors={
-                kind: RunErrors(
-                    count=found.count,
-                    recent=[
-                        RunError(
-                            destination=error.destination,
-                            message=error.message,
-                            ts=error.ts,
-                        )
-                        for error in found.recent
-                    ],
-                )
-                for kind, found in run.errors.items()
-            },
-            error=run.error,
-            rate_per_second=run.rate if is_running else None,
-            estimated_end_ts=run.estimated_end_ts(now_ms),
-            ignored=ignored,
-        )
 
 
 class RunsPage(Answer):
@@ -270,15 +169,6 @@ class Lost(Answer):
     rooms: int = Field(description="Rooms with an event that it has not got.")
     to_device_messages: int = Field(description="To-device messages.")
     device_list_updates: int = Field(description="Changes of local users' devices.")
-
-    @classmethod
-    def of(cls, waiting: Waiting) -> Self:
-        """Show a value."""
-        return cls(
-            rooms=waiting.rooms,
-            to_device_messages=waiting.to_device_messages,
-            device_list_updates=waiting.device_list_updates,
-        )
 
 
 class Kept(Answer):

@@ -2,7 +2,7 @@
 """v1, described for the document alone: it parses and renders without these models."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -111,18 +111,12 @@ class V1Reset(Answer):
     """A reset: an empty object."""
 
 
-# By path and method.
-OPERATIONS: Mapping[tuple[str, str], Operation[Input]] = {
-    ("/v1/federation/destinations", "GET"): Operation(
-        DestinationsQuery, V1Destinations
-    ),
-    ("/v1/federation/destinations/<destination>", "GET"): Operation(
-        Nothing, V1Destination, errors=_UNKNOWN
-    ),
-    ("/v1/federation/destinations/<destination>/rooms", "GET"): Operation(
-        PageQuery, V1Rooms, errors=_UNKNOWN
-    ),
-    ("/v1/federation/destinations/<destination>/reset_connection", "POST"): Operation(
+# By the name of the handler.
+OPERATIONS: Mapping[str, Operation[Any]] = {
+    "list_destinations_v1": Operation(DestinationsQuery, V1Destinations),
+    "get_destination_v1": Operation(Nothing, V1Destination, errors=_UNKNOWN),
+    "list_rooms_v1": Operation(PageQuery, V1Rooms, errors=_UNKNOWN),
+    "reset_connection_v1": Operation(
         Nothing,
         V1Reset,
         errors={

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of the rooms below, as the API shows them.
+
+Each class is described where it is defined: by its docstring and those of its
+properties. From there come its model, for the document, and what is shown of it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import cache
+from inspect import getdoc
+from operator import attrgetter
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import attr
+from pydantic import Field, create_model
+
+from synapse_federation_admin.api.schemas.model import Answer, Kind
+from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.failures import kinds
+from synapse_federation_admin.failures.kinds import FailureKind, Reason
+from synapse_federation_admin.failures.text import detail_of, message_of
+from synapse_federation_admin.history.availability import AvailableDay
+from synapse_federation_admin.history.correlation import Correlation
+from synapse_federation_admin.storage.audit_entry import AuditEntry
+from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.outcomes import Contact
+from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
+from synapse_federation_admin.storage.run_values import Run
+
+# The keys of those that are not shown field by field. Each is a field or a property;
+# `key=path` where the key has another name.
+_KEYS: Mapping[type[Any], str] = {
+    AuditEntry: "entry_id ts ended_ts action destination user_id=actor.user_id "
+    "puppeted_by=actor.puppeted_by instance reason outcome run_id details",
+    AvailableDay: "date share",
+    Backlog: "rooms oldest_stream_ordering catch_up to_device_messages "
+    "oldest_to_device_ts device_list_updates",
+    Contact: "duration_ms server error=failure",
+    Correlation: "verdict explanation last_hour last_15_minutes=lately",
+    RecentAttempts: "tried=total failing began share shared=causes",
+    RecordedFailure: "kind message first_ts last_ts count instance",
+    Run: "id=run_id action status user_id=actor.user_id puppeted_by=actor.puppeted_by "
+    "reason criteria options created_ts started_ts updated_ts ended_ts matched done "
+    "outcomes totals errors error rate_per_second",
+    SharedCause: "type value destinations began",
+}
+
+
+class Failure(Answer):
+    """Why a request to another server failed."""
+
+    kind: Kind = Field(description="The cause.")
+    reason: str | None = Field(
+        description="What exactly, below the kind; null where that cannot be told.",
+        examples=[reason.value for reason in Reason],
+    )
+    message: str = Field(description="The same for people.")
+    detail: str = Field(
+        description="What is particular, in the words of the other server, of OpenSSL "
+        "and of the network; empty if there is nothing."
+    )
+
+
+def shown(value: Any) -> Any:
+    """Return a value as JSON has it; `model_of` describes it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [shown(each) for each in value]
+    if isinstance(value, Mapping):
+        return {shown(key): shown(each) for key, each in value.items()}
+    if isinstance(value, kinds.Failure):
+        return {
+            "kind": value.kind.value,
+            "reason": shown(value.reason),
+            "message": message_of(value),
+            "detail": detail_of(value),
+        }
+    kind: Any = type(value)
+    if attr.has(kind):
+        return {key: shown(get(value)) for key, (_, get) in _keys(kind).items()}
+    return value
+
+
+@cache
+def model_of(value: Any) -> type[Answer]:
+    """Return the model of a class of values."""
+    if value is kinds.Failure:
+        return Failure
+    fields: dict[str, Any] = {
+        key: _described(value, path) for key, (path, _) in _keys(value).items()
+    }
+    text = (getdoc(value) or "").partition("\n")[0]
+    return create_model(value.__name__, __base__=Answer, __doc__=text, **fields)
+
+
+@cache
+def _keys(value: Any) -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """Return the path of each key, and what gets it of a value."""
+    keys = _KEYS.get(value) or " ".join(attr.fields_dict(value))
+    named = (key.partition("=") for key in keys.split())
+    return {key: (path or key, attrgetter(path or key)) for key, _, path in named}
+
+
+def _described(value: type[Any], path: str) -> tuple[Any, Any]:
+    """Return a key's type, and its description."""
+    name, _, rest = path.partition(".")
+    hints = get_type_hints(value, include_extras=True)
+    if rest:
+        return _described(hints[name], rest)
+    found = getattr(value, name, None)
+    if isinstance(found, property):
+        kind = get_type_hints(found.fget, include_extras=True)["return"]
+        text = (getdoc(found) or "").partition("\n")[0]
+    else:
+        kind = hints[name]
+        attributes = (getdoc(value) or "").partition("Attributes:")[2]
+        (text,) = re.findall(rf"^    {name}: (.*(?:\n {{8}}.*)*)", attributes, re.M)
+    # The docstrings are about values of Python's.
+    text = re.sub(r"\bNone\b", "null", " ".join(text.split()))
+    return type_of(kind), Field(description=text)
+
+
+def type_of(kind: Any) -> Any:
+    """Return the type with which a value of a type is shown."""
+    arguments, origin = get_args(kind), get_origin(kind)
+    if kind is object:
+        return Any
+    if origin is Annotated:
+        # A text that is one of an Enum's values, or what a later release has written.
+        if arguments[1] is FailureKind:
+            return Kind
+        examples = [word.value for word in arguments[1]]
+        return Annotated[str, Field(examples=examples)]
+    if origin is tuple:
+        return list[type_of(arguments[0])]  # type: ignore[misc]
+    if origin is Mapping:
+        return dict[arguments[0], type_of(arguments[1])]  # type: ignore[misc, valid-type]
+    if arguments:
+        return Union[tuple(type_of(each) for each in arguments)]  # noqa: UP007
+    return model_of(kind) if attr.has(kind) else kind
