@@ -5,11 +5,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import attr
-from synapse.module_api import SynapseRequest
+from synapse.module_api import Requester, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.homeserver.features import Feature, Features
-from synapse_federation_admin.homeserver.servlets import Requester
 from synapse_federation_admin.storage.audit_entry import Actor
 
 # What a feature needs of Synapse may be missing: that must not take others away.

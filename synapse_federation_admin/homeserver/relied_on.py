@@ -23,7 +23,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (_F.MOUNT,),
         """
         synapse.http.server: HttpServer JsonResource
-        synapse.http.servlet: RestServlet
         synapse.http.site: SynapseSite.site_tag SynapseRequest.synapse_site
         synapse.rest.admin: register_servlets
         synapse.rest.admin.media: register_servlets_for_media_repo

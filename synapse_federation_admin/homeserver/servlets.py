@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What servlets are made of."""
+"""Where routes are registered."""
 
 from synapse.http.server import HttpServer
-from synapse.http.servlet import RestServlet
-from synapse.module_api import Requester
 
-__all__ = ["HttpServer", "Requester", "RestServlet"]
+__all__ = ["HttpServer"]
