@@ -15,7 +15,12 @@ from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.diagnosis.addresses import conclude as conclude_addresses
 from synapse_federation_admin.diagnosis.addresses import why_no_address
-from synapse_federation_admin.diagnosis.clock import check_clock
+from synapse_federation_admin.diagnosis.answers import (
+    Answer,
+    check_clock,
+    date_of,
+    read_version,
+)
 from synapse_federation_admin.diagnosis.connections import (
     conclude as conclude_connections,
 )
@@ -38,17 +43,14 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownFindings,
     WellKnownRequest,
 )
-from synapse_federation_admin.diagnosis.http import Answer, parse_date_ts
-from synapse_federation_admin.diagnosis.keys import read_keys
 from synapse_federation_admin.diagnosis.requests import conclude as conclude_signed
-from synapse_federation_admin.diagnosis.requests import no_keys
+from synapse_federation_admin.diagnosis.requests import no_keys, read_keys
 from synapse_federation_admin.diagnosis.server_name import (
     InvalidServerNameError,
     ServerName,
 )
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
-from synapse_federation_admin.diagnosis.version import read_version
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
@@ -117,16 +119,16 @@ def test_no_name(name: str, reason: Reason) -> None:
 def fetched(body: Any, content_type: str = "application/json") -> Fetched:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = WellKnownRequest("https://a/", 1, 200, content_type)
-    return Fetched((request,), Answer(200, Headers(), content))
+    return (request,), Answer(200, Headers(), content), None
 
 
 def absent() -> Fetched:
-    return Fetched((WellKnownRequest("https://a/", 1, 404),), is_absent=True)
+    return (WellKnownRequest("https://a/", 1, 404),), None, None
 
 
 def broken() -> Fetched:
     problem = Failure(FailureKind.WELL_KNOWN_UNREACHABLE, facts=Facts(status=502))
-    return Fetched((WellKnownRequest("https://a/", 1, 502),), problem=problem)
+    return (WellKnownRequest("https://a/", 1, 502),), None, problem
 
 
 CACHED = ("old.example", NOW, True)
@@ -190,7 +192,7 @@ def test_late_file() -> None:
     error = Failure(FailureKind.RESPONSE_TIMEOUT)
     request = WellKnownRequest("https://a/", 1, error=error)
     problem = Failure(FailureKind.WELL_KNOWN_UNREACHABLE)
-    late = Fetched((request,), problem=problem)
+    late = (request,), None, problem
     for cached, is_late in (
         (None, True),
         ((None, NOW, True), False),
@@ -251,10 +253,12 @@ def keys(**changes: Any) -> dict[str, Any]:
 def judge(
     body: Any, stored: dict[str, str] | None = None
 ) -> tuple[str, Reason | None, KeysFindings]:
-    outcome, failure, findings = read_keys(
+    stage = read_keys(
         NAME, body, {} if stored is None else stored, now_ms=1, date_ts=None
     )
-    return outcome.value, failure.reason if failure else None, findings
+    assert isinstance(stage.findings, KeysFindings)
+    reason = stage.failure.reason if stage.failure else None
+    return stage.outcome.value, reason, stage.findings
 
 
 def test_good_keys() -> None:
@@ -321,7 +325,8 @@ def test_stored_keys() -> None:
     assert (outcome, findings.keys[0].stored) == ("warning", False)
     assert reason is Reason.OTHER_KEY_STORED
     assert judge(body, {"ed25519:z": "AAAA"})[2].keys[0].stored is None
-    unknown = read_keys(NAME, body, None, now_ms=1, date_ts=None)[2]
+    unknown = read_keys(NAME, body, None, now_ms=1, date_ts=None).findings
+    assert isinstance(unknown, KeysFindings)
     assert (unknown.stored_total, unknown.keys[0].stored) == (None, None)
 
 
@@ -342,16 +347,11 @@ def test_stored_keys() -> None:
     ],
 )
 def test_date(date: bytes | None, ts: int | None) -> None:
-    """A Date, or what is none."""
-    assert parse_date_ts(date) == ts
-
-
-def test_date_of_a_cache() -> None:
-    """That of an answer from a cache does not tell the time."""
-    headers = Headers({"Date": ["Thu, 01 Jan 1970 00:00:01 GMT"], "Age": ["9"]})
-    assert Answer(200, headers).date_ts is None
-    headers.removeHeader("Age")
-    assert Answer(200, headers).date_ts == 1000
+    """A Date, or what is none, or that of a cache."""
+    headers = Headers({b"Date": [date]} if date is not None else {})
+    assert date_of(headers) == ts
+    headers.addRawHeader(b"Age", b"9")
+    assert date_of(headers) is None
 
 
 @pytest.mark.parametrize(

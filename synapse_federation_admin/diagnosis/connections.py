@@ -16,6 +16,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
+from synapse_federation_admin.diagnosis.answers import (
+    VERSION_PATH,
+    Answer,
+    ask,
+    read_version,
+)
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     Connection,
@@ -26,10 +32,8 @@ from synapse_federation_admin.diagnosis.findings import (
     Target,
     VersionFindings,
 )
-from synapse_federation_admin.diagnosis.http import Answer, ask
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
-from synapse_federation_admin.diagnosis.version import VERSION_PATH, read_version
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of

@@ -12,7 +12,7 @@ import attr
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
-from synapse_federation_admin.diagnosis.clock import check_clock
+from synapse_federation_admin.diagnosis.answers import check_clock, check_version
 from synapse_federation_admin.diagnosis.connections import check_connections
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
@@ -32,7 +32,6 @@ from synapse_federation_admin.diagnosis.server_name import (
 )
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
-from synapse_federation_admin.diagnosis.version import check_version
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
 from synapse_federation_admin.failures.kinds import Failure, FailureKind

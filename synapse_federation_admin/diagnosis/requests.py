@@ -2,29 +2,41 @@
 """The stages `keys` and `authenticated`: requests through Synapse's own client.
 
 They tell what Synapse itself would meet, with its cached SRV records, and where another
-process goes out in this one's stead.
+process goes out in this one's stead: whether a server accepts our signature, and
+whether what it sends can be verified.
+
+https://spec.matrix.org/v1.11/server-server-api/#get_matrixkeyv2server, and what Synapse
+makes of it (`synapse/crypto/keyring.py`).
 """
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 import attr
+from canonicaljson import encode_canonical_json
+from signedjson.key import decode_verify_key_bytes, is_signing_algorithm_supported
 from synapse.module_api import JsonDict
+from twisted.web.http_headers import Headers
+from unpaddedbase64 import decode_base64
 
+from synapse_federation_admin.diagnosis.answers import date_of
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
     KeysFindings,
+    ServerKey,
     Stage,
     StageName,
     StageOutcome,
 )
-from synapse_federation_admin.diagnosis.http import parse_date_ts
-from synapse_federation_admin.diagnosis.keys import KEYS_PATH, read_keys
 from synapse_federation_admin.diagnosis.way import Way
+from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.outbound import Get
 
+KEYS_PATH = "/_matrix/key/v2/server"
 QUERY_PATH = "/_matrix/federation/v1/query/directory"
 
 # An alias that nobody has: the request changes nothing anywhere.
@@ -36,6 +48,10 @@ _UNREADABLE = (Reason.NOT_JSON, Reason.WRONG_CONTENT_TYPE, Reason.BODY_TOO_LARGE
 # What a Matrix error tells of us, and not only of the request.
 _TELLING = (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
 
+# How many keys are looked at: a server has one, or two.
+_MAX_KEYS = 20
+_MAX_READ = 500
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,15 +62,13 @@ async def check_keys(way: Way, get: Get, name: str) -> Stage:
         findings = KeysFindings(status=found.facts.status, error=found)
         return Stage.failed(StageName.KEYS, no_keys(found), findings)
     body, headers = found
-    dates = headers.get(b"Date") or headers.get(b"date") or [b""]
-    outcome, problem, findings = read_keys(
+    return read_keys(
         name,
         body,
         await _stored_keys(way, name),
         now_ms=way.homeserver.now_ms(),
-        date_ts=None if b"Age" in headers else parse_date_ts(dates[0]),
+        date_ts=date_of(Headers(headers)),
     )
-    return Stage(StageName.KEYS, outcome, problem, findings)
 
 
 async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
@@ -73,17 +87,12 @@ async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
 
 async def check_authenticated(way: Way, get: Get, name: str) -> Stage:
     """Make a request that we sign, so that the server has to verify our key."""
-    query = {"room_alias": f"{_ALIAS}:{name}"}
-    found = await _ask(way, get, name, QUERY_PATH, query)
+    found = await _ask(way, get, name, QUERY_PATH, {"room_alias": f"{_ALIAS}:{name}"})
     return conclude(found if isinstance(found, Failure) else None)
 
 
 async def _ask(
-    way: Way,
-    get: Get,
-    name: str,
-    path: str,
-    args: dict[str, str] | None = None,
+    way: Way, get: Get, name: str, path: str, args: dict[str, str] | None = None
 ) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Failure:
     """Make a request; return the answer, or why there was none."""
     try:
@@ -107,7 +116,7 @@ def no_keys(error: Failure) -> Failure:
 
 
 def conclude(failure: Failure | None) -> Stage:
-    """Return the stage: what the answer to a signed request means.
+    """Return the stage `authenticated`: what the answer to a signed request means.
 
     Args:
         failure: What is wrong; None if the answer was one of 200.
@@ -124,3 +133,151 @@ def conclude(failure: Failure | None) -> Stage:
         return Stage.failed(name, failure, findings)
     unknown = attr.evolve(failure, reason=Reason.UNKNOWN_REQUEST)
     return Stage.failed(name, unknown, findings, StageOutcome.WARNING)
+
+
+def read_keys(
+    name: str,
+    body: object,
+    stored: Mapping[str, str] | None,
+    *,
+    now_ms: int,
+    date_ts: int | None,
+) -> Stage:
+    """Return the stage `keys`: what the keys are that a server gives out.
+
+    Args:
+        name: The server name.
+        body: The answer, parsed.
+        stored: By key ID, the keys in base64 that Synapse has stored; None: not known.
+        now_ms: The time, in ms since the epoch.
+        date_ts: The time by the server's clock.
+    """
+    # What makes that Synapse takes none of them, and what does not.
+    wrong: list[Failure] = []
+    odd: list[Failure] = []
+
+    def invalid(reason: Reason, said: str = "") -> Failure:
+        return Failure(FailureKind.KEYS_INVALID, reason, Facts(said=said))
+
+    content = _object(body)
+    verify_keys = _object(content.get("verify_keys"))
+    old_keys = _object(content.get("old_verify_keys"))
+    signatures = _object(_object(content.get("signatures")).get(name))
+    valid_until_ts = content.get("valid_until_ts")
+    their_name = word(content.get("server_name"))
+    signed = _canonical(content)
+    if not isinstance(body, dict) or signed is None:
+        wrong.append(invalid(Reason.NOT_JSON))
+    elif their_name is None:
+        wrong.append(invalid(Reason.NO_SERVER_NAME))
+    elif content["server_name"] != name:
+        wrong.append(invalid(Reason.OTHER_SERVER_NAME, their_name))
+    usable = {k: v for k, v in verify_keys.items() if is_signing_algorithm_supported(k)}
+    if not usable:
+        wrong.append(Failure(FailureKind.KEYS_MISSING, Reason.NO_ED25519_KEY))
+    # Synapse reads all of them, and takes none if it cannot read one.
+    for label in (_unreadable(verify_keys), _unreadable(old_keys, is_old=True)):
+        if label is not None:
+            wrong.append(invalid(Reason.KEY_UNREADABLE, label))
+    if not isinstance(content.get("old_verify_keys", {}), dict):
+        wrong.append(invalid(Reason.OLD_KEYS_NOT_AN_OBJECT))
+    # Those with a signature first, in the order of those, as Synapse takes them.
+    order = [k for k in signatures if k in usable]
+    order += [k for k in usable if k not in signatures]
+    shown: list[ServerKey] = []
+    for key_id in order[:_MAX_KEYS]:
+        key, label = _object(usable[key_id]).get("key"), word(key_id) or ""
+        is_signed = signed is not None and _verify(
+            key_id, key, signatures.get(key_id), signed
+        )
+        if not is_signed and key_id not in signatures:
+            odd.append(invalid(Reason.KEY_NOT_SIGNING, label))
+        elif not is_signed and shown:
+            odd.append(invalid(Reason.ONE_SIGNATURE_INVALID, label))
+        elif not is_signed:
+            wrong.append(invalid(Reason.SIGNATURE_INVALID, label))
+        same = None
+        if stored is not None and key_id in stored:
+            same = isinstance(key, str) and _same(key, stored[key_id])
+            if not same:
+                odd.append(invalid(Reason.OTHER_KEY_STORED, label))
+        shown.append(ServerKey(label, is_signed, same))
+    if usable and not any(key.is_self_signed for key in shown):
+        wrong.append(invalid(Reason.NOT_SIGNED))
+    if type(valid_until_ts) is not int:
+        valid_until_ts = None
+        wrong.append(invalid(Reason.VALID_UNTIL_MISSING))
+    elif valid_until_ts <= now_ms:
+        facts = Facts(ago_ms=now_ms - valid_until_ts)
+        wrong.append(Failure(FailureKind.KEYS_EXPIRED, facts=facts))
+    findings = KeysFindings(
+        server_name=their_name,
+        keys=tuple(shown),
+        keys_total=len(verify_keys),
+        old_keys=len(old_keys),
+        valid_until_ts=_bounded(valid_until_ts),
+        stored_total=None if stored is None else len(stored),
+        status=HTTPStatus.OK,
+        date_ts=date_ts,
+        received_ts=now_ms,
+    )
+    if wrong:
+        return Stage.failed(StageName.KEYS, wrong[0], findings)
+    if odd:
+        return Stage.failed(StageName.KEYS, odd[0], findings, StageOutcome.WARNING)
+    return Stage(StageName.KEYS, StageOutcome.OK, findings=findings)
+
+
+def _unreadable(keys: Mapping[str, object], *, is_old: bool = False) -> str | None:
+    """Return a key that Synapse cannot read; None if it can read all of them."""
+    for key_id, value in list(keys.items())[:_MAX_READ]:
+        if not is_signing_algorithm_supported(key_id):
+            continue
+        try:
+            content = _object(value)
+            decode_verify_key_bytes(key_id, decode_base64(content["key"]))
+            if is_old:
+                content["expired_ts"]
+        except Exception:
+            # What is wrong with it is up to the server.
+            return f"{word(key_id)} in {'old_verify_keys' if is_old else 'verify_keys'}"
+    return None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _canonical(content: dict[str, Any]) -> bytes | None:
+    """Return what is signed (appendices, "Signing JSON"); None if nothing can be."""
+    try:
+        return encode_canonical_json(
+            {k: v for k, v in content.items() if k not in ("signatures", "unsigned")}
+        )
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _verify(key_id: str, key: object, signature: object, signed: bytes) -> bool:
+    """Tell whether a signature with a key is right."""
+    if not isinstance(key, str) or not isinstance(signature, str):
+        return False
+    try:
+        verify_key = decode_verify_key_bytes(key_id, decode_base64(key))
+        verify_key.verify(signed, decode_base64(signature))
+    except Exception:
+        # What is wrong with a key or a signature is up to the server.
+        return False
+    return True
+
+
+def _same(key: str, stored: str) -> bool:
+    try:
+        return bool(decode_base64(key) == decode_base64(stored))
+    except ValueError:
+        return False
+
+
+def _bounded(ts: int | None) -> int | None:
+    """Return a time that every reader of JSON can read."""
+    return None if ts is None else max(-(2**53), min(ts, 2**53))

@@ -101,23 +101,19 @@ def _why_not(name: str) -> Reason:
 
 def check_name(homeserver: Homeserver, name: str) -> Stage:
     """Tell whether requests may be sent to a server name at all."""
-    failure = _failure_of(homeserver, name)
-    if failure is not None:
-        return Stage.failed(StageName.NAME, failure)
-    return Stage(StageName.NAME, StageOutcome.OK)
-
-
-def _failure_of(homeserver: Homeserver, name: str) -> Failure | None:
     try:
-        parsed = ServerName.parse(name)
+        host = ServerName.parse(name).host
     except InvalidServerNameError as e:
-        return e.failure
+        return Stage.failed(StageName.NAME, e.failure)
+    reason = None
     if not homeserver.is_server_name(name):
-        return InvalidServerNameError(Reason.NAME_REFUSED).failure
-    if not homeserver.federation.can_be_host(parsed.host):
-        return InvalidServerNameError(Reason.NO_HOST_NAME).failure
-    if name == homeserver.server_name:
-        return InvalidServerNameError(Reason.OWN_NAME).failure
+        reason = Reason.NAME_REFUSED
+    elif not homeserver.federation.can_be_host(host):
+        reason = Reason.NO_HOST_NAME
+    elif name == homeserver.server_name:
+        reason = Reason.OWN_NAME
+    if reason is not None:
+        return Stage.failed(StageName.NAME, InvalidServerNameError(reason).failure)
     if not homeserver.is_allowed(name):
-        return Failure(FailureKind.NOT_ALLOWED)
-    return None
+        return Stage.failed(StageName.NAME, Failure(FailureKind.NOT_ALLOWED))
+    return Stage(StageName.NAME, StageOutcome.OK)

@@ -5,8 +5,9 @@ https://spec.matrix.org/v1.11/server-server-api/#getwell-knownmatrixserver, and 
 Synapse makes of it (`synapse/http/federation/well_known_resolver.py`).
 """
 
-import json
+from collections.abc import Sequence
 from http import HTTPStatus
+from typing import TypeAlias
 from urllib.parse import urljoin, urlsplit
 
 import attr
@@ -17,6 +18,7 @@ from synapse_federation_admin.diagnosis.addresses import (
     look_up,
     why_no_address,
 )
+from synapse_federation_admin.diagnosis.answers import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.findings import (
     CachedWellKnown,
     SkipReason,
@@ -26,13 +28,17 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownFindings,
     WellKnownRequest,
 )
-from synapse_federation_admin.diagnosis.http import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.server_name import (
     InvalidServerNameError,
     ServerName,
 )
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
-from synapse_federation_admin.failures.bounds import MAX_TEXT, bounded, word
+from synapse_federation_admin.failures.bounds import (
+    MAX_TEXT,
+    bounded,
+    json_object,
+    word,
+)
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
@@ -63,21 +69,9 @@ _NO_WEB_SERVER_BY_PROXY = (
 )
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Fetched:
-    """What came of fetching the file.
-
-    Attributes:
-        requests: The requests.
-        answer: The last answer, if it is one of 200 that has been read.
-        is_absent: Whether there is no such file.
-        problem: What is wrong; None if nothing is.
-    """
-
-    requests: tuple[WellKnownRequest, ...]
-    answer: Answer | None = None
-    is_absent: bool = False
-    problem: Failure | None = None
+# What came of fetching the file: the requests; the answer, if it can be read; and what
+# is wrong. If there is neither, there is no such file.
+Fetched: TypeAlias = tuple[tuple[WellKnownRequest, ...], Answer | None, Failure | None]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -105,11 +99,10 @@ async def check_well_known(way: Way, name: ServerName) -> WellKnown:
         why = SkipReason.NAME_IS_ADDRESS if is_literal else SkipReason.NAME_HAS_PORT
         return WellKnown(Stage.skip(StageName.WELL_KNOWN, why))
     fetched = await _fetch(way, name.host)
-    headers = fetched.answer.headers if fetched.answer else None
-    outbound = way.outbound
+    outbound, answer = way.outbound, fetched[1]
     return conclude(
         fetched,
-        lifetime_ms=outbound.well_known_lifetime_ms(headers) if headers else None,
+        lifetime_ms=outbound.well_known_lifetime_ms(answer.headers) if answer else None,
         cached=outbound.cached_well_known(name.host),
         max_bytes=outbound.well_known_max_bytes,
     )
@@ -153,7 +146,7 @@ async def _fetch(way: Way, host: str) -> Fetched:
         )
         if answer is None or answer.status not in REDIRECTS:
             is_proxied = outbound.goes_through_proxy(host)
-            return _judge(tuple(requests), answer, is_proxied=is_proxied)
+            return tuple(requests), *_judge(requests, answer, is_proxied=is_proxied)
         reason = Reason.REDIRECT_WITHOUT_TARGET
         if location is not None and len(requests) > _MAX_REDIRECTS:
             reason = Reason.TOO_MANY_REDIRECTS
@@ -167,7 +160,7 @@ async def _fetch(way: Way, host: str) -> Fetched:
                 # It is no URL.
                 pass
             reason = Reason.REDIRECT_INVALID
-        return Fetched(tuple(requests), problem=_unreachable(reason))
+        return tuple(requests), None, _unreachable(reason)
 
 
 async def _why_not_found(way: Way, url: str, error: Failure) -> Failure:
@@ -185,29 +178,25 @@ async def _why_not_found(way: Way, url: str, error: Failure) -> Failure:
 
 
 def _judge(
-    requests: tuple[WellKnownRequest, ...], answer: Answer | None, *, is_proxied: bool
-) -> Fetched:
+    requests: Sequence[WellKnownRequest], answer: Answer | None, *, is_proxied: bool
+) -> tuple[Answer | None, Failure | None]:
     """Tell what it means that a request was the last one."""
     no_web_server = _NO_WEB_SERVER_BY_PROXY if is_proxied else _NO_WEB_SERVER
     last = requests[-1]
     if answer is None:
         assert last.error is not None
         if len(requests) == 1 and last.error.kind in no_web_server:
-            return Fetched(requests, is_absent=True)
-        is_blocked = last.error.kind is FailureKind.IP_BLOCKED
-        reason = Reason.LEADS_TO_BLOCKED if is_blocked else None
-        cause = None if is_blocked else last.error
-        problem = _unreachable(reason, Facts(cause=cause))
-        return Fetched(requests, problem=problem)
-    if answer.error is not None:
-        problem = Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE)
-        return Fetched(requests, problem=problem)
+            return None, None
+        if last.error.kind is FailureKind.IP_BLOCKED:
+            return None, _unreachable(Reason.LEADS_TO_BLOCKED)
+        return None, _unreachable(None, Facts(cause=last.error))
+    if answer.is_too_large:
+        return None, Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE)
     if answer.status == HTTPStatus.OK:
-        return Fetched(requests, answer)
+        return answer, None
     if HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Fetched(requests, is_absent=True)
-    problem = _unreachable(None, Facts(status=answer.status))
-    return Fetched(requests, problem=problem)
+        return None, None
+    return None, _unreachable(None, Facts(status=answer.status))
 
 
 def _unreachable(reason: Reason | None, facts: Facts | None = None) -> Failure:
@@ -230,9 +219,10 @@ def conclude(
             is used unasked.
         max_bytes: The size up to which Synapse reads the file.
     """
-    problem, m_server = fetched.problem, None
-    if fetched.answer is not None:
-        m_server, problem = _read(fetched.answer.body or b"")
+    requests, answer, problem = fetched
+    suggests, m_server = _suggests_delegation(fetched), None
+    if answer is not None:
+        m_server, problem = _read(answer.body or b"")
     # Synapse uses whatever is ASCII, and what that leads to is seen later.
     fresh = m_server[:_MAX_DELEGATED] if m_server and m_server.isascii() else None
     failure, outcome = problem, StageOutcome.OK
@@ -253,18 +243,16 @@ def conclude(
             if differs and failure is None:
                 failure, outcome = _outdated(kept), StageOutcome.WARNING
     findings = WellKnownFindings(
-        fetched.requests,
+        requests,
         max_bytes,
         m_server=word(m_server),
         is_valid=None if m_server is None else problem is None,
         delegated_to=word(delegated_to),
-        suggests_delegation=_suggests_delegation(fetched)
-        or m_server is not None
-        or kept is not None,
+        suggests_delegation=suggests or not (m_server is None and kept is None),
         lifetime_ms=lifetime_ms if fresh else None,
         cached=shown,
     )
-    error = fetched.requests[-1].error
+    error = requests[-1].error
     is_late = error is not None and error.kind is FailureKind.RESPONSE_TIMEOUT
     return WellKnown(
         Stage(StageName.WELL_KNOWN, outcome, failure, findings),
@@ -284,12 +272,13 @@ def _outdated(m_server: str | None) -> Failure:
 
 def _suggests_delegation(fetched: Fetched) -> bool:
     """Tell whether what is at the file's place looks as if it was meant to be one."""
-    last = fetched.requests[-1]
-    if fetched.is_absent:
+    requests, answer, problem = fetched
+    last = requests[-1]
+    if answer is None and problem is None:
         return False
     if last.error is not None:
         # A web site whose certificate is bad, or for other names, may be anything.
-        return len(fetched.requests) > 1 or last.error.kind not in TLS_KINDS
+        return len(requests) > 1 or last.error.kind not in TLS_KINDS
     return not (last.content_type or "").lower().startswith("text/html") or (
         last.status is not None and last.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     )
@@ -301,11 +290,8 @@ def _read(body: bytes) -> tuple[str | None, Failure | None]:
     def invalid(reason: Reason, facts: Facts | None = None) -> Failure:
         return Failure(FailureKind.WELL_KNOWN_INVALID, reason, facts or Facts())
 
-    try:
-        content = json.loads(body.decode("utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+    content = json_object(body)
+    if content is None:
         return None, invalid(Reason.NOT_JSON)
     m_server = content.get("m.server")
     if not isinstance(m_server, str):
@@ -318,8 +304,3 @@ def _read(body: bytes) -> tuple[str | None, Failure | None]:
         facts = Facts(said=word(m_server) or "", cause=e.failure)
         return m_server, invalid(Reason.M_SERVER_INVALID, facts)
     return m_server, None
-
-
-def _refuse(constant: str) -> None:
-    """Refuse NaN and the like, as Synapse does."""
-    raise ValueError(constant)

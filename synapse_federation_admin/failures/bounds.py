@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts from outside, as they may be told."""
+"""What comes from outside, as it may be read and told."""
+
+import json
+from typing import Any
 
 # How much of a text in which a remote server has a say is kept: of a word, and a line.
 MAX_WORD = 100
@@ -17,3 +20,17 @@ def word(value: object, most: int = MAX_WORD) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     return bounded(value, most) if isinstance(value, str) else None
+
+
+def json_object(content: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that something is, as Synapse reads it; None if none."""
+    try:
+        found = json.loads(content.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and the like."""
+    raise ValueError(constant)

@@ -24,7 +24,6 @@ on this side: `FailureKind.INTERNAL`, and its traceback is logged.
 """
 
 import errno
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -49,6 +48,7 @@ from twisted.web.client import (
 from synapse_federation_admin.failures.bounds import (
     MAX_TEXT,
     bounded,
+    json_object,
     word,
 )
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
@@ -214,12 +214,7 @@ def matrix_error(response: bytes) -> tuple[str, str]:
     Args:
         response: The body, of which only the beginning is looked at.
     """
-    try:
-        body = json.loads(response[:_MAX_BODY])
-    except (ValueError, RecursionError):
-        return "", ""
-    if not isinstance(body, dict):
-        return "", ""
+    body = json_object(response[:_MAX_BODY]) or {}
     return word(body.get("errcode")) or "", word(body.get("error"), MAX_TEXT) or ""
 
 
