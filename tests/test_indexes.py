@@ -13,7 +13,6 @@ from parameterized import parameterized
 from synapse.server import HomeServer
 from synapse.storage.database import LoggingTransaction
 from synapse.util.clock import Clock
-from twisted.internet import defer
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations.indexes import (
@@ -41,11 +40,7 @@ class IndexesTestCase(ModuleTestCase):
         self.indexes = DestinationIndexes(self.homeserver, True)
 
     def build(self) -> bool:
-        building = defer.ensureDeferred(self.indexes.build())
-        while not building.called:
-            # The pauses between two indexes on SQLite.
-            self.reactor.advance(1)
-        return self.get_success(building)
+        return self.get_success(self.indexes.build())
 
     def states(self) -> dict[str, IndexState]:
         return self.get_success(self.indexes.states())
@@ -351,17 +346,28 @@ class OnTestCase(IndexesTestCase):
 
         self.assertEqual(self.states(), ALL_READY)
 
-    def test_database_fails(self) -> None:
-        """A database that cannot be asked does not end it."""
-        with mock.patch.object(
-            DestinationIndexes, "states", side_effect=RuntimeError("no database")
+    def fail(self, *, is_away: bool) -> None:
+        """Have the database not answer, and wait longer than until the next attempt."""
+        error = RuntimeError("no database")
+        with (
+            mock.patch.object(DestinationIndexes, "states", side_effect=error),
+            mock.patch.object(Homeserver, "is_database_away", return_value=is_away),
         ):
             self.pass_time(60)
         self.assertEqual(self.identities(), {})
-
         self.pass_time(120)
 
+    def test_database_is_away(self) -> None:
+        """A database that cannot be asked does not end it."""
+        self.fail(is_away=True)
         self.assertEqual(self.states(), ALL_READY)
+
+    def test_bug(self) -> None:
+        """A bug ends it, and is logged with its traceback."""
+        with self.assertLogs("synapse_federation_admin", "ERROR") as logs:
+            self.fail(is_away=False)
+        self.assertIn("Traceback", logs.output[0])
+        self.assertEqual(self.states(), ALL_MISSING)
 
 
 class OtherProcessTestCase(IndexesTestCase):

@@ -12,6 +12,7 @@ from functools import partial
 
 import attr
 from synapse.module_api import LoggingTransaction
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import NEXT_RETRY_TS
 from synapse_federation_admin.destinations.values import IndexState
@@ -80,9 +81,6 @@ INDEXES: tuple[Index, ...] = (
 # After start-up, when a homeserver has enough to do.
 _START_DELAY_MS = 3000
 
-# Between two indexes on SQLite, where a build holds up everything else.
-_PAUSE_MS = 2000
-
 # While another process builds.
 _BUSY_DELAY_MS = 5000
 
@@ -96,25 +94,18 @@ _LOCK = 0x6665_6461_646D_696E  # "fedadmin"
 # The indexes of the table that this session's `destinations` is: an index of the same
 # name in another schema is none of them.
 _SELECT_POSTGRES = """
-    SELECT c.relname, i.indisvalid,
-        quote_ident(n.nspname) || '.' || quote_ident(c.relname)
-    FROM pg_index AS i
+    SELECT c.relname, i.indisvalid FROM pg_index AS i
     INNER JOIN pg_class AS c ON c.oid = i.indexrelid
-    INNER JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE i.indrelid = to_regclass('destinations')
 """
 _SELECT_SQLITE = """
     SELECT name, sql FROM sqlite_master
     WHERE type = 'index' AND tbl_name = 'destinations'
 """
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Found:
-    """An index in PostgreSQL's catalogue."""
-
-    is_valid: bool
-    qualified_name: str
+_SELECT_SCHEMA = """
+    SELECT CAST(relnamespace::regnamespace AS text) FROM pg_class
+    WHERE oid = to_regclass('destinations')
+"""
 
 
 class DestinationIndexes:
@@ -151,11 +142,11 @@ class DestinationIndexes:
 
     async def states(self) -> dict[str, IndexState]:
         """Return the state of every index, by its name, from the catalogue."""
-        on_postgres = self._homeserver.is_postgres
         found = await self._homeserver.run_db_interaction(
-            "federation_admin_index_states", partial(_find, on_postgres=on_postgres)
+            "federation_admin_index_states",
+            partial(_find, on_postgres=self._homeserver.is_postgres),
         )
-        states = {index.name: _state(found.get(index.name)) for index in INDEXES}
+        states = {i.name: found.get(i.name, IndexState.MISSING) for i in INDEXES}
         if self._in_progress is not None:
             states[self._in_progress] = IndexState.BUILDING
         return states
@@ -178,10 +169,10 @@ class DestinationIndexes:
         for name, state in (await self.states()).items():
             if state is IndexState.READY:
                 continue
-            if built and not self._homeserver.is_postgres:
-                await self._homeserver.sleep_ms(_PAUSE_MS)
             try:
                 built += await self._build_one(_BY_NAME[name])
+            except CancelledError:
+                raise
             except Exception as e:
                 # The driver's texts have lines that point into the statement.
                 errors[name] = " ".join(str(e).split()) or type(e).__name__
@@ -205,7 +196,14 @@ class DestinationIndexes:
                 if await self.build():
                     return
                 failed = bool(self._errors)
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
             except Exception as e:
+                if not self._homeserver.is_database_away(e):
+                    # It would be one again.
+                    logger.exception("Cannot build indexes on destinations")
+                    return
                 logger.warning("Cannot build indexes on destinations: %s", e)
                 failed = True
             if failed:
@@ -240,38 +238,27 @@ class DestinationIndexes:
 _BY_NAME = {index.name: index for index in INDEXES}
 
 
-def _state(is_valid: bool | None) -> IndexState:
-    """Return the state of an index; None for `is_valid`: there is none."""
-    if is_valid is None:
-        return IndexState.MISSING
-    return IndexState.READY if is_valid else IndexState.BUILDING
-
-
 def usable_indexes(txn: LoggingTransaction, *, on_postgres: bool) -> set[str]:
     """Return which of the optional indexes there are, ready for use."""
-    return {
-        name
-        for name, is_valid in _find(txn, on_postgres=on_postgres).items()
-        if is_valid
-    }
+    found = _find(txn, on_postgres=on_postgres)
+    return {name for name, state in found.items() if state is IndexState.READY}
 
 
-def _find(txn: LoggingTransaction, *, on_postgres: bool) -> dict[str, bool]:
-    """Return which optional indexes there are, and whether each is ready for use.
+def _find(txn: LoggingTransaction, *, on_postgres: bool) -> dict[str, IndexState]:
+    """Return the states of the indexes on the table.
 
-    On SQLite only those that are as the module makes them: a statement that names an
+    On SQLite only of those that are as the module makes them: a statement that names an
     index which does not serve it fails.
     """
-    if on_postgres:
-        return {name: index.is_valid for name, index in _find_postgres(txn).items()}
-    txn.execute(_SELECT_SQLITE)
-    made = {index.name: index.create() for index in INDEXES}
-    return {name: True for name, sql in txn if sql and made.get(name) == sql}
-
-
-def _find_postgres(txn: LoggingTransaction) -> dict[str, _Found]:
+    if not on_postgres:
+        txn.execute(_SELECT_SQLITE)
+        made = {index.name: index.create() for index in INDEXES}
+        return {n: IndexState.READY for n, sql in txn if sql and made.get(n) == sql}
     txn.execute(_SELECT_POSTGRES)
-    return {name: _Found(is_valid, qualified) for name, is_valid, qualified in txn}
+    return {
+        name: IndexState.READY if is_valid else IndexState.BUILDING
+        for name, is_valid in txn
+    }
 
 
 def _create_on_postgres(txn: LoggingTransaction, index: Index) -> bool:
@@ -296,12 +283,14 @@ def _create_on_postgres(txn: LoggingTransaction, index: Index) -> bool:
         logger.info("Another process is building indexes: waiting with %s", index.name)
         return False
     try:
-        found = _find_postgres(txn).get(index.name)
-        if found is not None and found.is_valid:
+        state = _find(txn, on_postgres=True).get(index.name)
+        if state is IndexState.READY:
             return True
-        if found is not None:
+        if state is IndexState.BUILDING:
             logger.info("Dropping what an interrupted build left of %s", index.name)
-            txn.execute(f"DROP INDEX CONCURRENTLY {found.qualified_name}")
+            txn.execute(_SELECT_SCHEMA)
+            ((schema,),) = txn.fetchall()
+            txn.execute(f"DROP INDEX CONCURRENTLY {schema}.{index.name}")
         logger.info("Creating index %s", index.name)
         txn.execute(index.create(concurrently=True))
         return True

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of the last days a destination was not failing. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import lru_cache
 
 import attr
 
-from synapse_federation_admin.storage.outages import OutageSpan
+from synapse_federation_admin.storage.outages import Span
 
 _DAY_MS = 86_400_000
 
@@ -53,64 +53,43 @@ class Availability:
     days: tuple[AvailableDay, ...]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AvailabilityWindow:
-    """The days that are told, in UTC; the present one is as long as it has lasted.
+def first_day_ts(now_ts: int) -> int:
+    """Return when the first of the days begins that are told."""
+    return now_ts - now_ts % _DAY_MS - (_DAYS - 1) * _DAY_MS
 
-    Attributes:
+
+def availability_of(
+    spans: Iterable[Span], since_ts: int | None, now_ts: int
+) -> Availability:
+    """Return the availability of a destination.
+
+    Args:
+        spans: Its outages that had not ended when the first day began.
         since_ts: Since when outages are recorded; None if they are not.
         now_ts: The time.
     """
-
-    since_ts: int | None
-    now_ts: int
-
-    @property
-    def begins(self) -> list[int]:
-        """When each day begins."""
-        today_ts = self.now_ts - self.now_ts % _DAY_MS
-        return [today_ts - day * _DAY_MS for day in reversed(range(_DAYS))]
-
-    @property
-    def first_ts(self) -> int:
-        """When the part of them begins that is recorded."""
-        return max(
-            self.begins[0], self.now_ts if self.since_ts is None else self.since_ts
-        )
-
-    def of(
-        self, destinations: Sequence[str], spans: Iterable[OutageSpan]
-    ) -> dict[str, Availability]:
-        """Return the availability of destinations, by those of their outages here."""
-        begins, first_ts = self.begins, self.first_ts
-        # For how long each was failing on each day, in ms.
-        down = {name: [0] * len(begins) for name in destinations}
-        for span in spans:
-            upto_ts = self.now_ts if span.end_ts is None else span.end_ts
-            upto_ts = min(self.now_ts, upto_ts)
-            from_ts = max(span.start_ts, first_ts)
-            while from_ts < upto_ts:
-                day = (from_ts - begins[0]) // _DAY_MS
-                next_ts = min(begins[0] + (day + 1) * _DAY_MS, upto_ts)
-                down[span.destination][day] += next_ts - from_ts
-                from_ts = next_ts
-        recorded = [
-            max(0, min(begin_ts + _DAY_MS, self.now_ts) - max(begin_ts, first_ts))
-            for begin_ts in begins
-        ]
-        return {
-            name: Availability(
-                since_ts=None if self.since_ts is None else first_ts,
-                share=_share(sum(recorded), sum(down[name])),
-                days=tuple(
-                    AvailableDay(*day)
-                    for day in zip(
-                        begins, map(_share, recorded, down[name]), strict=True
-                    )
-                ),
-            )
-            for name in destinations
-        }
+    begin_ts = first_day_ts(now_ts)
+    first_ts = max(begin_ts, now_ts if since_ts is None else since_ts)
+    # For how long it was failing on each day, in ms.
+    down = [0] * _DAYS
+    for start_ts, end_ts in spans:
+        upto_ts = min(now_ts, now_ts if end_ts is None else end_ts)
+        from_ts = max(start_ts, first_ts)
+        while from_ts < upto_ts:
+            day = (from_ts - begin_ts) // _DAY_MS
+            next_ts = min(begin_ts + (day + 1) * _DAY_MS, upto_ts)
+            down[day] += next_ts - from_ts
+            from_ts = next_ts
+    begins = [begin_ts + day * _DAY_MS for day in range(_DAYS)]
+    recorded = [
+        max(0, min(begin_ts + _DAY_MS, now_ts) - max(begin_ts, first_ts))
+        for begin_ts in begins
+    ]
+    return Availability(
+        since_ts=None if since_ts is None else first_ts,
+        share=_share(sum(recorded), sum(down)),
+        days=tuple(map(AvailableDay, begins, map(_share, recorded, down))),
+    )
 
 
 def _share(recorded_ms: int, down_ms: int) -> float | None:

@@ -22,7 +22,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.sql import Sql, marks
 
 T = TypeVar("T")
 
@@ -82,42 +82,34 @@ class Outages:
             begins: Look for those that nobody has begun, too.
         """
         now_ts = self._homeserver.now_ms()
-        await self._until_less_than(
-            _REOPENED_AT_ONCE,
-            partial(outages.reopen_txn, since_ts=now_ts - _IN_VAIN_MS),
-        )
-        await self._until_less_than(
-            _ENDED_AT_ONCE,
-            partial(
-                outages.end_txn,
-                which=Sql("TRUE"),
-                now_ts=now_ts,
-                settled_ts=now_ts - self._settled_ms,
-            ),
-        )
         most = (
             _BEGUN_AT_ONCE if self._homeserver.is_postgres else _BEGUN_AT_ONCE_ON_SQLITE
         )
+        await self._all(_REOPENED_AT_ONCE, outages.reopen_txn, now_ts - _IN_VAIN_MS)
+        await self._all(_ENDED_AT_ONCE, self._end_txn, Sql("TRUE"))
         # What fails anew was noted while the outage before it seemed to last.
         ended_since_ts = now_ts - self._settled_ms - 2 * _EVERY_MS
-        await self._until_less_than(
-            most, partial(outages.begin_missing_txn, ended_since_ts=ended_since_ts)
-        )
+        await self._all(most, outages.begin_missing_txn, ended_since_ts)
         if begins:
             await self._run(partial(outages.begin_recording_txn, now_ts=now_ts))
-            await self._until_less_than(most, outages.begin_missing_txn)
+            await self._all(most, outages.begin_missing_txn, None)
 
     def end_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
         """End those outages of some destinations that are over, in a transaction.
 
         For before what tells so is deleted. The tables have to be there.
         """
-        now_ts = self._homeserver.now_ms()
-        outages.end_of_txn(txn, destinations, now_ts, now_ts - self._settled_ms)
+        which = Sql(f"o.destination IN ({marks(destinations)})", tuple(destinations))
+        self._end_txn(txn, which, len(destinations))
 
-    async def _until_less_than(self, most: int, func: Callable[..., int]) -> None:
-        """Run a function until it changes less than it may."""
-        while await self._run(partial(func, limit=most)) == most:
+    def _end_txn(self, txn: LoggingTransaction, which: Sql, limit: int) -> int:
+        now_ts = self._homeserver.now_ms()
+        settled_ts = now_ts - self._settled_ms
+        return outages.end_txn(txn, which, limit, now_ts, settled_ts)
+
+    async def _all(self, most: int, func: Callable[..., int], *args: object) -> None:
+        """Run a function until it changes less than it may at once."""
+        while await self._run(lambda txn: func(txn, *args, most)) == most:
             pass
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:

@@ -12,7 +12,8 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.history.availability import (
     Availability,
-    AvailabilityWindow,
+    availability_of,
+    first_day_ts,
 )
 from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -124,17 +125,18 @@ class HistoryStore:
     ) -> dict[str, Availability]:
         """Return how much of the last 14 days some destinations were not failing."""
         names = list(filter(can_be_stored, destinations))
-        window = AvailabilityWindow(
-            await self.recorded_since_ts(), self._homeserver.now_ms()
-        )
+        recorded_ts = await self.recorded_since_ts()
+        now_ts = self._homeserver.now_ms()
+        since_ts = first_day_ts(now_ts)
         found: dict[str, Availability] = {}
         for begin in range(0, len(names), _NAMES):
             some = names[begin : begin + _NAMES]
             spans = await self._run(
                 "availability",
-                partial(outages.spans_txn, destinations=some, since_ts=window.first_ts),
+                partial(outages.spans_txn, destinations=some, since_ts=since_ts),
             )
-            found |= window.of(some, spans)
+            for name in some:
+                found[name] = availability_of(spans[name], recorded_ts, now_ts)
         return found
 
     async def failing_by_kind(self) -> dict[str, int]:

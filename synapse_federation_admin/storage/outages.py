@@ -57,13 +57,8 @@ class Outage:
     kinds: tuple[Annotated[str, FailureKind], ...]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class OutageSpan:
-    """When one outage of a destination began, and ended; None while it lasts."""
-
-    destination: str
-    start_ts: int
-    end_ts: int | None
+# When an outage began, and ended; None while it lasts.
+Span = tuple[int, int | None]
 
 
 # -- what is read ---------------------------------------------------------------------
@@ -95,15 +90,18 @@ def select_txn(
 
 def spans_txn(
     txn: LoggingTransaction, destinations: Sequence[str], since_ts: int
-) -> list[OutageSpan]:
-    """Return the outages of some destinations that have not ended by a time."""
+) -> Mapping[str, list[Span]]:
+    """Return the outages of each of some destinations that have not ended by a time."""
     txn.execute(
         f"SELECT destination, start_ts, end_ts FROM {_TABLE} "  # noqa: S608
         f"WHERE destination IN ({marks(destinations)}) "
         "AND (end_ts IS NULL OR end_ts > ?)",
         (*destinations, since_ts),
     )
-    return [OutageSpan(*row) for row in txn.fetchall()]
+    found: dict[str, list[Span]] = {name: [] for name in destinations}
+    for name, *span in txn.fetchall():
+        found[name].append((span[0], span[1]))
+    return found
 
 
 def count_kinds_txn(txn: LoggingTransaction) -> dict[str, int]:
@@ -253,7 +251,7 @@ _BEGIN = f"""
 
 
 def begin_missing_txn(
-    txn: LoggingTransaction, limit: int, *, ended_since_ts: int | None = None
+    txn: LoggingTransaction, ended_since_ts: int | None, limit: int
 ) -> int:
     """Begin outages of destinations that fail and have none; return how many.
 
@@ -261,8 +259,8 @@ def begin_missing_txn(
 
     Args:
         txn: The transaction.
-        limit: The most to begin.
         ended_since_ts: Only of those of which an outage has ended since; None: of all.
+        limit: The most to begin.
     """
     which = Sql("TRUE")
     if ended_since_ts is not None:
@@ -308,14 +306,6 @@ def begin_missing_txn(
 
 
 # -- how they end ---------------------------------------------------------------------
-
-
-def end_of_txn(
-    txn: LoggingTransaction, destinations: Sequence[str], now_ts: int, settled_ts: int
-) -> None:
-    """End those outages of some destinations that are over; see `end_txn`."""
-    which = Sql(f"o.destination IN ({marks(destinations)})", tuple(destinations))
-    end_txn(txn, which, len(destinations), now_ts, settled_ts)
 
 
 def end_txn(
