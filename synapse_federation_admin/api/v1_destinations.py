@@ -19,7 +19,7 @@ from synapse_federation_admin.api._base import (
 from synapse_federation_admin.api._render import encode_v1, render_v1
 from synapse_federation_admin.api._stream import respond_in_chunks
 from synapse_federation_admin.destinations.pagination import Listing, Page
-from synapse_federation_admin.destinations.rooms import RoomList
+from synapse_federation_admin.destinations.store import RoomList
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationOrder,

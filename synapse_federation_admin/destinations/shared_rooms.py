@@ -8,7 +8,7 @@ index of all members' user IDs finds those of a server.
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -67,38 +67,31 @@ class SharedRoomsStore:
             The counts, by name; those that share none are left out.
         """
         rooms = await self._rooms_of(names)
-        every: set[str] = set().union(*rooms.values())
-        local = any_of("room_id", every, self._homeserver.is_postgres)
-
-        def local_txn(txn: LoggingTransaction) -> set[str]:
-            txn.execute(
-                "SELECT DISTINCT room_id FROM local_current_membership "  # noqa: S608
-                f"WHERE membership = 'join' AND {local.text}",
-                local.args,
-            )
-            return {room_id for (room_id,) in txn}
-
         if not rooms:
             return {}
-        shared = await self._run(local_txn)
+        local = await self._local("DISTINCT room_id", set().union(*rooms.values()))
+        shared = {room_id for (room_id,) in local}
         counts = {name: len(found & shared) for name, found in rooms.items()}
         return {name: count for name, count in counts.items() if count}
 
     async def _of(self, name: str) -> SharedRooms:
-        rooms = await self._rooms_of([name])
-        local = any_of("room_id", rooms.get(name, ()), self._homeserver.is_postgres)
+        rooms = (await self._rooms_of([name])).get(name, set())
+        counts = "COUNT(DISTINCT room_id), COUNT(DISTINCT user_id)"
+        return SharedRooms(*(await self._local(counts, rooms))[0])
 
-        def count_txn(txn: LoggingTransaction) -> SharedRooms:
+    async def _local(self, what: str, rooms: Collection[str]) -> list[tuple[Any, ...]]:
+        """Read something of the memberships of our users in some rooms."""
+        local = any_of("room_id", rooms, self._homeserver.is_postgres)
+
+        def select_txn(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
             txn.execute(
-                "SELECT COUNT(DISTINCT room_id), COUNT(DISTINCT user_id) "  # noqa: S608
-                "FROM local_current_membership "
+                f"SELECT {what} FROM local_current_membership "  # noqa: S608
                 f"WHERE membership = 'join' AND {local.text}",
                 local.args,
             )
-            ((room_count, users),) = txn.fetchall()
-            return SharedRooms(room_count, users)
+            return txn.fetchall()
 
-        return await self._run(count_txn) if rooms else SharedRooms()
+        return await self._run(select_txn)
 
     async def _rooms_of(self, names: Collection[str]) -> dict[str, set[str]]:
         """Return the rooms in which users of some servers are joined, by server."""

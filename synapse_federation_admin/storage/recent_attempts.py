@@ -16,12 +16,7 @@ from synapse_federation_admin.storage.addresses import ADDRESSES
 from synapse_federation_admin.storage.failures import FAILURES
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.sql import FAILING
-from synapse_federation_admin.storage.successes import (
-    SUCCESS_EVERY_MS,
-    SUCCESSES,
-    any_txn,
-    count_working_txn,
-)
+from synapse_federation_admin.storage.successes import SUCCESS_EVERY_MS, SUCCESSES
 
 _DAY_MS = 86_400_000
 
@@ -134,6 +129,14 @@ def recent_attempts_txn(
         sum(group[place] for group in groups) for place in range(2, 6)
     )
     looked, addresses = _addresses_txn(txn, since_ts, is_postgres)
+    txn.execute(
+        f"SELECT COUNT(*), EXISTS (SELECT 1 FROM {SUCCESSES} AS e) "  # noqa: S608
+        f"FROM {SUCCESSES} AS s "
+        f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
+        "WHERE s.last_ts >= ? AND d.destination IS NULL",
+        (since_ts - SUCCESS_EVERY_MS,),
+    )
+    ((succeeded, ever_succeeded),) = txn.fetchall()
     kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
     issuers = _most_common((issuer, *counts) for _, issuer, *counts in groups if issuer)
     return RecentAttempts(
@@ -142,8 +145,8 @@ def recent_attempts_txn(
         began,
         worked,
         recent,
-        succeeded=count_working_txn(txn, since_ts - SUCCESS_EVERY_MS),
-        ever_succeeded=any_txn(txn),
+        succeeded=succeeded,
+        ever_succeeded=bool(ever_succeeded),
         looked=looked,
         causes=(
             *(SharedCause(CauseType.KIND, *kind) for kind in kinds),

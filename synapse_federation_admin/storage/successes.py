@@ -11,7 +11,6 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.storage.sql import (
-    FAILING,
     Sql,
     delete_of,
     delete_some,
@@ -76,24 +75,6 @@ def last_ts_txn(txn: LoggingTransaction, destination: str) -> int | None:
     )
     row = txn.fetchone()
     return int(row[0]) if row else None
-
-
-def any_txn(txn: LoggingTransaction) -> bool:
-    """Tell whether any destination has ever answered, as far as is known."""
-    txn.execute(f"SELECT 1 FROM {_TABLE} LIMIT 1")  # noqa: S608
-    return txn.fetchone() is not None
-
-
-def count_working_txn(txn: LoggingTransaction, since_ts: int) -> int:
-    """Count the destinations that have answered since a time, and do not fail."""
-    txn.execute(
-        f"SELECT COUNT(*) FROM {_TABLE} AS s "  # noqa: S608
-        f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
-        "WHERE s.last_ts >= ? AND d.destination IS NULL",
-        (since_ts,),
-    )
-    ((count,),) = txn.fetchall()
-    return int(count)
 
 
 def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
