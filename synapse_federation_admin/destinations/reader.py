@@ -268,13 +268,9 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the first rows of a segment."""
         which = [*segment.where, *self._conditions()]
-        source = self._source(segment, indexes)
-        if source is not None:
-            return _select(txn, source, which, segment.order, limit)
+        source = "destinations"
         rows: list[Destination] = []
-        if segment.index is None:
-            # Nobody can know through how many rows of the table by name it has to go:
-            # first through some.
+        if self._is_guess(segment, indexes):
             size = max(_WINDOW, 2 * limit)
             behind = where(names_between(segment.after, None, segment.names))
             txn.execute(
@@ -284,35 +280,29 @@ class DestinationList:
             )
             end = txn.fetchone()
             upto = names_between(None, end[0], segment.names) if end else []
-            rows = _select(txn, "destinations", [*which, *upto], segment.order, limit)
+            rows = _select(txn, source, [*which, *upto], segment.order, limit)
             if end is None or len(rows) == limit:
                 return rows
             which += names_between(end[0], None, segment.names)
-        source = "destinations"
-        if not self._reader.homeserver.is_postgres:
-            # The primary key would lead it to each row, all over the file.
-            source = "destinations NOT INDEXED"
+            if not self._reader.homeserver.is_postgres:
+                # The primary key would lead it to each row, all over the file.
+                source = "destinations NOT INDEXED"
         return rows + _select(txn, source, which, segment.order, limit - len(rows))
 
-    def _source(self, segment: Segment, indexes: Collection[str]) -> str | None:
-        """Return the FROM of the statement that reads a segment at once.
+    def _is_guess(self, segment: Segment, indexes: Collection[str]) -> bool:
+        """Tell whether nobody can know through how many rows a segment is read.
 
-        None if no index serves it, or if the primary key does, and nobody can know
-        through how many rows.
+        Then it is looked for in some rows of the table by name first. Otherwise the
+        database knows itself which index serves.
         """
+        if segment.index is not None:
+            return False
         if self._reader.homeserver.is_postgres:
-            # It knows which index serves, and how many rows meet all conditions but
-            # those for names.
-            is_guess = self.wanted.has_pattern and segment.index is None
-            return None if is_guess else "destinations"
-        index = segment.index
-        if index is None and is_of_failing(self.wanted):
-            index = "federation_admin_failing"
-        if index in indexes and not self.wanted.has_pattern:
-            return f"destinations INDEXED BY {index}"
-        if self.wanted.keeps_all and not segment.conditions:
-            return "destinations"
-        return None
+            # It knows how many rows meet all conditions but those for names.
+            return self.wanted.has_pattern
+        if is_of_failing(self.wanted) and "federation_admin_failing" in indexes:
+            return False
+        return bool(segment.conditions) or not self.wanted.keeps_all
 
     def _conditions(self) -> list[Sql]:
         """Return the conditions of the filter, as of now."""
