@@ -12,7 +12,7 @@ import pytest
 from fleet import write_failing
 from test_selfcheck import with_dependents
 
-from synapse_federation_admin.homeserver import relied_on, selfcheck
+from synapse_federation_admin.homeserver import relied_on
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import User
@@ -32,7 +32,7 @@ def hidden_for(feature: Feature) -> tuple[str, str]:
         return "pydantic", "1.10.26"
     named = [
         (len(needed_by), (root, path))
-        for needed_by, root, path in selfcheck.names()
+        for needed_by, root, path in hidden_name.relied_on_names()
         if feature in needed_by
     ]
     tables = [
@@ -50,7 +50,10 @@ def off_without(root: str, path: str) -> set[Feature]:
     if root == "table":
         tables = {table: needed_by for needed_by, table, _ in relied_on.COLUMNS}
         return set(tables[path])
-    named = {(root, path): needed_by for needed_by, root, path in selfcheck.names()}
+    named = {
+        (root, path): needed_by
+        for needed_by, root, path in hidden_name.relied_on_names()
+    }
     return with_dependents(named[root, path])
 
 

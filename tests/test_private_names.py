@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `homeserver/` uses of Synapse's private parts is in `relied_on`.
 
-By reading its source only, so within limits. It finds names that are imported,
-attributes that begin with an underscore, and attributes of what is reached from the
-homeserver object (`hs`, `self._hs`) in one function, over local names. It does not find
-an attribute that only an object passed between functions has, one that has the name of
-one of our own, or what is reached through `getattr` with a name in a variable; nor
-whether a listed name is listed for all the features that use it: that is what hiding
-each of them is for (test_selfcheck.py).
+By reading its source only, so within limits. It finds attributes that begin with an
+underscore, and attributes of what is reached from the homeserver object (`hs`,
+`self._hs`) in one function, over local names. It does not find an attribute that only
+an object passed between functions has, one that has the name of one of our own, or what
+is reached through `getattr` with a name in a variable; nor whether a listed name is
+listed for all the features that use it: that is what hiding each of them is for
+(test_selfcheck.py).
 """
 
 import ast
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hidden_name import ROOM, imports, relied_on_names
 
-from synapse_federation_admin.homeserver import relied_on, selfcheck
+from synapse_federation_admin.homeserver import relied_on
 
-ROOM = Path(selfcheck.__file__).parent
 FILES = sorted(ROOM.glob("*.py"))
 
 # Of types of Python's own, and of Twisted's documented ones.
@@ -32,18 +32,12 @@ PUBLIC = {
 }
 
 
-def listed() -> tuple[set[tuple[str, str]], set[str]]:
-    """Return the imports that are listed, and every attribute on the way to a name."""
-    imports, attributes = set(), set(PUBLIC)
-    for _, root, path in selfcheck.names():
-        steps = re.findall(r"\w+", path)
-        if root != "hs":
-            imports.add((root, steps[0]))
-        attributes.update(steps)
-    return imports, attributes
+def reached() -> set[str]:
+    """Return every attribute on the way to a name that is listed."""
+    return PUBLIC.union(*(re.findall(r"\w+", path) for _, _, path in relied_on_names()))
 
 
-IMPORTS, ATTRIBUTES = listed()
+ATTRIBUTES = reached()
 
 
 def tree(path: Path) -> ast.Module:
@@ -110,17 +104,20 @@ def from_homeserver(function: ast.AST) -> Iterator[list[str]]:
             yield names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_imports(path: Path) -> None:
-    """What is imported of Synapse, and is not its module API, is listed."""
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            assert not any(a.name.startswith("synapse.") for a in node.names), path
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            is_private = node.module.startswith("synapse.")
-            if is_private and not node.module.startswith("synapse.module_api"):
-                for alias in node.names:
-                    assert (node.module, alias.name) in IMPORTS
+def test_files() -> None:
+    """Each file of the room that imports something of Synapse is needed by a feature,
+    or imported by one that is; nothing is imported as a whole."""
+    checked = {
+        name
+        for _, files in relied_on.FILES
+        for f in files.split()
+        for name in imports(f)
+    }
+    for path in FILES:
+        assert set(imports(path.stem)) <= checked, path
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("synapse.") for a in node.names), path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -225,9 +225,10 @@ class Diagnoses:
             )
 
         # Work on the database is not called off: it would be waited for.
-        reading = self._homeserver.begin("federation_admin_diagnosis", read)
         try:
-            return await reading.wait(way.left_ms())
+            return await self._homeserver.run_to_end(
+                "federation_admin_diagnosis", read, way.left_ms()
+            )
         except TimeoutError:
             return Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
         except Exception as e:

@@ -74,11 +74,12 @@ async def check_keys(way: Way, get: Get, name: str) -> Stage:
 async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
     """Return the keys that Synapse has stored; None if they cannot be read."""
     # Work on the database is not called off: it would be waited for.
-    reading = way.homeserver.begin(
-        "federation_admin_diagnosis", lambda: way.outbound.stored_keys(name)
-    )
     try:
-        return await reading.wait(way.left_ms())
+        return await way.homeserver.run_to_end(
+            "federation_admin_diagnosis",
+            lambda: way.outbound.stored_keys(name),
+            way.left_ms(),
+        )
     except Exception as e:
         # The keys can be judged all the same.
         logger.warning("Could not read stored keys for a diagnosis: %s", e)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
@@ -13,13 +13,14 @@ from synapse.util.async_helpers import Linearizer
 from twisted.internet.defer import CancelledError, Deferred
 
 from synapse_federation_admin.homeserver.database import Database
-from synapse_federation_admin.homeserver.process import Process
-from synapse_federation_admin.homeserver.signal import Send, Signal
-from synapse_federation_admin.homeserver.single_flight import Flight, SingleFlight
+from synapse_federation_admin.homeserver.single_flight import SingleFlight
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+# Sends a signal to every process, this one among them, with what is to be received.
+Send = Callable[..., Awaitable[None]]
 
 # A lock that is held per key: `async with lock(key)`.
 KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
@@ -33,7 +34,7 @@ _LONGEST_REST_MS = 300_000
 _SHUTDOWN_S = 5
 
 
-class Background(Process, Database):
+class Background(Database):
     """Runs what no request waits for."""
 
     async def sleep_ms(self, duration_ms: int) -> None:
@@ -52,17 +53,26 @@ class Background(Process, Database):
         """
         self._api.run_as_background_process(desc, func, *args)
 
-    def begin(self, desc: str, func: Callable[[], Awaitable[T]]) -> Flight[T]:
-        """Start something in the background for which others are going to wait.
+    async def run_to_end(
+        self,
+        desc: str,
+        func: Callable[[], Awaitable[T]],
+        timeout_ms: int | None = None,
+    ) -> T:
+        """Run something in the background, and wait for it.
+
+        It goes on if who waits is called off: as when a client goes away.
 
         Args:
             desc: Its name in metrics: one of a few.
-            func: What to run. What it raises is raised to all who wait; if nobody does,
+            func: What to run. What it raises is raised here; if nobody waits any more,
                 Synapse logs it.
+            timeout_ms: How long to wait.
+
+        Raises:
+            TimeoutError: It took longer.
         """
-        flight: Flight[T] = Flight(self.reactor, func)
-        self._api.run_as_background_process(desc, flight.run)
-        return flight
+        return await self.single_flight.run(desc, object(), func, timeout_ms=timeout_ms)
 
     @cached_property
     def single_flight(self) -> SingleFlight:
@@ -126,7 +136,7 @@ class Background(Process, Database):
         Returns:
             What sends it. Raises what the database raises.
         """
-        signal = Signal(name, received)
+        signal = _Signal(name, received)
         self._api.register_cached_function(signal)  # type: ignore[arg-type]
 
         async def send(*texts: str) -> None:
@@ -168,3 +178,26 @@ class Background(Process, Database):
 
         # Synapse's own way to register it does not have the reactor wait.
         reactor.addSystemEventTrigger("before", "shutdown", run)
+
+
+class _Signal:
+    """Calls a function whenever another process says so.
+
+    For Synapse it is a cached function, of which all processes are told when it is
+    invalidated: what a module may send over replication without a stream of its own
+    (`ModuleApi.register_cached_function`, `ModuleApi.invalidate_cache`).
+    """
+
+    def __init__(self, name: str, received: Callable[..., None]) -> None:
+        # By these two every process knows it.
+        self.__module__ = __name__
+        self.__name__ = name
+        self._received = received
+
+    def invalidate(self, key: tuple[Any, ...]) -> None:
+        """Receive it. Only Synapse calls this."""
+        self._received(*key)
+
+    def invalidate_all(self) -> None:
+        """Receive it. Only Synapse calls this."""
+        self._received()

@@ -10,8 +10,8 @@ from synapse.module_api import LoggingTransaction, ModuleApi
 from synapse.storage.engines import PostgresEngine
 from synapse.storage.engines._base import IsolationLevel
 
-from synapse_federation_admin.homeserver._synapse import Synapse
 from synapse_federation_admin.homeserver.metrics import DB_WORK, Metrics
+from synapse_federation_admin.homeserver.process import Process
 
 if TYPE_CHECKING:
     from synapse.storage.database import LoggingDatabaseConnection
@@ -27,7 +27,7 @@ _SQLITE_ERROR = 1
 _READ_ONLY = "25006"
 
 
-class Database(Synapse):
+class Database(Process):
     """Runs transactions, and tells what their errors mean.
 
     Attributes:
@@ -140,41 +140,28 @@ class Database(Synapse):
         self, desc: str, func: Callable[[LoggingTransaction], T]
     ) -> Callable[[LoggingTransaction], T]:
         """Have each attempt at a transaction begin anew, and be measured."""
-        attempt = _each_anew(func)
+        name = desc.removeprefix("federation_admin_")
 
-        def measured(txn: LoggingTransaction) -> T:
+        def attempt(txn: LoggingTransaction) -> T:
+            # What an attempt wants done after it goes if it is repeated: Synapse does
+            # it for every attempt, once one has succeeded.
+            for callbacks in (
+                txn.after_callbacks,
+                txn.async_after_callbacks,
+                txn.exception_callbacks,
+            ):
+                if callbacks:
+                    callbacks.clear()
             began_s = time.perf_counter()
             try:
-                return attempt(txn)
+                return func(txn)
             finally:
                 took_s = time.perf_counter() - began_s
-                name = desc.removeprefix("federation_admin_")
                 self.metrics(DB_WORK, name).observe(took_s)
 
-        return measured
+        return attempt
 
     def _cancel_all_statements(self) -> None:
         self._is_shutting_down = True
         for cancel in tuple(self._cancel_statements or ()):
             cancel()
-
-
-def _each_anew(
-    func: Callable[[LoggingTransaction], T],
-) -> Callable[[LoggingTransaction], T]:
-    """Have what an attempt at a transaction wants done after it go if it is repeated.
-
-    Synapse does it for every attempt, once one has succeeded.
-    """
-
-    def attempt(txn: LoggingTransaction) -> T:
-        for callbacks in (
-            txn.after_callbacks,
-            txn.async_after_callbacks,
-            txn.exception_callbacks,
-        ):
-            if callbacks:
-                callbacks.clear()
-        return func(txn)
-
-    return attempt

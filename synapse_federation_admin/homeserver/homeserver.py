@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from synapse_federation_admin.homeserver.background import Background
-from synapse_federation_admin.homeserver.requests import Requests
 
 if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.federation import Federation
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Homeserver(Requests, Background):
+class Homeserver(Background):
     """The Synapse process that this module is loaded into.
 
-    What everything needs of it are methods: `process`, `database`, `background` and
-    `requests` have them. What only some features need are parts, made when they are
+    What everything needs of it are methods: `process`, `database` and `background`
+    have them. What only some features need are parts, made when they are
     first used: if Synapse has no longer what a part is made of, the others stay.
     """
 

@@ -3,15 +3,20 @@
 
 from collections.abc import Callable
 
+from synapse.module_api import ModuleApi, Requester, SynapseRequest
+from synapse.rest.admin._base import assert_user_is_admin
 from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.interfaces import IReactorTime
 
-from synapse_federation_admin.homeserver._synapse import Synapse
 from synapse_federation_admin.homeserver.instances import MAIN, shown_instance
 
 
-class Process(Synapse):
+class Process:
     """What this process is, what its configuration says, how to reach the others."""
+
+    def __init__(self, api: ModuleApi) -> None:
+        self._api = api
+        self._hs = api._hs
 
     @property
     def server_name(self) -> str:
@@ -95,3 +100,19 @@ class Process(Synapse):
         """Tells whether `federation_domain_whitelist` lets requests to a server out."""
         config = self._hs.config.federation
         return config.is_domain_allowed_according_to_federation_whitelist
+
+    # -- who makes a request ----------------------------------------------------------
+
+    async def require_admin(self, request: SynapseRequest) -> Requester:
+        """Return who makes a request, a server admin.
+
+        Synapse's own check, which also holds where accounts are delegated to an
+        authentication service (`synapse/rest/admin/_base.py`).
+
+        Raises:
+            SynapseError: 401 without a valid access token, 403 if the user is no admin.
+        """
+        auth = self._hs.get_auth()
+        requester = await auth.get_user_by_req(request)
+        await assert_user_is_admin(auth, requester)
+        return requester

@@ -15,19 +15,28 @@ _LISTS = (_F.V1_LISTS, _F.LISTS)
 _CONTACTS = (_F.V1_RESET, _F.RECONNECT, _F.RUNS)
 _CLASSIFIES = (*_CONTACTS, _F.DIAGNOSIS, _F.HISTORY)
 
-# What needs names, and the names: behind a module or `hs`, the homeserver object, those
+# What needs which files of this room: all that they import of Synapse has to be there.
+FILES: tuple[tuple[Collection[Feature], str], ...] = (
+    ((_F.MOUNT,), "admin_resource servlets"),
+    ((_F.BASE,), "homeserver"),
+    (_LISTS, "responses"),
+    (_CLASSIFIES, "errors"),
+    ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
+    (_CONTACTS, "retry_timings"),
+    ((_F.DIAGNOSIS,), "outbound"),
+    ((_F.HISTORY,), "traffic"),
+)
+
+# What needs which other names: behind a module or `hs`, the homeserver object, those
 # that are in it. A name is a path of attributes: `get_clock()` is called, and `f(a)` is
 # a function that has a parameter, or uses a name, `a`.
 NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.MOUNT,),
         """
-        synapse.http.server: HttpServer JsonResource
         synapse.http.site: SynapseSite.site_tag SynapseRequest.synapse_site
-        synapse.rest.admin: register_servlets
-        synapse.rest.admin.media: register_servlets_for_media_repo
         synapse.config.server:
-            ListenerConfig HttpListenerConfig.resources HttpResourceConfig(names)
+            HttpListenerConfig.resources HttpResourceConfig(names)
             UnixListenerConfig.path TCPListenerConfig.http_options
             TCPListenerConfig.port TCPListenerConfig.bind_addresses
             TCPListenerConfig.get_site_tag
@@ -39,18 +48,12 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.BASE,),
         """
-        synapse.config.workers: MAIN_PROCESS_INSTANCE_NAME
-        synapse.logging.context: PreserveLoggingContext
         synapse.metrics: SERVER_NAME_LABEL
-        synapse.rest.admin._base: assert_user_is_admin
         synapse.storage.database:
             LoggingTransaction.after_callbacks LoggingTransaction.async_after_callbacks
             LoggingTransaction.exception_callbacks
-        synapse.storage.engines: PostgresEngine
         synapse.storage.engines._base: IsolationLevel.READ_COMMITTED
-        synapse.util.async_helpers:
-            Linearizer.queue ObservableDeferred.observe ObservableDeferred.observers
-        synapse.util.stringutils: parse_and_validate_server_name
+        synapse.util.async_helpers: Linearizer.queue
         hs:
             hostname get_instance_name get_clock().time_msec
             get_reactor().addSystemEventTrigger get_reactor().seconds
@@ -71,16 +74,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """,
     ),
     (
-        _LISTS,
-        """
-        synapse.http.server: finish_request set_cors_headers
-        """,
-    ),
-    (
         (_F.LISTS, _F.RECONNECT, _F.RUNS, _F.DIAGNOSIS),
-        """
-        hs: config.federation.is_domain_allowed_according_to_federation_whitelist
-        """,
+        "hs: config.federation.is_domain_allowed_according_to_federation_whitelist",
     ),
     (
         (_F.LISTS, *_CONTACTS),
@@ -88,17 +83,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         hs:
             config.worker.federation_shard_config.instances
             config.worker.federation_shard_config.should_handle
-        """,
-    ),
-    (
-        _CLASSIFIES,
-        """
-        synapse.api.errors:
-            FederationDeniedError HttpResponseException LimitExceededError
-            RequestSendFailed
-        synapse.http.client: BodyExceededMaxSize
-        synapse.http.connectproxyclient: ProxyConnectError
-        synapse.util.retryutils: NotRetryingDestination
         """,
     ),
     (
@@ -120,7 +104,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (*_CONTACTS, _F.DIAGNOSIS),
         """
-        synapse.config.homeserver: HomeServerConfig
         synapse.config.server: ProxyConfig.https_proxy
         synapse.crypto.context_factory:
             ConnectionVerifier.verify_context_info_cb ConnectionVerifier._verify_certs
@@ -128,17 +111,14 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             FederationPolicyForHTTPS._verify_ssl_context
             SSLClientConnectionCreator._verifier
             SSLClientConnectionCreator.clientConnectionForTLS(_synapse_tls_verifier)
-        synapse.http.client: BlocklistingAgentWrapper BlocklistingReactorWrapper
         synapse.http.federation.matrix_federation_agent:
-            MatrixFederationAgent MatrixFederationAgent(_srv_resolver)
+            MatrixFederationAgent(_srv_resolver)
             MatrixFederationAgent(_well_known_resolver)
         synapse.http.federation.srv_resolver: Server.host SrvResolver.resolve_service
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._make_well_known_request
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json(ignore_backoff)
-        synapse.http.proxyagent: ProxyAgent
-        synapse.util.gai_resolver: GAIResolver
         twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             version_string get_reactor().nameResolver
@@ -154,30 +134,16 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (_F.DIAGNOSIS,),
         """
         synapse.config.server: ProxyConfig.get_proxies_dictionary
-        synapse.http.client: _is_ip_blocked read_body_with_max_size
-        synapse.http.connectproxyclient: HTTPConnectProxyEndpoint
-        synapse.http.federation.srv_resolver: SERVER_CACHE Server.port Server.expires
-        synapse.http.federation.well_known_resolver:
-            WELL_KNOWN_DEFAULT_CACHE_PERIOD WELL_KNOWN_GRACE_PERIOD_FACTOR
-            WELL_KNOWN_MAX_CACHE_PERIOD WELL_KNOWN_MAX_SIZE WELL_KNOWN_MIN_CACHE_PERIOD
-            WellKnownLookupResult WellKnownResolver._well_known_cache
-            _cache_period_from_headers
+        synapse.http.federation.srv_resolver: Server.port Server.expires
+        synapse.http.federation.well_known_resolver: WellKnownResolver._well_known_cache
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
-        synapse.http.proxyagent: http_proxy_endpoint
-        synapse.logging.context: defer_to_threadpool
         hs:
             get_clock().time get_reactor().getThreadPool
             get_federation_http_client().max_short_retries
         """,
     ),
-    (
-        (_F.HISTORY,),
-        """
-        synapse.logging.context: current_context
-        hs: register_sync_shutdown_handler
-        """,
-    ),
+    ((_F.HISTORY,), "hs: register_sync_shutdown_handler"),
     (
         (_F.INDEXES,),
         """

@@ -20,6 +20,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.relied_on import (
     COLUMNS,
+    FILES,
     LOG_TEXTS,
     LOG_TEXTS_ARE_FOR,
     NAMES,
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 # A step of a path: `name`, `name()` or `name(inside)`.
 _STEP = re.compile(r"(\w+)((?:\(\w*\))?)")
 
-# How soon to look for the tables again if the database is away.
-_AGAIN_MS = 10_000
-
 
 def check_names(api: ModuleApi, features: Features) -> None:
     """Look for names and log texts; switch off what needs one that is not there."""
@@ -43,8 +41,15 @@ def check_names(api: ModuleApi, features: Features) -> None:
     if hs is None:
         features.switch_off(Feature.MOUNT, "ModuleApi has no _hs")
         return
+    # Whatever goes wrong in between: it is not there.
+    for needed_by, files in FILES:
+        for file in files.split():
+            try:
+                import_module(f"synapse_federation_admin.homeserver.{file}")
+            except Exception as e:
+                for feature in needed_by:
+                    features.switch_off(feature, f"Synapse is not as expected: {e}")
     for needed_by, root, path in names():
-        # Whatever goes wrong in between: it is not there.
         try:
             find(hs if root == "hs" else import_module(root), path)
         except Exception as e:
@@ -62,7 +67,7 @@ def check_names(api: ModuleApi, features: Features) -> None:
 
 
 def names() -> Iterator[tuple[tuple[Feature, ...], str, str]]:
-    """Yield each name that is relied on: the features, the root, the path from it."""
+    """Yield each name that is listed: the features, the root, the path from it."""
     for needed_by, text in NAMES:
         root = ""
         for word in text.split():
@@ -117,42 +122,28 @@ def says(module: str, text: str, args: str) -> bool:
 
 
 async def check_columns(homeserver: "Homeserver", features: Features) -> None:
-    """Look for Synapse's tables and columns, once the database can be used."""
-    tables = [table for _, table, _ in COLUMNS]
+    """Read no row of Synapse's tables, but each column; switch off what needs others.
 
-    def columns_txn(txn: LoggingTransaction) -> dict[str, set[str]]:
-        if not homeserver.is_postgres:
-            found = {}
-            for table in tables:
-                txn.execute(f"PRAGMA table_info({table})")
-                found[table] = {row[1] for row in txn.fetchall()}
-            return found
-        txn.execute(
-            "SELECT table_name, ARRAY_AGG(column_name::text) "
-            "FROM information_schema.columns WHERE table_name = ANY(?) "
-            "AND table_schema = ANY(current_schemas(false)) GROUP BY table_name",
-            (tables,),
-        )
-        return {table: set(columns) for table, columns in txn.fetchall()}
+    If the database is away, they are believed to be there: what is missing still shows
+    when it is used.
+    """
+    for needed_by, table, columns in COLUMNS:
+        select = f"SELECT {', '.join(columns.split())} FROM {table} LIMIT 0"  # noqa: S608
 
-    while True:
+        def select_txn(txn: LoggingTransaction, select: str = select) -> None:
+            txn.execute(select)
+
         try:
-            found = await homeserver.run_db_interaction(
-                "federation_admin_selfcheck", columns_txn
+            await homeserver.run_db_interaction(
+                "federation_admin_selfcheck", select_txn
             )
-            break
         except CancelledError:
             # Synapse is shutting down.
             raise
         except Exception as e:
-            if not homeserver.is_database_away(e):
-                logger.exception("Cannot look for Synapse's tables: believed")
+            if homeserver.is_database_away(e):
+                logger.warning("Cannot look for Synapse's tables: %s", e)
                 return
-            logger.warning("Cannot look for Synapse's tables yet: %s", e)
-            await homeserver.sleep_ms(_AGAIN_MS)
-    for needed_by, table, columns in COLUMNS:
-        missing = set(columns.split()) - found.get(table, set())
-        if missing:
-            reason = f"Synapse's table {table} has no {', '.join(sorted(missing))}"
+            said = str(e).partition("\n")[0]
             for feature in needed_by:
-                features.switch_off(feature, reason)
+                features.switch_off(feature, f"Synapse's table {table}: {said}")

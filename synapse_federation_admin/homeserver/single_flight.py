@@ -3,74 +3,16 @@
 
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from synapse.logging.context import PreserveLoggingContext
 from synapse.module_api import make_deferred_yieldable
-from synapse.util.async_helpers import ObservableDeferred
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
-
-
-class Flight(Generic[T]):
-    """Something that goes on in the background, for which many may wait.
-
-    Attributes:
-        has_begun: Whether it does already what it is for: it may wait for its turn.
-    """
-
-    def __init__(self, reactor: IReactorTime, func: Callable[[], Awaitable[T]]) -> None:
-        self.has_begun = False
-        self._reactor = reactor
-        self._func = func
-        self._deferred: Deferred[T] = Deferred()
-        self._observable = ObservableDeferred(self._deferred, consumeErrors=True)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-        return bool(self._deferred.called)
-
-    async def wait(self, timeout_ms: int | None = None) -> T:
-        """Return what comes of it, or raise what it raises.
-
-        Args:
-            timeout_ms: How long to wait; it goes on all the same.
-
-        Raises:
-            TimeoutError: It took longer.
-        """
-        observer = self._observable.observe()
-        if timeout_ms is not None:
-            observer.addTimeout(timeout_ms / 1000, self._reactor)
-        try:
-            result: T = await make_deferred_yieldable(observer)
-        except DeferredTimeoutError as e:
-            raise TimeoutError from e
-        return result
-
-    async def run(self) -> None:
-        """Run it, and hand out what comes of it. Only `Background.begin` calls this.
-
-        Raises what it raises if nobody waits any more.
-        """
-        try:
-            result = await self._func()
-        except Exception:
-            failure = Failure()
-            # Those whose time is over are still there, but have been told.
-            is_awaited = not all(d.called for d in self._observable.observers())
-            with PreserveLoggingContext():
-                self._deferred.errback(failure)
-            if not is_awaited:
-                raise
-        else:
-            with PreserveLoggingContext():
-                self._deferred.callback(result)
 
 
 class SingleFlight:
@@ -83,7 +25,7 @@ class SingleFlight:
     ) -> None:
         self._reactor = reactor
         self._run_in_background = run_in_background
-        self._newest: dict[Hashable, Flight[Any]] = {}
+        self._newest: dict[Hashable, _Flight] = {}
 
     async def run(
         self,
@@ -114,27 +56,52 @@ class SingleFlight:
         flight = self._newest.get((desc, key))
         if flight is None or (flight.has_begun and not joins):
             flight = self._start(desc, (desc, key), func)
-        result: T = await flight.wait(timeout_ms)
-        return result
+        waiter: Deferred[T] = Deferred()
+        if timeout_ms is not None:
+            waiter.addTimeout(timeout_ms / 1000, self._reactor)
+        flight.waiters.append(waiter)
+        try:
+            return await make_deferred_yieldable(waiter)
+        except DeferredTimeoutError as e:
+            raise TimeoutError from e
 
     def _start(
-        self, desc: str, key: Hashable, func: Callable[[], Awaitable[T]]
-    ) -> Flight[T]:
+        self, desc: str, key: Hashable, func: Callable[[], Awaitable[Any]]
+    ) -> "_Flight":
         before = self._newest.get(key)
+        flight = self._newest[key] = _Flight()
+        over: Deferred[None] = Deferred()
+        if before is not None:
+            before.waiters.append(over)
 
-        async def run_next() -> T:
+        async def run() -> None:
             if before is not None:
                 # Those who wait for it are told of its errors.
                 with suppress(Exception):
-                    await before.wait()
+                    await make_deferred_yieldable(over)
             flight.has_begun = True
+            result: Any
             try:
-                return await func()
-            finally:
-                if self._newest[key] is flight:
-                    del self._newest[key]
+                result = await func()
+            except Exception:
+                result = Failure()
+            if self._newest[key] is flight:
+                del self._newest[key]
+            # The time of some is over, and others were called off.
+            waiting = [waiter for waiter in flight.waiters if not waiter.called]
+            with PreserveLoggingContext():
+                for waiter in waiting:
+                    waiter.callback(result)
+            if not waiting and isinstance(result, Failure):
+                result.raiseException()
 
-        flight = Flight(self._reactor, run_next)
-        self._newest[key] = flight
-        self._run_in_background(desc, flight.run)
+        self._run_in_background(desc, run)
         return flight
+
+
+class _Flight:
+    """What runs, or waits for its turn, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.waiters: list[Deferred[Any]] = []

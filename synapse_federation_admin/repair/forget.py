@@ -225,12 +225,12 @@ class Forget:
             return bool(deleted)
 
         # To its end, even if the client goes away.
-        deleted = await self._homeserver.begin(
+        deleted = await self._homeserver.run_to_end(
             "federation_admin_forget",
             lambda: self._tables.run(
                 "federation_admin_forget", forget_txn, read_committed=True
             ),
-        ).wait()
+        )
         if not deleted:
             return attr.evolve(found, refused=CHANGED, changed=True)
         return attr.evolve(found, forgotten=True)

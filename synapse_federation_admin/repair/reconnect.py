@@ -119,13 +119,13 @@ class Reconnect:
         )
         # Nothing is done before it is written.
         await self._audit.insert(entry)
-        finished = self._homeserver.begin(
-            "federation_admin_reconnect",
-            lambda: self._finish(name, before, entry, force),
-        )
         left_ms = timeout_ms - (self._homeserver.now_ms() - asked_ts)
         try:
-            return await finished.wait(max(left_ms, 1))
+            return await self._homeserver.run_to_end(
+                "federation_admin_reconnect",
+                lambda: self._finish(name, before, entry, force),
+                max(left_ms, 1),
+            )
         except TimeoutError:
             return Reconnected(
                 ReconnectOutcome.PENDING, before, before, contact=None, told=Told()
