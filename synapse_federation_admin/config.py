@@ -2,7 +2,7 @@
 """The module's configuration: parsed once, at start-up, into frozen classes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,9 @@ _UNIT_MS = {
 }
 # As `parse_duration` takes it.
 DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+
+# Parses the value of a key, for the attribute of the configuration; raises ConfigError.
+_Parse = Callable[[str, object], Any]
 
 _SECOND_MS = 1000
 _DAY_MS = 86_400_000
@@ -134,38 +137,16 @@ def _parse_bool(key: str, value: object) -> bool:
     return value
 
 
-def _parse_contact_timeout(key: str, value: object) -> int:
-    return _parse_duration(
-        key, value, _SECOND_MS, 60 * _SECOND_MS, "from 1s to 60s, such as 10s"
-    )
+def _duration(least_ms: int, most_ms: int, expected: str) -> _Parse:
+    """Return what parses durations from one to another."""
 
+    def parse(key: str, value: object) -> int:
+        duration_ms = parse_duration(value) if isinstance(value, str) else None
+        if duration_ms is not None and least_ms <= duration_ms <= most_ms:
+            return duration_ms
+        raise _error(key, f"expected a duration {expected}, not {_shown(value)}")
 
-def _parse_diagnosis_timeout(key: str, value: object) -> int:
-    return _parse_duration(
-        key, value, 2 * _SECOND_MS, 60 * _SECOND_MS, "from 2s to 60s, such as 20s"
-    )
-
-
-def _parse_keep_for(key: str, value: object) -> int:
-    return _parse_duration(
-        key, value, _DAY_MS, 36_500 * _DAY_MS, "from 1d to 36500d, such as 400d"
-    )
-
-
-def _parse_outages_keep_for(key: str, value: object) -> int:
-    # Availability is told of the last 14 days.
-    return _parse_duration(
-        key, value, 14 * _DAY_MS, 36_500 * _DAY_MS, "from 14d to 36500d, such as 90d"
-    )
-
-
-def _parse_duration(
-    key: str, value: object, least_ms: int, most_ms: int, expected: str
-) -> int:
-    duration_ms = parse_duration(value) if isinstance(value, str) else None
-    if duration_ms is not None and least_ms <= duration_ms <= most_ms:
-        return duration_ms
-    raise _error(key, f"expected a duration {expected}, not {_shown(value)}")
+    return parse
 
 
 def _parse_per_second(key: str, value: object) -> int:
@@ -184,17 +165,31 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-_SECTIONS = ("audit", "bulk", "diagnosis", "outages")
+_MAX_KEEP_FOR_MS = 36_500 * _DAY_MS
 
-_PARSERS: dict[str, tuple[str, Any]] = {
+_PARSERS: dict[str, tuple[str, _Parse]] = {
     "contact_on_reset": ("contact_on_reset", _parse_bool),
-    "contact_timeout": ("contact_timeout_ms", _parse_contact_timeout),
+    "contact_timeout": (
+        "contact_timeout_ms",
+        _duration(_SECOND_MS, 60 * _SECOND_MS, "from 1s to 60s, such as 10s"),
+    ),
     "indexes": ("indexes", _parse_bool),
-    "audit.keep_for": ("audit_keep_for_ms", _parse_keep_for),
+    "audit.keep_for": (
+        "audit_keep_for_ms",
+        _duration(_DAY_MS, _MAX_KEEP_FOR_MS, "from 1d to 36500d, such as 400d"),
+    ),
     "bulk.max_per_second": ("bulk_max_per_second", _parse_per_second),
-    "diagnosis.timeout": ("diagnosis_timeout_ms", _parse_diagnosis_timeout),
-    "outages.keep_for": ("outages_keep_for_ms", _parse_outages_keep_for),
+    "diagnosis.timeout": (
+        "diagnosis_timeout_ms",
+        _duration(2 * _SECOND_MS, 60 * _SECOND_MS, "from 2s to 60s, such as 20s"),
+    ),
+    # Availability is told of the last 14 days.
+    "outages.keep_for": (
+        "outages_keep_for_ms",
+        _duration(14 * _DAY_MS, _MAX_KEEP_FOR_MS, "from 14d to 36500d, such as 90d"),
+    ),
 }
+_SECTIONS = tuple(key.partition(".")[0] for key in _PARSERS if "." in key)
 
 # Every key, for the test that all of them are documented; that of a section is before
 # the dot.
