@@ -3,7 +3,6 @@
 
 import gc
 from collections.abc import Awaitable
-from typing import Any
 from unittest.mock import patch
 from weakref import ref
 
@@ -55,7 +54,10 @@ class ComputingTestCase(ModuleTestCase):
 
 class ComputeOnceTest(ComputingTestCase):
     def test_one_at_a_time(self) -> None:
-        """Who asks while it is computed gets what is computed next, as all others."""
+        """Who asks while it is computed gets what is computed next, as all others.
+
+        What has another key is computed at the same time.
+        """
         first = self.ask()
         later = [self.ask() for _ in range(5)]
         self.assertEqual(len(self.computing), 1)
@@ -71,10 +73,7 @@ class ComputeOnceTest(ComputingTestCase):
             self.assertEqual(self.successResultOf(asked), "since they asked")
         self.assertEqual(self.computing, [])
 
-    def test_keys(self) -> None:
-        """What has another key is computed at the same time."""
         one, other = self.ask("one"), self.ask("other")
-        self.assertEqual(len(self.computing), 2)
         self.finish("1")
         self.finish("2")
         self.assertEqual(self.successResultOf(one), "1")
@@ -114,28 +113,20 @@ class ComputeOnceTest(ComputingTestCase):
         self.assertEqual([result() for result in results], [None] * 4)
 
     def test_joins(self) -> None:
-        """Who is content with what runs already gets what comes of that."""
-        asked = [
-            self.start(
-                self.homeserver.single_flight.run(
-                    "test", "key", self.compute, joins=True
-                )
-            )
-            for _ in range(2)
-        ]
-        self.finish("both")
-        self.assertEqual([self.successResultOf(d) for d in asked], ["both"] * 2)
-        self.assertEqual(self.computing, [])
+        """Who is content with what runs already gets what comes of that.
 
-    def test_timeout(self) -> None:
-        """Who does not want to wait longer is told; it goes on for the others."""
+        Who does not want to wait longer is told; it goes on for the others.
+        """
         run = self.homeserver.single_flight.run
         hasty = self.start(run("test", "key", self.compute, joins=True, timeout_ms=100))
-        patient = self.start(run("test", "key", self.compute, joins=True))
+        patient = [
+            self.start(run("test", "key", self.compute, joins=True)) for _ in range(2)
+        ]
         self.reactor.advance(1)
         self.failureResultOf(hasty, TimeoutError)
         self.finish("late")
-        self.assertEqual(self.successResultOf(patient), "late")
+        self.assertEqual([self.successResultOf(d) for d in patient], ["late"] * 2)
+        self.assertEqual(self.computing, [])
 
     def test_log_context(self) -> None:
         """Everyone goes on in the log context in which they have asked."""
@@ -157,33 +148,26 @@ class ComputeOnceTest(ComputingTestCase):
         self.finish("2")
         self.assertEqual([self.successResultOf(d) for d in asked], ["1", "2", "2"])
 
-    def test_expensive_order(self) -> None:
-        """Ten who ask for an expensive page take two readings, and not ten."""
+    def test_expensive_reads(self) -> None:
+        """Ten who ask for an expensive page, or for a total, take two readings each."""
         self.add_destination("a.example", 5)
         lists = DestinationReader(self.homeserver, Tables(self.homeserver))
-        sort = Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS)
-        with self.transactions() as ran:
+        found = lists.of(
+            DestinationFilter(),
+            Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS),
+        )
+        run = self.homeserver.run_db_interaction
+        with patch.object(self.homeserver, "run_db_interaction", wraps=run) as ran:
             asked = [
-                ensureDeferred(lists.of(DestinationFilter(), sort).read(None, 10))
+                [ensureDeferred(found.read(None, 10)), ensureDeferred(found.count())]
                 for _ in range(10)
             ]
             self.pump()
-        for deferred in asked:
-            (row,) = self.successResultOf(deferred)
+        for page, total in asked:
+            (row,) = self.successResultOf(page)
             self.assertEqual(row.destination, "a.example")
-        self.assertEqual(ran.call_count, 2)
-
-    def test_count(self) -> None:
-        """Ten who ask how many rows there are take two counts."""
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
-        with self.transactions() as ran:
-            asked = [
-                ensureDeferred(lists.of(DestinationFilter(), Sort()).count())
-                for _ in range(10)
-            ]
-            self.pump()
-        self.assertEqual([self.successResultOf(d) for d in asked], [0] * 10)
-        self.assertEqual(ran.call_count, 2)
+            self.assertEqual(self.successResultOf(total), 1)
+        self.assertEqual(ran.call_count, 4)
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
@@ -207,11 +191,6 @@ class ComputeOnceTest(ComputingTestCase):
                 self.assertEqual(len(self.computing), waiting)
                 self.finish("read")
         self.assertEqual([self.successResultOf(d) for d in asked], [[]] * 5)
-
-    def transactions(self) -> Any:
-        """Count transactions."""
-        run = self.homeserver.run_db_interaction
-        return patch.object(self.homeserver, "run_db_interaction", wraps=run)
 
 
 @patch.object(reader, "_PIECE", 1)

@@ -10,10 +10,10 @@ import linecache
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from netaddr import IPAddress
 from parameterized import parameterized
 from synapse.federation.transport.server import _base as federation_server
 from synapse.http import client, matrixfederationclient
@@ -25,15 +25,11 @@ from synapse.logging.context import LoggingContext
 from synapse.server import HomeServer
 from synapse.util import retryutils
 from synapse.util.clock import Clock
-from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor, StringTransport
 
 from synapse_federation_admin.homeserver import relied_on, traffic
-from synapse_federation_admin.homeserver.errors import (
-    HttpResponseException,
-    RequestSendFailed,
-)
+from synapse_federation_admin.homeserver.errors import HttpResponseException
 from tests import unittest
 
 NAME = "a.example:8448"
@@ -174,75 +170,62 @@ class TrafficTestCase(unittest.HomeserverTestCase):
         )
         self.pump()
 
-    def said_by(self, record: logging.LogRecord, module: ModuleType) -> str:
-        """Return the line of the source that is named as the one that says it."""
-        self.assertEqual(record.name, module.__name__)
-        self.assertEqual(record.pathname, inspect.getsourcefile(module))
-        return linecache.getline(record.pathname, record.lineno).strip()
-
 
 class LinesTestCase(TrafficTestCase):
     """Each template is what Synapse says: wording, arguments, level and logger."""
 
-    def test_failed(self) -> None:
-        """The retry limiter says which destination failed, and hands the error over."""
-        error = RequestSendFailed(net.ConnectionRefusedError(), can_retry=True)
-        with self.lines() as lines:
-            self.fail_with(error)
-        (record,) = lines.of(relied_on.FAILED)
-        self.assertEqual(self.said_by(record, retryutils), "logger.info(")
-        self.assertEqual(record.funcName, "__exit__")
-        self.assertEqual(record.levelno, logging.INFO)
-        interval_ms = self.hs.config.federation.destination_min_retry_interval_ms
-        self.assertEqual(record.args, (NAME, RequestSendFailed, error, interval_ms))
-        self.assertEqual(self.seen.failures, [(NAME, error)])
-        self.assertIs(self.seen.failures[0][1], error)
-        self.assertEqual((self.seen.recoveries, self.seen.answers), ([], []))
-
-    def test_recovered(self) -> None:
-        """It says which destination is in order again."""
-        self.fail_with(RequestSendFailed(net.ConnectionRefusedError(), can_retry=True))
+    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
+        super().prepare(reactor, clock, hs)
+        self.fail_with(HttpResponseException(500, "no", b""), "b.example")
         self.reactor.advance(3600)
-        limiter = self.limiter()
-        with self.lines() as lines, limiter:
-            pass
-        (record,) = lines.of(relied_on.RECOVERED)
-        self.assertEqual(self.said_by(record, retryutils), "logger.debug(")
-        self.assertEqual(record.levelno, logging.DEBUG)
-        self.assertEqual(record.args, (NAME,))
-        self.assertEqual(self.seen.recoveries, [NAME])
+        self.seen.failures.clear()
+
+    def meet_all(self) -> HttpResponseException:
+        """Have Synapse say each of them; return why NAME failed."""
+        error = HttpResponseException(500, "no", b"")
+        self.fail_with(error)
         # Nothing is said of one that was in order before.
-        with self.lines() as lines, self.limiter("b.example"):
-            pass
-        self.assertEqual(lines.records, [])
-        self.assertEqual(self.seen.recoveries, [NAME])
-
-    def test_marked_up(self) -> None:
-        """It says which failing server has asked us something."""
-        with self.lines() as lines:
-            self.mark_up(NAME)
-        (record,) = lines.of(relied_on.MARKED_UP)
-        self.assertEqual(
-            self.said_by(record, federation_server),
-            'logger.info("Marking origin %r as up", origin)',
-        )
-        self.assertEqual(record.levelno, logging.INFO)
-        self.assertEqual(record.args, (NAME,))
-        self.assertEqual(self.seen.recoveries, [NAME])
-
-    def test_answered(self) -> None:
-        """The client says who has answered, with which status."""
-        with self.lines() as lines:
-            request = self.request()
-            self.answer("200 OK")
+        for name in ("b.example", "e.example"):
+            with self.limiter(name):
+                pass
+        self.mark_up("d.example")
+        request = self.request("c.example:8448")
+        self.answer("200 OK")
         self.assertEqual(self.successResultOf(request), {})
-        (record,) = lines.of(relied_on.ANSWERED)
-        self.assertEqual(self.said_by(record, matrixfederationclient), "logger.debug(")
-        self.assertEqual(record.funcName, "_send_request")
-        self.assertEqual(record.levelno, logging.DEBUG)
-        assert isinstance(record.args, tuple)
-        self.assertEqual(record.args[1:], (NAME, 200, "OK"))
-        self.assertEqual(self.seen.answers, [NAME])
+        self.failureResultOf(self.request("inside.example:8448"))
+        return error
+
+    def test_lines(self) -> None:
+        """Each is said once, with where Synapse's code says it."""
+        with self.lines() as lines:
+            error = self.meet_all()
+        interval_ms = self.hs.config.federation.destination_min_retry_interval_ms
+        of_blocked = lines.of(relied_on.FAILED).pop()
+        self.assertIn("inside.example:8448", of_blocked.getMessage())
+        lines.records.remove(of_blocked)
+        for text, module, level, args in (
+            (
+                *(relied_on.FAILED, retryutils, "info"),
+                (NAME, type(error), error, interval_ms),
+            ),
+            (relied_on.RECOVERED, retryutils, "debug", ("b.example",)),
+            (relied_on.MARKED_UP, federation_server, "info", ("d.example",)),
+            (
+                *(relied_on.ANSWERED, matrixfederationclient, "debug"),
+                (mock.ANY, "c.example:8448", 200, "OK"),
+            ),
+            (
+                *(relied_on.BLOCKED, client, "info"),
+                (IPAddress("10.1.2.3"), "inside.example"),
+            ),
+        ):
+            (record,) = lines.of(text)
+            self.assertEqual(record.args, args)
+            self.assertEqual(record.levelname.lower(), level)
+            self.assertEqual(record.name, module.__name__)
+            self.assertEqual(record.pathname, inspect.getsourcefile(module))
+            said = linecache.getline(record.pathname, record.lineno).strip()
+            self.assertTrue(said.startswith(f"logger.{level}("), said)
 
     @parameterized.expand([("404 Not Found",), ("302 Found",), ("500 No",)])
     def test_answered_otherwise(self, status: str) -> None:
@@ -252,43 +235,16 @@ class LinesTestCase(TrafficTestCase):
             self.answer(status)
         self.failureResultOf(request)
         (record,) = lines.of(relied_on.ANSWERED)
-        self.assertEqual(self.said_by(record, matrixfederationclient), "logger.info(")
+        self.assertEqual(record.levelno, logging.INFO)
         self.assertEqual(self.seen.answers, [])
         backs_off = status.startswith("500")
         self.assertEqual(len(self.seen.failures), int(backs_off))
 
-    def test_blocked(self) -> None:
-        """Synapse says which name has led to which blocked address."""
-        with self.lines() as lines:
-            request = self.request("inside.example:8448")
-        self.failureResultOf(request)
-        (record,) = lines.of(relied_on.BLOCKED)
-        self.assertEqual(self.said_by(record, client), "logger.info(")
-        self.assertEqual(record.levelno, logging.INFO)
-        assert isinstance(record.args, tuple)
-        self.assertEqual(
-            [str(arg) for arg in record.args], ["10.1.2.3", "inside.example"]
-        )
-        self.assertTrue(traffic.led_to_blocked_addresses("inside.example"))
-        self.assertFalse(traffic.led_to_blocked_addresses("10.1.2.3"))
-        ((name, _),) = self.seen.failures
-        self.assertEqual(name, "inside.example:8448")
-
     @parameterized.expand(LEVELS)
     def test_level(self, what: str, level: int, disabled: bool) -> None:
         """All is taken whatever the level; just what the level allows is logged."""
-        self.fail_with(HttpResponseException(500, "no", b""), "b.example")
-        self.reactor.advance(3600)
-        self.seen.failures.clear()
-        error = HttpResponseException(500, "no", b"")
         with self.lines(level, disabled) as lines:
-            self.fail_with(error)
-            with self.limiter("b.example"):
-                pass
-            self.mark_up("d.example")
-            self.request("c.example:8448")
-            self.answer("200 OK")
-            self.failureResultOf(self.request("inside.example:8448"))
+            error = self.meet_all()
         self.assertEqual(self.seen.failures[0], (NAME, error))
         self.assertEqual(
             [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
@@ -296,6 +252,7 @@ class LinesTestCase(TrafficTestCase):
         self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
         self.assertEqual(self.seen.answers, ["c.example:8448"])
         self.assertTrue(traffic.led_to_blocked_addresses("inside.example"))
+        self.assertFalse(traffic.led_to_blocked_addresses("10.1.2.3"))
         logged = {text: len(lines.of(text)) for text in relied_on.LOG_TEXTS}
         info = int(level <= logging.INFO and not disabled)
         debug = int(level <= logging.DEBUG and not disabled)
@@ -439,15 +396,6 @@ class ObserversTestCase(TrafficTestCase):
         self.assertEqual(len(traffic._blocked), traffic._MAX_BLOCKED)
         self.assertTrue(traffic.led_to_blocked_addresses("0.example"))
         self.assertFalse(traffic.led_to_blocked_addresses("1.example"))
-
-
-class StartTestCase(TrafficTestCase):
-    """What is looked at when Synapse starts."""
-
-    def test_all_is_said(self) -> None:
-        """Nothing is missing in this release of Synapse."""
-        with self.assertNoLogs(traffic.logger, "WARNING"):
-            traffic.observe(self.hs, self.seen)
 
     def test_other_client(self) -> None:
         """Where Synapse's client is built otherwise, it is said what is lost."""
