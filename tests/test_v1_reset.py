@@ -174,7 +174,7 @@ class AnswersTestCase(ResetTestCase):
             found = [call.args[1:] for call in told.call_args_list]
             cache, key = "get_destination_retry_timings", (NAME,)
             self.assertEqual(found[0], (cache, key))
-            signal = "synapse_federation_admin.homeserver.signal.wake"
+            signal = "synapse_federation_admin.wake"
             self.assertEqual(found[1:], [(signal, key)] if others else [])
 
     def test_is_woken(self) -> None:
@@ -183,6 +183,6 @@ class AnswersTestCase(ResetTestCase):
             self.hs.get_notifier(), "notify_remote_server_up"
         ) as woken:
             self.store._attempt_to_invalidate_cache(
-                "synapse_federation_admin.homeserver.signal.wake", ("a", "b")
+                "synapse_federation_admin.wake", ("a", "b")
             )
         self.assertEqual(woken.call_args_list, [mock.call("a"), mock.call("b")])

@@ -189,8 +189,8 @@ class _Signal:
     """
 
     def __init__(self, name: str, received: Callable[..., None]) -> None:
-        # By these two every process knows it.
-        self.__module__ = __name__
+        # By these two every process knows it, also one of another version.
+        self.__module__ = "synapse_federation_admin"
         self.__name__ = name
         self._received = received
 
