@@ -1,15 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: shorten backoffs that are longer than a given time."""
 
+from typing import Annotated
+
+from pydantic import Field
 from synapse.module_api import JsonDict
 
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api.runs import CONFLICT, start_run
-from synapse_federation_admin.api.schemas.runs import CapBackoffBody, Run, RunPreview
+from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
+from synapse_federation_admin.api.schemas.model import (
+    Input,
+    Reason,
+)
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.cap_backoff import CapBackoff
-from synapse_federation_admin.storage.run_values import RunOrder
+
+
+class CapBackoffBody(Input):
+    """How long backoffs may be."""
+
+    # As much as any clock of ms needs; within the 64 bits of both databases.
+    max_retry_interval_ms: Annotated[int, Field(ge=1, le=10**15)] = Field(
+        description="How long a backoff may be."
+    )
+    dry_run: bool = Field(
+        default=False, description="Say what would be shortened, and change nothing."
+    )
+    reason: Reason = ""
 
 
 @operation(CapBackoffBody, Run, gives_dry=RunPreview, errors=CONFLICT)
@@ -36,12 +54,6 @@ async def cap_backoff(asked: Asked, body: CapBackoffBody) -> JsonDict:
     if body.dry_run:
         matched, sample = await asked.services.cap_backoff.preview(longest_ms)
         return {"dry_run": True, "matched": matched, "sample": sample}
-    order = RunOrder(
-        CapBackoff.name,
-        criteria.shown(criteria.ALL_FAILING),
-        {"max_retry_interval_ms": longest_ms},
-        (),
-        asked.actor,
-        body.reason or None,
-    )
-    return await start_run(asked, order)
+    which = criteria.shown(criteria.ALL_FAILING)
+    how = {"max_retry_interval_ms": longest_ms}
+    return await start_run(asked, CapBackoff.name, which, how, body.reason)

@@ -3,23 +3,110 @@
 
 from http import HTTPStatus
 
+from pydantic import Field, model_validator
 from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
+from typing_extensions import Self
 
 from synapse_federation_admin.api._base import Asked, unknown_destination
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_v2
-from synapse_federation_admin.api.runs import CONFLICT, start_run
-from synapse_federation_admin.api.schemas.runs import (
-    ForgetBody,
-    ForgetManyBody,
-    ForgetPreview,
-    ForgottenDestination,
-    Run,
+from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
+from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
+from synapse_federation_admin.api.schemas.model import (
+    Answer,
+    Input,
+    Reason,
 )
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.forget_many import ForgetMany
-from synapse_federation_admin.storage.run_values import RunOrder
+
+# For how long it has been failing what a filter forgets without `force`.
+_DEAD_FOR_MS = 30 * 86_400_000
+
+
+class ForgetBody(Input):
+    """How to forget a destination."""
+
+    dry_run: bool = Field(
+        default=True, description="Tell what would be lost, and change nothing."
+    )
+    drop_to_device: bool = Field(
+        default=False,
+        description="Delete the to-device messages that wait, too. Encrypted "
+        "conversations depend on them: if the destination should come back, it could "
+        "not read what it was sent.",
+    )
+    reason: Reason = ""
+
+
+class ForgetManyBody(ForgetBody):
+    """Which destinations to forget, and how."""
+
+    filter: ChangeFilter = Field(
+        description="Those that a filter keeps, as in the list. `failing_for` must be "
+        "at least `30d`, unless there is `force`."
+    )
+    force: bool = Field(default=False, description="Take any filter.")
+
+    @model_validator(mode="after")
+    def _require_dead(self) -> Self:
+        """Refuse what may well be alive."""
+        if not self.force and (self.filter.failing_for or 0) < _DEAD_FOR_MS:
+            raise ValueError(
+                "Key 'filter.failing_for' must be at least 30d, unless 'force' is true"
+            )
+        return self
+
+
+class Lost(Answer):
+    """What was waiting and is gone, or would be."""
+
+    rooms: int = Field(description="Rooms with an event that it has not got.")
+    to_device_messages: int = Field(description="To-device messages.")
+    device_list_updates: int = Field(description="Changes of local users' devices.")
+
+
+class Kept(Answer):
+    """What still waits after a destination was forgotten."""
+
+    to_device_messages: int = Field(
+        description="To-device messages. While there are any, Synapse goes on trying "
+        "to send them, and the row comes back with the first failure."
+    )
+
+
+class ForgottenDestination(Answer):
+    """What came of forgetting one destination."""
+
+    dry_run: bool = Field(description="Whether nothing was changed, as asked for.")
+    forgotten: bool = Field(description="Whether it is gone.")
+    destination: Destination = Field(description="The destination as it was.")
+    lost: Lost = Field(description="What was lost, or would be.")
+    kept: Kept = Field(description="What still waits, or would.")
+    shared_rooms: int = Field(description="Rooms that local users share with it.")
+    refused: str | None = Field(
+        description="In a dry run, why it would be refused; null if it would not."
+    )
+
+
+class RefusedDestination(Answer):
+    """A destination that would not be forgotten."""
+
+    destination: str = Field(description="The server name.")
+    shared_rooms: int = Field(description="Rooms that local users share with it.")
+
+
+class ForgetPreview(RunPreview):
+    """What a run would forget: the answer to a dry run."""
+
+    forgotten: int = Field(description="How many would be forgotten.")
+    refused: int = Field(
+        description="How many would not: local users share rooms with them."
+    )
+    lost: Lost = Field(description="What would be lost.")
+    kept: Kept = Field(description="What would still wait.")
+    refused_sample: list[RefusedDestination] = Field(description="Some of the refused.")
 
 
 @operation(
@@ -120,15 +207,8 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
     """
     wanted, drop_to_device = body.filter.wanted, body.drop_to_device
     if not body.dry_run:
-        order = RunOrder(
-            ForgetMany.name,
-            criteria.shown(wanted),
-            {"drop_to_device": drop_to_device},
-            (),
-            asked.actor,
-            body.reason or None,
-        )
-        return await start_run(asked, order)
+        which, how = criteria.shown(wanted), {"drop_to_device": drop_to_device}
+        return await start_run(asked, ForgetMany.name, which, how, body.reason)
     found = await asked.services.forget_many.preview(
         wanted, drop_to_device=drop_to_device
     )

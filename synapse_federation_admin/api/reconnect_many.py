@@ -3,15 +3,22 @@
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Annotated
 
 import attr
+from pydantic import Field, model_validator
 from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
+from typing_extensions import Self
 
 from synapse_federation_admin.api._base import Asked, Services, invalid_param
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api.runs import CONFLICT, start_run
-from synapse_federation_admin.api.schemas.runs import ReconnectManyBody, Run, RunPreview
+from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
+from synapse_federation_admin.api.schemas.destinations import ChangeFilter
+from synapse_federation_admin.api.schemas.model import (
+    Input,
+    Reason,
+)
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.repair import criteria
@@ -19,7 +26,56 @@ from synapse_federation_admin.repair.reconnect_many import (
     ReconnectMany,
     SortedNames,
 )
-from synapse_federation_admin.storage.run_values import RunOrder
+
+# A longer list is for a filter, or for several runs.
+_MAX_NAMES = 50_000
+
+
+class ReconnectManyBody(Input):
+    """Which destinations to reconnect, and how."""
+
+    destinations: list[str] | None = Field(
+        default=None, description="The server names.", max_length=_MAX_NAMES
+    )
+    filter: ChangeFilter | None = Field(
+        default=None,
+        description="Those that a filter keeps, as in the list. With none of `status`, "
+        "`failing_for` and `failure` it is for what is failing.",
+    )
+    all_failing: bool | None = Field(
+        default=None, description="`true`: all that are failing."
+    )
+    dry_run: bool = Field(
+        default=False, description="Say what would be contacted, and change nothing."
+    )
+    ignore_unknown: bool = Field(
+        default=False,
+        description="Leave out the names of the list that are no valid server names, "
+        "or that Synapse has no row for; `ignored` has their numbers.",
+    )
+    per_second: float | None = Field(
+        default=None,
+        description="How many contacts to begin per second: 5 by default, from 0.1 to "
+        "`bulk.max_per_second` of the configuration.",
+    )
+    timeout_ms: Annotated[int, Field(ge=1000, le=60_000)] = Field(
+        default=10_000, description="How long each destination has to answer."
+    )
+    reason: Reason = ""
+
+    @model_validator(mode="after")
+    def _require_one(self) -> Self:
+        """Refuse more or less than one way to say which destinations."""
+        given = (self.destinations, self.filter, self.all_failing)
+        if sum(each is not None for each in given) != 1:
+            raise ValueError(
+                "One of the keys 'destinations', 'filter' and 'all_failing' is needed, "
+                "and only one"
+            )
+        if self.all_failing is False:
+            raise ValueError("Key 'all_failing' must be true, or absent")
+        return self
+
 
 _DEFAULT_PER_SECOND = 5
 _LEAST_PER_SECOND = 0.1
@@ -79,15 +135,10 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     if body.dry_run:
         matched, sample = await _preview(services, wanted, names)
         return {"dry_run": True, "matched": matched, "sample": sample, **ignored}
-    order = RunOrder(
-        ReconnectMany.name,
-        criteria.shown(wanted) if wanted else criteria.listed(len(names)),
-        {"per_second": per_second, "timeout_ms": body.timeout_ms},
-        names,
-        asked.actor,
-        body.reason or None,
-    )
-    return {**await start_run(asked, order), **ignored}
+    which = criteria.shown(wanted) if wanted else criteria.listed(len(names))
+    how = {"per_second": per_second, "timeout_ms": body.timeout_ms}
+    run = await start_run(asked, ReconnectMany.name, which, how, body.reason, names)
+    return {**run, **ignored}
 
 
 def _wanted(body: ReconnectManyBody) -> DestinationFilter | None:

@@ -1,19 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: runs, which change many destinations, one after the other."""
 
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Annotated
 
+from pydantic import Field
 from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
-from synapse_federation_admin.api.schemas.model import Nothing
-from synapse_federation_admin.api.schemas.runs import Run, RunsPage, RunsQuery
-from synapse_federation_admin.api.schemas.values import shown
+from synapse_federation_admin.api.schemas.model import (
+    Answer,
+    NextToken,
+    Nothing,
+    Paged,
+)
+from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.storage import run_values
 from synapse_federation_admin.storage.run_values import RunOrder
+
+
+class RunsQuery(Paged):
+    """The query parameters of the list."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=20, description="The most runs to return."
+    )
+
+
+class Ignored(Answer):
+    """How many names of a list were left out."""
+
+    unknown: int = Field(description="Those that Synapse has no row for.")
+    invalid: int = Field(description="Those that are no valid server names.")
+
+
+class Run(model_of(run_values.Run)):  # type: ignore[misc]
+    """A run: one change to many destinations, one after the other."""
+
+    estimated_end_ts: int | None = Field(
+        description="When it will have ended, going on like this; null if not known."
+    )
+    ignored: Ignored | None = Field(
+        default=None, description="With `ignore_unknown`, in the answer to the POST."
+    )
+
+
+class RunsPage(Answer):
+    """A page of runs."""
+
+    runs: list[Run] = Field(description="The newest first.")
+    next_token: NextToken = None
+
+
+class RunPreview(Answer):
+    """What a run would be for: the answer to a dry run."""
+
+    dry_run: bool = Field(description="True.")
+    matched: int = Field(description="How many destinations it would be for.")
+    sample: list[str] = Field(description="The names of some of them.")
+    ignored: Ignored | None = Field(default=None, description="With `ignore_unknown`.")
+
 
 # When a run cannot be made.
 CONFLICT = {
@@ -98,16 +148,28 @@ def _shown(asked: Asked, run: run_values.Run | None) -> JsonDict:
     return {**shown(run), "estimated_end_ts": end_ts}
 
 
-async def start_run(asked: Asked, order: RunOrder) -> JsonDict:
-    """Make a run, and answer it.
+async def start_run(
+    asked: Asked,
+    action: str,
+    which: Mapping[str, object],
+    how: Mapping[str, object],
+    reason: str,
+    names: Sequence[str] = (),
+) -> JsonDict:
+    """Make a run, and answer it; see `RunOrder`.
 
     Args:
         asked: Who asks for it.
-        order: What it is asked for.
+        action: What is done to each destination.
+        which: The criteria.
+        how: The options.
+        reason: Why; "" if not said.
+        names: The destinations, where the criteria are a list.
 
     Raises:
         SynapseError: 409 `M_UNKNOWN` if one of the same action has not ended.
     """
+    order = RunOrder(action, which, how, names, asked.actor, reason or None)
     run, created = await asked.services.runner.create(order)
     if not created:
         raise SynapseError(
