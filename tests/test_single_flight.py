@@ -53,6 +53,19 @@ class ComputingTestCase(ModuleTestCase):
 
 
 class ComputeOnceTest(ComputingTestCase):
+    def test_ends_at_once(self) -> None:
+        """What needs no waiting has its result, or its error, too."""
+
+        async def compute() -> str:
+            return "at once"
+
+        async def fail() -> str:
+            raise KeyError("at once")
+
+        run = self.homeserver.single_flight.run
+        self.assertEqual(self.get_success(run("test", "key", compute)), "at once")
+        self.get_failure(run("test", "key", fail), KeyError)
+
     def test_one_at_a_time(self) -> None:
         """Who asks while it is computed gets what is computed next, as all others.
 

@@ -53,23 +53,30 @@ class SingleFlight:
         Raises:
             TimeoutError: It took longer.
         """
-        flight = self._newest.get((desc, key))
-        if flight is None or (flight.has_begun and not joins):
-            flight = self._start(desc, (desc, key), func)
         waiter: Deferred[T] = Deferred()
         if timeout_ms is not None:
             waiter.addTimeout(timeout_ms / 1000, self._reactor)
-        flight.waiters.append(waiter)
+        flight = self._newest.get((desc, key))
+        if flight is None or (flight.has_begun and not joins):
+            self._start(desc, (desc, key), func, waiter)
+        else:
+            flight.waiters.append(waiter)
         try:
             return await make_deferred_yieldable(waiter)
         except DeferredTimeoutError as e:
             raise TimeoutError from e
 
     def _start(
-        self, desc: str, key: Hashable, func: Callable[[], Awaitable[Any]]
-    ) -> "_Flight":
+        self,
+        desc: str,
+        key: Hashable,
+        func: Callable[[], Awaitable[Any]],
+        waiter: "Deferred[Any]",
+    ) -> None:
         before = self._newest.get(key)
         flight = self._newest[key] = _Flight()
+        # Before it runs: it may end at once.
+        flight.waiters.append(waiter)
         over: Deferred[None] = Deferred()
         if before is not None:
             before.waiters.append(over)
@@ -96,7 +103,6 @@ class SingleFlight:
                 result.raiseException()
 
         self._run_in_background(desc, run)
-        return flight
 
 
 class _Flight:
