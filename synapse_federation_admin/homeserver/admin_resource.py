@@ -2,14 +2,10 @@
 """Where Synapse serves its admin API, and ours with it."""
 
 import logging
-from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from synapse.http.server import (
-    HttpServer,
-    JsonResource,
-)
+from synapse.http.server import HttpServer, JsonResource
 from synapse.module_api import ModuleApi, SynapseRequest
 from synapse.module_api.errors import ConfigError
 from synapse.rest.admin import register_servlets
@@ -25,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 ADMIN_PATH = "/_synapse/admin"
 
-_ANY_ADDRESS = (ip_address("0.0.0.0"), ip_address("::"))  # noqa: S104  # compared
-_LOCALHOST = (ip_address("127.0.0.1"), ip_address("::1"))
+_ANY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104  # compared
 
 # The resources of a listener that make Synapse serve admin endpoints on it. Which ones
 # of them count, and what is then served, depends on the process.
@@ -205,16 +200,7 @@ def _is_at(listener: "ListenerConfig", request: SynapseRequest) -> bool:
         return path is not None and host.name == path.encode()
     if getattr(listener, "port", None) != getattr(host, "port", None):
         return False
-    bound = set(_addresses(getattr(listener, "bind_addresses", [])))
-    return bool({ip_address(host.host), *_ANY_ADDRESS} & bound)
-
-
-def _addresses(names: list[str]) -> Iterator[IPv4Address | IPv6Address]:
-    """Yield what a listener's `bind_addresses` stand for."""
-    for name in names:
-        try:
-            yield ip_address(name or "::")
-        except ValueError:
-            # A host name: Synapse binds to what it resolves to on this machine.
-            if name == "localhost":
-                yield from _LOCALHOST
+    bound = set(getattr(listener, "bind_addresses", []))
+    if "localhost" in bound:
+        bound |= {"127.0.0.1", "::1"}
+    return not bound.isdisjoint({host.host, *_ANY_ADDRESS})

@@ -52,28 +52,25 @@ class Database(Process):
         )
 
     async def run_db_interaction(
-        self, desc: str, func: Callable[[LoggingTransaction], T]
+        self,
+        desc: str,
+        func: Callable[[LoggingTransaction], T],
+        *,
+        read_committed: bool = False,
     ) -> T:
         """Run a function in a transaction, on a database thread.
 
         Args:
             desc: Its name in metrics and logs.
             func: Called with a `LoggingTransaction`; again if the database says so.
-        """
-        return await self._api.run_db_interaction(desc, self._measured(desc, func))
-
-    async def run_read_committed(
-        self, desc: str, func: Callable[[LoggingTransaction], T]
-    ) -> T:
-        """Run a function in a transaction in which each statement sees the newest.
-
-        For those that wait for a lock first: what Synapse's ordinary transactions see
-        is as old as their first statement.
+            read_committed: Each statement sees the newest. For those that wait for a
+                lock first: what Synapse's ordinary transactions see is as old as their
+                first statement.
         """
         return await self._hs.get_datastores().main.db_pool.runInteraction(
             desc,
             self._measured(desc, func),
-            isolation_level=IsolationLevel.READ_COMMITTED,
+            isolation_level=IsolationLevel.READ_COMMITTED if read_committed else None,
         )
 
     async def run_outside_transactions(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # once for the headers and once for the body.
 _MAX_CONTACT_S = 150
 
+_PATH = "/_matrix/federation/v1/version"
+
 
 class Federation:
     """Asks other servers, with Synapse's federation client and its settings."""
@@ -68,11 +70,8 @@ class Federation:
         Raises:
             Exception: Whatever Synapse's client raises; nothing of it is our fault.
         """
-        return await self._contact(
-            self._client,
-            destination,
-            timeout_ms=timeout_ms,
-            ignore_backoff=ignore_backoff,
+        return await self._client.get_json(
+            destination, path=_PATH, timeout=timeout_ms, ignore_backoff=ignore_backoff
         )
 
     async def probe(self, destination: str, *, timeout_ms: int) -> JsonDict:
@@ -81,11 +80,8 @@ class Federation:
         It is made even if the destination is in backoff, and whatever comes of it, no
         retry timing is changed and nobody is woken.
         """
-        return await self._contact(
-            self._unlimited_client,
-            destination,
-            timeout_ms=timeout_ms,
-            ignore_backoff=True,
+        return await self._unlimited_client.get_json(
+            destination, path=_PATH, timeout=timeout_ms, ignore_backoff=True
         )
 
     def outbound(self, max_lifetime_ms: int) -> "Outbound":
@@ -116,18 +112,3 @@ class Federation:
     @cached_property
     def _unlimited_client(self) -> MatrixFederationHttpClient:
         return unlimited(self._client)
-
-    @staticmethod
-    async def _contact(
-        client: MatrixFederationHttpClient,
-        destination: str,
-        *,
-        timeout_ms: int,
-        ignore_backoff: bool,
-    ) -> JsonDict:
-        return await client.get_json(
-            destination,
-            path="/_matrix/federation/v1/version",
-            timeout=timeout_ms,
-            ignore_backoff=ignore_backoff,
-        )

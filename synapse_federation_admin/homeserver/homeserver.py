@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
-import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.federation import Federation
     from synapse_federation_admin.homeserver.retry_timings import RetryTimings
     from synapse_federation_admin.homeserver.traffic import TrafficObserver
-
-logger = logging.getLogger(__name__)
 
 
 class Homeserver(Background):
@@ -38,23 +35,7 @@ class Homeserver(Background):
         return Federation(self._hs)
 
     def observe_traffic(self, observer: "TrafficObserver") -> None:
-        """Have an observer told of this process's federation requests, from now on.
+        """Have an observer told of this process's federation requests, from now on."""
+        from synapse_federation_admin.homeserver.traffic import observe
 
-        Whatever is wrong with that, Synapse goes on.
-        """
-        from synapse_federation_admin.homeserver.traffic import (
-            observe,
-            stop_observing,
-        )
-
-        try:
-            observe(self._hs, observer)
-        except Exception:
-            logger.exception("Cannot take note of why federation requests fail")
-            return
-        self._hs.register_sync_shutdown_handler(
-            phase="during",
-            eventType="shutdown",
-            shutdown_func=stop_observing,
-            hs=self._hs,
-        )
+        observe(self._hs, observer)

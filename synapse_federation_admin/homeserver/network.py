@@ -43,8 +43,8 @@ from synapse_federation_admin.homeserver.certificates import (
     UntrustedCertificateError,
     verified,
 )
-from synapse_federation_admin.homeserver.instances import outbound_instances
 from synapse_federation_admin.homeserver.plain_agent import PlainAgent
+from synapse_federation_admin.homeserver.process import outbound_instances
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -120,7 +120,9 @@ class Network:
             # In threads of its own: a look-up cannot be called off, and domains that
             # are dead may take long. Synapse's own twenty threads would have none left
             # for its federation.
-            self._threads = pool = _thread_pool(hs)
+            self._threads = pool = ThreadPool(0, _THREADS, "federation_admin_resolver")
+            pool.start()
+            hs.get_reactor().addSystemEventTrigger("during", "shutdown", pool.stop)
             resolver = cast(
                 IHostnameResolver,
                 GAIResolver(hs.get_reactor(), lambda: pool, self._getaddrinfo),
@@ -297,18 +299,34 @@ class _NoCache:
         pass
 
 
-class _QuietVerifier(ConnectionVerifier):
-    """Synapse's verifier, for which a certificate without names is no surprise."""
+class _Verifier(ConnectionVerifier):
+    """Synapse's verifier, for which a certificate without names is no surprise.
+
+    Attributes:
+        observer: Is told of the handshake, and has the last word, if there is one.
+    """
+
+    def __init__(
+        self, host: bytes, verify_certs: bool, observer: TlsObserver | None = None
+    ) -> None:
+        super().__init__(host, verify_certs)
+        self.observer = observer
 
     def verify_context_info_cb(
         self, ssl_connection: SSL.Connection, where: int
     ) -> None:
         """See Synapse's; this is called by OpenSSL."""
+        error: Exception | None = None
         try:
             super().verify_context_info_cb(ssl_connection, where)
         except Exception:
             # What is in it, and in the name, is up to the server.
             error = VerificationError(errors=[])
+        if self.observer is not None and where & SSL.SSL_CB_HANDSHAKE_START:
+            self.observer.begun()
+        if self.observer is not None and where & SSL.SSL_CB_HANDSHAKE_DONE:
+            error = self.observer.completed(ssl_connection)
+        if error is not None:
             ssl_connection.get_app_data().failVerification(Failure(error))
 
 
@@ -323,7 +341,7 @@ class ContactPolicy(FederationPolicyForHTTPS):
     def get_options(self, host: bytes) -> SSLClientConnectionCreator:
         """Return what makes connections: see Synapse's."""
         creator = cast(SSLClientConnectionCreator, super().get_options(host))
-        creator._verifier = _QuietVerifier(host, creator._verifier._verify_certs)
+        creator._verifier = _Verifier(host, creator._verifier._verify_certs)
         return creator
 
     def observed(self, host: str, observer: TlsObserver) -> SSLClientConnectionCreator:
@@ -338,28 +356,8 @@ class ContactPolicy(FederationPolicyForHTTPS):
         creator = SSLClientConnectionCreator(
             host.encode(), self._verify_ssl_context, False
         )
-        creator._verifier = _ObservingVerifier(host, observer)
+        creator._verifier = _Verifier(host.encode(), False, observer)
         return creator
-
-
-class _ObservingVerifier(ConnectionVerifier):
-    """Tells an observer of a handshake, who has the last word."""
-
-    def __init__(self, host: str, observer: TlsObserver) -> None:
-        super().__init__(host.encode(), False)
-        self.observer = observer
-
-    def verify_context_info_cb(
-        self, ssl_connection: SSL.Connection, where: int
-    ) -> None:
-        """See Synapse's; this is called by OpenSSL."""
-        super().verify_context_info_cb(ssl_connection, where)
-        if where & SSL.SSL_CB_HANDSHAKE_START:
-            self.observer.begun()
-        if where & SSL.SSL_CB_HANDSHAKE_DONE:
-            error = self.observer.completed(ssl_connection)
-            if error is not None:
-                ssl_connection.get_app_data().failVerification(Failure(error))
 
 
 def _verified(
@@ -369,10 +367,10 @@ def _verified(
 
     Then the handshake goes on.
     """
-    verifier = connection.get_app_data()._synapse_tls_verifier
-    if ok or not isinstance(verifier, _ObservingVerifier):
+    observer = connection.get_app_data()._synapse_tls_verifier.observer
+    if ok or observer is None:
         return verified(connection, certificate, code, depth, ok)
-    verifier.observer.failed(UntrustedCertificateError(code, depth))
+    observer.failed(UntrustedCertificateError(code, depth))
     return True
 
 
@@ -407,12 +405,3 @@ class _PlainSrvResolver(SrvResolver):
         if found and not plain:
             raise DNSLookupError("its SRV records do not lead to host names")
         return plain[:_MAX_SERVERS]
-
-
-def _thread_pool(hs: "HomeServer") -> ThreadPool:
-    """Return threads that end when Synapse does."""
-    reactor = hs.get_reactor()
-    pool = ThreadPool(0, _THREADS, name="federation_admin_resolver")
-    pool.start()
-    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
-    return pool

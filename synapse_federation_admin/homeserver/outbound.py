@@ -46,12 +46,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
-from synapse_federation_admin.homeserver.instances import outbound_instances
 from synapse_federation_admin.homeserver.network import (
     Network,
     TlsObserver,
     unlimited,
 )
+from synapse_federation_admin.homeserver.process import outbound_instances
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer

@@ -2,13 +2,20 @@
 """This process among the processes of its homeserver."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from synapse.config.workers import MAIN_PROCESS_INSTANCE_NAME
 from synapse.module_api import ModuleApi, Requester, SynapseRequest
 from synapse.rest.admin._base import assert_user_is_admin
 from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.interfaces import IReactorTime
 
-from synapse_federation_admin.homeserver.instances import MAIN, shown_instance
+if TYPE_CHECKING:
+    from synapse.server import HomeServer
+
+# What the main process is called here, as in Synapse's `instance_map`; in its code it
+# is "master".
+MAIN = "main"
 
 
 class Process:
@@ -116,3 +123,19 @@ class Process:
         requester = await auth.get_user_by_req(request)
         await assert_user_is_admin(auth, requester)
         return requester
+
+
+def shown_instance(instance: str) -> str:
+    """Return the name of a process as it is in `instance_map`."""
+    return MAIN if instance == MAIN_PROCESS_INSTANCE_NAME else instance
+
+
+def outbound_instances(hs: "HomeServer") -> list[str] | None:
+    """Return the processes that go out to other servers in this one's stead.
+
+    None if this one goes itself (`outbound_federation_restricted_to`).
+    """
+    allowed = hs.config.worker.outbound_federation_restricted_to
+    if hs.get_instance_name() in allowed:
+        return None
+    return sorted(map(shown_instance, allowed.instances or []))

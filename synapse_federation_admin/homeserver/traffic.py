@@ -20,7 +20,7 @@ from OpenSSL import SSL
 from synapse.logging.context import current_context
 
 from synapse_federation_admin.homeserver.certificates import verified
-from synapse_federation_admin.homeserver.instances import outbound_instances
+from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relied_on import (
     ANSWERED,
     BLOCKED,
@@ -72,16 +72,17 @@ _Told = tuple[object, ...]
 
 
 def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
-    """Have an observer told of this process's federation requests, from now on."""
+    """Have an observer told of this process's federation requests, until it ends."""
     _observers[hs.hostname] = observer
+    hs.register_sync_shutdown_handler(
+        phase="during",
+        eventType="shutdown",
+        shutdown_func=_observers.pop,
+        hs=hs,
+    )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
     _name_untrusted_certificates(hs)
-
-
-def stop_observing(hs: "HomeServer") -> None:
-    """Have nobody told any more of the requests of a homeserver."""
-    _observers.pop(hs.hostname, None)
 
 
 def led_to_blocked_addresses(host: str) -> bool:

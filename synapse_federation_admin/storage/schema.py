@@ -12,6 +12,7 @@ that of the oldest code that may still use them.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -85,9 +86,10 @@ class Tables:
         if not await self._homeserver.run_db_interaction(
             "federation_admin_tables", lambda txn: _is_current(txn, is_postgres)
         ):
-            await self._homeserver.run_read_committed(
+            await self._homeserver.run_db_interaction(
                 "federation_admin_create_tables",
                 lambda txn: _upgrade(txn, is_postgres),
+                read_committed=True,
             )
         self._is_ready = True
 
@@ -106,17 +108,15 @@ class Tables:
         Args:
             desc: The transaction's name in metrics and logs.
             func: What to run; again if the database says so.
-            read_committed: Each statement sees the newest, as with
-                `Homeserver.run_read_committed`.
+            read_committed: Each statement sees the newest: see
+                `Homeserver.run_db_interaction`.
 
         Raises:
             SchemaTooNewError: As `ready`.
             Exception: What the database raises, or the function.
         """
-        run = (
-            self._homeserver.run_read_committed
-            if read_committed
-            else self._homeserver.run_db_interaction
+        run = partial(
+            self._homeserver.run_db_interaction, read_committed=read_committed
         )
         await self.ready()
         try:
