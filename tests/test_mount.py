@@ -245,7 +245,7 @@ class SharedTagTestCase(ListenersTestCase):
         listener(8448, "federation", tag="same"),
         listener(8009, "client", bind_addresses=["127.0.0.1"]),
         listener(8009, "federation", bind_addresses=["127.0.0.2"]),
-        listener(8010, "client", bind_addresses=["localhost", "2001:DB8:0::1"]),
+        listener(8010, "client", bind_addresses=["localhost", "2001:db8::1"]),
         listener(8010, "federation", bind_addresses=["127.0.0.2", "::2"]),
         listener(8011, "client", bind_addresses=["0.0.0.0"], tag="any"),
         listener(8012, "federation", bind_addresses=["::"], tag="any"),
