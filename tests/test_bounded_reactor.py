@@ -13,7 +13,8 @@ import treq
 import trustme
 from parameterized import parameterized
 from twisted.internet import reactor
-from twisted.internet.defer import ensureDeferred, inlineCallbacks
+from twisted.internet.defer import ensureDeferred, inlineCallbacks, maybeDeferred
+from twisted.internet.error import TimeoutError as ConnectionTimeoutError
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
@@ -105,6 +106,42 @@ class BoundedReactorTestCase(TestCase):
         )
         return Agent(bounded, TrustAnything())
 
+    @parameterized.expand(
+        [
+            # An endless body; headers without end; an answer that comes byte by byte.
+            (name, with_tls, beginning, chunk, interval_s)
+            for with_tls in (False, True)
+            for name, beginning, chunk, interval_s in (
+                ("body", BODY, b"x" * 16384, 0),
+                ("headers", HEADERS, b"X-Header: " + b"x" * 8192 + b"\r\n", 0),
+                ("bytes", BODY, b"x", 0.01),
+            )
+        ]
+    )
+    @inlineCallbacks
+    def test_dropped(
+        self,
+        _name: str,
+        with_tls: bool,
+        beginning: bytes,
+        chunk: bytes,
+        interval_s: float,
+    ) -> Generator[Any, Any, None]:
+        """What has no end fails, and the connection is dropped at once."""
+        server = HostileServer(
+            with_tls=with_tls, beginning=beginning, chunk=chunk, interval_s=interval_s
+        )
+        started = time.monotonic()
+        agent = self.agent(max_lifetime_s=0.5 if interval_s else 10)
+        asked = agent.request(b"GET", server.url)
+        if beginning == BODY:
+            response = yield asked
+            self.assertEqual(response.code, 502)
+            asked = treq.content(response)
+        yield self.assertFailure(asked, ResponseFailed)
+        yield self.check_dropped(server)
+        self.assertLess(time.monotonic() - started, 4)
+
     @inlineCallbacks
     def check_dropped(self, server: HostileServer) -> Generator[Any, Any, None]:
         yield deferToThread(server.thread.join)
@@ -112,39 +149,14 @@ class BoundedReactorTestCase(TestCase):
         # More than the limit only by what the buffers of two sockets hold.
         self.assertLess(server.sent, 16 * 1024 * 1024)
 
-    @parameterized.expand([(False,), (True,)])
     @inlineCallbacks
-    def test_body(self, with_tls: bool) -> Generator[Any, Any, None]:
-        """An endless body fails, and the connection is dropped at once."""
-        server = HostileServer(with_tls=with_tls, beginning=BODY, chunk=b"x" * 16384)
-        response = yield self.agent().request(b"GET", server.url)
-        self.assertEqual(response.code, 502)
-        yield self.assertFailure(treq.content(response), ResponseFailed)
-        yield self.check_dropped(server)
-
-    @parameterized.expand([(False,), (True,)])
-    @inlineCallbacks
-    def test_headers(self, with_tls: bool) -> Generator[Any, Any, None]:
-        """Headers without end fail, and the connection is dropped at once."""
-        chunk = b"X-Header: " + b"x" * 8192 + b"\r\n"
-        server = HostileServer(with_tls=with_tls, beginning=HEADERS, chunk=chunk)
-        yield self.assertFailure(
-            self.agent().request(b"GET", server.url), ResponseFailed
-        )
-        yield self.check_dropped(server)
-
-    @parameterized.expand([(False,), (True,)])
-    @inlineCallbacks
-    def test_lifetime(self, with_tls: bool) -> Generator[Any, Any, None]:
-        """An answer that comes in byte by byte is dropped when its time is over."""
-        server = HostileServer(
-            with_tls=with_tls, beginning=BODY, chunk=b"x", interval_s=0.01
-        )
-        started = time.monotonic()
-        response = yield self.agent(max_lifetime_s=0.5).request(b"GET", server.url)
-        yield self.assertFailure(treq.content(response), ResponseFailed)
-        yield self.check_dropped(server)
-        self.assertLess(time.monotonic() - started, 4)
+    def test_over(self) -> Generator[Any, Any, None]:
+        """From its end on it connects to nothing, and looks nothing up."""
+        bounded = BoundedReactor(reactor, max_received_bytes=1, max_lifetime_s=1)
+        over = bounded.until(reactor.seconds())  # type: ignore[attr-defined]
+        for url in (b"http://127.0.0.1:1/", b"http://localhost:1/"):
+            asked = maybeDeferred(Agent(over, TrustAnything()).request, b"GET", url)
+            yield self.assertFailure(asked, ConnectionTimeoutError)
 
     @parameterized.expand([(False,), (True,)])
     @inlineCallbacks
