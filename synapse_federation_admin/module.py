@@ -69,7 +69,7 @@ class FederationAdmin:
         from synapse_federation_admin.homeserver.admin_resource import mount
         from synapse_federation_admin.homeserver.metrics import FEATURES
 
-        services = Services(features)
+        services = Services(features, config)
         starts: list[tuple[Feature, Start]] = []
 
         def guarded(feature: Feature, func: Callable[..., Any], *args: Any) -> Any:
@@ -79,15 +79,15 @@ class FederationAdmin:
                     return func(*args)
                 except Exception as e:
                     features.switch_off(feature, e)
-            return ()
+            return None
 
-        guarded(Feature.BASE, _wire_base, config, services, api)
+        guarded(Feature.BASE, _wire_base, services, api)
         for feature in Feature:
             if feature is not Feature.MOUNT:
                 guarded(feature, features.require, Feature.BASE)
         for feature, wire in _WIRING.items():
-            found: Iterable[Start] = guarded(feature, wire, config, services)
-            starts += [(feature, start) for start in found]
+            found: Iterable[Start] | None = guarded(feature, wire, services)
+            starts += [(feature, start) for start in found or ()]
         resource = mount(api, Api(services).register)
         features.on_change(lambda _: resource.refresh())
 
@@ -118,7 +118,7 @@ class FederationAdmin:
             homeserver.run_in_background("federation_admin_selfcheck", begin)
 
 
-def _wire_base(config: FederationAdminConfig, s: "Services", api: "ModuleApi") -> None:
+def _wire_base(s: "Services", api: "ModuleApi") -> None:
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.reader import DestinationReader
     from synapse_federation_admin.destinations.store import DestinationStore
@@ -133,37 +133,32 @@ def _wire_base(config: FederationAdminConfig, s: "Services", api: "ModuleApi") -
     s.destinations = DestinationStore(s.homeserver)
     s.reader = DestinationReader(s.homeserver, s.tables)
     s.summary = SummaryStore(s.homeserver)
-    s.indexes = DestinationIndexes(s.homeserver, config.indexes)
+    s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
     s.outages = Outages(
-        s.homeserver, s.tables, contact_timeout_ms=config.contact_timeout_ms
+        s.homeserver, s.tables, contact_timeout_ms=s.config.contact_timeout_ms
     )
     s.wake = Wake(s.homeserver)
 
 
-def _wire_v1_lists(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_v1_lists(s: "Services") -> None:
     from synapse_federation_admin.destinations.pagination import Cursors
 
     s.cursors = Cursors(s.homeserver.now_ms)
-    return ()
 
 
-def _wire_backlog(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_backlog(s: "Services") -> None:
     from synapse_federation_admin.destinations.backlog import BacklogStore
 
     s.backlog = BacklogStore(s.homeserver)
-    return ()
 
 
-def _wire_shared_rooms(
-    _config: FederationAdminConfig, s: "Services"
-) -> Iterable[Start]:
+def _wire_shared_rooms(s: "Services") -> None:
     from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 
     s.shared_rooms = SharedRoomsStore(s.homeserver)
-    return ()
 
 
-def _wire_audit(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_audit(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.housekeeping import Housekeeping
     from synapse_federation_admin.storage.audit import Audit
     from synapse_federation_admin.storage.runs import RunStore
@@ -174,26 +169,25 @@ def _wire_audit(config: FederationAdminConfig, s: "Services") -> Iterable[Start]
         s.homeserver,
         s.tables,
         s.audit,
-        keep_for_ms=config.audit_keep_for_ms,
-        outages_keep_for_ms=config.outages_keep_for_ms,
+        keep_for_ms=s.config.audit_keep_for_ms,
+        outages_keep_for_ms=s.config.outages_keep_for_ms,
     )
     return (s.housekeeping.start,)
 
 
-def _wire_v1_reset(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_v1_reset(s: "Services") -> None:
     from synapse_federation_admin.repair.follow_up import FollowUp
     from synapse_federation_admin.repair.reset import ConnectionReset
 
     s.follow_up = FollowUp(
-        s.homeserver, s.audit, s.wake, contact_timeout_ms=config.contact_timeout_ms
+        s.homeserver, s.audit, s.wake, contact_timeout_ms=s.config.contact_timeout_ms
     )
     s.reset = ConnectionReset(
-        config, s.homeserver, s.destinations, s.audit, s.wake, s.follow_up
+        s.config, s.homeserver, s.destinations, s.audit, s.wake, s.follow_up
     )
-    return ()
 
 
-def _wire_reconnect(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_reconnect(s: "Services") -> None:
     from synapse_federation_admin.repair.reconnect import Reconnect
 
     s.reconnect = Reconnect(
@@ -204,17 +198,15 @@ def _wire_reconnect(_config: FederationAdminConfig, s: "Services") -> Iterable[S
         s.wake,
         s.follow_up,
     )
-    return ()
 
 
-def _wire_runs(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_runs(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.cap_backoff import CapBackoff
     from synapse_federation_admin.repair.forget import Forget
     from synapse_federation_admin.repair.forget_many import ForgetMany
     from synapse_federation_admin.repair.reconnect_many import ReconnectMany
     from synapse_federation_admin.repair.runner import Runner
 
-    s.bulk_max_per_second = config.bulk_max_per_second
     s.reconnect_many = ReconnectMany(s.homeserver, s.destinations, s.wake)
     s.cap_backoff = CapBackoff(s.homeserver)
     s.forget = Forget(
@@ -233,7 +225,7 @@ def _wire_runs(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
     return (s.runner.start,)
 
 
-def _wire_diagnosis(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_diagnosis(s: "Services") -> None:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.history.store import HistoryStore
 
@@ -242,12 +234,11 @@ def _wire_diagnosis(config: FederationAdminConfig, s: "Services") -> Iterable[St
         s.destinations,
         s.backlog,
         HistoryStore(s.homeserver, s.tables).last_failure,
-        timeout_ms=config.diagnosis_timeout_ms,
+        timeout_ms=s.config.diagnosis_timeout_ms,
     )
-    return ()
 
 
-def _wire_history(config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_history(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
@@ -261,7 +252,7 @@ def _wire_history(config: FederationAdminConfig, s: "Services") -> Iterable[Star
         s.homeserver,
         s.tables,
         without_dns,
-        contact_timeout_ms=config.contact_timeout_ms,
+        contact_timeout_ms=s.config.contact_timeout_ms,
     )
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
@@ -273,21 +264,19 @@ async def _find_none(_names: object) -> Any:
     return {}
 
 
-def _wire_metrics(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_metrics(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.history.gauges import Monitor
 
     return (Monitor(s.homeserver, s.summary, s.history, s.recent_attempts).start,)
 
 
-def _wire_indexes(_config: FederationAdminConfig, s: "Services") -> Iterable[Start]:
+def _wire_indexes(s: "Services") -> Iterable[Start]:
     return (s.indexes.start,)
 
 
 # In the order in which they need each other. What each needs of Synapse is in
 # `homeserver/relied_on.py`, and its routes are in `api/__init__.py`.
-_WIRING: dict[
-    Feature, Callable[[FederationAdminConfig, "Services"], Iterable[Start]]
-] = {
+_WIRING: dict[Feature, Callable[["Services"], Iterable[Start] | None]] = {
     Feature.V1_LISTS: _wire_v1_lists,
     Feature.BACKLOG: _wire_backlog,
     Feature.SHARED_ROOMS: _wire_shared_rooms,

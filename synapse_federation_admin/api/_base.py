@@ -8,6 +8,7 @@ import attr
 from synapse.module_api import Requester, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
+from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.storage.audit_entry import Actor
 
@@ -48,6 +49,7 @@ class Services:
     """
 
     features: Features
+    config: FederationAdminConfig
     # Of `BASE`.
     homeserver: "Homeserver"
     tables: "Tables"
@@ -69,7 +71,6 @@ class Services:
     runs: "RunStore"
     runner: "Runner"
     reconnect_many: "ReconnectMany"
-    bulk_max_per_second: int
     cap_backoff: "CapBackoff"
     forget: "Forget"
     forget_many: "ForgetMany"
@@ -77,8 +78,9 @@ class Services:
     history: "HistoryStore"
     recent_attempts: "RecentAttemptsStore"
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, config: FederationAdminConfig) -> None:
         self.features = features
+        self.config = config
         features.on_change(self._drop)
 
     def __getattr__(self, name: str) -> Any:

@@ -121,7 +121,7 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     """
     services = asked.services
     wanted = _wanted(body)
-    per_second = _per_second(body, services.bulk_max_per_second)
+    per_second = _per_second(body, services.config.bulk_max_per_second)
     names: Sequence[str] = ()
     ignored = {}
     if wanted is None:
