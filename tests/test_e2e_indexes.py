@@ -4,7 +4,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -12,7 +11,7 @@ import pytest
 
 from synapse_federation_admin.destinations.indexes import INDEXES
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MAIN
+from synapse_federation_admin.playground.configuration import MAIN
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
@@ -153,26 +152,6 @@ def test_stopped(synapse: SynapseServer) -> None:
         synapse.start()
 
         database.wait_until_valid(30)
-
-
-@pytest.mark.parametrize("builder", [MAIN, GENERIC_WORKER])
-def test_workers(tmp_path: Path, builder: str) -> None:
-    """Only the process that runs background tasks builds, whichever that is."""
-    with SynapseServer(
-        tmp_path / "synapse",
-        CertificateAuthority(tmp_path),
-        workers=True,
-        module_config=CONFIG,
-        extra_config={} if builder == MAIN else {"run_background_tasks_on": builder},
-    ) as synapse:
-        with closing(Database(synapse)) as database:
-            database.wait_until_valid(30)
-        # No other begins later: all begin after the same delay.
-        time.sleep(2)
-        built = {
-            name: "Creating index" in log(synapse, name) for name in synapse.processes
-        }
-    assert built == {name: name == builder for name in synapse.processes}
 
 
 def log(synapse: SynapseServer, process: str) -> str:

@@ -2,9 +2,6 @@
 """The module's own tables: made and upgraded by whoever comes first."""
 
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -13,7 +10,6 @@ import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 from psycopg2.extensions import (
     ISOLATION_LEVEL_READ_COMMITTED,
-    ISOLATION_LEVEL_REPEATABLE_READ,
 )
 from synapse.storage.database import LoggingTransaction
 
@@ -65,17 +61,15 @@ class InterruptedTransaction:
 class PlainTransaction:
     """A transaction of a connection of our own, as Synapse's shows it."""
 
-    def __init__(self, cursor: Any, takes_lock: bool = True) -> None:
+    def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
-        self._takes_lock = takes_lock
 
     @property
     def description(self) -> Any:
         return self._cursor.description
 
     def execute(self, statement: str, args: Any = ()) -> None:
-        if "pg_advisory" not in statement or self._takes_lock:
-            self._cursor.execute(statement.replace("?", "%s"), args)
+        self._cursor.execute(statement.replace("?", "%s"), args)
 
     def fetchone(self) -> Any:
         return self._cursor.fetchone()
@@ -111,16 +105,6 @@ class TablesTestCase(ModuleTestCase):
         """They are made when the module is loaded."""
         self.assertEqual(self.version(), NEWEST)
         self.assertEqual(self.existing(), set(TABLES))
-
-    def test_nothing_to_do(self) -> None:
-        """Where they are there, they are only looked at, once: nothing is written."""
-        tables = Tables(self.homeserver)
-        with mock.patch.object(module, "_upgrade") as upgrade:
-            self.get_success(tables.ready())
-        upgrade.assert_not_called()
-        with mock.patch.object(self.homeserver, "run_db_interaction") as asked:
-            self.get_success(tables.ready())
-        asked.assert_not_called()
 
     def test_interrupted_anywhere(self) -> None:
         """Whichever statement was the last, the next call makes what is missing.
@@ -350,7 +334,7 @@ class TablesTestCase(ModuleTestCase):
         func.assert_called_once()
 
     def test_read_only(self) -> None:
-        """A second call writes nothing: it works where nothing can be written."""
+        """Where they are there nothing is written, and a second call asks nothing."""
         for_good, at_end = (
             (
                 "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -359,14 +343,17 @@ class TablesTestCase(ModuleTestCase):
             if self.is_postgres
             else ("PRAGMA query_only = ON", "PRAGMA query_only = OFF")
         )
+        tables = Tables(self.homeserver)
         self.run_sql(for_good)
         try:
-            self.ready()
+            self.get_success(tables.ready())
             with self.assertRaises(AssertionError):
                 self.run_sql("DELETE FROM federation_admin_schema")
         finally:
             self.run_sql(at_end)
-        self.assertEqual(self.version(), NEWEST)
+        with mock.patch.object(self.homeserver, "run_db_interaction") as asked:
+            self.get_success(tables.ready())
+        asked.assert_not_called()
 
     def test_tried_again(self) -> None:
         """If the database fails, the next who needs them tries again."""
@@ -377,72 +364,14 @@ class TablesTestCase(ModuleTestCase):
         self.get_success(tables.ready())
         self.assertEqual(self.version(), NEWEST)
 
-    def connect(self, level: int = ISOLATION_LEVEL_READ_COMMITTED) -> Any:
+    def connect(self) -> Any:
         """Connect with PostgreSQL, past Synapse."""
         args = self.hs.config.database.databases[0].config["args"]
         connection = psycopg2.connect(
             host=args["host"], user=args["user"], dbname=args["dbname"]
         )
-        connection.set_isolation_level(level)
+        connection.set_isolation_level(ISOLATION_LEVEL_READ_COMMITTED)
         return connection
-
-    @contextmanager
-    def another_makes_them(self) -> Iterator[None]:
-        """Have another process make them, and commit once somebody waits for it."""
-        self.drop()
-        with closing(self.connect()) as holder, closing(self.connect()) as observer:
-            module._upgrade(PlainTransaction(holder.cursor()), True)  # type: ignore[arg-type]
-            observer.autocommit = True
-
-            def commit() -> None:
-                cursor = observer.cursor()
-                deadline = time.monotonic() + 30
-                while time.monotonic() < deadline:
-                    cursor.execute("SELECT COUNT(*) FROM pg_locks WHERE NOT granted")
-                    if cursor.fetchone() != (0,):
-                        break
-                    time.sleep(0.01)
-                holder.commit()
-
-            thread = threading.Thread(target=commit)
-            thread.start()
-            try:
-                yield
-            finally:
-                thread.join()
-
-    def test_waits_for_another(self) -> None:
-        """While another process makes them, it is waited for, and then all is well."""
-        if not self.is_postgres:
-            return
-        upgrade = mock.Mock(wraps=module._upgrade)
-        with (
-            self.another_makes_them(),
-            mock.patch.object(module, "_upgrade", upgrade),
-        ):
-            self.ready()
-        # Synapse had no failure to try again after.
-        upgrade.assert_called_once()
-        self.assertEqual(self.version(), NEWEST)
-
-    def test_why_so(self) -> None:
-        """Without the lock, or with Synapse's usual isolation, that would fail."""
-        if not self.is_postgres:
-            return
-        for level, takes_lock, expected in (
-            (ISOLATION_LEVEL_READ_COMMITTED, False, psycopg2.errors.UniqueViolation),
-            (
-                ISOLATION_LEVEL_REPEATABLE_READ,
-                True,
-                psycopg2.errors.SerializationFailure,
-            ),
-        ):
-            with (
-                closing(self.connect(level)) as connection,
-                self.another_makes_them(),
-                self.assertRaises(expected),
-            ):
-                module._upgrade(PlainTransaction(connection.cursor(), takes_lock), True)  # type: ignore[arg-type]
 
     def test_at_once(self) -> None:
         """Several processes that make them at once do not get in each other's way."""
