@@ -154,15 +154,11 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
                 {"is_public": False, "creator": "@admin:test", "room_version": "11"},
             )
         )
-        self.get_success(
-            self.store.db_pool.simple_insert(
-                "destination_rooms",
-                {
-                    "destination": destination,
-                    "room_id": room_id,
-                    "stream_ordering": stream_ordering,
-                },
-            )
+        self.insert(
+            "destination_rooms",
+            destination=destination,
+            room_id=room_id,
+            stream_ordering=stream_ordering,
         )
 
     def names(self, query: str = "") -> list[str]:
@@ -198,20 +194,45 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
             on_table = f" ON {table}" if self.is_postgres else ""
             self.run_sql(f"DROP TRIGGER refuse_{event}{on_table}")
 
-    def run_sql(self, statement: str) -> None:
-        def run(txn: LoggingTransaction) -> None:
-            txn.execute(statement)
+    def run_sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement; return its rows."""
 
-        self.get_success(self.store.db_pool.runInteraction("test", run))
+        def run(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
+            txn.execute(statement)
+            return txn.fetchall() if txn.description else []
+
+        return self.get_success(self.store.db_pool.runInteraction("test", run))
+
+    def insert(self, table: str, **values: Any) -> None:
+        self.get_success(self.store.db_pool.simple_insert(table, values))
+
+    def add_to_device(self, name: str, queued_ts: int = 1, stream_id: int = 1) -> None:
+        """Write that a to-device message waits for a destination."""
+        self.insert(
+            "device_federation_outbox",
+            destination=name,
+            stream_id=stream_id,
+            queued_ts=queued_ts,
+            messages_json="{}",
+        )
+
+    def add_poke(self, name: str, stream_id: int = 1, *, sent: bool = False) -> None:
+        """Write that the change of a device waits for a destination."""
+        self.insert(
+            "device_lists_outbound_pokes",
+            destination=name,
+            stream_id=stream_id,
+            user_id="@user:test",
+            device_id="DEVICE",
+            sent=sent,
+            ts=1,
+        )
 
 
 class MembersTestCase(ModuleTestCase):
     """Writes memberships."""
 
     events = 0
-
-    def insert(self, table: str, **values: Any) -> None:
-        self.get_success(self.store.db_pool.simple_insert(table, values))
 
     def add_member(self, room_id: str, user: str, membership: str = "join") -> None:
         """Write a membership, of a local user as Synapse does for those."""

@@ -2,7 +2,6 @@
 """What waits for named destinations, on both databases."""
 
 import random
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -29,29 +28,6 @@ class BacklogTestCase(ModuleTestCase):
 
     def of(self, *names: str) -> dict[str, Backlog]:
         return self.get_success(self.backlogs.of(names))
-
-    def insert(self, table: str, **values: Any) -> None:
-        self.get_success(self.store.db_pool.simple_insert(table, values))
-
-    def add_to_device(self, name: str, queued_ts: int, stream_id: int = 1) -> None:
-        self.insert(
-            "device_federation_outbox",
-            destination=name,
-            stream_id=stream_id,
-            queued_ts=queued_ts,
-            messages_json="{}",
-        )
-
-    def add_poke(self, name: str, *, sent: bool = False, stream_id: int = 1) -> None:
-        self.insert(
-            "device_lists_outbound_pokes",
-            destination=name,
-            stream_id=stream_id,
-            user_id="@user:test",
-            device_id="DEVICE",
-            sent=sent,
-            ts=1,
-        )
 
     def test_nothing(self) -> None:
         """A destination for which nothing waits has an empty backlog, known or not."""

@@ -46,11 +46,6 @@ class HistoryTestCase(ModuleTestCase):
         self.get_success(Tables(Homeserver(self.hs.get_module_api())).ready())
         self.now = NOON
 
-    def insert(self, table: str, **values: Any) -> None:
-        self.get_success(
-            self.store.db_pool.simple_insert(f"federation_admin_{table}", values)
-        )
-
     def add_failing(self, name: str, kind: str | None, ago: int = HOUR) -> None:
         """Write a destination that fails, and its outage."""
         self.add_destination(name, self.now - MINUTE, HOUR, self.now - ago, 1)
@@ -61,18 +56,23 @@ class HistoryTestCase(ModuleTestCase):
     ) -> None:
         """Write an outage, by how long ago it began and ended."""
         self.insert(
-            "outages",
+            "federation_admin_outages",
             destination=name,
             start_ts=self.now - begin,
             end_ts=None if end is None else self.now - end,
             **{"ended": None if end is None else "recovered", "kinds": "", **values},
         )
 
+    def add_success(self, name: str, ago: int = MINUTE, **values: Any) -> None:
+        last_ts = self.now - ago
+        values = {"destination": name, "last_ts": last_ts, **values}
+        self.insert("federation_admin_successes", **values)
+
     def add_failure(
         self, name: str, kind: str, ago: int = MINUTE, **values: Any
     ) -> None:
         self.insert(
-            "failures",
+            "federation_admin_failures",
             destination=name,
             kind=kind,
             **{
@@ -129,7 +129,7 @@ class FailuresTest(HistoryTestCase):
     def test_last_success(self) -> None:
         """The detail tells when it last answered, even if there is no row."""
         then = self.now - 5
-        self.insert("successes", destination="a.example", last_ts=then)
+        self.insert("federation_admin_successes", destination="a.example", last_ts=then)
         self.assertEqual(self.get_json(f"{LIST}/a.example")["last_success_ts"], then)
 
     def names_with(self, query: str) -> list[str]:
@@ -228,7 +228,7 @@ class FailuresTest(HistoryTestCase):
 class OutagesTest(HistoryTestCase):
     def test_outages(self) -> None:
         """They come newest first, by page, with how they ended and what was seen."""
-        self.insert("recording", only_row=1, since_ts=5)
+        self.insert("federation_admin_recording", only_row=1, since_ts=5)
         self.add_destination("a.example", self.now, HOUR, self.now)
         self.add_outage("a.example", HOUR, kinds="gone", last_kind="gone")
         self.add_outage("a.example", 5 * HOUR, 4 * HOUR, ended="reset")
@@ -288,7 +288,7 @@ class OutagesTest(HistoryTestCase):
         """What is forgotten is known no more, but for its outages."""
         self.add_failing("a.example", "gone")
         self.add_failure("a.example", "gone")
-        self.insert("successes", destination="a.example", last_ts=5)
+        self.insert("federation_admin_successes", destination="a.example", last_ts=5)
         path = f"{LIST}/a.example"
         self.assertEqual(self.get_json(path)["last_success_ts"], 5)
         channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
@@ -302,7 +302,10 @@ class OutagesTest(HistoryTestCase):
         self.add_outage("a.example", HOUR)
         then = self.now - MINUTE
         self.insert(
-            "successes", destination="a.example", last_ts=then, recovered_ts=then
+            "federation_admin_successes",
+            destination="a.example",
+            last_ts=then,
+            recovered_ts=then,
         )
         path = f"{LIST}/a.example"
         channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
@@ -345,8 +348,16 @@ class OutagesTest(HistoryTestCase):
         self.add_failure("c.example", "gone", ago=80 * DAY)
         self.add_outage("a.example", 320 * DAY, 91 * DAY)
         self.add_outage("c.example", 320 * DAY, 89 * DAY)
-        self.insert("successes", destination="a.example", last_ts=self.now - 91 * DAY)
-        self.insert("successes", destination="c.example", last_ts=self.now - 89 * DAY)
+        self.insert(
+            "federation_admin_successes",
+            destination="a.example",
+            last_ts=self.now - 91 * DAY,
+        )
+        self.insert(
+            "federation_admin_successes",
+            destination="c.example",
+            last_ts=self.now - 89 * DAY,
+        )
         homeserver = Homeserver(self.hs.get_module_api())
         tables = Tables(homeserver)
         audit = Audit(homeserver, tables)
@@ -360,11 +371,7 @@ class OutagesTest(HistoryTestCase):
         self.get_success(housekeeping.prune())
 
         def left(table: str, columns: str) -> list[tuple[Any, ...]]:
-            return self.get_success(
-                self.store.db_pool.execute(
-                    "test", f"SELECT {columns} FROM {table} ORDER BY 1, 2"
-                )
-            )
+            return self.run_sql(f"SELECT {columns} FROM {table} ORDER BY 1, 2")
 
         self.assertEqual(
             left("federation_admin_failures", "destination, kind"),
@@ -404,7 +411,7 @@ class OutagesTest(HistoryTestCase):
         return row["availability"]
 
     def record_since(self, ago: int) -> None:
-        self.insert("recording", only_row=1, since_ts=self.now - ago)
+        self.insert("federation_admin_recording", only_row=1, since_ts=self.now - ago)
 
     def test_availability(self) -> None:
         """Of each day it has the share that is no outage's, whatever that spans."""
@@ -459,9 +466,6 @@ class OutlookTest(HistoryTestCase):
             name = f"{kind}{number}.example"
             self.add_failing(name, kind, ago=2 * ago)
             self.add_failure(name, kind, ago=ago, **values)
-
-    def add_success(self, name: str, ago: int = MINUTE, **values: Any) -> None:
-        self.insert("successes", destination=name, last_ts=self.now - ago, **values)
 
     def outlook(self) -> Any:
         return self.get_json(f"{V2}/summary")["outlook"]

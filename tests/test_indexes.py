@@ -45,16 +45,9 @@ class IndexesTestCase(ModuleTestCase):
     def states(self) -> dict[str, IndexState]:
         return self.get_success(self.indexes.states())
 
-    def query(self, statement: str) -> list[tuple[Any, ...]]:
-        def run(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
-            txn.execute(statement)
-            return txn.fetchall()
-
-        return self.get_success(self.store.db_pool.runInteraction("test", run))
-
     def identities(self) -> dict[str, int]:
         """Return what tells an index from one of the same name that replaced it."""
-        rows = self.query(
+        rows = self.run_sql(
             "SELECT relname, oid FROM pg_class WHERE relkind = 'i' "
             "AND relnamespace = 'public'::regnamespace "
             "AND substr(relname, 1, 17) = 'federation_admin_'"
@@ -127,7 +120,7 @@ class BuildTestCase(IndexesTestCase):
                 self.assertIn(f"using {index.name}", plan)
                 self.assertNotIn("Sort", plan)
             else:
-                plan = self.query(
+                plan = self.run_sql(
                     "EXPLAIN QUERY PLAN SELECT * FROM destinations "
                     f"INDEXED BY {index.name} {select}"
                 )
@@ -218,7 +211,7 @@ class PostgresTestCase(IndexesTestCase):
         self.assertTrue(self.build())
 
         self.assertEqual(self.states(), ALL_READY)
-        left = self.query(
+        left = self.run_sql(
             "SELECT indisvalid FROM pg_index WHERE indrelid = "
             "'elsewhere.destinations'::regclass ORDER BY indisvalid"
         )
@@ -252,7 +245,7 @@ class PostgresTestCase(IndexesTestCase):
             "current_setting('lock_timeout'), "
             "current_setting('transaction_isolation')"
         )
-        before = self.query(settings)
+        before = self.run_sql(settings)
         seen = []
 
         def look(txn: LoggingTransaction) -> None:
@@ -270,9 +263,9 @@ class PostgresTestCase(IndexesTestCase):
         self.build()
 
         self.assertEqual(seen[0][:2], ("0", "0"))
-        self.assertEqual(self.query(settings), before)
+        self.assertEqual(self.run_sql(settings), before)
         self.assertEqual(
-            self.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
+            self.run_sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
             [(0,)],
         )
 
@@ -297,7 +290,7 @@ class PostgresTestCase(IndexesTestCase):
 
         self.build()
 
-        looked_at = self.query(
+        looked_at = self.run_sql(
             "SELECT count(*) FROM pg_stats "
             "WHERE tablename = 'federation_admin_next_retry_ts'"
         )

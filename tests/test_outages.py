@@ -69,6 +69,12 @@ class OutagesTestCase(ModuleTestCase):
         """Let time pass, or set the clock back."""
         self.reactor.rightNow += duration_ms / 1000
 
+    def forget_all(self) -> None:
+        """Have nothing be known."""
+        for table in ("audit", "successes", "failures", "outages"):
+            self.run_sql(f"DELETE FROM federation_admin_{table}")
+        self.run_sql("DELETE FROM destinations")
+
     def failing(self, since_ts: int | None, last_ts: int | None = None) -> None:
         """Write a row that is failing."""
         self.add_destination(NAME, last_ts or since_ts, 600_000, since_ts)
@@ -86,7 +92,8 @@ class OutagesTestCase(ModuleTestCase):
     ) -> None:
         """Write an outage that is recorded."""
         self.insert(
-            "outages",
+            "federation_admin_outages",
+            destination=NAME,
             start_ts=start_ts,
             end_ts=end_ts,
             ended=ended,
@@ -96,12 +103,15 @@ class OutagesTestCase(ModuleTestCase):
 
     def recovered(self, ts: int) -> None:
         """Write that a request got through after others had failed."""
-        self.insert("successes", last_ts=ts, recovered_ts=ts)
+        self.insert(
+            "federation_admin_successes", destination=NAME, last_ts=ts, recovered_ts=ts
+        )
 
     def failed(self, kind: str, ts: int) -> None:
         """Write that a request failed."""
         self.insert(
-            "failures",
+            "federation_admin_failures",
+            destination=NAME,
             kind=kind,
             message="",
             first_ts=ts,
@@ -116,7 +126,8 @@ class OutagesTestCase(ModuleTestCase):
     ) -> None:
         """Write into the audit what somebody has done."""
         self.insert(
-            "audit",
+            "federation_admin_audit",
+            destination=NAME,
             entry_id=f"{action} {outcome} {ts}",
             ts=ts,
             action=action,
@@ -125,13 +136,6 @@ class OutagesTestCase(ModuleTestCase):
             outcome=outcome,
             ended_ts=ts if ended_ts is None else ended_ts,
             details="{}",
-        )
-
-    def insert(self, table: str, **values: Any) -> None:
-        self.get_success(
-            self.store.db_pool.simple_insert(
-                f"federation_admin_{table}", {"destination": NAME, **values}
-            )
         )
 
     def recorder(self) -> Recorder:
@@ -169,42 +173,35 @@ class OutagesTestCase(ModuleTestCase):
 class BeginTestCase(OutagesTestCase):
     """When an outage begins, where no process has written that it did."""
 
-    def test_failing_before(self) -> None:
-        """What has been failing since before recording began has an outage since then.
+    def test_begins(self) -> None:
+        """What fails has an outage since then, what does not has none.
 
-        Looking again begins no other one.
+        Also since before recording began; and where Synapse does not know since when it
+        fails, since the last try. Looking again begins no other one.
         """
-        self.failing(DAY)
-        for _ in range(2):
-            self.look()
-            self.assert_recorded([(DAY, None, None)])
-
-    def test_unknown_since(self) -> None:
-        """Where Synapse does not know since when it fails, it is since the last try."""
-        self.failing(None, last_ts=DAY)
-        self.look()
-        self.assert_recorded([(DAY, None, None)])
+        for row, expected in (
+            ((DAY + 1, 600_000, DAY), [(DAY, None, None)]),
+            ((DAY, 600_000, None), [(DAY, None, None)]),
+            ((0, 0, None), []),
+            ((), []),
+        ):
+            self.forget_all()
+            self.add_destination(NAME, *row)
+            for _ in range(2):
+                self.look()
+                self.assert_recorded(expected, row)
 
     def test_kind(self) -> None:
         """It has the kind of the last failure since, and no older one's."""
-        self.failing(self.began)
-        self.failed("dns_not_found", self.began - HOUR)
-        self.look()
-        self.assertEqual(self.shown()[0]["kinds"], [])
-
-        self.run_sql("DELETE FROM federation_admin_outages")
-        self.failed("tls_expired", self.began + 1)
-        self.look()
-        self.assertEqual(self.shown()[0]["kinds"], ["tls_expired"])
-
-    def test_not_failing(self) -> None:
-        """What is not failing, or never was, has no outage."""
-        self.working()
-        self.look()
-        self.assert_recorded([])
-        self.add_destination(NAME)
-        self.look()
-        self.assert_recorded([])
+        for kind, ts, kinds in (
+            ("dns_not_found", self.began - HOUR, []),
+            ("tls_expired", self.began + 1, ["tls_expired"]),
+        ):
+            self.forget_all()
+            self.failing(self.began)
+            self.failed(kind, ts)
+            self.look()
+            self.assertEqual(self.shown()[0]["kinds"], kinds)
 
     def test_since_before_the_last_end(self) -> None:
         """What fails again, as Synapse says since before it recovered, does since then.
@@ -227,21 +224,14 @@ class BeginTestCase(OutagesTestCase):
             f"WHERE n < {count}) SELECT 'd' || n, 1, 1, 1 FROM n"
         )
         self.look()
-        ((found,),) = self.select("SELECT COUNT(*) FROM federation_admin_outages")
+        ((found,),) = self.run_sql("SELECT COUNT(*) FROM federation_admin_outages")
         self.assertEqual(found, count)
         self.run_sql("UPDATE destinations SET retry_last_ts = 0")
         self.look()
-        ((found,),) = self.select(
+        ((found,),) = self.run_sql(
             "SELECT COUNT(*) FROM federation_admin_outages WHERE end_ts IS NULL"
         )
         self.assertEqual(found, 0)
-
-    def select(self, statement: str) -> Any:
-        def run(txn: Any) -> Any:
-            txn.execute(statement)
-            return txn.fetchall()
-
-        return self.get_success(self.store.db_pool.runInteraction("test", run))
 
 
 class Case(NamedTuple):
@@ -313,6 +303,12 @@ class EndTestCase(OutagesTestCase):
         self.look()
         self.pass_time(HOUR)
 
+    def start_anew(self) -> None:
+        """Have nothing be known but that it began to fail an hour ago."""
+        self.forget_all()
+        self.outage(self.began)
+        self.failing(self.began)
+
     def assert_ended(self, end_ts: int | None, ended: str | None) -> None:
         self.look()
         self.assert_recorded([(self.began, end_ts, ended)])
@@ -349,13 +345,6 @@ class EndTestCase(OutagesTestCase):
         if seconds is None:
             return None
         return self.began - 1 if seconds == BEFORE else self.now + 1000 * seconds
-
-    def start_anew(self) -> None:
-        """Have nothing be known but that it began to fail an hour ago."""
-        for table in ("audit", "successes", "failures", "outages"):
-            self.run_sql(f"DELETE FROM federation_admin_{table}")
-        self.outage(self.began)
-        self.failing(self.began)
 
     def test_not_known_yet(self) -> None:
         """Until a contact after a reset must have ended, it is not known to be over."""
@@ -483,17 +472,38 @@ class ReopenTestCase(OutagesTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.reset_ts = self.now + HOUR
-        self.outage(self.began, self.reset_ts, "reset")
         self.pass_time(2 * HOUR)
 
     def test_goes_on(self) -> None:
-        """It goes on if the server turns out to fail since before the reset."""
-        self.failing(self.began, self.now)
-        self.look()
-        self.assert_recorded([(self.began, None, None)])
+        """It goes on if the server turns out to fail since before the reset.
+
+        Not if the server works, fails since after the reset or since before the outage
+        began; not if something else has ended it. Nor does an earlier outage go on.
+        """
+        ended = (self.began, self.reset_ts, "reset")
+        recovered = (self.began, self.reset_ts, "recovered")
+        earlier = (self.began - HOUR, self.began - 2 * MINUTE, "reset")
+        goes_on = (self.began, None, None)
+        anew = (self.reset_ts, None, None)
+        later_ts = self.reset_ts + 5
+        for known, since_ts, expected in (
+            ([ended], self.began, [goes_on]),
+            ([earlier, ended], self.began, [earlier, goes_on]),
+            ([ended], None, [ended]),
+            ([ended], later_ts, [ended, (later_ts, None, None)]),
+            ([ended], self.began - HOUR, [ended, anew]),
+            ([recovered], self.began, [recovered, anew]),
+        ):
+            self.forget_all()
+            for outage in known:
+                self.outage(*outage)
+            self.working() if since_ts is None else self.failing(since_ts, self.now)
+            self.look()
+            self.assert_recorded(expected, (known, since_ts))
 
     def test_with_what_came_after(self) -> None:
         """What has been taken for further outages since then is part of it."""
+        self.outage(self.began, self.reset_ts, "reset")
         self.outage(self.reset_ts + 10, self.reset_ts + 20, "recovered", "tls_expired")
         self.outage(self.reset_ts + 30, kind="dns_not_found")
         self.failing(self.began, self.now)
@@ -508,46 +518,9 @@ class ReopenTestCase(OutagesTestCase):
         )["destinations"]
         self.assertEqual(row["destination"], NAME)
 
-    def test_a_new_failure(self) -> None:
-        """It does not if the server fails since after the reset, or works."""
-        self.working()
-        self.look()
-        ended = (self.began, self.reset_ts, "reset")
-        self.assert_recorded([ended])
-        self.failing(self.reset_ts + 5)
-        self.look()
-        self.assert_recorded([ended, (self.reset_ts + 5, None, None)])
-
-    def test_only_resets(self) -> None:
-        """It does not if something else than a reset has ended it."""
-        self.run_sql("UPDATE federation_admin_outages SET ended = 'recovered'")
-        self.failing(self.began, self.now)
-        self.look()
-        self.assert_recorded(
-            [
-                (self.began, self.reset_ts, "recovered"),
-                (self.reset_ts, None, None),
-            ],
-        )
-
-    def test_not_the_one_before(self) -> None:
-        """An earlier outage that a reset has ended stays as it was."""
-        earlier = (self.began - HOUR, self.began - 2 * MINUTE, "reset")
-        self.outage(*earlier)
-        self.failing(self.began, self.now)
-        self.look()
-        self.assert_recorded([earlier, (self.began, None, None)])
-
-    def test_since_before_it_began(self) -> None:
-        """It does not if the server fails since before it began, for another reason."""
-        self.failing(self.began - HOUR, self.now)
-        self.look()
-        self.assert_recorded(
-            [(self.began, self.reset_ts, "reset"), (self.reset_ts, None, None)]
-        )
-
     def test_within_a_day(self) -> None:
         """After a day it is not looked at any more."""
+        self.outage(self.began, self.reset_ts, "reset")
         self.pass_time(DAY)
         self.failing(self.began, self.now)
         self.look()

@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 from module_case import ModuleTestCase
 from synapse.server import HomeServer
-from synapse.storage.database import LoggingTransaction
 from synapse.util.clock import Clock
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, ensureDeferred
@@ -90,11 +89,9 @@ class RecorderTestCase(ModuleTestCase):
             "outages": "destination, start_ts, last_kind",
         }[table]
 
-        def read(txn: LoggingTransaction) -> list[Any]:
-            txn.execute(f"SELECT {columns} FROM federation_admin_{table} ORDER BY 1, 2")
-            return txn.fetchall()
-
-        rows = self.get_success(self.store.db_pool.runInteraction("test", read))
+        rows = self.run_sql(
+            f"SELECT {columns} FROM federation_admin_{table} ORDER BY 1, 2"
+        )
         return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
 
     def counts(self) -> dict[tuple[str, str], int]:

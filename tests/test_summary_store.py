@@ -2,7 +2,6 @@
 """All destinations in a few numbers, on both databases."""
 
 import random
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -52,44 +51,6 @@ class SummaryTestCaseBase(ModuleTestCase):
         found = self.get().backlog
         assert found is not None
         return found
-
-    def insert(self, table: str, rows: list[dict[str, Any]]) -> None:
-        keys = list(rows[0])
-        self.get_success(
-            self.store.db_pool.simple_insert_many(
-                table, keys, [tuple(row.values()) for row in rows], "test"
-            )
-        )
-
-    def add_to_device(self, *rows: tuple[str, int]) -> None:
-        self.insert(
-            "device_federation_outbox",
-            [
-                {
-                    "destination": name,
-                    "stream_id": number,
-                    "queued_ts": queued_ts,
-                    "messages_json": "{}",
-                }
-                for number, (name, queued_ts) in enumerate(rows)
-            ],
-        )
-
-    def add_pokes(self, *names: str) -> None:
-        self.insert(
-            "device_lists_outbound_pokes",
-            [
-                {
-                    "destination": name,
-                    "stream_id": number,
-                    "user_id": "@user:test",
-                    "device_id": "DEVICE",
-                    "sent": number % 2 == 0,
-                    "ts": 1,
-                }
-                for number, name in enumerate(names)
-            ],
-        )
 
 
 class SummaryTestCase(SummaryTestCaseBase):
@@ -141,8 +102,10 @@ class SummaryTestCase(SummaryTestCaseBase):
 
     def test_sample(self) -> None:
         """Ten names without a row are told, however many there are."""
-        self.add_to_device(*((f"{number}.example", 1) for number in range(6)))
-        self.add_pokes(*(f"{number}.example" for number in range(3, 15)))
+        for number in range(6):
+            self.add_to_device(f"{number}.example")
+        for number in range(3, 15):
+            self.add_poke(f"{number}.example")
         found = self.get_backlog()
         self.assertEqual(found.unlisted, 15)
         self.assertEqual(len(set(found.unlisted_sample)), 10)
@@ -176,8 +139,10 @@ class SummaryTestCase(SummaryTestCaseBase):
             (randomness.choice(names), randomness.randrange(9, 99)) for _ in range(40)
         ]
         poked = [randomness.choice(names) for _ in range(40)]
-        self.add_to_device(*queued)
-        self.add_pokes(*poked)
+        for stream_id, (name, queued_ts) in enumerate(queued):
+            self.add_to_device(name, queued_ts, stream_id)
+        for stream_id, name in enumerate(poked):
+            self.add_poke(name, stream_id)
 
         found = self.get()
 
@@ -229,7 +194,7 @@ class SummaryTestCase(SummaryTestCaseBase):
         """Where little waits, every answer is of its own time, in all that it says."""
         for number in range(1, 4):
             self.add_destination(f"{number}.example")
-            self.add_to_device((f"{number}.example", 70))
+            self.add_to_device(f"{number}.example", 70)
             self.reactor.advance(0.001)
             found = self.get()
             assert found.backlog is not None
@@ -275,7 +240,7 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
 
     def test_none_yet(self) -> None:
         """What is not known in time is not known, and the next answer has it."""
-        self.add_to_device(("a.example", 70))
+        self.add_to_device("a.example", 70)
         asked_ms = self.clock.time_msec()
         asked = self.ask()
         self.later(149)
@@ -300,7 +265,7 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         self.read(40)
         first = self.successResultOf(asked).backlog
         assert first is not None
-        self.add_to_device(("a.example", 70))
+        self.add_to_device("a.example", 70)
 
         asked = self.ask()
         self.later(150)

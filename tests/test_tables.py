@@ -126,15 +126,6 @@ class TablesTestCase(ModuleTestCase):
             self.assertEqual(self.version(), NEWEST)
             self.assertEqual(self.existing(), set(TABLES))
 
-    def select(self, statement: str) -> tuple[Any, ...]:
-        """Return the first row."""
-
-        def select_txn(txn: LoggingTransaction) -> Any:
-            txn.execute(statement)
-            return txn.fetchone()
-
-        return self.get_success(self.homeserver.run_db_interaction("test", select_txn))
-
     def test_upgraded(self) -> None:
         """Those of version 2 get what is new, and keep what is in them.
 
@@ -168,10 +159,10 @@ class TablesTestCase(ModuleTestCase):
                 self.ready()
                 self.assertEqual(self.version(), NEWEST)
                 self.assertEqual(self.existing(), set(TABLES))
-                row = self.select(f"SELECT kinds FROM {PREFIX}outages")
+                row = self.run_sql(f"SELECT kinds FROM {PREFIX}outages")[0]
                 self.assertEqual(row, ("connection_timeout tls_failed",))
                 actions = f"SELECT DISTINCT action FROM {PREFIX}audit"
-                self.assertEqual(self.select(actions), ("bulk_cap_backoff",))
+                self.assertEqual(self.run_sql(actions)[0], ("bulk_cap_backoff",))
                 self.run_sql(f"DELETE FROM {PREFIX}schema")
 
     def test_runs_of_version_2(self) -> None:
@@ -256,7 +247,7 @@ class TablesTestCase(ModuleTestCase):
         self.ready()
         later = SchemaVersion(NEWEST.version + 1, NEWEST.version)
         self.assertEqual(self.version(), later)
-        self.assertEqual(self.select(f"SELECT x FROM {PREFIX}recording"), (5,))
+        self.assertEqual(self.run_sql(f"SELECT x FROM {PREFIX}recording")[0], (5,))
         # What of them is dropped, only the later version can make again.
         self.drop("addresses")
         error = self.get_failure(Tables(self.homeserver).ready(), SchemaTooNewError)
