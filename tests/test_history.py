@@ -285,33 +285,25 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual([outage["ended"] for outage in outages], ["forgotten"])
 
     def test_forgotten(self) -> None:
-        """What is forgotten is known no more, but for its outages."""
+        """What is forgotten is known no more, but for its outages.
+
+        What had recovered when it was forgotten has.
+        """
+        then = self.now - MINUTE
         self.add_failing("a.example", "gone")
         self.add_failure("a.example", "gone")
-        self.insert("federation_admin_successes", destination="a.example", last_ts=5)
-        path = f"{LIST}/a.example"
-        self.assertEqual(self.get_json(path)["last_success_ts"], 5)
-        channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
-        self.assertEqual(channel.code, 200, channel.result)
-        self.assertEqual(self.ask("GET", path).code, 404)
-        self.assertEqual(len(self.get_json(f"{path}/outages")["outages"]), 1)
-
-    def test_recovered_and_forgotten(self) -> None:
-        """What had recovered when it was forgotten has."""
-        self.add_destination("a.example")
-        self.add_outage("a.example", HOUR)
-        then = self.now - MINUTE
-        self.insert(
-            "federation_admin_successes",
-            destination="a.example",
-            last_ts=then,
-            recovered_ts=then,
-        )
-        path = f"{LIST}/a.example"
-        channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
-        self.assertEqual(channel.code, 200, channel.result)
-        (outage,) = self.get_json(f"{path}/outages")["outages"]
-        self.assertEqual((outage["ended"], outage["end_ts"]), ("recovered", then))
+        self.add_destination("b.example")
+        self.add_outage("b.example", HOUR)
+        self.add_success("b.example", recovered_ts=then)
+        self.assertEqual(self.get_json(f"{LIST}/b.example")["last_success_ts"], then)
+        for name, ended in (("a.example", None), ("b.example", "recovered")):
+            path = f"{LIST}/{name}"
+            channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
+            self.assertEqual(channel.code, 200, channel.result)
+            self.assertEqual(self.ask("GET", path).code, 404)
+            (outage,) = self.get_json(f"{path}/outages")["outages"]
+            self.assertEqual(outage["ended"], ended)
+        self.assertEqual(outage["end_ts"], then)
 
     def test_long_name(self) -> None:
         """A name that no server can have keeps none of the others back."""
@@ -440,22 +432,18 @@ class OutagesTest(HistoryTestCase):
 
     def test_recorded_since(self) -> None:
         """What was before anything was recorded is not told, and counts for nothing."""
+        self.add_destination("a.example")
+        found = self.availability()
+        self.assertEqual((found["since_ts"], found["share"]), (None, None))
+        self.assertEqual({day["share"] for day in found["days"]}, {None})
         # Since 0:00 of the day before, of which it was down for all.
         self.record_since(DAY + 12 * HOUR)
-        self.add_destination("a.example")
         self.add_outage("a.example", 10 * DAY, 12 * HOUR)
         found = self.availability()
         shares = [day["share"] for day in found["days"]]
         self.assertEqual(shares, [None] * 12 + [0.0, 1.0])
         self.assertEqual(found["since_ts"], self.now - DAY - 12 * HOUR)
         self.assertEqual(found["share"], 0.3333)
-
-    def test_not_recorded(self) -> None:
-        """As long as nothing is recorded, nothing is told."""
-        self.add_destination("a.example")
-        found = self.availability()
-        self.assertEqual((found["since_ts"], found["share"]), (None, None))
-        self.assertEqual({day["share"] for day in found["days"]}, {None})
 
 
 @pytest.mark.database
