@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Synapse keeps of servers that are gone for good is removed."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -9,8 +10,7 @@ from module_case import MembersTestCase, quote
 from parameterized import parameterized
 from twisted.internet.error import ConnectionDone
 
-from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
-from synapse_federation_admin.repair import forget as module
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 V2 = "/_synapse/admin/v2/federation"
 DEAD = "dead.example"
@@ -191,6 +191,17 @@ class OneTestCase(ForgetTestCase):
         self.assertIn("2 rooms", body["refused"])
         self.assertEqual(body["shared_rooms"], 2)
 
+    def before_deletion(self, func: Callable[[], object]) -> Any:
+        """Have something happen once, before a destination is deleted."""
+        begin, funcs = Homeserver.begin, [func]
+
+        def begin_then(homeserver: Any, desc: str, *args: Any) -> Any:
+            if desc == "federation_admin_forget" and funcs:
+                funcs.pop()()
+            return begin(homeserver, desc, *args)
+
+        return mock.patch.object(Homeserver, "begin", begin_then)
+
     def test_joined_meanwhile(self) -> None:
         """If something is sent to it while it is looked at, it is 409, and stays."""
         for change in (
@@ -198,26 +209,7 @@ class OneTestCase(ForgetTestCase):
             lambda: self.add_destination(DEAD, 2000, 10**12, 500, 7),
         ):
             self.add_everything(DEAD)
-            of = SharedRoomsStore.of
-
-            async def of_and_change(store: Any, name: str, of=of, change=change) -> Any:
-                found = await of(store, name)
-                # Not through get_success: the request is under way.
-                self.changes.append(change)
-                return found
-
-            self.changes: list[Any] = []
-            prepares = module.Forget.prepare
-
-            def prepare(forget: Any, prepares=prepares) -> Any:
-                while self.changes:
-                    self.changes.pop()()
-                return prepares(forget)
-
-            with (
-                mock.patch.object(SharedRoomsStore, "of", of_and_change),
-                mock.patch.object(module.Forget, "prepare", prepare),
-            ):
+            with self.before_deletion(change):
                 channel = self.forget(dry_run=False, drop_to_device=True)
             self.assertEqual(channel.code, 409, channel.result)
             self.assertIn("destinations", self.left(DEAD))
@@ -229,22 +221,17 @@ class OneTestCase(ForgetTestCase):
     def test_disconnected(self) -> None:
         """If the client goes away, it is forgotten all the same."""
         self.add_everything(DEAD)
-        prepare, channels = module.Forget.prepare, []
+        channels: list[Any] = []
 
-        def disconnect(forget: Any) -> Any:
+        def disconnect() -> None:
             channels.pop().request.connectionLost(reason=ConnectionDone())
-            return prepare(forget)
 
-        with mock.patch.object(module.Forget, "prepare", disconnect):
-            channels.append(
-                self.ask(
-                    "POST",
-                    f"{V2}/destinations/{DEAD}/forget",
-                    content={"dry_run": False},
-                    await_result=False,
-                )
-            )
+        with self.before_deletion(disconnect):
+            path = f"{V2}/destinations/{DEAD}/forget"
+            body = {"dry_run": False}
+            channels.append(self.ask("POST", path, content=body, await_result=False))
             self.pump(0.1)
+        self.assertEqual(channels, [])
         self.assertEqual(self.left(DEAD), {"device_federation_outbox": 2})
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "forgotten")

@@ -15,6 +15,7 @@ missed; without them, it asks anew.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import add
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -32,7 +33,11 @@ from synapse_federation_admin.storage.audit_entry import (
     AuditAction,
 )
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import any_of, can_be_stored
+from synapse_federation_admin.storage.sql import (
+    any_of,
+    can_be_stored,
+    existing_tables,
+)
 
 # Tables of Synapse's with what refers to a destination, in the order in which it is
 # deleted: one of them is bound to `destinations` by a foreign key. Not every Synapse
@@ -85,26 +90,19 @@ class Waiting:
     kept_messages: int = 0
 
     @classmethod
-    def of(cls, backlogs: Sequence[Backlog], *, drop_to_device: bool) -> "Waiting":
-        """Return what waits by some backlogs."""
-        messages = sum(backlog.to_device_messages for backlog in backlogs)
+    def of(cls, backlog: Backlog, *, drop_to_device: bool) -> "Waiting":
+        """Return what waits for one destination."""
+        messages = backlog.to_device_messages
         return cls(
-            rooms=sum(backlog.rooms for backlog in backlogs),
+            rooms=backlog.rooms,
             to_device_messages=messages if drop_to_device else 0,
-            device_list_updates=sum(
-                backlog.device_list_updates for backlog in backlogs
-            ),
+            device_list_updates=backlog.device_list_updates,
             kept_messages=0 if drop_to_device else messages,
         )
 
     def __add__(self, other: "Waiting") -> "Waiting":
         """Return both together."""
-        return Waiting(
-            self.rooms + other.rooms,
-            self.to_device_messages + other.to_device_messages,
-            self.device_list_updates + other.device_list_updates,
-            self.kept_messages + other.kept_messages,
-        )
+        return Waiting(*map(add, attr.astuple(self), attr.astuple(other)))
 
     def shown(self) -> dict[str, dict[str, int]]:
         """Return it as the API and the audit show it."""
@@ -168,7 +166,6 @@ class Forget:
         self._shared_rooms = shared_rooms
         self._audit = audit
         self._end_outages_txn = end_outages_txn
-        self._children: Sequence[str] | None = None
 
     async def forget(
         self,
@@ -199,10 +196,9 @@ class Forget:
         if seen.row is None and backlog.is_empty:
             return None
         shared_rooms = (await self._shared_rooms.of(name)).rooms
-        waiting = Waiting.of([backlog], drop_to_device=drop_to_device)
         found = Forgotten(
             destination=seen.row or Destination(name, None, None, None, None),
-            waiting=waiting,
+            waiting=Waiting.of(backlog, drop_to_device=drop_to_device),
             shared_rooms=shared_rooms,
             refused=refusal(shared_rooms) if shared_rooms else None,
         )
@@ -214,9 +210,8 @@ class Forget:
             destination=name,
             reason=reason,
             outcome=AUDIT_FORGOTTEN,
-            details=audit_details(seen, waiting),
+            details=audit_details(seen, found.waiting),
         )
-        await self.prepare()
 
         def forget_txn(txn: LoggingTransaction) -> bool:
             deleted = self.delete_txn(txn, {name: seen}, drop_to_device=drop_to_device)
@@ -241,14 +236,6 @@ class Forget:
             "federation_admin_forget",
             partial(_look_txn, names=names, is_postgres=self._homeserver.is_postgres),
         )
-
-    async def prepare(self) -> None:
-        """Find out which tables this Synapse has; to be awaited before `delete_txn`."""
-        if self._children is None:
-            self._children = await self._homeserver.run_db_interaction(
-                "federation_admin_forget",
-                partial(_children_txn, is_postgres=self._homeserver.is_postgres),
-            )
 
     def delete_txn(
         self,
@@ -285,12 +272,12 @@ class Forget:
             for records in (failures, successes, addresses):
                 records.delete_txn(txn, names)
             these = any_of("destination", names, is_postgres)
+            existing = existing_tables(txn, is_postgres)
             to_device = [_TO_DEVICE] if drop_to_device else []
-            for table in (*(self._children or ()), *to_device, "destinations"):
-                txn.execute(
-                    f"DELETE FROM {table} WHERE {these.text}",  # noqa: S608
-                    these.args,
-                )
+            for table in (*_CHILDREN, *to_device, "destinations"):
+                if table in existing:
+                    statement = f"DELETE FROM {table} WHERE {these.text}"  # noqa: S608
+                    txn.execute(statement, these.args)
             self._homeserver.retry_timings.invalidate_txn(txn, names)
         return set(names)
 
@@ -334,18 +321,3 @@ def _look_txn(
         name: Seen(rows.get(name), *(found.get(name) for found in newest))
         for name in names
     }
-
-
-def _children_txn(txn: LoggingTransaction, *, is_postgres: bool) -> list[str]:
-    """Return those of the tables that this Synapse has."""
-    statement = (
-        "SELECT 1 WHERE to_regclass(?) IS NOT NULL"
-        if is_postgres
-        else "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    )
-    found = []
-    for table in _CHILDREN:
-        txn.execute(statement, (table,))
-        if txn.fetchone():
-            found.append(table)
-    return found

@@ -118,10 +118,8 @@ class ForgetMany(Action):
         gone = [name for name in names if name not in shared]
         waiting = total.waiting
         for piece in _pieces(gone, _LOOKED_AT_ONCE):
-            backlogs = await self._backlog.of(piece)
-            waiting += Waiting.of(
-                list(backlogs.values()), drop_to_device=drop_to_device
-            )
+            for backlog in (await self._backlog.of(piece)).values():
+                waiting += Waiting.of(backlog, drop_to_device=drop_to_device)
         return ForgetPreview(
             matched=total.matched + len(names),
             forgotten=total.forgotten + len(gone),
@@ -133,17 +131,16 @@ class ForgetMany(Action):
 
     async def work(self, job: Job) -> None:
         """Forget what is in the queue; see `Action.work`."""
-        await self._forget.prepare()
         # Those that are done leave the queue.
         while queued := await job.next(None, _CANDIDATES):
             names = [one.destination for one in queued]
             # Before shared rooms are looked for: who joins one from now on changes it.
-            before: dict[str, Seen] = {}
+            seen: dict[str, Seen] = {}
             for some in _pieces(names, _LOOKED_AT_ONCE):
-                before.update(await self._forget.look(some))
+                seen.update(await self._forget.look(some))
             shared = await self._shared_rooms.counts(names)
             for piece in _pieces(queued, _DELETED_AT_ONCE):
-                if not await self._forget_these(job, piece, before, shared):
+                if not await self._forget_these(job, piece, seen, shared):
                     return
                 await self._homeserver.sleep_ms(_PAUSE_MS)
 
@@ -151,39 +148,32 @@ class ForgetMany(Action):
         self,
         job: Job,
         queued: Sequence[Queued],
-        before: Mapping[str, Seen],
+        seen: Mapping[str, Seen],
         shared: Mapping[str, int],
     ) -> bool:
         """Forget some; return whether the run goes on."""
         drop_to_device = bool(job.run.options["drop_to_device"])
-        names = [one.destination for one in queued]
-        seen = await self._forget.look(names)
-        backlogs = await self._backlog.of(names)
-        results = [
-            self._result(
-                job.run,
-                one,
-                seen[one.destination],
-                Waiting.of([backlogs[one.destination]], drop_to_device=drop_to_device),
-                shared.get(one.destination, 0),
+        backlogs = await self._backlog.of([one.destination for one in queued])
+        results = []
+        for one in queued:
+            name = one.destination
+            waiting = Waiting.of(backlogs[name], drop_to_device=drop_to_device)
+            results.append(
+                self._result(job.run, one, seen[name], waiting, shared.get(name, 0))
             )
-            for one in queued
-        ]
 
         def forget_txn(
             txn: LoggingTransaction, results: Sequence[RunResult]
         ) -> Sequence[RunResult]:
-            wanted = {
-                result.destination: before[result.destination]
-                for result in results
-                if result.outcome == ForgetOutcome.FORGOTTEN.value
-            }
+            forgotten = ForgetOutcome.FORGOTTEN.value
+            names = [r.destination for r in results if r.outcome == forgotten]
             deleted = self._forget.delete_txn(
-                txn, wanted, drop_to_device=drop_to_device
+                txn, {name: seen[name] for name in names}, drop_to_device=drop_to_device
             )
+            changed = set(names) - deleted
             return [
                 _refused(result, "changed", CHANGED)
-                if result.destination in wanted and result.destination not in deleted
+                if result.destination in changed
                 else result
                 for result in results
             ]
@@ -214,10 +204,9 @@ class ForgetMany(Action):
             result,
             details=audit_details(seen, waiting),
             totals={
-                "lost_rooms": waiting.rooms,
-                "lost_to_device_messages": waiting.to_device_messages,
-                "lost_device_list_updates": waiting.device_list_updates,
-                "kept_to_device_messages": waiting.kept_messages,
+                f"{what}_{of}": count
+                for what, counts in waiting.shown().items()
+                for of, count in counts.items()
             },
         )
 

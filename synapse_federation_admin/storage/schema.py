@@ -23,6 +23,7 @@ from synapse.module_api.errors import SynapseError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import versions
 from synapse_federation_admin.storage.definitions import PREFIX, TABLES
+from synapse_federation_admin.storage.sql import existing_tables
 
 T = TypeVar("T")
 
@@ -195,15 +196,9 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
 
 def _existing(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
     """Return the names of the tables that are there, without their prefix."""
-    txn.execute(
-        "SELECT tablename FROM pg_tables "
-        "WHERE schemaname = ANY (current_schemas(false))"
-        if is_postgres
-        else "SELECT name FROM sqlite_master WHERE type = 'table'"
-    )
     return {
         name.removeprefix(PREFIX)
-        for (name,) in txn.fetchall()
+        for name in existing_tables(txn, is_postgres)
         if name.startswith(PREFIX)
     }
 

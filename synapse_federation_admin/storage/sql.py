@@ -113,3 +113,14 @@ def delete_of(txn: LoggingTransaction, table: str, destinations: Sequence[str]) 
         f"DELETE FROM {table} WHERE destination IN ({marks(destinations)})",  # noqa: S608
         tuple(destinations),
     )
+
+
+def existing_tables(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
+    """Return the names of all tables that there are, Synapse's and ours."""
+    txn.execute(
+        "SELECT tablename FROM pg_tables "
+        "WHERE schemaname = ANY (current_schemas(false))"
+        if is_postgres
+        else "SELECT name FROM sqlite_master WHERE type = 'table'"
+    )
+    return {name for (name,) in txn.fetchall()}
