@@ -43,21 +43,6 @@ class Reconnected:
     told: Told
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Contacted:
-    """A contact that has ended, for all who wait for it.
-
-    Attributes:
-        after: The destination afterwards; None if there is no row of it.
-        contact: What came of the contact.
-        told: Which processes were told.
-    """
-
-    after: Destination | None
-    contact: Contact
-    told: Told
-
-
 class Reconnect:
     """Reconnects destinations, one by one."""
 
@@ -148,93 +133,95 @@ class Reconnect:
             found = await self._homeserver.single_flight.run(
                 "federation_admin_reconnect_contact",
                 name,
-                lambda: self._contact(name, None if force else entry),
+                lambda: self._contact(name, before, None if force else entry),
                 joins=True,
             )
+            contact = found.contact
+            if force and contact is not None and contact.failure is not None:
+                return await self._force(name, before, contact, entry)
         except CancelledError:
             # Synapse is shutting down.
             raise
         except Exception:
             await self._audit.end_as_failed(entry)
             raise
-        if force and found.contact.failure is not None:
-            return await self._force(name, before, found.contact, entry)
-        outcome = _outcome_of(found.contact)
         # If it has not ended with the contact.
-        await self._audit.end(self._ended(entry, outcome, found.contact))
-        return Reconnected(
-            outcome, before, found.after or before, found.contact, found.told
-        )
+        await self._audit.end(self._ended(entry, found.outcome, contact))
+        return attr.evolve(found, before=before)
 
-    async def _contact(self, name: str, entry: AuditEntry | None) -> _Contacted:
-        """Make the contact, and if it was answered well, clear and wake.
-
-        Args:
-            name: The destination.
-            entry: Ends with the contact, in the transaction in which that has effect.
-        """
-        homeserver = self._homeserver
+    async def _contact(
+        self, name: str, asked: Destination, entry: AuditEntry | None
+    ) -> Reconnected:
+        """Make the contact, and if it was answered well, clear and wake."""
         async with self._slots(""):
-            contact = await probe(homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS)
-        connected = contact.failure is None
-        # Where somebody has changed the row by hand, Synapse may still be backing off,
-        # as it finds in its cache.
-        backs_off = connected and await homeserver.retry_timings.is_backing_off(name)
-        ended = [self._ended(entry, _outcome_of(contact), contact)] if entry else []
-
-        def end_txn(txn: LoggingTransaction) -> Destination | None:
-            row = self._destinations.get_txn(txn, name)
-            if connected and row is not None and (row.is_failing or backs_off):
-                homeserver.retry_timings.clear_txn(txn, name)
-                row = self._destinations.get_txn(txn, name)
-            self._audit.end_txn(txn, ended)
-            return row
-
-        after = await self._audit.run("federation_admin_reconnect", end_txn)
-        told = await self._wake.everywhere([name]) if connected else Told()
-        return _Contacted(after, contact, told)
-
-    def _ended(
-        self, entry: AuditEntry, outcome: ReconnectOutcome, contact: Contact
-    ) -> AuditEntry:
-        """Return an entry with its end."""
-        return self._audit.ended(
-            entry, outcome.value, {"contact": shown_contact(contact)}
-        )
+            contact = await probe(
+                self._homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS
+            )
+        outcome = ReconnectOutcome.CONNECTED
+        if contact.failure:
+            outcome = ReconnectOutcome.STILL_FAILING
+            if contact.failure.is_ours:
+                outcome = ReconnectOutcome.INTERNAL
+        return await self._settle(name, asked, contact, outcome, entry)
 
     async def _force(
         self, name: str, asked: Destination, contact: Contact, entry: AuditEntry
     ) -> Reconnected:
         """Clear and wake, though the destination does not answer."""
-        homeserver = self._homeserver
         outcome = ReconnectOutcome.FORCED
-        ended = self._ended(entry, outcome, contact)
-
-        def force_txn(txn: LoggingTransaction) -> tuple[Destination, Destination]:
-            before = self._destinations.get_txn(txn, name)
-            after = before
-            if before is not None:
-                homeserver.retry_timings.clear_txn(txn, name)
-                after = self._destinations.get_txn(txn, name)
-            self._audit.end_txn(txn, [ended])
-            return before or asked, after or asked
-
-        before, after = await self._audit.run("federation_admin_reconnect", force_txn)
-        told = Told()
-        if homeserver.is_server_name(name):
-            told = await self._wake.everywhere([name])
+        found = await self._settle(name, asked, contact, outcome, entry)
+        if self._homeserver.is_server_name(name):
             # It has failed since when it failed before, whatever comes of it now.
             self._follow_up.start(
                 name,
-                failing_since_ts=before.failure_ts,
-                delivered=before.last_successful_stream_ordering,
+                failing_since_ts=found.before.failure_ts,
+                delivered=found.before.last_successful_stream_ordering,
             )
-        return Reconnected(outcome, before, after, contact, told)
+        return found
 
+    async def _settle(
+        self,
+        name: str,
+        asked: Destination,
+        contact: Contact,
+        outcome: ReconnectOutcome,
+        entry: AuditEntry | None,
+    ) -> Reconnected:
+        """Clear and wake, if the outcome says so.
 
-def _outcome_of(contact: Contact) -> ReconnectOutcome:
-    if contact.failure:
-        if contact.failure.is_ours:
-            return ReconnectOutcome.INTERNAL
-        return ReconnectOutcome.STILL_FAILING
-    return ReconnectOutcome.CONNECTED
+        Args:
+            name: The destination.
+            asked: What was known of it when it was asked for.
+            contact: What came of the contact.
+            outcome: What comes of it all.
+            entry: Ends in the transaction in which this has effect.
+        """
+        homeserver = self._homeserver
+        clears = outcome in (ReconnectOutcome.CONNECTED, ReconnectOutcome.FORCED)
+        # Where somebody has changed the row by hand, Synapse may still be backing off,
+        # as it finds in its cache.
+        backs_off = clears and await homeserver.retry_timings.is_backing_off(name)
+        ended = [self._ended(entry, outcome, contact)] if entry else []
+
+        def settle_txn(
+            txn: LoggingTransaction,
+        ) -> tuple[Destination | None, Destination | None]:
+            before = after = self._destinations.get_txn(txn, name)
+            if clears and before is not None and (before.is_failing or backs_off):
+                homeserver.retry_timings.clear_txn(txn, name)
+                after = self._destinations.get_txn(txn, name)
+            self._audit.end_txn(txn, ended)
+            return before, after
+
+        before, after = await self._audit.run("federation_admin_reconnect", settle_txn)
+        told = Told()
+        if clears and homeserver.is_server_name(name):
+            told = await self._wake.everywhere([name])
+        return Reconnected(outcome, before or asked, after or asked, contact, told)
+
+    def _ended(
+        self, entry: AuditEntry, outcome: ReconnectOutcome, contact: Contact | None
+    ) -> AuditEntry:
+        """Return an entry with its end."""
+        shown = {"contact": shown_contact(contact)} if contact else {}
+        return self._audit.ended(entry, outcome.value, shown)
