@@ -121,13 +121,13 @@ class DetailsTestCase(of_audit.AuditTestCase):
         """What this process does not do by itself, a run, is not interrupted."""
         self.write(outcome="pending", action="bulk_new", run_id="r")
         self.reactor.advance(1)
-        self.get_success(self.housekeeping.interrupt_own(self.clock.time_msec()))
+        self.get_success(self.housekeeping.keep_house(self.clock.time_msec()))
         self.assertEqual([e["outcome"] for e in self.audit()], ["pending"])
 
     def test_began_meanwhile(self) -> None:
         """What begins when the process starts is not taken for what it left."""
         entry = self.write(outcome="pending")
-        self.get_success(self.housekeeping.interrupt_own(entry.ts))
+        self.get_success(self.housekeeping.keep_house(entry.ts))
         self.assertEqual([e["outcome"] for e in self.audit()], ["pending"])
 
     def test_end_is_logged_once(self) -> None:

@@ -12,7 +12,7 @@ from twisted.internet import error
 
 from synapse_federation_admin.failures import classify
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair import paced, reconnect_many, runner
+from synapse_federation_admin.repair import reconnect_many, runner
 
 REFUSED = error.ConnectionRefusedError()
 
@@ -144,7 +144,7 @@ class RunTestCase(ManyTestCase):
         """No more than a bound are under way at once."""
         names = [f"host{number:03}.example" for number in range(30)]
         self.add_failing(*names)
-        with mock.patch.object(paced, "MAX_IN_FLIGHT", 4):
+        with mock.patch.object(reconnect_many, "MAX_IN_FLIGHT", 4):
             self.begin("reconnect", all_failing=True, per_second=100)
             self.wait(2)
             self.assertEqual(len(self.probes), 4)

@@ -5,11 +5,8 @@ Each process makes an end of what it was doing when it ended. The one that runs
 background tasks deletes, once an hour, what has been kept for long enough.
 """
 
-import logging
 from functools import partial
 from typing import Any
-
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import (
@@ -23,14 +20,8 @@ from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
-logger = logging.getLogger(__name__)
-
-# How long to wait if the database cannot be used at the start.
-_INTERRUPT_AGAIN_MS = 10_000
-
-# How often to look for what has been kept for long enough.
-_PRUNE_EVERY_MS = 3_600_000
-_FIRST_PRUNE_MS = 60_000
+_EVERY_MS = 3_600_000
+_FIRST_MS = 10_000
 
 # How many rows one transaction deletes.
 _DELETED_AT_ONCE = 500
@@ -59,40 +50,29 @@ class Housekeeping:
         self._outages_keep_for_ms = outages_keep_for_ms
 
     def start(self) -> None:
-        """Make an end of what this process has left, and begin to prune."""
-        self._homeserver.run_in_background(
+        """Begin to keep house, in this process."""
+        self._homeserver.every(
             "federation_admin_housekeeping",
-            *(self.interrupt_own, self._homeserver.now_ms()),
+            _EVERY_MS,
+            partial(self.keep_house, self._homeserver.now_ms()),
+            first_after_ms=_FIRST_MS,
         )
-        if self._homeserver.runs_background_tasks:
-            self._homeserver.every(
-                "federation_admin_prune",
-                _PRUNE_EVERY_MS,
-                self.prune,
-                first_after_ms=_FIRST_PRUNE_MS,
-            )
 
-    async def interrupt_own(self, started_ts: int) -> None:
-        """Make an end of what this process was doing when it ended, if it was.
+    async def keep_house(self, started_ts: int) -> None:
+        """Make an end of what this process was doing when it ended, and prune.
 
         Args:
             started_ts: When it has started again.
+
+        Raises what the database raises.
         """
         own = self._homeserver.instance_name
-        while True:
-            try:
-                return await self._tables.run(
-                    "federation_admin_housekeeping",
-                    lambda txn: self._audit.interrupt_txn(txn, started_ts, own),
-                )
-            except CancelledError:
-                raise
-            except Exception as e:
-                logger.warning("Cannot use the module's own tables: %s", e)
-                if not self._homeserver.is_database_away(e):
-                    # It never will be better.
-                    return None
-            await self._homeserver.sleep_ms(_INTERRUPT_AGAIN_MS)
+        await self._tables.run(
+            "federation_admin_housekeeping",
+            lambda txn: self._audit.interrupt_txn(txn, started_ts, own),
+        )
+        if self._homeserver.runs_background_tasks:
+            await self.prune()
 
     async def prune(self) -> None:
         """Delete what has been kept for long enough, in small pieces.

@@ -26,9 +26,8 @@ from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.run_queue import Job
-from synapse_federation_admin.storage.run_rows import whole_action
 from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
-from synapse_federation_admin.storage.runs import RunStore
+from synapse_federation_admin.storage.runs import RunStore, whole_action
 from synapse_federation_admin.storage.sql import FAILING, MAX_NAME, Sql, any_of
 
 logger = logging.getLogger(__name__)

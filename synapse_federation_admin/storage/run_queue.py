@@ -20,15 +20,19 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.storage.audit_entry import AuditEntry
-from synapse_federation_admin.storage.run_rows import errors_to_json, with_errors
 from synapse_federation_admin.storage.run_values import (
     Queued,
     Run,
+    RunError,
+    RunErrors,
     RunResult,
     RunStatus,
 )
 from synapse_federation_admin.storage.runs import UNENDED, RunStore
 from synapse_federation_admin.storage.sql import Sql, any_of, delete_some
+
+# Of each kind of error, how many are kept.
+_RECENT_ERRORS = 5
 
 # Changes something of destinations, in the transaction in which their results are
 # written. Called with the results of those that are still in the queue, it returns
@@ -155,13 +159,17 @@ class Job:
             new = effect(txn, [r for r in results if r.destination in left])
             self._audit.insert_txn(txn, [self._entry(result) for result in new])
             outcomes, totals = Counter(run.outcomes), Counter(run.totals)
+            errors = dict(run.errors)
             for result in new:
                 outcomes[result.outcome] += 1
                 totals.update(result.totals)
+                if result.kind:
+                    before = errors.get(result.kind, RunErrors())
+                    errors[result.kind] = _with_error(before, result)
             self._runs.update_txn(
                 *(txn, run.run_id, "outcomes = ?, totals = ?, errors = ?, rate = ?"),
                 *(json.dumps(outcomes), json.dumps(totals)),
-                *(errors_to_json(with_errors(run.errors, new)), rate),
+                *(json.dumps(errors, default=attr.asdict), rate),
             )
 
         # So that the effect sees what has been committed while it waited for a lock.
@@ -242,3 +250,9 @@ def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:  # no
     left = Sql(f"run_id NOT IN {UNENDED}")
     table = "federation_admin_run_queue"
     return delete_some(txn, table, "run_id, destination", left, limit)
+
+
+def _with_error(before: RunErrors, result: RunResult) -> RunErrors:
+    """Return the errors of a kind with one more."""
+    error = RunError(result.destination, result.message, result.ended_ts)
+    return RunErrors(before.count + 1, (error, *before.recent)[:_RECENT_ERRORS])

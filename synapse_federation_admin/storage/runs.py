@@ -8,8 +8,8 @@ ended.
 
 import json
 import secrets
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -17,15 +17,33 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import Actor, AuditAction
-from synapse_federation_admin.storage.run_rows import COLUMNS, to_run, whole_action
-from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
+from synapse_federation_admin.storage.run_values import (
+    Run,
+    RunError,
+    RunErrors,
+    RunOrder,
+    RunStatus,
+)
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, can_be_stored, delete_some
 
 T = TypeVar("T")
 
+# The columns of a row that a run is made of, and those of them that are JSON objects.
+_COLUMNS = (
+    *("run_id", "action", "status", "entry_id", "user_id", "puppeted_by", "reason"),
+    *("criteria", "options", "created_ts", "updated_ts", "started_ts", "ended_ts"),
+    *("prepared_to", "matched", "outcomes", "totals", "errors", "rate", "error"),
+)
+_JSON = ("criteria", "options", "outcomes", "totals", "errors")
+
 # The IDs of the runs that have not ended, for statements of others.
 UNENDED = "(SELECT run_id FROM federation_admin_runs WHERE ended_ts IS NULL)"
+
+
+def whole_action(action: str) -> str:
+    """Return the action by which a run as a whole is in the audit."""
+    return f"bulk_{action}"
 
 
 class RunStore:
@@ -247,8 +265,26 @@ def _select(
     lock: str = "",
 ) -> list[Run]:
     txn.execute(
-        f"SELECT {COLUMNS} FROM federation_admin_runs WHERE {which} "  # noqa: S608
+        f"SELECT {', '.join(_COLUMNS)} FROM federation_admin_runs WHERE {which} "  # noqa: S608
         f"ORDER BY created_ts DESC, run_id DESC LIMIT ? {lock}",
         (*args, limit),
     )
-    return [to_run(row) for row in txn.fetchall()]
+    return [_to_run(row) for row in txn.fetchall()]
+
+
+def _to_run(row: Sequence[Any]) -> Run:
+    found = dict(zip(_COLUMNS, row, strict=True))
+    for column in _JSON:
+        found[column] = json.loads(found[column])
+    errors = {
+        kind: RunErrors(
+            errors["count"],
+            tuple(
+                RunError(error["destination"], error["message"], error["ts"])
+                for error in errors["recent"]
+            ),
+        )
+        for kind, errors in found.pop("errors").items()
+    }
+    actor = Actor(found.pop("user_id"), found.pop("puppeted_by"))
+    return Run(actor=actor, errors=errors, **found)
