@@ -372,7 +372,7 @@ class KeepTestCase(AuditTestCase):
         self.reactor.advance(1)
         self.housekeeping.start()
         later = self.write(outcome="pending")
-        self.wait(15)
+        self.wait(0.1)
         # What has begun since is not what was left.
         self.assertEqual(
             self.outcomes(), {own.entry_id: "interrupted", later.entry_id: "pending"}

@@ -97,7 +97,7 @@ class Background(Database):
             desc: Its name in metrics, and in the log.
             interval_ms: How long to wait after a round.
             func: One round.
-            first_after_ms: How long to wait before the first round.
+            first_after_ms: How long to wait before the first round; 0: it begins now.
         """
 
         async def round_() -> None:
@@ -122,7 +122,10 @@ class Background(Database):
         def again(wait_ms: float) -> None:
             self._api.delayed_background_call(wait_ms, round_, desc=desc)
 
-        again(first_after_ms)
+        if first_after_ms:
+            again(first_after_ms)
+        else:
+            self.run_in_background(desc, round_)
 
     def signal(self, name: str, received: Callable[..., None]) -> Send:
         """Make a signal to all processes of the homeserver; in each of them, at start.

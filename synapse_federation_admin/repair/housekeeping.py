@@ -21,7 +21,6 @@ from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
 _EVERY_MS = 3_600_000
-_FIRST_MS = 10_000
 
 # How many rows one transaction deletes.
 _DELETED_AT_ONCE = 500
@@ -55,7 +54,7 @@ class Housekeeping:
             "federation_admin_housekeeping",
             _EVERY_MS,
             partial(self.keep_house, self._homeserver.now_ms()),
-            first_after_ms=_FIRST_MS,
+            first_after_ms=0,
         )
 
     async def keep_house(self, started_ts: int) -> None:
