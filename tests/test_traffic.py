@@ -388,6 +388,13 @@ class ObserversTestCase(TrafficTestCase):
         self.assertIn("Could not take note of", logs.records[0].getMessage())
         self.assertEqual(len(lines.of(relied_on.FAILED)), 1)
 
+    def test_shutdown(self) -> None:
+        """When the homeserver ends, nobody is told any more."""
+        ending = self.hs._sync_shutdown_handlers[-1]
+        ending.func(**ending.kwargs)
+        self.fail_with(HttpResponseException(500, "no", b""))
+        self.assertEqual(self.seen.failures, [])
+
     def test_blocked_names_are_bounded(self) -> None:
         """Of the names that lead to blocked addresses the last thousand are known."""
         for number in range(traffic._MAX_BLOCKED + 10):

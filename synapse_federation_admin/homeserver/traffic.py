@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from OpenSSL import SSL
@@ -77,8 +78,7 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     hs.register_sync_shutdown_handler(
         phase="during",
         eventType="shutdown",
-        shutdown_func=_observers.pop,
-        hs=hs,
+        shutdown_func=partial(_observers.pop, hs.hostname, None),
     )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
