@@ -40,7 +40,6 @@ LEVELS = [
     ("debug", logging.DEBUG, False),
     ("info", logging.INFO, False),
     ("warning", logging.WARNING, False),
-    ("error", logging.ERROR, False),
     ("disabled", logging.DEBUG, True),
 ]
 

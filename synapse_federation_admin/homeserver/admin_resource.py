@@ -155,7 +155,6 @@ class _Listeners:
             if on_worker
             else hs.config.server.listeners
         )
-        self._unconfigured: set[str] = set()
         self._by_tag: dict[str, list[tuple[ListenerConfig, _Surface]]] = {}
         for listener in listeners:
             if listener.http_options is not None:
@@ -174,15 +173,11 @@ class _Listeners:
 
     def surface_of(self, request: SynapseRequest) -> _Surface:
         """Return the surface of the listener that a request came in through."""
-        tag = request.synapse_site.site_tag
-        listeners = self._by_tag.get(tag)
+        listeners = self._by_tag.get(request.synapse_site.site_tag)
         if listeners is None:
             # Synapse itself opens no listener that is not in its configuration. Who has
             # put this resource on a site of their own, as Synapse's test harness does,
             # wants it served there.
-            if tag not in self._unconfigured:
-                self._unconfigured.add(tag)
-                logger.warning("Listener %r is not in Synapse's configuration", tag)
             return _CLIENT
         surfaces = {surface for _, surface in listeners}
         if len(surfaces) > 1:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of this process's to other servers."""
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.module_api import JsonDict
 from twisted.internet.endpoints import HostnameEndpoint
 
@@ -22,11 +20,13 @@ _MAX_CONTACT_S = 150
 _PATH = "/_matrix/federation/v1/version"
 
 
-class Federation:
+class Federation(Network):
     """Asks other servers, with Synapse's federation client and its settings."""
 
     def __init__(self, hs: "HomeServer") -> None:
-        self._hs = hs
+        super().__init__(hs, max_lifetime_s=_MAX_CONTACT_S)
+        self._client = self.client()
+        self._unlimited_client = unlimited(self._client)
 
     @property
     def longest_send_attempt_ms(self) -> int:
@@ -93,22 +93,3 @@ class Federation:
         from synapse_federation_admin.homeserver.outbound import Outbound
 
         return Outbound(self._hs, max_lifetime_s=max_lifetime_ms / 1000)
-
-    def has_addresses(self, host: str) -> bool:
-        """Tell whether a host name led to addresses when it was last looked up.
-
-        By a contact of this process, within the last some hundred.
-        """
-        return self._network.has_addresses(host)
-
-    @cached_property
-    def _network(self) -> Network:
-        return Network(self._hs, max_lifetime_s=_MAX_CONTACT_S)
-
-    @cached_property
-    def _client(self) -> MatrixFederationHttpClient:
-        return self._network.client()
-
-    @cached_property
-    def _unlimited_client(self) -> MatrixFederationHttpClient:
-        return unlimited(self._client)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that this module relies on and Synapse may change without saying so.
 
-`selfcheck` looks for it at start. A test fails if this room uses a private name that is
-not here; hiding any of them switches off no more than the features beside it.
+`selfcheck` looks for it at start: it imports the files of this room, and goes the paths
+of attributes that are here. A test fails if this room uses a private name that is not
+here; hiding any of them switches off no more than the features beside it.
 """
 
 from collections.abc import Collection, Mapping
