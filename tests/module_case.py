@@ -27,26 +27,6 @@ DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 NAME = "down.example"
 FAILING = (1000, 2000, 500, 7)
 
-# Of the harness's requests: they come in through a listener with this tag.
-HARNESS_TAG = "test"
-
-
-def module_config(**config: Any) -> dict[str, Any]:
-    """Return the parts of homeserver.yaml with which the harness loads the module."""
-    return {
-        "listeners": [
-            {
-                "port": 8008,
-                "type": "http",
-                "tag": HARNESS_TAG,
-                "resources": [{"names": ["client"]}],
-            }
-        ],
-        "modules": [
-            {"module": "synapse_federation_admin.FederationAdmin", "config": config}
-        ],
-    }
-
 
 class LoadsModule:
     """Mixed into a `HomeserverTestCase`: requests reach our admin resource.
@@ -60,7 +40,19 @@ class LoadsModule:
     hs: HomeServer
 
     def default_config(self) -> dict[str, Any]:
-        return {**super().default_config(), **module_config(**self.config)}  # type: ignore[misc]
+        listener = {
+            "port": 8008,
+            "type": "http",
+            # Of the harness's requests: they come in through a listener with this tag.
+            "tag": "test",
+            "resources": [{"names": ["client"]}],
+        }
+        module = {
+            "module": "synapse_federation_admin.FederationAdmin",
+            "config": self.config,
+        }
+        config = super().default_config()  # type: ignore[misc]
+        return {**config, "listeners": [listener], "modules": [module]}
 
     def create_resource_dict(self) -> dict[str, Resource]:
         return {

@@ -60,24 +60,20 @@ def named(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
-def test_private_synapse(path: Path) -> None:
-    """Only the room `homeserver` uses of Synapse what is not its module API."""
-    if path.parent.name == "homeserver":
-        return
-    for module in imports(path):
-        if module.partition(".")[0] == "synapse":
-            assert module.startswith("synapse.module_api"), module
-    assert "._hs" not in path.read_text()
+def test_imports(path: Path) -> None:
+    """Rooms import downwards only, and nothing uses asyncio: Synapse runs on Twisted.
 
-
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_rooms(path: Path) -> None:
-    """Rooms import downwards only."""
+    Only the room `homeserver` uses of Synapse what is not its module API.
+    """
     room = path.relative_to(PACKAGE).parts[0]
+    assert room == "homeserver" or "._hs" not in path.read_text()
     for module in imports(path):
-        parts = module.split(".")
-        if room in ROOMS and parts[0] == PACKAGE.name and len(parts) > 1:
-            assert parts[1] in ROOMS[room] | {room}, module
+        top, _, rest = module.partition(".")
+        assert top != "asyncio"
+        if top == "synapse" and room != "homeserver":
+            assert module.startswith("synapse.module_api"), module
+        if top == PACKAGE.name and rest and room in ROOMS:
+            assert rest.partition(".")[0] in ROOMS[room] | {room}, module
 
 
 def names_in_sql(path: Path) -> set[str]:
@@ -119,12 +115,6 @@ def test_every_table_has_an_owner() -> None:
     assert set(OWNERS) == set(TABLES)
     for table, owner in OWNERS.items():
         assert table in names_in_sql(PACKAGE / owner), table
-
-
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_no_asyncio(path: Path) -> None:
-    """Nothing uses asyncio: Synapse runs on Twisted."""
-    assert "asyncio" not in set(imports(path))
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,17 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
-def check_output(done: "subprocess.CompletedProcess[str]") -> None:
-    """Check what a run of `--check` that succeeded has said."""
+@pytest.mark.parametrize("workers", [False, True])
+def test_check(environment: dict[str, str], tmp_path: Path, workers: bool) -> None:
+    """`--check` does the main job, says how long it took, and leaves nothing behind.
+
+    So it does with `--workers`; `--keep FOLDER` keeps files, but no process.
+    """
+    folder = tmp_path / "kept"
+    keep = ("--keep", str(folder))
+
+    done = run(environment, "--check", *(("--workers", *keep) if workers else ()))
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 7 destinations are failing" in done.stdout
     for what in ("waiting event", "waiting to-device message"):
@@ -63,27 +72,13 @@ def check_output(done: "subprocess.CompletedProcess[str]") -> None:
     # A path is as long as it is.
     lines = [line for line in done.stdout.splitlines() if "files are in" not in line]
     assert max(map(len, lines)) <= 80
-
-
-def test_check(environment: dict[str, str], tmp_path: Path) -> None:
-    """`--check` does the main job, says how long it took, and leaves nothing behind."""
-    check_output(run(environment, "--check"))
-
-    assert list(tmp_path.iterdir()) == []
     assert left_behind(tmp_path) == []
-
-
-def test_check_with_workers(environment: dict[str, str], tmp_path: Path) -> None:
-    """So it does with `--workers`; `--keep FOLDER` keeps files, but no process."""
-    folder = tmp_path / "kept"
-
-    check_output(run(environment, "--check", "--workers", "--keep", str(folder)))
-
+    if not workers:
+        assert list(tmp_path.iterdir()) == []
+        return
     assert (folder / "synapse" / "homeserver.yaml").is_file()
     assert (folder / "synapse" / "federation_sender_1.log").stat().st_size > 0
-    assert left_behind(tmp_path) == []
-
-    refused = run(environment, "--check", "--keep", str(folder))
+    refused = run(environment, "--check", *keep)
     assert refused.returncode == 1
     assert "is not an empty folder" in refused.stderr
 
