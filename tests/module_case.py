@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A homeserver of Synapse's test harness that has loaded this module."""
 
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -93,10 +94,26 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
 
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         self.store = hs.get_datastores().main
-        self.register_user("admin", "pass", admin=True)
-        self.admin_token = self.login("admin", "pass")
-        self.register_user("user", "pass")
-        self.user_token = self.login("user", "pass")
+        self.admin_token = self._register("@admin:test", admin=True)
+
+    @cached_property
+    def user_token(self) -> str:
+        return self._register("@user:test")
+
+    def _register(self, user_id: str, *, admin: bool = False) -> str:
+        """Register a user and return their access token.
+
+        Requests for it would take a fifth of a short test.
+        """
+        token = f"token_of_{user_id}"
+        store = self.store
+        self.get_success(
+            store.register_user(
+                user_id, create_profile_with_displayname=user_id, admin=admin
+            )
+        )
+        self.get_success(store.add_access_token_to_user(user_id, token, None, None))
+        return token
 
     def ask(
         self, method: str, path: str, *, token: str | None = "admin", **kwargs: Any
