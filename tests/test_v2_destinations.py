@@ -121,17 +121,14 @@ class ListV2Test(V2TestCase):
     def test_filters_and_orders(self) -> None:
         """Every filter and order keeps what it says, and the export the same."""
         for query, expected in CASES:
-            self.check_list(query, expected)
-
-    def check_list(self, query: str, expected: list[str]) -> None:
-        names = [f"{name}.example" for name in expected]
-        self.assertEqual(self.names(query), names, query)
-        if "limit" not in query:
-            self.assertEqual(
-                self.get_json(f"{LIST}{query}&total=true")["total"], len(names)
-            )
+            names = [f"{name}.example" for name in expected]
+            self.assertEqual(self.names(query), names, query)
+            if "limit" in query:
+                continue
+            body = self.get_json(f"{LIST}{query}&total=true")
+            self.assertEqual(body["total"], len(names))
             exported = self.ask("GET", f"{LIST}/export{query}").result.get("body", b"")
-            lines = [json.loads(line) for line in exported.decode().splitlines()]
+            lines = [json.loads(line) for line in exported.splitlines()]
             self.assertEqual([line["destination"] for line in lines], names)
 
     def test_pages(self) -> None:
@@ -182,14 +179,18 @@ class ListV2Test(V2TestCase):
         ):
             self.refused(f"{LIST}{other}&from={token}")
         raw = urlsafe_b64decode(token + "==")
-        changed = [token[:length] for length in range(len(token))]
+        flipped = [
+            bytes(byte ^ (at == position) for at, byte in enumerate(raw))
+            for position in range(len(raw))
+        ]
+        made_up = [
+            bytes(8) + body for body in (b'[null,"a",null]', b"", b"{}", b"\xff")
+        ]
+        changed = [
+            urlsafe_b64encode(each).rstrip(b"=").decode() for each in flipped + made_up
+        ]
+        changed += [token[:length] for length in range(len(token))]
         changed += [token + "A", token + "=", token + "==", " " + token]
-        for position in range(len(raw)):
-            flipped = bytearray(raw)
-            flipped[position] ^= 1
-            changed.append(urlsafe_b64encode(flipped).rstrip(b"=").decode())
-        for body in (b'[null,"a",null]', b"", b"{}", b"null", b"\xff"):
-            changed.append(urlsafe_b64encode(bytes(8) + body).rstrip(b"=").decode())
         last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         changed += [token[:-1] + char for char in last if char != token[-1]]
         for text in changed:
@@ -238,12 +239,15 @@ class ListV2Test(V2TestCase):
         return list(csv.DictReader(io.StringIO(text, newline="")))
 
     def test_csv(self) -> None:
-        """The CSV has a line of names, and for NULL an empty field."""
-        self.add_destination('a,"b".example', None, None, 0, 0)
-        rows = self.table(f"{LIST}/export?format=csv")
-        self.assertEqual(len(rows), 5)
+        """The CSV has a line of names, for NULL an empty field, and any name in one."""
+        names = ["a\nb", "a\rb", "a\r\nb", "=1+1", " a ", "a\tb", "é;ü", "'a'"]
+        for name in (*names, 'a,"b".example'):
+            self.add_destination(name, None, None, 0, 0)
+        rows = {r["destination"]: r for r in self.table(f"{LIST}/export?format=csv")}
+        self.assertEqual(len(rows), 4 + len(names) + 1)
+        self.assertLess(set(names), set(rows))
         self.assertEqual(
-            rows[0],
+            rows['a,"b".example'],
             {
                 "destination": 'a,"b".example',
                 "retry_last_ts": "0",
@@ -255,42 +259,31 @@ class ListV2Test(V2TestCase):
                 "allowed": "true",
             },
         )
-        self.assertEqual(rows[4]["last_successful_stream_ordering"], "")
+        unknown = rows["unknown.example"]
+        self.assertEqual(unknown["last_successful_stream_ordering"], "")
 
-    def test_csv_of_odd_names(self) -> None:
-        """Whatever is in a name, the CSV has it in one field."""
-        names = ["a\nb", "a\rb", "a\r\nb", "=1+1", " a ", "a\tb", "é;ü", "'a'"]
-        for name in names:
-            self.add_destination(name)
-        rows = self.table(f"{LIST}/export?format=csv")
-        found = [row["destination"] for row in rows]
-        self.assertEqual(sorted(set(found) & set(names)), sorted(names))
-        self.assertEqual(len(found), 4 + len(names))
+    def test_export_of_nothing(self) -> None:
+        """Where nothing is kept, NDJSON is empty and CSV has its names.
 
-    def test_empty_export(self) -> None:
-        """Where nothing is kept, NDJSON is empty and CSV has its names."""
+        A browser saves it as a file of its format.
+        """
         self.run_sql("DELETE FROM destinations")
-        channel = self.ask("GET", f"{LIST}/export")
-        self.assertEqual((channel.code, channel.result.get("body", b"")), (200, b""))
-        self.assertEqual(self.table(f"{LIST}/export?format=csv"), [])
-        head = self.ask("GET", f"{LIST}/export?format=csv").result["body"]
-        self.assertTrue(head.startswith(b"destination,retry_last_ts,"))
-
-    def test_export_headers(self) -> None:
-        """A browser saves the export as a file of its format."""
-        for name, content_type in (
-            ("ndjson", "application/x-ndjson"),
-            ("csv", "text/csv"),
+        for name, content_type, body in (
+            ("ndjson", "application/x-ndjson", b""),
+            ("csv", "text/csv", b"destination,retry_last_ts,"),
         ):
             channel = self.ask("GET", f"{LIST}/export?format={name}")
+            self.assertEqual(channel.code, 200)
+            found = channel.result.get("body", b"")
+            self.assertEqual(found[: len(body)], body)
+            self.assertEqual(found.count(b"\n"), bool(body))
             headers = channel.headers
             (disposition,) = headers.getRawHeaders("Content-Disposition")
             self.assertEqual(disposition, f'attachment; filename="destinations.{name}"')
-            (found,) = headers.getRawHeaders("Content-Type")
-            self.assertEqual(found.partition(";")[0], content_type)
-            self.assertEqual(
-                headers.getRawHeaders("Access-Control-Allow-Origin"), ["*"]
-            )
+            (kind,) = headers.getRawHeaders("Content-Type")
+            self.assertEqual(kind.partition(";")[0], content_type)
+            origin = headers.getRawHeaders("Access-Control-Allow-Origin")
+            self.assertEqual(origin, ["*"])
 
 
 @pytest.mark.database
@@ -402,17 +395,7 @@ class SummaryTest(V2TestCase):
         with patch.object(SummaryStore, "_read_backlog", lambda *_: reading):
             body = self.get_json(f"{V2}/summary")
             self.assertEqual(body["total"], 4)
-            self.assertEqual(
-                body["backlog"],
-                {
-                    "as_of_ts": None,
-                    "rooms": None,
-                    "rooms_never_caught_up": None,
-                    "to_device_messages": None,
-                    "oldest_to_device_ts": None,
-                    "device_list_updates": None,
-                },
-            )
+            self.assertEqual(set(body["backlog"].values()), {None})
             self.assertEqual(body["unlisted"], {"total": None, "sample": []})
             with PreserveLoggingContext():
                 reading.errback(RuntimeError("disk full"))
