@@ -316,8 +316,8 @@ class KeepTestCase(AuditTestCase):
         run = self.homeserver.run_db_interaction
         deleted = []
 
-        async def spy(desc: str, func: Any) -> Any:
-            deleted.append(await run(desc, func))
+        async def spy(*args: Any, **kwargs: Any) -> Any:
+            deleted.append(await run(*args, **kwargs))
             return deleted[-1]
 
         with (
