@@ -142,32 +142,6 @@ class BuildTestCase(IndexesTestCase):
         self.assertTrue(self.build())
         self.assertEqual(self.indexes.errors, {})
 
-    def test_seen_while_building(self) -> None:
-        """An index that is being built is shown as such, and not as ready."""
-        seen = []
-
-        async def run(*_: object) -> bool:
-            seen.append((await self.indexes.states())[FIRST])
-            raise RuntimeError("disk full")
-
-        method = (
-            "run_outside_transactions" if self.is_postgres else "run_db_interaction"
-        )
-        original = Homeserver.run_db_interaction
-
-        async def unless_create(homeserver: Homeserver, desc: str, func: Any) -> Any:
-            if desc == "federation_admin_create_index":
-                return await run()
-            return await original(homeserver, desc, func)
-
-        replacement = run if self.is_postgres else unless_create
-        with mock.patch.object(Homeserver, method, replacement):
-            self.assertFalse(self.build())
-
-        self.assertEqual(seen[0], IndexState.BUILDING)
-        self.assertEqual(self.states(), ALL_MISSING)
-        self.assertEqual(set(self.indexes.errors.values()), {"disk full"})
-
 
 class PostgresTestCase(IndexesTestCase):
     """What there is on PostgreSQL only: on SQLite these prove nothing."""

@@ -113,21 +113,14 @@ class DestinationIndexes:
 
     Attributes:
         enabled: Whether to create them. Those that there are stay in any case.
+        errors: Why this process could not create an index, by its name; empty if it
+            could. Only the process that runs background tasks creates any.
     """
 
     def __init__(self, homeserver: Homeserver, enabled: bool) -> None:
         self._homeserver = homeserver
         self.enabled = enabled
-        self._in_progress: str | None = None
-        self._errors: dict[str, str] = {}
-
-    @property
-    def errors(self) -> Mapping[str, str]:
-        """Why this process could not create an index, by its name; empty if it could.
-
-        Only the process that runs background tasks creates any.
-        """
-        return self._errors
+        self.errors: Mapping[str, str] = {}
 
     def start(self) -> None:
         """Create what is missing, in the background.
@@ -146,10 +139,7 @@ class DestinationIndexes:
             "federation_admin_index_states",
             partial(_find, on_postgres=self._homeserver.is_postgres),
         )
-        states = {i.name: found.get(i.name, IndexState.MISSING) for i in INDEXES}
-        if self._in_progress is not None:
-            states[self._in_progress] = IndexState.BUILDING
-        return states
+        return {i.name: found.get(i.name, IndexState.MISSING) for i in INDEXES}
 
     async def build(self) -> bool:
         """Create what is missing, one index after the other.
@@ -177,7 +167,7 @@ class DestinationIndexes:
                 # The driver's texts have lines that point into the statement.
                 errors[name] = " ".join(str(e).split()) or type(e).__name__
                 logger.warning("Cannot create index %s: %s", name, errors[name])
-        self._errors = errors
+        self.errors = errors
         if built and self._homeserver.is_postgres:
             # Only now there are statistics of the expression that one of them is over.
             await self._homeserver.run_outside_transactions(
@@ -195,7 +185,7 @@ class DestinationIndexes:
             try:
                 if await self.build():
                     return
-                failed = bool(self._errors)
+                failed = bool(self.errors)
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -215,20 +205,16 @@ class DestinationIndexes:
     async def _build_one(self, index: Index) -> bool:
         """Create an index; return False if another process is building one."""
         begun_ms = self._homeserver.now_ms()
-        self._in_progress = index.name
-        try:
-            if self._homeserver.is_postgres:
-                built = await self._homeserver.run_outside_transactions(
-                    lambda txn: _create_on_postgres(txn, index)
-                )
-            else:
-                built = True
-                await self._homeserver.run_db_interaction(
-                    "federation_admin_create_index",
-                    lambda txn: txn.execute(index.create()),
-                )
-        finally:
-            self._in_progress = None
+        built = True
+        if self._homeserver.is_postgres:
+            built = await self._homeserver.run_outside_transactions(
+                lambda txn: _create_on_postgres(txn, index)
+            )
+        else:
+            await self._homeserver.run_db_interaction(
+                "federation_admin_create_index",
+                lambda txn: txn.execute(index.create()),
+            )
         if built:
             duration_s = (self._homeserver.now_ms() - begun_ms) / 1000
             logger.info("Index %s is ready, after %.1f s", index.name, duration_s)

@@ -76,15 +76,14 @@ def conditions(
     if wanted.name_glob:
         pattern = _like_literal(wanted.name_glob).replace("*", "%").replace("?", "_")
         found.append(Sql(f"{name} LIKE ? ESCAPE '!'", (pattern,)))
+    if is_of_failing(wanted):
+        # A condition of its own, so that an index over failing rows serves.
+        found.append(Sql(FAILING))
     if wanted.statuses:
         found += _status_conditions(wanted.statuses, now_ms)
     if wanted.failing_for_ms is not None:
-        if Sql(FAILING) not in found:
-            found.append(Sql(FAILING))
         found.append(Sql("failure_ts <= ?", (now_ms - wanted.failing_for_ms,)))
     if wanted.failures:
-        if Sql(FAILING) not in found:
-            found.append(Sql(FAILING))
         found.append(fails_for(wanted.failures))
     return found
 
@@ -101,15 +100,14 @@ def _status_conditions(
 ) -> list[Sql]:
     healthy = [text for s, text in _NOT_FAILING_STATUSES.items() if s in statuses]
     failing = [text for s, text in _FAILING_STATUSES.items() if s in statuses]
+    # Both of them are no condition.
+    due = failing if len(failing) == 1 else []
+    args = (now_ms,) * len(due)
     if not healthy:
-        # Both as conditions of their own, so that an index over failing rows serves.
-        due = [Sql(text, (now_ms,)) for text in failing]
-        return [Sql(FAILING), *(due if len(due) == 1 else [])]
-    kept = [NOT_FAILING if len(healthy) == 2 else f"{NOT_FAILING} AND {healthy[0]}"]
-    args: tuple[int, ...] = ()
+        return [Sql(text, args) for text in due]
+    kept = [" AND ".join([NOT_FAILING, *(healthy if len(healthy) == 1 else [])])]
     if failing:
-        kept.append(FAILING if len(failing) == 2 else f"{FAILING} AND {failing[0]}")
-        args = (now_ms,) if len(failing) == 1 else ()
+        kept.append(" AND ".join([FAILING, *due]))
     return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
 
 
