@@ -10,8 +10,7 @@ from typing import Any
 import attr
 import pytest
 from dns_server import SERVFAIL, SILENCE
-from faults import expired
-from laboratory import ZONE, Laboratory, as_json, hang
+from laboratory import Laboratory, as_json, hang
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import wait_until
@@ -42,11 +41,11 @@ class World:
     synapse: SynapseServer
     client: MatrixClient
 
-    def serve(self, label: str, **kwargs: Any) -> str:
+    def serve(self, label: str) -> str:
         """Serve what takes transactions; return its name."""
         address = self.laboratory.address()
         name = self.laboratory.name(label, address)
-        self.laboratory.serve(address, 8448, receive, name, **kwargs)
+        self.laboratory.serve(address, 8448, receive, name)
         return name
 
     def send(self, names: list[str]) -> None:
@@ -134,22 +133,3 @@ def test_address(tmp_path: Path) -> None:
     assert f"lead to the address {shared}" in found["explanation"]
     causes = {(c["type"], c["value"]) for c in found["last_hour"]["shared"]}
     assert causes == {("kind", "connection_refused"), ("address", shared)}
-
-
-def test_issuer(tmp_path: Path) -> None:
-    """When certificates of one issuer have expired, that is told."""
-    with world(tmp_path) as w:
-        names = []
-        for number in range(6):
-            context = expired(w.laboratory, f"old{number}.{ZONE}")
-            names.append(w.serve(f"old{number}", context=context))
-        up = w.serve("up")
-        w.send([*names, up])
-        w.wait_for(names, "last_failure")
-        w.wait_for([up], "last_success_ts")
-        found = w.outlook()
-    assert found["verdict"] == "shared", found
-    assert "have certificates of the issuer" in found["explanation"]
-    (issuer,) = [c for c in found["last_hour"]["shared"] if c["type"] == "issuer"]
-    assert (issuer["destinations"], issuer["began"]) == (6, 6)
-    assert "trustme" in issuer["value"]
