@@ -25,6 +25,7 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 CONTACT_TIMEOUT_MS = 10_000
 OUTAGES = f"/_synapse/admin/v2/federation/destinations/{NAME}/outages"
+GONE = "DELETE FROM destinations"
 REFUSED = RequestSendFailed(error.ConnectionRefusedError(), can_retry=False)
 NO_DNS = RequestSendFailed(error.DNSLookupError(), can_retry=False)
 
@@ -73,7 +74,7 @@ class OutagesTestCase(ModuleTestCase):
         """Have nothing be known."""
         for table in ("audit", "successes", "failures", "outages"):
             self.run_sql(f"DELETE FROM federation_admin_{table}")
-        self.run_sql("DELETE FROM destinations")
+        self.run_sql(GONE)
 
     def failing(self, since_ts: int | None, last_ts: int | None = None) -> None:
         """Write a row that is failing."""
@@ -322,7 +323,7 @@ class EndTestCase(OutagesTestCase):
             self.start_anew()
             again_ts = self.now - 3000
             if case.row == "gone":
-                self.run_sql("DELETE FROM destinations")
+                self.run_sql(GONE)
             elif case.row == "works":
                 self.working()
             elif case.row != "fails":
@@ -356,96 +357,6 @@ class EndTestCase(OutagesTestCase):
             self.assert_open()
         self.pass_time(2000)
         self.assert_ended(reset_ts, "reset")
-
-    def test_reset_in_vain(self) -> None:
-        """A reset that was of no use does not end it, whatever the row says meanwhile.
-
-        At first that it is working, then that it fails since then, and in the end since
-        when it really does.
-        """
-        self.done("reset", "reset", self.now)
-        self.working()
-        self.assert_open()
-        self.pass_time(5000)
-        self.failing(self.now)
-        self.assert_open()
-        self.failing(self.began, self.now)
-        self.assert_open()
-        self.pass_time(HOUR)
-        self.assert_open()
-        # And then by itself.
-        self.working()
-        self.recovered(self.now)
-        self.assert_ended(self.now, "recovered")
-
-    def test_reset_and_fails_again(self) -> None:
-        """So has what is reset and fails again, once it is known not to be in vain."""
-        reset_ts, again_ts = self.now, self.now + 2000
-        self.done("reset", "reset", reset_ts)
-        self.pass_time(2000)
-        self.failing(again_ts)
-        self.assert_open()
-        self.pass_time(MINUTE)
-        self.look()
-        self.assert_recorded([(self.began, reset_ts, "reset"), (again_ts, None, None)])
-
-    def test_fails_anew_at_the_next_look(self) -> None:
-        """What fails anew was noted while it was not known yet that it was reset.
-
-        Nobody else begins that outage: so the look does that ends the one before,
-        though it looks for nothing else that has begun. The same if it was forgotten,
-        or if another process writes later that it had recovered.
-        """
-        for how in ("reset", "forgotten", "recovered"):
-            end_ts, again_ts = self.now, self.now + 2000
-            self.working()
-            self.pass_time(2000)
-            self.failing(again_ts)
-            recorder = self.recorder()
-            recorder.failed(NAME, REFUSED)
-            self.pass_time(3000)
-            self.write(recorder)
-            if how == "recovered":
-                self.recovered(end_ts)
-            else:
-                self.done("reset" if how == "reset" else "forget", how, end_ts)
-                self.pass_time(MINUTE)
-            self.look(begins=False)
-            self.assert_recorded([(self.began, end_ts, how), (again_ts, None, None)])
-            self.start_anew()
-
-    def test_in_vain_and_not_written_yet(self) -> None:
-        """A look that comes before it is written that it has recovered finds no reset.
-
-        That was long ago, and requests have failed since: so it was in vain. The same
-        if it is failing anew by then.
-        """
-        for outcome in ("reset", "forced"):
-            self.done("reset", outcome, self.now)
-            self.pass_time(5000)
-            self.failed("connection_refused", self.now)
-            self.failing(self.began, self.now)
-            self.pass_time(10 * MINUTE)
-            self.look()
-            self.failing(self.now + 1500)
-            self.pass_time(2000)
-            self.assert_open()
-            self.working()
-            self.assert_ended(self.now, "recovered")
-            self.start_anew()
-
-    def test_no_row_yet(self) -> None:
-        """What Synapse has never met has a row some time after its first failure."""
-        self.run_sql("DELETE FROM destinations")
-        self.run_sql("DELETE FROM federation_admin_outages")
-        start_ts = self.now
-        self.outage(start_ts)
-        self.pass_time(59_000)
-        self.look()
-        self.assert_recorded([(start_ts, None, None)])
-        self.pass_time(2_000)
-        self.look()
-        self.assert_recorded([(start_ts, self.now, "forgotten")])
 
     def test_clock_set_back(self) -> None:
         """No outage ends before it began, though the clock was set back meanwhile."""
@@ -529,122 +440,170 @@ class ReopenTestCase(OutagesTestCase):
         )
 
 
-class SeveralProcessesTestCase(OutagesTestCase):
-    """What several processes write, in any order, and the job's part in it."""
+class Story(NamedTuple):
+    """What happens, one step after the other, and the outages that are recorded.
 
-    def test_begins_with_the_failure(self) -> None:
-        """An outage begins with the failure that a process notices, of its kind."""
-        recorder = self.recorder()
-        recorder.failed(NAME, REFUSED)
-        failed_ts = self.now
-        self.pass_time(3000)
-        self.write(recorder)
-        self.failing(failed_ts)
-        self.look()
-        (shown,) = self.shown()
-        self.assertEqual(shown["start_ts"], failed_ts)
-        self.assertEqual(shown["kinds"], ["connection_refused"])
+    Attributes:
+        proves: What that proves.
+        steps: With commas in between: a time that passes (`5 s`); what Synapse's row
+            says from now on (`fails`, `fails since a`, `works`); what a process
+            has noted and writes (`one refused`, `one no dns`, `one recovered`, `one
+            writes`); what is in the audit (`reset reset`, or `forget forgotten a` if
+            that was at another time); what is recorded (`failure`, `recovery`, or
+            `recovery a`); a `look`, one for what has ended (`look ends`), and one that
+            finds that it lasts since a (`lasts`); and a name for the time (`a:`).
+        outages: With commas in between: when each began, and how and when it ended.
+    """
 
-    def test_failure_written_after_a_recovery(self) -> None:
-        """What fails in one process and recovers in another has recovered.
+    proves: str
+    steps: str
+    outages: str
 
-        Though the one that has seen it fail writes last.
-        """
-        slow, quick = self.recorder(), self.recorder()
-        slow.failed(NAME, REFUSED)
-        failed_ts = self.now
-        self.failing(failed_ts)
-        self.pass_time(1000)
-        self.working()
-        quick.recovered(NAME)
-        recovered_ts = self.now
-        for recorder in (quick, slow):
-            self.write(recorder)
-            self.pass_time(500)
+
+STORIES = [
+    Story(
+        "a reset in vain ends nothing, whatever the row says meanwhile",
+        "a:, fails, look, 1 h, reset reset, works, lasts, 5 s, fails, lasts, "
+        "fails since a, lasts, 1 h, lasts, works, recovery, b:",
+        "a recovered b",
+    ),
+    Story(
+        "what is reset and fails again has ended, once that is known to be of use",
+        "a:, fails, look, 1 h, b:, reset reset, 2 s, c:, fails, lasts, 1 m",
+        "a reset b, c",
+    ),
+    *(
+        Story(
+            "what fails anew was noted while it was not known yet that the one before "
+            "had ended: nobody else begins that outage than who looks for ends",
+            "a:, fails, look, 1 h, b:, works, 2 s, c:, fails, one refused, 3 s, "
+            f"one writes, {how}, look ends",
+            f"a {ended} b, c",
+        )
+        for how, ended in (
+            ("reset reset b, 1 m", "reset"),
+            ("forget forgotten b, 1 m", "forgotten"),
+            ("recovery b", "recovered"),
+        )
+    ),
+    *(
+        Story(
+            "a look before it is written that it has recovered finds no reset: "
+            "requests have failed since, so that was in vain",
+            f"a:, fails, look, 1 h, reset {outcome}, 5 s, failure, fails since a, "
+            "10 m, look, 1.5 s, fails, 0.5 s, lasts, b:, works",
+            "a recovered b",
+        )
+        for outcome in ("reset", "forced")
+    ),
+    Story(
+        "what Synapse has never met has a row some time after its first failure",
+        "a:, one refused, one writes, 59 s, lasts",
+        "a",
+    ),
+    Story(
+        "if it has none by then, it is gone",
+        "a:, one refused, one writes, 61 s, b:",
+        "a forgotten b",
+    ),
+    Story(
+        "an outage begins with the failure that a process notices, of its kind",
+        "a:, one refused, 3 s, one writes, fails since a",
+        "a",
+    ),
+    Story(
+        "what fails in one process and recovers in another has recovered, though the "
+        "one that has seen it fail writes last",
+        "a:, one refused, fails, 1 s, works, two recovered, b:, two writes, 0.5 s, "
+        "look, one writes, 0.5 s, look",
+        "a recovered b",
+    ),
+    Story(
+        "a failure of an outage that is over begins no other one within it",
+        "a:, fails, look, 1 h, one refused, 1 s, works, two recovered, b:, two writes, "
+        "look, 1 s, one writes",
+        "a recovered b",
+    ),
+    Story(
+        "one that fails on after that begins when the one before it ended",
+        "a:, fails, look, one refused, 1 s, b:, works, look, 1 s, one refused, fails, "
+        "one writes",
+        "a recovered b, b",
+    ),
+    Story(
+        "kinds of a failure after a recovery are not those of the outage before",
+        "a:, one refused, fails, 3 s, one writes, one recovered, b:, 3 s, one writes, "
+        "c:, one no dns, fails, 3 s, one writes",
+        "a recovered b, c",
+    ),
+    Story(
+        "an attempt from before a reset that has helped, and fails after it, begins "
+        "another outage: Synapse says that it fails since then",
+        "a:, fails, look, 1 h, b:, reset reset, works, 2 m, look, c:, one refused, "
+        "fails, one writes",
+        "a reset b, c",
+    ),
+]
+
+
+class StoriesTestCase(OutagesTestCase):
+    """What processes write, in any order, and the job's part in it."""
+
+    def test_stories(self) -> None:
+        """The outages are those that there were."""
+        for story in STORIES:
+            self.forget_all()
+            self.times: dict[str, int] = {}
+            self.processes = {"one": self.recorder(), "two": self.recorder()}
+            for step in story.steps.split(", "):
+                self.take(*step.split())
             self.look()
-        self.assert_recorded([(failed_ts, recovered_ts, "recovered")])
+            expected = []
+            for outage in story.outages.split(", "):
+                began, ended, end = (*outage.split(), None, None)[:3]
+                expected.append(
+                    (self.times[str(began)], self.times.get(end or ""), ended)
+                )
+            self.assert_recorded(expected, story)
+            if "no dns" in story.steps:
+                self.assertEqual(
+                    [outage["kinds"] for outage in self.shown()],
+                    [["connection_refused"], ["dns_not_found"]],
+                )
 
-    def test_failure_written_after_the_end(self) -> None:
-        """A failure of an outage that is over begins no other one within it."""
-        slow, quick = self.recorder(), self.recorder()
-        self.failing(self.began)
-        self.look()
-        self.pass_time(HOUR)
-        slow.failed(NAME, REFUSED)
-        self.pass_time(1000)
-        self.working()
-        quick.recovered(NAME)
-        recovered_ts = self.now
-        self.write(quick)
-        self.look()
-        self.pass_time(1000)
-        self.write(slow)
-        self.look()
-        self.assert_recorded([(self.began, recovered_ts, "recovered")])
-
-    def test_fails_before_and_after_the_end(self) -> None:
-        """One that fails on after that begins when the one before it ended."""
-        slow = self.recorder()
-        self.failing(self.began)
-        self.look()
-        slow.failed(NAME, REFUSED)
-        self.pass_time(1000)
-        end_ts = self.now
-        self.working()
-        self.look()
-        self.pass_time(1000)
-        slow.failed(NAME, REFUSED)
-        self.failing(self.now)
-        self.write(slow)
-        self.look()
-        self.assert_recorded([(self.began, end_ts, "recovered"), (end_ts, None, None)])
-
-    def test_recovers_twice(self) -> None:
-        """Kinds of a failure after a recovery are not those of the outage before."""
-        recorder = self.recorder()
-        recorder.failed(NAME, REFUSED)
-        first_ts = self.now
-        self.failing(first_ts)
-        self.pass_time(3000)
-        self.write(recorder)
-        recorder.recovered(NAME)
-        recovered_ts = self.now
-        self.pass_time(3000)
-        self.write(recorder)
-        recorder.failed(NAME, NO_DNS)
-        again_ts = self.now
-        self.failing(again_ts)
-        self.pass_time(3000)
-        self.write(recorder)
-        self.look()
-        self.assert_recorded(
-            [(first_ts, recovered_ts, "recovered"), (again_ts, None, None)]
-        )
-        self.assertEqual(
-            [outage["kinds"] for outage in self.shown()],
-            [["connection_refused"], ["dns_not_found"]],
-        )
-
-    def test_attempt_from_before_a_reset(self) -> None:
-        """An attempt that fails after a reset has helped begins another outage.
-
-        Synapse says that it fails since then, for the attempt knew of no failure.
-        """
-        recorder = self.recorder()
-        self.failing(self.began)
-        self.look()
-        self.pass_time(HOUR)
-        reset_ts = self.now
-        self.done("reset", "reset", reset_ts)
-        self.working()
-        self.pass_time(2 * MINUTE)
-        self.look()
-        recorder.failed(NAME, REFUSED)
-        failed_ts = self.now
-        self.failing(failed_ts)
-        self.write(recorder)
-        self.look()
-        self.assert_recorded([(self.began, reset_ts, "reset"), (failed_ts, None, None)])
+    def take(self, first: str, *more: str) -> None:
+        """Take one step of a story."""
+        at = self.times.get(more[-1], self.now) if more else self.now
+        if first.endswith(":"):
+            self.times[first[:-1]] = self.now
+        elif first == "works":
+            self.working()
+        elif first == "fails":
+            self.failing(at, self.now)
+        elif first == "look":
+            self.look(begins=not more)
+        elif first == "lasts":
+            self.look()
+            self.assert_recorded([(self.times["a"], None, None)], self.times)
+        elif first == "failure":
+            self.failed("connection_refused", at)
+        elif first == "recovery":
+            self.recovered(at)
+        elif first in ("reset", "forget"):
+            self.done(first, more[0], at)
+        elif first in self.processes:
+            process = self.processes[first]
+            if more[0] == "writes":
+                self.write(process)
+            elif more[0] == "recovered":
+                process.recovered(NAME)
+            else:
+                process.failed(NAME, REFUSED if more[0] == "refused" else NO_DNS)
+        else:
+            (unit,) = more
+            self.pass_time(
+                int(float(first) * {"s": 1000, "m": MINUTE, "h": HOUR}[unit])
+            )
 
 
 class MarkedAsUpTestCase(OutagesTestCase):
