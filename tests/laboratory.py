@@ -10,8 +10,9 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from email import message_from_string
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,17 @@ def homeserver(name: str, **answers: Answer) -> dict[str, Answer]:
     }
 
 
+@contextmanager
+def full(address: str, port: int) -> Iterator[None]:
+    """Have a port at which nobody reacts."""
+    # Linux takes one connection more than the backlog, and then ignores who connects.
+    with (
+        socket.create_server((address, port), backlog=0),
+        socket.create_connection((address, port)),
+    ):
+        yield
+
+
 class Server:
     """Listens at one address and port, and answers by path."""
 
@@ -142,12 +154,15 @@ class Server:
             if not data:
                 return
             head += data
-        lines = head.decode("latin-1").split("\r\n")
-        path = lines[0].split(" ")[1].partition("?")[0]
-        host = next(
-            (li[5:].strip() for li in lines if li.lower().startswith("host:")), ""
-        )
-        self.requests.append((path, host))
+        head, _, body = head.partition(b"\r\n\r\n")
+        first, _, fields = head.decode("latin-1").partition("\r\n")
+        headers = message_from_string(fields)
+        # What is not read when a connection is closed resets it.
+        left = int(headers.get("Content-Length", 0)) - len(body)
+        while left > 0 and (data := connection.recv(left)):
+            left -= len(data)
+        path = first.split(" ")[1].partition("?")[0]
+        self.requests.append((path, headers.get("Host", "")))
         time.sleep(self._latency_s)
         answer: Answer = UNRECOGNIZED
         if isinstance(self._answers, Mapping):
@@ -196,10 +211,6 @@ class Laboratory:
         script = f'mount --bind "{conf}" /etc/resolv.conf && exec "$0" "$@"'
         return ["unshare", "--mount", "sh", "-c", script]
 
-    def enter(self, resource: Any) -> Any:
-        """Keep something open until the end."""
-        return self._stack.enter_context(resource)
-
     def address(self) -> str:
         """Return an address of the network that nobody has yet: from .60 on."""
         self._next += 1
@@ -210,9 +221,7 @@ class Laboratory:
     def hole(self, address: str = "", port: int = 8448) -> str:
         """Return an address at a port of which nobody reacts."""
         address = address or self.address()
-        # Linux takes one connection more than that, and then ignores who connects.
-        full = self.enter(socket.create_server((address, port), backlog=0))
-        self.enter(socket.create_connection(full.getsockname()))
+        self._stack.enter_context(full(address, port))
         return address
 
     def serve(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A diagnosis names the cause: every fault real, on real sockets, with real DNS."""
+"""A diagnosis names the cause, and a reconnect agrees: every fault is a real one."""
 
 import json
 import re
@@ -16,11 +16,13 @@ from laboratory import ZONE, Laboratory
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.failures.text import MAX_ADVICE
 from synapse_federation_admin.playground.client import MatrixClient
+from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 TIMEOUT_S = 6
+CONTACT_MS = 1000
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -81,6 +83,66 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
         assert text.isprintable()
         assert len(text) < 1000
     assert len(json.dumps(report)) < 64_000
+
+
+# The stages of what a reconnect does, too.
+WAY = ("name", "addresses", "connections", "version")
+
+# What it calls otherwise, for Synapse's client tells less of it; or it meets another of
+# two addresses.
+OTHERWISE = {
+    "servfail": "dns_not_found",
+    **dict.fromkeys(
+        ("silent-dns", "srv-silent", "srv-blackholes", "many-addresses"),
+        "response_timeout",
+    ),
+    "srv-refused": "dns_not_found",
+    "srv-underscore": "invalid_name",
+    "resets": "invalid_response",
+    "closes-handshake": "invalid_response",
+    "two-faults": "tls_expired",
+}
+
+
+def met_on_the_way(report: dict[str, Any]) -> str | None:
+    """Return the kind of what stops a request before it is answered well."""
+    for stage in report["stages"]:
+        if stage["name"] in WAY and stage["outcome"] == "failed":
+            found: str = stage["kind"]
+            return found
+    return None
+
+
+@pytest.fixture(scope="module")
+def contacts(world: World, reports: dict[str, Any]) -> dict[str, Any]:
+    """What a reconnect of many tells of each that is not reached."""
+    names = [world.names[x] for x in reports if met_on_the_way(reports[x])]
+    before = read_rows(world.synapse)
+    run = world.client.start_run(
+        destinations=names, timeout_ms=CONTACT_MS, ignore_unknown=True
+    )
+    wait_until(lambda: world.client.run(run["id"])["ended_ts"], "the run to end", 60)
+    assert read_rows(world.synapse) == before
+    entries = world.client.audit(run_id=run["id"], action="reconnect", limit=1000)
+    return {entry["destination"]: entry["details"].get("contact") for entry in entries}
+
+
+@pytest.mark.parametrize("fault", CATALOGUE, ids=lambda fault: fault.label)
+def test_reconnect(
+    world: World, reports: dict[str, Any], contacts: dict[str, Any], fault: Fault
+) -> None:
+    """A reconnect of what is not reached calls it the same, in time; the row stays."""
+    kind = met_on_the_way(reports[fault.label])
+    if kind in (None, "invalid_name", "not_allowed"):
+        # Such names are not contacted.
+        return
+    contact = contacts[world.names[fault.label]]
+    error = contact["error"]
+    assert error["kind"] in (kind, OTHERWISE.get(fault.label)), error
+    assert contact["duration_ms"] < 10_000
+    assert error["message"].isascii()
+    assert error["message"].isprintable()
+    assert len(error["message"]) < 500
 
 
 def test_every_kind() -> None:

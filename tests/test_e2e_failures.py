@@ -22,8 +22,7 @@ from typing import Any
 import attr
 import pytest
 from fleet import select
-from synapse.config.workers import ShardedWorkerHandlingConfig
-from test_e2e_failure_kinds import (
+from literal_faults import (
     ADDRESS,
     BLOCKED,
     FAULTS,
@@ -31,6 +30,7 @@ from test_e2e_failure_kinds import (
     contexts,
     hanging_servers,
 )
+from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import (

@@ -22,9 +22,9 @@ import httpx
 import pytest
 import yaml
 from fleet import read_rows, select
+from literal_faults import ADDRESS, BLOCKED
 from synapse.http import client, matrixfederationclient
 from synapse.util import retryutils
-from test_e2e_failure_kinds import ADDRESS, BLOCKED
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
