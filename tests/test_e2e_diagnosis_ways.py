@@ -7,14 +7,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from pathlib import Path
 from typing import Any
 
 import attr
 import pytest
 from faults import expired, m_server
 from fleet import connect_sqlite, write_failing
-from laboratory import QUERY, WELL_KNOWN, ZONE, Laboratory, hang, homeserver
+from laboratory import (
+    QUERY,
+    WELL_KNOWN,
+    ZONE,
+    Answer,
+    Laboratory,
+    Server,
+    hang,
+    homeserver,
+)
 from listener import Listener
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
@@ -31,6 +39,17 @@ class World:
     laboratory: Laboratory
     synapse: SynapseServer
     client: MatrixClient
+
+    def named(self, label: str) -> tuple[str, str]:
+        """Return a name, and its address."""
+        address = self.laboratory.address()
+        return self.laboratory.name(label, address), address
+
+    def up(self, label: str, **answers: Answer) -> tuple[str, Server]:
+        """Return the name of a homeserver in order, but for some answers, and it."""
+        name, address = self.named(label)
+        answering = homeserver(name, **answers)
+        return name, self.laboratory.serve(address, 8448, answering, name)
 
     def diagnose(self, name: str) -> dict[str, Any]:
         """Return a report, whose stages are by name, with their findings in them."""
@@ -50,7 +69,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
-    config = {"federation_ip_range_blacklist": []}
+    config = {
+        "federation_ip_range_blacklist": [],
+        "federation_certificate_verification_whitelist": [f"unverified.{ZONE}"],
+    }
     return SynapseServer(
         laboratory.folder / name,
         laboratory.certificates,
@@ -125,10 +147,7 @@ def test_works_again(world: World) -> None:
 
     The diagnosis itself changes nothing of that.
     """
-    laboratory = world.laboratory
-    name, address = f"again.{ZONE}", laboratory.address()
-    laboratory.name("again", address)
-    laboratory.serve(address, 8448, homeserver(name), name)
+    name, _ = world.up("again")
     write_failing(world.synapse, [name], failing_since_ts=1_000_000)
     report = world.diagnose(name)
     assert (report["verdict"], report["kind"]) == ("ok", None)
@@ -139,8 +158,7 @@ def test_works_again(world: World) -> None:
 
 def test_they_reach_us(world: World) -> None:
     """If they send to us while we fail to send to them, that is said in words."""
-    name = f"oneway.{ZONE}"
-    world.laboratory.name("oneway", world.laboratory.address())
+    name, _ = world.named("oneway")
     write_failing(world.synapse, [name], failing_since_ts=1_000_000)
     run_sql(
         world.synapse,
@@ -158,9 +176,7 @@ def test_they_reach_us(world: World) -> None:
 
 def test_cached_delegation(world: World) -> None:
     """Where Synapse goes by an older answer that it has cached, that is found."""
-    laboratory = world.laboratory
-    name, address = f"moved.{ZONE}", laboratory.address()
-    laboratory.name("moved", address)
+    laboratory, name, address = world.laboratory, *world.named("moved")
     file = {WELL_KNOWN: m_server(f"{name}:9449")}
     laboratory.serve(address, 443, file, name)
     laboratory.serve(address, 9449, homeserver(name), name)
@@ -191,10 +207,7 @@ def test_cached_delegation(world: World) -> None:
 
 def test_another_key_is_stored(world: World) -> None:
     """A key that is not the one that Synapse has stored under the same ID."""
-    laboratory = world.laboratory
-    name, address = f"rekeyed.{ZONE}", laboratory.address()
-    laboratory.name("rekeyed", address)
-    laboratory.serve(address, 8448, homeserver(name), name)
+    name, _ = world.up("rekeyed")
     run_sql(
         world.synapse,
         "INSERT INTO server_signature_keys (server_name, key_id, from_server, "
@@ -228,10 +241,7 @@ def test_ourselves(world: World) -> None:
 
 def test_one_report_for_all_who_ask(world: World) -> None:
     """One diagnosis of a server at a time, and all who ask meanwhile get that."""
-    laboratory = world.laboratory
-    name, address = f"asked.{ZONE}", laboratory.address()
-    laboratory.name("asked", address)
-    server = laboratory.serve(address, 8448, homeserver(name, version=hang), name)
+    name, server = world.up("asked", version=hang)
     with ThreadPoolExecutor(20) as pool:
         reports = list(pool.map(world.diagnose, [name] * 20))
     assert all(report == reports[0] for report in reports)
@@ -271,47 +281,35 @@ def test_few_at_a_time(world: World) -> None:
     assert diagnose(names[9])[1]["kind"] == "response_timeout"
 
 
-def test_not_verified(tmp_path: Path) -> None:
+def test_not_verified(world: World) -> None:
     """Where Synapse does not verify, what is wrong is shown but stops nothing."""
-    with Laboratory(tmp_path) as laboratory:
-        name, address = f"expired.{ZONE}", laboratory.address()
-        laboratory.name("expired", address)
-        laboratory.serve(
-            address, 8448, homeserver(name), context=expired(laboratory, name)
-        )
-        config = {"federation_certificate_verification_whitelist": [f"*.{ZONE}"]}
-        with start(laboratory, "synapse", extra_config=config) as synapse:
-            report = admin_of(synapse).diagnose(name)
+    laboratory, name, address = world.laboratory, *world.named("unverified")
+    laboratory.serve(address, 8448, homeserver(name), context=expired(laboratory, name))
+    report = world.diagnose(name)
     assert report["verdict"] == "ok", report
-    (connection,) = report["stages"][3]["findings"]["connections"]
+    (connection,) = report["stages"]["connections"]["connections"]
     assert connection["tls"]["is_verified"] is False
     assert connection["tls"]["is_trusted"] is False
     assert [p["kind"] for p in connection["tls"]["problems"]] == ["tls_expired"]
 
 
-def test_real_homeservers(tmp_path: Path) -> None:
+def test_real_homeservers(world: World) -> None:
     """A real Synapse accepts us; one that shuts us out rejects us."""
     shut = {"federation_domain_whitelist": ["friend.example"]}
-    with ExitStack() as stack:
-        laboratory = stack.enter_context(Laboratory(tmp_path))
-        ours, theirs, closed = (
-            stack.enter_context(
-                start(laboratory, label, address=address, extra_config=config)
-            )
-            for label, address, config in (
-                ("ours", f"{laboratory.network}.1", {}),
-                ("theirs", f"{laboratory.network}.2", {}),
-                ("closed", f"{laboratory.network}.3", shut),
-            )
-        )
-        client = admin_of(ours)
-        good = client.diagnose(theirs.server_name)
-        bad = client.diagnose(closed.server_name)
+    network = world.laboratory.network
+    with (
+        start(world.laboratory, "theirs", address=f"{network}.2") as theirs,
+        start(
+            *(world.laboratory, "closed"), address=f"{network}.3", extra_config=shut
+        ) as closed,
+    ):
+        good = world.diagnose(theirs.server_name)
+        bad = world.diagnose(closed.server_name)
     assert good["verdict"] == "ok", good
-    assert good["stages"][4]["findings"]["server_name"] == "Synapse"
-    assert good["stages"][7]["outcome"] == "ok"
+    assert good["stages"]["version"]["server_name"] == "Synapse"
+    assert good["stages"]["clock"]["outcome"] == "ok"
     assert (bad["verdict"], bad["kind"]) == ("failing", "rejected"), bad
-    assert bad["stages"][6]["findings"]["status"] in (401, 403)
+    assert bad["stages"]["authenticated"]["status"] in (401, 403)
 
 
 class Proxy:
@@ -348,32 +346,27 @@ class Proxy:
             target.shutdown(socket.SHUT_WR)
 
 
-def test_proxy(tmp_path: Path) -> None:
+def test_proxy(world: World) -> None:
     """Synapse's proxy connects, and looks names up; what it refuses is its fault."""
+    laboratory = world.laboratory
+    names = {label: f"{label}.{ZONE}" for label in ("through", "refused", "past")}
+    addresses = {name: laboratory.address() for name in names.values()}
+    for name, address in addresses.items():
+        laboratory.serve(address, 8448, homeserver(name), name)
+    laboratory.name("past", addresses[names["past"]])
     with ExitStack() as stack:
-        laboratory = stack.enter_context(Laboratory(tmp_path))
-        addresses, names = {}, {}
-        for label in ("through", "refused", "past"):
-            name, address = f"{label}.{ZONE}", laboratory.address()
-            names[label] = name
-            laboratory.serve(address, 8448, homeserver(name), name)
-            if label == "through":
-                addresses[name] = address
-            if label == "past":
-                laboratory.name(label, address)
-        proxy = Proxy(addresses)
+        proxy = Proxy({names["through"]: addresses[names["through"]]})
         stack.callback(proxy.close)
         environment = {"https_proxy": proxy.url, "no_proxy": names["past"]}
         synapse = stack.enter_context(
-            start(laboratory, "synapse", environment=environment)
+            start(laboratory, "proxied", environment=environment)
         )
         client = admin_of(synapse)
-        reports = {label: client.diagnose(name) for label, name in names.items()}
-    assert reports["through"]["verdict"] == "ok", reports["through"]
-    (connection,) = reports["through"]["stages"][3]["findings"]["connections"]
+        through, refused, past = map(client.diagnose, names.values())
+    assert through["verdict"] == "ok", through
+    (connection,) = through["stages"][3]["findings"]["connections"]
     assert connection["address"] is None
-    assert reports["past"]["verdict"] == "ok", reports["past"]
-    refused = reports["refused"]
+    assert past["verdict"] == "ok", past
     assert (refused["verdict"], refused["kind"]) == ("failing", "other"), refused
     assert refused["stages"][3]["reason"] == refused["reason"] == "proxy"
     assert names["past"] not in proxy.asked

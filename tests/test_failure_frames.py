@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an error keeps alive once it is told."""
 
-import contextlib
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,34 +19,34 @@ class Local:
     """A local of a frame."""
 
 
-def raised_in_frame(error: Exception, kept: list[Any]) -> None:
-    local = Local()
-    kept.append(weakref.ref(local))
-    raise error
+def raised(kept: list[Any]) -> Exception:
+    """Return an error from a frame that keeps a Failure of it, and a local."""
+
+    def keeps_failure() -> None:
+        local = Local()
+        kept.append(weakref.ref(local))
+        try:
+            raise net.ConnectionRefusedError
+        except net.ConnectionRefusedError:
+            # From the Failure to the frame, and back.
+            failure = Failure()
+            failure.kept = failure.getTracebackObject()
+            raise
+
+    try:
+        keeps_failure()
+    except net.ConnectionRefusedError as e:
+        return e
+    raise AssertionError
 
 
-def really_raised(kept: list[Any]) -> Exception:
-    error = net.ConnectionRefusedError()
-    with contextlib.suppress(net.ConnectionRefusedError):
-        raised_in_frame(error, kept)
-    assert error.__traceback__ is not None
-    return error
+def linked(name: str) -> Callable[[Exception], Exception]:
+    def link(inner: Exception) -> Exception:
+        error = KeyError("outer")
+        setattr(error, name, inner)
+        return error
 
-
-def by_cause(inner: Exception) -> Exception:
-    error = KeyError("outer")
-    error.__cause__ = inner
-    return error
-
-
-def by_context(inner: Exception) -> Exception:
-    error = KeyError("outer")
-    error.__context__ = inner
-    return error
-
-
-def by_inner_exception(inner: Exception) -> Exception:
-    return RequestSendFailed(inner, can_retry=False)
+    return link
 
 
 def by_reason(inner: Exception) -> Exception:
@@ -55,38 +54,38 @@ def by_reason(inner: Exception) -> Exception:
     try:
         raise inner
     except Exception:
-        reason = Failure()
-    assert reason.tb is not None
-    return ResponseNeverReceived([reason])
+        return ResponseNeverReceived([Failure()])
 
 
-def by_cause_of_reason(inner: Exception) -> Exception:
-    return by_reason(by_cause(inner))
-
-
-LINKS = [by_cause, by_context, by_inner_exception, by_reason, by_cause_of_reason]
-
-
-@pytest.mark.parametrize("link", LINKS)
-def test_forget_each_link(link: Callable[[Exception], Exception]) -> None:
-    """Whatever links an error to another, the other keeps no frame alive either."""
+@pytest.fixture
+def no_gc() -> Iterator[None]:
     gc.collect()
     gc.disable()
-    try:
-        kept: list[Any] = []
-        inner = really_raised(kept)
-        outer = link(inner)
-        (local,) = kept
-        assert local() is not None
-        forget_frames(outer)
-        assert inner.__traceback__ is None
-        assert outer.__cause__ is None
-        assert outer.__context__ is None
-        for reason in getattr(outer, "reasons", ()):
-            assert reason.tb is None
-        assert local() is None
-    finally:
-        gc.enable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        lambda inner: inner,
+        linked("__cause__"),
+        linked("__context__"),
+        lambda inner: RequestSendFailed(inner, can_retry=False),
+        by_reason,
+        lambda inner: by_reason(linked("__cause__")(inner)),
+    ],
+)
+@pytest.mark.usefixtures("no_gc")
+def test_forget(link: Callable[[Exception], Exception]) -> None:
+    """Whatever links an error to another, neither keeps a frame alive: no garbage."""
+    kept: list[Any] = []
+    inner = raised(kept)
+    outer = link(inner)
+    assert kept[0]() is not None
+    forget_frames(outer)
+    assert inner.__traceback__ is None
+    assert kept[0]() is None
 
 
 def test_forget_loop() -> None:
@@ -95,34 +94,3 @@ def test_forget_loop() -> None:
     a.__context__, b.__context__ = b, a
     forget_frames(a)
     assert a.__context__ is b.__context__ is None
-
-
-def test_forget_own_failure() -> None:
-    """A frame that keeps a Failure of what it has raised is emptied: no garbage."""
-    gc.collect()
-    gc.disable()
-    try:
-        kept: list[Any] = []
-
-        def keeps_failure() -> None:
-            local = Local()
-            kept.append(weakref.ref(local))
-            try:
-                raise net.ConnectionRefusedError
-            except net.ConnectionRefusedError:
-                # From the Failure to the frame, and back.
-                failure = Failure()
-                failure.kept = failure.getTracebackObject()
-                raise
-
-        error: Exception | None = None
-        try:
-            keeps_failure()
-        except net.ConnectionRefusedError as e:
-            error = e
-        assert error is not None
-        assert kept[0]() is not None
-        forget_frames(error)
-        assert kept[0]() is None
-    finally:
-        gc.enable()

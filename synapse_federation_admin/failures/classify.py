@@ -228,14 +228,14 @@ def forget_frames(error: BaseException) -> None:
     if error.__traceback__ is not None:
         clear_frames(error.__traceback__)
         error.__traceback__ = None
-    others = [error.__cause__, error.__context__]
+    reasons = getattr(error, "reasons", ())
+    others = [error.__cause__, error.__context__, *(r.value for r in reasons)]
     others.append(getattr(error, "inner_exception", None))
     error.__cause__ = error.__context__ = None
-    for reason in getattr(error, "reasons", ()):
-        reason.cleanFailure()
-        others.append(reason.value)
     for other in filter(None, others):
         forget_frames(other)
+    for reason in reasons:
+        reason.cleanFailure()
 
 
 def _cause_of(error: BaseException) -> BaseException:
