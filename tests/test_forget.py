@@ -11,6 +11,7 @@ from parameterized import parameterized
 from twisted.internet.error import ConnectionDone
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.sql import existing_tables
 
 V2 = "/_synapse/admin/v2/federation"
 DEAD = "dead.example"
@@ -39,20 +40,13 @@ class ForgetTestCase(MembersTestCase):
     def tables(self) -> list[str]:
         """Those of the tables that this Synapse has."""
         if not hasattr(self, "_tables"):
-            self._tables = [t for t in TABLES if self.exists(t)]
-        return self._tables
-
-    def exists(self, table: str) -> bool:
-        def exists(txn: Any) -> bool:
-            if self.is_postgres:
-                txn.execute("SELECT to_regclass(?) IS NOT NULL", (table,))
-            else:
-                txn.execute(
-                    "SELECT COUNT(*) FROM sqlite_master WHERE name = ?", (table,)
+            existing = self.get_success(
+                self.store.db_pool.runInteraction(
+                    "test", existing_tables, self.is_postgres
                 )
-            return bool(txn.fetchall()[0][0])
-
-        return self.get_success(self.store.db_pool.runInteraction("test", exists))
+            )
+            self._tables = [table for table in TABLES if table in existing]
+        return self._tables
 
     def add_everything(self, name: str, row: tuple[Any, ...] = LONG_AGO) -> None:
         """Write a row of a destination, and something of it into every table."""
@@ -68,15 +62,7 @@ class ForgetTestCase(MembersTestCase):
                 sticky_events_stream_position=1,
             )
         for number in range(3):
-            self.insert(
-                "device_lists_outbound_pokes",
-                destination=name,
-                stream_id=self.stream_id * 10 + number,
-                user_id="@user:test",
-                device_id="D",
-                sent=False,
-                ts=1,
-            )
+            self.add_poke(name, self.stream_id * 10 + number)
         self.insert(
             "device_lists_outbound_last_success",
             destination=name,
@@ -84,13 +70,7 @@ class ForgetTestCase(MembersTestCase):
             stream_id=1,
         )
         for number in range(2):
-            self.insert(
-                "device_federation_outbox",
-                destination=name,
-                stream_id=self.stream_id * 10 + number,
-                queued_ts=1,
-                messages_json="{}",
-            )
+            self.add_to_device(name, stream_id=self.stream_id * 10 + number)
 
     def left(self, name: str) -> dict[str, int]:
         """Return how many rows of a name there are, by table; without zeros."""
@@ -193,14 +173,14 @@ class OneTestCase(ForgetTestCase):
 
     def before_deletion(self, func: Callable[[], object]) -> Any:
         """Have something happen once, before a destination is deleted."""
-        begin, funcs = Homeserver.begin, [func]
+        run_to_end, funcs = Homeserver.run_to_end, [func]
 
-        def begin_then(homeserver: Any, desc: str, *args: Any) -> Any:
+        def then_run(homeserver: Any, desc: str, *args: Any) -> Any:
             if desc == "federation_admin_forget" and funcs:
                 funcs.pop()()
-            return begin(homeserver, desc, *args)
+            return run_to_end(homeserver, desc, *args)
 
-        return mock.patch.object(Homeserver, "begin", begin_then)
+        return mock.patch.object(Homeserver, "run_to_end", then_run)
 
     def test_joined_meanwhile(self) -> None:
         """If something is sent to it while it is looked at, it is 409, and stays."""
@@ -270,15 +250,7 @@ class OneTestCase(ForgetTestCase):
 
     def test_unlisted(self) -> None:
         """What waits for a name that has no row can be forgotten, too."""
-        self.insert(
-            "device_lists_outbound_pokes",
-            destination=DEAD,
-            stream_id=1,
-            user_id="@user:test",
-            device_id="D",
-            sent=False,
-            ts=1,
-        )
+        self.add_poke(DEAD)
         self.assertEqual(self.forget(dry_run=False).code, 200)
         self.assertEqual(self.left(DEAD), {})
 

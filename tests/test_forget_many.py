@@ -203,22 +203,8 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
             "failure": lambda: self.add_destination(
                 self.dead[2], NOW_MS, 2 * DAY_MS, NOW_MS - 60 * DAY_MS, 7
             ),
-            "message": lambda: self.insert(
-                "device_federation_outbox",
-                destination=self.dead[3],
-                stream_id=10**6,
-                queued_ts=1,
-                messages_json="{}",
-            ),
-            "update": lambda: self.insert(
-                "device_lists_outbound_pokes",
-                destination=self.dead[4],
-                stream_id=10**6,
-                user_id="@user:test",
-                device_id="D",
-                sent=False,
-                ts=1,
-            ),
+            "message": lambda: self.add_to_device(self.dead[3], stream_id=10**6),
+            "update": lambda: self.add_poke(self.dead[4], 10**6),
         }
         of = forget_many.BacklogStore.of
 

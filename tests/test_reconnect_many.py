@@ -29,19 +29,6 @@ class ManyTestCase(RunsTestCase, ProbeTestCase):
         for name in names:
             self.add_destination(name, *LONG_FAILING)
 
-    def add_outbox(self, name: str) -> None:
-        self.get_success(
-            self.store.db_pool.simple_insert(
-                "device_federation_outbox",
-                {
-                    "destination": name,
-                    "stream_id": 1,
-                    "queued_ts": 1,
-                    "messages_json": "{}",
-                },
-            )
-        )
-
 
 @pytest.mark.database
 class RunTestCase(ManyTestCase):
@@ -88,23 +75,11 @@ class RunTestCase(ManyTestCase):
         """First what has to-device messages, then rooms, then device lists waiting."""
         names = ["a.example", "b.example", "c.example", "d.example", "e.example"]
         self.add_failing(*names)
-        self.add_outbox("d.example")
+        self.add_to_device("d.example")
         self.add_room("c.example", "!waits:test", 8)
         # Delivered already.
         self.add_room("b.example", "!done:test", 7)
-        self.get_success(
-            self.store.db_pool.simple_insert(
-                "device_lists_outbound_pokes",
-                {
-                    "destination": "e.example",
-                    "stream_id": 1,
-                    "user_id": "@user:test",
-                    "device_id": "D",
-                    "sent": False,
-                    "ts": 1,
-                },
-            )
-        )
+        self.add_poke("e.example")
         self.answers.update(dict.fromkeys(names, ANSWER))
         self.begin("reconnect", destinations=names, per_second=100)
         self.wait(2)
@@ -220,12 +195,15 @@ class RunTestCase(ManyTestCase):
         self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
         self.assertEqual(self.row("new.example"), (None, None, None, None))
 
-    def test_nothing_matches(self) -> None:
+    @parameterized.expand([({"all_failing": True},), ({"destinations": []},)])
+    def test_nothing_matches(self, criteria: Any) -> None:
         """A run for nothing is complete at once."""
-        run_id = self.begin("reconnect", all_failing=True)
+        self.add_destination("fine.example", 0, 0, None, 3)
+        run_id = self.begin("reconnect", **criteria)
         self.wait(0.5)
         self.assertEqual(self.run_of(run_id)["status"], "complete")
         self.assertEqual(self.counts(run_id), (0, 0, 0, 0))
+        self.assertEqual(self.probes, [])
 
     @parameterized.expand(
         [
@@ -351,14 +329,6 @@ class InputTestCase(ManyTestCase):
             self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
             self.assertIn(named, channel.json_body["error"])
         self.assertEqual(self.get_json(RUNS)["runs"], [])
-
-    def test_empty_list(self) -> None:
-        """An empty list is a run for nothing."""
-        self.add_failing("a.example")
-        run_id = self.begin("reconnect", destinations=[])
-        self.wait(0.5)
-        self.assertEqual(self.counts(run_id), (0, 0, 0, 0))
-        self.assertEqual(self.probes, [])
 
 
 class CeilingTestCase(ManyTestCase):
