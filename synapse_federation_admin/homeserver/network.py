@@ -18,22 +18,15 @@ from synapse.crypto.context_factory import (
     FederationPolicyForHTTPS,
     SSLClientConnectionCreator,
 )
-from synapse.http.client import (
-    BlocklistingAgentWrapper,
-    BlocklistingReactorWrapper,
-)
+from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
 from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
 from synapse.http.federation.srv_resolver import Server, SrvResolver
-from synapse.http.federation.well_known_resolver import (
-    WellKnownResolver,
-)
+from synapse.http.federation.well_known_resolver import WellKnownResolver
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent
 from synapse.util.gai_resolver import GAIResolver
 from twisted.internet.error import DNSLookupError
-from twisted.internet.interfaces import (
-    IHostnameResolver,
-)
+from twisted.internet.interfaces import IHostnameResolver
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent, IResponse

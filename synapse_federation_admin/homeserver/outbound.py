@@ -26,31 +26,19 @@ from synapse.http.federation.well_known_resolver import (
     _cache_period_from_headers,
 )
 from synapse.http.proxyagent import http_proxy_endpoint
-from synapse.logging.context import (
-    defer_to_threadpool,
-)
-from synapse.module_api import (
-    JsonDict,
-    LoggingTransaction,
-    make_deferred_yieldable,
-)
+from synapse.logging.context import defer_to_threadpool
+from synapse.module_api import JsonDict, LoggingTransaction, make_deferred_yieldable
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     wrapClientTLS,
 )
-from twisted.internet.interfaces import (
-    IStreamClientEndpoint,
-)
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
-from synapse_federation_admin.homeserver.network import (
-    Network,
-    TlsObserver,
-    unlimited,
-)
+from synapse_federation_admin.homeserver.network import Network, TlsObserver, unlimited
 from synapse_federation_admin.homeserver.process import outbound_instances
 
 if TYPE_CHECKING:

@@ -97,7 +97,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             config.federation.client_timeout_ms config.federation.max_long_retries
             config.federation.max_long_retry_delay_ms
             get_datastores().main.get_destination_retry_timings
-            get_datastores().main._invalidate_cache_and_stream
             get_datastores().main._invalidate_cache_and_stream_bulk
             get_datastores().main._set_destination_retry_timings_txn
         """,

@@ -92,6 +92,7 @@ class RetryTimings:
                 tuple(before),
             )
             failing: dict[str, bool] = {}
+            restored: list[str] = []
             for destination, failure_ts, delivered in txn.fetchall():
                 then = before[destination]
                 failing[destination] = (delivered or 0) > (then.delivered or 0)
@@ -107,9 +108,8 @@ class RetryTimings:
                     "UPDATE destinations SET failure_ts = ? WHERE destination = ?",
                     (then.failure_ts, destination),
                 )
-                self._store._invalidate_cache_and_stream(
-                    txn, self._store.get_destination_retry_timings, (destination,)
-                )
+                restored.append(destination)
+            self.invalidate_txn(txn, restored)
             return failing
 
         if not before:
