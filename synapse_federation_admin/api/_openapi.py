@@ -72,15 +72,12 @@ def document(routes: tuple[Route, ...] = ROUTES) -> JsonDict:
     models: set[type[Model]] = {Error}
     paths: dict[str, Any] = {}
     for route in routes:
-        loaded: Any = route.load()
-        declared: Operation[Input] = OPERATIONS.get(route.name, loaded)
+        declared = declared_for(route)
         models |= {declared.gives, declared.gives_dry or declared.gives}
         if route.method == "POST":
             models.add(declared.takes)
         path = re.sub("<([a-z_]+)>", r"{\1}", route.path)
-        paths.setdefault(path, {})[route.method.lower()] = _operation(
-            route, declared, getattr(loaded, "handler", loaded).__doc__
-        )
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, declared)
     _, schemas = models_json_schema(
         [(model, "validation") for model in sorted(models, key=lambda m: m.__name__)],
         ref_template="#/components/schemas/{model}",
@@ -111,7 +108,14 @@ def document(routes: tuple[Route, ...] = ROUTES) -> JsonDict:
     }
 
 
-def _operation(route: Route, declared: Operation[Input], contract: str) -> JsonDict:
+def declared_for(route: Route) -> Operation[Input]:
+    """Return what a route takes and gives."""
+    loaded: Any = route.load()
+    return loaded if isinstance(loaded, Operation) else OPERATIONS[route.name]
+
+
+def _operation(route: Route, declared: Operation[Input]) -> JsonDict:
+    contract = (declared.handler or route.load()).__doc__ or ""
     words = route.name.split("_")
     found: JsonDict = {
         "operationId": words[0] + "".join(map(str.capitalize, words[1:])),

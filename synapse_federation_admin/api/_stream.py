@@ -49,11 +49,6 @@ async def respond_in_chunks(
     """
     request.setHeader(b"Content-Type", content_type.encode("ascii"))
     request.setHeader(b"Cache-Control", b"no-cache, no-store, must-revalidate")
-    if request.method == b"HEAD":
-        await chunks.aclose()
-        _begin(request, file_name)
-        finish_request(request)
-        return
     writer = _Writer(homeserver, request)
     held: bytes | None = None
     async with aclosing(chunks):

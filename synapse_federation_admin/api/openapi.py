@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from synapse_federation_admin.api._openapi import document
+from synapse_federation_admin.api import ROUTES
+from synapse_federation_admin.api._openapi import declared_for, document
+from synapse_federation_admin.api._operation import json_schema
 
 # A table stands between two lines. The first names a route, for its parameters or its
 # body (`<!-- table: GET /v2/federation/audit -->`), or an object
@@ -33,42 +35,28 @@ def with_tables(text: str) -> str:
 
 
 def _table(name: str) -> str:
-    described = document()
-    schemas = described["components"]["schemas"]
     method, _, path = name.partition(" ")
     if not path:
+        schemas = document()["components"]["schemas"]
         rows = [
             (key, _type(field, schemas), field["description"])
             for key, field in schemas[name]["properties"].items()
         ]
         return _rows(("key", "type", "meaning"), rows)
-    path = "/_synapse/admin" + re.sub("<([a-z_]+)>", r"{\1}", path)
-    operation = described["paths"][path][method.lower()]
-    if "requestBody" in operation:
-        content = operation["requestBody"]["content"]["application/json"]
-        schema = schemas[content["schema"]["$ref"].rpartition("/")[2]]
-        required = schema.get("required", ())
-        fields = schema["properties"]
-        head = "key of the body"
-    else:
-        required = ()
-        fields = {
-            parameter["name"]: {
-                **parameter["schema"],
-                "description": parameter["description"],
-            }
-            for parameter in operation["parameters"]
-            if parameter["in"] == "query"
-        }
-        head = "parameter"
+    declared = {(route.method, route.path): declared_for(route) for route in ROUTES}
+    schema = json_schema(declared[method, f"/_synapse/admin{path}"].takes)
+    is_query = method != "POST"
     rows = [
         (
             key,
-            _meaning(field, schemas, is_query=head == "parameter"),
-            "required" if key in required else _default(field.get("default")),
+            _meaning(field, schema.get("$defs", {}), is_query=is_query),
+            "required"
+            if key in schema.get("required", ())
+            else _default(field.get("default")),
         )
-        for key, field in fields.items()
+        for key, field in schema["properties"].items()
     ]
+    head = "parameter" if is_query else "key of the body"
     return _rows((head, "meaning", "default"), rows)
 
 
