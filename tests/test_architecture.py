@@ -35,11 +35,11 @@ OWNERS = {
     "audit": "storage/audit.py",
     "runs": "storage/runs.py",
     "run_queue": "storage/run_queue.py",
-    "failures": "storage/failures.py",
-    "successes": "storage/successes.py",
+    "failures": "storage/records.py",
+    "successes": "storage/records.py",
     "outages": "storage/outages.py",
     "recording": "storage/outages.py",
-    "addresses": "storage/addresses.py",
+    "addresses": "storage/records.py",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

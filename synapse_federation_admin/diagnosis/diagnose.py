@@ -38,7 +38,7 @@ from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.outbound import Outbound
-from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.records import RecordedFailure
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import attr
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.text import Situation
-from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.records import RecordedFailure
 
 
 class StageName(Enum):

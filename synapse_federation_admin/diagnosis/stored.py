@@ -9,7 +9,7 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     StoredFindings,
 )
-from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.records import RecordedFailure
 
 
 def check_stored(

@@ -6,7 +6,7 @@ from functools import partial
 
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import addresses
+from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.recent_attempts import (
     RecentAttempts,
     not_looked_up_txn,
@@ -95,7 +95,7 @@ class RecentAttemptsStore:
         await self._tables.run(
             "federation_admin_addresses",
             partial(
-                addresses.write_txn,
+                records.write_addresses_txn,
                 found={name: found.get(name, []) for name in names},
                 looked_ts=now_ts,
             ),

@@ -27,14 +27,14 @@ from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
-from synapse_federation_admin.storage import failures, outages, successes
-from synapse_federation_admin.storage.failures import RecordedFailure
-from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
-from synapse_federation_admin.storage.sql import MAX_NAME
-from synapse_federation_admin.storage.successes import (
+from synapse_federation_admin.storage import outages, records
+from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
+    RecordedFailure,
     RecordedSuccess,
 )
+from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
+from synapse_federation_admin.storage.sql import MAX_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class Recorder:
         """
         is_postgres = self._homeserver.is_postgres
         if answered:
-            successes.add_txn(
+            records.add_successes_txn(
                 txn, [answered[name] for name in sorted(answered)], is_postgres
             )
         by_destination: dict[str, list[RecordedFailure]] = {}
@@ -279,7 +279,7 @@ class Recorder:
             by_destination.setdefault(key[0], []).append(failed[key])
         if failed:
             now_ts = self._homeserver.now_ms()
-            failures.add_txn(txn, by_destination, is_postgres=is_postgres)
+            records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
             outages.record_txn(
                 txn,
                 by_destination,

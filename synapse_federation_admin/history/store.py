@@ -17,9 +17,9 @@ from synapse_federation_admin.history.availability import (
 )
 from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import failures, outages, successes
-from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.outages import Outage
+from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import can_be_stored
 
@@ -78,7 +78,7 @@ class HistoryStore:
         if not names:
             return {}
         return await self._run(
-            "failures", partial(failures.select_txn, destinations=names)
+            "failures", partial(records.failures_txn, destinations=names)
         )
 
     async def last_failure(self, destination: str) -> RecordedFailure | None:
@@ -91,7 +91,7 @@ class HistoryStore:
         if not can_be_stored(destination):
             return None
         return await self._run(
-            "successes", partial(successes.last_ts_txn, destination=destination)
+            "successes", partial(records.last_success_ts_txn, destination=destination)
         )
 
     async def outages(

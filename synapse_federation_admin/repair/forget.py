@@ -25,7 +25,7 @@ from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import addresses, failures, successes
+from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FORGOTTEN,
@@ -269,8 +269,7 @@ class Forget:
         names = sorted(name for name in seen if now[name] == seen[name])
         if names:
             self._end_outages_txn(txn, names)
-            for records in (failures, successes, addresses):
-                records.delete_txn(txn, names)
+            records.delete_txn(txn, names)
             these = any_of("destination", names, is_postgres)
             existing = existing_tables(txn, is_postgres)
             to_device = [_TO_DEVICE] if drop_to_device else []

@@ -9,13 +9,7 @@ from functools import partial
 from typing import Any
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import (
-    addresses,
-    failures,
-    outages,
-    run_queue,
-    successes,
-)
+from synapse_federation_admin.storage import outages, records, run_queue
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
@@ -25,8 +19,7 @@ _EVERY_MS = 3_600_000
 # How many rows one transaction deletes.
 _DELETED_AT_ONCE = 500
 
-# What is pending for longer will never end: its process is gone. For so long it is kept
-# where destinations lead.
+# What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
 
 
@@ -87,10 +80,8 @@ class Housekeeping:
             (self._audit, self._keep_for_ms),
             (RunStore, self._keep_for_ms),
             (run_queue, 0),
-            (failures, self._outages_keep_for_ms),
-            (successes, self._outages_keep_for_ms),
+            (records, self._outages_keep_for_ms),
             (outages, self._outages_keep_for_ms),
-            (addresses, _DAY_MS),
         ):
             await self._prune(owner, now_ts - keep_for_ms)
 

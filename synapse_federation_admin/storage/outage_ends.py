@@ -5,10 +5,9 @@ from enum import Enum
 
 from synapse_federation_admin.storage.audit import ENTRIES
 from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN, AuditAction
-from synapse_federation_admin.storage.failures import FAILURES
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
+from synapse_federation_admin.storage.records import FAILURES, SUCCESSES
 from synapse_federation_admin.storage.sql import FAILING, Sql
-from synapse_federation_admin.storage.successes import SUCCESSES
 
 # By how much Synapse's time of a failure may differ from ours.
 MOMENT_MS = 1000

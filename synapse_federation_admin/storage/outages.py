@@ -13,12 +13,12 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, FailureKind
-from synapse_federation_admin.storage.failures import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.outage_ends import (
     MOMENT_MS,
     OutageEnd,
     ended_outages,
 )
+from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     FAILING,
     MAX_NAME,

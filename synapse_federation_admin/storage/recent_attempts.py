@@ -12,11 +12,14 @@ from typing import Any
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.storage.addresses import ADDRESSES
-from synapse_federation_admin.storage.failures import FAILURES
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
+from synapse_federation_admin.storage.records import (
+    ADDRESSES,
+    FAILURES,
+    SUCCESS_EVERY_MS,
+    SUCCESSES,
+)
 from synapse_federation_admin.storage.sql import FAILING
-from synapse_federation_admin.storage.successes import SUCCESS_EVERY_MS, SUCCESSES
 
 _DAY_MS = 86_400_000
 

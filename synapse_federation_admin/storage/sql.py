@@ -107,14 +107,6 @@ def delete_some(
     return txn.rowcount
 
 
-def delete_of(txn: LoggingTransaction, table: str, destinations: Sequence[str]) -> None:
-    """Delete the rows of some destinations."""
-    txn.execute(
-        f"DELETE FROM {table} WHERE destination IN ({marks(destinations)})",  # noqa: S608
-        tuple(destinations),
-    )
-
-
 def existing_tables(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
     """Return the names of all tables that there are, Synapse's and ours."""
     txn.execute(

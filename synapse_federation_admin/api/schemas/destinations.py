@@ -29,7 +29,7 @@ from synapse_federation_admin.destinations.values import (
     Sort,
 )
 from synapse_federation_admin.history.availability import Availability
-from synapse_federation_admin.storage.failures import RecordedFailure
+from synapse_federation_admin.storage.records import RecordedFailure
 
 
 class Filter(Input):

@@ -24,9 +24,9 @@ from synapse_federation_admin.failures.text import detail_of, message_of
 from synapse_federation_admin.history.availability import AvailableDay
 from synapse_federation_admin.history.correlation import Correlation
 from synapse_federation_admin.storage.audit_entry import AuditEntry
-from synapse_federation_admin.storage.failures import RecordedFailure
 from synapse_federation_admin.storage.outcomes import Contact
 from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
+from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.run_values import Run
 
 # The keys of those that are not shown field by field. Each is a field or a property;

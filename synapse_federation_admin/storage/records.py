@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came of real requests, in three tables that this file alone names.
+
+- `federation_admin_failures`: why they failed, a row for each destination and kind.
+- `federation_admin_successes`: when they were answered well, a row for each
+  destination.
+- `federation_admin_addresses`: where destinations lead that began to fail together, a
+  row for each that was looked up.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.storage.sql import (
+    FAILING,
+    Sql,
+    delete_some,
+    marks,
+    rows_of_json,
+)
+
+_FAILURES = "federation_admin_failures"
+_SUCCESSES = "federation_admin_successes"
+_ADDRESSES = "federation_admin_addresses"
+
+# The rows, for statements of others; `addresses` is a list, as JSON.
+FAILURES = f"(SELECT destination, kind, issuer, last_ts FROM {_FAILURES})"  # noqa: S608
+SUCCESSES = f"(SELECT destination, last_ts, recovered_ts FROM {_SUCCESSES})"  # noqa: S608
+ADDRESSES = f"(SELECT destination, looked_ts, addresses FROM {_ADDRESSES})"  # noqa: S608
+
+# How often it is written of a destination that it answers, at most.
+SUCCESS_EVERY_MS = 300_000
+
+# How long it is kept where destinations lead.
+_ADDRESSES_KEPT_MS = 86_400_000
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RecordedFailure:
+    """Failures of one kind of real requests to one destination.
+
+    Attributes:
+        kind: The cause.
+        message: What the last of them met, for people.
+        first_ts: When the first of them failed.
+        last_ts: When the last of them failed.
+        count: How many failed.
+        instance: The process whose request was the last of them.
+        issuer: Who issued the certificate that was not trusted; "" if that is not it.
+    """
+
+    kind: Annotated[str, FailureKind]
+    message: str
+    first_ts: int
+    last_ts: int
+    count: int
+    instance: str
+    issuer: str = ""
+
+    def before(self, later: "RecordedFailure") -> "RecordedFailure":
+        """Return these and later ones of the same kind together."""
+        return attr.evolve(
+            later, first_ts=self.first_ts, count=self.count + later.count
+        )
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RecordedSuccess:
+    """When a destination answered well.
+
+    Attributes:
+        destination: The destination.
+        last_ts: When it last did, to within SUCCESS_EVERY_MS.
+        recovered_ts: When it last did so after it had failed, exactly; None if it has
+            not.
+    """
+
+    destination: str
+    last_ts: int
+    recovered_ts: int | None
+
+    def before(self, later: "RecordedSuccess") -> "RecordedSuccess":
+        """Return this and a later one together."""
+        return attr.evolve(later, recovered_ts=later.recovered_ts or self.recovered_ts)
+
+
+# Their names and types, and how each changes if there is a row already: what was said
+# last is kept of what several processes say.
+_FAILURE_COLUMNS = {
+    "destination": "text",
+    "kind": "text",
+    "message": "text",
+    "first_ts": "bigint",
+    "last_ts": "bigint",
+    "count": "bigint",
+    "instance": "text",
+    "issuer": "text",
+}
+_IS_LAST = "EXCLUDED.last_ts >= known.last_ts"
+_CHANGES = f"""
+    message = CASE WHEN {_IS_LAST} THEN EXCLUDED.message ELSE known.message END,
+    instance = CASE WHEN {_IS_LAST} THEN EXCLUDED.instance ELSE known.instance END,
+    issuer = CASE WHEN {_IS_LAST} THEN EXCLUDED.issuer ELSE known.issuer END,
+    last_ts = CASE WHEN {_IS_LAST} THEN EXCLUDED.last_ts ELSE known.last_ts END,
+    first_ts = CASE WHEN EXCLUDED.first_ts < known.first_ts
+        THEN EXCLUDED.first_ts ELSE known.first_ts END,
+    count = known.count + EXCLUDED.count
+"""
+
+
+def add_failures_txn(
+    txn: LoggingTransaction,
+    failures: Mapping[str, Sequence[RecordedFailure]],
+    *,
+    is_postgres: bool,
+) -> None:
+    """Add failures of destinations to those that are recorded.
+
+    Args:
+        txn: The transaction.
+        failures: By destination, at most one of each kind; in an order that all writers
+            have, so that none waits for another in a circle.
+        is_postgres: Whether the database is PostgreSQL.
+    """
+    rows = [
+        {"destination": destination, **attr.asdict(failure)}
+        for destination, of in failures.items()
+        for failure in sorted(of, key=lambda failure: failure.kind)
+    ]
+    names = ", ".join(_FAILURE_COLUMNS)
+    new = rows_of_json("new", _FAILURE_COLUMNS, is_postgres)
+    txn.execute(
+        f"INSERT INTO {_FAILURES} AS known ({names}) "  # noqa: S608
+        f"SELECT {names} FROM {new} WHERE TRUE "
+        f"ON CONFLICT (destination, kind) DO UPDATE SET {_CHANGES}",
+        (json.dumps(rows),),
+    )
+
+
+def failures_txn(
+    txn: LoggingTransaction, destinations: Sequence[str]
+) -> dict[str, list[RecordedFailure]]:
+    """Return the failures of some destinations, of each the last kind first.
+
+    At most one for each kind. Destinations without any are left out.
+    """
+    txn.execute(
+        f"SELECT {', '.join(_FAILURE_COLUMNS)} FROM {_FAILURES} "  # noqa: S608
+        f"WHERE destination IN ({marks(destinations)}) ORDER BY last_ts DESC, kind",
+        tuple(destinations),
+    )
+    found = defaultdict(list)
+    for destination, *row in txn.fetchall():
+        found[destination].append(RecordedFailure(*row))
+    return dict(found)
+
+
+_SUCCESS_COLUMNS = {
+    "destination": "text",
+    "last_ts": "bigint",
+    "recovered_ts": "bigint",
+}
+
+
+def add_successes_txn(
+    txn: LoggingTransaction, successes: Sequence[RecordedSuccess], is_postgres: bool
+) -> None:
+    """Add when destinations answered to what is recorded; each of them once."""
+    names = ", ".join(_SUCCESS_COLUMNS)
+    new = rows_of_json("new", _SUCCESS_COLUMNS, is_postgres)
+    txn.execute(
+        f"INSERT INTO {_SUCCESSES} AS known ({names}) "  # noqa: S608
+        f"SELECT {names} FROM {new} WHERE TRUE "
+        "ON CONFLICT (destination) DO UPDATE SET "
+        "last_ts = CASE WHEN EXCLUDED.last_ts > known.last_ts "
+        "THEN EXCLUDED.last_ts ELSE known.last_ts END, "
+        "recovered_ts = CASE WHEN known.recovered_ts IS NULL "
+        "OR EXCLUDED.recovered_ts > known.recovered_ts "
+        "THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END",
+        (json.dumps([attr.asdict(success) for success in successes]),),
+    )
+
+
+def last_success_ts_txn(txn: LoggingTransaction, destination: str) -> int | None:
+    """Return when a destination last answered; None if that is not known."""
+    txn.execute(
+        f"SELECT last_ts FROM {_SUCCESSES} WHERE destination = ?",  # noqa: S608
+        (destination,),
+    )
+    row = txn.fetchone()
+    return int(row[0]) if row else None
+
+
+def write_addresses_txn(
+    txn: LoggingTransaction, found: Mapping[str, Sequence[str]], looked_ts: int
+) -> None:
+    """Write to which addresses destinations lead, each in place of what was before."""
+    txn.execute(
+        f"DELETE FROM {_ADDRESSES} WHERE looked_ts < ?",  # noqa: S608
+        (looked_ts - _ADDRESSES_KEPT_MS,),
+    )
+    txn.execute_batch(
+        f"INSERT INTO {_ADDRESSES} (destination, looked_ts, addresses) "  # noqa: S608
+        "VALUES (?, ?, ?) ON CONFLICT (destination) DO UPDATE SET "
+        "looked_ts = EXCLUDED.looked_ts, addresses = EXCLUDED.addresses",
+        [
+            (destination, looked_ts, json.dumps(addresses))
+            for destination, addresses in found.items()
+        ],
+    )
+
+
+def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete what is old of each table; return how many rows, of that with most.
+
+    Why something fails is kept for as long as it does.
+
+    Args:
+        txn: The transaction.
+        before_ts: What came last before that is old.
+        limit: The most rows to delete of a table.
+    """
+    old = Sql("last_ts < ?", (before_ts,))
+    works = Sql(
+        f"{old.text} AND NOT EXISTS (SELECT 1 FROM destinations AS d "  # noqa: S608
+        f"WHERE d.destination = {_FAILURES}.destination AND {FAILING})",
+        old.args,
+    )
+    return max(
+        delete_some(txn, _FAILURES, "destination, kind", works, limit),
+        delete_some(txn, _SUCCESSES, "destination", old, limit),
+    )
+
+
+def delete_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:
+    """Delete all of some destinations."""
+    for table in (_FAILURES, _SUCCESSES, _ADDRESSES):
+        txn.execute(
+            f"DELETE FROM {table} WHERE destination IN ({marks(destinations)})",  # noqa: S608
+            tuple(destinations),
+        )
