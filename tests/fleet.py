@@ -40,10 +40,9 @@ class Seen:
 
 
 class Fleet:
-    """Servers of four sorts: up, dropping connections, refusing them, and hanging.
+    """Servers of three sorts: up, dropping connections, and refusing them.
 
-    Those that hang take connections and do nothing. What is seen is recorded, of all
-    but those that refuse.
+    What is seen is recorded, of all but those that refuse.
     """
 
     def __init__(
@@ -53,13 +52,12 @@ class Fleet:
         up: int,
         dropping: int = 0,
         refusing: int = 0,
-        hanging: int = 0,
         delay_s: float = 0,
     ) -> None:
         self._delay_s = delay_s
-        self._ports = [free_port() for _ in range(4)]
-        counts = (up, dropping, refusing, hanging)
-        self.up, self.dropping, self.refusing, self.hanging = (
+        self._ports = [free_port() for _ in range(3)]
+        counts = (up, dropping, refusing)
+        self.up, self.dropping, self.refusing = (
             _names(block, count, port)
             for block, (count, port) in enumerate(
                 zip(counts, self._ports, strict=True), 1
@@ -78,7 +76,7 @@ class Fleet:
 
     @property
     def names(self) -> list[str]:
-        return [*self.up, *self.dropping, *self.refusing, *self.hanging]
+        return [*self.up, *self.dropping, *self.refusing]
 
     @property
     def contacts(self) -> "Counter[str]":
@@ -100,7 +98,7 @@ class Fleet:
         self._loop.close()
 
     async def _serve(self) -> None:
-        up_port, dropping_port, _, hanging_port = self._ports
+        up_port, dropping_port, _ = self._ports
 
         async def listen(handle: Any, port: int, **options: Any) -> asyncio.Server:
             return await asyncio.start_server(
@@ -110,7 +108,6 @@ class Fleet:
         servers = [
             await listen(self._answer, up_port, ssl=self._context),
             await listen(self._drop, dropping_port),
-            await listen(self._hang, hanging_port),
         ]
         self._ready.set()
         await self._over.wait()
@@ -152,17 +149,6 @@ class Fleet:
     ) -> None:
         self._record(writer)
         writer.transport.abort()
-
-    async def _hang(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._record(writer)
-        try:
-            await reader.read(-1)
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
 
 
 def _names(block: int, count: int, port: int) -> list[str]:

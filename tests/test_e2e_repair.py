@@ -71,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     certificates = CertificateAuthority(folder)
     with (
-        Fleet(certificates, up=200, dropping=100, hanging=2, delay_s=0.3) as fleet,
+        Fleet(certificates, up=200, dropping=100, delay_s=0.3) as fleet,
         SynapseServer(folder / "synapse", certificates, workers=True) as synapse,
     ):
         write_failing(synapse, fleet.names, failing_since_ts=FAILING_SINCE_TS)
@@ -128,19 +128,6 @@ def test_hundred_askers(cluster: Cluster) -> None:
     assert {answer["before"]["status"] for answer in answers} == {"backing_off"}
     assert len(remote.requests) == len(PROCESSES)
     assert len(cluster.client().audit(destination=name)) == 100
-
-
-def test_hanging(cluster: Cluster) -> None:
-    """A server that hangs is `pending` when the time is over; its row is untouched."""
-    name = cluster.fleet.hanging[0]
-    before = read_rows(cluster.synapse)[name]
-    begun = time.monotonic()
-    answer = cluster.client(GENERIC_WORKER).reconnect(name, timeout_ms=1000)
-    assert 1 <= time.monotonic() - begun < SOON_S
-    assert answer["outcome"] == "pending"
-    assert read_rows(cluster.synapse)[name] == before
-    (entry,) = cluster.client().audit(destination=name)
-    assert entry["outcome"] == "pending"
 
 
 def test_bulk_through_a_worker(cluster: Cluster) -> None:

@@ -147,6 +147,7 @@ class OutcomesTestCase(ReconnectTestCase):
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "pending")
         self.assertIsNone(entry["ended_ts"])
+        self.assertEqual(self.row(NAME), LONG_FAILING)
         self.answer()
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "connected")

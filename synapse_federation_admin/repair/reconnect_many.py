@@ -45,8 +45,9 @@ _PRIORITY = """
 # hang do.
 MAX_IN_FLIGHT = 400
 
-# How many results are written in one transaction.
+# How many results are written in one transaction, and how long one may wait for that.
 _RECORDED_AT_ONCE = 100
+_RECORD_EVERY_S = 0.1
 
 # After how many contacts to collect what they have left behind. Each leaves some
 # hundred objects that only garbage collection finds, some classes among them. Synapse
@@ -64,7 +65,7 @@ _AHEAD_S = 0.5
 
 # Contacts begun in one go, at the most for so many seconds of the pace: a reactor that
 # is late begins fewer. What was not begun when it was due is made up for, to an extent.
-_BURST_S = 0.02
+_BURST_S = 0.03
 _MAX_DEBT_S = 2.0
 
 # How often to look whether a run has been cancelled, while nothing is written.
@@ -177,7 +178,11 @@ class _Contacts:
                 self._begin(self._ahead.popleft())
                 due, begun = due - 1, begun + 1
                 _collect(begun)
-            if self._ended or self._now_s() - looked_s > _LOOK_EVERY_S:
+            wait_s = _RECORD_EVERY_S if self._ended else _LOOK_EVERY_S
+            if (
+                len(self._ended) >= _RECORDED_AT_ONCE
+                or self._now_s() - looked_s >= wait_s
+            ):
                 looked_s = self._now_s()
                 if not await self._record_ended():
                     return
