@@ -48,7 +48,6 @@ from synapse_federation_admin.playground.processes import (
     free_port,
     wait_until,
 )
-from synapse_federation_admin.playground.remote import RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
@@ -124,7 +123,6 @@ class Cluster:
     synapse: SynapseServer
     client: MatrixClient
     askers: dict[str, MatrixClient]
-    healthy: str
     # By process, or "shared": the names of destinations, and what is wrong with them.
     names: dict[str, dict[str, str]]
 
@@ -277,7 +275,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             },
             "shared": faults.names(SHARED),
         }
-        healthy = stack.enter_context(RemoteServer("127.0.0.69", certificates))
         synapse = stack.enter_context(
             SynapseServer(
                 folder / "synapse", certificates, workers=True, extra_config=CONFIG
@@ -288,9 +285,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             process: synapse.client(synapse.create_user(process), process)
             for process in ASKING
         }
-        yield Cluster(
-            synapse, synapse.client(admin), askers, healthy.server_name, names
-        )
+        yield Cluster(synapse, synapse.client(admin), askers, names)
 
 
 @pytest.fixture(scope="module")
@@ -302,19 +297,13 @@ def told(cluster: Cluster) -> list[Told]:
         each = Counter(line.destination for line in told)
         return len(told) >= ALL and all(each[name] >= EACH for name in cluster.faults)
 
-    began = time.monotonic()
     with load(cluster):
-        for process in ASKING:
-            client = cluster.askers[process]
-            for _ in range(5):
-                client.http.get(f"/_matrix/client/v3/profile/@x:{cluster.healthy}")
         wait_until(lambda: len(cluster.told()) > ALL / 2, "failures", 60, 0.5)
         for name in random.sample(sorted(cluster.names[MAIN]), 5):
             answer = cluster.client.reconnect(name, timeout_ms=1000)
             assert answer["outcome"] in ("still_failing", "pending")
         cluster.client.diagnose(name)
         wait_until(enough, "enough failures", 90, 0.5)
-    print(f"{time.monotonic() - began:.1f} s for the failures")
     told: list[Told] = []
 
     def settled() -> bool:
@@ -334,37 +323,25 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
     """Each of a thousand failures is recorded, as what it is, and when it was.
 
     On four processes, of all kinds that real traffic has; what several of them meet is
-    one row. What Synapse does not back off after is not recorded, and nor are
-    reconnects and diagnoses.
+    one row. Reconnects and diagnoses are not recorded.
     """
     lines: dict[str, list[Told]] = defaultdict(list)
     for line in told:
         lines[line.destination].append(line)
     assert len(told) >= ALL
-    assert cluster.healthy not in lines
     assert {line.process for line in told} == set(PROCESSES)
     assert cluster.counts() == {name: len(found) for name, found in lines.items()}
 
-    farthest_ms = 0.0
     for name, what in cluster.faults.items():
         (failure,) = cluster.failures(name)
-        assert failure["kind"] == KINDS[what], (name, what, failure)
         found = sorted(lines[name], key=lambda line: line.ts)
-        assert failure["count"] == len(found)
-        for ts, line in (
-            (failure["first_ts"], found[0]),
-            (failure["last_ts"], found[-1]),
-        ):
-            farthest_ms = max(farthest_ms, abs(ts - line.ts))
-            assert abs(ts - line.ts) <= CLOSE_MS, (name, failure, line)
-        assert failure["instance"] == found[-1].process, (name, found[-1])
+        expected = (KINDS[what], len(found), found[-1].process)
+        is_ = (failure["kind"], failure["count"], failure["instance"])
+        assert is_ == expected, (name, what)
+        assert abs(failure["first_ts"] - found[0].ts) <= CLOSE_MS, (failure, found)
+        assert abs(failure["last_ts"] - found[-1].ts) <= CLOSE_MS, (failure, found)
     for name in cluster.names["shared"]:
         assert {*ASKING} < {line.process for line in lines[name]}
-    by_process = Counter(line.process for line in told)
-    kinds = {KINDS[cluster.faults[name]] for name in lines}
-    assert len(kinds) >= 14
-    print(f"{len(told)} failures of {len(kinds)} kinds on {dict(by_process)}")
-    print(f"at most {farthest_ms:.0f} ms from the lines of the log")
 
 
 # What a client may ask of a homeserver so that this asks NAME: the request, and which
@@ -443,9 +420,6 @@ def test_killed_and_stopped(cluster: Cluster, told: list[Told]) -> None:
             if processes[line.destination] == {process}:
                 all_[line.destination] += 1
                 safe[line.destination] += line.ts < ended_ts[process] - may_lose_ms
-        kept = {name: counts.get(name, 0) for name in all_}
         for name, count in all_.items():
-            assert safe[name] <= kept[name] <= count, (process, name)
-        lost, risked = all_.total() - sum(kept.values()), all_.total() - safe.total()
-        print(f"{process}: {lost} lost of {all_.total()}, {risked} of them at risk")
+            assert safe[name] <= counts.get(name, 0) <= count, (process, name)
     assert len(lines) > len(told) + 100
