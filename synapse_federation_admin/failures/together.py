@@ -48,23 +48,25 @@ def explain_us(
     )
 
 
-def explain_address(address: str, began: int, of: int, window_ms: int) -> str:
-    """Say that servers which began to fail have an address in common.
+def explain_shared(
+    value: str, began: int, of: int, window_ms: int, *, is_address: bool
+) -> str:
+    """Say that servers which began to fail have an address or an issuer in common.
 
     Args:
-        address: The address.
+        value: The address, or who issued their certificates.
         began: How many of them have it.
         of: Of how many.
         window_ms: Within which time they began to.
+        is_address: Whether it is an address.
     """
-    what = f"lead to the address {address}: what runs there, or the way there,"
-    return _shared(what, began, of, window_ms)
-
-
-def explain_issuer(issuer: str, began: int, of: int, window_ms: int) -> str:
-    """Say that servers which began to fail have an issuer in common; see above."""
-    what = f"have certificates of the issuer {issuer}: that"
-    return _shared(what, began, of, window_ms)
+    what = f"have certificates of the issuer {value}: that"
+    if is_address:
+        what = f"lead to the address {value}: what runs there, or the way there,"
+    return (
+        f"{began} of {of} servers that began to fail in the last "
+        f"{_minutes(window_ms)} {what} is the likely cause"
+    )
 
 
 def explain_nothing(failing: int, tried: int, window_ms: int) -> str:
@@ -78,13 +80,6 @@ def explain_nothing(failing: int, tried: int, window_ms: int) -> str:
         f"{_percent(failing, tried)} of servers tried in the last {time} fail "
         f"({failing} of {tried}), and nothing suggests that it is for a reason on this "
         "side"
-    )
-
-
-def _shared(what: str, began: int, of: int, window_ms: int) -> str:
-    return (
-        f"{began} of {of} servers that began to fail in the last "
-        f"{_minutes(window_ms)} {what} is the likely cause"
     )
 
 

@@ -9,9 +9,8 @@ import attr
 from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.failures.together import (
     OurPart,
-    explain_address,
-    explain_issuer,
     explain_nothing,
+    explain_shared,
     explain_us,
 )
 from synapse_federation_admin.storage.recent_attempts import (
@@ -191,7 +190,9 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
     for cause, of in causes:
         if cause.began < max(_LEAST, _MOST * of):
             continue
-        explain = explain_address if cause.type is CauseType.ADDRESS else explain_issuer
-        explanation = explain(cause.value, cause.began, of, attempts.window_ms)
+        explanation = explain_shared(
+            *(cause.value, cause.began, of, attempts.window_ms),
+            is_address=cause.type is CauseType.ADDRESS,
+        )
         return CorrelationVerdict.SHARED, explanation
     return None
