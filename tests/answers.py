@@ -2,15 +2,13 @@
 """Holds every answer that a test gets against the OpenAPI document."""
 
 import json
-import re
 from functools import cache
 from typing import Any
 from urllib.parse import quote
 
 from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
 
+from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
 
 # Of a longer list the rest is like the beginning: a list may have a million rows.
@@ -66,33 +64,20 @@ def _cut(value: Any) -> Any:
 
 @cache
 def _validator(reference: str) -> Draft202012Validator:
-    resource = Resource(contents=document(), specification=DRAFT202012)
-    registry = Registry().with_resource("urn:document", resource)
-    return Draft202012Validator(
-        {"$ref": f"urn:document{reference}"}, registry=registry.crawl()
-    )
-
-
-@cache
-def _routes() -> list[tuple[re.Pattern[str], str, dict[str, Any]]]:
-    """Return each path, those with a name in it after those that say all of it."""
-    paths = document()["paths"]
-    return [
-        (re.compile(re.sub(r"\\{\w+\\}", "[^/]*", re.escape(path))), path, paths[path])
-        for path in sorted(paths, key=lambda path: path.count("{"))
-    ]
+    return Draft202012Validator({**document(), "$ref": reference})
 
 
 @cache
 def _operation(method: str, path: str) -> dict[str, dict[str, str]] | None:
     """Return where the schema of each status and media type is; None if not ours."""
-    for pattern, name, methods in _routes():
-        if pattern.fullmatch(path) and method.lower() in methods:
-            responses = methods[method.lower()]["responses"]
-            begin = f"/paths/{_pointer(name)}/{method.lower()}/responses"
+    for route in ROUTES:
+        if route.method == method and route.pattern.fullmatch(path):
+            name = route.path.replace("<", "{").replace(">", "}")
+            responses = document()["paths"][name][method.lower()]["responses"]
+            begin = f"#/paths/{_pointer(name)}/{method.lower()}/responses"
             return {
                 status: {
-                    kind: f"#{begin}/{status}/content/{_pointer(kind)}/schema"
+                    kind: f"{begin}/{status}/content/{_pointer(kind)}/schema"
                     for kind in response["content"]
                 }
                 for status, response in responses.items()
