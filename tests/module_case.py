@@ -23,6 +23,7 @@ from tests import unittest
 run_background_updates()
 
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
+V2 = "/_synapse/admin/v2/federation"
 
 # A destination for tests of the reset, and the columns of its row while it is failing.
 NAME = "down.example"
@@ -128,6 +129,10 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         channel = self.ask("GET", path)
         self.assertEqual(channel.code, 200, channel.result)
         return channel.json_body
+
+    def audit(self, query: str = "") -> list[dict[str, Any]]:
+        """Return the audit, the newest first."""
+        return self.get_json(f"{V2}/audit{query}")["entries"]  # type: ignore[no-any-return]
 
     def destination_path(self, name: str, rest: str = "") -> str:
         return f"{DESTINATIONS}/{quote(name, safe='')}{rest}"

@@ -10,8 +10,6 @@ from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.homeserver.federation import Federation
 
-V2 = "/_synapse/admin/v2/federation"
-
 ANSWER = {"server": {"name": "Fake", "version": "1"}}
 
 # A row as `add_destination` writes it: long failing, with much backoff left.
@@ -82,10 +80,6 @@ class ProbeTestCase(ModuleTestCase):
                 ),
             )
         )
-
-    def audit(self, query: str = "") -> list[dict[str, Any]]:
-        """Return the audit, the newest first."""
-        return self.get_json(f"{V2}/audit{query}")["entries"]
 
 
 class ContactTestCase(ProbeTestCase, ResetTestCase):

@@ -3,11 +3,10 @@
 
 from typing import Any
 
-from module_case import ModuleTestCase
+from module_case import V2, ModuleTestCase
 
 from synapse_federation_admin.repair.runner import Runner
 
-V2 = "/_synapse/admin/v2/federation"
 RUNS = f"{V2}/runs"
 
 
@@ -37,10 +36,6 @@ class RunsTestCase(ModuleTestCase):
         """Let time pass, in steps in which background processes get on."""
         for _ in range(max(int(seconds / 0.1), 1)):
             self.pump(0.001)
-
-    def audit(self, query: str = "") -> list[dict[str, Any]]:
-        """Return the audit, the newest first."""
-        return self.get_json(f"{V2}/audit{query}")["entries"]  # type: ignore[no-any-return]
 
     def entries(self, run: dict[str, Any]) -> dict[str, list[str]]:
         """Return the outcomes in the audit of a run, by destination."""

@@ -9,9 +9,9 @@ from unittest import mock
 
 import attr
 import pytest
-from module_case import FAILING, NAME, quote
+from module_case import FAILING, NAME, V2, quote
 from parameterized import parameterized
-from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
+from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from synapse.storage.database import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver

@@ -6,14 +6,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import MembersTestCase, quote
+from module_case import V2, MembersTestCase, quote
 from parameterized import parameterized
 from twisted.internet.error import ConnectionDone
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import existing_tables
 
-V2 = "/_synapse/admin/v2/federation"
 DEAD = "dead.example"
 DAY_MS = 86_400_000
 NOW_DAYS = 100
@@ -100,9 +99,6 @@ class ForgetTestCase(MembersTestCase):
     def forget(self, name: str = DEAD, **body: Any) -> Any:
         path = f"{V2}/destinations/{quote(name, safe='')}/forget"
         return self.ask("POST", path, content=body)
-
-    def audit(self, query: str = "") -> list[dict[str, Any]]:
-        return self.get_json(f"{V2}/audit{query}")["entries"]
 
 
 @pytest.mark.database

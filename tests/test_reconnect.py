@@ -5,9 +5,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import NAME, quote
+from module_case import NAME, V2, quote
 from parameterized import parameterized
-from probe_case import ANSWER, LONG_FAILING, V2, ProbeTestCase
+from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from twisted.internet import error
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forgets many destinations, but for those with which local users share rooms."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from enum import Enum
-from typing import TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -23,11 +22,9 @@ from synapse_federation_admin.repair.forget import (
     audit_details,
     refusal,
 )
-from synapse_federation_admin.repair.runner import Action
+from synapse_federation_admin.repair.runner import Action, in_pieces
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
-
-T = TypeVar("T")
 
 # Of how many destinations a pass over all members looks for shared rooms.
 _CANDIDATES = 20_000
@@ -117,7 +114,7 @@ class ForgetMany(Action):
         shared = await self._shared_rooms.counts(names)
         gone = [name for name in names if name not in shared]
         waiting = total.waiting
-        for piece in _pieces(gone, _LOOKED_AT_ONCE):
+        for piece in in_pieces(gone, _LOOKED_AT_ONCE):
             for backlog in (await self._backlog.of(piece)).values():
                 waiting += Waiting.of(backlog, drop_to_device=drop_to_device)
         return ForgetPreview(
@@ -136,10 +133,10 @@ class ForgetMany(Action):
             names = [one.destination for one in queued]
             # Before shared rooms are looked for: who joins one from now on changes it.
             seen: dict[str, Seen] = {}
-            for some in _pieces(names, _LOOKED_AT_ONCE):
+            for some in in_pieces(names, _LOOKED_AT_ONCE):
                 seen.update(await self._forget.look(some))
             shared = await self._shared_rooms.counts(names)
-            for piece in _pieces(queued, _DELETED_AT_ONCE):
+            for piece in in_pieces(queued, _DELETED_AT_ONCE):
                 if not await self._forget_these(job, piece, seen, shared):
                     return
                 await self._homeserver.sleep_ms(_PAUSE_MS)
@@ -220,8 +217,3 @@ def _refused(result: RunResult, kind: str, message: str) -> RunResult:
         details={"note": message},
         totals={},
     )
-
-
-def _pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]

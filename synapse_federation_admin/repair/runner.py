@@ -9,7 +9,7 @@ wherever it was when its process ended (`synapse_federation_admin.storage.run_qu
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import ClassVar, TypeVar
 
@@ -216,11 +216,9 @@ class Runner:
             return
         if job.run.status == RunStatus.PREPARING.value:
             async with aclosing(self._names(job.run, wanted)) as pieces:
-                async for names, prepared_to in pieces:
-                    # Longer ones are no server's, and do not fit into the index.
-                    names = [name for name in names if len(name) <= MAX_NAME]
+                async for names in pieces:
                     rows = self._rows(job.run, action, names)
-                    if not await job.add(rows, prepared_to):
+                    if not await job.add(rows, names[-1]):
                         return
             if not await job.prepared():
                 return
@@ -234,30 +232,35 @@ class Runner:
         """Select what goes into the queue of some destinations that a run is for."""
         these = any_of("d.destination", names, self._homeserver.is_postgres)
         condition = action.condition(run)
+        # Longer ones are no server's, and do not fit into the index.
+        fits = f"LENGTH(d.destination) <= {MAX_NAME}"
         return Sql(
             f"SELECT {action.priority} AS priority, d.destination, "  # noqa: S608
             f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
-            f"FROM destinations AS d WHERE {these.text} AND {condition.text}",
+            "FROM destinations AS d "
+            f"WHERE {these.text} AND {fits} AND {condition.text}",
             (*these.args, *condition.args),
         )
 
     async def _names(
         self, run: Run, wanted: DestinationFilter | None
-    ) -> AsyncGenerator[tuple[list[str], str], None]:
-        """Yield the names that have not been put into the queue yet, some at a time.
-
-        With each piece, up to where they have been found with it.
-        """
+    ) -> AsyncGenerator[list[str], None]:
+        """Yield the names that have not been put into the queue yet, in their order."""
+        after = run.prepared_to
         if wanted is None:
             names = await self._runs.names(run.run_id)
-            first = int(run.prepared_to or 0)
-            for begin in range(first, len(names), _PREPARED_AT_ONCE):
-                end = begin + _PREPARED_AT_ONCE
-                yield names[begin:end], str(end)
+            left = sorted(name for name in names if name > (after or ""))
+            for piece in in_pieces(left, _PREPARED_AT_ONCE):
+                yield list(piece)
             return
-        after = None if run.prepared_to is None else Position(None, run.prepared_to)
-        async with aclosing(self._reader.of(wanted, Sort()).pieces(after)) as pieces:
+        begin = None if after is None else Position(None, after)
+        async with aclosing(self._reader.of(wanted, Sort()).pieces(begin)) as pieces:
             async for rows in pieces:
-                for begin in range(0, len(rows), _PREPARED_AT_ONCE):
-                    part = rows[begin : begin + _PREPARED_AT_ONCE]
-                    yield [row.destination for row in part], part[-1].destination
+                for part in in_pieces(rows, _PREPARED_AT_ONCE):
+                    yield [row.destination for row in part]
+
+
+def in_pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield so many items at a time."""
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
