@@ -375,7 +375,12 @@ def _run(client: MatrixClient, server: Server) -> None:
     wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 30, 0.05)
 
 
-@pytest.fixture(params=[False, True], ids=["sqlite", "cluster"])
+@pytest.fixture(
+    params=[
+        pytest.param(False, id="sqlite", marks=pytest.mark.one_synapse),
+        pytest.param(True, id="cluster"),
+    ]
+)
 def day(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Day]:
     with ExitStack() as stack:
         yield Day(tmp_path, stack, workers=request.param)

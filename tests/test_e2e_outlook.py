@@ -16,7 +16,8 @@ from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root]
+# What is recorded of failures, on each Synapse, test_e2e_failures shows.
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.one_synapse]
 
 # One attempt, and no long one.
 QUICK = {
