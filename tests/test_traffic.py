@@ -91,16 +91,11 @@ class TrafficTestCase(unittest.HomeserverTestCase):
         # At 0 nothing can have failed: that stands for never.
         self.reactor.advance(1000)
         self.seen = Seen()
-        kept = dict(traffic._observers)
-        traffic._observers.clear()
+        alone = mock.patch.dict(traffic._observers, clear=True)
+        alone.start()
+        self.addCleanup(alone.stop)
         traffic.observe(hs, self.seen)
         traffic._blocked.clear()
-
-        def restore() -> None:
-            traffic._observers.clear()
-            traffic._observers.update(kept)
-
-        self.addCleanup(restore)
         self.client = MatrixFederationHttpClient(hs, None)
         self.reactor.lookups["a.example"] = "1.2.3.4"
         self.reactor.lookups["c.example"] = "1.2.3.5"
