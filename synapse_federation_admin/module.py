@@ -119,8 +119,11 @@ class FederationAdmin:
 
 
 def _wire_base(s: "Services", api: "ModuleApi") -> None:
+    from synapse_federation_admin.destinations.backlog import BacklogStore
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
+    from synapse_federation_admin.destinations.pagination import Cursors
     from synapse_federation_admin.destinations.reader import DestinationReader
+    from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
     from synapse_federation_admin.destinations.store import DestinationStore
     from synapse_federation_admin.destinations.summary import SummaryStore
     from synapse_federation_admin.history.outages import Outages
@@ -138,23 +141,8 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
         s.homeserver, s.tables, contact_timeout_ms=s.config.contact_timeout_ms
     )
     s.wake = Wake(s.homeserver)
-
-
-def _wire_v1_lists(s: "Services") -> None:
-    from synapse_federation_admin.destinations.pagination import Cursors
-
     s.cursors = Cursors(s.homeserver.now_ms)
-
-
-def _wire_backlog(s: "Services") -> None:
-    from synapse_federation_admin.destinations.backlog import BacklogStore
-
     s.backlog = BacklogStore(s.homeserver)
-
-
-def _wire_shared_rooms(s: "Services") -> None:
-    from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
-
     s.shared_rooms = SharedRoomsStore(s.homeserver)
 
 
@@ -277,9 +265,6 @@ def _wire_indexes(s: "Services") -> Iterable[Start]:
 # In the order in which they need each other. What each needs of Synapse is in
 # `homeserver/relied_on.py`, and its routes are in `api/__init__.py`.
 _WIRING: dict[Feature, Callable[["Services"], Iterable[Start] | None]] = {
-    Feature.V1_LISTS: _wire_v1_lists,
-    Feature.BACKLOG: _wire_backlog,
-    Feature.SHARED_ROOMS: _wire_shared_rooms,
     Feature.AUDIT: _wire_audit,
     Feature.V1_RESET: _wire_v1_reset,
     Feature.RECONNECT: _wire_reconnect,
