@@ -26,7 +26,6 @@ from synapse_federation_admin.diagnosis.findings import (
     ServiceRecord,
     Stage,
     StageName,
-    StageOutcome,
     Target,
     TargetAddress,
 )
@@ -130,7 +129,10 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
         targets=tuple(resolved),
         targets_total=len(targets),
     )
-    return conclude(findings, failure)
+    if failure is not None:
+        return Stage.failed(StageName.ADDRESSES, failure, findings)
+    errors = [target.error for target in resolved]
+    return Stage.of_all(StageName.ADDRESSES, errors, findings)
 
 
 async def _resolve(
@@ -326,16 +328,3 @@ def dns_failed(name: str, reason: Reason, cause: Failure | None = None) -> Failu
     exception = cause.facts.exception if cause else ""
     facts = Facts(host=bounded(name), exception=exception)
     return Failure(FailureKind.DNS_FAILED, reason, facts)
-
-
-def conclude(findings: AddressesFindings, failure: Failure | None) -> Stage:
-    """Return the stage: whether there is anything to connect to."""
-    name = StageName.ADDRESSES
-    bad = [target.error for target in findings.targets if target.error is not None]
-    if failure is not None:
-        return Stage.failed(name, failure, findings)
-    if not bad:
-        return Stage(name, StageOutcome.OK, findings=findings)
-    is_all = len(bad) == len(findings.targets)
-    outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
-    return Stage.failed(name, bad[0], findings, outcome)

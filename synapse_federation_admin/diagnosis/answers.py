@@ -166,14 +166,8 @@ def check_version(connections: ConnectionsFindings) -> Stage:
     answers = [c.version for c in connections.connections if c.version is not None]
     if not answers:
         return Stage.skip(StageName.VERSION, SkipReason.NO_CONNECTION)
-    bad = [answer for answer in answers if answer.error is not None]
-    answer = bad[0] if bad else answers[0]
-    if answer.error is None:
-        stage = Stage(StageName.VERSION, StageOutcome.OK, findings=answer)
-    else:
-        is_all = len(bad) == len(answers)
-        outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
-        stage = Stage.failed(StageName.VERSION, answer.error, answer, outcome)
+    answer = next((a for a in answers if a.error is not None), answers[0])
+    stage = Stage.of_all(StageName.VERSION, [a.error for a in answers], answer)
     return attr.evolve(stage, duration_ms=answer.duration_ms)
 
 

@@ -247,13 +247,7 @@ def conclude(findings: ConnectionsFindings) -> Stage:
     """Return the stage: whether connections work, and whether all of them do."""
     name = StageName.CONNECTIONS
     tried = [c for c in findings.connections if c.outcome is not StageOutcome.SKIPPED]
-    bad = [c for c in tried if c.outcome is StageOutcome.FAILED]
     if not tried:
         first = findings.connections[0].error if findings.connections else None
         return Stage.failed(name, first or Failure(FailureKind.UNREACHABLE), findings)
-    if not bad:
-        return Stage(name, StageOutcome.OK, findings=findings)
-    is_all = len(bad) == len(tried)
-    failure = bad[0].error or Failure(FailureKind.OTHER)
-    outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
-    return Stage.failed(name, failure, findings, outcome)
+    return Stage.of_all(name, [c.error for c in tried], findings)

@@ -8,6 +8,7 @@ The docstrings are what the API's schema says of each field: so this file is lon
 all of it is in one place.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TypeAlias, TypeVar
 
@@ -557,6 +558,24 @@ class Stage:
         """
         outcome = StageOutcome.SKIPPED if failure.is_ours else outcome
         return cls(name, outcome, failure, findings)
+
+    @classmethod
+    def of_all(
+        cls, name: StageName, errors: Sequence[Failure | None], findings: Findings
+    ) -> "Stage":
+        """Return a stage by what is wrong with each of what was tried in it.
+
+        Args:
+            name: Which.
+            errors: What is wrong with each; None of one that is in order.
+            findings: What was seen.
+        """
+        bad = [error for error in errors if error is not None]
+        if not bad:
+            return cls(name, StageOutcome.OK, findings=findings)
+        is_all = len(bad) == len(errors)
+        outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
+        return cls.failed(name, bad[0], findings, outcome)
 
     @classmethod
     def skip(cls, name: StageName, why: SkipReason) -> "Stage":
