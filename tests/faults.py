@@ -47,6 +47,7 @@ NOWHERE = "224.0.0.1"
 
 BAD_GATEWAY = http("502 Bad Gateway", b"<html>", HTML)
 UNAUTHORIZED = as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No")
+PAGE = http("200 OK", b"<html>", HTML)
 PAGE_NOT_FOUND = http("404 Not Found", b"<html>", HTML)
 
 Build = Callable[[Laboratory, str], str | None]
@@ -274,6 +275,45 @@ def delegates(lab: Laboratory, name: str, address: str, file: Answer) -> None:
     lab.serve(address, 443, {WELL_KNOWN: file}, name)
 
 
+def site(
+    label: str,
+    verdict: str,
+    kind: str | None = None,
+    says: str = "",
+    *,
+    file: Answer | None = None,
+    is_up: bool = True,
+    certify: Callable[[Laboratory, str], ssl.SSLContext] | None = None,
+    make_keys: Callable[[str], bytes] | None = None,
+    **answers: Answer,
+) -> None:
+    """Add a server that is in order but for what is given.
+
+    Args:
+        label: As of a fault, and so are `verdict`, `kind` and `says`.
+        verdict: See there.
+        kind: See there.
+        says: See there.
+        file: Its well-known file; by default nothing listens there.
+        is_up: Whether a homeserver answers at port 8448.
+        certify: Makes its certificate for its name.
+        make_keys: Makes its keys for its name.
+        answers: Other answers of it.
+    """
+
+    @fault(label, verdict, kind, says)
+    def _(lab: Laboratory, name: str) -> None:
+        address = lab.address()
+        lab.name(label, address)
+        if is_up:
+            made = certify(lab, name) if certify else None
+            given = {**answers, **({"keys": make_keys(name)} if make_keys else {})}
+            answering = homeserver(name, **given)
+            lab.serve(address, 8448, answering, name, context=made)
+        if file is not None:
+            delegates(lab, name, address, file)
+
+
 def m_server(to: object) -> bytes:
     return as_json({"m.server": to})
 
@@ -281,9 +321,7 @@ def m_server(to: object) -> bytes:
 # What is in order.
 
 
-@fault("healthy", "ok")
-def _(lab: Laboratory, name: str) -> None:
-    up(lab, name)
+site("healthy", "ok")
 
 
 @fault("literal", "ok")
@@ -350,11 +388,8 @@ def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 9, f"nothing.{ZONE}"))
 
 
-@fault("not-found", "ok")
-def _(lab: Laboratory, name: str) -> None:
-    """A web server without a well-known file."""
-    address = up(lab, name)
-    delegates(lab, name, address, PAGE_NOT_FOUND)
+# A web server without a well-known file.
+site("not-found", "ok", file=PAGE_NOT_FOUND)
 
 
 # Names.
@@ -542,47 +577,42 @@ def _(lab: Laboratory, name: str) -> None:
 # TLS.
 
 
-CERTIFICATES: tuple[
-    tuple[str, str, Callable[[Laboratory, str], ssl.SSLContext], str], ...
-] = (
-    ("expired", "tls_expired/own_certificate", expired, "expired 3 days ago"),
-    ("early", "tls_not_yet_valid/own_certificate", early, ""),
-    (
-        *("wrong-name", "tls_wrong_name"),
-        *(lambda lab, _: issued(lab, "other.example"), "for other.example"),
-    ),
-    (
-        *("expired-wrong-name", "tls_expired/own_certificate"),
-        *(lambda lab, _: expired(lab, "other.example"), ""),
-    ),
-    (
-        *("other-authority", "tls_untrusted/unknown_authority"),
-        *(lambda _, name: context(trustme.CA().issue_cert(name)), ""),
-    ),
-    ("incomplete-chain", "tls_untrusted/unknown_authority", incomplete, ""),
-    ("self-signed", "tls_untrusted/self_signed", self_signed, ""),
-    # The server's own certificate is valid, and one in its chain has expired.
-    ("expired-between", "tls_expired/in_chain", expired_between, ""),
-    (
-        *("no-names", "tls_wrong_name/no_names"),
-        *(lambda lab, name: made_by(lab, name, names=()), ""),
-    ),
-    (
-        *("weak-key", "tls_untrusted/weak_key"),
-        *(lambda lab, name: made_by(lab, name, names=(name,), bits=1024), ""),
-    ),
-    ("wants-certificate", "tls_failed", wants_certificate, "certificate required"),
+site(
+    *("expired", "failing", "tls_expired/own_certificate", "expired 3 days ago"),
+    certify=expired,
 )
-
-for label, kind, certify, says in CERTIFICATES:
-
-    @fault(label, "failing", kind, says)
-    def _(
-        lab: Laboratory,
-        name: str,
-        certify: Callable[[Laboratory, str], ssl.SSLContext] = certify,
-    ) -> None:
-        up_with(lab, name, certify(lab, name))
+site("early", "failing", "tls_not_yet_valid/own_certificate", certify=early)
+site(
+    *("wrong-name", "failing", "tls_wrong_name", "for other.example"),
+    certify=lambda lab, _: issued(lab, "other.example"),
+)
+site(
+    *("expired-wrong-name", "failing", "tls_expired/own_certificate"),
+    certify=lambda lab, _: expired(lab, "other.example"),
+)
+site(
+    *("other-authority", "failing", "tls_untrusted/unknown_authority"),
+    certify=lambda _, name: context(trustme.CA().issue_cert(name)),
+)
+site(
+    *("incomplete-chain", "failing", "tls_untrusted/unknown_authority"),
+    certify=incomplete,
+)
+site("self-signed", "failing", "tls_untrusted/self_signed", certify=self_signed)
+# The server's own certificate is valid, and one in its chain has expired.
+site("expired-between", "failing", "tls_expired/in_chain", certify=expired_between)
+site(
+    *("no-names", "failing", "tls_wrong_name/no_names"),
+    certify=lambda lab, name: made_by(lab, name, names=()),
+)
+site(
+    *("weak-key", "failing", "tls_untrusted/weak_key"),
+    certify=lambda lab, name: made_by(lab, name, names=(name,), bits=1024),
+)
+site(
+    *("wants-certificate", "failing", "tls_failed", "certificate required"),
+    certify=wants_certificate,
+)
 
 
 plain("resets", "tls_failed/closed_in_handshake", reset)
@@ -606,26 +636,6 @@ def _(lab: Laboratory, name: str) -> None:
 
 
 # The well-known file.
-
-
-def well_known(
-    label: str,
-    verdict: str,
-    kind: str,
-    file: Answer,
-    *,
-    works: bool,
-) -> None:
-    """Add a fault of the file, of a server that can be found without it or not."""
-
-    @fault(label, verdict, kind)
-    def _(lab: Laboratory, name: str) -> None:
-        address = lab.address()
-        if works:
-            up(lab, name, address)
-        else:
-            lab.name(label, address)
-        delegates(lab, name, address, file)
 
 
 for works in (False, True):
@@ -664,28 +674,16 @@ for works in (False, True):
         ),
         ("file-closes", "well_known_unreachable", close),
     ):
-        well_known(f"{label}{end}", verdict, kind, file, works=works)
+        site(f"{label}{end}", verdict, kind, file=file, is_up=works)
 
 
-well_known(
-    "url", "failing", "well_known_invalid", m_server("https://a.example"), works=True
-)
-well_known("path", "failing", "well_known_invalid", m_server("a.example/b"), works=True)
-well_known("hanging-file", "failing", "well_known_unreachable", hang, works=True)
-
-
-@fault("web-page", "ok")
-def _(lab: Laboratory, name: str) -> None:
-    """A web site that answers with a page, whatever it is asked for."""
-    address = up(lab, name)
-    delegates(lab, name, address, http("200 OK", b"<html>", HTML))
-
-
-@fault("web-page-only", "failing", "well_known_invalid/not_json")
-def _(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name("web-page-only", address)
-    delegates(lab, name, address, http("200 OK", b"<html>", HTML))
+# These are used as they are, or waited for.
+site(*("url", "failing", "well_known_invalid"), file=m_server("https://a.example"))
+site("path", "failing", "well_known_invalid", file=m_server("a.example/b"))
+site("hanging-file", "failing", "well_known_unreachable", file=hang)
+# A web site that answers with a page, whatever it is asked for.
+site("web-page", "ok", file=PAGE)
+site("web-page-only", "failing", "well_known_invalid/not_json", file=PAGE, is_up=False)
 
 
 @fault("web-certificate", "ok")
@@ -700,7 +698,7 @@ def _(lab: Laboratory, name: str) -> None:
     """Who has SRV records has no need of the file."""
     address = lab.address()
     lab.name("web-page-and-srv", address)
-    delegates(lab, name, address, http("200 OK", b"<html>", HTML))
+    delegates(lab, name, address, PAGE)
     lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, name))
 
 
@@ -767,7 +765,7 @@ EVERYWHERE = (
     ("list", "invalid_response", as_json([1])),
     ("no-type", "invalid_response", http("200 OK", b"{}", b"")),
     ("odd-redirect", "http_error", http("302 Found", b"", b"Location: \x1b[3\xff\r\n")),
-    ("html", "invalid_response", http("200 OK", b"<html>", HTML)),
+    ("html", "invalid_response", PAGE),
     ("broken-json", "invalid_response", http("200 OK", b"{")),
     ("no-http", "invalid_response", b"SSH-2.0-OpenSSH_9.2\r\n" * 50),
     ("closes", "invalid_response", close),
@@ -808,118 +806,91 @@ FAST, SLOW = (
     for at in (time.time() + 7200, time.time() - 7200)
 )
 
-# Homeservers in order, but for some answers; and what the explanation has to tell.
-ANSWERS: tuple[tuple[str, str, str | None, dict[str, Answer], str], ...] = (
-    ("known-alias", "ok", None, {"query": as_json({"room_id": "!a:b"})}, ""),
-    ("shut-out", "failing", "not_allowed", {}, ""),
-    ("rejects", "failing", "rejected", {"query": UNAUTHORIZED}, ""),
-    # One that does not tell its version, and rejects us.
-    (
-        *("rejects-and-hides", "failing", "rejected"),
-        *({"version": PAGE_NOT_FOUND, "query": UNAUTHORIZED}, ""),
-    ),
-    # It may be waiting for our key.
-    (
-        *("query-hangs", "failing", "response_timeout/signed_unanswered"),
-        *({"query": hang}, ""),
-    ),
-    ("keys-limited", "failing", "rate_limited/keys_request", {"keys": LIMITED}, ""),
-    ("keys-close", "failing", "keys_missing/closed", {"keys": close}, ""),
-    (
-        *("shuts-us-out", "failing", "rejected"),
-        *({"query": as_json({"errcode": "M_FORBIDDEN"}, status="403 No")}, ""),
-    ),
-    (
-        *("query-500", "failing", "http_error/signed_not_routed"),
-        *({"query": http("500 Internal Server Error")}, ""),
-    ),
-    ("query-limited", "failing", "rate_limited", {"query": LIMITED}, ""),
-    (
-        *("query-unknown", "degraded", "http_error/unknown_request"),
-        *({"query": UNRECOGNIZED}, ""),
-    ),
-    (
-        *("query-html", "failing", "http_error/signed_not_routed"),
-        *({"query": PAGE_NOT_FOUND}, ""),
-    ),
-    (
-        *("query-error", "failing", "http_error/signed_error"),
-        {"query": as_json({"errcode": "M_UNKNOWN"}, status="500 No")},
-        "HTTP 500 M_UNKNOWN",
-    ),
-    ("no-version", "degraded", "http_error", {"version": http("404 Not Found")}, ""),
-    ("version-shut", "degraded", "rejected/unsigned_too", {"version": FORBIDDEN}, ""),
-    # Clocks.
-    ("fast-clock", "degraded", "other/clock", {"version": FAST}, "ahead of ours"),
-    (
-        *("slow-clock-rejects", "failing", "rejected/clock"),
-        *({"version": SLOW, "query": UNAUTHORIZED}, "behind ours"),
-    ),
-    # Hostile servers.
-    (
-        *("hostile-version", "ok", None),
-        *({"version": as_json({"server": {"name": TEXT, "version": TEXT}})}, ""),
-    ),
-    (
-        *("hostile-type", "degraded", "invalid_response/wrong_content_type"),
-        *({"version": http("200 OK", b"{}", b"Content-Type: %s\r\n" % ESC)}, ""),
-    ),
-    (
-        *("folded-type", "failing", "keys_invalid/wrong_content_type"),
-        *({"keys": http("200 OK", b"{}", FOLDED)}, ""),
-    ),
-    (
-        *("garbage-status", "failing", "invalid_response"),
-        *({"query": b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n"}, ""),
-    ),
-    (
-        *("hostile-errcode", "failing", "rejected"),
-        {
-            "query": as_json(
-                {"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000
-            )
-        },
-        "",
-    ),
-    (
-        *("hostile-status", "failing", "http_error"),
-        {"query": b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900)},
-        "",
-    ),
-    (
-        *("hostile-keys", "failing", "keys_invalid/other_server_name"),
-        *({"keys": as_json(HOSTILE_KEYS)}, ""),
-    ),
-    ("deep-keys", "failing", "keys_invalid/not_json", {"keys": DEEP_LIST}, ""),
-    (
-        *("deep-version", "degraded", "invalid_response/not_json"),
-        *({"version": DEEP_LIST}, ""),
-    ),
-    (
-        *("endless-body", "degraded", "invalid_response/body_too_large"),
-        *({"version": ENDLESS_LIST}, ""),
-    ),
-    (
-        *("endless-headers", "degraded", "invalid_response"),
-        {"version": repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n")},
-        "",
-    ),
-    ("endless-keys", "failing", "keys_invalid", {"keys": ENDLESS_LIST}, ""),
-    (
-        *("slow-version", "degraded", "response_timeout"),
-        *({"version": repeat(b"x", BEGUN_LIST, every_s=1)}, ""),
-    ),
-    (
-        *("slow-query", "failing", "response_timeout"),
-        *({"query": repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1)}, ""),
-    ),
+site("known-alias", "ok", query=as_json({"room_id": "!a:b"}))
+site("shut-out", "failing", "not_allowed")
+site("rejects", "failing", "rejected", query=UNAUTHORIZED)
+# One that does not tell its version, and rejects us.
+site(
+    *("rejects-and-hides", "failing", "rejected"),
+    version=PAGE_NOT_FOUND,
+    query=UNAUTHORIZED,
 )
-
-for label, verdict, kind, given, says in ANSWERS:
-
-    @fault(label, verdict, kind, says)
-    def _(lab: Laboratory, name: str, given: dict[str, Answer] = given) -> None:
-        up(lab, name, **given)
+# It may be waiting for our key.
+site("query-hangs", "failing", "response_timeout/signed_unanswered", query=hang)
+site("keys-limited", "failing", "rate_limited/keys_request", keys=LIMITED)
+site("keys-close", "failing", "keys_missing/closed", keys=close)
+site(
+    *("shuts-us-out", "failing", "rejected"),
+    query=as_json({"errcode": "M_FORBIDDEN"}, status="403 No"),
+)
+site(
+    *("query-500", "failing", "http_error/signed_not_routed"),
+    query=http("500 Internal Server Error"),
+)
+site("query-limited", "failing", "rate_limited", query=LIMITED)
+site("query-unknown", "degraded", "http_error/unknown_request", query=UNRECOGNIZED)
+site("query-html", "failing", "http_error/signed_not_routed", query=PAGE_NOT_FOUND)
+site(
+    *("query-error", "failing", "http_error/signed_error", "HTTP 500 M_UNKNOWN"),
+    query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
+)
+site("no-version", "degraded", "http_error", version=http("404 Not Found"))
+site("version-shut", "degraded", "rejected/unsigned_too", version=FORBIDDEN)
+# Clocks.
+site("fast-clock", "degraded", "other/clock", "ahead of ours", version=FAST)
+site(
+    *("slow-clock-rejects", "failing", "rejected/clock", "behind ours"),
+    version=SLOW,
+    query=UNAUTHORIZED,
+)
+# Hostile servers.
+site(
+    *("hostile-version", "ok"),
+    version=as_json({"server": {"name": TEXT, "version": TEXT}}),
+)
+site(
+    *("hostile-type", "degraded", "invalid_response/wrong_content_type"),
+    version=http("200 OK", b"{}", b"Content-Type: %s\r\n" % ESC),
+)
+site(
+    *("folded-type", "failing", "keys_invalid/wrong_content_type"),
+    keys=http("200 OK", b"{}", FOLDED),
+)
+site(
+    *("garbage-status", "failing", "invalid_response"),
+    query=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
+)
+site(
+    *("hostile-errcode", "failing", "rejected"),
+    query=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
+)
+site(
+    *("hostile-status", "failing", "http_error"),
+    query=b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900),
+)
+site(
+    *("hostile-keys", "failing", "keys_invalid/other_server_name"),
+    keys=as_json(HOSTILE_KEYS),
+)
+site("deep-keys", "failing", "keys_invalid/not_json", keys=DEEP_LIST)
+site("deep-version", "degraded", "invalid_response/not_json", version=DEEP_LIST)
+site(
+    *("endless-body", "degraded", "invalid_response/body_too_large"),
+    version=ENDLESS_LIST,
+)
+site(
+    *("endless-headers", "degraded", "invalid_response"),
+    version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n"),
+)
+site("endless-keys", "failing", "keys_invalid", keys=ENDLESS_LIST)
+site(
+    *("slow-version", "degraded", "response_timeout"),
+    version=repeat(b"x", BEGUN_LIST, every_s=1),
+)
+site(
+    *("slow-query", "failing", "response_timeout"),
+    query=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
+)
 
 
 @fault("late-hostile-file", "failing", "well_known_unreachable")
@@ -978,88 +949,80 @@ def with_second(key: object) -> Callable[[str], bytes]:
 
 YESTERDAY = int(time.time() * 1000) - 86_400_000
 
-# By the name of their server.
-BAD_KEYS: tuple[tuple[str, str, Callable[[str], bytes], str], ...] = (
-    ("keys-404", "keys_missing", lambda _: http("404 Not Found"), ""),
-    ("keys-500", "keys_missing", lambda _: http("500 Internal Server Error"), ""),
-    # It is not us whom they reject.
-    ("keys-403", "keys_missing", lambda _: FORBIDDEN, "HTTP 403"),
-    ("keys-410", "keys_missing", lambda _: http("410 Gone"), "HTTP 410"),
-    (
-        *("keys-none", "keys_missing/no_ed25519_key"),
-        *(lambda name: keys(name, verify_keys={}), ""),
-    ),
-    (
-        *("keys-odd", "keys_missing/no_ed25519_key"),
-        *(lambda name: keys(name, verify_keys={"rsa:1": {}}), ""),
-    ),
-    ("keys-signature", "keys_invalid/signature_invalid", broken_signature, ""),
-    ("keys-unsigned", "keys_invalid/not_signed", unsigned, ""),
-    (
-        *("keys-of-another", "keys_invalid/other_server_name"),
-        *(lambda _: keys("other.example"), "other.example"),
-    ),
-    (
-        *("keys-no-date", "keys_invalid/valid_until_missing"),
-        *(lambda name: keys(name, valid_until_ts="soon"), ""),
-    ),
-    ("keys-a-list", "keys_invalid/not_json", lambda _: as_json([]), ""),
-    (
-        *("keys-expired", "keys_expired"),
-        *(lambda name: keys(name, valid_until_ts=YESTERDAY), ""),
-    ),
-    # Of these Synapse takes none, for it cannot read one.
-    (
-        *("old-key-bad", "keys_invalid/key_unreadable"),
-        *(with_old({"ed25519:o": {"key": "A"}}), ""),
-    ),
-    (
-        *("old-keys-a-list", "keys_invalid/old_keys_not_an_object"),
-        *(with_old([1]), ""),
-    ),
-    (
-        *("second-key-bad", "keys_invalid/key_unreadable"),
-        *(with_second({"key": "AAAA"}), ""),
-    ),
-    ("second-key-empty", "keys_invalid/key_unreadable", with_second({}), ""),
+site("keys-404", "failing", "keys_missing", make_keys=lambda _: http("404 Not Found"))
+site(
+    *("keys-500", "failing", "keys_missing"),
+    make_keys=lambda _: http("500 Internal Server Error"),
 )
-
-for label, kind, make, says in BAD_KEYS:
-
-    @fault(label, "failing", kind, says)
-    def _(lab: Laboratory, name: str, make: Callable[[str], bytes] = make) -> None:
-        up(lab, name, keys=make(name))
+# It is not us whom they reject.
+site("keys-403", "failing", "keys_missing", "HTTP 403", make_keys=lambda _: FORBIDDEN)
+site(
+    *("keys-410", "failing", "keys_missing", "HTTP 410"),
+    make_keys=lambda _: http("410 Gone"),
+)
+site(
+    *("keys-none", "failing", "keys_missing/no_ed25519_key"),
+    make_keys=lambda name: keys(name, verify_keys={}),
+)
+site(
+    *("keys-odd", "failing", "keys_missing/no_ed25519_key"),
+    make_keys=lambda name: keys(name, verify_keys={"rsa:1": {}}),
+)
+site(
+    *("keys-signature", "failing", "keys_invalid/signature_invalid"),
+    make_keys=broken_signature,
+)
+site("keys-unsigned", "failing", "keys_invalid/not_signed", make_keys=unsigned)
+site(
+    *("keys-of-another", "failing", "keys_invalid/other_server_name", "other.example"),
+    make_keys=lambda _: keys("other.example"),
+)
+site(
+    *("keys-no-date", "failing", "keys_invalid/valid_until_missing"),
+    make_keys=lambda name: keys(name, valid_until_ts="soon"),
+)
+site("keys-a-list", "failing", "keys_invalid/not_json", make_keys=lambda _: as_json([]))
+site(
+    *("keys-expired", "failing", "keys_expired"),
+    make_keys=lambda name: keys(name, valid_until_ts=YESTERDAY),
+)
+# Of these Synapse takes none, for it cannot read one.
+site(
+    *("old-key-bad", "failing", "keys_invalid/key_unreadable"),
+    make_keys=with_old({"ed25519:o": {"key": "A"}}),
+)
+site(
+    *("old-keys-a-list", "failing", "keys_invalid/old_keys_not_an_object"),
+    make_keys=with_old([1]),
+)
+site(
+    *("second-key-bad", "failing", "keys_invalid/key_unreadable"),
+    make_keys=with_second({"key": "AAAA"}),
+)
+site(
+    *("second-key-empty", "failing", "keys_invalid/key_unreadable"),
+    make_keys=with_second({}),
+)
 
 
 # Hostile files, and too many addresses.
 
-for label, verdict, kind, file in (
-    (
-        "hostile-file",
-        "failing",
-        "well_known_invalid/m_server_invalid",
-        m_server("\u001b[31mx" + "y" * 9000),
-    ),
-    (
-        "hostile-location",
-        "degraded",
-        "well_known_unreachable/redirect_invalid",
-        http("302 Found", b"", b"Location: " + ESC[:6] + b"z" * 9000 + b"\r\n"),
-    ),
-    (
-        "endless-file",
-        "degraded",
-        "well_known_invalid/body_too_large",
-        repeat(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n"),
-    ),
-    (
-        "slow-file",
-        "failing",
-        "well_known_unreachable",
-        repeat(b"x", b"HTTP/1.1 200 OK\r\n\r\n", every_s=1),
-    ),
-):
-    well_known(label, verdict, kind, file, works=True)
+site(
+    *("hostile-file", "failing", "well_known_invalid/m_server_invalid"),
+    file=m_server("\u001b[31mx" + "y" * 9000),
+)
+site(
+    *("hostile-location", "degraded", "well_known_unreachable/redirect_invalid"),
+    file=http("302 Found", b"", b"Location: " + ESC[:6] + b"z" * 9000 + b"\r\n"),
+)
+site(
+    *("endless-file", "degraded", "well_known_invalid/body_too_large"),
+    file=repeat(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n"),
+)
+site(
+    *("slow-file", "failing", "well_known_unreachable"),
+    file=repeat(b"x", b"HTTP/1.1 200 OK\r\n\r\n", every_s=1),
+)
 
 
 @fault("endless-redirects", "degraded", "well_known_unreachable")
