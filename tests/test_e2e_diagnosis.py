@@ -22,7 +22,7 @@ from synapse_federation_admin.playground.synapse import SynapseServer
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 TIMEOUT_S = 6
-CONTACT_MS = 1000
+CONTACT_MS = 3000
 
 
 @attr.s(slots=True, auto_attribs=True)
