@@ -242,6 +242,7 @@ def _wire_history(s: "Services") -> Iterable[Start]:
         without_dns,
         contact_timeout_ms=s.config.contact_timeout_ms,
     )
+    s.homeserver.name_untrusted_certificates()
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
     return recorder.start, s.outages.start, s.recent_attempts.start

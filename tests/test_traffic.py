@@ -404,5 +404,5 @@ class ObserversTestCase(TrafficTestCase):
             mock.patch.object(self.hs.get_federation_http_client(), "agent", object()),
             self.assertLogs(traffic.logger, "WARNING") as logs,
         ):
-            traffic.observe(self.hs, self.seen)
-        self.assertIn("tls_untrusted", logs.records[0].getMessage())
+            traffic.name_untrusted_certificates(self.hs)
+        self.assertIn("tls_failed", logs.records[0].getMessage())

@@ -39,3 +39,14 @@ class Homeserver(Background):
         from synapse_federation_admin.homeserver.traffic import observe
 
         observe(self._hs, observer)
+
+    def name_untrusted_certificates(self) -> None:
+        """Have Synapse's client say why it does not trust a certificate.
+
+        For before this process sends anything.
+        """
+        from synapse_federation_admin.homeserver.traffic import (
+            name_untrusted_certificates,
+        )
+
+        name_untrusted_certificates(self._hs)

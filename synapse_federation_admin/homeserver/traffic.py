@@ -82,7 +82,6 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
-    _name_untrusted_certificates(hs)
 
 
 def led_to_blocked_addresses(host: str) -> bool:
@@ -179,11 +178,12 @@ def _observe_logger(observed: logging.Logger) -> None:
         observed.__class__ = type(_Observed.__name__, bases, {})
 
 
-def _name_untrusted_certificates(hs: "HomeServer") -> None:
+def name_untrusted_certificates(hs: "HomeServer") -> None:
     """Have Synapse's client say why it does not trust a certificate.
 
     Else all that is left of an expired one is "certificate verify failed". What OpenSSL
-    decides stands.
+    decides stands. That is for before the client's first connection: after it, OpenSSL
+    lets nothing be changed.
     """
     if outbound_instances(hs) is not None:
         # Others make the connections.
@@ -193,10 +193,9 @@ def _name_untrusted_certificates(hs: "HomeServer") -> None:
         direct = agent._agent  # type: ignore[attr-defined]  # a BlocklistingAgentWrapper's
         factory = direct._agent._endpointFactory
         context: SSL.Context = factory._tls_client_options_factory._verify_ssl_context
-    except AttributeError:
+        context.set_verify(context.get_verify_mode(), verified)
+    except (AttributeError, ValueError):
         logger.warning(
             "Cannot tell why certificates are not trusted: all such failures are "
-            "recorded as tls_untrusted"
+            "recorded as tls_failed"
         )
-        return
-    context.set_verify(context.get_verify_mode(), verified)
