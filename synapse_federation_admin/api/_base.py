@@ -2,7 +2,7 @@
 """What every handler shares: who asks, what it acts with, and errors."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attr
 from synapse.module_api import Requester, SynapseRequest
@@ -59,24 +59,24 @@ class Services:
     indexes: "DestinationIndexes"
     outages: "Outages"
     wake: "Wake"
-    # Of the feature that is named beside it in `_OWNERS`.
-    cursors: "Cursors[Any]"
-    reset: "ConnectionReset"
-    follow_up: "FollowUp"
-    backlog: "BacklogStore"
-    shared_rooms: "SharedRoomsStore"
-    audit: "Audit"
-    housekeeping: "Housekeeping"
-    reconnect: "Reconnect"
-    runs: "RunStore"
-    runner: "Runner"
-    reconnect_many: "ReconnectMany"
-    cap_backoff: "CapBackoff"
-    forget: "Forget"
-    forget_many: "ForgetMany"
-    diagnoses: "Diagnoses"
-    history: "HistoryStore"
-    recent_attempts: "RecentAttemptsStore"
+    # Of the feature that is named beside it.
+    cursors: Annotated["Cursors[Any]", Feature.V1_LISTS]
+    reset: Annotated["ConnectionReset", Feature.V1_RESET]
+    follow_up: Annotated["FollowUp", Feature.V1_RESET]
+    backlog: Annotated["BacklogStore", Feature.BACKLOG]
+    shared_rooms: Annotated["SharedRoomsStore", Feature.SHARED_ROOMS]
+    audit: Annotated["Audit", Feature.AUDIT]
+    housekeeping: Annotated["Housekeeping", Feature.AUDIT]
+    reconnect: Annotated["Reconnect", Feature.RECONNECT]
+    runs: Annotated["RunStore", Feature.AUDIT]
+    runner: Annotated["Runner", Feature.RUNS]
+    reconnect_many: Annotated["ReconnectMany", Feature.RUNS]
+    cap_backoff: Annotated["CapBackoff", Feature.RUNS]
+    forget: Annotated["Forget", Feature.RUNS]
+    forget_many: Annotated["ForgetMany", Feature.RUNS]
+    diagnoses: Annotated["Diagnoses", Feature.DIAGNOSIS]
+    history: Annotated["HistoryStore", Feature.HISTORY]
+    recent_attempts: Annotated["RecentAttemptsStore", Feature.HISTORY]
 
     def __init__(self, features: Features, config: FederationAdminConfig) -> None:
         self.features = features
@@ -94,24 +94,10 @@ class Services:
                 self.__dict__.pop(name, None)
 
 
-_OWNERS = {
-    "cursors": Feature.V1_LISTS,
-    "reset": Feature.V1_RESET,
-    "follow_up": Feature.V1_RESET,
-    "backlog": Feature.BACKLOG,
-    "shared_rooms": Feature.SHARED_ROOMS,
-    "audit": Feature.AUDIT,
-    "housekeeping": Feature.AUDIT,
-    "reconnect": Feature.RECONNECT,
-    "runs": Feature.AUDIT,
-    "runner": Feature.RUNS,
-    "reconnect_many": Feature.RUNS,
-    "cap_backoff": Feature.RUNS,
-    "forget": Feature.RUNS,
-    "forget_many": Feature.RUNS,
-    "diagnoses": Feature.DIAGNOSIS,
-    "history": Feature.HISTORY,
-    "recent_attempts": Feature.HISTORY,
+_OWNERS: dict[str, Feature] = {
+    name: part.__metadata__[0]
+    for name, part in Services.__annotations__.items()
+    if hasattr(part, "__metadata__")
 }
 
 
