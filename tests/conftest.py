@@ -122,17 +122,17 @@ def synapse_tests() -> Path:
     if not (target / "tests" / "unittest.py").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            fetch_synapse_tests(version, Path(folder))
+            unpacked = fetch_synapse_tests(version, Path(folder))
             try:
-                (Path(folder) / "unpacked").rename(target)
+                unpacked.rename(target)
             except OSError:
                 # Another test run was faster.
                 assert (target / "tests" / "unittest.py").is_file()
     return target
 
 
-def fetch_synapse_tests(version: str, folder: Path) -> None:
-    """Unpack `tests` of a Synapse release below `folder / "unpacked"`."""
+def fetch_synapse_tests(version: str, folder: Path) -> Path:
+    """Unpack `tests` of a Synapse release below a folder, and return what holds it."""
     # pip would build the package to know its metadata, which takes a Rust compiler.
     command = [sys.executable, "-m", "unearth", f"matrix-synapse=={version}"]
     command += ["--no-binary", "--download", str(folder)]
@@ -145,18 +145,12 @@ def fetch_synapse_tests(version: str, folder: Path) -> None:
     ).stdout.strip()
     if index := os.environ.get("PIP_INDEX_URL") or index:
         command += ["--index-url", index]
-    subprocess.run(
-        command,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as sdist:
-        for member in sdist:
-            _, _, name = member.name.partition("/")
-            if name.startswith("tests/"):
-                member.name = name
-                sdist.extract(member, folder / "unpacked", filter="data")
+        members = [m for m in sdist if m.name.split("/")[1:2] == ["tests"]]
+        sdist.extractall(folder, members, filter="data")
+    return folder / members[0].name.partition("/")[0]
 
 
 def start_postgres() -> None:

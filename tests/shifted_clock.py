@@ -7,7 +7,6 @@ shifted by the seconds that are in a file, also while it runs. What is neither o
 is not shifted: sockets, TLS, databases.
 """
 
-import mmap
 import os
 import runpy
 import struct
@@ -24,7 +23,7 @@ class ShiftedClock:
     def __init__(self, file: Path, now_s: float) -> None:
         self._file = file
         self._shift_s = now_s - time.time()
-        self._write()
+        file.write_bytes(_SECONDS.pack(self._shift_s))
 
     @property
     def wrapper(self) -> list[str]:
@@ -37,24 +36,18 @@ class ShiftedClock:
 
     def jump(self, seconds: float) -> None:
         self._shift_s += seconds
-        self._write()
-
-    def _write(self) -> None:
         # In one piece: whoever reads sees the old one or the new one.
-        with open(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-            file.truncate(_SECONDS.size)
-            with mmap.mmap(file.fileno(), _SECONDS.size) as memory:
-                memory[:] = _SECONDS.pack(self._shift_s)
+        with self._file.open("r+b", buffering=0) as file:
+            file.write(_SECONDS.pack(self._shift_s))
 
 
 def _main() -> None:
     file, _, _, module = sys.argv[1:5]
-    with open(file, "rb") as opened:
-        memory = mmap.mmap(opened.fileno(), _SECONDS.size, access=mmap.ACCESS_READ)
+    descriptor = os.open(file, os.O_RDONLY)
     real = time.time
 
     def shifted() -> float:
-        return real() + _SECONDS.unpack_from(memory)[0]
+        return real() + _SECONDS.unpack(os.pread(descriptor, _SECONDS.size, 0))[0]
 
     time.time = shifted
     # The folder of this file.

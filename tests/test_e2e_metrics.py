@@ -273,23 +273,17 @@ def check(expr: promql.Expr, scrape: Scrape) -> Set[str] | None:
 
 
 def check_selector(selector: promql.VectorSelector, scrape: Scrape) -> Set[str]:
-    name = selector.name
-    series = scrape.series(name)
-    labels = frozenset().union(*series)
-    for matcher in selector.matchers.matchers:
-        assert matcher.name in labels, f"{name} has no {matcher.name}"
-        values = {each[matcher.name] for each in series}
-        # Of a regular expression, which is always a choice here, each one.
-        for value in matcher.value.split("|"):
-            assert value in values, f"{name} never has {matcher.name}={value}"
     assert not selector.matchers.or_matchers
-    equal = {
-        matcher.name: matcher.value
-        for matcher in selector.matchers.matchers
-        if matcher.op == promql.MatchOp.Equal
-    }
-    assert any(equal.items() <= each.items() for each in series), (name, equal)
-    return labels | SCRAPED
+    series = scrape.series(selector.name)
+    # A regular expression is always a choice here.
+    wanted = {m.name: set(m.value.split("|")) for m in selector.matchers.matchers}
+    for label, values in wanted.items():
+        assert values <= {each.get(label) for each in series}, (selector.name, label)
+    assert any(
+        all(each[label] in values for label, values in wanted.items())
+        for each in series
+    ), selector.prettify()
+    return frozenset().union(*series) | SCRAPED
 
 
 def check_aggregation(expr: promql.AggregateExpr, scrape: Scrape) -> Set[str]:
