@@ -117,8 +117,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             return failure is not None and failure["last_ts"] >= reset_ts
 
         wait_until(is_recorded, "the one that was reset to fail again", 30)
-        # The gauges are brought up to date once a minute, the backlog more rarely; and
-        # a jump of the clock can end the reading of it.
+        # The gauges are brought up to date once a minute, the backlog more rarely: it
+        # may be older than a failure. And a jump of the clock can end its reading.
         for jump_s in (200, 65, 65, 65):
             clock.jump(jump_s)
             settled_s = clock.now_ms / 1000 - 30
@@ -127,7 +127,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 "the gauges to be brought up to date",
                 30,
             )
-            if scrape.value("backlog", queue="to_device_messages") == failing:
+            stuck_s = scrape.value("oldest_stuck_to_device_age_seconds")
+            waiting = scrape.value("backlog", queue="to_device_messages")
+            if (waiting, stuck_s) == (failing, 0):
                 break
         yield World(scrape, remotes)
 
