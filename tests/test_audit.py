@@ -438,7 +438,7 @@ class KeepTestCase(AuditTestCase):
 
         def fail_txn(txn: LoggingTransaction) -> None:
             self.log.insert_txn(txn, [entry])
-            self.log.end_txn(txn, [self.log.ended(pending, "connected")])
+            self.log.end_txn(txn, self.log.ended(pending, "connected"))
             raise KeyError("what")
 
         with self.assertNoLogs(module.logger, "INFO"):

@@ -11,7 +11,7 @@ from synapse_federation_admin.failures.classify import failure_of, forget_frames
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.outcomes import Contact
+from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
 
 # Contacts under way at once in one process after resets, and as many for reconnects;
 # the others wait for their turn. Somebody who resets ten thousand destinations in a
@@ -57,6 +57,15 @@ async def contact_of(homeserver: Homeserver, request: Awaitable[JsonDict]) -> Co
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
     return Contact(duration_ms, _said(says.get("name")), _said(says.get("version")))
+
+
+def outcome_of(contact: Contact) -> ReconnectOutcome:
+    """Return what a contact proves; whatever is of this side proves nothing."""
+    if contact.failure is None:
+        return ReconnectOutcome.CONNECTED
+    if contact.failure.is_ours:
+        return ReconnectOutcome.INTERNAL
+    return ReconnectOutcome.STILL_FAILING
 
 
 def shown_contact(contact: Contact) -> JsonDict:

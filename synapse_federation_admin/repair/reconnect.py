@@ -12,7 +12,12 @@ from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.contact import MAX_CONTACTS, probe, shown_contact
+from synapse_federation_admin.repair.contact import (
+    MAX_CONTACTS,
+    outcome_of,
+    probe,
+    shown_contact,
+)
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
@@ -157,12 +162,7 @@ class Reconnect:
             contact = await probe(
                 self._homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS
             )
-        outcome = ReconnectOutcome.CONNECTED
-        if contact.failure:
-            outcome = ReconnectOutcome.STILL_FAILING
-            if contact.failure.is_ours:
-                outcome = ReconnectOutcome.INTERNAL
-        return await self._settle(name, asked, contact, outcome, entry)
+        return await self._settle(name, asked, contact, outcome_of(contact), entry)
 
     async def _force(
         self, name: str, asked: Destination, contact: Contact, entry: AuditEntry
@@ -201,7 +201,6 @@ class Reconnect:
         # Where somebody has changed the row by hand, Synapse may still be backing off,
         # as it finds in its cache.
         backs_off = clears and await homeserver.retry_timings.is_backing_off(name)
-        ended = [self._ended(entry, outcome, contact)] if entry else []
 
         def settle_txn(
             txn: LoggingTransaction,
@@ -210,7 +209,8 @@ class Reconnect:
             if clears and before is not None and (before.is_failing or backs_off):
                 homeserver.retry_timings.clear_txn(txn, name)
                 after = self._destinations.get_txn(txn, name)
-            self._audit.end_txn(txn, ended)
+            if entry is not None:
+                self._audit.end_txn(txn, self._ended(entry, outcome, contact))
             return before, after
 
         before, after = await self._audit.run("federation_admin_reconnect", settle_txn)

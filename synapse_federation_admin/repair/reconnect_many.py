@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.contact import probe, shown_contact
+from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
 from synapse_federation_admin.repair.runner import Action, persist
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.run_queue import Job
@@ -275,14 +275,9 @@ class _Contacts:
         begun_ts = self._homeserver.now_ms()
         contact = await probe(self._homeserver, name, timeout_ms=self._timeout_ms)
         failure = contact.failure
-        outcome = RunOutcome.CONNECTED
-        if failure is not None:
-            outcome = RunOutcome.STILL_FAILING
-            if failure.is_ours:
-                outcome = RunOutcome.INTERNAL
         return RunResult(
             name,
-            outcome.value,
+            outcome_of(contact).value,
             begun_ts,
             self._homeserver.now_ms(),
             {"contact": shown_contact(contact)},

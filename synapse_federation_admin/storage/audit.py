@@ -159,21 +159,18 @@ class Audit:
         )
         txn.call_after(self._log_and_count, entries)
 
-    def end_txn(self, txn: LoggingTransaction, entries: Iterable[AuditEntry]) -> None:
-        """Write what came of entries that are there; those that have ended stay so."""
-        ended = []
-        for entry in entries:
-            txn.execute(
-                "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
-                "details = ? WHERE entry_id = ? AND outcome = ?",
-                (
-                    *(entry.outcome, entry.ended_ts, _to_json(entry.details)),
-                    *(entry.entry_id, AUDIT_PENDING),
-                ),
-            )
-            if txn.rowcount:
-                ended.append(entry)
-        txn.call_after(self._log_and_count, ended)
+    def end_txn(self, txn: LoggingTransaction, entry: AuditEntry) -> None:
+        """Write what came of an entry that is there, unless it has ended already."""
+        txn.execute(
+            "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
+            "details = ? WHERE entry_id = ? AND outcome = ?",
+            (
+                *(entry.outcome, entry.ended_ts, _to_json(entry.details)),
+                *(entry.entry_id, AUDIT_PENDING),
+            ),
+        )
+        if txn.rowcount:
+            txn.call_after(self._log_and_count, [entry])
 
     def _log_and_count(self, entries: Collection[AuditEntry]) -> None:
         _log(entries)
@@ -193,7 +190,7 @@ class Audit:
         Raises what the database raises.
         """
         await self._tables.run(
-            "federation_admin_audit", lambda txn: self.end_txn(txn, [entry])
+            "federation_admin_audit", lambda txn: self.end_txn(txn, entry)
         )
 
     async def end_as_failed(self, entry: AuditEntry) -> None:

@@ -254,7 +254,7 @@ class RunStore:
             },
         )
         entry = attr.evolve(entry, entry_id=run.entry_id, ts=run.created_ts)
-        self.audit.end_txn(txn, [entry])
+        self.audit.end_txn(txn, entry)
 
 
 def _select(
