@@ -322,54 +322,49 @@ class BoundsTestCase(RecorderTestCase):
         self.assertEqual(self.counts(), {("b.example", "connection_refused"): 1})
 
     def test_came_during_the_write(self) -> None:
-        """What fails while the database works is written as well, soon."""
+        """What comes while the database works is written as well, soon.
+
+        Where the write fails, what it has taken is added to that, in the right order.
+        """
         homeserver = self.recorder._homeserver
         real = homeserver.run_db_interaction
-
-        async def slow(desc: str, func: Any, **kwargs: Any) -> Any:
-            if desc == "federation_admin_record" and len(calls) < 1:
-                calls.append(1)
-                self.recorder.failed("a.example", refused())
-            return await real(desc, func, **kwargs)
-
-        calls: list[int] = []
-        self.recorder.failed("a.example", refused())
-        with mock.patch.object(homeserver, "run_db_interaction", slow):
-            self.pass_s(WRITE_S)
-            self.pass_s(WRITE_S)
-        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 2})
-
-    def test_came_during_a_write_that_failed(self) -> None:
-        """What the write has taken is added to what came since, in the right order."""
-        homeserver = self.recorder._homeserver
-        began_ts = self.clock.time_msec()
-        self.recorder.failed("a.example", rejected("first"))
-        self.recorder.failed("b.example", refused())
-        self.recorder.recovered("c.example")
-
-        real = homeserver.run_db_interaction
-
-        async def fail(desc: str, func: Any, **kwargs: Any) -> Any:
-            if desc != "federation_admin_record":
-                return await real(desc, func, **kwargs)
-            self.recorder.failed("a.example", rejected("second"))
+        for fails in (False, True):
+            self.run_sql("DELETE FROM federation_admin_failures")
+            began_ts = self.clock.time_msec()
+            self.recorder.failed("a.example", rejected("first"))
+            self.recorder.failed("b.example", refused())
             self.recorder.recovered("c.example")
-            raise RuntimeError("gone")
+            later_ts: list[int] = []
 
-        with (
-            mock.patch.object(homeserver, "is_database_away", return_value=True),
-            mock.patch.object(homeserver, "run_db_interaction", fail),
-            self.assertLogs(module.logger, "WARNING"),
-        ):
-            self.pass_s(WRITE_S)
-        later_ts = self.clock.time_msec()
-        self.pass_s(60)
-        first, second = self.rows()
-        self.assertEqual((first["count"], second["count"]), (2, 1))
-        self.assertEqual((first["first_ts"], first["last_ts"]), (began_ts, later_ts))
-        self.assertIn("second", first["message"])
-        (row,) = self.rows("successes")
-        self.assertEqual(row["recovered_ts"], later_ts)
+            async def slow(
+                desc: str,
+                func: Any,
+                *,
+                later_ts: list[int] = later_ts,
+                fails: bool = fails,
+                **kwargs: Any,
+            ) -> Any:
+                if desc == "federation_admin_record" and not later_ts:
+                    later_ts.append(self.clock.time_msec())
+                    self.recorder.failed("a.example", rejected("second"))
+                    self.recorder.recovered("c.example")
+                    if fails:
+                        raise RuntimeError("gone")
+                return await real(desc, func, **kwargs)
+
+            with (
+                mock.patch.object(homeserver, "is_database_away", return_value=True),
+                mock.patch.object(homeserver, "run_db_interaction", slow),
+            ):
+                self.pass_s(WRITE_S)
+                self.pass_s(10)
+            first, second = self.rows()
+            self.assertEqual((first["count"], second["count"]), (2, 1))
+            times = (first["first_ts"], first["last_ts"])
+            self.assertEqual(times, (began_ts, later_ts[0]))
+            self.assertIn("second", first["message"])
+            (row,) = self.rows("successes")
+            self.assertEqual(row["recovered_ts"], later_ts[0])
 
     def test_two_writes_at_once(self) -> None:
         """A write at the shutdown, while another one is under way, doubles nothing."""
