@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The class that Synapse loads, and what it is put together from."""
 
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.config import (
     FederationAdminConfig,
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from synapse_federation_admin.api import Services
 
 Start = Callable[[], None]
-
-logger = logging.getLogger(__name__)
 
 
 class FederationAdmin:
@@ -97,14 +92,7 @@ class FederationAdmin:
                 keep_deleting_old_tasks,
             )
 
-            try:
-                await check_columns(services.homeserver, features)
-            except CancelledError:
-                raise
-            except Exception:
-                # Whatever is wrong with the check, what it would have found still shows
-                # when it is used.
-                logger.exception("Cannot check Synapse's tables")
+            await check_columns(services.homeserver, features)
             guarded(Feature.BASE, keep_deleting_old_tasks, services.homeserver)
             for feature, start in starts:
                 guarded(feature, start)
