@@ -205,8 +205,8 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
         Else one that could not be reached would seem to be down for an hour.
         """
-        found = network.Network(self.hs, max_lifetime_s=1)
-        resolver = found.well_known_resolver()
+        client = network.Network(self.hs, max_lifetime_s=1).client()
+        resolver = client.agent._agent._agent._well_known_resolver  # type: ignore[attr-defined]
         asked = []
 
         async def fetch(server_name: bytes) -> tuple[bytes | None, float]:
