@@ -218,7 +218,9 @@ def _headline(failure: Failure) -> str:
 
 
 def _template(failure: Failure) -> str:
-    return (failure.reason or failure.kind).because
+    # When a certificate becomes valid is for all of a chain alike.
+    is_early = failure.kind is FailureKind.TLS_NOT_YET_VALID
+    return (failure.kind if is_early else failure.reason or failure.kind).because
 
 
 def _because(failure: Failure) -> str:
@@ -258,9 +260,7 @@ def _filled(template: str, failure: Failure) -> str:
     host = _cut(facts.host, _MAX_FACT) or "the server name"
     ahead = shown_duration(abs(facts.ahead_ms))
     expired = "has expired"
-    if failure.kind is FailureKind.TLS_NOT_YET_VALID:
-        expired = "is not valid yet"
-    elif facts.ago_ms is not None:
+    if facts.ago_ms is not None:
         expired = f"expired {shown_duration(facts.ago_ms)} ago"
     names = ", ".join(_cut(n, _MAX_FACT) for n in facts.names[:_MAX_NAMES])
     return template.format(
