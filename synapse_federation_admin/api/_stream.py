@@ -44,7 +44,7 @@ async def respond_in_chunks(
 
     Raises:
         Exception: Whatever `chunks` raises. Synapse then cuts the connection, or, if
-            nothing has been written yet, answers as it does for any servlet.
+            nothing has been written yet, answers as it does for any request.
         SynapseError: The client has taken nothing for minutes.
     """
     request.setHeader(b"Content-Type", content_type.encode("ascii"))
