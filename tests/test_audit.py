@@ -361,14 +361,14 @@ class KeepTestCase(AuditTestCase):
         ]
         self.reactor.advance(1)
         others.append(self.write(outcome="pending"))
-        self.get_success(self.housekeeping.keep_house(others[-1].ts))
+        self.get_success(self.housekeeping.interrupt_own(others[-1].ts))
         self.assertEqual(
             self.outcomes(),
             {own.entry_id: "interrupted", **{e.entry_id: e.outcome for e in others}},
         )
 
     def test_start(self) -> None:
-        """It begins with that, prunes, and does so again every hour."""
+        """It begins with that; it prunes a minute later, and every hour."""
         self.reactor.advance(20 * DAY_MS / 1000)
         own = self.write(outcome="pending")
         too_old = self.write(ts=1)
@@ -378,8 +378,14 @@ class KeepTestCase(AuditTestCase):
         self.wait(0.1)
         # What has begun since is not what was left.
         self.assertEqual(
-            self.outcomes(), {own.entry_id: "interrupted", later.entry_id: "pending"}
+            self.outcomes(),
+            {
+                own.entry_id: "interrupted",
+                later.entry_id: "pending",
+                too_old.entry_id: "connected",
+            },
         )
+        self.wait(70)
         self.assertNotIn(too_old.entry_id, self.outcomes())
         late = self.write(ts=1)
         self.wait(3600)

@@ -15,6 +15,7 @@ from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
 _EVERY_MS = 3_600_000
+_FIRST_PRUNE_MS = 60_000
 
 # How many rows one transaction deletes.
 _DELETED_AT_ONCE = 500
@@ -42,16 +43,23 @@ class Housekeeping:
         self._outages_keep_for_ms = outages_keep_for_ms
 
     def start(self) -> None:
-        """Begin to keep house, in this process."""
+        """Make an end of what this process has left at once, and begin to prune."""
         self._homeserver.every(
             "federation_admin_housekeeping",
             _EVERY_MS,
-            partial(self.keep_house, self._homeserver.now_ms()),
+            partial(self.interrupt_own, self._homeserver.now_ms()),
             first_after_ms=0,
         )
+        if self._homeserver.runs_background_tasks:
+            self._homeserver.every(
+                "federation_admin_prune",
+                _EVERY_MS,
+                self.prune,
+                first_after_ms=_FIRST_PRUNE_MS,
+            )
 
-    async def keep_house(self, started_ts: int) -> None:
-        """Make an end of what this process was doing when it ended, and prune.
+    async def interrupt_own(self, started_ts: int) -> None:
+        """Make an end of what this process was doing when it ended, if it was.
 
         Args:
             started_ts: When it has started again.
@@ -63,8 +71,6 @@ class Housekeeping:
             "federation_admin_housekeeping",
             lambda txn: self._audit.interrupt_txn(txn, started_ts, own),
         )
-        if self._homeserver.runs_background_tasks:
-            await self.prune()
 
     async def prune(self) -> None:
         """Delete what has been kept for long enough, in small pieces.
