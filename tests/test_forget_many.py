@@ -137,7 +137,7 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
     def test_force(self) -> None:
         """With `force` it may be younger; never with rooms shared."""
         run = self.forget_all(
-            filter={"destination": "*.example", "status": "backing_off"},
+            filter={"destination": "*.example", "status": ["backing_off"]},
             force=True,
             drop_to_device=True,
         )

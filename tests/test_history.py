@@ -209,11 +209,11 @@ class FailuresTest(HistoryTestCase):
 
         dry = post(filter={"failure": ["tls_expired"]}, dry_run=True)
         self.assertEqual((dry.code, dry.json_body["matched"]), (200, 1))
-        wrong = post(filter={"failure": "expired"})
+        wrong = post(filter={"failure": ["expired"]})
         self.assertEqual(wrong.code, 400)
         self.assertIn("'filter.failure'", wrong.json_body["error"])
         with mock.patch.object(Federation, "probe", side_effect=ValueError):
-            run = post(filter={"failure": "dns_failed"})
+            run = post(filter={"failure": ["dns_failed"]})
             self.pump()
         self.assertEqual(run.code, 200, run.result)
         found = self.get_json(f"{V2}/runs/{run.json_body['id']}")

@@ -209,9 +209,9 @@ class RunTestCase(ManyTestCase):
         [
             ({"destination": "2."}, ["a2.example", "b2.example"]),
             ({"destination": "?2.*"}, ["a2.example", "b2.example"]),
-            ({"status": "backing_off"}, ["a1.example", "a2.example", "b2.example"]),
+            ({"status": ["backing_off"]}, ["a1.example", "a2.example", "b2.example"]),
             ({"status": ["retry_due", "online"]}, ["due.example", "fine.example"]),
-            ({"status": "online"}, ["fine.example"]),
+            ({"status": ["online"]}, ["fine.example"]),
             (
                 {"failing_for": "1s"},
                 ["a1.example", "a2.example", "b2.example", "due.example"],

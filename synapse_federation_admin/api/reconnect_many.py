@@ -104,7 +104,7 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
 
         {
             "destinations": ["matrix.example.org"],
-            "filter": {"status": "retry_due", "failing_for": "7d"},
+            "filter": {"status": ["retry_due"], "failing_for": "7d"},
             "all_failing": true,
             "dry_run": false,
             "ignore_unknown": false,

@@ -13,7 +13,6 @@ from synapse_federation_admin.api.schemas.model import (
     Input,
     Lax,
     NextToken,
-    OneOrMore,
     Paged,
     WantedKind,
     absent,
@@ -35,7 +34,7 @@ from synapse_federation_admin.storage.records import RecordedFailure
 class Filter(Input):
     """Which destinations: those that meet every condition."""
 
-    status: Annotated[list[Annotated[DestinationStatus, Lax]], OneOrMore] = Field(
+    status: list[Annotated[DestinationStatus, Lax]] = Field(
         default=[], description="Keep what has one of these statuses."
     )
     destination: str = Field(
@@ -47,7 +46,7 @@ class Filter(Input):
     failing_for: Duration | None = Field(
         default=None, description="Keep what has been failing for at least so long."
     )
-    failure: Annotated[list[WantedKind], OneOrMore] = Field(
+    failure: list[WantedKind] = Field(
         default=[],
         description="Keep what is failing, and whose last real request failed with one "
         "of these kinds; `unknown` stands for what has not failed since the module was "

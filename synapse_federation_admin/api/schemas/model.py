@@ -110,10 +110,6 @@ def _parse_duration(value: object) -> int:
     return found
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 # A text of which the databases take every character.
 Text: TypeAlias = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
@@ -129,9 +125,6 @@ Duration: TypeAlias = Annotated[
         {"type": "string", "pattern": f"^{DURATION.pattern}$", "examples": ["7d"]}
     ),
 ]
-
-# Before the type of a list that may also be given as one string.
-OneOrMore = BeforeValidator(_as_list)
 
 # After an Enum that a request gives: it comes as one of the values, not as a member.
 Lax = Strict(False)
