@@ -10,6 +10,7 @@ version does not know.
 import json
 import runpy
 import sys
+import time
 from pathlib import Path
 
 from synapse.module_api import LoggingTransaction
@@ -21,22 +22,25 @@ THIS = VERSIONS[-1].number
 
 
 _AUDIT = "entry_id, ts, action, destination, user_id, instance, outcome, details"
+# Not so long ago that housekeeping would delete it.
+_TS = int(time.time() * 1000) - 3_600_000
 # Words that are not known are written of one destination.
 _ROWS = (
     f"INSERT INTO federation_admin_audit ({_AUDIT}, weather) VALUES "
-    "('later', 1, 'teleport', ?, '@a:b', 'main', 'landed', '{}', 'rain')",
+    f"('later', {_TS}, 'teleport', ?, '@a:b', 'main', 'landed', '{{}}', 'rain')",
     "INSERT INTO federation_admin_outages (start_ts, end_ts, destination, ended, kinds,"
-    " weather) VALUES (1, 2, ?, 'gave_up', 'gone quantum', 'rain') ",
+    f" weather) VALUES ({_TS}, {_TS + 1}, ?, 'gave_up', 'gone quantum', 'rain') ",
     "INSERT INTO federation_admin_failures (destination, kind, message, first_ts, "
     "last_ts, count, instance, issuer) "
-    "VALUES (?, 'quantum', 'Uncertain', 1, 2, 1, 'main', '') ",
+    f"VALUES (?, 'quantum', 'Uncertain', {_TS}, {_TS}, 1, 'main', '') ",
 )
 _RUN = (
     "INSERT INTO federation_admin_runs (run_id, action, status, entry_id, user_id, "
     "criteria, options, names, created_ts, updated_ts, matched, outcomes, totals, "
     "errors) VALUES ('later', 'teleport', 'landing', 'later', '@a:b', "
-    """'{"weather": "rain"}', '{"speed": "c"}', '[]', 1, 1, 0, '{"lost": 1}', """
-    "'{}', '{}')"
+    """'{"weather": "rain"}', '{"speed": "c"}', '[]', """
+    f"{_TS}, {_TS}, 0, "
+    """'{"lost": 1}', '{}', '{}')"""
 )
 
 
