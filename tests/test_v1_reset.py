@@ -149,8 +149,9 @@ class AnswersTestCase(ResetTestCase):
     def test_clears_before_it_wakes(self) -> None:
         """First the row is cleared, then this process is woken, then the others are.
 
-        They are told of it behind the change of their caches, in one stream. Without
-        other processes nobody else is told.
+        They are told of it behind the change of their caches, in one stream; and those
+        without this module in Synapse's own way, when they have heard of that change.
+        Without other processes nobody else is told.
         """
         for others in (True, False):
             self.add_destination(NAME, *FAILING)
@@ -168,14 +169,20 @@ class AnswersTestCase(ResetTestCase):
                     autospec=True,
                     side_effect=self.store._send_invalidation_to_replication,
                 ) as told,
+                mock.patch.object(
+                    self.hs.get_replication_command_handler(), "send_remote_server_up"
+                ) as sent,
             ):
                 self.reset()
+                sent.assert_not_called()
+                self.pump(0.2)
             self.assertEqual(woken, [(NAME, 0)])
             found = [call.args[1:] for call in told.call_args_list]
             cache, key = "get_destination_retry_timings", (NAME,)
             self.assertEqual(found[0], (cache, key))
             signal = "synapse_federation_admin.wake"
             self.assertEqual(found[1:], [(signal, key)] if others else [])
+            self.assertEqual(sent.call_args_list, [mock.call(NAME)] if others else [])
 
     def test_is_woken(self) -> None:
         """Who is told by another process of the homeserver wakes its own sender."""

@@ -91,6 +91,13 @@ class Process:
         """Have this process try a destination now, if it sends to it."""
         self._hs.get_notifier().notify_remote_server_up(destination)
 
+    def wake_elsewhere(self, destination: str) -> None:
+        """Have every other process try a destination now: also one without the module.
+
+        It may come before what this process has just changed in Synapse's caches.
+        """
+        self._hs.get_replication_command_handler().send_remote_server_up(destination)
+
     # -- server names ----------------------------------------------------------------
 
     @staticmethod

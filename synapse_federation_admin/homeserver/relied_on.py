@@ -92,6 +92,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.notifier: Notifier.notify_remote_server_up
         synapse.replication.tcp.handler:
             ReplicationCommandHandler.connected
+            ReplicationCommandHandler.send_remote_server_up
         hs:
             get_notifier get_replication_command_handler
             config.federation.client_timeout_ms config.federation.max_long_retries

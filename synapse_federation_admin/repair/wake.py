@@ -11,6 +11,10 @@ from synapse_federation_admin.storage.outcomes import Told
 
 logger = logging.getLogger(__name__)
 
+# How long after the signal those processes are woken that do not have this version of
+# the module. They have heard by then that the retry timings are cleared.
+_OTHERS_AFTER_MS = 1000
+
 
 class Wake:
     """Has every process try destinations that may be up again."""
@@ -42,9 +46,18 @@ class Wake:
             error = f"The database failed: only this process ({own_name}) was told"
         if homeserver.has_other_processes and not homeserver.can_tell_others:
             error = f"Not connected to Redis: only this process ({own_name}) was told"
+        if homeserver.has_other_processes:
+            homeserver.run_in_background(
+                "federation_admin_wake", self._wake_others, names
+            )
         if error:
             return Told((own_name,), tuple(others), error)
         return Told((own_name, *others))
+
+    async def _wake_others(self, names: Sequence[str]) -> None:
+        await self._homeserver.sleep_ms(_OTHERS_AFTER_MS)
+        for name in names:
+            self._homeserver.wake_elsewhere(name)
 
     def _wake(self, *names: str) -> None:
         for name in names:
