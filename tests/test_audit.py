@@ -14,8 +14,8 @@ from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from synapse.storage.database import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair import housekeeping
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage import audit as module
 from synapse_federation_admin.storage.audit import Audit
@@ -321,7 +321,7 @@ class KeepTestCase(AuditTestCase):
             return deleted[-1]
 
         with (
-            mock.patch.object(housekeeping, "_DELETED_AT_ONCE", 3),
+            mock.patch.object(limits, "ROWS_PRUNED", 3),
             mock.patch.object(self.homeserver, "run_db_interaction", spy),
         ):
             self.get_success(self.housekeeping.prune())

@@ -13,8 +13,8 @@ from faults import BLOCKED, CATALOGUE, Fault
 from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
-from synapse_federation_admin.failures.text import MAX_ADVICE
 from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
@@ -77,7 +77,7 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
     assert fault.fits(report["kind"], report["reason"]), json.dumps(report, indent=1)
     assert report["duration_ms"] <= TIMEOUT_S * 1000 + 500
     assert fault.says in report["explanation"], report
-    assert len(report["advice"]) <= MAX_ADVICE
+    assert len(report["advice"]) <= limits.ADVICE
     for text in texts(report):
         assert text.isascii()
         assert text.isprintable()

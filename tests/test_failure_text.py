@@ -5,10 +5,9 @@ import re
 
 import pytest
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import (
-    MAX_ADVICE,
-    MAX_SENTENCE,
     Effect,
     Remark,
     Situation,
@@ -66,9 +65,9 @@ def test_words(failure: Failure) -> None:
     message, advice = message_of(failure), advice_of(failure)
     assert message[0].isupper()
     assert not re.search(r"[^.]\.$", message)
-    assert len(message) <= MAX_SENTENCE
+    assert len(message) <= limits.SENTENCE
     assert advice.endswith(".")
-    assert len(summary_of(failure)) <= MAX_SENTENCE
+    assert len(summary_of(failure)) <= limits.SENTENCE
     assert fault_of(failure)
     for text in (message, advice, summary_of(failure), detail_of(failure)):
         assert text.isprintable()
@@ -89,7 +88,7 @@ def test_situations(effect: Effect, left_ms: int | None) -> None:
         left_ms = None if effect is Effect.STOPS else left_ms
         situation = Situation(effect, failure, tuple(Remark), left_ms)
         explanation, advice = explanation_of(situation), advice_for(situation)
-        assert len(advice) <= MAX_ADVICE, advice
+        assert len(advice) <= limits.ADVICE, advice
         for text in (explanation, advice):
             assert text.endswith(".")
             assert "  " not in text

@@ -9,6 +9,7 @@ import pytest
 from run_case import RUNS, RunsTestCase
 from test_forget import DAY_MS, DEAD, NOW_DAYS, ForgetTestCase
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import forget, forget_many
 from synapse_federation_admin.storage.run_queue import Job
@@ -49,7 +50,7 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
 
         The audit says who, when, from which process, why, and what was lost.
         """
-        with mock.patch.object(forget_many, "_DELETED_AT_ONCE", 2):
+        with mock.patch.object(limits, "DESTINATIONS_FORGOTTEN", 2):
             run = self.forget_all(reason="spring")
         self.assertEqual(run["matched"], 7)
         self.assertEqual(run["outcomes"], {"forgotten": 6, "refused": 1})

@@ -518,9 +518,7 @@ class OutlookTest(HistoryTestCase):
 
         homeserver = Homeserver(self.hs.get_module_api())
         attempts = RecentAttemptsStore(homeserver, Tables(homeserver), find)  # type: ignore[arg-type]
-        with mock.patch(
-            "synapse_federation_admin.history.recent_attempts._LOOKED_AT_ONCE", 4
-        ):
+        with mock.patch("synapse_federation_admin.limits.CORRELATED_SERVERS", 4):
             for _ in range(3):
                 self.get_success(attempts.look_up())
         self.assertEqual([len(names) for names in looked], [4, 2])

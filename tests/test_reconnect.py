@@ -10,8 +10,8 @@ from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from twisted.internet import error
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.contact import MAX_CONTACTS
 from synapse_federation_admin.storage.audit import Audit
 
 REFUSED = error.ConnectionRefusedError()
@@ -303,14 +303,14 @@ class ManyAskersTestCase(ReconnectTestCase):
 
     def test_many_destinations(self) -> None:
         """Contacts with many destinations wait for each other, some at a time."""
-        for number in range(MAX_CONTACTS + 5):
+        for number in range(limits.CONTACTS + 5):
             name = f"host{number}.example"
             self.add_destination(name, *LONG_FAILING)
             self.reconnect(name, timeout_ms=1)
-        self.assertEqual(len(self.probes), MAX_CONTACTS)
+        self.assertEqual(len(self.probes), limits.CONTACTS)
         for which in range(5):
             self.answer(which=which)
-        self.assertEqual(len(self.probes), MAX_CONTACTS + 5)
+        self.assertEqual(len(self.probes), limits.CONTACTS + 5)
 
 
 @pytest.mark.database

@@ -10,6 +10,7 @@ from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from run_case import RUNS, RunsTestCase
 from twisted.internet import error
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures import classify
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import reconnect_many, runner
@@ -119,7 +120,7 @@ class RunTestCase(ManyTestCase):
         """No more than a bound are under way at once."""
         names = [f"host{number:03}.example" for number in range(30)]
         self.add_failing(*names)
-        with mock.patch.object(reconnect_many, "MAX_IN_FLIGHT", 4):
+        with mock.patch.object(limits, "CONTACTS_OF_A_RUN", 4):
             self.begin("reconnect", all_failing=True, per_second=100)
             self.wait(2)
             self.assertEqual(len(self.probes), 4)

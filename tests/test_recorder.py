@@ -20,6 +20,7 @@ from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.history import recorder as module
 from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
 from synapse_federation_admin.homeserver import relied_on
@@ -232,8 +233,8 @@ class BoundsTestCase(RecorderTestCase):
             yield
         self.accept_changes("federation_admin_failures")
 
-    @mock.patch.object(module, "_WRITTEN_AT_ONCE", 25)
-    @mock.patch.object(module, "_MAX_WAITING", 50)
+    @mock.patch.object(limits, "RECORDS_WRITTEN", 25)
+    @mock.patch.object(limits, "WAITING_RECORDS", 50)
     def test_bounded(self) -> None:
         """Beyond the limit nothing is added, and it is said once; known ones count."""
         with self.assertLogs(module.logger, "WARNING") as logs:
@@ -256,8 +257,8 @@ class BoundsTestCase(RecorderTestCase):
         self.pass_s(WRITE_S)
         self.assertEqual(len(self.rows()), len(counts) + 50)
 
-    @mock.patch.object(module, "_WRITTEN_AT_ONCE", 25)
-    @mock.patch.object(module, "_MAX_WAITING", 50)
+    @mock.patch.object(limits, "RECORDS_WRITTEN", 25)
+    @mock.patch.object(limits, "WAITING_RECORDS", 50)
     def test_full_because_of_the_database(self) -> None:
         """Where the database fails it is said once, and once that the rest is lost."""
         with self.away(), self.assertLogs(module.logger, "WARNING") as logs:
@@ -503,7 +504,7 @@ class SuccessesTestCase(RecorderTestCase):
         self.assertGreater(row["last_ts"], again_ts)
         self.assertEqual(row["recovered_ts"], again_ts)
 
-    @mock.patch.object(module, "_MAX_KNOWN", 10)
+    @mock.patch.object(limits, "ANSWERING_DESTINATIONS", 10)
     def test_few_are_known(self) -> None:
         """Of how many it is known when they answered is bounded."""
         for number in range(30):

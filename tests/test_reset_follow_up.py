@@ -14,10 +14,10 @@ from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
-from synapse_federation_admin.repair.contact import MAX_CONTACTS
 from synapse_federation_admin.repair.follow_up import FollowUp
 
 pytestmark = pytest.mark.database
@@ -192,9 +192,9 @@ class ResetContactsTestCase(ContactTestCase):
 
     def fill(self) -> None:
         """Have as many contacts under way as there may be."""
-        for number in range(MAX_CONTACTS):
+        for number in range(limits.CONTACTS):
             self.reset_failing(f"host{number}.example")
-        self.assertEqual(len(self.probes), MAX_CONTACTS)
+        self.assertEqual(len(self.probes), limits.CONTACTS)
 
     def test_answers(self) -> None:
         """The reset does not wait for the contact; who has answered is woken again."""
@@ -251,8 +251,8 @@ class ResetContactsTestCase(ContactTestCase):
             self.answer(ConnectError(), which)
             self.wait(0.05)
             which += 1
-        self.assertEqual(self.probed[MAX_CONTACTS:], ["a.example", "b.example"])
-        self.assertEqual(self.started("federation_admin_contact"), MAX_CONTACTS)
+        self.assertEqual(self.probed[limits.CONTACTS :], ["a.example", "b.example"])
+        self.assertEqual(self.started("federation_admin_contact"), limits.CONTACTS)
         self.assertEqual(self.started("federation_admin_follow_up"), 1)
 
     def test_others_get_their_turn(self) -> None:
@@ -268,13 +268,13 @@ class ResetContactsTestCase(ContactTestCase):
             self.answer(which=0)
             self.wait(0.02)
         self.answer(CancelledError(), which=1)
-        for which in range(2, MAX_CONTACTS):
+        for which in range(2, limits.CONTACTS):
             self.answer(which=which)
         self.wait(0.1)
-        self.assertLess(set(self.probed[MAX_CONTACTS:]), set(waiting))
+        self.assertLess(set(self.probed[limits.CONTACTS :]), set(waiting))
         for name in waiting:
             self.reset_failing(name)
-        self.assertEqual(set(self.probed[MAX_CONTACTS:]), set(waiting))
+        self.assertEqual(set(self.probed[limits.CONTACTS :]), set(waiting))
 
     def test_log(self) -> None:
         """What a remote server puts into an error is logged escaped, and cut."""
@@ -300,7 +300,7 @@ class ResetContactsTestCase(ContactTestCase):
         Those within the bound are followed as ever.
         """
         with (
-            mock.patch.object(follow_up, "MAX_FOLLOWED", 1),
+            mock.patch.object(limits, "FOLLOWED_RESETS", 1),
             self.assertLogs("synapse_federation_admin", "WARNING") as logs,
         ):
             self.reset()

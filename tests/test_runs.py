@@ -14,6 +14,7 @@ from probe_case import ProbeTestCase
 from run_case import RUNS, RunsTestCase
 from twisted.internet import error
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.repair import cap_backoff, forget_many, runner
 from synapse_federation_admin.storage.run_queue import Job
 
@@ -41,8 +42,8 @@ def ten_per_second() -> Iterator[None]:
     with ExitStack() as stack:
         for module in (forget_many, cap_backoff):
             stack.enter_context(mock.patch.object(module, "_PAUSE_MS", 100))
-        stack.enter_context(mock.patch.object(forget_many, "_DELETED_AT_ONCE", 1))
-        stack.enter_context(mock.patch.object(cap_backoff, "_CAPPED_AT_ONCE", 1))
+        stack.enter_context(mock.patch.object(limits, "DESTINATIONS_FORGOTTEN", 1))
+        stack.enter_context(mock.patch.object(limits, "BACKOFFS_CAPPED", 1))
         yield
 
 
@@ -223,7 +224,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
             return await add(job, *args)
 
         with (
-            mock.patch.object(runner, "_PREPARED_AT_ONCE", 10),
+            mock.patch.object(limits, "DESTINATIONS_QUEUED", 10),
             mock.patch.object(Job, "add", add_some),
         ):
             run_id = self.make(action)

@@ -12,14 +12,12 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.responses import (
     finish_request,
     set_cors_headers,
 )
-
-# How long a client may take nothing of an answer before its connection is cut.
-_MAX_PAUSE_S = 300
 
 
 async def respond_in_chunks(
@@ -123,7 +121,7 @@ class _Writer:
         """
         if self._is_paused and not self.is_gone:
             self._resumed = Deferred()
-            self._resumed.addTimeout(_MAX_PAUSE_S, self._homeserver.reactor)
+            self._resumed.addTimeout(limits.CLIENT_PAUSE_S, self._homeserver.reactor)
             try:
                 await make_deferred_yieldable(self._resumed)
             except DeferredTimeoutError:

@@ -11,6 +11,7 @@ from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 from typing_extensions import Self
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked, Services, invalid_param
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
@@ -27,15 +28,12 @@ from synapse_federation_admin.repair.reconnect_many import (
     SortedNames,
 )
 
-# A longer list is for a filter, or for several runs.
-_MAX_NAMES = 50_000
-
 
 class ReconnectManyBody(Input):
     """Which destinations to reconnect, and how."""
 
     destinations: list[str] | None = Field(
-        default=None, description="The server names.", max_length=_MAX_NAMES
+        default=None, description="The server names.", max_length=limits.NAMES_OF_A_RUN
     )
     filter: ChangeFilter | None = Field(
         default=None,

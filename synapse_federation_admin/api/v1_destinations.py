@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import attr
 from synapse.module_api import JsonDict, SynapseRequest
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import (
     Asked,
     invalid_param,
@@ -33,9 +34,6 @@ P = TypeVar("P")
 E = TypeVar("E", bound=Enum)
 
 _DEFAULT_LIMIT = 100
-
-# Above this, a page is written while it is read.
-_MAX_PLAIN_LIMIT = 1000
 
 # Longer numbers are valid and mean the same: more rows than any table has. Numbers of
 # this many digits are within the 64 bits of both databases.
@@ -167,7 +165,7 @@ async def _answer_page(
     limit = _parse_count(asked.request, "limit", default=_DEFAULT_LIMIT)
     services = asked.services
     page = Page(services.cursors, listing, offset, limit, _client_of(asked))
-    if limit <= _MAX_PLAIN_LIMIT:
+    if limit <= limits.PLAIN_PAGE:
         rows = [row async for piece in page.pieces() for row in piece]
         return {
             kind.key: [kind.render(row) for row in rows],

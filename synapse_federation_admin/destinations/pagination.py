@@ -14,11 +14,12 @@ from typing import Generic, Protocol, TypeVar
 
 import attr
 
+from synapse_federation_admin import limits
+
 T = TypeVar("T")
 P = TypeVar("P")
 
-# How many cursors are remembered, and how long.
-_MAX_CURSORS = 4096
+# How long cursors are remembered.
 _MAX_AGE_MS = 10 * 60 * 1000
 
 # How long a walk goes on with the number of rows that was counted for it.
@@ -74,7 +75,7 @@ class Cursors(Generic[P]):
         """Remember where a page begins: where the one before it ended."""
         self._cursors[page] = cursor
         self._cursors.move_to_end(page)
-        if len(self._cursors) > _MAX_CURSORS:
+        if len(self._cursors) > limits.CURSORS:
             self._cursors.popitem(last=False)
 
     def find(self, page: Hashable) -> Cursor[P] | None:

@@ -18,6 +18,7 @@ from synapse.module_api import (
 )
 from twisted.internet.defer import Deferred
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.indexes import usable_indexes
 from synapse_federation_admin.destinations.order import Segment, segments, whole_order
 from synapse_federation_admin.destinations.query import (
@@ -47,9 +48,6 @@ _WINDOW = 8000
 _PIECE = 4000
 _PASS_PIECE = 20_000
 
-# How many of the requests that cost a pass over the table may use the database at once.
-_MAX_PASSES = 2
-
 # How long PostgreSQL is not asked again which indexes there are.
 _LOOK_AGAIN_MS = 10_000
 
@@ -60,7 +58,9 @@ class DestinationReader:
     def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self.homeserver = homeserver
         self.tables = tables
-        self._passes = homeserver.linearizer("federation_admin_passes", _MAX_PASSES)
+        self._passes = homeserver.linearizer(
+            "federation_admin_passes", limits.TABLE_PASSES
+        )
         self._indexes: Collection[str] = ()
         self._looked_ts = 0
 

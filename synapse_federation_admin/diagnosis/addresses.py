@@ -18,6 +18,7 @@ from twisted.names import client as dns_client
 from twisted.names import dns
 from twisted.names.error import DNSNameError, DNSNotImplementedError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     CachedService,
@@ -54,12 +55,6 @@ _DELEGATED_ORDER = (_DELEGATION, _LITERAL, _PORT, _SERVICE, _OLD_SERVICE, _FALLB
 # of addresses.
 _SHARE_SERVICES = 0.3
 _SHARE_ADDRESSES = 0.3
-
-# How many hosts are looked up, and how many records and addresses are told.
-_MAX_TARGETS = 8
-_MAX_SERVICES = 50
-_MAX_ADDRESSES = 50
-_MAX_BLOCKED = 3
 
 # The longest host name, in the DNS; and what one is made of, or an address.
 _MAX_HOST = 255
@@ -110,7 +105,7 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
     resolved = await side_by_side(
         *(
             partial(_look_up_target, way, host, port, as_server_name=is_server_name)
-            for host, port in targets[:_MAX_TARGETS]
+            for host, port in targets[: limits.DIAGNOSED_HOSTS]
         )
     )
     findings = AddressesFindings(
@@ -123,7 +118,7 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
             )
             for step in (_DELEGATED_ORDER if is_delegated else _ORDER)
         ),
-        services=tuple(r for s in found for r in s.records[:_MAX_SERVICES]),
+        services=tuple(r for s in found for r in s.records[: limits.TOLD_SERVICES]),
         services_total=sum(s.total for s in found),
         cached_services=tuple(s.cached for s in found if s.cached is not None),
         targets=tuple(resolved),
@@ -237,7 +232,7 @@ def _cached(way: Way, service: str) -> CachedService | None:
     expires_ts = min(expires_ts for _, _, expires_ts in cached)
     return CachedService(
         service,
-        tuple(bounded(target) for target in targets[:_MAX_SERVICES]),
+        tuple(bounded(target) for target in targets[: limits.TOLD_SERVICES]),
         expires_ts,
         is_expired=expires_ts <= way.homeserver.now_ms(),
     )
@@ -270,13 +265,15 @@ async def _look_up_target(
         return attr.evolve(target, error=why_no_address(e, host))
     blocked = [address for address, is_blocked in addresses.items() if is_blocked]
     # Those that are blocked are told before all others.
-    told = (*blocked, *(a for a in addresses if not addresses[a]))[:_MAX_ADDRESSES]
+    told = (*blocked, *(a for a in addresses if not addresses[a]))[
+        : limits.TOLD_ADDRESSES
+    ]
     reason = None
     if as_server_name:
         reason = Reason.ADDRESS_IS_NAME
     elif len(blocked) < len(addresses):
         reason = Reason.SOME_ADDRESSES
-    facts = Facts(names=tuple(map(bounded, blocked[:_MAX_BLOCKED])))
+    facts = Facts(names=tuple(map(bounded, blocked[: limits.TOLD_BLOCKED])))
     return attr.evolve(
         target,
         addresses=tuple(TargetAddress(bounded(a), addresses[a]) for a in told),

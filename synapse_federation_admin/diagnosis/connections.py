@@ -16,6 +16,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.answers import (
     VERSION_PATH,
     Answer,
@@ -39,15 +40,9 @@ from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 
-# How many addresses are connected to: a server may have ten thousand.
-_MAX_CONNECTIONS = 12
-
 # The share of the time of a diagnosis: to connect, and for all of it.
 _SHARE_CONNECT = 0.25
 _SHARE = 0.4
-
-# The size up to which an answer about the version is read.
-_MAX_VERSION_BYTES = 64 * 1024
 
 # Addresses of the global Internet, to see whether there is a route to any.
 _GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
@@ -72,7 +67,7 @@ async def check_connections(
     connections = await side_by_side(
         *(
             partial(connect, planned)
-            for planned in plan(addresses.targets, name)[:_MAX_CONNECTIONS]
+            for planned in plan(addresses.targets, name)[: limits.DIAGNOSED_ADDRESSES]
         )
     )
     known = sum(1 if t.via_proxy else t.addresses_total for t in addresses.targets)
@@ -176,7 +171,7 @@ class _Attempt:
         # As Synapse writes it, also with the port that HTTPS has anyway.
         headers = Headers({"Host": [host], "User-Agent": [outbound.user_agent]})
         url = f"https://{host}{VERSION_PATH}"
-        return await ask(outbound, self._agent, url, headers, _MAX_VERSION_BYTES)
+        return await ask(outbound, self._agent, url, headers, limits.VERSION_BYTES)
 
     def _too_late(self) -> Failure:
         """Return the failure of what took too long, by how far it has come."""

@@ -9,6 +9,7 @@ from functools import partial
 
 import attr
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
@@ -42,9 +43,8 @@ from synapse_federation_admin.storage.records import RecordedFailure
 
 logger = logging.getLogger(__name__)
 
-# Diagnoses under way at once in one process. Who waits longer than a share of the time
-# for a turn is told to come again: what is left would be too short.
-_MAX_DIAGNOSES = 4
+# Who waits longer than this share of the time for a turn is told to come again: what is
+# left would be too short.
 _SHARE_OF_WAIT = 0.25
 
 # The share of the time that is left when Synapse's client has to give up: so that it
@@ -55,8 +55,7 @@ _CALLED_OFF_MS = 100
 # A connection that nobody wants any more ends so much after the diagnosis.
 _GRACE_MS = 1000
 
-# When addresses alone are looked for: of how many servers at once, and for how long.
-_MAX_LOOKED = 5
+# How long it may take where addresses alone are looked for.
 _LOOK_MS = 5000
 
 # The time of which the DNS has a share to answer, if it is only asked whether it does.
@@ -103,7 +102,7 @@ class Diagnoses:
         self._last_failure = last_failure
         self._outbound: Outbound | None = None
         self._turns = homeserver.linearizer(
-            "federation_admin_diagnosis", _MAX_DIAGNOSES
+            "federation_admin_diagnosis", limits.DIAGNOSES
         )
 
     async def diagnose(self, name: str) -> Diagnosis:
@@ -129,7 +128,9 @@ class Diagnoses:
             names: The server names.
         """
         found: dict[str, list[str]] = {}
-        looked = self._homeserver.linearizer("federation_admin_addresses", _MAX_LOOKED)
+        looked = self._homeserver.linearizer(
+            "federation_admin_addresses", limits.ADDRESS_SEARCHES
+        )
 
         async def look(name: str) -> None:
             async with looked(""):

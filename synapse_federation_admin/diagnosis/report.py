@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
@@ -24,9 +25,6 @@ from synapse_federation_admin.failures.text import (
     shown_duration,
     summary_of,
 )
-
-# How many hosts, and how many faults, are told.
-_MAX_TOLD = 3
 
 _SIGNED = "The server accepts the signature of this homeserver"
 
@@ -58,7 +56,7 @@ def _in_order(stage: Stage, now_ms: int) -> str:
         case WellKnownFindings():
             return "No such file: the server does not delegate"
         case AddressesFindings(targets=targets, targets_total=total):
-            hosts = [f"{t.host} port {t.port}" for t in targets[:_MAX_TOLD]]
+            hosts = [f"{t.host} port {t.port}" for t in targets[: limits.TOLD_FINDINGS]]
             more = f" and {total - len(hosts)} more" if total > len(hosts) else ""
             return f"Requests go to {', '.join(hosts)}{more}"
         case ConnectionsFindings() as found:
@@ -114,7 +112,7 @@ def _of_some(stage: Stage) -> str | None:
 
 def _told(places: Sequence[tuple[str, Failure | None]], what: str) -> str:
     bad = [(place, error) for place, error in places if error is not None]
-    faults = "; ".join(f"{p}: {summary_of(e)}" for p, e in bad[:_MAX_TOLD])
+    faults = "; ".join(f"{p}: {summary_of(e)}" for p, e in bad[: limits.TOLD_FINDINGS])
     return f"{len(bad)} {what}: {faults}"
 
 

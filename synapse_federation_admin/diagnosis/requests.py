@@ -21,6 +21,7 @@ from synapse.module_api import JsonDict
 from twisted.web.http_headers import Headers
 from unpaddedbase64 import decode_base64
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.answers import date_of
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
@@ -47,10 +48,6 @@ _UNREADABLE = (Reason.NOT_JSON, Reason.WRONG_CONTENT_TYPE, Reason.BODY_TOO_LARGE
 
 # What a Matrix error tells of us, and not only of the request.
 _TELLING = (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
-
-# How many keys are looked at: a server has one, or two.
-_MAX_KEYS = 20
-_MAX_READ = 500
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +183,7 @@ def read_keys(
     order = [k for k in signatures if k in usable]
     order += [k for k in usable if k not in signatures]
     shown: list[ServerKey] = []
-    for key_id in order[:_MAX_KEYS]:
+    for key_id in order[: limits.TOLD_KEYS]:
         key, label = _object(usable[key_id]).get("key"), word(key_id) or ""
         is_signed = signed is not None and _verify(
             key_id, key, signatures.get(key_id), signed
@@ -231,7 +228,7 @@ def read_keys(
 
 def _unreadable(keys: Mapping[str, object], *, is_old: bool = False) -> str | None:
     """Return a key that Synapse cannot read; None if it can read all of them."""
-    for key_id, value in list(keys.items())[:_MAX_READ]:
+    for key_id, value in list(keys.items())[: limits.READ_KEYS]:
         if not is_signing_algorithm_supported(key_id):
             continue
         try:

@@ -11,21 +11,16 @@ from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
 from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.way import Way
-from synapse_federation_admin.failures.bounds import MAX_TEXT, word
+from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 
 _DAY_MS = 86_400_000
-
-# How many of a certificate's names are told.
-_MAX_NAMES = 20
-
-# More different errors than one chain has.
-_MAX_PROBLEMS = 8
 
 
 class Handshake:
@@ -52,7 +47,7 @@ class Handshake:
 
     def failed(self, error: UntrustedCertificateError) -> None:
         """OpenSSL does not trust the chain."""
-        if len(self._untrusted) < _MAX_PROBLEMS:
+        if len(self._untrusted) < limits.CERTIFICATE_ERRORS:
             self._untrusted.append(error)
 
     def completed(self, connection: SSL.Connection) -> Exception | None:
@@ -143,9 +138,9 @@ def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:
         names = _names(certificate)
         not_after_ts = _ms(certificate, "not_valid_after")
         return Certificate(
-            subject=word(certificate.subject.rfc4514_string(), MAX_TEXT) or "",
-            issuer=word(certificate.issuer.rfc4514_string(), MAX_TEXT) or "",
-            names=tuple(word(name) or "" for name in names[:_MAX_NAMES]),
+            subject=word(certificate.subject.rfc4514_string(), limits.TEXT) or "",
+            issuer=word(certificate.issuer.rfc4514_string(), limits.TEXT) or "",
+            names=tuple(word(name) or "" for name in names[: limits.CERTIFICATE_NAMES]),
             names_total=len(names),
             not_before_ts=_ms(certificate, "not_valid_before"),
             not_after_ts=not_after_ts,

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import attr
 from twisted.web.http_headers import Headers
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.addresses import (
     dns_failed,
     look_up,
@@ -34,7 +35,6 @@ from synapse_federation_admin.diagnosis.server_name import (
 )
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
 from synapse_federation_admin.failures.bounds import (
-    MAX_TEXT,
     bounded,
     json_object,
     word,
@@ -47,12 +47,6 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
-
-# As many as Synapse follows.
-_MAX_REDIRECTS = 20
-
-# A longer name leads nowhere.
-_MAX_DELEGATED = 300
 
 # The share of the time of a diagnosis.
 _SHARE = 0.5
@@ -135,12 +129,12 @@ async def _fetch(way: Way, host: str) -> Fetched:
         body = answer.body if answer else None
         requests.append(
             WellKnownRequest(
-                bounded(url, MAX_TEXT),
+                bounded(url, limits.TEXT),
                 way.since(begun_ms),
                 status=answer.status if answer else None,
                 content_type=word(answer.header("Content-Type")) if answer else None,
                 size_bytes=None if body is None else len(body),
-                location=word(location, MAX_TEXT),
+                location=word(location, limits.TEXT),
                 error=error,
             )
         )
@@ -148,7 +142,7 @@ async def _fetch(way: Way, host: str) -> Fetched:
             is_proxied = outbound.goes_through_proxy(host)
             return tuple(requests), *_judge(requests, answer, is_proxied=is_proxied)
         reason = Reason.REDIRECT_WITHOUT_TARGET
-        if location is not None and len(requests) > _MAX_REDIRECTS:
+        if location is not None and len(requests) > limits.REDIRECTS:
             reason = Reason.TOO_MANY_REDIRECTS
         elif location is not None:
             try:
@@ -224,7 +218,9 @@ def conclude(
     if answer is not None:
         m_server, problem = _read(answer.body or b"")
     # Synapse uses whatever is ASCII, and what that leads to is seen later.
-    fresh = m_server[:_MAX_DELEGATED] if m_server and m_server.isascii() else None
+    fresh = (
+        m_server[: limits.DELEGATED_NAME] if m_server and m_server.isascii() else None
+    )
     failure, outcome = problem, StageOutcome.OK
     if problem is not None:
         outcome = StageOutcome.FAILED if fresh else StageOutcome.WARNING

@@ -45,8 +45,8 @@ from twisted.web.client import (
     ResponseFailed,
 )
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import (
-    MAX_TEXT,
     bounded,
     json_object,
     word,
@@ -64,9 +64,6 @@ from synapse_federation_admin.homeserver.errors import (
 
 logger = logging.getLogger(__name__)
 
-
-# How much of the body of an error is looked at.
-_MAX_BODY = 16 * 1024
 
 # OpenSSL's verification errors (`man openssl-verification-options`):
 # X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
@@ -214,8 +211,8 @@ def matrix_error(response: bytes) -> tuple[str, str]:
     Args:
         response: The body, of which only the beginning is looked at.
     """
-    body = json_object(response[:_MAX_BODY]) or {}
-    return word(body.get("errcode")) or "", word(body.get("error"), MAX_TEXT) or ""
+    body = json_object(response[: limits.ERROR_BYTES]) or {}
+    return word(body.get("errcode")) or "", word(body.get("error"), limits.TEXT) or ""
 
 
 def forget_frames(error: BaseException) -> None:
@@ -331,7 +328,7 @@ def _names_of(type_: type[BaseException]) -> Iterator[str]:
 def _relayed_text(error: HttpResponseException) -> str | None:
     if error.code != HTTPStatus.BAD_GATEWAY:
         return None
-    body = error.response[:_MAX_BODY].decode("utf-8", "replace")
+    body = error.response[: limits.ERROR_BYTES].decode("utf-8", "replace")
     return body if _RELAYED in body else None
 
 

@@ -9,18 +9,11 @@ from enum import Enum
 
 import attr
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Fault, Reason
 
-# How long a sentence may be, and an advice.
-MAX_SENTENCE = 160
-MAX_ADVICE = 240
-
-# How much is told in a sentence of a fact, and how much at least, to tell anything.
-_MAX_FACT = 50
+# How much of a fact is told in a sentence at least, to tell anything.
 _LEAST_DETAIL = 12
-
-# How many names are told.
-_MAX_NAMES = 3
 
 # Longer than anybody waits: Synapse's backoff can be such that it never ends.
 _NEVER_MS = 10 * 365 * 86_400_000
@@ -135,7 +128,7 @@ def explanation_of(situation: Situation) -> str:
 
 
 def advice_for(situation: Situation) -> str:
-    """Return what to do: one or more sentences, at most MAX_ADVICE characters."""
+    """Return what to do: one or more sentences, at most limits.ADVICE characters."""
     failure, effect = situation.failure, situation.effect
     if effect is Effect.NO_VERSION:
         advice = _NO_VERSION_ADVICE
@@ -160,7 +153,7 @@ def message_of(failure: Failure) -> str:
     """Return what is wrong: one sentence without its full stop, printable ASCII."""
     headline, because = _headline(failure), _because(failure)
     sentence = _cut(f"{headline}: {because}" if because else headline)
-    left = MAX_SENTENCE - len(sentence) - len(" ()")
+    left = limits.SENTENCE - len(sentence) - len(" ()")
     detail = _told(failure)
     if detail and left >= _LEAST_DETAIL:
         sentence = f"{sentence} ({_cut(detail, left)})"
@@ -171,7 +164,7 @@ def summary_of(failure: Failure) -> str:
     """Return what is wrong in a few words, as the end of a sentence."""
     detail = _told(failure, with_place=False)
     what = lowered(_headline(failure))
-    return _cut(f"{what} ({detail})" if detail else what, MAX_SENTENCE // 2)
+    return _cut(f"{what} ({detail})" if detail else what, limits.SENTENCE // 2)
 
 
 def detail_of(failure: Failure) -> str:
@@ -241,9 +234,9 @@ def _told(failure: Failure, *, with_place: bool = True) -> str:
     parts = []
     if facts.address and with_place:
         more = f" and {facts.more} more" if facts.more else ""
-        parts.append(f"{_cut(facts.address, _MAX_FACT)} port {facts.port}{more}")
+        parts.append(f"{_cut(facts.address, limits.FACT)} port {facts.port}{more}")
     if failure.kind is FailureKind.IP_BLOCKED:
-        parts += facts.names[:_MAX_NAMES]
+        parts += facts.names[: limits.NAMES_IN_A_SENTENCE]
     status = f"HTTP {facts.status}" if facts.status is not None else ""
     said = "" if "{said}" in template else facts.said
     parts.append(" ".join(filter(None, (status, facts.errcode, said))))
@@ -257,22 +250,24 @@ def _told(failure: Failure, *, with_place: bool = True) -> str:
 def _filled(template: str, failure: Failure) -> str:
     """Return a text with facts in place of their names."""
     facts = failure.facts
-    host = _cut(facts.host, _MAX_FACT) or "the server name"
+    host = _cut(facts.host, limits.FACT) or "the server name"
     ahead = shown_duration(abs(facts.ahead_ms))
     expired = "has expired"
     if facts.ago_ms is not None:
         expired = f"expired {shown_duration(facts.ago_ms)} ago"
-    names = ", ".join(_cut(n, _MAX_FACT) for n in facts.names[:_MAX_NAMES])
+    names = ", ".join(
+        _cut(n, limits.FACT) for n in facts.names[: limits.NAMES_IN_A_SENTENCE]
+    )
     return template.format(
         host=host,
-        said=_cut(facts.said, _MAX_FACT) or "one of them",
+        said=_cut(facts.said, limits.FACT) or "one of them",
         expired=expired,
-        mismatch=f"for {_cut(names, _MAX_FACT)}, not for {host}"
+        mismatch=f"for {_cut(names, limits.FACT)}, not for {host}"
         if names
         else f"not for {host}",
         ahead=f"{ahead} {'ahead of' if facts.ahead_ms > 0 else 'behind'}",
     )
 
 
-def _cut(text: str, most: int = MAX_SENTENCE) -> str:
+def _cut(text: str, most: int = limits.SENTENCE) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages
 from synapse_federation_admin.storage.schema import Tables
@@ -31,15 +32,6 @@ T = TypeVar("T")
 _EVERY_MS = 60_000
 _FIRST_MS = 2000
 _BEGIN_EACH = 5
-
-# How many outages one transaction begins. On PostgreSQL most of what fails, or it would
-# look for the outages of each by itself.
-_BEGUN_AT_ONCE = 50_000
-_BEGUN_AT_ONCE_ON_SQLITE = 10_000
-
-# How many one transaction lets go on, and ends.
-_REOPENED_AT_ONCE = 1000
-_ENDED_AT_ONCE = 20_000
 
 # What a reset was followed by within this time may still turn out to have been in vain.
 _IN_VAIN_MS = 86_400_000
@@ -83,10 +75,14 @@ class Outages:
         """
         now_ts = self._homeserver.now_ms()
         most = (
-            _BEGUN_AT_ONCE if self._homeserver.is_postgres else _BEGUN_AT_ONCE_ON_SQLITE
+            limits.OUTAGES_BEGUN
+            if self._homeserver.is_postgres
+            else limits.OUTAGES_BEGUN_ON_SQLITE
         )
-        await self._all(_REOPENED_AT_ONCE, outages.reopen_txn, now_ts - _IN_VAIN_MS)
-        await self._all(_ENDED_AT_ONCE, self._end_txn, Sql("TRUE"))
+        await self._all(
+            limits.OUTAGES_REOPENED, outages.reopen_txn, now_ts - _IN_VAIN_MS
+        )
+        await self._all(limits.OUTAGES_ENDED, self._end_txn, Sql("TRUE"))
         # What fails anew was noted while the outage before it seemed to last.
         ended_since_ts = now_ts - self._settled_ms - 2 * _EVERY_MS
         await self._all(most, outages.begin_missing_txn, ended_since_ts)

@@ -4,6 +4,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import records
@@ -18,9 +19,8 @@ _HOUR_MS = 3_600_000
 _LATELY_MS = 900_000
 
 # If so many destinations began to fail within the hour, it is worth to look where they
-# lead; how many at once, how often, and how long that is good for.
+# lead; how often, and how long that is good for.
 _WORTH_LOOKING = 5
-_LOOKED_AT_ONCE = 50
 _LOOK_EVERY_MS = 60_000
 _FIRST_MS = 4000
 _LOOK_AGAIN_MS = 6 * _HOUR_MS
@@ -86,7 +86,7 @@ class RecentAttemptsStore:
                 not_looked_up_txn,
                 since_ts=now_ts - _HOUR_MS,
                 looked_ts=now_ts - _LOOK_AGAIN_MS,
-                limit=_LOOKED_AT_ONCE,
+                limit=limits.CORRELATED_SERVERS,
             ),
         )
         if not names:

@@ -5,9 +5,10 @@ What is taken from the traffic costs some microseconds and stays in memory; ever
 seconds it is written, in one small transaction. So `kill -9` loses three seconds of it
 at most, and however many requests fail, there are as many transactions.
 
-All is bounded: in memory `_MAX_WAITING` failures, of different destinations and kinds,
-wait to be written, and as many answers; in the table each destination has one row for
-each kind. Old rows are deleted (`synapse_federation_admin.repair.housekeeping`).
+All is bounded: in memory `limits.WAITING_RECORDS` failures, of different destinations
+and kinds, wait to be written, and as many answers; in the table each destination has
+one row for each kind. Old rows are deleted
+(`synapse_federation_admin.repair.housekeeping`).
 """
 
 import logging
@@ -20,6 +21,7 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
@@ -34,7 +36,6 @@ from synapse_federation_admin.storage.records import (
     RecordedSuccess,
 )
 from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
-from synapse_federation_admin.storage.sql import MAX_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +43,8 @@ logger = logging.getLogger(__name__)
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
 
-# How much one transaction writes, and how much may wait.
-_WRITTEN_AT_ONCE = 1000
-_MAX_WAITING = 20_000
-
 # Of how many names it is looked up whether the DNS answers, for each transaction.
 _LOOKED_UP = 3
-
-# Of how many destinations it is known when it was written that they answer: of more it
-# is written more often than each SUCCESS_EVERY_MS.
-_MAX_KNOWN = 50_000
 
 # A destination, and a kind.
 _Key = tuple[str, str]
@@ -113,7 +106,7 @@ class Recorder:
 
     def failed(self, destination: str, error: BaseException) -> None:
         """Take note of a failure."""
-        if len(destination) > MAX_NAME:
+        if len(destination) > limits.SERVER_NAME:
             return
         # If the request itself was called off, it is not theirs.
         failure = (
@@ -158,13 +151,13 @@ class Recorder:
         if self._add_success(RecordedSuccess(destination, now_ts, None)):
             self._known.pop(destination, None)
             self._known[destination] = now_ts
-            if len(self._known) > _MAX_KNOWN:
+            if len(self._known) > limits.ANSWERING_DESTINATIONS:
                 del self._known[next(iter(self._known))]
 
     def _add_success(self, success: RecordedSuccess) -> bool:
         """Have an answer be written, if there is room for it; return whether."""
         name = success.destination
-        if len(name) > MAX_NAME:
+        if len(name) > limits.SERVER_NAME:
             return False
         known = self._successes.get(name)
         if known is None and not self._has_room(self._successes):
@@ -174,7 +167,7 @@ class Recorder:
         return True
 
     def _has_room(self, waiting: Mapping[Any, Any]) -> bool:
-        if len(waiting) < _MAX_WAITING:
+        if len(waiting) < limits.WAITING_RECORDS:
             return True
         if not self._has_said_full:
             self._has_said_full = True
@@ -234,7 +227,7 @@ class Recorder:
             looks: Find out first whether what led to no connection in time is because
                 of the DNS.
         """
-        for _ in range(2 * _MAX_WAITING // _WRITTEN_AT_ONCE):
+        for _ in range(2 * limits.WAITING_RECORDS // limits.RECORDS_WRITTEN):
             failed, answered = _take(self._failures), _take(self._successes)
             if not (failed or answered):
                 return
@@ -316,7 +309,7 @@ class Recorder:
 
 def _take(waiting: dict[K, V]) -> dict[K, V]:
     """Take some of what waits, the oldest."""
-    return {key: waiting.pop(key) for key in tuple(waiting)[:_WRITTEN_AT_ONCE]}
+    return {key: waiting.pop(key) for key in tuple(waiting)[: limits.RECORDS_WRITTEN]}
 
 
 def _joined(earlier: R, later: R | None) -> R:

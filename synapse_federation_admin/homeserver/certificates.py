@@ -4,9 +4,10 @@
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, X509Name
 
-# Of who issued a certificate: the parts of the name that are told, and how much of it.
+from synapse_federation_admin import limits
+
+# The parts of the name that are told of who issued a certificate.
 _TOLD_OF_ISSUERS = (b"CN", b"O", b"OU")
-_MAX_ISSUER = 150
 
 
 class UntrustedCertificateError(SSL.Error):
@@ -50,4 +51,4 @@ def _name_of(name: X509Name) -> str:
         for key, value in name.get_components()
         if key in _TOLD_OF_ISSUERS
     ]
-    return ascii(", ".join(parts))[1:-1][:_MAX_ISSUER]
+    return ascii(", ".join(parts))[1:-1][: limits.ISSUER]

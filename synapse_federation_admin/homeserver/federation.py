@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING
 from synapse.module_api import JsonDict
 from twisted.internet.endpoints import HostnameEndpoint
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.network import Network, unlimited
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
     from synapse_federation_admin.homeserver.outbound import Outbound
-
-# How long a connection made for a contact may last: the longest timeout is a minute,
-# once for the headers and once for the body.
-_MAX_CONTACT_S = 150
 
 _PATH = "/_matrix/federation/v1/version"
 
@@ -24,7 +21,7 @@ class Federation(Network):
     """Asks other servers, with Synapse's federation client and its settings."""
 
     def __init__(self, hs: "HomeServer") -> None:
-        super().__init__(hs, max_lifetime_s=_MAX_CONTACT_S)
+        super().__init__(hs, max_lifetime_s=limits.CONTACT_CONNECTION_S)
         self._client = self.client()
         self._unlimited_client = unlimited(self._client)
 

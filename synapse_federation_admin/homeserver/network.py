@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent, IResponse
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.certificates import (
     UntrustedCertificateError,
@@ -44,26 +45,6 @@ if TYPE_CHECKING:
     from synapse.storage import DataStore
 
 T = TypeVar("T")
-
-# What a connection may bring in. A real answer takes some 10 KB, most of it is
-# certificates.
-_MAX_BYTES = 256 * 1024
-
-# Look-ups of names under way at once.
-_THREADS = 64
-
-# Host names of which it is remembered whether they have addresses.
-_MAX_RESOLVED = 1000
-
-# Addresses of one host name that are passed on: a hostile one has thousands, and
-# Synapse looks each of them up in its IP blocklist at once.
-_MAX_ADDRESSES = 100
-
-# How many of the servers that SRV records lead to are tried.
-_MAX_SERVERS = 8
-
-# The longest name to which anybody can delegate: a host name, and a port.
-_MAX_NAME = 261
 
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
@@ -113,7 +94,9 @@ class Network:
             # In threads of its own: a look-up cannot be called off, and domains that
             # are dead may take long. Synapse's own twenty threads would have none left
             # for its federation.
-            self._threads = pool = ThreadPool(0, _THREADS, "federation_admin_resolver")
+            self._threads = pool = ThreadPool(
+                0, limits.DNS_LOOKUPS, "federation_admin_resolver"
+            )
             pool.start()
             hs.get_reactor().addSystemEventTrigger("during", "shutdown", pool.stop)
             resolver = cast(
@@ -126,7 +109,7 @@ class Network:
             BoundedReactor(
                 hs.get_reactor(),
                 resolver=resolver,
-                max_received_bytes=_MAX_BYTES,
+                max_received_bytes=limits.CONNECTION_BYTES,
                 max_lifetime_s=max_lifetime_s,
             ),
         )
@@ -167,9 +150,9 @@ class Network:
             What `socket.getaddrinfo` returns, but not thousands of it.
         """
         self._resolved[host] = False
-        if len(self._resolved) > _MAX_RESOLVED:
+        if len(self._resolved) > limits.RESOLVED_HOSTS:
             self._resolved.popitem(last=False)
-        found = getaddrinfo(host, *args)[:_MAX_ADDRESSES]
+        found = getaddrinfo(host, *args)[: limits.ADDRESSES_OF_A_HOST]
         self._resolved[host] = True
         return found
 
@@ -383,7 +366,7 @@ class _PlainWellKnownResolver(WellKnownResolver):
         m_server = content.get("m.server") if isinstance(content, dict) else None
         if not isinstance(m_server, str) or not m_server.isascii():
             return response, b"{}"
-        if not m_server.isprintable() or len(m_server) > _MAX_NAME:
+        if not m_server.isprintable() or len(m_server) > limits.SERVER_NAME:
             m_server = "not-a-server-name."
         return response, json.dumps({"m.server": m_server}).encode()
 
@@ -397,4 +380,4 @@ class _PlainSrvResolver(SrvResolver):
         plain = [server for server in found if _HOST_NAME.fullmatch(server.host)]
         if found and not plain:
             raise DNSLookupError("its SRV records do not lead to host names")
-        return plain[:_MAX_SERVERS]
+        return plain[: limits.SRV_SERVERS]

@@ -38,6 +38,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.network import Network, TlsObserver, unlimited
 from synapse_federation_admin.homeserver.process import outbound_instances
 
@@ -50,9 +51,6 @@ _GRACE_MS = 50
 # Makes a GET request: the server name, the path, and the query parameters, if any.
 # Returns the body, and the headers; raises whatever Synapse's client raises.
 Get = Callable[..., Awaitable[tuple[JsonDict, dict[bytes, list[bytes]]]]]
-
-# How many stored keys of one server are looked at.
-_MAX_STORED_KEYS = 200
 
 
 class Outbound(Network):
@@ -285,7 +283,7 @@ class Outbound(Network):
             txn.execute(
                 "SELECT key_id, verify_key FROM server_signature_keys "
                 "WHERE server_name = ? ORDER BY ts_valid_until_ms DESC LIMIT ?",
-                (name, _MAX_STORED_KEYS),
+                (name, limits.STORED_KEYS),
             )
             return {key_id: encode_base64(bytes(key)) for key_id, key in txn.fetchall()}
 

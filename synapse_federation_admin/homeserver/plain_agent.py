@@ -13,8 +13,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
 
-# How much may be logged of a text in which a server has a say.
-_MAX_LOGGED = 300
+from synapse_federation_admin import limits
 
 
 @implementer(IAgent)
@@ -59,5 +58,5 @@ class PlainAgent:
 def _plain_text(text: str | bytes) -> str:
     """Return a text as it may be logged."""
     if isinstance(text, bytes):
-        text = text[:_MAX_LOGGED].decode("latin-1")
-    return ascii(text[:_MAX_LOGGED])[1:-1][:_MAX_LOGGED]
+        text = text[: limits.LOGGED].decode("latin-1")
+    return ascii(text[: limits.LOGGED])[1:-1][: limits.LOGGED]

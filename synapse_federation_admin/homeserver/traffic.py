@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from OpenSSL import SSL
 from synapse.logging.context import current_context
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.certificates import verified
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relied_on import (
@@ -36,9 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How many host names are remembered that have led to blocked addresses, and how long
-# that is the reason if a request fails.
-_MAX_BLOCKED = 1000
+# For how long a host name that has led to a blocked address is the reason if a request
+# fails.
 _BLOCKED_FOR_S = 60
 
 
@@ -122,7 +122,7 @@ def _take_blocked(args: _Told) -> None:
     host = str(args[1])
     _blocked.pop(host, None)
     _blocked[host] = time.monotonic()
-    if len(_blocked) > _MAX_BLOCKED:
+    if len(_blocked) > limits.BLOCKED_HOSTS:
         del _blocked[next(iter(_blocked))]
 
 

@@ -11,14 +11,12 @@ from enum import Enum
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.runner import Action
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Run, RunResult
 from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
-
-# How many one transaction changes.
-_CAPPED_AT_ONCE = 200
 
 # Between two transactions, so that others get their turn.
 _PAUSE_MS = 5
@@ -79,7 +77,7 @@ class CapBackoff(Action):
             return self._cap_txn(txn, longest_ms, results)
 
         # Those that are done leave the queue.
-        while queued := await job.next(None, _CAPPED_AT_ONCE):
+        while queued := await job.next(None, limits.BACKOFFS_CAPPED):
             now_ts = self._homeserver.now_ms()
             results = [
                 RunResult(one.destination, CapOutcome.UNCHANGED.value, now_ts, now_ts)

@@ -6,20 +6,13 @@ from collections.abc import Awaitable
 from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of, forget_frames
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
-
-# Contacts under way at once in one process after resets, and as many for reconnects;
-# the others wait for their turn. Somebody who resets ten thousand destinations in a
-# loop must not open ten thousand connections.
-MAX_CONTACTS = 50
-
-# How much is kept of what a server says of itself.
-_MAX_SERVER_TEXT = 100
 
 
 async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contact:
@@ -87,4 +80,4 @@ def shown_contact(contact: Contact) -> JsonDict:
 
 
 def _said(text: object) -> str | None:
-    return bounded(text, _MAX_SERVER_TEXT) if isinstance(text, str) else None
+    return bounded(text, limits.SOFTWARE) if isinstance(text, str) else None

@@ -30,12 +30,12 @@ from collections.abc import Sequence
 import attr
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import BeforeReset
 from synapse_federation_admin.repair.contact import (
-    MAX_CONTACTS,
     contact_of,
     shown_contact,
 )
@@ -63,9 +63,6 @@ _PATIENT_TIMEOUT_MS = 60_000
 # be clear only because another process has reset it, too, and is about to find out that
 # it is still down.
 _RECOVERED_AFTER_MS = 120_000
-
-# Destinations followed at once. Each takes some 400 bytes.
-MAX_FOLLOWED = 100_000
 
 # Rows looked at in one transaction.
 _BATCH = 100
@@ -141,11 +138,11 @@ class FollowUp:
         # Else it got through since that reset, and has failed anew.
         if before and before.failure_ts and before.delivered == delivered:
             failing_since_ts = min(failing_since_ts or now_ts, before.failure_ts)
-        if len(self._followed) >= MAX_FOLLOWED:
+        if len(self._followed) >= limits.FOLLOWED_RESETS:
             logger.warning(
                 "%s destinations were reset within a short time: %s is not contacted, "
                 "and its failure_ts may be lost",
-                *(MAX_FOLLOWED, bounded(name)),
+                *(limits.FOLLOWED_RESETS, bounded(name)),
             )
             return
         self._followed[name] = _Followed(
@@ -170,7 +167,7 @@ class FollowUp:
         way began earlier, and may tell of an older state.
         """
         self._queue[name] = max(self._queue.get(name, 0), timeout_ms)
-        if self._contacting < MAX_CONTACTS:
+        if self._contacting < limits.CONTACTS:
             self._contacting += 1
             self._homeserver.run_in_background(
                 "federation_admin_contact", self._contact_queued

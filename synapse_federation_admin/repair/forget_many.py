@@ -8,6 +8,7 @@ from enum import Enum
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
@@ -28,10 +29,6 @@ from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
 
 # Of how many destinations a pass over all members looks for shared rooms.
 _CANDIDATES = 20_000
-
-# How many are looked at, and how many are deleted, in one transaction.
-_LOOKED_AT_ONCE = 200
-_DELETED_AT_ONCE = 20
 
 # Between two transactions that delete, so that others get their turn.
 _PAUSE_MS = 5
@@ -114,7 +111,7 @@ class ForgetMany(Action):
         shared = await self._shared_rooms.counts(names)
         gone = [name for name in names if name not in shared]
         waiting = total.waiting
-        for piece in in_pieces(gone, _LOOKED_AT_ONCE):
+        for piece in in_pieces(gone, limits.DESTINATIONS_CHECKED):
             for backlog in (await self._backlog.of(piece)).values():
                 waiting += Waiting.of(backlog, drop_to_device=drop_to_device)
         return ForgetPreview(
@@ -133,10 +130,10 @@ class ForgetMany(Action):
             names = [one.destination for one in queued]
             # Before shared rooms are looked for: who joins one from now on changes it.
             seen: dict[str, Seen] = {}
-            for some in in_pieces(names, _LOOKED_AT_ONCE):
+            for some in in_pieces(names, limits.DESTINATIONS_CHECKED):
                 seen.update(await self._forget.look(some))
             shared = await self._shared_rooms.counts(names)
-            for piece in in_pieces(queued, _DELETED_AT_ONCE):
+            for piece in in_pieces(queued, limits.DESTINATIONS_FORGOTTEN):
                 if not await self._forget_these(job, piece, seen, shared):
                     return
                 await self._homeserver.sleep_ms(_PAUSE_MS)

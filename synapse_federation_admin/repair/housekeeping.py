@@ -8,6 +8,7 @@ background tasks deletes, once an hour, what has been kept for long enough.
 from functools import partial
 from typing import Any
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages, records, run_queue
 from synapse_federation_admin.storage.audit import Audit
@@ -16,9 +17,6 @@ from synapse_federation_admin.storage.schema import Tables
 
 _EVERY_MS = 3_600_000
 _FIRST_PRUNE_MS = 60_000
-
-# How many rows one transaction deletes.
-_DELETED_AT_ONCE = 500
 
 # What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
@@ -98,8 +96,8 @@ class Housekeeping:
     async def _prune(self, owner: Any, before_ts: int) -> None:
         """Delete old rows of a table, as its owner does it, some at a time."""
         prune_txn = partial(
-            owner.prune_txn, before_ts=before_ts, limit=_DELETED_AT_ONCE
+            owner.prune_txn, before_ts=before_ts, limit=limits.ROWS_PRUNED
         )
-        deleted = _DELETED_AT_ONCE
-        while deleted == _DELETED_AT_ONCE:
+        deleted = limits.ROWS_PRUNED
+        while deleted == limits.ROWS_PRUNED:
             deleted = await self._tables.run("federation_admin_prune", prune_txn)

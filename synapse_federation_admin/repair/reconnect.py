@@ -8,12 +8,12 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import (
-    MAX_CONTACTS,
     outcome_of,
     probe,
     shown_contact,
@@ -67,7 +67,7 @@ class Reconnect:
         self._wake = wake
         self._follow_up = follow_up
         self._slots = homeserver.linearizer(
-            "federation_admin_reconnect_contacts", MAX_CONTACTS
+            "federation_admin_reconnect_contacts", limits.CONTACTS
         )
 
     async def reconnect(

@@ -10,6 +10,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -41,12 +42,7 @@ _PRIORITY = """
     END
 """
 
-# Contacts under way at once. One that hangs does not hold the others up; so many that
-# hang do.
-MAX_IN_FLIGHT = 400
-
-# How many results are written in one transaction, and how long one may wait for that.
-_RECORDED_AT_ONCE = 100
+# How long a result may wait until it is written.
 _RECORD_EVERY_S = 0.1
 
 # After how many contacts to collect what they have left behind. Each leaves some
@@ -171,7 +167,7 @@ class _Contacts:
         while self._error is None and (
             self._has_more or self._ahead or self._in_flight or self._ended
         ):
-            most = min(int(due), burst, MAX_IN_FLIGHT - self._in_flight)
+            most = min(int(due), burst, limits.CONTACTS_OF_A_RUN - self._in_flight)
             if most > 0:
                 await self._read_ahead()
             for _ in range(min(most, len(self._ahead))):
@@ -180,7 +176,7 @@ class _Contacts:
                 _collect(begun)
             wait_s = _RECORD_EVERY_S if self._ended else _LOOK_EVERY_S
             if (
-                len(self._ended) >= _RECORDED_AT_ONCE
+                len(self._ended) >= limits.RESULTS_RECORDED
                 or self._now_s() - looked_s >= wait_s
             ):
                 looked_s = self._now_s()
@@ -236,7 +232,7 @@ class _Contacts:
 
     async def _record_ended(self) -> bool:
         """Write some of what has ended; return whether the run goes on."""
-        some = min(len(self._ended), _RECORDED_AT_ONCE)
+        some = min(len(self._ended), limits.RESULTS_RECORDED)
         if not some:
             return await persist(self._homeserver, self._job.look)
         results = [self._ended.popleft() for _ in range(some)]

@@ -15,6 +15,7 @@ from typing import ClassVar, TypeVar
 
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
@@ -28,14 +29,11 @@ from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
 from synapse_federation_admin.storage.runs import RunStore, whole_action
-from synapse_federation_admin.storage.sql import FAILING, MAX_NAME, Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# How many destinations are put into the queue in one transaction.
-_PREPARED_AT_ONCE = 200
 
 # How long to wait before something is tried again, at first and at most, and how often
 # it may fail for another reason than that the database is away.
@@ -233,7 +231,7 @@ class Runner:
         these = any_of("d.destination", names, self._homeserver.is_postgres)
         condition = action.condition(run)
         # Longer ones are no server's, and do not fit into the index.
-        fits = f"LENGTH(d.destination) <= {MAX_NAME}"
+        fits = f"LENGTH(d.destination) <= {limits.SERVER_NAME}"
         return Sql(
             f"SELECT {action.priority} AS priority, d.destination, "  # noqa: S608
             f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
@@ -250,13 +248,13 @@ class Runner:
         if wanted is None:
             names = await self._runs.names(run.run_id)
             left = sorted(name for name in names if name > (after or ""))
-            for piece in in_pieces(left, _PREPARED_AT_ONCE):
+            for piece in in_pieces(left, limits.DESTINATIONS_QUEUED):
                 yield list(piece)
             return
         begin = None if after is None else Position(None, after)
         async with aclosing(self._reader.of(wanted, Sort()).pieces(begin)) as pieces:
             async for rows in pieces:
-                for part in in_pieces(rows, _PREPARED_AT_ONCE):
+                for part in in_pieces(rows, limits.DESTINATIONS_QUEUED):
                     yield [row.destination for row in part]
 
 

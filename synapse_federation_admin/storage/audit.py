@@ -12,6 +12,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.storage.audit_entry import (
@@ -28,7 +29,6 @@ from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOut
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import (
-    MAX_NAME,
     Sql,
     delete_some,
     marks,
@@ -357,9 +357,9 @@ def _conditions(wanted: AuditFilter) -> tuple[list[Sql], list[Sql]]:
 def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
     found = attr.asdict(entry, recurse=False)
     found |= attr.asdict(entry.actor) | {"details": _to_json(entry.details)}
-    if entry.destination is not None and len(entry.destination) > MAX_NAME:
+    if entry.destination is not None and len(entry.destination) > limits.SERVER_NAME:
         # A longer one does not fit into the index.
-        found["destination"] = f"{entry.destination[: MAX_NAME - 3]}..."
+        found["destination"] = f"{entry.destination[: limits.SERVER_NAME - 3]}..."
     return tuple(found[column] for column in _COLUMNS)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, FailureKind
 from synapse_federation_admin.storage.outage_ends import (
     MOMENT_MS,
@@ -21,7 +22,6 @@ from synapse_federation_admin.storage.outage_ends import (
 from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     FAILING,
-    MAX_NAME,
     Sql,
     any_of,
     delete_some,
@@ -290,7 +290,8 @@ def begin_missing_txn(
                     ORDER BY f.last_ts DESC LIMIT 1
                 ) AS last_kind
             FROM destinations AS d
-            WHERE {FAILING} AND {which.text} AND LENGTH(d.destination) <= {MAX_NAME}
+            WHERE {FAILING} AND {which.text}
+            AND LENGTH(d.destination) <= {limits.SERVER_NAME}
             AND NOT EXISTS (
                 SELECT 1 FROM {OPEN_OUTAGES} AS o WHERE o.destination = d.destination
             )

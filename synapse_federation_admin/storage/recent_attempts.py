@@ -12,6 +12,7 @@ from typing import Any
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.records import (
     ADDRESSES,
@@ -23,8 +24,7 @@ from synapse_federation_admin.storage.sql import FAILING
 
 _DAY_MS = 86_400_000
 
-# How many causes of a type are told, and of how many destinations one is shared.
-_MAX_CAUSES = 10
+# Of how many destinations a cause is shared, at least.
 _LEAST = 2
 
 # Of how many destinations, the last ones, it is seen where they lead.
@@ -175,7 +175,7 @@ def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
             one + more for one, more in zip(added[value], counts, strict=False)
         ]
     most = sorted(added.items(), key=lambda item: (-item[1][0], item[0]))
-    return [(value, *counts) for value, counts in most[:_MAX_CAUSES]]
+    return [(value, *counts) for value, counts in most[: limits.TOLD_CAUSES]]
 
 
 def _addresses_txn(
@@ -207,7 +207,7 @@ def _addresses_txn(
         f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
         f"{source} CROSS JOIN {each_address} WHERE f.last_ts >= ? "
         f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 2 DESC, 1 LIMIT ?",
-        (since_ts, since_ts, _CANDIDATES, since_ts, _MAX_CAUSES),
+        (since_ts, since_ts, _CANDIDATES, since_ts, limits.TOLD_CAUSES),
     )
     return looked, txn.fetchall()
 

@@ -14,11 +14,6 @@ from synapse.module_api import LoggingTransaction
 # rows for which it is true, so it is written the same wherever it is used.
 FAILING = "retry_last_ts <> 0"
 
-# The longest name that a server can have, with its port. Synapse takes longer ones from
-# whoever makes them up; they lead nowhere, and PostgreSQL takes them into no index that
-# has more in it.
-MAX_NAME = 261
-
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Sql:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit on what the module takes, holds, asks and tells, in one list."""
+
+# -- under way at once, in one process -------------------------------------------------
+
+# Contacts after resets, and as many for reconnects; the others wait for their turn.
+# Somebody who resets ten thousand destinations in a loop must not open ten thousand
+# connections.
+CONTACTS = 50
+
+# Contacts of a run. One that hangs does not hold the others up; so many that hang do.
+CONTACTS_OF_A_RUN = 400
+
+# Diagnoses. Who waits for a turn for too long is told to come again.
+DIAGNOSES = 4
+
+# Servers whose addresses alone are looked for, for the correlation of failures.
+ADDRESS_SEARCHES = 5
+
+# Servers of which it is looked up in one round where they lead, for the same.
+CORRELATED_SERVERS = 50
+
+# Look-ups of host names, each of which takes a thread.
+DNS_LOOKUPS = 64
+
+# Requests that cost a pass over the table of destinations.
+TABLE_PASSES = 2
+
+# -- held in memory --------------------------------------------------------------------
+
+# Destinations followed after their reset. Each takes some 400 bytes.
+FOLLOWED_RESETS = 100_000
+
+# Failures and successes of real traffic that wait to be written.
+WAITING_RECORDS = 20_000
+
+# Destinations of which it is known when it was written that they answer. Of those
+# beyond, that is written more often.
+ANSWERING_DESTINATIONS = 50_000
+
+# Where pages of v1's lists ended.
+CURSORS = 4096
+
+# Host names of which it is known whether they have addresses, and of which it is known
+# that they led to blocked ones.
+RESOLVED_HOSTS = 1000
+BLOCKED_HOSTS = 1000
+
+# -- done in one transaction -----------------------------------------------------------
+
+RECORDS_WRITTEN = 1000
+
+# On PostgreSQL most of what fails, or it would look for the outages of each by itself.
+OUTAGES_BEGUN = 50_000
+OUTAGES_BEGUN_ON_SQLITE = 10_000
+OUTAGES_REOPENED = 1000
+OUTAGES_ENDED = 20_000
+
+# Rows of what is older than it is kept for.
+ROWS_PRUNED = 500
+
+DESTINATIONS_QUEUED = 200
+RESULTS_RECORDED = 100
+BACKOFFS_CAPPED = 200
+DESTINATIONS_CHECKED = 200
+DESTINATIONS_FORGOTTEN = 20
+
+# -- taken from admins -----------------------------------------------------------------
+
+# A longer list of names is for a filter, or for several runs.
+NAMES_OF_A_RUN = 50_000
+
+# Rows of a page of v1: a longer one is written while it is read.
+PLAIN_PAGE = 1000
+
+# Seconds for which a client may take nothing of an answer; then its connection is cut.
+CLIENT_PAUSE_S = 300
+
+# -- taken from other servers ----------------------------------------------------------
+
+# Bytes that one connection brings in, of an answer about the version, and of the body
+# of an error. A real answer takes some 10 KB, most of it certificates.
+CONNECTION_BYTES = 256 * 1024
+VERSION_BYTES = 64 * 1024
+ERROR_BYTES = 16 * 1024
+
+# Seconds that a connection of a contact lasts: the longest timeout is a minute, once
+# for the headers and once for the body.
+CONTACT_CONNECTION_S = 150
+
+# Redirects of a well-known file: as many as Synapse follows.
+REDIRECTS = 20
+
+# Servers that SRV records lead to, which are tried; hosts that a diagnosis looks up;
+# and records and addresses that it tells.
+SRV_SERVERS = 8
+DIAGNOSED_HOSTS = 8
+TOLD_SERVICES = 50
+TOLD_ADDRESSES = 50
+TOLD_BLOCKED = 3
+
+# Addresses of one host name that are passed on, since Synapse looks each of them up in
+# its IP blocklist at once; and those that a diagnosis connects to. A hostile name has
+# thousands.
+ADDRESSES_OF_A_HOST = 100
+DIAGNOSED_ADDRESSES = 12
+
+# Signing keys that are told, that are read, and that are looked for in Synapse's
+# tables: a server has one, or two.
+TOLD_KEYS = 20
+READ_KEYS = 500
+STORED_KEYS = 200
+
+# Names that are told of a certificate, and errors of one chain.
+CERTIFICATE_NAMES = 20
+CERTIFICATE_ERRORS = 8
+
+# -- texts, in characters --------------------------------------------------------------
+
+# The longest name that a server can have, with its port. Synapse takes longer ones from
+# whoever makes them up; they lead nowhere, and PostgreSQL takes them into no index that
+# has more in it.
+SERVER_NAME = 261
+
+# To what a well-known file may delegate: a longer name leads nowhere.
+DELEGATED_NAME = 300
+
+# A text in which a remote server has a say: a word, a line, and a line of the log; what
+# it says of its software; and what a certificate says of who issued it.
+WORD = 100
+TEXT = 300
+LOGGED = 300
+SOFTWARE = 100
+ISSUER = 150
+
+# A sentence for people, an advice; a fact in them; and how many names one sentence
+# tells.
+SENTENCE = 160
+ADVICE = 240
+FACT = 50
+NAMES_IN_A_SENTENCE = 3
+
+# -- told ------------------------------------------------------------------------------
+
+# Hosts, and faults, in the summary of a diagnosis; causes of one type in a correlation.
+TOLD_FINDINGS = 3
+TOLD_CAUSES = 10
