@@ -90,8 +90,10 @@ def _say_transactions(events: _Events) -> None:
                 return attempt(txn)  # type: ignore[arg-type]
             finally:
                 events.say(
-                    *("txn", desc.removeprefix("federation_admin_")),
-                    *(time.perf_counter() - began_s, time.thread_time() - cpu_s),
+                    "txn",
+                    desc.removeprefix("federation_admin_"),
+                    time.perf_counter() - began_s,
+                    time.thread_time() - cpu_s,
                 )
 
         return run

@@ -431,7 +431,7 @@ def unresolved(label: str, kind: str, record: str, said: str) -> None:
 unresolved("servfail", "dns_failed/dns_server_failure", "", "SERVFAIL")
 unresolved("silent-dns", "dns_failed", "", "silence")
 unresolved(
-    *("srv-servfail", "dns_failed/dns_server_failure", "_matrix-fed._tcp", "SERVFAIL")
+    "srv-servfail", "dns_failed/dns_server_failure", "_matrix-fed._tcp", "SERVFAIL"
 )
 unresolved("srv-silent", "dns_failed", "_matrix-fed._tcp", "silence")
 
@@ -578,39 +578,58 @@ def _(lab: Laboratory, name: str) -> None:
 
 
 site(
-    *("expired", "failing", "tls_expired/own_certificate", "expired 3 days ago"),
+    "expired",
+    "failing",
+    "tls_expired/own_certificate",
+    "expired 3 days ago",
     certify=expired,
 )
 site("early", "failing", "tls_not_yet_valid/own_certificate", certify=early)
 site(
-    *("wrong-name", "failing", "tls_wrong_name", "for other.example"),
+    "wrong-name",
+    "failing",
+    "tls_wrong_name",
+    "for other.example",
     certify=lambda lab, _: issued(lab, "other.example"),
 )
 site(
-    *("expired-wrong-name", "failing", "tls_expired/own_certificate"),
+    "expired-wrong-name",
+    "failing",
+    "tls_expired/own_certificate",
     certify=lambda lab, _: expired(lab, "other.example"),
 )
 site(
-    *("other-authority", "failing", "tls_untrusted/unknown_authority"),
+    "other-authority",
+    "failing",
+    "tls_untrusted/unknown_authority",
     certify=lambda _, name: context(trustme.CA().issue_cert(name)),
 )
 site(
-    *("incomplete-chain", "failing", "tls_untrusted/unknown_authority"),
+    "incomplete-chain",
+    "failing",
+    "tls_untrusted/unknown_authority",
     certify=incomplete,
 )
 site("self-signed", "failing", "tls_untrusted/self_signed", certify=self_signed)
 # The server's own certificate is valid, and one in its chain has expired.
 site("expired-between", "failing", "tls_expired/in_chain", certify=expired_between)
 site(
-    *("no-names", "failing", "tls_wrong_name/no_names"),
+    "no-names",
+    "failing",
+    "tls_wrong_name/no_names",
     certify=lambda lab, name: made_by(lab, name, names=()),
 )
 site(
-    *("weak-key", "failing", "tls_untrusted/weak_key"),
+    "weak-key",
+    "failing",
+    "tls_untrusted/weak_key",
     certify=lambda lab, name: made_by(lab, name, names=(name,), bits=1024),
 )
 site(
-    *("wants-certificate", "failing", "tls_failed", "certificate required"),
+    "wants-certificate",
+    "failing",
+    "tls_failed",
+    "certificate required",
     certify=wants_certificate,
 )
 
@@ -624,7 +643,8 @@ plain("hangs-handshake", "response_timeout/in_handshake", hang)
 # The certificate has to be for the server name, not for where SRV leads to.
 by_srv(
     "srv-target-name",
-    *("failing", "tls_wrong_name"),
+    "failing",
+    "tls_wrong_name",
     certified_for=f"target-srv-target-name.{ZONE}",
 )
 
@@ -678,7 +698,7 @@ for works in (False, True):
 
 
 # These are used as they are, or waited for.
-site(*("url", "failing", "well_known_invalid"), file=m_server("https://a.example"))
+site("url", "failing", "well_known_invalid", file=m_server("https://a.example"))
 site("path", "failing", "well_known_invalid", file=m_server("a.example/b"))
 site("hanging-file", "failing", "well_known_unreachable", file=hang)
 # A web site that answers with a page, whatever it is asked for.
@@ -811,7 +831,9 @@ site("shut-out", "failing", "not_allowed")
 site("rejects", "failing", "rejected", query=UNAUTHORIZED)
 # One that does not tell its version, and rejects us.
 site(
-    *("rejects-and-hides", "failing", "rejected"),
+    "rejects-and-hides",
+    "failing",
+    "rejected",
     version=PAGE_NOT_FOUND,
     query=UNAUTHORIZED,
 )
@@ -820,18 +842,25 @@ site("query-hangs", "failing", "response_timeout/signed_unanswered", query=hang)
 site("keys-limited", "failing", "rate_limited/keys_request", keys=LIMITED)
 site("keys-close", "failing", "keys_missing/closed", keys=close)
 site(
-    *("shuts-us-out", "failing", "rejected"),
+    "shuts-us-out",
+    "failing",
+    "rejected",
     query=as_json({"errcode": "M_FORBIDDEN"}, status="403 No"),
 )
 site(
-    *("query-500", "failing", "http_error/signed_not_routed"),
+    "query-500",
+    "failing",
+    "http_error/signed_not_routed",
     query=http("500 Internal Server Error"),
 )
 site("query-limited", "failing", "rate_limited", query=LIMITED)
 site("query-unknown", "degraded", "http_error/unknown_request", query=UNRECOGNIZED)
 site("query-html", "failing", "http_error/signed_not_routed", query=PAGE_NOT_FOUND)
 site(
-    *("query-error", "failing", "http_error/signed_error", "HTTP 500 M_UNKNOWN"),
+    "query-error",
+    "failing",
+    "http_error/signed_error",
+    "HTTP 500 M_UNKNOWN",
     query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
 )
 site("no-version", "degraded", "http_error", version=http("404 Not Found"))
@@ -839,56 +868,80 @@ site("version-shut", "degraded", "rejected/unsigned_too", version=FORBIDDEN)
 # Clocks.
 site("fast-clock", "degraded", "other/clock", "ahead of ours", version=FAST)
 site(
-    *("slow-clock-rejects", "failing", "rejected/clock", "behind ours"),
+    "slow-clock-rejects",
+    "failing",
+    "rejected/clock",
+    "behind ours",
     version=SLOW,
     query=UNAUTHORIZED,
 )
 # Hostile servers.
 site(
-    *("hostile-version", "ok"),
+    "hostile-version",
+    "ok",
     version=as_json({"server": {"name": TEXT, "version": TEXT}}),
 )
 site(
-    *("hostile-type", "degraded", "invalid_response/wrong_content_type"),
+    "hostile-type",
+    "degraded",
+    "invalid_response/wrong_content_type",
     version=http("200 OK", b"{}", b"Content-Type: %s\r\n" % ESC),
 )
 site(
-    *("folded-type", "failing", "keys_invalid/wrong_content_type"),
+    "folded-type",
+    "failing",
+    "keys_invalid/wrong_content_type",
     keys=http("200 OK", b"{}", FOLDED),
 )
 site(
-    *("garbage-status", "failing", "invalid_response"),
+    "garbage-status",
+    "failing",
+    "invalid_response",
     query=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
 )
 site(
-    *("hostile-errcode", "failing", "rejected"),
+    "hostile-errcode",
+    "failing",
+    "rejected",
     query=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
 )
 site(
-    *("hostile-status", "failing", "http_error"),
+    "hostile-status",
+    "failing",
+    "http_error",
     query=b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900),
 )
 site(
-    *("hostile-keys", "failing", "keys_invalid/other_server_name"),
+    "hostile-keys",
+    "failing",
+    "keys_invalid/other_server_name",
     keys=as_json(HOSTILE_KEYS),
 )
 site("deep-keys", "failing", "keys_invalid/not_json", keys=DEEP_LIST)
 site("deep-version", "degraded", "invalid_response/not_json", version=DEEP_LIST)
 site(
-    *("endless-body", "degraded", "invalid_response/body_too_large"),
+    "endless-body",
+    "degraded",
+    "invalid_response/body_too_large",
     version=ENDLESS_LIST,
 )
 site(
-    *("endless-headers", "degraded", "invalid_response"),
+    "endless-headers",
+    "degraded",
+    "invalid_response",
     version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n"),
 )
 site("endless-keys", "failing", "keys_invalid", keys=ENDLESS_LIST)
 site(
-    *("slow-version", "degraded", "response_timeout"),
+    "slow-version",
+    "degraded",
+    "response_timeout",
     version=repeat(b"x", BEGUN_LIST, every_s=1),
 )
 site(
-    *("slow-query", "failing", "response_timeout"),
+    "slow-query",
+    "failing",
+    "response_timeout",
     query=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
 )
 
@@ -951,56 +1004,82 @@ YESTERDAY = int(time.time() * 1000) - 86_400_000
 
 site("keys-404", "failing", "keys_missing", make_keys=lambda _: http("404 Not Found"))
 site(
-    *("keys-500", "failing", "keys_missing"),
+    "keys-500",
+    "failing",
+    "keys_missing",
     make_keys=lambda _: http("500 Internal Server Error"),
 )
 # It is not us whom they reject.
 site("keys-403", "failing", "keys_missing", "HTTP 403", make_keys=lambda _: FORBIDDEN)
 site(
-    *("keys-410", "failing", "keys_missing", "HTTP 410"),
+    "keys-410",
+    "failing",
+    "keys_missing",
+    "HTTP 410",
     make_keys=lambda _: http("410 Gone"),
 )
 site(
-    *("keys-none", "failing", "keys_missing/no_ed25519_key"),
+    "keys-none",
+    "failing",
+    "keys_missing/no_ed25519_key",
     make_keys=lambda name: keys(name, verify_keys={}),
 )
 site(
-    *("keys-odd", "failing", "keys_missing/no_ed25519_key"),
+    "keys-odd",
+    "failing",
+    "keys_missing/no_ed25519_key",
     make_keys=lambda name: keys(name, verify_keys={"rsa:1": {}}),
 )
 site(
-    *("keys-signature", "failing", "keys_invalid/signature_invalid"),
+    "keys-signature",
+    "failing",
+    "keys_invalid/signature_invalid",
     make_keys=broken_signature,
 )
 site("keys-unsigned", "failing", "keys_invalid/not_signed", make_keys=unsigned)
 site(
-    *("keys-of-another", "failing", "keys_invalid/other_server_name", "other.example"),
+    "keys-of-another",
+    "failing",
+    "keys_invalid/other_server_name",
+    "other.example",
     make_keys=lambda _: keys("other.example"),
 )
 site(
-    *("keys-no-date", "failing", "keys_invalid/valid_until_missing"),
+    "keys-no-date",
+    "failing",
+    "keys_invalid/valid_until_missing",
     make_keys=lambda name: keys(name, valid_until_ts="soon"),
 )
 site("keys-a-list", "failing", "keys_invalid/not_json", make_keys=lambda _: as_json([]))
 site(
-    *("keys-expired", "failing", "keys_expired"),
+    "keys-expired",
+    "failing",
+    "keys_expired",
     make_keys=lambda name: keys(name, valid_until_ts=YESTERDAY),
 )
 # Of these Synapse takes none, for it cannot read one.
 site(
-    *("old-key-bad", "failing", "keys_invalid/key_unreadable"),
+    "old-key-bad",
+    "failing",
+    "keys_invalid/key_unreadable",
     make_keys=with_old({"ed25519:o": {"key": "A"}}),
 )
 site(
-    *("old-keys-a-list", "failing", "keys_invalid/old_keys_not_an_object"),
+    "old-keys-a-list",
+    "failing",
+    "keys_invalid/old_keys_not_an_object",
     make_keys=with_old([1]),
 )
 site(
-    *("second-key-bad", "failing", "keys_invalid/key_unreadable"),
+    "second-key-bad",
+    "failing",
+    "keys_invalid/key_unreadable",
     make_keys=with_second({"key": "AAAA"}),
 )
 site(
-    *("second-key-empty", "failing", "keys_invalid/key_unreadable"),
+    "second-key-empty",
+    "failing",
+    "keys_invalid/key_unreadable",
     make_keys=with_second({}),
 )
 
@@ -1008,19 +1087,27 @@ site(
 # Hostile files, and too many addresses.
 
 site(
-    *("hostile-file", "failing", "well_known_invalid/m_server_invalid"),
+    "hostile-file",
+    "failing",
+    "well_known_invalid/m_server_invalid",
     file=m_server("\u001b[31mx" + "y" * 9000),
 )
 site(
-    *("hostile-location", "degraded", "well_known_unreachable/redirect_invalid"),
+    "hostile-location",
+    "degraded",
+    "well_known_unreachable/redirect_invalid",
     file=http("302 Found", b"", b"Location: " + ESC[:6] + b"z" * 9000 + b"\r\n"),
 )
 site(
-    *("endless-file", "degraded", "well_known_invalid/body_too_large"),
+    "endless-file",
+    "degraded",
+    "well_known_invalid/body_too_large",
     file=repeat(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n"),
 )
 site(
-    *("slow-file", "failing", "well_known_unreachable"),
+    "slow-file",
+    "failing",
+    "well_known_unreachable",
     file=repeat(b"x", b"HTTP/1.1 200 OK\r\n\r\n", every_s=1),
 )
 

@@ -72,7 +72,10 @@ class LoadsModule:
                 target = path if isinstance(path, str) else path.decode("latin-1")
                 (content_type,) = channel.headers.getRawHeaders("Content-Type", [""])
                 check_answer(
-                    *(str(method), target, channel.code, content_type),
+                    str(method),
+                    target,
+                    channel.code,
+                    content_type,
                     channel.result.get("body", b""),
                 )
 

@@ -347,8 +347,16 @@ def test_version(
 
 def certificate(left_ms: int) -> Certificate:
     return Certificate(
-        *("CN=a", "CN=b", ("one.example", "two.example"), 2),
-        *(0, 0, left_ms, 0, "ab", 1),
+        "CN=a",
+        "CN=b",
+        ("one.example", "two.example"),
+        2,
+        0,
+        0,
+        left_ms,
+        0,
+        "ab",
+        1,
     )
 
 

@@ -212,7 +212,10 @@ def test_another_key_is_stored(world: World) -> None:
         world.synapse,
         "INSERT INTO server_signature_keys (server_name, key_id, from_server, "
         "ts_added_ms, verify_key, ts_valid_until_ms) VALUES (?, ?, ?, 1, ?, 2)",
-        *(name, "ed25519:a_play", name, b"x" * 32),
+        name,
+        "ed25519:a_play",
+        name,
+        b"x" * 32,
     )
     report = world.diagnose(name)
     assert (report["verdict"], report["kind"]) == ("degraded", "keys_invalid")
@@ -300,7 +303,7 @@ def test_real_homeservers(world: World) -> None:
     with (
         start(world.laboratory, "theirs", address=f"{network}.2") as theirs,
         start(
-            *(world.laboratory, "closed"), address=f"{network}.3", extra_config=shut
+            world.laboratory, "closed", address=f"{network}.3", extra_config=shut
         ) as closed,
     ):
         good = world.diagnose(theirs.server_name)

@@ -547,7 +547,9 @@ class OutlookTest(HistoryTestCase):
         """Of a name that is an address, or no server's, nobody has to be asked."""
         diagnoses = Diagnoses(
             Homeserver(self.hs.get_module_api()),
-            *(mock.Mock(), mock.Mock(), mock.Mock()),
+            mock.Mock(),
+            mock.Mock(),
+            mock.Mock(),
             timeout_ms=1000,
         )
         names = ["192.0.2.1:8448", "[2001:db8::1]", "no server"]

@@ -278,12 +278,16 @@ ENDS = [
     Case(
         "works",
         f"reset reset {BEFORE}, forget forgotten {BEFORE}",
-        *(None, 0, "recovered"),
+        None,
+        0,
+        "recovered",
     ),
     Case(
         "works",
         "reconnect still_failing -1800, forget failed -1800",
-        *(None, 0, "recovered"),
+        None,
+        0,
+        "recovered",
     ),
     Case("gone", "forget forgotten -5", end=-5, ended="forgotten"),
     # Nobody says why.

@@ -122,7 +122,8 @@ def signed(kind: FailureKind, status: int | None = None) -> Stage:
 
 
 BACKOFF = StoredFindings(
-    *(True, "backing_off"),
+    True,
+    "backing_off",
     failing_since_ts=1,
     next_retry_ts=2,
     backoff_left_ms=31 * 3_600_000,
@@ -222,7 +223,8 @@ CASES: dict[str, tuple[Stages, Expected]] = {
                 Stage.skip(name, SkipReason.ANOTHER_PROCESS)
                 for name in list(StageName)[1:5]
             ),
-            *(keys(FAILED, LATE), signed(LATE)),
+            keys(FAILED, LATE),
+            signed(LATE),
         ),
         stops(LATE, Reason.ANOTHER_PROCESS),
     ),

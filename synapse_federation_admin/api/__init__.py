@@ -87,15 +87,21 @@ _F = Feature
 ROUTES: tuple[Route, ...] = (
     Route(_F.V1_LISTS, "GET", _V1, "v1_destinations.list_destinations_v1"),
     Route(
-        *(_F.V1_LISTS, "GET", f"{_V1}/<destination>"),
+        _F.V1_LISTS,
+        "GET",
+        f"{_V1}/<destination>",
         "v1_destinations.get_destination_v1",
     ),
     Route(
-        *(_F.V1_LISTS, "GET", f"{_V1}/<destination>/rooms"),
+        _F.V1_LISTS,
+        "GET",
+        f"{_V1}/<destination>/rooms",
         "v1_destinations.list_rooms_v1",
     ),
     Route(
-        *(_F.V1_RESET, "POST", f"{_V1}/<destination>/reset_connection"),
+        _F.V1_RESET,
+        "POST",
+        f"{_V1}/<destination>/reset_connection",
         "v1_reset_connection.reset_connection_v1",
     ),
     Route(_F.LISTS, "GET", _ALL, "v2_destinations.list_destinations"),

@@ -113,7 +113,8 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
         step=used[0][place] if used else None,
         steps=tuple(
             ResolutionStep(
-                *(step[place], step[2]),
+                step[place],
+                step[2],
                 *taken.get(step, (ResolutionOutcome.NOT_REACHED, None)),
             )
             for step in (_DELEGATED_ORDER if is_delegated else _ORDER)

@@ -114,8 +114,13 @@ async def _fetch(way: Way, host: str) -> Fetched:
         answer, error = None, None
         try:
             answer = await way.within(
-                *(max(1, int(ends_ms - begun_ms)), ask, outbound, outbound.web_agent),
-                *(url, headers, outbound.well_known_max_bytes),
+                max(1, int(ends_ms - begun_ms)),
+                ask,
+                outbound,
+                outbound.web_agent,
+                url,
+                headers,
+                outbound.well_known_max_bytes,
             )
         except TimeIsOver:
             error = Failure(FailureKind.RESPONSE_TIMEOUT)

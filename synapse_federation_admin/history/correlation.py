@@ -191,7 +191,10 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
         if cause.began < max(_LEAST, _MOST * of):
             continue
         explanation = explain_shared(
-            *(cause.value, cause.began, of, attempts.window_ms),
+            cause.value,
+            cause.began,
+            of,
+            attempts.window_ms,
             is_address=cause.type is CauseType.ADDRESS,
         )
         return CorrelationVerdict.SHARED, explanation

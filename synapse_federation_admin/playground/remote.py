@@ -307,8 +307,12 @@ class RemoteServer:
             for pdu in transaction.get("pdus", []):
                 self._messages.append(
                     Message(
-                        *(monotonic, ts, MessageKind.PDU),
-                        *(pdu["type"], pdu["content"], pdu),
+                        monotonic,
+                        ts,
+                        MessageKind.PDU,
+                        pdu["type"],
+                        pdu["content"],
+                        pdu,
                     )
                 )
             for edu in transaction.get("edus", []):
@@ -349,14 +353,16 @@ class RemoteServer:
         ) as client:
             made = self._request(
                 client,
-                *("GET", homeserver),
+                "GET",
+                homeserver,
                 f"/_matrix/federation/v1/make_join/{quoted(room_id)}/{quoted(user_id)}"
                 "?ver=11",
             )
             event_id, event = self.identity.join_event(made["event"])
             self._request(
                 client,
-                *("PUT", homeserver),
+                "PUT",
+                homeserver,
                 f"/_matrix/federation/v2/send_join/{quoted(room_id)}/{quoted(event_id)}",
                 event,
             )

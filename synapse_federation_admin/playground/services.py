@@ -144,8 +144,11 @@ class Postgres:
         """
         self._run(
             "createdb",
-            *("--encoding=UTF8", "--lc-collate=C", "--lc-ctype=C"),
-            *("--template=template0", name),
+            "--encoding=UTF8",
+            "--lc-collate=C",
+            "--lc-ctype=C",
+            "--template=template0",
+            name,
         )
         return Database(host=str(self._socket_folder), user="postgres", name=name)
 

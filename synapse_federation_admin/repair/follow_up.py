@@ -142,7 +142,8 @@ class FollowUp:
             logger.warning(
                 "%s destinations were reset within a short time: %s is not contacted, "
                 "and its failure_ts may be lost",
-                *(limits.FOLLOWED_RESETS, bounded(name)),
+                limits.FOLLOWED_RESETS,
+                bounded(name),
             )
             return
         self._followed[name] = _Followed(

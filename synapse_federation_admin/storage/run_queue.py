@@ -100,8 +100,11 @@ class Job:
                 (run_id, *rows.args),
             )
             self._runs.update_txn(
-                *(txn, run_id, "matched = matched + ?, prepared_to = ?"),
-                *(txn.rowcount, prepared_to),
+                txn,
+                run_id,
+                "matched = matched + ?, prepared_to = ?",
+                txn.rowcount,
+                prepared_to,
             )
 
         return await self._change("add", add_txn)
@@ -167,9 +170,13 @@ class Job:
                     before = errors.get(result.kind, RunErrors())
                     errors[result.kind] = _with_error(before, result)
             self._runs.update_txn(
-                *(txn, run.run_id, "outcomes = ?, totals = ?, errors = ?, rate = ?"),
-                *(json.dumps(outcomes), json.dumps(totals)),
-                *(json.dumps(errors, default=attr.asdict), rate),
+                txn,
+                run.run_id,
+                "outcomes = ?, totals = ?, errors = ?, rate = ?",
+                json.dumps(outcomes),
+                json.dumps(totals),
+                json.dumps(errors, default=attr.asdict),
+                rate,
             )
 
         # So that the effect sees what has been committed while it waited for a lock.

@@ -234,8 +234,12 @@ class RunStore:
     ) -> None:
         """End a run, and its entry in the audit."""
         run = self.update_txn(
-            *(txn, run_id, "status = ?, ended_ts = ?, rate = NULL, error = ?"),
-            *(status.value, self.homeserver.now_ms(), error),
+            txn,
+            run_id,
+            "status = ?, ended_ts = ?, rate = NULL, error = ?",
+            status.value,
+            self.homeserver.now_ms(),
+            error,
         )
         entry = self.audit.entry(
             whole_action(run.action),
