@@ -9,7 +9,7 @@ The docstring of the function is the contract; its first line is in the document
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -121,13 +121,24 @@ def _validate(model: type[I], values: Mapping[str, object], word: str) -> I:
     except ValidationError as e:
         # The first thing that is wrong.
         error = e.errors(include_url=False)[0]
-    path = ".".join(part for part in error["loc"] if isinstance(part, str))
-    name = bounded(path, 100)
+    path = [part for part in error["loc"] if isinstance(part, str)]
+    name = bounded(".".join(path), 100)
     if error["type"] == "extra_forbidden":
-        raise invalid_param(f"Unknown {word} '{name}'")
+        known = ", ".join(f"'{key}'" for key in _known(model, path[:-1])) or "none"
+        raise invalid_param(f"Unknown {word} '{name}'; known are: {known}")
     # Ours, or else pydantic's.
     text = str(error.get("ctx", {}).get("error", error["msg"]))
     raise invalid_param(f"{word.capitalize()} '{name}': {text}" if path else text)
+
+
+def _known(model: type[Model], path: Sequence[str]) -> Collection[str]:
+    """Return the keys of an object, or of one in it."""
+    schema = whole = json_schema(model)
+    for part in path:
+        name = schema["properties"][part]["$ref"].rpartition("/")[2]
+        schema = whole["$defs"][name]
+    known: Collection[str] = schema["properties"]
+    return known
 
 
 @cache
