@@ -354,8 +354,7 @@ _COSTS = {
     "answered": "an answer, reactor",
     "recovered": "a recovery, reactor",
     "anything else": "another line of these loggers, reactor",
-    "make": "rows of a batch as JSON, reactor",
-    "write": "transaction of a batch, database thread",
+    "write": "the transaction, database thread",
 }
 
 

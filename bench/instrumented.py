@@ -133,10 +133,9 @@ def _measure_calls(events: _Events) -> None:
     traffic._take = calls.measured(  # type: ignore[assignment]
         lambda msg, _: names.get(msg, "anything else"), traffic._take
     )
-    make = recorder.Batch.make
-    recorder.Batch.make = calls.measured("make", make)  # type: ignore[method-assign]
-    write = recorder.Batch.write_txn
-    recorder.Batch.write_txn = calls.measured("write", write)  # type: ignore[method-assign]
+    recorder.Recorder._write_txn = calls.measured(  # type: ignore[method-assign]
+        "write", recorder.Recorder._write_txn
+    )
     atexit.register(calls.write, events)
 
 
