@@ -28,6 +28,7 @@ from synapse.util.clock import Clock
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor, StringTransport
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import relied_on, traffic
 from synapse_federation_admin.homeserver.errors import HttpResponseException
 from tests import unittest
@@ -391,10 +392,10 @@ class ObserversTestCase(TrafficTestCase):
 
     def test_blocked_names_are_bounded(self) -> None:
         """Of the names that lead to blocked addresses the last thousand are known."""
-        for number in range(traffic._MAX_BLOCKED + 10):
+        for number in range(limits.BLOCKED_HOSTS + 10):
             client.logger.info(relied_on.BLOCKED, "10.0.0.1", f"{number}.example")
             client.logger.info(relied_on.BLOCKED, "10.0.0.1", "0.example")
-        self.assertEqual(len(traffic._blocked), traffic._MAX_BLOCKED)
+        self.assertEqual(len(traffic._blocked), limits.BLOCKED_HOSTS)
         self.assertTrue(traffic.led_to_blocked_addresses("0.example"))
         self.assertFalse(traffic.led_to_blocked_addresses("1.example"))
 
