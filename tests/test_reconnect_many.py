@@ -14,6 +14,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.failures import classify
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import reconnect_many, runner
+from synapse_federation_admin.storage.run_queue import Job
 
 REFUSED = error.ConnectionRefusedError()
 
@@ -142,6 +143,40 @@ class RunTestCase(ManyTestCase):
         self.assertEqual(run["outcomes"], {"no_longer_failing": 1, "still_failing": 9})
         self.assertNotIn("host009.example", self.probed)
         self.assertEqual(self.entries(run)["host009.example"], ["no_longer_failing"])
+
+    def test_many_no_longer_failing(self) -> None:
+        """What needs no contact is not read faster than its results are written."""
+        names = [f"host{number:04}.example" for number in range(2000)]
+        self.add_failing(*names)
+        ahead = [0, 0]
+        prepared, read, record = Job.prepared, Job.next, Job.record
+
+        async def recovered(job: Job) -> bool:
+            await self.store.db_pool.simple_update(
+                "destinations", {}, {"retry_last_ts": 0, "retry_interval": 0}, "test"
+            )
+            return await prepared(job)
+
+        async def counted_read(job: Job, *args: Any) -> Any:
+            found = await read(job, *args)
+            ahead[0] += len(found)
+            ahead[1] = max(ahead)
+            return found
+
+        async def counted_record(job: Job, results: Any, *args: Any) -> bool:
+            ahead[0] -= len(results)
+            return await record(job, results, *args)
+
+        with (
+            mock.patch.object(Job, "next", counted_read),
+            mock.patch.object(Job, "record", counted_record),
+            mock.patch.object(Job, "prepared", recovered),
+        ):
+            run_id = self.begin("reconnect", all_failing=True, per_second=500)
+            self.wait(10)
+        run = self.run_of(run_id)
+        self.assertEqual(run["outcomes"], {"no_longer_failing": 2000})
+        self.assertLess(ahead[1], 500)
 
     def test_skipped(self) -> None:
         """What can't be contacted is skipped, and the audit says why."""

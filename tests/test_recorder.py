@@ -319,7 +319,7 @@ class BoundsTestCase(RecorderTestCase):
         self.assertIn("Traceback", logs.output[0])
         self.accept_changes("federation_admin_failures")
         self.recorder.failed("b.example", refused())
-        self.pass_s(2 * WRITE_S)
+        self.pass_s(4 * WRITE_S)
         self.assertEqual(self.counts(), {("b.example", "connection_refused"): 1})
 
     def test_came_during_the_write(self) -> None:

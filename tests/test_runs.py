@@ -302,6 +302,41 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         # And there may be another one.
         self.assertNotEqual(self.make(action), run_id)
 
+    def test_another_has_taken_it(self) -> None:
+        """A bug here does not end a run that another process has taken meanwhile."""
+
+        async def is_taken(job: Job, *_: Any) -> bool:
+            await self.store.db_pool.simple_update(
+                "federation_admin_runs",
+                {"run_id": job.run.run_id},
+                {"runner": "another"},
+                "test",
+            )
+            raise TypeError("a bug")
+
+        with mock.patch.object(Job, "record", is_taken), self.assertLogs(level="ERROR"):
+            run_id = self.make("cap_backoff")
+            self.wait(20)
+        run = self.run_of(run_id)
+        self.assertEqual((run["status"], run["error"]), ("running", None))
+
+    def test_of_an_earlier_version(self) -> None:
+        """A list of which an earlier version had queued so many is queued whole."""
+        self.add_destination("1.example", 1000, 10**12, 500, 7)
+        with mock.patch.object(runner.Runner, "_begin"):
+            run_id = self.begin("reconnect", destinations=["1.example", *NAMES])
+        self.get_success(
+            self.store.db_pool.simple_update(
+                "federation_admin_runs",
+                {"run_id": run_id},
+                {"prepared_to": "20", "status": "preparing"},
+                "test",
+            )
+        )
+        self.runner._woken()
+        self.wait(1)
+        self.assertEqual(self.run_of(run_id)["matched"], 31)
+
     def test_of_a_later_version(self) -> None:
         """What a later version has written is shown as it is, and left alone."""
         changes = {

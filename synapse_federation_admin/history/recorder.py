@@ -88,6 +88,7 @@ class Recorder:
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
+        self._wait_ms = _WRITE_EVERY_MS
         # Whether it has been said that there is no room, and that nothing is written.
         self._has_said_full = False
         self._has_said_failing = False
@@ -190,15 +191,14 @@ class Recorder:
     async def _write_while_any(self) -> None:
         try:
             while self._failures or self._successes:
-                await self._homeserver.sleep_ms(
-                    _AGAIN_MS if self._has_said_failing else _WRITE_EVERY_MS
-                )
+                await self._homeserver.sleep_ms(self._wait_ms)
                 try:
                     await self.write()
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
                 except Exception as e:
+                    self._wait_ms = _AGAIN_MS
                     if not self._is_kept(e):
                         logger.exception("Some federation failures are not recorded")
                     elif not self._has_said_failing:
@@ -206,6 +206,7 @@ class Recorder:
                         logger.warning("Cannot record federation failures yet: %s", e)
                 else:
                     self._has_said_full = self._has_said_failing = False
+                    self._wait_ms = _WRITE_EVERY_MS
         finally:
             self._is_writing = False
 

@@ -30,6 +30,9 @@ KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
 _REST_FACTOR = 50
 _LONGEST_REST_MS = 300_000
 
+# When to try again where the database is away, at the latest.
+_AGAIN_MS = 60_000
+
 # How long Synapse's shutdown waits for what is still to be done.
 _SHUTDOWN_S = 5
 
@@ -89,9 +92,9 @@ class Background(Database):
     ) -> None:
         """Do something again and again, until Synapse shuts down.
 
-        An error is logged, and the next round tries again; one that is no database that
-        is away is a bug, and logged with its traceback. A round that takes long is
-        followed by a long rest.
+        An error is logged, and the next round tries again: soon, if the database is
+        away. Any other is a bug, and logged with its traceback. A round that takes long
+        is followed by a long rest.
 
         Args:
             desc: Its name in metrics, and in the log.
@@ -101,7 +104,7 @@ class Background(Database):
         """
 
         async def round_() -> None:
-            began_s = self.reactor.seconds()
+            began_s, next_ms = self.reactor.seconds(), interval_ms
             try:
                 await func()
             except CancelledError:
@@ -113,11 +116,12 @@ class Background(Database):
             except Exception as e:
                 if self.is_database_away(e):
                     logger.warning("%s: the database is away: %s", desc, e)
+                    next_ms = min(interval_ms, _AGAIN_MS)
                 else:
                     logger.exception("%s has failed", desc)
             took_ms = (self.reactor.seconds() - began_s) * 1000
             rest_ms = min(_REST_FACTOR * took_ms, _LONGEST_REST_MS)
-            again(max(interval_ms, rest_ms))
+            again(max(next_ms, rest_ms))
 
         def again(wait_ms: float) -> None:
             self._api.delayed_background_call(wait_ms, round_, desc=desc)

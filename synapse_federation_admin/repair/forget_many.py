@@ -147,24 +147,26 @@ class ForgetMany(Action):
     ) -> bool:
         """Forget some; return whether the run goes on."""
         drop_to_device = bool(job.run.options["drop_to_device"])
-        backlogs = await self._backlog.of([one.destination for one in queued])
+        names = [one.destination for one in queued]
+        now = await self._forget.look(names)
+        backlogs = await self._backlog.of(names)
         results = []
         for one in queued:
             name = one.destination
             waiting = Waiting.of(backlogs[name], drop_to_device=drop_to_device)
             results.append(
-                self._result(job.run, one, seen[name], waiting, shared.get(name, 0))
+                self._result(job.run, one, now[name], waiting, shared.get(name, 0))
             )
 
         def forget_txn(
             txn: LoggingTransaction, results: Sequence[RunResult]
         ) -> Sequence[RunResult]:
             forgotten = ForgetOutcome.FORGOTTEN.value
-            names = [r.destination for r in results if r.outcome == forgotten]
+            gone = [r.destination for r in results if r.outcome == forgotten]
             deleted = self._forget.delete_txn(
-                txn, {name: seen[name] for name in names}, drop_to_device=drop_to_device
+                txn, {name: seen[name] for name in gone}, drop_to_device=drop_to_device
             )
-            changed = set(names) - deleted
+            changed = set(gone) - deleted
             return [
                 _refused(result, "changed", CHANGED)
                 if result.destination in changed

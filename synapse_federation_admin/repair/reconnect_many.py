@@ -194,7 +194,12 @@ class _Contacts:
     async def _read_ahead(self) -> None:
         """Read more of the queue, if needed; what needs no contact has ended."""
         most = max(int(self._per_second * _AHEAD_S), 1)
-        if self._has_more and len(self._ahead) <= most // 2:
+        if (
+            self._has_more
+            and len(self._ahead) <= most // 2
+            # What needs no contact is not found faster than it is written.
+            and len(self._ended) < limits.RESULTS_RECORDED
+        ):
             queued = await persist(
                 self._homeserver, lambda: self._job.next(self._position, most)
             )

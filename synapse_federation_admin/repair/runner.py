@@ -36,10 +36,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # How long to wait before something is tried again, at first and at most, and how often
-# it may fail for another reason than that the database is away.
+# it may fail for another reason than that the database is away, each time sooner than
+# after so long.
 _FIRST_RETRY_MS = 500
 _LONGEST_RETRY_MS = 5000
 _MOST_FAILURES = 5
+_PROGRESS_MS = 60_000
 
 # How often to look for runs that nobody works on: the first time soon after the start.
 _FIRST_LOOK_MS = 1000
@@ -85,11 +87,14 @@ async def persist(homeserver: Homeserver, func: Callable[[], Awaitable[T]]) -> T
     """
     retry_ms, failures = _FIRST_RETRY_MS, 0
     while True:
+        began_ms = homeserver.now_ms()
         try:
             return await func()
         except (CancelledError, RunFailedError):
             raise
         except Exception as e:
+            if homeserver.now_ms() - began_ms > _PROGRESS_MS:
+                retry_ms, failures = _FIRST_RETRY_MS, 0
             if homeserver.is_database_away(e):
                 logger.warning("A run waits for the database: %s", e)
             else:
@@ -118,7 +123,7 @@ class Runner:
         self._housekeeping = housekeeping
         self._actions = {action.name: action for action in actions}
         # Those that this process works on, and those that it leaves alone.
-        self._working: set[str] = set()
+        self._working: dict[str, Job | None] = {}
         self._left: set[str] = set()
         self._wake = homeserver.signal("runs", self._woken)
         ended = [s.value for s in (RunStatus.COMPLETE, RunStatus.CANCELLED)]
@@ -180,7 +185,7 @@ class Runner:
                     run.action,
                 )
                 continue
-            self._working.add(run.run_id)
+            self._working[run.run_id] = None
             self._homeserver.run_in_background(
                 "federation_admin_run", self._work, run.run_id, action, wanted
             )
@@ -200,10 +205,16 @@ class Runner:
                 # If even that fails, nobody here tries again.
                 self._left.add(run_id)
                 error = str(e)[:500]
-                await persist(self._homeserver, lambda: self._runs.fail(run_id, error))
+                job = self._working.get(run_id)
+                if job is not None:
+                    await persist(self._homeserver, lambda: job.fail(error))
+                else:
+                    await persist(
+                        self._homeserver, lambda: self._runs.fail(run_id, error)
+                    )
             await persist(self._homeserver, self._housekeeping.prune_runs)
         finally:
-            self._working.discard(run_id)
+            self._working.pop(run_id, None)
 
     async def _work_on(
         self, run_id: str, action: Action, wanted: DestinationFilter | None
@@ -212,6 +223,7 @@ class Runner:
         job = await Job.take(self._runs, run_id)
         if job is None:
             return
+        self._working[run_id] = job
         if job.run.status == RunStatus.PREPARING.value:
             async with aclosing(self._names(job.run, wanted)) as pieces:
                 async for names in pieces:
@@ -247,7 +259,9 @@ class Runner:
         after = run.prepared_to
         if wanted is None:
             names = await self._runs.names(run.run_id)
-            left = sorted(name for name in names if name > (after or ""))
+            # What earlier versions have written is how many of them it were.
+            begin_after = "" if after is None or after.isdigit() else after
+            left = sorted(name for name in names if name > begin_after)
             for piece in in_pieces(left, limits.DESTINATIONS_QUEUED):
                 yield list(piece)
             return

@@ -13,7 +13,7 @@ another's mark is there.
 
 import json
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import attr
@@ -33,6 +33,9 @@ from synapse_federation_admin.storage.sql import Sql, any_of, delete_some
 
 # Of each kind of error, how many are kept.
 _RECENT_ERRORS = 5
+
+# For how long back it is told how many are done per second.
+_LATELY_MS = 10_000
 
 # Changes something of destinations, in the transaction in which their results are
 # written. Called with the results of those that are still in the queue, it returns
@@ -56,8 +59,9 @@ class Job:
         self._audit = runs.audit
         self._homeserver = runs.homeserver
         self._mark = mark
-        self._taken_ms = self._homeserver.now_ms()
+        # How many were done by this process, and when how many were: lately.
         self._done = 0
+        self._lately: deque[tuple[int, int]] = deque()
 
     @classmethod
     async def take(cls, runs: RunStore, run_id: str) -> "Job | None":
@@ -153,9 +157,7 @@ class Job:
         Returns:
             Whether the run is still alive. If not, nothing has been written.
         """
-        elapsed_ms = self._homeserver.now_ms() - self._taken_ms
-        done = self._done + len(results)
-        rate = done / elapsed_ms * 1000 if elapsed_ms >= 1000 else None
+        rate = self._rate_with(len(results))
 
         def record_txn(txn: LoggingTransaction, run: Run) -> None:
             left = self._take_from_queue_txn(txn, results)
@@ -181,8 +183,19 @@ class Job:
 
         # So that the effect sees what has been committed while it waited for a lock.
         await self._change("record", record_txn, read_committed=True)
-        self._done = done
+        self._done += len(results)
         return self.alive
+
+    def _rate_with(self, done: int) -> float | None:
+        """Return how many are done per second, lately, once these are done, too."""
+        now_ms = self._homeserver.now_ms()
+        self._lately.append((now_ms, self._done))
+        while now_ms - self._lately[0][0] > _LATELY_MS:
+            self._lately.popleft()
+        since_ms, before = self._lately[0]
+        if now_ms - since_ms < 1000:
+            return None
+        return (self._done + done - before) / (now_ms - since_ms) * 1000
 
     async def look(self) -> bool:
         """Look whether the run is still alive."""
@@ -205,6 +218,19 @@ class Job:
 
         await self._change("complete", complete_txn)
         return not await self.look()
+
+    async def fail(self, error: str) -> None:
+        """End the run, which cannot go on, unless another process has taken it.
+
+        Args:
+            error: Why, for a person.
+        """
+        await self._change(
+            "fail",
+            lambda txn, run: self._runs.end_txn(
+                txn, run.run_id, RunStatus.FAILED, error
+            ),
+        )
 
     async def _change(
         self,

@@ -134,7 +134,7 @@ class RunStore:
         return names
 
     async def fail(self, run_id: str, error: str) -> None:
-        """End a run that cannot go on; even one that cannot be taken.
+        """End a run that cannot be taken.
 
         Args:
             run_id: The run.
