@@ -174,6 +174,16 @@ def test_advice() -> None:
     )
 
 
+def test_advice_about_clocks() -> None:
+    """Where clocks differ and nothing fails, nobody has to be asked."""
+    advice = [
+        advice_of(Failure(kind, Reason.CLOCK))
+        for kind in (FailureKind.OTHER, FailureKind.REJECTED)
+    ]
+    alone = "Set the clock that is wrong, with NTP."
+    assert advice == [alone, f"{alone} If requests still fail then, ask their admin."]
+
+
 def test_durations() -> None:
     """In the largest unit of which there are two."""
     shown = [shown_duration(n * 1000) for n in (0, 119, 120, 7199, 7200, 172_800)]

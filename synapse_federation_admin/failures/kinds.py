@@ -59,6 +59,9 @@ _CACHE_EXPIRES = (
     "its workers."
 )
 
+# What to do where clocks differ and nothing fails.
+SET_CLOCK = "Set the clock that is wrong, with NTP."
+
 
 class FailureKind(_Worded):
     """Why a request to another server fails: one cause each, the same everywhere."""
@@ -513,24 +516,21 @@ class Reason(_Worded):
     CACHED_DELEGATION = (
         "cached_delegation",
         "Synapse still uses {said}",
-        "Wait until the cached entry expires (cached.expires_ts), or restart "
-        "Synapse with its workers.",
+        _CACHE_EXPIRES,
         Fault.US,
         "Outdated delegation in Synapse's cache",
     )
     CACHED_ABSENCE = (
         "cached_absence",
         "Synapse still takes it that the server does not delegate",
-        "Wait until the cached entry expires (cached.expires_ts), or restart "
-        "Synapse with its workers.",
+        _CACHE_EXPIRES,
         Fault.US,
         "Outdated delegation in Synapse's cache",
     )
     CLOCK = (
         "clock",
         "their clock is {ahead} ours",
-        "Set the clock that is wrong, with NTP. If requests still fail then, ask "
-        "their admin.",
+        f"{SET_CLOCK} If requests still fail then, ask their admin.",
         Fault.UNKNOWN,
     )
 

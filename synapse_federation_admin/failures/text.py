@@ -10,7 +10,13 @@ from enum import Enum
 import attr
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Fault, Reason
+from synapse_federation_admin.failures.kinds import (
+    SET_CLOCK,
+    Failure,
+    FailureKind,
+    Fault,
+    Reason,
+)
 
 # How much of a fact is told in a sentence at least, to tell anything.
 _LEAST_DETAIL = 12
@@ -29,6 +35,9 @@ _HELPED_BY_RESET = FailureKind.RATE_LIMITED
 
 # Of these the advice is the same for every reason.
 _ONE_ADVICE = (FailureKind.RATE_LIMITED, FailureKind.TLS_NOT_YET_VALID)
+
+# Nothing fails.
+_CLOCKS_ALONE = (FailureKind.OTHER, Reason.CLOCK)
 
 
 class Verdict(Enum):
@@ -179,6 +188,8 @@ def detail_of(failure: Failure) -> str:
 def advice_of(failure: Failure) -> str:
     """Return what to do: sentences."""
     kind, reason = failure.kind, failure.reason
+    if (kind, reason) == _CLOCKS_ALONE:
+        return SET_CLOCK
     advice = reason.advice if reason and kind not in _ONE_ADVICE else None
     return _filled(advice or kind.advice, failure)
 
@@ -205,7 +216,7 @@ def shown_duration(duration_ms: int) -> str:
 
 def _headline(failure: Failure) -> str:
     kind, reason = failure.kind, failure.reason
-    if (kind, reason) == (FailureKind.OTHER, Reason.CLOCK):
+    if (kind, reason) == _CLOCKS_ALONE:
         return "Clocks differ"
     return (reason.headline if reason else None) or kind.headline
 

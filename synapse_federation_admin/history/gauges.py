@@ -4,8 +4,6 @@
 A scrape reads what was counted last: it never waits for the database.
 """
 
-import logging
-
 from synapse_federation_admin.destinations.summary import SummaryStore
 from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
@@ -21,8 +19,6 @@ from synapse_federation_admin.homeserver.metrics import (
     TRIED,
     UPDATED,
 )
-
-logger = logging.getLogger(__name__)
 
 _EVERY_MS = 60_000
 
