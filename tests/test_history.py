@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 from module_case import ModuleTestCase
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.outages import Outages
@@ -346,6 +347,18 @@ class OutagesTest(HistoryTestCase):
             destination="c.example",
             last_ts=self.now - 89 * DAY,
         )
+        # More than are deleted at a time.
+        self.run_sql(
+            "INSERT INTO federation_admin_addresses WITH RECURSIVE n(i) AS (SELECT 0 "
+            f"UNION ALL SELECT i + 1 FROM n WHERE i < {limits.ROWS_PRUNED}) "
+            f"SELECT 'n' || i, {self.now - DAY - 1}, '[]' FROM n"
+        )
+        self.insert(
+            "federation_admin_addresses",
+            destination="c.example",
+            looked_ts=self.now - DAY + 60_000,
+            addresses="[]",
+        )
         homeserver = Homeserver(self.hs.get_module_api())
         tables = Tables(homeserver)
         audit = Audit(homeserver, tables)
@@ -367,6 +380,10 @@ class OutagesTest(HistoryTestCase):
                 *(("a.example", "gone"), ("a.example", "rejected")),
                 ("c.example", "gone"),
             ],
+        )
+        self.assertEqual(
+            [name for name, _ in left("federation_admin_addresses", "destination, 1")],
+            ["c.example"],
         )
         self.assertEqual(
             [name for name, _ in left("federation_admin_outages", "destination, 1")],

@@ -5,8 +5,8 @@ Each process makes an end of what it was doing when it ended. The one that runs
 background tasks deletes, once an hour, what has been kept for long enough.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -20,6 +20,9 @@ _FIRST_PRUNE_MS = 60_000
 
 # What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
+
+# Deletes rows of before a time, at most so many, and returns how many.
+_PruneTxn = Callable[..., int]
 
 
 class Housekeeping:
@@ -80,24 +83,25 @@ class Housekeeping:
             "federation_admin_housekeeping",
             lambda txn: self._audit.interrupt_txn(txn, now_ts - _DAY_MS),
         )
-        for owner, keep_for_ms in (
-            (self._audit, self._keep_for_ms),
-            (RunStore, self._keep_for_ms),
-            (run_queue, 0),
-            (records, self._outages_keep_for_ms),
-            (outages, self._outages_keep_for_ms),
+        for prune_txn, keep_for_ms in (
+            (self._audit.prune_txn, self._keep_for_ms),
+            (RunStore.prune_txn, self._keep_for_ms),
+            (run_queue.prune_txn, 0),
+            (records.prune_txn, self._outages_keep_for_ms),
+            (records.prune_addresses_txn, _DAY_MS),
+            (outages.prune_txn, self._outages_keep_for_ms),
         ):
-            await self._prune(owner, now_ts - keep_for_ms)
+            await self._prune(prune_txn, now_ts - keep_for_ms)
 
     async def prune_runs(self) -> None:
         """Delete what ended runs have not done. Raises what the database raises."""
-        await self._prune(run_queue, 0)
+        await self._prune(run_queue.prune_txn, 0)
 
-    async def _prune(self, owner: Any, before_ts: int) -> None:
+    async def _prune(self, prune_txn: _PruneTxn, before_ts: int) -> None:
         """Delete old rows of a table, as its owner does it, some at a time."""
-        prune_txn = partial(
-            owner.prune_txn, before_ts=before_ts, limit=limits.ROWS_PRUNED
+        prune_some_txn = partial(
+            prune_txn, before_ts=before_ts, limit=limits.ROWS_PRUNED
         )
         deleted = limits.ROWS_PRUNED
         while deleted == limits.ROWS_PRUNED:
-            deleted = await self._tables.run("federation_admin_prune", prune_txn)
+            deleted = await self._tables.run("federation_admin_prune", prune_some_txn)

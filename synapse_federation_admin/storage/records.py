@@ -37,9 +37,6 @@ ADDRESSES = f"(SELECT destination, looked_ts, addresses FROM {_ADDRESSES})"  # n
 # How often it is written of a destination that it answers, at most.
 SUCCESS_EVERY_MS = 300_000
 
-# How long it is kept where destinations lead.
-_ADDRESSES_KEPT_MS = 86_400_000
-
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RecordedFailure:
@@ -201,10 +198,6 @@ def write_addresses_txn(
     txn: LoggingTransaction, found: Mapping[str, Sequence[str]], looked_ts: int
 ) -> None:
     """Write to which addresses destinations lead, each in place of what was before."""
-    txn.execute(
-        f"DELETE FROM {_ADDRESSES} WHERE looked_ts < ?",  # noqa: S608
-        (looked_ts - _ADDRESSES_KEPT_MS,),
-    )
     txn.execute_batch(
         f"INSERT INTO {_ADDRESSES} (destination, looked_ts, addresses) "  # noqa: S608
         "VALUES (?, ?, ?) ON CONFLICT (destination) DO UPDATE SET "
@@ -217,7 +210,7 @@ def write_addresses_txn(
 
 
 def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete what is old of each table; return how many rows, of that with most.
+    """Delete failures and successes that are old; return the larger number of rows.
 
     Why something fails is kept for as long as it does.
 
@@ -236,6 +229,12 @@ def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
         delete_some(txn, _FAILURES, "destination, kind", works, limit),
         delete_some(txn, _SUCCESSES, "destination", old, limit),
     )
+
+
+def prune_addresses_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete what was looked up before a time; return how many rows."""
+    old = Sql("looked_ts < ?", (before_ts,))
+    return delete_some(txn, _ADDRESSES, "destination", old, limit)
 
 
 def delete_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:
