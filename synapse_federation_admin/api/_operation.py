@@ -9,7 +9,7 @@ The docstring of the function is the contract; its first line is in the document
 """
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -122,23 +122,31 @@ def _validate(model: type[I], values: Mapping[str, object], word: str) -> I:
         # The first thing that is wrong.
         error = e.errors(include_url=False)[0]
     path = [part for part in error["loc"] if isinstance(part, str)]
+    is_unknown = error["type"] == "extra_forbidden"
+    if error["type"] == "string_unicode" and "properties" in _schema_at(model, path):
+        # Half of a surrogate pair in a key, which is none that is known.
+        path.append(error["input"])
+        is_unknown = True
     name = bounded(".".join(path), 100)
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(f"'{key}'" for key in _known(model, path[:-1])) or "none"
+    if is_unknown:
+        known = (
+            ", ".join(f"'{key}'" for key in _schema_at(model, path[:-1])["properties"])
+            or "none"
+        )
         raise invalid_param(f"Unknown {word} '{name}'; known are: {known}")
     # Ours, or else pydantic's.
     text = str(error.get("ctx", {}).get("error", error["msg"]))
     raise invalid_param(f"{word.capitalize()} '{name}': {text}" if path else text)
 
 
-def _known(model: type[Model], path: Sequence[str]) -> Collection[str]:
-    """Return the keys of an object, or of one in it."""
+def _schema_at(model: type[Model], path: Sequence[str]) -> Mapping[str, Any]:
+    """Return the JSON Schema of an object, or of a key in it."""
     schema = whole = json_schema(model)
     for part in path:
-        name = schema["properties"][part]["$ref"].rpartition("/")[2]
-        schema = whole["$defs"][name]
-    known: Collection[str] = schema["properties"]
-    return known
+        schema = schema["properties"][part]
+        if "$ref" in schema:
+            schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+    return schema
 
 
 @cache
