@@ -10,10 +10,12 @@ from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
-from module_case import ModuleTestCase
+from module_case import DESTINATIONS, ModuleTestCase
 from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
+from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.summary import SummaryStore, TotalBacklog
 from synapse_federation_admin.history.gauges import Monitor
 
@@ -184,7 +186,8 @@ class ListV2Test(V2TestCase):
             for position in range(len(raw))
         ]
         made_up = [
-            bytes(8) + body for body in (b'[null,"a",null]', b"", b"{}", b"\xff")
+            bytes(8) + body
+            for body in (b'[null,"a",null]', b"", b"{}", b"\xff", b"[" * 9000)
         ]
         changed = [
             urlsafe_b64encode(each).rstrip(b"=").decode() for each in flipped + made_up
@@ -195,6 +198,16 @@ class ListV2Test(V2TestCase):
         changed += [token[:-1] + char for char in last if char != token[-1]]
         for text in changed:
             self.refused(f"{LIST}{query}&from={quote(text)}")
+
+    def test_order_of_values(self) -> None:
+        """A token is of the same filters in any order, and given twice."""
+        token = self.get_json(f"{LIST}?limit=1&status=retry_due&status=backing_off")
+        for query in (
+            "status=backing_off&status=retry_due",
+            "status=retry_due&status=backing_off&status=retry_due",
+        ):
+            found = self.names(f"?{query}&from={token['next_token']}")
+            self.assertEqual(found, ["due.example"])
 
     def test_backlog(self) -> None:
         """`include=backlog` adds what waits, in the list and in both exports."""
@@ -284,6 +297,19 @@ class ListV2Test(V2TestCase):
             self.assertEqual(kind.partition(";")[0], content_type)
             origin = headers.getRawHeaders("Access-Control-Allow-Origin")
             self.assertEqual(origin, ["*"])
+
+    def test_head(self) -> None:
+        """HEAD of an export, or of a long page of v1, is answered without reading."""
+        for path, content_type in (
+            (f"{LIST}/export", "application/x-ndjson"),
+            (f"{DESTINATIONS}?limit={limits.PLAIN_PAGE + 1}", "application/json"),
+        ):
+            with patch.object(DestinationReader, "run", side_effect=AssertionError):
+                channel = self.ask("HEAD", path)
+            self.assertEqual(channel.code, 200)
+            (kind,) = channel.headers.getRawHeaders("Content-Type")
+            self.assertEqual(kind, content_type)
+            self.assertNotIn("body", channel.result)
 
 
 @pytest.mark.database

@@ -41,7 +41,13 @@ class Paging:
         Raises:
             SynapseError: 400 `M_INVALID_PARAM`: the token is not of this list.
         """
-        wanted = query.model_dump(mode="json", exclude=_NOT_OF_THE_LIST)
+        wanted = {
+            # The same values keep the same rows, in any order.
+            key: sorted(set(value)) if isinstance(value, list) else value
+            for key, value in query.model_dump(
+                mode="json", exclude=_NOT_OF_THE_LIST
+            ).items()
+        }
         self._list = json.dumps([type(query).__name__, wanted, of]).encode("ascii")
         self._limit = query.limit
         self.after: Any = None
@@ -79,7 +85,7 @@ class Paging:
             # Base64 has several texts for the same bytes: the whole text is compared.
             if self._token(says) == text:
                 return says
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
         raise invalid_param(
             "Query parameter 'from' must be the 'next_token' of a page with the same "
