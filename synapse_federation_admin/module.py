@@ -62,7 +62,6 @@ class FederationAdmin:
         """Make what is on, mount it, and start it once the tables were looked at."""
         from synapse_federation_admin.api import Api, Services
         from synapse_federation_admin.homeserver.admin_resource import mount
-        from synapse_federation_admin.homeserver.metrics import FEATURES
 
         services = Services(features, config)
         starts: list[tuple[Feature, Start]] = []
@@ -98,6 +97,9 @@ class FederationAdmin:
                 guarded(feature, start)
 
         if features.is_on(Feature.BASE):
+            # Only now: with what is missing of Synapse, this might not import.
+            from synapse_federation_admin.homeserver.metrics import FEATURES
+
             homeserver = services.homeserver
             for feature in Feature:
                 homeserver.metrics(FEATURES, feature.value).set_function(
