@@ -188,8 +188,8 @@ def name_untrusted_certificates(hs: "HomeServer") -> None:
     if outbound_instances(hs) is not None:
         # Others make the connections.
         return
-    agent = hs.get_federation_http_client().agent
     try:
+        agent = hs.get_federation_http_client().agent
         direct = agent._agent  # type: ignore[attr-defined]  # a BlocklistingAgentWrapper's
         factory = direct._agent._endpointFactory
         context: SSL.Context = factory._tls_client_options_factory._verify_ssl_context
