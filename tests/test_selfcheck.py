@@ -14,17 +14,19 @@ from unittest import mock
 import pytest
 from hidden_name import PACKAGE, hidden, relied_on_names
 from module_case import ModuleTestCase
+from prometheus_client import REGISTRY
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from tests.server import FakeChannel, FakeSite, make_request
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.config import FederationAdminConfig
-from synapse_federation_admin.homeserver import features, metrics, relied_on, selfcheck
+from synapse_federation_admin.homeserver import features, relied_on, selfcheck
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
@@ -68,7 +70,7 @@ class SelfCheckTestCase(ModuleTestCase):
             for name, module in sys.modules.items()
             if name.partition(".")[0] == PACKAGE
         }
-        stays = (features, metrics, relied_on, selfcheck)
+        stays = (features, relied_on, selfcheck)
         for name, module in kept.items():
             if module not in stays:
                 del sys.modules[name]
@@ -80,14 +82,16 @@ class SelfCheckTestCase(ModuleTestCase):
         ]
         classes = [each.__class__ for each in observed]
         try:
-            module = import_module(f"{PACKAGE}.module")
-            with self.assertLogs(PACKAGE, "WARNING") as logs:
-                logging.getLogger(PACKAGE).warning("There is at least this line")
-                module.FederationAdmin(
-                    FederationAdminConfig(), self.hs.get_module_api()
-                )
-                self.pump()
-            yield Loaded(self, resources.get(ADMIN_PATH), logs.records[1:])
+            # Its metrics are registered already.
+            with mock.patch.object(REGISTRY, "register"):
+                module = import_module(f"{PACKAGE}.module")
+                with self.assertLogs(PACKAGE, "WARNING") as logs:
+                    logging.getLogger(PACKAGE).warning("There is at least this line")
+                    module.FederationAdmin(
+                        FederationAdminConfig(), self.hs.get_module_api()
+                    )
+                    self.pump()
+                yield Loaded(self, resources.get(ADMIN_PATH), logs.records[1:])
         finally:
             for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
                 del sys.modules[name]
@@ -251,14 +255,25 @@ class NamesTestCase(SelfCheckTestCase):
             self.assertFalse(selfcheck.says(module, f"{text} now", args))
 
     def test_database_away(self) -> None:
-        """While the database is away nothing is switched off."""
+        """While the database is away nothing is switched off; it is asked again."""
         database = self.store.database_engine.module
-        away = mock.AsyncMock(side_effect=database.OperationalError("unable to open"))
+        gone = ((Feature.INDEXES,), "destinations", "gone")
         found = features.Features()
         homeserver = Homeserver(self.hs.get_module_api())
-        with mock.patch.object(homeserver, "run_db_interaction", away):
-            self.get_success(selfcheck.check_columns(homeserver, found))
-        self.assertEqual([f for f in Feature if not found.is_on(f)], [])
+        real = homeserver.run_db_interaction
+        error = database.OperationalError("unable to open database file")
+        away = mock.AsyncMock(side_effect=error)
+        with (
+            mock.patch.object(selfcheck, "COLUMNS", (gone,)),
+            mock.patch.object(homeserver, "run_db_interaction", away),
+        ):
+            checked = ensureDeferred(selfcheck.check_columns(homeserver, found))
+            self.pump()
+            self.assertEqual([f for f in Feature if not found.is_on(f)], [])
+            away.side_effect = real
+            self.pump(10)
+        self.successResultOf(checked)
+        self.assertEqual([f for f in Feature if not found.is_on(f)], [Feature.INDEXES])
 
     def test_pydantic(self) -> None:
         """Where Synapse sits on pydantic 1, v2 is off, and v1 works."""

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 # A step of a path: `name`, `name()` or `name(inside)`.
 _STEP = re.compile(r"(\w+)((?:\(\w*\))?)")
 
+# How soon to look for the tables again if the database is away.
+_AGAIN_MS = 10_000
+
 
 def check_names(api: ModuleApi, features: Features) -> None:
     """Look for names and log texts; switch off what needs one that is not there."""
@@ -124,8 +127,7 @@ def says(module: str, text: str, args: str) -> bool:
 async def check_columns(homeserver: "Homeserver", features: Features) -> None:
     """Read no row of Synapse's tables, but each column; switch off what needs others.
 
-    If the database is away, they are believed to be there: what is missing still shows
-    when it is used.
+    While the database is away, that waits.
     """
     for needed_by, table, columns in COLUMNS:
         select = f"SELECT {', '.join(columns.split())} FROM {table} LIMIT 0"  # noqa: S608
@@ -133,17 +135,20 @@ async def check_columns(homeserver: "Homeserver", features: Features) -> None:
         def select_txn(txn: LoggingTransaction, select: str = select) -> None:
             txn.execute(select)
 
-        try:
-            await homeserver.run_db_interaction(
-                "federation_admin_selfcheck", select_txn
-            )
-        except CancelledError:
-            # Synapse is shutting down.
-            raise
-        except Exception as e:
-            if homeserver.is_database_away(e):
-                logger.warning("Cannot look for Synapse's tables: %s", e)
-                return
-            said = str(e).partition("\n")[0]
-            for feature in needed_by:
-                features.switch_off(feature, f"Synapse's table {table}: {said}")
+        while True:
+            try:
+                await homeserver.run_db_interaction(
+                    "federation_admin_selfcheck", select_txn
+                )
+                break
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                if not homeserver.is_database_away(e):
+                    said = str(e).partition("\n")[0]
+                    for feature in needed_by:
+                        features.switch_off(feature, f"Synapse's table {table}: {said}")
+                    break
+                logger.warning("Cannot look for Synapse's tables yet: %s", e)
+                await homeserver.sleep_ms(_AGAIN_MS)
