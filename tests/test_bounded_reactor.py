@@ -12,6 +12,7 @@ from unittest import mock
 import treq
 import trustme
 from parameterized import parameterized
+from synapse.util.gai_resolver import GAIResolver
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, inlineCallbacks, maybeDeferred
 from twisted.internet.error import TimeoutError as ConnectionTimeoutError
@@ -28,6 +29,7 @@ from synapse_federation_admin.homeserver import network
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.outbound import Outbound
 from tests import unittest
 
 LIMIT = 256 * 1024
@@ -217,6 +219,32 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
             for _ in range(2):
                 self.get_success(resolver.get_well_known(b"a.example"))
         self.assertEqual(asked, [b"a.example"] * 2)
+
+    def test_addresses_need_no_thread(self) -> None:
+        """A server that is named by its address waits for no look-up of names."""
+        with (
+            mock.patch.object(self.reactor, "nameResolver", GAIResolver(self.reactor)),
+            # Every thread hangs.
+            mock.patch.object(network, "ThreadPool"),
+        ):
+            outbound = Outbound(self.hs, max_lifetime_s=1)
+        for name, is_found in (
+            ("192.0.2.1", True),
+            ("2001:db8::1", True),
+            ("a.example", False),
+        ):
+            receiver = mock.Mock()
+            outbound._reactor.nameResolver.resolveHostName(receiver, name, 8448)
+            found = [call.args[0].host for call in receiver.addressResolved.mock_calls]
+            self.assertEqual(found, [name] if is_found else [])
+            self.assertEqual(receiver.resolutionComplete.called, is_found)
+            looked_up = ensureDeferred(
+                outbound.look_up(name, 8448, as_server_name=False)
+            )
+            self.assertEqual(looked_up.called, is_found)
+            self.assertEqual(outbound.has_addresses(name), is_found)
+            if is_found:
+                self.assertEqual(list(self.successResultOf(looked_up)), [name])
 
     def test_direct(self) -> None:
         """Each request has a connection of its own, which ends with it."""

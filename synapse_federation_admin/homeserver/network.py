@@ -24,9 +24,15 @@ from synapse.http.federation.srv_resolver import Server, SrvResolver
 from synapse.http.federation.well_known_resolver import WellKnownResolver
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent
-from synapse.util.gai_resolver import GAIResolver
+from synapse.util.gai_resolver import GAIResolver, HostResolution
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import DNSLookupError
-from twisted.internet.interfaces import IHostnameResolver
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IResolutionReceiver,
+)
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent, IResponse
@@ -101,7 +107,7 @@ class Network:
             hs.get_reactor().addSystemEventTrigger("during", "shutdown", pool.stop)
             resolver = cast(
                 IHostnameResolver,
-                GAIResolver(hs.get_reactor(), lambda: pool, self._getaddrinfo),
+                _Resolver(hs.get_reactor(), lambda: pool, self._getaddrinfo),
             )
         # All that Synapse wants of a reactor, and more.
         self._reactor = cast(
@@ -141,7 +147,7 @@ class Network:
 
         Synapse takes a name that leads to a blocked address for one that leads to none.
         """
-        return self._resolved.get(host, False)
+        return is_address(host) or self._resolved.get(host, False)
 
     def _getaddrinfo(self, host: str, *args: Any) -> Any:
         """Look a host up, on a thread, and take note of whether there is any address.
@@ -369,6 +375,38 @@ class _PlainWellKnownResolver(WellKnownResolver):
         if not m_server.isprintable() or len(m_server) > limits.SERVER_NAME:
             m_server = "not-a-server-name."
         return response, json.dumps({"m.server": m_server}).encode()
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is given by its IP address: there is nothing to look up."""
+    return isIPAddress(host) or isIPv6Address(host)
+
+
+class _Resolver(GAIResolver):
+    """Looks names up, and answers for an address at once.
+
+    It waits for no thread: all of them may be waiting for domains that are dead.
+    """
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
+        hostName: str,  # noqa: N803
+        portNumber: int = 0,  # noqa: N803
+        *args: Any,
+        **kwargs: Any,
+    ) -> IHostResolution:
+        """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
+        if not is_address(hostName):
+            return super().resolveHostName(
+                resolutionReceiver, hostName, portNumber, *args, **kwargs
+            )
+        kind = IPv4Address if isIPAddress(hostName) else IPv6Address
+        resolution = HostResolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+        resolutionReceiver.addressResolved(kind("TCP", hostName, portNumber))
+        resolutionReceiver.resolutionComplete()
+        return resolution
 
 
 class _PlainSrvResolver(SrvResolver):

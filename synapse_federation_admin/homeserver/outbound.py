@@ -39,7 +39,12 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.network import Network, TlsObserver, unlimited
+from synapse_federation_admin.homeserver.network import (
+    Network,
+    TlsObserver,
+    is_address,
+    unlimited,
+)
 from synapse_federation_admin.homeserver.process import outbound_instances
 
 if TYPE_CHECKING:
@@ -135,6 +140,9 @@ class Outbound(Network):
                 for address in addresses
             }
 
+        if is_address(host):
+            # It waits for no thread: all of them may be waiting for dead domains.
+            return look_up()
         threads = self._threads or self._hs.get_reactor().getThreadPool()
         return await defer_to_threadpool(self._hs.get_reactor(), threads, look_up)
 
