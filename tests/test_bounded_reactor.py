@@ -11,7 +11,9 @@ from unittest import mock
 
 import treq
 import trustme
+from netaddr import IPAddress
 from parameterized import parameterized
+from synapse.http.client import _is_ip_blocked
 from synapse.util.gai_resolver import GAIResolver
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, inlineCallbacks, maybeDeferred
@@ -245,6 +247,55 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
             self.assertEqual(outbound.has_addresses(name), is_found)
             if is_found:
                 self.assertEqual(list(self.successResultOf(looked_up)), [name])
+
+    @unittest.override_config(
+        {
+            "ip_range_blacklist": [
+                *("10.1.0.0/16", "10.2.0.0/16", "192.0.2.1/32", "192.0.2.3/32"),
+                *("::1/128", "fc00::/7", "fe80::/10"),
+            ],
+            "ip_range_whitelist": ["10.2.7.0/24", "fc00::7/128"],
+        }
+    )
+    def test_many_addresses(self) -> None:
+        """Each of ten thousand addresses is judged as Synapse does, without its time.
+
+        That is the time of the processor: the interpreter's lock is held meanwhile.
+        """
+        config = self.hs.config.server
+        few = [
+            *("10.0.255.255", "10.1.0.0", "10.2.255.255", "10.3.0.0", "10.2.7.1"),
+            *("192.0.2.1", "192.0.2.2", "192.0.2.3", "::ffff:10.1.2.3", "::1", "::2"),
+            *("fbff::", "fc00::", "fc00::7", "fdff::1", "fe00::", "fe80::1", "::"),
+            *("2002:0a01:0001::", "255.255.255.255", "0.0.0.0"),
+        ]
+        many = [f"2001:db8::{number:x}" for number in range(10_000)]
+        found = [(None, None, None, "", (address, 8448)) for address in (*few, *many)]
+        outbound = Outbound(self.hs, max_lifetime_s=1)
+        with mock.patch(f"{Outbound.__module__}.getaddrinfo", return_value=found):
+            started = time.thread_time()
+            judged = self.get_success(
+                outbound.look_up("a.example", 8448, as_server_name=False)
+            )
+            took_s = time.thread_time() - started
+        started = time.thread_time()
+        expected = {
+            address: _is_ip_blocked(
+                IPAddress(address),
+                config.federation_ip_range_allowlist,
+                config.federation_ip_range_blocklist,
+            )
+            for address in (*few, *many[:1000])
+        }
+        synapse_s = time.thread_time() - started
+        self.assertEqual(len(judged), len(few) + len(many))
+        self.assertEqual({each: judged[each] for each in expected}, expected)
+        self.assertEqual(len(set(expected.values())), 2)
+        self.assertLess(took_s, 5 * synapse_s)
+        # A server name that is an address is looked for in the first list only.
+        self.assertFalse(outbound.is_blocked("10.2.7.1"))
+        self.assertTrue(outbound.is_blocked("10.2.7.1", as_server_name=True))
+        self.assertTrue(outbound.is_blocked("fe80::1%eth0"))
 
     def test_direct(self) -> None:
         """Each request has a connection of its own, which ends with it."""

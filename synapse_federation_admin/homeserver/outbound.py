@@ -11,8 +11,7 @@ from urllib.request import (  # type: ignore[attr-defined]  # not documented, bu
     proxy_bypass_environment,
 )
 
-from netaddr import IPAddress  # type: ignore[import-untyped]  # Synapse's
-from synapse.http.client import _is_ip_blocked, read_body_with_max_size
+from synapse.http.client import read_body_with_max_size
 from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
 from synapse.http.federation.srv_resolver import SERVER_CACHE
 from synapse.http.federation.well_known_resolver import (
@@ -39,6 +38,7 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.homeserver.network import (
     Network,
     TlsObserver,
@@ -71,6 +71,9 @@ class Outbound(Network):
     def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
         """Make no connection yet: see `Network`."""
         super().__init__(hs, max_lifetime_s=max_lifetime_s)
+        # For what Synapse's `_is_ip_blocked` tells, which takes much longer.
+        self._blocked = AddressRanges(self._config.federation_ip_range_blocklist)
+        self._allowed = AddressRanges(self._config.federation_ip_range_allowlist)
         proxies = self._config.proxy_config
         self._proxy, self._proxy_credentials = http_proxy_endpoint(
             proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
@@ -96,10 +99,8 @@ class Outbound(Network):
             as_server_name: Whether it is a server name itself, or stands in a URL: for
                 those Synapse does not look at `ip_range_whitelist`.
         """
-        return _is_ip_blocked(
-            IPAddress(address.partition("%")[0]),
-            None if as_server_name else self._config.federation_ip_range_allowlist,
-            self._config.federation_ip_range_blocklist,
+        return address in self._blocked and (
+            as_server_name or address not in self._allowed
         )
 
     def goes_through_proxy(self, host: str) -> bool:
