@@ -36,7 +36,7 @@ T = TypeVar("T")
 NOW_MS = 1_000_000
 
 # Small enough for a few rows to need several of each.
-PIECES = {"_WINDOW": 7, "_PIECE": 5, "_PASS_PIECE": 11}
+PIECES = {"_WINDOWS": (3, 7), "_PIECE": 5, "_PASS_PIECE": 11}
 
 names = st.text("aAbB.%_!-:é*?", min_size=1, max_size=4)
 times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000])

@@ -40,8 +40,9 @@ from synapse_federation_admin.storage.sql import Sql, can_be_stored, where
 
 T = TypeVar("T")
 
-# Through how many names a page is looked for, before it takes a pass over the table.
-_WINDOW = 8000
+# Through how many names a page is looked for at first, and then, before it takes a pass
+# over the table.
+_WINDOWS = (1000, 8000)
 
 # How many rows a long list takes at a time: where the primary key leads the database to
 # them, and where each time may cost a pass.
@@ -271,19 +272,24 @@ class DestinationList:
         source = "destinations"
         rows: list[Destination] = []
         if self._is_guess(segment, indexes):
-            size = max(_WINDOW, 2 * limit)
-            behind = where(names_between(segment.after, None, segment.names))
-            txn.execute(
-                f"SELECT destination FROM destinations {behind.text} "  # noqa: S608
-                f"ORDER BY {by_name(segment.names)} LIMIT 1 OFFSET ?",
-                (*behind.args, size - 1),
-            )
-            end = txn.fetchone()
-            upto = names_between(None, end[0], segment.names) if end else []
-            rows = _select(txn, source, [*which, *upto], segment.order, limit)
-            if end is None or len(rows) == limit:
-                return rows
-            which += names_between(end[0], None, segment.names)
+            after = segment.after
+            for size in _WINDOWS:
+                behind = where(names_between(after, None, segment.names))
+                txn.execute(
+                    f"SELECT destination FROM destinations {behind.text} "  # noqa: S608
+                    f"ORDER BY {by_name(segment.names)} LIMIT 1 OFFSET ?",
+                    (*behind.args, max(size, 2 * limit) - 1),
+                )
+                row = txn.fetchone()
+                end: str | None = row[0] if row else None
+                window = names_between(after, end, segment.names)
+                rows += _select(
+                    txn, source, [*which, *window], segment.order, limit - len(rows)
+                )
+                if end is None or len(rows) == limit:
+                    return rows
+                after = end
+            which += names_between(after, None, segment.names)
             if not self._reader.homeserver.is_postgres:
                 # The primary key would lead it to each row, all over the file.
                 source = "destinations NOT INDEXED"
