@@ -26,6 +26,8 @@ from synapse_federation_admin.storage.audit_entry import (
 )
 from synapse_federation_admin.storage.schema import Tables
 
+pytestmark = pytest.mark.one_synapse
+
 DAY_MS = 86_400_000
 ADMIN = Actor("@admin:test")
 OTHER = Actor("@other:test", "@boss:test")

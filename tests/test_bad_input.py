@@ -11,6 +11,8 @@ from parameterized import parameterized
 
 from synapse_federation_admin.api._openapi import document
 
+pytestmark = pytest.mark.one_synapse
+
 FEDERATION = "/_synapse/admin/v2/federation"
 V2 = f"{FEDERATION}/destinations"
 

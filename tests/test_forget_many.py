@@ -14,7 +14,7 @@ from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import forget, forget_many
 from synapse_federation_admin.storage.run_queue import Job
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
 NOW_MS = NOW_DAYS * DAY_MS
 LONG_DEAD = (NOW_MS - DAY_MS, 2 * DAY_MS, NOW_MS - 60 * DAY_MS, 7)

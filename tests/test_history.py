@@ -19,6 +19,8 @@ from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.schema import Tables
 
+pytestmark = pytest.mark.one_synapse
+
 V2 = "/_synapse/admin/v2/federation"
 LIST = f"{V2}/destinations"
 

@@ -31,6 +31,8 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, where
 
+pytestmark = pytest.mark.one_synapse
+
 T = TypeVar("T")
 
 NOW_MS = 1_000_000

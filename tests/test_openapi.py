@@ -16,6 +16,8 @@ from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
 from synapse_federation_admin.api.openapi import openapi_json, with_tables
 
+pytestmark = pytest.mark.one_synapse
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 

@@ -18,7 +18,7 @@ from synapse_federation_admin.history.recorder import Recorder
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE

@@ -11,6 +11,8 @@ from module_case import DESTINATIONS, ModuleTestCase
 from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
+pytestmark = pytest.mark.one_synapse
+
 ORDERS = [
     f"order_by={order}&dir={direction}"
     for order in (
