@@ -59,10 +59,16 @@ _LONGEST_TICK_MS = 50
 # still failing is as old as that.
 _AHEAD_S = 0.5
 
-# Contacts begun in one go, at the most for so many seconds of the pace: a reactor that
-# is late begins fewer. What was not begun when it was due is made up for, to an extent.
+# Contacts begun in one go, at the most for so many seconds of the pace. What was not
+# begun when it was due is made up for, to an extent.
 _BURST_S = 0.03
 _MAX_DEBT_S = 2.0
+
+# If the reactor is late by so much, half as many are begun in one go.
+_LATE_S = 0.02
+
+# For how long one at a time is begun: the first ones cost the most.
+_SLOW_START_S = 1.0
 
 # How often to look whether a run has been cancelled, while nothing is written.
 _LOOK_EVERY_S = 0.4
@@ -162,12 +168,18 @@ class _Contacts:
         """Do what is in the queue, once."""
         burst = max(int(self._per_second * _BURST_S), 1)
         most_due = max(self._per_second * _MAX_DEBT_S, 1)
-        due, begun = 1.0, 0
-        looked_s = at_s = self._now_s()
+        due, begun, late_s = 1.0, 0, 0.0
+        started_s = looked_s = at_s = self._now_s()
         while self._error is None and (
             self._has_more or self._ahead or self._in_flight or self._ended
         ):
-            most = min(int(due), burst, limits.CONTACTS_OF_A_RUN - self._in_flight)
+            is_slow = self._now_s() - started_s < _SLOW_START_S
+            calm = max(int(burst * _LATE_S / (_LATE_S + late_s)), 1)
+            most = min(
+                int(due),
+                1 if is_slow else calm,
+                limits.CONTACTS_OF_A_RUN - self._in_flight,
+            )
             if most > 0:
                 await self._read_ahead()
             for _ in range(min(most, len(self._ahead))):
@@ -183,9 +195,10 @@ class _Contacts:
                 if not await self._record_ended():
                     return
             next_ms = int((1 - due) / self._per_second * 1000)
-            await self._homeserver.sleep_ms(
-                min(max(next_ms, _SHORTEST_TICK_MS), _LONGEST_TICK_MS)
-            )
+            pause_ms = min(max(next_ms, _SHORTEST_TICK_MS), _LONGEST_TICK_MS)
+            awake_s = self._now_s() + pause_ms / 1000
+            await self._homeserver.sleep_ms(pause_ms)
+            late_s = max(self._now_s() - awake_s, 0)
             elapsed_s, at_s = self._now_s() - at_s, self._now_s()
             due = min(due + elapsed_s * self._per_second, most_due)
         if self._error is not None:
