@@ -25,6 +25,9 @@ from synapse_federation_admin.playground.synapse import SynapseServer
 
 HOUR_MS = 3_600_000
 
+# What the path of a contact has in it.
+CONTACT = "/send/federation_admin_"
+
 _VERSION = b'{"server": {"name": "fleet", "version": "1"}}'
 _TAKEN = b'{"pdus": {}}'
 
@@ -80,8 +83,8 @@ class Fleet:
 
     @property
     def contacts(self) -> "Counter[str]":
-        """How often each was contacted: by a connection, or by asking its version."""
-        return Counter(s.name for s in self.seen if "/send/" not in s.path)
+        """How often each was contacted: by a connection, or by an empty transaction."""
+        return Counter(s.name for s in self.seen if not s.path or CONTACT in s.path)
 
     def received(self, text: str) -> set[str]:
         """Return who has received a transaction with a text in it."""

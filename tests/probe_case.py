@@ -28,7 +28,13 @@ class ProbeTestCase(ModuleTestCase):
         self.despite_backoff: list[bool] = []
         # What is answered at once: a body, or an error; by name, and by default.
         self.answers: dict[str, Any] = {}
-        for request, stand_in in (("probe", self.probe), ("contact", self.contact)):
+        # What they say of their software, if they are asked.
+        self.software: Any = ANSWER
+        for request, stand_in in (
+            ("probe", self.probe),
+            ("contact", self.contact),
+            ("version", self.version),
+        ):
             patcher = mock.patch.object(Federation, request, stand_in)
             patcher.start()
             self.addCleanup(patcher.stop)
@@ -49,6 +55,12 @@ class ProbeTestCase(ModuleTestCase):
         self.timeouts_ms.append(timeout_ms)
         self.despite_backoff.append(ignore_backoff)
         return self.probe(destination, timeout_ms=timeout_ms)
+
+    async def version(self, _destination: str, *, timeout_ms: int) -> Any:
+        """Stand in for the network."""
+        if isinstance(self.software, Exception):
+            raise self.software
+        return self.software
 
     @staticmethod
     def fire(answer: "Deferred[Any]", what: Any) -> None:

@@ -10,6 +10,7 @@ import attr
 import httpx
 import pytest
 from deadlines import SOON_S
+from fleet import CONTACT
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -166,7 +167,7 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
         client.reset_connection(remote.server_name)
 
         answered = time.monotonic()
-        request = remote.wait_for_request(0, SOON_S, "/_matrix/federation/v1/version")
+        request = remote.wait_for_request(0, SOON_S, CONTACT)
         assert request.monotonic - answered < SOON_S
 
 

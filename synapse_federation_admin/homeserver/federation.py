@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of this process's to other servers."""
 
+import secrets
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from synapse.module_api import JsonDict
+from synapse.util.retryutils import get_retry_limiter
 from twisted.internet.endpoints import HostnameEndpoint
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.errors import (
+    HttpResponseException,
+    RequestSendFailed,
+)
 from synapse_federation_admin.homeserver.network import Network, unlimited
 
 if TYPE_CHECKING:
@@ -14,7 +21,7 @@ if TYPE_CHECKING:
 
     from synapse_federation_admin.homeserver.outbound import Outbound
 
-_PATH = "/_matrix/federation/v1/version"
+_VERSION = "/_matrix/federation/v1/version"
 
 
 class Federation(Network):
@@ -22,8 +29,7 @@ class Federation(Network):
 
     def __init__(self, hs: "HomeServer") -> None:
         super().__init__(hs, max_lifetime_s=limits.CONTACT_CONNECTION_S)
-        self._client = self.client()
-        self._unlimited_client = unlimited(self._client)
+        self._unlimited_client = unlimited(self.client())
 
     @property
     def longest_send_attempt_ms(self) -> int:
@@ -46,14 +52,13 @@ class Federation(Network):
 
     async def contact(
         self, destination: str, *, timeout_ms: int, ignore_backoff: bool
-    ) -> JsonDict:
-        """Make one real request to a destination: `GET /_matrix/federation/v1/version`.
+    ) -> None:
+        """Send a destination an empty transaction, as real traffic is sent.
 
-        It goes through a federation client of Synapse's own, so that whitelist, IP
-        blocklist, proxy, `outbound_federation_restricted_to`, certificates and the
-        retry limiter are Synapse's; only its connections are bounded. The limiter puts
-        a destination that does not answer into backoff, and takes one that does out of
-        it.
+        Whitelist, IP blocklist, proxy, `outbound_federation_restricted_to`,
+        certificates, signature and the retry limiter are Synapse's; only the connection
+        is bounded. The limiter puts a destination that does not take it into backoff,
+        and takes one that does out of it, as after a transaction of a sender's.
 
         Args:
             destination: The server name.
@@ -61,24 +66,68 @@ class Federation(Network):
             ignore_backoff: Ask even if it is in backoff; a failure then leaves the
                 retry timings as they are.
 
+        Raises:
+            Exception: Whatever Synapse's client raises; nothing of it is our fault.
+        """
+        hs = self._hs
+        limiter = await get_retry_limiter(
+            destination=destination,
+            our_server_name=hs.hostname,
+            hs=hs,
+            clock=hs.get_clock(),
+            store=hs.get_datastores().main,
+            ignore_backoff=ignore_backoff,
+            notifier=hs.get_notifier(),
+            replication_client=hs.get_replication_command_handler(),
+            backoff_on_all_error_codes=True,
+        )
+        with limiter:
+            await self.probe(destination, timeout_ms=timeout_ms)
+
+    async def probe(self, destination: str, *, timeout_ms: int) -> None:
+        """Send the same past the retry limiter.
+
+        It is sent even if the destination is in backoff, and whatever comes of it, no
+        retry timing is changed and nobody is woken.
+
+        An answer that it is still busy with another transaction of ours is as good as
+        any: it is sent by a server that has accepted our signature
+        (`synapse/federation/federation_server.py`).
+        """
+        # Synapse's own are numbers. What a server has seen once it answers from memory,
+        # and drops what is in it.
+        transaction_id = f"federation_admin_{secrets.token_hex(8)}"
+        transaction = {
+            "origin": self._hs.hostname,
+            "origin_server_ts": self._hs.get_clock().time_msec(),
+            "pdus": [],
+            "edus": [],
+        }
+        try:
+            await self._unlimited_client.put_json(
+                destination,
+                path=f"/_matrix/federation/v1/send/{transaction_id}",
+                data=transaction,
+                timeout=timeout_ms,
+                ignore_backoff=True,
+            )
+        except RequestSendFailed as e:
+            if not _is_busy(e.inner_exception):
+                raise
+
+    async def version(self, destination: str, *, timeout_ms: int) -> JsonDict:
+        """Ask a destination for the name and the version of its software.
+
+        Backoff or not, and without any change of it.
+
         Returns:
             The body: https://spec.matrix.org/v1.11/server-server-api/#get_matrixfederationv1version
 
         Raises:
-            Exception: Whatever Synapse's client raises; nothing of it is our fault.
-        """
-        return await self._client.get_json(
-            destination, path=_PATH, timeout=timeout_ms, ignore_backoff=ignore_backoff
-        )
-
-    async def probe(self, destination: str, *, timeout_ms: int) -> JsonDict:
-        """Make the same request past the retry limiter.
-
-        It is made even if the destination is in backoff, and whatever comes of it, no
-        retry timing is changed and nobody is woken.
+            Exception: Whatever Synapse's client raises.
         """
         return await self._unlimited_client.get_json(
-            destination, path=_PATH, timeout=timeout_ms, ignore_backoff=True
+            destination, path=_VERSION, timeout=timeout_ms, ignore_backoff=True
         )
 
     def outbound(self, max_lifetime_ms: int) -> "Outbound":
@@ -90,3 +139,12 @@ class Federation(Network):
         from synapse_federation_admin.homeserver.outbound import Outbound
 
         return Outbound(self._hs, max_lifetime_s=max_lifetime_ms / 1000)
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Tell whether a server refuses a transaction only as it is busy with another."""
+    return (
+        isinstance(error, HttpResponseException)
+        and error.code == HTTPStatus.TOO_MANY_REQUESTS
+        and b"Too many concurrent transactions" in error.response
+    )

@@ -120,6 +120,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             WellKnownResolver._make_well_known_request
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json(ignore_backoff)
+            MatrixFederationHttpClient.put_json(ignore_backoff)
+        synapse.util.retryutils: get_retry_limiter(our_server_name)
         twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             version_string get_reactor().nameResolver

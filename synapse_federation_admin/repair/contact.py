@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contacts destinations: one real request, and what comes of it as a value."""
+"""Contacts destinations: an empty transaction, and what comes of it as a value."""
 
 from collections.abc import Awaitable
 
+import attr
 from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of, forget_frames
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
@@ -30,11 +31,12 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
     return await contact_of(homeserver, request)
 
 
-async def contact_of(homeserver: Homeserver, request: Awaitable[JsonDict]) -> Contact:
+async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contact:
     """Await a request, and return what came of it."""
     begun_ms = homeserver.now_ms()
+    failure = None
     try:
-        body = await request
+        await request
     except CancelledError:
         # Synapse is shutting down.
         raise
@@ -42,14 +44,29 @@ async def contact_of(homeserver: Homeserver, request: Awaitable[JsonDict]) -> Co
         # If it is a bug on this side, the failure says so.
         failure = failure_of(error, homeserver.federation.has_addresses)
         forget_frames(error)
-        return Contact(homeserver.now_ms() - begun_ms, failure=failure)
-    duration_ms = homeserver.now_ms() - begun_ms
-    if not isinstance(body, dict):
-        failure = Failure(FailureKind.INVALID_RESPONSE, Reason.NOT_JSON)
-        return Contact(duration_ms, failure=failure)
+    return Contact(homeserver.now_ms() - begun_ms, failure=failure)
+
+
+async def with_software(
+    homeserver: Homeserver, name: str, contact: Contact, *, timeout_ms: int
+) -> Contact:
+    """Ask a server that has answered what it runs; if it does not say, that is that."""
+    try:
+        body = await homeserver.federation.version(name, timeout_ms=timeout_ms)
+    except CancelledError:
+        # Synapse is shutting down.
+        raise
+    except Exception as error:
+        failure_of(error, homeserver.federation.has_addresses)
+        forget_frames(error)
+        return contact
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
-    return Contact(duration_ms, _said(says.get("name")), _said(says.get("version")))
+    return attr.evolve(
+        contact,
+        server_name=_said(says.get("name")),
+        server_version=_said(says.get("version")),
+    )
 
 
 def outcome_of(contact: Contact) -> ReconnectOutcome:

@@ -17,6 +17,7 @@ from synapse_federation_admin.repair.contact import (
     outcome_of,
     probe,
     shown_contact,
+    with_software,
 )
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
@@ -27,6 +28,9 @@ from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome,
 # How long a destination has to answer, however long those who ask are willing to wait:
 # as long as Synapse gives it to answer a transaction.
 _CONTACT_TIMEOUT_MS = 60_000
+
+# How long it has to say what software it runs, which decides nothing.
+_SOFTWARE_TIMEOUT_MS = 5_000
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -162,6 +166,10 @@ class Reconnect:
             contact = await probe(
                 self._homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS
             )
+            if contact.failure is None:
+                contact = await with_software(
+                    self._homeserver, name, contact, timeout_ms=_SOFTWARE_TIMEOUT_MS
+                )
         return await self._settle(name, asked, contact, outcome_of(contact), entry)
 
     async def _force(
