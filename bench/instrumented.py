@@ -98,7 +98,7 @@ def _say_transactions(events: _Events) -> None:
 
         return run
 
-    Homeserver._measured = said  # type: ignore[method-assign]
+    Homeserver._measured = said  # type: ignore[method-assign, assignment]
 
 
 def _say_runs(events: _Events, first_ms: int | None) -> None:
@@ -130,7 +130,7 @@ def _measure_calls(events: _Events) -> None:
         relied_on.RECOVERED: "recovered",
         relied_on.ANSWERED: "answered",
     }
-    traffic._take = calls.measured(  # type: ignore[assignment]
+    traffic._take = calls.measured(
         lambda msg, _: names.get(msg, "anything else"), traffic._take
     )
     recorder.Recorder._write_txn = calls.measured(  # type: ignore[method-assign]
@@ -157,9 +157,9 @@ def _measure_lag(events: _Events) -> None:
     def again() -> None:
         nonlocal due_s
         due_s = time.monotonic() + _LAG_EVERY_S
-        reactor.callLater(_LAG_EVERY_S, look)  # type: ignore[attr-defined]
+        reactor.callLater(_LAG_EVERY_S, look)
 
-    reactor.callWhenRunning(again)  # type: ignore[attr-defined]
+    reactor.callWhenRunning(again)
 
 
 def _main() -> None:

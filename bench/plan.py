@@ -96,7 +96,8 @@ class Server:
         """Restart it, so that its memory is what it needs and no more."""
         self.pid = self.restart()
         self._connection = None
-        for params in ({}, {"limit": 0}, {"dir": "b"}) * 5:
+        pages: Sequence[Params] = ({}, {"limit": 0}, {"dir": "b"})
+        for params in [*pages] * 5:
             self.get(V1, params)
 
     def _connected(self) -> http.client.HTTPConnection:

@@ -76,7 +76,7 @@ def main() -> None:
 
 
 @contextmanager
-def setting(layout: dict[str, bool], **fleet: Any) -> Iterator[Setting]:
+def setting(layout: dict[str, Any], **fleet: Any) -> Iterator[Setting]:
     """Start a homeserver and remote servers; a message waits for each that is up."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -92,7 +92,7 @@ def setting(layout: dict[str, bool], **fleet: Any) -> Iterator[Setting]:
             yield Setting(synapse, client, servers)
 
 
-def reconnects(layout: dict[str, bool], delay_ms: int) -> str:
+def reconnects(layout: dict[str, Any], delay_ms: int) -> str:
     """Reconnect healthy servers, one after the other."""
     with setting(layout, up=RECONNECTS, delay_s=delay_ms / 1000) as on:
         contacts, answers = [], []
@@ -108,7 +108,7 @@ def reconnects(layout: dict[str, bool], delay_ms: int) -> str:
     )
 
 
-def bulk(layout: dict[str, bool]) -> str:
+def bulk(layout: dict[str, Any]) -> str:
     """Run over all of them."""
     with setting(layout, up=UP, refusing=DESTINATIONS - UP) as on:
         before = read_rows(on.synapse)

@@ -37,8 +37,9 @@ def main() -> None:
         "| nothing waits: first request |"
     )
     print("|---|---|---|---|")
+    configs: tuple[dict[str, object] | None, ...] = (None, {})
     for workers in (False, True):
-        for module in (None, {}):
+        for module in configs:
             row = measure(workers, module)
             name = "with the module" if module is not None else "stock"
             layout = "federation senders" if workers else "one process"
