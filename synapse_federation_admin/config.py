@@ -41,6 +41,9 @@ class FederationAdminConfig:
         bulk_max_per_second: How many destinations a bulk run may contact per second.
         diagnosis_timeout_ms: How long the diagnosis of one destination may take.
         outages_keep_for_ms: How long to keep outages, and failures of real requests.
+        history_enabled: Whether to record outages, and failures of real requests.
+        history_look_up_servers: Whether to look up where servers lead that fail, for
+            which nobody has asked.
     """
 
     contact_on_reset: bool = True
@@ -50,6 +53,8 @@ class FederationAdminConfig:
     bulk_max_per_second: int = 500
     diagnosis_timeout_ms: int = 20_000
     outages_keep_for_ms: int = 90 * _DAY_MS
+    history_enabled: bool = True
+    history_look_up_servers: bool = True
 
 
 def require_supported_synapse(installed: str | None = None) -> None:
@@ -183,13 +188,17 @@ _PARSERS: dict[str, tuple[str, _Parse]] = {
         "diagnosis_timeout_ms",
         _duration(2 * _SECOND_MS, 60 * _SECOND_MS, "from 2s to 60s, such as 20s"),
     ),
+    "history.enabled": ("history_enabled", _parse_bool),
+    "history.look_up_servers": ("history_look_up_servers", _parse_bool),
     # Availability is told of the last 14 days.
     "outages.keep_for": (
         "outages_keep_for_ms",
         _duration(14 * _DAY_MS, _MAX_KEEP_FOR_MS, "from 14d to 36500d, such as 90d"),
     ),
 }
-_SECTIONS = tuple(key.partition(".")[0] for key in _PARSERS if "." in key)
+_SECTIONS = tuple(
+    dict.fromkeys(key.partition(".")[0] for key in _PARSERS if "." in key)
+)
 
 # Every key, for the test that all of them are documented; that of a section is before
 # the dot.

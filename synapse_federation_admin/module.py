@@ -34,6 +34,10 @@ class FederationAdmin:
         from synapse_federation_admin.homeserver.selfcheck import check_names
 
         features = Features()
+        if not config.history_enabled:
+            features.leave_off(
+                Feature.HISTORY, "'history.enabled' is false in the configuration"
+            )
         try:
             check_names(api, features)
             if features.is_on(Feature.MOUNT):
@@ -122,9 +126,9 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     from synapse_federation_admin.storage.schema import Tables
 
     s.homeserver = Homeserver(api)
-    s.tables = Tables(s.homeserver)
+    s.tables = Tables(s.homeserver, has_history=s.config.history_enabled)
     s.destinations = DestinationStore(s.homeserver)
-    s.reader = DestinationReader(s.homeserver, s.tables)
+    s.reader = DestinationReader(s.homeserver, s.tables, s.features)
     s.summary = SummaryStore(s.homeserver)
     s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
     s.outages = Outages(
@@ -223,7 +227,8 @@ def _wire_history(s: "Services") -> Iterable[Start]:
 
     without_dns: Callable[[Any], Awaitable[Any]] = _find_none
     find_addresses: Callable[[Any], Awaitable[Any]] = _find_none
-    if s.features.is_on(Feature.DIAGNOSIS):
+    looks_up = s.config.history_look_up_servers
+    if looks_up and s.features.is_on(Feature.DIAGNOSIS):
         without_dns = s.diagnoses.without_dns
         find_addresses = s.diagnoses.find_addresses
     recorder = Recorder(
@@ -235,11 +240,14 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     s.homeserver.name_untrusted_certificates()
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
-    return recorder.start, s.outages.start, s.recent_attempts.start
+    starts = [recorder.start, s.outages.start]
+    if looks_up:
+        starts.append(s.recent_attempts.start)
+    return starts
 
 
 async def _find_none(_names: object) -> Any:
-    """Find nothing out about some servers, as there is no diagnosis."""
+    """Find nothing out about some servers: they are not looked up."""
     return {}
 
 

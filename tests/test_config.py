@@ -38,6 +38,7 @@ def test_values() -> None:
             "indexes": True,
             "audit": {"keep_for": "2w"},
             "bulk": {"max_per_second": 7},
+            "history": {"enabled": False, "look_up_servers": False},
         }
     )
     assert config == FederationAdminConfig(
@@ -46,6 +47,8 @@ def test_values() -> None:
         indexes=True,
         audit_keep_for_ms=14 * 86_400_000,
         bulk_max_per_second=7,
+        history_enabled=False,
+        history_look_up_servers=False,
     )
 
 

@@ -27,6 +27,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
+from synapse_federation_admin.homeserver.features import Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, where
@@ -132,7 +133,7 @@ class ListPropertiesTest(ModuleTestCase):
         homeserver = Homeserver(hs.get_module_api())
         # The harness lets a microsecond go by now and then; examples are to the ms.
         homeserver.now_ms = lambda: NOW_MS  # type: ignore[method-assign]
-        self.reader = DestinationReader(homeserver, Tables(homeserver))
+        self.reader = DestinationReader(homeserver, Tables(homeserver), Features())
 
     def result(self, awaitable: Awaitable[T]) -> T:
         return self.get_success(awaitable)

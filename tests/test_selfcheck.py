@@ -14,10 +14,12 @@ from unittest import mock
 import pytest
 from hidden_name import PACKAGE, hidden, relied_on_names
 from module_case import ModuleTestCase
+from OpenSSL import SSL
 from prometheus_client import REGISTRY
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
 from synapse.server import HomeServer
+from synapse.storage.engines import PostgresEngine as PG
 from synapse.util.clock import Clock
 from tests.server import FakeChannel, FakeSite, make_request
 from twisted.internet.defer import ensureDeferred
@@ -29,6 +31,8 @@ from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.homeserver import features, relied_on, selfcheck
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX
+from synapse_federation_admin.storage.sql import existing_tables
 
 ADMIN_PATH = "/_synapse/admin"
 V1 = f"{ADMIN_PATH}/v1/federation/destinations"
@@ -63,7 +67,7 @@ class SelfCheckTestCase(ModuleTestCase):
         self.add_destination("a.example", 10, 20, 5)
 
     @contextmanager
-    def loaded(self) -> Iterator["Loaded"]:
+    def loaded(self, config: FederationAdminConfig | None = None) -> Iterator["Loaded"]:
         """Import the package anew, as far as it is made of Synapse, and load it."""
         kept = {
             name: module
@@ -88,7 +92,7 @@ class SelfCheckTestCase(ModuleTestCase):
                 with self.assertLogs(PACKAGE, "WARNING") as logs:
                     logging.getLogger(PACKAGE).warning("There is at least this line")
                     module.FederationAdmin(
-                        FederationAdminConfig(), self.hs.get_module_api()
+                        config or FederationAdminConfig(), self.hs.get_module_api()
                     )
                     self.pump()
                 yield Loaded(self, resources.get(ADMIN_PATH), logs.records[1:])
@@ -121,19 +125,29 @@ class Loaded:
         self.site = FakeSite(resource, case.reactor)
         self.records = records
 
-    def ask(self, method: str, path: str) -> FakeChannel:
+    def ask(self, method: str, path: str, body: Any = b"") -> FakeChannel:
         channel: FakeChannel = make_request(
             self.case.reactor,
             self.site,
             method,
             path,
+            body,
             access_token=self.case.admin_token,
             shorthand=False,
         )
         return channel
 
-    def check(self, off: Collection[Feature], *, every_route: bool = True) -> None:
-        """Check that v1 works, and that the right features are off and say so."""
+    def check(
+        self,
+        off: Collection[Feature],
+        *,
+        every_route: bool = True,
+        unwanted: bool = False,
+    ) -> None:
+        """Check that v1 works, and that the right features are off and say so.
+
+        In the log, too, unless they are unwanted.
+        """
         case = self.case
         rows = self.ask("GET", V1)
         case.assertEqual(rows.code, 200, rows.result)
@@ -149,7 +163,7 @@ class Loaded:
         lines = [record for record in self.records if record.levelname == "ERROR"]
         case.assertEqual(
             sorted(line.getMessage().split("'")[1] for line in lines),
-            sorted(feature.value for feature in off),
+            [] if unwanted else sorted(feature.value for feature in off),
         )
         if not self.is_mounted:
             return
@@ -291,6 +305,73 @@ class NamesTestCase(SelfCheckTestCase):
             self.loaded() as loaded,
         ):
             loaded.check({Feature.V2})
+
+
+class WithoutHistoryTestCase(SelfCheckTestCase):
+    config = {"contact_on_reset": False, "history": {"enabled": False}}
+
+    @pytest.mark.database
+    def test_history_disabled(self) -> None:
+        """Where nothing is to be recorded, that is no error, and all that is about it
+        says so: nothing of Synapse's is hooked, and no table of it is there or read.
+        """
+        observed = [
+            logging.getLogger(module) for module, _ in relied_on.LOG_TEXTS.values()
+        ]
+        classes = [each.__class__ for each in observed]
+        for each in observed:
+            each.__class__ = logging.Logger
+        wanted = FederationAdminConfig(history_enabled=False)
+        v2 = f"{ADMIN_PATH}/v2/federation"
+        with mock.patch.object(SSL.Context, "set_verify") as set_verify:
+            try:
+                with self.loaded(wanted) as loaded:
+                    loaded.check({Feature.HISTORY}, unwanted=True)
+                    self.assertEqual(
+                        {type(each) for each in observed}, {logging.Logger}
+                    )
+                    set_verify.assert_not_called()
+                    status = loaded.ask("GET", f"{v2}/status").json_body
+                    self.assertEqual(
+                        status["features"]["history"]["reason"],
+                        "'history.enabled' is false in the configuration",
+                    )
+                    for path in ("?include=failure", "?include=availability"):
+                        answer = loaded.ask("GET", f"{v2}/destinations{path}")
+                        self.assertEqual(answer.code, 503, path)
+                        self.assertIn("'history' is off", answer.json_body["error"])
+                    for path in ("", "/export"):
+                        path = f"{v2}/destinations{path}?failure=tls_expired"
+                        answer = loaded.ask("GET", path)
+                        self.assertEqual(answer.code, 503, path)
+                    for run in ("reconnect", "forget"):
+                        body = {
+                            "filter": {"failure": ["tls_expired"], "failing_for": "30d"}
+                        }
+                        answer = loaded.ask("POST", f"{v2}/{run}", body)
+                        self.assertEqual(answer.code, 503, (run, answer.result))
+                    detail = loaded.ask("GET", f"{v2}/destinations/a.example")
+                    self.assertIsNone(detail.json_body["availability"])
+                    forgotten = loaded.ask(
+                        "POST",
+                        f"{v2}/destinations/a.example/forget",
+                        {"dry_run": False},
+                    )
+                    self.assertTrue(forgotten.json_body["forgotten"])
+                    self.pump(3600)
+            finally:
+                for each, class_ in zip(observed, classes, strict=True):
+                    each.__class__ = class_
+        existing = self.get_success(
+            self.store.db_pool.runInteraction(
+                "test", existing_tables, isinstance(self.store.database_engine, PG)
+            )
+        )
+        self.assertEqual(existing & {f"{PREFIX}{table}" for table in OF_HISTORY}, set())
+        self.assertIn("federation_admin_audit", existing)
+        self.assertEqual(
+            [r.getMessage() for r in loaded.records if r.levelno >= logging.WARNING], []
+        )
 
 
 class WiringTestCase(SelfCheckTestCase):

@@ -22,6 +22,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
+from synapse_federation_admin.homeserver.features import Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 
@@ -164,7 +165,7 @@ class ComputeOnceTest(ComputingTestCase):
     def test_expensive_reads(self) -> None:
         """Ten who ask for an expensive page, or for a total, take two readings each."""
         self.add_destination("a.example", 5)
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver), Features())
         found = lists.of(
             DestinationFilter(),
             Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS),
@@ -184,7 +185,7 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver), Features())
 
         async def compute(*args: object) -> list[Destination]:
             await self.compute()
@@ -213,7 +214,7 @@ class LongListTest(ComputingTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.row = Destination("a.example", None, None, None, None)
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver))
+        lists = DestinationReader(self.homeserver, Tables(self.homeserver), Features())
         self.list = lists.of(DestinationFilter(), Sort())
         replaced = patch.object(self.homeserver, "run_db_interaction", self.read)
         replaced.start()

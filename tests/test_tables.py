@@ -105,8 +105,8 @@ class TablesTestCase(ModuleTestCase):
         """Have whoever makes them end after so many statements, and return them."""
         upgrade = module._upgrade
 
-        def interrupted(txn: Any, is_postgres: bool) -> None:
-            upgrade(InterruptedTransaction(txn, most), is_postgres)  # type: ignore[arg-type]
+        def interrupted(txn: Any, *args: Any) -> None:
+            upgrade(InterruptedTransaction(txn, most), *args)  # type: ignore[arg-type]
 
         tables = Tables(self.homeserver)
         with mock.patch.object(module, "_upgrade", interrupted):

@@ -19,6 +19,8 @@ from synapse_federation_admin.api.schemas.model import (
     Paged,
 )
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.destinations.values import Sort
+from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.storage import run_values
 from synapse_federation_admin.storage.run_values import RunOrder
 
@@ -167,8 +169,13 @@ async def start_run(
         names: The destinations, where the criteria are a list.
 
     Raises:
+        FeatureOffError: The criteria are for what is not recorded.
         SynapseError: 409 `M_UNKNOWN` if one of the same action has not ended.
     """
+    wanted = criteria.wanted_by(which)
+    if wanted is not None:
+        # Before there is a run: so that it can be refused.
+        asked.services.reader.of(wanted, Sort())
     order = RunOrder(action, which, how, names, asked.actor, reason or None)
     run, created = await asked.services.runner.create(order)
     if not created:

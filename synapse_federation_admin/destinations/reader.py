@@ -34,6 +34,7 @@ from synapse_federation_admin.destinations.values import (
     Position,
     Sort,
 )
+from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, can_be_stored, where
@@ -56,9 +57,12 @@ _LOOK_AGAIN_MS = 10_000
 class DestinationReader:
     """Reads from Synapse's table `destinations`, never from a cache."""
 
-    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
+    def __init__(
+        self, homeserver: Homeserver, tables: Tables, features: Features
+    ) -> None:
         self.homeserver = homeserver
         self.tables = tables
+        self._features = features
         self._passes = homeserver.linearizer(
             "federation_admin_passes", limits.TABLE_PASSES
         )
@@ -66,7 +70,13 @@ class DestinationReader:
         self._looked_ts = 0
 
     def of(self, wanted: DestinationFilter, sort: Sort) -> "DestinationList":
-        """Return the list of what a filter keeps, in an order; nothing is read yet."""
+        """Return the list of what a filter keeps, in an order; nothing is read yet.
+
+        Raises:
+            FeatureOffError: The filter is for what is not recorded.
+        """
+        if wanted.failures:
+            self._features.require(Feature.HISTORY)
         return DestinationList(self, wanted, sort)
 
     async def pass_over(self, func: Callable[[LoggingTransaction], T]) -> T:

@@ -52,6 +52,8 @@ class Features:
 
     def __init__(self) -> None:
         self._reasons: dict[Feature, str] = {}
+        # Those of them that nobody wants to be on.
+        self._unwanted: set[Feature] = set()
         self._changed: list[Callable[[Feature], None]] = []
 
     def on_change(self, func: Callable[[Feature], None]) -> None:
@@ -76,6 +78,11 @@ class Features:
             if feature in self._reasons:
                 raise FeatureOffError(feature, self._reasons[feature])
 
+    def leave_off(self, feature: Feature, reason: str) -> None:
+        """Switch a feature off that the configuration does not want: no error."""
+        self._unwanted.add(feature)
+        self.switch_off(feature, reason)
+
     def switch_off(self, feature: Feature, error: str | Exception) -> None:
         """Switch a feature off, and log it; unless it is off already.
 
@@ -89,12 +96,15 @@ class Features:
         is_bug = isinstance(error, Exception) and not isinstance(error, FeatureOffError)
         if isinstance(error, FeatureOffError):
             reason = f"it needs '{error.feature.value}', which is off"
+            if error.feature in self._unwanted:
+                self._unwanted.add(feature)
         elif isinstance(error, Exception):
             reason = f"{type(error).__name__}: {error}"
         else:
             reason = error
         self._reasons[feature] = reason
-        logger.error(
+        logger.log(
+            logging.INFO if feature in self._unwanted else logging.ERROR,
             "The feature '%s' is off: %s",
             feature.value,
             reason,

@@ -268,8 +268,9 @@ class Forget:
         now = _look_txn(txn, list(seen), is_postgres)
         names = sorted(name for name in seen if now[name] == seen[name])
         if names:
-            self._end_outages_txn(txn, names)
-            records.delete_txn(txn, names)
+            if self._tables.has_history:
+                self._end_outages_txn(txn, names)
+                records.delete_txn(txn, names)
             these = any_of("destination", names, is_postgres)
             existing = existing_tables(txn, is_postgres)
             to_device = [_TO_DEVICE] if drop_to_device else []

@@ -41,7 +41,11 @@ class Housekeeping:
         self._tables = tables
         self._audit = audit
         self._keep_for_ms = keep_for_ms
-        self._outages_keep_for_ms = outages_keep_for_ms
+        self._of_history: tuple[tuple[_PruneTxn, int], ...] = (
+            (records.prune_txn, outages_keep_for_ms),
+            (records.prune_addresses_txn, _DAY_MS),
+            (outages.prune_txn, outages_keep_for_ms),
+        )
 
     def start(self) -> None:
         """Make an end of what this process has left at once, and begin to prune."""
@@ -87,9 +91,7 @@ class Housekeeping:
             (self._audit.prune_txn, self._keep_for_ms),
             (RunStore.prune_txn, self._keep_for_ms),
             (run_queue.prune_txn, 0),
-            (records.prune_txn, self._outages_keep_for_ms),
-            (records.prune_addresses_txn, _DAY_MS),
-            (outages.prune_txn, self._outages_keep_for_ms),
+            *(self._of_history if self._tables.has_history else ()),
         ):
             await self._prune(prune_txn, now_ts - keep_for_ms)
 

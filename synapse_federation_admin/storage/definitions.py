@@ -10,6 +10,9 @@ from collections.abc import Mapping
 # What the names of all of them, and of their indexes, begin with.
 PREFIX = "federation_admin_"
 
+# Those that are not there where nothing is recorded.
+OF_HISTORY = frozenset({"failures", "successes", "outages", "addresses", "recording"})
+
 # By name, without the prefix, what makes each table and its indexes if it is missing.
 TABLES: Mapping[str, tuple[str, ...]] = {
     # Which version the tables are of. See `synapse_federation_admin.storage.schema`.

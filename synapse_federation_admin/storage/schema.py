@@ -11,7 +11,7 @@ that of the oldest code that may still use them.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
@@ -22,10 +22,13 @@ from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import versions
-from synapse_federation_admin.storage.definitions import PREFIX, TABLES
+from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX, TABLES
 from synapse_federation_admin.storage.sql import existing_tables
 
 T = TypeVar("T")
+
+# By the names of tables, without their prefix, what makes each.
+_Statements = Mapping[str, tuple[str, ...]]
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +65,21 @@ class SchemaVersion:
 
 
 class Tables:
-    """The module's own tables."""
+    """The module's own tables.
 
-    def __init__(self, homeserver: Homeserver) -> None:
+    Attributes:
+        has_history: Whether those of what is recorded are among them. If not, others
+            may still have made them.
+    """
+
+    def __init__(self, homeserver: Homeserver, *, has_history: bool = True) -> None:
         self._homeserver = homeserver
+        self.has_history = has_history
+        self._wanted = {
+            name: statements
+            for name, statements in TABLES.items()
+            if has_history or name not in OF_HISTORY
+        }
         self._is_ready = False
 
     async def ready(self, *, anew: bool = False) -> None:
@@ -85,11 +99,12 @@ class Tables:
             return
         is_postgres = self._homeserver.is_postgres
         if not await self._homeserver.run_db_interaction(
-            "federation_admin_tables", lambda txn: _is_current(txn, is_postgres)
+            "federation_admin_tables",
+            lambda txn: _is_current(txn, is_postgres, self._wanted),
         ):
             await self._homeserver.run_db_interaction(
                 "federation_admin_create_tables",
-                lambda txn: _upgrade(txn, is_postgres),
+                lambda txn: _upgrade(txn, is_postgres, self._wanted),
                 read_committed=True,
             )
         self._is_ready = True
@@ -149,7 +164,9 @@ def _is_undefined(error: Exception) -> bool:
     return any(text in str(error) for text in _UNDEFINED_TEXTS)
 
 
-def _is_current(txn: LoggingTransaction, is_postgres: bool) -> bool:
+def _is_current(
+    txn: LoggingTransaction, is_postgres: bool, wanted: Collection[str]
+) -> bool:
     """Tell, without a change or a lock, whether there is nothing to do.
 
     Raises:
@@ -157,10 +174,12 @@ def _is_current(txn: LoggingTransaction, is_postgres: bool) -> bool:
     """
     existing = _existing(txn, is_postgres)
     version = _usable_version(txn, existing).version
-    return version >= _newest() and all(name in existing for name in TABLES)
+    return version >= _newest() and all(name in existing for name in wanted)
 
 
-def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
+def _upgrade(
+    txn: LoggingTransaction, is_postgres: bool, wanted: _Statements = TABLES
+) -> None:
     """Make what is missing, and bring the tables to the version of this code.
 
     On PostgreSQL that is done whole or not at all, by one process at a time. On SQLite,
@@ -172,7 +191,7 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
     existing = _existing(txn, is_postgres)
     stored = _usable_version(txn, existing)
     if stored.version > _newest():
-        if all(name in existing for name in TABLES):
+        if all(name in existing for name in wanted):
             return
         raise SchemaTooNewError(
             "Some tables of synapse-federation-admin are missing, and the others are "
@@ -181,7 +200,7 @@ def _upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
     for version in versions.VERSIONS[stored.version :] if existing else ():
         if version.upgrade is not None:
             version.upgrade(txn, is_postgres)
-    for statements in TABLES.values():
+    for statements in wanted.values():
         for statement in statements:
             txn.execute(statement)
     newest = versions.VERSIONS[-1]
