@@ -20,10 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from dnslib import DNSLabel
 from laboratory import (
     HTML,
-    KEYS,
-    QUERY,
     UNRECOGNIZED,
-    VERSION,
     WELL_KNOWN,
     ZONE,
     Answer,
@@ -46,6 +43,7 @@ BLOCKED = "127.9.0.1"
 NOWHERE = "224.0.0.1"
 
 BAD_GATEWAY = http("502 Bad Gateway", b"<html>", HTML)
+NO_CONTENT = http("502 Bad Gateway", b"")
 UNAUTHORIZED = as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No")
 PAGE = http("200 OK", b"<html>", HTML)
 PAGE_NOT_FOUND = http("404 Not Found", b"<html>", HTML)
@@ -80,68 +78,64 @@ class Fault:
 CATALOGUE: list[Fault] = []
 
 
-def fault(
-    label: str, verdict: str, kind: str | None = None, says: str = ""
-) -> Callable[[Build], Build]:
-    """Add a fault to the catalogue."""
+def fault(line: str, says: str = "") -> Callable[[Build], Build]:
+    """Add a fault to the catalogue: `label verdict`, and `kind` or `kind/reason`."""
+    label, verdict, *kind = line.split()
 
     def add(build: Build) -> Build:
-        CATALOGUE.append(Fault(label, verdict, kind, build, says))
+        CATALOGUE.append(Fault(label, verdict, kind[0] if kind else None, build, says))
         return build
 
     return add
 
 
-def up(
-    lab: Laboratory, name: str, address: str | None = None, **answers: Answer
-) -> str:
-    """Have a homeserver in order, but for some answers, at port 8448."""
+def placed(lab: Laboratory, name: str, address: str = "") -> str:
+    """Give a name an address more: a new one, or a given one."""
     address = address or lab.address()
-    lab.name(name.partition(".")[0], address)
+    lab.dns.add(name, "A", address)
+    return address
+
+
+def up(lab: Laboratory, name: str, **answers: Answer) -> str:
+    """Have a homeserver in order, but for some answers, at port 8448."""
+    address = placed(lab, name)
     lab.serve(address, 8448, homeserver(name, **answers), name)
     return address
 
 
-def plain(label: str, kind: str, answer: Answer) -> None:
-    """Add one that does not speak TLS at port 8448."""
+def serving(line: str, answer: Answer, *, plain: bool = False) -> None:
+    """Add one that answers the same to everything at port 8448, with TLS or without."""
 
-    @fault(label, "failing", kind)
+    @fault(line)
     def _(lab: Laboratory, name: str) -> None:
-        address = lab.address()
-        lab.name(label, address)
-        lab.serve(address, 8448, answer, plain=True)
+        lab.serve(placed(lab, name), 8448, answer, name, plain=plain)
 
 
-def named(label: str, kind: str, given: str) -> None:
+def named(line: str, given: str) -> None:
     """Add a name to which nothing is sent."""
-
-    @fault(label, "failing", kind)
-    def _(_: Laboratory, __: str) -> str:
-        return given
+    fault(line)(lambda _, __: given)
 
 
-def by_srv(
-    label: str,
-    verdict: str,
-    kind: str | None = None,
-    *,
-    service: str = "_matrix-fed",
-    certified_for: str = "",
-) -> None:
+def srv(lab: Laboratory, name: str, *hosts: Any, port: int = 8448) -> None:
+    """Give a name SRV records; the first host is used first."""
+    records = [(number, 0, port, host) for number, host in enumerate(hosts)]
+    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", *records)
+
+
+def by_srv(line: str, *, service: str = "_matrix-fed", certified: str = "") -> None:
     """Add one to which SRV records lead, at another host."""
 
-    @fault(label, verdict, kind)
+    @fault(line)
     def _(lab: Laboratory, name: str) -> None:
-        address, host = lab.address(), f"target-{label}.{ZONE}"
+        host = f"target-{name}"
         lab.dns.add(f"{service}._tcp.{name}", "SRV", (0, 0, 10448, host))
-        lab.dns.add(host, "A", address)
-        lab.serve(address, 10448, homeserver(name), certified_for or name)
+        answers = homeserver(name)
+        lab.serve(placed(lab, host), 10448, answers, certified or name)
 
 
 def up_with(lab: Laboratory, name: str, context: ssl.SSLContext) -> str:
     """Have one with a certificate of its own."""
-    address = lab.address()
-    lab.name(name.partition(".")[0], address)
+    address = placed(lab, name)
     lab.serve(address, 8448, homeserver(name), context=context)
     return address
 
@@ -270,15 +264,15 @@ def reset(connection: ssl.SSLSocket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def delegates(lab: Laboratory, name: str, address: str, file: Answer) -> None:
-    """Serve a well-known file at port 443."""
+def delegates(lab: Laboratory, name: str, file: Answer, address: str = "") -> str:
+    """Serve a well-known file at port 443, of a given address or a new one."""
+    address = address or placed(lab, name)
     lab.serve(address, 443, {WELL_KNOWN: file}, name)
+    return address
 
 
 def site(
-    label: str,
-    verdict: str,
-    kind: str | None = None,
+    line: str,
     says: str = "",
     *,
     file: Answer | None = None,
@@ -290,10 +284,8 @@ def site(
     """Add a server that is in order but for what is given.
 
     Args:
-        label: As of a fault, and so are `verdict`, `kind` and `says`.
-        verdict: See there.
-        kind: See there.
-        says: See there.
+        line: As of `fault`.
+        says: As of a fault.
         file: Its well-known file; by default nothing listens there.
         is_up: Whether a homeserver answers at port 8448.
         certify: Makes its certificate for its name.
@@ -301,30 +293,36 @@ def site(
         answers: Other answers of it.
     """
 
-    @fault(label, verdict, kind, says)
+    @fault(line, says)
     def _(lab: Laboratory, name: str) -> None:
-        address = lab.address()
-        lab.name(label, address)
+        address = placed(lab, name)
         if is_up:
             made = certify(lab, name) if certify else None
             given = {**answers, **({"keys": make_keys(name)} if make_keys else {})}
             answering = homeserver(name, **given)
             lab.serve(address, 8448, answering, name, context=made)
         if file is not None:
-            delegates(lab, name, address, file)
+            delegates(lab, name, file, address)
 
 
 def m_server(to: object) -> bytes:
     return as_json({"m.server": to})
 
 
+def redirect(to: bytes) -> bytes:
+    return http("302 Found", b"", b"Location: " + to + b"\r\n")
+
+
 # What is in order.
 
+site("healthy ok")
+# A web server without a well-known file.
+site("not-found ok", file=PAGE_NOT_FOUND)
+by_srv("srv ok")
+by_srv("old-srv ok", service="_matrix")
 
-site("healthy", "ok")
 
-
-@fault("literal", "ok")
+@fault("literal ok")
 def _(lab: Laboratory, name: str) -> str:
     address = lab.address()
     name = f"{address}:18448"
@@ -332,208 +330,184 @@ def _(lab: Laboratory, name: str) -> str:
     return name
 
 
-@fault("port", "ok")
+@fault("port ok")
 def _(lab: Laboratory, name: str) -> str:
-    address = lab.address()
-    lab.name("port", address)
-    lab.serve(address, 9448, homeserver(f"{name}:9448"), name)
+    lab.serve(placed(lab, name), 9448, homeserver(f"{name}:9448"), name)
     return f"{name}:9448"
 
 
-@fault("delegated", "ok")
+@fault("delegated ok")
 def _(lab: Laboratory, name: str) -> None:
-    address, other = lab.address(), lab.address()
-    lab.name("delegated", address)
-    delegates(lab, name, address, m_server(f"elsewhere.{ZONE}:10448"))
-    lab.name("elsewhere", other)
-    lab.serve(other, 10448, homeserver(name), f"elsewhere.{ZONE}")
+    other = f"elsewhere.{ZONE}"
+    delegates(lab, name, m_server(f"{other}:10448"))
+    lab.serve(placed(lab, other), 10448, homeserver(name), other)
 
 
-@fault("delegated-srv", "ok")
+@fault("delegated-srv ok")
 def _(lab: Laboratory, name: str) -> None:
-    address, other = lab.address(), lab.address()
-    lab.name("delegated-srv", address)
-    delegates(lab, name, address, m_server(f"by-srv.{ZONE}"))
-    lab.dns.add(f"_matrix-fed._tcp.by-srv.{ZONE}", "SRV", (0, 0, 10448, f"t1.{ZONE}"))
-    lab.name("t1", other)
-    lab.serve(other, 10448, homeserver(name), f"by-srv.{ZONE}")
+    other, host = f"by-srv.{ZONE}", f"t1.{ZONE}"
+    delegates(lab, name, m_server(other))
+    srv(lab, other, host, port=10448)
+    lab.serve(placed(lab, host), 10448, homeserver(name), other)
 
 
-@fault("delegated-literal", "ok")
+@fault("delegated-literal ok")
 def _(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name("delegated-literal", address)
-    delegates(lab, name, address, m_server(f"{address}:10448"))
+    address = placed(lab, name)
+    delegates(lab, name, m_server(f"{address}:10448"), address)
     lab.serve(address, 10448, homeserver(name), address)
 
 
-@fault("redirected", "ok")
+@fault("redirected ok")
 def _(lab: Laboratory, name: str) -> None:
-    address, other = up(lab, name), lab.address()
-    location = b"Location: https://files.%s/there\r\n" % ZONE.encode()
-    delegates(lab, name, address, http("302 Found", b"", location))
-    lab.name("files", other)
-    lab.serve(other, 443, {"/there": m_server(f"{name}:8448")}, f"files.{ZONE}")
+    other = f"files.{ZONE}"
+    delegates(lab, name, redirect(f"https://{other}/there".encode()), up(lab, name))
+    lab.serve(placed(lab, other), 443, {"/there": m_server(f"{name}:8448")}, other)
 
 
-by_srv("srv", "ok")
-by_srv("old-srv", "ok", service="_matrix")
-
-
-@fault("srv-beside-well-known", "ok")
+@fault("srv-beside-well-known ok")
 def _(lab: Laboratory, name: str) -> None:
     """Delegation wins over SRV records, here of nothing."""
-    address = up(lab, name)
-    delegates(lab, name, address, m_server(f"{name}:8448"))
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 9, f"nothing.{ZONE}"))
-
-
-# A web server without a well-known file.
-site("not-found", "ok", file=PAGE_NOT_FOUND)
+    delegates(lab, name, m_server(f"{name}:8448"), up(lab, name))
+    srv(lab, name, f"nothing.{ZONE}", port=9)
 
 
 # Names.
 
-
-named("invalid", "invalid_name/name_malformed", "no server")
-named("invalid-port", "invalid_name/port_invalid", f"invalid-port.{ZONE}:99999")
-named("invalid-label", "invalid_name/label_empty", f"a..{ZONE}")
-named("invalid-url", "invalid_name/name_is_url", f"https://{ZONE}")
-named("blocked-literal", "ip_blocked/address_is_name", f"{BLOCKED}:8448")
+named("invalid failing invalid_name/name_malformed", "no server")
+named("invalid-port failing invalid_name/port_invalid", f"invalid-port.{ZONE}:99999")
+named("invalid-label failing invalid_name/label_empty", f"a..{ZONE}")
+named("invalid-url failing invalid_name/name_is_url", f"https://{ZONE}")
+named("blocked-literal failing ip_blocked/address_is_name", f"{BLOCKED}:8448")
 
 
 # DNS.
 
-
-@fault("nxdomain", "failing", "dns_not_found/no_such_host")
-def _(lab: Laboratory, name: str) -> None:
-    pass
+fault("nxdomain failing dns_not_found/no_such_host")(lambda _, __: None)
 
 
-@fault("no-address", "failing", "dns_not_found/no_such_host")
+@fault("no-address failing dns_not_found/no_such_host")
 def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(name, "TXT", "there is something, but no address")
 
 
-def unresolved(label: str, kind: str, record: str, said: str) -> None:
-    """Add one of whose records, of some kinds, the DNS says what is wrong."""
-
-    @fault(label, "failing", kind)
-    def _(lab: Laboratory, name: str) -> None:
-        if record:
-            # Synapse gives up then, although the address is there.
-            up(lab, name)
-            lab.dns.records[f"{record}.{name}", "SRV"] = said
-        else:
-            lab.dns.records.update({(name, k): said for k in ("A", "AAAA")})
-
-
-unresolved("servfail", "dns_failed/dns_server_failure", "", "SERVFAIL")
-unresolved("silent-dns", "dns_failed", "", "silence")
-unresolved(
-    "srv-servfail", "dns_failed/dns_server_failure", "_matrix-fed._tcp", "SERVFAIL"
-)
-unresolved("srv-silent", "dns_failed", "_matrix-fed._tcp", "silence")
-
-
-@fault("srv-to-nowhere", "failing", "dns_not_found/no_such_host", f"gone.{ZONE}")
-def _(lab: Laboratory, name: str) -> None:
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, f"gone.{ZONE}"))
-
-
-@fault("srv-refused", "failing", "unreachable/no_service")
-def _(lab: Laboratory, name: str) -> None:
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 0, "."))
-
-
-@fault("srv-underscore", "failing", "dns_not_found/no_host_name", "my_host")
-def _(lab: Laboratory, name: str) -> None:
-    """Twisted does not connect to a host of such a name."""
-    address = lab.address()
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, f"my_host.{ZONE}"))
-    lab.name("my_host", address)
-    lab.serve(address, 8448, homeserver(name), name)
-
-
-@fault("srv-forged", "failing", "dns_not_found/no_host_name")
-def _(lab: Laboratory, name: str) -> None:
-    """A host name that would be a line of the log."""
-    target = DNSLabel([b"x\n2026-01-01 00:00:00,000 - root - 1 - CRITICAL - FAKE"])
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, target))
-
-
-@fault("srv-blackholes", "failing", "connection_timeout")
-def _(lab: Laboratory, name: str) -> None:
-    """Many servers that do not react: none is tried when the diagnosis is over."""
-    service = f"_matrix-fed._tcp.{name}"
-    for number in range(30):
-        lab.dns.add(service, "SRV", (number, 0, 8448, f"hole{number}.{ZONE}"))
-        lab.dns.add(f"hole{number}.{ZONE}", "A", lab.hole())
-
-
-for label, kind in (
-    ("srv-one-bad", "connection_refused"),
-    ("srv-one-gone", "dns_not_found/no_such_host"),
+for line, said in (
+    ("servfail failing dns_failed/dns_server_failure", "SERVFAIL"),
+    ("silent-dns failing dns_failed", "silence"),
 ):
 
-    @fault(label, "degraded", kind)
-    def _(lab: Laboratory, name: str, label: str = label) -> None:
-        good, bad = f"good-{label}.{ZONE}", f"bad-{label}.{ZONE}"
-        service, address = f"_matrix-fed._tcp.{name}", lab.address()
-        lab.dns.add(service, "SRV", (0, 0, 8448, good), (9, 0, 8448, bad))
-        lab.dns.add(good, "A", address)
-        if label == "srv-one-bad":
-            lab.dns.add(bad, "A", lab.address())
-        lab.serve(address, 8448, homeserver(name), name)
+    @fault(line)
+    def _(lab: Laboratory, name: str, said: str = said) -> None:
+        lab.dns.records.update({(name, k): said for k in ("A", "AAAA")})
+
+    @fault(f"srv-{line}")
+    def _(lab: Laboratory, name: str, said: str = said) -> None:
+        """Synapse gives up then, although the address is there."""
+        up(lab, name)
+        lab.dns.records[f"_matrix-fed._tcp.{name}", "SRV"] = said
+
+
+@fault("srv-to-nowhere failing dns_not_found/no_such_host", f"gone.{ZONE}")
+def _(lab: Laboratory, name: str) -> None:
+    srv(lab, name, f"gone.{ZONE}")
+
+
+@fault("srv-refused failing unreachable/no_service")
+def _(lab: Laboratory, name: str) -> None:
+    srv(lab, name, ".")
+
+
+@fault("srv-underscore failing dns_not_found/no_host_name", "my_host")
+def _(lab: Laboratory, name: str) -> None:
+    """Twisted does not connect to a host of such a name."""
+    srv(lab, name, f"my_host.{ZONE}")
+    lab.serve(placed(lab, f"my_host.{ZONE}"), 8448, homeserver(name), name)
+
+
+@fault("srv-forged failing dns_not_found/no_host_name")
+def _(lab: Laboratory, name: str) -> None:
+    """A host name that would be a line of the log."""
+    forged = b"x\n2026-01-01 00:00:00,000 - root - 1 - CRITICAL - FAKE"
+    srv(lab, name, DNSLabel([forged]))
+
+
+@fault("srv-blackholes failing connection_timeout")
+def _(lab: Laboratory, name: str) -> None:
+    """Many servers that do not react: none is tried when the diagnosis is over."""
+    hosts = [f"hole{number}.{ZONE}" for number in range(30)]
+    srv(lab, name, *hosts)
+    for host in hosts:
+        placed(lab, host, lab.hole())
+
+
+for line in (
+    "srv-one-bad degraded connection_refused",
+    "srv-one-gone degraded dns_not_found/no_such_host",
+):
+
+    @fault(line)
+    def _(lab: Laboratory, name: str) -> None:
+        good, bad = f"good-{name}", f"bad-{name}"
+        srv(lab, name, good, bad)
+        lab.serve(placed(lab, good), 8448, homeserver(name), name)
+        if "gone" not in name:
+            placed(lab, bad)
 
 
 # Blocked addresses.
 
 
-@fault("blocked-by-delegation", "failing", "ip_blocked")
+@fault("blocked-by-delegation failing ip_blocked")
 def _(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name("blocked-by-delegation", address)
-    delegates(lab, name, address, m_server(f"{BLOCKED}:8448"))
+    delegates(lab, name, m_server(f"{BLOCKED}:8448"))
 
 
-@fault("blocked-one", "failing", "ip_blocked/some_addresses")
+@fault("blocked-one failing ip_blocked/some_addresses")
 def _(lab: Laboratory, name: str) -> None:
     """Synapse then does not use the good one either."""
     up(lab, name)
-    lab.name("blocked-one", BLOCKED)
+    placed(lab, name, BLOCKED)
 
 
-@fault("blocked-redirect", "failing", "well_known_unreachable/leads_to_blocked")
+@fault("blocked-redirect failing well_known_unreachable/leads_to_blocked")
 def _(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name("blocked-redirect", address)
-    location = b"Location: https://%s/there\r\n" % BLOCKED.encode()
-    delegates(lab, name, address, http("302 Found", b"", location))
+    delegates(lab, name, redirect(f"https://{BLOCKED}/there".encode()))
 
 
-# Connections.
+# Connections: addresses where nobody answers, alone and beside one in order.
+
+for line, find in (
+    ("refused failing connection_refused", Laboratory.address),
+    ("dropped failing connection_timeout", Laboratory.hole),
+    # Whether this host has IPv4 at all is not the test's.
+    ("nowhere failing unreachable", lambda _: NOWHERE),
+    ("blocked failing ip_blocked", lambda _: BLOCKED),
+):
+
+    @fault(line)
+    def _(lab: Laboratory, name: str, find: Any = find) -> None:
+        placed(lab, name, find(lab))
 
 
-def addressed(label: str, kind: str, find: Callable[[Laboratory], str]) -> None:
-    """Add one at whose address nobody answers."""
-
-    @fault(label, "failing", kind)
-    def _(lab: Laboratory, name: str) -> None:
-        lab.name(label, find(lab))
-
-
-addressed("refused", "connection_refused", Laboratory.address)
-addressed("dropped", "connection_timeout", Laboratory.hole)
-# Whether this host has IPv4 at all is not the test's.
-addressed("nowhere", "unreachable", lambda _: NOWHERE)
-addressed("blocked", "ip_blocked", lambda _: BLOCKED)
-
-
-@fault("one-refused", "degraded", "connection_refused")
+@fault("one-refused degraded connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
-    lab.name("one-refused", lab.address())
+    placed(lab, name)
+
+
+@fault("one-hole degraded connection_timeout")
+def _(lab: Laboratory, name: str) -> None:
+    """An address that does not react, at port 443 either."""
+    up(lab, name)
+    hole = lab.hole()
+    lab.hole(hole, 443)
+    placed(lab, name, hole)
+
+
+@fault("ipv6-refused degraded connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    lab.dns.add(name, "AAAA", "::1")
 
 
 def bad_certificate(lab: Laboratory, name: str) -> None:
@@ -541,280 +515,196 @@ def bad_certificate(lab: Laboratory, name: str) -> None:
 
 
 def bad_web_server(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name(name.partition(".")[0], address)
-    lab.serve(address, 8448, BAD_GATEWAY, name)
+    lab.serve(placed(lab, name), 8448, BAD_GATEWAY, name)
 
 
 # Two addresses, of which one is in order, in both orders.
-for label, kind, bad in (
-    ("one-expired", "tls_expired/own_certificate", bad_certificate),
-    ("one-web-server", "http_error", bad_web_server),
+for line, builds in (
+    ("one-expired degraded tls_expired/own_certificate", (up, bad_certificate)),
+    ("one-expired-first degraded tls_expired/own_certificate", (bad_certificate, up)),
+    ("one-web-server degraded http_error", (up, bad_web_server)),
+    ("one-web-server-first degraded http_error", (bad_web_server, up)),
 ):
-    for end, builds in (("", (up, bad)), ("-first", (bad, up))):
 
-        @fault(f"{label}{end}", "degraded", kind)
-        def _(lab: Laboratory, name: str, builds: Any = builds) -> None:
-            for build in builds:
-                build(lab, name)
-
-
-@fault("one-hole", "degraded", "connection_timeout")
-def _(lab: Laboratory, name: str) -> None:
-    """An address that does not react, at port 443 either."""
-    up(lab, name)
-    hole = lab.hole()
-    lab.hole(hole, 443)
-    lab.name("one-hole", hole)
-
-
-@fault("ipv6-refused", "degraded", "connection_refused")
-def _(lab: Laboratory, name: str) -> None:
-    up(lab, name)
-    lab.dns.add(name, "AAAA", "::1")
+    @fault(line)
+    def _(lab: Laboratory, name: str, builds: Any = builds) -> None:
+        for build in builds:
+            build(lab, name)
 
 
 # TLS.
 
-
+EXPIRED = "tls_expired/own_certificate"
+site(f"expired failing {EXPIRED}", "expired 3 days ago", certify=expired)
+site("early failing tls_not_yet_valid/own_certificate", certify=early)
 site(
-    "expired",
-    "failing",
-    "tls_expired/own_certificate",
-    "expired 3 days ago",
-    certify=expired,
-)
-site("early", "failing", "tls_not_yet_valid/own_certificate", certify=early)
-site(
-    "wrong-name",
-    "failing",
-    "tls_wrong_name",
+    "wrong-name failing tls_wrong_name",
     "for other.example",
     certify=lambda lab, _: issued(lab, "other.example"),
 )
 site(
-    "expired-wrong-name",
-    "failing",
-    "tls_expired/own_certificate",
+    f"expired-wrong-name failing {EXPIRED}",
     certify=lambda lab, _: expired(lab, "other.example"),
 )
 site(
-    "other-authority",
-    "failing",
-    "tls_untrusted/unknown_authority",
+    "other-authority failing tls_untrusted/unknown_authority",
     certify=lambda _, name: context(trustme.CA().issue_cert(name)),
 )
-site(
-    "incomplete-chain",
-    "failing",
-    "tls_untrusted/unknown_authority",
-    certify=incomplete,
-)
-site("self-signed", "failing", "tls_untrusted/self_signed", certify=self_signed)
+site("incomplete-chain failing tls_untrusted/unknown_authority", certify=incomplete)
+site("self-signed failing tls_untrusted/self_signed", certify=self_signed)
 # The server's own certificate is valid, and one in its chain has expired.
-site("expired-between", "failing", "tls_expired/in_chain", certify=expired_between)
+site("expired-between failing tls_expired/in_chain", certify=expired_between)
 site(
-    "no-names",
-    "failing",
-    "tls_wrong_name/no_names",
+    "no-names failing tls_wrong_name/no_names",
     certify=lambda lab, name: made_by(lab, name, names=()),
 )
 site(
-    "weak-key",
-    "failing",
-    "tls_untrusted/weak_key",
+    "weak-key failing tls_untrusted/weak_key",
     certify=lambda lab, name: made_by(lab, name, names=(name,), bits=1024),
 )
 site(
-    "wants-certificate",
-    "failing",
-    "tls_failed",
+    "wants-certificate failing tls_failed",
     "certificate required",
     certify=wants_certificate,
 )
-
-
-plain("resets", "tls_failed/closed_in_handshake", reset)
-plain("no-tls", "tls_failed", http("400 Bad Request"))
-plain("closes-handshake", "tls_failed/closed_in_handshake", close)
-plain("hangs-handshake", "response_timeout/in_handshake", hang)
-
-
+serving("resets failing tls_failed/closed_in_handshake", reset, plain=True)
+serving("no-tls failing tls_failed", http("400 Bad Request"), plain=True)
+serving("closes-handshake failing tls_failed/closed_in_handshake", close, plain=True)
+serving("hangs-handshake failing response_timeout/in_handshake", hang, plain=True)
 # The certificate has to be for the server name, not for where SRV leads to.
 by_srv(
-    "srv-target-name",
-    "failing",
-    "tls_wrong_name",
-    certified_for=f"target-srv-target-name.{ZONE}",
+    "srv-target-name failing tls_wrong_name",
+    certified=f"target-srv-target-name.{ZONE}",
 )
 
 
-@fault("two-faults", "failing", "connection_refused")
+@fault("two-faults failing connection_refused")
 def _(lab: Laboratory, name: str) -> None:
-    lab.name("two-faults", lab.address())
-    up_with(lab, name, expired(lab, name))
+    placed(lab, name)
+    bad_certificate(lab, name)
 
 
-# The well-known file.
+# The well-known file, with and without a homeserver where requests go without it.
 
-
-for works in (False, True):
-    end, verdict = ("-works", "degraded") if works else ("", "failing")
-    for label, kind, file in (
-        ("no-json", "well_known_invalid/not_json", http("200 OK", b"{")),
-        ("text-file", "well_known_invalid/not_json", http("200 OK", b"hello")),
-        (
-            "no-m-server",
-            "well_known_invalid/m_server_missing",
-            as_json({"server": "a"}),
-        ),
-        ("number", "well_known_invalid/m_server_not_a_string", m_server(8448)),
-        ("list", "well_known_invalid/not_json", as_json(["m.server"])),
-        (
-            "umlaut",
-            "well_known_invalid/m_server_invalid",
-            m_server("m\u00fcller.example"),
-        ),
-        ("large-file", "well_known_invalid/body_too_large", m_server("x" * 60_000)),
-        ("bad-gateway", "well_known_unreachable", http("502 Bad Gateway", b"")),
-        (
-            "redirect-away",
-            "well_known_unreachable",
-            http("302 Found", b"", b"Location: https://nosuch.example/\r\n"),
-        ),
-        (
-            "redirect-loop",
-            "well_known_unreachable",
-            http("302 Found", b"", b"Location: /.well-known/matrix/server\r\n"),
-        ),
-        (
-            "redirect-nowhere",
-            "well_known_unreachable/redirect_without_target",
-            http("302 Found", b"", b""),
-        ),
-        ("file-closes", "well_known_unreachable", close),
-    ):
-        site(f"{label}{end}", verdict, kind, file=file, is_up=works)
-
+INVALID, UNREACHABLE = "well_known_invalid", "well_known_unreachable"
+FILES: dict[str, Answer] = {
+    f"no-json {INVALID}/not_json": http("200 OK", b"{"),
+    f"no-m-server {INVALID}/m_server_missing": as_json({"server": "a"}),
+    f"number {INVALID}/m_server_not_a_string": m_server(8448),
+    f"umlaut {INVALID}/m_server_invalid": m_server("m\u00fcller.example"),
+    f"large-file {INVALID}/body_too_large": m_server("x" * 60_000),
+    f"bad-gateway {UNREACHABLE}": NO_CONTENT,
+    f"redirect-away {UNREACHABLE}": redirect(b"https://nosuch.example/"),
+    f"redirect-loop {UNREACHABLE}": redirect(WELL_KNOWN.encode()),
+    f"redirect-nowhere {UNREACHABLE}/redirect_without_target": http("302 Found", b""),
+    f"file-closes {UNREACHABLE}": close,
+}
+for line, file in FILES.items():
+    label, kind = line.split()
+    site(f"{label} failing {kind}", file=file, is_up=False)
+    site(f"{label}-works degraded {kind}", file=file)
 
 # These are used as they are, or waited for.
-site("url", "failing", "well_known_invalid", file=m_server("https://a.example"))
-site("path", "failing", "well_known_invalid", file=m_server("a.example/b"))
-site("hanging-file", "failing", "well_known_unreachable", file=hang)
+site(f"url failing {INVALID}", file=m_server("https://a.example"))
+site(f"path failing {INVALID}", file=m_server("a.example/b"))
+site(f"hanging-file failing {UNREACHABLE}", file=hang)
 # A web site that answers with a page, whatever it is asked for.
-site("web-page", "ok", file=PAGE)
-site("web-page-only", "failing", "well_known_invalid/not_json", file=PAGE, is_up=False)
+site("web-page ok", file=PAGE)
+site(f"web-page-only failing {INVALID}/not_json", file=PAGE, is_up=False)
 
 
-@fault("web-certificate", "ok")
+@fault("web-certificate ok")
 def _(lab: Laboratory, name: str) -> None:
     """A web site of the same name whose certificate is not for it."""
-    address = up(lab, name)
-    lab.serve(address, 443, {}, "other.example")
+    lab.serve(up(lab, name), 443, {}, "other.example")
 
 
-@fault("web-page-and-srv", "failing", "connection_refused")
+@fault("web-page-and-srv failing connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     """Who has SRV records has no need of the file."""
-    address = lab.address()
-    lab.name("web-page-and-srv", address)
-    delegates(lab, name, address, PAGE)
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, name))
+    delegates(lab, name, PAGE)
+    srv(lab, name, name)
 
 
-@fault("no-file", "failing", "connection_refused/may_lack_delegation")
+@fault("no-file failing connection_refused/may_lack_delegation")
 def _(lab: Laboratory, name: str) -> None:
     """A homeserver at port 443 to which nothing leads."""
-    address = lab.address()
-    lab.name("no-file", address)
-    lab.serve(address, 443, homeserver(name), name)
+    lab.serve(placed(lab, name), 443, homeserver(name), name)
 
 
-@fault("dropped-file", "degraded", "well_known_unreachable")
+@fault(f"dropped-file degraded {UNREACHABLE}")
 def _(lab: Laboratory, name: str) -> None:
     lab.hole(up(lab, name), 443)
 
 
-@fault("slower-file", "ok")
+@fault("slower-file ok")
 def _(lab: Laboratory, name: str) -> None:
     """Synapse waits for it, and so does the diagnosis."""
-    address = up(lab, name)
 
     def answer(connection: ssl.SSLSocket) -> None:
         time.sleep(2)
         connection.sendall(m_server(f"{name}:8448"))
 
-    delegates(lab, name, address, answer)
+    delegates(lab, name, answer, up(lab, name))
 
 
-@fault("expired-file", "failing", "well_known_unreachable")
+@fault(f"expired-file failing {UNREACHABLE}")
 def _(lab: Laboratory, name: str) -> None:
-    address = lab.address()
-    lab.name("expired-file", address)
-    lab.serve(address, 443, {}, context=expired(lab, name))
+    lab.serve(placed(lab, name), 443, {}, context=expired(lab, name))
 
 
-@fault("delegated-refused", "failing", "connection_refused")
+@fault("delegated-refused failing connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     """SRV records, here of a server that is up, do not count beside delegation."""
-    address = up(lab, name)
-    delegates(lab, name, address, m_server(f"{name}:9"))
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, name))
+    delegates(lab, name, m_server(f"{name}:9"), up(lab, name))
+    srv(lab, name, name)
 
 
-@fault("delegated-wrong-name", "failing", "tls_wrong_name")
+@fault("delegated-wrong-name failing tls_wrong_name")
 def _(lab: Laboratory, name: str) -> None:
     """The certificate has to be for the delegated name."""
-    address = up(lab, name)
-    lab.name("other-name", address)
-    delegates(lab, name, address, m_server(f"other-name.{ZONE}:8448"))
+    other = f"other-name.{ZONE}"
+    delegates(lab, name, m_server(f"{other}:8448"), up(lab, name))
+    placed(lab, other, lab.dns.records[name, "A"][0])
 
 
-# Answers.
+# Answers, the same to everything.
 
-EVERYWHERE = (
-    ("401", "rejected", http("401 Unauthorized")),
-    ("403", "rejected", as_json({"errcode": "M_FORBIDDEN"}, status="403 Forbidden")),
-    ("404", "http_error", PAGE_NOT_FOUND),
-    ("410", "gone", http("410 Gone", b"")),
-    ("413", "too_large", http("413 Payload Too Large")),
-    ("429", "rate_limited", http("429 Too Many Requests")),
-    ("500", "http_error", http("500 Internal Server Error")),
-    ("502", "http_error", BAD_GATEWAY),
-    ("redirect", "http_error", http("301 Moved", b"", b"Location: https://a.b/\r\n")),
-    ("list", "invalid_response", as_json([1])),
-    ("no-type", "invalid_response", http("200 OK", b"{}", b"")),
-    ("odd-redirect", "http_error", http("302 Found", b"", b"Location: \x1b[3\xff\r\n")),
-    ("html", "invalid_response", PAGE),
-    ("broken-json", "invalid_response", http("200 OK", b"{")),
-    ("no-http", "invalid_response", b"SSH-2.0-OpenSSH_9.2\r\n" * 50),
-    ("closes", "invalid_response", close),
-    ("hangs", "response_timeout", hang),
-    (
-        "cut",
-        "invalid_response",
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 100\r\n\r\n{",
-    ),
-)
-
-for label, kind, answer in EVERYWHERE:
-
-    @fault(f"all-{label}", "failing", kind)
-    def _(lab: Laboratory, name: str, answer: Answer = answer) -> None:
-        address = lab.address()
-        lab.name(name.partition(".")[0], address)
-        lab.serve(address, 8448, answer, name)
+FORBIDDEN = http("403 Forbidden")
+LIMITED = http("429 Too Many Requests")
+SERVER_ERROR = http("500 Internal Server Error")
+FORBIDDEN_BY_MATRIX = as_json({"errcode": "M_FORBIDDEN"}, status="403 Forbidden")
+BEGUN_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+EVERYWHERE: dict[str, Answer] = {
+    "403 rejected": FORBIDDEN_BY_MATRIX,
+    "404 http_error": PAGE_NOT_FOUND,
+    "410 gone": http("410 Gone", b""),
+    "413 too_large": http("413 Payload Too Large"),
+    "429 rate_limited": LIMITED,
+    "502 http_error": BAD_GATEWAY,
+    "list invalid_response": as_json([1]),
+    "no-type invalid_response": http("200 OK", b"{}", b""),
+    "odd-redirect http_error": redirect(b"\x1b[3\xff"),
+    "broken-json invalid_response": http("200 OK", b"{"),
+    "no-http invalid_response": b"SSH-2.0-OpenSSH_9.2\r\n" * 50,
+    "closes invalid_response": close,
+    "hangs response_timeout": hang,
+    "cut invalid_response": BEGUN_JSON + b"Content-Length: 100\r\n\r\n{",
+}
+for line, answer in EVERYWHERE.items():
+    label, kind = line.split()
+    serving(f"all-{label} failing {kind}", answer)
 
 
-BEGUN_LIST = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n["
+# Answers to one request.
+
+BEGUN_LIST = BEGUN_JSON + b"\r\n["
 ENDLESS_LIST = repeat(b'"x", ' * 1000, BEGUN_LIST)
 DEEP_LIST = http("200 OK", b"[" * 50_000)
+BEGUN = b"HTTP/1.1 200 OK\r\n"
 ESC = b"\x1b[31m\xff\r\t"
 TEXT = "\u001b[31m\n2026 forged\u2028" + "x" * 20_000
 FOLDED = b"Content-Type: a" + b"\r\n \x1b[31m\x07b" * 5000 + b"\r\n"
-FORBIDDEN = http("403 Forbidden")
-LIMITED = http("429 Too Many Requests")
 HOSTILE_KEYS = {
     "server_name": TEXT,
     "verify_keys": {"ed25519:" + TEXT: {"key": TEXT}},
@@ -825,131 +715,81 @@ FAST, SLOW = (
     as_json({"server": {}}, f"Date: {formatdate(at, usegmt=True)}\r\n".encode())
     for at in (time.time() + 7200, time.time() - 7200)
 )
+NOT_ROUTED = "http_error/signed_not_routed"
 
-site("known-alias", "ok", query=as_json({"room_id": "!a:b"}))
-site("shut-out", "failing", "not_allowed")
-site("rejects", "failing", "rejected", query=UNAUTHORIZED)
+site("known-alias ok", query=as_json({"room_id": "!a:b"}))
+site("shut-out failing not_allowed")
+site("rejects failing rejected", query=UNAUTHORIZED)
+site("shuts-us-out failing rejected", query=FORBIDDEN_BY_MATRIX)
 # One that does not tell its version, and rejects us.
-site(
-    "rejects-and-hides",
-    "failing",
-    "rejected",
-    version=PAGE_NOT_FOUND,
-    query=UNAUTHORIZED,
-)
+site("rejects-and-hides failing rejected", version=PAGE_NOT_FOUND, query=UNAUTHORIZED)
 # It may be waiting for our key.
-site("query-hangs", "failing", "response_timeout/signed_unanswered", query=hang)
-site("keys-limited", "failing", "rate_limited/keys_request", keys=LIMITED)
-site("keys-close", "failing", "keys_missing/closed", keys=close)
+site("query-hangs failing response_timeout/signed_unanswered", query=hang)
+site("keys-limited failing rate_limited/keys_request", keys=LIMITED)
+site("keys-close failing keys_missing/closed", keys=close)
+site(f"query-500 failing {NOT_ROUTED}", query=SERVER_ERROR)
+site(f"query-html failing {NOT_ROUTED}", query=PAGE_NOT_FOUND)
+site("query-limited failing rate_limited", query=LIMITED)
+site("query-unknown degraded http_error/unknown_request", query=UNRECOGNIZED)
 site(
-    "shuts-us-out",
-    "failing",
-    "rejected",
-    query=as_json({"errcode": "M_FORBIDDEN"}, status="403 No"),
-)
-site(
-    "query-500",
-    "failing",
-    "http_error/signed_not_routed",
-    query=http("500 Internal Server Error"),
-)
-site("query-limited", "failing", "rate_limited", query=LIMITED)
-site("query-unknown", "degraded", "http_error/unknown_request", query=UNRECOGNIZED)
-site("query-html", "failing", "http_error/signed_not_routed", query=PAGE_NOT_FOUND)
-site(
-    "query-error",
-    "failing",
-    "http_error/signed_error",
+    "query-error failing http_error/signed_error",
     "HTTP 500 M_UNKNOWN",
     query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
 )
-site("no-version", "degraded", "http_error", version=http("404 Not Found"))
-site("version-shut", "degraded", "rejected/unsigned_too", version=FORBIDDEN)
+site("no-version degraded http_error", version=http("404 Not Found"))
+site("version-shut degraded rejected/unsigned_too", version=FORBIDDEN)
 # Clocks.
-site("fast-clock", "degraded", "other/clock", "ahead of ours", version=FAST)
+site("fast-clock degraded other/clock", "ahead of ours", version=FAST)
 site(
-    "slow-clock-rejects",
-    "failing",
-    "rejected/clock",
+    "slow-clock-rejects failing rejected/clock",
     "behind ours",
     version=SLOW,
     query=UNAUTHORIZED,
 )
 # Hostile servers.
+site("hostile-version ok", version=as_json({"server": {"name": TEXT, "version": TEXT}}))
 site(
-    "hostile-version",
-    "ok",
-    version=as_json({"server": {"name": TEXT, "version": TEXT}}),
-)
-site(
-    "hostile-type",
-    "degraded",
-    "invalid_response/wrong_content_type",
+    "hostile-type degraded invalid_response/wrong_content_type",
     version=http("200 OK", b"{}", b"Content-Type: %s\r\n" % ESC),
 )
 site(
-    "folded-type",
-    "failing",
-    "keys_invalid/wrong_content_type",
+    "folded-type failing keys_invalid/wrong_content_type",
     keys=http("200 OK", b"{}", FOLDED),
 )
 site(
-    "garbage-status",
-    "failing",
-    "invalid_response",
+    "garbage-status failing invalid_response",
     query=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
 )
 site(
-    "hostile-errcode",
-    "failing",
-    "rejected",
+    "hostile-errcode failing rejected",
     query=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
 )
 site(
-    "hostile-status",
-    "failing",
-    "http_error",
+    "hostile-status failing http_error",
     query=b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900),
 )
+site("hostile-keys failing keys_invalid/other_server_name", keys=as_json(HOSTILE_KEYS))
+site("deep-keys failing keys_invalid/not_json", keys=DEEP_LIST)
+site("deep-version degraded invalid_response/not_json", version=DEEP_LIST)
+site("endless-body degraded invalid_response/body_too_large", version=ENDLESS_LIST)
 site(
-    "hostile-keys",
-    "failing",
-    "keys_invalid/other_server_name",
-    keys=as_json(HOSTILE_KEYS),
+    "endless-headers degraded invalid_response",
+    version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", BEGUN),
 )
-site("deep-keys", "failing", "keys_invalid/not_json", keys=DEEP_LIST)
-site("deep-version", "degraded", "invalid_response/not_json", version=DEEP_LIST)
+site("endless-keys failing keys_invalid", keys=ENDLESS_LIST)
 site(
-    "endless-body",
-    "degraded",
-    "invalid_response/body_too_large",
-    version=ENDLESS_LIST,
-)
-site(
-    "endless-headers",
-    "degraded",
-    "invalid_response",
-    version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n"),
-)
-site("endless-keys", "failing", "keys_invalid", keys=ENDLESS_LIST)
-site(
-    "slow-version",
-    "degraded",
-    "response_timeout",
+    "slow-version degraded response_timeout",
     version=repeat(b"x", BEGUN_LIST, every_s=1),
 )
 site(
-    "slow-query",
-    "failing",
-    "response_timeout",
+    "slow-query failing response_timeout",
     query=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
 )
 
 
-@fault("late-hostile-file", "failing", "well_known_unreachable")
+@fault(f"late-hostile-file failing {UNREACHABLE}")
 def _(lab: Laboratory, name: str) -> None:
     """The file hangs at first, and then is hostile to whoever logs it."""
-    address = up(lab, name)
     asked: list[int] = []
 
     def answer(connection: ssl.SSLSocket) -> None:
@@ -959,19 +799,22 @@ def _(lab: Laboratory, name: str) -> None:
         else:
             connection.sendall(as_json({"m.server": "x" * 300, "x": TEXT, "\xfc": 1}))
 
-    delegates(lab, name, address, answer)
+    delegates(lab, name, answer, up(lab, name))
 
 
 # Keys.
 
 
-def keys(name: str, **changes: object) -> bytes:
-    """Return an answer whose signature is right, but for what is wrong."""
-    identity = Identity(name)
-    content = identity.server_keys()
-    content.pop("signatures")
-    content.update(changes)
-    return as_json(identity._signed(content))
+def keys(**changes: object) -> Callable[[str], bytes]:
+    """Return what makes an answer whose signature is right, but for what is wrong."""
+
+    def make(name: str) -> bytes:
+        identity = Identity(str(changes.get("server_name", name)))
+        content = identity.server_keys()
+        del content["signatures"]
+        return as_json(identity._signed({**content, **changes}))
+
+    return make
 
 
 def broken_signature(name: str) -> bytes:
@@ -986,149 +829,80 @@ def unsigned(name: str) -> bytes:
     return as_json(content)
 
 
-def with_old(old: object) -> Callable[[str], bytes]:
-    return lambda name: keys(name, old_verify_keys=old)
-
-
-def with_second(key: object) -> Callable[[str], bytes]:
-    """Return what makes keys of which the second cannot be read."""
-
-    def make(name: str) -> bytes:
-        good = Identity(name).server_keys()["verify_keys"]
-        return keys(name, verify_keys={**good, "ed25519:z": key})
-
-    return make
+def second_unreadable(name: str) -> bytes:
+    good = Identity(name).server_keys()["verify_keys"]
+    return keys(verify_keys={**good, "ed25519:z": {"key": "AAAA"}})(name)
 
 
 YESTERDAY = int(time.time() * 1000) - 86_400_000
+MISSING, UNREADABLE = "keys_missing", "keys_invalid/key_unreadable"
 
-site("keys-404", "failing", "keys_missing", make_keys=lambda _: http("404 Not Found"))
-site(
-    "keys-500",
-    "failing",
-    "keys_missing",
-    make_keys=lambda _: http("500 Internal Server Error"),
-)
+site(f"keys-500 failing {MISSING}", keys=SERVER_ERROR)
 # It is not us whom they reject.
-site("keys-403", "failing", "keys_missing", "HTTP 403", make_keys=lambda _: FORBIDDEN)
+site(f"keys-403 failing {MISSING}", "HTTP 403", keys=FORBIDDEN)
+site(f"keys-410 failing {MISSING}", "HTTP 410", keys=http("410 Gone"))
 site(
-    "keys-410",
-    "failing",
-    "keys_missing",
-    "HTTP 410",
-    make_keys=lambda _: http("410 Gone"),
+    f"keys-odd failing {MISSING}/no_ed25519_key",
+    make_keys=keys(verify_keys={"rsa:1": {}}),
 )
 site(
-    "keys-none",
-    "failing",
-    "keys_missing/no_ed25519_key",
-    make_keys=lambda name: keys(name, verify_keys={}),
+    "keys-signature failing keys_invalid/signature_invalid", make_keys=broken_signature
 )
+site("keys-unsigned failing keys_invalid/not_signed", make_keys=unsigned)
 site(
-    "keys-odd",
-    "failing",
-    "keys_missing/no_ed25519_key",
-    make_keys=lambda name: keys(name, verify_keys={"rsa:1": {}}),
-)
-site(
-    "keys-signature",
-    "failing",
-    "keys_invalid/signature_invalid",
-    make_keys=broken_signature,
-)
-site("keys-unsigned", "failing", "keys_invalid/not_signed", make_keys=unsigned)
-site(
-    "keys-of-another",
-    "failing",
-    "keys_invalid/other_server_name",
+    "keys-of-another failing keys_invalid/other_server_name",
     "other.example",
-    make_keys=lambda _: keys("other.example"),
+    make_keys=keys(server_name="other.example"),
 )
 site(
-    "keys-no-date",
-    "failing",
-    "keys_invalid/valid_until_missing",
-    make_keys=lambda name: keys(name, valid_until_ts="soon"),
+    "keys-no-date failing keys_invalid/valid_until_missing",
+    make_keys=keys(valid_until_ts="soon"),
 )
-site("keys-a-list", "failing", "keys_invalid/not_json", make_keys=lambda _: as_json([]))
-site(
-    "keys-expired",
-    "failing",
-    "keys_expired",
-    make_keys=lambda name: keys(name, valid_until_ts=YESTERDAY),
-)
+site("keys-a-list failing keys_invalid/not_json", keys=as_json([]))
+site("keys-expired failing keys_expired", make_keys=keys(valid_until_ts=YESTERDAY))
 # Of these Synapse takes none, for it cannot read one.
 site(
-    "old-key-bad",
-    "failing",
-    "keys_invalid/key_unreadable",
-    make_keys=with_old({"ed25519:o": {"key": "A"}}),
+    f"old-key-bad failing {UNREADABLE}",
+    make_keys=keys(old_verify_keys={"ed25519:o": {"key": "A"}}),
 )
 site(
-    "old-keys-a-list",
-    "failing",
-    "keys_invalid/old_keys_not_an_object",
-    make_keys=with_old([1]),
+    "old-keys-a-list failing keys_invalid/old_keys_not_an_object",
+    make_keys=keys(old_verify_keys=[1]),
 )
-site(
-    "second-key-bad",
-    "failing",
-    "keys_invalid/key_unreadable",
-    make_keys=with_second({"key": "AAAA"}),
-)
-site(
-    "second-key-empty",
-    "failing",
-    "keys_invalid/key_unreadable",
-    make_keys=with_second({}),
-)
+site(f"second-key-bad failing {UNREADABLE}", make_keys=second_unreadable)
 
 
 # Hostile files, and too many addresses.
 
 site(
-    "hostile-file",
-    "failing",
-    "well_known_invalid/m_server_invalid",
+    f"hostile-file failing {INVALID}/m_server_invalid",
     file=m_server("\u001b[31mx" + "y" * 9000),
 )
 site(
-    "hostile-location",
-    "degraded",
-    "well_known_unreachable/redirect_invalid",
-    file=http("302 Found", b"", b"Location: " + ESC[:6] + b"z" * 9000 + b"\r\n"),
+    f"hostile-location degraded {UNREACHABLE}/redirect_invalid",
+    file=redirect(ESC[:6] + b"z" * 9000),
 )
 site(
-    "endless-file",
-    "degraded",
-    "well_known_invalid/body_too_large",
-    file=repeat(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n"),
+    f"endless-file degraded {INVALID}/body_too_large",
+    file=repeat(b"x" * 1000, BEGUN + b"\r\n"),
 )
 site(
-    "slow-file",
-    "failing",
-    "well_known_unreachable",
-    file=repeat(b"x", b"HTTP/1.1 200 OK\r\n\r\n", every_s=1),
+    f"slow-file failing {UNREACHABLE}",
+    file=repeat(b"x", BEGUN + b"\r\n", every_s=1),
 )
 
 
-@fault("endless-redirects", "degraded", "well_known_unreachable")
+@fault(f"endless-redirects degraded {UNREACHABLE}")
 def _(lab: Laboratory, name: str) -> None:
-    address = up(lab, name)
-    location = b"Location: /x%s\r\n" % (b"x" * 2000)
-    lab.serve(address, 443, http("302 Found", b"", location), name)
+    lab.serve(up(lab, name), 443, redirect(b"/x" + b"x" * 2000), name)
 
 
-@fault("many-addresses", "failing", "connection_refused")
+@fault("many-addresses failing connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     """Ten thousand: ten hosts with a thousand addresses each, where nothing is."""
-    first = int(ip_address("127.90.0.1"))
-    for number in range(10):
-        host = f"many{number}.{ZONE}"
-        lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", (0, 0, 8448, host))
-        base = first + 1000 * number
-        lab.dns.add(host, "A", *(str(ip_address(base + n)) for n in range(1000)))
+    hosts = [f"many{number}.{ZONE}" for number in range(10)]
+    srv(lab, name, *hosts)
+    for number, host in enumerate(hosts):
+        first = ip_address("127.90.0.1") + 1000 * number
+        lab.dns.add(host, "A", *(str(first + n) for n in range(1000)))
         lab.dns.prepare(host, "A")
-
-
-__all__ = ["CATALOGUE", "KEYS", "QUERY", "VERSION", "Fault"]

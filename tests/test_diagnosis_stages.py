@@ -469,3 +469,18 @@ def test_left_out() -> None:
     for none in (found(bad, left_out), found(left_out)):
         assert (none.outcome, none.kind) == (FAILED, FailureKind.CONNECTION_REFUSED)
     assert found().kind is FailureKind.UNREACHABLE
+
+
+def test_of_all() -> None:
+    """The first fault is told, how many more there are, and how else others fail."""
+    refused, late = Failure(FailureKind.CONNECTION_REFUSED), Failure(FailureKind.OTHER)
+    findings = ConnectionsFindings(())
+    for errors, outcome, more, also in (
+        ((None, None), OK, 0, ()),
+        ((refused, refused), FAILED, 1, ()),
+        ((None, refused, late, late), WARNING, 0, (FailureKind.OTHER,)),
+    ):
+        stage = Stage.of_all(StageName.CONNECTIONS, errors, findings)
+        assert stage.outcome is outcome
+        facts = stage.failure.facts if stage.failure else Facts()
+        assert (facts.more, facts.also) == (more, also)

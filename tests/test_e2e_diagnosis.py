@@ -95,7 +95,7 @@ OTHERWISE = {
     # By which time is over first.
     "silent-dns": ("dns_not_found", "response_timeout"),
     **dict.fromkeys(
-        ("srv-silent", "srv-blackholes", "many-addresses"), ("response_timeout",)
+        ("srv-silent-dns", "srv-blackholes", "many-addresses"), ("response_timeout",)
     ),
     "srv-underscore": ("invalid_name",),
     **dict.fromkeys(("resets", "closes-handshake"), ("invalid_response",)),

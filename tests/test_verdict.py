@@ -342,21 +342,6 @@ def test_facts() -> None:
     assert found.facts.ahead_ms == -7_200_000
 
 
-def test_places() -> None:
-    """Where nobody answers is said, of how many, and whether others fail otherwise."""
-    refused = [REFUSED] * 3
-    for kinds, remarks in (
-        (refused, ()),
-        ([*refused, Kind.CONNECTION_TIMEOUT], (Remark.OTHER_ADDRESSES,)),
-    ):
-        seen = stage(Name.CONNECTIONS, FAILED, REFUSED, connections(*kinds))
-        found = conclude(failed_at(Name.CONNECTIONS, REFUSED, seen))
-        assert found.failure is not None
-        facts = found.failure.facts
-        assert (facts.address, facts.port, facts.more) == ("192.0.2.0", 1, 2)
-        assert found.remarks == remarks
-
-
 def test_backoff() -> None:
     """Where requests get through a reset helps; where they do not, it does not."""
     weak = stage(Name.KEYS, WARNING, Kind.KEYS_INVALID)

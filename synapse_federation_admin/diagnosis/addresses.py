@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import attr
 from synapse.module_api import make_deferred_yieldable
@@ -38,18 +38,15 @@ from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind,
 
 _DEFAULT_PORT = 8448
 
-_Step: TypeAlias = tuple[str, str, str]
-
-# The steps, with their numbers where the server delegates and where it does not.
+# The steps, by their numbers where the server delegates and where it does not: in the
+# order of the numbers.
 _LITERAL = ("3.1", "1", "an IP address")
 _PORT = ("3.2", "2", "a port in the name")
+_DELEGATION = ("3", "3", "delegation by /.well-known/matrix/server")
 _SERVICE = ("3.3", "4", "SRV records of _matrix-fed._tcp")
 _OLD_SERVICE = ("3.4", "5", "SRV records of _matrix._tcp (deprecated)")
 _FALLBACK = ("3.5", "6", f"the name itself, port {_DEFAULT_PORT}")
-_DELEGATION = ("3", "3", "delegation by /.well-known/matrix/server")
-
-_ORDER = (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
-_DELEGATED_ORDER = (_DELEGATION, _LITERAL, _PORT, _SERVICE, _OLD_SERVICE, _FALLBACK)
+_STEPS = (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
 
 # The share of the time of a diagnosis: for the look-ups of SRV records, and for those
 # of addresses.
@@ -79,7 +76,21 @@ class Services:
     cached: CachedService | None = None
 
 
-_Taken: TypeAlias = dict[_Step, tuple[ResolutionOutcome, Failure | None]]
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Resolution:
+    """To what the steps lead.
+
+    Attributes:
+        step: The one that was used, or has failed.
+        hosts: The hosts, with their ports, those first that are used first.
+        services: The SRV records.
+        failure: Why it has failed.
+    """
+
+    step: tuple[str, str, str]
+    hosts: tuple[tuple[str, int], ...]
+    services: Sequence[Services] = ()
+    failure: Failure | None = None
 
 
 async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> Stage:
@@ -90,65 +101,61 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
         name: The name to resolve: the delegated one, if there is one.
         is_delegated: Whether it is that.
     """
-    taken, found, targets, failure = await _resolve(way, name)
-    if is_delegated:
-        taken[_DELEGATION] = ResolutionOutcome.USED, None
-    elif not name.is_literal and name.port is None:
-        taken[_DELEGATION] = ResolutionOutcome.NOTHING, None
-    place = 0 if is_delegated else 1
-    used = [
-        step
-        for step, (outcome, _) in taken.items()
-        if outcome is ResolutionOutcome.USED and step is not _DELEGATION
-    ]
+    found = await _resolve(way, name)
     is_server_name = name.is_literal and not is_delegated
-    resolved = await side_by_side(
+    targets = await side_by_side(
         *(
             partial(_look_up_target, way, host, port, as_server_name=is_server_name)
-            for host, port in targets[: limits.DIAGNOSED_HOSTS]
+            for host, port in found.hosts[: limits.DIAGNOSED_HOSTS]
         )
     )
+    place = 0 if is_delegated else 1
     findings = AddressesFindings(
         resolved=name.netloc,
-        step=used[0][place] if used else None,
+        step=None if found.failure else found.step[place],
         steps=tuple(
             ResolutionStep(
                 step[place],
                 step[2],
-                *taken.get(step, (ResolutionOutcome.NOT_REACHED, None)),
+                _outcome_of(step, found, is_delegated=is_delegated),
+                found.failure if step is found.step else None,
             )
-            for step in (_DELEGATED_ORDER if is_delegated else _ORDER)
+            for step in sorted(_STEPS, key=lambda step: step[place])
         ),
-        services=tuple(r for s in found for r in s.records[: limits.TOLD_SERVICES]),
-        services_total=sum(s.total for s in found),
-        cached_services=tuple(s.cached for s in found if s.cached is not None),
-        targets=tuple(resolved),
-        targets_total=len(targets),
+        services=tuple(
+            r for each in found.services for r in each.records[: limits.TOLD_SERVICES]
+        ),
+        services_total=sum(each.total for each in found.services),
+        cached_services=tuple(each.cached for each in found.services if each.cached),
+        targets=tuple(targets),
+        targets_total=len(found.hosts),
     )
-    if failure is not None:
-        return Stage.failed(StageName.ADDRESSES, failure, findings)
-    errors = [target.error for target in resolved]
+    if found.failure is not None:
+        return Stage.failed(StageName.ADDRESSES, found.failure, findings)
+    errors = [target.error for target in targets]
     return Stage.of_all(StageName.ADDRESSES, errors, findings)
 
 
-async def _resolve(
-    way: Way, name: ServerName
-) -> tuple[_Taken, Sequence[Services], list[tuple[str, int]], Failure | None]:
-    """Go through the steps.
+def _outcome_of(
+    step: tuple[str, str, str], found: _Resolution, *, is_delegated: bool
+) -> ResolutionOutcome:
+    """Return what came of a step."""
+    if step is found.step and found.failure:
+        return ResolutionOutcome.FAILED
+    if step is found.step or (step is _DELEGATION and is_delegated):
+        return ResolutionOutcome.USED
+    if _STEPS.index(step) > _STEPS.index(found.step):
+        return ResolutionOutcome.NOT_REACHED
+    is_name = step in (_LITERAL, _PORT)
+    return ResolutionOutcome.NOT_APPLICABLE if is_name else ResolutionOutcome.NOTHING
 
-    Returns:
-        What came of those that were taken; the SRV records; the hosts to which that
-        leads; and why to none.
-    """
-    used = ResolutionOutcome.USED, None
-    inapplicable = ResolutionOutcome.NOT_APPLICABLE, None
+
+async def _resolve(way: Way, name: ServerName) -> _Resolution:
+    """Go through the steps."""
     if name.is_literal:
-        port = name.port or _DEFAULT_PORT
-        return {_LITERAL: used}, (), [(name.host, port)], None
+        return _Resolution(_LITERAL, ((name.host, name.port or _DEFAULT_PORT),))
     if name.port is not None:
-        taken: _Taken = {_LITERAL: inapplicable, _PORT: used}
-        return taken, (), [(name.host, name.port)], None
-    taken = {_LITERAL: inapplicable, _PORT: inapplicable}
+        return _Resolution(_PORT, ((name.host, name.port),))
     # Of the second there is need only if there are none of the first: but the DNS may
     # be slow.
     both = await side_by_side(
@@ -156,16 +163,10 @@ async def _resolve(
         partial(_look_up_services, way, f"_matrix._tcp.{name.host}"),
     )
     for step, services in zip((_SERVICE, _OLD_SERVICE), both, strict=True):
-        if services.failure is not None:
-            taken[step] = ResolutionOutcome.FAILED, services.failure
-            return taken, both, [], services.failure
-        if services.records:
-            taken[step] = used
-            hosts = dict.fromkeys((r.target, r.port) for r in services.records)
-            return taken, both, list(hosts), None
-        taken[step] = ResolutionOutcome.NOTHING, None
-    taken[_FALLBACK] = used
-    return taken, both, [(name.host, _DEFAULT_PORT)], None
+        if services.failure or services.records:
+            hosts = tuple(dict.fromkeys((r.target, r.port) for r in services.records))
+            return _Resolution(step, hosts, both, services.failure)
+    return _Resolution(_FALLBACK, ((name.host, _DEFAULT_PORT),), both)
 
 
 async def _look_up_services(way: Way, service: str) -> Services:
@@ -191,34 +192,30 @@ async def _look_up_services(way: Way, service: str) -> Services:
                 raise
             failure = dns_failed(service, Reason.DNS_SERVER_FAILURE, failure)
         return Services(failure=failure, cached=_cached(way, service))
-    payloads: list[tuple[Any, int]] = [
-        (answer.payload, answer.ttl)
-        for answer in answers
-        if isinstance(answer.payload, dns.Record_SRV)
-    ]
-    # The root is the target of a service that is decidedly not there (RFC 2782).
-    there = [found for found in payloads if found[0].target.name not in (b"", b".")]
-    there.sort(key=lambda found: (found[0].priority, -found[0].weight))
-    records = tuple(
+    found: list[Any] = [a for a in answers if isinstance(a.payload, dns.Record_SRV)]
+    records = [
         ServiceRecord(
             service=service,
-            target=word(payload.target.name, _MAX_HOST) or "",
-            port=payload.port,
-            priority=payload.priority,
-            weight=payload.weight,
-            ttl_s=ttl,
+            target=word(answer.payload.target.name, _MAX_HOST) or "",
+            port=answer.payload.port,
+            priority=answer.payload.priority,
+            weight=answer.payload.weight,
+            ttl_s=answer.ttl,
         )
-        for payload, ttl in there
-    )
-    is_refused = payloads and not there
+        for answer in found
+    ]
+    records.sort(key=lambda record: (record.priority, -record.weight))
+    # The root is the target of a service that is decidedly not there (RFC 2782).
+    there = tuple(record for record in records if record.target not in ("", "."))
+    is_refused = records and not there
     cached = _cached(way, service)
-    shown = {bounded(f"{r.target}:{r.port}") for r in records}
+    shown = {bounded(f"{r.target}:{r.port}") for r in there}
     if cached is not None and (cached.is_expired or shown == set(cached.targets)):
         # Synapse goes by the same.
         cached = None
     return Services(
-        records,
-        len(payloads),
+        there,
+        len(records),
         Failure(FailureKind.UNREACHABLE, Reason.NO_SERVICE) if is_refused else None,
         cached,
     )
@@ -229,11 +226,11 @@ def _cached(way: Way, service: str) -> CachedService | None:
     cached = way.outbound.cached_services(service)
     if not cached:
         return None
-    targets = sorted({f"{host}:{port}" for host, port, _ in cached})
+    targets = sorted({bounded(f"{host}:{port}") for host, port, _ in cached})
     expires_ts = min(expires_ts for _, _, expires_ts in cached)
     return CachedService(
         service,
-        tuple(bounded(target) for target in targets[: limits.TOLD_SERVICES]),
+        tuple(targets[: limits.TOLD_SERVICES]),
         expires_ts,
         is_expired=expires_ts <= way.homeserver.now_ms(),
     )
@@ -264,11 +261,9 @@ async def _look_up_target(
         return attr.evolve(target, error=dns_failed(host, Reason.DNS_NO_ANSWER))
     except (OSError, UnicodeError) as e:
         return attr.evolve(target, error=why_no_address(e, host))
-    blocked = [address for address, is_blocked in addresses.items() if is_blocked]
     # Those that are blocked are told before all others.
-    told = (*blocked, *(a for a in addresses if not addresses[a]))[
-        : limits.TOLD_ADDRESSES
-    ]
+    told = sorted(addresses, key=addresses.__getitem__, reverse=True)
+    blocked = [address for address in told if addresses[address]]
     reason = None
     if as_server_name:
         reason = Reason.ADDRESS_IS_NAME
@@ -277,7 +272,10 @@ async def _look_up_target(
     facts = Facts(names=tuple(map(bounded, blocked[: limits.TOLD_BLOCKED])))
     return attr.evolve(
         target,
-        addresses=tuple(TargetAddress(bounded(a), addresses[a]) for a in told),
+        addresses=tuple(
+            TargetAddress(bounded(address), addresses[address])
+            for address in told[: limits.TOLD_ADDRESSES]
+        ),
         addresses_total=len(addresses),
         error=Failure(FailureKind.IP_BLOCKED, reason, facts) if blocked else None,
     )

@@ -401,6 +401,12 @@ class ConnectionsFindings:
     connections: tuple[Connection, ...]
     not_contacted: int = 0
 
+    @property
+    def tried(self) -> list[Connection]:
+        """Those that were tried."""
+        skipped = StageOutcome.SKIPPED
+        return [c for c in self.connections if c.outcome is not skipped]
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class ServerKey:
@@ -565,6 +571,8 @@ class Stage:
     ) -> "Stage":
         """Return a stage by what is wrong with each of what was tried in it.
 
+        The first is told, how many others fail alike, and how else others fail.
+
         Args:
             name: Which.
             errors: What is wrong with each; None of one that is in order.
@@ -575,7 +583,12 @@ class Stage:
             return cls(name, StageOutcome.OK, findings=findings)
         is_all = len(bad) == len(errors)
         outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
-        return cls.failed(name, bad[0], findings, outcome)
+        first, *others = bad
+        more = len([error for error in others if error.kind is first.kind])
+        also = dict.fromkeys((*first.facts.also, *(error.kind for error in others)))
+        also.pop(first.kind, None)
+        facts = attr.evolve(first.facts, more=more, also=tuple(also))
+        return cls.failed(name, attr.evolve(first, facts=facts), findings, outcome)
 
     @classmethod
     def skip(cls, name: StageName, why: SkipReason) -> "Stage":

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says in words what came of a stage."""
 
-from collections.abc import Sequence
-
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
     ClockFindings,
-    Connection,
     ConnectionsFindings,
     Diagnosis,
     KeysFindings,
@@ -19,12 +16,7 @@ from synapse_federation_admin.diagnosis.findings import (
     VersionFindings,
     WellKnownFindings,
 )
-from synapse_federation_admin.failures.kinds import Failure
-from synapse_federation_admin.failures.text import (
-    message_of,
-    shown_duration,
-    summary_of,
-)
+from synapse_federation_admin.failures.text import message_of, shown_duration
 
 _SIGNED = "The server accepts the signature of this homeserver"
 
@@ -42,10 +34,7 @@ def message_of_stage(stage: Stage, diagnosis: Diagnosis) -> str:
         return str(stage.skipped.value)
     if stage.failure is None:
         return _in_order(stage, diagnosis.checked_ts)
-    message = message_of(stage.failure)
-    if stage.outcome is StageOutcome.WARNING:
-        message = _of_some(stage) or message
-    return message + _cached(stage)
+    return _of_how_many(stage) + message_of(stage.failure)
 
 
 def _in_order(stage: Stage, now_ms: int) -> str:
@@ -70,11 +59,8 @@ def _in_order(stage: Stage, now_ms: int) -> str:
             return _SIGNED
         case AuthenticatedFindings():
             return f"{_SIGNED}: it answers that there is no such alias"
-        case ClockFindings(ahead_ms=0):
-            return "Their clock agrees with ours"
-        case ClockFindings(ahead_ms=ahead_ms):
-            direction = "ahead of" if ahead_ms > 0 else "behind"
-            return f"Their clock is {shown_duration(abs(ahead_ms))} {direction} ours"
+        case ClockFindings():
+            return "Their clock agrees with ours, to a minute"
         case StoredFindings(is_known=False):
             return "Synapse has never sent anything to the server"
         case StoredFindings() if stage.outcome is StageOutcome.OK:
@@ -98,46 +84,22 @@ def _stored(findings: StoredFindings, now_ms: int) -> str:
     return message
 
 
-def _of_some(stage: Stage) -> str | None:
-    """Return that only some hosts or addresses are bad, if it is about those."""
-    findings = stage.findings
-    if isinstance(findings, AddressesFindings):
-        bad = [(f"{t.host} port {t.port}", t.error) for t in findings.targets]
-        return _told(bad, f"of {len(findings.targets)} hosts cannot be used")
-    if isinstance(findings, ConnectionsFindings):
-        tried = [(_place(c), c.error) for c in _tried(findings)]
-        return _told(tried, f"of {_count(findings)} fail")
-    return None
-
-
-def _told(places: Sequence[tuple[str, Failure | None]], what: str) -> str:
-    bad = [(place, error) for place, error in places if error is not None]
-    faults = "; ".join(f"{p}: {summary_of(e)}" for p, e in bad[: limits.TOLD_FINDINGS])
-    return f"{len(bad)} {what}: {faults}"
-
-
-def _place(connection: Connection) -> str:
-    return f"{connection.address or connection.host} port {connection.port}"
-
-
-def _tried(findings: ConnectionsFindings) -> list[Connection]:
-    return [c for c in findings.connections if c.outcome is not StageOutcome.SKIPPED]
+def _of_how_many(stage: Stage) -> str:
+    """Return how many hosts or addresses are bad, if it is some of them."""
+    match stage.findings:
+        case AddressesFindings(targets=targets):
+            what, errors = "hosts cannot be used", [t.error for t in targets]
+        case ConnectionsFindings() as found:
+            what, errors = "addresses fail", [c.error for c in found.tried]
+        case _:
+            return ""
+    bad = len([error for error in errors if error is not None])
+    return f"{bad} of {len(errors)} {what}: " if bad < len(errors) else ""
 
 
 def _count(findings: ConnectionsFindings) -> str:
     """Return how many addresses were tried, and of how many."""
-    tried = len(_tried(findings))
+    tried = len(findings.tried)
     total = len(findings.connections) + findings.not_contacted
     addresses = "1 address" if tried == 1 else f"{tried} addresses"
     return f"{addresses} of {total}" if findings.not_contacted else addresses
-
-
-def _cached(stage: Stage) -> str:
-    """Return what Synapse goes by, if something is wrong with the file itself."""
-    findings = stage.findings
-    if not isinstance(findings, WellKnownFindings) or findings.cached is None:
-        return ""
-    used = findings.cached.m_server
-    if not findings.cached.differs or used is None or findings.is_valid is not None:
-        return ""
-    return f". Synapse still uses what it has cached: {used}"

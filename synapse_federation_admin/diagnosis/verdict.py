@@ -9,8 +9,6 @@ from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
     ClockFindings,
-    Connection,
-    ConnectionsFindings,
     KeysFindings,
     SkipReason,
     Stage,
@@ -58,14 +56,11 @@ _NOBODY_THERE = (
     FailureKind.IP_BLOCKED,
 )
 
-# With these, there is somebody who does not let us in, or who is not asked.
-_NOT_FOR_REACH = (
+# With these it is this homeserver that sends nothing.
+_NOT_SENT = (
     FailureKind.INVALID_NAME,
     FailureKind.NOT_ALLOWED,
     FailureKind.IP_BLOCKED,
-    FailureKind.REJECTED,
-    FailureKind.RATE_LIMITED,
-    FailureKind.GONE,
 )
 
 
@@ -101,15 +96,12 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     remarks = []
     if stage.name is StageName.WELL_KNOWN and failure.kind is not FailureKind.OTHER:
         remarks.append(Remark.FILE_IS_WHY)
-    if failure.facts.address and not all(
-        _fails_with(connection, failure.kind) for connection in _connections(stages)
-    ):
-        remarks.append(Remark.OTHER_ADDRESSES)
+    is_reached = any(_status(stages, name) for name in (StageName.VERSION, *_ASKED))
     if (
         stored is not None
         and stored.reaches_us
-        and failure.kind not in _NOT_FOR_REACH
-        and all(_status(stages, name) is None for name in (StageName.VERSION, *_ASKED))
+        and failure.kind not in _NOT_SENT
+        and not is_reached
     ):
         remarks.append(Remark.THEY_REACH_US)
     return Situation(Effect.STOPS, failure, tuple(remarks))
@@ -128,7 +120,8 @@ def _failing_stage(stages: Stages) -> Stage | None:
         # A request got through: what else fails, fails at times. But without its keys,
         # nothing that the server sends can be verified.
         failed = [stages[StageName.KEYS]] if stages[StageName.KEYS] in failed else []
-    if _is_answered(stages) or authenticated.is_ours:
+    is_answered = _has_error(stages) or _status(stages, StageName.KEYS) == HTTPStatus.OK
+    if is_answered or authenticated.is_ours:
         # Without its version a homeserver can do.
         failed = [stage for stage in failed if stage.name is not StageName.VERSION]
     if not failed or _uneven_stage(stages) is not None:
@@ -142,11 +135,10 @@ def _failing_stage(stages: Stages) -> Stage | None:
     return first
 
 
-def _is_answered(stages: Stages) -> bool:
-    """Tell whether a homeserver answers to one of Synapse's own requests."""
+def _has_error(stages: Stages) -> bool:
+    """Tell whether a signed request is answered with a Matrix error."""
     signed = stages.seen(AuthenticatedFindings)
-    has_error = signed is not None and signed.errcode is not None
-    return has_error or _status(stages, StageName.KEYS) == HTTPStatus.OK
+    return signed is not None and signed.errcode is not None
 
 
 def _is_file_why(stages: Stages, failed: Stage) -> bool:
@@ -165,17 +157,23 @@ def _is_file_why(stages: Stages, failed: Stage) -> bool:
             and late.kind is FailureKind.RESPONSE_TIMEOUT
             and _status(stages, failed.name) is None
         )
-    # Requests go to where nobody is; but there is a web server, and the DNS does not
-    # say where the server is.
-    addresses, web = stages.seen(AddressesFindings), file.requests[0].error
+    # Requests go to where nobody is; but there is a web server.
+    web = file.requests[0].error
     return (
         failed.name in _BY_ADDRESS[:2]
         and failed.kind in _NOBODY_THERE
         and stage.outcome is StageOutcome.WARNING
         and stage.kind is not FailureKind.OTHER
-        and file.delegated_to is None
-        and not (addresses is not None and addresses.services_total)
+        and not _is_led_elsewhere(stages)
         and not (web is not None and web.kind in _NOBODY_THERE)
+    )
+
+
+def _is_led_elsewhere(stages: Stages) -> bool:
+    """Tell whether the file, or the DNS, says where the server is."""
+    file, addresses = stages.seen(WellKnownFindings), stages.seen(AddressesFindings)
+    return bool(
+        (file and file.delegated_to) or (addresses and addresses.services_total)
     )
 
 
@@ -186,22 +184,18 @@ def _uneven_stage(stages: Stages) -> Stage | None:
     """
     asked = [stages[name] for name in _ASKED]
     met = {_met(stage) for stage in asked if stage.outcome is StageOutcome.FAILED}
-    found = stages.seen(ConnectionsFindings)
-    at_addresses = {
-        error.kind
-        for connection in (found.connections if found else ())
-        for error in (
-            connection.error,
-            connection.version.error if connection.version else None,
-        )
-        if error is not None
+    uneven = [
+        stages[name]
+        for name in _BY_ADDRESS[1:]
+        if stages[name].outcome is StageOutcome.WARNING
+    ]
+    kinds = {
+        kind
+        for stage in uneven
+        if stage.failure
+        for kind in (stage.kind, *stage.failure.facts.also)
     }
-    for name in _BY_ADDRESS[1:]:
-        stage = stages[name]
-        is_uneven = stage.outcome is StageOutcome.WARNING
-        if met and is_uneven and met <= {stage.kind, *at_addresses}:
-            return stage
-    return None
+    return uneven[0] if met and met <= kinds else None
 
 
 def _weak_stage(stages: Stages) -> Stage | None:
@@ -253,66 +247,54 @@ def _explained(stages: Stages, stage: Stage) -> Failure:
         authenticated = stages[StageName.AUTHENTICATED]
         if authenticated.outcome is StageOutcome.FAILED:
             facts = attr.evolve(facts, cause=authenticated.failure)
-    alike = [c for c in _connections(stages) if _fails_with(c, failure.kind)]
-    if failure.kind in _NOT_CONNECTED and alike and alike[0].error is not None:
-        met = alike[0].error.facts
-        facts = attr.evolve(
-            facts, address=met.address, port=met.port, more=len(alike) - 1
-        )
     return attr.evolve(failure, reason=reason, facts=facts)
 
 
 def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
-    """Return what exactly is wrong, if other stages tell it."""
-    kind, name = failure.kind, stage.name
-    if name is StageName.WELL_KNOWN:
-        return None
-    if (
+    """Return what exactly is wrong, if other stages tell it: the first that applies."""
+    kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
+    # A homeserver answers, but not to what we sign.
+    is_signed = (
         name is StageName.AUTHENTICATED
         and failure.reason is not Reason.UNKNOWN_REQUEST
         and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
-        and StageOutcome.OK
-        in (stages[StageName.VERSION].outcome, stages[StageName.KEYS].outcome)
-    ):
-        # A homeserver answers there.
-        if kind is FailureKind.RESPONSE_TIMEOUT:
-            # It may be waiting for ours, of which it needs the key.
-            return Reason.SIGNED_UNANSWERED
-        signed = stages.seen(AuthenticatedFindings)
-        has_error = signed is not None and signed.errcode is not None
-        return Reason.SIGNED_ERROR if has_error else Reason.SIGNED_NOT_ROUTED
-    if name is StageName.KEYS:
-        keys = stages.seen(KeysFindings)
-        if keys is not None and keys.error is not None and kind is keys.error.kind:
-            # It is none of the kinds of keys.
-            return Reason.KEYS_REQUEST
-    elif (
-        kind is FailureKind.RESPONSE_TIMEOUT
-        and stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
-    ):
-        return Reason.ANOTHER_PROCESS
-    if kind is FailureKind.REJECTED and any(
-        # In these our key plays no part.
-        _status(stages, other) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-        for other in (StageName.VERSION, StageName.KEYS)
-    ):
-        return Reason.UNSIGNED_TOO
-    if kind in (FailureKind.REJECTED, FailureKind.KEYS_EXPIRED):
-        is_off = stages[StageName.CLOCK].outcome is StageOutcome.WARNING
-        return Reason.CLOCK if is_off else None
-    file, addresses = stages.seen(WellKnownFindings), stages.seen(AddressesFindings)
-    if (
-        kind in _NOT_CONNECTED
-        and failure.reason is None
-        and file is not None
-        and file.delegated_to is None
-        and (file.requests[-1].status or 0) >= HTTPStatus.BAD_REQUEST
-        and addresses is not None
-        and not addresses.services_total
-    ):
+        and StageOutcome.OK in [stages[other].outcome for other in unsigned]
+    )
+    is_late = kind is FailureKind.RESPONSE_TIMEOUT
+    is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
+    is_rejected = kind is FailureKind.REJECTED
+    # In these our key plays no part.
+    are_rejected = {401, 403} & {_status(stages, other) for other in unsigned}
+    is_clock_off = stages[StageName.CLOCK].outcome is StageOutcome.WARNING
+    keys, file = stages.seen(KeysFindings), stages.seen(WellKnownFindings)
+    is_web_server = file and (file.requests[-1].status or 0) >= HTTPStatus.BAD_REQUEST
+    rules = (
+        (name is StageName.WELL_KNOWN, None),
+        # It may be waiting for our answer, of which it needs the key.
+        (is_signed and is_late, Reason.SIGNED_UNANSWERED),
+        (is_signed and _has_error(stages), Reason.SIGNED_ERROR),
+        (is_signed, Reason.SIGNED_NOT_ROUTED),
+        # It is none of the kinds of keys.
+        (
+            name is StageName.KEYS and keys and keys.error and kind is _met(stage),
+            Reason.KEYS_REQUEST,
+        ),
+        (is_late and is_another, Reason.ANOTHER_PROCESS),
+        (is_rejected and are_rejected, Reason.UNSIGNED_TOO),
+        (
+            is_clock_off and (is_rejected or kind is FailureKind.KEYS_EXPIRED),
+            Reason.CLOCK,
+        ),
         # There is a web server, but neither delegation nor SRV records.
-        return Reason.MAY_LACK_DELEGATION
-    return None
+        (
+            kind in _NOT_CONNECTED
+            and failure.reason is None
+            and is_web_server
+            and not _is_led_elsewhere(stages),
+            Reason.MAY_LACK_DELEGATION,
+        ),
+    )
+    return next((reason for applies, reason in rules if applies), None)
 
 
 def _met(stage: Stage) -> FailureKind | None:
@@ -326,14 +308,3 @@ def _met(stage: Stage) -> FailureKind | None:
 def _status(stages: Stages, name: StageName) -> int | None:
     """Return the HTTP status of the answer in a stage; None if there was none."""
     return getattr(stages[name].findings, "status", None)
-
-
-def _connections(stages: Stages) -> list[Connection]:
-    """Return the connections that failed."""
-    findings = stages.seen(ConnectionsFindings)
-    connections = findings.connections if findings else ()
-    return [c for c in connections if c.outcome is StageOutcome.FAILED]
-
-
-def _fails_with(connection: Connection, kind: FailureKind) -> bool:
-    return connection.error is not None and connection.error.kind is kind

@@ -40,19 +40,16 @@ class _Worded(Enum):
 
 _UNBLOCK = (
     "If the address is right, remove it from the blacklist or add it to "
-    "ip_range_whitelist, and restart Synapse. If not, ask their admin to correct "
-    "where the name leads."
+    "ip_range_whitelist, and restart Synapse. If not, tell their admin."
 )
 _CHECK_KEY = (
     "Check that they can fetch the key of this homeserver, that its clock is right, "
     "and that server_name and signing key are unchanged. If so, ask whether they "
     "block it."
 )
-_KEYS_UNVERIFIED = (
-    "Tell their admin: until /_matrix/key/v2/server returns a key, nothing that they "
-    "send can be verified."
-)
 _KEYS_WRONG = "Tell their admin what is wrong with /_matrix/key/v2/server."
+_KEYS_UNVERIFIED = f"{_KEYS_WRONG} Until then nothing that they send can be verified."
+_ONLY_OTHERS = "the server answers others, but not one that this homeserver signs"
 _ASK_FOR_ANOTHER = "Ask their admin for another certificate."
 _CACHE_EXPIRES = (
     "Wait until the cached entry expires (cached.expires_ts), or restart Synapse with "
@@ -91,8 +88,7 @@ class FailureKind(_Worded):
         "not_allowed",
         "Not allowed by federation_domain_whitelist",
         "",
-        "To federate with this server, add it to federation_domain_whitelist and "
-        "restart Synapse.",
+        "To federate with this server, add it there and restart Synapse.",
         Fault.US,
     )
     IP_BLOCKED = (
@@ -106,15 +102,14 @@ class FailureKind(_Worded):
         "well_known_invalid",
         "Invalid /.well-known/matrix/server",
         "",
-        'Ask their admin to correct the file. It has the form {{"m.server": '
-        '"host:port"}}, with no scheme and no path.',
+        'Tell their admin: the file has to be {{"m.server": "host:port"}}, with no '
+        "scheme and no path.",
     )
     WELL_KNOWN_UNREACHABLE = (
         "well_known_unreachable",
         "Cannot fetch /.well-known/matrix/server",
         "",
-        "Ask their admin to have the file served, or 404 if the server does not "
-        "delegate.",
+        "Tell their admin: the file has to be served, or 404 without delegation.",
     )
     DNS_NOT_FOUND = (
         "dns_not_found",
@@ -129,23 +124,21 @@ class FailureKind(_Worded):
         "DNS lookup failed",
         "the name servers of the domain or the resolver of this host do not work",
         "If other servers fail in the same way, check the resolver of this host "
-        "(/etc/resolv.conf). If not, their name servers are broken: tell their "
-        "admin.",
+        "(/etc/resolv.conf). If not, tell their admin: their name servers fail.",
         Fault.UNKNOWN,
     )
     CONNECTION_REFUSED = (
         "connection_refused",
         "Connection refused",
         "the server is down or its port is closed",
-        "Wait until the server is up again, or ask their admin.",
+        "Wait until the server is up again, or tell their admin.",
     )
     CONNECTION_TIMEOUT = (
         "connection_timeout",
         "Connection timed out",
         "the host is down, or a firewall drops the connection",
         "If other homeservers reach the server, check the firewall of this host. If "
-        "not, tell their admin: the host is down, or their firewall drops "
-        "connections.",
+        "not, tell their admin.",
         Fault.UNKNOWN,
     )
     UNREACHABLE = (
@@ -166,8 +159,7 @@ class FailureKind(_Worded):
         "tls_not_yet_valid",
         "TLS certificate not valid yet",
         "its start date is wrong, or the clock of this host",
-        "Check the clock of this host. If it is right, tell their admin: the "
-        "certificate was made with a wrong date.",
+        "Check the clock of this host. If it is right, tell their admin.",
         Fault.UNKNOWN,
     )
     TLS_WRONG_NAME = (
@@ -239,8 +231,7 @@ class FailureKind(_Worded):
         "keys_invalid",
         "Invalid signing keys",
         "the response of /_matrix/key/v2/server is wrong",
-        "Tell their admin what is wrong with /_matrix/key/v2/server. Until it is "
-        "right, nothing that they send can be verified.",
+        _KEYS_UNVERIFIED,
     )
     KEYS_EXPIRED = (
         "keys_expired",
@@ -261,8 +252,8 @@ class FailureKind(_Worded):
         "too_large",
         "Request too large",
         "the server or its reverse proxy does not accept requests of this size",
-        "Ask their admin to raise the size limit for requests of their reverse "
-        "proxy (client_max_body_size in nginx).",
+        "Ask their admin to raise the size limit of their reverse proxy "
+        "(client_max_body_size in nginx).",
     )
     INTERNAL = (
         "internal",
@@ -312,18 +303,13 @@ class Reason(_Worded):
         self.fault = fault
         self.headline = headline
 
+    # Server names.
     NAME_IS_URL = "name_is_url", "a server name has no scheme and no path"
-    NAME_NOT_ASCII = (
-        "name_not_ascii",
-        "it has characters outside ASCII; domains are written in Punycode",
-    )
+    NAME_NOT_ASCII = "name_not_ascii", "it is not ASCII; Punycode is"
     NAME_MALFORMED = "name_malformed", "a server name has the form host or host:port"
     PORT_INVALID = "port_invalid", "the port is not a number from 1 to 65535"
     IPV6_INVALID = "ipv6_invalid", "what is in brackets is not an IPv6 address"
-    LABEL_EMPTY = (
-        "label_empty",
-        "it has an empty label: a dot at an end, or two in a row",
-    )
+    LABEL_EMPTY = "label_empty", "a dot is at an end, or two are in a row"
     LABEL_TOO_LONG = "label_too_long", "a label has more than 63 characters"
     NAME_REFUSED = "name_refused", "Synapse does not accept it"
     OWN_NAME = (
@@ -332,6 +318,8 @@ class Reason(_Worded):
         "Nothing to do: a homeserver does not send to itself.",
         Fault.US,
     )
+
+    # Blocked addresses.
     ADDRESS_IS_NAME = (
         "address_is_name",
         "it is in federation_ip_range_blacklist or ip_range_blacklist",
@@ -344,15 +332,35 @@ class Reason(_Worded):
         "because of one in federation_ip_range_blacklist or ip_range_blacklist, "
         "Synapse uses none of the host",
     )
+    LEADS_TO_BLOCKED = "leads_to_blocked", "it leads to a blocked IP address", _UNBLOCK
+
+    # The well-known file, and other answers.
     BODY_TOO_LARGE = "body_too_large", "the response is too large"
     NOT_JSON = "not_json", "the response is not a JSON object"
+    WRONG_CONTENT_TYPE = "wrong_content_type", "the type is not application/json"
+    CLOSED = "closed", "the server closed the connection without a response"
     M_SERVER_MISSING = "m_server_missing", "m.server is missing"
     M_SERVER_NOT_A_STRING = "m_server_not_a_string", "m.server is not a string"
     M_SERVER_INVALID = "m_server_invalid", "m.server is not a server name"
     REDIRECT_WITHOUT_TARGET = "redirect_without_target", "a redirect has no Location"
     REDIRECT_INVALID = "redirect_invalid", "a redirect does not lead to a web URL"
     TOO_MANY_REDIRECTS = "too_many_redirects", "there are too many redirects"
-    LEADS_TO_BLOCKED = "leads_to_blocked", "it leads to a blocked IP address", _UNBLOCK
+    CACHED_DELEGATION = (
+        "cached_delegation",
+        "Synapse still uses {said}",
+        _CACHE_EXPIRES,
+        Fault.US,
+        "Outdated delegation in Synapse's cache",
+    )
+    CACHED_ABSENCE = (
+        "cached_absence",
+        "Synapse still takes it that the server does not delegate",
+        _CACHE_EXPIRES,
+        Fault.US,
+        "Outdated delegation in Synapse's cache",
+    )
+
+    # Hosts and connections.
     NO_SUCH_HOST = "no_such_host", "{host} does not exist or has no address"
     NO_HOST_NAME = "no_host_name", "{host} is not a valid host name"
     DNS_NO_ANSWER = "dns_no_answer", "no answer in time"
@@ -366,11 +374,6 @@ class Reason(_Worded):
     )
     NO_IPV4 = "no_ipv4", "this host has no IPv4", None, Fault.US
     NO_IPV6 = "no_ipv6", "this host has no IPv6", None, Fault.US
-    KEYS_REQUEST = (
-        "keys_request",
-        "only /_matrix/key/v2/server does not answer well",
-        _KEYS_UNVERIFIED,
-    )
     MAY_LACK_DELEGATION = (
         "may_lack_delegation",
         "the server is down, or its web server lacks /.well-known/matrix/server",
@@ -385,6 +388,13 @@ class Reason(_Worded):
         "to other servers, tell their admin.",
         Fault.UNKNOWN,
     )
+    ANOTHER_PROCESS = (
+        "another_process",
+        "another process of this homeserver gets no answer; whether the server "
+        "accepts connections is not known here",
+    )
+
+    # TLS.
     OWN_CERTIFICATE = "own_certificate", "the server's own certificate {expired}"
     IN_CHAIN = (
         "in_chain",
@@ -393,13 +403,10 @@ class Reason(_Worded):
     )
     SELF_SIGNED = "self_signed", "the certificate is self-signed"
     UNKNOWN_AUTHORITY = "unknown_authority", "this host does not know its issuer"
-    MISSING_INTERMEDIATE = (
-        "missing_intermediate",
-        "intermediate certificates are missing",
-    )
+    MISSING_INTERMEDIATE = "missing_intermediate", "the chain is not complete"
     NOT_AN_AUTHORITY = (
         "not_an_authority",
-        "its issuer is not an authority",
+        "its issuer is no authority",
         _ASK_FOR_ANOTHER,
     )
     WRONG_PURPOSE = "wrong_purpose", "it is not for TLS servers", _ASK_FOR_ANOTHER
@@ -409,37 +416,31 @@ class Reason(_Worded):
         _ASK_FOR_ANOTHER,
     )
     WEAK_KEY = "weak_key", "its key is too weak", _ASK_FOR_ANOTHER
-    WEAK_SIGNATURE = (
-        "weak_signature",
-        "its signature algorithm is too weak",
-        _ASK_FOR_ANOTHER,
-    )
+    WEAK_SIGNATURE = "weak_signature", "its signature is too weak", _ASK_FOR_ANOTHER
     NO_NAMES = "no_names", "it has no subjectAltName"
     CLOSED_IN_HANDSHAKE = "closed_in_handshake", "the server closes the connection"
+    IN_HANDSHAKE = "in_handshake", "the server does not complete the TLS handshake"
+
+    # Signed requests.
     UNSIGNED_TOO = (
         "unsigned_too",
         "the server does not accept even those that need no signature",
-        "Ask their admin: a firewall or proxy in front of the homeserver blocks "
-        "this host.",
+        "Tell their admin: a firewall or proxy in front of the homeserver blocks this "
+        "host.",
         Fault.THEM,
     )
     SIGNED_ERROR = (
         "signed_error",
-        "the server answers others, but not one that this homeserver signs",
+        _ONLY_OTHERS,
         "Tell their admin: the log of their homeserver has the reason.",
     )
     SIGNED_NOT_ROUTED = (
         "signed_not_routed",
-        "the server answers others, but not one that this homeserver signs",
+        _ONLY_OTHERS,
         "Tell their admin: their reverse proxy may pass only a part of /_matrix on "
         "to the homeserver.",
     )
-    SIGNED_UNANSWERED = (
-        "signed_unanswered",
-        "the server answers others, but not one that this homeserver signs",
-        _CHECK_KEY,
-        Fault.UNKNOWN,
-    )
+    SIGNED_UNANSWERED = "signed_unanswered", _ONLY_OTHERS, _CHECK_KEY, Fault.UNKNOWN
     UNKNOWN_REQUEST = (
         "unknown_request",
         "whether the server accepts the signature of this homeserver is not known",
@@ -447,20 +448,27 @@ class Reason(_Worded):
         None,
         "Unknown request",
     )
-    IN_HANDSHAKE = (
-        "in_handshake",
-        "the server does not complete the TLS handshake in time",
+    CALLED_OFF = (
+        "called_off",
+        "this homeserver called it off",
+        "Nothing to do.",
+        Fault.US,
+        "Request cancelled",
     )
-    ANOTHER_PROCESS = (
-        "another_process",
-        "another process of this homeserver gets no answer; whether the server "
-        "accepts connections is not known here",
+    BACKING_OFF = (
+        "backing_off",
+        "Synapse backs off from the server",
+        "Try again.",
+        Fault.US,
+        "Not contacted",
     )
-    WRONG_CONTENT_TYPE = (
-        "wrong_content_type",
-        "the Content-Type is not application/json",
+
+    # Signing keys.
+    KEYS_REQUEST = (
+        "keys_request",
+        "only /_matrix/key/v2/server does not answer well",
+        _KEYS_UNVERIFIED,
     )
-    CLOSED = "closed", "the server closed the connection without a response"
     NO_ED25519_KEY = "no_ed25519_key", "there is no ed25519 key"
     OTHER_SERVER_NAME = (
         "other_server_name",
@@ -499,34 +507,7 @@ class Reason(_Worded):
         Fault.UNKNOWN,
         "Changed signing key",
     )
-    CALLED_OFF = (
-        "called_off",
-        "this homeserver called it off",
-        "Nothing to do.",
-        Fault.US,
-        "Request cancelled",
-    )
-    BACKING_OFF = (
-        "backing_off",
-        "Synapse backs off from the server",
-        "Try again.",
-        Fault.US,
-        "Not contacted",
-    )
-    CACHED_DELEGATION = (
-        "cached_delegation",
-        "Synapse still uses {said}",
-        _CACHE_EXPIRES,
-        Fault.US,
-        "Outdated delegation in Synapse's cache",
-    )
-    CACHED_ABSENCE = (
-        "cached_absence",
-        "Synapse still takes it that the server does not delegate",
-        _CACHE_EXPIRES,
-        Fault.US,
-        "Outdated delegation in Synapse's cache",
-    )
+
     CLOCK = (
         "clock",
         "their clock is {ahead} ours",
@@ -556,7 +537,7 @@ class Facts:
         names: Names: of a certificate, or blocked addresses; the first some of them.
         ago_ms: How long ago something expired.
         ahead_ms: How much their clock is ahead of ours; negative if it is behind.
-        also: What else is wrong with the same thing.
+        also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
         is_relayed: Whether another process of this homeserver has met it, and tells.
     """

@@ -18,9 +18,6 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 
-# How much of a fact is told in a sentence at least, to tell anything.
-_LEAST_DETAIL = 12
-
 # Longer than anybody waits: Synapse's backoff can be such that it never ends.
 _NEVER_MS = 10 * 365 * 86_400_000
 
@@ -28,16 +25,9 @@ _NO_VERSION_ADVICE = (
     "Little depends on it. Tell their admin that /_matrix/federation/v1/version does "
     "not answer."
 )
-_RESET_DOES_NOT_HELP = "Resetting the connection does not help."
 
 # Of this a reset can be of use: nobody has to do anything before.
 _HELPED_BY_RESET = FailureKind.RATE_LIMITED
-
-# Of these the advice is the same for every reason.
-_ONE_ADVICE = (FailureKind.RATE_LIMITED, FailureKind.TLS_NOT_YET_VALID)
-
-# Nothing fails.
-_CLOCKS_ALONE = (FailureKind.OTHER, Reason.CLOCK)
 
 
 class Verdict(Enum):
@@ -85,7 +75,6 @@ class Remark(Enum):
         "Their web server returns a page for /.well-known/matrix/server, which does no "
         "harm."
     )
-    OTHER_ADDRESSES = "Other addresses fail in another way."
     THEY_REACH_US = "They reach this homeserver, but it does not reach them."
 
 
@@ -139,41 +128,31 @@ def explanation_of(situation: Situation) -> str:
 def advice_for(situation: Situation) -> str:
     """Return what to do: one or more sentences, at most limits.ADVICE characters."""
     failure, effect = situation.failure, situation.effect
-    if effect is Effect.NO_VERSION:
-        advice = _NO_VERSION_ADVICE
-    elif failure is not None:
-        advice = advice_of(failure)
-    else:
-        advice = "Nothing to do." if situation.backoff_left_ms is None else ""
-    if effect is Effect.STOPS and failure and failure.kind is not _HELPED_BY_RESET:
-        advice = f"{advice} {_RESET_DOES_NOT_HELP}"
     left_ms = situation.backoff_left_ms
+    advice = []
+    if effect is Effect.NO_VERSION:
+        advice.append(_NO_VERSION_ADVICE)
+    elif failure is not None:
+        advice.append(advice_of(failure))
+    elif left_ms is None:
+        advice.append("Nothing to do.")
+    if effect is Effect.STOPS and failure and failure.kind is not _HELPED_BY_RESET:
+        advice.append("Resetting the connection does not help.")
     if left_ms is not None:
         retries = "only when something is due"
         if left_ms > _NEVER_MS:
             retries = "never by itself"
         elif left_ms:
             retries = f"only in {shown_duration(left_ms)}"
-        advice = f"{advice} Synapse retries {retries}: reset the connection.".strip()
-    return advice
+        advice.append(f"Synapse retries {retries}: reset the connection.")
+    return " ".join(advice)
 
 
 def message_of(failure: Failure) -> str:
     """Return what is wrong: one sentence without its full stop, printable ASCII."""
-    headline, because = _headline(failure), _because(failure)
-    sentence = _cut(f"{headline}: {because}" if because else headline)
-    left = limits.SENTENCE - len(sentence) - len(" ()")
-    detail = _told(failure)
-    if detail and left >= _LEAST_DETAIL:
-        sentence = f"{sentence} ({_cut(detail, left)})"
-    return sentence
-
-
-def summary_of(failure: Failure) -> str:
-    """Return what is wrong in a few words, as the end of a sentence."""
-    detail = _told(failure, with_place=False)
-    what = lowered(_headline(failure))
-    return _cut(f"{what} ({detail})" if detail else what, limits.SENTENCE // 2)
+    headline, because, told = _words(failure)[0], _because(failure), _told(failure)
+    sentence = f"{headline}: {because}" if because else headline
+    return _cut(f"{sentence} ({told})" if told else sentence)
 
 
 def detail_of(failure: Failure) -> str:
@@ -187,11 +166,7 @@ def detail_of(failure: Failure) -> str:
 
 def advice_of(failure: Failure) -> str:
     """Return what to do: sentences."""
-    kind, reason = failure.kind, failure.reason
-    if (kind, reason) == _CLOCKS_ALONE:
-        return SET_CLOCK
-    advice = reason.advice if reason and kind not in _ONE_ADVICE else None
-    return _filled(advice or kind.advice, failure)
+    return _filled(_words(failure)[2], failure)
 
 
 def fault_of(failure: Failure) -> Fault:
@@ -214,42 +189,42 @@ def shown_duration(duration_ms: int) -> str:
     return f"{seconds} s"
 
 
-def _headline(failure: Failure) -> str:
+def _words(failure: Failure) -> tuple[str, str, str]:
+    """Return the headline, what follows it, and advice, with the names of facts."""
     kind, reason = failure.kind, failure.reason
-    if (kind, reason) == _CLOCKS_ALONE:
-        return "Clocks differ"
-    return (reason.headline if reason else None) or kind.headline
-
-
-def _template(failure: Failure) -> str:
-    # When a certificate becomes valid is for all of a chain alike.
-    is_early = failure.kind is FailureKind.TLS_NOT_YET_VALID
-    return (failure.kind if is_early else failure.reason or failure.kind).because
+    if reason is None or kind is FailureKind.TLS_NOT_YET_VALID:
+        # When a certificate becomes valid is for all of a chain alike.
+        return kind.headline, kind.because, kind.advice
+    if kind is FailureKind.OTHER and reason is Reason.CLOCK:
+        # Nothing fails.
+        return "Clocks differ", reason.because, SET_CLOCK
+    advice = kind.advice if kind is _HELPED_BY_RESET else reason.advice
+    headline = reason.headline or kind.headline
+    return headline, reason.because, advice or kind.advice
 
 
 def _because(failure: Failure) -> str:
     """Return what follows the headline; "" if nothing does."""
     facts = failure.facts
-    parts = [_filled(_template(failure), failure)]
+    parts = [_filled(_words(failure)[1], failure)]
     if facts.cause is not None:
         because = _because(facts.cause) if facts.cause.reason else ""
-        parts.append(because or lowered(_headline(facts.cause)))
+        parts.append(because or lowered(_words(facts.cause)[0]))
     because = ": ".join(part for part in parts if part)
-    also = [lowered(_headline(Failure(kind))) for kind in facts.also]
+    also = [lowered(kind.headline) for kind in facts.also]
     return "; also: ".join(part for part in (because, *also) if part)
 
 
-def _told(failure: Failure, *, with_place: bool = True) -> str:
+def _told(failure: Failure) -> str:
     """Return the facts for a person that the sentence itself does not tell."""
-    facts, template = failure.facts, _template(failure)
-    parts = []
-    if facts.address and with_place:
+    facts, parts = failure.facts, []
+    if facts.address:
         more = f" and {facts.more} more" if facts.more else ""
         parts.append(f"{_cut(facts.address, limits.FACT)} port {facts.port}{more}")
     if failure.kind is FailureKind.IP_BLOCKED:
         parts += facts.names[: limits.NAMES_IN_A_SENTENCE]
     status = f"HTTP {facts.status}" if facts.status is not None else ""
-    said = "" if "{said}" in template else facts.said
+    said = "" if "{said}" in _words(failure)[1] else facts.said
     parts.append(" ".join(filter(None, (status, facts.errcode, said))))
     if facts.issuer:
         parts.append(f"issuer {facts.issuer}")
@@ -262,20 +237,15 @@ def _filled(template: str, failure: Failure) -> str:
     """Return a text with facts in place of their names."""
     facts = failure.facts
     host = _cut(facts.host, limits.FACT) or "the server name"
+    names = ", ".join(facts.names[: limits.NAMES_IN_A_SENTENCE])
+    ago = "" if facts.ago_ms is None else shown_duration(facts.ago_ms)
     ahead = shown_duration(abs(facts.ahead_ms))
-    expired = "has expired"
-    if facts.ago_ms is not None:
-        expired = f"expired {shown_duration(facts.ago_ms)} ago"
-    names = ", ".join(
-        _cut(n, limits.FACT) for n in facts.names[: limits.NAMES_IN_A_SENTENCE]
-    )
     return template.format(
         host=host,
         said=_cut(facts.said, limits.FACT) or "one of them",
-        expired=expired,
-        mismatch=f"for {_cut(names, limits.FACT)}, not for {host}"
-        if names
-        else f"not for {host}",
+        expired=f"expired {ago} ago" if ago else "has expired",
+        mismatch=(f"for {_cut(names, limits.FACT)}, " if names else "")
+        + f"not for {host}",
         ahead=f"{ahead} {'ahead of' if facts.ahead_ms > 0 else 'behind'}",
     )
 
