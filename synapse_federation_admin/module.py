@@ -128,7 +128,9 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.homeserver = Homeserver(api)
     s.tables = Tables(s.homeserver, has_history=s.config.history_enabled)
     s.destinations = DestinationStore(s.homeserver)
-    s.reader = DestinationReader(s.homeserver, s.tables, s.features)
+    s.reader = DestinationReader(
+        s.homeserver, s.tables, s.features, indexed=s.config.indexes
+    )
     s.summary = SummaryStore(s.homeserver)
     s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
     s.outages = Outages(

@@ -47,7 +47,7 @@ class Indexes(Answer):
     enabled: bool = Field(description="Whether the configuration asks for them.")
     ready: bool = Field(description="Whether all of them are ready.")
     states: dict[str, IndexState] = Field(
-        description="Each index: `ready`, `building` or `missing`."
+        description="Each index: `ready` or `missing`."
     )
     errors: dict[str, str] = Field(
         description="Why this process could not create an index."
@@ -133,7 +133,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
             "indexes": {
                 "enabled": true,
                 "ready": false,
-                "states": {"federation_admin_failing": "building"},
+                "states": {"federation_admin_failing": "missing"},
                 "errors": {}
             }
         }

@@ -6,8 +6,6 @@ list of their own, which Synapse's primary key serves; the others are one that a
 optional index over just those rows serves. Pure.
 """
 
-from collections.abc import Collection
-
 import attr
 
 from synapse_federation_admin.destinations.query import (
@@ -39,15 +37,15 @@ class Segment:
         conditions: Which rows are in it.
         order: Its ORDER BY.
         names: The direction of the names, of all rows or of those with equal values.
-        index: The optional index over just such rows; None if the name alone sorts it,
-            and the primary key serves.
+        has_value: Whether its rows have a value, as the optional indexes hold them;
+            else the name alone sorts it, and the primary key serves.
         after: In a segment by name: it begins behind this name. None: at the start.
     """
 
     conditions: tuple[Sql, ...]
     order: str
     names: Direction
-    index: str | None
+    has_value: bool
     after: str | None = None
 
     @property
@@ -64,16 +62,12 @@ class _Column:
         value: The expression.
         has_value: The condition for rows with a value other than NULL and 0.
         has_none: The condition for all others.
-        index: The optional index over the former.
-        descending: The one that serves a descending list.
         none: The value that the others have: 0, or None for NULL.
     """
 
     value: str
     has_value: str
     has_none: str
-    index: str
-    descending: str
     none: int | None
 
     def comes_last(self, sort: Sort) -> bool:
@@ -81,51 +75,35 @@ class _Column:
         return self.none is None or sort.direction is Direction.BACKWARDS
 
 
-def _column(name: str, index: str) -> _Column:
-    return _Column(name, f"{name} IS NOT NULL", f"{name} IS NULL", index, index, None)
+def _column(name: str) -> _Column:
+    return _Column(name, f"{name} IS NOT NULL", f"{name} IS NULL", None)
 
 
 _COLUMNS = {
-    DestinationOrder.RETRY_LAST_TS: _Column(
-        "retry_last_ts",
-        FAILING,
-        NOT_FAILING,
-        "federation_admin_retry_last_ts",
-        "federation_admin_retry_last_ts",
-        0,
-    ),
+    DestinationOrder.RETRY_LAST_TS: _Column("retry_last_ts", FAILING, NOT_FAILING, 0),
     DestinationOrder.RETRY_INTERVAL: _Column(
         "retry_interval",
         "retry_interval <> 0",
         "(retry_interval IS NULL OR retry_interval = 0)",
-        "federation_admin_retry_interval",
-        "federation_admin_retry_interval_desc",
         0,
     ),
-    DestinationOrder.FAILURE_TS: _column("failure_ts", "federation_admin_failure_ts"),
+    DestinationOrder.FAILURE_TS: _column("failure_ts"),
     DestinationOrder.LAST_SUCCESSFUL_STREAM_ORDERING: _column(
-        "last_successful_stream_ordering", "federation_admin_last_successful"
+        "last_successful_stream_ordering"
     ),
-    DestinationOrder.NEXT_RETRY_TS: _Column(
-        NEXT_RETRY_TS,
-        FAILING,
-        NOT_FAILING,
-        "federation_admin_next_retry_ts",
-        "federation_admin_next_retry_ts",
-        None,
-    ),
+    DestinationOrder.NEXT_RETRY_TS: _Column(NEXT_RETRY_TS, FAILING, NOT_FAILING, None),
 }
 
 
 def segments(
-    sort: Sort, after: Position | None, indexes: Collection[str], *, reverse: bool
+    sort: Sort, after: Position | None, *, indexed: bool, reverse: bool
 ) -> list[Segment]:
     """Cut a sorted list, or what of it comes behind a position, into segments.
 
     Args:
         sort: The order of the list.
         after: The position; None for the whole list.
-        indexes: The names of the optional indexes that there are.
+        indexed: Whether there are the optional indexes.
         reverse: Read the list from its end.
 
     Returns:
@@ -142,35 +120,18 @@ def segments(
         _sorted_by_name((Sql(column.has_none),), names, after if in_nones else None)
     ]
     values = _with_value(
-        column, direction, names, after if in_values else None, indexes
+        column, direction, names, after if in_values else None, indexed=indexed
     )
     if column.comes_last(sort) != reverse:
         return nones if in_nones else values + nones
     return values if in_values else nones + values
 
 
-def whole_order(sort: Sort, *, reverse: bool) -> str:
-    """Return the ORDER BY of a whole list, or of the list from its end.
-
-    No index serves it, unless the list is by name.
-    """
-    direction = _OPPOSITE[sort.direction] if reverse else sort.direction
-    if sort.is_by_name:
-        return by_name(direction)
-    column = _COLUMNS[sort.order_by]
-    nulls = "LAST" if column.comes_last(sort) != reverse else "FIRST"
-    return (
-        f"CASE WHEN {column.has_value} THEN {column.value} END "
-        f"{BEYOND[direction][1]} NULLS {nulls}, "
-        f"{by_name(Direction.BACKWARDS if reverse else Direction.FORWARDS)}"
-    )
-
-
 def _sorted_by_name(
     conditions: tuple[Sql, ...], names: Direction, after: Position | None
 ) -> Segment:
     name = after.destination if after else None
-    return Segment(conditions, by_name(names), names, None, name)
+    return Segment(conditions, by_name(names), names, False, name)
 
 
 def _with_value(
@@ -178,24 +139,22 @@ def _with_value(
     direction: Direction,
     names: Direction,
     after: Position | None,
-    indexes: Collection[str],
+    *,
+    indexed: bool,
 ) -> list[Segment]:
     """Return the segments of the rows that have a value."""
-    index = column.descending if direction is Direction.BACKWARDS else column.index
     order = f"{column.value} {BEYOND[direction][1]}, {by_name(names)}"
     rows = Sql(column.has_value)
     if after is None:
-        return [Segment((rows,), order, names, index)]
+        return [Segment((rows,), order, names, True)]
     assert after.value is not None
     beyond = Sql(f"{column.value} {BEYOND[direction][0]} ?", (after.value,))
     tied = Sql(f"{column.value} = ?", (after.value,))
-    if column.index in indexes:
-        # By the index, each of the two is read from where it begins.
+    if indexed:
+        # Each of the two is read from where it begins.
         return [
-            Segment(
-                (rows, tied), by_name(names), names, column.index, after.destination
-            ),
-            Segment((rows, beyond), order, names, index),
+            Segment((rows, tied), by_name(names), names, True, after.destination),
+            Segment((rows, beyond), order, names, True),
         ]
     # Each would be a pass over the table.
     (later,) = names_between(after.destination, None, names)
@@ -203,4 +162,4 @@ def _with_value(
         f"({beyond.text} OR ({tied.text} AND {later.text}))",
         (*beyond.args, *tied.args, *later.args),
     )
-    return [Segment((rows, either), order, names, index)]
+    return [Segment((rows, either), order, names, True)]

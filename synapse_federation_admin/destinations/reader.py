@@ -6,7 +6,7 @@ same time, and only a few such at a time.
 """
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -19,8 +19,7 @@ from synapse.module_api import (
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.indexes import usable_indexes
-from synapse_federation_admin.destinations.order import Segment, segments, whole_order
+from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
     by_name,
@@ -50,24 +49,31 @@ _WINDOWS = (1000, 8000)
 _PIECE = 4000
 _PASS_PIECE = 20_000
 
-# How long PostgreSQL is not asked again which indexes there are.
-_LOOK_AGAIN_MS = 10_000
-
 
 class DestinationReader:
-    """Reads from Synapse's table `destinations`, never from a cache."""
+    """Reads from Synapse's table `destinations`, never from a cache.
+
+    Attributes:
+        homeserver: The homeserver.
+        tables: The tables of the module's own.
+        indexed: Whether to count on the optional indexes.
+    """
 
     def __init__(
-        self, homeserver: Homeserver, tables: Tables, features: Features
+        self,
+        homeserver: Homeserver,
+        tables: Tables,
+        features: Features,
+        *,
+        indexed: bool = False,
     ) -> None:
         self.homeserver = homeserver
         self.tables = tables
+        self.indexed = indexed
         self._features = features
         self._passes = homeserver.linearizer(
             "federation_admin_passes", limits.TABLE_PASSES
         )
-        self._indexes: Collection[str] = ()
-        self._looked_ts = 0
 
     def of(self, wanted: DestinationFilter, sort: Sort) -> "DestinationList":
         """Return the list of what a filter keeps, in an order; nothing is read yet.
@@ -89,18 +95,6 @@ class DestinationReader:
         return await self.homeserver.run_db_interaction(
             "federation_admin_list_destinations", func
         )
-
-    def usable_indexes(self, txn: LoggingTransaction) -> Collection[str]:
-        """Return which of the optional indexes there are, ready for use.
-
-        On PostgreSQL it is enough to know that roughly: it finds the best plan itself.
-        """
-        on_postgres = self.homeserver.is_postgres
-        now_ms = self.homeserver.now_ms()
-        if not on_postgres or not 0 <= now_ms - self._looked_ts < _LOOK_AGAIN_MS:
-            self._indexes = usable_indexes(txn, on_postgres=on_postgres)
-            self._looked_ts = now_ms
-        return self._indexes
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -217,22 +211,8 @@ class DestinationList:
         """
         reverse = offset > total - offset
         skipped = total - offset if reverse else offset - 1
-        if self._is_by_key or (
-            self._reader.homeserver.is_postgres and skipped >= _PIECE
-        ):
-            skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
-            return await self._once("position", (skipped, reverse), skip_txn)
-        # SQLite sorts what it skips: too much at once would take it long.
-        position = None
-        left = skipped + 1
-        while left:
-            count = min(left, _PASS_PIECE)
-            rows = await self.read(position, count, reverse=reverse)
-            if len(rows) < count:
-                return None
-            left -= count
-            position = self.position_of(rows[-1])
-        return position
+        skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
+        return await self._once("position", (skipped, reverse), skip_txn)
 
     # -- in a transaction ---------------------------------------------------------
 
@@ -240,20 +220,29 @@ class DestinationList:
         self, txn: LoggingTransaction, skipped: int, reverse: bool
     ) -> Position | None:
         """Return the position of the row behind `skipped` others."""
-        kept = where(self._conditions())
         # The name alone is in the primary key, which is then all that is read.
         columns = "destination" if self.sort.is_by_name else DESTINATION_COLUMNS
-        txn.execute(
-            f"SELECT {columns} FROM destinations {kept.text} "  # noqa: S608
-            f"ORDER BY {whole_order(self.sort, reverse=reverse)} LIMIT 1 OFFSET ?",
-            (*kept.args, skipped),
-        )
-        row = txn.fetchone()
-        if row is None:
-            return None
-        if self.sort.is_by_name:
-            return Position(None, row[0])
-        return self.position_of(Destination(*row))
+        parts = self._segments(None, reverse=reverse)
+        for segment in parts:
+            kept = where([*segment.where, *self._conditions()])
+            if segment is not parts[-1]:
+                txn.execute(f"SELECT COUNT(*) FROM destinations {kept.text}", kept.args)  # noqa: S608
+                ((count,),) = txn.fetchall()
+                if skipped >= count:
+                    skipped -= count
+                    continue
+            txn.execute(
+                f"SELECT {columns} FROM destinations {kept.text} "  # noqa: S608
+                f"ORDER BY {segment.order} LIMIT 1 OFFSET ?",
+                (*kept.args, skipped),
+            )
+            row = txn.fetchone()
+            if row is None:
+                return None
+            if self.sort.is_by_name:
+                return Position(None, row[0])
+            return self.position_of(Destination(*row))
+        return None
 
     def _read_txn(
         self,
@@ -263,25 +252,25 @@ class DestinationList:
         reverse: bool,
     ) -> list[Destination]:
         """Return the next rows, segment by segment."""
-        indexes = self._reader.usable_indexes(txn)
         rows: list[Destination] = []
-        for segment in segments(self.sort, after, indexes, reverse=reverse):
+        for segment in self._segments(after, reverse=reverse):
             if len(rows) < limit:
-                rows += self._segment_txn(txn, segment, limit - len(rows), indexes)
+                rows += self._segment_txn(txn, segment, limit - len(rows))
         return rows
 
+    def _segments(self, after: Position | None, *, reverse: bool) -> list[Segment]:
+        """Return the segments of what comes behind a position."""
+        indexed = self._reader.indexed
+        return segments(self.sort, after, indexed=indexed, reverse=reverse)
+
     def _segment_txn(
-        self,
-        txn: LoggingTransaction,
-        segment: Segment,
-        limit: int,
-        indexes: Collection[str],
+        self, txn: LoggingTransaction, segment: Segment, limit: int
     ) -> list[Destination]:
         """Return the first rows of a segment."""
         which = [*segment.where, *self._conditions()]
         source = "destinations"
         rows: list[Destination] = []
-        if self._is_guess(segment, indexes):
+        if self._is_guess(segment):
             after = segment.after
             for size in _WINDOWS:
                 behind = where(names_between(after, None, segment.names))
@@ -305,18 +294,13 @@ class DestinationList:
                 source = "destinations NOT INDEXED"
         return rows + _select(txn, source, which, segment.order, limit - len(rows))
 
-    def _is_guess(self, segment: Segment, indexes: Collection[str]) -> bool:
+    def _is_guess(self, segment: Segment) -> bool:
         """Tell whether nobody can know through how many rows a segment is read.
 
-        Then it is looked for in some rows of the table by name first. Otherwise the
-        database knows itself which index serves.
+        Then it is looked for in some rows of the table by name first.
         """
-        if segment.index is not None:
-            return False
-        if self._reader.homeserver.is_postgres:
-            # It knows how many rows meet all conditions but those for names.
-            return self.wanted.has_pattern
-        if is_of_failing(self.wanted) and "federation_admin_failing" in indexes:
+        if segment.has_value or (self._reader.indexed and is_of_failing(self.wanted)):
+            # Sorted, or by an index.
             return False
         return bool(segment.conditions) or not self.wanted.keeps_all
 

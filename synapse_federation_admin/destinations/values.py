@@ -183,8 +183,4 @@ class IndexState(Enum):
 
     READY = "ready"
 
-    # It is being built; or, on PostgreSQL, a build was interrupted, which is begun
-    # again when Synapse starts.
-    BUILDING = "building"
-
     MISSING = "missing"

@@ -4,7 +4,7 @@
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from synapse.module_api import LoggingTransaction, ModuleApi
 from synapse.storage.engines import PostgresEngine
@@ -12,9 +12,6 @@ from synapse.storage.engines._base import IsolationLevel
 
 from synapse_federation_admin.homeserver.metrics import DB_WORK, Metrics
 from synapse_federation_admin.homeserver.process import Process
-
-if TYPE_CHECKING:
-    from synapse.storage.database import LoggingDatabaseConnection
 
 T = TypeVar("T")
 
@@ -37,8 +34,6 @@ class Database(Process):
     def __init__(self, api: ModuleApi) -> None:
         super().__init__(api)
         self.metrics = Metrics(self._hs.hostname)
-        self._cancel_statements: set[Callable[[], None]] | None = None
-        self._is_shutting_down = False
 
     @cached_property
     def is_postgres(self) -> bool:
@@ -71,44 +66,6 @@ class Database(Process):
             desc,
             self._measured(desc, func),
             isolation_level=IsolationLevel.READ_COMMITTED if read_committed else None,
-        )
-
-    async def run_outside_transactions(
-        self, func: Callable[[LoggingTransaction], T]
-    ) -> T:
-        """Run statements on PostgreSQL that may take hours, each by itself.
-
-        There is no transaction and no limit of time. When Synapse shuts down, what runs
-        is cancelled: Synapse does not end before its database threads do.
-
-        Args:
-            func: Called once. No other call of Synapse's sees what it does to its
-                session: the connection is replaced afterwards.
-        """
-        if self._cancel_statements is None:
-            self._cancel_statements = set()
-            self._hs.get_reactor().addSystemEventTrigger(
-                "before", "shutdown", self._cancel_all_statements
-            )
-        cancels = self._cancel_statements
-
-        def run(conn: "LoggingDatabaseConnection") -> T:
-            # Of the driver's connection, not of the pool's, which is given another.
-            cancel = conn.conn.cancel  # type: ignore[attr-defined]  # psycopg2's
-            cancels.add(cancel)
-            try:
-                if self._is_shutting_down:
-                    raise RuntimeError("Synapse is shutting down")
-                txn = conn.cursor(txn_name="federation_admin_outside_transactions")
-                txn.execute("SET statement_timeout = 0")
-                txn.execute("SET lock_timeout = 0")
-                return func(txn)
-            finally:
-                cancels.discard(cancel)
-                conn.reconnect()
-
-        return await self._hs.get_datastores().main.db_pool.runWithConnection(
-            run, db_autocommit=True
         )
 
     def is_database_away(self, error: BaseException) -> bool:
@@ -157,8 +114,3 @@ class Database(Process):
                 self.metrics(DB_WORK, name).observe(took_s)
 
         return attempt
-
-    def _cancel_all_statements(self) -> None:
-        self._is_shutting_down = True
-        for cancel in tuple(self._cancel_statements or ()):
-            cancel()

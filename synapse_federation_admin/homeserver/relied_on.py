@@ -148,13 +148,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     ),
     ((_F.HISTORY,), "hs: register_sync_shutdown_handler"),
     (
-        (_F.INDEXES,),
-        """
-        synapse.storage.database: LoggingDatabaseConnection.cursor
-        hs: get_datastores().main.db_pool.runWithConnection(db_autocommit)
-        """,
-    ),
-    (
         # Who uses them can do without. Where this process does not go out to other
         # servers itself, they are not there either.
         (),
