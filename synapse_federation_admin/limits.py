@@ -50,11 +50,8 @@ BLOCKED_HOSTS = 1000
 
 RECORDS_WRITTEN = 1000
 
-# On PostgreSQL most of what fails, or it would look for the outages of each by itself.
-OUTAGES_BEGUN = 50_000
-OUTAGES_BEGUN_ON_SQLITE = 10_000
-OUTAGES_REOPENED = 1000
-OUTAGES_ENDED = 20_000
+# Outages that one transaction begins, ends or lets go on.
+OUTAGES_CHANGED = 2000
 
 # Rows of what is older than it is kept for.
 ROWS_PRUNED = 500

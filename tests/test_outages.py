@@ -13,6 +13,7 @@ from synapse.util.clock import Clock
 from twisted.internet import error
 from twisted.internet.testing import MemoryReactor
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.recorder import Recorder
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -63,8 +64,8 @@ class OutagesTestCase(ModuleTestCase):
     def now(self) -> int:
         return self.homeserver.now_ms()
 
-    def look(self, *, begins: bool = True) -> None:
-        self.get_success(self.job.look(begins=begins))
+    def look(self, *, at_all: bool = True) -> None:
+        self.get_success(self.job.look(at_all=at_all))
 
     def pass_time(self, duration_ms: int) -> None:
         """Let time pass, or set the clock back."""
@@ -79,10 +80,16 @@ class OutagesTestCase(ModuleTestCase):
     def failing(self, since_ts: int | None, last_ts: int | None = None) -> None:
         """Write a row that is failing."""
         self.add_destination(NAME, last_ts or since_ts, 600_000, since_ts)
+        self.forget_timings()
 
     def working(self) -> None:
         """Write a row that is not failing."""
         self.add_destination(NAME, 0, 0, None)
+        self.forget_timings()
+
+    def forget_timings(self) -> None:
+        """Have Synapse's cache know nothing of the row."""
+        self.hs.get_datastores().main.get_destination_retry_timings.invalidate_all()
 
     def outage(
         self,
@@ -146,6 +153,12 @@ class OutagesTestCase(ModuleTestCase):
             self.tables,
             mock.AsyncMock(return_value=set()),
             contact_timeout_ms=CONTACT_TIMEOUT_MS,
+        )
+
+    def write_outage(self) -> None:
+        """Have the outage written, as before the row is cleared."""
+        self.get_success(
+            self.tables.run("test", lambda txn: self.job.begin_txn(txn, [NAME]))
         )
 
     def write(self, recorder: Recorder) -> None:
@@ -215,24 +228,31 @@ class BeginTestCase(OutagesTestCase):
         self.look()
         self.assert_recorded([(DAY, end_ts, "recovered"), (end_ts, None, None)])
 
-    def test_many(self) -> None:
-        """However many are failing, each has an outage."""
-        count = 12_001
+    def test_no_rows(self) -> None:
+        """What Synapse's row says takes no row of ours; availability counts it."""
+        self.failing(self.began)
+        self.pass_time(HOUR)
+        self.look()
+        self.assertEqual(self.count("federation_admin_outages"), 0)
+        page = self.get_json(
+            "/_synapse/admin/v2/federation/destinations?include=availability"
+        )
+        self.assertEqual(page["destinations"][0]["availability"]["share"], 0)
+
+    def test_many_end(self) -> None:
+        """However many have worked again, each outage ends."""
+        count = limits.OUTAGES_CHANGED + 1
         self.run_sql(
-            "INSERT INTO destinations "
-            "(destination, retry_last_ts, retry_interval, failure_ts) "
+            "INSERT INTO federation_admin_outages (destination, start_ts, kinds) "
             f"WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n "
-            f"WHERE n < {count}) SELECT 'd' || n, 1, 1, 1 FROM n"
+            f"WHERE n < {count}) SELECT 'd' || n, 1, '' FROM n"
         )
         self.look()
-        ((found,),) = self.run_sql("SELECT COUNT(*) FROM federation_admin_outages")
-        self.assertEqual(found, count)
-        self.run_sql("UPDATE destinations SET retry_last_ts = 0")
-        self.look()
-        ((found,),) = self.run_sql(
-            "SELECT COUNT(*) FROM federation_admin_outages WHERE end_ts IS NULL"
-        )
-        self.assertEqual(found, 0)
+        self.assertEqual(self.count("federation_admin_outages WHERE end_ts > 0"), count)
+
+    def count(self, rows: str) -> int:
+        ((found,),) = self.run_sql(f"SELECT COUNT(*) FROM {rows}")
+        return int(found)
 
 
 class Case(NamedTuple):
@@ -305,7 +325,7 @@ class EndTestCase(OutagesTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.failing(self.began)
-        self.look()
+        self.write_outage()
         self.pass_time(HOUR)
 
     def start_anew(self) -> None:
@@ -450,7 +470,8 @@ class Story(NamedTuple):
     Attributes:
         proves: What that proves.
         steps: With commas in between: a time that passes (`5 s`); what Synapse's row
-            says from now on (`fails`, `fails since a`, `works`); what a process
+            says from now on (`fails`, `fails since a`, `works`); that the outage is
+            written, as it is before the row is cleared (`written`); what a process
             has noted and writes (`one refused`, `one no dns`, `one recovered`, `one
             writes`); what is in the audit (`reset reset`, or `forget forgotten a` if
             that was at another time); what is recorded (`failure`, `recovery`, or
@@ -467,20 +488,20 @@ class Story(NamedTuple):
 STORIES = [
     Story(
         "a reset in vain ends nothing, whatever the row says meanwhile",
-        "a:, fails, look, 1 h, reset reset, works, lasts, 5 s, fails, lasts, "
+        "a:, fails, written, 1 h, reset reset, works, lasts, 5 s, fails, lasts, "
         "fails since a, lasts, 1 h, lasts, works, recovery, b:",
         "a recovered b",
     ),
     Story(
         "what is reset and fails again has ended, once that is known to be of use",
-        "a:, fails, look, 1 h, b:, reset reset, 2 s, c:, fails, lasts, 1 m",
+        "a:, fails, written, 1 h, b:, reset reset, 2 s, c:, fails, lasts, 1 m",
         "a reset b, c",
     ),
     *(
         Story(
             "what fails anew was noted while it was not known yet that the one before "
             "had ended: nobody else begins that outage than who looks for ends",
-            "a:, fails, look, 1 h, b:, works, 2 s, c:, fails, one refused, 3 s, "
+            "a:, fails, written, 1 h, b:, works, 2 s, c:, fails, one refused, 3 s, "
             f"one writes, {how}, look ends",
             f"a {ended} b, c",
         )
@@ -494,7 +515,7 @@ STORIES = [
         Story(
             "a look before it is written that it has recovered finds no reset: "
             "requests have failed since, so that was in vain",
-            f"a:, fails, look, 1 h, reset {outcome}, 5 s, failure, fails since a, "
+            f"a:, fails, written, 1 h, reset {outcome}, 5 s, failure, fails since a, "
             "10 m, look, 1.5 s, fails, 0.5 s, lasts, b:, works",
             "a recovered b",
         )
@@ -518,21 +539,26 @@ STORIES = [
     Story(
         "what fails in one process and recovers in another has recovered, though the "
         "one that has seen it fail writes last",
-        "a:, one refused, fails, 1 s, works, two recovered, b:, two writes, 0.5 s, "
+        "a:, one refused, fails, 1 s, two recovered, works, b:, two writes, 0.5 s, "
         "look, one writes, 0.5 s, look",
         "a recovered b",
     ),
     Story(
         "a failure of an outage that is over begins no other one within it",
-        "a:, fails, look, 1 h, one refused, 1 s, works, two recovered, b:, two writes, "
-        "look, 1 s, one writes",
+        "a:, fails, written, 1 h, one refused, 1 s, two recovered, works, b:, "
+        "two writes, look, 1 s, one writes",
         "a recovered b",
     ),
     Story(
         "one that fails on after that begins when the one before it ended",
-        "a:, fails, look, one refused, 1 s, b:, works, look, 1 s, one refused, fails, "
-        "one writes",
+        "a:, fails, written, one refused, 1 s, b:, works, look, 1 s, one refused, "
+        "fails, one writes",
         "a recovered b, b",
+    ),
+    Story(
+        "what has failed since before anything was recorded recovers",
+        "a:, fails, 1 h, one recovered, b:, works, 3 s, one writes, look ends",
+        "a recovered b",
     ),
     Story(
         "kinds of a failure after a recovery are not those of the outage before",
@@ -543,7 +569,7 @@ STORIES = [
     Story(
         "an attempt from before a reset that has helped, and fails after it, begins "
         "another outage: Synapse says that it fails since then",
-        "a:, fails, look, 1 h, b:, reset reset, works, 2 m, look, c:, one refused, "
+        "a:, fails, written, 1 h, b:, reset reset, works, 2 m, look, c:, one refused, "
         "fails, one writes",
         "a reset b, c",
     ),
@@ -584,8 +610,10 @@ class StoriesTestCase(OutagesTestCase):
             self.working()
         elif first == "fails":
             self.failing(at, self.now)
+        elif first == "written":
+            self.write_outage()
         elif first == "look":
-            self.look(begins=not more)
+            self.look(at_all=not more)
         elif first == "lasts":
             self.look()
             self.assert_recorded([(self.times["a"], None, None)], self.times)
@@ -610,17 +638,26 @@ class StoriesTestCase(OutagesTestCase):
             )
 
 
-class MarkedAsUpTestCase(OutagesTestCase):
-    """What Synapse does when a destination asks it something."""
+class NeverRecordedTestCase(OutagesTestCase):
+    """What fails since before anything was recorded, and ends."""
 
     def test_asks(self) -> None:
-        """What was failing and asks something of us has recovered in that moment."""
+        """A destination that asks something of us has recovered in that moment."""
         self.failing(self.began)
-        self.look()
         self.pass_time(HOUR)
         asked_ts = self.now
         self.get_success(Authenticator(self.hs).reset_retry_timings(NAME))
         self.reactor.advance(4)
-        self.pass_time(MINUTE)
-        self.look()
+        self.look(at_all=False)
         self.assert_recorded([(self.began, asked_ts, "recovered")])
+
+    def test_reset(self) -> None:
+        """A reset ends it."""
+        self.failing(self.began)
+        self.pass_time(HOUR)
+        reset_ts = self.now
+        path = f"/_synapse/admin/v1/federation/destinations/{NAME}/reset_connection"
+        self.assertEqual(self.ask("POST", path).code, 200)
+        self.pass_time(MINUTE)
+        self.look(at_all=False)
+        self.assert_recorded([(self.began, reset_ts, "reset")])

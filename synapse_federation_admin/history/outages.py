@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps each outage of a destination: when it began, when it ended, and how.
 
-An outage begins with a request that fails, which `recorder` writes. It ends with the
-last thing that made Synapse take the destination as working again: a request that got
-through, a reset, or that its row was deleted. Which of these it was, this job finds out
-once a minute, in SQL, by Synapse's rows, what `recorder` has written, and the audit
-(`synapse_federation_admin.storage.outage_ends`). It also begins the outages that
-`recorder` does not: at once that of what fails anew, noted while the outage before it
-seemed to last; at the start, and then every five minutes, those of what was failing
-before, and of what a killed process could not write.
+An outage begins with a request that fails, which `recorder` writes; of one that began
+before that, Synapse's row tells all, until it is cleared: then it is written here. It
+ends with the last thing that made Synapse take the destination as working again: a
+request that got through, a reset, or that its row was deleted. Which of these it was,
+this job finds out once a minute, in SQL, by Synapse's rows, what `recorder` has
+written, and the audit (`synapse_federation_admin.storage.outage_ends`). It also writes
+at once that of what fails anew, noted while the outage before it seemed to last.
 
-Only the process that runs background tasks does this.
+It looks at those of which something was written lately; every ten minutes at all. Only
+the process that runs background tasks does this.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,17 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages
+from synapse_federation_admin.storage.outage_ends import changed_since
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, marks
 
 T = TypeVar("T")
 
 # How often it is looked what has ended, and how soon after the start; and each how many
-# times what has begun: for that there is the recorder, and the table is large.
+# times at all outages: there may be many.
 _EVERY_MS = 60_000
 _FIRST_MS = 2000
-_BEGIN_EACH = 5
+_ALL_EACH = 10
 
 # What a reset was followed by within this time may still turn out to have been in vain.
 _IN_VAIN_MS = 86_400_000
@@ -50,11 +51,13 @@ class Outages:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
-        # Looks left until those that nobody has begun are looked for.
+        # Looks left until all are looked at.
         self._left = 0
+        self._has_begun = False
 
     def start(self) -> None:
         """Begin to look once a minute, if this process runs background tasks."""
+        self._homeserver.retry_timings.before_clearing = self.begin_txn
         if self._homeserver.runs_background_tasks:
             self._homeserver.every(
                 "federation_admin_outages",
@@ -64,37 +67,52 @@ class Outages:
             )
 
     async def _look_as_often(self) -> None:
-        await self.look(begins=self._left == 0)
-        self._left = (self._left or _BEGIN_EACH) - 1
+        await self.look(at_all=self._left == 0)
+        self._left = (self._left or _ALL_EACH) - 1
 
-    async def look(self, *, begins: bool = True) -> None:
+    async def look(self, *, at_all: bool = True) -> None:
         """Bring the outages up to date. Raises what the database raises.
 
         Args:
-            begins: Look for those that nobody has begun, too.
+            at_all: Look at all that last, and not only at those of which something was
+                written lately.
         """
+        if not self._has_begun:
+            await self._run(self._begin_recording_txn)
+            self._has_begun = True
+        while await self._run(partial(self._look_txn, at_all=at_all)):
+            pass
+
+    def _begin_recording_txn(self, txn: LoggingTransaction) -> None:
+        outages.begin_recording_txn(txn, self._homeserver.now_ms())
+
+    def _look_txn(self, txn: LoggingTransaction, *, at_all: bool) -> bool:
+        """Bring some outages up to date; return whether there may be more."""
         now_ts = self._homeserver.now_ms()
-        most = (
-            limits.OUTAGES_BEGUN
-            if self._homeserver.is_postgres
-            else limits.OUTAGES_BEGUN_ON_SQLITE
+        lately_ts = now_ts - self._settled_ms - 2 * _EVERY_MS
+        which = Sql("TRUE") if at_all else changed_since(lately_ts)
+        limit = limits.OUTAGES_CHANGED
+        return limit in (
+            outages.reopen_txn(txn, now_ts - _IN_VAIN_MS, limit),
+            self._end_txn(txn, which, limit),
+            # What fails anew was noted while the outage before it seemed to last.
+            outages.begin_missing_txn(txn, outages.ended_since(lately_ts), limit),
         )
-        await self._all(
-            limits.OUTAGES_REOPENED, outages.reopen_txn, now_ts - _IN_VAIN_MS
-        )
-        await self._all(limits.OUTAGES_ENDED, self._end_txn, Sql("TRUE"))
-        # What fails anew was noted while the outage before it seemed to last.
-        ended_since_ts = now_ts - self._settled_ms - 2 * _EVERY_MS
-        await self._all(most, outages.begin_missing_txn, ended_since_ts)
-        if begins:
-            await self._run(partial(outages.begin_recording_txn, now_ts=now_ts))
-            await self._all(most, outages.begin_missing_txn, None)
+
+    def begin_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
+        """Write the outages of some destinations that last, if they are not yet.
+
+        For before the rows that tell of them are cleared. The tables have to be there.
+        """
+        which = Sql(f"destination IN ({marks(destinations)})", tuple(destinations))
+        outages.begin_missing_txn(txn, which)
 
     def end_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
         """End those outages of some destinations that are over, in a transaction.
 
         For before what tells so is deleted. The tables have to be there.
         """
+        self.begin_txn(txn, destinations)
         which = Sql(f"o.destination IN ({marks(destinations)})", tuple(destinations))
         self._end_txn(txn, which, len(destinations))
 
@@ -102,11 +120,6 @@ class Outages:
         now_ts = self._homeserver.now_ms()
         settled_ts = now_ts - self._settled_ms
         return outages.end_txn(txn, which, limit, now_ts, settled_ts)
-
-    async def _all(self, most: int, func: Callable[..., int], *args: object) -> None:
-        """Run a function until it changes less than it may at once."""
-        while await self._run(lambda txn: func(txn, *args, most)) == most:
-            pass
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
         return await self._tables.run(

@@ -83,6 +83,8 @@ class Recorder:
         # What waits to be written: failures by destination and kind, and answers.
         self._failures: dict[_Key, RecordedFailure] = {}
         self._successes: dict[str, RecordedSuccess] = {}
+        # Of those that have answered, since when they were failing.
+        self._failing_since: dict[str, int] = {}
         # Those failures without a connection in time of which it is not known why.
         self._unconnected: set[_Key] = set()
         # When it was last taken note of that a destination answered, the newest last.
@@ -140,8 +142,20 @@ class Recorder:
 
     def recovered(self, destination: str) -> None:
         """Take note that a destination which was failing has answered."""
+        # At once: Synapse clears the row next.
+        self._homeserver.run_in_background(
+            "federation_admin_recovered", self._recovered, destination
+        )
+
+    async def _recovered(self, destination: str) -> None:
         now_ts = self._homeserver.now_ms()
-        self._add_success(RecordedSuccess(destination, now_ts, now_ts))
+        timings = self._homeserver.retry_timings
+        since_ts = await timings.failing_since_ts(destination)
+        if (
+            self._add_success(RecordedSuccess(destination, now_ts, now_ts))
+            and since_ts is not None
+        ):
+            self._failing_since[destination] = since_ts
 
     def answered(self, destination: str) -> None:
         """Take note that a destination has answered."""
@@ -232,18 +246,26 @@ class Recorder:
             failed, answered = _take(self._failures), _take(self._successes)
             if not (failed or answered):
                 return
+            since = {
+                name: self._failing_since.pop(name)
+                for name in answered
+                if name in self._failing_since
+            }
             try:
                 if looks:
                     failed = await self._settled(failed)
                 await self._tables.run(
                     "federation_admin_record",
-                    partial(self._write_txn, failed=failed, answered=answered),
+                    partial(
+                        self._write_txn, failed=failed, answered=answered, since=since
+                    ),
                     read_committed=True,
                 )
             except BaseException as e:
                 if self._is_kept(e):
                     for key, failure in failed.items():
                         self._failures[key] = _joined(failure, self._failures.get(key))
+                    self._failing_since = {**since, **self._failing_since}
                     for name, success in answered.items():
                         self._successes[name] = _joined(
                             success, self._successes.get(name)
@@ -257,6 +279,7 @@ class Recorder:
         txn: LoggingTransaction,
         failed: Mapping[_Key, RecordedFailure],
         answered: Mapping[str, RecordedSuccess],
+        since: Mapping[str, int],
     ) -> None:
         """Write what one transaction writes.
 
@@ -264,6 +287,8 @@ class Recorder:
         other in a circle; then Synapse runs one of them again.
         """
         is_postgres = self._homeserver.is_postgres
+        if since:
+            outages.begin_since_txn(txn, since)
         if answered:
             records.add_successes_txn(
                 txn, [answered[name] for name in sorted(answered)], is_postgres

@@ -23,7 +23,7 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
     (_LISTS, "responses"),
     (_CLASSIFIES, "errors"),
     ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
-    (_CONTACTS, "retry_timings"),
+    ((*_CONTACTS, _F.HISTORY), "retry_timings"),
     ((_F.DIAGNOSIS,), "outbound"),
     ((_F.HISTORY,), "traffic"),
 )
@@ -97,7 +97,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_notifier get_replication_command_handler
             config.federation.client_timeout_ms config.federation.max_long_retries
             config.federation.max_long_retry_delay_ms
-            get_datastores().main.get_destination_retry_timings
             get_datastores().main._invalidate_cache_and_stream_bulk
             get_datastores().main._set_destination_retry_timings_txn
         """,
@@ -147,6 +146,10 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """,
     ),
     ((_F.HISTORY,), "hs: register_sync_shutdown_handler"),
+    (
+        (*_CONTACTS, _F.HISTORY),
+        "hs: get_datastores().main.get_destination_retry_timings",
+    ),
     (
         # Who uses them can do without. Where this process does not go out to other
         # servers itself, they are not there either.

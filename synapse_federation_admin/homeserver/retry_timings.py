@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Synapse's store keeps of failing destinations, and its caches of that."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attr
@@ -9,8 +9,17 @@ from synapse.module_api import LoggingTransaction
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
+    from synapse.storage.databases.main.transactions import DestinationRetryTimings
 
     from synapse_federation_admin.homeserver.database import Database
+
+
+# Is given the transaction, and the destinations.
+BeforeClearing = Callable[[LoggingTransaction, Sequence[str]], None]
+
+
+def _do_nothing(_txn: LoggingTransaction, _destinations: Sequence[str]) -> None:
+    pass
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -27,9 +36,15 @@ class BeforeReset:
 
 
 class RetryTimings:
-    """Reads and changes retry timings so that every process knows of it."""
+    """Reads and changes retry timings so that every process knows of it.
+
+    Attributes:
+        before_clearing: Called in each transaction before it clears those of some
+            destinations.
+    """
 
     def __init__(self, hs: "HomeServer", database: "Database") -> None:
+        self.before_clearing: BeforeClearing = _do_nothing
         self._store = hs.get_datastores().main
         self._run_db_interaction = database.run_db_interaction
 
@@ -39,16 +54,35 @@ class RetryTimings:
         That is what Synapse acts on: a cache of the row, which a change of the row that
         is not Synapse's own does not invalidate.
         """
-        timings = await self._store.get_destination_retry_timings(destination)  # type: ignore[call-arg,arg-type,misc]  # Synapse's own mypy plugin knows how it is called
-        return timings is not None
+        return await self._known(destination) is not None
 
-    def clear_txn(self, txn: LoggingTransaction, destination: str) -> None:
+    async def failing_since_ts(self, destination: str) -> int | None:
+        """Return since when this process believes a destination to be failing.
+
+        None: it does not believe so. Mostly that is known at once, from the same cache.
+        """
+        timings = await self._known(destination)
+        return timings.failure_ts if timings else None
+
+    async def _known(self, destination: str) -> "DestinationRetryTimings | None":
+        return await self._store.get_destination_retry_timings(destination)  # type: ignore[call-arg,arg-type,misc]  # Synapse's own mypy plugin knows how it is called
+
+    def clear_txn(
+        self, txn: LoggingTransaction, destination: str, *, says_so: bool = True
+    ) -> None:
         """Set a destination's retry timings to "not failing", in a transaction.
 
         The caches of every process are told once it is committed. Synapse's
         set_destination_retry_timings runs the same in autocommit mode: if telling the
         caches fails there, the row is cleared all the same.
+
+        Args:
+            txn: The transaction.
+            destination: The destination's exact name.
+            says_so: Call `before_clearing`, which may need this module's own tables.
         """
+        if says_so:
+            self.before_clearing(txn, [destination])
         self._store._set_destination_retry_timings_txn(txn, destination, None, 0, 0)
 
     def invalidate_txn(

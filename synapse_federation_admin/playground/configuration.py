@@ -143,7 +143,7 @@ def _homeserver(
         "public_baseurl": f"http://127.0.0.1:{layout.client_ports[MAIN]}/",
         "pid_file": str(folder / "main.pid"),
         "listeners": [
-            _listener("127.0.0.1", layout.client_ports[MAIN], ["client"]),
+            _listener("127.0.0.1", layout.client_ports[MAIN], ["client", "metrics"]),
             _listener(
                 layout.address,
                 layout.federation_port,
@@ -247,14 +247,14 @@ def _workers(layout: Layout, redis: Redis) -> Json:
 
 
 def _worker(folder: Path, layout: Layout, name: str) -> Json:
-    resources = ["client"] if name == GENERIC_WORKER else ["health"]
+    served = "client" if name == GENERIC_WORKER else "health"
     return {
         "worker_app": "synapse.app.generic_worker",
         "worker_name": name,
         "worker_pid_file": str(folder / f"{name}.pid"),
         "worker_log_config": str(folder / f"{name}.log.yaml"),
         "worker_listeners": [
-            _listener("127.0.0.1", layout.client_ports[name], resources)
+            _listener("127.0.0.1", layout.client_ports[name], [served, "metrics"])
         ],
     }
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1's `reset_connection`: clear the retry timings, wake, and contact."""
 
+from functools import partial
+
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
@@ -85,9 +87,7 @@ class ConnectionReset:
 
         They are cleared even if that cannot be written: v1 needs no tables of ours.
         """
-
-        def clear_txn(txn: LoggingTransaction) -> None:
-            self._homeserver.retry_timings.clear_txn(txn, name)
+        clear_txn = partial(self._homeserver.retry_timings.clear_txn, destination=name)
 
         def clear_and_write_txn(txn: LoggingTransaction) -> None:
             clear_txn(txn)
@@ -99,5 +99,7 @@ class ConnectionReset:
         except CancelledError:
             raise
         except Exception as e:
-            await self._homeserver.run_db_interaction(desc, clear_txn)
+            await self._homeserver.run_db_interaction(
+                desc, partial(clear_txn, says_so=False)
+            )
             self._audit.log_unwritten(entry, e)

@@ -78,6 +78,16 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int, settled_ts: int) -
     )
 
 
+def changed_since(ts: int) -> Sql:
+    """Return the condition that something was written lately of an outage o's end."""
+    return Sql(
+        "o.destination IN ("  # noqa: S608
+        f"SELECT destination FROM {SUCCESSES} AS s WHERE last_ts >= ? UNION "
+        f"SELECT destination FROM {ENTRIES} AS a WHERE ts >= ? OR ended_ts >= ?)",
+        (ts, ts, ts),
+    )
+
+
 def _values(*members: Enum) -> str:
     return ", ".join(f"'{member.value}'" for member in members)
 

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """When destinations were failing: `federation_admin_outages`.
 
-It has a row for each outage; since when they are recorded is the one row of
-`federation_admin_recording`. This file alone names these tables.
+It has a row for each outage but those of which Synapse's own row says all that there is
+to say: that the destination fails, and since when. Such an outage gets its row before
+that is cleared (`begin_missing_txn`), or when a failure is recorded. A homeserver that
+has known half a million dead servers for years has no rows for them.
+
+Since when outages are recorded is the one row of `federation_admin_recording`. This
+file alone names these tables.
 """
 
 import json
@@ -57,6 +62,32 @@ class Outage:
     kinds: tuple[Annotated[str, FailureKind], ...]
 
 
+# Outages that last and have no row, as `OPEN_OUTAGES`.
+_MISSING = f"""(
+    SELECT d.destination,
+        COALESCE(
+            (
+                SELECT MAX(before.end_ts) + 1 FROM {_TABLE} AS before
+                WHERE before.destination = d.destination
+                AND before.end_ts > d.failure_ts
+            ),
+            d.failure_ts,
+            d.retry_last_ts
+        ) AS start_ts,
+        (
+            SELECT f.kind FROM {FAILURES} AS f
+            WHERE f.destination = d.destination
+            AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - {MOMENT_MS}
+            ORDER BY f.last_ts DESC LIMIT 1
+        ) AS last_kind
+    FROM destinations AS d
+    WHERE {FAILING}
+    AND LENGTH(d.destination) <= {limits.SERVER_NAME}
+    AND NOT EXISTS (
+        SELECT 1 FROM {OPEN_OUTAGES} AS o WHERE o.destination = d.destination
+    )
+)"""  # noqa: S608
+
 # When an outage began, and ended; None while it lasts.
 Span = tuple[int, int | None]
 
@@ -76,11 +107,14 @@ def select_txn(
         limit: The most to return.
     """
     before = "" if before_ts is None else "AND start_ts < ?"
-    args = () if before_ts is None else (before_ts,)
+    args = (destination,) if before_ts is None else (destination, before_ts)
     txn.execute(
-        f"SELECT start_ts, end_ts, ended, kinds FROM {_TABLE} "  # noqa: S608
-        f"WHERE destination = ? {before} ORDER BY start_ts DESC LIMIT ?",
-        (destination, *args, limit),
+        "SELECT start_ts, end_ts, ended, kinds "  # noqa: S608
+        f"FROM {_TABLE} WHERE destination = ? {before} UNION ALL "
+        "SELECT start_ts, NULL, NULL, COALESCE(last_kind, '') "
+        f"FROM {_MISSING} AS o WHERE destination = ? {before} "
+        "ORDER BY start_ts DESC LIMIT ?",
+        (*args, *args, limit),
     )
     return [
         Outage(start_ts, end_ts, ended, tuple(kinds.split()))
@@ -92,11 +126,12 @@ def spans_txn(
     txn: LoggingTransaction, destinations: Sequence[str], since_ts: int
 ) -> Mapping[str, list[Span]]:
     """Return the outages of each of some destinations that have not ended by a time."""
+    these = f"destination IN ({marks(destinations)})"
     txn.execute(
         f"SELECT destination, start_ts, end_ts FROM {_TABLE} "  # noqa: S608
-        f"WHERE destination IN ({marks(destinations)}) "
-        "AND (end_ts IS NULL OR end_ts > ?)",
-        (*destinations, since_ts),
+        f"WHERE {these} AND (end_ts IS NULL OR end_ts > ?) UNION ALL "
+        f"SELECT destination, start_ts, NULL FROM {_MISSING} AS o WHERE {these}",
+        (*destinations, since_ts, *destinations),
     )
     found: dict[str, list[Span]] = {name: [] for name in destinations}
     for name, *span in txn.fetchall():
@@ -251,59 +286,48 @@ _BEGIN = f"""
 
 
 def begin_missing_txn(
-    txn: LoggingTransaction, ended_since_ts: int | None, limit: int
+    txn: LoggingTransaction, which: Sql, limit: int | None = None
 ) -> int:
-    """Begin outages of destinations that fail and have none; return how many.
+    """Write outages that last and have no row yet; return how many.
 
     In the order of `record_txn`, so that neither waits for the other in a circle.
 
     Args:
         txn: The transaction.
-        ended_since_ts: Only of those of which an outage has ended since; None: of all.
-        limit: The most to begin.
+        which: Of which destinations.
+        limit: The most to write; None: all.
     """
-    which = Sql("TRUE")
-    if ended_since_ts is not None:
-        which = Sql(
-            f"d.destination IN (SELECT destination FROM {_TABLE} WHERE end_ts > ?)",  # noqa: S608
-            (ended_since_ts,),
-        )
     txn.execute(
-        f"""
-        INSERT INTO {_TABLE} (destination, start_ts, kinds, last_kind)
-        SELECT destination, start_ts, COALESCE(last_kind, ''), last_kind
-        FROM (
-            SELECT d.destination,
-                COALESCE(
-                    (
-                        SELECT MAX(before.end_ts) + 1 FROM {_TABLE} AS before
-                        WHERE before.destination = d.destination
-                        AND before.end_ts > d.failure_ts
-                    ),
-                    d.failure_ts,
-                    d.retry_last_ts
-                ) AS start_ts,
-                (
-                    SELECT f.kind FROM {FAILURES} AS f
-                    WHERE f.destination = d.destination
-                    AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - ?
-                    ORDER BY f.last_ts DESC LIMIT 1
-                ) AS last_kind
-            FROM destinations AS d
-            WHERE {FAILING} AND {which.text}
-            AND LENGTH(d.destination) <= {limits.SERVER_NAME}
-            AND NOT EXISTS (
-                SELECT 1 FROM {OPEN_OUTAGES} AS o WHERE o.destination = d.destination
-            )
-            LIMIT ?
-        ) AS new
-        WHERE TRUE
-        ORDER BY destination
-        ON CONFLICT DO NOTHING
-        """,  # noqa: S608
-        (MOMENT_MS, *which.args, limit),
+        f"INSERT INTO {_TABLE} (destination, start_ts, kinds, last_kind) "  # noqa: S608
+        "SELECT destination, start_ts, COALESCE(last_kind, ''), last_kind "
+        f"FROM {_MISSING} AS o WHERE {which.text} "
+        f"ORDER BY destination {'' if limit is None else 'LIMIT ?'} "
+        "ON CONFLICT DO NOTHING",
+        which.args if limit is None else (*which.args, limit),
     )
     return txn.rowcount
+
+
+def ended_since(ts: int) -> Sql:
+    """Return the condition that an outage of a destination has ended since a time."""
+    return Sql(
+        f"destination IN (SELECT destination FROM {_TABLE} WHERE end_ts > ?)",  # noqa: S608
+        (ts,),
+    )
+
+
+def begin_since_txn(txn: LoggingTransaction, failing_since: Mapping[str, int]) -> None:
+    """Write outages of destinations whose row says no more since when they failed.
+
+    Those that have an outage that lasts, or one that has ended since, have got theirs.
+    """
+    txn.execute_batch(
+        f"INSERT INTO {_TABLE} (destination, start_ts, kinds) "  # noqa: S608
+        "SELECT ?, ?, '' WHERE NOT EXISTS ("
+        f"SELECT 1 FROM {_TABLE} WHERE destination = ? "
+        "AND (end_ts IS NULL OR end_ts > ?)) ON CONFLICT DO NOTHING",
+        [(name, ts, name, ts) for name, ts in sorted(failing_since.items())],
+    )
 
 
 # -- how they end ---------------------------------------------------------------------
