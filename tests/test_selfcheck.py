@@ -243,6 +243,25 @@ class NamesTestCase(SelfCheckTestCase):
             self.assertEqual((detail["failure_ts"], detail["failures"]), (5, []))
             self.assertIsNone(detail["availability"])
 
+    def test_without_backlog(self) -> None:
+        """What is told of one server beside its backlog and shared rooms, is told."""
+        needed_by = (Feature.BACKLOG, Feature.SHARED_ROOMS)
+        columns = ((needed_by, "destinations", "gone"),)
+        with (
+            mock.patch.object(selfcheck, "COLUMNS", columns),
+            mock.patch.dict(NEEDS, clear=True),
+            self.loaded() as loaded,
+        ):
+            loaded.check(needed_by)
+            path = f"{ADMIN_PATH}/v2/federation/destinations"
+            detail = loaded.ask("GET", f"{path}/a.example")
+            self.assertEqual(detail.code, 200, detail.result)
+            found = detail.json_body
+            self.assertEqual(found["failure_ts"], 5)
+            for key in ("backlog", "shared_rooms", "local_users"):
+                self.assertIsNone(found[key])
+            self.assertEqual(loaded.ask("GET", f"{path}/b.example").code, 404)
+
     @pytest.mark.database
     def test_every_column(self) -> None:
         """So with the columns of Synapse's tables, which are looked at later.

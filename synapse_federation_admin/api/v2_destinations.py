@@ -19,6 +19,7 @@ from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import shown
 from synapse_federation_admin.destinations.values import Destination, Position
 from synapse_federation_admin.history.store import if_readable
+from synapse_federation_admin.homeserver.features import Feature
 
 
 @operation(DestinationsQuery, DestinationsPage)
@@ -101,21 +102,27 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
         }
 
     A name without a row is found, too, if to-device messages or device list updates
-    wait for it, or requests to it were recorded.
+    wait for it, or requests to it were recorded. What belongs to a feature that is off
+    is null.
     """
     services, homeserver = asked.services, asked.services.homeserver
+    is_on = services.features.is_on
     row = await services.destinations.get(destination)
-    backlog = (await services.backlog.of([destination]))[destination]
+    backlog = shared = None
+    if is_on(Feature.BACKLOG):
+        backlog = (await services.backlog.of([destination]))[destination]
     read = await if_readable(lambda: services.history.failures([destination]))
     failures = (read or {}).get(destination, [])
     last_success_ts = await if_readable(
         lambda: services.history.last_success_ts(destination)
     )
     if row is None:
-        if backlog.is_empty and not failures and last_success_ts is None:
+        is_waited_for = backlog is not None and not backlog.is_empty
+        if not is_waited_for and not failures and last_success_ts is None:
             raise unknown_destination()
         row = Destination(destination, None, None, None, None)
-    shared = await services.shared_rooms.of(destination)
+    if is_on(Feature.SHARED_ROOMS):
+        shared = await services.shared_rooms.of(destination)
     last_ts = await services.destinations.last_inbound_ts(destination)
     availability = await if_readable(
         lambda: services.history.availability([destination])
@@ -128,8 +135,8 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
         "availability": shown(availability[destination]) if availability else None,
         "failures": shown(failures),
         "last_success_ts": last_success_ts,
-        "shared_rooms": shared.rooms,
-        "local_users": shared.local_users,
+        "shared_rooms": shared.rooms if shared else None,
+        "local_users": shared.local_users if shared else None,
         "sender": homeserver.sender_of(destination),
         "inbound": {"last_transaction_ts": last_ts},
     }

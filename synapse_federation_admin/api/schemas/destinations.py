@@ -203,7 +203,9 @@ class Inbound(Answer):
 class DestinationDetail(Destination):
     """Everything about one destination."""
 
-    backlog: _Backlog = Field(description="What waits for it.")
+    backlog: _Backlog | None = Field(
+        description="What waits for it; null while the feature `backlog` is off."
+    )
     last_failure: _RecordedFailure | None = Field(
         description="The last failure of a real request; null if none was recorded."
     )
@@ -219,10 +221,13 @@ class DestinationDetail(Destination):
         "them, to within five minutes; null if it has not since the module was "
         "installed."
     )
-    shared_rooms: int = Field(
-        description="Rooms in which users of that server and of this one are now."
+    shared_rooms: int | None = Field(
+        description="Rooms in which users of that server and of this one are now; null "
+        "while the feature `shared_rooms` is off."
     )
-    local_users: int = Field(description="Users of this server in those rooms.")
+    local_users: int | None = Field(
+        description="Users of this server in those rooms; null as `shared_rooms`."
+    )
     sender: str | None = Field(
         description="The process that sends to it (the main process is `main`); null "
         "if none does."
