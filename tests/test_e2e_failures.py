@@ -21,15 +21,10 @@ from typing import Any
 
 import attr
 import pytest
+import trustme
+from faults import BAD_GATEWAY, BLOCKED, DAY, NOW, PAGE_NOT_FOUND, context, loaded
 from fleet import select
-from literal_faults import (
-    ADDRESS,
-    BLOCKED,
-    FAULTS,
-    FaultyServer,
-    contexts,
-    hanging_servers,
-)
+from laboratory import Answer, Server, close, full, hang, http
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -80,23 +75,41 @@ CONFIG = {
 
 KILLED = (GENERIC_WORKER, FEDERATION_SENDERS[0])
 
-# By what the servers do wrong, or what is wrong with their names.
+# Where the servers are.
+ADDRESS = "127.0.0.70"
+
+OK, HUNG = http("200 OK"), "response_timeout"
+NO_HTTP = b"SSH-2.0-OpenSSH_9.2\r\n" * 50
+
+# By what a server does wrong: what that is to be called, what it answers, and which
+# certificate it has, if it speaks TLS.
+FAULTS: dict[str, tuple[str, Answer, str]] = {
+    "expired": ("tls_expired", OK, "expired"),
+    "not yet valid": ("tls_not_yet_valid", OK, "early"),
+    "wrong name": ("tls_wrong_name", OK, "wrong name"),
+    "other authority": ("tls_untrusted", OK, "other authority"),
+    "self-signed": ("tls_untrusted", OK, "self-signed"),
+    "no TLS": ("tls_failed", OK, ""),
+    "handshake": (HUNG, hang, ""),
+    "401": ("rejected", http("401 Unauthorized"), "valid"),
+    "403": ("rejected", http("403 Forbidden"), "valid"),
+    "404": ("http_error", PAGE_NOT_FOUND, "valid"),
+    "410": ("gone", http("410 Gone", b""), "valid"),
+    "429": ("rate_limited", http("429 Too Many Requests"), "valid"),
+    "502 in HTML": ("http_error", BAD_GATEWAY, "valid"),
+    "closes": ("invalid_response", close, "valid"),
+    "no HTTP": ("invalid_response", NO_HTTP, "valid"),
+}
+
+# And by what is wrong with a name.
 KINDS = {
     "blocked address": "ip_blocked",
     "blocked by name": "ip_blocked",
     "no such name": "dns_not_found",
     "refused": "connection_refused",
     "no route": "unreachable",
-    "connect": "connection_timeout",
-    "handshake": "response_timeout",
-    **{
-        what: FAULTS[what].kind
-        for what in (
-            *("expired", "not yet valid", "wrong name", "other authority"),
-            *("self-signed", "no TLS", "401", "429", "410", "403", "404"),
-            *("502 in HTML", "closes", "no HTTP"),
-        )
-    },
+    "dropped": "connection_timeout",
+    **{what: kind for what, (kind, _, _) in FAULTS.items()},
 }
 # After these Synapse backs off only if it was sending.
 SENT_ONLY = {"410", "403", "404"}
@@ -224,7 +237,18 @@ class Faults:
         self, folder: Path, certificates: CertificateAuthority, stack: ExitStack
     ) -> None:
         self._stack = stack
-        self._contexts = contexts(folder, certificates)
+        own = trustme.CA()
+        pems = own.cert_pem.bytes(), own.private_key_pem.bytes()
+        early = {"not_before": NOW + DAY, "not_after": NOW + 9 * DAY}
+        self._contexts = {
+            "": None,
+            "valid": certificates.valid(ADDRESS),
+            "expired": certificates.expired(ADDRESS),
+            "wrong name": certificates.wrong_name(),
+            "early": context(certificates._ca.issue_cert(ADDRESS, **early)),
+            "other authority": context(trustme.CA().issue_cert(ADDRESS)),
+            "self-signed": loaded(folder, "self", *pems),
+        }
         ports = itertools.count(8000)
         # One at each call.
         self._names = {
@@ -234,8 +258,6 @@ class Faults:
             "refused": lambda: f"{ADDRESS}:{free_port(ADDRESS)}",
             # Where the kernel has no route to.
             "no route": lambda: f"224.0.0.1:{next(ports)}",
-            "connect": lambda: self._hanging()["connect"],
-            "handshake": lambda: self._hanging()["handshake"],
         }
 
     def names(
@@ -247,17 +269,17 @@ class Faults:
             for what in kinds
         }
 
-    def _hanging(self) -> dict[str, str]:
-        return self._stack.enter_context(hanging_servers(self._contexts["valid"]))
-
     def _make(self, what: str) -> str:
         if what in self._names:
             return self._names[what]()
-        fault = FAULTS[what]
-        context = self._contexts[fault.certificate] if fault.certificate else None
-        server = FaultyServer(fault, context)
-        self._stack.callback(server.close)
-        return server.name
+        port = free_port(ADDRESS)
+        if what == "dropped":
+            self._stack.enter_context(full(ADDRESS, port))
+        else:
+            _, answer, certificate = FAULTS[what]
+            server = Server(ADDRESS, port, self._contexts[certificate], answer)
+            self._stack.callback(server.close)
+        return f"{ADDRESS}:{port}"
 
 
 @pytest.fixture(scope="module")

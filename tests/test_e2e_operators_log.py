@@ -21,8 +21,8 @@ import attr
 import httpx
 import pytest
 import yaml
+from faults import BLOCKED
 from fleet import read_rows, select
-from literal_faults import ADDRESS, BLOCKED
 from synapse.http import client, matrixfederationclient
 from synapse.util import retryutils
 
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.e2e
 OBSERVED = {
     module.__name__: module for module in (retryutils, matrixfederationclient, client)
 }
+ADDRESS = "127.0.0.70"
 SEPARATOR = " | "
 # The lines from which the module takes something.
 TAKEN = {

@@ -3,7 +3,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,32 +21,21 @@ class Local:
 
 def raised(kept: list[Any]) -> Exception:
     """Return an error from a frame that keeps a Failure of it, and a local."""
-
-    def keeps_failure() -> None:
-        local = Local()
-        kept.append(weakref.ref(local))
-        try:
-            raise net.ConnectionRefusedError
-        except net.ConnectionRefusedError:
-            # From the Failure to the frame, and back.
-            failure = Failure()
-            failure.kept = failure.getTracebackObject()
-            raise
-
+    local = Local()
+    kept.append(weakref.ref(local))
     try:
-        keeps_failure()
+        raise net.ConnectionRefusedError
     except net.ConnectionRefusedError as e:
+        # From the Failure to the frame, and back.
+        failure = Failure()
+        failure.kept = failure.getTracebackObject()
         return e
-    raise AssertionError
 
 
-def linked(name: str) -> Callable[[Exception], Exception]:
-    def link(inner: Exception) -> Exception:
-        error = KeyError("outer")
-        setattr(error, name, inner)
-        return error
-
-    return link
+def caused_by(inner: Exception) -> Exception:
+    error = KeyError("outer")
+    error.__cause__ = inner
+    return error
 
 
 def by_reason(inner: Exception) -> Exception:
@@ -57,35 +46,30 @@ def by_reason(inner: Exception) -> Exception:
         return ResponseNeverReceived([Failure()])
 
 
-@pytest.fixture
-def no_gc() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 @pytest.mark.parametrize(
     "link",
     [
         lambda inner: inner,
-        linked("__cause__"),
-        linked("__context__"),
+        caused_by,
         lambda inner: RequestSendFailed(inner, can_retry=False),
         by_reason,
-        lambda inner: by_reason(linked("__cause__")(inner)),
+        lambda inner: by_reason(caused_by(inner)),
     ],
 )
-@pytest.mark.usefixtures("no_gc")
 def test_forget(link: Callable[[Exception], Exception]) -> None:
     """Whatever links an error to another, neither keeps a frame alive: no garbage."""
-    kept: list[Any] = []
-    inner = raised(kept)
-    outer = link(inner)
-    assert kept[0]() is not None
-    forget_frames(outer)
-    assert inner.__traceback__ is None
-    assert kept[0]() is None
+    gc.collect()
+    gc.disable()
+    try:
+        kept: list[Any] = []
+        inner = raised(kept)
+        outer = link(inner)
+        assert kept[0]() is not None
+        forget_frames(outer)
+        assert inner.__traceback__ is None
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_forget_loop() -> None:

@@ -11,11 +11,8 @@ from synapse_federation_admin.failures.text import (
     Effect,
     Remark,
     Situation,
-    advice_for,
     advice_of,
     detail_of,
-    explanation_of,
-    fault_of,
     message_of,
     shown_duration,
 )
@@ -66,7 +63,7 @@ def test_words(failure: Failure) -> None:
     assert not re.search(r"[^.]\.$", message)
     assert len(message) <= limits.SENTENCE
     assert advice.endswith(".")
-    assert fault_of(failure)
+    assert Situation(Effect.STOPS, failure).fault
     for text in (message, advice, detail_of(failure)):
         assert text.isprintable()
         assert text.isascii()
@@ -85,7 +82,7 @@ def test_situations(effect: Effect, left_ms: int | None) -> None:
             continue
         left_ms = None if effect is Effect.STOPS else left_ms
         situation = Situation(effect, failure, tuple(Remark), left_ms)
-        explanation, advice = explanation_of(situation), advice_for(situation)
+        explanation, advice = situation.explanation, situation.advice
         assert len(advice) <= limits.ADVICE, advice
         for text in (explanation, advice):
             assert text.endswith(".")
@@ -164,10 +161,10 @@ def test_advice() -> None:
     refused = Failure(FailureKind.CONNECTION_REFUSED)
     limited = Failure(FailureKind.RATE_LIMITED)
     in_vain = "Resetting the connection does not help."
-    assert in_vain in advice_for(Situation(Effect.STOPS, refused))
-    assert in_vain not in advice_for(Situation(Effect.STOPS, limited))
-    assert advice_for(Situation(Effect.NONE)) == "Nothing to do."
-    assert advice_for(Situation(Effect.NONE, backoff_left_ms=31 * 3_600_000)) == (
+    assert in_vain in Situation(Effect.STOPS, refused).advice
+    assert in_vain not in Situation(Effect.STOPS, limited).advice
+    assert Situation(Effect.NONE).advice == "Nothing to do."
+    assert Situation(Effect.NONE, backoff_left_ms=31 * 3_600_000).advice == (
         "Synapse retries only in 31 h: reset the connection."
     )
 

@@ -24,6 +24,7 @@ from synapse_federation_admin.diagnosis.findings import (
     StageName,
     StageOutcome,
     Stages,
+    StoredFindings,
 )
 from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
 from synapse_federation_admin.diagnosis.server_name import (
@@ -211,8 +212,8 @@ class Diagnoses:
             duration_ms=way.since(begun_ms),
             instance=self._homeserver.instance_name,
             situation=situation,
-            stages=Stages({stage: stages[stage] for stage in StageName}),
-            senders=tuple(way.outbound.instances or ()),
+            stages=tuple(stages[stage] for stage in StageName),
+            stored=stages.seen(StoredFindings),
         )
 
     async def _check_stored(self, way: Way, name: str) -> Stage:
@@ -246,7 +247,8 @@ async def _check_way(stages: Stages, way: Way, name: str) -> None:
         _skip(stages, (*_DIRECT, *_ASKED), SkipReason.INVALID_NAME)
         return
     if way.outbound.instances is not None:
-        _skip(stages, _DIRECT, SkipReason.ANOTHER_PROCESS)
+        others = ", ".join(way.outbound.instances)
+        _skip(stages, _DIRECT, SkipReason.ANOTHER_PROCESS, others)
         await _ask(stages, way, name, None)
         return
     begun_ms = way.now_ms
@@ -337,8 +339,10 @@ async def _guarded(
         stages.update({name: Stage.failed(name, failure) for name in names})
 
 
-def _skip(stages: Stages, names: Collection[StageName], why: SkipReason) -> None:
-    stages.update({name: Stage.skip(name, why) for name in names})
+def _skip(
+    stages: Stages, names: Collection[StageName], why: SkipReason, told: str = ""
+) -> None:
+    stages.update({name: Stage.skip(name, why, told) for name in names})
 
 
 def _add(stages: Stages, stage: Stage, duration_ms: int) -> None:

@@ -14,9 +14,14 @@ from typing import TypeAlias, TypeVar
 
 import attr
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.text import Situation
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.text import (
+    Situation,
+    message_of,
+    shown_duration,
+)
 from synapse_federation_admin.storage.records import RecordedFailure
 
 
@@ -64,7 +69,7 @@ class SkipReason(Enum):
     NOT_REACHED = "Not told: the server was not reached, see before"
 
     ANOTHER_PROCESS = (
-        "Not tried: outbound_federation_restricted_to has other processes go out"
+        "Not tried: outbound_federation_restricted_to has other processes go out: "
     )
     NO_DATE = "Not known: no response of the server has a Date"
     DATABASE_SLOW = "Not known: the database does not answer in time"
@@ -160,6 +165,13 @@ class WellKnownFindings:
     def is_outdated(self) -> bool:
         """Whether Synapse goes by another answer, which it has cached."""
         return bool(self.cached and self.cached.is_used and self.cached.differs)
+
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        if self.m_server is None:
+            return "No such file: the server does not delegate"
+        return f"Delegates to {self.m_server}"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -276,6 +288,14 @@ class AddressesFindings:
     targets: tuple[Target, ...] = ()
     targets_total: int = 0
 
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        told = self.targets[: limits.TOLD_FINDINGS]
+        hosts = ", ".join(f"{target.host} port {target.port}" for target in told)
+        more = self.targets_total - len(told)
+        return f"Requests go to {hosts}" + (f" and {more} more" if more > 0 else "")
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Certificate:
@@ -359,6 +379,12 @@ class VersionFindings:
     received_ts: int | None = None
     error: Failure | None = None
 
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        software = " ".join(filter(None, (self.server_name, self.server_version)))
+        return f"The server runs {software or 'software without a name'}"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Connection:
@@ -407,6 +433,13 @@ class ConnectionsFindings:
         skipped = StageOutcome.SKIPPED
         return [c for c in self.connections if c.outcome is not skipped]
 
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        total = len(self.connections) + self.not_contacted
+        of = f" of {total}" if self.not_contacted else ""
+        return f"TLS connections work (addresses: {len(self.tried)}{of})"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class ServerKey:
@@ -451,6 +484,11 @@ class KeysFindings:
     received_ts: int | None = None
     error: Failure | None = None
 
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        return "The signing keys are valid"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class AuthenticatedFindings:
@@ -466,6 +504,12 @@ class AuthenticatedFindings:
     status: int | None = None
     errcode: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        no_alias = ": it answers that there is no such alias" if self.errcode else ""
+        return f"The server accepts the signature of this homeserver{no_alias}"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class ClockFindings:
@@ -480,6 +524,11 @@ class ClockFindings:
     date_ts: int
     received_ts: int
     ahead_ms: int
+
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        return "Their clock agrees with ours, to a minute"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -510,6 +559,19 @@ class StoredFindings:
     reaches_us: bool = False
     last_failure: RecordedFailure | None = None
 
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        if not self.is_known:
+            return "Synapse has never sent anything to the server"
+        if self.next_retry_ts is None:
+            return "Synapse does not back off from the server"
+        retries = "when something is due"
+        if self.backoff_left_ms:
+            retries = f"in {shown_duration(self.backoff_left_ms)}"
+        reached = "; the server reaches us meanwhile" if self.reaches_us else ""
+        return f"Synapse backs off from the server, and retries {retries}{reached}"
+
 
 Findings: TypeAlias = (
     WellKnownFindings
@@ -527,15 +589,17 @@ F = TypeVar("F", bound=Findings)
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Stage:
-    """What came of one stage. In words: `synapse_federation_admin.diagnosis.report`.
+    """What came of one stage of a diagnosis.
 
     Attributes:
-        name: Which.
-        outcome: What came of it.
+        name: Which stage; they come in this order.
+        outcome: `ok`; `warning`: something is wrong, but does not always stop requests;
+            `failed`: no request gets past here; `skipped`: not tried.
         failure: What is wrong; None if nothing is.
         findings: What was seen; None if it was not tried.
         skipped: Why it was not tried, if it was not and nothing is wrong.
         duration_ms: How long it took.
+        told: What goes before what is wrong, or after why it was not tried.
     """
 
     name: StageName
@@ -544,6 +608,7 @@ class Stage:
     findings: Findings | None = None
     skipped: SkipReason | None = None
     duration_ms: int = 0
+    told: str = ""
 
     @classmethod
     def failed(
@@ -581,24 +646,40 @@ class Stage:
         bad = [error for error in errors if error is not None]
         if not bad:
             return cls(name, StageOutcome.OK, findings=findings)
-        is_all = len(bad) == len(errors)
-        outcome = StageOutcome.FAILED if is_all else StageOutcome.WARNING
         first, *others = bad
         more = len([error for error in others if error.kind is first.kind])
         also = dict.fromkeys((*first.facts.also, *(error.kind for error in others)))
         also.pop(first.kind, None)
         facts = attr.evolve(first.facts, more=more, also=tuple(also))
-        return cls.failed(name, attr.evolve(first, facts=facts), findings, outcome)
+        stage = cls.failed(name, attr.evolve(first, facts=facts), findings)
+        if stage.outcome is StageOutcome.SKIPPED or len(bad) == len(errors):
+            return stage
+        told = f"{len(bad)} of {len(errors)} fail: "
+        return attr.evolve(stage, outcome=StageOutcome.WARNING, told=told)
 
     @classmethod
-    def skip(cls, name: StageName, why: SkipReason) -> "Stage":
+    def skip(cls, name: StageName, why: SkipReason, told: str = "") -> "Stage":
         """Return a stage that was not tried."""
-        return cls(name, StageOutcome.SKIPPED, skipped=why)
+        return cls(name, StageOutcome.SKIPPED, skipped=why, told=told)
 
     @property
     def kind(self) -> FailureKind | None:
         """What is wrong; None if nothing is."""
         return self.failure.kind if self.failure else None
+
+    @property
+    def reason(self) -> Reason | None:
+        """What exactly, below the kind; None where that cannot be told."""
+        return self.failure.reason if self.failure else None
+
+    @property
+    def message(self) -> str:
+        """The same for people."""
+        if self.skipped is not None:
+            return f"{self.skipped.value}{self.told}"
+        if self.failure is not None:
+            return self.told + message_of(self.failure)
+        return self.findings.summary if self.findings else "The server name is valid"
 
     @property
     def is_ours(self) -> bool:
@@ -620,13 +701,13 @@ class Diagnosis:
     """A diagnosis of the way to one server.
 
     Attributes:
-        destination: The server.
+        destination: The server name.
         checked_ts: When it was begun.
         duration_ms: How long it took.
-        instance: The process that made it.
+        instance: The process; the main process is `main`.
         situation: What the stages mean.
-        stages: All of them, in order.
-        senders: The processes that go out in this one's stead, if it may not.
+        stages: Every stage, always the same ones, in order.
+        stored: The findings of the stage `stored`.
     """
 
     destination: str
@@ -634,5 +715,5 @@ class Diagnosis:
     duration_ms: int
     instance: str
     situation: Situation
-    stages: Stages
-    senders: tuple[str, ...] = ()
+    stages: tuple[Stage, ...]
+    stored: StoredFindings | None

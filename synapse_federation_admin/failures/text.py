@@ -109,43 +109,53 @@ class Situation:
         return self.failure.kind if self.failure else None
 
     @property
+    def reason(self) -> Reason | None:
+        """What exactly, below the kind; None where that cannot be told."""
+        return self.failure.reason if self.failure else None
+
+    @property
+    def fault(self) -> Fault | None:
+        """Whose fault it is; `unknown`: it may be either's; None: nothing is wrong."""
+        by_reason = self.reason.fault if self.reason else None
+        return by_reason or (self.kind.fault if self.kind else None)
+
+    @property
     def verdict(self) -> Verdict:
-        """Whether federation works."""
+        """`ok`; `degraded`: it works, not well; `failing`; `unknown`: a bug here."""
         return _VERDICTS.get(self.effect, Verdict.DEGRADED)
 
+    @property
+    def explanation(self) -> str:
+        """What is wrong, for people."""
+        sentences = [self.effect.value]
+        if self.failure is not None:
+            sentences.append(f"{message_of(self.failure)}.")
+        elif self.backoff_left_ms is not None:
+            sentences.append("Synapse still backs off from it.")
+        sentences += [remark.value for remark in self.remarks]
+        return " ".join(filter(None, sentences))
 
-def explanation_of(situation: Situation) -> str:
-    """Return how it is: one or more sentences."""
-    sentences = [situation.effect.value]
-    if situation.failure is not None:
-        sentences.append(f"{message_of(situation.failure)}.")
-    elif situation.backoff_left_ms is not None:
-        sentences.append("Synapse still backs off from it.")
-    sentences += [remark.value for remark in situation.remarks]
-    return " ".join(filter(None, sentences))
-
-
-def advice_for(situation: Situation) -> str:
-    """Return what to do: one or more sentences, at most limits.ADVICE characters."""
-    failure, effect = situation.failure, situation.effect
-    left_ms = situation.backoff_left_ms
-    advice = []
-    if effect is Effect.NO_VERSION:
-        advice.append(_NO_VERSION_ADVICE)
-    elif failure is not None:
-        advice.append(advice_of(failure))
-    elif left_ms is None:
-        advice.append("Nothing to do.")
-    if effect is Effect.STOPS and failure and failure.kind is not _HELPED_BY_RESET:
-        advice.append("Resetting the connection does not help.")
-    if left_ms is not None:
-        retries = "only when something is due"
-        if left_ms > _NEVER_MS:
-            retries = "never by itself"
-        elif left_ms:
-            retries = f"only in {shown_duration(left_ms)}"
-        advice.append(f"Synapse retries {retries}: reset the connection.")
-    return " ".join(advice)
+    @property
+    def advice(self) -> str:
+        """What to do next, for people."""
+        effect, kind, left_ms = self.effect, self.kind, self.backoff_left_ms
+        advice = []
+        if effect is Effect.NO_VERSION:
+            advice.append(_NO_VERSION_ADVICE)
+        elif self.failure is not None:
+            advice.append(advice_of(self.failure))
+        elif left_ms is None:
+            advice.append("Nothing to do.")
+        if effect is Effect.STOPS and kind is not _HELPED_BY_RESET:
+            advice.append("Resetting the connection does not help.")
+        if left_ms is not None:
+            retries = "only when something is due"
+            if left_ms > _NEVER_MS:
+                retries = "never by itself"
+            elif left_ms:
+                retries = f"only in {shown_duration(left_ms)}"
+            advice.append(f"Synapse retries {retries}: reset the connection.")
+        return " ".join(advice)
 
 
 def message_of(failure: Failure) -> str:
@@ -167,12 +177,6 @@ def detail_of(failure: Failure) -> str:
 def advice_of(failure: Failure) -> str:
     """Return what to do: sentences."""
     return _filled(_words(failure)[2], failure)
-
-
-def fault_of(failure: Failure) -> Fault:
-    """Return whose fault it is."""
-    fault = failure.reason.fault if failure.reason else None
-    return fault or failure.kind.fault
 
 
 def lowered(text: str) -> str:

@@ -18,6 +18,7 @@ from pydantic import Field, create_model
 
 from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.diagnosis.findings import Diagnosis, Stage
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import FailureKind, Reason
 from synapse_federation_admin.failures.text import detail_of, message_of
@@ -39,11 +40,15 @@ _KEYS: Mapping[type[Any], str] = {
     "oldest_to_device_ts device_list_updates",
     Contact: "duration_ms server error=failure",
     Correlation: "verdict explanation last_hour last_15_minutes=lately",
+    Diagnosis: "destination checked_ts duration_ms instance verdict=situation.verdict "
+    "kind=situation.kind reason=situation.reason fault=situation.fault "
+    "explanation=situation.explanation advice=situation.advice stages stored",
     RecentAttempts: "tried=total failing began share shared=causes",
     RecordedFailure: "kind message first_ts last_ts count instance",
     Run: "id=run_id action status user_id=actor.user_id puppeted_by=actor.puppeted_by "
     "reason criteria options created_ts started_ts updated_ts ended_ts matched done "
     "outcomes totals errors error rate_per_second",
+    Stage: "name outcome kind reason message duration_ms findings",
     SharedCause: "type value destinations began",
 }
 
@@ -128,6 +133,8 @@ def type_of(kind: Any) -> Any:
     arguments, origin = get_args(kind), get_origin(kind)
     if kind is object:
         return Any
+    if kind is FailureKind:
+        return Kind
     if origin is Annotated:
         # A text that is one of an Enum's values, or what a later release has written.
         if arguments[1] is FailureKind:
