@@ -69,9 +69,9 @@ class Burst:
 class Health:
     """Polls `/health` over one connection until it is stopped."""
 
-    def __init__(self, port: int) -> None:
-        """Start to poll."""
-        self._child = _child({"do": "health", "port": port})
+    def __init__(self, port: int, pause_s: float = _HEALTH_PAUSE_S) -> None:
+        """Start to poll, and pause after each answer."""
+        self._child = _child({"do": "health", "port": port, "pause_s": pause_s})
         assert self._child.stdout is not None
         self._child.stdout.readline()
         self._samples: list[tuple[float, float]] = []
@@ -181,21 +181,21 @@ def _ask(task: Json) -> Json:
 def _main() -> None:
     task: Json = json.loads(sys.stdin.readline())
     if task["do"] == "health":
-        _poll_health(task["port"])
+        _poll_health(task["port"], task["pause_s"])
     elif task["do"] == "read":
         print(json.dumps(_read(task)))
     else:
         print(json.dumps(asyncio.run(_burst(task))))
 
 
-def _poll_health(port: int) -> None:
+def _poll_health(port: int, pause_s: float) -> None:
     # Else the time for which this process waits for a core counts as the server's.
     with suppress(OSError):
         os.nice(-10)
     samples: list[tuple[float, float]] = []
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     print("started", flush=True)
-    while not select.select([sys.stdin], [], [], _HEALTH_PAUSE_S)[0]:
+    while not select.select([sys.stdin], [], [], pause_s)[0]:
         start = time.monotonic()
         try:
             connection.request("GET", "/health")

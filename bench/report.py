@@ -58,8 +58,9 @@ BEFORE, BEFORE_INDEXED = "before", "before, `indexes: true`"
 _INTRODUCTION = """\
 # Benchmarks
 
-This page is written by `python bench/scale.py`, and its last section by
-`python bench/history.py`, which `tox -e bench` runs: do not edit it by hand.
+This page is written by `python bench/scale.py`, and its last sections by
+`python bench/idle.py` and `python bench/traffic.py`, which `tox -e bench` runs: do not
+edit it by hand.
 
 Stock Synapse and Synapse with the module run side by side on identical copies of one
 database, one process each, on the machine below. The same requests go to each of them
@@ -88,22 +89,23 @@ is sent meanwhile: no process is a federation sender.
 """
 
 
-HISTORY = "## Failures and outages"
-"""The heading of the last section of the page, which is written by itself."""
+IDLE, TRAFFIC = "## Doing nothing", "## Federation traffic"
+"""The headings of the last sections of the page, which are written by themselves."""
 
 
 def replace_section(page: Path, heading: str, section: str) -> str:
-    """Return a page with another last section, or with one if it has none."""
+    """Return a page with another section, or with one more if it has none such."""
     text = page.read_text("utf-8") if page.exists() else ""
-    before = text.partition(heading)[0].rstrip()
-    return f"{before}\n\n{heading}\n\n{section}".strip() + "\n"
+    before, _, rest = text.partition(heading)
+    _, next_, after = rest.partition("\n## ")
+    return f"{before.rstrip()}\n\n{heading}\n\n{section}\n{next_}{after}".lstrip()
 
 
-def section_of(page: Path, heading: str) -> str:
-    """Return the last section of a page, with its heading; "" if it has none."""
+def sections_from(page: Path, heading: str) -> str:
+    """Return a section of a page and those after it; "" if it has none such."""
     text = page.read_text("utf-8") if page.exists() else ""
-    _, found, section = text.partition(heading)
-    return f"\n{found}{section}" if found else ""
+    _, found, sections = text.partition(heading)
+    return f"\n{found}{sections}" if found else ""
 
 
 def machine_and_versions(postgres: str | None) -> str:

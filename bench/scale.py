@@ -102,8 +102,8 @@ def main() -> int:
     )
     print(text)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    kept_section = report.section_of(options.output, report.HISTORY)
-    options.output.write_text(text + kept_section, encoding="utf-8")
+    kept_sections = report.sections_from(options.output, report.IDLE)
+    options.output.write_text(text + kept_sections, encoding="utf-8")
     say(f"All of it took {(time.monotonic() - started) / 60:.1f} minutes")
     return 1 if _remarks else 0
 

@@ -32,9 +32,11 @@ _WAIT_MS = 150
 _CHEAP_MS = 50
 _REST_FACTOR = 10
 
-# On SQLite, in how many transactions the rooms that wait are counted: with a million
-# destinations, one would hold the homeserver's only connection for over a second.
+# On SQLite, in how many transactions the rooms that wait are counted if that takes
+# longer, or is not known yet: with a million destinations, one would hold the
+# homeserver's only connection for over a second.
 _PARTS = 4
+_LONG_MS = 200
 
 
 class FailureAge(Enum):
@@ -121,6 +123,8 @@ class SummaryStore:
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
         self._backlog: TotalBacklog | None = None
+        # How long the last backlog took to read.
+        self._took_ms = _LONG_MS
         # The times, in ms, at which no backlog is read, as the last one was costly.
         self._rest = range(0)
 
@@ -159,19 +163,24 @@ class SummaryStore:
             self._backlog = await self._read_backlog(began_ms)
         finally:
             ended_ms = self._homeserver.now_ms()
-            took_ms = ended_ms - began_ms
+            self._took_ms = took_ms = ended_ms - began_ms
             rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
             self._rest = range(ended_ms, ended_ms + rest_ms)
         return self._backlog
 
     async def _read_backlog(self, now_ms: int) -> TotalBacklog:
         parts = [Sql("TRUE")]
-        if not self._homeserver.is_postgres:
+        if not self._homeserver.is_postgres and self._took_ms >= _LONG_MS:
             parts = [Sql("w.rowid % ? = ?", (_PARTS, part)) for part in range(_PARTS)]
-        counts = [(await self._read(_count_rooms(part)))[0] for part in parts]
-        ((to_device, oldest_ts, oldest_stuck_ts),) = await self._read(_SUM_TO_DEVICE)
-        ((device_lists,),) = await self._read(_COUNT_DEVICE_LISTS)
-        unlisted = await self._read(_UNLISTED)
+        *rest, last = map(_count_rooms, parts)
+        counts = [found for part in rest for (found,) in await self._read(part)]
+        (
+            (last_count,),
+            ((to_device, oldest_ts, oldest_stuck_ts),),
+            ((device_lists,),),
+            unlisted,
+        ) = await self._read(last, _SUM_TO_DEVICE, _COUNT_DEVICE_LISTS, _UNLISTED)
+        counts.append(last_count)
         return TotalBacklog(
             as_of_ts=now_ms,
             rooms=sum(count for count, _ in counts),
@@ -184,15 +193,18 @@ class SummaryStore:
             unlisted_sample=tuple(name for name, _ in unlisted),
         )
 
-    async def _read(self, statement: Sql) -> list[tuple[Any, ...]]:
-        """Read part of the backlog."""
+    async def _read(self, *statements: Sql) -> list[list[tuple[Any, ...]]]:
+        """Read parts of the backlog, in one transaction."""
 
-        def read_txn(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
+        def read_txn(txn: LoggingTransaction) -> list[list[tuple[Any, ...]]]:
             if self._homeserver.is_postgres:
                 # Nobody waits for it: one CPU is enough.
                 txn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
-            txn.execute(statement.text, statement.args)
-            return txn.fetchall()
+            found = []
+            for statement in statements:
+                txn.execute(statement.text, statement.args)
+                found.append(txn.fetchall())
+            return found
 
         return await self._homeserver.run_db_interaction(
             "federation_admin_summary_backlog", read_txn

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the gauges among the metrics up to date, on the process with background tasks.
 
-A scrape reads what was counted last: it never waits for the database.
+A scrape reads what was counted last: it never waits for the database. Where nobody
+scrapes, nothing is counted.
 """
 
 from synapse_federation_admin.destinations.summary import SummaryStore
@@ -20,10 +21,14 @@ from synapse_federation_admin.homeserver.metrics import (
     UPDATED,
 )
 
-_EVERY_MS = 60_000
-
-# How soon after the start: when outages are up to date.
+# How old the gauges may become; how often it is looked whether anybody has read them,
+# and how soon after the start: when outages are up to date.
+_EVERY_MS = 120_000
+_LOOK_EVERY_MS = 10_000
 _FIRST_MS = 5000
+
+# How old the correlation may be, which is read once a minute for other things.
+_CORRELATION_MS = 90_000
 
 
 class Monitor:
@@ -40,16 +45,35 @@ class Monitor:
         self._summary = summary
         self._history = history
         self._recent_attempts = recent_attempts
+        self._updated_ts = homeserver.now_ms()
+        self._next_ts = 0
+        self._is_read = False
 
     def start(self) -> None:
         """Begin, if this process runs background tasks."""
         if self._homeserver.runs_background_tasks:
+            self._homeserver.metrics(UPDATED).set_function(self._read)
             self._homeserver.every(
                 "federation_admin_monitor",
-                _EVERY_MS,
-                self.update,
+                _LOOK_EVERY_MS,
+                self._update_if_read,
                 first_after_ms=_FIRST_MS,
             )
+
+    def _read(self) -> float:
+        """Tell when the gauges were updated, and take note that they are read.
+
+        Perhaps on a thread of Prometheus's client.
+        """
+        self._is_read = True
+        return self._updated_ts / 1000
+
+    async def _update_if_read(self) -> None:
+        now_ts = self._homeserver.now_ms()
+        if self._is_read and now_ts >= self._next_ts:
+            await self.update()
+            self._is_read = False
+            self._next_ts = now_ts + _EVERY_MS
 
     async def update(self) -> None:
         """Bring all gauges up to date. Raises what the database raises."""
@@ -74,12 +98,12 @@ class Monitor:
         failing = by_every_kind(summary.failing, await self._history.failing_by_kind())
         for kind, count in failing.items():
             metrics(FAILING, kind).set(count)
-        correlation = await self._recent_attempts.correlation()
+        correlation = await self._recent_attempts.correlation(_CORRELATION_MS)
         for verdict in CorrelationVerdict:
             metrics(OUTLOOK, verdict.value).set(verdict is correlation.verdict)
         metrics(TRIED, "failed").set(correlation.last_hour.failing)
         metrics(TRIED, "succeeded").set(correlation.last_hour.succeeded)
-        metrics(UPDATED).set(now_ts / 1000)
+        self._updated_ts = now_ts
 
 
 def _age_s(now_ts: int, since_ts: int | None) -> float:

@@ -4,12 +4,13 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from synapse.module_api import LoggingTransaction
+
 from synapse_federation_admin import limits
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.recent_attempts import (
-    RecentAttempts,
     not_looked_up_txn,
     recent_attempts_txn,
 )
@@ -38,6 +39,8 @@ class RecentAttemptsStore:
         self._homeserver = homeserver
         self._tables = tables
         self._find_addresses = find_addresses
+        # What was read last, and when.
+        self._latest: tuple[int, Correlation] | None = None
 
     def start(self) -> None:
         """Begin to look where servers lead that began to fail together.
@@ -52,25 +55,33 @@ class RecentAttemptsStore:
                 first_after_ms=_FIRST_MS,
             )
 
-    async def correlation(self) -> Correlation:
-        """Tell whether servers fail together; once for all who ask at the same time."""
+    async def correlation(self, max_age_ms: int = 0) -> Correlation:
+        """Tell whether servers fail together; once for all who ask at the same time.
+
+        Args:
+            max_age_ms: What was read before is good enough if it is no older.
+        """
+        now_ts = self._homeserver.now_ms()
+        if self._latest and now_ts - max_age_ms < self._latest[0] <= now_ts:
+            return self._latest[1]
         return await self._homeserver.single_flight.run(
             "federation_admin_outlook", (), self._correlation
         )
 
     async def _correlation(self) -> Correlation:
-        return correlate(await self._tried(_HOUR_MS), await self._tried(_LATELY_MS))
+        now_ts = self._homeserver.now_ms()
+        is_postgres = self._homeserver.is_postgres
 
-    async def _tried(self, window_ms: int) -> RecentAttempts:
-        return await self._tables.run(
-            "federation_admin_outlook",
-            partial(
-                recent_attempts_txn,
-                window_ms=window_ms,
-                now_ts=self._homeserver.now_ms(),
-                is_postgres=self._homeserver.is_postgres,
-            ),
-        )
+        def correlation_txn(txn: LoggingTransaction) -> Correlation:
+            hour, lately = (
+                recent_attempts_txn(txn, window_ms, now_ts, is_postgres=is_postgres)
+                for window_ms in (_HOUR_MS, _LATELY_MS)
+            )
+            return correlate(hour, lately)
+
+        found = await self._tables.run("federation_admin_outlook", correlation_txn)
+        self._latest = now_ts, found
+        return found
 
     async def look_up(self) -> None:
         """Find out where destinations lead that began to fail together.
@@ -78,7 +89,7 @@ class RecentAttemptsStore:
         On the process that runs background tasks, now and then.
         """
         now_ts = self._homeserver.now_ms()
-        if (await self._tried(_HOUR_MS)).began < _WORTH_LOOKING:
+        if (await self.correlation()).last_hour.began < _WORTH_LOOKING:
             return
         names = await self._tables.run(
             "federation_admin_addresses",

@@ -27,8 +27,8 @@ KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
 
 # After a round of periodic work: how many times as long as it took to wait at least,
 # but not longer than this.
-_REST_FACTOR = 50
-_LONGEST_REST_MS = 300_000
+_REST_FACTOR = 100
+_LONGEST_REST_MS = 600_000
 
 # When to try again where the database is away, at the latest.
 _AGAIN_MS = 60_000

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _ACTION = "federation_admin_reconnects"
 
-_LOOK_EVERY_MS = 300_000
+_LOOK_EVERY_MS = 600_000
 _FIRST_LOOK_MS = 1000
 
 

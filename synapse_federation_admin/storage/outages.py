@@ -141,10 +141,10 @@ def spans_txn(
 
 def count_kinds_txn(txn: LoggingTransaction) -> dict[str, int]:
     """Return how many destinations fail for which reason, where that is known."""
-    # On SQLite, the order of a CROSS JOIN is kept: one table as it lies on the disk.
+    # On SQLite, the order of a CROSS JOIN is kept: most destinations have no outage.
     txn.execute(
-        f"SELECT o.last_kind, COUNT(*) FROM destinations AS d "  # noqa: S608
-        f"CROSS JOIN {OPEN_OUTAGES} AS o WHERE o.destination = d.destination "
+        f"SELECT o.last_kind, COUNT(*) FROM {OPEN_OUTAGES} AS o "  # noqa: S608
+        f"CROSS JOIN destinations AS d WHERE o.destination = d.destination "
         f"AND o.last_kind IS NOT NULL AND {FAILING} GROUP BY o.last_kind"
     )
     return {kind: int(count) for kind, count in txn.fetchall()}
