@@ -172,8 +172,6 @@ class ListPropertiesTest(ModuleTestCase):
         self.assertEqual(self.walk(wanted, sort, limit), expected)
         for most in (10**9, limit, 2 * limit):
             self.assertEqual(self.result(self.collect(of, most)), expected[:most])
-        backwards = of.read(None, limit, reverse=True)
-        self.assertEqual(self.result(backwards), expected[::-1][:limit])
         for offset in {1, limit, len(expected) // 2, len(expected) - 1}:
             if 0 < offset < len(expected):
                 found = of.position_at(offset, len(expected))

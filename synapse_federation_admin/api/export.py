@@ -5,6 +5,8 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from synapse.module_api import JsonDict
+
 from synapse_federation_admin.api._base import Asked, Services
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import (
@@ -17,13 +19,10 @@ from synapse_federation_admin.api._stream import respond_in_chunks
 from synapse_federation_admin.api.schemas.destinations import (
     ExportFormat,
     ExportQuery,
-    Include,
     ListedDestination,
 )
-from synapse_federation_admin.api.schemas.values import model_of
-from synapse_federation_admin.api.v2_destinations import render_rows
+from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.backlog import Backlog
-from synapse_federation_admin.destinations.values import Destination
 
 # How many rows with their backlog are written at a time.
 _BACKLOG_PIECE = 1000
@@ -32,7 +31,6 @@ _CONTENT_TYPES = {
     ExportFormat.NDJSON: "application/x-ndjson",
     ExportFormat.CSV: "text/csv; charset=utf-8; header=present",
 }
-_ENDS = {ExportFormat.NDJSON: "\n", ExportFormat.CSV: "\r\n"}
 
 
 @operation(ExportQuery, ListedDestination, media_types=tuple(_CONTENT_TYPES.values()))
@@ -56,9 +54,10 @@ async def export_destinations(asked: Asked, query: ExportQuery) -> None:
 async def _chunks(
     services: Services, query: ExportQuery
 ) -> AsyncGenerator[bytes, None]:
-    includes_backlog = bool(query.include)
-    end = _ENDS[query.format]
-    if query.format is ExportFormat.CSV:
+    is_csv, includes_backlog = query.format is ExportFormat.CSV, bool(query.include)
+    encode, end = (csv_line, "\r\n") if is_csv else (encode_v2, "\n")
+    is_allowed = services.homeserver.is_allowed
+    if is_csv:
         added = model_of(Backlog).model_fields if includes_backlog else ()
         yield f"{csv_fields((*CSV_COLUMNS, *added))}{end}".encode("ascii")
     pieces = services.reader.of(query.wanted, query.sort).pieces(None)
@@ -68,30 +67,21 @@ async def _chunks(
             size = _BACKLOG_PIECE if includes_backlog else len(rows)
             for begin in range(0, len(rows), size):
                 part = rows[begin : begin + size]
-                lines = (
-                    await _lines_with_backlog(services, part, query.format)
-                    if includes_backlog
-                    else _lines(services, part, query.format)
-                )
+                now_ms = services.homeserver.now_ms()
+                lines = [
+                    encode(row, now_ms, allowed=is_allowed(row.destination))
+                    for row in part
+                ]
+                if includes_backlog:
+                    found = await services.backlog.of([row.destination for row in part])
+                    lines = [
+                        _with_backlog(line, shown(found[row.destination]), is_csv)
+                        for line, row in zip(lines, part, strict=True)
+                    ]
                 yield f"{end.join(lines)}{end}".encode()
 
 
-def _lines(
-    services: Services, rows: list[Destination], format_: ExportFormat
-) -> list[str]:
-    encode = csv_line if format_ is ExportFormat.CSV else encode_v2
-    now_ms = services.homeserver.now_ms()
-    is_allowed = services.homeserver.is_allowed
-    return [encode(row, now_ms, allowed=is_allowed(row.destination)) for row in rows]
-
-
-async def _lines_with_backlog(
-    services: Services, rows: list[Destination], format_: ExportFormat
-) -> list[str]:
-    found = await render_rows(services, rows, (Include.BACKLOG,))
-    if format_ is ExportFormat.NDJSON:
-        return [json.dumps(row, separators=(",", ":")) for row in found]
-    return [
-        f"{line},{csv_fields(list(row['backlog'].values()))}"
-        for line, row in zip(_lines(services, rows, format_), found, strict=True)
-    ]
+def _with_backlog(line: str, backlog: JsonDict, is_csv: bool) -> str:
+    if is_csv:
+        return f"{line},{csv_fields(list(backlog.values()))}"
+    return f'{line[:-1]},"backlog":{json.dumps(backlog, separators=(",", ":"))}}}'

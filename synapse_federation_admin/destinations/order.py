@@ -96,7 +96,11 @@ _COLUMNS = {
 
 
 def segments(
-    sort: Sort, after: Position | None, *, indexed: bool, reverse: bool
+    sort: Sort,
+    after: Position | None,
+    *,
+    indexed: bool = False,
+    reverse: bool = False,
 ) -> list[Segment]:
     """Cut a sorted list, or what of it comes behind a position, into segments.
 

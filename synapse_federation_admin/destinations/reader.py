@@ -130,22 +130,19 @@ class DestinationList:
 
         return await self._once("count", (), count_txn)
 
-    async def read(
-        self, after: Position | None, limit: int, *, reverse: bool = False
-    ) -> list[Destination]:
+    async def read(self, after: Position | None, limit: int) -> list[Destination]:
         """Read the next rows; once for all who ask at the same time.
 
         Args:
             after: Where to begin: behind this; None is at the start.
             limit: The most rows to return. All of them are held in memory.
-            reverse: Read the list from its end.
         """
         if limit == 0 or not await self._prepare():
             return []
-        read_txn = partial(self._read_txn, after=after, limit=limit, reverse=reverse)
+        read_txn = partial(self._read_txn, after=after, limit=limit)
         if self._is_by_key:
             return await self._reader.run(read_txn)
-        return await self._once("read", (after, limit, reverse), read_txn)
+        return await self._once("read", (after, limit), read_txn)
 
     async def pieces(
         self, after: Position | None, limit: int = sys.maxsize
@@ -194,7 +191,7 @@ class DestinationList:
 
         What many wait for is kept for longer than it is needed.
         """
-        read_txn = partial(self._read_txn, after=after, limit=limit, reverse=False)
+        read_txn = partial(self._read_txn, after=after, limit=limit)
         return run_in_background(self._reader.pass_over, read_txn)
 
     async def position_at(self, offset: int, total: int) -> Position | None:
@@ -222,7 +219,7 @@ class DestinationList:
         """Return the position of the row behind `skipped` others."""
         # The name alone is in the primary key, which is then all that is read.
         columns = "destination" if self.sort.is_by_name else DESTINATION_COLUMNS
-        parts = self._segments(None, reverse=reverse)
+        parts = segments(self.sort, None, reverse=reverse)
         for segment in parts:
             kept = where([*segment.where, *self._conditions()])
             if segment is not parts[-1]:
@@ -245,23 +242,14 @@ class DestinationList:
         return None
 
     def _read_txn(
-        self,
-        txn: LoggingTransaction,
-        after: Position | None,
-        limit: int,
-        reverse: bool,
+        self, txn: LoggingTransaction, after: Position | None, limit: int
     ) -> list[Destination]:
         """Return the next rows, segment by segment."""
         rows: list[Destination] = []
-        for segment in self._segments(after, reverse=reverse):
+        for segment in segments(self.sort, after, indexed=self._reader.indexed):
             if len(rows) < limit:
                 rows += self._segment_txn(txn, segment, limit - len(rows))
         return rows
-
-    def _segments(self, after: Position | None, *, reverse: bool) -> list[Segment]:
-        """Return the segments of what comes behind a position."""
-        indexed = self._reader.indexed
-        return segments(self.sort, after, indexed=indexed, reverse=reverse)
 
     def _segment_txn(
         self, txn: LoggingTransaction, segment: Segment, limit: int
