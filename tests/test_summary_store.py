@@ -92,14 +92,6 @@ class SummaryTestCase(SummaryTestCaseBase):
             },
         )
 
-    def test_age_without_failure_ts(self) -> None:
-        """Where failure_ts is NULL, the last failed attempt's time stands for it."""
-        now_ms = self.clock.time_msec()
-        self.add_destination("a", now_ms - HOUR_MS, 1, None)
-        found = self.get().failing_by_age
-        self.assertEqual(found[FailureAge.UNDER_1D], 1)
-        self.assertEqual(sum(found.values()), 1)
-
     def test_sample(self) -> None:
         """Ten names without a row are told, however many there are."""
         for number in range(6):
