@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ from synapse.util import retryutils
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
-from synapse_federation_admin.playground.processes import free_port, wait_until
+from synapse_federation_admin.playground.processes import (
+    WaitTimeoutError,
+    free_port,
+    wait_until,
+)
 from synapse_federation_admin.playground.remote import (
     Behaviour,
     MessageKind,
@@ -185,14 +189,19 @@ class World:
                 "the sender to notice it",
                 30,
             )
-        # A sender that is about to end its loop does not see what comes now, and
-        # nothing tells when it has ended.
-        time.sleep(1)
         changing.switch(Behaviour.HEALTHY)
         for home in self.homes:
             text = f"{home.name} {time.monotonic()}"
-            home.client.send_to_device(f"@x:{changing_name}", text)
-            changing.wait_for_message(MessageKind.TO_DEVICE, text, 30)
+
+            def arrives(home: Home = home, text: str = text) -> bool:
+                # A sender that is about to end its loop does not see what comes now.
+                home.client.send_to_device(f"@x:{changing_name}", text)
+                with suppress(WaitTimeoutError):
+                    changing.wait_for_message(MessageKind.TO_DEVICE, text, 2)
+                    return True
+                return False
+
+            wait_until(arrives, "a message to arrive", 30)
             home.client.query_keys(f"@x:{changing_name}")
         expected = {
             name: before.get(name, 0) + 1 for name in (*self.names, changing_name)

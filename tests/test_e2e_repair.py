@@ -198,7 +198,11 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     postgres = cluster.synapse.postgres
     assert postgres is not None
     postgres.go_down()
-    time.sleep(2)
+    wait_until(
+        lambda: "A run waits for the database" in cluster.synapse.log_tail(MAIN, 1000),
+        "the run to meet it",
+        30,
+    )
     postgres.come_back()
     found = _wait_for_end(client, run["id"])
     assert (found["status"], found["matched"]) == ("complete", len(names))
