@@ -214,8 +214,7 @@ class ReadTestCase(AuditTestCase):
     def test_random_pages(self) -> None:
         """Page by page, in both directions, each entry comes exactly once, in order.
 
-        Also where many began at the same time, where a filter thins them out, and
-        wherever the windows end that one transaction looks at.
+        Also where many began at the same time, and where a filter thins them out.
         """
         rng = random.Random(1)
         entries = [
@@ -242,12 +241,11 @@ class ReadTestCase(AuditTestCase):
                 e.action == "reset" and 3 <= e.ts < 9 and e.outcome == "a"
             ),
         }
-        for window, limit in ((1, 7), (5, 4), (5, 30), (7, 90), (90, 89), (1000, 91)):
-            with mock.patch.object(module, "_WINDOW", window):
-                for query, keeps in filters.items():
-                    ids = [entry.entry_id for entry in entries if keeps(entry)]
-                    self.assertEqual(self.walk(f"limit={limit}&dir=f{query}"), ids)
-                    self.assertEqual(self.walk(f"limit={limit}{query}"), ids[::-1])
+        for limit in (7, 30, 90, 91):
+            for query, keeps in filters.items():
+                ids = [entry.entry_id for entry in entries if keeps(entry)]
+                self.assertEqual(self.walk(f"limit={limit}&dir=f{query}"), ids)
+                self.assertEqual(self.walk(f"limit={limit}{query}"), ids[::-1])
 
     def test_written_meanwhile(self) -> None:
         """What is written while somebody pages makes no other entry come twice."""

@@ -5,7 +5,6 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import attr
@@ -49,9 +48,6 @@ _COLUMNS = (
     *("instance", "outcome", "reason", "run_id", "ended_ts", "details"),
 )
 _SELECTED = ", ".join(_COLUMNS)
-
-# How many entries one transaction looks at.
-_WINDOW = 5000
 
 # What may take long is in the log when it begins, too.
 _LOGGED_TWICE = frozenset(
@@ -270,88 +266,42 @@ class Audit:
             limit: The most entries to return.
             oldest_first: In which order; else the newest comes first.
         """
-        found: list[AuditEntry] = []
-        begin, is_more = after, True
-        while is_more and len(found) < limit:
-            read_txn = partial(
-                _read_window,
-                wanted=wanted,
-                after=begin,
-                limit=limit - len(found),
-                oldest_first=oldest_first,
+        beyond, order = (">", "ASC") if oldest_first else ("<", "DESC")
+        conditions = _conditions(wanted)
+        if after is not None:
+            conditions.append(Sql(f"(ts, entry_id) {beyond} (?, ?)", after))
+        which = where(conditions)
+
+        def read_txn(txn: LoggingTransaction) -> list[AuditEntry]:
+            txn.execute(
+                f"SELECT {_SELECTED} FROM federation_admin_audit {which.text} "  # noqa: S608
+                f"ORDER BY ts {order}, entry_id {order} LIMIT ?",
+                (*which.args, limit),
             )
-            entries, begin = await self._tables.run(
-                "federation_admin_read_audit", read_txn
-            )
-            found += entries
-            is_more = begin is not None
-        return found
+            return [_to_entry(row) for row in txn.fetchall()]
+
+        return await self._tables.run("federation_admin_read_audit", read_txn)
 
 
-def _read_window(
-    txn: LoggingTransaction,
-    wanted: AuditFilter,
-    after: AuditPosition | None,
-    limit: int,
-    oldest_first: bool,
-) -> tuple[list[AuditEntry], AuditPosition | None]:
-    """Read the entries wanted among the next ones.
-
-    Returns:
-        The entries, and where the next ones begin; None if there are no more, or if
-        these are as many as were asked for.
-    """
-    beyond, up_to, order = (">", "<=", "ASC") if oldest_first else ("<", ">=", "DESC")
-    ordered = f"ORDER BY ts {order}, entry_id {order} LIMIT"
-    indexed, others = _conditions(wanted)
-    if after is not None:
-        indexed.append(Sql(f"(ts, entry_id) {beyond} (?, ?)", after))
-    end: AuditPosition | None = None
-    if others:
-        which = where(indexed)
-        txn.execute(
-            f"SELECT ts, entry_id FROM federation_admin_audit {which.text} "  # noqa: S608
-            f"{ordered} 1 OFFSET ?",
-            (*which.args, _WINDOW - 1),
-        )
-        for ts, entry_id in txn.fetchall():
-            end = (ts, entry_id)
-            indexed.append(Sql(f"(ts, entry_id) {up_to} (?, ?)", end))
-    which = where([*indexed, *others])
-    txn.execute(
-        f"SELECT {_SELECTED} FROM federation_admin_audit {which.text} "  # noqa: S608
-        f"{ordered} ?",
-        (*which.args, limit),
-    )
-    entries = [_to_entry(row) for row in txn.fetchall()]
-    return entries, None if len(entries) == limit else end
-
-
-def _conditions(wanted: AuditFilter) -> tuple[list[Sql], list[Sql]]:
-    """Return those of a filter's conditions that one index serves, and the others."""
-    actions = tuple(sorted(action.value for action in wanted.actions))
+def _conditions(wanted: AuditFilter) -> list[Sql]:
     found = [
-        Sql(f"{column} = ?", (value,))
-        for column, value in (
-            ("run_id", wanted.run_id),
-            ("destination", wanted.destination),
-            ("action", actions[0] if len(actions) == 1 else None),
-            ("outcome", wanted.outcome),
+        Sql(f"{column} {compared} ?", (value,))
+        for column, compared, value in (
+            ("run_id", "=", wanted.run_id),
+            ("destination", "=", wanted.destination),
+            ("outcome", "=", wanted.outcome),
+            ("ts", ">=", wanted.since_ts),
+            ("ts", "<", wanted.until_ts),
         )
         if value is not None
     ]
-    served = 0 if not found or found[0].text.startswith("outcome") else 1
-    if len(actions) > 1:
+    if wanted.actions:
+        actions = tuple(sorted(action.value for action in wanted.actions))
         found.append(Sql(f"action IN ({marks(actions)})", actions))
     if wanted.user_id is not None:
         user = (wanted.user_id, wanted.user_id)
         found.append(Sql("(user_id = ? OR puppeted_by = ?)", user))
-    times = [
-        Sql(f"ts {compared} ?", (ts,))
-        for compared, ts in ((">=", wanted.since_ts), ("<", wanted.until_ts))
-        if ts is not None
-    ]
-    return [*found[:served], *times], found[served:]
+    return found
 
 
 def _to_row(entry: AuditEntry) -> tuple[str | int | None, ...]:
