@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Begins runs, looks at them, and lets time pass for them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from module_case import V2, ModuleTestCase
 
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.runner import Runner
 
 RUNS = f"{V2}/runs"
@@ -36,6 +40,19 @@ class RunsTestCase(ModuleTestCase):
         """Let time pass, in steps in which background processes get on."""
         for _ in range(max(int(seconds / 0.1), 1)):
             self.pump(0.001)
+
+    @contextmanager
+    def nobody_begins(self) -> Iterator[None]:
+        """Have runs made where no process runs background tasks: they stay scheduled.
+
+        Whoever looks once a minute finds them: see `look`.
+        """
+        with mock.patch.object(Homeserver, "runs_background_tasks", False):
+            yield
+
+    def look(self) -> None:
+        """Have the runner look for runs, as it does once a minute."""
+        self.reactor.advance(61)
 
     def entries(self, run: dict[str, Any]) -> dict[str, list[str]]:
         """Return the outcomes in the audit of a run, by destination."""

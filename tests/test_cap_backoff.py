@@ -79,17 +79,19 @@ class CapBackoffTestCase(RunsTestCase):
 
     def test_recovers_meanwhile(self) -> None:
         """What is not longer any more when its turn comes stays as it is."""
-        with mock.patch.object(type(self.runner), "_begin"):
-            run_id = self.begin("cap_backoff", max_retry_interval_ms=2 * HOUR_MS)
-        job = self.get_success(Job.take(self.runner._runs, run_id))
-        assert job is not None
-        action = self.runner._actions["cap_backoff"]
-        rows = self.runner._rows(job.run, action, list(self.intervals))
-        self.get_success(job.add(rows, "longest.example"))
-        self.add_destination("longest.example", 0, 0, None)
-        self.runner._woken()
-        self.wait(1)
-        run = self.run_of(run_id)
+        prepared = Job.prepared
+
+        async def recover(job: Job) -> bool:
+            await self.store.db_pool.simple_update(
+                "destinations",
+                {"destination": "longest.example"},
+                {"retry_last_ts": 0, "retry_interval": 0, "failure_ts": None},
+                "test",
+            )
+            return await prepared(job)
+
+        with mock.patch.object(Job, "prepared", recover):
+            run = self.complete("cap_backoff", max_retry_interval_ms=2 * HOUR_MS)
         self.assertEqual(run["outcomes"], {"capped": 1, "unchanged": 1})
         self.assertEqual(self.rows()["longest.example"], (0, 0, None))
 

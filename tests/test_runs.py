@@ -164,12 +164,12 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
 
     def test_cancel_before_it_begins(self) -> None:
         """A run that no process has begun yet can be cancelled, and never begins."""
-        with mock.patch.object(runner.Runner, "_begin"):
+        with self.nobody_begins():
             run_id = self.make("reconnect")
         self.assertEqual(self.run_of(run_id)["status"], "scheduled")
         cancelled = self.ask("DELETE", f"{RUNS}/{run_id}").json_body
         self.assertEqual(cancelled["status"], "cancelled")
-        self.runner._woken()
+        self.look()
         self.wait(2)
         self.assertEqual(self.probes, [])
 
@@ -186,7 +186,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         with mock.patch.object(self.runner, "_wake", side_effect=RuntimeError("no")):
             run_id = self.make("forget")
         self.assertEqual(self.run_of(run_id)["status"], "scheduled")
-        self.reactor.advance(61)
+        self.look()
         self.wait(1)
         self.assertEqual(self.run_of(run_id)["status"], "complete")
 
@@ -262,10 +262,10 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
     @parameterized.expand(EVERY_ACTION)
     def test_all_or_nothing(self, action: str) -> None:
         """If the audit can't be written, nothing is changed, counted or taken off."""
-        with mock.patch.object(runner.Runner, "_begin"):
+        with self.nobody_begins():
             run_id = self.make(action)
         self.refuse_changes("federation_admin_audit")
-        self.runner._woken()
+        self.look()
         self.wait(1.5)
         before = self.run_of(run_id)
         self.assertEqual((before["matched"], before["done"]), (30, 0))
@@ -320,23 +320,6 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         run = self.run_of(run_id)
         self.assertEqual((run["status"], run["error"]), ("running", None))
 
-    def test_of_an_earlier_version(self) -> None:
-        """A list of which an earlier version had queued so many is queued whole."""
-        self.add_destination("1.example", 1000, 10**12, 500, 7)
-        with mock.patch.object(runner.Runner, "_begin"):
-            run_id = self.begin("reconnect", destinations=["1.example", *NAMES])
-        self.get_success(
-            self.store.db_pool.simple_update(
-                "federation_admin_runs",
-                {"run_id": run_id},
-                {"prepared_to": "20", "status": "preparing"},
-                "test",
-            )
-        )
-        self.runner._woken()
-        self.wait(1)
-        self.assertEqual(self.run_of(run_id)["matched"], 31)
-
     def test_of_a_later_version(self) -> None:
         """What a later version has written is shown as it is, and left alone."""
         changes = {
@@ -346,7 +329,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
             "outcomes": '{"shining": 3}',
         }
         for column, value in changes.items():
-            with mock.patch.object(runner.Runner, "_begin"):
+            with self.nobody_begins():
                 run_id = self.make("forget")
             self.get_success(
                 self.store.db_pool.simple_update(
@@ -354,7 +337,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
                 )
             )
             if column in ("action", "criteria"):
-                self.runner._woken()
+                self.look()
                 self.wait(1)
                 self.assertEqual(self.audit(f"?run_id={run_id}&action=forget"), [])
             shown = json.loads(value) if value[0] == "{" else value

@@ -13,21 +13,16 @@ from psycopg2.extensions import (
 )
 from synapse.storage.database import LoggingTransaction
 
-from synapse_federation_admin.destinations.values import (
-    DestinationFilter,
-    DestinationStatus,
-)
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.storage import schema as module
 from synapse_federation_admin.storage import versions
 from synapse_federation_admin.storage.definitions import PREFIX, TABLES
-from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import (
     SchemaTooNewError,
     SchemaVersion,
     Tables,
 )
+from synapse_federation_admin.storage.sql import existing_tables
 from synapse_federation_admin.storage.versions import VERSIONS, Version, add_column
 
 NEWEST = SchemaVersion(VERSIONS[-1].number, VERSIONS[-1].compat)
@@ -91,11 +86,12 @@ class TablesTestCase(ModuleTestCase):
         return self.get_success(Tables(self.homeserver).stored_version())
 
     def existing(self) -> set[str]:
-        return self.get_success(
+        found = self.get_success(
             self.homeserver.run_db_interaction(
-                "test", lambda txn: module._existing(txn, self.is_postgres)
+                "test", lambda txn: existing_tables(txn, self.is_postgres)
             )
         )
+        return {name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX)}
 
     def drop(self, *names: str) -> None:
         for name in names or TABLES:
@@ -128,83 +124,6 @@ class TablesTestCase(ModuleTestCase):
             self.get_success(tables.ready())
             self.assertEqual(self.version(), NEWEST)
             self.assertEqual(self.existing(), set(TABLES))
-
-    def make_version_2(self, version: str) -> None:
-        """Make tables as version 2 had them."""
-        self.drop("schema", "runs", "outages")
-        for table, columns in (
-            ("schema", "only_row INTEGER NOT NULL PRIMARY KEY, version INTEGER"),
-            (
-                "outages",
-                "destination TEXT, start_ts BIGINT, end_ts BIGINT, ended TEXT, "
-                "kinds BIGINT NOT NULL, last_kind TEXT",
-            ),
-            (
-                "runs",
-                "run_id TEXT PRIMARY KEY, active INTEGER UNIQUE, status TEXT, entry_id "
-                "TEXT, user_id TEXT, puppeted_by TEXT, reason TEXT, criteria TEXT, "
-                "names TEXT, per_second DOUBLE PRECISION, timeout_ms BIGINT, "
-                "created_ts BIGINT, started_ts BIGINT, updated_ts BIGINT, ended_ts "
-                "BIGINT, runner TEXT, prepared_to TEXT, matched BIGINT, connected "
-                "BIGINT, still_failing BIGINT, no_longer_failing BIGINT, skipped "
-                "BIGINT, errors TEXT, rate DOUBLE PRECISION",
-            ),
-        ):
-            self.run_sql(f"CREATE TABLE {PREFIX}{table} ({columns})")
-        self.run_sql(f"INSERT INTO {PREFIX}schema (only_row, version) {version}")
-        bits = 1 << 8 | 1 << 14
-        self.run_sql(
-            f"INSERT INTO {PREFIX}outages VALUES "
-            f"('a', 1, 2, NULL, {bits}, NULL), ('b', 1, 2, NULL, 0, NULL)"
-        )
-        self.run_sql(f"DELETE FROM {PREFIX}audit")
-        self.run_sql(
-            f"INSERT INTO {PREFIX}audit (entry_id, ts, action, user_id, instance, "
-            "outcome, details) VALUES ('e', 1, 'clamp', '@a:test', 'main', 'done', "
-            "'{}')"
-        )
-        criteria = (
-            '{"wanted": {"name_contains": "", "name_glob": "*.a", "statuses": '
-            '["retry_due"], "failing_for_ms": null, "failures": []}}'
-        )
-        self.run_sql(
-            f"INSERT INTO {PREFIX}runs VALUES ('r', 1, 'running', 'e', '@a:b', "
-            f"NULL, 'why', '{criteria}', NULL, 5, 1000, 1, 2, 3, NULL, 'x', 'm', "
-            "10, 1, 2, 3, 0, '{}', 0.5)"
-        )
-
-    def test_upgraded(self) -> None:
-        """Those of version 2 get what is new, and keep what is in them.
-
-        Whatever the last statement of the upgrade was, or if the last version was not
-        noted down any more.
-        """
-        cases = [*((most, "VALUES (1, 2)") for most in range(20))]
-        for most, version in (*cases, (0, "SELECT 1, 2 LIMIT 0")):
-            self.make_version_2(version)
-            self.interrupt(most)
-            self.ready()
-            self.assertEqual(self.version(), NEWEST)
-            self.assertEqual(self.existing(), set(TABLES))
-            kinds = self.run_sql(
-                f"SELECT kinds FROM {PREFIX}outages ORDER BY destination"
-            )
-            self.assertEqual(kinds, [("connection_timeout tls_failed",), ("",)])
-            actions = self.run_sql(f"SELECT action FROM {PREFIX}audit")
-            self.assertEqual(actions, [("bulk_cap_backoff",)])
-            store = RunStore(self.homeserver, Tables(self.homeserver), mock.Mock())
-            (run,) = self.get_success(store.unended())
-            self.assertEqual((run.action, run.reason), ("reconnect", "why"))
-            self.assertEqual(run.options, {"per_second": 5, "timeout_ms": 1000})
-            outcomes = {"connected": 1, "still_failing": 2, "no_longer_failing": 3}
-            self.assertEqual(run.outcomes, {**outcomes, "skipped": 0})
-            self.assertEqual(run.matched, 10)
-            self.assertEqual(
-                wanted_by(run.criteria),
-                DestinationFilter(
-                    name_glob="*.a", statuses=frozenset({DestinationStatus.RETRY_DUE})
-                ),
-            )
 
     def upgrade_to(self, compat: int) -> None:
         """Have a later version of the module bring its tables."""

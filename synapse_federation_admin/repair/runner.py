@@ -259,9 +259,7 @@ class Runner:
         after = run.prepared_to
         if wanted is None:
             names = await self._runs.names(run.run_id)
-            # What earlier versions have written is how many of them it were.
-            begin_after = "" if after is None or after.isdigit() else after
-            left = sorted(name for name in names if name > begin_after)
+            left = sorted(name for name in names if name > (after or ""))
             for piece in in_pieces(left, limits.DESTINATIONS_QUEUED):
                 yield list(piece)
             return

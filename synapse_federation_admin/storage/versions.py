@@ -83,15 +83,16 @@ _KINDS_OF_BITS = (
 )
 
 # Runs of version 2: each reconnects. What is kept as JSON had other keys, or columns.
+# What one had not queued yet is looked for from the start: it queues nothing twice.
 _COPY_RUNS = """
     INSERT INTO federation_admin_runs (
         run_id, status, entry_id, user_id, puppeted_by, reason, created_ts, started_ts,
-        updated_ts, ended_ts, prepared_to, matched, errors, rate, names, totals, action,
-        criteria, options, outcomes
+        updated_ts, ended_ts, matched, errors, rate, names, totals, action, criteria,
+        options, outcomes
     )
     SELECT
         run_id, status, entry_id, user_id, puppeted_by, reason, created_ts, started_ts,
-        updated_ts, ended_ts, prepared_to, matched, errors, rate,
+        updated_ts, ended_ts, matched, errors, rate,
         COALESCE(names, '[]'), '{}', 'reconnect',
         replace(replace(replace(replace(criteria, '"listed"', '"destinations"'),
             '"wanted"', '"filter"'), '"statuses"', '"status"'),
