@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from synapse.module_api.errors import SynapseError
 
-from synapse_federation_admin.api._paging import _NOT_OF_THE_LIST, Paging
+from synapse_federation_admin.api._paging import Paging
 from synapse_federation_admin.api.audit import AuditQuery
 from synapse_federation_admin.api.runs import RunsQuery
 from synapse_federation_admin.api.schemas.destinations import DestinationsQuery
@@ -29,6 +29,7 @@ VALUES: dict[str, Any] = {
     "since_ts": 0,
     "until_ts": 99,
 }
+NOT_OF_THE_LIST = {"limit", "from_", "include", "total"}
 DIRECTION = {DestinationsQuery: "b", AuditQuery: "f"}
 
 # Every list, with each parameter of its own that makes it another one.
@@ -37,7 +38,7 @@ LISTS: list[tuple[type[Paged], dict[str, Any], tuple[str, ...]]] = [
     *(
         (model, {name: {**VALUES, "dir": DIRECTION[model]}[name]}, ())
         for model in (DestinationsQuery, AuditQuery)
-        for name in sorted(set(model.model_fields) - _NOT_OF_THE_LIST)
+        for name in sorted(set(model.model_fields) - NOT_OF_THE_LIST)
     ),
     (DestinationsQuery, {"status": ["retry_due"]}, ()),
     (DestinationsQuery, {"destination": "a*"}, ()),
