@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from enum import Enum
 from typing import Generic, TypeVar
@@ -86,7 +86,7 @@ async def list_destinations_v1(asked: Asked) -> JsonDict | None:
         ),
         direction=_parse_choice(request, "dir", default=Direction.FORWARDS),
     )
-    wanted = DestinationFilter(name_contains=_parse_text(request, "destination"))
+    wanted = DestinationFilter(name_contains=_parse_text(request, "destination") or "")
     listing = asked.services.reader.of(wanted, sort)
     return await _answer_page(asked, listing, _DESTINATIONS)
 
@@ -163,8 +163,9 @@ async def _answer_page(
     """
     offset = _parse_count(asked.request, "from", default=0)
     limit = _parse_count(asked.request, "limit", default=_DEFAULT_LIMIT)
-    services = asked.services
-    page = Page(services.cursors, listing, offset, limit, _client_of(asked))
+    services, who = asked.services, asked.requester
+    client = (who.user.to_string(), who.access_token_id, who.device_id)
+    page = Page(services.cursors, listing, offset, limit, client)
     if limit <= limits.PLAIN_PAGE:
         rows = [row async for piece in page.pieces() for row in piece]
         return {
@@ -204,23 +205,19 @@ _DESTINATIONS = _Kind(
 _ROOMS = _Kind("rooms", _render_room, _encode_rooms)
 
 
-def _client_of(asked: Asked) -> Hashable:
-    """Return who asks for a page, for what is remembered of their walk."""
-    request, requester = asked.request, asked.requester
-    agent = request.getHeader("User-Agent") or ""
-    return (
-        requester.user.to_string(),
-        requester.access_token_id,
-        requester.device_id,
-        getattr(request.getClientAddress(), "host", None),
-        agent[:200],
-    )
+def _parse_text(request: SynapseRequest, name: str) -> str | None:
+    """Parse a query parameter: the first one, where it is repeated; None if absent.
 
-
-def _first(request: SynapseRequest, name: str) -> bytes | None:
-    """Return a query parameter's value: the first one, where it is repeated."""
-    values = (request.args or {}).get(name.encode())
-    return values[0] if values else None
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter, if it is not UTF-8.
+    """
+    values: Sequence[bytes] = (request.args or {}).get(name.encode(), ())
+    for value in values:
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise invalid_param(f"Query parameter '{name}' must be UTF-8") from None
+    return None
 
 
 def _parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
@@ -229,13 +226,13 @@ def _parse_count(request: SynapseRequest, name: str, *, default: int) -> int:
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter.
     """
-    value = _first(request, name)
+    value = _parse_text(request, name)
     if value is None:
         return default
     # Only ASCII digits: int() also takes "1_000", " 7" and digits of other scripts.
-    if not re.fullmatch(b"[0-9]+", value):
+    if not re.fullmatch("[0-9]+", value):
         raise invalid_param(f"Query parameter '{name}' must be a non-negative integer")
-    digits = value.lstrip(b"0") or b"0"
+    digits = value.lstrip("0") or "0"
     return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
 
 
@@ -253,27 +250,12 @@ def _parse_choice(
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`, naming the parameter and the values.
     """
-    value = _first(request, name)
+    value = _parse_text(request, name)
     if value is None:
         return default
     valid = choices or tuple(type(default))
     for choice in valid:
-        if value == choice.value.encode():
+        if value == choice.value:
             return choice
     names = ", ".join(f"'{choice.value}'" for choice in valid)
     raise invalid_param(f"Query parameter '{name}' must be one of {names}")
-
-
-def _parse_text(request: SynapseRequest, name: str) -> str:
-    """Parse a query parameter that is a text; "" if it is not there.
-
-    Raises:
-        SynapseError: 400 `M_INVALID_PARAM`, naming the parameter, if it is not UTF-8.
-    """
-    value = _first(request, name)
-    if value is None:
-        return ""
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        raise invalid_param(f"Query parameter '{name}' must be UTF-8") from None
