@@ -24,7 +24,6 @@ from report import TRAFFIC, replace_section
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
-from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

@@ -117,7 +117,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             return failure is not None and failure["last_ts"] >= reset_ts
 
         wait_until(is_recorded, "the one that was reset to fail again", 30)
-        # The gauges are brought up to date once in two minutes, the backlog more rarely:
+        # The gauges are brought up to date once in two minutes, the backlog less often:
         # it may be older than a failure. And a jump of the clock can end its reading.
         for jump_s in (200, 125, 125, 125):
             clock.jump(jump_s)
