@@ -12,6 +12,10 @@ import attr
 import pytest
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
+from synapse_federation_admin.diagnosis.server_name import (
+    InvalidServerNameError,
+    ServerName,
+)
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.destinations.backlog import Backlog
@@ -45,10 +49,6 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownRequest,
 )
 from synapse_federation_admin.diagnosis.requests import read_keys
-from synapse_federation_admin.diagnosis.server_name import (
-    InvalidServerNameError,
-    ServerName,
-)
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude

@@ -6,17 +6,12 @@ Synapse makes of it (`synapse/http/federation/matrix_federation_agent.py`).
 """
 
 import re
-import socket
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import attr
-from synapse.module_api import make_deferred_yieldable
-from twisted.internet.defer import CancelledError
-from twisted.names import client as dns_client
 from twisted.names import dns
-from twisted.names.error import DNSNameError, DNSNotImplementedError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
@@ -30,11 +25,12 @@ from synapse_federation_admin.diagnosis.findings import (
     Target,
     TargetAddress,
 )
-from synapse_federation_admin.diagnosis.server_name import ServerName
-from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
+from synapse_federation_admin.diagnosis.way import Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded, word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.homeserver.errors import ObstacleError
+from synapse_federation_admin.homeserver.server_name import ServerName
 
 _DEFAULT_PORT = 8448
 
@@ -170,27 +166,18 @@ async def _resolve(way: Way, name: ServerName) -> _Resolution:
 
 
 async def _look_up_services(way: Way, service: str) -> Services:
-    async def look_up() -> Sequence[dns.RRHeader]:
-        answers, _, _ = await make_deferred_yieldable(
-            dns_client.lookupService(service.encode("ascii"))
-        )
-        found: Sequence[dns.RRHeader] = answers
-        return found
-
     try:
-        answers = await way.within(way.left_ms(_SHARE_SERVICES), look_up)
-    except (DNSNameError, DNSNotImplementedError):
-        # Synapse takes both for there being none.
-        answers = ()
+        answers = await way.outbound.look_up_services(
+            service, way.left_ms(_SHARE_SERVICES)
+        )
     except Exception as e:
         # What the resolver, or the name server, makes of it; or the time is over.
-        if isinstance(e, TimeIsOver | CancelledError):
-            failure = dns_failed(service, Reason.DNS_NO_ANSWER)
-        else:
-            failure = failure_of(e)
-            if failure.is_ours:
-                raise
-            failure = dns_failed(service, Reason.DNS_SERVER_FAILURE, failure)
+        failure = failure_of(e)
+        if failure.is_ours:
+            raise
+        reason = failure.reason or Reason.DNS_SERVER_FAILURE
+        facts = attr.evolve(failure.facts, host=bounded(service))
+        failure = Failure(FailureKind.DNS_FAILED, reason, facts)
         return Services(failure=failure, cached=_cached(way, service))
     found: list[Any] = [a for a in answers if isinstance(a.payload, dns.Record_SRV)]
     records = [
@@ -257,10 +244,8 @@ async def _look_up_target(
         return attr.evolve(target, via_proxy=True)
     try:
         addresses = await look_up(way, host, port, as_server_name=as_server_name)
-    except TimeIsOver:
-        return attr.evolve(target, error=dns_failed(host, Reason.DNS_NO_ANSWER))
-    except (OSError, UnicodeError) as e:
-        return attr.evolve(target, error=why_no_address(e, host))
+    except ObstacleError as e:
+        return attr.evolve(target, error=failure_of(e))
     # Those that are blocked are told before all others.
     told = sorted(addresses, key=addresses.__getitem__, reverse=True)
     blocked = [address for address in told if addresses[address]]
@@ -287,40 +272,13 @@ async def look_up(
     """Look a host up: see `Outbound.look_up`.
 
     Raises:
-        twisted.internet.defer.TimeoutError: There was no answer in time.
-        OSError: There are no addresses.
-        UnicodeError: It can be no host name.
+        ObstacleError: There are none, or that is not known.
     """
-    look = partial(way.outbound.look_up, host, port, as_server_name=as_server_name)
-    return await way.within(way.left_ms(_SHARE_ADDRESSES), look)
-
-
-def why_no_address(error: OSError | UnicodeError, host: str) -> Failure:
-    """Tell why the operating system finds no address of a host name."""
-    if isinstance(error, UnicodeError):
-        return dns_not_found(host, Reason.NO_HOST_NAME)
-    if isinstance(error, socket.gaierror):
-        if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-            return dns_not_found(host, Reason.NO_SUCH_HOST)
-        if error.errno == socket.EAI_AGAIN:
-            return dns_failed(host, Reason.DNS_SERVER_FAILURE)
-    facts = Facts(host=bounded(host), said=bounded(str(error)))
-    return Failure(FailureKind.DNS_FAILED, facts=facts)
+    return await way.outbound.look_up(
+        host, port, way.left_ms(_SHARE_ADDRESSES), as_server_name=as_server_name
+    )
 
 
 def dns_not_found(host: str, reason: Reason) -> Failure:
     """Return the failure that there is no address of a host name."""
     return Failure(FailureKind.DNS_NOT_FOUND, reason, Facts(host=bounded(host)))
-
-
-def dns_failed(name: str, reason: Reason, cause: Failure | None = None) -> Failure:
-    """Return the failure to look a name up.
-
-    Args:
-        name: The name.
-        reason: What exactly is wrong.
-        cause: What the resolver has met.
-    """
-    exception = cause.facts.exception if cause else ""
-    facts = Facts(host=bounded(name), exception=exception)
-    return Failure(FailureKind.DNS_FAILED, reason, facts)

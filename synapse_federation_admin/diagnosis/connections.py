@@ -33,12 +33,12 @@ from synapse_federation_admin.diagnosis.findings import (
     Target,
     VersionFindings,
 )
-from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.homeserver.server_name import ServerName
 
 # The share of the time of a diagnosis: to connect, and for all of it.
 _SHARE_CONNECT = 0.25
@@ -185,7 +185,7 @@ class _Attempt:
 
     def _why(self, error: Exception) -> Failure:
         """Tell why there was no answer."""
-        failure = failure_of(error, self._way.outbound.has_addresses)
+        failure = failure_of(error)
         if failure.is_ours or failure.reason is Reason.PROXY:
             return failure
         if failure.kind in (

@@ -2,7 +2,6 @@
 """Makes diagnoses: all stages, side by side where they do not depend on each other."""
 
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -27,19 +26,20 @@ from synapse_federation_admin.diagnosis.findings import (
     StoredFindings,
 )
 from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
-from synapse_federation_admin.diagnosis.server_name import (
-    InvalidServerNameError,
-    ServerName,
-    check_name,
-)
 from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.names import why_not_contacted
+from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.outbound import Outbound
+from synapse_federation_admin.homeserver.server_name import (
+    InvalidServerNameError,
+    ServerName,
+)
 from synapse_federation_admin.storage.records import RecordedFailure
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ _LOOK_MS = 5000
 
 # The time of which the DNS has a share to answer, if it is only asked whether it does.
 _ANSWER_MS = 5000
+
+_NO_ANSWER = (Obstacle.DNS_NO_ANSWER, Obstacle.DNS_SERVER_FAILURE)
 
 _DIRECT = (
     StageName.WELL_KNOWN,
@@ -160,12 +162,10 @@ class Diagnoses:
                 if not server.is_literal:
                     port = server.port or 8448
                     await look_up(self._way(_ANSWER_MS), server.host, port)
-            except TimeIsOver:
-                found.add(name)
             except InvalidServerNameError:
                 return
-            except (OSError, UnicodeError) as e:
-                if getattr(e, "errno", None) == socket.EAI_AGAIN:
+            except ObstacleError as e:
+                if e.obstacle in _NO_ANSWER:
                     found.add(name)
 
         if self._way_out().instances is None:
@@ -197,7 +197,13 @@ class Diagnoses:
     async def _diagnose(self, way: Way, name: str) -> Diagnosis:
         checked_ts = self._homeserver.now_ms()
         begun_ms = way.now_ms
-        stages = Stages({StageName.NAME: check_name(self._homeserver, name)})
+        invalid = why_not_contacted(self._homeserver, name)
+        checked = (
+            Stage.failed(StageName.NAME, invalid)
+            if invalid
+            else Stage(StageName.NAME, StageOutcome.OK)
+        )
+        stages = Stages({StageName.NAME: checked})
         await side_by_side(
             partial(_take, way, stages, self._check_stored(way, name)),
             partial(_guarded, stages, (*_DIRECT, *_ASKED), _check_way, way, name),

@@ -98,7 +98,7 @@ async def _ask(
         # much time again.
         return await way.within(way.left_ms(), get, name, path, args)
     except Exception as e:
-        return failure_of(e, way.outbound.has_addresses)
+        return failure_of(e)
 
 
 def no_keys(error: Failure) -> Failure:

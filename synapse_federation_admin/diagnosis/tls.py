@@ -13,12 +13,12 @@ from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
-from synapse_federation_admin.diagnosis.server_name import ServerName
 from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
+from synapse_federation_admin.homeserver.server_name import ServerName
 
 _DAY_MS = 86_400_000
 

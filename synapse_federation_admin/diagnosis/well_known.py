@@ -14,11 +14,6 @@ import attr
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.addresses import (
-    dns_failed,
-    look_up,
-    why_no_address,
-)
 from synapse_federation_admin.diagnosis.answers import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.findings import (
     CachedWellKnown,
@@ -28,10 +23,6 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     WellKnownFindings,
     WellKnownRequest,
-)
-from synapse_federation_admin.diagnosis.server_name import (
-    InvalidServerNameError,
-    ServerName,
 )
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
 from synapse_federation_admin.failures.bounds import (
@@ -46,6 +37,12 @@ from synapse_federation_admin.failures.kinds import (
     Failure,
     FailureKind,
     Reason,
+)
+from synapse_federation_admin.failures.names import invalid_name
+from synapse_federation_admin.homeserver.network import GRACE_MS
+from synapse_federation_admin.homeserver.server_name import (
+    InvalidServerNameError,
+    ServerName,
 )
 
 # The share of the time of a diagnosis.
@@ -111,13 +108,14 @@ async def _fetch(way: Way, host: str) -> Fetched:
     requests: list[WellKnownRequest] = []
     while True:
         begun_ms = way.now_ms
+        left_ms = max(1, int(ends_ms - begun_ms))
         answer, error = None, None
         try:
             answer = await way.within(
-                max(1, int(ends_ms - begun_ms)),
+                left_ms + GRACE_MS,
                 ask,
                 outbound,
-                outbound.web_agent,
+                outbound.web_agent(left_ms),
                 url,
                 headers,
                 outbound.well_known_max_bytes,
@@ -125,11 +123,9 @@ async def _fetch(way: Way, host: str) -> Fetched:
         except TimeIsOver:
             error = Failure(FailureKind.RESPONSE_TIMEOUT)
         except Exception as e:
-            error = failure_of(e, outbound.has_addresses)
+            error = failure_of(e)
             if error.is_ours:
                 raise
-            if error.kind is FailureKind.DNS_NOT_FOUND:
-                error = await _why_not_found(way, url, error)
         location = answer.header("Location") if answer else None
         body = answer.body if answer else None
         requests.append(
@@ -160,20 +156,6 @@ async def _fetch(way: Way, host: str) -> Fetched:
                 pass
             reason = Reason.REDIRECT_INVALID
         return tuple(requests), None, _unreachable(reason)
-
-
-async def _why_not_found(way: Way, url: str, error: Failure) -> Failure:
-    """Tell a name that is not there from one that the DNS gives no answer about."""
-    host = urlsplit(url).hostname or ""
-    if way.outbound.goes_through_proxy(host):
-        return error
-    try:
-        await look_up(way, host, 443)
-    except TimeIsOver:
-        return dns_failed(host, Reason.DNS_NO_ANSWER)
-    except (OSError, UnicodeError) as e:
-        return why_no_address(e, host)
-    return error
 
 
 def _judge(
@@ -302,6 +284,6 @@ def _read(body: bytes) -> tuple[str | None, Failure | None]:
     try:
         ServerName.parse(m_server)
     except InvalidServerNameError as e:
-        facts = Facts(said=word(m_server) or "", cause=e.failure)
+        facts = Facts(said=word(m_server) or "", cause=invalid_name(e))
         return m_server, invalid(Reason.M_SERVER_INVALID, facts)
     return m_server, None

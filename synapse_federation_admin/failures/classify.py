@@ -8,6 +8,7 @@ Synapse's federation client raises
     RequestSendFailed               everything else; what it wraps is the cause:
       ├ HttpResponseException       an answer of 5xx or 429
       ├ SynapseError                an IP address as server name that is blocked
+      ├ ObstacleError               what our own agents know of the way
       ├ DNSLookupError, twisted.names.error.*
       ├ ConnectError                refused, no route, timed out; by the proxy
       ├ ResponseFailed              its reasons are the cause: TLS, a connection that
@@ -20,13 +21,14 @@ sends it through another process, that one answers 502 with the cause as text
 (`synapse/http/proxy.py`).
 
 What is none of these, nor wrapped in them, is no fault of the other server's but a bug
-on this side: `FailureKind.INTERNAL`, and its traceback is logged.
+on this side: `FailureKind.INTERNAL`, and its traceback is logged. So is, without one,
+that this process has no descriptor, thread or memory left.
 """
 
 import errno
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from traceback import clear_frames
 
@@ -39,11 +41,6 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
-from twisted.web.client import (
-    RequestGenerationFailed,
-    RequestTransmissionFailed,
-    ResponseFailed,
-)
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import (
@@ -54,12 +51,16 @@ from synapse_federation_admin.failures.bounds import (
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
+    NO_RESULTS,
     BodyExceededMaxSize,
     FederationDeniedError,
     HttpResponseException,
     NotRetryingDestination,
+    Obstacle,
+    ObstacleError,
     ProxyConnectError,
-    RequestSendFailed,
+    innermost,
+    is_out_of_resources,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,10 +101,6 @@ _PROXY_KINDS = {
 }
 _PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
 
-# A request that failed for reasons of its own: while it was sent, or its body was made,
-# or answered.
-_HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
-
 _Row = tuple[tuple[type[BaseException], ...], FailureKind, Reason | None]
 
 # What an exception of a type stands for: the first that fits.
@@ -137,6 +134,19 @@ _KINDS: tuple[_Row, ...] = (
     ((NotRetryingDestination,), FailureKind.OTHER, Reason.BACKING_OFF),
 )
 
+# What our own agents tell of.
+_OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
+    Obstacle.NO_SUCH_HOST: (FailureKind.DNS_NOT_FOUND, Reason.NO_SUCH_HOST),
+    Obstacle.NO_HOST_NAME: (FailureKind.DNS_NOT_FOUND, Reason.NO_HOST_NAME),
+    Obstacle.DNS_SERVER_FAILURE: (FailureKind.DNS_FAILED, Reason.DNS_SERVER_FAILURE),
+    Obstacle.DNS_NO_ANSWER: (FailureKind.DNS_FAILED, Reason.DNS_NO_ANSWER),
+    Obstacle.BLOCKED: (FailureKind.IP_BLOCKED, None),
+    Obstacle.NO_SERVICE: (FailureKind.UNREACHABLE, Reason.NO_SERVICE),
+    Obstacle.CLOSED_IN_HANDSHAKE: (FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE),
+    Obstacle.LATE_HANDSHAKE: (FailureKind.RESPONSE_TIMEOUT, Reason.IN_HANDSHAKE),
+    Obstacle.OWN_PROXY: (FailureKind.OTHER, Reason.PROXY),
+}
+
 # Where the exceptions are defined that mean that an answer is no HTTP.
 _HTTP_CLIENT = "twisted.web."
 
@@ -160,30 +170,29 @@ _NO_NAME = ("invalid hostname", "Port out of range")
 _UNVERIFIED = re.compile(
     "certificate verify failed(?:: OpenSSL verification error ([0-9]+))?"
 )
-_NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
 
 
-def failure_of(
-    error: BaseException, has_addresses: Callable[[str], bool] = lambda _: False
-) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """Tell why a request failed.
 
     Args:
         error: What Synapse's federation client has raised.
-        has_addresses: Tells whether a host name has led to addresses. If one has, and
-            Synapse says that there are none, they are blocked.
 
     Returns:
-        The failure. Of the kind INTERNAL, `is_ours`, if it is a bug on this side: it is
-        logged here, and the caller must not take it for one of the other server.
+        The failure. Of the kind INTERNAL, `is_ours`, if it is a bug on this side, or
+        this process has nothing left: it is logged here, and the caller must not take
+        it for one of the other server.
     """
-    cause = _cause_of(error)
+    cause = innermost(error)
+    if is_out_of_resources(cause):
+        logger.warning("A federation request found nothing left to make it: %s", cause)
+        return Failure(FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES)
     if isinstance(cause, HttpResponseException):
         relayed = _relayed_text(cause)
         if relayed is None:
             return http_failure(cause.code, cause.response)
         return Failure(_kind_by_text(relayed), facts=Facts(is_relayed=True))
-    failure = _read(cause, has_addresses, is_of_clients=cause is not error)
+    failure = _read(cause, is_of_clients=cause is not error)
     if failure.is_ours:
         logger.error(
             "Internal error in a federation request; it tells nothing of the other "
@@ -235,25 +244,24 @@ def forget_frames(error: BaseException) -> None:
         reason.cleanFailure()
 
 
-def _cause_of(error: BaseException) -> BaseException:
-    """Return what is wrapped, innermost."""
-    if isinstance(error, RequestSendFailed):
-        return _cause_of(error.inner_exception)
-    if isinstance(error, _HAS_REASONS) and error.reasons:
-        causes = [_cause_of(reason.value) for reason in error.reasons]
-        # A connection that is closed for a reason is closed as well.
-        causes.sort(key=lambda cause: isinstance(cause, net.ConnectionClosed))
-        return causes[0]
-    return error
+def _stopped_by(error: ObstacleError) -> Failure:
+    """Tell what an obstacle means that our own agents have met."""
+    if error.obstacle is Obstacle.BAD_DELEGATION:
+        kind, reason = FailureKind.WELL_KNOWN_INVALID, Reason.M_SERVER_INVALID
+        return Failure(kind, reason, Facts(said=bounded(error.host)))
+    if error.obstacle is Obstacle.LATE_FILE:
+        late = Failure(FailureKind.RESPONSE_TIMEOUT)
+        return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, facts=Facts(cause=late))
+    kind, found = _OBSTACLES[error.obstacle]
+    cause = error.__cause__
+    exception = bounded(f"{type(cause).__name__}: {cause}") if cause else ""
+    return Failure(kind, found, Facts(host=bounded(error.host), exception=exception))
 
 
-def _read(
-    cause: BaseException,
-    has_addresses: Callable[[str], bool],
-    *,
-    is_of_clients: bool,
-) -> Failure:
+def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
     """Tell what an exception means that wraps no other."""
+    if isinstance(cause, ObstacleError):
+        return _stopped_by(cause)
     text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
     facts = Facts(exception=bounded(text))
     if isinstance(cause, FederationDeniedError):
@@ -284,10 +292,8 @@ def _read(
     if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
         # There is a way: it was taken, and closed at once.
         return Failure(FailureKind.INVALID_RESPONSE, facts=facts)
-    if isinstance(cause, DNSLookupError) and (found := _NO_RESULTS.search(str(cause))):
+    if isinstance(cause, DNSLookupError) and (found := NO_RESULTS.search(str(cause))):
         facts = attr.evolve(facts, host=bounded(found[1]))
-        if has_addresses(found[1].rstrip(".")):
-            return Failure(FailureKind.IP_BLOCKED, facts=facts)
     if is_of_clients and str(cause).startswith(_NO_NAME):
         return Failure(FailureKind.INVALID_NAME, facts=facts)
     for types, kind, of_type in (*_KINDS, *(_OF_CLIENTS if is_of_clients else ())):

@@ -508,6 +508,15 @@ class Reason(_Worded):
         "Changed signing key",
     )
 
+    OUT_OF_RESOURCES = (
+        "out_of_resources",
+        "this process has no file descriptor, thread or memory left; this tells "
+        "nothing of the other server",
+        "Raise the limit of open files of Synapse (LimitNOFILE in systemd), or the "
+        "memory of this host, and see what uses them up.",
+        Fault.US,
+        "Out of resources",
+    )
     CLOCK = (
         "clock",
         "their clock is {ahead} ours",

@@ -28,7 +28,6 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
-from synapse_federation_admin.homeserver.traffic import led_to_blocked_addresses
 from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
@@ -115,7 +114,7 @@ class Recorder:
         failure = (
             Failure(FailureKind.OTHER, Reason.CALLED_OFF)
             if isinstance(error, CancelledError)
-            else failure_of(error, led_to_blocked_addresses)
+            else failure_of(error)
         )
         if failure.is_ours:
             # A bug on this side tells nothing of the other server.

@@ -7,10 +7,8 @@ on reading. A hostile server could fill the homeserver's memory with one answer,
 a connection for ever. Here the connection itself is bounded, below TLS and HTTP.
 """
 
-import math
 from typing import Any
 
-from twisted.internet.error import TimeoutError as ConnectionTimeoutError
 from twisted.internet.interfaces import (
     IAddress,
     IConnector,
@@ -31,65 +29,34 @@ class BoundedReactor:
     """Passes everything on to another reactor, and bounds the connections it makes."""
 
     def __init__(
-        self,
-        reactor: Any,
-        *,
-        max_received_bytes: int,
-        max_lifetime_s: float,
-        resolver: IHostnameResolver | None = None,
-        ends_s: float = math.inf,
+        self, reactor: Any, *, max_received_bytes: int, max_lifetime_s: float
     ) -> None:
         """Wrap a reactor.
 
         Args:
             reactor: The reactor that does everything.
-            resolver: What looks up names; by default the reactor's own.
             max_received_bytes: A connection over which more comes in is dropped. What
                 counts are the bytes on the wire, TLS handshake included.
             max_lifetime_s: A connection older than this is dropped, idle or not.
-            ends_s: The time, by its `seconds()`, from which on it connects to nothing,
-                and looks up no name.
         """
         self._reactor = reactor
         self.max_received_bytes = max_received_bytes
         self.max_lifetime_s = max_lifetime_s
-        self._resolver = resolver
-        self._ends_s = ends_s
 
     def __getattr__(self, name: str) -> Any:
         """Return what the wrapped reactor has."""
         return getattr(self._reactor, name)
 
-    def until(self, ends_s: float) -> "BoundedReactor":
-        """Return one that ends at a time: see `ends_s`."""
-        return BoundedReactor(
-            self._reactor,
-            max_received_bytes=self.max_received_bytes,
-            max_lifetime_s=self.max_lifetime_s,
-            resolver=self._resolver,
-            ends_s=ends_s,
-        )
-
     @property
     def nameResolver(self) -> IHostnameResolver:
-        """What looks host names up.
-
-        Raises:
-            TimeoutError: The time is over (Twisted's).
-        """
-        self._require_time()
-        resolver: IHostnameResolver = self._resolver or self._reactor.nameResolver
+        """What looks host names up."""
+        resolver: IHostnameResolver = self._reactor.nameResolver
         return resolver
 
     def connectTCP(
         self, host: str, port: int, factory: ClientFactory, *args: Any, **kwargs: Any
     ) -> IConnector:
-        """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`.
-
-        Raises:
-            TimeoutError: The time is over (Twisted's).
-        """
-        self._require_time()
+        """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`."""
         bounded = _BoundedFactory(factory, self)
         connector: IConnector = self._reactor.connectTCP(
             host, port, bounded, *args, **kwargs
@@ -106,9 +73,8 @@ class BoundedReactor:
         )
         return connector
 
-    def _require_time(self) -> None:
-        if self._reactor.seconds() >= self._ends_s:
-            raise ConnectionTimeoutError("The time is over")
+    def connection_failed(self, address: str, reason: Failure) -> None:
+        """Hear of an address that was not connected to."""
 
 
 class _BoundedProtocol(ProtocolWrapper):
@@ -163,3 +129,9 @@ class _BoundedFactory(WrappingFactory):
         """Wrap what the wrapped factory makes, if it wants the connection at all."""
         protocol = self.wrappedFactory.buildProtocol(addr)
         return None if protocol is None else _BoundedProtocol(self, protocol)
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+        """Tell of it."""
+        address = getattr(connector.getDestination(), "host", "")
+        self.reactor.connection_failed(address, reason)
+        self.wrappedFactory.clientConnectionFailed(connector, reason)

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Synapse's federation client raises."""
+"""What Synapse's federation client raises, and what our own agents raise in it."""
+
+import errno
+import os
+import re
+import socket
+from enum import Enum
 
 from synapse.api.errors import (
     FederationDeniedError,
@@ -10,13 +16,122 @@ from synapse.api.errors import (
 from synapse.http.client import BodyExceededMaxSize
 from synapse.http.connectproxyclient import ProxyConnectError
 from synapse.util.retryutils import NotRetryingDestination
+from twisted.internet import error as net
+from twisted.web.client import (
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
 
 __all__ = [
+    "NO_RESULTS",
     "BodyExceededMaxSize",
     "FederationDeniedError",
     "HttpResponseException",
     "LimitExceededError",
     "NotRetryingDestination",
+    "Obstacle",
+    "ObstacleError",
     "ProxyConnectError",
     "RequestSendFailed",
+    "are_resources_out",
+    "innermost",
+    "is_out_of_resources",
 ]
+
+# A request that failed for reasons of its own: while it was sent, or its body was made,
+# or answered.
+_HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
+
+# What Twisted says of a host name without an address that may be used.
+NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
+
+# Too many open files, here or on the whole machine; no memory for another socket.
+_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Obstacle(Enum):
+    """What stops a request on its way, where Twisted or Synapse tell less of it."""
+
+    # Of a host name: it has no address; the name servers return an error; they do not
+    # answer in time; its addresses are blocked; it can be none.
+    NO_SUCH_HOST = "no_such_host"
+    DNS_SERVER_FAILURE = "dns_server_failure"
+    DNS_NO_ANSWER = "dns_no_answer"
+    BLOCKED = "blocked"
+    NO_HOST_NAME = "no_host_name"
+
+    # Their SRV records say that the service is not there.
+    NO_SERVICE = "no_service"
+
+    # The well-known file delegates to what is no server name; or it does not come.
+    BAD_DELEGATION = "bad_delegation"
+    LATE_FILE = "late_file"
+
+    # The connection is closed in the TLS handshake; or that is not completed in time.
+    CLOSED_IN_HANDSHAKE = "closed_in_handshake"
+    LATE_HANDSHAKE = "late_handshake"
+
+    # This homeserver's own proxy is not connected to.
+    OWN_PROXY = "own_proxy"
+
+    # This process has no descriptor, thread or memory left.
+    OUT_OF_RESOURCES = "out_of_resources"
+
+
+class ObstacleError(Exception):
+    """A request was stopped on its way.
+
+    Attributes:
+        obstacle: By what.
+        host: The name that it is about: of a host, or what a file delegates to.
+    """
+
+    def __init__(self, obstacle: Obstacle, host: str = "") -> None:
+        super().__init__(f"{obstacle.value}: {host}" if host else obstacle.value)
+        self.obstacle = obstacle
+        self.host = host
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return the cause of an error of Synapse's client: what is wrapped, innermost."""
+    if isinstance(error, RequestSendFailed):
+        return innermost(error.inner_exception)
+    if isinstance(error, _HAS_REASONS) and error.reasons:
+        causes = [innermost(reason.value) for reason in error.reasons]
+        # A connection that is closed for a reason is closed as well.
+        causes.sort(key=lambda cause: isinstance(cause, net.ConnectionClosed))
+        return causes[0]
+    return error
+
+
+def is_out_of_resources(error: BaseException) -> bool:
+    """Tell whether an error is that this process, or machine, has nothing left.
+
+    That is no fault of the server that was to be asked.
+    """
+    if isinstance(error, ObstacleError):
+        return error.obstacle is Obstacle.OUT_OF_RESOURCES
+    if isinstance(error, net.CannotListenError):
+        # Twisted's DNS client has no socket.
+        return is_out_of_resources(error.socketError)
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_MEMORY
+    if isinstance(error, RuntimeError):
+        return "can't start new thread" in str(error)
+    number = error.osError if isinstance(error, net.ConnectError) else None
+    if number is None and isinstance(error, OSError):
+        number = error.errno
+    return isinstance(error, MemoryError) or number in _OUT
+
+
+def are_resources_out() -> bool:
+    """Tell whether this process can open no file now.
+
+    The C library tells of it only that a name cannot be looked up for the moment.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as e:
+        return e.errno in _OUT
+    return False

@@ -14,7 +14,7 @@ from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
 )
-from synapse_federation_admin.homeserver.network import Network, unlimited
+from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -29,7 +29,6 @@ class Federation(Network):
 
     def __init__(self, hs: "HomeServer") -> None:
         super().__init__(hs, max_lifetime_s=limits.CONTACT_CONNECTION_S)
-        self._unlimited_client = unlimited(self.client())
 
     @property
     def longest_send_attempt_ms(self) -> int:
@@ -104,11 +103,11 @@ class Federation(Network):
             "edus": [],
         }
         try:
-            await self._unlimited_client.put_json(
+            await self.client(timeout_ms).put_json(
                 destination,
                 path=f"/_matrix/federation/v1/send/{transaction_id}",
                 data=transaction,
-                timeout=timeout_ms,
+                timeout=timeout_ms + GRACE_MS,
                 ignore_backoff=True,
             )
         except RequestSendFailed as e:
@@ -126,8 +125,11 @@ class Federation(Network):
         Raises:
             Exception: Whatever Synapse's client raises.
         """
-        return await self._unlimited_client.get_json(
-            destination, path=_VERSION, timeout=timeout_ms, ignore_backoff=True
+        return await self.client(timeout_ms).get_json(
+            destination,
+            path=_VERSION,
+            timeout=timeout_ms + GRACE_MS,
+            ignore_backoff=True,
         )
 
     def outbound(self, max_lifetime_ms: int) -> "Outbound":

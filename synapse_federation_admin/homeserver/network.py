@@ -2,11 +2,9 @@
 """Connections to other servers, as Synapse's federation client makes them."""
 
 import json
-import math
 import re
-from collections import OrderedDict
 from copy import copy
-from socket import getaddrinfo
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 from OpenSSL import SSL
@@ -21,36 +19,41 @@ from synapse.crypto.context_factory import (
 from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
 from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
 from synapse.http.federation.srv_resolver import Server, SrvResolver
-from synapse.http.federation.well_known_resolver import WellKnownResolver
+from synapse.http.federation.well_known_resolver import (
+    WellKnownLookupResult,
+    WellKnownResolver,
+)
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent
-from synapse.util.gai_resolver import GAIResolver, HostResolution
-from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import DNSLookupError
-from twisted.internet.interfaces import (
-    IHostnameResolver,
-    IHostResolution,
-    IResolutionReceiver,
-)
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent, IResponse
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.address_ranges import AddressRanges
+from synapse_federation_admin.homeserver.attempt import Attempt, AttemptAgent
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.certificates import (
     UntrustedCertificateError,
     verified,
 )
-from synapse_federation_admin.homeserver.plain_agent import PlainAgent
+from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
+from synapse_federation_admin.homeserver.lookups import Answers, LookUps
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.server_name import is_server_name
+from synapse_federation_admin.homeserver.way_out import proxy_host
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
     from synapse.storage import DataStore
 
 T = TypeVar("T")
+
+# How much later Synapse's client gives up than its connections and look-ups do: what it
+# then tells is what they have met.
+GRACE_MS = 50
+
+_HANDSHAKE = SSL.SSL_CB_HANDSHAKE_START | SSL.SSL_CB_HANDSHAKE_DONE
 
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
@@ -80,7 +83,7 @@ class Network:
 
     Attributes:
         policy: What is wanted of TLS.
-        web_agent: Makes requests for well-known files.
+        look_ups: Looks names up.
     """
 
     def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
@@ -92,48 +95,26 @@ class Network:
         """
         self._hs = hs
         self._config = hs.config.server
-        self._resolved: OrderedDict[str, bool] = OrderedDict()
-        # Those that look names up; None in a test harness.
-        self._threads: ThreadPool | None = None
-        resolver: IHostnameResolver = hs.get_reactor().nameResolver
-        if isinstance(resolver, GAIResolver):
-            # In threads of its own: a look-up cannot be called off, and domains that
-            # are dead may take long. Synapse's own twenty threads would have none left
-            # for its federation.
-            self._threads = pool = ThreadPool(
-                0, limits.DNS_LOOKUPS, "federation_admin_resolver"
-            )
-            pool.start()
-            hs.get_reactor().addSystemEventTrigger("during", "shutdown", pool.stop)
-            resolver = cast(
-                IHostnameResolver,
-                _Resolver(hs.get_reactor(), lambda: pool, self._getaddrinfo),
-            )
-        # All that Synapse wants of a reactor, and more.
-        self._reactor = cast(
-            Any,
-            BoundedReactor(
-                hs.get_reactor(),
-                resolver=resolver,
-                max_received_bytes=limits.CONNECTION_BYTES,
-                max_lifetime_s=max_lifetime_s,
-            ),
-        )
+        self._max_lifetime_s = max_lifetime_s
+        self.look_ups = LookUps(hs.get_reactor())
         self.policy = ContactPolicy(hs.config)
-        self._blocklisting = BlocklistingReactorWrapper(
-            self._reactor,
-            self._config.federation_ip_range_allowlist,
-            self._config.federation_ip_range_blocklist,
-        )
-        # As in `MatrixFederationAgent`.
-        self.web_agent: IAgent = self._wrapped(
-            ProxyAgent(
-                reactor=self._blocklisting,
-                proxy_reactor=self._reactor,
-                contextFactory=self.policy,
-                proxy_config=self._config.proxy_config,
+        # For what Synapse's `_is_ip_blocked` tells, which takes much longer.
+        self._blocked = AddressRanges(self._config.federation_ip_range_blocklist)
+        self._allowed = AddressRanges(self._config.federation_ip_range_allowlist)
+        # Made with the policy as it is, for clients differ in their agents only.
+        self._client = (
+            copy(hs.get_federation_http_client())
+            if outbound_instances(hs) is None
+            # Its agent asks another process. That is within a wrapper which keeps to
+            # `ip_range_blacklist`.
+            else MatrixFederationHttpClient(
+                cast("HomeServer", _HomeServerView(hs, self._bounded())), self.policy
             )
         )
+        if outbound_instances(hs) is not None:
+            self._client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
+            self._client.agent = AttemptAgent(self._client.agent)
+        self._client._store = cast("DataStore", _NoTimings(hs))
 
     @property
     def user_agent(self) -> str:
@@ -142,101 +123,121 @@ class Network:
         version: str = self._hs.version_string
         return f"{version} {suffix}" if suffix else version
 
-    def has_addresses(self, host: str) -> bool:
-        """Tell whether a host name led to addresses when it was last looked up here.
+    def is_blocked(self, address: str, *, as_server_name: bool = False) -> bool:
+        """Tell whether Synapse's settings block an IP address for federation.
 
-        Synapse takes a name that leads to a blocked address for one that leads to none.
+        Args:
+            address: The address.
+            as_server_name: Whether it is a server name itself, or stands in a URL: for
+                those Synapse does not look at `ip_range_whitelist`.
         """
-        return is_address(host) or self._resolved.get(host, False)
-
-    def _getaddrinfo(self, host: str, *args: Any) -> Any:
-        """Look a host up, on a thread, and take note of whether there is any address.
-
-        Returns:
-            What `socket.getaddrinfo` returns, but not thousands of it.
-        """
-        self._resolved[host] = False
-        if len(self._resolved) > limits.RESOLVED_HOSTS:
-            self._resolved.popitem(last=False)
-        found = getaddrinfo(host, *args)[: limits.ADDRESSES_OF_A_HOST]
-        self._resolved[host] = True
-        return found
-
-    def well_known_resolver(self) -> WellKnownResolver:
-        """Return what asks for well-known files, and remembers nothing.
-
-        Synapse remembers for an hour that a server has no such file, also if it could
-        not be reached: it would still seem to be down when it is up.
-        """
-        return _PlainWellKnownResolver(
-            server_name=self._hs.hostname,
-            reactor=self._blocklisting,
-            clock=self._hs.get_clock(),
-            agent=self.web_agent,
-            user_agent=self.user_agent.encode("ascii"),
-            well_known_cache=cast(Any, _NoCache()),
-            had_well_known_cache=cast(Any, _NoCache()),
+        return address in self._blocked and (
+            as_server_name or address not in self._allowed
         )
 
-    def client(self) -> MatrixFederationHttpClient:
-        """Make a federation client.
+    def client(
+        self, timeout_ms: int, delegation: WellKnownLookupResult | None = None
+    ) -> MatrixFederationHttpClient:
+        """Make a federation client for one request; give it `GRACE_MS` more of time.
 
         As `synapse/server.py`, `HomeServer.get_federation_http_client`. Each request
         has a connection of its own: the bounds are those of one request, and a
-        connection that was made earlier would prove less.
-        """
-        if outbound_instances(self._hs) is not None:
-            # Its agent asks another process. That is within a wrapper which keeps to
-            # `ip_range_blacklist`.
-            view = cast("HomeServer", _HomeServerView(self._hs, self._reactor))
-            client = MatrixFederationHttpClient(view, self.policy)
-            client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
-            client.agent = PlainAgent(client.agent)
-            return client
-        # A second one that is made anew would take the metrics of Synapse's own caches
-        # of well-known files.
-        client = copy(self._hs.get_federation_http_client())
-        client.agent = self.agent(self.well_known_resolver())
-        return client
-
-    def agent(self, resolver: WellKnownResolver, ends_s: float = math.inf) -> IAgent:
-        """Make what a client makes its requests with, where it goes out itself.
+        connection that was made earlier would prove less. The retry limiter does not
+        act on it.
 
         Args:
-            resolver: What tells to which server another one delegates.
-            ends_s: The reactor's time from which nothing is connected to any more.
+            timeout_ms: How long it may take, from now on. Then it connects to nothing
+                and looks nothing up any more; Synapse would go on for long.
+            delegation: What the well-known file of the server says; None: fetch it.
         """
-        direct = MatrixFederationAgent(
+        client = copy(self._client)
+        if outbound_instances(self._hs) is None:
+            attempt = self._attempt(timeout_ms)
+            client.agent = self._wrapped(
+                self._direct_agent(attempt, delegation), attempt
+            )
+        return client
+
+    def web_agent(self, timeout_ms: int) -> IAgent:
+        """Make what fetches one well-known file, within a time."""
+        attempt = self._attempt(timeout_ms)
+        return self._wrapped(self._web_agent(attempt), attempt)
+
+    def _bounded(self) -> BoundedReactor:
+        return BoundedReactor(
+            self._hs.get_reactor(),
+            max_received_bytes=limits.CONNECTION_BYTES,
+            max_lifetime_s=self._max_lifetime_s,
+        )
+
+    def _attempt(self, timeout_ms: int) -> Attempt:
+        reactor = self._hs.get_reactor()
+        return Attempt(
+            reactor,
+            self.look_ups,
+            ends_s=reactor.seconds() + timeout_ms / 1000,
+            max_lifetime_s=self._max_lifetime_s,
+            proxy_host=proxy_host(self._hs),
+        )
+
+    def _policy_of(self, attempt: Attempt) -> "ContactPolicy":
+        """Return the policy, which tells an attempt of its TLS handshakes."""
+        policy = copy(self.policy)
+        policy.attempt = attempt
+        return policy
+
+    def _direct_agent(
+        self, attempt: Attempt, delegation: WellKnownLookupResult | None
+    ) -> IAgent:
+        """Make what a client makes its requests with, where it goes out itself."""
+        agent = MatrixFederationAgent(
             server_name=self._hs.hostname,
-            reactor=self._reactor.until(ends_s),
+            # All that Synapse wants of a reactor, and more.
+            reactor=cast(Any, attempt),
             clock=self._hs.get_clock(),
-            tls_client_options_factory=self.policy,
+            tls_client_options_factory=self._policy_of(attempt),
             user_agent=self.user_agent.encode("ascii"),
             ip_allowlist=self._config.federation_ip_range_allowlist,
             ip_blocklist=self._config.federation_ip_range_blocklist,
             proxy_config=self._config.proxy_config,
-            _srv_resolver=_PlainSrvResolver(),
-            _well_known_resolver=resolver,
+            _srv_resolver=_SrvResolver(attempt, self.look_ups),
+            _well_known_resolver=_WellKnownResolver(
+                attempt,
+                delegation,
+                server_name=self._hs.hostname,
+                reactor=cast(Any, attempt),
+                clock=self._hs.get_clock(),
+                agent=self._wrapped(self._web_agent(attempt)),
+                user_agent=self.user_agent.encode("ascii"),
+                # Synapse remembers for an hour that a server has no such file, also if
+                # it could not be reached: it would seem to be down when it is up.
+                well_known_cache=cast(Any, _NoCache()),
+                had_well_known_cache=cast(Any, _NoCache()),
+            ),
         )
-        direct._pool.persistent = False
-        return self._wrapped(direct)
+        agent._pool.persistent = False
+        return agent
 
-    def _wrapped(self, agent: IAgent) -> IAgent:
-        return PlainAgent(
+    def _web_agent(self, attempt: Attempt) -> IAgent:
+        """Make what fetches well-known files, as in `MatrixFederationAgent`."""
+        return ProxyAgent(
+            reactor=BlocklistingReactorWrapper(
+                cast(Any, attempt),
+                self._config.federation_ip_range_allowlist,
+                self._config.federation_ip_range_blocklist,
+            ),
+            proxy_reactor=cast(Any, attempt),
+            contextFactory=self._policy_of(attempt),
+            proxy_config=self._config.proxy_config,
+        )
+
+    def _wrapped(self, agent: IAgent, attempt: Attempt | None = None) -> IAgent:
+        return AttemptAgent(
             BlocklistingAgentWrapper(
                 agent, ip_blocklist=self._config.federation_ip_range_blocklist
-            )
+            ),
+            attempt,
         )
-
-
-def unlimited(client: MatrixFederationHttpClient) -> MatrixFederationHttpClient:
-    """Return a client on whose requests the retry limiter does not act.
-
-    They are to ignore the backoff.
-    """
-    client = copy(client)
-    client._store = cast("DataStore", _NoTimings(client.hs))
-    return client
 
 
 class _HomeServerView:
@@ -289,16 +290,23 @@ class _Verifier(ConnectionVerifier):
     """
 
     def __init__(
-        self, host: bytes, verify_certs: bool, observer: TlsObserver | None = None
+        self,
+        host: bytes,
+        verify_certs: bool,
+        observer: TlsObserver | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
         super().__init__(host, verify_certs)
         self.observer = observer
+        self._attempt = attempt
 
     def verify_context_info_cb(
         self, ssl_connection: SSL.Connection, where: int
     ) -> None:
         """See Synapse's; this is called by OpenSSL."""
         error: Exception | None = None
+        if self._attempt is not None and where & _HANDSHAKE:
+            self._attempt.is_shaking_hands = bool(where & SSL.SSL_CB_HANDSHAKE_START)
         try:
             super().verify_context_info_cb(ssl_connection, where)
         except Exception:
@@ -313,17 +321,23 @@ class _Verifier(ConnectionVerifier):
 
 
 class ContactPolicy(FederationPolicyForHTTPS):
-    """Synapse's policy, and the reason if a certificate is not trusted."""
+    """Synapse's policy, and the reason if a certificate is not trusted.
+
+    Attributes:
+        attempt: Is told of handshakes.
+    """
 
     def __init__(self, config: HomeServerConfig) -> None:
         super().__init__(config)
+        self.attempt: Attempt | None = None
         context = self._verify_ssl_context
         context.set_verify(context.get_verify_mode(), _verified)
 
     def get_options(self, host: bytes) -> SSLClientConnectionCreator:
         """Return what makes connections: see Synapse's."""
         creator = cast(SSLClientConnectionCreator, super().get_options(host))
-        creator._verifier = _Verifier(host, creator._verifier._verify_certs)
+        verifies = creator._verifier._verify_certs
+        creator._verifier = _Verifier(host, verifies, attempt=self.attempt)
         return creator
 
     def observed(self, host: str, observer: TlsObserver) -> SSLClientConnectionCreator:
@@ -356,66 +370,70 @@ def _verified(
     return True
 
 
-class _PlainWellKnownResolver(WellKnownResolver):
+class _WellKnownResolver(WellKnownResolver):
     """Asks for well-known files, and has Synapse log no more of them than it needs."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        delegation: WellKnownLookupResult | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._attempt = attempt
+        self._delegation = delegation
+
+    async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
+        """Return what the file says: see Synapse's."""
+        if self._delegation is not None:
+            return self._delegation
+        self._attempt.is_fetching = True
+        found = await super().get_well_known(server_name)
+        self._attempt.is_fetching = self._attempt.left_s == 0
+        return found
 
     async def _make_well_known_request(
         self, server_name: bytes, retry: bool
     ) -> tuple[IResponse, bytes]:
         """Make the request: see Synapse's."""
         response, body = await super()._make_well_known_request(server_name, retry)
+        if response.code != HTTPStatus.OK:
+            # It is not looked into.
+            return response, b""
         try:
-            content = json.loads(body)
+            content = json.loads(body.decode("utf-8"))
         except (ValueError, RecursionError):
             # Of what is no JSON it logs nothing.
             return response, body
         m_server = content.get("m.server") if isinstance(content, dict) else None
         if not isinstance(m_server, str) or not m_server.isascii():
             return response, b"{}"
+        if not is_server_name(m_server):
+            self._attempt.delegated_to = m_server[: limits.WORD]
         if not m_server.isprintable() or len(m_server) > limits.SERVER_NAME:
             m_server = "not-a-server-name."
         return response, json.dumps({"m.server": m_server}).encode()
 
 
-def is_address(host: str) -> bool:
-    """Tell whether a host is given by its IP address: there is nothing to look up."""
-    return isIPAddress(host) or isIPv6Address(host)
-
-
-class _Resolver(GAIResolver):
-    """Looks names up, and answers for an address at once.
-
-    It waits for no thread: all of them may be waiting for domains that are dead.
-    """
-
-    def resolveHostName(
-        self,
-        resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
-        hostName: str,  # noqa: N803
-        portNumber: int = 0,  # noqa: N803
-        *args: Any,
-        **kwargs: Any,
-    ) -> IHostResolution:
-        """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
-        if not is_address(hostName):
-            return super().resolveHostName(
-                resolutionReceiver, hostName, portNumber, *args, **kwargs
-            )
-        kind = IPv4Address if isIPAddress(hostName) else IPv6Address
-        resolution = HostResolution(hostName)
-        resolutionReceiver.resolutionBegan(resolution)
-        resolutionReceiver.addressResolved(kind("TCP", hostName, portNumber))
-        resolutionReceiver.resolutionComplete()
-        return resolution
-
-
-class _PlainSrvResolver(SrvResolver):
+class _SrvResolver(SrvResolver):
     """Looks SRV records up, and does not pass on what can be no host name."""
+
+    def __init__(self, attempt: Attempt, look_ups: LookUps) -> None:
+        super().__init__(dns_client=self)
+        self._attempt = attempt
+        self._look_ups = look_ups
+
+    def lookupService(self, name: bytes) -> "Deferred[Answers]":
+        """Look up: see `twisted.names.client.lookupService`."""
+        return self._look_ups.services(name.decode("ascii"), self._attempt.left_s)
 
     async def resolve_service(self, service_name: bytes) -> list[Server]:
         """Look up: see Synapse's."""
+        self._attempt.require_time()
         found = await super().resolve_service(service_name)
         plain = [server for server in found if _HOST_NAME.fullmatch(server.host)]
         if found and not plain:
-            raise DNSLookupError("its SRV records do not lead to host names")
+            is_root = all(server.host in (b"", b".") for server in found)
+            obstacle = Obstacle.NO_SERVICE if is_root else Obstacle.NO_HOST_NAME
+            raise ObstacleError(obstacle, service_name.decode("ascii", "replace"))
         return plain[: limits.SRV_SERVERS]

@@ -1,31 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out to other servers, each step by itself."""
 
-from collections.abc import Awaitable, Callable
-from copy import copy
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from io import BytesIO
-from socket import AF_UNSPEC, SOCK_STREAM, getaddrinfo
-from typing import TYPE_CHECKING, cast
-from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
-    proxy_bypass_environment,
-)
+from typing import TYPE_CHECKING, Any, cast
 
 from synapse.http.client import read_body_with_max_size
 from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
 from synapse.http.federation.srv_resolver import SERVER_CACHE
 from synapse.http.federation.well_known_resolver import (
     WELL_KNOWN_DEFAULT_CACHE_PERIOD,
-    WELL_KNOWN_GRACE_PERIOD_FACTOR,
     WELL_KNOWN_MAX_CACHE_PERIOD,
     WELL_KNOWN_MAX_SIZE,
     WELL_KNOWN_MIN_CACHE_PERIOD,
     WellKnownLookupResult,
-    WellKnownResolver,
     _cache_period_from_headers,
 )
 from synapse.http.proxyagent import http_proxy_endpoint
-from synapse.logging.context import defer_to_threadpool
 from synapse.module_api import JsonDict, LoggingTransaction, make_deferred_yieldable
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
@@ -33,25 +25,26 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.names import dns
+from twisted.names.error import DNSNameError, DNSNotImplementedError
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.address_ranges import AddressRanges
 from synapse_federation_admin.homeserver.network import (
+    GRACE_MS,
     Network,
     TlsObserver,
-    is_address,
-    unlimited,
 )
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.way_out import (
+    cached_well_known,
+    goes_through_proxy,
+)
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
-
-# How much later Synapse's client gives up than its connections do.
-_GRACE_MS = 50
 
 # Makes a GET request: the server name, the path, and the query parameters, if any.
 # Returns the body, and the headers; raises whatever Synapse's client raises.
@@ -71,17 +64,14 @@ class Outbound(Network):
     def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
         """Make no connection yet: see `Network`."""
         super().__init__(hs, max_lifetime_s=max_lifetime_s)
-        # For what Synapse's `_is_ip_blocked` tells, which takes much longer.
-        self._blocked = AddressRanges(self._config.federation_ip_range_blocklist)
-        self._allowed = AddressRanges(self._config.federation_ip_range_allowlist)
+        # All that Synapse wants of a reactor, and more.
+        self._reactor = cast(Any, self._bounded())
         proxies = self._config.proxy_config
         self._proxy, self._proxy_credentials = http_proxy_endpoint(
             proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
             self._reactor,
             self.policy,
         )
-        self._client = unlimited(self.client())
-        self._client.max_short_retries = 0
 
     @property
     def instances(self) -> list[str] | None:
@@ -91,61 +81,57 @@ class Outbound(Network):
         """
         return outbound_instances(self._hs)
 
-    def is_blocked(self, address: str, *, as_server_name: bool = False) -> bool:
-        """Tell whether Synapse's settings block an IP address for federation.
-
-        Args:
-            address: The address.
-            as_server_name: Whether it is a server name itself, or stands in a URL: for
-                those Synapse does not look at `ip_range_whitelist`.
-        """
-        return address in self._blocked and (
-            as_server_name or address not in self._allowed
-        )
-
     def goes_through_proxy(self, host: str) -> bool:
         """Tell whether Synapse's proxy is to connect to a host."""
-        config = self._config.proxy_config
-        return self._proxy is not None and not (
-            config is not None
-            and proxy_bypass_environment(host, proxies=config.get_proxies_dictionary())
-        )
+        return goes_through_proxy(self._hs, host)
 
     def verifies(self, host: str) -> bool:
         """Tell whether Synapse verifies the certificate of a host."""
         return self.policy.get_options(host.encode())._verifier._verify_certs
 
     async def look_up(
-        self, host: str, port: int, *, as_server_name: bool
+        self, host: str, port: int, within_ms: int, *, as_server_name: bool
     ) -> dict[str, bool]:
         """Return the IP addresses of a host name, as the operating system finds them.
 
         Args:
             host: The name, or an address.
             port: The port there.
+            within_ms: How long to wait.
             as_server_name: As in `is_blocked`.
 
         Returns:
             By address, whether Synapse blocks it.
 
         Raises:
-            OSError: A `socket.gaierror`, which tells why there are none.
-            UnicodeError: It can be no host name.
+            ObstacleError: There are none, or that is not known.
         """
+        found = await make_deferred_yieldable(
+            self.look_ups.addresses(host, port, within_ms / 1000)
+        )
+        addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
+        return {
+            address: self.is_blocked(address, as_server_name=as_server_name)
+            for address in addresses
+        }
 
-        def look_up() -> dict[str, bool]:
-            found = getaddrinfo(host, port, AF_UNSPEC, SOCK_STREAM)
-            addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
-            return {
-                address: self.is_blocked(address, as_server_name=as_server_name)
-                for address in addresses
-            }
+    async def look_up_services(
+        self, service: str, within_ms: int
+    ) -> Sequence[dns.RRHeader]:
+        """Return the SRV records of a name.
 
-        if is_address(host):
-            # It waits for no thread: all of them may be waiting for dead domains.
-            return look_up()
-        threads = self._threads or self._hs.get_reactor().getThreadPool()
-        return await defer_to_threadpool(self._hs.get_reactor(), threads, look_up)
+        Raises:
+            ObstacleError: There was no answer in time.
+            Exception: What the name servers say; or they say what is no answer.
+        """
+        try:
+            answers, _, _ = await make_deferred_yieldable(
+                self.look_ups.services(service, within_ms / 1000)
+            )
+        except (DNSNameError, DNSNotImplementedError):
+            # Synapse takes both for there being none.
+            return ()
+        return answers
 
     def endpoint(
         self,
@@ -209,29 +195,8 @@ class Outbound(Network):
         return int(period_s * 1000)
 
     def cached_well_known(self, host: str) -> tuple[str | None, int, bool] | None:
-        """Return what this process's federation client has cached of a well-known file.
-
-        Returns:
-            The delegated name, None for there being none; when that ends, in ms since
-            the epoch; and whether it is used unasked. None: nothing is cached.
-        """
-        agent = self._hs.get_federation_http_client().agent
-        resolver = getattr(getattr(agent, "_agent", None), "_well_known_resolver", None)
-        if resolver is None:
-            return None
-        try:
-            found, expires_s, ttl_s = resolver._well_known_cache.get_with_expiry(
-                host.lower().encode()
-            )
-        except KeyError:
-            return None
-        left_s = expires_s - self._hs.get_clock().time()
-        if left_s <= 0:
-            return None
-        # In the last part of the time it asks anew, and keeps to it if that fails.
-        is_used = left_s > WELL_KNOWN_GRACE_PERIOD_FACTOR * ttl_s
-        name = found.decode("ascii") if found else None
-        return name, int(expires_s * 1000), is_used
+        """Return what is cached of a well-known file: see `way_out`."""
+        return cached_well_known(self._hs, host)
 
     @staticmethod
     def cached_services(service: str) -> list[tuple[str, int, int]]:
@@ -262,21 +227,16 @@ class Outbound(Network):
             delegated_to: What it says.
             timeout_ms: How long they may take, from now on.
         """
-        client = self._client
-        if self.instances is None:
-            client = copy(client)
-            resolver = (
-                cast(WellKnownResolver, _KnownWellKnown(delegated_to))
-                if is_file_known
-                else self.well_known_resolver()
+        delegation = None
+        if is_file_known:
+            delegation = WellKnownLookupResult(
+                delegated_to.encode("ascii") if delegated_to else None
             )
-            ends_s = self._hs.get_reactor().seconds() + timeout_ms / 1000
-            client.agent = self.agent(resolver, ends_s)
-        # Synapse goes on with the next address when its time is over, and then the
-        # next: there is to be none.
+        client = self.client(timeout_ms, delegation)
+        client.max_short_retries = 0
         return partial(
             client.get_json_with_headers,
-            timeout=timeout_ms + _GRACE_MS,
+            timeout=timeout_ms + GRACE_MS,
             ignore_backoff=True,
         )
 
@@ -299,15 +259,3 @@ class Outbound(Network):
         return await self._hs.get_datastores().main.db_pool.runInteraction(
             "federation_admin_stored_keys", stored_keys_txn
         )
-
-
-class _KnownWellKnown:
-    """A WellKnownResolver that knows already what the file says."""
-
-    def __init__(self, delegated_to: str | None) -> None:
-        self._result = WellKnownLookupResult(
-            delegated_to.encode("ascii") if delegated_to else None
-        )
-
-    async def get_well_known(self, _server_name: bytes) -> WellKnownLookupResult:
-        return self._result

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """This process among the processes of its homeserver."""
 
+import sys
 from collections.abc import Callable
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING
 
 from synapse.config.workers import MAIN_PROCESS_INSTANCE_NAME
@@ -46,6 +48,12 @@ class Process:
         One process of the homeserver is: main, or `run_background_tasks_on`.
         """
         return self._api.should_run_background_tasks()
+
+    @property
+    def most_files(self) -> int:
+        """How many files and connections this process may have open at once."""
+        soft, _ = getrlimit(RLIMIT_NOFILE)
+        return sys.maxsize if soft == RLIM_INFINITY else soft
 
     # -- the processes ---------------------------------------------------------------
 

@@ -15,13 +15,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from OpenSSL import SSL
 from synapse.logging.context import current_context
+from twisted.internet import error as net
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.certificates import verified
+from synapse_federation_admin.homeserver.errors import (
+    NO_RESULTS,
+    Obstacle,
+    ObstacleError,
+    are_resources_out,
+    innermost,
+    is_out_of_resources,
+)
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relied_on import (
     ANSWERED,
@@ -30,6 +39,12 @@ from synapse_federation_admin.homeserver.relied_on import (
     LOG_TEXTS,
     MARKED_UP,
     RECOVERED,
+)
+from synapse_federation_admin.homeserver.server_name import is_server_name
+from synapse_federation_admin.homeserver.way_out import (
+    cached_well_known,
+    goes_through_proxy,
+    proxy_host,
 )
 
 if TYPE_CHECKING:
@@ -65,21 +80,29 @@ class TrafficObserver(Protocol):
 
 # By this homeserver's name: in one process there may be several, each with a module.
 _observers: dict[str, TrafficObserver] = {}
+_homeservers: dict[str, "HomeServer"] = {}
 
 # Host names that have led to blocked addresses, by when; the last of them last.
 _blocked: dict[str, float] = {}
 
 _Told = tuple[object, ...]
 
+T = TypeVar("T")
+
+# What Twisted says of the root, to which SRV records of no service lead.
+_NO_HOST = "invalid hostname: "
+
 
 def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     """Have an observer told of this process's federation requests, until it ends."""
     _observers[hs.hostname] = observer
-    hs.register_sync_shutdown_handler(
-        phase="during",
-        eventType="shutdown",
-        shutdown_func=partial(_observers.pop, hs.hostname, None),
-    )
+    _homeservers[hs.hostname] = hs
+    for kept in (_observers, _homeservers):
+        hs.register_sync_shutdown_handler(
+            phase="during",
+            eventType="shutdown",
+            shutdown_func=partial(kept.pop, hs.hostname, None),
+        )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
 
@@ -92,28 +115,55 @@ def led_to_blocked_addresses(host: str) -> bool:
     return time.monotonic() - _blocked.get(host, -math.inf) < _BLOCKED_FOR_S
 
 
+def _explained(
+    hs: "HomeServer", destination: str, error: BaseException
+) -> BaseException:
+    """Return what has stopped a request of Synapse's, where that tells less of it."""
+    cause, host = innermost(error), destination.rpartition(":")[0] or destination
+    if is_out_of_resources(cause):
+        return cause
+    if cached := cached_well_known(hs, destination):
+        delegated_to = cached[0]
+        if delegated_to is not None and not is_server_name(delegated_to):
+            return ObstacleError(Obstacle.BAD_DELEGATION, delegated_to)
+    if isinstance(cause, net.DNSLookupError):
+        found = NO_RESULTS.search(str(cause))
+        host = found[1].rstrip(".") if found else ""
+        if led_to_blocked_addresses(host):
+            return ObstacleError(Obstacle.BLOCKED, host)
+        if host == proxy_host(hs):
+            return ObstacleError(Obstacle.OWN_PROXY, host)
+        if are_resources_out():
+            return ObstacleError(Obstacle.OUT_OF_RESOURCES, host)
+    elif str(cause) == _NO_HOST:
+        return ObstacleError(Obstacle.NO_SERVICE, host)
+    elif isinstance(cause, net.ConnectError) and goes_through_proxy(hs, host):
+        # The proxy is all that it connects to.
+        return ObstacleError(Obstacle.OWN_PROXY, proxy_host(hs) or "")
+    return error
+
+
 def _take_failed(args: _Told) -> None:
     destination, _, error, _ = args
-    observer = _observer()
-    if observer is None or not isinstance(error, BaseException):
+    observer, hs = _of_this_request(_observers), _of_this_request(_homeservers)
+    if observer is None or hs is None or not isinstance(error, BaseException):
         return
     # A redirected request is within another, and each of them says so.
     if getattr(error, "_federation_admin_told", False):
         return
     with suppress(AttributeError):
         error._federation_admin_told = True  # type: ignore[attr-defined]  # a mark of ours
-    observer.failed(str(destination), error)
+    observer.failed(str(destination), _explained(hs, str(destination), error))
 
 
 def _take_recovered(args: _Told) -> None:
-    observer = _observer()
-    if observer is not None:
+    if observer := _of_this_request(_observers):
         observer.recovered(str(args[0]))
 
 
 def _take_answered(args: _Told) -> None:
     _, destination, code, _ = args
-    observer = _observer()
+    observer = _of_this_request(_observers)
     if observer is not None and isinstance(code, int) and 200 <= code < 300:
         observer.answered(str(destination))
 
@@ -135,13 +185,13 @@ _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
 }
 
 
-def _observer() -> TrafficObserver | None:
-    """Return the observer of the homeserver whose request this is."""
+def _of_this_request(kept: dict[str, T]) -> T | None:
+    """Return what is kept of the homeserver whose request this is."""
     context = current_context()
-    if not context and len(_observers) == 1:
+    if not context and len(kept) == 1:
         # Outside of any request: it is only known that there is no other.
-        return next(iter(_observers.values()))
-    return _observers.get(context.server_name)
+        return next(iter(kept.values()))
+    return kept.get(context.server_name)
 
 
 class _Observed(logging.Logger):

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of, forget_frames
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
@@ -25,8 +25,8 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
         timeout_ms: How long it has to answer: to be connected to and to send the
             headers of its answer, and then as long again to send the rest.
     """
-    if not homeserver.is_server_name(name):
-        return Contact(0, failure=Failure(FailureKind.INVALID_NAME))
+    if failure := why_not_contacted(homeserver, name):
+        return Contact(0, failure=failure)
     request = homeserver.federation.probe(name, timeout_ms=timeout_ms)
     return await contact_of(homeserver, request)
 
@@ -42,7 +42,7 @@ async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contac
         raise
     except Exception as error:
         # If it is a bug on this side, the failure says so.
-        failure = failure_of(error, homeserver.federation.has_addresses)
+        failure = failure_of(error)
         forget_frames(error)
     return Contact(homeserver.now_ms() - begun_ms, failure=failure)
 
@@ -57,7 +57,7 @@ async def with_software(
         # Synapse is shutting down.
         raise
     except Exception as error:
-        failure_of(error, homeserver.federation.has_addresses)
+        failure_of(error)
         forget_frames(error)
         return contact
     server = body.get("server")

@@ -12,6 +12,8 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.store import DestinationStore
+from synapse_federation_admin.failures.kinds import Reason
+from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
@@ -69,6 +71,11 @@ _LATE_S = 0.02
 
 # For how long one at a time is begun: the first ones cost the most.
 _SLOW_START_S = 1.0
+
+# How long nothing is begun when no descriptor or thread was left. Half as many are then
+# under way at the most; of those so many come back, if it does not happen again.
+_REST_S = 1.0
+_REGAINED_PER_S = 1.0
 
 # How often to look whether a run has been cancelled, while nothing is written.
 _LOOK_EVERY_S = 0.4
@@ -160,6 +167,10 @@ class _Contacts:
         self._position: tuple[int, str] | None = None
         self._has_more = True
         self._in_flight = 0
+        # How many may be: at most, and now; and whether nothing was left for the last.
+        self._most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
+        self._room = float(self._most)
+        self._is_exhausted = False
         self._ended: deque[RunResult] = deque()
         # What has kept a contact from having a result.
         self._error: Exception | None = None
@@ -169,17 +180,25 @@ class _Contacts:
         burst = max(int(self._per_second * _BURST_S), 1)
         most_due = max(self._per_second * _MAX_DEBT_S, 1)
         due, begun, late_s = 1.0, 0, 0.0
-        started_s = looked_s = at_s = self._now_s()
+        running_s = unseen_s = 0.0
+        at_s = self._now_s()
         while self._error is None and (
             self._has_more or self._ahead or self._in_flight or self._ended
         ):
-            is_slow = self._now_s() - started_s < _SLOW_START_S
             calm = max(int(burst * _LATE_S / (_LATE_S + late_s)), 1)
             most = min(
                 int(due),
-                1 if is_slow else calm,
-                limits.CONTACTS_OF_A_RUN - self._in_flight,
+                1 if running_s < _SLOW_START_S else calm,
+                int(self._room) - self._in_flight,
+                # Each looks a name up. Of one whose time is over that may go on until
+                # the operating system gives up.
+                self._homeserver.federation.look_ups.free,
             )
+            if self._is_exhausted:
+                self._is_exhausted = False
+                running_s, most = -_REST_S, 0
+            elif running_s < 0:
+                most = 0
             if most > 0:
                 await self._read_ahead()
             for _ in range(min(most, len(self._ahead))):
@@ -187,20 +206,22 @@ class _Contacts:
                 due, begun = due - 1, begun + 1
                 _collect(begun)
             wait_s = _RECORD_EVERY_S if self._ended else _LOOK_EVERY_S
-            if (
-                len(self._ended) >= limits.RESULTS_RECORDED
-                or self._now_s() - looked_s >= wait_s
-            ):
-                looked_s = self._now_s()
+            if len(self._ended) >= limits.RESULTS_RECORDED or unseen_s >= wait_s:
+                unseen_s = 0
                 if not await self._record_ended():
                     return
             next_ms = int((1 - due) / self._per_second * 1000)
             pause_ms = min(max(next_ms, _SHORTEST_TICK_MS), _LONGEST_TICK_MS)
-            awake_s = self._now_s() + pause_ms / 1000
+            slept_s = self._now_s()
             await self._homeserver.sleep_ms(pause_ms)
-            late_s = max(self._now_s() - awake_s, 0)
-            elapsed_s, at_s = self._now_s() - at_s, self._now_s()
+            # These jump with the clock of the host: a day that it is set forward is not
+            # made up for, and one that it is set back not waited for.
+            late_s = max(self._now_s() - slept_s - pause_ms / 1000, 0)
+            elapsed_s = min(max(self._now_s() - at_s, 0), _MAX_DEBT_S)
+            at_s = self._now_s()
+            running_s, unseen_s = running_s + elapsed_s, unseen_s + elapsed_s
             due = min(due + elapsed_s * self._per_second, most_due)
+            self._room = min(self._room + elapsed_s * _REGAINED_PER_S, self._most)
         if self._error is not None:
             raise self._error
 
@@ -238,7 +259,14 @@ class _Contacts:
 
     async def _run(self, name: str) -> None:
         try:
-            self._ended.append(await self._contact(name))
+            result = await self._contact(name)
+            if result is None:
+                # It is tried again.
+                self._ahead.appendleft(name)
+                self._is_exhausted = True
+                self._room = max(self._in_flight / 2, 1)
+            else:
+                self._ended.append(result)
         except CancelledError:
             # Synapse is shutting down.
             raise
@@ -271,11 +299,8 @@ class _Contacts:
                 outcome, note = RunOutcome.SKIPPED, "Synapse has no row for it any more"
             elif one.was_failing and not row.is_failing:
                 outcome, note = RunOutcome.NO_LONGER_FAILING, ""
-            elif not self._homeserver.is_server_name(one.destination):
-                outcome, note = RunOutcome.SKIPPED, "Invalid server name"
-            elif not self._homeserver.is_allowed(one.destination):
-                note = "federation_domain_whitelist does not allow it"
-                outcome = RunOutcome.SKIPPED
+            elif failure := why_not_contacted(self._homeserver, one.destination):
+                outcome, note = RunOutcome.SKIPPED, message_of(failure)
             else:
                 continue
             now_ts = self._homeserver.now_ms()
@@ -285,10 +310,13 @@ class _Contacts:
             )
         return results
 
-    async def _contact(self, name: str) -> RunResult:
+    async def _contact(self, name: str) -> RunResult | None:
+        """Contact one; return None if this process has nothing left for it."""
         begun_ts = self._homeserver.now_ms()
         contact = await probe(self._homeserver, name, timeout_ms=self._timeout_ms)
         failure = contact.failure
+        if failure is not None and failure.reason is Reason.OUT_OF_RESOURCES:
+            return None
         return RunResult(
             name,
             outcome_of(contact).value,

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request to another server: until when it may take, and what it meets on its way.
+
+Twisted and Synapse tell the last of what has stopped a request, and sometimes only that
+its time is over. What it was doing then, and what it met before, is known here.
+
+Synapse logs the status line of an answer, its `Content-Type`, and what of it cannot be
+parsed, as the server has sent it. A hostile server could write to the log what it
+likes, and as much: so that is made printable ASCII, and bounded.
+"""
+
+import errno
+import socket
+from typing import Any
+
+from synapse.util.gai_resolver import HostResolution
+from twisted.internet import error as net
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IConnector,
+    IHostnameResolver,
+    IHostResolution,
+    IResolutionReceiver,
+)
+from twisted.internet.protocol import ClientFactory
+from twisted.python.failure import Failure
+from twisted.web.iweb import IAgent, IResponse
+from zope.interface import implementer
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
+from synapse_federation_admin.homeserver.errors import (
+    NO_RESULTS,
+    Obstacle,
+    ObstacleError,
+    innermost,
+    is_out_of_resources,
+)
+from synapse_federation_admin.homeserver.lookups import LookUps
+
+# What this host says of an address to which it has no way at all, as of IPv6 where it
+# has none.
+_NO_WAY = (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+# A timer that ends with the time may be that much early.
+_OVER_S = 0.001
+
+_KINDS = {
+    frozenset({IPv4Address}): socket.AF_INET,
+    frozenset({IPv6Address}): socket.AF_INET6,
+}
+
+
+@implementer(IHostnameResolver)
+class Attempt(BoundedReactor):
+    """What the agents of one request have for a reactor.
+
+    Attributes:
+        delegated_to: What the well-known file gives as `m.server`, if that is no server
+            name.
+        is_fetching: Whether the request waits for that file.
+        is_shaking_hands: Whether the connection made last is in its TLS handshake.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        look_ups: LookUps,
+        *,
+        ends_s: float,
+        max_lifetime_s: float,
+        proxy_host: str | None,
+    ) -> None:
+        """Begin it.
+
+        Args:
+            reactor: The reactor that does everything.
+            look_ups: Looks names up.
+            ends_s: The reactor's time from which on it connects to nothing, and looks
+                nothing up.
+            max_lifetime_s: A connection older than this is dropped.
+            proxy_host: The host of this homeserver's own proxy, if it has one.
+        """
+        super().__init__(
+            reactor,
+            max_received_bytes=limits.CONNECTION_BYTES,
+            max_lifetime_s=max_lifetime_s,
+        )
+        self.delegated_to: str | None = None
+        self.is_fetching = False
+        self.is_shaking_hands = False
+        self._look_ups = look_ups
+        self._ends_s = ends_s
+        self._proxy_host = proxy_host
+        # Of each host that was looked up: why it has no address, if it has none.
+        self._hosts: dict[str, ObstacleError | None] = {}
+        # To which host an address belongs, and what came of connections.
+        self._host_of: dict[str, str] = {}
+        self._refused: list[tuple[str, BaseException]] = []
+        # What it was doing when its time was over.
+        self._late: BaseException | None = None
+
+    # -- what Twisted and Synapse ask of a reactor ---------------------------------
+
+    @property
+    def left_s(self) -> float:
+        """How much of its time is left, in seconds; 0 if it is over."""
+        left_s: float = self._ends_s - self._reactor.seconds()
+        return left_s if left_s > _OVER_S else 0
+
+    def require_time(self) -> None:
+        """Begin nothing more when the time is over.
+
+        Raises:
+            ObstacleError: It is; of what it was over.
+            TimeoutError: It is; of a connection (Twisted's).
+        """
+        if self.left_s == 0:
+            if self._late is None and self.is_fetching:
+                self._late = ObstacleError(Obstacle.LATE_FILE)
+            raise self._late or net.TimeoutError("The time is over")
+
+    @property
+    def nameResolver(self) -> IHostnameResolver:
+        """What looks host names up: this, but for a test harness."""
+        self.require_time()
+        own: IHostnameResolver = self
+        return own if self._look_ups.is_real else self._reactor.nameResolver
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
+        hostName: str,  # noqa: N803
+        portNumber: int = 0,  # noqa: N803
+        addressTypes: Any = None,  # noqa: N803
+        transportSemantics: Any = "TCP",  # noqa: N803
+    ) -> IHostResolution:
+        """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
+        resolution = HostResolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+
+        def deliver(found: Any) -> None:
+            self._hosts[hostName] = None
+            # Synapse looks each of them up in its blocklist at once.
+            for family, _, _, _, address in found[: limits.ADDRESSES_OF_A_HOST]:
+                kind = IPv6Address if family == socket.AF_INET6 else IPv4Address
+                self._host_of[address[0]] = hostName
+                resolutionReceiver.addressResolved(kind(transportSemantics, *address))
+
+        def failed(failure: Failure) -> None:
+            error = failure.value
+            self._hosts[hostName] = (
+                error
+                if isinstance(error, ObstacleError)
+                else ObstacleError(Obstacle.DNS_SERVER_FAILURE, hostName)
+            )
+            if self.left_s == 0 and self._late is None:
+                self._late = self._hosts[hostName]
+
+        self._look_ups.addresses(
+            hostName,
+            portNumber,
+            self.left_s,
+            _KINDS.get(frozenset(addressTypes or ()), socket.AF_UNSPEC),
+        ).addCallbacks(deliver, failed).addBoth(
+            lambda _: resolutionReceiver.resolutionComplete()
+        )
+        return resolution
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: ClientFactory,
+        timeout: float = 30,
+        **kwargs: Any,
+    ) -> IConnector:
+        """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`."""
+        self.require_time()
+        timeout = min(timeout, self.left_s)
+        return super().connectTCP(host, port, factory, timeout=timeout, **kwargs)
+
+    def connection_failed(self, address: str, reason: Failure) -> None:
+        """Take note that an address was not connected to."""
+        error = reason.value
+        assert error is not None
+        self._refused.append((address, error))
+        if self.left_s == 0 and self._late is None:
+            self._late = error
+
+    # -- what it was stopped by ----------------------------------------------------
+
+    def explained(self, error: BaseException) -> BaseException:
+        """Return what has stopped the request: what is known here, or the error."""
+        cause = innermost(error)
+        if is_out_of_resources(cause):
+            return cause
+        if self.delegated_to is not None:
+            return ObstacleError(Obstacle.BAD_DELEGATION, self.delegated_to)
+        if isinstance(cause, net.DNSLookupError):
+            return self._why_no_address(cause)
+        if isinstance(cause, net.ConnectError):
+            return self._why_not_connected(cause)
+        if isinstance(cause, CancelledError):
+            return self._late or self._what_is_late() or error
+        if isinstance(cause, net.ConnectionClosed) and self.is_shaking_hands:
+            return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
+        return error
+
+    def _why_no_address(self, cause: BaseException) -> BaseException:
+        found = NO_RESULTS.search(str(cause))
+        host = found[1].rstrip(".") if found else ""
+        if host == self._proxy_host:
+            return ObstacleError(Obstacle.OWN_PROXY, host)
+        if host in self._hosts:
+            return self._hosts[host] or ObstacleError(Obstacle.BLOCKED, host)
+        return self._late or cause
+
+    def _why_not_connected(self, cause: net.ConnectError) -> BaseException:
+        address = next((a for a, error in self._refused if error is cause), "")
+        host = self._host_of.get(address, address)
+        if host and host == self._proxy_host:
+            return ObstacleError(Obstacle.OWN_PROXY, host)
+        if cause.osError in _NO_WAY:
+            # Of several addresses, one to which there is a way tells more.
+            for other, error in self._refused:
+                number = getattr(error, "osError", None)
+                if self._host_of.get(other) == host and number not in _NO_WAY:
+                    return error
+        if cause.osError == errno.ECONNRESET and self.is_shaking_hands:
+            return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
+        return cause
+
+    def _what_is_late(self) -> ObstacleError | None:
+        """Return what the request waits for, but for the answer."""
+        if self.is_fetching:
+            return ObstacleError(Obstacle.LATE_FILE)
+        if self.is_shaking_hands:
+            return ObstacleError(Obstacle.LATE_HANDSHAKE)
+        return None
+
+
+@implementer(IAgent)
+class AttemptAgent:
+    """Makes a request, and tells what has stopped it; what is logged of it is plain."""
+
+    def __init__(self, agent: IAgent, attempt: Attempt | None = None) -> None:
+        """Wrap an agent.
+
+        Args:
+            agent: Makes the request.
+            attempt: What it has for a reactor; None: another process goes out.
+        """
+        self._agent = agent
+        self._attempt = attempt
+
+    def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        return self._agent.request(*args, **kwargs).addCallbacks(self._plain, self._why)
+
+    @staticmethod
+    def _plain(response: IResponse) -> IResponse:
+        response.phrase = _plain_text(response.phrase).encode()
+        headers = response.headers.getRawHeaders(b"Content-Type")
+        if headers is not None:
+            response.headers.setRawHeaders(
+                b"Content-Type", [_plain_text(headers[0]).encode()]
+            )
+        return response
+
+    def _why(self, failure: Failure) -> Failure:
+        assert failure.value is not None
+        error = failure.value
+        if self._attempt is not None:
+            error = self._attempt.explained(error)
+        _make_plain(error)
+        return failure if error is failure.value else Failure(error)
+
+
+def _make_plain(error: BaseException) -> None:
+    error.args = tuple(
+        _plain_text(arg) if isinstance(arg, str | bytes) else arg for arg in error.args
+    )
+    for reason in getattr(error, "reasons", ()):
+        _make_plain(reason.value)
+
+
+def _plain_text(text: str | bytes) -> str:
+    """Return a text as it may be logged."""
+    if isinstance(text, bytes):
+        text = text[: limits.LOGGED].decode("latin-1")
+    return ascii(text[: limits.LOGGED])[1:-1][: limits.LOGGED]

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look-ups in the DNS: of host names in threads of our own, and of SRV records.
+
+A name server that does not answer must not fill the process. Nobody waits for longer
+than they have time; and what nobody waits for any more is under way until it has really
+ended: a thread that asks the operating system cannot be called off.
+"""
+
+import socket
+from collections.abc import Sequence
+from socket import getaddrinfo
+from typing import Any, NoReturn
+
+from synapse.util.gai_resolver import GAIResolver
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredSemaphore,
+    fail,
+    maybeDeferred,
+)
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.threads import deferToThreadPool
+from twisted.names import dns
+from twisted.names.client import Resolver
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.errors import (
+    Obstacle,
+    ObstacleError,
+    are_resources_out,
+    is_out_of_resources,
+)
+
+# After how many seconds Twisted's client asks a name server again.
+_ASKS_AGAIN_S = (1, 3, 11, 45)
+
+# What the operating system says of a name that has no address.
+_NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA)
+
+# What `socket.getaddrinfo` returns, and what Twisted's client does.
+AddressInfo = Sequence[tuple[int, int, int, str, tuple[Any, ...]]]
+Answers = tuple[Sequence[dns.RRHeader], Sequence[dns.RRHeader], Sequence[dns.RRHeader]]
+
+
+class LookUps:
+    """Looks names up, some at a time."""
+
+    def __init__(self, reactor: Any) -> None:
+        """Look nothing up yet.
+
+        Args:
+            reactor: Of the homeserver; one of a test harness has threads of its own.
+        """
+        self._reactor = reactor
+        self._turns = DeferredSemaphore(limits.DNS_LOOKUPS)
+        self._services: Resolver | None = None
+        self.is_real = isinstance(reactor.nameResolver, GAIResolver)
+        if self.is_real:
+            # Synapse's own twenty threads would have none left for its federation.
+            self._threads = ThreadPool(
+                0, limits.DNS_LOOKUPS, "federation_admin_resolver"
+            )
+            self._threads.start()
+            reactor.addSystemEventTrigger("during", "shutdown", self._threads.stop)
+        else:
+            self._threads = reactor.getThreadPool()
+
+    @property
+    def free(self) -> int:
+        """How many more host names can be looked up at once."""
+        return self._turns.tokens
+
+    def addresses(
+        self,
+        host: str,
+        port: int,
+        within_s: float,
+        family: int = socket.AF_UNSPEC,
+        kind: int = socket.SOCK_STREAM,
+    ) -> "Deferred[AddressInfo]":
+        """Return the addresses of a host, as the operating system finds them.
+
+        Args:
+            host: Its name, or an address: then there is nothing to wait for.
+            port: The port there.
+            within_s: How long to wait.
+            family: As `socket.getaddrinfo` has it.
+            kind: Likewise.
+
+        Raises:
+            ObstacleError: There are none, or it is not known.
+        """
+
+        def look_up_now() -> AddressInfo:
+            return getaddrinfo(host, port, family, kind)
+
+        if is_address(host):
+            return maybeDeferred(look_up_now)
+        is_begun = False
+
+        def begin(_: object) -> "Deferred[AddressInfo]":
+            nonlocal is_begun
+            is_begun = True
+            try:
+                return deferToThreadPool(self._reactor, self._threads, look_up)
+            except Exception:
+                self._turns.release()
+                raise
+
+        def look_up() -> AddressInfo:
+            try:
+                return look_up_now()
+            finally:
+                self._reactor.callFromThread(self._turns.release)
+
+        def failed(failure: Failure) -> NoReturn:
+            error = failure.value
+            assert error is not None
+            if isinstance(error, CancelledError):
+                raise error
+            raise ObstacleError(_why(error, is_begun=is_begun), host) from error
+
+        found: Deferred[AddressInfo] = self._turns.acquire().addCallback(begin)
+        if within_s < float("inf"):
+            found.addTimeout(max(within_s, 0), self._reactor)
+        found.addErrback(failed)
+        return found
+
+    def services(self, name: str, within_s: float) -> "Deferred[Answers]":
+        """Look SRV records up; their sockets are closed when the time is over.
+
+        Raises:
+            ObstacleError: There was no answer in time, or no socket.
+            Exception: What `twisted.names.client` raises.
+        """
+        if self._services is None:
+            # Not the one that Synapse has: when it has no socket, it never again looks
+            # up what it was to look up then.
+            self._services = Resolver("/etc/resolv.conf", reactor=self._reactor)
+        resolver = self._services
+
+        def failed(failure: Failure) -> NoReturn:
+            error = failure.value
+            assert error is not None
+            if isinstance(error, DeferredTimeoutError):
+                raise ObstacleError(Obstacle.DNS_NO_ANSWER, name) from error
+            if is_out_of_resources(error):
+                raise ObstacleError(Obstacle.OUT_OF_RESOURCES, name) from error
+            raise error
+
+        try:
+            query = dns.Query(name.encode("ascii"), dns.SRV, dns.IN)
+            answer: Deferred[Answers] = resolver.queryUDP(
+                [query], _times(resolver, within_s)
+            )
+        except Exception:
+            answer = fail()
+        answer.addCallback(resolver.filterAnswers)
+        answer.addTimeout(max(within_s, 0), self._reactor)
+        answer.addErrback(failed)
+        return answer
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is given by its IP address: there is nothing to look up."""
+    return isIPAddress(host) or isIPv6Address(host)
+
+
+def _times(resolver: Resolver, within_s: float) -> list[float]:
+    """Return how long to wait each time that a name server is asked: so long in all."""
+    left_s = within_s / max(len(resolver.servers) + len(resolver.dynServers), 1)
+    times: list[float] = []
+    for time_s in _ASKS_AGAIN_S:
+        times.append(min(time_s, left_s))
+        left_s -= time_s
+        if left_s <= 0:
+            break
+    return times
+
+
+def _why(error: BaseException, *, is_begun: bool) -> Obstacle:
+    """Tell why the operating system has found no address of a name.
+
+    Args:
+        error: What it has said.
+        is_begun: Whether it was asked: else every thread was waiting for another name.
+    """
+    if is_out_of_resources(error) or not is_begun:
+        return Obstacle.OUT_OF_RESOURCES
+    if isinstance(error, DeferredTimeoutError):
+        return Obstacle.DNS_NO_ANSWER
+    if isinstance(error, UnicodeError):
+        return Obstacle.NO_HOST_NAME
+    if isinstance(error, socket.gaierror) and error.errno in _NO_ADDRESS:
+        return Obstacle.NO_SUCH_HOST
+    if are_resources_out():
+        return Obstacle.OUT_OF_RESOURCES
+    return Obstacle.DNS_SERVER_FAILURE
