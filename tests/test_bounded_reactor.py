@@ -14,10 +14,8 @@ import trustme
 from netaddr import IPAddress
 from parameterized import parameterized
 from synapse.http.client import _is_ip_blocked
-from synapse.util.gai_resolver import GAIResolver
 from twisted.internet import reactor
-from twisted.internet.defer import ensureDeferred, inlineCallbacks, maybeDeferred
-from twisted.internet.error import TimeoutError as ConnectionTimeoutError
+from twisted.internet.defer import ensureDeferred, inlineCallbacks
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
@@ -27,7 +25,7 @@ from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from synapse_federation_admin.homeserver import network
+from synapse_federation_admin.homeserver import lookups, network
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -148,15 +146,6 @@ class BoundedReactorTestCase(TestCase):
         # More than the limit only by what the buffers of two sockets hold.
         self.assertLess(server.sent, 16 * 1024 * 1024)
 
-    @inlineCallbacks
-    def test_over(self) -> Generator[Any, Any, None]:
-        """From its end on it connects to nothing, and looks nothing up."""
-        bounded = BoundedReactor(reactor, max_received_bytes=1, max_lifetime_s=1)
-        over = bounded.until(reactor.seconds())  # type: ignore[attr-defined]
-        for url in (b"http://127.0.0.1:1/", b"http://localhost:1/"):
-            asked = maybeDeferred(Agent(over, TrustAnything()).request, b"GET", url)
-            yield self.assertFailure(asked, ConnectionTimeoutError)
-
     @parameterized.expand([(False,), (True,)])
     @inlineCallbacks
     def test_within_the_bounds(self, with_tls: bool) -> Generator[Any, Any, None]:
@@ -199,7 +188,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
     def check_one_connection_each(self) -> None:
         # Without TLS.
-        with mock.patch.object(network, "ContactPolicy", return_value=None):
+        with mock.patch.object(network.Network, "_policy_of", return_value=None):
             contacting = Homeserver(self.hs.get_module_api()).federation
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)
@@ -209,7 +198,8 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
         Else one that could not be reached would seem to be down for an hour.
         """
-        client = network.Network(self.hs, max_lifetime_s=1).client()
+        made = network.Network(self.hs, max_lifetime_s=1)
+        client = made.client(1000, ignores_backoff=True)
         resolver = client.agent._agent._agent._well_known_resolver  # type: ignore[attr-defined]
         asked = []
 
@@ -221,32 +211,6 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
             for _ in range(2):
                 self.get_success(resolver.get_well_known(b"a.example"))
         self.assertEqual(asked, [b"a.example"] * 2)
-
-    def test_addresses_need_no_thread(self) -> None:
-        """A server that is named by its address waits for no look-up of names."""
-        with (
-            mock.patch.object(self.reactor, "nameResolver", GAIResolver(self.reactor)),
-            # Every thread hangs.
-            mock.patch.object(network, "ThreadPool"),
-        ):
-            outbound = Outbound(self.hs, max_lifetime_s=1)
-        for name, is_found in (
-            ("192.0.2.1", True),
-            ("2001:db8::1", True),
-            ("a.example", False),
-        ):
-            receiver = mock.Mock()
-            outbound._reactor.nameResolver.resolveHostName(receiver, name, 8448)
-            found = [call.args[0].host for call in receiver.addressResolved.mock_calls]
-            self.assertEqual(found, [name] if is_found else [])
-            self.assertEqual(receiver.resolutionComplete.called, is_found)
-            looked_up = ensureDeferred(
-                outbound.look_up(name, 8448, as_server_name=False)
-            )
-            self.assertEqual(looked_up.called, is_found)
-            self.assertEqual(outbound.has_addresses(name), is_found)
-            if is_found:
-                self.assertEqual(list(self.successResultOf(looked_up)), [name])
 
     @unittest.override_config(
         {
@@ -269,9 +233,9 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         many = [f"2001:db8::{number:x}" for number in range(2000)]
         found = [(None, None, None, "", (address, 8448)) for address in (*few, *many)]
         outbound = Outbound(self.hs, max_lifetime_s=1)
-        with mock.patch(f"{Outbound.__module__}.getaddrinfo", return_value=found):
+        with mock.patch.object(lookups, "getaddrinfo", return_value=found):
             judged = self.get_success(
-                outbound.look_up("a.example", 8448, as_server_name=False)
+                outbound.look_up("a.example", 8448, 1000, as_server_name=False)
             )
         expected = {
             address: _is_ip_blocked(

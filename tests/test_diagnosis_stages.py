@@ -12,15 +12,10 @@ import attr
 import pytest
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
-from synapse_federation_admin.diagnosis.server_name import (
-    InvalidServerNameError,
-    ServerName,
-)
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
-from synapse_federation_admin.diagnosis.addresses import why_no_address
 from synapse_federation_admin.diagnosis.answers import (
     Answer,
     check_clock,
@@ -53,7 +48,12 @@ from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.names import invalid_name
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
+from synapse_federation_admin.homeserver.server_name import (
+    InvalidServerNameError,
+    ServerName,
+)
 from synapse_federation_admin.playground.events import Identity
 
 pytestmark = pytest.mark.one_synapse
@@ -110,7 +110,7 @@ def test_no_name(name: str, reason: Reason) -> None:
     """What is no server name, and why."""
     with pytest.raises(InvalidServerNameError) as found:
         ServerName.parse(name)
-    assert found.value.failure == Failure(FailureKind.INVALID_NAME, reason)
+    assert invalid_name(found.value) == Failure(FailureKind.INVALID_NAME, reason)
 
 
 # The well-known file.
@@ -380,19 +380,6 @@ def test_certificate() -> None:
 
 
 # Addresses.
-
-
-def test_why_no_address() -> None:
-    """What the operating system says of a name."""
-    for error, kind in (
-        (socket.gaierror(socket.EAI_NONAME, "x"), FailureKind.DNS_NOT_FOUND),
-        (socket.gaierror(socket.EAI_NODATA, "x"), FailureKind.DNS_NOT_FOUND),
-        (socket.gaierror(socket.EAI_AGAIN, "x"), FailureKind.DNS_FAILED),
-        (socket.gaierror(socket.EAI_FAIL, "x"), FailureKind.DNS_FAILED),
-        (OSError(24, "Too many open files"), FailureKind.DNS_FAILED),
-        (UnicodeError(), FailureKind.DNS_NOT_FOUND),
-    ):
-        assert why_no_address(error, "a").kind is kind
 
 
 def test_plan() -> None:

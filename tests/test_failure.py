@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a request failed, told from what Synapse's client raises."""
 
+import errno
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,8 @@ from synapse_federation_admin.homeserver.errors import (
     FederationDeniedError,
     HttpResponseException,
     NotRetryingDestination,
+    Obstacle,
+    ObstacleError,
     ProxyConnectError,
     RequestSendFailed,
 )
@@ -224,13 +228,34 @@ def test_wrapped(example: Exception) -> None:
         assert failure_of(sent(never(*reasons))).kind is kind
 
 
-def test_blocked_name() -> None:
-    """A name that has addresses, of which Synapse says there are none, is blocked."""
-    error = sent(net.DNSLookupError("no results for hostname lookup: a.example"))
-    assert failure_of(error, {"a.example": True}.__getitem__).kind.value == "ip_blocked"
-    asked: list[str] = []
-    failure_of(error, lambda name: bool(asked.append(name)))
-    assert asked == ["a.example"]
+@pytest.mark.parametrize("obstacle", Obstacle)
+def test_obstacle(obstacle: Obstacle) -> None:
+    """What our own agents have met has a kind; that nothing is left is ours."""
+    failure = failure_of(sent(ObstacleError(obstacle, "a.example")))
+    assert failure.is_ours == (obstacle is Obstacle.OUT_OF_RESOURCES)
+    assert message_of(failure)
+
+
+OUT = [
+    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.ENFILE, "Too many open files in system"),
+    OSError(errno.ENOBUFS, "No buffer space available"),
+    net.ConnectBindError(errno.EMFILE, "Too many open files"),
+    net.ConnectError(errno.ENOMEM, "Cannot allocate memory"),
+    net.CannotListenError("", 5353, OSError(errno.EMFILE, "Too many open files")),
+    socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
+    RuntimeError("can't start new thread"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT, ids=repr)
+def test_out_of_resources(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """That this process has nothing left is no failure of the other server's."""
+    failure = failure_of(sent(error))
+    assert failure.is_ours
+    assert failure.reason is Reason.OUT_OF_RESOURCES
+    assert "Traceback" not in caplog.text
 
 
 def proxied(error: Exception) -> RequestSendFailed:

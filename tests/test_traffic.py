@@ -311,6 +311,7 @@ class ObserversTestCase(TrafficTestCase):
         """With two homeservers in a process each is told of its own requests."""
         other = Seen()
         traffic._observers["other.example"] = other
+        traffic._homeservers["other.example"] = self.hs
         for name in (self.hs.hostname, "other.example", "third.example"):
             with LoggingContext(name="request", server_name=name):
                 retryutils.logger.info(

@@ -108,6 +108,9 @@ class LookUps:
             try:
                 return deferToThreadPool(self._reactor, self._threads, look_up)
             except Exception:
+                # A thread that cannot be started cannot be waited for at the end.
+                started = [t for t in self._threads.threads if t.ident is not None]
+                self._threads.threads[:] = started
                 self._turns.release()
                 raise
 

@@ -153,7 +153,10 @@ def _take_failed(args: _Told) -> None:
         return
     with suppress(AttributeError):
         error._federation_admin_told = True  # type: ignore[attr-defined]  # a mark of ours
-    observer.failed(str(destination), _explained(hs, str(destination), error))
+    with suppress(AttributeError):
+        # Without the names of Synapse's that this needs, it is what Synapse says.
+        error = _explained(hs, str(destination), error)
+    observer.failed(str(destination), error)
 
 
 def _take_recovered(args: _Told) -> None:

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look-ups, with real threads and a name server that does not answer."""
+
+import errno
+import socket
+import threading
+from collections.abc import Generator
+from typing import Any
+from unittest import mock
+
+import psutil
+from parameterized import parameterized
+from synapse.util.gai_resolver import GAIResolver
+from twisted.internet import error as net
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.task import deferLater
+from twisted.names.client import Resolver
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver import errors, lookups
+from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
+from synapse_federation_admin.homeserver.lookups import LookUps
+
+FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 8448))]
+
+
+def sockets() -> list[int]:
+    """Return those that this process has open."""
+    return [c.fd for c in psutil.Process().net_connections() if c.fd > 0]
+
+
+class LookUpsTestCase(TestCase):
+    """With the real reactor."""
+
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.answer = threading.Event()
+        self.addCleanup(self.answer.set)
+        self.patch(limits, "DNS_LOOKUPS", 2)
+        self.patch(lookups, "getaddrinfo", self.getaddrinfo)
+        # As Synapse does at its start.
+        before = reactor.installNameResolver(GAIResolver(reactor))  # type: ignore[attr-defined, arg-type]
+        self.addCleanup(reactor.installNameResolver, before)  # type: ignore[attr-defined]
+        self.look_ups = LookUps(reactor)
+        self.assertTrue(self.look_ups.is_real)
+        self.addCleanup(self.look_ups._threads.stop)
+        self.addCleanup(self.answer.set)
+        self.error: Exception | None = None
+
+    def getaddrinfo(self, host: str, *_: object) -> Any:
+        """Answer when the test says so; for an address at once."""
+        if host[0].isalpha():
+            self.answer.wait(15)
+        if self.error is not None:
+            raise self.error
+        return FOUND
+
+    @inlineCallbacks
+    def check_obstacle(
+        self, looking: "Deferred[Any]", obstacle: Obstacle
+    ) -> Generator[Any, Any, None]:
+        error = yield self.assertFailure(looking, ObstacleError)
+        self.assertIs(error.obstacle, obstacle)
+
+    @inlineCallbacks
+    def test_under_way_until_it_has_ended(self) -> Generator[Any, Any, None]:
+        """Who waits is told in time; the thread counts for as long as it hangs.
+
+        Nothing queues up behind: who gets no turn is told that it is us.
+        """
+        self.assertEqual(self.look_ups.free, 2)
+        late = [self.look_ups.addresses(f"a{n}.example", 1, 0.1) for n in range(2)]
+        self.assertEqual(self.look_ups.free, 0)
+        queued = self.look_ups.addresses("b.example", 1, 0.1)
+        for looking in late:
+            yield self.check_obstacle(looking, Obstacle.DNS_NO_ANSWER)
+        yield self.check_obstacle(queued, Obstacle.OUT_OF_RESOURCES)
+        self.assertEqual(self.look_ups.free, 0)
+        self.assertEqual(self.look_ups._turns.waiting, [])
+        # An address needs no turn.
+        found = yield self.look_ups.addresses("192.0.2.1", 8448, 0)
+        self.assertEqual(found, FOUND)
+        self.answer.set()
+        while self.look_ups.free < 2:
+            yield deferLater(reactor, 0.01)  # type: ignore[arg-type]
+        found = yield self.look_ups.addresses("c.example", 8448, 5)
+        self.assertEqual(found, FOUND)
+
+    @parameterized.expand(
+        [
+            (socket.gaierror(socket.EAI_NONAME, "x"), Obstacle.NO_SUCH_HOST),
+            (socket.gaierror(socket.EAI_NODATA, "x"), Obstacle.NO_SUCH_HOST),
+            (socket.gaierror(socket.EAI_AGAIN, "x"), Obstacle.DNS_SERVER_FAILURE),
+            (socket.gaierror(socket.EAI_FAIL, "x"), Obstacle.DNS_SERVER_FAILURE),
+            (OSError(errno.EMFILE, "Too many open files"), Obstacle.OUT_OF_RESOURCES),
+            (UnicodeError(), Obstacle.NO_HOST_NAME),
+        ]
+    )
+    @inlineCallbacks
+    def test_why(self, error: Exception, why: Obstacle) -> Generator[Any, Any, None]:
+        """What the operating system says of a name."""
+        self.error = error
+        self.answer.set()
+        yield self.check_obstacle(self.look_ups.addresses("a.example", 1, 5), why)
+
+    @inlineCallbacks
+    def test_no_file_left(self) -> Generator[Any, Any, None]:
+        """If no file can be opened, that it cannot look up now is ours."""
+        self.error = socket.gaierror(socket.EAI_AGAIN, "x")
+        self.answer.set()
+        with mock.patch.object(
+            errors.os, "open", side_effect=OSError(errno.EMFILE, "x")
+        ):
+            looking = self.look_ups.addresses("a.example", 1, 5)
+            yield self.check_obstacle(looking, Obstacle.OUT_OF_RESOURCES)
+
+    @inlineCallbacks
+    def test_no_thread_left(self) -> Generator[Any, Any, None]:
+        """If no thread can be started, that is ours; the turn is given back."""
+        cannot = RuntimeError("can't start new thread")
+        with mock.patch.object(threading.Thread, "start", side_effect=cannot):
+            looking = self.look_ups.addresses("a.example", 1, 5)
+        yield self.check_obstacle(looking, Obstacle.OUT_OF_RESOURCES)
+        self.assertEqual(self.look_ups.free, 2)
+
+    @inlineCallbacks
+    def test_services_end(self) -> Generator[Any, Any, None]:
+        """The sockets of SRV look-ups are closed when the time is over."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            self.look_ups._services = Resolver(servers=[silent.getsockname()])
+            before = len(sockets())
+            looking = [
+                self.look_ups.services(f"_matrix._tcp.a{n}.example", 0.3)
+                for n in range(20)
+            ]
+            self.assertEqual(len(sockets()), before + 20)
+            for one in looking:
+                yield self.check_obstacle(one, Obstacle.DNS_NO_ANSWER)
+            while len(sockets()) > before:
+                yield deferLater(reactor, 0.01)  # type: ignore[arg-type]
+
+    @inlineCallbacks
+    def test_no_socket_left(self) -> Generator[Any, Any, None]:
+        """If there is no socket for an SRV look-up, that is ours, and passes."""
+        self.look_ups._services = made = Resolver(servers=[("127.0.0.1", 9)])
+        none = net.CannotListenError("", 1, OSError(errno.EMFILE, "x"))
+        for _ in range(2):
+            with mock.patch.object(made, "_connectedProtocol", side_effect=none):
+                looking = self.look_ups.services("_matrix._tcp.a.example", 1)
+            yield self.check_obstacle(looking, Obstacle.OUT_OF_RESOURCES)
+
+
+class AttemptTestCase(TestCase):
+    """What an attempt tells of what has stopped it."""
+
+    def attempt(self, left_s: float = 10, proxy: str | None = None) -> Attempt:
+        now_s = reactor.seconds()  # type: ignore[attr-defined]
+        return Attempt(
+            reactor,
+            mock.Mock(is_real=True),
+            ends_s=now_s + left_s,
+            max_lifetime_s=1,
+            proxy_host=proxy,
+        )
+
+    def test_over(self) -> None:
+        """From its end on it connects to nothing, and looks nothing up."""
+        over = self.attempt(0)
+        with self.assertRaises(net.TimeoutError):
+            over.connectTCP("127.0.0.1", 1, mock.Mock())
+        with self.assertRaises(net.TimeoutError):
+            _ = over.nameResolver
+
+    def test_two_addresses(self) -> None:
+        """Of two addresses, one to which there is no way does not hide the other."""
+        attempt = self.attempt()
+        attempt._host_of.update({"192.0.2.1": "a.example", "2001:db8::1": "a.example"})
+        refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
+        no_way = net.ConnectError(errno.ENETUNREACH)
+        for address, error in (("192.0.2.1", refused), ("2001:db8::1", no_way)):
+            attempt.connection_failed(address, Failure(error))
+        self.assertIs(attempt.explained(no_way), refused)
+        alone = self.attempt()
+        alone.connection_failed("2001:db8::1", Failure(no_way))
+        self.assertIs(alone.explained(no_way), no_way)
+        # Nor does that nothing is left.
+        out = net.ConnectBindError(errno.EMFILE)
+        attempt.connection_failed("192.0.2.1", Failure(out))
+        self.assertIs(attempt.explained(out), out)
+
+    def test_own_proxy(self) -> None:
+        """That our own proxy is not connected to is told as that."""
+        attempt = self.attempt(proxy="proxy.example")
+        attempt._host_of["192.0.2.1"] = "proxy.example"
+        refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
+        attempt.connection_failed("192.0.2.1", Failure(refused))
+        nowhere = net.DNSLookupError("no results for hostname lookup: proxy.example")
+        for error in (refused, nowhere):
+            found = attempt.explained(error)
+            assert isinstance(found, ObstacleError)
+            self.assertIs(found.obstacle, Obstacle.OWN_PROXY)
