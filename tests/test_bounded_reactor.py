@@ -199,7 +199,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         Else one that could not be reached would seem to be down for an hour.
         """
         made = network.Network(self.hs, max_lifetime_s=1)
-        client = made.client(1000, ignores_backoff=True)
+        client = made.client(1000)
         resolver = client.agent._agent._agent._well_known_resolver  # type: ignore[attr-defined]
         asked = []
 
