@@ -88,19 +88,8 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
 # The stages of what a reconnect does, too.
 WAY = ("name", "addresses", "connections", "version")
 
-# What it calls otherwise, for Synapse's client tells less of it; or it meets another of
-# two addresses.
-OTHERWISE = {
-    **dict.fromkeys(("servfail", "srv-refused"), ("dns_not_found",)),
-    # By which time is over first.
-    "silent-dns": ("dns_not_found", "response_timeout"),
-    **dict.fromkeys(
-        ("srv-silent-dns", "srv-blackholes", "many-addresses"), ("response_timeout",)
-    ),
-    "srv-underscore": ("invalid_name",),
-    **dict.fromkeys(("resets", "closes-handshake"), ("invalid_response",)),
-    "two-faults": ("tls_expired",),
-}
+# What it calls otherwise: of two addresses it meets another one.
+OTHERWISE = {"two-faults": ("tls_expired",)}
 
 
 def met_on_the_way(report: dict[str, Any]) -> str | None:

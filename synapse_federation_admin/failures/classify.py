@@ -290,8 +290,8 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         kind = _PROXY_KINDS.get(status or 0, FailureKind.OTHER)
         return Failure(kind, Reason.PROXY, Facts(status=status))
     if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
-        # There is a way: it was taken, and closed at once.
-        return Failure(FailureKind.INVALID_RESPONSE, facts=facts)
+        # There is a way: it was taken, and closed at once, before anything was said.
+        return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE, facts)
     if isinstance(cause, DNSLookupError) and (found := NO_RESULTS.search(str(cause))):
         facts = attr.evolve(facts, host=bounded(found[1]))
     if is_of_clients and str(cause).startswith(_NO_NAME):

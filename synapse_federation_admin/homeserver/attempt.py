@@ -31,6 +31,7 @@ from zope.interface import implementer
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.errors import (
+    BAD_HOST,
     NO_RESULTS,
     Obstacle,
     ObstacleError,
@@ -189,6 +190,12 @@ class Attempt(BoundedReactor):
         if self.left_s == 0 and self._late is None:
             self._late = error
 
+    def file_fetched(self) -> None:
+        """Begin with what comes after the well-known file, if there is time for it."""
+        if self.left_s > 0:
+            self.is_fetching = False
+            self._refused.clear()
+
     # -- what it was stopped by ----------------------------------------------------
 
     def explained(self, error: BaseException) -> BaseException:
@@ -200,10 +207,13 @@ class Attempt(BoundedReactor):
             return ObstacleError(Obstacle.BAD_DELEGATION, self.delegated_to)
         if isinstance(cause, net.DNSLookupError):
             return self._why_no_address(cause)
-        if isinstance(cause, net.ConnectError):
+        if isinstance(cause, net.ConnectError | net.ConnectingCancelledError):
             return self._why_not_connected(cause)
         if isinstance(cause, CancelledError):
             return self._late or self._what_is_late() or error
+        if isinstance(cause, ValueError) and str(cause).startswith(BAD_HOST):
+            # Where SRV records or the file lead to: the name itself was looked at.
+            return ObstacleError(Obstacle.NO_HOST_NAME, str(cause)[len(BAD_HOST) :])
         if isinstance(cause, net.ConnectionClosed) and self.is_shaking_hands:
             return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
         return error
@@ -217,19 +227,19 @@ class Attempt(BoundedReactor):
             return self._hosts[host] or ObstacleError(Obstacle.BLOCKED, host)
         return self._late or cause
 
-    def _why_not_connected(self, cause: net.ConnectError) -> BaseException:
-        address = next((a for a, error in self._refused if error is cause), "")
-        host = self._host_of.get(address, address)
+    def _why_not_connected(self, cause: BaseException) -> BaseException:
+        address = next((a for a, error in self._refused if error is cause), None)
+        if address is None:
+            # It is that the time was over, before all addresses were tried.
+            return self._refused[0][1] if self._refused else cause
+        host, number = self._host_of.get(address, address), _number(cause)
         if host and host == self._proxy_host:
             return ObstacleError(Obstacle.OWN_PROXY, host)
-        if cause.osError in _NO_WAY:
+        if number in _NO_WAY:
             # Of several addresses, one to which there is a way tells more.
             for other, error in self._refused:
-                number = getattr(error, "osError", None)
-                if self._host_of.get(other) == host and number not in _NO_WAY:
+                if self._host_of.get(other) == host and _number(error) not in _NO_WAY:
                     return error
-        if cause.osError == errno.ECONNRESET and self.is_shaking_hands:
-            return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
         return cause
 
     def _what_is_late(self) -> ObstacleError | None:
@@ -276,6 +286,11 @@ class AttemptAgent:
             error = self._attempt.explained(error)
         _make_plain(error)
         return failure if error is failure.value else Failure(error)
+
+
+def _number(error: BaseException) -> object:
+    """Return what the operating system has said of a connection, as in `errno`."""
+    return getattr(error, "osError", None)
 
 
 def _make_plain(error: BaseException) -> None:

@@ -24,6 +24,7 @@ from twisted.web.client import (
 )
 
 __all__ = [
+    "BAD_HOST",
     "NO_RESULTS",
     "BodyExceededMaxSize",
     "FederationDeniedError",
@@ -45,6 +46,9 @@ _HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFail
 
 # What Twisted says of a host name without an address that may be used.
 NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
+
+# What it says of a host name to which it does not connect.
+BAD_HOST = "invalid hostname: "
 
 # Too many open files, here or on the whole machine; no memory for another socket.
 _OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -389,7 +389,7 @@ class _WellKnownResolver(WellKnownResolver):
             return self._delegation
         self._attempt.is_fetching = True
         found = await super().get_well_known(server_name)
-        self._attempt.is_fetching = self._attempt.left_s == 0
+        self._attempt.file_fetched()
         return found
 
     async def _make_well_known_request(

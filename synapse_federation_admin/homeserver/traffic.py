@@ -24,6 +24,7 @@ from twisted.internet import error as net
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.certificates import verified
 from synapse_federation_admin.homeserver.errors import (
+    BAD_HOST,
     NO_RESULTS,
     Obstacle,
     ObstacleError,
@@ -89,9 +90,6 @@ _Told = tuple[object, ...]
 
 T = TypeVar("T")
 
-# What Twisted says of the root, to which SRV records of no service lead.
-_NO_HOST = "invalid hostname: "
-
 
 def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     """Have an observer told of this process's federation requests, until it ends."""
@@ -135,8 +133,13 @@ def _explained(
             return ObstacleError(Obstacle.OWN_PROXY, host)
         if are_resources_out():
             return ObstacleError(Obstacle.OUT_OF_RESOURCES, host)
-    elif str(cause) == _NO_HOST:
-        return ObstacleError(Obstacle.NO_SERVICE, host)
+    elif isinstance(cause, ValueError) and str(cause).startswith(BAD_HOST):
+        led_to = str(cause)[len(BAD_HOST) :]
+        if not led_to:
+            # SRV records of no service lead to the root.
+            return ObstacleError(Obstacle.NO_SERVICE, host)
+        if led_to != host:
+            return ObstacleError(Obstacle.NO_HOST_NAME, led_to)
     elif isinstance(cause, net.ConnectError) and goes_through_proxy(hs, host):
         # The proxy is all that it connects to.
         return ObstacleError(Obstacle.OWN_PROXY, proxy_host(hs) or "")
