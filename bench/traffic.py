@@ -37,6 +37,8 @@ _PER_SECOND = 50
 # Until what Synapse and the module do after a start is over, and what they put off.
 _WARM_UP_S = 10
 _AFTER_S = 5
+# Polled rarely enough that it takes no part of the CPU time.
+_HEALTH_PAUSE_S = 0.05
 
 # What fails is tried again each second, and not once in ten minutes.
 _FEDERATION = {
@@ -102,9 +104,7 @@ def _run(
 ) -> Run:
     half = _SERVERS // 2
     with (
-        Fleet(
-            certificates, up=half, dropping=half // 2, refusing=half - half // 2
-        ) as f,
+        Fleet(certificates, up=half, dropping=half // 2, refusing=half // 2 + 1) as f,
         SynapseServer(
             folder,
             certificates,
@@ -116,7 +116,7 @@ def _run(
         client = synapse.client(synapse.create_user("admin", admin=True))
         process = psutil.Process(synapse.process("main").pid)
         _send(client, f.names, _WARM_UP_S)
-        health = Health(synapse.layout.client_ports["main"])
+        health = Health(synapse.layout.client_ports["main"], _HEALTH_PAUSE_S)
         begun, cpu_s = time.monotonic(), sum(process.cpu_times()[:2])
         _send(client, f.names, seconds)
         ended = time.monotonic()
