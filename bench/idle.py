@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,44 +129,17 @@ def main() -> None:
     """Measure, print and write."""
     options = _parse_options()
     lines = [_TRANSACTIONS_TITLE]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         certificates = CertificateAuthority(folder)
-        for number, (title, kind) in enumerate(_KINDS.items()):
-            say(f"idle: {title}")
-            with ExitStack() as inner:
-                homeservers = [
-                    Homeserver(
-                        name,
-                        inner.enter_context(
-                            SynapseServer(
-                                folder / f"{number}-{name}",
-                                certificates,
-                                module_config=config,
-                                extra_config={"enable_metrics": True},
-                                **kind,
-                            )
-                        ),
-                    )
-                    for name, config in CONFIGS.items()
-                ]
-                lines += _count(title, homeservers, options.minutes)
+        for title, kind in _KINDS.items():
+            with _both(folder / f"count {title}", certificates, kind) as both:
+                lines += _count(title, both, options.minutes)
         lines += ["", _MILLION.format(rows=options.rows)]
-        for number, (title, kind) in enumerate([*_KINDS.items()][:2]):
-            say(f"idle: {title}, {options.rows:,} destinations")
-            with ExitStack() as inner:
-                homeservers = []
-                for name, config in CONFIGS.items():
-                    synapse = SynapseServer(
-                        folder / f"{number}-{name}-filled",
-                        certificates,
-                        module_config=config,
-                        extra_config={"enable_metrics": True},
-                        **kind,
-                    )
-                    inner.enter_context(synapse)
-                    homeservers.append(Homeserver(name, synapse))
-                lines += _watch(title, homeservers, options.rows, options.minutes)
+        for title, kind in _KINDS.items():
+            if not kind.get("workers"):
+                with _both(folder / f"watch {title}", certificates, kind) as both:
+                    lines += _watch(title, both, options.rows, options.minutes)
     text = "\n".join(lines)
     print(text)
     options.output.write_text(
@@ -179,6 +153,30 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=int, default=10, help="for each figure")
     parser.add_argument("--output", type=Path, default=_PAGE, help="the page")
     return parser.parse_args()
+
+
+@contextmanager
+def _both(
+    folder: Path, certificates: CertificateAuthority, kind: dict[str, Any]
+) -> Iterator[list[Homeserver]]:
+    """Run a stock homeserver and one with the module."""
+    say(f"idle: {folder.name}")
+    with ExitStack() as stack:
+        yield [
+            Homeserver(
+                name,
+                stack.enter_context(
+                    SynapseServer(
+                        folder / name,
+                        certificates,
+                        module_config=config,
+                        extra_config={"enable_metrics": True},
+                        **kind,
+                    )
+                ),
+            )
+            for name, config in CONFIGS.items()
+        ]
 
 
 def _count(title: str, homeservers: list[Homeserver], minutes: int) -> list[str]:

@@ -51,8 +51,9 @@ class Outages:
         self._homeserver = homeserver
         self._tables = tables
         self._settled_ms = contact_timeout_ms + SETTLED_MS
-        # Looks left until all are looked at.
-        self._left = 0
+        # Looks left until all are looked at: not in the first minute, which has enough
+        # to do.
+        self._left = 1
         self._has_begun = False
 
     def start(self) -> None:
@@ -68,7 +69,7 @@ class Outages:
 
     async def _look_as_often(self) -> None:
         await self.look(at_all=self._left == 0)
-        self._left = (self._left or _ALL_EACH) - 1
+        self._left = (self._left - 1) % _ALL_EACH
 
     async def look(self, *, at_all: bool = True) -> None:
         """Bring the outages up to date. Raises what the database raises.
