@@ -8,6 +8,7 @@ another release words it differently, these tests are to fail.
 import inspect
 import linecache
 import logging
+import logging.config
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -261,6 +262,38 @@ class LinesTestCase(TrafficTestCase):
                 relied_on.ANSWERED: debug,
             },
         )
+
+    @parameterized.expand([("ERROR", False), ("DEBUG", False), ("DEBUG", True)])
+    def test_configured_anew(self, level: str, disables: bool) -> None:
+        """All is taken after Synapse has read its logging configuration again.
+
+        As on SIGHUP.
+        """
+        known = [
+            (one, one.disabled)
+            for one in logging.Logger.manager.loggerDict.values()
+            if isinstance(one, logging.Logger)
+        ]
+        try:
+            with self.lines():
+                config = {
+                    "version": 1,
+                    "disable_existing_loggers": disables,
+                    # A logger that is named is not disabled.
+                    "loggers": {}
+                    if disables
+                    else {module.__name__: {"level": level} for module in MODULES},
+                }
+                logging.config.dictConfig(config)
+                self.meet_all()
+        finally:
+            for one, was_disabled in known:
+                one.disabled = was_disabled
+        self.assertEqual(
+            [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
+        )
+        self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
+        self.assertEqual(self.seen.answers, ["c.example:8448"])
 
 
 class CountedTestCase(TrafficTestCase):
