@@ -28,6 +28,8 @@ class DnsServer:
         self.address = address
         self.records: dict[tuple[str, str], Any] = {}
         self.delay_s = 0.0
+        # The names in all questions that came.
+        self.asked: list[str] = []
         self._prepared: dict[tuple[str, str], bytes] = {}
         self._stack = ExitStack()
 
@@ -94,6 +96,7 @@ class DnsServer:
     def _packed(self, data: bytes) -> bytes | None:
         question = DNSRecord.parse(data).q
         name = str(question.qname).rstrip(".").lower()
+        self.asked.append(name)
         prepared = self._prepared.get((name, QTYPE[question.qtype]))
         if prepared is not None:
             return data[:2] + prepared

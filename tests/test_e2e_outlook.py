@@ -2,6 +2,7 @@
 """Servers that begin to fail together, for real: is it us, or something they share?"""
 
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import attr
 import pytest
 from dns_server import SERVFAIL, SILENCE
-from laboratory import Laboratory, as_json, hang
+from laboratory import ZONE, Laboratory, as_json, hang
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import wait_until
@@ -77,12 +78,13 @@ class World:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
+def world(folder: Path, **history: bool) -> Iterator[World]:
     with (
         Laboratory(folder) as laboratory,
         SynapseServer(
             folder / "synapse",
             laboratory.certificates,
+            module_config={"history": history},
             extra_config=QUICK,
             wrapper=laboratory.wrapper,
         ) as synapse,
@@ -134,3 +136,43 @@ def test_address(tmp_path: Path) -> None:
     assert f"lead to the address {shared}" in found["explanation"]
     causes = {(c["type"], c["value"]) for c in found["last_hour"]["shared"]}
     assert causes == {("kind", "connection_refused"), ("address", shared)}
+
+
+def test_look_up_servers(tmp_path: Path) -> None:
+    """With `look_up_servers: false`, nothing is asked that no admin has asked for.
+
+    Not where servers lead that fail, and not whether it is the DNS.
+    """
+    took_s = 0.0
+    for looks_up in (True, False):
+        folder = tmp_path / str(looks_up)
+        folder.mkdir()
+        with world(folder, look_up_servers=looks_up) as w:
+            address = w.laboratory.address()
+            names = [w.laboratory.name(f"shared{n}", address) for n in range(6)]
+            web = w.laboratory.serve(address, 443, {}, *names)
+            w.send(names)
+            w.wait_for(names, "last_failure")
+            if not looks_up:
+                for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
+                    for kind in ("A", "AAAA", "SRV"):
+                        name = f"{service}silent.{ZONE}"
+                        w.laboratory.dns.records[name, kind] = SILENCE
+                w.send([f"silent.{ZONE}"])
+                w.wait_for([f"silent.{ZONE}"], "last_failure")
+                failure = w.get(f"destinations/silent.{ZONE}")["last_failure"]
+                # Else it is found to be the DNS, as above.
+                assert failure["kind"] == "connection_timeout"
+            asked, requests = w.laboratory.dns.asked, web.requests
+            w.synapse.restart()
+            asked.clear()
+            requests.clear()
+            began_s = time.monotonic()
+            if looks_up:
+                wait_until(lambda a=asked, r=requests: a and r, "look-ups", 60)
+                took_s = time.monotonic() - began_s
+            else:
+                # As long as it took, and as long again.
+                time.sleep(2 * took_s)
+                assert (asked, requests) == ([], [])
+                assert w.outlook()["verdict"] != "shared"
