@@ -50,8 +50,8 @@ BLOCKED_HOSTS = 1000
 
 RECORDS_WRITTEN = 1000
 
-# Outages that one transaction begins, ends or lets go on.
-OUTAGES_CHANGED = 2000
+# Outages that one transaction ends.
+OUTAGES_ENDED = 2000
 
 # Rows of what is older than it is kept for.
 ROWS_PRUNED = 500
@@ -61,6 +61,14 @@ RESULTS_RECORDED = 100
 BACKOFFS_CAPPED = 200
 DESTINATIONS_CHECKED = 200
 DESTINATIONS_FORGOTTEN = 20
+
+# -- kept in tables --------------------------------------------------------------------
+
+# How long a destination has not failed when the next outage of it begins: what fails
+# anew before is part of the last one. Longer than the job takes to end an outage. And
+# how many begin in 24 hours; what fails anew then is part of the last one, too.
+OUTAGES_APART_MS = 600_000
+OUTAGES_A_DAY = 6
 
 # -- taken from admins -----------------------------------------------------------------
 

@@ -120,7 +120,6 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
     from synapse_federation_admin.destinations.store import DestinationStore
     from synapse_federation_admin.destinations.summary import SummaryStore
-    from synapse_federation_admin.history.outages import Outages
     from synapse_federation_admin.homeserver.homeserver import Homeserver
     from synapse_federation_admin.repair.wake import Wake
     from synapse_federation_admin.storage.schema import Tables
@@ -133,9 +132,6 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     )
     s.summary = SummaryStore(s.homeserver)
     s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
-    s.outages = Outages(
-        s.homeserver, s.tables, contact_timeout_ms=s.config.contact_timeout_ms
-    )
     s.wake = Wake(s.homeserver)
     s.cursors = Cursors(s.homeserver.now_ms)
     s.backlog = BacklogStore(s.homeserver)
@@ -193,9 +189,7 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
 
     s.reconnect_many = ReconnectMany(s.homeserver, s.destinations, s.wake)
     s.cap_backoff = CapBackoff(s.homeserver)
-    s.forget = Forget(
-        s.homeserver, s.tables, s.backlog, s.shared_rooms, s.audit, s.outages.end_txn
-    )
+    s.forget = Forget(s.homeserver, s.tables, s.backlog, s.shared_rooms, s.audit)
     s.forget_many = ForgetMany(
         s.homeserver, s.reader, s.backlog, s.shared_rooms, s.forget
     )
@@ -223,6 +217,7 @@ def _wire_diagnosis(s: "Services") -> None:
 
 
 def _wire_history(s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.history.outages import Outages
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
@@ -233,16 +228,12 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     if looks_up and s.features.is_on(Feature.DIAGNOSIS):
         without_dns = s.diagnoses.without_dns
         find_addresses = s.diagnoses.find_addresses
-    recorder = Recorder(
-        s.homeserver,
-        s.tables,
-        without_dns,
-        contact_timeout_ms=s.config.contact_timeout_ms,
-    )
+    recorder = Recorder(s.homeserver, s.tables, without_dns)
+    outages = Outages(s.homeserver, s.tables)
     s.homeserver.name_untrusted_certificates()
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
-    starts = [recorder.start, s.outages.start]
+    starts = [recorder.start, outages.start]
     if looks_up:
         starts.append(s.recent_attempts.start)
     return starts

@@ -104,7 +104,6 @@ class RecorderTestCase(ModuleTestCase):
             homeserver,
             Tables(homeserver),
             mock.AsyncMock(return_value=set()),
-            contact_timeout_ms=10_000,
         )
 
 

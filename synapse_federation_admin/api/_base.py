@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.store import DestinationStore
     from synapse_federation_admin.destinations.summary import SummaryStore
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-    from synapse_federation_admin.history.outages import Outages
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.store import HistoryStore
     from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -57,7 +56,6 @@ class Services:
     reader: "DestinationReader"
     summary: "SummaryStore"
     indexes: "DestinationIndexes"
-    outages: "Outages"
     wake: "Wake"
     # Of the feature that is named beside it.
     cursors: Annotated["Cursors[Any]", Feature.V1_LISTS]

@@ -43,6 +43,7 @@ async def list_outages(asked: Asked, query: Paged, destination: str) -> JsonDict
                     "start_ts": 1557332397936,
                     "end_ts": 1557335397936,
                     "duration_ms": 3000000,
+                    "up_ms": 0,
                     "ended": "recovered",
                     "kinds": ["connection_refused", "tls_expired"]
                 }

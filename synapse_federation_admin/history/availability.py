@@ -72,13 +72,15 @@ def availability_of(
     first_ts = max(begin_ts, now_ts if since_ts is None else since_ts)
     # For how long it was failing on each day, in ms.
     down = [0] * _DAYS
-    for start_ts, end_ts in spans:
+    for start_ts, end_ts, up_ms in spans:
         upto_ts = min(now_ts, now_ts if end_ts is None else end_ts)
         from_ts = max(start_ts, first_ts)
+        # When in it that was is not kept.
+        share = 1 - up_ms / max(upto_ts - start_ts, up_ms, 1)
         while from_ts < upto_ts:
             day = (from_ts - begin_ts) // _DAY_MS
             next_ts = min(begin_ts + (day + 1) * _DAY_MS, upto_ts)
-            down[day] += next_ts - from_ts
+            down[day] += int((next_ts - from_ts) * share)
             from_ts = next_ts
     begins = [begin_ts + day * _DAY_MS for day in range(_DAYS)]
     recorded = [

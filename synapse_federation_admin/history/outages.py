@@ -2,18 +2,18 @@
 """Keeps each outage of a destination: when it began, when it ended, and how.
 
 An outage begins with a request that fails, which `recorder` writes; of one that began
-before that, Synapse's row tells all, until it is cleared: then it is written here. It
-ends with the last thing that made Synapse take the destination as working again: a
-request that got through, a reset, or that its row was deleted. Which of these it was,
-this job finds out once a minute, in SQL, by Synapse's rows, what `recorder` has
-written, and the audit (`synapse_federation_admin.storage.outage_ends`). It also writes
-at once that of what fails anew, noted while the outage before it seemed to last.
+before that, Synapse's row tells all, until it is cleared: then it is written here. What
+fails anew within some minutes is the same outage. It ends with the last thing that made
+Synapse take the destination as working again: a request that got through, a reset, or
+that its row was deleted. Which of these it was, this job finds out once a minute, in
+SQL, by Synapse's rows, what `recorder` has written, and the audit
+(`synapse_federation_admin.storage.outage_ends`).
 
 It looks at those of which something was written lately; every ten minutes at all. Only
 the process that runs background tasks does this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -22,9 +22,9 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages
-from synapse_federation_admin.storage.outage_ends import changed_since
+from synapse_federation_admin.storage.outage_ends import SETTLED_MS, changed_since
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql, marks
+from synapse_federation_admin.storage.sql import Sql
 
 T = TypeVar("T")
 
@@ -34,23 +34,13 @@ _EVERY_MS = 60_000
 _FIRST_MS = 2000
 _ALL_EACH = 10
 
-# What a reset was followed by within this time may still turn out to have been in vain.
-_IN_VAIN_MS = 86_400_000
-
-# How much longer than the contact takes it may be until it is known whether a reset was
-# of use: what comes of it is written in the background.
-SETTLED_MS = 20_000
-
 
 class Outages:
     """Finds out how outages begin and end."""
 
-    def __init__(
-        self, homeserver: Homeserver, tables: Tables, *, contact_timeout_ms: int
-    ) -> None:
+    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
         self._tables = tables
-        self._settled_ms = contact_timeout_ms + SETTLED_MS
         # Looks left until all are looked at: not in the first minute, which has enough
         # to do.
         self._left = 1
@@ -58,7 +48,7 @@ class Outages:
 
     def start(self) -> None:
         """Begin to look once a minute, if this process runs background tasks."""
-        self._homeserver.retry_timings.before_clearing = self.begin_txn
+        self._homeserver.retry_timings.before_clearing = outages.begin_missing_txn
         if self._homeserver.runs_background_tasks:
             self._homeserver.every(
                 "federation_admin_outages",
@@ -90,37 +80,10 @@ class Outages:
     def _look_txn(self, txn: LoggingTransaction, *, at_all: bool) -> bool:
         """Bring some outages up to date; return whether there may be more."""
         now_ts = self._homeserver.now_ms()
-        lately_ts = now_ts - self._settled_ms - 2 * _EVERY_MS
+        lately_ts = now_ts - SETTLED_MS - 2 * _EVERY_MS
         which = Sql("TRUE") if at_all else changed_since(lately_ts)
-        limit = limits.OUTAGES_CHANGED
-        return limit in (
-            outages.reopen_txn(txn, now_ts - _IN_VAIN_MS, limit),
-            self._end_txn(txn, which, limit),
-            # What fails anew was noted while the outage before it seemed to last.
-            outages.begin_missing_txn(txn, outages.ended_since(lately_ts), limit),
-        )
-
-    def begin_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
-        """Write the outages of some destinations that last, if they are not yet.
-
-        For before the rows that tell of them are cleared. The tables have to be there.
-        """
-        which = Sql(f"destination IN ({marks(destinations)})", tuple(destinations))
-        outages.begin_missing_txn(txn, which)
-
-    def end_txn(self, txn: LoggingTransaction, destinations: Sequence[str]) -> None:
-        """End those outages of some destinations that are over, in a transaction.
-
-        For before what tells so is deleted. The tables have to be there.
-        """
-        self.begin_txn(txn, destinations)
-        which = Sql(f"o.destination IN ({marks(destinations)})", tuple(destinations))
-        self._end_txn(txn, which, len(destinations))
-
-    def _end_txn(self, txn: LoggingTransaction, which: Sql, limit: int) -> int:
-        now_ts = self._homeserver.now_ms()
-        settled_ts = now_ts - self._settled_ms
-        return outages.end_txn(txn, which, limit, now_ts, settled_ts)
+        most = limits.OUTAGES_ENDED
+        return outages.end_txn(txn, which, now_ts, most) == most
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
         return await self._tables.run(

@@ -25,7 +25,6 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
-from synapse_federation_admin.history.outages import SETTLED_MS
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.storage import outages, records
@@ -63,8 +62,6 @@ class Recorder:
         homeserver: Homeserver,
         tables: Tables,
         without_dns: FindWithoutDns,
-        *,
-        contact_timeout_ms: int,
     ) -> None:
         """Take note of nothing yet.
 
@@ -73,12 +70,10 @@ class Recorder:
             tables: The tables.
             without_dns: Returns those of some server names about which the DNS does not
                 answer; it takes two seconds at most.
-            contact_timeout_ms: How long the contact after a reset may take.
         """
         self._without_dns = without_dns
         self._homeserver = homeserver
         self._tables = tables
-        self._settled_ms = contact_timeout_ms + SETTLED_MS
         # What waits to be written: failures by destination and kind, and answers.
         self._failures: dict[_Key, RecordedFailure] = {}
         self._successes: dict[str, RecordedSuccess] = {}
@@ -287,7 +282,7 @@ class Recorder:
         """
         is_postgres = self._homeserver.is_postgres
         if since:
-            outages.begin_since_txn(txn, since)
+            outages.begin_since_txn(txn, since, is_postgres=is_postgres)
         if answered:
             records.add_successes_txn(
                 txn, [answered[name] for name in sorted(answered)], is_postgres
@@ -296,15 +291,8 @@ class Recorder:
         for key in sorted(failed, key=lambda key: (key[0], failed[key].last_ts)):
             by_destination.setdefault(key[0], []).append(failed[key])
         if failed:
-            now_ts = self._homeserver.now_ms()
             records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
-            outages.record_txn(
-                txn,
-                by_destination,
-                is_postgres=is_postgres,
-                now_ts=now_ts,
-                settled_ts=now_ts - self._settled_ms,
-            )
+            outages.record_txn(txn, by_destination, is_postgres=is_postgres)
 
     async def _settled(
         self, failed: dict[_Key, RecordedFailure]

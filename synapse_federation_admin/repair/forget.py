@@ -13,7 +13,7 @@ update would refer to one that the server may have, and it would not notice what
 missed; without them, it asks anew.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import add
 
@@ -147,7 +147,6 @@ class Forget:
         backlog: BacklogStore,
         shared_rooms: SharedRoomsStore,
         audit: Audit,
-        end_outages_txn: Callable[[LoggingTransaction, Sequence[str]], None],
     ) -> None:
         """Forget nothing yet.
 
@@ -157,15 +156,12 @@ class Forget:
             backlog: Knows what waits.
             shared_rooms: Knows with whom rooms are shared.
             audit: Keeps what is done.
-            end_outages_txn: Ends the outages of some destinations, of which the rows
-                are still there.
         """
         self._homeserver = homeserver
         self._tables = tables
         self._backlog = backlog
         self._shared_rooms = shared_rooms
         self._audit = audit
-        self._end_outages_txn = end_outages_txn
 
     async def forget(
         self,
@@ -269,7 +265,7 @@ class Forget:
         names = sorted(name for name in seen if now[name] == seen[name])
         if names:
             if self._tables.has_history:
-                self._end_outages_txn(txn, names)
+                self._homeserver.retry_timings.before_clearing(txn, names)
                 records.delete_txn(txn, names)
             these = any_of("destination", names, is_postgres)
             existing = existing_tables(txn, is_postgres)

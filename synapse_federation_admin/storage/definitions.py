@@ -159,7 +159,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         ON federation_admin_successes (last_ts)
         """,
     ),
-    # `end_ts` and `ended` are NULL while it lasts. `kinds` are words with spaces in
+    # `end_ts` and `ended` are NULL while it lasts. `up_ms` is for how long of it the
+    # destination was not failing. `kinds` are words with spaces in
     # between, `last_kind` is one; "" and NULL if it is not known why.
     "outages": (
         """
@@ -170,6 +171,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
             ended TEXT,
             kinds TEXT NOT NULL,
             last_kind TEXT,
+            up_ms BIGINT NOT NULL DEFAULT 0,
             PRIMARY KEY (destination, start_ts)
         )
         """,
@@ -187,11 +189,6 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         CREATE INDEX IF NOT EXISTS federation_admin_outages_end
         ON federation_admin_outages (end_ts)
         WHERE end_ts IS NOT NULL
-        """,
-        """
-        CREATE INDEX IF NOT EXISTS federation_admin_outages_reset
-        ON federation_admin_outages (end_ts)
-        WHERE ended = 'reset'
         """,
     ),
     # Where destinations lead that began to fail together, as JSON.

@@ -9,15 +9,16 @@ from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOut
 from synapse_federation_admin.storage.records import FAILURES, SUCCESSES
 from synapse_federation_admin.storage.sql import FAILING, Sql
 
-# By how much Synapse's time of a failure may differ from ours.
-MOMENT_MS = 1000
-
 # How long Synapse may take to write the row of a destination that it has never met.
 _NEW_ROW_MS = 60_000
 
 # A request that was on its way when somebody reset the connection may get through then:
 # it is still the reset that has ended the outage.
 _ON_ITS_WAY_MS = 60_000
+
+# How long it may take until it is known whether a reset was of use: the contact takes a
+# minute at most, and what comes of it is written in the background.
+SETTLED_MS = 80_000
 
 
 class OutageEnd(Enum):
@@ -33,22 +34,19 @@ class OutageEnd(Enum):
     FORGOTTEN = "forgotten"
 
 
-def ended_outages(open_outages: str, which: Sql, now_ts: int, settled_ts: int) -> Sql:
+def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
     """Return the SELECT of outages that are over: their keys, `end_ts` and `ended`.
 
-    Candidates are those whose destination has no row, or does not fail, or fails since
-    a later time. The latter have ended only if there is something that has ended them:
-    Synapse's requests that fail side by side may make that time a later one, too.
+    They are those whose destination does not fail, by Synapse's row, or has no row. The
+    last thing that may have made it so has ended them.
 
     A reset after which requests went on to fail was in vain: it has ended nothing, also
     where it is not written yet that a later request got through.
 
     Args:
         open_outages: What stands in a FROM for the outages that last.
-        which: The outages o to look at; d are the rows of those of their destinations
-            that fail.
+        which: The outages o to look at.
         now_ts: The time.
-        settled_ts: Of what was reset later it is not known yet what comes of it.
     """
     return Sql(
         f"""
@@ -65,16 +63,14 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int, settled_ts: int) -
                         ELSE reset_ts > recovered_ts - {_ON_ITS_WAY_MS} END
                     AND (forgotten_ts IS NULL OR reset_ts > forgotten_ts)
                     THEN '{OutageEnd.RESET.value}'
-                WHEN recovered_ts IS NOT NULL THEN '{OutageEnd.RECOVERED.value}'
-                WHEN forgotten_ts IS NOT NULL OR is_gone
+                WHEN recovered_ts IS NULL AND (forgotten_ts IS NOT NULL OR is_gone)
                     THEN '{OutageEnd.FORGOTTEN.value}'
-                WHEN failing_ts IS NULL THEN '{OutageEnd.RECOVERED.value}'
+                ELSE '{OutageEnd.RECOVERED.value}'
             END AS ended
-            FROM ({_candidates(open_outages, which.text)}) AS found
+            FROM ({_over(open_outages, which.text)}) AS found
         ) AS found
-        WHERE ended IS NOT NULL
         """,  # noqa: S608
-        (now_ts, now_ts, *which.args, now_ts - _NEW_ROW_MS, settled_ts),
+        (now_ts, now_ts, *which.args, now_ts - _NEW_ROW_MS, now_ts - SETTLED_MS),
     )
 
 
@@ -103,54 +99,49 @@ _HAS_ROW = (
     "EXISTS (SELECT 1 FROM destinations AS r WHERE r.destination = o.destination)"
 )
 
-# What may have ended the outage o, each in time: before it failed again, if it did. Of
-# the action the audit's index is not wanted: for each outage, SQLite would go through
-# all that was ever forgotten.
+# What may have ended the outage o, whose destination failed last at `failed_ts`. Of the
+# action the audit's index is not wanted: for each outage, SQLite would go through all
+# that was ever forgotten.
 _RECOVERED_TS = f"""
     SELECT s.recovered_ts FROM {SUCCESSES} AS s
     WHERE s.destination = o.destination AND s.recovered_ts >= o.start_ts
-    AND s.recovered_ts <= COALESCE(o.failing_ts, s.recovered_ts)
+    AND s.recovered_ts >= COALESCE(o.failed_ts, s.recovered_ts)
 """  # noqa: S608
 _RESET_TS = f"""
     SELECT MAX(COALESCE(a.ended_ts, a.ts)) FROM {ENTRIES} AS a
     WHERE a.destination = o.destination AND a.ts >= o.start_ts
     AND a.action IN ({_values(AuditAction.RESET, AuditAction.RECONNECT)})
     AND a.outcome IN ({_CLEARED})
-    AND a.ts <= COALESCE(o.failing_ts, a.ts)
 """  # noqa: S608
 _FORGOTTEN_TS = f"""
     SELECT MAX(a.ts) FROM {ENTRIES} AS a
     WHERE a.destination = o.destination AND a.ts >= o.start_ts
     AND CAST(a.action AS TEXT) = '{AuditAction.FORGET.value}'
     AND a.outcome = '{AUDIT_FORGOTTEN}'
-    AND a.ts <= COALESCE(o.failing_ts, a.ts)
-"""  # noqa: S608
-_FAILED_TS = f"""
-    SELECT MAX(f.last_ts) FROM {FAILURES} AS f
-    WHERE f.destination = o.destination
-    AND f.last_ts < COALESCE(o.failing_ts - {MOMENT_MS}, f.last_ts + 1)
+    AND a.ts >= COALESCE(o.failed_ts, a.ts)
 """  # noqa: S608
 
 
-def _candidates(open_outages: str, which: str) -> str:
-    """Return the SELECT of outages that may be over, with what may have ended each."""
+def _over(open_outages: str, which: str) -> str:
+    """Return the SELECT of outages that are over, with what may have ended each."""
     return f"""
-        SELECT o.destination, o.start_ts, o.is_gone, o.failing_ts,
+        SELECT o.destination, o.start_ts, o.failed_ts, NOT {_HAS_ROW} AS is_gone,
             ({_RECOVERED_TS}) AS recovered_ts,
             ({_RESET_TS}) AS reset_ts,
-            ({_FORGOTTEN_TS}) AS forgotten_ts,
-            ({_FAILED_TS}) AS failed_ts
+            ({_FORGOTTEN_TS}) AS forgotten_ts
         FROM (
-            SELECT o.destination, o.start_ts, NOT {_HAS_ROW} AS is_gone,
-                COALESCE(d.failure_ts, d.retry_last_ts) AS failing_ts
-            FROM {open_outages} AS o
-            LEFT JOIN destinations AS d
-                ON d.destination = o.destination AND {FAILING}
-            WHERE {which}
-            AND (d.destination IS NULL OR d.failure_ts > o.start_ts + {MOMENT_MS})
-            AND (o.start_ts < ? OR {_HAS_ROW})
+            SELECT o.destination, o.start_ts, (
+                SELECT MAX(f.last_ts) FROM {FAILURES} AS f
+                WHERE f.destination = o.destination
+            ) AS failed_ts
+            FROM {open_outages} AS o WHERE {which}
         ) AS o
         WHERE NOT EXISTS (
+            SELECT 1 FROM destinations AS d
+            WHERE d.destination = o.destination AND {FAILING}
+        )
+        AND (o.start_ts < ? OR {_HAS_ROW})
+        AND NOT EXISTS (
             SELECT 1 FROM {ENTRIES} AS a
             WHERE a.destination = o.destination AND a.ts > ?
             AND a.outcome IN ({_UNPROVEN})

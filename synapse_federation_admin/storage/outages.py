@@ -19,11 +19,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, FailureKind
-from synapse_federation_admin.storage.outage_ends import (
-    MOMENT_MS,
-    OutageEnd,
-    ended_outages,
-)
+from synapse_federation_admin.storage.outage_ends import OutageEnd, ended_outages
 from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     FAILING,
@@ -37,6 +33,11 @@ from synapse_federation_admin.storage.sql import (
 _TABLE = "federation_admin_outages"
 _RECORDING = "federation_admin_recording"
 
+# By how much Synapse's time of a failure may differ from ours.
+_MOMENT_MS = 1000
+
+_DAY_MS = 86_400_000
+
 # Those that last, for statements of others. `last_kind` is why; NULL if not known.
 OPEN_OUTAGES = (
     f"(SELECT destination, start_ts, last_kind FROM {_TABLE} WHERE end_ts IS NULL)"  # noqa: S608
@@ -47,9 +48,12 @@ OPEN_OUTAGES = (
 class Outage:
     """A time for which a destination was failing.
 
+    Those that follow closely are one.
+
     Attributes:
         start_ts: When it began.
         end_ts: When it ended; None while it lasts.
+        up_ms: For how long of it the destination was not failing.
         ended: `recovered` by itself, `reset` by an admin, or `forgotten`; None while it
             lasts.
         kinds: Every kind of failure seen in it, as they were first seen; none if it is
@@ -58,6 +62,7 @@ class Outage:
 
     start_ts: int
     end_ts: int | None
+    up_ms: int
     ended: Annotated[str, OutageEnd] | None
     kinds: tuple[Annotated[str, FailureKind], ...]
 
@@ -77,7 +82,7 @@ _MISSING = f"""(
         (
             SELECT f.kind FROM {FAILURES} AS f
             WHERE f.destination = d.destination
-            AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - {MOMENT_MS}
+            AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - {_MOMENT_MS}
             ORDER BY f.last_ts DESC LIMIT 1
         ) AS last_kind
     FROM destinations AS d
@@ -88,8 +93,9 @@ _MISSING = f"""(
     )
 )"""  # noqa: S608
 
-# When an outage began, and ended; None while it lasts.
-Span = tuple[int, int | None]
+# When an outage began, and ended; None while it lasts; and for how long of it the
+# destination was not failing.
+Span = tuple[int, int | None, int]
 
 
 # -- what is read ---------------------------------------------------------------------
@@ -109,16 +115,16 @@ def select_txn(
     before = "" if before_ts is None else "AND start_ts < ?"
     args = (destination,) if before_ts is None else (destination, before_ts)
     txn.execute(
-        "SELECT start_ts, end_ts, ended, kinds "  # noqa: S608
+        "SELECT start_ts, end_ts, up_ms, ended, kinds "  # noqa: S608
         f"FROM {_TABLE} WHERE destination = ? {before} UNION ALL "
-        "SELECT start_ts, NULL, NULL, COALESCE(last_kind, '') "
+        "SELECT start_ts, NULL, 0, NULL, COALESCE(last_kind, '') "
         f"FROM {_MISSING} AS o WHERE destination = ? {before} "
         "ORDER BY start_ts DESC LIMIT ?",
         (*args, *args, limit),
     )
     return [
-        Outage(start_ts, end_ts, ended, tuple(kinds.split()))
-        for start_ts, end_ts, ended, kinds in txn.fetchall()
+        Outage(start_ts, end_ts, up_ms, ended, tuple(kinds.split()))
+        for start_ts, end_ts, up_ms, ended, kinds in txn.fetchall()
     ]
 
 
@@ -128,14 +134,14 @@ def spans_txn(
     """Return the outages of each of some destinations that have not ended by a time."""
     these = f"destination IN ({marks(destinations)})"
     txn.execute(
-        f"SELECT destination, start_ts, end_ts FROM {_TABLE} "  # noqa: S608
+        f"SELECT destination, start_ts, end_ts, up_ms FROM {_TABLE} "  # noqa: S608
         f"WHERE {these} AND (end_ts IS NULL OR end_ts > ?) UNION ALL "
-        f"SELECT destination, start_ts, NULL FROM {_MISSING} AS o WHERE {these}",
+        f"SELECT destination, start_ts, NULL, 0 FROM {_MISSING} AS o WHERE {these}",
         (*destinations, since_ts, *destinations),
     )
     found: dict[str, list[Span]] = {name: [] for name in destinations}
-    for name, *span in txn.fetchall():
-        found[name].append((span[0], span[1]))
+    for name, start_ts, end_ts, up_ms in txn.fetchall():
+        found[name].append((start_ts, end_ts, up_ms))
     return found
 
 
@@ -195,8 +201,6 @@ def record_txn(
     failures: Mapping[str, Sequence[RecordedFailure]],
     *,
     is_postgres: bool,
-    now_ts: int,
-    settled_ts: int,
 ) -> None:
     """Write that destinations fail: their outages begin, or have one more kind.
 
@@ -205,8 +209,6 @@ def record_txn(
         failures: By destination, those of each kind, the last one last; in an order
             that all writers have.
         is_postgres: Whether the database is PostgreSQL.
-        now_ts: The time.
-        settled_ts: As for `end_txn`.
     """
     rows = json.dumps(
         [
@@ -219,14 +221,21 @@ def record_txn(
         ]
     )
     columns = {"destination": "text", "first_ts": "bigint", "last_ts": "bigint"}
-    new = rows_of_json("new", columns, is_postgres)
-    # What fails anew is no part of an outage that is over.
-    anew = (
-        f"o.destination IN (SELECT new.destination FROM {new}) "  # noqa: S608
-        f"AND d.{FAILING} AND d.failure_ts IS NOT NULL"
+    # Since when it fails Synapse's row knows best. What is written only after the
+    # outage has ended in which it failed, because the job was quicker, begins none.
+    new = Sql(
+        f"""
+        SELECT new.destination, d.destination IS NOT NULL AS fails, new.last_ts,
+            CAST(NULL AS TEXT) AS kind,
+            CASE WHEN d.failure_ts < new.first_ts + {_MOMENT_MS} THEN d.failure_ts
+                ELSE new.first_ts END AS since_ts
+        FROM {rows_of_json("new", columns, is_postgres)}
+        LEFT JOIN destinations AS d
+            ON d.destination = new.destination AND {FAILING}
+        """,  # noqa: S608
+        (rows,),
     )
-    end_txn(txn, Sql(anew, (rows,)), len(failures), now_ts, settled_ts)
-    txn.execute(_BEGIN.replace("{new}", new), (rows,))
+    _begin_txn(txn, new)
     # Locked, so that no kind gets lost that another process adds meanwhile.
     which = any_of("destination", list(failures), is_postgres)
     txn.execute(
@@ -238,7 +247,8 @@ def record_txn(
     changed = []
     for destination, known, last_kind in txn.fetchall():
         kinds = [failure.kind for failure in failures[destination]]
-        seen = _words(known.split(), kinds)
+        # Each once, as they were first seen.
+        seen = " ".join(dict.fromkeys([*known.split(), *kinds]))
         if (seen, kinds[-1]) != (known, last_kind):
             changed.append((seen, kinds[-1], destination))
     txn.execute_batch(
@@ -248,104 +258,104 @@ def record_txn(
     )
 
 
-def _words(*kinds: Sequence[str]) -> str:
-    """Return kinds as they are stored: each once, as they were first seen."""
-    return " ".join(dict.fromkeys(kind for some in kinds for kind in some))
+def _begin_txn(txn: LoggingTransaction, new: Sql) -> None:
+    """Begin outages of destinations that have none which lasts.
 
-
-# Since when it fails Synapse's row knows best; but where that is about an outage that
-# has ended, this is another one. What is written only after the outage has ended in
-# which it failed, because another process or the job was quicker, begins none.
-_BEGIN = f"""
-    INSERT INTO {_TABLE} (destination, start_ts, kinds)
-    SELECT new.destination,
-        CASE
-            WHEN d.failure_ts < new.first_ts + {MOMENT_MS} AND NOT EXISTS (
-                SELECT 1 FROM {_TABLE} AS before
-                WHERE before.destination = new.destination
-                AND before.end_ts > d.failure_ts
-            ) THEN d.failure_ts
-            ELSE COALESCE(
-                (
-                    SELECT MAX(before.end_ts) + 1 FROM {_TABLE} AS before
-                    WHERE before.destination = new.destination
-                    AND before.end_ts > new.first_ts
-                ),
-                new.first_ts
-            )
-        END,
-        ''
-    FROM {{new}} LEFT JOIN destinations AS d ON d.destination = new.destination
-    WHERE NOT EXISTS (
-        SELECT 1 FROM {_TABLE} AS o
-        WHERE o.destination = new.destination
-        AND (o.end_ts IS NULL OR o.end_ts >= new.last_ts)
-    )
-    ON CONFLICT DO NOTHING
-"""  # noqa: S608
-
-
-def begin_missing_txn(
-    txn: LoggingTransaction, which: Sql, limit: int | None = None
-) -> int:
-    """Write outages that last and have no row yet; return how many.
-
-    In the order of `record_txn`, so that neither waits for the other in a circle.
+    If the last one has ended shortly before, or too many began within a day, that one
+    goes on. So a server that answers and fails in turn has one, and a reset that turns
+    out to have been in vain has ended nothing.
 
     Args:
         txn: The transaction.
-        which: Of which destinations.
-        limit: The most to write; None: all.
+        new: The SELECT of the destinations, in an order that all writers have: whether
+            Synapse's row for it says that it fails now (`fails`), since when it does
+            (`since_ts`), when it last failed (`last_ts`), and why (`kind`), if known.
     """
     txn.execute(
+        f"""
+        UPDATE {_TABLE} AS known SET end_ts = NULL, ended = NULL,
+            up_ms = up_ms + CASE WHEN new.since_ts > known.end_ts
+                THEN new.since_ts - known.end_ts ELSE 0 END
+        FROM ({new.text}) AS new
+        WHERE known.destination = new.destination
+        AND known.start_ts = (
+            SELECT MAX(o.start_ts) FROM {_TABLE} AS o
+            WHERE o.destination = new.destination
+        )
+        AND known.start_ts <= new.last_ts
+        AND (new.fails OR known.end_ts < new.last_ts)
+        AND (
+            known.end_ts > new.since_ts - ?
+            OR ? <= (
+                SELECT COUNT(*) FROM {_TABLE} AS o
+                WHERE o.destination = new.destination
+                AND o.start_ts > new.since_ts - {_DAY_MS}
+            )
+        )
+        """,  # noqa: S608
+        (*new.args, limits.OUTAGES_APART_MS, limits.OUTAGES_A_DAY),
+    )
+    txn.execute(
         f"INSERT INTO {_TABLE} (destination, start_ts, kinds, last_kind) "  # noqa: S608
-        "SELECT destination, start_ts, COALESCE(last_kind, ''), last_kind "
-        f"FROM {_MISSING} AS o WHERE {which.text} "
-        f"ORDER BY destination {'' if limit is None else 'LIMIT ?'} "
-        "ON CONFLICT DO NOTHING",
-        which.args if limit is None else (*which.args, limit),
-    )
-    return txn.rowcount
-
-
-def ended_since(ts: int) -> Sql:
-    """Return the condition that an outage of a destination has ended since a time."""
-    return Sql(
-        f"destination IN (SELECT destination FROM {_TABLE} WHERE end_ts > ?)",  # noqa: S608
-        (ts,),
+        "SELECT destination, since_ts, COALESCE(kind, ''), kind "
+        f"FROM ({new.text}) AS new WHERE NOT EXISTS ("
+        f"SELECT 1 FROM {_TABLE} AS o WHERE o.destination = new.destination "
+        "AND (o.end_ts IS NULL "
+        "OR (o.end_ts >= new.last_ts AND o.start_ts <= new.last_ts))"
+        ") ON CONFLICT DO NOTHING",
+        new.args,
     )
 
 
-def begin_since_txn(txn: LoggingTransaction, failing_since: Mapping[str, int]) -> None:
+def begin_missing_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:
+    """Write the outages of some destinations that last and have no row yet."""
+    _begin_txn(
+        txn,
+        Sql(
+            "SELECT destination, TRUE AS fails, start_ts AS since_ts, "  # noqa: S608
+            f"start_ts AS last_ts, last_kind AS kind FROM {_MISSING} AS o "
+            f"WHERE destination IN ({marks(destinations)}) ORDER BY destination",
+            tuple(destinations),
+        ),
+    )
+
+
+def begin_since_txn(
+    txn: LoggingTransaction, failing_since: Mapping[str, int], *, is_postgres: bool
+) -> None:
     """Write outages of destinations whose row says no more since when they failed.
 
     Those that have an outage that lasts, or one that has ended since, have got theirs.
     """
-    txn.execute_batch(
-        f"INSERT INTO {_TABLE} (destination, start_ts, kinds) "  # noqa: S608
-        "SELECT ?, ?, '' WHERE NOT EXISTS ("
-        f"SELECT 1 FROM {_TABLE} WHERE destination = ? "
-        "AND (end_ts IS NULL OR end_ts > ?)) ON CONFLICT DO NOTHING",
-        [(name, ts, name, ts) for name, ts in sorted(failing_since.items())],
+    rows = [
+        {"destination": name, "since_ts": ts}
+        for name, ts in sorted(failing_since.items())
+    ]
+    columns = {"destination": "text", "since_ts": "bigint"}
+    _begin_txn(
+        txn,
+        Sql(
+            "SELECT destination, FALSE AS fails, since_ts, since_ts AS last_ts, "  # noqa: S608
+            "CAST(NULL AS TEXT) AS kind "
+            f"FROM {rows_of_json('new', columns, is_postgres)}",
+            (json.dumps(rows),),
+        ),
     )
 
 
 # -- how they end ---------------------------------------------------------------------
 
 
-def end_txn(
-    txn: LoggingTransaction, which: Sql, limit: int, now_ts: int, settled_ts: int
-) -> int:
+def end_txn(txn: LoggingTransaction, which: Sql, now_ts: int, limit: int) -> int:
     """End outages that are over; return how many.
 
     Args:
         txn: The transaction.
         which: As for `ended_outages`.
-        limit: The most to end.
         now_ts: The time.
-        settled_ts: As for `ended_outages`.
+        limit: The most to end.
     """
-    over = ended_outages(OPEN_OUTAGES, which, now_ts, settled_ts)
+    over = ended_outages(OPEN_OUTAGES, which, now_ts)
     txn.execute(
         f"UPDATE {_TABLE} AS ending SET ended = over.ended, "  # noqa: S608
         "end_ts = CASE WHEN over.end_ts > over.start_ts "
@@ -356,47 +366,6 @@ def end_txn(
         (*over.args, limit),
     )
     return txn.rowcount
-
-
-def reopen_txn(txn: LoggingTransaction, since_ts: int, limit: int) -> int:
-    """Let outages go on that a reset has seemed to end; return how many.
-
-    When a reset turns out to have been in vain, the destination is given the time since
-    when it really fails: that is before the reset.
-
-    Args:
-        txn: The transaction.
-        since_ts: Those that have ended since.
-        limit: The most to look at.
-    """
-    txn.execute(
-        f"SELECT o.destination, o.start_ts FROM {_TABLE} AS o "  # noqa: S608
-        "JOIN destinations AS d ON d.destination = o.destination "
-        f"WHERE o.ended = '{OutageEnd.RESET.value}' AND o.end_ts >= ? AND {FAILING} "
-        "AND d.failure_ts < o.end_ts - ? AND d.failure_ts > o.start_ts - ? LIMIT ?",
-        (since_ts, MOMENT_MS, MOMENT_MS, limit),
-    )
-    found = txn.fetchall()
-    for destination, start_ts in found:
-        # With what has been taken for another one since.
-        txn.execute(
-            f"SELECT kinds, last_kind FROM {_TABLE} "  # noqa: S608
-            "WHERE destination = ? AND start_ts >= ? ORDER BY start_ts",
-            (destination, start_ts),
-        )
-        rows = txn.fetchall()
-        kinds = _words(*(row[0].split() for row in rows))
-        last_kind = [None, *(row[1] for row in rows if row[1])][-1]
-        txn.execute(
-            f"DELETE FROM {_TABLE} WHERE destination = ? AND start_ts > ?",  # noqa: S608
-            (destination, start_ts),
-        )
-        txn.execute(
-            f"UPDATE {_TABLE} SET end_ts = NULL, ended = NULL, "  # noqa: S608
-            "kinds = ?, last_kind = ? WHERE destination = ? AND start_ts = ?",
-            (kinds, last_kind, destination, start_ts),
-        )
-    return len(found)
 
 
 def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:

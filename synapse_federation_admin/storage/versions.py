@@ -147,9 +147,15 @@ def _to_version_3(txn: LoggingTransaction, is_postgres: bool) -> None:
     txn.execute("DROP TABLE IF EXISTS federation_admin_attempts")
 
 
+def _to_version_4(txn: LoggingTransaction, is_postgres: bool) -> None:
+    add_column(txn, is_postgres, "outages", "up_ms", "BIGINT NOT NULL DEFAULT 0")
+    txn.execute("DROP INDEX IF EXISTS federation_admin_outages_reset")
+
+
 # The last is that of this code. What has been released is not changed any more.
 VERSIONS: tuple[Version, ...] = (
     Version(1, compat=1),
     Version(2, compat=2),
     Version(3, compat=3, upgrade=_to_version_3),
+    Version(4, compat=3, upgrade=_to_version_4),
 )
