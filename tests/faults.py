@@ -315,7 +315,8 @@ def redirect(to: bytes) -> bytes:
 
 # What is in order.
 
-site("healthy ok")
+# Synapse has all of them as failing.
+site("healthy ok", "Synapse still backs off from it")
 # A web server without a well-known file.
 site("not-found ok", file=PAGE_NOT_FOUND)
 by_srv("srv ok")

@@ -142,20 +142,6 @@ def test_what_is_sent(world: World) -> None:
     assert report["stored"] == stages["stored"]["findings"]
 
 
-def test_works_again(world: World) -> None:
-    """A server that Synapse has as failing, and that works: reset the connection.
-
-    The diagnosis itself changes nothing of that.
-    """
-    name, _ = world.up("again")
-    write_failing(world.synapse, [name], failing_since_ts=1_000_000)
-    report = world.diagnose(name)
-    assert (report["verdict"], report["kind"]) == ("ok", None)
-    assert "only in 23 h: reset the connection" in report["advice"]
-    assert report["stored"]["status"] == "backing_off"
-    assert world.client.destination(name)["retry_interval"] == 25 * 3_600_000
-
-
 def test_they_reach_us(world: World) -> None:
     """If they send to us while we fail to send to them, that is said in words."""
     name, _ = world.named("oneway")
@@ -203,25 +189,6 @@ def test_cached_delegation(world: World) -> None:
         "well_known_unreachable",
     )
     assert report["stages"]["well_known"]["delegated_to"] == f"{name}:9449"
-
-
-def test_another_key_is_stored(world: World) -> None:
-    """A key that is not the one that Synapse has stored under the same ID."""
-    name, _ = world.up("rekeyed")
-    run_sql(
-        world.synapse,
-        "INSERT INTO server_signature_keys (server_name, key_id, from_server, "
-        "ts_added_ms, verify_key, ts_valid_until_ms) VALUES (?, ?, ?, 1, ?, 2)",
-        name,
-        "ed25519:a_play",
-        name,
-        b"x" * 32,
-    )
-    report = world.diagnose(name)
-    assert (report["verdict"], report["kind"]) == ("degraded", "keys_invalid")
-    assert report["reason"] == "other_key_stored"
-    assert report["stages"]["keys"]["keys"][0]["stored"] is False
-    assert report["stages"]["keys"]["stored_total"] == 1
 
 
 def test_ipv6(world: World) -> None:

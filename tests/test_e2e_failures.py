@@ -5,7 +5,6 @@ The truth is Synapse's own log: it has a line for each failure after which it ba
 """
 
 import itertools
-import json
 import random
 import re
 import threading
@@ -364,53 +363,6 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
         assert abs(failure["last_ts"] - found[-1].ts) <= CLOSE_MS, (failure, found)
     for name in cluster.names["shared"]:
         assert {*ASKING} < {line.process for line in lines[name]}
-
-
-# What a client may ask of a homeserver so that this asks NAME: the request, and which
-# process then asks if it is the worker that the client asks.
-WAYS: list[tuple[str, str, Any, str | None]] = [
-    ("POST", "v3/keys/query", {"device_keys": {"@x:NAME": []}}, GENERIC_WORKER),
-    (
-        *("POST", "v3/keys/claim"),
-        *({"one_time_keys": {"@x:NAME": {"D": "signed_curve25519"}}}, GENERIC_WORKER),
-    ),
-    # The main process joins for the worker.
-    ("POST", "v3/join/!x:a?server_name=NAME", {}, MAIN),
-    ("GET", "v1/media/download/NAME/x", None, GENERIC_WORKER),
-    # Here Synapse asks whether it is backing off or not, and does not back off.
-    ("GET", "v3/profile/@x:NAME", None, None),
-    ("GET", "v3/publicRooms?server=NAME", None, None),
-    ("GET", "v3/directory/room/%23x:NAME", None, None),
-]
-
-
-@pytest.mark.parametrize("process", ASKING)
-def test_ways(cluster: Cluster, told: list[Told], process: str) -> None:
-    """Whatever makes a process ask another server: what it backs off after is seen."""
-    names, expected = set(), {}
-    for method, path, body, by_worker in WAYS:
-        name = f"{ADDRESS}:{free_port(ADDRESS)}"
-        names.add(name)
-        cluster.askers[process].http.request(
-            method,
-            "/_matrix/client/" + path.replace("NAME", name),
-            content=None if body is None else json.dumps(body).replace("NAME", name),
-        )
-        if by_worker is not None:
-            expected[name] = MAIN if process == MAIN else by_worker
-    new = [line for line in cluster.told() if line.destination in names]
-    assert {line.destination: line.process for line in new} == expected
-    each = Counter(line.destination for line in new)
-    wait_until(
-        lambda: all(cluster.counts().get(name) == each[name] for name in expected),
-        "all to be written",
-        WRITTEN_S,
-    )
-    assert not cluster.counts().keys() & (names - expected.keys())
-    for name, instance in expected.items():
-        (failure,) = cluster.failures(name)
-        found = (failure["kind"], failure["instance"])
-        assert found == ("connection_refused", instance)
 
 
 def test_killed_and_stopped(cluster: Cluster, told: list[Told]) -> None:

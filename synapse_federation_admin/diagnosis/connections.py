@@ -142,9 +142,9 @@ class _Attempt:
         try:
             answer = await self._way.within(self._way.left_ms(_SHARE), self._ask)
         except (TimeIsOver, CancelledError):
-            error = self._too_late()
+            error = self._met(Failure(FailureKind.RESPONSE_TIMEOUT))
         except Exception as e:
-            error = self._why(e)
+            error = self._met(failure_of(e))
         handshake = self._handshake
         tls, begun = handshake.findings, handshake.begun_ms
         connection = attr.evolve(
@@ -173,31 +173,22 @@ class _Attempt:
         url = f"https://{host}{VERSION_PATH}"
         return await ask(outbound, self._agent, url, headers, limits.VERSION_BYTES)
 
-    def _too_late(self) -> Failure:
-        """Return the failure of what took too long, by how far it has come."""
-        handshake = self._handshake
-        if handshake.begun_ms is None:
-            is_proxied = self._connection.address is None
-            reason = Reason.PROXY if is_proxied else None
-            return Failure(FailureKind.CONNECTION_TIMEOUT, reason)
-        reason = None if handshake.findings else Reason.IN_HANDSHAKE
-        return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
-
-    def _why(self, error: Exception) -> Failure:
-        """Tell why there was no answer."""
-        failure = failure_of(error)
+    def _met(self, failure: Failure) -> Failure:
+        """Tell why there was no answer, by how far the connection has come."""
+        kind, handshake = failure.kind, self._handshake
+        is_late = kind in (FailureKind.RESPONSE_TIMEOUT, FailureKind.CONNECTION_TIMEOUT)
         if failure.is_ours or failure.reason is Reason.PROXY:
             return failure
-        if failure.kind in (
-            FailureKind.RESPONSE_TIMEOUT,
-            FailureKind.CONNECTION_TIMEOUT,
-        ):
-            return self._too_late()
-        if self._handshake.begun_ms is None and self._connection.address is None:
+        if handshake.begun_ms is None and self._connection.address is None:
             # It is the proxy itself that was not connected to.
-            return Failure(FailureKind.OTHER, Reason.PROXY, failure.facts)
-        is_invalid = failure.kind is FailureKind.INVALID_RESPONSE
-        if self._handshake.findings is None and is_invalid:
+            kind = FailureKind.CONNECTION_TIMEOUT if is_late else FailureKind.OTHER
+            return Failure(kind, Reason.PROXY, failure.facts)
+        if handshake.begun_ms is None and is_late:
+            return Failure(FailureKind.CONNECTION_TIMEOUT)
+        if is_late:
+            reason = None if handshake.findings else Reason.IN_HANDSHAKE
+            return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
+        if handshake.findings is None and kind is FailureKind.INVALID_RESPONSE:
             return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
         return failure
 

@@ -109,7 +109,7 @@ class FailureKind(_Worded):
         "well_known_unreachable",
         "Cannot fetch /.well-known/matrix/server",
         "",
-        "Tell their admin: the file has to be served, or 404 without delegation.",
+        "Tell their admin: serve the file, or 404 if the server does not delegate.",
     )
     DNS_NOT_FOUND = (
         "dns_not_found",
@@ -305,7 +305,7 @@ class Reason(_Worded):
 
     # Server names.
     NAME_IS_URL = "name_is_url", "a server name has no scheme and no path"
-    NAME_NOT_ASCII = "name_not_ascii", "it is not ASCII; Punycode is"
+    NAME_NOT_ASCII = "name_not_ascii", "it is not ASCII: use Punycode"
     NAME_MALFORMED = "name_malformed", "a server name has the form host or host:port"
     PORT_INVALID = "port_invalid", "the port is not a number from 1 to 65535"
     IPV6_INVALID = "ipv6_invalid", "what is in brackets is not an IPv6 address"
@@ -337,7 +337,7 @@ class Reason(_Worded):
     # The well-known file, and other answers.
     BODY_TOO_LARGE = "body_too_large", "the response is too large"
     NOT_JSON = "not_json", "the response is not a JSON object"
-    WRONG_CONTENT_TYPE = "wrong_content_type", "the type is not application/json"
+    WRONG_CONTENT_TYPE = "wrong_content_type", "Content-Type is not application/json"
     CLOSED = "closed", "the server closed the connection without a response"
     M_SERVER_MISSING = "m_server_missing", "m.server is missing"
     M_SERVER_NOT_A_STRING = "m_server_not_a_string", "m.server is not a string"
