@@ -49,6 +49,7 @@ PAGE = http("200 OK", b"<html>", HTML)
 PAGE_NOT_FOUND = http("404 Not Found", b"<html>", HTML)
 
 Build = Callable[[Laboratory, str], str | None]
+Certify = Callable[[Laboratory, str], ssl.SSLContext]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -133,13 +134,6 @@ def by_srv(line: str, *, service: str = "_matrix-fed", certified: str = "") -> N
         lab.serve(placed(lab, host), 10448, answers, certified or name)
 
 
-def up_with(lab: Laboratory, name: str, context: ssl.SSLContext) -> str:
-    """Have one with a certificate of its own."""
-    address = placed(lab, name)
-    lab.serve(address, 8448, homeserver(name), context=context)
-    return address
-
-
 def context(leaf: trustme.LeafCert) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     leaf.configure_cert(made)
@@ -158,72 +152,66 @@ def early(lab: Laboratory, name: str) -> ssl.SSLContext:
     return issued(lab, name, not_before=NOW + DAY, not_after=NOW + 9 * DAY)
 
 
-def made_by(
+def issue(
     lab: Laboratory,
-    name: str,
-    *,
-    names: tuple[str, ...],
-    bits: int = 2048,
-    authority: tuple[x509.Certificate, rsa.RSAPrivateKey] | None = None,
-) -> ssl.SSLContext:
-    """Return a context with a certificate that trustme would not make."""
-    key = rsa.generate_private_key(65537, bits)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(common(name))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - DAY)
-        .not_valid_after(NOW + 90 * DAY)
+    subject: str,
+    key: rsa.RSAPrivateKey,
+    *extensions: x509.ExtensionType,
+    days: int = 90,
+    by: tuple[x509.Certificate, rsa.RSAPrivateKey] | None = None,
+) -> x509.Certificate:
+    """Return a certificate that trustme would not make, by its authority or another."""
+    issuer, signing = by or (
+        x509.load_pem_x509_certificate(lab.authority.cert_pem.bytes()),
+        serialization.load_pem_private_key(lab.authority.private_key_pem.bytes(), None),
     )
-    if names:
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), False
-        )
-    if authority is None:
-        issuer = x509.load_pem_x509_certificate(lab.authority.cert_pem.bytes())
-        signing = serialization.load_pem_private_key(
-            lab.authority.private_key_pem.bytes(), None
-        )
-        chain = []
-    else:
-        issuer, signing = authority
-        chain = [issuer]
-    certificate = builder.issuer_name(issuer.subject).sign(signing, hashes.SHA256())
+    builder = x509.CertificateBuilder(
+        issuer.subject,
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)]),
+        key.public_key(),
+        x509.random_serial_number(),
+        NOW - 90 * DAY,
+        NOW + days * DAY,
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, False)
+    return builder.sign(signing, hashes.SHA256())
+
+
+def presenting(
+    lab: Laboratory, name: str, key: rsa.RSAPrivateKey, *chain: x509.Certificate
+) -> ssl.SSLContext:
+    """Return a context with a chain of certificates, and the key of the first."""
     pem = serialization.Encoding.PEM
     return loaded(
         lab.folder,
         name,
-        b"".join(c.public_bytes(pem) for c in (certificate, *chain)),
+        b"".join(certificate.public_bytes(pem) for certificate in chain),
         key.private_bytes(
             pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
     )
 
 
-def common(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+def with_key(bits: int, *, named: bool) -> Certify:
+    """Return what makes a certificate with a key of so many bits, and names or none."""
+
+    def certify(lab: Laboratory, name: str) -> ssl.SSLContext:
+        key = rsa.generate_private_key(65537, bits)
+        names = [x509.SubjectAlternativeName([x509.DNSName(name)])] if named else []
+        return presenting(lab, name, key, issue(lab, name, key, *names))
+
+    return certify
 
 
 def expired_between(lab: Laboratory, name: str) -> ssl.SSLContext:
     """Return a context with an authority in its chain that has expired."""
-    root = x509.load_pem_x509_certificate(lab.authority.cert_pem.bytes())
-    signing = serialization.load_pem_private_key(
-        lab.authority.private_key_pem.bytes(), None
-    )
-    key = rsa.generate_private_key(65537, 2048)
-    between = (
-        x509.CertificateBuilder()
-        .subject_name(common("between"))
-        .issuer_name(root.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - 90 * DAY)
-        .not_valid_after(NOW - DAY)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(signing, hashes.SHA256())
-    )
-    return made_by(lab, name, names=(name,), authority=(between, key))
+    key, other = (rsa.generate_private_key(65537, 2048) for _ in range(2))
+    may_issue = x509.BasicConstraints(ca=True, path_length=None)
+    between = issue(lab, "between", other, may_issue, days=-1)
+    names = x509.SubjectAlternativeName([x509.DNSName(name)])
+    own = issue(lab, name, key, names, by=(between, other))
+    return presenting(lab, name, key, own, between)
 
 
 def loaded(folder: Path, name: str, chain: bytes, key: bytes) -> ssl.SSLContext:
@@ -277,7 +265,7 @@ def site(
     *,
     file: Answer | None = None,
     is_up: bool = True,
-    certify: Callable[[Laboratory, str], ssl.SSLContext] | None = None,
+    certify: Certify | None = None,
     make_keys: Callable[[str], bytes] | None = None,
     **answers: Answer,
 ) -> None:
@@ -512,7 +500,8 @@ def _(lab: Laboratory, name: str) -> None:
 
 
 def bad_certificate(lab: Laboratory, name: str) -> None:
-    up_with(lab, name, expired(lab, name))
+    made = expired(lab, name)
+    lab.serve(placed(lab, name), 8448, homeserver(name), context=made)
 
 
 def bad_web_server(lab: Laboratory, name: str) -> None:
@@ -555,14 +544,8 @@ site("incomplete-chain failing tls_untrusted/unknown_authority", certify=incompl
 site("self-signed failing tls_untrusted/self_signed", certify=self_signed)
 # The server's own certificate is valid, and one in its chain has expired.
 site("expired-between failing tls_expired/in_chain", certify=expired_between)
-site(
-    "no-names failing tls_wrong_name/no_names",
-    certify=lambda lab, name: made_by(lab, name, names=()),
-)
-site(
-    "weak-key failing tls_untrusted/weak_key",
-    certify=lambda lab, name: made_by(lab, name, names=(name,), bits=1024),
-)
+site("no-names failing tls_wrong_name/no_names", certify=with_key(2048, named=False))
+site("weak-key failing tls_untrusted/weak_key", certify=with_key(1024, named=True))
 site(
     "wants-certificate failing tls_failed",
     "certificate required",
