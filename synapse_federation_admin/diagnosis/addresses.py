@@ -239,11 +239,18 @@ async def _look_up_target(
     is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
     target = Target(bounded(host, _MAX_HOST), port)
     if not _HOST.fullmatch(host) or not way.homeserver.federation.can_be_host(host):
-        return attr.evolve(target, error=dns_not_found(host, Reason.NO_HOST_NAME))
+        facts = Facts(host=bounded(host))
+        error = Failure(FailureKind.DNS_NOT_FOUND, Reason.NO_HOST_NAME, facts)
+        return attr.evolve(target, error=error)
     if not is_refused and outbound.goes_through_proxy(host):
         return attr.evolve(target, via_proxy=True)
     try:
-        addresses = await look_up(way, host, port, as_server_name=as_server_name)
+        addresses = await outbound.look_up(
+            host,
+            port,
+            way.left_ms(_SHARE_ADDRESSES),
+            as_server_name=as_server_name,
+        )
     except ObstacleError as e:
         return attr.evolve(target, error=failure_of(e))
     # Those that are blocked are told before all others.
@@ -264,21 +271,3 @@ async def _look_up_target(
         addresses_total=len(addresses),
         error=Failure(FailureKind.IP_BLOCKED, reason, facts) if blocked else None,
     )
-
-
-async def look_up(
-    way: Way, host: str, port: int, *, as_server_name: bool = False
-) -> dict[str, bool]:
-    """Look a host up: see `Outbound.look_up`.
-
-    Raises:
-        ObstacleError: There are none, or that is not known.
-    """
-    return await way.outbound.look_up(
-        host, port, way.left_ms(_SHARE_ADDRESSES), as_server_name=as_server_name
-    )
-
-
-def dns_not_found(host: str, reason: Reason) -> Failure:
-    """Return the failure that there is no address of a host name."""
-    return Failure(FailureKind.DNS_NOT_FOUND, reason, Facts(host=bounded(host)))

@@ -11,7 +11,7 @@ import attr
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.store import DestinationStore
-from synapse_federation_admin.diagnosis.addresses import check_addresses, look_up
+from synapse_federation_admin.diagnosis.addresses import check_addresses
 from synapse_federation_admin.diagnosis.answers import check_clock, check_version
 from synapse_federation_admin.diagnosis.connections import check_connections
 from synapse_federation_admin.diagnosis.findings import (
@@ -59,8 +59,8 @@ _GRACE_MS = 1000
 # How long it may take where addresses alone are looked for.
 _LOOK_MS = 5000
 
-# The time of which the DNS has a share to answer, if it is only asked whether it does.
-_ANSWER_MS = 5000
+# How long the DNS may take, if it is only asked whether it answers.
+_ANSWER_MS = 1500
 
 _NO_ANSWER = (Obstacle.DNS_NO_ANSWER, Obstacle.DNS_SERVER_FAILURE)
 
@@ -155,20 +155,22 @@ class Diagnoses:
         Within two seconds. Of names that are addresses, or no server's, none are.
         """
         found: set[str] = set()
+        outbound = self._way_out()
 
         async def look(name: str) -> None:
             try:
                 server = ServerName.parse(name)
                 if not server.is_literal:
-                    port = server.port or 8448
-                    await look_up(self._way(_ANSWER_MS), server.host, port)
+                    await outbound.look_up(
+                        server.host, 8448, _ANSWER_MS, as_server_name=False
+                    )
             except InvalidServerNameError:
                 return
             except ObstacleError as e:
                 if e.obstacle in _NO_ANSWER:
                     found.add(name)
 
-        if self._way_out().instances is None:
+        if outbound.instances is None:
             # Else others ask it.
             await side_by_side(*(partial(look, name) for name in names))
         return found
