@@ -223,9 +223,14 @@ class DestinationList:
         for segment in parts:
             kept = where([*segment.where, *self._conditions()])
             if segment is not parts[-1]:
-                txn.execute(f"SELECT COUNT(*) FROM destinations {kept.text}", kept.args)  # noqa: S608
+                # No further than is needed to know that it lies in this segment.
+                txn.execute(
+                    "SELECT COUNT(*) FROM (SELECT 1 FROM destinations "  # noqa: S608
+                    f"{kept.text} LIMIT ?) AS ahead",
+                    (*kept.args, skipped + 1),
+                )
                 ((count,),) = txn.fetchall()
-                if skipped >= count:
+                if count <= skipped:
                     skipped -= count
                     continue
             txn.execute(
