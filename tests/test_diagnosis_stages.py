@@ -32,6 +32,7 @@ from synapse_federation_admin.diagnosis.findings import (
     Connection,
     ConnectionsFindings,
     KeysFindings,
+    SkipReason,
     Stage,
     StageName,
     StageOutcome,
@@ -456,3 +457,31 @@ def test_of_all() -> None:
         assert stage.outcome is outcome
         facts = stage.failure.facts if stage.failure else Facts()
         assert (facts.more, facts.also) == (more, also)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (Stage(StageName.NAME, OK), "The server name is valid"),
+        (
+            Stage.skip(StageName.VERSION, SkipReason.ANOTHER_PROCESS, "a, b"),
+            f"{SkipReason.ANOTHER_PROCESS.value}a, b",
+        ),
+        (
+            Stage.of_all(
+                StageName.CONNECTIONS,
+                (None, Failure(FailureKind.TLS_EXPIRED, Reason.OWN_CERTIFICATE)),
+                ConnectionsFindings(()),
+            ),
+            "1 of 2 fail: Expired TLS certificate: the server's own certificate has "
+            "expired",
+        ),
+        (
+            Stage(StageName.STORED, WARNING, findings=StoredFindings(True, "", 1, 2)),
+            "Synapse backs off from the server, and retries when something is due",
+        ),
+    ],
+)
+def test_message(stage: Stage, message: str) -> None:
+    """What came of a stage, for people: what is wrong, or what there is to say."""
+    assert stage.message == message
