@@ -114,6 +114,7 @@ def stored(**changes: Any) -> Stage:
 
 REFUSED, EXPIRED = Kind.CONNECTION_REFUSED, Kind.TLS_EXPIRED
 HTTP_ERROR, LATE = Kind.HTTP_ERROR, Kind.RESPONSE_TIMEOUT
+DNS = Kind.DNS_FAILED
 SLOW_CLOCK = stage(Name.CLOCK, WARNING, Kind.OTHER, ClockFindings(0, 9, -7_200_000))
 ONE_EXPIRED = stage(Name.CONNECTIONS, WARNING, EXPIRED)
 NO_VERSION = stage(Name.VERSION, FAILED, HTTP_ERROR)
@@ -158,10 +159,7 @@ CASES = [
     ),
     # Synapse goes by an older answer; not if the server does not work by the new one.
     ("stops other cached_delegation", stages(cached(), signed(REFUSED))),
-    (
-        "stops connection_refused signed_not_routed",
-        stages(cached(is_used=False), signed(REFUSED)),
-    ),
+    ("stops connection_refused", stages(cached(is_used=False), signed(REFUSED))),
     ("stops connection_refused", not_connected(REFUSED, cached())),
     ("works other cached_delegation", stages(cached())),
     # A file that does not come keeps Synapse from asking anything else; not here.
@@ -173,6 +171,9 @@ CASES = [
         "stops response_timeout signed_unanswered",
         stages(unreachable(EXPIRED), signed(LATE)),
     ),
+    # Who is not reached by one request has not answered it: that is no fault of theirs.
+    ("stops dns_failed", stages(keys(FAILED, DNS, error=Failure(DNS)), file())),
+    ("stops dns_failed", stages(signed(DNS))),
     # They reach us, and were reached.
     ("stops keys_expired", stages(EXPIRED_KEYS, stored(reaches_us=True))),
     # A clock that is off explains some kinds only.

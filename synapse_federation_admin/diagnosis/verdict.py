@@ -257,7 +257,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     is_signed = (
         name is StageName.AUTHENTICATED
         and failure.reason is not Reason.UNKNOWN_REQUEST
-        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
+        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED, *_NOBODY_THERE)
         and StageOutcome.OK in [stages[other].outcome for other in unsigned]
     )
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
@@ -276,7 +276,11 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
         (is_signed, Reason.SIGNED_NOT_ROUTED),
         # It is none of the kinds of keys.
         (
-            name is StageName.KEYS and keys and keys.error and kind is _met(stage),
+            name is StageName.KEYS
+            and keys
+            and keys.error
+            and kind is keys.error.kind
+            and kind not in _NOBODY_THERE,
             Reason.KEYS_REQUEST,
         ),
         (is_late and is_another, Reason.ANOTHER_PROCESS),
@@ -288,6 +292,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
         # There is a web server, but neither delegation nor SRV records.
         (
             kind in _NOT_CONNECTED
+            and name is StageName.CONNECTIONS
             and failure.reason is None
             and is_web_server
             and not _is_led_elsewhere(stages),

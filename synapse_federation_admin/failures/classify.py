@@ -271,7 +271,7 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         kind = FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
         return Failure(kind, facts=facts)
     if isinstance(cause, UntrustedCertificateError):
-        facts = Facts(code=cause.code, depth=cause.depth, issuer=cause.issuer)
+        facts = Facts(code=cause.code, issuer=cause.issuer)
         if cause.code in _TLS_KINDS:
             reason = Reason.IN_CHAIN if cause.depth else Reason.OWN_CERTIFICATE
             return Failure(_TLS_KINDS[cause.code], reason, facts)

@@ -541,7 +541,6 @@ class Facts:
         said: What the other side says of it, or OpenSSL.
         exception: The exception: for whoever reports a bug, and not for an operator.
         code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
-        depth: Of which certificate in the chain: 0 is the server's.
         issuer: Who issued that certificate; "" if that is unknown.
         names: Names: of a certificate, or blocked addresses; the first some of them.
         ago_ms: How long ago something expired.
@@ -560,7 +559,6 @@ class Facts:
     said: str = ""
     exception: str = ""
     code: int | None = None
-    depth: int = 0
     issuer: str = ""
     names: tuple[str, ...] = ()
     ago_ms: int | None = None
