@@ -28,8 +28,10 @@ TABLE_PASSES = 2
 
 # -- held in memory --------------------------------------------------------------------
 
-# Destinations followed after their reset. Each takes some 400 bytes.
-FOLLOWED_RESETS = 100_000
+# Contacts after resets that wait for their turn, and destinations that were woken of
+# which it is not known yet what comes of it.
+WAITING_CONTACTS = 10_000
+WOKEN = 10_000
 
 # Failures and successes of real traffic that wait to be written.
 WAITING_RECORDS = 20_000
@@ -57,6 +59,7 @@ OUTAGES_ENDED = 2000
 ROWS_PRUNED = 500
 
 DESTINATIONS_QUEUED = 200
+CLEARED_LOOKED_AT = 100
 RESULTS_RECORDED = 100
 BACKOFFS_CAPPED = 200
 DESTINATIONS_CHECKED = 200

@@ -155,21 +155,29 @@ def _wire_audit(s: "Services") -> Iterable[Start]:
     return (s.housekeeping.start,)
 
 
-def _wire_v1_reset(s: "Services") -> None:
+def _wire_follow_up(s: "Services") -> Start:
+    """Make once what three features need; each of them can be off."""
     from synapse_federation_admin.repair.follow_up import FollowUp
+
+    if "follow_up" not in vars(s):
+        s.follow_up = FollowUp(s.homeserver, s.audit, s.runs, s.wake)
+    return s.follow_up.start
+
+
+def _wire_v1_reset(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.reset import ConnectionReset
 
-    s.follow_up = FollowUp(
-        s.homeserver, s.audit, s.wake, contact_timeout_ms=s.config.contact_timeout_ms
-    )
+    follow_up = _wire_follow_up(s)
     s.reset = ConnectionReset(
         s.config, s.homeserver, s.destinations, s.audit, s.wake, s.follow_up
     )
+    return (follow_up,)
 
 
-def _wire_reconnect(s: "Services") -> None:
+def _wire_reconnect(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.reconnect import Reconnect
 
+    follow_up = _wire_follow_up(s)
     s.reconnect = Reconnect(
         s.homeserver,
         s.destinations,
@@ -178,6 +186,7 @@ def _wire_reconnect(s: "Services") -> None:
         s.wake,
         s.follow_up,
     )
+    return (follow_up,)
 
 
 def _wire_runs(s: "Services") -> Iterable[Start]:
@@ -187,7 +196,10 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.reconnect_many import ReconnectMany
     from synapse_federation_admin.repair.runner import Runner
 
-    s.reconnect_many = ReconnectMany(s.homeserver, s.destinations, s.wake)
+    follow_up = _wire_follow_up(s)
+    s.reconnect_many = ReconnectMany(
+        s.homeserver, s.destinations, s.audit, s.wake, s.follow_up
+    )
     s.cap_backoff = CapBackoff(s.homeserver)
     s.forget = Forget(s.homeserver, s.tables, s.backlog, s.shared_rooms, s.audit)
     s.forget_many = ForgetMany(
@@ -200,7 +212,7 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
         s.housekeeping,
         [s.reconnect_many, s.forget_many, s.cap_backoff],
     )
-    return (s.runner.start,)
+    return follow_up, s.runner.start
 
 
 def _wire_diagnosis(s: "Services") -> None:

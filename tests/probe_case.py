@@ -78,6 +78,15 @@ class ProbeTestCase(ModuleTestCase):
         self.fire(self.probes[which][1], what)
         self.pump(0.01)
 
+    def take(self, name: str) -> None:
+        """Have a sender deliver the to-device messages that wait for a destination."""
+        self.get_success(
+            self.store.db_pool.simple_delete(
+                "device_federation_outbox", {"destination": name}, "test"
+            )
+        )
+        self.pump(0.01)
+
     def row(self, name: str) -> tuple[Any, ...]:
         """Return a row as it is in the table."""
         return self.get_success(

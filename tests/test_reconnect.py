@@ -13,6 +13,7 @@ from twisted.internet import error
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.schema import Tables
 
 REFUSED = error.ConnectionRefusedError()
 NOT_FAILING = (0, 0, None, 3)
@@ -123,7 +124,9 @@ class OutcomesTestCase(ReconnectTestCase):
         self.assertEqual(woken.called, clears)
         self.assertEqual(self.row(NAME), (0, 0, None, row[3]) if clears else row)
         (entry,) = self.audit()
-        self.assertEqual(entry["outcome"], outcome)
+        # Of what was forced it is known when it fails, or not.
+        known = "pending" if outcome == "forced" else outcome
+        self.assertEqual(entry["outcome"], known)
         self.assertEqual(entry["details"].get("force"), force or None)
 
     def test_bug_is_logged(self) -> None:
@@ -167,6 +170,8 @@ class OutcomesTestCase(ReconnectTestCase):
         self.pump(0.1)
         self.assertEqual(self.row(NAME), (now_ms, 600_000, 500, 7))
         self.assertEqual(len(self.probes), 1)
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "forced")
 
     def test_stale_cache(self) -> None:
         """What was changed by hand, and Synapse still backs off from, is cleared."""
@@ -199,6 +204,7 @@ class OutcomesTestCase(ReconnectTestCase):
         self.add_to_device("new.example")
         channel = self.reconnect("new.example")
         self.answer()
+        self.take("new.example")
         self.assertEqual(channel.json_body["outcome"], "connected")
         self.assertEqual(self.names(), [NAME])
 
@@ -253,6 +259,85 @@ class OutcomesTestCase(ReconnectTestCase):
         self.assertEqual(channel.code, 500)
         self.assertEqual(self.probes, [])
         self.assertEqual(self.row(NAME), LONG_FAILING)
+
+
+@pytest.mark.database
+class SeenThroughTestCase(ReconnectTestCase):
+    """What waits is sent, and the answer waits for what comes of that."""
+
+    def reconnect_waiting(self, **body: Any) -> Any:
+        self.add_to_device(NAME)
+        channel = self.reconnect(**body)
+        self.answer()
+        self.assertFalse(channel.is_finished())
+        self.assertEqual(self.row(NAME), (0, 0, None, 7))
+        return channel
+
+    def refuse(self, **details: Any) -> None:
+        """Have a sender find out that it is refused, as Synapse stores and tells it."""
+        sent = {"status": 413, "bytes": 9, "pdus": 0, "edus": 1}
+        refused = {"refused": {**sent, "to_device_messages": 1, **details}}
+        homeserver = Homeserver(self.hs.get_module_api())
+        audit = Audit(homeserver, Tables(homeserver))
+        self.get_success(audit.note(NAME, refused))
+        now_ms = self.clock.time_msec()
+        self.get_success(
+            self.store.set_destination_retry_timings(NAME, now_ms, now_ms, 600_000)
+        )
+
+    def test_taken(self) -> None:
+        """It is connected once the first of what waited is taken."""
+        channel = self.reconnect_waiting()
+        self.take(NAME)
+        self.assertEqual(channel.json_body["outcome"], "connected")
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "connected")
+
+    def test_refused(self) -> None:
+        """Who answers the contact and refuses what waits is `refused`.
+
+        It is said what was refused, and `failure_ts` is what it was.
+        """
+        channel = self.reconnect_waiting()
+        self.refuse()
+        self.pump(0.01)
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "refused")
+        self.assertIsNone(body["contact"]["error"])
+        self.assertEqual(body["after"]["failure_ts"], 500)
+        self.assertEqual(body["refused"]["status"], 413)
+        self.assertEqual(self.row(NAME)[2:], (500, 7))
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "refused")
+        self.assertEqual(entry["details"]["refused"], body["refused"])
+
+    def test_not_told(self) -> None:
+        """If the process that sends tells nothing, it is not known what was refused."""
+        channel = self.reconnect_waiting()
+        now_ms = self.clock.time_msec()
+        self.get_success(
+            self.store.set_destination_retry_timings(NAME, now_ms, now_ms, 600_000)
+        )
+        self.pump(0.03)
+        self.assertEqual(channel.json_body["outcome"], "refused")
+        self.assertIsNone(channel.json_body["refused"])
+
+    def test_not_known_in_time(self) -> None:
+        """After its time limit it is `pending`; it is seen through all the same."""
+        channel = self.reconnect_waiting(timeout_ms=3000)
+        self.pump(0.03)
+        body = channel.json_body
+        self.assertEqual(body["outcome"], "pending")
+        self.assertEqual(body["after"]["status"], "online")
+        self.assertEqual(body["told"], ["main"])
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "pending")
+        self.assertIsNotNone(entry["ended_ts"])
+        self.refuse()
+        self.pump(0.1)
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "refused")
+        self.assertEqual(self.row(NAME)[2], 500)
 
 
 @pytest.mark.database

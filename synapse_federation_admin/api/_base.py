@@ -57,10 +57,10 @@ class Services:
     summary: "SummaryStore"
     indexes: "DestinationIndexes"
     wake: "Wake"
+    follow_up: "FollowUp"
     # Of the feature that is named beside it.
     cursors: Annotated["Cursors[Any]", Feature.V1_LISTS]
     reset: Annotated["ConnectionReset", Feature.V1_RESET]
-    follow_up: Annotated["FollowUp", Feature.V1_RESET]
     backlog: Annotated["BacklogStore", Feature.BACKLOG]
     shared_rooms: Annotated["SharedRoomsStore", Feature.SHARED_ROOMS]
     audit: Annotated["Audit", Feature.AUDIT]

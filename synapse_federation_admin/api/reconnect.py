@@ -12,7 +12,11 @@ from synapse_federation_admin.api._render import render_v2
 from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import model_of, shown
-from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
+from synapse_federation_admin.storage.outcomes import (
+    Contact,
+    ReconnectOutcome,
+    Refused,
+)
 
 
 class ReconnectBody(Input):
@@ -31,16 +35,21 @@ class Reconnected(Answer):
     """What came of a reconnect."""
 
     outcome: ReconnectOutcome = Field(
-        description="`connected`: it has answered, and is not failing any more; "
-        "`still_failing`: it has not, and nothing has changed; `pending`: it has not "
-        "answered within `timeout_ms`, the attempt goes on, and the audit has its "
-        "outcome then; `forced`: it has not answered, and is cleared even so; "
+        description="`connected`: it takes transactions, and the first of what "
+        "waited, too; `refused`: it takes an empty one, but not what waits; "
+        "`still_failing`: it takes none, and nothing has changed; `pending`: it is "
+        "not known yet, the attempt goes on, and the audit has its outcome then; "
+        "`forced`: it takes none, and is cleared even so; "
         "`internal`: this module has failed, and nothing has changed."
     )
     before: Destination = Field(description="The destination before.")
     after: Destination = Field(description="The destination after.")
     contact: model_of(Contact) = Field(  # type: ignore[valid-type]
         description="What came of the contact."
+    )
+    refused: model_of(Refused) | None = Field(  # type: ignore[valid-type]
+        description="The transaction that it has refused; null if it has not, or if "
+        "the process that sends has not told."
     )
     told: list[str] = Field(description="The processes that were told to send.")
     not_told: list[str] = Field(
@@ -60,7 +69,7 @@ class Reconnected(Answer):
     },
 )
 async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> JsonDict:
-    """Contact a destination, and if it answers have Synapse send to it again.
+    """Contact a destination, and if it answers see through what Synapse sends to it.
 
     POST /_synapse/admin/v2/federation/destinations/<destination>/reconnect
 
@@ -83,6 +92,7 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
                 "server": {"name": "Synapse", "version": "1.163.2"},
                 "error": null
             },
+            "refused": null,
             "told": ["main", "federation_sender1"],
             "not_told": [],
             "not_told_error": null
@@ -106,6 +116,7 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         "before": render_v2(found.before, now_ms, allowed=allowed),
         "after": render_v2(found.after, now_ms, allowed=allowed),
         "contact": shown(found.contact or Contact(now_ms - asked_ts)),
+        "refused": shown(found.refused) if found.refused else None,
         "told": list(found.told.names),
         "not_told": list(found.told.others),
         "not_told_error": found.told.error,

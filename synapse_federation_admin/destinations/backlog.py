@@ -12,6 +12,7 @@ per_destination_queue.py` and the stores that it asks):
   column `sent` is from older times: the sender does not look at it.
 """
 
+import json
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
@@ -20,7 +21,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import can_be_stored
+from synapse_federation_admin.storage.sql import can_be_stored, rows_of_json
 
 # How many names one transaction is about.
 _NAMES = 200
@@ -44,6 +45,27 @@ _TO_DEVICE = """
 _DEVICE_LISTS = """
     SELECT w.destination, COUNT(*), MIN(w.ts), COUNT(*)
     FROM device_lists_outbound_pokes AS w WHERE TRUE
+"""
+
+# What is first in each of these queues. An event that is there no more is not sent.
+_NEXT = """
+    SELECT n.destination, d.last_successful_stream_ordering,
+        EXISTS (
+            SELECT 1 FROM destination_rooms AS w
+            WHERE w.destination = n.destination
+            AND w.stream_ordering > d.last_successful_stream_ordering
+            AND EXISTS (
+                SELECT 1 FROM events AS e WHERE e.stream_ordering = w.stream_ordering
+            )
+        ),
+        (
+            SELECT MIN(w.stream_id) FROM device_federation_outbox AS w
+            WHERE w.destination = n.destination
+        ),
+        (
+            SELECT MIN(w.stream_id) FROM device_lists_outbound_pokes AS w
+            WHERE w.destination = n.destination
+        )
 """
 
 
@@ -88,6 +110,56 @@ class Backlog:
     def is_empty(self) -> bool:
         """Whether nothing waits."""
         return not (self.rooms or self.to_device_messages or self.device_list_updates)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Waiting:
+    """What Synapse will send to a destination next: by itself, once it is woken.
+
+    Attributes:
+        delivered: Its `last_successful_stream_ordering`.
+        events: Whether events wait that Synapse will send.
+        to_device: The stream ID of the first to-device message; None if none waits.
+        device_lists: That of the first change of a device; None if none waits.
+    """
+
+    delivered: int | None = None
+    events: bool = False
+    to_device: int | None = None
+    device_lists: int | None = None
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is anything."""
+        return self.events or (self.to_device, self.device_lists) != (None, None)
+
+    def was_taken(self, now: "Waiting") -> bool:
+        """Tell from what waits now whether the destination has taken any of this."""
+
+        def has_passed(before: int | None, after: int | None) -> bool:
+            return before is not None and (after is None or after > before)
+
+        return (
+            (now.delivered or 0) > (self.delivered or 0)
+            or has_passed(self.to_device, now.to_device)
+            or has_passed(self.device_lists, now.device_lists)
+        )
+
+
+def waiting_txn(
+    txn: LoggingTransaction, names: Sequence[str], *, is_postgres: bool
+) -> dict[str, Waiting]:
+    """Return what is sent next to each of some destinations."""
+    rows = rows_of_json("n", {"destination": "text"}, is_postgres)
+    txn.execute(
+        f"{_NEXT} FROM {rows} LEFT JOIN destinations AS d "
+        "ON d.destination = n.destination",
+        (json.dumps([{"destination": name} for name in names]),),
+    )
+    return {
+        name: Waiting(delivered, bool(events), to_device, device_lists)
+        for name, delivered, events, to_device, device_lists in txn.fetchall()
+    }
 
 
 class BacklogStore:

@@ -30,17 +30,6 @@ class Federation(Network):
     def __init__(self, hs: "HomeServer") -> None:
         super().__init__(hs, max_lifetime_s=limits.CONTACT_CONNECTION_S)
 
-    @property
-    def longest_send_attempt_ms(self) -> int:
-        """How long a federation sender may take over one transaction, all retries."""
-        federation = self._hs.config.federation
-        retries = federation.max_long_retries
-        # Synapse adds up to 40 % of jitter to the delays between the attempts.
-        return int(
-            federation.client_timeout_ms * (retries + 1)
-            + federation.max_long_retry_delay_ms * 1.4 * retries
-        )
-
     def can_be_host(self, host: str) -> bool:
         """Tell whether Synapse can connect to a host of this name, if there is one.
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.federation import Federation
     from synapse_federation_admin.homeserver.retry_timings import RetryTimings
     from synapse_federation_admin.homeserver.traffic import TrafficObserver
+    from synapse_federation_admin.homeserver.transactions import Ended
 
 
 class Homeserver(Background):
@@ -25,7 +26,7 @@ class Homeserver(Background):
         """What Synapse's store keeps of failing destinations."""
         from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 
-        return RetryTimings(self._hs, self)
+        return RetryTimings(self._hs)
 
     @cached_property
     def federation(self) -> "Federation":
@@ -39,6 +40,14 @@ class Homeserver(Background):
         from synapse_federation_admin.homeserver.traffic import observe
 
         observe(self._hs, observer)
+
+    def observe_transactions(self, ended: "Ended") -> None:
+        """Have a function told of each transaction of this process's that has ended."""
+        from synapse_federation_admin.homeserver.transactions import (
+            observe_transactions,
+        )
+
+        observe_transactions(self._hs, ended)
 
     def name_untrusted_certificates(self) -> None:
         """Have Synapse's client say why it does not trust a certificate.

@@ -24,6 +24,7 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
     (_CLASSIFIES, "errors"),
     ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
     ((*_CONTACTS, _F.HISTORY), "retry_timings"),
+    (_CONTACTS, "transactions"),
     ((_F.DIAGNOSIS,), "outbound"),
     ((_F.HISTORY,), "traffic"),
 )
@@ -95,8 +96,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             ReplicationCommandHandler.send_remote_server_up
         hs:
             get_notifier get_replication_command_handler
-            config.federation.client_timeout_ms config.federation.max_long_retries
-            config.federation.max_long_retry_delay_ms
+            get_federation_transport_client().send_transaction
             get_datastores().main._invalidate_cache_and_stream_bulk
             get_datastores().main._set_destination_retry_timings_txn
         """,
@@ -196,17 +196,17 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "last_successful_stream_ordering",
     ),
     (
-        (_F.V1_LISTS, _F.BACKLOG, _F.RUNS, _F.METRICS),
+        (_F.V1_LISTS, _F.BACKLOG, *_CONTACTS, _F.METRICS),
         "destination_rooms",
         "destination room_id stream_ordering",
     ),
     (
-        (_F.BACKLOG, _F.RUNS, _F.METRICS),
+        (_F.BACKLOG, *_CONTACTS, _F.METRICS),
         "device_federation_outbox",
         "destination stream_id queued_ts",
     ),
     (
-        (_F.BACKLOG, _F.RUNS, _F.METRICS),
+        (_F.BACKLOG, *_CONTACTS, _F.METRICS),
         "device_lists_outbound_pokes",
         "destination stream_id ts",
     ),
@@ -220,6 +220,7 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "local_current_membership",
         "room_id user_id membership",
     ),
+    (_CONTACTS, "events", "stream_ordering"),
     ((_F.RUNS,), "scheduled_tasks", "action"),
     ((_F.LISTS, _F.DIAGNOSIS), "received_transactions", "origin ts"),
     ((_F.DIAGNOSIS,), "server_signature_keys", "server_name key_id verify_key"),

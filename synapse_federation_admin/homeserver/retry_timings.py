@@ -4,14 +4,11 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
     from synapse.storage.databases.main.transactions import DestinationRetryTimings
-
-    from synapse_federation_admin.homeserver.database import Database
 
 
 # Is given the transaction, and the destinations.
@@ -22,19 +19,6 @@ def _do_nothing(_txn: LoggingTransaction, _destinations: Sequence[str]) -> None:
     pass
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class BeforeReset:
-    """What a destination's row said before its retry timings were cleared.
-
-    Attributes:
-        failure_ts: Since when it was failing, in ms; None: that is not to be restored.
-        delivered: Its `last_successful_stream_ordering`.
-    """
-
-    failure_ts: int | None
-    delivered: int | None
-
-
 class RetryTimings:
     """Reads and changes retry timings so that every process knows of it.
 
@@ -43,10 +27,9 @@ class RetryTimings:
             destinations.
     """
 
-    def __init__(self, hs: "HomeServer", database: "Database") -> None:
+    def __init__(self, hs: "HomeServer") -> None:
         self.before_clearing: BeforeClearing = _do_nothing
         self._store = hs.get_datastores().main
-        self._run_db_interaction = database.run_db_interaction
 
     async def is_backing_off(self, destination: str) -> bool:
         """Tell whether this process believes a destination to be failing.
@@ -98,56 +81,35 @@ class RetryTimings:
             [(destination,) for destination in destinations],
         )
 
-    async def restore_failure_ts(
-        self, before: Mapping[str, BeforeReset]
-    ) -> dict[str, bool]:
+    def failing_txn(
+        self, txn: LoggingTransaction, destinations: Collection[str]
+    ) -> dict[str, int]:
+        """Return which of some destinations fail, and when each has failed last."""
+        txn.execute(
+            "SELECT destination, retry_last_ts FROM destinations "  # noqa: S608
+            f"WHERE destination IN ({', '.join('?' * len(destinations))}) "
+            "AND retry_last_ts > 0",
+            tuple(destinations),
+        )
+        return dict(txn.fetchall())
+
+    def restore_failure_ts_txn(
+        self, txn: LoggingTransaction, since: Mapping[str, int]
+    ) -> None:
         """Give destinations that are failing the time since when they really fail.
 
-        Where a destination is not failing, or its `failure_ts` is already as early,
-        nothing is changed; nor where its `last_successful_stream_ordering` is another
-        one: it got through in between, or its row is a new one, and so is the failure.
-        Synapse's own store has no method for this: its upsert ignores a change of
-        `failure_ts` alone.
+        Where `failure_ts` is as early already, nothing is changed. Synapse's own store
+        has no method for this: its upsert ignores a change of `failure_ts` alone. If
+        somebody else has changed the row by now, PostgreSQL refuses this, and Synapse
+        runs the whole transaction again.
 
         Args:
-            before: By destination, what its row said when it was reset.
-
-        Returns:
-            Those of the destinations that are failing, and for each of them whether
-            anything has been delivered to it since.
+            txn: The transaction.
+            since: By destination, since when it fails, in ms.
         """
-
-        def restore_failure_ts_txn(txn: LoggingTransaction) -> dict[str, bool]:
-            txn.execute(
-                "SELECT destination, failure_ts, last_successful_stream_ordering "  # noqa: S608
-                "FROM destinations "
-                f"WHERE destination IN ({', '.join('?' * len(before))}) "
-                "AND retry_last_ts > 0 ORDER BY destination",
-                tuple(before),
-            )
-            failing: dict[str, bool] = {}
-            restored: list[str] = []
-            for destination, failure_ts, delivered in txn.fetchall():
-                then = before[destination]
-                failing[destination] = (delivered or 0) > (then.delivered or 0)
-                if (
-                    then.failure_ts is None
-                    or delivered != then.delivered
-                    or (failure_ts and failure_ts <= then.failure_ts)
-                ):
-                    continue
-                # If somebody else has changed the row by now, PostgreSQL refuses this,
-                # and Synapse runs the whole transaction again.
-                txn.execute(
-                    "UPDATE destinations SET failure_ts = ? WHERE destination = ?",
-                    (then.failure_ts, destination),
-                )
-                restored.append(destination)
-            self.invalidate_txn(txn, restored)
-            return failing
-
-        if not before:
-            return {}
-        return await self._run_db_interaction(
-            "federation_admin_restore_failure_ts", restore_failure_ts_txn
+        txn.execute_batch(
+            "UPDATE destinations SET failure_ts = ? "
+            "WHERE destination = ? AND retry_last_ts > 0 AND failure_ts > ?",
+            [(ts, name, ts) for name, ts in sorted(since.items())],
         )
+        self.invalidate_txn(txn, since)

@@ -1,264 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows a destination after its connection was reset, until that has settled.
+"""Finds out what comes of destinations whose retry timings were cleared.
 
-A reset clears the destination's row, and then several attempts to reach it meet: our
-contact, those of federation senders on other processes that were woken, and those that
-began before the reset and know nothing of it. An attempt of a sender ends only after
-all its retries, with Synapse's defaults up to 25 minutes later, and each one that fails
-writes what it believes into the row. Three things may go wrong, and are put right here:
+That they were is in the audit: an entry that is `pending` and has an `ended_ts`. It
+also says since when the destination had been failing and what waited for it then. What
+the sender's next real transaction meets is in Synapse's rows, whichever process that
+is, and however much later:
 
-- The destination is still failing. Synapse writes the time of the new failure as
-  `failure_ts`, and "failing for 90 days" becomes "failing for a second". It gets its
-  old `failure_ts` back; unless something has been delivered since the reset, for then
-  the failure is a new one.
-- The destination has answered our contact, and an attempt from before puts it into
-  backoff after all.
-- The destination is slow: it has not answered our contact in time, which has put it
-  into backoff, but has taken what a sender sent.
+- What waited is gone: it was taken. The entry ends as `connected`.
+- The destination is failing: it was not. The entry ends, and Synapse, which writes the
+  time of the new failure as `failure_ts`, gets the old one back: else "failing for 90
+  days" becomes "failing for a second".
 
-In the last two cases it is contacted once more, with patience: if it answers, Synapse's
-own retry limiter takes it out of backoff and wakes every process.
-
-What is known here is in memory, and of the resets of this process. It looks at rows
-again and again, since nothing tells it: the sender may be another process, of whose
-traffic this one sees nothing, and Synapse stores in the background how it ended.
+Neither is so for up to 25 minutes where Synapse goes on trying, and for longer where
+nothing is sent. After a day nobody waits for it any more
+(`synapse_federation_admin.repair.housekeeping`).
 """
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import attr
+from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.bounds import bounded
-from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.retry_timings import BeforeReset
-from synapse_federation_admin.repair.contact import (
-    contact_of,
-    shown_contact,
-)
+from synapse_federation_admin.homeserver.transactions import Transaction
+from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.wake import Wake
-from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import AuditEntry
-from synapse_federation_admin.storage.outcomes import Contact
+from synapse_federation_admin.storage.audit import Audit, AuditPosition
+from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING, AuditEntry
+from synapse_federation_admin.storage.outcomes import (
+    Contact,
+    ReconnectOutcome,
+    Refused,
+)
+from synapse_federation_admin.storage.runs import RunStore
 
 logger = logging.getLogger(__name__)
 
-# The answer to the reset goes out first, and so does what waits in this process.
-_HEAD_START_MS = 20
+# How often to look at the rows: at first often, and then after a quarter of the time
+# that has gone by since something was last cleared.
+_TICK_MS = 100
+_LOOK_RAREST_MS = 60_000
 
-# How often to look at a row: at first often, since Synapse stores the outcome of a
-# contact in the background and what a sender finds out follows soon, and then after a
-# quarter of the time that has gone by since the contact.
-_LOOK_OFTENEST_MS = 500
-_LOOK_RAREST_MS = 30_000
-
-# How long a destination has to answer the second contact: as long as Synapse
-# gives it to answer a transaction.
-_PATIENT_TIMEOUT_MS = 60_000
-
-# How long a row must show no failure until the destination counts as recovered. It may
-# be clear only because another process has reset it, too, and is about to find out that
-# it is still down.
-_RECOVERED_AFTER_MS = 120_000
-
-# Rows looked at in one transaction.
-_BATCH = 100
-
-
-@attr.s(slots=True, auto_attribs=True, eq=False)
-class _Followed:
-    """A destination that was reset."""
-
-    # Since when it had been failing; None if Synapse did not know.
-    failure_ts: int | None
-    # Its `last_successful_stream_ordering` then.
-    delivered: int | None
-    # When no attempt from before can be under way any more.
-    until_ts: int
-    # The entries of its resets, which are to have what came of the contact.
-    entries: Sequence[AuditEntry]
-    # When the last contact ended, and when to look at the row next.
-    contacted_ts: int
-    look_ts: int = 0
-    # Whether it has answered the last contact.
-    answered: bool = False
-    # Whether it was contacted once more, though it was in backoff.
-    contacted_again: bool = False
-    # Since when its row has shown no failure.
-    clear_since_ts: int | None = None
+# How long after a failure the process that has sent may take to tell what it was.
+_TOLD_WITHIN_MS = 2000
 
 
 class FollowUp:
-    """Contacts destinations that were reset, and sees to what comes of it."""
+    """Ends the entries of what was cleared, and gives back `failure_ts`."""
 
     def __init__(
-        self,
-        homeserver: Homeserver,
-        audit: Audit,
-        wake: Wake,
-        *,
-        contact_timeout_ms: int,
+        self, homeserver: Homeserver, audit: Audit, runs: RunStore, wake: Wake
     ) -> None:
         self._homeserver = homeserver
         self._audit = audit
+        self._runs = runs
         self._wake = wake
-        self._contact_timeout_ms = contact_timeout_ms
-        # In the order of their resets.
-        self._followed: dict[str, _Followed] = {}
-        self._looking = False
-        # Who waits for a contact, and how long they have to answer it, in ms; and who
-        # is being contacted.
-        self._queue: dict[str, int] = {}
-        self._under_way: set[str] = set()
-        # Background processes, each of which makes one contact after the other.
-        self._contacting = 0
+        # By their IDs, entries for whose end somebody waits; None until then.
+        self._ends: dict[str, AuditEntry | None] = {}
+        self._has_started = self._looking = False
+        self._begun_ts = 0
 
-    def start(
-        self,
-        name: str,
-        *,
-        failing_since_ts: int | None,
-        delivered: int | None,
-        entry: AuditEntry | None = None,
-    ) -> None:
-        """Follow a destination whose retry timings have just been cleared.
+    def start(self) -> None:
+        """Go on where the process before this one has stopped."""
+        if not self._has_started:
+            self._has_started = True
+            self._homeserver.observe_transactions(self._transaction_ended)
+            self.begin()
 
-        Args:
-            name: The server name.
-            failing_since_ts: Its `failure_ts` before it was cleared, in ms.
-            delivered: Its `last_successful_stream_ordering` then.
-            entry: Of the reset. With it the destination is contacted, and what comes of
-                that is added to the entry.
-        """
-        now_ts = self._homeserver.now_ms()
-        before = self._followed.pop(name, None)
-        # Else it got through since that reset, and has failed anew.
-        if before and before.failure_ts and before.delivered == delivered:
-            failing_since_ts = min(failing_since_ts or now_ts, before.failure_ts)
-        if len(self._followed) >= limits.FOLLOWED_RESETS:
-            logger.warning(
-                "%s destinations were reset within a short time: %s is not contacted, "
-                "and its failure_ts may be lost",
-                limits.FOLLOWED_RESETS,
-                bounded(name),
-            )
-            return
-        self._followed[name] = _Followed(
-            failing_since_ts,
-            delivered,
-            until_ts=now_ts + self._homeserver.federation.longest_send_attempt_ms,
-            entries=(*(before.entries if before else ()), *([entry] if entry else ())),
-            contacted_ts=now_ts,
-        )
-        if entry:
-            self._begin_contact(name, self._contact_timeout_ms)
+    def begin(self) -> None:
+        """Look at what has been cleared, from now on and until nothing is left."""
+        self._begun_ts = self._homeserver.now_ms()
         if not self._looking:
             self._looking = True
             self._homeserver.run_in_background(
-                "federation_admin_follow_up", self._look_while_followed
+                "federation_admin_follow_up", self._look_while_any
             )
 
-    def _begin_contact(self, name: str, timeout_ms: int) -> None:
-        """Have a destination contacted.
-
-        If it is being contacted, that happens once more afterwards: the contact under
-        way began earlier, and may tell of an older state.
-        """
-        self._queue[name] = max(self._queue.get(name, 0), timeout_ms)
-        if self._contacting < limits.CONTACTS:
-            self._contacting += 1
-            self._homeserver.run_in_background(
-                "federation_admin_contact", self._contact_queued
-            )
-
-    async def _contact_queued(self) -> None:
-        def is_free(name: str) -> bool:
-            return name not in self._under_way
-
+    async def end_of(self, entry: AuditEntry, until_ts: int) -> AuditEntry | None:
+        """Wait for the end of an entry that is cleared; None if it does not end."""
+        self._ends[entry.entry_id] = None
+        self.begin()
         try:
-            while (name := next(filter(is_free, self._queue), None)) is not None:
-                self._under_way.add(name)
-                try:
-                    await self._contact(name)
-                except CancelledError:
-                    # Synapse is shutting down.
-                    raise
-                except Exception:
-                    # The others in the queue are still to be contacted.
-                    logger.exception("Could not contact %s", bounded(name))
-                finally:
-                    self._under_way.discard(name)
+            while self._homeserver.now_ms() < until_ts:
+                if (ended := self._ends[entry.entry_id]) is not None:
+                    return ended
+                await self._homeserver.sleep_ms(_TICK_MS // 2)
         finally:
-            self._contacting -= 1
+            del self._ends[entry.entry_id]
+        return None
 
-    async def _contact(self, name: str) -> None:
-        """Make the request, of whose outcome Synapse's retry limiter is to know."""
-        homeserver = self._homeserver
-        await homeserver.sleep_ms(_HEAD_START_MS)
-        timeout_ms = self._queue.pop(name)
-        # If another attempt has put it into backoff by now, ask all the same; a failure
-        # then leaves that backoff as it is. Else a failure has to lead to one.
-        ignore_backoff = await homeserver.retry_timings.is_backing_off(name)
-        request = homeserver.federation.contact(
-            name, timeout_ms=timeout_ms, ignore_backoff=ignore_backoff
-        )
-        contact = await contact_of(homeserver, request)
-        failure = contact.failure
-        logger.info(
-            "Contact with %s after the reset of its connection %s",
-            bounded(name),
-            f"failed: {message_of(failure)}" if failure else "succeeded",
-        )
-        if name not in self._queue:
-            await self._contacted(name, contact)
+    @staticmethod
+    def details_of(failure_ts: int | None, waiting: Waiting) -> dict[str, object]:
+        """Return what an entry has to say of a destination that is cleared with it."""
+        said = attr.asdict(waiting) if waiting.is_any else None
+        return {"failure_ts": failure_ts, "waiting": said}
 
-    async def _contacted(self, name: str, contact: Contact) -> None:
-        answered = contact.failure is None
-        followed = self._followed.get(name)
-        if followed is not None:
-            for entry in followed.entries:
-                details = {**entry.details, "contact": shown_contact(contact)}
-                self._homeserver.run_in_background(
-                    "federation_admin_audit",
-                    self._audit.add_details,
-                    attr.evolve(entry, details=details),
-                )
-            followed.entries = ()
-            if followed.contacted_again and not answered:
-                # It was up, and is down now: that is a failure of its own.
-                del self._followed[name]
-                return
-            followed.answered = answered
-            followed.contacted_ts = followed.look_ts = self._homeserver.now_ms()
-            # However long the contact had to wait for its turn, what it leads to is
-            # still to be seen.
-            followed.until_ts = max(
-                followed.until_ts, followed.contacted_ts + _RECOVERED_AFTER_MS
-            )
-        if answered:
-            # Those who were woken at the reset may still have believed in the backoff.
-            await self._wake.everywhere([name])
+    async def contacted(self, entry: AuditEntry, contact: Contact) -> None:
+        """Write what came of the contact after a reset."""
+        shown = {"contact": shown_contact(contact)}
+        if contact.failure is None:
+            connected = ReconnectOutcome.CONNECTED.value
+            await self._audit.end(self._audit.ended(entry, connected, shown))
+        elif entry.destination is not None:
+            await self._audit.note(entry.destination, shown)
+            self.begin()
 
-    def _is_busy(self, name: str) -> bool:
-        """Tell whether a destination waits for a contact, or is being contacted."""
-        return name in self._queue or name in self._under_way
-
-    async def _look_while_followed(self) -> None:
+    async def _look_while_any(self) -> None:
+        is_any, looked_ts = True, 0
         try:
-            while self._followed:
-                await self._homeserver.sleep_ms(_LOOK_OFTENEST_MS)
+            while is_any or self._begun_ts >= looked_ts:
+                await self._homeserver.sleep_ms(_TICK_MS)
                 now_ts = self._homeserver.now_ms()
-                due = [
-                    name
-                    for name, followed in self._followed.items()
-                    if followed.look_ts <= now_ts and not self._is_busy(name)
-                ]
+                since_ms = (now_ts - self._begun_ts) // 4
+                if now_ts - looked_ts < min(since_ms, _LOOK_RAREST_MS):
+                    continue
+                looked_ts = now_ts
                 try:
-                    for start in range(0, len(due), _BATCH):
-                        await self._look(due[start : start + _BATCH])
+                    is_any = await self._look()
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
@@ -271,46 +137,102 @@ class FollowUp:
         finally:
             self._looking = False
 
-    async def _look(self, names: Sequence[str]) -> None:
-        """Look at some rows, and see to them."""
-        looked_at = {n: self._followed[n] for n in names if n in self._followed}
-        failing = await self._homeserver.retry_timings.restore_failure_ts(
-            {
-                name: BeforeReset(
-                    None if followed.answered else followed.failure_ts,
-                    followed.delivered,
-                )
-                for name, followed in looked_at.items()
-            }
-        )
-        now_ts = self._homeserver.now_ms()
-        for name, followed in looked_at.items():
-            if self._followed.get(name) is not followed or self._is_busy(name):
-                # Reset again in the meantime.
+    async def _look(self) -> bool:
+        """Look at all rows once; return whether there is anything left."""
+        is_any, after = False, None
+        while True:
+            entries, ended = await self._audit.run(
+                "federation_admin_follow_up", partial(self._look_txn, after=after)
+            )
+            for entry in ended:
+                if entry.entry_id in self._ends:
+                    self._ends[entry.entry_id] = entry
+            is_any = is_any or len(ended) < len(entries)
+            if len(entries) < limits.CLEARED_LOOKED_AT:
+                return is_any
+            after = (entries[-1].ts, entries[-1].entry_id)
+
+    def _look_txn(
+        self, txn: LoggingTransaction, after: AuditPosition | None
+    ) -> tuple[list[AuditEntry], list[AuditEntry]]:
+        """Return the next entries, and as they have ended those of them that have."""
+        entries = self._audit.cleared_txn(txn, after, limits.CLEARED_LOOKED_AT)
+        names = sorted({str(entry.destination) for entry in entries})
+        if not names:
+            return entries, []
+        timings = self._homeserver.retry_timings
+        failing = timings.failing_txn(txn, names)
+        now = waiting_txn(txn, names, is_postgres=self._homeserver.is_postgres)
+        ended: list[AuditEntry] = []
+        since: dict[str, int] = {}
+        counted: dict[str, list[str]] = defaultdict(list)
+        for entry in entries:
+            name = str(entry.destination)
+            outcome = self._outcome_of(entry, now[name], failing.get(name))
+            if outcome is None:
                 continue
-            interval_ms = (now_ts - followed.contacted_ts) // 4
-            followed.look_ts = now_ts + min(interval_ms, _LOOK_RAREST_MS)
-            if followed.until_ts <= now_ts or (
-                name not in failing and self._has_recovered(followed, now_ts)
+            failure_ts = entry.details.get("failure_ts")
+            if outcome is not ReconnectOutcome.CONNECTED and isinstance(
+                failure_ts, int
             ):
-                del self._followed[name]
-            elif name in failing:
-                followed.clear_since_ts = None
-                self._see_to(name, followed, delivered_since=failing[name])
+                since[name] = min(failure_ts, since.get(name, failure_ts))
+            ended.append(self._audit.ended(entry, outcome.value))
+            if entry.run_id:
+                counted[entry.run_id].append(outcome.value)
+        # In the order in which a run writes, so that neither waits for the other.
+        for run_id, outcomes in sorted(counted.items()):
+            self._runs.recount_txn(txn, run_id, AUDIT_PENDING, outcomes)
+        timings.restore_failure_ts_txn(txn, since)
+        for entry in ended:
+            self._audit.end_txn(txn, entry)
+        return entries, ended
 
-    def _see_to(self, name: str, followed: _Followed, *, delivered_since: bool) -> None:
-        """See to a destination that is failing."""
-        if (followed.answered or delivered_since) and not followed.contacted_again:
-            followed.contacted_again = True
-            self._begin_contact(name, _PATIENT_TIMEOUT_MS)
-        else:
-            # If it answers, it does so to our request, but not to those of a sender.
-            followed.answered = False
+    def _outcome_of(
+        self, entry: AuditEntry, now: Waiting, failed_ts: int | None
+    ) -> ReconnectOutcome | None:
+        """Return what came of what an entry is about; None if that is not known yet.
 
-    @staticmethod
-    def _has_recovered(followed: _Followed, now_ts: int) -> bool:
-        """Tell whether a row that shows no failure will stay so."""
-        if followed.answered:
-            return False
-        followed.clear_since_ts = followed.clear_since_ts or now_ts
-        return now_ts - followed.clear_since_ts >= _RECOVERED_AFTER_MS
+        Args:
+            entry: The entry.
+            now: What waits for the destination now.
+            failed_ts: When it has failed last; None if it is not failing.
+        """
+        details: Mapping[str, Any] = entry.details
+        waiting = Waiting(**(details.get("waiting") or {"delivered": now.delivered}))
+        if waiting.was_taken(now):
+            return ReconnectOutcome.CONNECTED
+        if failed_ts is None:
+            return None
+        refused = details.get("refused")
+        is_fresh = self._homeserver.now_ms() - failed_ts < _TOLD_WITHIN_MS
+        if waiting.is_any and refused is None and is_fresh:
+            return None
+        if details.get("force"):
+            return ReconnectOutcome.FORCED
+        contact = details.get("contact") or {"error": True}
+        if not contact["error"] or (refused and refused["status"]):
+            return ReconnectOutcome.REFUSED
+        return ReconnectOutcome.STILL_FAILING
+
+    # -- what is told by the process that sends ----------------------------------------
+
+    def _transaction_ended(
+        self, transaction: Transaction, error: Exception | None
+    ) -> None:
+        """Take note of what a destination refuses that was just woken."""
+        if not self._wake.woken.pop(transaction.destination, False) or error is None:
+            return
+        failure = failure_of(error, self._homeserver.federation.has_addresses)
+        refused = Refused(
+            status=failure.facts.status,
+            bytes=transaction.size,
+            pdus=transaction.pdus,
+            edus=transaction.edus,
+            to_device_messages=transaction.to_device_messages,
+        )
+        self._homeserver.run_in_background(
+            "federation_admin_refused",
+            self._audit.note,
+            transaction.destination,
+            {"refused": attr.asdict(refused)},
+        )

@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconnects one destination: contacts it first, and changes only what proved to work.
 
+What waits for it is sent then, and a reconnect is over when the first of that was taken
+or refused.
+
 Within a process a destination is contacted once for all who ask at the same time.
 """
+
+from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.backlog import (
+    BacklogStore,
+    Waiting,
+    waiting_txn,
+)
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -22,15 +31,25 @@ from synapse_federation_admin.repair.contact import (
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
-from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome, Told
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_PENDING,
+    Actor,
+    AuditAction,
+    AuditEntry,
+)
+from synapse_federation_admin.storage.outcomes import (
+    Contact,
+    ReconnectOutcome,
+    Refused,
+    Told,
+)
 
 # How long a destination has to answer, however long those who ask are willing to wait:
 # as long as Synapse gives it to answer a transaction.
 _CONTACT_TIMEOUT_MS = 60_000
 
 # How long it has to say what software it runs, which decides nothing.
-_SOFTWARE_TIMEOUT_MS = 5_000
+_SOFTWARE_TIMEOUT_MS = 2_000
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -43,13 +62,17 @@ class Reconnected:
         after: The destination afterwards, as far as it has come.
         contact: What came of the contact; None if it goes on.
         told: Which processes were told.
+        waiting: What waits, if it is cleared and not known yet whether that is taken.
+        refused: What it refuses; None if it does not, or if that is not known.
     """
 
     outcome: ReconnectOutcome
     before: Destination
     after: Destination
     contact: Contact | None
-    told: Told
+    told: Told = attr.Factory(Told)
+    waiting: Waiting | None = None
+    refused: Refused | None = None
 
 
 class Reconnect:
@@ -113,17 +136,17 @@ class Reconnect:
         )
         # Nothing is done before it is written.
         await self._audit.insert(entry)
-        left_ms = timeout_ms - (self._homeserver.now_ms() - asked_ts)
+        until_ts = asked_ts + timeout_ms
+        pending = Reconnected(ReconnectOutcome.PENDING, before, before, None)
+        begun = _Begun(pending)
         try:
             return await self._homeserver.run_to_end(
                 "federation_admin_reconnect",
-                lambda: self._finish(name, before, entry, force),
-                max(left_ms, 1),
+                lambda: self._finish(name, before, entry, force, until_ts, begun),
+                max(until_ts - self._homeserver.now_ms(), 1),
             )
         except TimeoutError:
-            return Reconnected(
-                ReconnectOutcome.PENDING, before, before, contact=None, told=Told()
-            )
+            return begun.found
 
     async def _look(self, name: str) -> Destination | None:
         """Return what the row says; None if Synapse knows nothing of a destination."""
@@ -135,57 +158,63 @@ class Reconnect:
         return row
 
     async def _finish(
-        self, name: str, before: Destination, entry: AuditEntry, force: bool
+        self,
+        name: str,
+        before: Destination,
+        entry: AuditEntry,
+        force: bool,
+        until_ts: int,
+        begun: "_Begun",
     ) -> Reconnected:
         """Return the result for one of those who have asked; end their entry."""
         try:
             found = await self._homeserver.single_flight.run(
                 "federation_admin_reconnect_contact",
                 name,
-                lambda: self._contact(name, before, None if force else entry),
+                lambda: self._contact(name, before, entry, force),
                 joins=True,
             )
             contact = found.contact
             if force and contact is not None and contact.failure is not None:
-                return await self._force(name, before, contact, entry)
+                forced = ReconnectOutcome.FORCED
+                found = await self._settle(name, before, contact, forced, entry)
         except CancelledError:
             # Synapse is shutting down.
             raise
         except Exception:
             await self._audit.end_as_failed(entry)
             raise
+        begun.found = found = attr.evolve(found, before=before)
         # If it has not ended with the contact.
-        await self._audit.end(self._ended(entry, found.outcome, contact))
-        return attr.evolve(found, before=before)
+        await self._audit.end(self._ended(entry, found))
+        if found.outcome is ReconnectOutcome.FORCED:
+            self._follow_up.begin()
+        if found.outcome is not ReconnectOutcome.PENDING:
+            return found
+        ended = await self._follow_up.end_of(entry, until_ts)
+        if ended is None:
+            return found
+        refused: Any = ended.details.get("refused")
+        return attr.evolve(
+            found,
+            outcome=ReconnectOutcome(ended.outcome),
+            after=await self._destinations.get(name) or found.after,
+            refused=Refused(**refused) if refused else None,
+        )
 
     async def _contact(
-        self, name: str, asked: Destination, entry: AuditEntry | None
+        self, name: str, asked: Destination, entry: AuditEntry, force: bool
     ) -> Reconnected:
         """Make the contact, and if it was answered well, clear and wake."""
+        homeserver = self._homeserver
         async with self._slots(""):
-            contact = await probe(
-                self._homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS
-            )
+            contact = await probe(homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS)
             if contact.failure is None:
                 contact = await with_software(
-                    self._homeserver, name, contact, timeout_ms=_SOFTWARE_TIMEOUT_MS
+                    homeserver, name, contact, timeout_ms=_SOFTWARE_TIMEOUT_MS
                 )
-        return await self._settle(name, asked, contact, outcome_of(contact), entry)
-
-    async def _force(
-        self, name: str, asked: Destination, contact: Contact, entry: AuditEntry
-    ) -> Reconnected:
-        """Clear and wake, though the destination does not answer."""
-        outcome = ReconnectOutcome.FORCED
-        found = await self._settle(name, asked, contact, outcome, entry)
-        if self._homeserver.is_server_name(name):
-            # It has failed since when it failed before, whatever comes of it now.
-            self._follow_up.start(
-                name,
-                failing_since_ts=found.before.failure_ts,
-                delivered=found.before.last_successful_stream_ordering,
-            )
-        return found
+        ends = None if force and contact.failure else entry
+        return await self._settle(name, asked, contact, outcome_of(contact), ends)
 
     async def _settle(
         self,
@@ -210,26 +239,50 @@ class Reconnect:
         # as it finds in its cache.
         backs_off = clears and await homeserver.retry_timings.is_backing_off(name)
 
-        def settle_txn(
-            txn: LoggingTransaction,
-        ) -> tuple[Destination | None, Destination | None]:
+        def settle_txn(txn: LoggingTransaction) -> Reconnected:
             before = after = self._destinations.get_txn(txn, name)
-            if clears and before is not None and (before.is_failing or backs_off):
-                homeserver.retry_timings.clear_txn(txn, name)
-                after = self._destinations.get_txn(txn, name)
+            waiting = None
+            if clears:
+                waits = waiting_txn(txn, [name], is_postgres=homeserver.is_postgres)
+                waiting = waits[name] if waits[name].is_any else None
+                if before is not None and (before.is_failing or backs_off):
+                    homeserver.retry_timings.clear_txn(txn, name)
+                    after = self._destinations.get_txn(txn, name)
+            found = Reconnected(
+                outcome,
+                before or asked,
+                after or asked,
+                contact,
+                waiting=waiting,
+            )
+            if waiting and outcome is ReconnectOutcome.CONNECTED:
+                found = attr.evolve(found, outcome=ReconnectOutcome.PENDING)
             if entry is not None:
-                self._audit.end_txn(txn, self._ended(entry, outcome, contact))
-            return before, after
+                self._audit.end_txn(txn, self._ended(entry, found))
+            return found
 
-        before, after = await self._audit.run("federation_admin_reconnect", settle_txn)
-        told = Told()
+        found = await self._audit.run("federation_admin_reconnect", settle_txn)
         if clears and homeserver.is_server_name(name):
-            told = await self._wake.everywhere([name])
-        return Reconnected(outcome, before or asked, after or asked, contact, told)
+            found = attr.evolve(found, told=await self._wake.everywhere([name]))
+        return found
 
-    def _ended(
-        self, entry: AuditEntry, outcome: ReconnectOutcome, contact: Contact | None
-    ) -> AuditEntry:
-        """Return an entry with its end."""
-        shown = {"contact": shown_contact(contact)} if contact else {}
-        return self._audit.ended(entry, outcome.value, shown)
+    def _ended(self, entry: AuditEntry, found: Reconnected) -> AuditEntry:
+        """Return an entry with its end, or as of what is cleared."""
+        outcome = found.outcome.value
+        details: dict[str, object] = {}
+        if found.contact:
+            details["contact"] = shown_contact(found.contact)
+        if found.outcome in (ReconnectOutcome.FORCED, ReconnectOutcome.PENDING):
+            # It is seen through from here on.
+            outcome = AUDIT_PENDING
+            details |= self._follow_up.details_of(
+                found.before.failure_ts, found.waiting or Waiting()
+            )
+        return self._audit.ended(entry, outcome, details)
+
+
+@attr.s(slots=True, auto_attribs=True, eq=False)
+class _Begun:
+    """How far a reconnect has come: what is told to those who wait no longer."""
+
+    found: Reconnected

@@ -11,14 +11,17 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.backlog import waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.failures.kinds import Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
+from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.runner import Action, persist
 from synapse_federation_admin.repair.wake import Wake
+from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, RunResult
 from synapse_federation_admin.storage.sql import FAILING, any_of
@@ -77,6 +80,9 @@ _SLOW_START_S = 1.0
 _REST_S = 1.0
 _REGAINED_PER_S = 1.0
 
+# For how long a run waits at its end for what it has set off to be taken or refused.
+_SEEN_THROUGH_MS = 10_000
+
 # How often to look whether a run has been cancelled, while nothing is written.
 _LOOK_EVERY_S = 0.4
 
@@ -86,6 +92,12 @@ class RunOutcome(Enum):
 
     CONNECTED = "connected"
     STILL_FAILING = "still_failing"
+
+    # It takes an empty transaction, and refuses what waits.
+    REFUSED = "refused"
+
+    # It takes an empty transaction. What waits was neither taken nor refused yet.
+    PENDING = "pending"
 
     # It was failing when it was queued, and is not any more: it is not contacted.
     NO_LONGER_FAILING = "no_longer_failing"
@@ -121,11 +133,18 @@ class ReconnectMany(Action):
     priority = _PRIORITY
 
     def __init__(
-        self, homeserver: Homeserver, destinations: DestinationStore, wake: Wake
+        self,
+        homeserver: Homeserver,
+        destinations: DestinationStore,
+        audit: Audit,
+        wake: Wake,
+        follow_up: FollowUp,
     ) -> None:
         self._homeserver = homeserver
         self._destinations = destinations
+        self._audit = audit
         self._wake = wake
+        self._follow_up = follow_up
 
     async def sort_out(self, names: Iterable[str]) -> SortedNames:
         """Sort the names of a list by whether they can be contacted."""
@@ -140,7 +159,18 @@ class ReconnectMany(Action):
 
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
-        await _Contacts(self._homeserver, self._destinations, self._wake, job).work()
+        homeserver = self._homeserver
+        await _Contacts(
+            homeserver, self._destinations, self._wake, self._follow_up, job
+        ).work()
+        # What waits for the last of them is being sent.
+        until_ts = homeserver.now_ms() + _SEEN_THROUGH_MS
+        while homeserver.now_ms() < until_ts and await persist(homeserver, job.look):
+            if not await persist(
+                homeserver, lambda: self._audit.has_cleared(job.run.run_id)
+            ):
+                return
+            await homeserver.sleep_ms(int(_LOOK_EVERY_S * 1000))
 
 
 class _Contacts:
@@ -154,11 +184,13 @@ class _Contacts:
         homeserver: Homeserver,
         destinations: DestinationStore,
         wake: Wake,
+        follow_up: FollowUp,
         job: Job,
     ) -> None:
         self._homeserver = homeserver
         self._destinations = destinations
         self._wake = wake
+        self._follow_up = follow_up
         self._job = job
         self._per_second = float(str(job.run.options["per_second"]))
         self._timeout_ms = int(str(job.run.options["timeout_ms"]))
@@ -287,6 +319,7 @@ class _Contacts:
         )
         if alive and (connected := _connected(results)):
             await self._wake.everywhere(connected)
+            self._follow_up.begin()
         return alive
 
     async def _without_contact(self, queued: Sequence[Queued]) -> list[RunResult]:
@@ -330,17 +363,37 @@ class _Contacts:
     def _clear_txn(
         self, txn: LoggingTransaction, results: Sequence[RunResult]
     ) -> Sequence[RunResult]:
-        """Clear the retry timings of destinations that have answered."""
-        if names := _connected(results):
-            wanted = any_of("destination", names, self._homeserver.is_postgres)
-            txn.execute(
-                "SELECT destination FROM destinations "  # noqa: S608
-                f"WHERE {wanted.text} AND {FAILING} ORDER BY destination",
-                wanted.args,
+        """Clear the retry timings of destinations that have answered.
+
+        Where something waits for one, it is not known yet what comes of that.
+        """
+        names = _connected(results)
+        if not names:
+            return results
+        is_postgres = self._homeserver.is_postgres
+        wanted = any_of("destination", names, is_postgres)
+        txn.execute(
+            "SELECT destination, failure_ts FROM destinations "  # noqa: S608
+            f"WHERE {wanted.text} AND {FAILING} ORDER BY destination",
+            wanted.args,
+        )
+        since = dict(txn.fetchall())
+        waiting = waiting_txn(txn, names, is_postgres=is_postgres)
+        for name in since:
+            self._homeserver.retry_timings.clear_txn(txn, name)
+
+        def seen_through(result: RunResult) -> RunResult:
+            name = result.destination
+            if name not in waiting or not waiting[name].is_any:
+                return result
+            details = self._follow_up.details_of(since.get(name), waiting[name])
+            return attr.evolve(
+                result,
+                outcome=RunOutcome.PENDING.value,
+                details={**result.details, **details},
             )
-            for (name,) in txn.fetchall():
-                self._homeserver.retry_timings.clear_txn(txn, name)
-        return results
+
+        return [seen_through(result) for result in results]
 
     def _now_s(self) -> float:
         return self._homeserver.reactor.seconds()

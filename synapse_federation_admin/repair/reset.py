@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1's `reset_connection`: clear the retry timings, wake, and contact."""
 
+import logging
 from functools import partial
 
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.config import FederationAdminConfig
+from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
+from synapse_federation_admin.destinations.values import Destination
+from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.repair.contact import contact_of
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import Actor, AuditAction, AuditEntry
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_PENDING,
+    Actor,
+    AuditAction,
+    AuditEntry,
+)
 from synapse_federation_admin.storage.outcomes import ResetOutcome
+
+logger = logging.getLogger(__name__)
 
 
 class ConnectionReset:
@@ -34,7 +48,13 @@ class ConnectionReset:
         self._audit = audit
         self._wake = wake
         self._follow_up = follow_up
+        self._timeout_ms = config.contact_timeout_ms
         self._lock = homeserver.linearizer("federation_admin_reset")
+        self._slots = homeserver.linearizer(
+            "federation_admin_reset_contacts", limits.CONTACTS
+        )
+        self._contacts_with = homeserver.linearizer("federation_admin_reset_contact")
+        self._waiting_contacts = 0
 
     async def reset(self, name: str, actor: Actor) -> ResetOutcome:
         """Clear a destination's retry timings and have every process try it again.
@@ -60,46 +80,92 @@ class ConnectionReset:
                 or await self._homeserver.retry_timings.is_backing_off(name)
             ):
                 return ResetOutcome.NOT_FAILING
-            entry = self._audit.entry(
-                AuditAction.RESET,
-                actor,
-                destination=name,
-                outcome=ResetOutcome.RESET.value,
-                details={"failure_ts": destination.failure_ts},
-            )
-            await self._clear(name, entry)
+            entry = self._audit.entry(AuditAction.RESET, actor, destination=name)
+            waits = await self._clear(destination, entry)
 
         # A row may bear a name that is no server's, from an event or a message that was
         # addressed to one. There is nobody to be woken or contacted.
-        if self._homeserver.is_server_name(name):
-            if self._contacts:
-                self._follow_up.start(
-                    name,
-                    failing_since_ts=destination.failure_ts,
-                    delivered=destination.last_successful_stream_ordering,
-                    entry=entry,
-                )
+        if not self._homeserver.is_server_name(name):
+            return ResetOutcome.RESET
+        if self._contacts and not waits:
+            self._begin_contact(name, entry)
+        else:
+            # What waits is the contact.
             await self._wake.everywhere([name])
+        self._follow_up.begin()
         return ResetOutcome.RESET
 
-    async def _clear(self, name: str, entry: AuditEntry) -> None:
+    def _begin_contact(self, name: str, entry: AuditEntry) -> None:
+        if self._waiting_contacts >= limits.WAITING_CONTACTS:
+            logger.warning(
+                "%s destinations that were reset wait to be contacted: %s is not",
+                limits.WAITING_CONTACTS,
+                bounded(name),
+            )
+            return
+        self._waiting_contacts += 1
+        self._homeserver.run_in_background(
+            "federation_admin_contact", self._contact, name, entry
+        )
+
+    async def _contact(self, name: str, entry: AuditEntry) -> None:
+        """Contact a destination, of which Synapse's retry limiter is to know.
+
+        Nobody is woken before: two transactions at once would be one too many.
+        """
+        homeserver = self._homeserver
+        try:
+            async with self._slots(""), self._contacts_with(name):
+                # If another attempt has put it into backoff by now, ask all the same: a
+                # failure then leaves that as it is. Else it has to lead to one.
+                backs_off = await homeserver.retry_timings.is_backing_off(name)
+                request = homeserver.federation.contact(
+                    name, timeout_ms=self._timeout_ms, ignore_backoff=backs_off
+                )
+                contact = await contact_of(homeserver, request)
+        finally:
+            self._waiting_contacts -= 1
+        failure = contact.failure
+        logger.info(
+            "Contact with %s after the reset of its connection %s",
+            bounded(name),
+            f"failed: {message_of(failure)}" if failure else "succeeded",
+        )
+        if failure is None:
+            await self._wake.everywhere([name])
+        await self._follow_up.contacted(entry, contact)
+
+    async def _clear(self, destination: Destination, entry: AuditEntry) -> bool:
         """Clear the timings and write that it was done, in one transaction.
 
         They are cleared even if that cannot be written: v1 needs no tables of ours.
-        """
-        clear_txn = partial(self._homeserver.retry_timings.clear_txn, destination=name)
 
-        def clear_and_write_txn(txn: LoggingTransaction) -> None:
-            clear_txn(txn)
-            self._audit.insert_txn(txn, [entry])
+        Returns:
+            Whether anything waits that Synapse sends once it is woken.
+        """
+        homeserver, name = self._homeserver, destination.destination
+
+        def clear_txn(txn: LoggingTransaction, *, says_so: bool = True) -> Waiting:
+            homeserver.retry_timings.clear_txn(txn, name, says_so=says_so)
+            is_postgres = homeserver.is_postgres
+            return waiting_txn(txn, [name], is_postgres=is_postgres)[name]
+
+        def clear_and_write_txn(txn: LoggingTransaction) -> bool:
+            waiting = clear_txn(txn)
+            is_known = not homeserver.is_server_name(name)
+            outcome = ResetOutcome.RESET.value if is_known else AUDIT_PENDING
+            details = self._follow_up.details_of(destination.failure_ts, waiting)
+            self._audit.insert_txn(txn, [self._audit.ended(entry, outcome, details)])
+            return waiting.is_any
 
         desc = "federation_admin_clear_retry_timings"
         try:
-            await self._audit.run(desc, clear_and_write_txn)
+            return await self._audit.run(desc, clear_and_write_txn)
         except CancelledError:
             raise
         except Exception as e:
-            await self._homeserver.run_db_interaction(
+            waiting = await homeserver.run_db_interaction(
                 desc, partial(clear_txn, says_so=False)
             )
-            self._audit.log_unwritten(entry, e)
+            self._audit.log_unwritten(self._audit.ended(entry, AUDIT_PENDING), e)
+            return waiting.is_any

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Told
 
@@ -17,10 +18,17 @@ _OTHERS_AFTER_MS = 1000
 
 
 class Wake:
-    """Has every process try destinations that may be up again."""
+    """Has every process try destinations that may be up again.
+
+    Attributes:
+        woken: The names of those for whom a transaction of this process's has not
+            ended since they were woken, the newest last.
+    """
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
+        # Those woken in this process of which it is not known yet what comes of it.
+        self.woken: dict[str, bool] = {}
         self._send = homeserver.signal("wake", self._wake)
 
     async def everywhere(self, names: Sequence[str]) -> Told:
@@ -61,4 +69,8 @@ class Wake:
 
     def _wake(self, *names: str) -> None:
         for name in names:
+            self.woken.pop(name, None)
+            self.woken[name] = True
+            if len(self.woken) > limits.WOKEN:
+                del self.woken[next(iter(self.woken))]
             self._homeserver.wake(name)

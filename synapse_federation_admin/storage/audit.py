@@ -61,11 +61,14 @@ _LOGGED_TWICE = frozenset(
 
 # The outcomes of each action here, but for runs; what never ends is not counted.
 OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
-    AuditAction.RESET: (ResetOutcome.RESET.value,),
+    AuditAction.RESET: (
+        *(ResetOutcome.RESET.value, ReconnectOutcome.CONNECTED.value),
+        *(ReconnectOutcome.REFUSED.value, ReconnectOutcome.STILL_FAILING.value),
+    ),
     AuditAction.RECONNECT: (
         *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
-        *(ReconnectOutcome.FORCED.value, ReconnectOutcome.INTERNAL.value),
-        AUDIT_FAILED,
+        *(ReconnectOutcome.REFUSED.value, ReconnectOutcome.FORCED.value),
+        *(ReconnectOutcome.INTERNAL.value, AUDIT_FAILED),
     ),
     AuditAction.CANCEL: (RunStatus.CANCELLED.value,),
     AuditAction.FORGET: (AUDIT_FORGOTTEN,),
@@ -202,26 +205,6 @@ class Audit:
         except Exception as e:
             logger.warning("Cannot write to the audit: %s", e)
 
-    async def add_details(self, entry: AuditEntry) -> None:
-        """Write the details of an entry that has ended, if that can be written.
-
-        They are in the log in any case.
-        """
-
-        def add_details_txn(txn: LoggingTransaction) -> None:
-            txn.execute(
-                "UPDATE federation_admin_audit SET details = ? WHERE entry_id = ?",
-                (_to_json(entry.details), entry.entry_id),
-            )
-            txn.call_after(_log, [entry])
-
-        try:
-            await self._tables.run("federation_admin_audit", add_details_txn)
-        except CancelledError:
-            raise
-        except Exception as e:
-            self.log_unwritten(entry, e)
-
     def interrupt_txn(
         self, txn: LoggingTransaction, before_ts: int, instance: str | None = None
     ) -> None:
@@ -234,13 +217,16 @@ class Audit:
         """
         which = Sql("ts < ?", (before_ts,))
         if instance is not None:
-            which = Sql("ts < ? AND instance = ?", (before_ts, instance))
+            # What has been cleared is followed up by the next process.
+            which = Sql(
+                "ts < ? AND ended_ts IS NULL AND instance = ?", (before_ts, instance)
+            )
         # The literal is that of the index. A run as a whole goes on; what was entered
         # with its own ID as that of a run, in version 2 of the tables, does not.
         txn.execute(
             "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
-            "WHERE outcome = 'pending' AND (run_id IS NULL OR run_id = entry_id) "
-            f"AND {which.text}",
+            "WHERE outcome = 'pending' AND (run_id IS NULL OR run_id = entry_id "
+            f"OR ended_ts IS NOT NULL) AND {which.text}",
             (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *which.args),
         )
 
@@ -249,6 +235,60 @@ class Audit:
         """Delete entries that began before a time; return how many."""
         old = Sql("ts < ?", (before_ts,))
         return delete_some(txn, "federation_admin_audit", "entry_id", old, limit)
+
+    def cleared_txn(
+        self, txn: LoggingTransaction, after: AuditPosition | None, limit: int
+    ) -> list[AuditEntry]:
+        """Return entries of this process of which it is not known yet what comes of it.
+
+        That is: `pending`, with an `ended_ts`. The retry timings were cleared then.
+
+        Args:
+            txn: The transaction.
+            after: The position behind which to begin, oldest first; None: at the start.
+            limit: The most to return.
+        """
+        beyond = "" if after is None else "AND (ts, entry_id) > (?, ?)"
+        txn.execute(
+            f"SELECT {_SELECTED} FROM federation_admin_audit "  # noqa: S608
+            "WHERE outcome = 'pending' AND instance = ? AND ended_ts IS NOT NULL "
+            f"{beyond} ORDER BY ts, entry_id LIMIT ?",
+            (self._homeserver.instance_name, *(after or ()), limit),
+        )
+        return [_to_entry(row) for row in txn.fetchall()]
+
+    async def has_cleared(self, run_id: str) -> bool:
+        """Tell whether there is such an entry of a run."""
+
+        def has_cleared_txn(txn: LoggingTransaction) -> bool:
+            txn.execute(
+                "SELECT 1 FROM federation_admin_audit WHERE outcome = 'pending' "
+                "AND instance = ? AND run_id = ? AND ended_ts IS NOT NULL LIMIT 1",
+                (self._homeserver.instance_name, run_id),
+            )
+            return txn.fetchone() is not None
+
+        return await self._tables.run("federation_admin_audit", has_cleared_txn)
+
+    async def note(self, destination: str, details: Mapping[str, object]) -> None:
+        """Add to the details of such entries of a destination, of any process's."""
+
+        def note_txn(txn: LoggingTransaction) -> None:
+            txn.execute(
+                "SELECT entry_id, details FROM federation_admin_audit "
+                "WHERE destination = ? AND outcome = 'pending' "
+                "AND ended_ts IS NOT NULL",
+                (destination,),
+            )
+            txn.execute_batch(
+                "UPDATE federation_admin_audit SET details = ? WHERE entry_id = ?",
+                [
+                    (_to_json({**json.loads(before), **details}), entry_id)
+                    for entry_id, before in txn.fetchall()
+                ],
+            )
+
+        await self._tables.run("federation_admin_audit", note_txn)
 
     async def read(
         self,
@@ -328,7 +368,11 @@ def _to_json(details: Mapping[str, object]) -> str:
 
 def _log(entries: Collection[AuditEntry]) -> None:
     for entry in entries:
-        if entry.outcome == AUDIT_PENDING and entry.action not in _LOGGED_TWICE:
+        if (
+            entry.outcome == AUDIT_PENDING
+            and entry.ended_ts is None
+            and entry.action not in _LOGGED_TWICE
+        ):
             continue
         # As JSON, in ASCII: whatever a remote server or an admin has put into a name
         # or a reason, it is one line.

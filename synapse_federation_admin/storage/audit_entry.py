@@ -63,12 +63,14 @@ class AuditEntry:
         action: What was done.
         actor: Who did it.
         instance: The process; the main process is `main`.
-        outcome: What came of it; `pending` while it goes on, `interrupted` if its
-            process ended before, `failed` if the database failed at its end.
+        outcome: What came of it; `pending` while that is not known, `interrupted` if
+            its process ended before, or if it was not known after a day, `failed` if
+            the database failed at its end.
         destination: The destination; None if it was done to many.
         reason: Why, as the admin said; None if not said.
         run_id: The run that it belongs to, or is; None if there is none.
-        ended_ts: When it ended; None if it has not.
+        ended_ts: When it ended; None if it has not. Of what is `pending`: when the
+            retry timings were cleared, since when it waits for the first real request.
         details: What else there is to know, depending on the action; as JSON has it.
     """
 

@@ -54,6 +54,25 @@ class Contact:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class Refused:
+    """The transaction that a destination has refused, where that is known.
+
+    Attributes:
+        status: The HTTP status; None if there was no answer.
+        bytes: The size of its body.
+        pdus: How many PDUs were in it.
+        edus: How many EDUs were in it.
+        to_device_messages: How many of these were to-device messages.
+    """
+
+    status: int | None
+    bytes: int | None
+    pdus: int | None
+    edus: int | None
+    to_device_messages: int | None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Told:
     """Which processes were told that a destination may be up again.
 
@@ -71,13 +90,16 @@ class Told:
 class ReconnectOutcome(Enum):
     """What came of a request to reconnect a destination."""
 
-    # It has answered well, and is not failing any more.
+    # It has taken an empty transaction; nothing waited, or the first of that, too.
     CONNECTED = "connected"
 
-    # It has not, and nothing has changed.
+    # It has taken an empty transaction, and refuses what waits.
+    REFUSED = "refused"
+
+    # It has not answered well. The row is as it was, or as Synapse has made it since.
     STILL_FAILING = "still_failing"
 
-    # It has not answered yet; the attempt goes on.
+    # That is not known yet; the attempt goes on.
     PENDING = "pending"
 
     # It has not answered well, and its retry timings are cleared even so.

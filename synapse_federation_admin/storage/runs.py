@@ -8,6 +8,7 @@ ended.
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -224,6 +225,25 @@ class RunStore:
         )
         (run,) = _select(txn, "run_id = ?", run_id)
         return run
+
+    def recount_txn(
+        self, txn: LoggingTransaction, run_id: str, before: str, after: Sequence[str]
+    ) -> None:
+        """Count destinations under their last outcomes, also of a run that has ended.
+
+        Args:
+            txn: The transaction.
+            run_id: The run; nothing is changed if there is none.
+            before: The outcome under which they are counted.
+            after: Those that each of them has in truth.
+        """
+        lock = "FOR UPDATE" if self.homeserver.is_postgres else ""
+        for run in _select(txn, "run_id = ?", run_id, lock=lock):
+            outcomes = Counter(run.outcomes)
+            outcomes.subtract({before: len(after)})
+            outcomes.update(after)
+            left = json.dumps({key: n for key, n in outcomes.items() if n})
+            self.update_txn(txn, run_id, "outcomes = ?", left)
 
     def end_txn(
         self,
