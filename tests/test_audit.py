@@ -86,7 +86,7 @@ class WhoTestCase(AuditTestCase):
             {k: entry[k] for k in ("action", "outcome", "destination", "user_id")},
             {
                 "action": "reset",
-                "outcome": "reset",
+                "outcome": "pending",
                 "destination": NAME,
                 "user_id": "@admin:test",
             },
@@ -174,7 +174,7 @@ class WhoTestCase(AuditTestCase):
             self.assertEqual(self.row(NAME)[:3], (0, 0, None))
             warning, entry = logs.output[:2]
             self.assertIn("Cannot write to the audit", warning)
-            self.assertIn('"action":"reset","outcome":"reset"', entry)
+            self.assertIn('"action":"reset","outcome":"pending"', entry)
         # Nothing of it is there later.
         self.run_sql("UPDATE federation_admin_schema SET compat_version = 1")
         self.assertEqual(self.audit(), [])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows a reset: the contact, and what it and older attempts may do."""
+"""What follows a reset: the contact, or what waits, and what comes of it."""
 
 import json
 from typing import Any
@@ -10,7 +10,6 @@ from module_case import FAILING, NAME
 from parameterized import parameterized
 from probe_case import ANSWER, ContactTestCase
 from synapse.api.errors import HttpResponseException
-from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError
 
@@ -19,93 +18,64 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.follow_up import FollowUp
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.runs import RunStore
+from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.database
 
 # How a contact may end.
-ENDS: dict[str, Any] = {
-    "answered": ANSWER,
-    "down": ConnectError(),
-    "unrecognized": SynapseError(404, "Unrecognized"),
-    "cancelled": CancelledError(),
-}
+ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError()}
 
 # What happens after the reset of a destination that has failed since 500 and has got
 # event 7: how its contacts end, what Synapse stores, and the seconds that go by. Then
 # when it failed last and since when it fails ("-": it does not), the last event that it
-# has got, and how many contacts there were: each after the first in spite of a backoff.
+# has got, how many contacts there were, and the outcome of the last reset.
 STORIES = {
     "What is still down fails since when it failed before": (
-        "fail:9000 down 1 -> 9000 500 7 1"
+        "fail:9000 down 3 -> 9000 500 7 1 still_failing"
     ),
     "Synapse may store the failure some seconds after the contact has failed": (
-        "down 5 fail:9000 10 -> 9000 500 7 1"
+        "down 5 fail:9000 10 -> 9000 500 7 1 still_failing"
     ),
-    "A sender's attempt that began before may end up to 25 minutes later": (
-        "fail:9000 down 1200 fail:90000 31 -> 90000 500 7 1"
+    "What takes an empty transaction is connected, where nothing waits": (
+        "answered 3600 -> - - 7 1 connected"
     ),
-    "Later than that a new failure is a new one": (
-        "fail:9000 down 1800 fail:90000 60 -> 90000 90000 7 1"
+    "What is connected fails since a later failure": (
+        "answered 60 fail:60000 60 -> 60000 60000 7 1 connected"
     ),
-    "Once it has recovered for two minutes, a new failure is a new one": (
-        "fail:9000 down 1 recover 200 fail:90000 60 -> 90000 90000 7 1"
+    "A reset before the old time was restored does not lose it": (
+        "fail:9000 reset down fail:10000 down 3 -> 10000 500 7 2 still_failing"
     ),
-    "A reset on another process, which clears the row, too, loses nothing": (
-        "fail:9000 down 1 recover 70 fail:90000 31 -> 90000 500 7 1"
-    ),
-    "Once it has got something a new failure is a new one, however soon": (
-        "fail:9000 down 600 recover deliver:50 60 fail:700000 40 -> 700000 700000 50 2"
-    ),
-    "What has answered and taken events fails since its last failure": (
-        "answered deliver:50 600 fail:600000 31 recover answered deliver:60 300 "
-        "fail:900000 60 -> 900000 900000 60 2"
-    ),
-    "A row that was deleted, and made anew by a failure, fails since then": (
-        "fail:9000 down 1 delete 20 fail:90000 31 -> 90000 90000 - 1"
-    ),
-    "A second reset restores the time of the new failure, not of the old one": (
-        "answered deliver:50 1200 fail:1200000 reset fail:1201000 down 10 "
-        "-> 1201000 1200000 50 2"
-    ),
-    "What a contact leads to is seen, however long that had to wait": (
-        "1860 down 60 fail:1900000 31 -> 1900000 500 7 1"
-    ),
-    "A second reset, whose contact hangs for long, loses nothing": (
-        "fail:9000 down 1 reset 300 fail:90000 down 1 -> 90000 500 7 2"
-    ),
-    "A reset before the old time was restored does not lose it either": (
-        "fail:9000 reset down fail:10000 down 1 -> 10000 500 7 2"
-    ),
-    "A contact that is cancelled does not lose the old time": (
-        "fail:9000 cancelled 1 -> 9000 500 7 1"
-    ),
-    "What has answered is asked no more": "answered 3600 -> - - 7 1",
-    "A backoff that an attempt from before the reset stores is taken back": (
-        "answered fail:9000 31 recover answered 3600 -> - - 7 2"
-    ),
-    "What is too slow for the contact, but takes events, gets out of backoff": (
-        "fail:9000 down 5 deliver:50 31 recover answered 3600 -> - - 50 2"
-    ),
-    "If it does not answer the second contact either, it is left to its backoff": (
-        "down deliver:50 fail:90000 31 down 3600 -> 90000 90000 50 2"
-    ),
-    "What answers, but takes nothing of a sender, fails since when it did before": (
-        "answered fail:9000 31 recover answered fail:10000 120 -> 10000 500 7 2"
-    ),
-    "What has answered and then goes down fails since then": (
-        "answered fail:90000 31 down 120 -> 90000 90000 7 2"
-    ),
-    "An answer that Synapse does not back off for leaves the row cleared": (
-        "unrecognized 200 -> - - 7 1"
-    ),
-    "What has so answered is followed no more": (
-        "unrecognized 200 fail:90000 60 -> 90000 90000 7 1"
+    "A contact that hangs for long loses nothing": (
+        "1860 fail:1860000 down 60 -> 1860000 500 7 1 still_failing"
     ),
 }
 
+# The same where something waits, which is not sent in these tests, or without contacts.
+SENT_STORIES = {
+    "What waits is the contact: if it is not taken, it fails since it did before": (
+        "fail:9000 3 -> 9000 500 7 0 still_failing"
+    ),
+    "Synapse may try for 25 minutes before it is known": (
+        "1500 fail:1500000 400 -> 1500000 500 7 0 still_failing"
+    ),
+    "What has taken an event is connected": "deliver:50 3 -> - - 50 0 connected",
+    "What has taken an event, and fails, fails since then": (
+        "deliver:50 fail:9000 3 -> 9000 9000 50 0 connected"
+    ),
+    "It is so hours later": (
+        "36000 fail:36000000 200 -> 36000000 500 7 0 still_failing"
+    ),
+    "A day later nobody remembers": (
+        "97200 fail:97200000 200 -> 97200000 97200000 7 0 interrupted"
+    ),
+    "What has not been heard of is pending": "3600 -> - - 7 0 pending",
+}
 
-class FollowUpTestCase(ContactTestCase):
-    """What becomes of the row."""
+
+class StoryTestCase(ContactTestCase):
+    """What becomes of the row, and of the entry in the audit."""
 
     def tell(self, events: str) -> None:
         """Let happen what a story tells."""
@@ -115,18 +85,16 @@ class FollowUpTestCase(ContactTestCase):
                 self.answer(ENDS[what])
             elif what.isdigit():
                 self.wait(int(what))
-            elif what == "delete":
-                self.run_sql(f"DELETE FROM destinations WHERE destination = '{NAME}'")
             else:
                 getattr(self, what)(*([int(number)] if number else []))
 
-    @parameterized.expand(STORIES.items())
-    def test_story(self, proves: str, story: str) -> None:
-        """The row, and what Synapse knows of it, are as the story says."""
+    def check(self, proves: str, story: str) -> None:
+        """The row, what Synapse knows of it, and the audit are as the story says."""
         events, _, end = story.partition("->")
         self.reset()
         self.tell(events)
-        *row, contacts = (None if word == "-" else int(word) for word in end.split())
+        *numbers, outcome = end.split()
+        *row, contacts = (None if word == "-" else int(word) for word in numbers)
         last_ts, _, failure_ts, delivered = self.row(NAME)
         self.assertEqual([last_ts or None, failure_ts, delivered], row, proves)
         timings = self.store.get_destination_retry_timings(NAME)
@@ -134,57 +102,99 @@ class FollowUpTestCase(ContactTestCase):
             getattr(self.get_success(timings), "failure_ts", None), failure_ts
         )
         self.assertEqual(len(self.probes), contacts)
-        if "reset" not in events:
-            self.assertEqual(self.despite_backoff, [False, True][:contacts])
-            self.assertEqual(self.timeouts_ms, [10_000, 60_000][:contacts])
+        self.assertEqual(self.audit()[0]["outcome"], outcome)
 
-    @parameterized.expand(
-        [
-            (RetryTimings, "restore_failure_ts", OSError("no database")),
-            (FollowUp, "_see_to", RuntimeError("bug")),
-        ]
-    )
-    def test_survives(self, owner: type, method: str, error: Exception) -> None:
+
+class StoriesTestCase(StoryTestCase):
+    @parameterized.expand(STORIES.items())
+    def test_contacted(self, proves: str, story: str) -> None:
+        """With a contact, as nothing waits."""
+        self.check(proves, story)
+
+    @parameterized.expand(SENT_STORIES.items())
+    def test_sent(self, proves: str, story: str) -> None:
+        """With something that waits: it is sent, and nobody is contacted."""
+        self.add_poke(NAME)
+        self.check(proves, story)
+
+    def test_refused(self) -> None:
+        """What the sender has told of the refusal is in the audit; then not again."""
+        self.add_to_device(NAME)
+        self.reset()
+        transaction = mock.Mock(
+            destination=NAME,
+            transaction_id="1",
+            pdus=[1],
+            edus=[{"edu_type": "m.direct_to_device"}, {"edu_type": "m.presence"}],
+            get_dict=lambda: {"pdus": [1]},
+        )
+        client = self.hs.get_federation_transport_client()
+        error = HttpResponseException(413, "Too large", b"{}")
+        # Below what observes it.
+        with mock.patch.object(client.client, "put_json", side_effect=error):
+            for _ in range(2):
+                sent = self.get_failure(
+                    client.send_transaction(transaction), HttpResponseException
+                )
+                self.assertIs(sent.value, error)
+        self.tell("fail:9000 3")
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "refused")
+        self.assertEqual(
+            entry["details"]["refused"],
+            {
+                "status": 413,
+                "bytes": len(b'{"pdus":[1]}'),
+                "pdus": 1,
+                "edus": 2,
+                "to_device_messages": 1,
+            },
+        )
+        self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_restart(self) -> None:
+        """The next process goes on where one has stopped."""
+        self.wait(1)
+        self.add_to_device(NAME)
+        with mock.patch.object(FollowUp, "begin"):
+            self.reset()
+        self.tell("fail:9000 60")
+        self.assertEqual(self.row(NAME)[2], 9000)
+        homeserver = Homeserver(self.hs.get_module_api())
+        tables = Tables(homeserver)
+        audit = Audit(homeserver, tables)
+        runs = RunStore(homeserver, tables, audit)
+        FollowUp(homeserver, audit, runs, mock.Mock()).start()
+        self.tell("1")
+        self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_survives(self) -> None:
         """What goes wrong for a while is logged, and does not end the work."""
         with (
-            mock.patch.object(owner, method, side_effect=error),
+            mock.patch.object(
+                RetryTimings, "failing_txn", side_effect=OSError("no database")
+            ),
             self.assertLogs(follow_up.__name__, "ERROR"),
         ):
             self.reset()
             self.tell("fail:9000 down 20")
-        self.tell("31 fail:90000 31")
-        self.assertEqual(self.row(NAME), (90_000, 600_000, 500, 7))
+        self.tell("130")
+        self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
 
-    def test_shutdown(self) -> None:
-        """When Synapse shuts down, which cancels what runs, the work ends, unlogged."""
-        with (
-            mock.patch.object(
-                RetryTimings, "restore_failure_ts", side_effect=CancelledError
-            ) as look,
-            self.assertNoLogs("synapse_federation_admin", "WARNING"),
-        ):
-            self.reset()
-            self.tell("fail:9000 down 60")
-        look.assert_called_once()
+
+class WithoutContactTestCase(StoryTestCase):
+    """With `contact_on_reset: false`, though nothing waits."""
+
+    config = {"contact_on_reset": False}
+
+    @parameterized.expand(SENT_STORIES.items())
+    def test_sent(self, proves: str, story: str) -> None:
+        """Nobody is contacted; the next real request tells."""
+        self.check(proves, story)
 
 
 class ResetContactsTestCase(ContactTestCase):
     """Who is contacted, and when."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        starts = mock.patch.object(
-            Homeserver,
-            "run_in_background",
-            autospec=True,
-            side_effect=Homeserver.run_in_background,
-        )
-        self.starts = starts.start()
-        self.addCleanup(starts.stop)
-
-    def started(self, desc: str) -> int:
-        """Return how many background processes of a name have been started."""
-        return [call.args[1] for call in self.starts.call_args_list].count(desc)
 
     def reset_failing(self, name: str = NAME) -> None:
         self.add_destination(name, *FAILING)
@@ -208,52 +218,35 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertEqual(self.row(NAME), (0, 0, None, 7))
 
     def test_one_at_a_time(self) -> None:
-        """Resets during a contact lead to one more contact after it, and no more.
+        """Each reset is followed by one contact, one after the other.
 
-        That one asks in spite of the backoff which the first has led to. Each of the
-        resets has what came of it in its entry in the audit.
+        One that finds it in backoff again asks all the same. All of the resets were
+        followed by the failure.
         """
-        for _ in range(5):
+        for _ in range(3):
             self.reset_failing()
         self.assertEqual(len(self.probes), 1)
-
         self.fail(9_000)
         self.answer(ConnectError())
         self.assertEqual(self.despite_backoff, [False, True])
         self.recover()
         self.answer()
+        self.answer()
+        self.assertEqual(self.despite_backoff, [False, True, False])
         self.wait(3600)
-        self.assertEqual(len(self.probes), 2)
-        contacts = [entry["details"]["contact"] for entry in self.audit()]
-        self.assertEqual([contact["error"] for contact in contacts], [None] * 5)
-
-    def test_impatient(self) -> None:
-        """However often it is reset, what is down ends up in backoff.
-
-        Whatever cleared the row last, the contact that follows it puts it back.
-        """
-        self.reset()
-        self.reset_failing()
-        self.answer(ConnectError())
-        self.assertEqual(self.despite_backoff, [False, False])
+        self.assertEqual(len(self.probes), 3)
+        outcomes = [entry["outcome"] for entry in self.audit()]
+        self.assertEqual(outcomes, ["still_failing"] * 3)
 
     def test_bounded_contacts(self) -> None:
-        """So many are contacted at once; the others wait, and are contacted once each.
-
-        However often they are reset before their turn comes, and by few processes.
-        """
+        """So many are contacted at once; the others wait."""
         self.fill()
-        for _ in range(5):
-            for name in ("a.example", "b.example"):
-                self.reset_failing(name)
-        which = 0
-        while which < len(self.probes):
+        for name in ("a.example", "b.example"):
+            self.reset_failing(name)
+        self.assertEqual(len(self.probes), limits.CONTACTS)
+        for which in range(2):
             self.answer(ConnectError(), which)
-            self.wait(0.05)
-            which += 1
         self.assertEqual(self.probed[limits.CONTACTS :], ["a.example", "b.example"])
-        self.assertEqual(self.started("federation_admin_contact"), limits.CONTACTS)
-        self.assertEqual(self.started("federation_admin_follow_up"), 1)
 
     def test_others_get_their_turn(self) -> None:
         """A contact that is cancelled, or ended by a database error, strands nobody."""
@@ -262,19 +255,15 @@ class ResetContactsTestCase(ContactTestCase):
         for name in waiting:
             self.reset_failing(name)
         broken = mock.patch.object(
-            RetryTimings, "is_backing_off", side_effect=OSError("no database")
+            RetryTimings,
+            "is_backing_off",
+            side_effect=[OSError("no database"), False, False],
         )
-        with broken, self.assertLogs(follow_up.__name__, "ERROR"):
+        with broken, self.assertLogs("synapse.metrics", "ERROR"):
             self.answer(which=0)
-            self.wait(0.02)
-        self.answer(CancelledError(), which=1)
-        for which in range(2, limits.CONTACTS):
-            self.answer(which=which)
-        self.wait(0.1)
-        self.assertLess(set(self.probed[limits.CONTACTS :]), set(waiting))
-        for name in waiting:
-            self.reset_failing(name)
-        self.assertEqual(set(self.probed[limits.CONTACTS :]), set(waiting))
+            self.answer(CancelledError(), which=1)
+        self.answer(which=2)
+        self.assertEqual(self.probed[limits.CONTACTS :], waiting[1:])
 
     def test_log(self) -> None:
         """What a remote server puts into an error is logged escaped, and cut."""
@@ -286,6 +275,8 @@ class ResetContactsTestCase(ContactTestCase):
             }
             body = json.dumps(said).encode()
             self.answer(HttpResponseException(403, "Forbidden", body))
+            self.fail(9_000)
+            self.wait(3)
         told = [line for line in logs.output if "forged" in line]
         # Of the contact, and of the audit.
         self.assertEqual(len(told), 2)
@@ -295,12 +286,9 @@ class ResetContactsTestCase(ContactTestCase):
             self.assertLess(len(line), 1000)
 
     def test_bounded(self) -> None:
-        """Beyond a bound they are reset, but not contacted; that is logged.
-
-        Those within the bound are followed as ever.
-        """
+        """Beyond a bound they are reset, but not contacted; that is logged."""
         with (
-            mock.patch.object(limits, "FOLLOWED_RESETS", 1),
+            mock.patch.object(limits, "WAITING_CONTACTS", 1),
             self.assertLogs("synapse_federation_admin", "WARNING") as logs,
         ):
             self.reset()
@@ -309,6 +297,6 @@ class ResetContactsTestCase(ContactTestCase):
             self.assertEqual(self.probed, [NAME])
             self.fail(9_000)
             self.answer(ConnectError())
-            self.wait(1)
+            self.wait(3)
         self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
         self.assertIn("other.example", "".join(logs.output))

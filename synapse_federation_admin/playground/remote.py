@@ -39,6 +39,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+Special = Callable[[str, bytes], tuple[int, Json] | None]
+
 
 class RemoteServer:
     """A remote homeserver whose behaviour can be switched while it runs.
@@ -67,6 +69,9 @@ class RemoteServer:
         self.port = port or free_port(address)
         self.server_name = f"{address}:{self.port}"
         self.slowness_s = slowness_s
+        # What it answers otherwise than its behaviour says: status and body, by path
+        # and body; None: as ever.
+        self.special: Special = lambda _path, _body: None
         self.identity = Identity(self.server_name)
         good = certificates.valid(address)
         self._contexts = {

@@ -70,6 +70,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _route(self, body: bytes) -> tuple[int, dict[str, Any]]:
         path = urlsplit(self.path).path
+        special = self._remote.special(path, body)
+        if special is not None:
+            return special
         if self.command == "GET" and path == "/_matrix/federation/v1/version":
             return 200, {"server": {"name": "playground", "version": "1"}}
         if self.command == "GET" and path == "/_matrix/key/v2/server":

@@ -100,8 +100,7 @@ class FollowUp:
     @staticmethod
     def details_of(failure_ts: int | None, waiting: Waiting) -> dict[str, object]:
         """Return what an entry has to say of a destination that is cleared with it."""
-        said = attr.asdict(waiting) if waiting.is_any else None
-        return {"failure_ts": failure_ts, "waiting": said}
+        return {"failure_ts": failure_ts, "waiting": attr.asdict(waiting)}
 
     async def contacted(self, entry: AuditEntry, contact: Contact) -> None:
         """Write what came of the contact after a reset."""
@@ -109,8 +108,8 @@ class FollowUp:
         if contact.failure is None:
             connected = ReconnectOutcome.CONNECTED.value
             await self._audit.end(self._audit.ended(entry, connected, shown))
-        elif entry.destination is not None:
-            await self._audit.note(entry.destination, shown)
+        else:
+            await self._audit.note(shown, entry_id=entry.entry_id)
             self.begin()
 
     async def _look_while_any(self) -> None:
@@ -198,13 +197,13 @@ class FollowUp:
             failed_ts: When it has failed last; None if it is not failing.
         """
         details: Mapping[str, Any] = entry.details
-        waiting = Waiting(**(details.get("waiting") or {"delivered": now.delivered}))
+        waiting = Waiting(**details["waiting"])
         if waiting.was_taken(now):
             return ReconnectOutcome.CONNECTED
         if failed_ts is None:
             return None
         refused = details.get("refused")
-        is_fresh = self._homeserver.now_ms() - failed_ts < _TOLD_WITHIN_MS
+        is_fresh = 0 <= self._homeserver.now_ms() - failed_ts < _TOLD_WITHIN_MS
         if waiting.is_any and refused is None and is_fresh:
             return None
         if details.get("force"):
@@ -232,7 +231,6 @@ class FollowUp:
         )
         self._homeserver.run_in_background(
             "federation_admin_refused",
-            self._audit.note,
-            transaction.destination,
+            partial(self._audit.note, destination=transaction.destination),
             {"refused": attr.asdict(refused)},
         )

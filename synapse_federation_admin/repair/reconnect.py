@@ -62,7 +62,7 @@ class Reconnected:
         after: The destination afterwards, as far as it has come.
         contact: What came of the contact; None if it goes on.
         told: Which processes were told.
-        waiting: What waits, if it is cleared and not known yet whether that is taken.
+        waiting: What waited when it was cleared; None if it was not.
         refused: What it refuses; None if it does not, or if that is not known.
     """
 
@@ -243,8 +243,8 @@ class Reconnect:
             before = after = self._destinations.get_txn(txn, name)
             waiting = None
             if clears:
-                waits = waiting_txn(txn, [name], is_postgres=homeserver.is_postgres)
-                waiting = waits[name] if waits[name].is_any else None
+                is_postgres = homeserver.is_postgres
+                waiting = waiting_txn(txn, [name], is_postgres=is_postgres)[name]
                 if before is not None and (before.is_failing or backs_off):
                     homeserver.retry_timings.clear_txn(txn, name)
                     after = self._destinations.get_txn(txn, name)
@@ -255,7 +255,8 @@ class Reconnect:
                 contact,
                 waiting=waiting,
             )
-            if waiting and outcome is ReconnectOutcome.CONNECTED:
+            is_connected = outcome is ReconnectOutcome.CONNECTED
+            if is_connected and waiting and waiting.is_any:
                 found = attr.evolve(found, outcome=ReconnectOutcome.PENDING)
             if entry is not None:
                 self._audit.end_txn(txn, self._ended(entry, found))

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.config import FederationAdminConfig
-from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
+from synapse_federation_admin.destinations.backlog import waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.failures.bounds import bounded
@@ -81,7 +81,7 @@ class ConnectionReset:
             ):
                 return ResetOutcome.NOT_FAILING
             entry = self._audit.entry(AuditAction.RESET, actor, destination=name)
-            waits = await self._clear(destination, entry)
+            entry, waits = await self._clear(destination, entry)
 
         # A row may bear a name that is no server's, from an event or a message that was
         # addressed to one. There is nobody to be woken or contacted.
@@ -135,37 +135,41 @@ class ConnectionReset:
             await self._wake.everywhere([name])
         await self._follow_up.contacted(entry, contact)
 
-    async def _clear(self, destination: Destination, entry: AuditEntry) -> bool:
+    async def _clear(
+        self, destination: Destination, entry: AuditEntry
+    ) -> tuple[AuditEntry, bool]:
         """Clear the timings and write that it was done, in one transaction.
 
         They are cleared even if that cannot be written: v1 needs no tables of ours.
 
         Returns:
-            Whether anything waits that Synapse sends once it is woken.
+            The entry as it is written, and whether anything waits that Synapse sends
+            once it is woken.
         """
         homeserver, name = self._homeserver, destination.destination
+        is_server = homeserver.is_server_name(name)
+        outcome = AUDIT_PENDING if is_server else ResetOutcome.RESET.value
 
-        def clear_txn(txn: LoggingTransaction, *, says_so: bool = True) -> Waiting:
-            homeserver.retry_timings.clear_txn(txn, name, says_so=says_so)
+        def clear_txn(
+            txn: LoggingTransaction, *, writes: bool
+        ) -> tuple[AuditEntry, bool]:
+            homeserver.retry_timings.clear_txn(txn, name, says_so=writes)
             is_postgres = homeserver.is_postgres
-            return waiting_txn(txn, [name], is_postgres=is_postgres)[name]
-
-        def clear_and_write_txn(txn: LoggingTransaction) -> bool:
-            waiting = clear_txn(txn)
-            is_known = not homeserver.is_server_name(name)
-            outcome = ResetOutcome.RESET.value if is_known else AUDIT_PENDING
+            waiting = waiting_txn(txn, [name], is_postgres=is_postgres)[name]
             details = self._follow_up.details_of(destination.failure_ts, waiting)
-            self._audit.insert_txn(txn, [self._audit.ended(entry, outcome, details)])
-            return waiting.is_any
+            cleared = self._audit.ended(entry, outcome, details)
+            if writes:
+                self._audit.insert_txn(txn, [cleared])
+            return cleared, waiting.is_any
 
         desc = "federation_admin_clear_retry_timings"
         try:
-            return await self._audit.run(desc, clear_and_write_txn)
+            return await self._audit.run(desc, partial(clear_txn, writes=True))
         except CancelledError:
             raise
         except Exception as e:
-            waiting = await homeserver.run_db_interaction(
-                desc, partial(clear_txn, says_so=False)
+            cleared, waits = await homeserver.run_db_interaction(
+                desc, partial(clear_txn, writes=False)
             )
-            self._audit.log_unwritten(self._audit.ended(entry, AUDIT_PENDING), e)
-            return waiting.is_any
+            self._audit.log_unwritten(cleared, e)
+            return cleared, waits

@@ -270,15 +270,28 @@ class Audit:
 
         return await self._tables.run("federation_admin_audit", has_cleared_txn)
 
-    async def note(self, destination: str, details: Mapping[str, object]) -> None:
-        """Add to the details of such entries of a destination, of any process's."""
+    async def note(
+        self,
+        details: Mapping[str, object],
+        *,
+        entry_id: str | None = None,
+        destination: str | None = None,
+    ) -> None:
+        """Add to the details of such an entry, or of those of a destination.
+
+        Args:
+            details: What to add.
+            entry_id: The entry; or else:
+            destination: The destination; of whatever process the entries are.
+        """
+        column = "destination" if entry_id is None else "entry_id"
 
         def note_txn(txn: LoggingTransaction) -> None:
             txn.execute(
-                "SELECT entry_id, details FROM federation_admin_audit "
-                "WHERE destination = ? AND outcome = 'pending' "
+                "SELECT entry_id, details FROM federation_admin_audit "  # noqa: S608
+                f"WHERE {column} = ? AND outcome = 'pending' "
                 "AND ended_ts IS NOT NULL",
-                (destination,),
+                (entry_id or destination,),
             )
             txn.execute_batch(
                 "UPDATE federation_admin_audit SET details = ? WHERE entry_id = ?",

@@ -4,7 +4,11 @@
 from enum import Enum
 
 from synapse_federation_admin.storage.audit import ENTRIES
-from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN, AuditAction
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_FORGOTTEN,
+    AUDIT_PENDING,
+    AuditAction,
+)
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
 from synapse_federation_admin.storage.records import FAILURES, SUCCESSES
 from synapse_federation_admin.storage.sql import FAILING, Sql
@@ -40,7 +44,8 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
     They are those whose destination does not fail, by Synapse's row, or has no row. The
     last thing that may have made it so has ended them.
 
-    A reset after which requests went on to fail was in vain: it has ended nothing, also
+    Nor has one ended while it is not known yet what comes of a reset or a reconnect. A
+    reset after which requests went on to fail was in vain: it has ended nothing, also
     where it is not written yet that a later request got through.
 
     Args:
@@ -88,12 +93,9 @@ def _values(*members: Enum) -> str:
     return ", ".join(f"'{member.value}'" for member in members)
 
 
-# By which outcomes of what is in the audit retry timings have been cleared; and of
-# these, by which without knowing whether the destination works.
-_CLEARED = _values(
-    ResetOutcome.RESET, ReconnectOutcome.CONNECTED, ReconnectOutcome.FORCED
-)
-_UNPROVEN = _values(ResetOutcome.RESET, ReconnectOutcome.FORCED)
+# By which outcomes of what is in the audit an outage may have ended. The former is of
+# versions which did not see through what comes of a reset.
+_CLEARED = _values(ResetOutcome.RESET, ReconnectOutcome.CONNECTED)
 
 _HAS_ROW = (
     "EXISTS (SELECT 1 FROM destinations AS r WHERE r.destination = o.destination)"
@@ -143,7 +145,10 @@ def _over(open_outages: str, which: str) -> str:
         AND (o.start_ts < ? OR {_HAS_ROW})
         AND NOT EXISTS (
             SELECT 1 FROM {ENTRIES} AS a
-            WHERE a.destination = o.destination AND a.ts > ?
-            AND a.outcome IN ({_UNPROVEN})
+            WHERE a.destination = o.destination
+            AND (
+                a.outcome = '{AUDIT_PENDING}' AND a.ended_ts IS NOT NULL
+                OR a.outcome = '{ResetOutcome.RESET.value}' AND a.ts > ?
+            )
         )
     """  # noqa: S608
