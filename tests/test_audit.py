@@ -91,7 +91,8 @@ class WhoTestCase(AuditTestCase):
                 "user_id": "@admin:test",
             },
         )
-        self.assertEqual(entry["details"], {"failure_ts": 500})
+        self.assertEqual(entry["details"]["failure_ts"], 500)
+        self.assertEqual(entry["details"]["waiting"]["delivered"], 7)
         self.assertEqual((entry["reason"], entry["puppeted_by"]), (None, None))
         self.assertGreaterEqual(entry["ts"], before_ms)
         # What was refused changed nothing, and is not in it.

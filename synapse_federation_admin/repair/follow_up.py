@@ -221,7 +221,7 @@ class FollowUp:
         """Take note of what a destination refuses that was just woken."""
         if not self._wake.woken.pop(transaction.destination, False) or error is None:
             return
-        failure = failure_of(error, self._homeserver.federation.has_addresses)
+        failure = failure_of(error)
         refused = Refused(
             status=failure.facts.status,
             bytes=transaction.size,

@@ -44,7 +44,7 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
     They are those whose destination does not fail, by Synapse's row, or has no row. The
     last thing that may have made it so has ended them.
 
-    Nor has one ended while it is not known yet what comes of a reset or a reconnect. A
+    None has while it is not known yet what comes of a reset or a reconnect. A
     reset after which requests went on to fail was in vain: it has ended nothing, also
     where it is not written yet that a later request got through.
 
