@@ -23,6 +23,7 @@ from twisted.web.server import Site
 
 from synapse_federation_admin import FederationAdmin
 from synapse_federation_admin.api import ROUTES, Route
+from synapse_federation_admin.homeserver.admin_resource import AdminResource
 
 MODULE = {"module": "synapse_federation_admin.FederationAdmin", "config": {}}
 
@@ -111,14 +112,19 @@ class ListenersTestCase(HomeserverTestCase):
             self.assertEqual(channel.json_body["errcode"], "M_UNRECOGNIZED")
         return channel.code
 
+    @property
+    def mounted(self) -> AdminResource:
+        return self.hs._module_web_resources["/_synapse/admin"]
+
     def owner_of(self, route: Route) -> str:
         """Return the package of what answers a route where there is `client`."""
-        resource = self.hs._module_web_resources["/_synapse/admin"]
         request = mock.Mock(
             path=route.path.replace("<destination>", "a").encode(),
             method=route.method.encode(),
+            # Of no listener of the configuration.
+            synapse_site=mock.Mock(site_tag="test"),
         )
-        routes = resource._by_surface[frozenset({"client"})]
+        routes = self.mounted.routes_for(request)
         callback, _, _ = routes._get_handler_for_request(request)
         return str(callback.__module__.partition(".")[0])
 
@@ -139,8 +145,7 @@ class ListenersTestCase(HomeserverTestCase):
                     (number, route),
                 )
             request = mock.Mock(synapse_site=ours[number])
-            resource = admin_of(ours[number])
-            mounted = resource._by_surface[resource._listeners.surface_of(request)]
+            mounted = self.mounted.routes_for(request)
             stock_resource = admin_of(stock[number])
             stock_routes = routes_of(stock_resource) if stock_resource else set()
             self.assertEqual(stock_routes - routes_of(mounted), set(), options)
@@ -231,9 +236,9 @@ class WithoutListenersTestCase(ListenersTestCase):
 
     def test_builds_nothing(self) -> None:
         """Where the admin API is not served, not one servlet of it is made."""
-        resource = self.hs._module_web_resources["/_synapse/admin"]
-        self.assertEqual(set(resource._by_surface), {frozenset()})
-        self.assertFalse(resource._by_surface[frozenset()]._routes)
+        register = mock.Mock()
+        AdminResource(self.hs, register)
+        register.assert_not_called()
 
 
 class SharedTagTestCase(ListenersTestCase):
@@ -254,7 +259,6 @@ class SharedTagTestCase(ListenersTestCase):
 
     def test_told_apart(self) -> None:
         """By port, by address where the port is the same, and Unix sockets by path."""
-        listeners = self.hs._module_web_resources["/_synapse/admin"]._listeners
         for tag, host, port, is_served in (
             ("same", "127.0.0.1", 8008, True),
             ("same", "127.0.0.1", 8448, False),
@@ -280,8 +284,8 @@ class SharedTagTestCase(ListenersTestCase):
             request = mock.Mock(
                 synapse_site=mock.Mock(site_tag=tag), getHost=lambda a=address: a
             )
-            surface = listeners.surface_of(request)
-            self.assertEqual(bool(surface), is_served, (tag, host, port))
+            routes = routes_of(self.mounted.routes_for(request))
+            self.assertEqual(bool(routes), is_served, (tag, host, port))
 
 
 class ModuleBelowTestCase(ListenersTestCase):

@@ -69,16 +69,15 @@ class RecorderTestCase(ModuleTestCase):
     @contextmanager
     def writes(self) -> Iterator[list[float]]:
         """Have a list in which there is when each transaction of the recorder began."""
-        homeserver = self.recorder._homeserver
-        real = homeserver.run_db_interaction
+        real = Homeserver.run_db_interaction
         began: list[float] = []
 
-        async def run(desc: str, func: Any, **kwargs: Any) -> Any:
+        async def run(own: Homeserver, desc: str, func: Any, **kwargs: Any) -> Any:
             if desc == "federation_admin_record":
                 began.append(self.reactor.seconds())
-            return await real(desc, func, **kwargs)
+            return await real(own, desc, func, **kwargs)
 
-        with mock.patch.object(homeserver, "run_db_interaction", run):
+        with mock.patch.object(Homeserver, "run_db_interaction", run):
             yield began
 
     def rows(self, table: str = "failures") -> list[dict[str, Any]]:
@@ -97,13 +96,13 @@ class RecorderTestCase(ModuleTestCase):
     def counts(self) -> dict[tuple[str, str], int]:
         return {(row["destination"], row["kind"]): row["count"] for row in self.rows()}
 
-    def other(self) -> Recorder:
+    def other(self, without_dns: Any = None) -> Recorder:
         """Make the recorder of another process."""
         homeserver = Homeserver(self.hs.get_module_api())
         return Recorder(
             homeserver,
             Tables(homeserver),
-            mock.AsyncMock(return_value=set()),
+            without_dns or mock.AsyncMock(return_value=set()),
         )
 
 
@@ -226,9 +225,8 @@ class BoundsTestCase(RecorderTestCase):
     @contextmanager
     def away(self) -> Iterator[None]:
         """Have the database refuse what is written, as if it was away."""
-        homeserver = self.recorder._homeserver
         self.refuse_changes("federation_admin_failures")
-        with mock.patch.object(homeserver, "is_database_away", return_value=True):
+        with mock.patch.object(Homeserver, "is_database_away", return_value=True):
             yield
         self.accept_changes("federation_admin_failures")
 
@@ -241,13 +239,11 @@ class BoundsTestCase(RecorderTestCase):
                 self.recorder.failed(f"{number:02}.example", refused())
                 self.recorder.answered(f"up{number}.example")
         self.assertEqual(len(logs.records), 1)
-        waiting = (self.recorder._failures, self.recorder._successes)
-        self.assertEqual([len(one) for one in waiting], [50, 50])
         self.recorder.failed("00.example", refused())
         self.pass_s(WRITE_S)
         counts = self.counts()
+        self.assertEqual((len(counts), len(self.rows("successes"))), (50, 50))
         self.assertEqual(counts["00.example", "connection_refused"], 2)
-        self.assertEqual(sum(map(len, waiting)), 0)
         # There is room again, and a word about it when there is none again.
         with self.assertLogs(module.logger, "WARNING") as logs:
             for number in range(60):
@@ -326,8 +322,7 @@ class BoundsTestCase(RecorderTestCase):
 
         Where the write fails, what it has taken is added to that, in the right order.
         """
-        homeserver = self.recorder._homeserver
-        real = homeserver.run_db_interaction
+        real = Homeserver.run_db_interaction
         for fails in (False, True):
             self.run_sql("DELETE FROM federation_admin_failures")
             began_ts = self.clock.time_msec()
@@ -337,6 +332,7 @@ class BoundsTestCase(RecorderTestCase):
             later_ts: list[int] = []
 
             async def slow(
+                own: Homeserver,
                 desc: str,
                 func: Any,
                 *,
@@ -350,11 +346,11 @@ class BoundsTestCase(RecorderTestCase):
                     self.recorder.recovered("c.example")
                     if fails:
                         raise RuntimeError("gone")
-                return await real(desc, func, **kwargs)
+                return await real(own, desc, func, **kwargs)
 
             with (
-                mock.patch.object(homeserver, "is_database_away", return_value=True),
-                mock.patch.object(homeserver, "run_db_interaction", slow),
+                mock.patch.object(Homeserver, "is_database_away", return_value=True),
+                mock.patch.object(Homeserver, "run_db_interaction", slow),
             ):
                 self.pass_s(WRITE_S)
                 self.pass_s(10)
@@ -420,16 +416,16 @@ class OddTestCase(RecorderTestCase):
             asked.append(list(names))
             return set(names) & silent
 
-        self.recorder._without_dns = without_dns  # type: ignore[assignment]
+        recorder = self.other(without_dns)
         late = RequestSendFailed(DeferredTimeoutError(), can_retry=True)
         names = [f"{number}.example" for number in range(5)]
         for about in (names, names[:1]):
             silent.clear()
             silent.update(about)
             for name in names:
-                self.recorder.failed(name, late)
-            self.recorder.failed("other.example", refused())
-            self.pass_s(WRITE_S)
+                recorder.failed(name, late)
+            recorder.failed("other.example", refused())
+            self.get_success(recorder.write())
         # Three stand for all, and if it answers about one of them, for themselves.
         self.assertEqual(asked, [names[:3]] * 2)
         self.assertEqual(
@@ -508,7 +504,13 @@ class SuccessesTestCase(RecorderTestCase):
         """Of how many it is known when they answered is bounded."""
         for number in range(30):
             self.recorder.answered(f"{number}.example")
-        self.assertEqual(len(self.recorder._known), 10)
+        self.pass_s(WRITE_S)
+        # Who is known is not written again so soon.
+        for number, writes in (29, 0), (20, 0), (19, 1), (0, 1):
+            with self.writes() as written:
+                self.recorder.answered(f"{number}.example")
+                self.pass_s(WRITE_S)
+            self.assertEqual(len(written), writes, number)
 
 
 class RequestsTestCase(RecorderTestCase):

@@ -429,7 +429,9 @@ class ObserversTestCase(TrafficTestCase):
         for number in range(limits.BLOCKED_HOSTS + 10):
             client.logger.info(relied_on.BLOCKED, "10.0.0.1", f"{number}.example")
             client.logger.info(relied_on.BLOCKED, "10.0.0.1", "0.example")
-        self.assertEqual(len(traffic._blocked), limits.BLOCKED_HOSTS)
+        names = [f"{number}.example" for number in range(limits.BLOCKED_HOSTS + 10)]
+        known = sum(map(traffic.led_to_blocked_addresses, names))
+        self.assertEqual(known, limits.BLOCKED_HOSTS)
         self.assertTrue(traffic.led_to_blocked_addresses("0.example"))
         self.assertFalse(traffic.led_to_blocked_addresses("1.example"))
 

@@ -83,10 +83,14 @@ class AdminResource(Resource):
 
     def render(self, request: SynapseRequest) -> int:
         """Answer a request, as what its listener carries."""
+        return self.routes_for(request).render(request)
+
+    def routes_for(self, request: SynapseRequest) -> JsonResource:
+        """Return what answers a request: it depends on its listener alone."""
         surface = self._listeners.surface_of(request)
         if surface not in self._by_surface:
             self._by_surface[surface] = self._routes(surface)
-        return self._by_surface[surface].render(request)
+        return self._by_surface[surface]
 
     def refresh(self) -> None:
         """Have servlets registered anew, before the next request is answered."""
