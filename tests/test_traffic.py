@@ -93,9 +93,10 @@ class TrafficTestCase(unittest.HomeserverTestCase):
         # At 0 nothing can have failed: that stands for never.
         self.reactor.advance(1000)
         self.seen = Seen()
-        alone = mock.patch.dict(traffic._observers, clear=True)
-        alone.start()
-        self.addCleanup(alone.stop)
+        for kept in (traffic._observers, traffic._homeservers):
+            alone = mock.patch.dict(kept, clear=True)
+            alone.start()
+            self.addCleanup(alone.stop)
         traffic.observe(hs, self.seen)
         traffic._blocked.clear()
         self.client = MatrixFederationHttpClient(hs, None)
