@@ -81,8 +81,18 @@ NAMES_OF_A_RUN = 50_000
 # Rows of a page of v1: a longer one is written while it is read.
 PLAIN_PAGE = 1000
 
-# Seconds for which a client may take nothing of an answer; then its connection is cut.
+# Long answers that are written while they are read; each takes some megabytes. Seconds
+# for which a client may take nothing of one; then its connection is cut: sooner, if
+# others are refused because of it.
+LONG_ANSWERS = 6
 CLIENT_PAUSE_S = 300
+CLIENT_PAUSE_WHILE_FULL_S = 15
+
+# Bytes of a body, and of one with a list of names, and what else is in the latter: to
+# parse a larger one would hold everybody up.
+BODY_BYTES = 64 * 1024
+NAMES_BODY_BYTES = 2 * 1024 * 1024
+BODY_PARTS = 1000
 
 # -- taken from other servers ----------------------------------------------------------
 

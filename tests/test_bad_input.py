@@ -3,12 +3,16 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 from parameterized import parameterized
+from synapse.util.json import json_decoder
 
+from synapse_federation_admin import limits
+from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
 
 pytestmark = pytest.mark.one_synapse
@@ -297,3 +301,52 @@ class EveryInputTestCase(ModuleTestCase):
             if resolved(field)["type"] == "object":
                 others = {k: v for k, v in base.items() if k != "all_failing"}
                 self.check_keys(method, target, field, others, f"{key}.")
+
+
+class LargeBodyTestCase(ModuleTestCase):
+    def test_large_bodies(self) -> None:
+        """A body that would take long to parse is refused unread, by its size.
+
+        At each route that takes one. `reset_connection` takes any, and reads none.
+        """
+        self.add_destination("a.example", 10, 20, 5)
+        for route in ROUTES:
+            if route.method != "POST" or route.is_v1:
+                continue
+            path = route.path.replace("<destination>", "a.example")
+            most = route.load().body_bytes  # type: ignore[attr-defined]  # of v2
+            with mock.patch.object(json_decoder, "decode") as decode:
+                for size, code in ((most + 1, 413), (12_000_000, 413), (most, 400)):
+                    channel = self.ask("POST", path, content=b"7" * size)
+                    self.assertEqual(channel.code, code, (path, size))
+                    if code == 413:
+                        self.assertEqual(channel.json_body["errcode"], "M_TOO_LARGE")
+                        self.assertIn(f" {most} bytes", channel.json_body["error"])
+                        decode.assert_not_called()
+                decode.assert_called_once()
+        reset = f"{DESTINATIONS}/a.example/reset_connection"
+        for body in (b"7" * 12_000_000, b"{", b"{}", b""):
+            self.add_destination("a.example", 10, 20, 5)
+            with mock.patch.object(json_decoder, "decode") as decode:
+                self.assertEqual(self.ask("POST", reset, content=body).code, 200)
+            decode.assert_not_called()
+
+    def test_many_parts(self) -> None:
+        """Nor is a body parsed that has more in it than a list of names."""
+        path = f"{FEDERATION}/reconnect"
+        count = limits.NAMES_BODY_BYTES // 20
+        keys = ",".join(f'"{number:x}" \t: 1' for number in range(count))
+        for body in (
+            f"{{{keys}}}",
+            f'{{"filter": {{{keys}}}}}',
+            f'{{"destinations": [{", ".join(["[]"] * count)}]}}',
+            f'{{"destinations": [{", ".join(["{}"] * count)}]}}',
+        ):
+            with mock.patch.object(json_decoder, "decode") as decode:
+                channel = self.ask("POST", path, content=body)
+            decode.assert_not_called()
+            self.assertEqual(channel.code, 413, channel.result)
+        names = [f"[2001:db8::{n:x}]:8448" for n in range(limits.NAMES_OF_A_RUN)]
+        content = {"destinations": names, "dry_run": True, "ignore_unknown": True}
+        channel = self.ask("POST", path, content=content)
+        self.assertEqual(channel.code, 200, channel.result)

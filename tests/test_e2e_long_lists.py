@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import FEDERATION, MatrixClient
 from synapse_federation_admin.playground.processes import free_port, wait_until
@@ -177,6 +178,46 @@ def test_many_vanishing_readers(homeserver: Homeserver) -> None:
         assert complaint not in log
     with homeserver.ask(LISTS[0], 1 << 20) as connection:
         assert json.loads(body_of(read_all(connection)))["total"] == ROWS
+
+
+def test_many_who_do_not_read(homeserver: Homeserver) -> None:
+    """However many do not read, a few are served; memory is bounded, and given back.
+
+    The others are told when to come again; then one who takes nothing makes room.
+    """
+    process = psutil.Process(homeserver.synapse.process("main").pid)
+    homeserver.client.destinations(limit=ROWS, order_by="retry_last_ts")
+    before = process.memory_info().rss
+    paths = [LISTS[1], LISTS[2], f"{LISTS[0]}&order_by=retry_last_ts&dir=b"]
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(homeserver.ask(paths[number % 3]))
+            for number in range(200)
+        ]
+        heads = [reader.recv(1000) for reader in readers]
+        homeserver.wait_until_quiet()
+        assert process.memory_info().rss - before < 100 << 20
+        served = [head for head in heads if head.startswith(b"HTTP/1.1 200 ")]
+        assert len(served) == limits.LONG_ANSWERS
+        for head in heads:
+            if head not in served:
+                assert head.startswith(b"HTTP/1.1 429 "), head
+                assert b"\r\nRetry-After: " in head, head
+                assert b"M_LIMIT_EXCEEDED" in head, head
+
+        def is_served() -> bool:
+            with homeserver.ask(LISTS[0], 1 << 20) as connection:
+                head = connection.recv(1000)
+                if not head.startswith(b"HTTP/1.1 200 "):
+                    return False
+                body = body_of(head + read_all(connection))
+                return json.loads(body)["total"] == ROWS  # type: ignore[no-any-return]
+
+        wait_until(is_served, "room", 2 * limits.CLIENT_PAUSE_WHILE_FULL_S)
+    homeserver.wait_until_quiet()
+    assert process.memory_info().rss - before < 50 << 20
+    # One that ends makes room at once.
+    assert is_served()
 
 
 def test_http_1_0(homeserver: Homeserver) -> None:

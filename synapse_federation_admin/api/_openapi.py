@@ -139,6 +139,9 @@ def _operation(route: Route, declared: Operation[Input]) -> JsonDict:
             errors[400] = _BAD_QUERY
     elif not route.is_v1:
         errors[400] = " ".join([_BAD_BODY, declared.errors.get(400, "")]).strip()
+        errors[413] = (
+            f"The body has more than {declared.body_bytes} bytes (`M_TOO_LARGE`)."
+        )
         found["requestBody"] = {
             "required": bool(json_schema(declared.takes).get("required")),
             "content": {"application/json": {"schema": _ref(declared.takes)}},

@@ -11,6 +11,7 @@ The docstring of the function is the contract; its first line is in the document
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
 import attr
@@ -20,7 +21,9 @@ from synapse.module_api import (
     SynapseRequest,
     parse_json_object_from_request,
 )
+from synapse.module_api.errors import Codes, SynapseError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked, invalid_param
 from synapse_federation_admin.api.schemas.model import Answer, Input, Model, Nothing
 from synapse_federation_admin.failures.bounds import bounded
@@ -44,6 +47,7 @@ class Operation(Generic[I]):
         takes: The query parameters of a GET or DELETE, the JSON body of a POST.
         gives: The answer, 200; each line of it where it is a file of lines.
         gives_dry: The answer to a dry run; None: the same.
+        body_bytes: How long its JSON body may be.
         errors: When it fails, by HTTP status, beside what every route answers.
         media_types: What the answer may be.
         handler: Answers, by what the request brings; None: v1, which needs no models.
@@ -53,6 +57,7 @@ class Operation(Generic[I]):
     gives: type[Answer]
     gives_dry: type[Answer] | None = None
     errors: Mapping[int, str] = attr.Factory(dict)
+    body_bytes: int = limits.BODY_BYTES
     media_types: tuple[str, ...] = ("application/json",)
     handler: Handler | None = None
 
@@ -61,8 +66,8 @@ class Operation(Generic[I]):
 
         Raises:
             SynapseError: 400 `M_INVALID_PARAM`, naming the query parameter or the key
-                that is wrong or not known; `M_NOT_JSON` or `M_BAD_JSON` for a body; or
-                what the handler raises.
+                that is wrong or not known; `M_NOT_JSON` or `M_BAD_JSON` for a body,
+                413 `M_TOO_LARGE` for a long one; or what the handler raises.
         """
         assert self.handler is not None
         return await self.handler(asked, self._parse(asked.request), **parameters)
@@ -71,8 +76,35 @@ class Operation(Generic[I]):
         if request.method != b"POST":
             return _parse_query(request, self.takes)
         _parse_query(request, Nothing)
+        self._check_size(request)
         values = parse_json_object_from_request(request, allow_empty_body=True)
         return _validate(self.takes, values, "key")
+
+    def _check_size(self, request: SynapseRequest) -> None:
+        """Look how large the body is before it is parsed, which holds everybody up."""
+        assert request.content is not None
+        body = request.content.read(self.body_bytes + 1)
+        request.content.seek(0)
+        if len(body) > self.body_bytes:
+            problem = f"at most {self.body_bytes} bytes are taken"
+        elif len(body) > limits.BODY_BYTES and _parts(body) > limits.BODY_PARTS:
+            problem = f"at most {limits.BODY_PARTS} objects, lists and keys are taken"
+        else:
+            return
+        raise SynapseError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"Body too large: {problem}",
+            Codes.TOO_LARGE,
+        )
+
+
+def _parts(body: bytes) -> int:
+    """Return about how many objects, lists and keys there are in JSON.
+
+    Each of them takes as long to parse, and to refuse, as many names in one list.
+    """
+    dense = body.translate(None, b" \t\r\n")
+    return sum(map(dense.count, (b'":', b",[", b"[[", b",{", b"[{")))
 
 
 def operation(

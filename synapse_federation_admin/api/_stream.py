@@ -4,6 +4,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
+from math import ceil
 
 from synapse.module_api import SynapseRequest, make_deferred_yieldable
 from synapse.module_api.errors import Codes, SynapseError
@@ -18,6 +19,18 @@ from synapse_federation_admin.homeserver.responses import (
     finish_request,
     set_cors_headers,
 )
+
+# For the document: how an answer fails if there are too many others.
+TOO_MANY = {
+    429: "Too many long answers are being read from this process (`M_LIMIT_EXCEEDED`, "
+    "with `Retry-After`)."
+}
+
+# How many bytes are written at a time: as many as Twisted takes before it pauses us.
+_SLICE = 64 * 1024
+
+# What writes, in this process, in the order in which they began.
+_under_way: "list[_Writer]" = []
 
 
 async def respond_in_chunks(
@@ -34,6 +47,10 @@ async def respond_in_chunks(
     goes away, no further chunk is. A body of one chunk goes out like any other answer.
     For HEAD no chunk is asked for.
 
+    Of all that this process answers so, some are under way at once. If there are more,
+    one whose client takes nothing makes room; if there is none, it is for the client
+    to come again.
+
     Args:
         homeserver: The homeserver.
         request: The request to answer.
@@ -44,7 +61,8 @@ async def respond_in_chunks(
     Raises:
         Exception: Whatever `chunks` raises. Synapse then cuts the connection, or, if
             nothing has been written yet, answers as it does for any request.
-        SynapseError: The client has taken nothing for minutes.
+        SynapseError: 429 `M_LIMIT_EXCEEDED`: there are too many others. Or the client
+            has taken nothing for minutes.
     """
     request.setHeader(b"Content-Type", content_type.encode("ascii"))
     request.setHeader(b"Cache-Control", b"no-cache, no-store, must-revalidate")
@@ -55,6 +73,21 @@ async def respond_in_chunks(
         finish_request(request)
         return
     writer = _Writer(homeserver, request)
+    if len(_under_way) >= limits.LONG_ANSWERS:
+        _make_room()
+    _under_way.append(writer)
+    try:
+        await _write(writer, request, chunks, file_name)
+    finally:
+        _under_way.remove(writer)
+
+
+async def _write(
+    writer: "_Writer",
+    request: SynapseRequest,
+    chunks: AsyncGenerator[bytes, None],
+    file_name: str | None,
+) -> None:
     held: bytes | None = None
     async with aclosing(chunks):
         async for chunk in chunks:
@@ -75,6 +108,22 @@ async def respond_in_chunks(
         request.write(held or b"")
     if not writer.is_gone:
         finish_request(request)
+
+
+def _make_room() -> None:
+    """Cut the connection of the client that has taken nothing for the longest."""
+    slowest = max(_under_way, key=lambda writer: writer.stalled_s)
+    wait_s = limits.CLIENT_PAUSE_WHILE_FULL_S - slowest.stalled_s
+    if wait_s > 0:
+        raise SynapseError(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"Long answers: {limits.LONG_ANSWERS} others are being read from this "
+            "process; ask again when one of them is complete, or for shorter pages",
+            Codes.LIMIT_EXCEEDED,
+            additional_fields={"retry_after_ms": int(wait_s * 1000)},
+            headers={"Retry-After": str(ceil(wait_s))},
+        )
+    slowest.give_up()
 
 
 def _begin(request: SynapseRequest, file_name: str | None) -> None:
@@ -103,6 +152,7 @@ class _Writer:
         self._request = request
         self._is_paused = False
         self._resumed: Deferred[None] | None = None
+        self._waits_since_s = 0.0
         self.has_begun = False
         # A request that has lost its connection has no channel, and tells no more.
         self.is_gone = request.channel is None
@@ -121,14 +171,19 @@ class _Writer:
             self._request.unregisterProducer()
 
     async def write(self, data: bytes) -> None:
-        """Write, when the connection takes something.
+        """Write, a little each time that the connection takes something.
 
         Raises:
             SynapseError: It has taken nothing for minutes.
         """
+        for begin in range(0, len(data), _SLICE):
+            await self._write(data[begin : begin + _SLICE])
+
+    async def _write(self, data: bytes) -> None:
         if self._is_paused and not self.is_gone:
             self._resumed = Deferred()
             self._resumed.addTimeout(limits.CLIENT_PAUSE_S, self._homeserver.reactor)
+            self._waits_since_s = self._homeserver.reactor.seconds()
             try:
                 await make_deferred_yieldable(self._resumed)
             except DeferredTimeoutError:
@@ -141,6 +196,25 @@ class _Writer:
                 self._resumed = None
         if not self.is_gone:
             self._request.write(data)
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long what is to be written has waited for the connection."""
+        if self._resumed is None:
+            return 0
+        return self._homeserver.reactor.seconds() - self._waits_since_s
+
+    def give_up(self) -> None:
+        """Wait no longer."""
+        if self._resumed is not None:
+            # Not in the midst of who wants its place: that has another log context.
+            self._homeserver.reactor.callLater(0, self._expire, self._resumed)
+            self._waits_since_s = self._homeserver.reactor.seconds()
+
+    @staticmethod
+    def _expire(resumed: "Deferred[None]") -> None:
+        if not resumed.called:
+            resumed.errback(DeferredTimeoutError())
 
     def pauseProducing(self) -> None:
         """Take note that the connection takes no more for now."""

@@ -15,7 +15,7 @@ from synapse_federation_admin.api._render import (
     csv_line,
     encode_v2,
 )
-from synapse_federation_admin.api._stream import respond_in_chunks
+from synapse_federation_admin.api._stream import TOO_MANY, respond_in_chunks
 from synapse_federation_admin.api.schemas.destinations import (
     ExportFormat,
     ExportQuery,
@@ -33,7 +33,12 @@ _CONTENT_TYPES = {
 }
 
 
-@operation(ExportQuery, ListedDestination, media_types=tuple(_CONTENT_TYPES.values()))
+@operation(
+    ExportQuery,
+    ListedDestination,
+    media_types=tuple(_CONTENT_TYPES.values()),
+    errors=TOO_MANY,
+)
 async def export_destinations(asked: Asked, query: ExportQuery) -> None:
     """Export all destinations that the filters keep, as a file.
 

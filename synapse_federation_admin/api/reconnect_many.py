@@ -92,6 +92,7 @@ _SHOWN_NAMES = 100
         "has no row for: some are in `invalid` and `unknown` (`M_INVALID_PARAM`).",
         **CONFLICT,
     },
+    body_bytes=limits.NAMES_BODY_BYTES,
 )
 async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     """Reconnect many destinations.

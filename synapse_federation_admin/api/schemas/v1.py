@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.api._stream import TOO_MANY
 from synapse_federation_admin.api.schemas.model import Answer, Input, Lax, Nothing
 from synapse_federation_admin.destinations.values import Direction
 
@@ -113,9 +114,11 @@ class V1Reset(Answer):
 
 # By the name of the handler.
 OPERATIONS: Mapping[str, Operation[Any]] = {
-    "list_destinations_v1": Operation(DestinationsQuery, V1Destinations),
+    "list_destinations_v1": Operation(
+        DestinationsQuery, V1Destinations, errors=TOO_MANY
+    ),
     "get_destination_v1": Operation(Nothing, V1Destination, errors=_UNKNOWN),
-    "list_rooms_v1": Operation(PageQuery, V1Rooms, errors=_UNKNOWN),
+    "list_rooms_v1": Operation(PageQuery, V1Rooms, errors={**_UNKNOWN, **TOO_MANY}),
     "reset_connection_v1": Operation(
         Nothing,
         V1Reset,
