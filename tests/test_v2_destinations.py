@@ -198,13 +198,17 @@ class ListV2Test(V2TestCase):
         return list(csv.DictReader(io.StringIO(text, newline="")))
 
     def test_csv(self) -> None:
-        """The CSV has a line of names, for NULL an empty field, and any name in one."""
-        names = ["a\nb", "a\rb", "a\r\nb", "=1+1", " a ", "a\tb", "é;ü", "'a'"]
-        for name in (*names, 'a,"b".example'):
+        """The CSV has a line of names, for NULL an empty field, and any name in one.
+
+        What a spreadsheet would take for a formula has a quote before it.
+        """
+        names = ["a\nb", "a\rb", "a\r\nb", " a ", "a\tb", "é;ü", "'a'", "a=1"]
+        formulas = ["=1+1", "+1", "-1", "-a.example", "@a", "\ta", "\ra", '=a,"b"']
+        for name in (*names, *formulas, 'a,"b".example'):
             self.add_destination(name, None, None, 0, 0)
         rows = {r["destination"]: r for r in self.table(f"{LIST}/export?format=csv")}
-        self.assertEqual(len(rows), 4 + len(names) + 1)
-        self.assertLess(set(names), set(rows))
+        self.assertEqual(len(rows), 4 + len(names) + len(formulas) + 1)
+        self.assertLess({*names, *(f"'{formula}" for formula in formulas)}, set(rows))
         self.assertEqual(
             rows['a,"b".example'],
             {

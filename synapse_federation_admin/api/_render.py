@@ -117,15 +117,28 @@ def csv_line(row: Destination, now_ms: int, *, allowed: bool) -> str:
 
 
 # Names that CSV need not quote: those of servers are such.
-_IS_PLAIN = re.compile(r"[\w.:\[\]-]+", re.ASCII).fullmatch
+_IS_PLAIN = re.compile(r"(?!-)[\w.:\[\]-]+", re.ASCII).fullmatch
+
+# With what a spreadsheet takes a text for a formula, also after the quote.
+_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _UNKNOWN = DestinationStatus.UNKNOWN.value
 _ONLINE = DestinationStatus.ONLINE.value
 
 
 def csv_fields(fields: Sequence[object]) -> str:
-    """Return fields as CSV (RFC 4180), without an end of line; None is an empty one."""
+    """Return fields as CSV (RFC 4180), without an end of line; None is an empty one.
+
+    A text that a spreadsheet would take for a formula gets a `'` before it: anybody can
+    make a destination's name up.
+    """
     text = io.StringIO()
+    fields = [
+        f"'{field}"
+        if isinstance(field, str) and field.startswith(_BEGINS_FORMULA)
+        else field
+        for field in fields
+    ]
     # It quotes such ends of lines only as it writes itself.
     csv.writer(text, lineterminator="\r\n").writerow(fields)
     return text.getvalue().removesuffix("\r\n")
