@@ -132,9 +132,9 @@ def broken() -> Fetched:
     return (WellKnownRequest("https://a/", 1, 502),), None, problem
 
 
-CACHED = ("old.example", NOW, True)
+CACHED = ("old.example", NOW + HOUR, True)
 STALE = ("old.example", NOW, False)
-ABSENT = (None, NOW, True)
+ABSENT = (None, NOW + HOUR, True)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,16 @@ ABSENT = (None, NOW, True)
 )
 def test_file(file: Fetched, cached: Any, expected: str) -> None:
     """What a file means: the outcome, its kind, where it leads, where Synapse goes."""
-    found = conclude(file, lifetime_ms=1, cached=cached, max_bytes=9)
+    found = conclude(file, lifetime_ms=1, cached=cached, max_bytes=9, now_ms=NOW)
     stage = found.stage
     kind = stage.kind.value if stage.kind else None
     words = (stage.outcome.value, kind, found.delegated_to, found.used)
     assert " ".join(word or "-" for word in words) == expected
     assert isinstance(stage.findings, WellKnownFindings)
     assert stage.findings.delegated_to == found.delegated_to
+    if kind == "other":
+        assert stage.failure
+        assert stage.failure.facts.left_ms == HOUR
 
 
 def test_late_file() -> None:
@@ -181,7 +184,7 @@ def test_late_file() -> None:
         (CACHED, False),
         (STALE, False),
     ):
-        found = conclude(late, lifetime_ms=1, cached=cached, max_bytes=9)
+        found = conclude(late, lifetime_ms=1, cached=cached, max_bytes=9, now_ms=NOW)
         assert found.is_late is is_late, cached
 
 

@@ -35,6 +35,7 @@ LONGEST = Facts(
     issuer="CN=" + "i" * 147,
     names=("n" * 100,) * 20,
     ago_ms=999 * DAY_MS,
+    left_ms=999 * DAY_MS,
     ahead_ms=-999 * DAY_MS,
     also=(FailureKind.TLS_WRONG_NAME, FailureKind.TLS_UNTRUSTED),
     cause=Failure(FailureKind.INVALID_NAME, Reason.NAME_NOT_ASCII),
@@ -155,6 +156,14 @@ def test_advice() -> None:
     assert Situation(Effect.NONE).advice == "Nothing to do."
     assert Situation(Effect.NONE, backoff_left_ms=31 * 3_600_000).advice == (
         "Synapse retries only in 31 h: reset the connection."
+    )
+
+
+def test_advice_about_caches() -> None:
+    """How long something is cached is a time, and not the name of a key."""
+    failure = Failure(FailureKind.OTHER, Reason.CACHED_ABSENCE, Facts(left_ms=DAY_MS))
+    assert advice_of(failure) == (
+        "Wait 24 h until it expires, or restart Synapse with its workers."
     )
 
 

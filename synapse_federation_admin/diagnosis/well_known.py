@@ -96,6 +96,7 @@ async def check_well_known(way: Way, name: ServerName) -> WellKnown:
         lifetime_ms=outbound.well_known_lifetime_ms(answer.headers) if answer else None,
         cached=outbound.cached_well_known(name.host),
         max_bytes=outbound.well_known_max_bytes,
+        now_ms=way.homeserver.now_ms(),
     )
 
 
@@ -190,6 +191,7 @@ def conclude(
     lifetime_ms: int | None,
     cached: tuple[str | None, int, bool] | None,
     max_bytes: int,
+    now_ms: int,
 ) -> WellKnown:
     """Return the stage: what the file says, and what Synapse makes of it.
 
@@ -199,6 +201,7 @@ def conclude(
         cached: What Synapse has cached: a name or None, until when, and whether that
             is used unasked.
         max_bytes: The size up to which Synapse reads the file.
+        now_ms: The time, in ms since the epoch.
     """
     requests, answer, problem = fetched
     suggests, m_server = _suggests_delegation(fetched), None
@@ -224,7 +227,8 @@ def conclude(
         elif is_unasked:
             used = kept
             if differs and failure is None:
-                failure, outcome = _outdated(kept), StageOutcome.WARNING
+                failure = _outdated(kept, expires_ts - now_ms)
+                outcome = StageOutcome.WARNING
     findings = WellKnownFindings(
         requests,
         max_bytes,
@@ -245,12 +249,11 @@ def conclude(
     )
 
 
-def _outdated(m_server: str | None) -> Failure:
+def _outdated(m_server: str | None, left_ms: int) -> Failure:
     """Return that Synapse goes by an older answer, which it has cached."""
-    if m_server is None:
-        return Failure(FailureKind.OTHER, Reason.CACHED_ABSENCE)
-    facts = Facts(said=word(m_server) or "")
-    return Failure(FailureKind.OTHER, Reason.CACHED_DELEGATION, facts)
+    reason = Reason.CACHED_DELEGATION if m_server else Reason.CACHED_ABSENCE
+    facts = Facts(said=word(m_server) or "", left_ms=left_ms)
+    return Failure(FailureKind.OTHER, reason, facts)
 
 
 def _suggests_delegation(fetched: Fetched) -> bool:

@@ -8,7 +8,7 @@ A text begins with the field's term, the one to search for, and is about the oth
 server ("the server", "their admin") or about this one ("this host", "this homeserver").
 In what follows the headline, and in advice, `{host}` and `{said}` stand for these
 facts, `{expired}` for "expired 3 days ago", `{mismatch}` for "for a.example, not for
-b.example", `{ahead}` for "2 h ahead of" or "2 h behind".
+b.example", `{ahead}` for "2 h ahead of" or "2 h behind", `{left}` for "23 h".
 """
 
 from enum import Enum
@@ -51,10 +51,7 @@ _KEYS_WRONG = "Tell their admin what is wrong with /_matrix/key/v2/server."
 _KEYS_UNVERIFIED = f"{_KEYS_WRONG} Until then nothing that they send can be verified."
 _ONLY_OTHERS = "the server answers others, but not one that this homeserver signs"
 _ASK_FOR_ANOTHER = "Ask their admin for another certificate."
-_CACHE_EXPIRES = (
-    "Wait until the cached entry expires (cached.expires_ts), or restart Synapse with "
-    "its workers."
-)
+_CACHE_EXPIRES = "Wait {left} until it expires, or restart Synapse with its workers."
 
 # What to do where clocks differ and nothing fails.
 SET_CLOCK = "Set the clock that is wrong, with NTP."
@@ -544,6 +541,7 @@ class Facts:
         issuer: Who issued that certificate; "" if that is unknown.
         names: Names: of a certificate, or blocked addresses; the first some of them.
         ago_ms: How long ago something expired.
+        left_ms: How long it goes on by itself: for how long something is cached.
         ahead_ms: How much their clock is ahead of ours; negative if it is behind.
         also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
@@ -562,6 +560,7 @@ class Facts:
     issuer: str = ""
     names: tuple[str, ...] = ()
     ago_ms: int | None = None
+    left_ms: int = 0
     ahead_ms: int = 0
     also: tuple[FailureKind, ...] = ()
     cause: "Failure | None" = None

@@ -250,6 +250,7 @@ def _filled(template: str, failure: Failure) -> str:
         expired=f"expired {ago} ago" if ago else "has expired",
         mismatch=(f"for {_cut(names, limits.FACT)}, " if names else "")
         + f"not for {host}",
+        left=shown_duration(facts.left_ms),
         ahead=f"{ahead} {'ahead of' if facts.ahead_ms > 0 else 'behind'}",
     )
 
