@@ -91,12 +91,8 @@ class FederationAdmin:
 
         async def begin() -> None:
             from synapse_federation_admin.homeserver.selfcheck import check_columns
-            from synapse_federation_admin.repair.old_tasks import (
-                keep_deleting_old_tasks,
-            )
 
             await check_columns(services.homeserver, features)
-            guarded(Feature.BASE, keep_deleting_old_tasks, services.homeserver)
             for feature, start in starts:
                 guarded(feature, start)
 

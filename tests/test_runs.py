@@ -355,7 +355,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
                     "scheduled_tasks", {**values, "timestamp": 1}
                 )
             )
-        self.reactor.advance(61)
+        self.reactor.advance(3601)
         self.wait(1)
         left = self.get_success(
             self.store.db_pool.simple_select_onecol("scheduled_tasks", None, "action")

@@ -21,6 +21,10 @@ _FIRST_PRUNE_MS = 60_000
 # What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
 
+# The tasks that runs were in Synapse's scheduler until version 2 of the tables. It
+# stumbles over those that nobody registers any more.
+_OLD_TASKS = "federation_admin_reconnects"
+
 # Deletes rows of before a time, at most so many, and returns how many.
 _PruneTxn = Callable[..., int]
 
@@ -52,7 +56,7 @@ class Housekeeping:
         self._homeserver.every(
             "federation_admin_housekeeping",
             _EVERY_MS,
-            partial(self.interrupt_own, self._homeserver.now_ms()),
+            partial(self._look_back, self._homeserver.now_ms()),
             first_after_ms=0,
         )
         if self._homeserver.runs_background_tasks:
@@ -62,6 +66,12 @@ class Housekeeping:
                 self.prune,
                 first_after_ms=_FIRST_PRUNE_MS,
             )
+
+    async def _look_back(self, started_ts: int) -> None:
+        await self.interrupt_own(started_ts)
+        if self._homeserver.runs_background_tasks:
+            # Again and again: a process of an earlier version may still make one.
+            await self._homeserver.delete_tasks(_OLD_TASKS)
 
     async def interrupt_own(self, started_ts: int) -> None:
         """Make an end of what this process was doing when it ended, if it was.

@@ -204,14 +204,11 @@ class Runner:
                 logger.error("Run %s has failed: %s", run_id, e)
                 # If even that fails, nobody here tries again.
                 self._left.add(run_id)
-                error = str(e)[:500]
-                job = self._working.get(run_id)
-                if job is not None:
-                    await persist(self._homeserver, lambda: job.fail(error))
-                else:
-                    await persist(
-                        self._homeserver, lambda: self._runs.fail(run_id, error)
-                    )
+                error, job = str(e)[:500], self._working.get(run_id)
+                mark = job.mark if job else None
+                await persist(
+                    self._homeserver, lambda: self._runs.fail(run_id, error, mark)
+                )
             await persist(self._homeserver, self._housekeeping.prune_runs)
         finally:
             self._working.pop(run_id, None)

@@ -48,17 +48,18 @@ class Job:
 
     Attributes:
         run: The run, as it was when it was taken.
+        mark: What this process has written into it.
         alive: Whether it is still to be worked on, as far as that is known: it has not
             ended, and no other process has taken it.
     """
 
     def __init__(self, runs: RunStore, run: Run, mark: str) -> None:
         self.run = run
+        self.mark = mark
         self.alive = True
         self._runs = runs
         self._audit = runs.audit
         self._homeserver = runs.homeserver
-        self._mark = mark
         # How many were done by this process, and when how many were: lately.
         self._done = 0
         self._lately: deque[tuple[int, int]] = deque()
@@ -219,19 +220,6 @@ class Job:
         await self._change("complete", complete_txn)
         return not await self.look()
 
-    async def fail(self, error: str) -> None:
-        """End the run, which cannot go on, unless another process has taken it.
-
-        Args:
-            error: Why, for a person.
-        """
-        await self._change(
-            "fail",
-            lambda txn, run: self._runs.end_txn(
-                txn, run.run_id, RunStatus.FAILED, error
-            ),
-        )
-
     async def _change(
         self,
         what: str,
@@ -242,7 +230,7 @@ class Job:
         """Call a function with the run, if it is alive; return whether it is."""
 
         def change_txn(txn: LoggingTransaction) -> bool:
-            run = self._runs.lock_txn(txn, self.run.run_id, self._mark)
+            run = self._runs.lock_txn(txn, self.run.run_id, self.mark)
             if run is not None:
                 func(txn, run)
             return run is not None

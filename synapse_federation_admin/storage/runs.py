@@ -134,16 +134,17 @@ class RunStore:
         names: list[str] = json.loads(await self.run("names", names_txn))
         return names
 
-    async def fail(self, run_id: str, error: str) -> None:
-        """End a run that cannot be taken.
+    async def fail(self, run_id: str, error: str, mark: str | None) -> None:
+        """End a run that cannot go on, or be taken.
 
         Args:
             run_id: The run.
             error: Why, for a person.
+            mark: The mark of who must have it; None: whoever has it.
         """
 
         def fail_txn(txn: LoggingTransaction) -> None:
-            if self.lock_txn(txn, run_id):
+            if self.lock_txn(txn, run_id, mark):
                 self.end_txn(txn, run_id, RunStatus.FAILED, error)
 
         await self.run("fail", fail_txn)
