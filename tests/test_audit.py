@@ -183,39 +183,11 @@ class WhoTestCase(AuditTestCase):
 
 @pytest.mark.database
 class ReadTestCase(AuditTestCase):
-    def test_filters(self) -> None:
-        """Each filter keeps what it says, and several keep what meets all of them."""
-        a = self.write(ts=1, outcome="connected")
-        b = self.write(ts=2, destination="b.example", actor=OTHER)
-        c = self.write(ts=3, action=AuditAction.RESET, outcome="reset")
-        d = self.write(ts=4, run_id="run1", outcome="still_failing")
-        e = self.write(
-            ts=5, action=AuditAction.CAP_BACKOFF, destination=None, actor=OTHER
-        )
-        for query, expected in (
-            ("", [e, d, c, b, a]),
-            ("?dir=f", [a, b, c, d, e]),
-            ("?destination=a.example", [d, c, a]),
-            ("?destination=A.example", []),
-            ("?user=@other:test", [e, b]),
-            ("?user=@boss:test", [e, b]),
-            ("?action=reset", [c]),
-            ("?action=reset&action=cap_backoff", [e, c]),
-            ("?outcome=connected", [e, b, a]),
-            ("?run_id=run1", [d]),
-            ("?since_ts=3", [e, d, c]),
-            ("?until_ts=3", [b, a]),
-            ("?since_ts=2&until_ts=4", [c, b]),
-            ("?destination=a.example&outcome=connected", [a]),
-            ("?destination=a.example&action=reset&since_ts=3&user=@admin:test", [c]),
-            ("?run_id=run1&destination=b.example", []),
-        ):
-            self.assertEqual(self.ids(query), [entry.entry_id for entry in expected])
-
     def test_random_pages(self) -> None:
-        """Page by page, in both directions, each entry comes exactly once, in order.
+        """Each filter keeps what it says, and several what meets all of them.
 
-        Also where many began at the same time, and where a filter thins them out.
+        Page by page, in both directions, each entry comes exactly once, in order: also
+        where many began at the same time, and where a filter thins them out.
         """
         rng = random.Random(1)
         entries = [
@@ -234,6 +206,13 @@ class ReadTestCase(AuditTestCase):
             "": lambda e: True,
             "&outcome=a": lambda e: e.outcome == "a",
             "&user=@boss:test": lambda e: e.actor == OTHER,
+            "&user=@other:test": lambda e: e.actor == OTHER,
+            "&destination=x": lambda e: e.destination == "x",
+            "&destination=X": lambda e: False,
+            "&action=reset": lambda e: e.action == "reset",
+            "&run_id=r1": lambda e: e.run_id == "r1",
+            "&since_ts=3": lambda e: e.ts >= 3,
+            "&until_ts=3": lambda e: e.ts < 3,
             "&run_id=r1&destination=x&outcome=b&user=@admin:test": lambda e: (
                 (e.run_id, e.destination, e.outcome, e.actor) == ("r1", "x", "b", ADMIN)
             ),

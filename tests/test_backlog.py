@@ -53,20 +53,6 @@ class BacklogTestCase(ModuleTestCase):
             Backlog(rooms=2, oldest_stream_ordering=7, can_catch_up=False),
         )
 
-    def test_rooms_without_a_row(self) -> None:
-        """Rooms of a name without a row always wait, should there be any."""
-        # Synapse's own table does not let there be any.
-        self.run_sql("DROP TABLE destination_rooms")
-        self.run_sql(
-            "CREATE TABLE destination_rooms (destination TEXT NOT NULL, room_id TEXT "
-            "NOT NULL, stream_ordering BIGINT NOT NULL)"
-        )
-        self.add_room("lost.example", "!a:x", 4)
-        self.assertEqual(
-            self.of("lost.example")["lost.example"],
-            Backlog(rooms=1, oldest_stream_ordering=4, can_catch_up=False),
-        )
-
     def test_synapse_agrees_on_rooms(self) -> None:
         """Synapse's sender takes as undelivered what we say waits, where it asks."""
         self.add_destination("a.example", None, None, None, 2)
