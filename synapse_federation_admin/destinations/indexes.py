@@ -6,7 +6,6 @@ been removed would stumble over an update that it does not know.
 """
 
 import logging
-from functools import partial
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -137,13 +136,10 @@ class DestinationIndexes:
         """Create what is missing; what fails is logged, and left to the next start."""
         await self._homeserver.sleep_ms(_START_DELAY_MS)
         states = await self.states()
-        for index in INDEXES:
-            if states[index.name] is IndexState.READY:
-                continue
+        missing = [i for i in INDEXES if states[i.name] is IndexState.MISSING]
+        for index in missing:
             try:
-                await self._homeserver.run_db_interaction(
-                    "federation_admin_create_index", partial(self._create_txn, index)
-                )
+                await self._run(index.create)
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -154,12 +150,18 @@ class DestinationIndexes:
                 logger.error("Cannot create an index (%s): %s", error, index.create)
             else:
                 logger.info("Index %s is ready", index.name)
-
-    def _create_txn(self, index: Index, txn: LoggingTransaction) -> None:
-        """Create one index; whoever writes to the table waits while it lasts."""
-        if self._homeserver.is_postgres:
-            txn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-        txn.execute(index.create)
-        if self._homeserver.is_postgres:
+        if missing and self._homeserver.is_postgres:
             # Only now there are statistics of the expression that one of them is over.
-            txn.execute("ANALYZE destinations")
+            await self._run("ANALYZE destinations")
+
+    async def _run(self, statement: str) -> None:
+        """Run a statement; while it creates an index, whoever writes has to wait."""
+
+        def run_txn(txn: LoggingTransaction) -> None:
+            if self._homeserver.is_postgres:
+                txn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+            txn.execute(statement)
+
+        await self._homeserver.run_db_interaction(
+            "federation_admin_create_index", run_txn
+        )
