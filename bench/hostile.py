@@ -13,7 +13,6 @@ mount namespace.
     python bench/hostile.py silent-dns
 """
 
-import socket
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from synapse_federation_admin.playground.certificates import CertificateAuthorit
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from dns_server import silent, with_resolver
 from fleet import write_failing
 
 FAILING_SINCE_TS = 1_600_000_000_000
@@ -138,20 +138,13 @@ def against(found: float, most: float) -> str:
 @contextmanager
 def surroundings(scenario: Scenario) -> Iterator[Watch]:
     """Start a homeserver whose resolver takes every query and answers none."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver,
-    ):
+    with tempfile.TemporaryDirectory() as name, silent(SILENT_ADDRESS):
         folder = Path(name)
-        resolver.bind((SILENT_ADDRESS, 53))
-        conf = folder / "resolv.conf"
-        conf.write_text(f"nameserver {SILENT_ADDRESS}\n")
-        script = f'mount --bind "{conf}" /etc/resolv.conf && exec "$0" "$@"'
         with SynapseServer(
             folder / "synapse",
             CertificateAuthority(folder),
             module_config=scenario.config,
-            wrapper=["unshare", "--mount", "sh", "-c", script],
+            wrapper=with_resolver(folder, SILENT_ADDRESS),
         ) as synapse:
             yield Watch(synapse)
 

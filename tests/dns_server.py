@@ -3,7 +3,9 @@
 
 import socket
 import threading
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import dnslib
@@ -15,6 +17,28 @@ SERVFAIL = "SERVFAIL"
 SILENCE = "silence"
 
 _MAX_UDP = 512
+
+
+def with_resolver(folder: Path, address: str, options: str = "") -> list[str]:
+    """Return what starts a process with a resolver of its own, in a mount namespace.
+
+    Args:
+        folder: For a file.
+        address: Where the resolver is.
+        options: As in resolv.conf.
+    """
+    conf = folder / "resolv.conf"
+    conf.write_text(f"nameserver {address}\n{options}\n")
+    script = f'mount --bind "{conf}" /etc/resolv.conf && exec "$0" "$@"'
+    return ["unshare", "--mount", "sh", "-c", script]
+
+
+@contextmanager
+def silent(address: str) -> Iterator[None]:
+    """Have a name server that takes every query and answers none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taking:
+        taking.bind((address, 53))
+        yield
 
 
 class DnsServer:

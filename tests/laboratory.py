@@ -16,7 +16,7 @@ from email import message_from_string
 from pathlib import Path
 from typing import Any
 
-from dns_server import DnsServer
+from dns_server import DnsServer, with_resolver
 from listener import Listener
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -204,12 +204,8 @@ class Laboratory:
     @property
     def wrapper(self) -> list[str]:
         """What starts Synapse with the laboratory's resolver."""
-        conf = self.folder / "resolv.conf"
-        conf.write_text(
-            f"nameserver {self.dns.address}\noptions timeout:1 attempts:1\n"
-        )
-        script = f'mount --bind "{conf}" /etc/resolv.conf && exec "$0" "$@"'
-        return ["unshare", "--mount", "sh", "-c", script]
+        options = "options timeout:1 attempts:1"
+        return with_resolver(self.folder, self.dns.address, options)
 
     def address(self) -> str:
         """Return an address of the network that nobody has yet: from .60 on."""

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many destinations are reconnected: what a run contacts, counts and leaves."""
 
+import errno
 from typing import Any
 from unittest import mock
+from urllib.parse import quote
 
 import pytest
+from module_case import V2
 from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from run_case import RUNS, RunsTestCase
@@ -206,6 +209,63 @@ class RunTestCase(ManyTestCase):
         self.assertIn("Invalid server name", notes["no server"])
         self.assertIn("federation_domain_whitelist", notes["shut.example"])
         self.assertIn("no row", notes["gone.example"])
+
+    def test_names_of_no_server(self) -> None:
+        """What a diagnosis calls invalid is skipped, and reconnected at no cost."""
+        names = [
+            *(f"{'a' * 64}.example", "a..example", "a.example.", "-a.example"),
+            *("my_host.example", "a.example:99999", "[::1", "m\u00fcller.example"),
+        ]
+        self.add_failing(*names)
+        run_id = self.begin("reconnect", all_failing=True, per_second=100)
+        self.wait(2)
+        self.assertEqual(self.run_of(run_id)["outcomes"], {"skipped": len(names)})
+        for name in names:
+            path = f"{V2}/destinations/{quote(name, safe='')}/reconnect"
+            channel = self.ask("POST", path, content={})
+            self.assertEqual(
+                channel.json_body["contact"]["error"]["kind"], "invalid_name"
+            )
+        self.assertEqual(self.probed, [])
+
+    @parameterized.expand([(365 * 86_400,), (-365 * 86_400,)])
+    def test_clock_jumps(self, seconds: int) -> None:
+        """The clock of the host is set: the pace stays what it was."""
+        names = [f"host{number:03}.example" for number in range(60)]
+        self.add_failing(*names)
+        self.answers.update(dict.fromkeys(names, REFUSED))
+        shift = [0]
+
+        def now_s(_: object) -> float:
+            return self.reactor.seconds() + shift[0]
+
+        with mock.patch.object(reconnect_many._Contacts, "_now_s", now_s):
+            run_id = self.begin("reconnect", all_failing=True)
+            self.wait(2)
+            before = len(self.probes)
+            shift[0] = seconds
+            self.wait(4)
+            # Up to two seconds are made up for.
+            self.assertGreater(len(self.probes) - before, 17)
+            self.assertLess(len(self.probes) - before, 33)
+            self.assertGreater(self.counts(run_id)[1], before + 15)
+
+    def test_nothing_left(self) -> None:
+        """That this process has no descriptor left fails nobody: it is tried again."""
+        names = [f"host{number:03}.example" for number in range(20)]
+        self.add_failing(*names)
+        out = OSError(errno.EMFILE, "Too many open files")
+        self.answers.update(dict.fromkeys(names, out))
+        run_id = self.begin("reconnect", all_failing=True, per_second=100)
+        self.wait(3.5)
+        # It rests in between.
+        self.assertLess(len(self.probes), 12)
+        self.assertEqual(self.counts(run_id), (20, 0, 0, 0))
+        self.answers.update(dict.fromkeys(names, REFUSED))
+        self.wait(4)
+        run = self.run_of(run_id)
+        self.assertEqual(run["outcomes"], {"still_failing": 20})
+        self.assertEqual(list(run["errors"]), ["connection_refused"])
 
     def test_forgotten_meanwhile(self) -> None:
         """A destination that is removed during its contact does not come back by it."""

@@ -10,7 +10,16 @@ from synapse_federation_admin.homeserver.server_name import (
 
 
 def why_not_contacted(homeserver: Homeserver, name: str) -> Failure | None:
-    """Tell why requests may not be sent to a server name at all; None if they may.
+    """Tell why requests may not be sent to a server name at all; None if they may."""
+    if failure := why_invalid(homeserver, name):
+        return failure
+    if not homeserver.is_allowed(name):
+        return Failure(FailureKind.NOT_ALLOWED)
+    return None
+
+
+def why_invalid(homeserver: Homeserver, name: str) -> Failure | None:
+    """Tell why a name leads to no other server; None if it may.
 
     Any user can make up such names, and some of them would be looked up for long.
     """
@@ -18,18 +27,15 @@ def why_not_contacted(homeserver: Homeserver, name: str) -> Failure | None:
         host = ServerName.parse(name).host
     except InvalidServerNameError as e:
         return invalid_name(e)
-    reason = None
     if not homeserver.is_server_name(name):
         reason = Reason.NAME_REFUSED
     elif not homeserver.federation.can_be_host(host):
         reason = Reason.NO_HOST_NAME
     elif name == homeserver.server_name:
         reason = Reason.OWN_NAME
-    if reason is not None:
-        return Failure(FailureKind.INVALID_NAME, reason)
-    if not homeserver.is_allowed(name):
-        return Failure(FailureKind.NOT_ALLOWED)
-    return None
+    else:
+        return None
+    return Failure(FailureKind.INVALID_NAME, reason)
 
 
 def invalid_name(error: InvalidServerNameError) -> Failure:

@@ -13,6 +13,7 @@ from synapse_federation_admin.destinations.backlog import waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.names import why_invalid
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import contact_of
@@ -85,7 +86,7 @@ class ConnectionReset:
 
         # A row may bear a name that is no server's, from an event or a message that was
         # addressed to one. There is nobody to be woken or contacted.
-        if not self._homeserver.is_server_name(name):
+        if why_invalid(self._homeserver, name):
             return ResetOutcome.RESET
         if self._contacts and not waits:
             self._begin_contact(name, entry)

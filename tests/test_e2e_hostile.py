@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bulk runs where the network, or this process, has nothing to give, for real."""
+
+import socket
+import ssl
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from dns_server import silent, with_resolver
+from fleet import read_rows, write_failing
+from laboratory import Laboratory, as_json
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.one_synapse]
+
+SINCE_TS = 1_600_000_000_000
+SILENT = "127.77.1.53"
+
+
+def test_silent_dns(tmp_path: Path) -> None:
+    """While no name server answers, a run takes no more than its threads.
+
+    It slows down: who is contacted has been looked up, and it is said that the DNS does
+    not answer. A name whose label is too long is not looked up at all.
+    """
+    names = [f"host{number:04}.example" for number in range(600)]
+    long = [f"{'a' * 64}.host{number}.example" for number in range(50)]
+    wrapper = with_resolver(tmp_path, SILENT, "options timeout:2 attempts:1")
+    with (
+        silent(SILENT),
+        SynapseServer(
+            tmp_path / "synapse", CertificateAuthority(tmp_path), wrapper=wrapper
+        ) as synapse,
+    ):
+        write_failing(synapse, [*names, *long], failing_since_ts=SINCE_TS)
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        process = psutil.Process(synapse.process("main").pid)
+        before, most = process.num_fds(), 0
+        run_id = client.start_run(all_failing=True, per_second=500, timeout_ms=1000)
+        ends_s = time.monotonic() + 8
+        while time.monotonic() < ends_s:
+            most = max(most, process.num_fds())
+            time.sleep(0.05)
+        run = client.run(run_id["id"])
+        # A few of them are of Synapse, and of who asks.
+        assert most - before < limits.DNS_LOOKUPS + 30
+        assert run["outcomes"]["still_failing"] > limits.DNS_LOOKUPS
+        assert set(run["errors"]) == {"dns_failed"}
+        assert run["done"] < len(names)
+        found = client.reconnect(long[0])
+        assert found["contact"]["error"]["kind"] == "invalid_name"
+        assert found["contact"]["duration_ms"] == 0
+        assert all(row[2] is not None for row in read_rows(synapse).values())
+
+
+def test_descriptors_run_out(tmp_path: Path) -> None:
+    """With hardly any descriptor left a run fails no destination: it takes its time.
+
+    Nor is anything of it recorded as what other servers do.
+    """
+    names = [f"up{number}.lab.example" for number in range(60)]
+
+    def answer(connection: ssl.SSLSocket) -> None:
+        time.sleep(0.5)
+        connection.sendall(as_json({"pdus": {}}, b"Connection: close\r\n"))
+
+    with Laboratory(tmp_path) as laboratory, ExitStack() as stack:
+        address = laboratory.address()
+        for name in names:
+            laboratory.name(name.partition(".")[0], address)
+        laboratory.serve(address, 8448, answer, *names)
+        few = ["sh", "-c", 'ulimit -n 200 && exec "$0" "$@"', *laboratory.wrapper]
+        synapse = stack.enter_context(
+            SynapseServer(
+                tmp_path / "synapse",
+                laboratory.certificates,
+                extra_config={"federation_ip_range_blacklist": []},
+                wrapper=few,
+            )
+        )
+        write_failing(synapse, names, failing_since_ts=SINCE_TS)
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        process = psutil.Process(synapse.process("main").pid)
+        run_id = client.start_run(all_failing=True, per_second=100)["id"]
+        # Connections of others take what there is but for a few.
+        port = synapse.layout.client_ports["main"]
+        held = stack.enter_context(ExitStack())
+        while process.num_fds() < 192:
+            held.enter_context(socket.create_connection(("127.0.0.1", port)))
+            time.sleep(0.01)
+        text = "found nothing left"
+        log = synapse.folder / "main.log"
+        wait_until(lambda: text in log.read_text(), "nothing to be left", 30)
+        held.close()
+        wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 60)
+        run = client.run(run_id)
+        assert run["outcomes"] == {"connected": len(names)}, run
+        assert run["errors"] == {}
+        failures = client.request(
+            "GET", "/_synapse/admin/v2/federation/destinations?include=failure"
+        )
+        for found in failures["destinations"]:
+            assert not found.get("failure"), found
