@@ -573,6 +573,12 @@ def _(lab: Laboratory, name: str) -> None:
 INVALID, UNREACHABLE = "well_known_invalid", "well_known_unreachable"
 FILES: dict[str, Answer] = {
     f"no-json {INVALID}/not_json": http("200 OK", b"{"),
+    f"byte-order-mark {INVALID}/not_json": http(
+        "200 OK", b'\xef\xbb\xbf{"m.server": "nosuch.example:8448"}'
+    ),
+    f"utf-16 {INVALID}/not_json": http(
+        "200 OK", '{"m.server": "nosuch.example:8448"}'.encode("utf-16")
+    ),
     f"no-m-server {INVALID}/m_server_missing": as_json({"server": "a"}),
     f"number {INVALID}/m_server_not_a_string": m_server(8448),
     f"umlaut {INVALID}/m_server_invalid": m_server("m\u00fcller.example"),

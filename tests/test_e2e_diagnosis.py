@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import attr
@@ -16,10 +17,12 @@ from laboratory import ZONE, Laboratory
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.playground.client import MatrixClient
-from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.processes import WaitTimeoutError, wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
+
+DESTINATIONS = "/_synapse/admin/v2/federation/destinations"
 
 TIMEOUT_S = 6
 CONTACT_MS = 3000
@@ -45,11 +48,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         config = {
             "federation_ip_range_blacklist": [f"{BLOCKED}/32"],
             "federation_domain_whitelist": allowed,
+            # One attempt, and no long one.
+            "federation": {"client_timeout": f"{TIMEOUT_S}s", "max_long_retries": 0},
         }
         with SynapseServer(
             folder / "synapse",
             laboratory.certificates,
-            module_config={"diagnosis": {"timeout": f"{TIMEOUT_S}s"}},
+            module_config={
+                "diagnosis": {"timeout": f"{TIMEOUT_S}s"},
+                # So that what is recorded is real traffic's.
+                "contact_on_reset": False,
+            },
             extra_config=config,
             wrapper=laboratory.wrapper,
         ) as synapse:
@@ -91,6 +100,9 @@ WAY = ("name", "addresses", "connections", "version")
 # What it calls otherwise: of two addresses it meets another one.
 OTHERWISE = {"two-faults": ("tls_expired",)}
 
+# What is recorded otherwise, of which Synapse's own client tells less.
+RECORDED: dict[str, tuple[str, ...]] = {}
+
 
 def met_on_the_way(report: dict[str, Any]) -> str | None:
     """Return the kind of what stops a request before it is answered well."""
@@ -98,7 +110,14 @@ def met_on_the_way(report: dict[str, Any]) -> str | None:
         if stage["name"] in WAY and stage["outcome"] == "failed":
             found: str = stage["kind"]
             return found
-    return None
+    # Nothing else stops it where the file does.
+    kind: str = report["kind"] or ""
+    return kind if kind.startswith("well_known_") else None
+
+
+def is_contacted(report: dict[str, Any]) -> bool:
+    """Tell whether a server is contacted, and not reached."""
+    return met_on_the_way(report) not in (None, "invalid_name", "not_allowed")
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +141,7 @@ def test_reconnect(
 ) -> None:
     """A reconnect of what is not reached calls it the same, in time; the row stays."""
     kind = met_on_the_way(reports[fault.label])
-    if fault.verdict != "failing" or kind in (None, "invalid_name", "not_allowed"):
-        # It may be reached, or is not contacted at all.
+    if fault.verdict != "failing" or not is_contacted(reports[fault.label]):
         return
     contact = contacts[world.names[fault.label]]
     error = contact["error"]
@@ -132,6 +150,42 @@ def test_reconnect(
     assert error["message"].isascii()
     assert error["message"].isprintable()
     assert len(error["message"]) < 500
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    world: World, reports: dict[str, Any], contacts: dict[str, Any]
+) -> dict[str, str]:
+    """What is recorded of real traffic with each that is not reached, by name."""
+    failing = [fault.label for fault in CATALOGUE if fault.verdict == "failing"]
+    names = [world.names[x] for x in failing if is_contacted(reports[x])]
+    for name in names:
+        world.client.reset_connection(name)
+        world.client.send_to_device(f"@x:{name}", "hello")
+    found: dict[str, str] = {}
+
+    def all_recorded() -> bool:
+        for name in set(names) - set(found):
+            detail = world.client.request("GET", f"{DESTINATIONS}/{name}")
+            if detail["last_failure"]:
+                found[name] = detail["last_failure"]["kind"]
+        return len(found) == len(names)
+
+    with suppress(WaitTimeoutError):
+        wait_until(all_recorded, "all to be recorded", 90, 2)
+    return found
+
+
+@pytest.mark.parametrize("fault", CATALOGUE, ids=lambda fault: fault.label)
+def test_history(
+    world: World, reports: dict[str, Any], recorded: dict[str, str], fault: Fault
+) -> None:
+    """What real traffic meets is recorded as what the diagnosis finds."""
+    kind = met_on_the_way(reports[fault.label])
+    if fault.verdict != "failing" or not is_contacted(reports[fault.label]):
+        return
+    expected = (kind, *OTHERWISE.get(fault.label, ()), *RECORDED.get(fault.label, ()))
+    assert recorded.get(world.names[fault.label]) in expected
 
 
 def test_every_kind() -> None:

@@ -44,6 +44,9 @@ from synapse_federation_admin.homeserver.lookups import LookUps
 # has none.
 _NO_WAY = (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
+# From this HTTP status on an answer is no success.
+_ERROR = 300
+
 # A timer that ends with the time may be that much early.
 _OVER_S = 0.001
 
@@ -269,8 +272,11 @@ class AttemptAgent:
         """Make a request: see `twisted.web.iweb.IAgent`."""
         return self._agent.request(*args, **kwargs).addCallbacks(self._plain, self._why)
 
-    @staticmethod
-    def _plain(response: IResponse) -> IResponse:
+    def _plain(self, response: IResponse) -> IResponse:
+        attempt = self._attempt
+        if attempt and attempt.delegated_to is not None and response.code >= _ERROR:
+            # Of a path in it becomes one of the request, which nobody knows there.
+            raise ObstacleError(Obstacle.BAD_DELEGATION, attempt.delegated_to)
         response.phrase = _plain_text(response.phrase).encode()
         headers = response.headers.getRawHeaders(b"Content-Type")
         if headers is not None:

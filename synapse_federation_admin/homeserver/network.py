@@ -19,9 +19,10 @@ from synapse.crypto.context_factory import (
 from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
 from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
 from synapse.http.federation.srv_resolver import Server, SrvResolver
-from synapse.http.federation.well_known_resolver import (
+from synapse.http.federation.well_known_resolver import (  # type: ignore[attr-defined]  # where json_decoder is differs by release
     WellKnownLookupResult,
     WellKnownResolver,
+    json_decoder,
 )
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent
@@ -401,7 +402,8 @@ class _WellKnownResolver(WellKnownResolver):
             # It is not looked into.
             return response, b""
         try:
-            content = json.loads(body.decode("utf-8"))
+            # As Synapse reads it.
+            content = json_decoder.decode(body.decode("utf-8"))
         except (ValueError, RecursionError):
             # Of what is no JSON it logs nothing.
             return response, body
