@@ -15,12 +15,12 @@ from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, ensureDeferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.history import recorder as module
 from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
 from synapse_federation_admin.homeserver import relied_on
@@ -408,33 +408,37 @@ class OddTestCase(RecorderTestCase):
         self.assertIn("Traceback", "".join(logs.output))
 
     def test_dns(self) -> None:
-        """What led to no connection in time is because of the DNS if it is silent."""
-        asked: list[list[str]] = []
-        silent: set[str] = set()
+        """What led to no connection is because of the DNS if that does not answer.
 
-        async def without_dns(names: list[str]) -> set[str]:
-            asked.append(list(names))
-            return set(names) & silent
+        Some are looked up, and only those are called otherwise; none is counted less.
+        """
+        asked: list[str] = []
+        why = kinds.Failure(kinds.FailureKind.DNS_FAILED, kinds.Reason.DNS_NO_ANSWER)
+
+        async def without_dns(names: list[str]) -> dict[str, kinds.Failure]:
+            asked.extend(names)
+            return dict.fromkeys(names, why)
 
         recorder = self.other(without_dns)
-        late = RequestSendFailed(DeferredTimeoutError(), can_retry=True)
-        names = [f"{number}.example" for number in range(5)]
-        for about in (names, names[:1]):
-            silent.clear()
-            silent.update(about)
-            for name in names:
-                recorder.failed(name, late)
-            recorder.failed("other.example", refused())
-            self.get_success(recorder.write())
-        # Three stand for all, and if it answers about one of them, for themselves.
-        self.assertEqual(asked, [names[:3]] * 2)
+        nowhere = net.DNSLookupError("no results for hostname lookup: a")
+        names = [f"{number}.example" for number in range(30)]
+        for name in names:
+            for error in (nowhere, net.TimeoutError()):
+                recorder.failed(name, RequestSendFailed(error, can_retry=True))
+        recorder.failed("other.example", refused())
+        self.get_success(recorder.write())
+        self.assertEqual(len(set(asked)), 20)
+        self.assertLess(set(asked), set(names))
         self.assertEqual(
             self.counts(),
             {
-                **{(name, "dns_failed"): 1 for name in names[1:]},
-                (names[0], "dns_failed"): 2,
-                **{(name, "response_timeout"): 1 for name in names[1:]},
-                ("other.example", "connection_refused"): 2,
+                **{(name, "dns_failed"): 2 for name in asked},
+                **{
+                    (name, kind): 1
+                    for name in set(names) - set(asked)
+                    for kind in ("dns_not_found", "connection_timeout")
+                },
+                ("other.example", "connection_refused"): 1,
             },
         )
         row = next(r for r in self.rows() if r["kind"] == "dns_failed")

@@ -30,9 +30,9 @@ from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.names import why_not_contacted
-from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.outbound import Outbound
@@ -61,8 +61,6 @@ _LOOK_MS = 5000
 
 # How long the DNS may take, if it is only asked whether it answers.
 _ANSWER_MS = 1500
-
-_NO_ANSWER = (Obstacle.DNS_NO_ANSWER, Obstacle.DNS_SERVER_FAILURE)
 
 _DIRECT = (
     StageName.WELL_KNOWN,
@@ -149,26 +147,31 @@ class Diagnoses:
             await side_by_side(*(partial(look, name) for name in names))
         return found
 
-    async def without_dns(self, names: Sequence[str]) -> set[str]:
-        """Return those of some server names about which the DNS does not answer.
+    async def without_dns(self, names: Sequence[str]) -> dict[str, Failure]:
+        """Return of those of some server names about which the DNS does not answer why.
 
-        Within two seconds. Of names that are addresses, or no server's, none are.
+        Within three seconds. Of names that are addresses, or no server's, none are.
         """
-        found: set[str] = set()
+        found: dict[str, Failure] = {}
         outbound = self._way_out()
 
         async def look(name: str) -> None:
             try:
                 server = ServerName.parse(name)
-                if not server.is_literal:
-                    await outbound.look_up(
-                        server.host, 8448, _ANSWER_MS, as_server_name=False
-                    )
+                if server.is_literal:
+                    return
+                if server.port is None:
+                    service = f"_matrix-fed._tcp.{server.host}"
+                    await outbound.look_up_services(service, _ANSWER_MS)
+                await outbound.look_up(
+                    server.host, 8448, _ANSWER_MS, as_server_name=False
+                )
             except InvalidServerNameError:
                 return
-            except ObstacleError as e:
-                if e.obstacle in _NO_ANSWER:
-                    found.add(name)
+            except Exception as e:
+                failure = failure_of(e)
+                if failure.kind is FailureKind.DNS_FAILED:
+                    found[name] = failure
 
         if outbound.instances is None:
             # Else others ask it.

@@ -12,6 +12,7 @@ one row for each kind. Old rows are deleted
 """
 
 import logging
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +20,6 @@ from typing import Any, TypeVar
 import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
@@ -41,8 +41,10 @@ logger = logging.getLogger(__name__)
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
 
-# Of how many names it is looked up whether the DNS answers, for each transaction.
-_LOOKED_UP = 3
+# Of how many names it is looked up whether the DNS answers, for each transaction; and
+# what it may then be in place of.
+_LOOKED_UP = 20
+_MAY_BE_DNS = (FailureKind.DNS_NOT_FOUND, FailureKind.CONNECTION_TIMEOUT)
 
 # A destination, and a kind.
 _Key = tuple[str, str]
@@ -51,7 +53,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R", RecordedFailure, RecordedSuccess)
 
-FindWithoutDns = Callable[[Sequence[str]], Awaitable[set[str]]]
+FindWithoutDns = Callable[[Sequence[str]], Awaitable[Mapping[str, Failure]]]
 
 
 class Recorder:
@@ -68,8 +70,8 @@ class Recorder:
         Args:
             homeserver: Reaches Synapse.
             tables: The tables.
-            without_dns: Returns those of some server names about which the DNS does not
-                answer; it takes two seconds at most.
+            without_dns: Returns of those of some server names about which the DNS does
+                not answer that failure; it takes three seconds at most.
         """
         self._without_dns = without_dns
         self._homeserver = homeserver
@@ -130,7 +132,7 @@ class Recorder:
             issuer=failure.facts.issuer,
         )
         self._failures[key] = recorded if known is None else known.before(recorded)
-        if _is_unconnected(error):
+        if failure.kind in _MAY_BE_DNS:
             self._unconnected.add(key)
         self._write_soon()
 
@@ -297,24 +299,24 @@ class Recorder:
     async def _settled(
         self, failed: dict[_Key, RecordedFailure]
     ) -> dict[_Key, RecordedFailure]:
-        """Find out whether what led to no connection in time is because of the DNS.
+        """Find out whether what led to no connection is because of the DNS.
 
-        Synapse's limit of time then is over before its resolver's is: all that it tells
-        is the former. A few names are looked up, which stand for all.
+        Synapse's limit of time is over before its resolver's is, and it takes an error
+        of that for a name that is not there. Some of the names are looked up, at
+        random; the others stay as they are.
         """
         late = self._unconnected & failed.keys()
         if not late:
             return failed
         self._unconnected -= late
-        sample = [key[0] for key in failed if key in late][:_LOOKED_UP]
+        names = sorted({name for name, _ in late})
+        sample = random.sample(names, min(_LOOKED_UP, len(names)))
         without = await self._without_dns(sample)
-        is_ours = len(without) == len(sample)
         settled: dict[_Key, RecordedFailure] = {}
         for key, failure in failed.items():
-            if key in late and (is_ours or key[0] in without):
-                kind = FailureKind.DNS_FAILED
-                message = message_of(Failure(kind, Reason.DNS_NO_ANSWER))
-                failure = attr.evolve(failure, kind=kind.value, message=message)
+            if key in late and (found := without.get(key[0])):
+                kind, message = found.kind.value, message_of(found)
+                failure = attr.evolve(failure, kind=kind, message=message)
             key = (key[0], failure.kind)
             settled[key] = _joined(failure, settled.get(key))
         return settled
@@ -328,11 +330,3 @@ def _take(waiting: dict[K, V]) -> dict[K, V]:
 def _joined(earlier: R, later: R | None) -> R:
     """Return what was taken note of earlier, and later if it was, together."""
     return earlier if later is None else earlier.before(later)
-
-
-def _is_unconnected(error: BaseException) -> bool:
-    """Tell whether the time was over before there was a connection.
-
-    A connection that is called off, or still being made, has errors of its own.
-    """
-    return isinstance(getattr(error, "inner_exception", None), DeferredTimeoutError)

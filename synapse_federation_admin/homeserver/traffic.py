@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from OpenSSL import SSL
 from synapse.logging.context import current_context
 from twisted.internet import error as net
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.certificates import verified
@@ -133,6 +134,9 @@ def _explained(
             return ObstacleError(Obstacle.OWN_PROXY, host)
         if are_resources_out():
             return ObstacleError(Obstacle.OUT_OF_RESOURCES, host)
+    elif isinstance(cause, DeferredTimeoutError):
+        # A connection that is there, or being made, has errors of its own.
+        return net.TimeoutError("There was none in time")
     elif isinstance(cause, ValueError) and str(cause).startswith(BAD_HOST):
         led_to = str(cause)[len(BAD_HOST) :]
         if not led_to:
