@@ -102,7 +102,7 @@ class RecorderTestCase(ModuleTestCase):
         return Recorder(
             homeserver,
             Tables(homeserver),
-            without_dns or mock.AsyncMock(return_value=set()),
+            without_dns or mock.AsyncMock(return_value={}),
         )
 
 
