@@ -176,13 +176,3 @@ class SenderTestCase(ModuleTestCase):
                 assert instance is None or senders.should_handle(instance, name)
                 found.add(instance)
             self.assertEqual(found, set(senders.instances or [None]))
-
-
-class CountsTestCase(StoreTestCase):
-    """SharedRoomsStore.counts."""
-
-    def test_none(self) -> None:
-        """Of no servers nothing is read."""
-        with patch.object(Homeserver, "run_db_interaction") as run:
-            self.assertEqual(self.get_success(self.shared_rooms.counts([])), {})
-        run.assert_not_called()

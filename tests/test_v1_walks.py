@@ -64,24 +64,6 @@ class WalkTestCase(ModuleTestCase):
             between(len(totals))
         return names, totals
 
-    def test_walk(self) -> None:
-        """A walk shows what one large page shows, in every order; and so does a jump.
-
-        That is to an offset which no walk has come by.
-        """
-        for number in range(23):
-            self.add(number)
-        for query in ORDERS:
-            whole = self.names(f"?{query}&limit=100")
-            self.assertEqual(len(whole), 23)
-            for offset in (1, 7, 12, 20, 22):
-                page = self.names(f"?{query}&limit=3&from={offset}")
-                self.assertEqual(page, whole[offset : offset + 3], query)
-            for limit in (1, 4, 23):
-                names, totals = self.walk(query, limit)
-                self.assertEqual(names, whole, query)
-                self.assertEqual(set(totals), {23}, query)
-
     def test_rows_come_and_go(self) -> None:
         """No row is shown twice, and none that is there all along is skipped."""
         for query in ORDERS:
