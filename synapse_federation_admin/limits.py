@@ -160,6 +160,6 @@ NAMES_IN_A_SENTENCE = 3
 
 # -- told ------------------------------------------------------------------------------
 
-# Hosts, and faults, in the summary of a diagnosis; causes of one type in a correlation.
+# Hosts in the summary of a stage; causes of one type in a correlation.
 TOLD_FINDINGS = 3
 TOLD_CAUSES = 10
