@@ -19,8 +19,11 @@ from synapse_federation_admin.playground.configuration import (
 )
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
+from synapse_federation_admin.storage.versions import VERSIONS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
+
+NOW = (THIS, VERSIONS[-1].compat)
 
 V2 = "/_synapse/admin/v2/federation"
 # Nobody listens there.
@@ -86,7 +89,7 @@ def test_versions(tmp_path: Path) -> None:
             synapse.client(admin, process) for process in (MAIN, GENERIC_WORKER)
         )
         assert len(worker.audit()) == 0
-        assert version(synapse) == (THIS, THIS)
+        assert version(synapse) == NOW
 
         later.run(MAIN)
         synapse.restart()
@@ -145,7 +148,7 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
             earlier.run(MAIN, *FEDERATION_SENDERS)
             worker = synapse.client(admin, GENERIC_WORKER)
             synapse.restart(GENERIC_WORKER)
-            wait_until(lambda: version(synapse) == (THIS, THIS), "an upgrade", 30)
+            wait_until(lambda: version(synapse) == NOW, "an upgrade", 30)
             for each in (client, worker):
                 assert len(each.destinations()["destinations"]) == len(NAMES)
                 select(synapse, f"UPDATE destinations SET {JUST_FAILING}")
@@ -154,7 +157,7 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
         earlier.run()
         synapse.start()
         wait_until(lambda: select(synapse, TASKS) == [["0"]], "no old tasks", 30)
-        assert version(synapse) == (THIS, THIS)
+        assert version(synapse) == NOW
         begun = client.run(run["id"])
         assert (begun["status"], begun["reason"]) == ("running", "carried over")
         assert begun["matched"] == len(NAMES)
