@@ -125,3 +125,42 @@ def test_every_table_has_an_owner() -> None:
 def test_licence(path: Path) -> None:
     """Every file begins with its licence."""
     assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
+
+
+def awaits(nodes: list[ast.stmt]) -> bool:
+    """Tell whether statements wait for something, but for functions within."""
+    left: list[ast.AST] = list(nodes)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return False
+
+
+def caught(handler: ast.ExceptHandler) -> set[str]:
+    """Return which exceptions are caught, by name."""
+    return set(re.findall(r"\w+", ast.unparse(handler.type) if handler.type else ""))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_called_off(path: Path) -> None:
+    """What is called off does not go on: where all exceptions are caught of what is
+    waited for, CancelledError is raised before, or whatever was caught at the end.
+
+    Twisted's is an ordinary `Exception`.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.With) and awaits(node.body):
+            managers = [ast.unparse(item.context_expr) for item in node.items]
+            assert not re.search(r"suppress\(.*\b(Base)?Exception\b", str(managers))
+        if not isinstance(node, ast.Try) or not awaits(node.body):
+            continue
+        for handler in node.handlers:
+            if "CancelledError" in caught(handler):
+                break
+            if handler.type is None or caught(handler) & {"Exception", "BaseException"}:
+                ends = ast.unparse(handler.body[-1])
+                # Of a single flight, all who wait are told.
+                assert ends in ("raise", "result = Failure()"), handler.lineno

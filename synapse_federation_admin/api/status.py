@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from pydantic import Field
 from synapse.module_api import JsonDict
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
@@ -77,6 +78,8 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
     services, features = asked.services, asked.services.features
     try:
         stored = await services.tables.stored_version()
+    except CancelledError:
+        raise
     except Exception as e:
         logger.warning("Cannot read the version of the tables: %s", e)
         stored = None

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import attr
+from twisted.internet.defer import CancelledError
 from twisted.names import dns
 
 from synapse_federation_admin import limits
@@ -170,6 +171,8 @@ async def _look_up_services(way: Way, service: str) -> Services:
         answers = await way.outbound.look_up_services(
             service, way.left_ms(_SHARE_SERVICES)
         )
+    except CancelledError:
+        raise
     except Exception as e:
         # What the resolver, or the name server, makes of it; or the time is over.
         failure = failure_of(e)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import attr
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
@@ -244,6 +245,8 @@ class Diagnoses:
             )
         except TimeoutError:
             return Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
+        except CancelledError:
+            raise
         except Exception as e:
             logger.warning("Could not read what is stored for a diagnosis: %s", e)
             return Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
@@ -344,6 +347,8 @@ async def _guarded(
     """Have a fault of our own cost these stages, and not the whole report."""
     try:
         await func(stages, *args)
+    except CancelledError:
+        raise
     except Exception:
         logger.exception("A stage of a diagnosis has failed")
         failure = Failure(FailureKind.INTERNAL)

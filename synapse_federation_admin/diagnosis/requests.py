@@ -18,6 +18,7 @@ import attr
 from canonicaljson import encode_canonical_json
 from signedjson.key import decode_verify_key_bytes, is_signing_algorithm_supported
 from synapse.module_api import JsonDict
+from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 from unpaddedbase64 import decode_base64
 
@@ -77,6 +78,8 @@ async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
             lambda: way.outbound.stored_keys(name),
             way.left_ms(),
         )
+    except CancelledError:
+        raise
     except Exception as e:
         # The keys can be judged all the same.
         logger.warning("Could not read stored keys for a diagnosis: %s", e)
@@ -97,6 +100,8 @@ async def _ask(
         # Synapse's client ends it by itself; but for the body of the answer it has as
         # much time again.
         return await way.within(way.left_ms(), get, name, path, args)
+    except CancelledError:
+        raise
     except Exception as e:
         return failure_of(e)
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from urllib.parse import urljoin, urlsplit
 
 import attr
+from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
@@ -123,6 +124,8 @@ async def _fetch(way: Way, host: str) -> Fetched:
             )
         except TimeIsOver:
             error = Failure(FailureKind.RESPONSE_TIMEOUT)
+        except CancelledError:
+            raise
         except Exception as e:
             error = failure_of(e)
             if error.is_ours:

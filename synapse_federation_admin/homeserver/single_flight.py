@@ -2,7 +2,6 @@
 """What many ask for at the same time runs once, in the background, for all of them."""
 
 from collections.abc import Awaitable, Callable, Hashable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from synapse.logging.context import PreserveLoggingContext
@@ -79,18 +78,20 @@ class SingleFlight:
         flight.waiters.append(waiter)
         over: Deferred[None] = Deferred()
         if before is not None:
-            before.waiters.append(over)
+            # Those who wait for it are told of its errors.
+            ended: Deferred[Any] = Deferred()
+            ended.addBoth(lambda _: None if over.called else over.callback(None))
+            before.waiters.append(ended)
 
         async def run() -> None:
-            if before is not None:
-                # Those who wait for it are told of its errors.
-                with suppress(Exception):
-                    await make_deferred_yieldable(over)
-            flight.has_begun = True
             result: Any
             try:
+                if before is not None:
+                    await make_deferred_yieldable(over)
+                flight.has_begun = True
                 result = await func()
             except Exception:
+                # Also if it is called off: all who wait are told.
                 result = Failure()
             if self._newest[key] is flight:
                 del self._newest[key]

@@ -19,6 +19,7 @@ from typing import TypeVar
 import attr
 from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import versions
@@ -137,6 +138,8 @@ class Tables:
         await self.ready()
         try:
             return await run(desc, func)
+        except CancelledError:
+            raise
         except Exception as e:
             if not _is_undefined(e):
                 raise
