@@ -324,7 +324,7 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(self.ask("GET", path).code, 404)
 
     def test_pruned(self) -> None:
-        """What is old is deleted, but not what lasts, nor why."""
+        """What is old is deleted, but not what lasts, nor why; and what is to come."""
         self.add_failing("a.example", "gone", ago=300 * DAY)
         self.add_failure("a.example", "gone", ago=100 * DAY)
         self.add_failure("a.example", "rejected", ago=100 * DAY)
@@ -354,6 +354,11 @@ class OutagesTest(HistoryTestCase):
             looked_ts=self.now - DAY + 60_000,
             addresses="[]",
         )
+        # A clock that was ahead.
+        self.add_failure("d.example", "gone", ago=-DAY)
+        self.add_outage("d.example", -DAY)
+        self.add_outage("d.example", DAY, -DAY)
+        self.add_success("d.example", ago=-DAY)
         homeserver = Homeserver(self.hs.get_module_api())
         tables = Tables(homeserver)
         audit = Audit(homeserver, tables)

@@ -221,6 +221,17 @@ class BeginTestCase(OutagesTestCase):
         )
         self.assertEqual(page["destinations"][0]["availability"]["share"], 0)
 
+    def test_clock_was_ahead(self) -> None:
+        """It is not recorded since a time that is still to come."""
+        self.run_sql(
+            f"UPDATE federation_admin_recording SET since_ts = {self.now + DAY}"
+        )
+        job = Outages(self.homeserver, self.tables)
+        self.get_success(job.look())
+        self.assertEqual(
+            self.count(f"federation_admin_recording WHERE since_ts <= {self.now}"), 1
+        )
+
     def test_many_end(self) -> None:
         """However many have worked again, each outage ends."""
         count = limits.OUTAGES_ENDED + 1

@@ -188,10 +188,14 @@ def fails_for(kinds: Collection[str]) -> Sql:
 
 
 def begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
-    """Write since when outages are recorded, if that has not been written yet."""
+    """Write since when outages are recorded, if that has not been written yet.
+
+    Or was by a clock that was ahead.
+    """
     txn.execute(
-        f"INSERT INTO {_RECORDING} (only_row, since_ts) VALUES (1, ?) "  # noqa: S608
-        "ON CONFLICT DO NOTHING",
+        f"INSERT INTO {_RECORDING} AS known (only_row, since_ts) VALUES (1, ?) "  # noqa: S608
+        "ON CONFLICT (only_row) DO UPDATE SET since_ts = EXCLUDED.since_ts "
+        "WHERE known.since_ts > EXCLUDED.since_ts",
         (now_ts,),
     )
 
@@ -372,3 +376,9 @@ def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
     """Delete outages that ended before a time; return how many."""
     old = Sql("end_ts < ?", (before_ts,))
     return delete_some(txn, _TABLE, "destination, start_ts", old, limit)
+
+
+def prune_beyond_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete outages of after a time, which nobody can know; return how many."""
+    beyond = Sql("start_ts > ? OR end_ts > ?", (before_ts, before_ts))
+    return delete_some(txn, _TABLE, "destination, start_ts", beyond, limit)

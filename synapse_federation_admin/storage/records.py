@@ -231,6 +231,18 @@ def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
     )
 
 
+def prune_beyond_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete failures and successes of after a time; return the larger number of rows.
+
+    For what a clock wrote that was ahead: nothing newer would replace it.
+    """
+    beyond = Sql("last_ts > ?", (before_ts,))
+    return max(
+        delete_some(txn, _FAILURES, "destination, kind", beyond, limit),
+        delete_some(txn, _SUCCESSES, "destination", beyond, limit),
+    )
+
+
 def prune_addresses_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
     """Delete what was looked up before a time; return how many rows."""
     old = Sql("looked_ts < ?", (before_ts,))
