@@ -169,6 +169,8 @@ class Diagnoses:
                 )
             except InvalidServerNameError:
                 return
+            except CancelledError:
+                raise
             except Exception as e:
                 failure = failure_of(e)
                 if failure.kind is FailureKind.DNS_FAILED:
