@@ -135,7 +135,6 @@ def test_reset(cluster: Cluster, sender: str, process: str) -> None:
 
     answered = time.monotonic()
     for found in (
-        remote.wait_for_request(0, SOON_S, "/version"),
         remote.wait_for_request(answered - 2, SOON_S, "/send/"),
         remote.wait_for_message(MessageKind.PDU, "waiting", SOON_S),
         remote.wait_for_message(MessageKind.TO_DEVICE, "waiting too", SOON_S),

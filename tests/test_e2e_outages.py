@@ -295,7 +295,8 @@ class Day:
         self._ended(server, "forgotten", begun_ms)
 
     def _ended(self, server: Server, how: str, begun_ms: int) -> None:
-        late_ms = NOT_WRITTEN_YET_MS if how == "recovered" else 0
+        # That a reset was of use is known a moment after it.
+        late_ms = 0 if how == "forgotten" else NOT_WRITTEN_YET_MS
         server.outages[-1].ended = how
         server.outages[-1].end = (begun_ms, self.clock.now_ms + late_ms)
 

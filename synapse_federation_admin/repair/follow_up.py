@@ -66,7 +66,10 @@ class FollowUp:
         # By their IDs, entries for whose end somebody waits; None until then.
         self._ends: dict[str, AuditEntry | None] = {}
         self._has_started = self._looking = False
-        self._begun_ts = 0
+        # Whether something was cleared since the last look, and for how long nothing.
+        # These are counted: the clock of the host may be set.
+        self._is_any = False
+        self._quiet_ms = 0
 
     def start(self) -> None:
         """Go on where the process before this one has stopped."""
@@ -77,22 +80,22 @@ class FollowUp:
 
     def begin(self) -> None:
         """Look at what has been cleared, from now on and until nothing is left."""
-        self._begun_ts = self._homeserver.now_ms()
+        self._is_any, self._quiet_ms = True, 0
         if not self._looking:
             self._looking = True
             self._homeserver.run_in_background(
                 "federation_admin_follow_up", self._look_while_any
             )
 
-    async def end_of(self, entry: AuditEntry, until_ts: int) -> AuditEntry | None:
+    async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
         """Wait for the end of an entry that is cleared; None if it does not end."""
         self._ends[entry.entry_id] = None
         self.begin()
         try:
-            while self._homeserver.now_ms() < until_ts:
+            for _ in range(timeout_ms // _TICK_MS):
                 if (ended := self._ends[entry.entry_id]) is not None:
                     return ended
-                await self._homeserver.sleep_ms(_TICK_MS // 2)
+                await self._homeserver.sleep_ms(_TICK_MS)
         finally:
             del self._ends[entry.entry_id]
         return None
@@ -113,21 +116,22 @@ class FollowUp:
             self.begin()
 
     async def _look_while_any(self) -> None:
-        is_any, looked_ts = True, 0
+        waited_ms = 0
         try:
-            while is_any or self._begun_ts >= looked_ts:
+            while self._is_any:
                 await self._homeserver.sleep_ms(_TICK_MS)
-                now_ts = self._homeserver.now_ms()
-                since_ms = (now_ts - self._begun_ts) // 4
-                if now_ts - looked_ts < min(since_ms, _LOOK_RAREST_MS):
+                self._quiet_ms += _TICK_MS
+                waited_ms += _TICK_MS
+                if waited_ms < min(self._quiet_ms // 4, _LOOK_RAREST_MS):
                     continue
-                looked_ts = now_ts
+                self._is_any, waited_ms = False, 0
                 try:
-                    is_any = await self._look()
+                    self._is_any = await self._look() or self._is_any
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
                 except Exception as e:
+                    self._is_any = True
                     if self._homeserver.is_database_away(e):
                         logger.warning("The database is away after a reset: %s", e)
                     else:

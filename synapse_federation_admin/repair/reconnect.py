@@ -48,6 +48,10 @@ from synapse_federation_admin.storage.outcomes import (
 # as long as Synapse gives it to answer a transaction.
 _CONTACT_TIMEOUT_MS = 60_000
 
+# For how long at the most it is waited for what comes of what waits; then that is found
+# out all the same.
+_LONGEST_WAIT_MS = 60_000
+
 # How long it has to say what software it runs, which decides nothing.
 _SOFTWARE_TIMEOUT_MS = 2_000
 
@@ -191,7 +195,8 @@ class Reconnect:
             self._follow_up.begin()
         if found.outcome is not ReconnectOutcome.PENDING:
             return found
-        ended = await self._follow_up.end_of(entry, until_ts)
+        left_ms = until_ts - self._homeserver.now_ms()
+        ended = await self._follow_up.end_of(entry, min(left_ms, _LONGEST_WAIT_MS))
         if ended is None:
             return found
         refused: Any = ended.details.get("refused")

@@ -80,11 +80,10 @@ _SLOW_START_S = 1.0
 _REST_S = 1.0
 _REGAINED_PER_S = 1.0
 
-# For how long a run waits at its end for what it has set off to be taken or refused.
-_SEEN_THROUGH_MS = 10_000
-
-# How often to look whether a run has been cancelled, while nothing is written.
+# How often to look whether a run has been cancelled, while nothing is written; and how
+# many times, at its end, whether all that it has set off was taken or refused.
 _LOOK_EVERY_S = 0.4
+_LOOKS_AT_THE_END = 25
 
 
 class RunOutcome(Enum):
@@ -164,9 +163,8 @@ class ReconnectMany(Action):
             homeserver, self._destinations, self._wake, self._follow_up, job
         ).work()
         # What waits for the last of them is being sent.
-        until_ts = homeserver.now_ms() + _SEEN_THROUGH_MS
-        while homeserver.now_ms() < until_ts and await persist(homeserver, job.look):
-            if not await persist(
+        for _ in range(_LOOKS_AT_THE_END):
+            if not await persist(homeserver, job.look) or not await persist(
                 homeserver, lambda: self._audit.has_cleared(job.run.run_id)
             ):
                 return
