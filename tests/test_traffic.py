@@ -5,6 +5,7 @@ Every line that is taken comes from the real code here, down to a fake transport
 another release words it differently, these tests are to fail.
 """
 
+import errno
 import inspect
 import linecache
 import logging
@@ -16,6 +17,7 @@ from unittest import mock
 
 from netaddr import IPAddress
 from parameterized import parameterized
+from synapse.config.server import parse_proxy_config
 from synapse.federation.transport.server import _base as federation_server
 from synapse.http import client, matrixfederationclient
 from synapse.http.matrixfederationclient import (
@@ -26,12 +28,19 @@ from synapse.logging.context import LoggingContext
 from synapse.server import HomeServer
 from synapse.util import retryutils
 from synapse.util.clock import Clock
+from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.testing import MemoryReactor, StringTransport
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import relied_on, traffic
-from synapse_federation_admin.homeserver.errors import HttpResponseException
+from synapse_federation_admin.homeserver.errors import (
+    HttpResponseException,
+    Obstacle,
+    ObstacleError,
+    RequestSendFailed,
+)
 from tests import unittest
 
 NAME = "a.example:8448"
@@ -44,6 +53,10 @@ LEVELS = [
     ("warning", logging.WARNING, False),
     ("disabled", logging.DEBUG, True),
 ]
+
+
+def nowhere(host: str) -> net.DNSLookupError:
+    return net.DNSLookupError(f"no results for hostname lookup: {host}")
 
 
 class Seen:
@@ -341,6 +354,62 @@ class CountedTestCase(TrafficTestCase):
 
 
 class ObserversTestCase(TrafficTestCase):
+    def told_of(self, error: Exception, name: str = NAME) -> Obstacle | None:
+        """Return the obstacle that is told of when a request fails."""
+        failed = RequestSendFailed(error, can_retry=False)
+        told = traffic._explained(self.hs, name, failed)
+        return told.obstacle if isinstance(told, ObstacleError) else None
+
+    def test_explained(self) -> None:
+        """What Synapse's client tells less of is told as what it is."""
+        for error, obstacle in (
+            (nowhere("a.example"), None),
+            (ValueError("invalid hostname: a.example"), None),
+            (ValueError("invalid hostname: "), Obstacle.NO_SERVICE),
+            (ValueError("invalid hostname: my_host"), Obstacle.NO_HOST_NAME),
+            (OSError(errno.EMFILE, "x"), None),
+        ):
+            self.assertIs(self.told_of(error), obstacle)
+        self.fail_with(RequestSendFailed(DeferredTimeoutError(), can_retry=True))
+        self.assertIsInstance(self.seen.failures[-1][1], net.TimeoutError)
+
+    def test_no_file_left(self) -> None:
+        """A name that cannot be looked up as no file can be opened: that is ours."""
+        with mock.patch.object(traffic, "are_resources_out", return_value=True):
+            self.assertIs(self.told_of(nowhere("a")), Obstacle.OUT_OF_RESOURCES)
+        none = OSError(errno.EMFILE, "x")
+        self.fail_with(RequestSendFailed(none, can_retry=False))
+        self.assertIs(self.seen.failures[-1][1], none)
+
+    def test_delegation_to_no_server_name(self) -> None:
+        """Where the file delegates to a URL, or has a path, that is what is wrong."""
+        for delegated_to, obstacle in (
+            ("https://a.example", Obstacle.BAD_DELEGATION),
+            ("a.example/b", Obstacle.BAD_DELEGATION),
+            ("a.example:443", None),
+            (None, None),
+        ):
+            cached = (delegated_to, 0, True)
+            with mock.patch.object(traffic, "cached_well_known", return_value=cached):
+                self.assertIs(self.told_of(nowhere("https")), obstacle)
+                answer = HttpResponseException(502, "no", b"")
+                self.assertIs(self.told_of(answer), obstacle)
+
+    def test_own_proxy(self) -> None:
+        """If our own proxy is not connected to, that is no failure of the server's."""
+        config = parse_proxy_config(
+            {"https_proxy": "proxy.example:3128", "no_proxy_hosts": ["past.example"]}
+        )
+        refused = net.ConnectionRefusedError()
+        with mock.patch.object(self.hs.config.server, "proxy_config", config):
+            for error, name, obstacle in (
+                (refused, "a.example", Obstacle.OWN_PROXY),
+                (refused, "a.example:8448", Obstacle.OWN_PROXY),
+                (nowhere("proxy.example"), "a.example", Obstacle.OWN_PROXY),
+                (refused, "past.example", None),
+            ):
+                self.assertIs(self.told_of(error, name), obstacle)
+
     def test_two_homeservers(self) -> None:
         """With two homeservers in a process each is told of its own requests."""
         other = Seen()

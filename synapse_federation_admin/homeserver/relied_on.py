@@ -114,9 +114,10 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.federation.matrix_federation_agent:
             MatrixFederationAgent(_srv_resolver)
             MatrixFederationAgent(_well_known_resolver)
-        synapse.http.federation.srv_resolver: Server.host SrvResolver.resolve_service
+        synapse.http.federation.srv_resolver:
+            Server.host SrvResolver.resolve_service SrvResolver(dns_client)
         synapse.http.federation.well_known_resolver:
-            WellKnownResolver._make_well_known_request
+            WellKnownResolver._make_well_known_request WellKnownResolver.get_well_known
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json(ignore_backoff)
             MatrixFederationHttpClient.put_json(ignore_backoff)

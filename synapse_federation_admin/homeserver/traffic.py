@@ -11,6 +11,7 @@ handlers remain the operator's, and not one line is more or less.
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -87,6 +88,9 @@ _homeservers: dict[str, "HomeServer"] = {}
 # Host names that have led to blocked addresses, by when; the last of them last.
 _blocked: dict[str, float] = {}
 
+# The port in a server name.
+_PORT = re.compile(":[0-9]+$")
+
 _Told = tuple[object, ...]
 
 T = TypeVar("T")
@@ -118,7 +122,7 @@ def _explained(
     hs: "HomeServer", destination: str, error: BaseException
 ) -> BaseException:
     """Return what has stopped a request of Synapse's, where that tells less of it."""
-    cause, host = innermost(error), destination.rpartition(":")[0] or destination
+    cause, host = innermost(error), _PORT.sub("", destination)
     if is_out_of_resources(cause):
         return cause
     if cached := cached_well_known(hs, destination):
