@@ -88,13 +88,13 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         write_failing(synapse, names, failing_since_ts=SINCE_TS)
         client = synapse.client(synapse.create_user("admin", admin=True))
         process = psutil.Process(synapse.process("main").pid)
-        run_id = client.start_run(all_failing=True, per_second=100)["id"]
         # Connections of others take what there is but for a few.
         port = synapse.layout.client_ports["main"]
         held = stack.enter_context(ExitStack())
         while process.num_fds() < 192:
             held.enter_context(socket.create_connection(("127.0.0.1", port)))
             time.sleep(0.01)
+        run_id = client.start_run(all_failing=True, per_second=100)["id"]
         text = "found nothing left"
         log = synapse.folder / "main.log"
         wait_until(lambda: text in log.read_text(), "nothing to be left", 30)

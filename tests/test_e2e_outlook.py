@@ -162,7 +162,7 @@ def test_look_up_servers(tmp_path: Path) -> None:
                 w.wait_for([f"silent.{ZONE}"], "last_failure")
                 failure = w.get(f"destinations/silent.{ZONE}")["last_failure"]
                 # Else it is found to be the DNS, as above.
-                assert failure["kind"] == "response_timeout"
+                assert failure["kind"] == "connection_timeout"
             asked, requests = w.laboratory.dns.asked, web.requests
             w.synapse.restart()
             asked.clear()
