@@ -137,31 +137,15 @@ class Forgotten:
     forgotten: bool = False
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Forget:
     """Forgets destinations."""
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        tables: Tables,
-        backlog: BacklogStore,
-        shared_rooms: SharedRoomsStore,
-        audit: Audit,
-    ) -> None:
-        """Forget nothing yet.
-
-        Args:
-            homeserver: Reaches Synapse.
-            tables: The module's own tables.
-            backlog: Knows what waits.
-            shared_rooms: Knows with whom rooms are shared.
-            audit: Keeps what is done.
-        """
-        self._homeserver = homeserver
-        self._tables = tables
-        self._backlog = backlog
-        self._shared_rooms = shared_rooms
-        self._audit = audit
+    _homeserver: Homeserver
+    _tables: Tables
+    _backlog: BacklogStore
+    _shared_rooms: SharedRoomsStore
+    _audit: Audit
 
     async def forget(
         self,

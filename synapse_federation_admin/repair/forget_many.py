@@ -72,25 +72,18 @@ class ForgetPreview:
     refused_sample: tuple[tuple[str, int], ...] = ()
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class ForgetMany(Action):
     """The action `forget`."""
 
     name = "forget"
     outcomes = tuple(outcome.value for outcome in ForgetOutcome)
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        reader: DestinationReader,
-        backlog: BacklogStore,
-        shared_rooms: SharedRoomsStore,
-        forget: Forget,
-    ) -> None:
-        self._homeserver = homeserver
-        self._reader = reader
-        self._backlog = backlog
-        self._shared_rooms = shared_rooms
-        self._forget = forget
+    _homeserver: Homeserver
+    _reader: DestinationReader
+    _backlog: BacklogStore
+    _shared_rooms: SharedRoomsStore
+    _forget: Forget
 
     async def preview(
         self, wanted: DestinationFilter, *, drop_to_device: bool

@@ -47,6 +47,7 @@ def whole_action(action: str) -> str:
     return f"bulk_{action}"
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class RunStore:
     """Reads and writes runs. Every method raises what the database raises.
 
@@ -57,10 +58,9 @@ class RunStore:
         audit: Keeps what is done.
     """
 
-    def __init__(self, homeserver: Homeserver, tables: Tables, audit: Audit) -> None:
-        self.homeserver = homeserver
-        self.audit = audit
-        self._tables = tables
+    homeserver: Homeserver
+    _tables: Tables
+    audit: Audit
 
     async def create(self, order: RunOrder) -> tuple[Run, bool]:
         """Make a run, unless one of the same action has not ended.
