@@ -132,13 +132,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates = CertificateAuthority(folder)
-        for title, kind in _KINDS.items():
-            with _both(folder / f"count {title}", certificates, kind) as both:
+        for title in _KINDS:
+            with _both(folder / "idle", certificates, title) as both:
                 lines += _count(title, both, options.minutes)
         lines += ["", _MILLION.format(rows=options.rows)]
         for title, kind in _KINDS.items():
             if not kind.get("workers"):
-                with _both(folder / f"watch {title}", certificates, kind) as both:
+                with _both(folder / "filled", certificates, title) as both:
                     lines += _watch(title, both, options.rows, options.minutes)
     text = "\n".join(lines)
     print(text)
@@ -157,10 +157,12 @@ def _parse_options() -> argparse.Namespace:
 
 @contextmanager
 def _both(
-    folder: Path, certificates: CertificateAuthority, kind: dict[str, Any]
+    folder: Path, certificates: CertificateAuthority, title: str
 ) -> Iterator[list[Homeserver]]:
     """Run a stock homeserver and one with the module."""
-    say(f"idle: {folder.name}")
+    say(f"{folder.name}: {title}")
+    # PostgreSQL takes no space in the path of its socket.
+    folder /= title.replace(", ", "-").replace(" ", "-")
     with ExitStack() as stack:
         yield [
             Homeserver(
@@ -171,7 +173,7 @@ def _both(
                         certificates,
                         module_config=config,
                         extra_config={"enable_metrics": True},
-                        **kind,
+                        **_KINDS[title],
                     )
                 ),
             )
