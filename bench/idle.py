@@ -245,8 +245,8 @@ def _watch(
 
 
 _TRANSACTIONS_TITLE = """\
-Database transactions a minute of a homeserver that nobody uses, and of those the
-module's, by what they are for.
+Database transactions a minute of a homeserver that nobody uses but Prometheus, and of
+those the module's, by what they are for. What PostgreSQL counts has those of autovacuum.
 
 | | stock | module | more | the module's |
 |---|---:|---:|---:|---|"""
