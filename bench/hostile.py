@@ -13,26 +13,31 @@ mount namespace.
     python bench/hostile.py silent-dns
 """
 
+import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from attrs import field, frozen, mutable
 from probe import Health
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import MatrixClient, quoted
+from synapse_federation_admin.playground.remote import RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from dns_server import silent, with_resolver
-from fleet import write_failing
+from fleet import select, write_failing
 
 FAILING_SINCE_TS = 1_600_000_000_000
 SAMPLED_EVERY_S = 0.1
@@ -41,12 +46,23 @@ SILENT_ADDRESS = "127.77.0.53"
 DESTINATIONS = 20_000
 WATCHED_S = 90
 
+READERS = 200
+LISTED = 100_000
+UNREAD_S = 20
+
+FLAPS_S = 60
+PAGE = 100
+DAY_MS = 86_400_000
+TIMED = 20
+V2 = "/_synapse/admin/v2/federation/destinations"
+
 
 @mutable
 class Watch:
     """What a process takes while the context is open, and how soon it answers."""
 
     synapse: SynapseServer
+    certificates: CertificateAuthority
     descriptors: int = 0
     threads: int = 0
     memory_mib: float = 0
@@ -108,7 +124,109 @@ def silent_dns(watch: Watch) -> str:
     return f"{run['done']} of {run['matched']} done ({counts or 'no errors'})"
 
 
-SCENARIOS = {"silent-dns": Scenario(silent_dns, 600, 32, 100)}
+def readers(watch: Watch) -> str:
+    """Ask for long lists on many connections, and read nothing."""
+    names = [f"host{number:06}.example" for number in range(LISTED)]
+    write_failing(watch.synapse, names, failing_since_ts=FAILING_SINCE_TS)
+    client = watch.synapse.client(watch.synapse.create_user("admin", admin=True))
+    # Whatever memory it takes once, it has taken then.
+    client.destinations(limit=LISTED)
+    process = psutil.Process(watch.synapse.process("main").pid)
+    before = process.memory_info().rss
+    paths = (
+        f"{V2}/export?format=csv",
+        f"{V2}/export?order_by=failure_ts",
+        f"{V2.replace('v2', 'v1')}?limit={LISTED}",
+    )
+    with watch.watching():
+        with ExitStack() as stack:
+            connections = []
+            for number in range(READERS):
+                connection = stack.enter_context(socket.socket())
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.settimeout(60)
+                connection.connect(
+                    ("127.0.0.1", watch.synapse.layout.client_ports["main"])
+                )
+                connection.sendall(
+                    f"GET {paths[number % len(paths)]} HTTP/1.1\r\nHost: localhost\r\n"
+                    f"Authorization: Bearer {client.access_token}\r\n\r\n".encode()
+                )
+                connections.append(connection)
+            time.sleep(UNREAD_S)
+            codes = [connection.recv(12)[-3:] for connection in connections]
+        time.sleep(UNREAD_S)
+    kept = (process.memory_info().rss - before) / 2**20
+    return (
+        f"{codes.count(b'200')} of {READERS} served, {codes.count(b'429')} told when "
+        f"to come again; +{kept:.0f} MiB afterwards"
+    )
+
+
+def flapping_server(watch: Watch) -> str:
+    """Have a server fail every transaction, and ask something, every second."""
+    client = watch.synapse.client(watch.synapse.create_user("admin", admin=True))
+    us = watch.synapse.server_name
+    path = "/_matrix/federation/v1/query/profile?user_id=" + quoted(f"@admin:{us}")
+    remote = RemoteServer("127.0.0.41", watch.certificates)
+    remote.special = lambda path, _: (502, {}) if "/send/" in path else None
+    remote.start()
+    try:
+        with watch.watching():
+            ends_s = time.monotonic() + FLAPS_S
+            while time.monotonic() < ends_s:
+                client.send_to_device(f"@x:{remote.server_name}", "hello")
+                time.sleep(0.5)
+                header = remote.identity.authorization("GET", path, us, None)
+                httpx.get(
+                    f"https://{us}{path}",
+                    headers={"Authorization": header},
+                    verify=watch.certificates.client_context(),
+                    trust_env=False,
+                ).raise_for_status()
+                time.sleep(0.5)
+    finally:
+        remote.stop()
+    ((failures,),) = select(
+        watch.synapse, "SELECT SUM(count) FROM federation_admin_failures"
+    )
+    ((rows,),) = select(watch.synapse, "SELECT COUNT(*) FROM federation_admin_outages")
+    return (
+        f"{rows} rows of {failures} failures in {FLAPS_S} s; availability of a page of "
+        f"{PAGE} such takes {availability_ms(watch.synapse, client):.0f} ms"
+    )
+
+
+def availability_ms(synapse: SynapseServer, client: MatrixClient) -> float:
+    """Return how much longer a page takes with it, of servers that flap for ever."""
+    names = [f"flaps{number:03}.example" for number in range(PAGE)]
+    write_failing(synapse, names, failing_since_ts=FAILING_SINCE_TS)
+    now_ms = int(time.time() * 1000)
+    apart_ms = DAY_MS // limits.OUTAGES_A_DAY
+    for name in names:
+        values = ", ".join(
+            f"('{name}', {start_ts}, {start_ts + apart_ms // 2}, 'recovered', "
+            f"'http_error', 'http_error', {apart_ms // 4})"
+            for start_ts in range(now_ms - 14 * DAY_MS, now_ms - apart_ms, apart_ms)
+        )
+        select(synapse, f"INSERT INTO federation_admin_outages VALUES {values}")  # noqa: S608
+
+    def took_ms(query: str) -> float:
+        found = []
+        for _ in range(TIMED):
+            begun_s = time.monotonic()
+            client.request("GET", f"{V2}?limit={PAGE}&destination=flaps{query}")
+            found.append((time.monotonic() - begun_s) * 1000)
+        return statistics.median(found)
+
+    return took_ms("&include=availability") - took_ms("")
+
+
+SCENARIOS = {
+    "silent-dns": Scenario(silent_dns, 600, 32, 100),
+    "200-readers": Scenario(readers, 600, 100, 100),
+    "flapping-server": Scenario(flapping_server, 600, 32, 100),
+}
 
 
 def main() -> None:
@@ -140,13 +258,14 @@ def surroundings(scenario: Scenario) -> Iterator[Watch]:
     """Start a homeserver whose resolver takes every query and answers none."""
     with tempfile.TemporaryDirectory() as name, silent(SILENT_ADDRESS):
         folder = Path(name)
+        certificates = CertificateAuthority(folder)
         with SynapseServer(
             folder / "synapse",
-            CertificateAuthority(folder),
+            certificates,
             module_config=scenario.config,
             wrapper=with_resolver(folder, SILENT_ADDRESS),
         ) as synapse:
-            yield Watch(synapse)
+            yield Watch(synapse, certificates)
 
 
 if __name__ == "__main__":
