@@ -20,12 +20,6 @@ from synapse_federation_admin.homeserver.responses import (
     set_cors_headers,
 )
 
-# For the document: how an answer fails if there are too many others.
-TOO_MANY = {
-    429: "Too many long answers are being read from this process (`M_LIMIT_EXCEEDED`, "
-    "with `Retry-After`)."
-}
-
 # How many bytes are written at a time: as many as Twisted takes before it pauses us.
 _SLICE = 64 * 1024
 

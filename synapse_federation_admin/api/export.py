@@ -15,12 +15,13 @@ from synapse_federation_admin.api._render import (
     csv_line,
     encode_v2,
 )
-from synapse_federation_admin.api._stream import TOO_MANY, respond_in_chunks
+from synapse_federation_admin.api._stream import respond_in_chunks
 from synapse_federation_admin.api.schemas.destinations import (
     ExportFormat,
     ExportQuery,
     ListedDestination,
 )
+from synapse_federation_admin.api.schemas.v1 import TOO_MANY
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.backlog import Backlog
 

@@ -7,11 +7,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from synapse_federation_admin.api._operation import Operation
-from synapse_federation_admin.api._stream import TOO_MANY
 from synapse_federation_admin.api.schemas.model import Answer, Input, Lax, Nothing
 from synapse_federation_admin.destinations.values import Direction
 
 _UNKNOWN = {404: "Synapse has no row for the destination."}
+
+# How a long answer fails if there are too many others.
+TOO_MANY = {
+    429: "Too many long answers are being read from this process (`M_LIMIT_EXCEEDED`, "
+    "with `Retry-After`)."
+}
 
 Count = Annotated[int, Field(ge=0)]
 
