@@ -26,7 +26,7 @@ from laboratory import (
 from listener import Listener
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
-from synapse_federation_admin.playground.processes import free_port
+from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
@@ -333,6 +333,21 @@ def test_proxy(world: World) -> None:
         )
         client = admin_of(synapse)
         through, refused, past = map(client.diagnose, names.values())
+        # That nothing is there any more is no fault of those behind it.
+        proxy.close()
+        unproxied = f"{names['through']}:8448"
+        client.send_to_device(f"@x:{unproxied}", "hello")
+        found = client.diagnose(unproxied)
+        path = f"/_synapse/admin/v2/federation/destinations/{unproxied}"
+        wait_until(
+            lambda: client.request("GET", path)["last_failure"], "the failure", 60
+        )
+        recorded = client.request("GET", path)["last_failure"]
+        contact = client.reconnect(unproxied)["contact"]["error"]
+    assert (found["kind"], found["reason"]) == ("other", "proxy"), found
+    assert (contact["kind"], contact["reason"]) == ("other", "proxy"), contact
+    assert recorded["kind"] == "other", recorded
+    assert "https_proxy" in recorded["message"]
     assert through["verdict"] == "ok", through
     (connection,) = through["stages"][3]["findings"]["connections"]
     assert connection["address"] is None
