@@ -20,7 +20,9 @@ ADDRESS_SEARCHES = 5
 # Servers of which it is looked up in one round where they lead, for the same.
 CORRELATED_SERVERS = 50
 
-# Look-ups of host names, each of which takes a thread.
+# Look-ups of host names, each of which takes a thread and a descriptor: for contacts,
+# and as many for diagnoses. While the DNS is silent a thread hangs for as long as the
+# system's resolver waits, and so a run goes on no faster.
 DNS_LOOKUPS = 64
 
 # Requests that cost a pass over the table of destinations.
@@ -43,9 +45,7 @@ ANSWERING_DESTINATIONS = 50_000
 # Where pages of v1's lists ended.
 CURSORS = 4096
 
-# Host names of which it is known whether they have addresses, and of which it is known
-# that they led to blocked ones.
-RESOLVED_HOSTS = 1000
+# Host names of which it is known that they led to blocked addresses.
 BLOCKED_HOSTS = 1000
 
 # -- done in one transaction -----------------------------------------------------------
