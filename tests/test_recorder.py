@@ -33,6 +33,9 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import _observers
 from synapse_federation_admin.storage.schema import Tables
 
+# What is told differs between Synapse's releases, and is in test_traffic.py.
+pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
+
 WRITE_S = 3.1
 
 
@@ -49,7 +52,6 @@ def rejected(text: str) -> HttpResponseException:
     return HttpResponseException(401, "No", json.dumps({"error": text}).encode())
 
 
-@pytest.mark.database
 class RecorderTestCase(ModuleTestCase):
     """The recorder of the module, which Synapse has loaded."""
 
@@ -374,7 +376,6 @@ class BoundsTestCase(RecorderTestCase):
         self.assertEqual(set(self.counts().values()), {1})
 
 
-@pytest.mark.database
 class OddTestCase(RecorderTestCase):
     def test_long_name(self) -> None:
         """A name that no server can have does not keep others from being written."""

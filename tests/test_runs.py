@@ -18,6 +18,9 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.repair import cap_backoff, forget_many, runner
 from synapse_federation_admin.storage.run_queue import Job
 
+# Every Synapse has the runs of test_cap_backoff.py and test_e2e_repair.py.
+pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
+
 NAMES = [f"host{number:03}.example" for number in range(30)]
 FILTER = {"destination": "host"}
 
@@ -47,7 +50,6 @@ def ten_per_second() -> Iterator[None]:
         yield
 
 
-@pytest.mark.database
 class RunnerTestCase(RunsTestCase, ProbeTestCase):
     def setUp(self) -> None:
         super().setUp()
