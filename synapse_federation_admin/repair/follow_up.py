@@ -87,17 +87,21 @@ class FollowUp:
                 "federation_admin_follow_up", self._look_while_any
             )
 
-    async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
-        """Wait for the end of an entry that is cleared; None if it does not end."""
+    def watch(self, entry: AuditEntry) -> None:
+        """Have the end of an entry be known to `end_of`, until `unwatch`."""
         self._ends[entry.entry_id] = None
+
+    def unwatch(self, entry: AuditEntry) -> None:
+        """Forget the end of an entry."""
+        self._ends.pop(entry.entry_id, None)
+
+    async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
+        """Wait for the end of an entry that is watched; None if it does not end."""
         self.begin()
-        try:
-            for _ in range(timeout_ms // _TICK_MS):
-                if (ended := self._ends[entry.entry_id]) is not None:
-                    return ended
-                await self._homeserver.sleep_ms(_TICK_MS)
-        finally:
-            del self._ends[entry.entry_id]
+        for _ in range(timeout_ms // _TICK_MS):
+            if (ended := self._ends[entry.entry_id]) is not None:
+                return ended
+            await self._homeserver.sleep_ms(_TICK_MS)
         return None
 
     @staticmethod

@@ -171,26 +171,39 @@ class Reconnect:
         begun: "_Begun",
     ) -> Reconnected:
         """Return the result for one of those who have asked; end their entry."""
+        # Once it is cleared, it may end at any time.
+        self._follow_up.watch(entry)
         try:
             found = await self._homeserver.single_flight.run(
                 "federation_admin_reconnect_contact",
                 name,
-                lambda: self._contact(name, before, entry, force),
+                lambda: self._contact(name, before, entry, force, begun),
                 joins=True,
             )
             contact = found.contact
             if force and contact is not None and contact.failure is not None:
                 forced = ReconnectOutcome.FORCED
                 found = await self._settle(name, before, contact, forced, entry)
+                begun.is_written = True
+            begun.found = found = attr.evolve(found, before=before)
+            if not begun.is_written:
+                await self._audit.end(self._ended(entry, found))
+                begun.is_written = True
+            return await self._seen_through(name, found, entry, until_ts)
         except CancelledError:
             # Synapse is shutting down.
             raise
         except Exception:
-            await self._audit.end_as_failed(entry)
+            if not begun.is_written:
+                await self._audit.end_as_failed(entry)
             raise
-        begun.found = found = attr.evolve(found, before=before)
-        # If it has not ended with the contact.
-        await self._audit.end(self._ended(entry, found))
+        finally:
+            self._follow_up.unwatch(entry)
+
+    async def _seen_through(
+        self, name: str, found: Reconnected, entry: AuditEntry, until_ts: int
+    ) -> Reconnected:
+        """Wait for what comes of what waits, if anything does, and not for too long."""
         if found.outcome is ReconnectOutcome.FORCED:
             self._follow_up.begin()
         if found.outcome is not ReconnectOutcome.PENDING:
@@ -208,7 +221,12 @@ class Reconnect:
         )
 
     async def _contact(
-        self, name: str, asked: Destination, entry: AuditEntry, force: bool
+        self,
+        name: str,
+        asked: Destination,
+        entry: AuditEntry,
+        force: bool,
+        begun: "_Begun",
     ) -> Reconnected:
         """Make the contact, and if it was answered well, clear and wake."""
         homeserver = self._homeserver
@@ -219,7 +237,9 @@ class Reconnect:
                     homeserver, name, contact, timeout_ms=_SOFTWARE_TIMEOUT_MS
                 )
         ends = None if force and contact.failure else entry
-        return await self._settle(name, asked, contact, outcome_of(contact), ends)
+        found = await self._settle(name, asked, contact, outcome_of(contact), ends)
+        begun.is_written = ends is not None
+        return found
 
     async def _settle(
         self,
@@ -289,6 +309,12 @@ class Reconnect:
 
 @attr.s(slots=True, auto_attribs=True, eq=False)
 class _Begun:
-    """How far a reconnect has come: what is told to those who wait no longer."""
+    """How far a reconnect has come, for one of those who have asked.
+
+    Attributes:
+        found: What is told to them if they wait no longer.
+        is_written: Whether that is in their entry.
+    """
 
     found: Reconnected
+    is_written: bool = False
