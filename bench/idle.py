@@ -246,7 +246,8 @@ def _watch(
 
 _TRANSACTIONS_TITLE = """\
 Database transactions a minute of a homeserver that nobody uses but Prometheus, and of
-those the module's, by what they are for. What PostgreSQL counts has those of autovacuum.
+those the module's, by what they are for. What PostgreSQL counts has those of
+autovacuum.
 
 | | stock | module | more | the module's |
 |---|---:|---:|---:|---|"""
