@@ -113,7 +113,7 @@ RECORDED: dict[str, tuple[str | None, ...]] = {
         ("connection_timeout",),
     ),
     # When a connection is closed it does not tell.
-    "closes-handshake": ("invalid_response",),
+    **dict.fromkeys(("closes-handshake", "resets"), ("invalid_response",)),
     # Whatever is in an answer of 200, it takes it for a success.
     **dict.fromkeys(("all-list", "all-no-type", "all-broken-json", "all-cut"), (None,)),
 }

@@ -131,7 +131,16 @@ class AnswersTestCase(ResetTestCase):
 
     def test_no_server_name(self) -> None:
         """A row whose name is no server's is cleared; there is nobody to be woken."""
-        for name in ("two\nlines", "a b", "host:port", "[::1", "\x1b[31m"):
+        long = f"{'a' * 64}.example"
+        for name in (
+            "two\nlines",
+            "a b",
+            "host:port",
+            "[::1",
+            "\x1b[31m",
+            long,
+            "-a.b",
+        ):
             self.add_destination(name, *FAILING)
             with mock.patch.object(Homeserver, "wake") as wake:
                 self.assertEqual(self.reset(name).code, 200)
