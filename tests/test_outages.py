@@ -145,7 +145,7 @@ class OutagesTestCase(ModuleTestCase):
     def recorder(self) -> Recorder:
         """Return what takes note of the requests of a process."""
         return Recorder(
-            self.homeserver, self.tables, mock.AsyncMock(return_value=set())
+            self.homeserver, self.tables, mock.AsyncMock(return_value={})
         )
 
     def write_outage(self) -> None:
