@@ -144,9 +144,7 @@ class OutagesTestCase(ModuleTestCase):
 
     def recorder(self) -> Recorder:
         """Return what takes note of the requests of a process."""
-        return Recorder(
-            self.homeserver, self.tables, mock.AsyncMock(return_value={})
-        )
+        return Recorder(self.homeserver, self.tables, mock.AsyncMock(return_value={}))
 
     def write_outage(self) -> None:
         """Have the outage written, as before the row is cleared."""
