@@ -133,6 +133,9 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
         write_failing(synapse, NAMES, failing_since_ts=1_000_000)
         client = synapse.client(admin)
         client.reset_connection(NAMES[0])
+        wait_until(
+            lambda: client.destination(NAMES[0])["failure_ts"], "it to fail again", 30
+        )
         longest = {"max_retry_interval_ms": 86_400_000}
         client.request("POST", f"{V2}/clamp", json=longest)
         body = {"all_failing": True, "per_second": 0.2, "reason": "carried over"}
