@@ -76,6 +76,35 @@ class RunTestCase(ManyTestCase):
             },
         )
 
+    def test_seen_through(self) -> None:
+        """Nobody is connected for whom something waits, until the first of it is taken.
+
+        What is found out after the end of the run is counted in it all the same.
+        """
+        names = ["takes.example", "refuses.example", "silent.example"]
+        self.add_failing(*names)
+        for name in names:
+            self.add_to_device(name)
+        self.answers.update(dict.fromkeys(names, ANSWER))
+        run_id = self.begin("reconnect", all_failing=True, per_second=50)
+        self.wait(2)
+        self.assertEqual(self.run_of(run_id)["outcomes"], {"pending": 3})
+        self.take("takes.example")
+        self.wait(20)
+        run = self.run_of(run_id)
+        self.assertEqual(run["status"], "complete")
+        self.assertEqual(run["outcomes"], {"connected": 1, "pending": 2})
+        self.get_success(
+            self.store.set_destination_retry_timings(
+                "refuses.example", 9000, 9000, 600_000
+            )
+        )
+        self.wait(20)
+        run = self.run_of(run_id)
+        self.assertEqual(run["outcomes"], {"connected": 1, "pending": 1, "refused": 1})
+        self.assertEqual(self.entries(run)["refuses.example"], ["refused"])
+        self.assertEqual(self.row("refuses.example")[2], LONG_FAILING[2])
+
     def test_most_valuable_first(self) -> None:
         """First what has to-device messages, then rooms, then device lists waiting."""
         names = ["a.example", "b.example", "c.example", "d.example", "e.example"]
