@@ -44,6 +44,7 @@ _AGAIN_MS = 10_000
 # Of how many names it is looked up whether the DNS answers, for each transaction; and
 # what it may then be in place of.
 _LOOKED_UP = 20
+_KINDS = tuple(kind.value for kind in FailureKind)
 _MAY_BE_DNS = (FailureKind.DNS_NOT_FOUND, FailureKind.CONNECTION_TIMEOUT)
 
 # A destination, and a kind.
@@ -51,9 +52,26 @@ _Key = tuple[str, str]
 
 K = TypeVar("K")
 V = TypeVar("V")
-R = TypeVar("R", RecordedFailure, RecordedSuccess)
 
 FindWithoutDns = Callable[[Sequence[str]], Awaitable[Mapping[str, Failure]]]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class UpTime:
+    """For how long a destination that fails was not failing, since it has recovered.
+
+    Attributes:
+        until_ms: Until the first failure that waits to be written.
+        within_ms: Between that one and others.
+    """
+
+    until_ms: int
+    within_ms: int
+
+    def before(self, later: "UpTime") -> "UpTime":
+        """Return this and what follows, written together."""
+        within_ms = self.within_ms + later.until_ms + later.within_ms
+        return UpTime(self.until_ms, within_ms)
 
 
 class Recorder:
@@ -81,6 +99,10 @@ class Recorder:
         self._successes: dict[str, RecordedSuccess] = {}
         # Of those that have answered, since when they were failing.
         self._failing_since: dict[str, int] = {}
+        # When those have recovered that have not failed anew, the newest last; and for
+        # how long they were not failing that have.
+        self._recovered_ts: dict[str, int] = {}
+        self._up: dict[str, UpTime] = {}
         # Those failures without a connection in time of which it is not known why.
         self._unconnected: set[_Key] = set()
         # When it was last taken note of that a destination answered, the newest last.
@@ -120,8 +142,14 @@ class Recorder:
         self._known.pop(destination, None)
         key = (destination, failure.kind.value)
         known = self._failures.get(key)
+        recovered_ts = self._recovered_ts.pop(destination, None)
         if known is None and not self._has_room(self._failures):
             return
+        if recovered_ts is not None:
+            # Longer ago, the job has found that the outage has ended.
+            up_ms = now_ts - recovered_ts
+            if up_ms < limits.OUTAGES_APART_MS:
+                self._add_up(destination, max(0, up_ms))
         recorded = RecordedFailure(
             kind=failure.kind.value,
             message=message_of(failure),
@@ -136,8 +164,19 @@ class Recorder:
             self._unconnected.add(key)
         self._write_soon()
 
+    def _add_up(self, destination: str, up_ms: int) -> None:
+        """Take note for how long a destination that fails anew was not failing."""
+        is_first = not any((destination, kind) in self._failures for kind in _KINDS)
+        up = UpTime(up_ms, 0) if is_first else UpTime(0, up_ms)
+        known = self._up.get(destination)
+        self._up[destination] = up if known is None else known.before(up)
+
     def recovered(self, destination: str) -> None:
         """Take note that a destination which was failing has answered."""
+        self._recovered_ts.pop(destination, None)
+        self._recovered_ts[destination] = self._homeserver.now_ms()
+        if len(self._recovered_ts) > limits.ANSWERING_DESTINATIONS:
+            del self._recovered_ts[next(iter(self._recovered_ts))]
         # At once: Synapse clears the row next.
         self._homeserver.run_in_background(
             "federation_admin_recovered", self._recovered, destination
@@ -151,7 +190,8 @@ class Recorder:
             self._add_success(RecordedSuccess(destination, now_ts, now_ts))
             and since_ts is not None
         ):
-            self._failing_since[destination] = since_ts
+            # If it has failed and answered several times, the first.
+            self._failing_since.setdefault(destination, since_ts)
 
     def answered(self, destination: str) -> None:
         """Take note that a destination has answered."""
@@ -247,13 +287,22 @@ class Recorder:
                 for name in answered
                 if name in self._failing_since
             }
+            up = {
+                name: self._up.pop(name)
+                for name in {name for name, _ in failed}
+                if name in self._up
+            }
             try:
                 if looks:
                     failed = await self._settled(failed)
                 await self._tables.run(
                     "federation_admin_record",
                     partial(
-                        self._write_txn, failed=failed, answered=answered, since=since
+                        self._write_txn,
+                        failed=failed,
+                        answered=answered,
+                        since=since,
+                        up=up,
                     ),
                     read_committed=True,
                 )
@@ -261,7 +310,9 @@ class Recorder:
                 if self._is_kept(e):
                     for key, failure in failed.items():
                         self._failures[key] = _joined(failure, self._failures.get(key))
-                    self._failing_since = {**since, **self._failing_since}
+                    self._failing_since = {**self._failing_since, **since}
+                    for name, of in up.items():
+                        self._up[name] = _joined(of, self._up.get(name))
                     for name, success in answered.items():
                         self._successes[name] = _joined(
                             success, self._successes.get(name)
@@ -276,6 +327,7 @@ class Recorder:
         failed: Mapping[_Key, RecordedFailure],
         answered: Mapping[str, RecordedSuccess],
         since: Mapping[str, int],
+        up: Mapping[str, UpTime],
     ) -> None:
         """Write what one transaction writes.
 
@@ -283,6 +335,9 @@ class Recorder:
         other in a circle; then Synapse runs one of them again.
         """
         is_postgres = self._homeserver.is_postgres
+        # For how long an outage was over that the job has ended is known when it goes
+        # on.
+        outages.add_up_txn(txn, {name: up[name].until_ms for name in sorted(up)})
         if since:
             outages.begin_since_txn(txn, since, is_postgres=is_postgres)
         if answered:
@@ -295,6 +350,7 @@ class Recorder:
         if failed:
             records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
             outages.record_txn(txn, by_destination, is_postgres=is_postgres)
+        outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
 
     async def _settled(
         self, failed: dict[_Key, RecordedFailure]
@@ -320,6 +376,9 @@ class Recorder:
             key = (key[0], failure.kind)
             settled[key] = _joined(failure, settled.get(key))
         return settled
+
+
+R = TypeVar("R", RecordedFailure, RecordedSuccess, UpTime)
 
 
 def _take(waiting: dict[K, V]) -> dict[K, V]:

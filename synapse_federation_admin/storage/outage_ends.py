@@ -16,6 +16,8 @@ from synapse_federation_admin.storage.sql import FAILING, Sql
 # How long Synapse may take to write the row of a destination that it has never met.
 _NEW_ROW_MS = 60_000
 
+_DAY_MS = 86_400_000
+
 # A request that was on its way when somebody reset the connection may get through then:
 # it is still the reset that has ended the outage.
 _ON_ITS_WAY_MS = 60_000
@@ -80,12 +82,17 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
 
 
 def changed_since(ts: int) -> Sql:
-    """Return the condition that something was written lately of an outage o's end."""
+    """Return the condition that something was written lately of an outage o's end.
+
+    The audit is asked by its index on `ts`. Of what began more than a day before, which
+    has been given up by then, the look at all outages finds the end.
+    """
     return Sql(
         "o.destination IN ("  # noqa: S608
         f"SELECT destination FROM {SUCCESSES} AS s WHERE last_ts >= ? UNION "
-        f"SELECT destination FROM {ENTRIES} AS a WHERE ts >= ? OR ended_ts >= ?)",
-        (ts, ts, ts),
+        f"SELECT destination FROM {ENTRIES} AS a "
+        "WHERE ts >= ? AND (ts >= ? OR ended_ts >= ?))",
+        (ts, ts - _DAY_MS, ts, ts),
     )
 
 

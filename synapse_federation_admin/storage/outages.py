@@ -311,6 +311,20 @@ def _begin_txn(txn: LoggingTransaction, new: Sql) -> None:
     )
 
 
+def add_up_txn(txn: LoggingTransaction, up_ms: Mapping[str, int]) -> None:
+    """Write for how long, in ms, destinations were not failing in what lasts now.
+
+    Args:
+        txn: The transaction.
+        up_ms: By destination, in an order that all writers have.
+    """
+    txn.execute_batch(
+        f"UPDATE {_TABLE} SET up_ms = up_ms + ? "  # noqa: S608
+        "WHERE destination = ? AND end_ts IS NULL",
+        [(ms, name) for name, ms in up_ms.items() if ms],
+    )
+
+
 def begin_missing_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:
     """Write the outages of some destinations that last and have no row yet."""
     _begin_txn(
