@@ -35,6 +35,9 @@ TABLE_PASSES = 2
 WAITING_CONTACTS = 10_000
 WOKEN = 10_000
 
+# Refused transactions whose size is found out at once: they may have 10 MB each.
+TRANSACTIONS_MEASURED = 10
+
 # Failures and successes of real traffic that wait to be written.
 WAITING_RECORDS = 20_000
 

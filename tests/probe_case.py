@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A homeserver whose destinations answer to contacts when and as a test says."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -49,7 +50,12 @@ class ProbeTestCase(ModuleTestCase):
         return make_deferred_yieldable(answer)
 
     def contact(
-        self, destination: str, *, timeout_ms: int, ignore_backoff: bool
+        self,
+        destination: str,
+        *,
+        timeout_ms: int,
+        ignore_backoff: bool,
+        is_ours: Callable[[Exception], bool],
     ) -> "Deferred[Any]":
         """Stand in for the network, of a contact after a reset."""
         self.timeouts_ms.append(timeout_ms)

@@ -25,6 +25,7 @@ from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
+from synapse_federation_admin.failures.classify import is_ours
 from synapse_federation_admin.homeserver import lookups, network
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.federation import Federation
@@ -170,7 +171,12 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         self.reactor.lookups.update({ip: ip for ip in ("1.2.3.4", "127.0.0.1")})
         before = len(self.reactor.tcpClients)
         answer = ensureDeferred(
-            contacting.contact("1.2.3.4:8448", timeout_ms=10_000, ignore_backoff=True)
+            contacting.contact(
+                "1.2.3.4:8448",
+                timeout_ms=10_000,
+                ignore_backoff=True,
+                is_ours=is_ours,
+            )
         )
         self.pump()
         self.assertEqual(len(self.reactor.tcpClients), before + 1)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What follows a reset: the contact, or what waits, and what comes of it."""
 
+import errno
 import json
 from typing import Any
 from unittest import mock
 
 import pytest
+from canonicaljson import encode_canonical_json
 from module_case import FAILING, NAME
 from parameterized import parameterized
 from probe_case import ANSWER, ContactTestCase
@@ -14,6 +16,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver import transactions
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
@@ -24,8 +28,14 @@ from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.database
 
+# This process has no descriptor left.
+OUT = OSError(errno.EMFILE, "Too many open files")
+
 # How a contact may end.
-ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError()}
+ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError(), "out": OUT}
+
+# As it is where no test stands in for the network.
+CONTACT = Federation.contact
 
 # What happens after the reset of a destination that has failed since 500 and has got
 # event 7: how its contacts end, what Synapse stores, and the seconds that go by. Then
@@ -49,6 +59,15 @@ STORIES = {
     ),
     "A contact that hangs for long loses nothing": (
         "1860 fail:1860000 down 60 -> 1860000 500 7 1 still_failing"
+    ),
+    "What this process had nothing left for is tried again": (
+        "out 2 out 6 answered 3600 -> - - 7 3 connected"
+    ),
+    "Not for ever, and then the next real request tells": (
+        "out 2 out 6 out 30 out 3600 -> - - 7 4 pending"
+    ),
+    "That it fails is then not told as proven": (
+        "out 2 out 6 out 30 out 5 fail:60000 60 -> 60000 500 7 4 internal"
     ),
 }
 
@@ -151,6 +170,79 @@ class StoriesTestCase(StoryTestCase):
             },
         )
         self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_our_own_fault(self) -> None:
+        """What fails by a fault of this side is not put into backoff by the contact."""
+        errors = {"out.example": OUT, "bug.example": KeyError("a bug")}
+        self.answers.update(errors)
+        with mock.patch.object(Federation, "contact", CONTACT):
+            for name in errors:
+                self.add_destination(name, *FAILING)
+                self.reset(name)
+            self.wait(60)
+        self.assertEqual(
+            self.probed, ["out.example", "bug.example"] + 3 * ["out.example"]
+        )
+        for name in errors:
+            self.assertEqual(self.row(name), (0, 0, None, 7))
+
+    def send(self, error: Exception, **parts: Any) -> None:
+        """Have the sender fail to send a transaction."""
+        transaction = mock.Mock(destination=NAME, transaction_id="1", **parts)
+        client = self.hs.get_federation_transport_client()
+        # Below what observes it.
+        with mock.patch.object(client.client, "put_json", side_effect=error):
+            sent = self.get_failure(client.send_transaction(transaction), Exception)
+        self.assertIs(sent.value, error)
+
+    def test_sender_has_nothing_left(self) -> None:
+        """Nor is it told as a refusal that the sender had nothing left."""
+        self.add_to_device(NAME)
+        self.reset()
+        self.send(OUT, pdus=[], edus=[], get_dict=dict)
+        self.tell("fail:9000 5")
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "internal")
+        self.assertEqual(entry["details"]["error"]["kind"], "internal")
+        self.assertNotIn("refused", entry["details"])
+        self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_size(self) -> None:
+        """The size of what is refused is that of its body, found out piece by piece."""
+        pdus = [{"type": "ä", "n": number} for number in range(50)]
+        edus = [{"edu_type": "m.presence"}, {"edu_type": "m.typing"}]
+        for pieces in ({"pdus": pdus, "edus": edus}, {"pdus": pdus}, {"pdus": []}):
+            body = {"origin": "test", "origin_server_ts": 1, **pieces}
+            self.add_destination(NAME, *FAILING)
+            self.add_to_device(NAME)
+            self.reset()
+            with mock.patch.object(
+                transactions, "encode_canonical_json", wraps=encode_canonical_json
+            ) as encode:
+                self.send(
+                    HttpResponseException(413, "Too large", b"{}"),
+                    **{"pdus": [], "edus": [], **pieces},
+                    get_dict=lambda body=body: body,
+                )
+                # Where it is called, none of it is encoded but the first piece.
+                self.assertLessEqual(encode.call_count, 2)
+                self.wait(1)
+            self.tell("fail:9000 5")
+            refused = self.audit()[0]["details"]["refused"]
+            self.assertEqual(refused["bytes"], len(encode_canonical_json(body)))
+            self.take(NAME)
+
+    def test_sizes_are_bounded(self) -> None:
+        """While many others are measured, only what is in it is told."""
+        self.add_to_device(NAME)
+        self.reset()
+        with mock.patch.object(limits, "TRANSACTIONS_MEASURED", 0):
+            error = HttpResponseException(413, "Too large", b"{}")
+            self.send(error, pdus=[1], edus=[], get_dict=dict)
+            self.wait(0.1)
+        self.tell("fail:9000 5")
+        refused = self.audit()[0]["details"]["refused"]
+        self.assertEqual((refused["bytes"], refused["pdus"]), (None, 1))
 
     def test_restart(self) -> None:
         """The next process goes on where one has stopped."""

@@ -183,23 +183,33 @@ def failure_of(error: BaseException) -> Failure:
         this process has nothing left: it is logged here, and the caller must not take
         it for one of the other server.
     """
-    cause = innermost(error)
-    if is_out_of_resources(cause):
+    failure, cause = _found(error), innermost(error)
+    if failure.reason is Reason.OUT_OF_RESOURCES:
         logger.warning("A federation request found nothing left to make it: %s", cause)
-        return Failure(FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES)
-    if isinstance(cause, HttpResponseException):
-        relayed = _relayed_text(cause)
-        if relayed is None:
-            return http_failure(cause.code, cause.response)
-        return Failure(_kind_by_text(relayed), facts=Facts(is_relayed=True))
-    failure = _read(cause, is_of_clients=cause is not error)
-    if failure.is_ours:
+    elif failure.is_ours:
         logger.error(
             "Internal error in a federation request; it tells nothing of the other "
             "server: please report it",
             exc_info=(type(cause), cause, cause.__traceback__),
         )
     return failure
+
+
+def is_ours(error: BaseException) -> bool:
+    """Tell whether a request failed by this side's fault; nothing is logged."""
+    return _found(error).is_ours
+
+
+def _found(error: BaseException) -> Failure:
+    cause = innermost(error)
+    if is_out_of_resources(cause):
+        return Failure(FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES)
+    if isinstance(cause, HttpResponseException):
+        relayed = _relayed_text(cause)
+        if relayed is None:
+            return http_failure(cause.code, cause.response)
+        return Failure(_kind_by_text(relayed), facts=Facts(is_relayed=True))
+    return _read(cause, is_of_clients=cause is not error)
 
 
 def http_failure(status: int, body: bytes) -> Failure:

@@ -2,11 +2,13 @@
 """Requests of this process's to other servers."""
 
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from synapse.module_api import JsonDict
 from synapse.util.retryutils import get_retry_limiter
+from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint
 
 from synapse_federation_admin import limits
@@ -39,7 +41,12 @@ class Federation(Network):
         return not endpoint._badHostname
 
     async def contact(
-        self, destination: str, *, timeout_ms: int, ignore_backoff: bool
+        self,
+        destination: str,
+        *,
+        timeout_ms: int,
+        ignore_backoff: bool,
+        is_ours: Callable[[Exception], bool],
     ) -> None:
         """Send a destination an empty transaction, as real traffic is sent.
 
@@ -53,9 +60,11 @@ class Federation(Network):
             timeout_ms: How long it has to answer.
             ignore_backoff: Ask even if it is in backoff; a failure then leaves the
                 retry timings as they are.
+            is_ours: Tells whether it failed by our own fault; the retry timings are
+                then left as they are, too.
 
         Raises:
-            Exception: Whatever Synapse's client raises; nothing of it is our fault.
+            Exception: Whatever Synapse's client raises.
         """
         hs = self._hs
         limiter = await get_retry_limiter(
@@ -70,7 +79,13 @@ class Federation(Network):
             backoff_on_all_error_codes=True,
         )
         with limiter:
-            await self.probe(destination, timeout_ms=timeout_ms)
+            try:
+                await self.probe(destination, timeout_ms=timeout_ms)
+            except Exception as e:
+                # Synapse is shutting down, or it is ours.
+                if isinstance(e, CancelledError) or is_ours(e):
+                    limiter.backoff_on_failure = False
+                raise
 
     async def probe(self, destination: str, *, timeout_ms: int) -> None:
         """Send the same past the retry limiter.

@@ -90,6 +90,9 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         _CONTACTS,
         """
+        synapse.federation.units:
+            Transaction.destination Transaction.pdus Transaction.edus
+            Transaction.get_dict
         synapse.notifier: Notifier.notify_remote_server_up
         synapse.replication.tcp.handler:
             ReplicationCommandHandler.connected
@@ -121,7 +124,9 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json(ignore_backoff)
             MatrixFederationHttpClient.put_json(ignore_backoff)
-        synapse.util.retryutils: get_retry_limiter(our_server_name)
+        synapse.util.retryutils:
+            get_retry_limiter(our_server_name)
+            RetryDestinationLimiter.__exit__(backoff_on_failure)
         twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             version_string get_reactor().nameResolver

@@ -2,8 +2,8 @@
 """What this process's federation sender sends, and what comes of it."""
 
 import logging
-from collections.abc import Callable
-from functools import cached_property, wraps
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from canonicaljson import encode_canonical_json
@@ -27,10 +27,23 @@ class Transaction:
         self.destination: str = transaction.destination
         self._transaction = transaction
 
-    @cached_property
-    def size(self) -> int:
-        """How many bytes its body has."""
-        return len(encode_canonical_json(self._transaction.get_dict()))
+    async def size(self, pause: Callable[[], Awaitable[None]]) -> int:
+        """Return how many bytes its body has.
+
+        It may be millions: it is encoded piece by piece, none larger than an event.
+
+        Args:
+            pause: Lets the reactor get on; is awaited after each piece.
+        """
+        body = self._transaction.get_dict()
+        lists = {key: body[key] for key in ("pdus", "edus") if key in body}
+        size = len(encode_canonical_json({**body, **dict.fromkeys(lists, ())}))
+        for pieces in lists.values():
+            size += max(len(pieces) - 1, 0)
+            for piece in pieces:
+                size += len(encode_canonical_json(piece))
+                await pause()
+        return size
 
     @property
     def pdus(self) -> int:

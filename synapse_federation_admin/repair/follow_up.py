@@ -29,6 +29,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
 from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair.contact import shown_contact
@@ -70,6 +71,8 @@ class FollowUp:
         # These are counted: the clock of the host may be set.
         self._is_any = False
         self._quiet_ms = 0
+        # How many transactions are being measured.
+        self._measured = 0
 
     def start(self) -> None:
         """Go on where the process before this one has stopped."""
@@ -216,8 +219,11 @@ class FollowUp:
             return None
         if details.get("force"):
             return ReconnectOutcome.FORCED
-        contact = details.get("contact") or {"error": True}
-        if not contact["error"] or (refused and refused["status"]):
+        contact = details.get("contact")
+        error = details.get("error") or (contact and contact["error"])
+        if error and error["kind"] == FailureKind.INTERNAL.value and not refused:
+            return ReconnectOutcome.INTERNAL
+        if (contact and not contact["error"]) or (refused and refused["status"]):
             return ReconnectOutcome.REFUSED
         return ReconnectOutcome.STILL_FAILING
 
@@ -229,16 +235,30 @@ class FollowUp:
         """Take note of what a destination refuses that was just woken."""
         if not self._wake.woken.pop(transaction.destination, False) or error is None:
             return
-        failure = failure_of(error)
+        self._homeserver.run_in_background(
+            "federation_admin_refused", self._note, transaction, failure_of(error)
+        )
+
+    async def _note(self, transaction: Transaction, failure: Failure) -> None:
+        destination = transaction.destination
+        if failure.is_ours:
+            error = shown_contact(Contact(0, failure=failure))["error"]
+            await self._audit.note({"error": error}, destination=destination)
+            return
+        size = None
+        if self._measured < limits.TRANSACTIONS_MEASURED:
+            self._measured += 1
+            try:
+                size = await transaction.size(partial(self._homeserver.sleep_ms, 0))
+            finally:
+                self._measured -= 1
         refused = Refused(
             status=failure.facts.status,
-            bytes=transaction.size,
+            bytes=size,
             pdus=transaction.pdus,
             edus=transaction.edus,
             to_device_messages=transaction.to_device_messages,
         )
-        self._homeserver.run_in_background(
-            "federation_admin_refused",
-            partial(self._audit.note, destination=transaction.destination),
-            {"refused": attr.asdict(refused)},
+        await self._audit.note(
+            {"refused": attr.asdict(refused)}, destination=destination
         )

@@ -13,6 +13,8 @@ from synapse_federation_admin.destinations.backlog import waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.classify import is_ours
+from synapse_federation_admin.failures.kinds import Reason
 from synapse_federation_admin.failures.names import why_invalid
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -26,9 +28,13 @@ from synapse_federation_admin.storage.audit_entry import (
     AuditAction,
     AuditEntry,
 )
-from synapse_federation_admin.storage.outcomes import ResetOutcome
+from synapse_federation_admin.storage.outcomes import Contact, ResetOutcome
 
 logger = logging.getLogger(__name__)
+
+# After how long a contact is made again for which this process had nothing left; then
+# the next real request tells.
+_AGAIN_AFTER_MS = (1_000, 5_000, 25_000)
 
 
 class ConnectionReset:
@@ -116,14 +122,13 @@ class ConnectionReset:
         """
         homeserver = self._homeserver
         try:
-            async with self._slots(""), self._contacts_with(name):
-                # If another attempt has put it into backoff by now, ask all the same: a
-                # failure then leaves that as it is. Else it has to lead to one.
-                backs_off = await homeserver.retry_timings.is_backing_off(name)
-                request = homeserver.federation.contact(
-                    name, timeout_ms=self._timeout_ms, ignore_backoff=backs_off
-                )
-                contact = await contact_of(homeserver, request)
+            contact = await self._contact_once(name)
+            for after_ms in _AGAIN_AFTER_MS:
+                failure = contact.failure
+                if failure is None or failure.reason is not Reason.OUT_OF_RESOURCES:
+                    break
+                await homeserver.sleep_ms(after_ms)
+                contact = await self._contact_once(name)
         finally:
             self._waiting_contacts -= 1
         failure = contact.failure
@@ -135,6 +140,20 @@ class ConnectionReset:
         if failure is None:
             await self._wake.everywhere([name])
         await self._follow_up.contacted(entry, contact)
+
+    async def _contact_once(self, name: str) -> Contact:
+        homeserver = self._homeserver
+        async with self._slots(""), self._contacts_with(name):
+            # If another attempt has put it into backoff by now, ask all the same: a
+            # failure then leaves that as it is. Else it has to lead to one.
+            backs_off = await homeserver.retry_timings.is_backing_off(name)
+            request = homeserver.federation.contact(
+                name,
+                timeout_ms=self._timeout_ms,
+                ignore_backoff=backs_off,
+                is_ours=is_ours,
+            )
+            return await contact_of(homeserver, request)
 
     async def _clear(
         self, destination: Destination, entry: AuditEntry

@@ -64,6 +64,7 @@ OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
     AuditAction.RESET: (
         *(ResetOutcome.RESET.value, ReconnectOutcome.CONNECTED.value),
         *(ReconnectOutcome.REFUSED.value, ReconnectOutcome.STILL_FAILING.value),
+        ReconnectOutcome.INTERNAL.value,
     ),
     AuditAction.RECONNECT: (
         *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
