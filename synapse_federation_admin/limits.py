@@ -85,11 +85,14 @@ NAMES_OF_A_RUN = 50_000
 PLAIN_PAGE = 1000
 
 # Long answers that are written while they are read; each takes some megabytes. Seconds
-# for which a client may take nothing of one; then its connection is cut: sooner, if
-# others are refused because of it.
+# for which others wait for their turn. Seconds for which a client may take nothing of
+# one; then its connection is cut: sooner, if others wait, and it is by that much later
+# than who takes so many bytes in a second.
 LONG_ANSWERS = 6
+LONG_ANSWER_WAITS_S = 5
 CLIENT_PAUSE_S = 300
 CLIENT_PAUSE_WHILE_FULL_S = 15
+CLIENT_BYTES_PER_S = 16 * 1024
 
 # Bytes of a body, and of one with a list of names, and what else is in the latter: to
 # parse a larger one would hold everybody up.

@@ -123,11 +123,9 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.homeserver = Homeserver(api)
     s.tables = Tables(s.homeserver, has_history=s.config.history_enabled)
     s.destinations = DestinationStore(s.homeserver)
-    s.reader = DestinationReader(
-        s.homeserver, s.tables, s.features, indexed=s.config.indexes
-    )
     s.summary = SummaryStore(s.homeserver)
     s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
+    s.reader = DestinationReader(s.homeserver, s.tables, s.features, s.indexes)
     s.wake = Wake(s.homeserver)
     s.cursors = Cursors(s.homeserver.now_ms)
     s.backlog = BacklogStore(s.homeserver)

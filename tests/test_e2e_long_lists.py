@@ -220,6 +220,16 @@ def test_many_who_do_not_read(homeserver: Homeserver) -> None:
     assert is_served()
 
 
+def test_turns(homeserver: Homeserver) -> None:
+    """Answers that are long only by their `limit` are all given, however many."""
+    ask = homeserver.client.destinations
+    with ThreadPoolExecutor(50) as pool:
+        pages = [
+            pool.submit(ask, limit=ROWS, destination="no-such-name") for _ in range(50)
+        ]
+    assert [page.result()["total"] for page in pages] == [0] * 50
+
+
 def test_http_1_0(homeserver: Homeserver) -> None:
     """A client of HTTP/1.0 gets the whole list, up to the end of the connection."""
     with homeserver.ask(LISTS[0], 1 << 20, version="1.0") as connection:

@@ -14,7 +14,7 @@ from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader as module
-from synapse_federation_admin.destinations.indexes import INDEXES
+from synapse_federation_admin.destinations.indexes import INDEXES, DestinationIndexes
 from synapse_federation_admin.destinations.reader import (
     DestinationList,
     DestinationReader,
@@ -133,7 +133,12 @@ class ListPropertiesTest(ModuleTestCase):
         homeserver = Homeserver(hs.get_module_api())
         # The harness lets a microsecond go by now and then; examples are to the ms.
         homeserver.now_ms = lambda: NOW_MS  # type: ignore[method-assign]
-        self.reader = DestinationReader(homeserver, Tables(homeserver), Features())
+        self.reader = DestinationReader(
+            homeserver,
+            Tables(homeserver),
+            Features(),
+            DestinationIndexes(homeserver, False),
+        )
 
     def result(self, awaitable: Awaitable[T]) -> T:
         return self.get_success(awaitable)
@@ -223,7 +228,7 @@ class ListPropertiesTest(ModuleTestCase):
         self.drop_indexes()
         if has_indexes:
             self.create_indexes()
-        self.reader.indexed = has_indexes
+        self.reader.indexes.are_ready = has_indexes
         with patch.multiple(module, **PIECES):
             self.check(rows, wanted, sort, limit)
 
@@ -232,7 +237,7 @@ class ListPropertiesTest(ModuleTestCase):
         if self.is_postgres:
             return
         self.create_indexes()
-        self.reader.indexed = True
+        self.reader.indexes.are_ready = True
         select = module._select
         plans: list[str] = []
 

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader
+from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
     Destination,
@@ -165,7 +166,12 @@ class ComputeOnceTest(ComputingTestCase):
     def test_expensive_reads(self) -> None:
         """Ten who ask for an expensive page, or for a total, take two readings each."""
         self.add_destination("a.example", 5)
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver), Features())
+        lists = DestinationReader(
+            self.homeserver,
+            Tables(self.homeserver),
+            Features(),
+            DestinationIndexes(self.homeserver, False),
+        )
         found = lists.of(
             DestinationFilter(),
             Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS),
@@ -185,7 +191,12 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver), Features())
+        lists = DestinationReader(
+            self.homeserver,
+            Tables(self.homeserver),
+            Features(),
+            DestinationIndexes(self.homeserver, False),
+        )
 
         async def compute(*args: object) -> list[Destination]:
             await self.compute()
@@ -214,7 +225,12 @@ class LongListTest(ComputingTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.row = Destination("a.example", None, None, None, None)
-        lists = DestinationReader(self.homeserver, Tables(self.homeserver), Features())
+        lists = DestinationReader(
+            self.homeserver,
+            Tables(self.homeserver),
+            Features(),
+            DestinationIndexes(self.homeserver, False),
+        )
         self.list = lists.of(DestinationFilter(), Sort())
         replaced = patch.object(self.homeserver, "run_db_interaction", self.read)
         replaced.start()

@@ -108,6 +108,8 @@ class WalkTestCase(ModuleTestCase):
                 self.add(0, "a-first.example")
                 walks.append(self.walk("", 4, token=second))
                 walks.append(self.walk("", 2))
+                agent = [("User-Agent", "another")]
+                walks.append(self.walk("", 4, custom_headers=agent))
                 walks.append(self.walk("dir=b", 4))
                 # The walk of a search is its own, too.
                 found = self.walk("destination=HOST01", 4)[0]

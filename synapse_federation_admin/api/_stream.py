@@ -4,11 +4,10 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
-from math import ceil
 
 from synapse.module_api import SynapseRequest, make_deferred_yieldable
 from synapse.module_api.errors import Codes, SynapseError
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -23,8 +22,9 @@ from synapse_federation_admin.homeserver.responses import (
 # How many bytes are written at a time: as many as Twisted takes before it pauses us.
 _SLICE = 64 * 1024
 
-# What writes, in this process, in the order in which they began.
+# What writes, in this process, and the turns of those that do.
 _under_way: "list[_Writer]" = []
+_turns = DeferredSemaphore(limits.LONG_ANSWERS)
 
 
 async def respond_in_chunks(
@@ -41,9 +41,9 @@ async def respond_in_chunks(
     goes away, no further chunk is. A body of one chunk goes out like any other answer.
     For HEAD no chunk is asked for.
 
-    Of all that this process answers so, some are under way at once. If there are more,
-    one whose client takes nothing makes room; if there is none, it is for the client
-    to come again.
+    Of all that this process answers so, some are under way at once; the others wait for
+    their turn for some seconds, and then it is for the client to come again. One whose
+    client reads too slowly makes room.
 
     Args:
         homeserver: The homeserver.
@@ -67,13 +67,18 @@ async def respond_in_chunks(
         finish_request(request)
         return
     writer = _Writer(homeserver, request)
-    if len(_under_way) >= limits.LONG_ANSWERS:
-        _make_room()
+    try:
+        await _take_turn(homeserver)
+    except BaseException:
+        await chunks.aclose()
+        raise
     _under_way.append(writer)
     try:
         await _write(writer, request, chunks, file_name)
     finally:
         _under_way.remove(writer)
+        # Not in the midst of this request: who is next has another log context.
+        homeserver.reactor.callLater(0, _turns.release)
 
 
 async def _write(
@@ -104,20 +109,26 @@ async def _write(
         finish_request(request)
 
 
-def _make_room() -> None:
-    """Cut the connection of the client that has taken nothing for the longest."""
-    slowest = max(_under_way, key=lambda writer: writer.stalled_s)
-    wait_s = limits.CLIENT_PAUSE_WHILE_FULL_S - slowest.stalled_s
-    if wait_s > 0:
+async def _take_turn(homeserver: Homeserver) -> None:
+    turn = _turns.acquire()
+    if turn.called:
+        return
+    slowest = max(_under_way, key=lambda writer: writer.behind_s, default=None)
+    if slowest and slowest.behind_s > limits.CLIENT_PAUSE_WHILE_FULL_S:
+        slowest.give_up()
+    turn.addTimeout(limits.LONG_ANSWER_WAITS_S, homeserver.reactor)
+    try:
+        await make_deferred_yieldable(turn)
+    except DeferredTimeoutError:
+        wait_s = limits.CLIENT_PAUSE_WHILE_FULL_S
         raise SynapseError(
             HTTPStatus.TOO_MANY_REQUESTS,
             f"Long answers: {limits.LONG_ANSWERS} others are being read from this "
             "process; ask again when one of them is complete, or for shorter pages",
             Codes.LIMIT_EXCEEDED,
-            additional_fields={"retry_after_ms": int(wait_s * 1000)},
-            headers={"Retry-After": str(ceil(wait_s))},
-        )
-    slowest.give_up()
+            additional_fields={"retry_after_ms": wait_s * 1000},
+            headers={"Retry-After": str(wait_s)},
+        ) from None
 
 
 def _begin(request: SynapseRequest, file_name: str | None) -> None:
@@ -147,6 +158,7 @@ class _Writer:
         self._is_paused = False
         self._resumed: Deferred[None] | None = None
         self._waits_since_s = 0.0
+        self._late_s = 0.0
         self.has_begun = False
         # A request that has lost its connection has no channel, and tells no more.
         self.is_gone = request.channel is None
@@ -188,22 +200,29 @@ class _Writer:
                 ) from None
             finally:
                 self._resumed = None
+                self._late_s += self._waits_s
         if not self.is_gone:
             self._request.write(data)
+            on_time_s = len(data) / limits.CLIENT_BYTES_PER_S
+            self._late_s = max(self._late_s - on_time_s, 0)
 
     @property
-    def stalled_s(self) -> float:
-        """For how long what is to be written has waited for the connection."""
-        if self._resumed is None:
-            return 0
+    def _waits_s(self) -> float:
         return self._homeserver.reactor.seconds() - self._waits_since_s
+
+    @property
+    def behind_s(self) -> float:
+        """By how much its client, which it waits for, is late; 0 if it does not wait.
+
+        On time is who takes `limits.CLIENT_BYTES_PER_S`.
+        """
+        return 0 if self._resumed is None else self._late_s + self._waits_s
 
     def give_up(self) -> None:
         """Wait no longer."""
         if self._resumed is not None:
             # Not in the midst of who wants its place: that has another log context.
             self._homeserver.reactor.callLater(0, self._expire, self._resumed)
-            self._waits_since_s = self._homeserver.reactor.seconds()
 
     @staticmethod
     def _expire(resumed: "Deferred[None]") -> None:

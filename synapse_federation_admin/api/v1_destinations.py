@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing
 from enum import Enum
 from typing import Generic, TypeVar
@@ -163,9 +163,8 @@ async def _answer_page(
     """
     offset = _parse_count(asked.request, "from", default=0)
     limit = _parse_count(asked.request, "limit", default=_DEFAULT_LIMIT)
-    services, who = asked.services, asked.requester
-    client = (who.user.to_string(), who.access_token_id, who.device_id)
-    page = Page(services.cursors, listing, offset, limit, client)
+    services = asked.services
+    page = Page(services.cursors, listing, offset, limit, _client_of(asked))
     if limit <= limits.PLAIN_PAGE:
         rows = [row async for piece in page.pieces() for row in piece]
         return {
@@ -177,6 +176,18 @@ async def _answer_page(
         services.homeserver, asked.request, "application/json", _encode(page, kind)
     )
     return None
+
+
+def _client_of(asked: Asked) -> Hashable:
+    """Return who asks for a page, for what is remembered of their walk."""
+    request, who = asked.request, asked.requester
+    return (
+        who.user.to_string(),
+        who.access_token_id,
+        who.device_id,
+        getattr(request.getClientAddress(), "host", None),
+        (request.getHeader("User-Agent") or "")[: limits.SOFTWARE],
+    )
 
 
 async def _encode(page: Page[T, P], kind: _Kind[T]) -> AsyncGenerator[bytes, None]:

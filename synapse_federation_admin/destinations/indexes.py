@@ -6,6 +6,7 @@ been removed would stumble over an update that it does not know.
 """
 
 import logging
+from collections.abc import Sequence
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -75,8 +76,10 @@ INDEXES: tuple[Index, ...] = (
     ),
 )
 
-# After start-up, when a homeserver has enough to do.
-_START_DELAY_MS = 3000
+# How soon after start-up, when a homeserver has enough to do, and how often to look
+# whether they are there, and create what is not.
+_FIRST_MS = 3000
+_EVERY_MS = 3_600_000
 
 # How long PostgreSQL waits for those who write to the table, who then wait for it.
 _LOCK_TIMEOUT = "1s"
@@ -98,6 +101,7 @@ class DestinationIndexes:
 
     Attributes:
         enabled: Whether to create them. Those that there are stay in any case.
+        are_ready: Whether lists may count on them: enabled, and all of them there.
         errors: Why this process could not create an index, by its name; empty if it
             could. Only the process that runs background tasks creates any.
     """
@@ -105,16 +109,21 @@ class DestinationIndexes:
     def __init__(self, homeserver: Homeserver, enabled: bool) -> None:
         self._homeserver = homeserver
         self.enabled = enabled
+        self.are_ready = False
         self.errors: dict[str, str] = {}
 
     def start(self) -> None:
-        """Create what is missing, in the background.
+        """Look whether they are there, and create what is missing, in the background.
 
-        Where they are not enabled, and on a process other than the one that runs
-        background tasks, nothing is done, not even looked at.
+        Where they are not enabled, nothing is done, not even looked at.
         """
-        if self.enabled and self._homeserver.runs_background_tasks:
-            self._homeserver.run_in_background("federation_admin_indexes", self._build)
+        if self.enabled:
+            self._homeserver.every(
+                "federation_admin_indexes",
+                _EVERY_MS,
+                self._look,
+                first_after_ms=_FIRST_MS,
+            )
 
     async def states(self) -> dict[str, IndexState]:
         """Return the state of every index, by its name, from the catalogue."""
@@ -132,11 +141,17 @@ class DestinationIndexes:
             for index in INDEXES
         }
 
-    async def _build(self) -> None:
-        """Create what is missing; what fails is logged, and left to the next start."""
-        await self._homeserver.sleep_ms(_START_DELAY_MS)
+    async def _look(self) -> None:
         states = await self.states()
         missing = [i for i in INDEXES if states[i.name] is IndexState.MISSING]
+        if missing and self._homeserver.runs_background_tasks:
+            await self._build(missing)
+            missing = [index for index in missing if index.name in self.errors]
+        self.are_ready = not missing
+
+    async def _build(self, missing: Sequence[Index]) -> None:
+        """Create what is missing; what fails is logged, and left to the next look."""
+        self.errors.clear()
         for index in missing:
             try:
                 await self._run(index.create)
@@ -150,7 +165,7 @@ class DestinationIndexes:
                 logger.error("Cannot create an index (%s): %s", error, index.create)
             else:
                 logger.info("Index %s is ready", index.name)
-        if missing and self._homeserver.is_postgres:
+        if self._homeserver.is_postgres:
             # Only now there are statistics of the expression that one of them is over.
             await self._run("ANALYZE destinations")
 

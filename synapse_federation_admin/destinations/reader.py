@@ -19,6 +19,7 @@ from synapse.module_api import (
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
@@ -56,7 +57,7 @@ class DestinationReader:
     Attributes:
         homeserver: The homeserver.
         tables: The tables of the module's own.
-        indexed: Whether to count on the optional indexes.
+        indexes: The optional indexes.
     """
 
     def __init__(
@@ -64,12 +65,11 @@ class DestinationReader:
         homeserver: Homeserver,
         tables: Tables,
         features: Features,
-        *,
-        indexed: bool = False,
+        indexes: DestinationIndexes,
     ) -> None:
         self.homeserver = homeserver
         self.tables = tables
-        self.indexed = indexed
+        self.indexes = indexes
         self._features = features
         self._passes = homeserver.linearizer(
             "federation_admin_passes", limits.TABLE_PASSES
@@ -251,7 +251,9 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the next rows, segment by segment."""
         rows: list[Destination] = []
-        for segment in segments(self.sort, after, indexed=self._reader.indexed):
+        for segment in segments(
+            self.sort, after, indexed=self._reader.indexes.are_ready
+        ):
             if len(rows) < limit:
                 rows += self._segment_txn(txn, segment, limit - len(rows))
         return rows
@@ -292,7 +294,8 @@ class DestinationList:
 
         Then it is looked for in some rows of the table by name first.
         """
-        if segment.has_value or (self._reader.indexed and is_of_failing(self.wanted)):
+        are_indexed = self._reader.indexes.are_ready
+        if segment.has_value or (are_indexed and is_of_failing(self.wanted)):
             # Sorted, or by an index.
             return False
         return bool(segment.conditions) or not self.wanted.keeps_all
