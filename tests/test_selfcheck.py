@@ -369,6 +369,12 @@ class WithoutHistoryTestCase(SelfCheckTestCase):
                         }
                         answer = loaded.ask("POST", f"{v2}/{run}", body)
                         self.assertEqual(answer.code, 503, (run, answer.result))
+                    self.add_destination("no server", 5, 5, 5)
+                    path = f"{v2}/destinations/no%20server/diagnose"
+                    diagnosis = loaded.ask("POST", path)
+                    self.assertEqual(diagnosis.code, 200, diagnosis.result)
+                    stored = diagnosis.json_body["stored"]
+                    self.assertIsNone(stored["last_failure"])
                     detail = loaded.ask("GET", f"{v2}/destinations/a.example")
                     self.assertIsNone(detail.json_body["availability"])
                     forgotten = loaded.ask(

@@ -68,7 +68,8 @@ class Outages:
             at_all: Look at all that last, and not only at those of which something was
                 written lately.
         """
-        if not self._has_begun:
+        # Again and again: the tables may have been dropped.
+        if at_all or not self._has_begun:
             await self._run(self._begin_recording_txn)
             self._has_begun = True
         while await self._run(partial(self._look_txn, at_all=at_all)):

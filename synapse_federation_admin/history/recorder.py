@@ -108,6 +108,10 @@ class Recorder:
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
+        # Those of whose outage there may be no row yet; and whether that is written.
+        self._began_ts = homeserver.now_ms()
+        self._without_row: set[str] = set()
+        self._is_writing_rows = False
         self._wait_ms = _WRITE_EVERY_MS
         # Whether it has been said that there is no room, and that nothing is written.
         self._has_said_full = False
@@ -192,6 +196,34 @@ class Recorder:
         ):
             # If it has failed and answered several times, the first.
             self._failing_since.setdefault(destination, since_ts)
+            if since_ts < self._began_ts:
+                # No failure of it may be recorded: then Synapse's row, which it clears
+                # now, is all that there is.
+                self._without_row.add(destination)
+                await self._write_rows()
+
+    async def _write_rows(self) -> None:
+        """Write at once what may have no row; what comes meanwhile is written next."""
+        if self._is_writing_rows:
+            return
+        self._is_writing_rows = True
+        try:
+            while self._without_row:
+                names = tuple(self._without_row)[: limits.RECORDS_WRITTEN]
+                self._without_row.difference_update(names)
+                answered = {
+                    name: self._successes.pop(name)
+                    for name in names
+                    if name in self._successes
+                }
+                await self._write_some({}, answered, looks=False)
+        except CancelledError:
+            raise
+        except Exception as e:
+            if not self._is_kept(e):
+                logger.exception("Some outages are not recorded")
+        finally:
+            self._is_writing_rows = False
 
     def answered(self, destination: str) -> None:
         """Take note that a destination has answered."""
@@ -282,44 +314,52 @@ class Recorder:
             failed, answered = _take(self._failures), _take(self._successes)
             if not (failed or answered):
                 return
-            since = {
-                name: self._failing_since.pop(name)
-                for name in answered
-                if name in self._failing_since
-            }
-            up = {
-                name: self._up.pop(name)
-                for name in {name for name, _ in failed}
-                if name in self._up
-            }
-            try:
-                if looks:
-                    failed = await self._settled(failed)
-                await self._tables.run(
-                    "federation_admin_record",
-                    partial(
-                        self._write_txn,
-                        failed=failed,
-                        answered=answered,
-                        since=since,
-                        up=up,
-                    ),
-                    read_committed=True,
-                )
-            except BaseException as e:
-                if self._is_kept(e):
-                    for key, failure in failed.items():
-                        self._failures[key] = _joined(failure, self._failures.get(key))
-                    self._failing_since = {**self._failing_since, **since}
-                    for name, of in up.items():
-                        self._up[name] = _joined(of, self._up.get(name))
-                    for name, success in answered.items():
-                        self._successes[name] = _joined(
-                            success, self._successes.get(name)
-                        )
-                raise
-            for failure in failed.values():
-                self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)
+            await self._write_some(failed, answered, looks=looks)
+
+    async def _write_some(
+        self,
+        failed: dict[_Key, RecordedFailure],
+        answered: Mapping[str, RecordedSuccess],
+        *,
+        looks: bool,
+    ) -> None:
+        """Write in one transaction what was taken for it; see `write`."""
+        since = {
+            name: self._failing_since.pop(name)
+            for name in answered
+            if name in self._failing_since
+        }
+        up = {
+            name: self._up.pop(name)
+            for name in {name for name, _ in failed}
+            if name in self._up
+        }
+        try:
+            if looks:
+                failed = await self._settled(failed)
+            await self._tables.run(
+                "federation_admin_record",
+                partial(
+                    self._write_txn,
+                    failed=failed,
+                    answered=answered,
+                    since=since,
+                    up=up,
+                ),
+                read_committed=True,
+            )
+        except BaseException as e:
+            if self._is_kept(e):
+                for key, failure in failed.items():
+                    self._failures[key] = _joined(failure, self._failures.get(key))
+                self._failing_since = {**self._failing_since, **since}
+                for name, of in up.items():
+                    self._up[name] = _joined(of, self._up.get(name))
+                for name, success in answered.items():
+                    self._successes[name] = _joined(success, self._successes.get(name))
+            raise
+        for failure in failed.values():
+            self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)
 
     def _write_txn(
         self,
