@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 from canonicaljson import encode_canonical_json
-from module_case import FAILING, NAME
+from module_case import FAILING, NAME, V2
 from parameterized import parameterized
 from probe_case import ANSWER, ContactTestCase
 from synapse.api.errors import HttpResponseException
@@ -392,3 +392,207 @@ class ResetContactsTestCase(ContactTestCase):
             self.wait(3)
         self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
         self.assertIn("other.example", "".join(logs.output))
+
+
+class SendsTestCase(StoryTestCase):
+    """What this process's sender tells of transactions."""
+
+    def send(self, error: Exception | None, *names: str) -> None:
+        """Have the sender's transactions be taken, or fail."""
+        client = self.hs.get_federation_transport_client()
+        # Below what observes it.
+        with mock.patch.object(client.client, "put_json", side_effect=error) as put:
+            put.return_value = {"pdus": {}}
+            for name in names or (NAME,):
+                transaction = mock.Mock(
+                    destination=name,
+                    transaction_id="1",
+                    pdus=[],
+                    edus=[{"edu_type": "m.typing"}],
+                    get_dict=lambda: {"pdus": []},
+                )
+                sent = client.send_transaction(transaction)
+                if error is None:
+                    self.get_success(sent)
+                else:
+                    self.get_failure(sent, type(error))
+
+    def outcomes(self) -> list[str]:
+        return [str(entry["outcome"]) for entry in self.audit()]
+
+
+class TakenTestCase(SendsTestCase):
+    """What proves that a destination works ends what is pending of it."""
+
+    config = {"contact_on_reset": False}
+
+    def check_later_failure(self) -> None:
+        """A later failure is a new one."""
+        self.tell("3600 fail:3600000 200")
+        self.assertEqual(self.row(NAME)[2], 3_600_000)
+
+    def test_other_messages(self) -> None:
+        """A transaction of messages that nobody keeps is taken."""
+        self.reset()
+        self.send(None)
+        self.tell("60")
+        self.assertEqual(self.outcomes(), ["connected"])
+        self.check_later_failure()
+
+    def test_reconnected(self) -> None:
+        """A reconnect that proves it ends an earlier reset, too."""
+        self.reset()
+        self.tell("100")
+        self.ask(
+            "POST",
+            f"{V2}/destinations/{NAME}/reconnect",
+            content={},
+            await_result=False,
+        )
+        self.pump(0.0001)
+        self.answer()
+        self.tell("120")
+        self.assertEqual(self.outcomes(), ["connected"] * 2)
+        self.check_later_failure()
+
+    def test_pruned(self) -> None:
+        """Changes of devices that Synapse deletes were not taken."""
+        for stream_id in (1, 2):
+            self.add_poke(NAME, stream_id)
+        self.reset()
+        self.run_sql("DELETE FROM device_lists_outbound_pokes WHERE stream_id = 1")
+        self.tell("60")
+        self.assertEqual(self.outcomes(), ["pending"])
+
+    def test_forgotten(self) -> None:
+        """What is forgotten was not taken."""
+        self.add_to_device(NAME)
+        self.reset()
+        forgotten = self.ask(
+            "POST",
+            f"{V2}/destinations/{NAME}/forget",
+            content={"drop_to_device": True, "dry_run": False},
+        )
+        self.assertEqual(forgotten.code, 200, forgotten.result)
+        self.tell("60")
+        self.assertEqual(self.outcomes(), ["forgotten", "interrupted"])
+
+    def test_odd(self) -> None:
+        """An entry that cannot be read is left alone, and others are followed."""
+        for number, details in enumerate(('{"waiting":{"new":1}}', "{}")):
+            self.insert(
+                "federation_admin_audit",
+                entry_id=f"x{number}",
+                ts=0,
+                action="reset",
+                destination=NAME,
+                user_id="@admin:test",
+                instance="main",
+                outcome="pending",
+                ended_ts=5,
+                details=details,
+            )
+        self.check("others are followed", "fail:9000 3 -> 9000 500 7 0 still_failing")
+
+
+class NotesTestCase(SendsTestCase):
+    """What is noted of refusals."""
+
+    ERROR = HttpResponseException(413, "Too large", b"{}")
+
+    def test_together(self) -> None:
+        """What many refuse is written together."""
+        names = [f"host{number}.example" for number in range(20)]
+        for name in names:
+            self.add_destination(name, *FAILING)
+            self.add_to_device(name)
+            self.reset(name)
+        with mock.patch.object(
+            Audit, "note_txn", autospec=True, side_effect=Audit.note_txn
+        ) as note:
+            self.send(self.ERROR, *names)
+            self.tell("1")
+        self.assertLess(note.call_count, 10)
+        for name in names:
+            self.fail(9000, name)
+        self.tell("30")
+        self.assertEqual(self.outcomes(), ["refused"] * 20)
+
+    def test_late(self) -> None:
+        """Without a contact, what is refused may be told some seconds late."""
+        self.add_to_device(NAME)
+        self.reset()
+        self.tell("3")
+        now_ms = self.clock.time_msec()
+        self.fail(now_ms)
+        self.tell("5")
+        self.send(self.ERROR)
+        self.tell("30")
+        self.assertEqual(self.outcomes(), ["refused"])
+        self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_rests(self) -> None:
+        """The longer a look takes, the longer the next one is waited for."""
+        self.reset()
+        looks = []
+
+        async def look(of: FollowUp) -> bool:
+            looks.append(self.reactor.seconds())
+            await of._homeserver.sleep_ms(1000)
+            of.begin()
+            return True
+
+        with mock.patch.object(FollowUp, "_look", look):
+            self.tell("60")
+        self.assertLessEqual(len(looks), 7)
+
+
+class NeverDeliveredTestCase(StoryTestCase):
+    """Where nothing was ever delivered, Synapse may send nothing by itself."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.run_sql("UPDATE destinations SET last_successful_stream_ordering = NULL")
+        self.add_room(NAME, "!r:test", 9)
+        self.insert_event(9)
+
+    def insert_event(self, stream_ordering: int) -> None:
+        self.insert(
+            "events",
+            event_id="$e",
+            room_id="!r:test",
+            type="m.room.message",
+            stream_ordering=stream_ordering,
+            topological_ordering=1,
+            depth=1,
+            processed=True,
+            outlier=False,
+            sender="@admin:test",
+            contains_url=False,
+        )
+
+    def test_reset(self) -> None:
+        """It is contacted, and what is sent then decides."""
+        self.reset()
+        self.answer()
+        self.tell("60")
+        self.assertEqual(self.audit()[0]["outcome"], "pending")
+        self.tell("fail:90000 60")
+        self.assertEqual(self.row(NAME)[2], 500)
+        self.assertEqual(self.audit()[0]["outcome"], "refused")
+
+    def test_reconnect(self) -> None:
+        """A reconnect tells within its time that this is not known."""
+        channel = self.ask(
+            "POST",
+            f"{V2}/destinations/{NAME}/reconnect",
+            content={"timeout_ms": 2000},
+            await_result=False,
+        )
+        self.pump(0.0001)
+        self.answer()
+        self.tell("3")
+        self.assertEqual(channel.json_body["outcome"], "pending")
+        self.tell("fail:90000 60")
+        self.assertEqual(self.row(NAME)[2], 500)
+        self.assertEqual(self.audit()[0]["outcome"], "refused")

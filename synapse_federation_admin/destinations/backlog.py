@@ -53,7 +53,10 @@ _NEXT = """
         EXISTS (
             SELECT 1 FROM destination_rooms AS w
             WHERE w.destination = n.destination
-            AND w.stream_ordering > d.last_successful_stream_ordering
+            AND (
+                w.stream_ordering > d.last_successful_stream_ordering
+                OR d.last_successful_stream_ordering IS NULL
+            )
             AND EXISTS (
                 SELECT 1 FROM events AS e WHERE e.stream_ordering = w.stream_ordering
             )
@@ -121,29 +124,36 @@ class Waiting:
         events: Whether events wait that Synapse will send.
         to_device: The stream ID of the first to-device message; None if none waits.
         device_lists: That of the first change of a device; None if none waits.
+        perhaps: Whether events wait that only a sender sends that has them in memory:
+            nothing was ever delivered.
     """
 
     delivered: int | None = None
     events: bool = False
     to_device: int | None = None
     device_lists: int | None = None
+    perhaps: bool = False
 
     @property
     def is_any(self) -> bool:
         """Whether there is anything."""
         return self.events or (self.to_device, self.device_lists) != (None, None)
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it is known that nothing is sent."""
+        return not self.is_any and not self.perhaps
+
     def was_taken(self, now: "Waiting") -> bool:
-        """Tell from what waits now whether the destination has taken any of this."""
+        """Tell from what waits now whether the destination has taken any of this.
 
-        def has_passed(before: int | None, after: int | None) -> bool:
-            return before is not None and (after is None or after > before)
-
-        return (
-            (now.delivered or 0) > (self.delivered or 0)
-            or has_passed(self.to_device, now.to_device)
-            or has_passed(self.device_lists, now.device_lists)
+        Of changes of devices that is not known: Synapse deletes old ones that were not
+        taken.
+        """
+        has_passed = self.to_device is not None and (
+            now.to_device is None or now.to_device > self.to_device
         )
+        return has_passed or (now.delivered or 0) > (self.delivered or 0)
 
 
 def waiting_txn(
@@ -157,7 +167,13 @@ def waiting_txn(
         (json.dumps([{"destination": name} for name in names]),),
     )
     return {
-        name: Waiting(delivered, bool(events), to_device, device_lists)
+        name: Waiting(
+            delivered,
+            bool(events) and delivered is not None,
+            to_device,
+            device_lists,
+            perhaps=bool(events) and delivered is None,
+        )
         for name, delivered, events, to_device, device_lists in txn.fetchall()
     }
 

@@ -6,7 +6,8 @@ also says since when the destination had been failing and what waited for it the
 the sender's next real transaction meets is in Synapse's rows, whichever process that
 is, and however much later:
 
-- What waited is gone: it was taken. The entry ends as `connected`.
+- What waited is gone, or the process that sends has noted that a transaction was taken.
+  The entry ends as `connected`.
 - The destination is failing: it was not. The entry ends, and Synapse, which writes the
   time of the new failure as `failure_ts`, gets the old one back: else "failing for 90
   days" becomes "failing for a second".
@@ -18,8 +19,9 @@ nothing is sent. After a day nobody waits for it any more
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import attr
@@ -34,7 +36,7 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.wake import Wake
-from synapse_federation_admin.storage.audit import Audit, AuditPosition
+from synapse_federation_admin.storage.audit import TAKEN, Audit, AuditPosition
 from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING, AuditEntry
 from synapse_federation_admin.storage.outcomes import (
     Contact,
@@ -50,8 +52,13 @@ logger = logging.getLogger(__name__)
 _TICK_MS = 100
 _LOOK_RAREST_MS = 60_000
 
-# How long after a failure the process that has sent may take to tell what it was.
+# How many times as long as a look has taken the next one is waited for.
+_LOOK_SHARE = 10
+
+# How long after a failure the process that has sent may take to tell what it was; and
+# if no contact has told it, either.
 _TOLD_WITHIN_MS = 2000
+_TOLD_ALONE_WITHIN_MS = 10_000
 
 
 class FollowUp:
@@ -66,7 +73,9 @@ class FollowUp:
         self._wake = wake
         # By their IDs, entries for whose end somebody waits; None until then.
         self._ends: dict[str, AuditEntry | None] = {}
-        self._has_started = self._looking = False
+        self._has_started = self._looking = self._noting = False
+        # What is to be noted of destinations that were woken.
+        self._notes: dict[str, Mapping[str, object]] = {}
         # Whether something was cleared since the last look, and for how long nothing.
         # These are counted: the clock of the host may be set.
         self._is_any = False
@@ -115,7 +124,8 @@ class FollowUp:
     async def contacted(self, entry: AuditEntry, contact: Contact) -> None:
         """Write what came of the contact after a reset."""
         shown = {"contact": shown_contact(contact)}
-        if contact.failure is None:
+        waiting: Any = entry.details["waiting"]
+        if contact.failure is None and not waiting["perhaps"]:
             connected = ReconnectOutcome.CONNECTED.value
             await self._audit.end(self._audit.ended(entry, connected, shown))
         else:
@@ -123,17 +133,20 @@ class FollowUp:
             self.begin()
 
     async def _look_while_any(self) -> None:
-        waited_ms = 0
+        waited_ms = took_ms = 0
         try:
             while self._is_any:
                 await self._homeserver.sleep_ms(_TICK_MS)
                 self._quiet_ms += _TICK_MS
                 waited_ms += _TICK_MS
-                if waited_ms < min(self._quiet_ms // 4, _LOOK_RAREST_MS):
+                least_ms = max(self._quiet_ms // 4, took_ms * _LOOK_SHARE)
+                if waited_ms < min(least_ms, _LOOK_RAREST_MS):
                     continue
                 self._is_any, waited_ms = False, 0
                 try:
+                    began_ms = self._homeserver.now_ms()
                     self._is_any = await self._look() or self._is_any
+                    took_ms = self._homeserver.now_ms() - began_ms
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
@@ -152,7 +165,9 @@ class FollowUp:
         is_any, after = False, None
         while True:
             entries, ended = await self._audit.run(
-                "federation_admin_follow_up", partial(self._look_txn, after=after)
+                "federation_admin_follow_up",
+                partial(self._look_txn, after=after),
+                read_committed=True,
             )
             for entry in ended:
                 if entry.entry_id in self._ends:
@@ -175,27 +190,41 @@ class FollowUp:
         now = waiting_txn(txn, names, is_postgres=self._homeserver.is_postgres)
         ended: list[AuditEntry] = []
         since: dict[str, int] = {}
-        counted: dict[str, list[str]] = defaultdict(list)
+        works: set[str] = set()
         for entry in entries:
             name = str(entry.destination)
             outcome = self._outcome_of(entry, now[name], failing.get(name))
             if outcome is None:
                 continue
             failure_ts = entry.details.get("failure_ts")
-            if outcome is not ReconnectOutcome.CONNECTED and isinstance(
-                failure_ts, int
-            ):
+            if outcome is ReconnectOutcome.CONNECTED:
+                works.add(name)
+            elif isinstance(failure_ts, int):
                 since[name] = min(failure_ts, since.get(name, failure_ts))
             ended.append(self._audit.ended(entry, outcome.value))
-            if entry.run_id:
-                counted[entry.run_id].append(outcome.value)
-        # In the order in which a run writes, so that neither waits for the other.
-        for run_id, outcomes in sorted(counted.items()):
-            self._runs.recount_txn(txn, run_id, AUDIT_PENDING, outcomes)
+        if not ended:
+            return entries, ended
+        # In the order in which a run writes, so that neither waits for the other: first
+        # the run, then destinations, then entries.
+        run_ids = sorted({entry.run_id for entry in ended if entry.run_id})
+        for run_id in run_ids:
+            self._runs.recount_txn(txn, run_id, AUDIT_PENDING, ())
         timings.restore_failure_ts_txn(txn, since)
+        pending = self._audit.lock_txn(txn, [entry.entry_id for entry in ended])
+        counted: dict[str, list[str]] = defaultdict(list)
         for entry in ended:
+            if entry.run_id and entry.entry_id in pending:
+                counted[entry.run_id].append(entry.outcome)
             self._audit.end_txn(txn, entry)
+        for run_id in run_ids:
+            self._runs.recount_txn(txn, run_id, AUDIT_PENDING, counted[run_id])
+        self.works_txn(txn, works)
         return entries, ended
+
+    def works_txn(self, txn: LoggingTransaction, names: Collection[str]) -> None:
+        """Note that destinations work: what was cleared of them was of use."""
+        if names:
+            self._audit.note_txn(txn, dict.fromkeys(names, TAKEN))
 
     def _outcome_of(
         self, entry: AuditEntry, now: Waiting, failed_ts: int | None
@@ -208,23 +237,27 @@ class FollowUp:
             failed_ts: When it has failed last; None if it is not failing.
         """
         details: Mapping[str, Any] = entry.details
-        waiting = Waiting(**details["waiting"])
-        if waiting.was_taken(now):
-            return ReconnectOutcome.CONNECTED
-        if failed_ts is None:
+        try:
+            waiting = Waiting(**details["waiting"])
+            if details.get("taken") or waiting.was_taken(now):
+                return ReconnectOutcome.CONNECTED
+            if failed_ts is None:
+                return None
+            contact, refused = details.get("contact"), details.get("refused")
+            within_ms = _TOLD_WITHIN_MS if contact else _TOLD_ALONE_WITHIN_MS
+            is_fresh = 0 <= self._homeserver.now_ms() - failed_ts < within_ms
+            if not waiting.is_nothing and refused is None and is_fresh:
+                return None
+            if details.get("force"):
+                return ReconnectOutcome.FORCED
+            error = details.get("error") or (contact and contact["error"])
+            if error and error["kind"] == FailureKind.INTERNAL.value and not refused:
+                return ReconnectOutcome.INTERNAL
+            if (contact and not contact["error"]) or (refused and refused["status"]):
+                return ReconnectOutcome.REFUSED
+        except (AttributeError, KeyError, TypeError):
+            # It is of another version, or was changed by hand: it is left alone.
             return None
-        refused = details.get("refused")
-        is_fresh = 0 <= self._homeserver.now_ms() - failed_ts < _TOLD_WITHIN_MS
-        if waiting.is_any and refused is None and is_fresh:
-            return None
-        if details.get("force"):
-            return ReconnectOutcome.FORCED
-        contact = details.get("contact")
-        error = details.get("error") or (contact and contact["error"])
-        if error and error["kind"] == FailureKind.INTERNAL.value and not refused:
-            return ReconnectOutcome.INTERNAL
-        if (contact and not contact["error"]) or (refused and refused["status"]):
-            return ReconnectOutcome.REFUSED
         return ReconnectOutcome.STILL_FAILING
 
     # -- what is told by the process that sends ----------------------------------------
@@ -232,33 +265,77 @@ class FollowUp:
     def _transaction_ended(
         self, transaction: Transaction, error: Exception | None
     ) -> None:
-        """Take note of what a destination refuses that was just woken."""
-        if not self._wake.woken.pop(transaction.destination, False) or error is None:
+        """Take note of what a destination takes or refuses that was just woken."""
+        name = transaction.destination
+        if not self._wake.woken.pop(name, False) or len(self._notes) >= limits.WOKEN:
             return
-        self._homeserver.run_in_background(
-            "federation_admin_refused", self._note, transaction, failure_of(error)
-        )
-
-    async def _note(self, transaction: Transaction, failure: Failure) -> None:
-        destination = transaction.destination
+        if error is None:
+            self._tell(name, TAKEN)
+            return
+        failure = failure_of(error)
         if failure.is_ours:
-            error = shown_contact(Contact(0, failure=failure))["error"]
-            await self._audit.note({"error": error}, destination=destination)
-            return
+            told = shown_contact(Contact(0, failure=failure))["error"]
+            self._tell(name, {"error": told})
+        elif self._measured < limits.TRANSACTIONS_MEASURED:
+            self._homeserver.run_in_background(
+                "federation_admin_measure", self._measure, transaction, failure
+            )
+        else:
+            self._tell(name, _refusal(transaction, failure, None))
+
+    async def _measure(self, transaction: Transaction, failure: Failure) -> None:
+        self._measured += 1
         size = None
-        if self._measured < limits.TRANSACTIONS_MEASURED:
-            self._measured += 1
-            try:
-                size = await transaction.size(partial(self._homeserver.sleep_ms, 0))
-            finally:
-                self._measured -= 1
-        refused = Refused(
-            status=failure.facts.status,
-            bytes=size,
-            pdus=transaction.pdus,
-            edus=transaction.edus,
-            to_device_messages=transaction.to_device_messages,
-        )
-        await self._audit.note(
-            {"refused": attr.asdict(refused)}, destination=destination
-        )
+        try:
+            size = await transaction.size(partial(self._homeserver.sleep_ms, 0))
+        finally:
+            self._measured -= 1
+        self._tell(transaction.destination, _refusal(transaction, failure, size))
+
+    def _tell(self, name: str, note: Mapping[str, object]) -> None:
+        """Have something be noted, soon, of what is pending of a destination."""
+        self._notes[name] = note
+        if not self._noting:
+            self._noting = True
+            self._homeserver.run_in_background(
+                "federation_admin_refused", self._write_notes
+            )
+
+    async def _write_notes(self) -> None:
+        """Write what is to be noted, some of it at a time, until nothing is left."""
+        try:
+            while self._notes:
+                some = dict(islice(self._notes.items(), limits.CLEARED_LOOKED_AT))
+                try:
+                    await self._audit.run(
+                        "federation_admin_audit",
+                        partial(self._audit.note_txn, notes=some),
+                        read_committed=True,
+                    )
+                except CancelledError:
+                    # Synapse is shutting down.
+                    raise
+                except Exception as e:
+                    logger.warning("Cannot note what comes of a reset yet: %s", e)
+                    await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
+                    continue
+                for name, note in some.items():
+                    if self._notes[name] is note:
+                        del self._notes[name]
+                # What others have met meanwhile is written at once.
+                await self._homeserver.sleep_ms(_TICK_MS)
+        finally:
+            self._noting = False
+
+
+def _refusal(
+    transaction: Transaction, failure: Failure, size: int | None
+) -> Mapping[str, object]:
+    refused = Refused(
+        status=failure.facts.status,
+        bytes=size,
+        pdus=transaction.pdus,
+        edus=transaction.edus,
+        to_device_messages=transaction.to_device_messages,
+    )
+    return {"refused": attr.asdict(refused)}

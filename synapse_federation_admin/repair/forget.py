@@ -251,6 +251,7 @@ class Forget:
             if self._tables.has_history:
                 self._homeserver.retry_timings.before_clearing(txn, names)
                 records.delete_txn(txn, names)
+            self._audit.interrupt_cleared_txn(txn, names)
             these = any_of("destination", names, is_postgres)
             existing = existing_tables(txn, is_postgres)
             to_device = [_TO_DEVICE] if drop_to_device else []

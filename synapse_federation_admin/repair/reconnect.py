@@ -30,7 +30,7 @@ from synapse_federation_admin.repair.contact import (
 )
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
-from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit import TAKEN, Audit
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_PENDING,
     Actor,
@@ -281,8 +281,10 @@ class Reconnect:
                 waiting=waiting,
             )
             is_connected = outcome is ReconnectOutcome.CONNECTED
-            if is_connected and waiting and waiting.is_any:
+            if is_connected and waiting and not waiting.is_nothing:
                 found = attr.evolve(found, outcome=ReconnectOutcome.PENDING)
+            elif is_connected:
+                self._audit.note_txn(txn, {name: TAKEN})
             if entry is not None:
                 self._audit.end_txn(txn, self._ended(entry, found))
             return found

@@ -379,10 +379,12 @@ class _Contacts:
         waiting = waiting_txn(txn, names, is_postgres=is_postgres)
         for name in since:
             self._homeserver.retry_timings.clear_txn(txn, name)
+        works = [name for name in names if waiting[name].is_nothing]
+        self._follow_up.works_txn(txn, works)
 
         def seen_through(result: RunResult) -> RunResult:
             name = result.destination
-            if name not in waiting or not waiting[name].is_any:
+            if name not in waiting or waiting[name].is_nothing:
                 return result
             details = self._follow_up.details_of(since.get(name), waiting[name])
             return attr.evolve(

@@ -88,11 +88,13 @@ class ConnectionReset:
             ):
                 return ResetOutcome.NOT_FAILING
             entry = self._audit.entry(AuditAction.RESET, actor, destination=name)
-            entry, waits = await self._clear(destination, entry)
+            # A row may bear a name that is no server's, from an event or a message that
+            # was addressed to one. There is nobody to be woken or contacted.
+            is_server = why_invalid(self._homeserver, name) is None
+            outcome = AUDIT_PENDING if is_server else ResetOutcome.RESET.value
+            entry, waits = await self._clear(destination, entry, outcome)
 
-        # A row may bear a name that is no server's, from an event or a message that was
-        # addressed to one. There is nobody to be woken or contacted.
-        if why_invalid(self._homeserver, name):
+        if not is_server:
             return ResetOutcome.RESET
         if self._contacts and not waits:
             self._begin_contact(name, entry)
@@ -156,7 +158,7 @@ class ConnectionReset:
             return await contact_of(homeserver, request)
 
     async def _clear(
-        self, destination: Destination, entry: AuditEntry
+        self, destination: Destination, entry: AuditEntry, outcome: str
     ) -> tuple[AuditEntry, bool]:
         """Clear the timings and write that it was done, in one transaction.
 
@@ -167,8 +169,6 @@ class ConnectionReset:
             once it is woken.
         """
         homeserver, name = self._homeserver, destination.destination
-        is_server = homeserver.is_server_name(name)
-        outcome = AUDIT_PENDING if is_server else ResetOutcome.RESET.value
 
         def clear_txn(
             txn: LoggingTransaction, *, writes: bool

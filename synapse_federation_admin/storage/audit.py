@@ -29,6 +29,7 @@ from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import (
     Sql,
+    any_of,
     delete_some,
     marks,
     where,
@@ -75,6 +76,9 @@ OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
     AuditAction.FORGET: (AUDIT_FORGOTTEN,),
 }
 
+# What is noted of entries when their destination has taken a transaction.
+TAKEN: Mapping[str, object] = {"taken": True}
+
 # What is in the order of time, and where a page begins.
 AuditPosition = tuple[int, str]
 
@@ -93,12 +97,18 @@ class Audit:
             for outcome in outcomes:
                 homeserver.metrics(REPAIRS, action.value, outcome)
 
-    async def run(self, desc: str, func: Callable[[LoggingTransaction], T]) -> T:
+    async def run(
+        self,
+        desc: str,
+        func: Callable[[LoggingTransaction], T],
+        *,
+        read_committed: bool = False,
+    ) -> T:
         """Run a function that calls methods of this one in a transaction.
 
         See `synapse_federation_admin.storage.schema.Tables.run`.
         """
-        return await self._tables.run(desc, func)
+        return await self._tables.run(desc, func, read_committed=read_committed)
 
     @staticmethod
     def log_unwritten(entry: AuditEntry, error: Exception) -> None:
@@ -187,11 +197,16 @@ class Audit:
     async def end(self, entry: AuditEntry) -> None:
         """Write what came of an entry, unless it has ended already.
 
+        If it is connected, what else was cleared of the destination was of use, too.
         Raises what the database raises.
         """
-        await self._tables.run(
-            "federation_admin_audit", lambda txn: self.end_txn(txn, entry)
-        )
+
+        def end_txn(txn: LoggingTransaction) -> None:
+            self.end_txn(txn, entry)
+            if entry.outcome == ReconnectOutcome.CONNECTED.value:
+                self.note_txn(txn, {str(entry.destination): TAKEN})
+
+        await self._tables.run("federation_admin_audit", end_txn)
 
     async def end_as_failed(self, entry: AuditEntry) -> None:
         """Write that something has gone wrong, if that can be written.
@@ -286,23 +301,60 @@ class Audit:
             destination: The destination; of whatever process the entries are.
         """
         column = "destination" if entry_id is None else "entry_id"
+        notes = {str(entry_id or destination): details}
+        await self._tables.run(
+            "federation_admin_audit",
+            lambda txn: self.note_txn(txn, notes, column),
+            read_committed=True,
+        )
 
-        def note_txn(txn: LoggingTransaction) -> None:
-            txn.execute(
-                "SELECT entry_id, details FROM federation_admin_audit "  # noqa: S608
-                f"WHERE {column} = ? AND outcome = 'pending' "
-                "AND ended_ts IS NOT NULL",
-                (entry_id or destination,),
-            )
-            txn.execute_batch(
-                "UPDATE federation_admin_audit SET details = ? WHERE entry_id = ?",
-                [
-                    (_to_json({**json.loads(before), **details}), entry_id)
-                    for entry_id, before in txn.fetchall()
-                ],
-            )
+    def note_txn(
+        self,
+        txn: LoggingTransaction,
+        notes: Mapping[str, Mapping[str, object]],
+        column: str = "destination",
+    ) -> None:
+        """Add to the details of such entries, by their destinations."""
+        is_postgres = self._homeserver.is_postgres
+        wanted = any_of(column, list(notes), is_postgres)
+        lock = "FOR UPDATE" if is_postgres else ""
+        txn.execute(
+            f"SELECT entry_id, {column}, details FROM federation_admin_audit "  # noqa: S608
+            f"WHERE {wanted.text} AND outcome = 'pending' AND ended_ts IS NOT NULL "
+            f"ORDER BY entry_id {lock}",
+            wanted.args,
+        )
+        txn.execute_batch(
+            "UPDATE federation_admin_audit SET details = ? WHERE entry_id = ?",
+            [
+                (_to_json({**json.loads(before), **notes[about]}), entry_id)
+                for entry_id, about, before in txn.fetchall()
+            ],
+        )
 
-        await self._tables.run("federation_admin_audit", note_txn)
+    def lock_txn(self, txn: LoggingTransaction, ids: Collection[str]) -> set[str]:
+        """Lock entries; return those that are still pending."""
+        is_postgres = self._homeserver.is_postgres
+        wanted = any_of("entry_id", ids, is_postgres)
+        lock = "FOR UPDATE" if is_postgres else ""
+        txn.execute(
+            "SELECT entry_id FROM federation_admin_audit "  # noqa: S608
+            f"WHERE {wanted.text} AND outcome = 'pending' ORDER BY entry_id {lock}",
+            wanted.args,
+        )
+        return {entry_id for (entry_id,) in txn.fetchall()}
+
+    def interrupt_cleared_txn(
+        self, txn: LoggingTransaction, names: Collection[str]
+    ) -> None:
+        """End such entries of destinations: nobody will know what comes of them."""
+        wanted = any_of("destination", names, self._homeserver.is_postgres)
+        txn.execute(
+            "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
+            "WHERE outcome = 'pending' AND ended_ts IS NOT NULL "
+            f"AND {wanted.text}",
+            (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *wanted.args),
+        )
 
     async def read(
         self,
