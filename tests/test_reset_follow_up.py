@@ -16,12 +16,15 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.config import parse_config
 from synapse_federation_admin.homeserver import transactions
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.follow_up import FollowUp
+from synapse_federation_admin.repair.reset import ConnectionReset
+from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
@@ -259,6 +262,29 @@ class StoriesTestCase(StoryTestCase):
         FollowUp(homeserver, audit, runs, mock.Mock()).start()
         self.tell("1")
         self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_contacted_after_restart(self) -> None:
+        """A contact that the process did not make is made by the next, once."""
+        self.wait(1)
+        with mock.patch.object(ConnectionReset, "_begin_contact"):
+            self.reset()
+        homeserver = Homeserver(self.hs.get_module_api())
+        audit = Audit(homeserver, Tables(homeserver))
+        follow_up = FollowUp(homeserver, audit, mock.Mock(), mock.Mock())
+        for probed in ([NAME], [NAME]):
+            ConnectionReset(
+                parse_config({}),
+                homeserver,
+                mock.Mock(),
+                audit,
+                Wake(homeserver),
+                follow_up,
+            ).start()
+            self.wait(1)
+            self.assertEqual(self.probed, probed)
+            if self.audit()[0]["outcome"] == "pending":
+                self.answer()
+            self.assertEqual(self.audit()[0]["outcome"], "connected")
 
     def test_survives(self) -> None:
         """What goes wrong for a while is logged, and does not end the work."""

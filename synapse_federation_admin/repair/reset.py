@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.config import FederationAdminConfig
-from synapse_federation_admin.destinations.backlog import waiting_txn
+from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.failures.bounds import bounded
@@ -62,6 +62,33 @@ class ConnectionReset:
         )
         self._contacts_with = homeserver.linearizer("federation_admin_reset_contact")
         self._waiting_contacts = 0
+
+    def start(self) -> None:
+        """Contact those that the process before this one had yet to contact."""
+        if self._contacts:
+            self._homeserver.run_in_background(
+                "federation_admin_contact",
+                self._contact_left,
+                self._homeserver.now_ms(),
+            )
+
+    async def _contact_left(self, started_ts: int) -> None:
+        after = None
+        while self._waiting_contacts < limits.WAITING_CONTACTS:
+            entries = await self._audit.run(
+                "federation_admin_contact",
+                partial(
+                    self._audit.cleared_txn,
+                    after=after,
+                    limit=limits.CLEARED_LOOKED_AT,
+                ),
+            )
+            for entry in entries:
+                if entry.ts < started_ts and _waits_for_contact(entry):
+                    self._begin_contact(str(entry.destination), entry)
+            if len(entries) < limits.CLEARED_LOOKED_AT:
+                return
+            after = (entries[-1].ts, entries[-1].entry_id)
 
     async def reset(self, name: str, actor: Actor) -> ResetOutcome:
         """Clear a destination's retry timings and have every process try it again.
@@ -195,3 +222,13 @@ class ConnectionReset:
             )
             self._audit.log_unwritten(cleared, e)
             return cleared, waits
+
+
+def _waits_for_contact(entry: AuditEntry) -> bool:
+    """Tell whether a contact is what an entry waits for; of an odd one, it is not."""
+    try:
+        waiting = Waiting(**entry.details["waiting"])  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        return False
+    is_reset = entry.action == AuditAction.RESET.value
+    return is_reset and not waiting.is_any and not entry.details.get("contact")

@@ -6,6 +6,7 @@ from enum import Enum
 from synapse_federation_admin.storage.audit import ENTRIES
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FORGOTTEN,
+    AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     AuditAction,
 )
@@ -46,9 +47,10 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
     They are those whose destination does not fail, by Synapse's row, or has no row. The
     last thing that may have made it so has ended them.
 
-    None has while it is not known yet what comes of a reset or a reconnect. A
-    reset after which requests went on to fail was in vain: it has ended nothing, also
-    where it is not written yet that a later request got through.
+    None has while it is not known yet what comes of a reset or a reconnect. Where that
+    was never known, it lasts until a request gets through. A reset after which requests
+    went on to fail was in vain: it has ended nothing, also where it is not written yet
+    that a later request got through.
 
     Args:
         open_outages: What stands in a FROM for the outages that last.
@@ -130,6 +132,24 @@ _FORGOTTEN_TS = f"""
     AND a.ts >= COALESCE(o.failed_ts, a.ts)
 """  # noqa: S608
 
+# What was cleared of the outage o's destination without anybody knowing what came of
+# it, or of anything since.
+_NOBODY_KNOWS = f"""
+    SELECT 1 FROM {ENTRIES} AS a
+    WHERE a.destination = o.destination AND a.ts >= o.start_ts
+    AND a.action IN ({_values(AuditAction.RESET, AuditAction.RECONNECT)})
+    AND a.outcome = '{AUDIT_INTERRUPTED}' AND {_HAS_ROW}
+    AND NOT EXISTS (
+        SELECT 1 FROM {ENTRIES} AS b
+        WHERE b.destination = o.destination AND b.ts > a.ts
+        AND b.outcome IN ({_CLEARED})
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM {SUCCESSES} AS s WHERE s.destination = o.destination
+        AND (s.last_ts >= a.ts OR s.recovered_ts >= o.start_ts)
+    )
+"""  # noqa: S608
+
 
 def _over(open_outages: str, which: str) -> str:
     """Return the SELECT of outages that are over, with what may have ended each."""
@@ -158,4 +178,5 @@ def _over(open_outages: str, which: str) -> str:
                 OR a.outcome = '{ResetOutcome.RESET.value}' AND a.ts > ?
             )
         )
+        AND NOT EXISTS ({_NOBODY_KNOWS})
     """  # noqa: S608
