@@ -15,6 +15,7 @@ from twisted.internet import error
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures import classify
+from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import reconnect_many, runner
 from synapse_federation_admin.storage.run_queue import Job
@@ -290,11 +291,21 @@ class RunTestCase(ManyTestCase):
         # It rests in between.
         self.assertLess(len(self.probes), 12)
         self.assertEqual(self.counts(run_id), (20, 0, 0, 0))
+        self.assertIn("no file descriptor", self.run_of(run_id)["error"])
         self.answers.update(dict.fromkeys(names, REFUSED))
         self.wait(4)
         run = self.run_of(run_id)
+        self.assertIsNone(run["error"])
         self.assertEqual(run["outcomes"], {"still_failing": 20})
         self.assertEqual(list(run["errors"]), ["connection_refused"])
+
+    def test_other_process_has_nothing_left(self) -> None:
+        """What another process tells, and a server could, is not tried for ever."""
+        self.add_failing("a.example")
+        self.answers["a.example"] = ObstacleError(Obstacle.OTHER_OUT_OF_RESOURCES)
+        run_id = self.begin("reconnect", all_failing=True)
+        self.wait(3)
+        self.assertEqual(self.run_of(run_id)["outcomes"], {"internal": 1})
 
     def test_forgotten_meanwhile(self) -> None:
         """A destination that is removed during its contact does not come back by it."""

@@ -145,6 +145,7 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.CLOSED_IN_HANDSHAKE: (FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE),
     Obstacle.LATE_HANDSHAKE: (FailureKind.RESPONSE_TIMEOUT, Reason.IN_HANDSHAKE),
     Obstacle.OWN_PROXY: (FailureKind.OTHER, Reason.PROXY),
+    Obstacle.OTHER_OUT_OF_RESOURCES: (FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES),
 }
 
 # Where the exceptions are defined that mean that an answer is no HTTP.
@@ -263,6 +264,8 @@ def _stopped_by(error: ObstacleError) -> Failure:
         late = Failure(FailureKind.RESPONSE_TIMEOUT)
         return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, facts=Facts(cause=late))
     kind, found = _OBSTACLES[error.obstacle]
+    if error.obstacle is Obstacle.OTHER_OUT_OF_RESOURCES:
+        return Failure(kind, found, Facts(is_relayed=True))
     cause = error.__cause__
     exception = bounded(f"{type(cause).__name__}: {cause}") if cause else ""
     return Failure(kind, found, Facts(host=bounded(error.host), exception=exception))

@@ -82,6 +82,10 @@ class Obstacle(Enum):
     # This process has no descriptor, thread or memory left.
     OUT_OF_RESOURCES = "out_of_resources"
 
+    # That the other process of this homeserver says of itself through which this one
+    # goes out. A server could say so, too: it is tried again for nobody.
+    OTHER_OUT_OF_RESOURCES = "other_out_of_resources"
+
 
 class ObstacleError(Exception):
     """A request was stopped on its way.

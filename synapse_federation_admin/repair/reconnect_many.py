@@ -80,6 +80,9 @@ _SLOW_START_S = 1.0
 _REST_S = 1.0
 _REGAINED_PER_S = 1.0
 
+# What a run then says, until a contact has ended again.
+_WAITS = "It waits: this process has no file descriptor, thread or memory left"
+
 # How often to look whether a run has been cancelled, while nothing is written; and how
 # many times, at its end, whether all that it has set off was taken or refused.
 _LOOK_EVERY_S = 0.4
@@ -201,6 +204,8 @@ class _Contacts:
         self._most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
         self._room = float(self._most)
         self._is_exhausted = False
+        # Whether the run says that it waits for that.
+        self._is_waiting = False
         self._ended: deque[RunResult] = deque()
         # What has kept a contact from having a result.
         self._error: Exception | None = None
@@ -227,6 +232,9 @@ class _Contacts:
             if self._is_exhausted:
                 self._is_exhausted = False
                 running_s, most = -_REST_S, 0
+                if not self._is_waiting:
+                    self._is_waiting = True
+                    await persist(self._homeserver, lambda: self._job.say(_WAITS))
             elif running_s < 0:
                 most = 0
             if most > 0:
@@ -311,6 +319,9 @@ class _Contacts:
         some = min(len(self._ended), limits.RESULTS_RECORDED)
         if not some:
             return await persist(self._homeserver, self._job.look)
+        if self._is_waiting:
+            await persist(self._homeserver, lambda: self._job.say(None))
+            self._is_waiting = False
         results = [self._ended.popleft() for _ in range(some)]
         alive = await persist(
             self._homeserver, lambda: self._job.record(results, self._clear_txn)
@@ -346,7 +357,11 @@ class _Contacts:
         begun_ts = self._homeserver.now_ms()
         contact = await probe(self._homeserver, name, timeout_ms=self._timeout_ms)
         failure = contact.failure
-        if failure is not None and failure.reason is Reason.OUT_OF_RESOURCES:
+        if (
+            failure is not None
+            and failure.reason is Reason.OUT_OF_RESOURCES
+            and not failure.facts.is_relayed
+        ):
             return None
         return RunResult(
             name,

@@ -77,7 +77,8 @@ class Job:
             return runs.update_txn(
                 txn,
                 run_id,
-                "runner = ?, status = ?, started_ts = COALESCE(started_ts, ?)",
+                "runner = ?, status = ?, started_ts = COALESCE(started_ts, ?), "
+                "error = NULL",
                 mark,
                 RunStatus.PREPARING.value if is_new else run.status,
                 runs.homeserver.now_ms(),
@@ -197,6 +198,14 @@ class Job:
         if now_ms - since_ms < 1000:
             return None
         return (self._done + done - before) / (now_ms - since_ms) * 1000
+
+    async def say(self, error: str | None) -> bool:
+        """Write what the run waits for; None: nothing. Return whether it is alive."""
+
+        def say_txn(txn: LoggingTransaction, run: Run) -> None:
+            self._runs.update_txn(txn, run.run_id, "error = ?", error)
+
+        return await self._change("say", say_txn)
 
     async def look(self) -> bool:
         """Look whether the run is still alive."""

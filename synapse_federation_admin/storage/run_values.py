@@ -101,7 +101,7 @@ class Run:
         totals: Sums over those that are done, depending on the action.
         errors: What is wrong with destinations, by kind.
         rate: How many are done per second; None if that is not known.
-        error: Why the run failed; None if it has not.
+        error: Why the run failed, or what it waits for; None if neither.
     """
 
     run_id: str
