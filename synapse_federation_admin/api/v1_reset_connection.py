@@ -17,8 +17,9 @@ async def reset_connection_v1(asked: Asked, destination: str) -> JsonDict:
 
     The body, if there is one, is ignored.
 
-    200 OK: `{}`. The timings are cleared, every process has been woken, and one real
-    request to the destination is made in the background.
+    200 OK: `{}`. The timings are cleared. Where something waits, every process has been
+    woken, and it is sent; else an empty transaction is sent in the background, and
+    every process is woken once it is taken.
 
     Errors: 400 `M_UNKNOWN` if it is not failing, 404 `M_NOT_FOUND` if it is unknown,
     500 `M_UNKNOWN` if the database fails (nothing is changed then), 401, 403.
