@@ -20,6 +20,10 @@ ADDRESS_SEARCHES = 5
 # Servers of which it is looked up in one round where they lead, for the same.
 CORRELATED_SERVERS = 50
 
+# Names that each process looks up, and their SRV records, each time it writes failures,
+# to find out whether the DNS answers.
+NAMES_TRIED = 3
+
 # Look-ups of host names, each of which takes a thread and a descriptor: for contacts,
 # and as many for diagnoses. While the DNS is silent a thread hangs for as long as the
 # system's resolver waits, and so a run goes on no faster.

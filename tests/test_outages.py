@@ -308,6 +308,9 @@ ENDS = [
     # Of what was forced it is not known whether it works.
     Case("works", "reconnect forced -60", end=0, ended="recovered"),
     Case("works", "reset pending -3000"),
+    # Who has made it is gone: nobody will write what came of it.
+    Case("works", "reset pending -3605"),
+    Case("works", "reset pending -3605", got=-90, end=-90, ended="recovered"),
     # What gets through within a second of a reset, or was on its way.
     *(Case("works", "reset reset -120", t, -120, "reset") for t in (-121, -119, -70)),
     Case("works", "reset reset -600", got=-300, end=-300, ended="recovered"),

@@ -428,7 +428,7 @@ class OddTestCase(RecorderTestCase):
                 recorder.failed(name, RequestSendFailed(error, can_retry=True))
         recorder.failed("other.example", refused())
         self.get_success(recorder.write())
-        self.assertEqual(len(set(asked)), 20)
+        self.assertEqual(len(set(asked)), limits.NAMES_TRIED)
         self.assertLess(set(asked), set(names))
         self.assertEqual(
             self.counts(),

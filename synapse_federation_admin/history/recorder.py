@@ -41,10 +41,9 @@ logger = logging.getLogger(__name__)
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
 
-# Of how many names it is looked up whether the DNS answers, for each transaction; and
-# what it may then be in place of.
-_LOOKED_UP = 20
 _KINDS = tuple(kind.value for kind in FailureKind)
+
+# What it may be that the DNS does not answer in place of.
 _MAY_BE_DNS = (FailureKind.DNS_NOT_FOUND, FailureKind.CONNECTION_TIMEOUT)
 
 # A destination, and a kind.
@@ -406,7 +405,7 @@ class Recorder:
             return failed
         self._unconnected -= late
         names = sorted({name for name, _ in late})
-        sample = random.sample(names, min(_LOOKED_UP, len(names)))
+        sample = random.sample(names, min(limits.NAMES_TRIED, len(names)))
         without = await self._without_dns(sample)
         settled: dict[_Key, RecordedFailure] = {}
         for key, failure in failed.items():

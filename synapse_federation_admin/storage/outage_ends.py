@@ -17,6 +17,10 @@ from synapse_federation_admin.storage.sql import FAILING, Sql
 # How long Synapse may take to write the row of a destination that it has never met.
 _NEW_ROW_MS = 60_000
 
+# Whoever has made a reset that is not known to have ended after that time is gone: then
+# it is enough that the server has answered since.
+_GIVEN_UP_MS = 3_600_000
+
 _DAY_MS = 86_400_000
 
 # A request that was on its way when somebody reset the connection may get through then:
@@ -79,7 +83,10 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
             FROM ({_over(open_outages, which.text)}) AS found
         ) AS found
         """,  # noqa: S608
-        (now_ts, now_ts, *which.args, now_ts - _NEW_ROW_MS, now_ts - SETTLED_MS),
+        (
+            *(now_ts, now_ts, *which.args),
+            *(now_ts - _NEW_ROW_MS, now_ts - _GIVEN_UP_MS, now_ts - SETTLED_MS),
+        ),
     )
 
 
@@ -175,6 +182,10 @@ def _over(open_outages: str, which: str) -> str:
             WHERE a.destination = o.destination
             AND (
                 a.outcome = '{AUDIT_PENDING}' AND a.ended_ts IS NOT NULL
+                AND (a.ts > ? OR NOT EXISTS (
+                    SELECT 1 FROM {SUCCESSES} AS s
+                    WHERE s.destination = o.destination AND s.last_ts > a.ts
+                ))
                 OR a.outcome = '{ResetOutcome.RESET.value}' AND a.ts > ?
             )
         )
