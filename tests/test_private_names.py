@@ -140,6 +140,18 @@ def test_homeserver(path: Path) -> None:
                 assert not unknown, (node.name, names, unknown)
 
 
+# What objects of Synapse's internal classes are called, where functions are given them.
+OBJECTS = {"transaction", "self._transaction", "limiter"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_objects(path: Path) -> None:
+    """What is used of objects of Synapse's internal classes is listed."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in OBJECTS:
+            assert node.attr in ATTRIBUTES, ast.unparse(node)
+
+
 def test_tables() -> None:
     """Each table of Synapse's that a statement of ours names is listed."""
     tables = {table for _, table, _ in relied_on.COLUMNS}
