@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from synapse.module_api import ModuleApi
 
     from synapse_federation_admin.api import Services
+    from synapse_federation_admin.storage.records import RecordedFailure
 
 Start = Callable[[], None]
 
@@ -213,11 +214,19 @@ def _wire_diagnosis(s: "Services") -> None:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.history.store import HistoryStore
 
+    history = HistoryStore(s.homeserver, s.tables)
+
+    async def last_failure(destination: str) -> "RecordedFailure | None":
+        """Return what was recorded; None while nothing is."""
+        if not s.features.is_on(Feature.HISTORY):
+            return None
+        return await history.last_failure(destination)
+
     s.diagnoses = Diagnoses(
         s.homeserver,
         s.destinations,
         s.backlog,
-        HistoryStore(s.homeserver, s.tables).last_failure,
+        last_failure,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )
 

@@ -192,7 +192,8 @@ def test_redis_is_gone(cluster: Cluster) -> None:
 def test_postgres_restarts(cluster: Cluster) -> None:
     """PostgreSQL stops and starts in mid-run: it goes on, and counts nothing twice."""
     client = cluster.client()
-    names = cluster.fleet.up[40:200]
+    # Those behind are contacted by the test above.
+    names = cluster.fleet.up[40:-2]
     run = client.start_run(destinations=names, per_second=40)
     wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 30)
     postgres = cluster.synapse.postgres
@@ -213,7 +214,7 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     entries = client.audit(run_id=run["id"], action="reconnect")
     assert sorted(entry["destination"] for entry in entries) == sorted(names)
     contacts = cluster.fleet.contacts
-    assert all(contacts[name] == 1 for name in names)
+    assert {n: contacts[n] for n in names if contacts[n] != 1} == {}
 
 
 def _wait_for_end(client: MatrixClient, run_id: str) -> dict[str, object]:

@@ -232,6 +232,12 @@ class BeginTestCase(OutagesTestCase):
             self.count(f"federation_admin_recording WHERE since_ts <= {self.now}"), 1
         )
 
+    def test_recording_dropped(self) -> None:
+        """Since when it is recorded is there again after the tables were dropped."""
+        self.run_sql("DELETE FROM federation_admin_recording")
+        self.look()
+        self.assertEqual(self.count("federation_admin_recording"), 1)
+
     def test_plan(self) -> None:
         """A look at what was written lately reads no more of the audit than a day."""
         which = changed_since(self.now)
@@ -653,6 +659,18 @@ class StoriesTestCase(OutagesTestCase):
 
 class NeverRecordedTestCase(OutagesTestCase):
     """What fails since before anything was recorded, and ends."""
+
+    def test_written_at_once(self) -> None:
+        """Its outage is there once Synapse has cleared the row, whatever is killed."""
+        self.failing(self.began)
+        self.pass_time(HOUR)
+        recorder = self.recorder()
+        recovered_ts = self.now
+        recorder.recovered(NAME)
+        self.pump()
+        self.working()
+        self.look(at_all=False)
+        self.assert_recorded([(self.began, recovered_ts, "recovered")])
 
     def test_asks(self) -> None:
         """A destination that asks something of us has recovered in that moment."""

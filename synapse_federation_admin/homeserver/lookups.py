@@ -157,8 +157,11 @@ class LookUps:
 
         try:
             query = dns.Query(name.encode("ascii"), dns.SRV, dns.IN)
-            answer: Deferred[Answers] = resolver.queryUDP(
-                [query], _times(resolver, within_s)
+            # A test harness has no name server: nobody answers.
+            answer: Deferred[Answers] = (
+                resolver.queryUDP([query], _times(resolver, within_s))
+                if self.is_real
+                else Deferred()
             )
         except Exception:
             answer = fail()

@@ -26,6 +26,7 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
 from synapse_federation_admin.storage.runs import RunStore, whole_action
@@ -129,7 +130,9 @@ class Runner:
         ended = [s.value for s in (RunStatus.COMPLETE, RunStatus.CANCELLED)]
         for action in actions:
             for outcome in action.outcomes:
-                homeserver.metrics(REPAIRS, action.name, outcome)
+                # What is pending has not ended.
+                if outcome != AUDIT_PENDING:
+                    homeserver.metrics(REPAIRS, action.name, outcome)
             for outcome in (*ended, RunStatus.FAILED.value):
                 homeserver.metrics(REPAIRS, whole_action(action.name), outcome)
 
