@@ -22,7 +22,7 @@ CORRELATED_SERVERS = 50
 
 # Names that each process looks up, and their SRV records, each time it writes failures,
 # to find out whether the DNS answers.
-NAMES_TRIED = 3
+NAMES_TRIED = 20
 
 # Look-ups of host names, each of which takes a thread and a descriptor: for contacts,
 # and as many for diagnoses. While the DNS is silent a thread hangs for as long as the
