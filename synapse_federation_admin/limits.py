@@ -88,11 +88,12 @@ NAMES_OF_A_RUN = 50_000
 # Rows of a page of v1: a longer one is written while it is read.
 PLAIN_PAGE = 1000
 
-# Long answers that are written while they are read; each takes some megabytes. Seconds
-# for which others wait for their turn. Seconds for which a client may take nothing of
-# one; then its connection is cut: sooner, if others wait, and it is by that much later
-# than who takes so many bytes in a second.
+# Long answers that are written while they are read; each takes some megabytes. How many
+# others wait for their turn, and for how many seconds. Seconds for which a client may
+# take nothing of one; then its connection is cut: sooner, if others wait, and it is by
+# that much later than who takes so many bytes in a second.
 LONG_ANSWERS = 6
+LONG_ANSWERS_WAITING = 20
 LONG_ANSWER_WAITS_S = 5
 CLIENT_PAUSE_S = 300
 CLIENT_PAUSE_WHILE_FULL_S = 15

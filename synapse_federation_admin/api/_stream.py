@@ -110,6 +110,8 @@ async def _write(
 
 
 async def _take_turn(homeserver: Homeserver) -> None:
+    if len(_turns.waiting) >= limits.LONG_ANSWERS_WAITING:
+        raise _too_many()
     turn = _turns.acquire()
     if turn.called:
         return
@@ -120,15 +122,19 @@ async def _take_turn(homeserver: Homeserver) -> None:
     try:
         await make_deferred_yieldable(turn)
     except DeferredTimeoutError:
-        wait_s = limits.CLIENT_PAUSE_WHILE_FULL_S
-        raise SynapseError(
-            HTTPStatus.TOO_MANY_REQUESTS,
-            f"Long answers: {limits.LONG_ANSWERS} others are being read from this "
-            "process; ask again when one of them is complete, or for shorter pages",
-            Codes.LIMIT_EXCEEDED,
-            additional_fields={"retry_after_ms": wait_s * 1000},
-            headers={"Retry-After": str(wait_s)},
-        ) from None
+        raise _too_many() from None
+
+
+def _too_many() -> SynapseError:
+    wait_s = limits.CLIENT_PAUSE_WHILE_FULL_S
+    return SynapseError(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        f"Long answers: {limits.LONG_ANSWERS} others are being read from this "
+        "process; ask again when one of them is complete, or for shorter pages",
+        Codes.LIMIT_EXCEEDED,
+        additional_fields={"retry_after_ms": wait_s * 1000},
+        headers={"Retry-After": str(wait_s)},
+    )
 
 
 def _begin(request: SynapseRequest, file_name: str | None) -> None:
