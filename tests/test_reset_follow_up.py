@@ -551,6 +551,22 @@ class NotesTestCase(SendsTestCase):
         self.tell("30")
         self.assertEqual(self.outcomes(), ["refused"] * 20)
 
+    def test_bug(self) -> None:
+        """A bug keeps one note from being written, once, and not those after it."""
+        self.add_to_device(NAME)
+        self.reset()
+        with (
+            mock.patch.object(Audit, "note_txn", side_effect=ValueError("bug")) as note,
+            self.assertLogs(follow_up.__name__, "ERROR") as logs,
+        ):
+            self.send(self.ERROR)
+            self.tell("200")
+        self.assertEqual((note.call_count, len(logs.output)), (1, 1))
+        self.send(self.ERROR)
+        self.fail(9000)
+        self.tell("60")
+        self.assertEqual(self.outcomes(), ["still_failing"])
+
     def test_late(self) -> None:
         """Without a contact, what is refused may be told some seconds late."""
         self.add_to_device(NAME)

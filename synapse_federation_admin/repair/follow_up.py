@@ -129,7 +129,7 @@ class FollowUp:
             connected = ReconnectOutcome.CONNECTED.value
             await self._audit.end(self._audit.ended(entry, connected, shown))
         else:
-            await self._audit.note(shown, entry_id=entry.entry_id)
+            await self._audit.note(entry.entry_id, shown)
             self.begin()
 
     async def _look_while_any(self) -> None:
@@ -316,9 +316,12 @@ class FollowUp:
                     # Synapse is shutting down.
                     raise
                 except Exception as e:
-                    logger.warning("Cannot note what comes of a reset yet: %s", e)
-                    await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
-                    continue
+                    if self._homeserver.is_database_away(e):
+                        logger.warning("Cannot note what comes of a reset yet: %s", e)
+                        await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
+                        continue
+                    # It would be one again.
+                    logger.exception("Could not note what comes of a reset")
                 for name, note in some.items():
                     if self._notes[name] is note:
                         del self._notes[name]

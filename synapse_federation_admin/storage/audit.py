@@ -286,25 +286,11 @@ class Audit:
 
         return await self._tables.run("federation_admin_audit", has_cleared_txn)
 
-    async def note(
-        self,
-        details: Mapping[str, object],
-        *,
-        entry_id: str | None = None,
-        destination: str | None = None,
-    ) -> None:
-        """Add to the details of such an entry, or of those of a destination.
-
-        Args:
-            details: What to add.
-            entry_id: The entry; or else:
-            destination: The destination; of whatever process the entries are.
-        """
-        column = "destination" if entry_id is None else "entry_id"
-        notes = {str(entry_id or destination): details}
+    async def note(self, entry_id: str, details: Mapping[str, object]) -> None:
+        """Add to the details of such an entry. Raises what the database raises."""
         await self._tables.run(
             "federation_admin_audit",
-            lambda txn: self.note_txn(txn, notes, column),
+            lambda txn: self.note_txn(txn, {entry_id: details}, "entry_id"),
             read_committed=True,
         )
 
