@@ -279,7 +279,8 @@ class SeenThroughTestCase(ReconnectTestCase):
         refused = {"refused": {**sent, "to_device_messages": 1, **details}}
         homeserver = Homeserver(self.hs.get_module_api())
         audit = Audit(homeserver, Tables(homeserver))
-        self.get_success(audit.note(refused, destination=NAME))
+        (entry,) = self.audit()
+        self.get_success(audit.note(entry["entry_id"], refused))
         now_ms = self.clock.time_msec()
         self.get_success(
             self.store.set_destination_retry_timings(NAME, now_ms, now_ms, 600_000)
