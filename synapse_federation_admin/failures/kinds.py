@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why requests to other servers fail: the cause, the reason below it, and the facts.
+"""Why requests to other servers fail: the cause, and the facts.
 
-Each kind and reason stands here with what people are told of it: one table, however
-long. Sentences are made of that by `synapse_federation_admin.failures.text` alone.
+Each kind stands here with what people are told of it, and each reason below one in
+`synapse_federation_admin.failures.reasons`. Sentences are made of that by
+`synapse_federation_admin.failures.text` alone.
 
 A text begins with the field's term, the one to search for, and is about the other
 server ("the server", "their admin") or about this one ("this host", "this homeserver").
@@ -11,53 +12,32 @@ facts, `{expired}` for "expired 3 days ago", `{mismatch}` for "for a.example, no
 b.example", `{ahead}` for "2 h ahead of" or "2 h behind", `{left}` for "23 h".
 """
 
-from enum import Enum
-
 import attr
-from typing_extensions import Self
 
-
-class Fault(Enum):
-    """Whose fault a failure is: who has to act."""
-
-    US = "us"
-    THEM = "them"
-
-    # It may be either's.
-    UNKNOWN = "unknown"
-
-
-class _Worded(Enum):
-    """An enum whose members stand with what people are told: its value comes first."""
-
-    _value_: str
-
-    def __new__(cls, value: str, *_: object) -> Self:
-        member = object.__new__(cls)
-        member._value_ = value
-        return member
-
-
-_UNBLOCK = (
-    "If the address is right, remove it from the blacklist or add it to "
-    "ip_range_whitelist, and restart Synapse. If not, tell their admin."
+from synapse_federation_admin.failures.reasons import (
+    CHECK_KEY,
+    KEYS_UNVERIFIED,
+    SET_CLOCK,
+    UNBLOCK,
+    Fault,
+    Reason,
+    Worded,
 )
-_CHECK_KEY = (
-    "Check that they can fetch the key of this homeserver, that its clock is right, "
-    "and that server_name and signing key are unchanged. If so, ask whether they "
-    "block it."
-)
-_KEYS_WRONG = "Tell their admin what is wrong with /_matrix/key/v2/server."
-_KEYS_UNVERIFIED = f"{_KEYS_WRONG} Until then nothing that they send can be verified."
-_ONLY_OTHERS = "the server answers others, but not one that this homeserver signs"
-_ASK_FOR_ANOTHER = "Ask their admin for another certificate."
-_CACHE_EXPIRES = "Wait {left} until it expires, or restart Synapse with its workers."
 
-# What to do where clocks differ and nothing fails.
-SET_CLOCK = "Set the clock that is wrong, with NTP."
+__all__ = [
+    "FAILURE_KINDS",
+    "SET_CLOCK",
+    "TLS_KINDS",
+    "UNKNOWN_KIND",
+    "Facts",
+    "Failure",
+    "FailureKind",
+    "Fault",
+    "Reason",
+]
 
 
-class FailureKind(_Worded):
+class FailureKind(Worded):
     """Why a request to another server fails: one cause each, the same everywhere."""
 
     def __init__(
@@ -92,7 +72,7 @@ class FailureKind(_Worded):
         "ip_blocked",
         "IP address blocked",
         "it is in federation_ip_range_blacklist or ip_range_blacklist",
-        _UNBLOCK,
+        UNBLOCK,
         Fault.UNKNOWN,
     )
     WELL_KNOWN_INVALID = (
@@ -184,7 +164,7 @@ class FailureKind(_Worded):
         "rejected",
         "Requests rejected",
         "the server is up, but does not accept them from this homeserver",
-        _CHECK_KEY,
+        CHECK_KEY,
         Fault.UNKNOWN,
     )
     RATE_LIMITED = (
@@ -222,13 +202,13 @@ class FailureKind(_Worded):
         "keys_missing",
         "No signing keys",
         "/_matrix/key/v2/server returns none",
-        _KEYS_UNVERIFIED,
+        KEYS_UNVERIFIED,
     )
     KEYS_INVALID = (
         "keys_invalid",
         "Invalid signing keys",
         "the response of /_matrix/key/v2/server is wrong",
-        _KEYS_UNVERIFIED,
+        KEYS_UNVERIFIED,
     )
     KEYS_EXPIRED = (
         "keys_expired",
@@ -281,245 +261,6 @@ TLS_KINDS = frozenset(
         FailureKind.TLS_FAILED,
     }
 )
-
-
-class Reason(_Worded):
-    """What exactly is wrong, below a kind, where that can be told."""
-
-    def __init__(
-        self,
-        _: str,
-        because: str,
-        advice: str | None = None,
-        fault: Fault | None = None,
-        headline: str | None = None,
-    ) -> None:
-        """Say what is told; what is None is that of the kind."""
-        self.because = because
-        self.advice = advice
-        self.fault = fault
-        self.headline = headline
-
-    # Server names.
-    NAME_IS_URL = "name_is_url", "a server name has no scheme and no path"
-    NAME_NOT_ASCII = "name_not_ascii", "it is not ASCII: use Punycode"
-    NAME_MALFORMED = "name_malformed", "a server name has the form host or host:port"
-    PORT_INVALID = "port_invalid", "the port is not a number from 1 to 65535"
-    IPV6_INVALID = "ipv6_invalid", "what is in brackets is not an IPv6 address"
-    LABEL_EMPTY = "label_empty", "a dot is at an end, or two are in a row"
-    LABEL_TOO_LONG = "label_too_long", "a label has more than 63 characters"
-    NAME_REFUSED = "name_refused", "Synapse does not accept it"
-    OWN_NAME = (
-        "own_name",
-        "it is the name of this homeserver itself",
-        "Nothing to do: a homeserver does not send to itself.",
-        Fault.US,
-    )
-
-    # Blocked addresses.
-    ADDRESS_IS_NAME = (
-        "address_is_name",
-        "it is in federation_ip_range_blacklist or ip_range_blacklist",
-        "To federate with this address, remove it from the blacklist and restart "
-        "Synapse. ip_range_whitelist does not apply to server names.",
-        Fault.US,
-    )
-    SOME_ADDRESSES = (
-        "some_addresses",
-        "because of one in federation_ip_range_blacklist or ip_range_blacklist, "
-        "Synapse uses none of the host",
-    )
-    LEADS_TO_BLOCKED = "leads_to_blocked", "it leads to a blocked IP address", _UNBLOCK
-
-    # The well-known file, and other answers.
-    BODY_TOO_LARGE = "body_too_large", "the response is too large"
-    NOT_JSON = "not_json", "the response is not a JSON object"
-    WRONG_CONTENT_TYPE = "wrong_content_type", "Content-Type is not application/json"
-    CLOSED = "closed", "the server closed the connection without a response"
-    M_SERVER_MISSING = "m_server_missing", "m.server is missing"
-    M_SERVER_NOT_A_STRING = "m_server_not_a_string", "m.server is not a string"
-    M_SERVER_INVALID = "m_server_invalid", "m.server is not a server name"
-    REDIRECT_WITHOUT_TARGET = "redirect_without_target", "a redirect has no Location"
-    REDIRECT_INVALID = "redirect_invalid", "a redirect does not lead to a web URL"
-    TOO_MANY_REDIRECTS = "too_many_redirects", "there are too many redirects"
-    CACHED_DELEGATION = (
-        "cached_delegation",
-        "Synapse still uses {said}",
-        _CACHE_EXPIRES,
-        Fault.US,
-        "Outdated delegation in Synapse's cache",
-    )
-    CACHED_ABSENCE = (
-        "cached_absence",
-        "Synapse still takes it that the server does not delegate",
-        _CACHE_EXPIRES,
-        Fault.US,
-        "Outdated delegation in Synapse's cache",
-    )
-
-    # Hosts and connections.
-    NO_SUCH_HOST = "no_such_host", "{host} does not exist or has no address"
-    NO_HOST_NAME = "no_host_name", "{host} is not a valid host name"
-    DNS_NO_ANSWER = "dns_no_answer", "no answer in time"
-    DNS_SERVER_FAILURE = "dns_server_failure", "the name servers return an error"
-    NO_SERVICE = (
-        "no_service",
-        "their SRV record says that they do not offer it",
-        "Ask their admin, or forget the destination.",
-        Fault.THEM,
-        "No federation service",
-    )
-    NO_IPV4 = "no_ipv4", "this host has no IPv4", None, Fault.US
-    NO_IPV6 = "no_ipv6", "this host has no IPv6", None, Fault.US
-    MAY_LACK_DELEGATION = (
-        "may_lack_delegation",
-        "the server is down, or its web server lacks /.well-known/matrix/server",
-        "Tell their admin: the homeserver is down or its port is closed, or "
-        "/.well-known/matrix/server is missing on their web server at port 443.",
-        Fault.THEM,
-    )
-    PROXY = (
-        "proxy",
-        "this homeserver's own proxy (https_proxy) does not connect to the server",
-        "Check https_proxy and no_proxy, and the log of the proxy. If it connects "
-        "to other servers, tell their admin.",
-        Fault.UNKNOWN,
-    )
-    ANOTHER_PROCESS = (
-        "another_process",
-        "another process of this homeserver gets no answer; whether the server "
-        "accepts connections is not known here",
-    )
-
-    # TLS.
-    OWN_CERTIFICATE = "own_certificate", "the server's own certificate {expired}"
-    IN_CHAIN = (
-        "in_chain",
-        "a certificate in the server's chain {expired}",
-        "Ask their admin to renew the chain of their certificate.",
-    )
-    SELF_SIGNED = "self_signed", "the certificate is self-signed"
-    UNKNOWN_AUTHORITY = "unknown_authority", "this host does not know its issuer"
-    MISSING_INTERMEDIATE = "missing_intermediate", "the chain is not complete"
-    NOT_AN_AUTHORITY = (
-        "not_an_authority",
-        "its issuer is no authority",
-        _ASK_FOR_ANOTHER,
-    )
-    WRONG_PURPOSE = "wrong_purpose", "it is not for TLS servers", _ASK_FOR_ANOTHER
-    NAME_NOT_PERMITTED = (
-        "name_not_permitted",
-        "its authority may not issue it for this name",
-        _ASK_FOR_ANOTHER,
-    )
-    WEAK_KEY = "weak_key", "its key is too weak", _ASK_FOR_ANOTHER
-    WEAK_SIGNATURE = "weak_signature", "its signature is too weak", _ASK_FOR_ANOTHER
-    NO_NAMES = "no_names", "it has no subjectAltName"
-    CLOSED_IN_HANDSHAKE = "closed_in_handshake", "the server closes the connection"
-    IN_HANDSHAKE = "in_handshake", "the server does not complete the TLS handshake"
-
-    # Signed requests.
-    UNSIGNED_TOO = (
-        "unsigned_too",
-        "the server does not accept even those that need no signature",
-        "Tell their admin: a firewall or proxy in front of the homeserver blocks this "
-        "host.",
-        Fault.THEM,
-    )
-    SIGNED_ERROR = (
-        "signed_error",
-        _ONLY_OTHERS,
-        "Tell their admin: the log of their homeserver has the reason.",
-    )
-    SIGNED_NOT_ROUTED = (
-        "signed_not_routed",
-        _ONLY_OTHERS,
-        "Tell their admin: their reverse proxy may pass only a part of /_matrix on "
-        "to the homeserver.",
-    )
-    SIGNED_UNANSWERED = "signed_unanswered", _ONLY_OTHERS, _CHECK_KEY, Fault.UNKNOWN
-    UNKNOWN_REQUEST = (
-        "unknown_request",
-        "whether the server accepts the signature of this homeserver is not known",
-        "Nothing to do. If messages do not arrive there, ask their admin.",
-        None,
-        "Unknown request",
-    )
-    CALLED_OFF = (
-        "called_off",
-        "this homeserver called it off",
-        "Nothing to do.",
-        Fault.US,
-        "Request cancelled",
-    )
-    BACKING_OFF = (
-        "backing_off",
-        "Synapse backs off from the server",
-        "Try again.",
-        Fault.US,
-        "Not contacted",
-    )
-
-    # Signing keys.
-    KEYS_REQUEST = (
-        "keys_request",
-        "only /_matrix/key/v2/server does not answer well",
-        _KEYS_UNVERIFIED,
-    )
-    NO_ED25519_KEY = "no_ed25519_key", "there is no ed25519 key"
-    OTHER_SERVER_NAME = (
-        "other_server_name",
-        "they are for {said}",
-        "The server there calls itself {said}: use that name if it is theirs, or "
-        "tell their admin.",
-    )
-    NO_SERVER_NAME = "no_server_name", "server_name is missing"
-    KEY_UNREADABLE = "key_unreadable", "Synapse cannot read {said}"
-    OLD_KEYS_NOT_AN_OBJECT = (
-        "old_keys_not_an_object",
-        "old_verify_keys is not an object",
-    )
-    NOT_SIGNED = "not_signed", "they are signed by none of them"
-    SIGNATURE_INVALID = "signature_invalid", "the signature by {said} is invalid"
-    VALID_UNTIL_MISSING = "valid_until_missing", "valid_until_ts is not an integer"
-    KEY_NOT_SIGNING = (
-        "key_not_signing",
-        "they are not signed by {said}; Synapse accepts them",
-        _KEYS_WRONG,
-        None,
-        "Signing keys partly invalid",
-    )
-    ONE_SIGNATURE_INVALID = (
-        "one_signature_invalid",
-        "the signature by {said} is invalid; Synapse accepts them",
-        _KEYS_WRONG,
-        None,
-        "Signing keys partly invalid",
-    )
-    OTHER_KEY_STORED = (
-        "other_key_stored",
-        "Synapse has stored another key as {said}",
-        "Ask their admin: the server was set up anew with a new key under an old "
-        "ID, or the domain has a new owner.",
-        Fault.UNKNOWN,
-        "Changed signing key",
-    )
-
-    OUT_OF_RESOURCES = (
-        "out_of_resources",
-        "this process has no file descriptor, thread or memory left; this tells "
-        "nothing of the other server",
-        "Raise the limit of open files of Synapse (LimitNOFILE in systemd), or the "
-        "memory of this host, and see what uses them up.",
-        Fault.US,
-        "Out of resources",
-    )
-    CLOCK = (
-        "clock",
-        "their clock is {ahead} ours",
-        f"{SET_CLOCK} If requests still fail then, ask their admin.",
-        Fault.UNKNOWN,
-    )
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True, kw_only=True)
