@@ -74,6 +74,9 @@ DESTINATIONS_FORGOTTEN = 20
 
 # -- kept in tables --------------------------------------------------------------------
 
+# Events that are counted of those to which a federation sender has not come.
+EVENTS_COUNTED = 10_000
+
 # How long a destination has not failed when the next outage of it begins: what fails
 # anew before is part of the last one. Longer than the job takes to end an outage. And
 # how many begin in 24 hours; what fails anew then is part of the last one, too.

@@ -133,6 +133,13 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.shared_rooms = SharedRoomsStore(s.homeserver)
 
 
+def _wire_senders(s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.destinations.senders import Senders
+
+    s.senders = Senders(s.homeserver, s.tables)
+    return (s.senders.start,)
+
+
 def _wire_audit(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.repair.housekeeping import Housekeeping
     from synapse_federation_admin.storage.audit import Audit
@@ -272,6 +279,7 @@ def _wire_indexes(s: "Services") -> Iterable[Start]:
 # In the order in which they need each other. What each needs of Synapse is in
 # `homeserver/relied_on.py`, and its routes are in `api/__init__.py`.
 _WIRING: dict[Feature, Callable[["Services"], Iterable[Start] | None]] = {
+    Feature.SENDERS: _wire_senders,
     Feature.AUDIT: _wire_audit,
     Feature.V1_RESET: _wire_v1_reset,
     Feature.RECONNECT: _wire_reconnect,

@@ -40,6 +40,7 @@ OWNERS = {
     "outages": "storage/outages.py",
     "recording": "storage/outages.py",
     "addresses": "storage/records.py",
+    "instances": "storage/instances.py",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

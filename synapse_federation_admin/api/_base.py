@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.pagination import Cursors
     from synapse_federation_admin.destinations.reader import DestinationReader
+    from synapse_federation_admin.destinations.senders import Senders
     from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
     from synapse_federation_admin.destinations.store import DestinationStore
     from synapse_federation_admin.destinations.summary import SummaryStore
@@ -63,6 +64,7 @@ class Services:
     reset: Annotated["ConnectionReset", Feature.V1_RESET]
     backlog: Annotated["BacklogStore", Feature.BACKLOG]
     shared_rooms: Annotated["SharedRoomsStore", Feature.SHARED_ROOMS]
+    senders: Annotated["Senders", Feature.SENDERS]
     audit: Annotated["Audit", Feature.AUDIT]
     housekeeping: Annotated["Housekeeping", Feature.AUDIT]
     reconnect: Annotated["Reconnect", Feature.RECONNECT]

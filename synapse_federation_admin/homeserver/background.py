@@ -89,18 +89,19 @@ class Background(Database):
         func: Callable[[], Awaitable[None]],
         *,
         first_after_ms: int,
+        rests: bool = True,
     ) -> None:
         """Do something again and again, until Synapse shuts down.
 
         An error is logged, and the next round tries again: soon, if the database is
-        away. Any other is a bug, and logged with its traceback. A round that takes long
-        is followed by a long rest.
+        away. Any other is a bug, and logged with its traceback.
 
         Args:
             desc: Its name in metrics, and in the log.
             interval_ms: How long to wait after a round.
             func: One round.
             first_after_ms: How long to wait before the first round; 0: it begins now.
+            rests: Whether a round that takes long is followed by a long rest.
         """
 
         async def round_() -> None:
@@ -121,7 +122,7 @@ class Background(Database):
                     logger.exception("%s has failed", desc)
             took_ms = (self.reactor.seconds() - began_s) * 1000
             rest_ms = min(_REST_FACTOR * took_ms, _LONGEST_REST_MS)
-            again(max(next_ms, rest_ms))
+            again(max(next_ms, rest_ms) if rests else next_ms)
 
         def again(wait_ms: float) -> None:
             self._api.delayed_background_call(wait_ms, round_, desc=desc)

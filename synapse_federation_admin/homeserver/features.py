@@ -33,6 +33,7 @@ class Feature(Enum):
     HISTORY = "history"
     METRICS = "metrics"
     INDEXES = "indexes"
+    SENDERS = "senders"
 
 
 class FeatureOffError(SynapseError):

@@ -9,6 +9,7 @@ from synapse_federation_admin.homeserver.background import Background
 if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.federation import Federation
     from synapse_federation_admin.homeserver.retry_timings import RetryTimings
+    from synapse_federation_admin.homeserver.senders import OwnSender
     from synapse_federation_admin.homeserver.traffic import TrafficObserver
     from synapse_federation_admin.homeserver.transactions import Ended
 
@@ -34,6 +35,13 @@ class Homeserver(Background):
         from synapse_federation_admin.homeserver.federation import Federation
 
         return Federation(self._hs)
+
+    @cached_property
+    def own_sender(self) -> "OwnSender":
+        """The federation sender of this process, if it has one."""
+        from synapse_federation_admin.homeserver.senders import OwnSender
+
+        return OwnSender(self._hs)
 
     def observe_traffic(self, observer: "TrafficObserver") -> None:
         """Have an observer told of this process's federation requests, from now on."""

@@ -72,10 +72,18 @@ class Process:
         """The names of the other processes that the configuration names."""
         if not self.has_other_processes:
             return []
-        worker = self._hs.config.worker
-        names = {MAIN, *map(shown_instance, worker.instance_map)}
-        names.update(map(shown_instance, worker.federation_shard_config.instances))
-        return sorted(names - {self.instance_name})
+        names = {MAIN, *map(shown_instance, self._hs.config.worker.instance_map)}
+        return sorted(names.union(self.senders) - {self.instance_name})
+
+    @property
+    def senders(self) -> list[str]:
+        """The names of the processes that send, as the configuration names them.
+
+        None where nothing sends, and where the sender is configured in the old way,
+        with `send_federation: false`, which tells only the sender itself who it is.
+        """
+        senders = self._hs.config.worker.federation_shard_config
+        return [shown_instance(name) for name in senders.instances]
 
     @property
     def can_tell_others(self) -> bool:
@@ -85,9 +93,8 @@ class Process:
     def sender_of(self, destination: str) -> str | None:
         """Return the name of the process that sends to a destination.
 
-        The main process is called `main`. None if this process knows of none: where
-        nothing sends, and where senders are configured in the old way, with
-        `send_federation: false`, which tells only the sender itself who it is.
+        The main process is called `main`. None if this process knows of none: see
+        `senders`.
         """
         senders = self._hs.config.worker.federation_shard_config
         for name in senders.instances:

@@ -80,7 +80,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         "hs: config.federation.is_domain_allowed_according_to_federation_whitelist",
     ),
     (
-        (_F.LISTS, *_CONTACTS),
+        (_F.LISTS, _F.SENDERS, *_CONTACTS),
         """
         hs:
             config.worker.federation_shard_config.instances
@@ -157,6 +157,19 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         "hs: get_datastores().main.get_destination_retry_timings",
     ),
     (
+        (_F.SENDERS,),
+        """
+        synapse.events: EventBase.origin_server_ts
+        synapse.federation.sender: FederationSender._per_destination_queues
+        synapse.federation.sender.per_destination_queue:
+            PerDestinationQueue._pending_pdus PerDestinationQueue.pending_edu_count
+            PerDestinationQueue.transmission_loop_running
+        hs:
+            should_send_federation get_federation_sender
+            get_datastores().main.get_room_max_stream_ordering
+        """,
+    ),
+    (
         # Who uses them can do without. Where this process does not go out to other
         # servers itself, they are not there either.
         (),
@@ -227,6 +240,8 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "room_id user_id membership",
     ),
     (_CONTACTS, "events", "stream_ordering"),
+    ((_F.SENDERS,), "events", "stream_ordering received_ts"),
+    ((_F.SENDERS,), "federation_stream_position", "type instance_name stream_id"),
     ((_F.RUNS,), "scheduled_tasks", "action"),
     ((_F.LISTS, _F.DIAGNOSIS), "received_transactions", "origin ts"),
     ((_F.DIAGNOSIS,), "server_signature_keys", "server_name key_id verify_key"),

@@ -201,6 +201,26 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         )
         """,
     ),
+    # Which processes run this module. Times are those of the database's clock. See
+    # `synapse_federation_admin.storage.instances`.
+    "instances": (
+        """
+        CREATE TABLE IF NOT EXISTS federation_admin_instances (
+            instance TEXT NOT NULL PRIMARY KEY,
+            seen_ts BIGINT NOT NULL,
+            started_ts BIGINT NOT NULL,
+            has_ended INTEGER NOT NULL,
+            module_version TEXT NOT NULL,
+            synapse_version TEXT NOT NULL,
+            sends INTEGER NOT NULL,
+            destinations BIGINT NOT NULL,
+            pdus BIGINT NOT NULL,
+            edus BIGINT NOT NULL,
+            oldest_ts BIGINT,
+            reactor_late_ms BIGINT NOT NULL
+        )
+        """,
+    ),
     # Since when outages are recorded.
     "recording": (
         """

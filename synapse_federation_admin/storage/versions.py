@@ -158,4 +158,5 @@ VERSIONS: tuple[Version, ...] = (
     Version(2, compat=2),
     Version(3, compat=3, upgrade=_to_version_3),
     Version(4, compat=3, upgrade=_to_version_4),
+    Version(5, compat=3),
 )

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this process sends to other servers, and how far it is with that."""
+
+from typing import TYPE_CHECKING, cast
+
+import attr
+
+if TYPE_CHECKING:
+    from synapse.federation.sender import FederationSender
+    from synapse.server import HomeServer
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class InMemory:
+    """What a process that sends has in memory.
+
+    Attributes:
+        destinations: To how many destinations a transmission is under way.
+        pdus: How many PDUs are queued, for all destinations together.
+        edus: How many EDUs are.
+        oldest_ts: When the oldest of those PDUs was made; None if none is queued.
+    """
+
+    destinations: int = 0
+    pdus: int = 0
+    edus: int = 0
+    oldest_ts: int | None = None
+
+
+class OwnSender:
+    """The federation sender of this process, if it has one."""
+
+    def __init__(self, hs: "HomeServer") -> None:
+        self._hs = hs
+
+    @property
+    def sends(self) -> bool:
+        """Whether this process sends, to all destinations or to a share of them."""
+        return self._hs.should_send_federation()
+
+    def in_memory(self) -> InMemory:
+        """Return what it has in memory; nothing if this process does not send."""
+        if not self.sends:
+            return InMemory()
+        sender = cast("FederationSender", self._hs.get_federation_sender())
+        under_way = pdus = edus = 0
+        oldest = []
+        for queue in sender._per_destination_queues.values():
+            under_way += queue.transmission_loop_running
+            edus += queue.pending_edu_count()
+            if waiting := queue._pending_pdus:
+                pdus += len(waiting)
+                oldest.append(next(iter(waiting.values())).origin_server_ts)
+        return InMemory(under_way, pdus, edus, min(oldest, default=None))
+
+    @property
+    def newest_position(self) -> int:
+        """Up to which stream ordering all events are stored, as this process knows."""
+        return self._hs.get_datastores().main.get_room_max_stream_ordering()

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of this homeserver that run this module: when each was last seen.
+
+Every process writes its row every `BEAT_MS`. All times are those of the database's
+clock, which is one for all processes; a time beyond its now is not believed.
+"""
+
+from enum import Enum
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin.homeserver.senders import InMemory
+from synapse_federation_admin.storage.sql import Sql, delete_some
+
+_TABLE = "federation_admin_instances"
+
+BEAT_MS = 15_000
+
+# A process that has not been seen for so long does not run as it should; and for so
+# long, it is gone. How late its reactor may be.
+_RUNS_MS = 45_000
+_GONE_MS = 180_000
+_REACTOR_LATE_MS = 5000
+
+# For so long it is told of one that is gone and that nobody expects.
+KEPT_MS = 7 * 86_400_000
+
+_NOW_ON_POSTGRES = "CAST(date_part('epoch', clock_timestamp()) * 1000 AS BIGINT)"
+_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS BIGINT)"
+
+
+class InstanceState(Enum):
+    """Whether a process runs."""
+
+    # Seen within 45 seconds.
+    RUNNING = "running"
+
+    # Seen within three minutes, or its reactor is five seconds late or more.
+    LATE = "late"
+
+    # Not seen for longer, or it has said that it ends.
+    GONE = "gone"
+
+    # None of that name that runs this module has ever been seen.
+    NEVER_SEEN = "never_seen"
+
+    # There is none: the configuration names nobody who sends.
+    NOBODY = "nobody"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Instance:
+    """One process of this homeserver.
+
+    Attributes:
+        name: Its name; that of the main process is `main`.
+        state: Whether it runs.
+        is_seen: Whether it was seen within 45 seconds, be its reactor late or not.
+        seen_ts: When it was last seen, by the database's clock; None if never.
+        started_ts: When it was started; None if it was never seen.
+        module_version: That of this module in it; None if it was never seen.
+        synapse_version: That of Synapse; None if it was never seen.
+        sends: Whether it sends to other servers.
+        in_memory: What it has in memory to be sent; None if it was never seen.
+        reactor_late_ms: How late its reactor was then; None if it was never seen.
+    """
+
+    name: str
+    state: InstanceState = InstanceState.NEVER_SEEN
+    is_seen: bool = False
+    seen_ts: int | None = None
+    started_ts: int | None = None
+    module_version: str | None = None
+    synapse_version: str | None = None
+    sends: bool = False
+    in_memory: InMemory | None = None
+    reactor_late_ms: int | None = None
+
+
+def state_of(age_ms: int, *, has_ended: bool, reactor_late_ms: int) -> InstanceState:
+    """Tell whether a process runs.
+
+    Args:
+        age_ms: How long ago it was seen; below 0: beyond now.
+        has_ended: Whether it has said so.
+        reactor_late_ms: How late its reactor was.
+    """
+    if has_ended or not -_RUNS_MS <= age_ms < _GONE_MS:
+        return InstanceState.GONE
+    if age_ms >= _RUNS_MS or reactor_late_ms >= _REACTOR_LATE_MS:
+        return InstanceState.LATE
+    return InstanceState.RUNNING
+
+
+def beat_txn(
+    txn: LoggingTransaction, instance: Instance, uptime_ms: int, *, is_postgres: bool
+) -> None:
+    """Write that a process runs.
+
+    Args:
+        txn: The transaction.
+        instance: What is known of it; its times are not used.
+        uptime_ms: For how long it has been running.
+        is_postgres: Whether it is PostgreSQL.
+    """
+    now = _NOW_ON_POSTGRES if is_postgres else _NOW
+    in_memory = instance.in_memory or InMemory()
+    txn.execute(
+        f"INSERT INTO {_TABLE} (instance, seen_ts, started_ts, has_ended, "  # noqa: S608
+        "module_version, synapse_version, sends, destinations, pdus, edus, oldest_ts, "
+        f"reactor_late_ms) VALUES (?, {now}, {now} - ?, 0, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (instance) DO UPDATE SET "
+        "seen_ts = EXCLUDED.seen_ts, started_ts = EXCLUDED.started_ts, has_ended = 0, "
+        "module_version = EXCLUDED.module_version, "
+        "synapse_version = EXCLUDED.synapse_version, sends = EXCLUDED.sends, "
+        "destinations = EXCLUDED.destinations, pdus = EXCLUDED.pdus, "
+        "edus = EXCLUDED.edus, oldest_ts = EXCLUDED.oldest_ts, "
+        "reactor_late_ms = EXCLUDED.reactor_late_ms",
+        (
+            instance.name,
+            uptime_ms,
+            instance.module_version,
+            instance.synapse_version,
+            int(instance.sends),
+            in_memory.destinations,
+            in_memory.pdus,
+            in_memory.edus,
+            in_memory.oldest_ts,
+            instance.reactor_late_ms,
+        ),
+    )
+
+
+def end_txn(txn: LoggingTransaction, name: str) -> None:
+    """Write that a process ends."""
+    txn.execute(f"UPDATE {_TABLE} SET has_ended = 1 WHERE instance = ?", (name,))  # noqa: S608
+
+
+def select_txn(txn: LoggingTransaction, *, is_postgres: bool) -> dict[str, Instance]:
+    """Return the processes that were seen, by name."""
+    now = _NOW_ON_POSTGRES if is_postgres else _NOW
+    txn.execute(
+        f"SELECT {now} - seen_ts, has_ended, instance, seen_ts, started_ts, "  # noqa: S608
+        "module_version, synapse_version, sends, destinations, pdus, edus, oldest_ts, "
+        f"reactor_late_ms FROM {_TABLE}"
+    )
+    found = {}
+    for (
+        age_ms,
+        has_ended,
+        name,
+        seen_ts,
+        started_ts,
+        module_version,
+        synapse_version,
+        sends,
+        *in_memory,
+        late_ms,
+    ) in txn.fetchall():
+        state = state_of(age_ms, has_ended=bool(has_ended), reactor_late_ms=late_ms)
+        found[name] = Instance(
+            name,
+            state,
+            is_seen=state is not InstanceState.GONE and age_ms < _RUNS_MS,
+            seen_ts=seen_ts,
+            started_ts=started_ts,
+            module_version=module_version,
+            synapse_version=synapse_version,
+            sends=bool(sends),
+            in_memory=InMemory(*in_memory),
+            reactor_late_ms=late_ms,
+        )
+    return found
+
+
+def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
+    """Delete some rows of before a time, or of long after; return how many.
+
+    Args:
+        txn: The transaction.
+        before_ts: The time: `KEPT_MS` ago.
+        limit: The most to delete.
+    """
+    which = Sql("seen_ts < ? OR seen_ts > ?", (before_ts, before_ts + 2 * KEPT_MS))
+    return delete_some(txn, _TABLE, "instance", which, limit)
