@@ -132,34 +132,39 @@ def readers(watch: Watch) -> str:
     # Whatever memory it takes once, it has taken then.
     client.destinations(limit=LISTED)
     process = psutil.Process(watch.synapse.process("main").pid)
-    before = process.memory_info().rss
     paths = (
         f"{V2}/export?format=csv",
         f"{V2}/export?order_by=failure_ts",
         f"{V2.replace('v2', 'v1')}?limit={LISTED}",
     )
+    kept: list[str] = []
     with watch.watching():
-        with ExitStack() as stack:
-            connections = []
-            for number in range(READERS):
-                connection = stack.enter_context(socket.socket())
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                connection.settimeout(60)
-                connection.connect(
-                    ("127.0.0.1", watch.synapse.layout.client_ports["main"])
-                )
-                connection.sendall(
-                    f"GET {paths[number % len(paths)]} HTTP/1.1\r\nHost: localhost\r\n"
-                    f"Authorization: Bearer {client.access_token}\r\n\r\n".encode()
-                )
-                connections.append(connection)
+        # What stays the first time are pages of memory in which something small lies
+        # that is used on: what is taken next finds room there.
+        for _ in range(2):
+            before = process.memory_info().rss
+            with ExitStack() as stack:
+                connections = []
+                for number in range(READERS):
+                    connection = stack.enter_context(socket.socket())
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    connection.settimeout(60)
+                    connection.connect(
+                        ("127.0.0.1", watch.synapse.layout.client_ports["main"])
+                    )
+                    connection.sendall(
+                        f"GET {paths[number % len(paths)]} HTTP/1.1\r\n"
+                        "Host: localhost\r\n"
+                        f"Authorization: Bearer {client.access_token}\r\n\r\n".encode()
+                    )
+                    connections.append(connection)
+                time.sleep(UNREAD_S)
+                codes = [connection.recv(12)[-3:] for connection in connections]
             time.sleep(UNREAD_S)
-            codes = [connection.recv(12)[-3:] for connection in connections]
-        time.sleep(UNREAD_S)
-    kept = (process.memory_info().rss - before) / 2**20
+            kept.append(f"+{(process.memory_info().rss - before) / 2**20:.0f} MiB")
     return (
         f"{codes.count(b'200')} of {READERS} served, {codes.count(b'429')} told when "
-        f"to come again; +{kept:.0f} MiB afterwards"
+        f"to come again; {kept[0]} afterwards, {kept[1]} after the second time"
     )
 
 

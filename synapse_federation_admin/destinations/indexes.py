@@ -81,15 +81,16 @@ INDEXES: tuple[Index, ...] = (
 _FIRST_MS = 3000
 _EVERY_MS = 3_600_000
 
-# How long PostgreSQL waits for those who write to the table, who then wait for it.
-_LOCK_TIMEOUT = "1s"
+# How long PostgreSQL waits for a transaction that is under way: nobody waits for that
+# but this, and Synapse when it shuts down.
+_LOCK_TIMEOUT = "5s"
 
 # The indexes of the table that this session's `destinations` is: an index of the same
 # name in another schema is none of them.
 _SELECT_POSTGRES = """
     SELECT c.relname FROM pg_index AS i
     INNER JOIN pg_class AS c ON c.oid = i.indexrelid
-    WHERE i.indrelid = to_regclass('destinations') AND i.indisvalid
+    WHERE i.indrelid = to_regclass('destinations') AND i.indisvalid = ?
 """
 _SELECT_SQLITE = """
     SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'destinations'
@@ -130,7 +131,9 @@ class DestinationIndexes:
         on_postgres = self._homeserver.is_postgres
 
         def select_txn(txn: LoggingTransaction) -> set[str]:
-            txn.execute(_SELECT_POSTGRES if on_postgres else _SELECT_SQLITE)
+            if on_postgres:
+                return _postgres_txn(txn, valid=True)
+            txn.execute(_SELECT_SQLITE)
             return {name for (name,) in txn}
 
         found = await self._homeserver.run_db_interaction(
@@ -154,7 +157,7 @@ class DestinationIndexes:
         self.errors.clear()
         for index in missing:
             try:
-                await self._run(index.create)
+                await self._create(index)
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -169,14 +172,33 @@ class DestinationIndexes:
             # Only now there are statistics of the expression that one of them is over.
             await self._run("ANALYZE destinations")
 
-    async def _run(self, statement: str) -> None:
-        """Run a statement; while it creates an index, whoever writes has to wait."""
+    async def _create(self, index: Index) -> None:
+        """Create an index; on SQLite, which has no other way, all else has to wait."""
+        if not self._homeserver.is_postgres:
+            await self._run(index.create)
+            return
 
-        def run_txn(txn: LoggingTransaction) -> None:
-            if self._homeserver.is_postgres:
-                txn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-            txn.execute(statement)
+        def create_txn(txn: LoggingTransaction) -> None:
+            txn.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
+            try:
+                if index.name in _postgres_txn(txn, valid=False):
+                    # What is left of an attempt that was interrupted.
+                    txn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index.name}")
+                txn.execute(index.create.replace("INDEX", "INDEX CONCURRENTLY", 1))
+            finally:
+                txn.execute("RESET lock_timeout")
 
         await self._homeserver.run_db_interaction(
-            "federation_admin_create_index", run_txn
+            "federation_admin_create_index", create_txn, autocommit=True
         )
+
+    async def _run(self, statement: str) -> None:
+        await self._homeserver.run_db_interaction(
+            "federation_admin_create_index", lambda txn: txn.execute(statement)
+        )
+
+
+def _postgres_txn(txn: LoggingTransaction, *, valid: bool) -> set[str]:
+    """Return the names of the table's indexes that can be used, or that cannot."""
+    txn.execute(_SELECT_POSTGRES, (valid,))
+    return {name for (name,) in txn}

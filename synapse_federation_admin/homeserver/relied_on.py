@@ -64,6 +64,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_datastores().main.database_engine.module.InterfaceError
             get_datastores().main.database_engine.module.OperationalError
             get_datastores().main.db_pool.runInteraction(isolation_level)
+            get_datastores().main.db_pool.runInteraction(db_autocommit)
         """,
     ),
     (
