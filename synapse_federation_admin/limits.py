@@ -20,6 +20,9 @@ ADDRESS_SEARCHES = 5
 # Servers of which it is looked up in one round where they lead, for the same.
 CORRELATED_SERVERS = 50
 
+# Owners of failing servers, and kinds of their failures, that the correlation reads.
+CORRELATED_OWNERS = 20_000
+
 # Names that each process looks up, and their SRV records, each time it writes failures,
 # to find out whether the DNS answers.
 NAMES_TRIED = 20

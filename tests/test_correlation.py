@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether servers fail for a cause of ours, of theirs, or as they always do."""
 
+import attr
 import pytest
+from hypothesis import given, strategies
 
 from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.history.correlation import Correlation, correlate
+from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.storage.recent_attempts import (
     CauseType,
+    OwnerAttempts,
     RecentAttempts,
     SharedCause,
 )
@@ -23,36 +27,37 @@ def tried(
     *,
     succeeded: int = 0,
     before: dict[str, int] | None = None,
-    worked: bool = True,
-    recent: int = 0,
-    ever_succeeded: bool = True,
+    known: bool = True,
+    recent: bool = False,
+    works: int | None = None,
     address: int = 0,
     looked: int | None = None,
     issuer: int = 0,
 ) -> RecentAttempts:
-    """Return what was tried.
+    """Return what was tried, each server of an owner of its own.
 
     Args:
         window_ms: In which time.
         began: How many began to fail in it, by kind.
         succeeded: How many answered.
         before: How many were failing before, by kind.
-        worked: Whether those that began to fail had worked.
-        recent: How many of those before began to fail within a day.
-        ever_succeeded: Whether any server ever answered.
+        known: Whether those that began to fail are known for long.
+        recent: Whether those before began to fail within a day, and are, too.
+        works: How many of those that answered are; None: all.
         address: How many of those that began to fail lead to one address.
         looked: Of how many that is known; None: of all.
         issuer: How many of them have certificates of one issuer.
     """
     before = before or {}
     all_began = sum(began.values())
+    looked = all_began if looked is None else looked
     causes = [
         SharedCause(
             CauseType.KIND,
             kind,
             began.get(kind, 0) + before.get(kind, 0),
             began.get(kind, 0),
-            began.get(kind, 0) if worked else 0,
+            began.get(kind, 0) if known else 0,
         )
         for kind in {**began, **before}
     ]
@@ -62,16 +67,34 @@ def tried(
     ):
         if count:
             causes.append(SharedCause(type_, value, count, count, count))
+    owners: list[OwnerAttempts] = []
+    for kind, count in began.items() if known else ():
+        for _ in range(count):
+            number = len(owners)
+            leads_to = (
+                "192.0.2.1"
+                if number < address
+                else f"10.{number // 200}.{number % 200}.1"
+            )
+            owners.append(
+                OwnerAttempts(
+                    {kind: 1},
+                    {kind: 1},
+                    addresses=frozenset([leads_to] if number < looked else ()),
+                )
+            )
+    for kind, count in before.items() if recent else ():
+        owners += [OwnerAttempts(recent={kind: 1})] * count
     return RecentAttempts(
         window_ms,
         failing=all_began + sum(before.values()),
         began=all_began,
-        worked=all_began if worked else 0,
-        recent=recent + (all_began if worked else 0),
+        known=all_began if known else 0,
         succeeded=succeeded,
-        ever_succeeded=ever_succeeded,
-        looked=all_began if looked is None else looked,
+        looked=looked,
         causes=tuple(causes),
+        owners=tuple(owners),
+        working_owners=succeeded if works is None else works,
     )
 
 
@@ -88,8 +111,8 @@ def test_resolver() -> None:
     found = judged({"dns_failed": 46}, succeeded=4)
     assert found.verdict.value == "us"
     assert found.explanation == (
-        "92 % of servers tried in the last 15 minutes fail with dns_failed: the "
-        "resolver of this host is the likely cause"
+        "92 % of long-known servers tried in the last 15 minutes fail with dns_failed: "
+        "the resolver of this host is the likely cause"
     )
 
 
@@ -144,10 +167,10 @@ NORMAL = [
     # Long dead, and we are well.
     ({}, {"before": {"dns_not_found": 90, "connection_timeout": 5}, "succeeded": 1}),
     # Somebody joins an old room, in which most servers are dead.
-    ({"connection_timeout": 2400}, {"succeeded": 1500, "worked": False}),
+    ({"connection_timeout": 2400}, {"succeeded": 1500, "known": False}),
     # Somebody makes names up.
-    ({"dns_not_found": 100}, {"worked": False}),
-    ({"connection_refused": 180}, {"worked": False, "succeeded": 8}),
+    ({"dns_not_found": 100}, {"known": False}),
+    ({"connection_refused": 180}, {"known": False, "succeeded": 8}),
     # Only long dead ones are tried.
     ({}, {"before": {"connection_timeout": 8}}),
 ]
@@ -161,19 +184,24 @@ def test_normal(began: dict[str, int], values: dict[str, object]) -> None:
     assert "likely cause" not in found.explanation
 
 
-@pytest.mark.parametrize("values", [{"recent": 5}, {"ever_succeeded": False}])
-def test_nothing_works(values: dict[str, object]) -> None:
-    """If not one server is reached, though some worked, or since ever, it is us."""
-    found = judged({}, before={"connection_timeout": 9}, **values)
+def test_nothing_works() -> None:
+    """If hardly a server is reached, though they were within the day, it is us."""
+    before = {"connection_timeout": 9}
+    found = judged({}, before=before, recent=True)
     assert found.verdict.value == "us"
-    assert found.explanation.startswith("100 % of servers tried in the last hour")
+    assert found.explanation.startswith("100 % of long-known servers tried in the last")
+    assert judged({}, before=before, recent=True, succeeded=3).verdict.value == "us"
+    # They never worked, or have been dead for long: nothing is known of us.
+    assert judged({}, before=before).verdict.value == "normal"
+    found = judged({}, before=before, recent=True, succeeded=4)
+    assert found.verdict.value == "normal"
 
 
 def test_quiet() -> None:
     """A quarter of an hour in which nothing works is no hour."""
     found = correlate(
-        tried(HOUR_MS, {}, before={"dns_failed": 8}, recent=8, succeeded=40),
-        tried(LATELY_MS, {}, before={"dns_failed": 8}, recent=8),
+        tried(HOUR_MS, {}, before={"dns_failed": 8}, recent=True, succeeded=40),
+        tried(LATELY_MS, {}, before={"dns_failed": 8}, recent=True),
     )
     assert found.verdict.value == "normal"
 
@@ -183,12 +211,117 @@ def test_address() -> None:
     found = judged({"connection_timeout": 9}, succeeded=1, address=8)
     assert found.verdict.value == "shared"
     assert found.explanation == (
-        "8 of 9 servers that began to fail in the last 15 minutes lead to the "
-        "address 192.0.2.1: what runs there, or the way there, is the likely cause"
+        "8 of 9 long-known servers that began to fail in the last 15 minutes lead to "
+        "the address 192.0.2.1: what runs there, or the way there, is the likely cause"
     )
     assert (
-        judged({"connection_timeout": 9}, succeeded=1, address=6).verdict.value == "us"
+        judged({"connection_timeout": 9}, succeeded=1, address=4).verdict.value == "us"
     )
+
+
+@given(
+    honest=strategies.integers(5, 30),
+    works=strategies.integers(0, 30),
+    servers=strategies.integers(0, 10_000),
+    failing=strategies.booleans(),
+    made_up=strategies.integers(0, 10_000),
+    kind=strategies.sampled_from(["connection_refused", "http_error"]),
+)
+def test_one_owner(
+    honest: int, works: int, servers: int, failing: bool, made_up: int, kind: str
+) -> None:
+    """Who has one domain, or one network, tips no scale but that of one owner.
+
+    However many servers answer or fail, and whatever answers that is new.
+    """
+    attacker = (
+        OwnerAttempts({kind: servers}, {kind: servers})
+        if failing
+        else OwnerAttempts(works=servers)
+    )
+    real = OwnerAttempts({"dns_failed": 1}, {"dns_failed": 1})
+    fails = found_of(*[real] * honest, attacker, works=works, succeeded=made_up)
+    if honest >= works + 1:
+        assert fails.verdict.value == "us"
+    if honest + 1 < works:
+        assert fails.verdict.value == "normal"
+    # A homeserver that knows hardly anybody.
+    for few in range(4):
+        found = found_of(*[real] * few, attacker, works=0, succeeded=made_up)
+        assert found.verdict.value == "normal"
+
+
+@given(domains=strategies.integers(5, 100), bait=strategies.integers(0, 7))
+def test_one_network(domains: int, bait: int) -> None:
+    """Many domains with servers in one network are one owner, whatever else they name.
+
+    Who names the networks of very many others counts for nothing.
+    """
+    owners = [
+        OwnerAttempts(
+            {"http_error": 1},
+            {"http_error": 1},
+            addresses=frozenset(
+                {f"192.0.2.{number}", *(f"10.{number}.{n}.1" for n in range(bait))}
+            ),
+        )
+        for number in range(domains)
+    ]
+    assert found_of(*owners, works=1).verdict.value == "normal"
+    everywhere = frozenset(f"10.{number}.0.1" for number in range(domains))
+    real = [
+        OwnerAttempts({"unreachable": 1}, addresses=frozenset({address}))
+        for address in everywhere
+    ]
+    glue = OwnerAttempts(works=1, addresses=everywhere)
+    assert found_of(*real, *[glue] * (len(glue.addresses) > 8)).verdict.value == "us"
+
+
+@pytest.mark.parametrize(
+    ("honest", "attackers", "verdict"),
+    # As many domains as there are other owners are needed to hide that it is us.
+    [(20, 20, "us"), (20, 21, "normal"), (6, 5, "us")],
+)
+def test_mixture(honest: int, attackers: int, verdict: str) -> None:
+    """Others that fail at the same time with another kind hide what is ours no more."""
+    real = OwnerAttempts({"connection_timeout": 1})
+    kinds = ["http_error", "tls_expired", "rejected"]
+    others = [OwnerAttempts({kinds[n % 3]: 1}) for n in range(attackers)]
+    found = found_of(*[real] * honest, *others)
+    assert found.verdict.value == verdict
+    if verdict == "us":
+        assert "connection_timeout: the network" in found.explanation
+
+
+def found_of(*owners: OwnerAttempts, works: int = 0, succeeded: int = 0) -> Correlation:
+    """Return the correlation for owners, others that work, and new ones that do."""
+    attempts = attr.evolve(
+        tried(LATELY_MS, {}, succeeded=works + succeeded, works=works), owners=owners
+    )
+    return correlate(attempts, attempts)
+
+
+@pytest.mark.parametrize(
+    ("names", "owner"),
+    [
+        (("evil.example", "a.evil.example", "A.B.Evil.Example:8448"), "evil.example"),
+        (("x.co.uk", "matrix.x.co.uk:443"), "x.co.uk"),
+        (("a.x.com.br", "b.x.com.br"), "x.com.br"),
+        # Of a hoster: everybody can have more for nothing.
+        (("a.duckdns.org", "b.duckdns.org"), "duckdns.org"),
+        # `co` is one only below a country.
+        (("a.co.example", "b.co.example"), "co.example"),
+        (("localhost", "localhost:8448"), "localhost"),
+        (("co.uk",), "co.uk"),
+        (("192.0.2.1", "192.0.2.255:8448", "[::ffff:192.0.2.7]"), "192.0.2.0/24"),
+        (("[2001:db8::1]", "[2001:db8:0:0:ffff::]:1"), "2001:db8::/64"),
+        (("no server",), "no server"),
+    ],
+)
+def test_owner(names: tuple[str, ...], owner: str) -> None:
+    """Whose a server is goes by the domain that was registered, or its network."""
+    for name in names:
+        assert owner_of(name) == owner
 
 
 def test_sample() -> None:
@@ -196,7 +329,7 @@ def test_sample() -> None:
     began = {"connection_refused": 1000}
     found = judged(began, succeeded=9, address=20, looked=20)
     assert found.verdict.value == "shared"
-    assert "20 of 20 servers" in found.explanation
+    assert "20 of 20 long-known servers" in found.explanation
     assert judged(began, succeeded=9, address=10, looked=10).verdict.value == "us"
 
 

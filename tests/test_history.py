@@ -12,6 +12,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.outages import Outages
+from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -65,10 +66,19 @@ class HistoryTestCase(ModuleTestCase):
             **{"ended": None if end is None else "recovered", "kinds": "", **values},
         )
 
-    def add_success(self, name: str, ago: int = MINUTE, **values: Any) -> None:
+    def record_since(self, ago: int) -> None:
+        self.insert("federation_admin_recording", only_row=1, since_ts=self.now - ago)
+
+    def add_success(
+        self, name: str, ago: int = MINUTE, worked: int = 0, **values: Any
+    ) -> None:
+        """Write when a destination last answered, and for how long it had by then."""
         last_ts = self.now - ago
         values = {"destination": name, "last_ts": last_ts, **values}
-        self.insert("federation_admin_successes", **values)
+        owner, first_ts = owner_of(name), last_ts - worked
+        self.insert(
+            "federation_admin_successes", owner=owner, first_ts=first_ts, **values
+        )
 
     def add_failure(
         self, name: str, kind: str, ago: int = MINUTE, **values: Any
@@ -415,9 +425,6 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(detail["availability"], row["availability"])
         return row["availability"]
 
-    def record_since(self, ago: int) -> None:
-        self.insert("federation_admin_recording", only_row=1, since_ts=self.now - ago)
-
     def test_availability(self) -> None:
         """Of each day it has the share that is no outage's, whatever that spans."""
         self.record_since(30 * DAY)
@@ -461,12 +468,24 @@ class OutagesTest(HistoryTestCase):
 
 @pytest.mark.database
 class OutlookTest(HistoryTestCase):
-    def add_many(self, count: int, kind: str, ago: int = MINUTE, **values: Any) -> None:
-        """Write destinations that began to fail, and failed last, a time ago."""
+    def add_many(
+        self,
+        count: int,
+        kind: str,
+        ago: int = MINUTE,
+        worked: int = DAY,
+        name: str = "{}.example",
+        **values: Any,
+    ) -> None:
+        """Write destinations that began to fail, and failed last, a time ago.
+
+        They had worked for a time before.
+        """
         for number in range(count):
-            name = f"{kind}{number}.example"
-            self.add_failing(name, kind, ago=2 * ago)
-            self.add_failure(name, kind, ago=ago, **values)
+            each = name.format(f"{kind}{number}")
+            self.add_failing(each, kind, ago=2 * ago)
+            self.add_failure(each, kind, ago=ago, **values)
+            self.add_success(each, ago=2 * HOUR, worked=worked)
 
     def outlook(self) -> Any:
         return self.get_json(f"{V2}/summary")["outlook"]
@@ -476,10 +495,9 @@ class OutlookTest(HistoryTestCase):
         self.add_many(6, "dns_failed")
         self.add_many(1, "gone", ago=20 * MINUTE)
         self.add_destination("up.example")
-        self.add_success("up.example")
-        # That was before the hour, and that one fails by now.
-        self.add_success("old.example", ago=2 * HOUR)
-        self.add_success("dns_failed0.example")
+        self.add_success("up.example", worked=DAY)
+        # That was before the hour.
+        self.add_success("old.example", ago=2 * HOUR, worked=DAY)
         # It has failed with another kind, but that was not the last.
         self.add_failure("dns_failed1.example", "rejected", ago=2 * MINUTE)
         # It is failing, but was not tried.
@@ -488,7 +506,8 @@ class OutlookTest(HistoryTestCase):
         found = self.outlook()
         self.assertEqual(found["verdict"], "us")
         self.assertIn(
-            "85 % of servers tried in the last 15 minutes", found["explanation"]
+            "85 % of long-known servers tried in the last 15 minutes",
+            found["explanation"],
         )
         cause = {"type": "kind", "value": "dns_failed", "destinations": 6, "began": 6}
         self.assertEqual(
@@ -501,10 +520,38 @@ class OutlookTest(HistoryTestCase):
             ["dns_failed", "gone"],
         )
 
+    def test_known(self) -> None:
+        """What has not worked for a day, and names below one domain, prove nothing."""
+        self.add_many(6, "http_error", worked=DAY - 1)
+        self.add_many(40, "unreachable", name="{}.evil.example")
+        self.assertEqual(self.outlook()["verdict"], "normal")
+        self.add_many(20, "dns_failed")
+        # What answers now has not done so before, or is of the same owner.
+        for number in range(40):
+            self.add_success(f"new{number}.example")
+            self.add_success(f"up{number}.evil.example", worked=DAY)
+        self.assertEqual(self.outlook()["verdict"], "us")
+        for number in range(22):
+            self.add_success(f"up{number}.example", worked=DAY)
+        found = self.outlook()
+        self.assertEqual(found["verdict"], "normal", found["explanation"])
+
+    def test_little_recorded(self) -> None:
+        """Where less than four days are recorded, a quarter of that is long."""
+        self.add_many(6, "dns_failed", worked=HOUR)
+        self.assertEqual(self.outlook()["verdict"], "normal")
+        self.record_since(4 * HOUR + MINUTE)
+        self.assertEqual(self.outlook()["verdict"], "normal")
+        self.run_sql(
+            "UPDATE federation_admin_recording SET since_ts = since_ts + 60000"
+        )
+        self.assertEqual(self.outlook()["verdict"], "us")
+
     def test_issuer(self) -> None:
         """The issuer that they share is told."""
         self.add_many(6, "tls_expired", issuer="CN=R3, O=Somebody")
-        self.add_success("up.example")
+        for number in range(7):
+            self.add_success(f"up{number}.example", worked=DAY)
         found = self.outlook()
         self.assertEqual(found["verdict"], "shared")
         self.assertIn("CN=R3, O=Somebody", found["explanation"])
@@ -521,14 +568,14 @@ class OutlookTest(HistoryTestCase):
     def test_address(self) -> None:
         """It is looked up where they lead, of some at a time, of each once."""
         self.add_many(6, "connection_timeout")
-        self.add_success("up.example")
+        self.add_many(1, "connection_timeout", worked=0, name="{}f.example")
         looked: list[list[str]] = []
 
         async def find(names: list[str]) -> dict[str, list[str]]:
             looked.append(names)
             # One of them leads nowhere.
             return {
-                name: ["192.0.2.1", f"2001:db8::{name[18]}"]
+                name: ["192.0.2.1", f"2001:db8::{name[18:20].rstrip('.')}"]
                 for name in names
                 if name != "connection_timeout5.example"
             }
@@ -538,15 +585,17 @@ class OutlookTest(HistoryTestCase):
         with mock.patch("synapse_federation_admin.limits.CORRELATED_SERVERS", 4):
             for _ in range(3):
                 self.get_success(attempts.look_up())
-        self.assertEqual([len(names) for names in looked], [4, 2])
-        self.assertEqual(len({name for names in looked for name in names}), 6)
+        self.assertEqual([len(names) for names in looked], [4, 3])
+        self.assertEqual(len({name for names in looked for name in names}), 7)
+        # Those known for long come first.
+        self.assertIn("connection_timeout0f.example", looked[1])
         found = self.outlook()
         self.assertEqual(found["verdict"], "shared")
         self.assertIn("lead to the address 192.0.2.1", found["explanation"])
         addresses = [c for c in found["last_hour"]["shared"] if c["type"] == "address"]
         # What only one has is shared with nobody.
         cause = {"type": "address", "value": "192.0.2.1"}
-        self.assertEqual(addresses, [{**cause, "destinations": 5, "began": 5}])
+        self.assertEqual(addresses, [{**cause, "destinations": 6, "began": 6}])
 
     def test_not_worth_looking(self) -> None:
         """Where few servers began to fail, nobody looks where they lead."""

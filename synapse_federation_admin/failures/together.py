@@ -29,21 +29,21 @@ class OurPart(Enum):
 
 
 def explain_us(
-    part: OurPart, kinds: Sequence[str], failing: int, tried: int, window_ms: int
+    part: OurPart, kinds: Sequence[str], failing: float, tried: float, window_ms: int
 ) -> str:
     """Say that something of ours is the likely cause.
 
     Args:
         part: What.
         kinds: The kinds with which servers fail.
-        failing: How many of them fail so.
+        failing: How many of those known for long fail so; each owner counts once.
         tried: How many were tried.
         window_ms: Within which time.
     """
     *others, last = kinds
     either = f"{', '.join(others)} or {last}" if others else last
     return (
-        f"{_percent(failing, tried)} of servers tried in the last "
+        f"{_percent(failing, tried)} of long-known servers tried in the last "
         f"{_minutes(window_ms)} fail with {either}: {part.value} is the likely cause"
     )
 
@@ -55,7 +55,7 @@ def explain_shared(
 
     Args:
         value: The address, or who issued their certificates.
-        began: How many of them have it.
+        began: How many of them have it, of those known for long.
         of: Of how many.
         window_ms: Within which time they began to.
         is_address: Whether it is an address.
@@ -64,7 +64,7 @@ def explain_shared(
     if is_address:
         what = f"lead to the address {value}: what runs there, or the way there,"
     return (
-        f"{began} of {of} servers that began to fail in the last "
+        f"{began} of {of} long-known servers that began to fail in the last "
         f"{_minutes(window_ms)} {what} is the likely cause"
     )
 
@@ -83,8 +83,8 @@ def explain_nothing(failing: int, tried: int, window_ms: int) -> str:
     )
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part // whole} %"
+def _percent(part: float, whole: float) -> str:
+    return f"{int(100 * part / whole)} %"
 
 
 def _minutes(window_ms: int) -> str:

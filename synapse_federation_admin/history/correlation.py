@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells whether servers began to fail together, and whether it is us. Pure."""
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import attr
@@ -13,21 +14,28 @@ from synapse_federation_admin.failures.together import (
     explain_shared,
     explain_us,
 )
+from synapse_federation_admin.history.owners import network_of
 from synapse_federation_admin.storage.recent_attempts import (
     CauseType,
+    OwnerAttempts,
     RecentAttempts,
 )
 
-# Of fewer servers nothing can be told.
+# Of fewer owners of servers, or fewer servers, nothing can be told.
 _LEAST = 5
 
-# The share of the servers that worked, of which many began to fail.
+# The share of those known for long that has to begin to fail for a cause of ours, or to
+# fail if they began to within a day.
 _MANY = 0.5
 
 # The share of those that share a cause, for it to be the cause; and of how many at most
 # it has to be known where they lead.
 _MOST = 0.75
 _SAMPLE = 20
+
+# To how many networks the servers of one owner may lead. Who has more in the DNS may
+# mean to be taken for others.
+_NETWORKS = 8
 
 # Kinds that are one thing, seen from different sides, and what of ours it is likely to
 # be if most servers fail with them.
@@ -105,11 +113,11 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
     """
     # What is in both is told of the shorter time, which says more.
     for window, judge in (
-        (lately, _one_of_theirs),
         (lately, _began_together),
-        (last_hour, _one_of_theirs),
         (last_hour, _began_together),
         (last_hour, _nothing_works),
+        (lately, _one_of_theirs),
+        (last_hour, _one_of_theirs),
     ):
         found = judge(window)
         if found is not None:
@@ -129,70 +137,101 @@ def _began_together(attempts: RecentAttempts) -> _Judgement:
 
     Any homeserver knows servers that are long dead, and meets others that have never
     worked, by the thousand when somebody joins an old room or makes names up: what
-    counts is how many of those that worked began to fail.
+    counts is how many of those known for long began to fail.
     """
-    kinds = attempts.causes_of(CauseType.KIND)
-    if attempts.worked >= _LEAST and attempts.worked >= _MANY * (
-        attempts.worked + attempts.succeeded
-    ):
-        return _ours(attempts, {c.value: c.worked for c in kinds}, attempts.worked)
-    return None
+    return _ours(attempts, [owner.began for owner in attempts.owners], _MANY)
 
 
 def _nothing_works(attempts: RecentAttempts) -> _Judgement:
-    """Tell of a cause on our side, if not one server is reached for an hour.
+    """Tell of a cause on our side, if hardly a server is reached for an hour.
 
-    Unless that is because nobody but long dead ones is tried.
+    Of those known for long that did not fail a day before.
     """
-    if attempts.failing < _LEAST or attempts.succeeded:
-        return None
-    if attempts.recent < _LEAST and attempts.ever_succeeded:
-        return None
-    counts = {c.value: c.destinations for c in attempts.causes_of(CauseType.KIND)}
-    return _ours(attempts, counts, attempts.failing)
+    return _ours(attempts, [owner.recent for owner in attempts.owners], _MOST)
 
 
 def _ours(
-    attempts: RecentAttempts, counts: Mapping[str, int], total: int
+    attempts: RecentAttempts, failing: Sequence[Mapping[str, int]], share: float
 ) -> _Judgement:
     """Tell what of ours may be the cause.
 
+    Each owner counts once, however many servers they have, or less if others have
+    servers in the same network: who wants to have us look broken, or healthy, would
+    make such up.
+
     Args:
         attempts: What was tried.
-        counts: How many fail with each kind, of those that matter.
-        total: How many of those there are.
+        failing: How many servers fail that matter, by kind: of each of its owners.
+        share: The share of all owners that has to fail with the same.
     """
-    for family, ours in _OURS:
-        kinds = [kind.value for kind in family if counts.get(kind.value)]
-        if not kinds or sum(counts[kind] for kind in kinds) < _MOST * total:
-            continue
-        with_them = sum(
-            cause.destinations
-            for cause in attempts.causes_of(CauseType.KIND)
-            if cause.value in kinds
-        )
-        return CorrelationVerdict.US, explain_us(
-            ours, kinds, with_them, attempts.total, attempts.window_ms
-        )
+    if _lead_to_one(
+        [owner for owner, of in zip(attempts.owners, failing, strict=True) if of]
+    ):
+        return None
+    counts: dict[str, float] = defaultdict(float)
+    working = float(attempts.working_owners)
+    for owner, of, weight in zip(
+        attempts.owners, failing, _weights(attempts), strict=True
+    ):
+        tried = owner.works + sum(of.values())
+        if tried:
+            working += weight * owner.works / tried
+            for kind, count in of.items():
+                counts[kind] += weight * count / tried
+    all_failing = sum(counts.values())
+    least = max(_LEAST, share * (all_failing + working))
+    for most in (_MOST, 0):
+        for family, ours in _OURS:
+            kinds = [kind.value for kind in family if kind.value in counts]
+            with_them = sum(counts[kind] for kind in kinds)
+            if with_them >= max(least, most * all_failing):
+                return CorrelationVerdict.US, explain_us(
+                    ours, kinds, with_them, all_failing + working, attempts.window_ms
+                )
     return None
+
+
+def _weights(attempts: RecentAttempts) -> list[float]:
+    """Return how much each owner counts, from 0 to 1."""
+    networks = list(map(_networks, attempts.owners))
+    owners_in = Counter(network for of in networks for network in of)
+    return [
+        1 / max((owners_in[network] for network in of), default=1)
+        if len(of) <= _NETWORKS
+        else 0
+        for of in networks
+    ]
+
+
+def _lead_to_one(failing: Sequence[OwnerAttempts]) -> bool:
+    """Tell whether the servers of most owners lead to one network, also in a sample."""
+    looked = [owner for owner in failing if owner.addresses]
+    if len(looked) < min(len(failing), _SAMPLE):
+        return False
+    owners_in = Counter(network for owner in looked for network in _networks(owner))
+    return max(owners_in.values(), default=0) >= max(_LEAST, _MOST * len(looked))
+
+
+def _networks(owner: OwnerAttempts) -> set[str]:
+    return set(map(network_of, owner.addresses))
 
 
 def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause that those who began to fail share, and others do not."""
-    if attempts.began < _LEAST:
+    if attempts.known < _LEAST:
         return None
     causes = []
-    if attempts.looked >= min(attempts.began, _SAMPLE):
+    if attempts.looked >= min(attempts.known, _SAMPLE):
         causes += [(c, attempts.looked) for c in attempts.causes_of(CauseType.ADDRESS)]
     if attempts.succeeded:
         # Else it may be our clock, and most servers have the same few issuers.
-        causes += [(c, attempts.began) for c in attempts.causes_of(CauseType.ISSUER)]
+        causes += [(c, attempts.known) for c in attempts.causes_of(CauseType.ISSUER)]
     for cause, of in causes:
-        if cause.began < max(_LEAST, _MOST * of):
+        if cause.known < max(_LEAST, _MOST * of):
             continue
         explanation = explain_shared(
             cause.value,
-            cause.began,
+            cause.known,
             of,
             attempts.window_ms,
             is_address=cause.type is CauseType.ADDRESS,

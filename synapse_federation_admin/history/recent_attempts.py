@@ -9,7 +9,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import records
+from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.recent_attempts import (
     not_looked_up_txn,
     recent_attempts_txn,
@@ -25,6 +25,11 @@ _WORTH_LOOKING = 5
 _LOOK_EVERY_MS = 60_000
 _FIRST_MS = 4000
 _LOOK_AGAIN_MS = 6 * _HOUR_MS
+
+# For how long a server has to have answered to be known for long: a day; while less is
+# recorded than four, a quarter of that.
+_KNOWN_MS = 24 * _HOUR_MS
+_KNOWN_SHARE = 4
 
 # Finds the addresses of destinations; those of which there are none are left out.
 FindAddresses = Callable[[Sequence[str]], Awaitable[dict[str, list[str]]]]
@@ -73,8 +78,11 @@ class RecentAttemptsStore:
         is_postgres = self._homeserver.is_postgres
 
         def correlation_txn(txn: LoggingTransaction) -> Correlation:
+            known_ms = _known_ms(txn, now_ts)
             hour, lately = (
-                recent_attempts_txn(txn, window_ms, now_ts, is_postgres=is_postgres)
+                recent_attempts_txn(
+                    txn, window_ms, known_ms, now_ts, is_postgres=is_postgres
+                )
                 for window_ms in (_HOUR_MS, _LATELY_MS)
             )
             return correlate(hour, lately)
@@ -91,15 +99,17 @@ class RecentAttemptsStore:
         now_ts = self._homeserver.now_ms()
         if (await self.correlation()).last_hour.began < _WORTH_LOOKING:
             return
-        names = await self._tables.run(
-            "federation_admin_addresses",
-            partial(
-                not_looked_up_txn,
+
+        def not_looked_up(txn: LoggingTransaction) -> list[str]:
+            return not_looked_up_txn(
+                txn,
                 since_ts=now_ts - _HOUR_MS,
+                known_ms=_known_ms(txn, now_ts),
                 looked_ts=now_ts - _LOOK_AGAIN_MS,
                 limit=limits.CORRELATED_SERVERS,
-            ),
-        )
+            )
+
+        names = await self._tables.run("federation_admin_addresses", not_looked_up)
         if not names:
             return
         found = await self._find_addresses(names)
@@ -111,3 +121,11 @@ class RecentAttemptsStore:
                 looked_ts=now_ts,
             ),
         )
+
+
+def _known_ms(txn: LoggingTransaction, now_ts: int) -> int:
+    """Return for how long a server has to have answered to be known for long."""
+    since_ts = outages.recorded_since_txn(txn)
+    if since_ts is None:
+        return _KNOWN_MS
+    return min(_KNOWN_MS, max(0, now_ts - since_ts) // _KNOWN_SHARE)

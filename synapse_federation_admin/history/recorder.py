@@ -25,6 +25,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.storage import outages, records
@@ -189,10 +190,7 @@ class Recorder:
         now_ts = self._homeserver.now_ms()
         timings = self._homeserver.retry_timings
         since_ts = await timings.failing_since_ts(destination)
-        if (
-            self._add_success(RecordedSuccess(destination, now_ts, now_ts))
-            and since_ts is not None
-        ):
+        if self._add_success(destination, now_ts, now_ts) and since_ts is not None:
             # If it has failed and answered several times, the first.
             self._failing_since.setdefault(destination, since_ts)
             if since_ts < self._began_ts:
@@ -230,20 +228,20 @@ class Recorder:
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
-        if self._add_success(RecordedSuccess(destination, now_ts, None)):
+        if self._add_success(destination, now_ts, None):
             self._known.pop(destination, None)
             self._known[destination] = now_ts
             if len(self._known) > limits.ANSWERING_DESTINATIONS:
                 del self._known[next(iter(self._known))]
 
-    def _add_success(self, success: RecordedSuccess) -> bool:
+    def _add_success(self, name: str, ts: int, recovered_ts: int | None) -> bool:
         """Have an answer be written, if there is room for it; return whether."""
-        name = success.destination
         if len(name) > limits.SERVER_NAME:
             return False
         known = self._successes.get(name)
         if known is None and not self._has_room(self._successes):
             return False
+        success = RecordedSuccess(name, ts, recovered_ts, owner_of(name))
         self._successes[name] = success if known is None else known.before(success)
         self._write_soon()
         return True

@@ -144,14 +144,17 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         ON federation_admin_failures (last_ts)
         """,
     ),
-    # When a destination last answered well, to within some minutes, and when it
-    # last did so after it had failed, exactly.
+    # When a destination last answered well, to within some minutes; when it last did so
+    # after it had failed, exactly; when it first did, and whose it is. The last two are
+    # NULL if no version that knows them has written to the row.
     "successes": (
         """
         CREATE TABLE IF NOT EXISTS federation_admin_successes (
             destination TEXT NOT NULL PRIMARY KEY,
             last_ts BIGINT NOT NULL,
-            recovered_ts BIGINT
+            recovered_ts BIGINT,
+            first_ts BIGINT,
+            owner TEXT
         )
         """,
         """

@@ -4,8 +4,9 @@
 Read from the tables of failures, outages, successes and addresses.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -20,7 +21,7 @@ from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
     SUCCESSES,
 )
-from synapse_federation_admin.storage.sql import FAILING
+from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 _DAY_MS = 86_400_000
 
@@ -30,16 +31,16 @@ _LEAST = 2
 # Of how many destinations, the last ones, it is seen where they lead.
 _CANDIDATES = 2000
 
-# Failures f, with the outage o and the row d, of what fails with that kind now; and
-# whether it ever worked.
+# Failures f, with the outage o and the row d, of what fails with that kind now.
 _FAILING_NOW = f"""
     JOIN {OPEN_OUTAGES} AS o ON o.destination = f.destination AND o.last_kind = f.kind
     JOIN destinations AS d ON d.destination = f.destination AND {FAILING}
 """
-_WORKED = f"""(
-    d.last_successful_stream_ordering IS NOT NULL OR EXISTS (
-        SELECT 1 FROM {SUCCESSES} AS s WHERE s.destination = f.destination
-    )
+
+# Whether the success s is of a server that is known for long; and the failure f.
+_KNOWN = "s.last_ts - s.first_ts >= ?"
+_IS_KNOWN = f"""EXISTS (
+    SELECT 1 FROM {SUCCESSES} AS s WHERE s.destination = f.destination AND {_KNOWN}
 )"""  # noqa: S608
 
 
@@ -61,41 +62,62 @@ class SharedCause:
         value: That kind, address or issuer.
         destinations: How many of those that fail.
         began: How many of them began to fail in that time.
-        worked: How many of the latter had worked before.
+        known: How many of the latter are known for long.
     """
 
     type: CauseType
     value: str
     destinations: int
     began: int
-    worked: int
+    known: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class OwnerAttempts:
+    """Those destinations of one owner that were tried and are known for long.
+
+    Attributes:
+        began: How many began to fail in that time, by kind.
+        recent: How many fail that began to within a day, by kind.
+        works: How many do not fail.
+        addresses: Where some of them lead, as far as that was looked up.
+    """
+
+    began: Mapping[str, int] = attr.Factory(dict)
+    recent: Mapping[str, int] = attr.Factory(dict)
+    works: int = 0
+    addresses: frozenset[str] = frozenset()
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class RecentAttempts:
     """The destinations that were tried in the time up to now.
 
+    Known for long are those that had answered, in the end, for long enough.
+
     Attributes:
         window_ms: How long that is.
         failing: How many of them fail.
         began: How many of those began to fail in that time.
-        worked: How many of the latter had worked before.
-        recent: How many of those that fail began to within a day, and had worked.
+        known: How many of the latter are known for long.
         succeeded: How many do not fail.
-        ever_succeeded: Whether any destination has ever answered, as far as is known.
-        looked: Of how many that began to fail it is known where they lead.
+        looked: Of how many that are known for long and began to fail it is known where
+            they lead.
         causes: What those that fail have in common, the most common first.
+        owners: Those known for long, by whose they are: if some of them fail that began
+            to within a day, or if it was looked up where they lead.
+        working_owners: How many others there are of whom one does not fail.
     """
 
     window_ms: int
     failing: int
     began: int
-    worked: int
-    recent: int
+    known: int
     succeeded: int
-    ever_succeeded: bool
     looked: int
     causes: tuple[SharedCause, ...]
+    owners: tuple[OwnerAttempts, ...]
+    working_owners: int
 
     @property
     def total(self) -> int:
@@ -113,50 +135,129 @@ class RecentAttempts:
 
 
 def recent_attempts_txn(
-    txn: LoggingTransaction, window_ms: int, now_ts: int, *, is_postgres: bool
+    txn: LoggingTransaction,
+    window_ms: int,
+    known_ms: int,
+    now_ts: int,
+    *,
+    is_postgres: bool,
 ) -> RecentAttempts:
-    """Read what was tried in some time up to now."""
+    """Read what was tried in some time up to now.
+
+    Args:
+        txn: The transaction.
+        window_ms: In which time.
+        known_ms: For how long a destination has to have answered to be known for long.
+        now_ts: The time.
+        is_postgres: Whether the database is PostgreSQL.
+    """
     since_ts = now_ts - window_ms
     txn.execute(
         "SELECT f.kind, f.issuer, COUNT(*), "  # noqa: S608
         "COUNT(*) FILTER (WHERE o.start_ts >= ?), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_IS_KNOWN}) "
         f"FROM {FAILURES} AS f {_FAILING_NOW} "
         "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer",
-        (since_ts, since_ts, now_ts - _DAY_MS, since_ts),
+        (since_ts, since_ts, known_ms, since_ts),
     )
     groups = txn.fetchall()
-    # Of each of the four counts, all groups together.
-    failing, began, worked, recent = (
-        sum(group[place] for group in groups) for place in range(2, 6)
+    # Of each of the three counts, all groups together.
+    failing, began, known = (
+        sum(group[place] for group in groups) for place in range(2, 5)
     )
-    looked, addresses = _addresses_txn(txn, since_ts, is_postgres)
-    txn.execute(
-        f"SELECT COUNT(*), EXISTS (SELECT 1 FROM {SUCCESSES} AS e) "  # noqa: S608
+    looked, addresses = _addresses_txn(txn, since_ts, known_ms, is_postgres)
+    tried = Sql(
         f"FROM {SUCCESSES} AS s "
         f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
         "WHERE s.last_ts >= ? AND d.destination IS NULL",
         (since_ts - SUCCESS_EVERY_MS,),
     )
-    ((succeeded, ever_succeeded),) = txn.fetchall()
+    txn.execute(
+        f"SELECT COUNT(*), COUNT(DISTINCT s.owner) FILTER (WHERE {_KNOWN}) "
+        f"{tried.text}",
+        (known_ms, *tried.args),
+    )
+    ((succeeded, working_owners),) = txn.fetchall()
+    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS, is_postgres)
     kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
     issuers = _most_common((issuer, *counts) for _, issuer, *counts in groups if issuer)
     return RecentAttempts(
         window_ms,
         failing,
         began,
-        worked,
-        recent,
+        known,
         succeeded=succeeded,
-        ever_succeeded=bool(ever_succeeded),
         looked=looked,
         causes=(
             *(SharedCause(CauseType.KIND, *kind) for kind in kinds),
             *(SharedCause(CauseType.ISSUER, *i) for i in issuers if i[1] >= _LEAST),
             *(SharedCause(CauseType.ADDRESS, *address) for address in addresses),
         ),
+        owners=tuple(owners),
+        working_owners=working_owners - sum(owner.works > 0 for owner in owners),
     )
+
+
+def _owners_txn(
+    txn: LoggingTransaction,
+    tried: Sql,
+    since_ts: int,
+    known_ms: int,
+    recent_ts: int,
+    is_postgres: bool,
+) -> list[OwnerAttempts]:
+    """Read whose those are that fail and are known for long; see `RecentAttempts`.
+
+    Args:
+        txn: The transaction.
+        tried: The FROM and the WHERE of those s that were tried and do not fail.
+        since_ts: When the time begins in which they were tried.
+        known_ms: For how long they have to have answered.
+        recent_ts: Those that began to fail since.
+        is_postgres: Whether the database is PostgreSQL.
+    """
+    txn.execute(
+        "SELECT s.owner, f.kind, COUNT(*) FILTER (WHERE o.start_ts >= ?), "  # noqa: S608
+        f"COUNT(*) FROM {FAILURES} AS f {_FAILING_NOW} "
+        f"JOIN {SUCCESSES} AS s ON s.destination = f.destination AND {_KNOWN} "
+        "WHERE f.last_ts >= ? AND o.start_ts >= ? GROUP BY s.owner, f.kind LIMIT ?",
+        (since_ts, known_ms, since_ts, recent_ts, limits.CORRELATED_OWNERS),
+    )
+    began: dict[str, dict[str, int]] = defaultdict(dict)
+    recent: dict[str, dict[str, int]] = defaultdict(dict)
+    for owner, kind, began_count, count in txn.fetchall():
+        recent[owner][kind] = count
+        if began_count:
+            began[owner][kind] = began_count
+    if not recent:
+        return []
+    txn.execute(
+        "SELECT s.owner, a.addresses FROM ("  # noqa: S608
+        f"SELECT destination, addresses FROM {ADDRESSES} AS a "
+        "ORDER BY looked_ts DESC LIMIT ?) AS a "
+        f"JOIN {SUCCESSES} AS s ON s.destination = a.destination AND {_KNOWN}",
+        (_CANDIDATES, known_ms),
+    )
+    addresses: dict[str, set[str]] = defaultdict(set)
+    for owner, found in txn.fetchall():
+        addresses[owner].update(json.loads(found))
+    names = sorted(recent.keys() | addresses.keys())
+    wanted = any_of("s.owner", names, is_postgres)
+    txn.execute(
+        f"SELECT s.owner, COUNT(*) {tried.text} AND {_KNOWN} AND {wanted.text} "
+        "GROUP BY s.owner",
+        (*tried.args, known_ms, *wanted.args),
+    )
+    works = dict(txn.fetchall())
+    return [
+        OwnerAttempts(
+            began.get(name, {}),
+            recent.get(name, {}),
+            works.get(name, 0),
+            frozenset(addresses.get(name, ())),
+        )
+        for name in names
+    ]
 
 
 def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -164,7 +265,7 @@ def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
     Args:
         groups: Each a value, how many fail with it, how many of these began to in that
-            time, how many of the latter had worked, and what is left out.
+            time, and how many of the latter are known for long.
 
     Returns:
         The values and these three counts.
@@ -172,20 +273,21 @@ def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     added: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for value, *counts in groups:
         added[value] = [
-            one + more for one, more in zip(added[value], counts, strict=False)
+            one + more for one, more in zip(added[value], counts, strict=True)
         ]
     most = sorted(added.items(), key=lambda item: (-item[1][0], item[0]))
     return [(value, *counts) for value, counts in most[: limits.TOLD_CAUSES]]
 
 
 def _addresses_txn(
-    txn: LoggingTransaction, since_ts: int, is_postgres: bool
+    txn: LoggingTransaction, since_ts: int, known_ms: int, is_postgres: bool
 ) -> tuple[int, list[tuple[Any, ...]]]:
     """Read where those lead that began to fail since a time, as far as is known.
 
     Returns:
-        Of how many that is known; and the addresses, each with how many fail, how many
-        of these began to fail since, and how many of the latter had worked.
+        Of how many that is known that are known for long; and the addresses, each with
+        how many fail, how many of these began to fail since, and how many of the latter
+        are known for long.
     """
     each_address = (
         "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
@@ -198,38 +300,46 @@ def _addresses_txn(
         f"JOIN {FAILURES} AS f ON f.destination = a.destination {_FAILING_NOW}"
     )
     txn.execute(
-        f"SELECT COUNT(*) {source} WHERE f.last_ts >= ? AND o.start_ts >= ?",
-        (_CANDIDATES, since_ts, since_ts),
+        f"SELECT COUNT(*) {source} "
+        f"WHERE f.last_ts >= ? AND o.start_ts >= ? AND {_IS_KNOWN}",
+        (_CANDIDATES, since_ts, since_ts, known_ms),
     )
     ((looked,),) = txn.fetchall()
     txn.execute(
         "SELECT each.value, COUNT(*), COUNT(*) FILTER (WHERE o.start_ts >= ?), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_WORKED}) "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_IS_KNOWN}) "
         f"{source} CROSS JOIN {each_address} WHERE f.last_ts >= ? "
-        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 2 DESC, 1 LIMIT ?",
-        (since_ts, since_ts, _CANDIDATES, since_ts, limits.TOLD_CAUSES),
+        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 4 DESC, 2 DESC, 1 "
+        "LIMIT ?",
+        (since_ts, since_ts, known_ms, _CANDIDATES, since_ts, limits.TOLD_CAUSES),
     )
     return looked, txn.fetchall()
 
 
 def not_looked_up_txn(
-    txn: LoggingTransaction, since_ts: int, looked_ts: int, limit: int
+    txn: LoggingTransaction, since_ts: int, known_ms: int, looked_ts: int, limit: int
 ) -> list[str]:
     """Return some destinations of which it is to be found out where they lead.
+
+    One of each owner, those that are known for long first. Which, nobody can choose.
 
     Args:
         txn: The transaction.
         since_ts: Those that began to fail since.
+        known_ms: For how long those have to have answered that are known for long.
         looked_ts: Not those that were looked up since.
         limit: The most to return.
     """
     txn.execute(
-        "SELECT f.destination FROM ("  # noqa: S608
-        f"SELECT destination, kind, last_ts FROM {FAILURES} AS f "
+        "SELECT MIN(f.destination) FROM ("  # noqa: S608
+        f"SELECT destination, kind FROM {FAILURES} AS f "
         f"WHERE last_ts >= ? ORDER BY last_ts DESC LIMIT ?) AS f {_FAILING_NOW} "
+        f"LEFT JOIN {SUCCESSES} AS s ON s.destination = f.destination AND {_KNOWN} "
         f"WHERE o.start_ts >= ? AND NOT EXISTS (SELECT 1 FROM {ADDRESSES} AS a "
         "WHERE a.destination = f.destination AND a.looked_ts > ?) "
-        "ORDER BY f.last_ts DESC LIMIT ?",
-        (since_ts, _CANDIDATES, since_ts, looked_ts, limit),
+        "GROUP BY COALESCE(s.owner, f.destination) "
+        "ORDER BY MAX(CASE WHEN s.owner IS NULL THEN 0 ELSE 1 END) DESC, RANDOM() "
+        "LIMIT ?",
+        (since_ts, _CANDIDATES, known_ms, since_ts, looked_ts, limit),
     )
     return [name for (name,) in txn.fetchall()]

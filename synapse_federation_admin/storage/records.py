@@ -31,7 +31,10 @@ _ADDRESSES = "federation_admin_addresses"
 
 # The rows, for statements of others; `addresses` is a list, as JSON.
 FAILURES = f"(SELECT destination, kind, issuer, last_ts FROM {_FAILURES})"  # noqa: S608
-SUCCESSES = f"(SELECT destination, last_ts, recovered_ts FROM {_SUCCESSES})"  # noqa: S608
+SUCCESSES = (
+    "(SELECT destination, last_ts, recovered_ts, first_ts, owner "  # noqa: S608
+    f"FROM {_SUCCESSES})"
+)
 ADDRESSES = f"(SELECT destination, looked_ts, addresses FROM {_ADDRESSES})"  # noqa: S608
 
 # How often it is written of a destination that it answers, at most.
@@ -76,11 +79,13 @@ class RecordedSuccess:
         last_ts: When it last did, to within SUCCESS_EVERY_MS.
         recovered_ts: When it last did so after it had failed, exactly; None if it has
             not.
+        owner: Whose it is.
     """
 
     destination: str
     last_ts: int
     recovered_ts: int | None
+    owner: str
 
     def before(self, later: "RecordedSuccess") -> "RecordedSuccess":
         """Return this and a later one together."""
@@ -162,6 +167,7 @@ _SUCCESS_COLUMNS = {
     "destination": "text",
     "last_ts": "bigint",
     "recovered_ts": "bigint",
+    "owner": "text",
 }
 
 
@@ -172,9 +178,10 @@ def add_successes_txn(
     names = ", ".join(_SUCCESS_COLUMNS)
     new = rows_of_json("new", _SUCCESS_COLUMNS, is_postgres)
     txn.execute(
-        f"INSERT INTO {_SUCCESSES} AS known ({names}) "  # noqa: S608
-        f"SELECT {names} FROM {new} WHERE TRUE "
-        "ON CONFLICT (destination) DO UPDATE SET "
+        f"INSERT INTO {_SUCCESSES} AS known ({names}, first_ts) "  # noqa: S608
+        f"SELECT {names}, last_ts FROM {new} WHERE TRUE "
+        "ON CONFLICT (destination) DO UPDATE SET owner = EXCLUDED.owner, "
+        "first_ts = COALESCE(known.first_ts, known.last_ts), "
         "last_ts = CASE WHEN EXCLUDED.last_ts > known.last_ts "
         "THEN EXCLUDED.last_ts ELSE known.last_ts END, "
         "recovered_ts = CASE WHEN known.recovered_ts IS NULL "

@@ -152,11 +152,16 @@ def _to_version_4(txn: LoggingTransaction, is_postgres: bool) -> None:
     txn.execute("DROP INDEX IF EXISTS federation_admin_outages_reset")
 
 
+def _to_version_5(txn: LoggingTransaction, is_postgres: bool) -> None:
+    add_column(txn, is_postgres, "successes", "first_ts", "BIGINT")
+    add_column(txn, is_postgres, "successes", "owner", "TEXT")
+
+
 # The last is that of this code. What has been released is not changed any more.
 VERSIONS: tuple[Version, ...] = (
     Version(1, compat=1),
     Version(2, compat=2),
     Version(3, compat=3, upgrade=_to_version_3),
     Version(4, compat=3, upgrade=_to_version_4),
-    Version(5, compat=3),
+    Version(5, compat=3, upgrade=_to_version_5),
 )
