@@ -3,7 +3,7 @@
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import attr
 import pytest
 from dns_server import SERVFAIL, SILENCE
 from fleet import select
-from laboratory import ZONE, Laboratory, as_json, hang
+from laboratory import ZONE, Answer, Laboratory, Server, as_json, hang, http
+from shifted_clock import ShiftedClock
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import wait_until
@@ -32,6 +33,9 @@ QUICK = {
 }
 
 
+DAY_S = 86_400
+
+
 def receive(connection: ssl.SSLSocket) -> None:
     """Take a transaction, to its end."""
     connection.sendall(as_json({"pdus": {}}, b"Connection: close\r\n"))
@@ -43,13 +47,25 @@ class World:
     laboratory: Laboratory
     synapse: SynapseServer
     client: MatrixClient
+    clock: ShiftedClock
+    addresses: dict[str, str] = attr.Factory(dict)
+    servers: dict[str, Server] = attr.Factory(dict)
 
-    def serve(self, label: str) -> str:
-        """Serve what takes transactions; return its name."""
-        address = self.laboratory.address()
-        name = self.laboratory.name(label, address)
-        self.laboratory.serve(address, 8448, receive, name)
-        return name
+    def serve(self, *names: str, address: str = "", answers: Answer = receive) -> None:
+        """Serve what takes transactions, each at an address of its own by default."""
+        for name in names:
+            known = self.addresses.get(name)
+            self.addresses[name] = known or address or self.laboratory.address()
+            if not known:
+                self.laboratory.dns.add(name, "A", self.addresses[name])
+        for at in {self.addresses[name] for name in names}:
+            there = [name for name in names if self.addresses[name] == at]
+            server = self.laboratory.serve(at, 8448, answers, *there)
+            self.servers.update(dict.fromkeys(there, server))
+
+    def close(self, *names: str) -> None:
+        for server in {id(self.servers[n]): self.servers[n] for n in names}.values():
+            server.close()
 
     def send(self, names: list[str]) -> None:
         for name in names:
@@ -58,20 +74,37 @@ class World:
     def get(self, path: str) -> Any:
         return self.client.request("GET", f"/_synapse/admin/v2/federation/{path}")
 
-    def wait_for(self, names: list[str], key: str) -> None:
-        """Wait until there is something of each in its detail."""
+    def succeed(self, names: list[str]) -> None:
+        """Send, and wait until it is known that they have answered."""
+        since_ts = self.clock.now_ms
+        self.send(names)
+        self._wait_for(names, lambda d: (d["last_success_ts"] or 0) >= since_ts)
+
+    def fail(self, names: list[str]) -> None:
+        """Send, and wait until it is known that they have failed."""
+        self.send(names)
+        self._wait_for(names, lambda d: d["last_failure"])
+
+    def _wait_for(self, names: list[str], is_so: Callable[[Any], Any]) -> None:
         for name in names:
 
             def is_there(name: str = name) -> bool:
                 try:
-                    return self.get(f"destinations/{name}")[key] is not None
+                    return bool(is_so(self.get(f"destinations/{name}")))
                 except ApiError as e:
                     if e.status != 404:
                         raise
                     # Nothing is known of it yet.
                     return False
 
-            wait_until(is_there, f"{key} of {name}", 30)
+            wait_until(is_there, f"what comes of {name}", 30)
+
+    def grow_old(self, names: list[str]) -> None:
+        """Have servers answer now, and a day later."""
+        self.succeed(names)
+        self.clock.jump(DAY_S)
+        self.synapse.restart()
+        self.succeed(names)
 
     def outlook(self) -> dict[str, Any]:
         found: dict[str, Any] = self.get("summary")["outlook"]
@@ -80,6 +113,7 @@ class World:
 
 @contextmanager
 def world(folder: Path, **history: bool) -> Iterator[World]:
+    clock = ShiftedClock(folder / "clock", time.time())
     with (
         Laboratory(folder) as laboratory,
         SynapseServer(
@@ -87,32 +121,31 @@ def world(folder: Path, **history: bool) -> Iterator[World]:
             laboratory.certificates,
             module_config={"history": history},
             extra_config=QUICK,
-            wrapper=laboratory.wrapper,
+            wrapper=[*laboratory.wrapper, *clock.wrapper],
         ) as synapse,
     ):
         client = synapse.client(synapse.create_user("admin", admin=True))
-        yield World(laboratory, synapse, client)
+        yield World(laboratory, synapse, client, clock)
 
 
 @pytest.mark.parametrize("broken", [SERVFAIL, SILENCE])
 def test_resolver(tmp_path: Path, broken: str) -> None:
     """When the resolver breaks, that is said, and with which kind servers fail."""
     with world(tmp_path) as w:
-        names = [w.serve(f"up{number}") for number in range(7)]
-        w.send(names)
-        w.wait_for(names, "last_success_ts")
+        names = [f"up{number}.example" for number in range(7)]
+        w.serve(*names)
+        w.grow_old(names)
         assert w.outlook()["verdict"] == "normal"
         for name in names[:6]:
             for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
                 for kind in ("A", "AAAA", "SRV"):
                     w.laboratory.dns.records[service + name, kind] = broken
-        w.send(names)
-        w.wait_for(names[:6], "last_failure")
+        w.fail(names[:6])
         found = w.outlook()
     assert found["verdict"] == "us", found
     assert found["explanation"] == (
-        "85 % of servers tried in the last 15 minutes fail with dns_failed: the "
-        "resolver of this host is the likely cause"
+        "85 % of long-known servers tried in the last 15 minutes fail with dns_failed: "
+        "the resolver of this host is the likely cause"
     )
     assert found["last_15_minutes"]["tried"] == 7
 
@@ -121,22 +154,47 @@ def test_address(tmp_path: Path) -> None:
     """When what fails leads to one address, that is told, and which."""
     with world(tmp_path) as w:
         shared = w.laboratory.address()
-        names = [w.laboratory.name(f"shared{number}", shared) for number in range(6)]
-        server = w.laboratory.serve(shared, 8448, receive, *names)
-        others = [w.serve(f"other{number}") for number in range(3)]
-        w.send([*names, *others])
-        w.wait_for([*names, *others], "last_success_ts")
-        server.close()
-        w.send([*names, *others])
-        w.wait_for(names, "last_failure")
+        names = [f"shared{number}.example" for number in range(6)]
+        others = [f"other{number}.example" for number in range(3)]
+        w.serve(*names, address=shared)
+        w.serve(*others)
+        w.grow_old([*names, *others])
+        w.close(*names)
+        w.fail(names)
         # It is looked up where they lead soon after a start, and once a minute.
         w.synapse.restart()
         wait_until(lambda: w.outlook()["verdict"] == "shared", "a shared cause", 30)
         found = w.outlook()
-    assert "6 of 6 servers that began to fail" in found["explanation"]
+    assert "6 of 6 long-known servers that began to fail" in found["explanation"]
     assert f"lead to the address {shared}" in found["explanation"]
     causes = {(c["type"], c["value"]) for c in found["last_hour"]["shared"]}
     assert causes == {("kind", "connection_refused"), ("address", shared)}
+
+
+def test_made_up(tmp_path: Path) -> None:
+    """Servers of one owner that fail are not us, and new ones that answer hide nothing.
+
+    Each has an address of its own.
+    """
+    with world(tmp_path) as w:
+        honest = [f"up{number}.example" for number in range(6)]
+        mallory = [f"m{number}.evil.example" for number in range(20)]
+        w.serve(*honest, *mallory)
+        w.grow_old([*honest, *mallory])
+        w.close(*mallory)
+        w.serve(*mallory, answers=http("502 Bad Gateway"))
+        w.fail(mallory)
+        found = w.outlook()
+        assert found["last_hour"]["began"] == 20
+        assert found["verdict"] == "normal", found
+        w.close(*honest)
+        new = [f"new{number}.example" for number in range(20)]
+        w.serve(*new)
+        w.succeed(new)
+        w.fail(honest)
+        found = w.outlook()
+    assert found["verdict"] == "us", found
+    assert "connection_refused: the network of this host" in found["explanation"]
 
 
 def test_look_up_servers(tmp_path: Path) -> None:
@@ -152,15 +210,13 @@ def test_look_up_servers(tmp_path: Path) -> None:
             address = w.laboratory.address()
             names = [w.laboratory.name(f"shared{n}", address) for n in range(6)]
             web = w.laboratory.serve(address, 443, {}, *names)
-            w.send(names)
-            w.wait_for(names, "last_failure")
+            w.fail(names)
             if not looks_up:
                 for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
                     for kind in ("A", "AAAA", "SRV"):
                         name = f"{service}silent.{ZONE}"
                         w.laboratory.dns.records[name, kind] = SILENCE
-                w.send([f"silent.{ZONE}"])
-                w.wait_for([f"silent.{ZONE}"], "last_failure")
+                w.fail([f"silent.{ZONE}"])
                 failure = w.get(f"destinations/silent.{ZONE}")["last_failure"]
                 # Else it is found to be the DNS, as above.
                 assert failure["kind"] == "connection_timeout"

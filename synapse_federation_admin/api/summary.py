@@ -104,7 +104,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
             "failing_by_kind": {"dns_not_found": 40000, "unknown": 20000},
             "outlook": {
                 "verdict": "us",
-                "explanation": "92 % of servers tried in the last 15 minutes ...",
+                "explanation": "92 % of long-known servers tried in the ...",
                 "last_hour": {
                     "tried": 500,
                     "failing": 300,
