@@ -97,7 +97,7 @@ class World:
                     # Nothing is known of it yet.
                     return False
 
-            wait_until(is_there, f"what comes of {name}", 30)
+            wait_until(is_there, f"what comes of {name}", 60)
 
     def grow_old(self, names: list[str]) -> None:
         """Have servers answer now, and a day later."""
