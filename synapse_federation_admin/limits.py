@@ -140,6 +140,11 @@ TOLD_BLOCKED = 3
 ADDRESSES_OF_A_HOST = 100
 DIAGNOSED_ADDRESSES = 12
 
+# How long a diagnosis waits for each further answer of the DNS, where that fails, to
+# tell why; and how many aliases it follows, from one to the next.
+DNS_ANSWER_MS = 1500
+ALIASES = 4
+
 # Signing keys that are told, that are read, and that are looked for in Synapse's
 # tables: a server has one, or two.
 TOLD_KEYS = 20

@@ -138,12 +138,16 @@ class DnsServer:
         if values == SERVFAIL:
             reply.header.rcode = RCODE.SERVFAIL
             return reply
+        for alias in self.records.get((name, "CNAME"), []) if kind != "CNAME" else []:
+            # As a resolver does it: with what the alias leads to.
+            rdata = dnslib.CNAME(alias)
+            reply.add_answer(RR(request.q.qname, QTYPE.CNAME, rdata=rdata, ttl=60))
+            name = alias
+            values = self.records.get((name, kind), [])
         if not any(known == name for known, _ in self.records):
             reply.header.rcode = RCODE.NXDOMAIN
         rdata = getattr(dnslib, kind, None)
         for value in values:
             arguments = value if isinstance(value, tuple) else (value,)
-            reply.add_answer(
-                RR(request.q.qname, request.q.qtype, rdata=rdata(*arguments), ttl=60)
-            )
+            reply.add_answer(RR(name, request.q.qtype, rdata=rdata(*arguments), ttl=60))
         return reply

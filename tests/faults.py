@@ -42,6 +42,9 @@ BLOCKED = "127.9.0.1"
 # Where the kernel has no route to, and says so at once.
 NOWHERE = "224.0.0.1"
 
+# Of the documentation's network: no host has a way there, but for one with IPv6.
+NO_IPV6 = "2001:db8::1"
+
 BAD_GATEWAY = http("502 Bad Gateway", b"<html>", HTML)
 NO_CONTENT = http("502 Bad Gateway", b"")
 UNAUTHORIZED = as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No")
@@ -367,7 +370,7 @@ named("invalid failing invalid_name/name_malformed", "no server")
 named("invalid-port failing invalid_name/port_invalid", f"invalid-port.{ZONE}:99999")
 named("invalid-label failing invalid_name/label_empty", f"a..{ZONE}")
 named("invalid-url failing invalid_name/name_is_url", f"https://{ZONE}")
-named("blocked-literal failing ip_blocked/address_is_name", f"{BLOCKED}:8448")
+named("blocked-literal failing ip_blocked/internal_name", f"{BLOCKED}:8448")
 
 
 # DNS.
@@ -375,30 +378,125 @@ named("blocked-literal failing ip_blocked/address_is_name", f"{BLOCKED}:8448")
 fault("nxdomain failing dns_not_found/no_such_host")(lambda _, __: None)
 
 
-@fault("no-address failing dns_not_found/no_such_host")
+@fault("no-address failing dns_not_found/no_address", "exists, but has no address")
 def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(name, "TXT", "there is something, but no address")
 
 
-for line, said in (
-    ("servfail failing dns_failed/dns_server_failure", "SERVFAIL"),
-    ("silent-dns failing dns_failed", "silence"),
+ALIAS = "dns_not_found/dangling_alias"
+
+
+@fault(f"dangling failing {ALIAS}", f"an alias (CNAME) of gone.{ZONE}")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(name, "CNAME", f"gone.{ZONE}")
+
+
+@fault(f"dangling-chain failing {ALIAS}", f"an alias (CNAME) of empty.{ZONE}")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(name, "CNAME", f"between.{ZONE}")
+    lab.dns.add(f"between.{ZONE}", "CNAME", f"empty.{ZONE}")
+    lab.dns.add(f"empty.{ZONE}", "TXT", "no address")
+
+
+@fault(f"srv-dangling failing {ALIAS}", "Their SRV record names")
+def _(lab: Laboratory, name: str) -> None:
+    srv(lab, name, f"alias-{name}")
+    lab.dns.add(f"alias-{name}", "CNAME", f"gone.{ZONE}")
+
+
+@fault("alias ok")
+def _(lab: Laboratory, name: str) -> None:
+    host = f"target-{name}"
+    lab.dns.add(name, "CNAME", host)
+    lab.serve(placed(lab, host), 8448, homeserver(name), name)
+
+
+for label, reason, said in (
+    ("servfail", "service_fails", "SERVFAIL"),
+    ("silent-dns", "service_silent", "silence"),
 ):
 
-    @fault(line)
+    @fault(f"{label} failing dns_failed/name_servers_fail", "other names are answered")
     def _(lab: Laboratory, name: str, said: str = said) -> None:
         lab.dns.records.update({(name, k): said for k in ("A", "AAAA")})
 
-    @fault(f"srv-{line}")
+    @fault(f"srv-{label} failing dns_failed/{reason}", "the host is found")
     def _(lab: Laboratory, name: str, said: str = said) -> None:
         """Synapse gives up then, although the address is there."""
         up(lab, name)
         lab.dns.records[f"_matrix-fed._tcp.{name}", "SRV"] = said
 
 
-@fault("srv-to-nowhere failing dns_not_found/no_such_host", f"gone.{ZONE}")
+@fault(
+    "srv-to-nowhere failing dns_not_found/no_such_host",
+    f"gone.{ZONE} does not exist. Their SRV record names gone.{ZONE} port 8448.",
+)
 def _(lab: Laboratory, name: str) -> None:
     srv(lab, name, f"gone.{ZONE}")
+
+
+@fault(
+    "file-to-nowhere failing dns_not_found/no_such_host",
+    f"gone.{ZONE} does not exist. Their well-known file names gone.{ZONE} without",
+)
+def _(lab: Laboratory, name: str) -> None:
+    delegates(lab, name, m_server(f"gone.{ZONE}"))
+
+
+@fault(
+    "links-to-nowhere failing dns_not_found/no_such_host",
+    f"Their well-known file names by-links.{ZONE}, and the SRV record of that names "
+    f"gone.{ZONE} port 8448.",
+)
+def _(lab: Laboratory, name: str) -> None:
+    delegates(lab, name, m_server(f"by-links.{ZONE}"))
+    srv(lab, f"by-links.{ZONE}", f"gone.{ZONE}")
+
+
+# Where nobody listens, and how requests come there.
+
+
+@fault(
+    "file-without-port failing connection_refused",
+    f"names matrix-file-without-port.{ZONE} without a port, which means 8448.",
+)
+def _(lab: Laboratory, name: str) -> None:
+    """A homeserver at port 443, which would have to be said."""
+    host = f"matrix-{name}"
+    delegates(lab, name, m_server(host))
+    lab.serve(placed(lab, host), 443, homeserver(name), host)
+
+
+@fault("file-wrong-port failing connection_refused", "names file-wrong-port")
+def _(lab: Laboratory, name: str) -> None:
+    delegates(lab, name, m_server(f"{name}:9000"), up(lab, name))
+
+
+@fault("srv-wrong-port failing connection_refused", "Their SRV record names")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    srv(lab, name, name, port=9000)
+
+
+@fault("wrong-port failing connection_refused", "itself has port 9000")
+def _(lab: Laboratory, name: str) -> str:
+    up(lab, name)
+    return f"{name}:9000"
+
+
+# Where this host may have IPv6 after all, it is not told that it has none.
+
+
+@fault("ipv6-without-web ok")
+def _(lab: Laboratory, name: str) -> None:
+    """A server with IPv6, too, and without a web server."""
+    up(lab, name)
+    lab.dns.add(name, "AAAA", NO_IPV6)
+
+
+@fault("ipv6-only failing unreachable/no_ipv6", "and this host has no IPv6")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(name, "AAAA", NO_IPV6)
 
 
 @fault("srv-refused failing unreachable/no_service")
@@ -446,19 +544,19 @@ for line in (
 # Blocked addresses.
 
 
-@fault("blocked-by-delegation failing ip_blocked")
+@fault("blocked-by-delegation failing ip_blocked/internal_address")
 def _(lab: Laboratory, name: str) -> None:
     delegates(lab, name, m_server(f"{BLOCKED}:8448"))
 
 
-@fault("blocked-one failing ip_blocked/some_addresses")
+@fault("blocked-one failing ip_blocked/some_internal")
 def _(lab: Laboratory, name: str) -> None:
     """Synapse then does not use the good one either."""
     up(lab, name)
     placed(lab, name, BLOCKED)
 
 
-@fault("blocked-redirect failing well_known_unreachable/leads_to_blocked")
+@fault("blocked-redirect failing well_known_unreachable/leads_to_internal")
 def _(lab: Laboratory, name: str) -> None:
     delegates(lab, name, redirect(f"https://{BLOCKED}/there".encode()))
 
@@ -573,12 +671,13 @@ def _(lab: Laboratory, name: str) -> None:
 INVALID, UNREACHABLE = "well_known_invalid", "well_known_unreachable"
 FILES: dict[str, Answer] = {
     f"no-json {INVALID}/not_json": http("200 OK", b"{"),
-    f"byte-order-mark {INVALID}/not_json": http(
+    f"byte-order-mark {INVALID}/byte_order_mark": http(
         "200 OK", b'\xef\xbb\xbf{"m.server": "nosuch.example:8448"}'
     ),
-    f"utf-16 {INVALID}/not_json": http(
+    f"utf-16 {INVALID}/utf_16": http(
         "200 OK", '{"m.server": "nosuch.example:8448"}'.encode("utf-16")
     ),
+    f"empty-file {INVALID}/body_empty": http("200 OK", b""),
     f"no-m-server {INVALID}/m_server_missing": as_json({"server": "a"}),
     f"number {INVALID}/m_server_not_a_string": m_server(8448),
     f"umlaut {INVALID}/m_server_invalid": m_server("m\u00fcller.example"),
@@ -600,7 +699,29 @@ site(f"path failing {INVALID}", file=m_server("a.example/b"))
 site(f"hanging-file failing {UNREACHABLE}", file=hang)
 # A web site that answers with a page, whatever it is asked for.
 site("web-page ok", file=PAGE)
-site(f"web-page-only failing {INVALID}/not_json", file=PAGE, is_up=False)
+site(
+    f"web-page-only failing {INVALID}/web_page",
+    "(127.",
+    file=PAGE,
+    is_up=False,
+)
+
+
+@fault(f"web-expired failing {UNREACHABLE}/web_certificate", "certificate has expired")
+def _(lab: Laboratory, name: str) -> None:
+    """Two facts: the file cannot be fetched, and port 8448 is closed."""
+    made = expired(lab, name)
+    lab.serve(placed(lab, name), 443, {WELL_KNOWN: m_server("a")}, context=made)
+
+
+for label, to in (("path", "{}/matrix"), ("url", "https://{}"), ("slash", "{}/")):
+
+    @fault(f"{label}-of-another failing {INVALID}/m_server_invalid")
+    def _(lab: Laboratory, name: str, to: str = to) -> None:
+        """What it means is there."""
+        host = f"other-{name}"
+        delegates(lab, name, m_server(to.format(host)))
+        lab.serve(placed(lab, host), 8448, homeserver(name), host)
 
 
 @fault("web-certificate ok")

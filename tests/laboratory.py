@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remote servers that are wrong in one way each, on real sockets with real DNS names.
 
-Each has an address of its own in 127.88.0.0/16 and a name below `lab.example`, which
+Each has an address of its own in 127.88.0.0/15 and a name below `lab.example`, which
 a DNS server of the laboratory knows. Synapse runs in a mount namespace in which that
 is the resolver of the system.
 """
@@ -188,6 +188,7 @@ class Laboratory:
         self.folder = folder
         # Those of tests that run at once differ.
         number = next(n for n in range(1, 250) if claim(f"laboratory {n}"))
+        self._number = number
         self.network = f"127.88.{number}"
         self._next = 0
         self.certificates = CertificateAuthority(folder)
@@ -208,11 +209,11 @@ class Laboratory:
         return with_resolver(self.folder, self.dns.address, options)
 
     def address(self) -> str:
-        """Return an address of the network that nobody has yet: from .60 on."""
+        """Return an address that nobody has yet: of this network, or of the next."""
         self._next += 1
-        high, low = divmod(self._next, 50)
-        assert high < 4
-        return f"{self.network}.{60 + high * 50 + low}"
+        high, low = divmod(self._next, 190)
+        assert high < 2
+        return f"127.{88 + high}.{self._number}.{60 + low}"
 
     def hole(self, address: str = "", port: int = 8448) -> str:
         """Return an address at a port of which nobody reacts."""

@@ -2,11 +2,21 @@
 """Failures in words: all of the table, and what of facts is in a sentence."""
 
 import re
+from collections.abc import Iterator
 
+import attr
 import pytest
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import (
+    Facts,
+    Failure,
+    FailureKind,
+    Fault,
+    How,
+    Link,
+    Reason,
+)
 from synapse_federation_admin.failures.text import (
     Effect,
     Remark,
@@ -36,58 +46,86 @@ LONGEST = Facts(
     names=("n" * 100,) * 20,
     ago_ms=999 * DAY_MS,
     left_ms=999 * DAY_MS,
+    until_ts=2**60,
+    most_bytes=2**30,
+    target="t" * 300,
     ahead_ms=-999 * DAY_MS,
     also=(FailureKind.TLS_WRONG_NAME, FailureKind.TLS_UNTRUSTED),
     cause=Failure(FailureKind.INVALID_NAME, Reason.NAME_NOT_ASCII),
     is_relayed=True,
 )
-REASONED = [
-    *((FailureKind.OTHER, reason) for reason in Reason),
-    (FailureKind.TLS_NOT_YET_VALID, Reason.OWN_CERTIFICATE),
-    (FailureKind.RATE_LIMITED, Reason.KEYS_REQUEST),
-]
-FAILURES = [
-    Failure(kind, reason, facts)
-    for kind, reason in [*((kind, None) for kind in FailureKind), *REASONED]
-    for facts in (Facts(), LONGEST)
-]
+NAME = "n" * 300
+WAYS = (
+    (),
+    *((Link(how, NAME, 65535),) for how in How),
+    (Link(How.FILE_WITHOUT_PORT, NAME, 8448), Link(How.SERVICE, NAME, 65535)),
+)
 
 # What nobody searches for, and what is not said of admins.
 CLUMSY = re.compile(r"comes? about|no way to|forgotten|\bhe\b|\bhis\b|\bno such\b")
 
+# Words of libraries: names of exceptions, tuples, OpenSSL's phrases.
+FOREIGN = re.compile(
+    r"[a-z](Error|Exception|Failure)\b|\[\(|\('|Errno|SSL routines|_ERR_"
+)
 
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda f: f"{f.kind}{f.reason}")
-def test_words(failure: Failure) -> None:
-    """A short sentence in plain words, advice, and whose fault it is."""
-    message, advice = message_of(failure), advice_of(failure)
-    assert message[0].isupper()
-    assert not re.search(r"[^.]\.$", message)
-    assert len(message) <= limits.SENTENCE
-    assert advice.endswith(".")
-    assert Situation(Effect.STOPS, failure).fault
-    for text in (message, advice, detail_of(failure)):
-        assert text.isprintable()
-        assert text.isascii()
-        assert not re.search(
-            r"[{}](?!\")", text.replace('{"m.server": "host:port"}', "")
-        )
-        assert not CLUMSY.search(text)
+# Who has to act.
+WHO = re.compile(
+    r"their admin|Nothing to do|this (host|homeserver|process)|Synapse|Wait|Try again|"
+    r"Check|Set|Raise"
+)
+
+
+def failures() -> Iterator[Failure]:
+    """Yield every kind with every reason, with no facts and the longest, by any way."""
+    for kind in FailureKind:
+        for reason in (None, *Reason):
+            # How we got there is told of each by itself.
+            for via in WAYS if reason is None else WAYS[-1:]:
+                yield Failure(kind, reason, attr.evolve(LONGEST, via=via))
+            yield Failure(kind, reason)
+
+
+def test_words() -> None:
+    """Whatever fails, however we got there: bounded sentences, and who has to act."""
+    for failure in failures():
+        situation = Situation(Effect.STOPS, failure, tuple(Remark), also=failure)
+        advice = advice_of(failure)
+        assert situation.fault
+        assert message_of(failure)[0].isupper()
+        assert not re.search(r"[^.]\.$", message_of(failure)), failure
+        assert len(advice) <= limits.ADVICE
+        assert advice.endswith(".")
+        assert WHO.search(advice), advice
+        for sentence in situation.sentences:
+            assert len(sentence) <= limits.SENTENCE, sentence
+            assert sentence.endswith("."), sentence
+        for text in (*situation.sentences, situation.advice, detail_of(failure)):
+            assert text.isprintable()
+            assert text.isascii()
+            assert not re.search(
+                r"[{}](?!\")", text.replace('{"m.server": "host:port"}', "")
+            )
+            assert not CLUMSY.search(text)
+            assert "  " not in text
+        for text in (*situation.sentences, situation.advice):
+            assert not FOREIGN.search(text), text
 
 
 @pytest.mark.parametrize("effect", Effect)
 @pytest.mark.parametrize("left_ms", [None, 0, 31 * 3_600_000, 2**53])
 def test_situations(effect: Effect, left_ms: int | None) -> None:
-    """Whatever comes of a failure, explanation and advice are bounded sentences."""
-    for failure in (None, *FAILURES):
-        if failure is None and effect is not Effect.NONE:
+    """Whatever comes of a failure, the advice as a whole is bounded."""
+    left_ms = None if effect is Effect.STOPS else left_ms
+    for failure in failures():
+        if failure.kind is not FailureKind.OTHER and failure.reason:
             continue
-        left_ms = None if effect is Effect.STOPS else left_ms
-        situation = Situation(effect, failure, tuple(Remark), left_ms)
-        explanation, advice = situation.explanation, situation.advice
-        assert len(advice) <= limits.ADVICE, advice
-        for text in (explanation, advice):
-            assert text.endswith(".")
-            assert "  " not in text
+        situation = Situation(effect, failure, (), left_ms)
+        assert len(situation.advice) <= limits.ADVICE, situation.advice
+        assert situation.advice.endswith(".")
+    nothing = Situation(Effect.NONE, None, tuple(Remark), left_ms)
+    assert len(nothing.advice) <= limits.ADVICE
+    assert all(len(text) <= limits.SENTENCE for text in nothing.sentences)
 
 
 def test_facts() -> None:
@@ -133,8 +171,8 @@ def test_facts() -> None:
             Facts(
                 said="a/b", cause=Failure(FailureKind.INVALID_NAME, Reason.NAME_IS_URL)
             ),
-            "Invalid /.well-known/matrix/server: m.server is not a server name: a "
-            "server name has no scheme and no path (a/b)",
+            'Invalid /.well-known/matrix/server: m.server is "a/b": a server name has '
+            "no scheme and no path",
         ),
         (
             FailureKind.REJECTED,
@@ -159,12 +197,78 @@ def test_advice() -> None:
     )
 
 
-def test_advice_about_caches() -> None:
+def test_caches() -> None:
     """How long something is cached is a time, and not the name of a key."""
-    failure = Failure(FailureKind.OTHER, Reason.CACHED_ABSENCE, Facts(left_ms=DAY_MS))
-    assert advice_of(failure) == (
-        "Wait 24 h until it expires, or restart Synapse with its workers."
+    for days, for_, until in (
+        (1, "24 h", "14:05 UTC"),
+        (2, "2 days", "2027-01-15 14:05 UTC"),
+    ):
+        facts = Facts(said="a:1", left_ms=days * DAY_MS, until_ts=1_800_021_900_000)
+        failure = Failure(FailureKind.OTHER, Reason.CACHED_DELEGATION, facts)
+        assert message_of(failure) == (
+            "Outdated delegation in Synapse's cache: Synapse still uses a:1, for "
+            f"{for_}, until {until}"
+        )
+        assert advice_of(failure) == (
+            f"Wait until {until}, or restart Synapse and its workers, which then ask "
+            "anew."
+        )
+
+
+def test_links() -> None:
+    """How a request came to a place is a sentence, and says whose fault it is."""
+    gone = Failure(
+        FailureKind.DNS_NOT_FOUND, Reason.NO_SUCH_HOST, Facts(host="t.example")
     )
+    file = Link(How.FILE_WITHOUT_PORT, "b.example", 8448)
+    for via, fault, said in (
+        ((), Fault.UNKNOWN, None),
+        (
+            (file,),
+            Fault.THEM,
+            "Their well-known file names b.example without a port, which means 8448.",
+        ),
+        (
+            (Link(How.SERVICE, "t.example", 9),),
+            Fault.THEM,
+            "Their SRV record names t.example port 9.",
+        ),
+        (
+            (file, Link(How.SERVICE, "t.example", 9)),
+            Fault.THEM,
+            "Their well-known file names b.example, and the SRV record of that names "
+            "t.example port 9.",
+        ),
+    ):
+        failure = attr.evolve(gone, facts=attr.evolve(gone.facts, via=via))
+        situation = Situation(Effect.STOPS, failure)
+        assert situation.fault is fault
+        assert situation.sentences == [
+            "Host name not found in DNS: t.example does not exist.",
+            *([said] if said else []),
+        ]
+
+
+def test_two_facts() -> None:
+    """A file that is wrong, and a port that is closed, are two sentences."""
+    file = Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_EMPTY)
+    refused = Failure(FailureKind.CONNECTION_REFUSED)
+    situation = Situation(Effect.STOPS, file, (Remark.FILE_IS_WHY,), also=refused)
+    assert situation.sentences == [
+        "Invalid /.well-known/matrix/server: the response is empty.",
+        "Without the file, requests go to the server name itself, port 8448.",
+        "Connection refused: the server is down or its port is closed.",
+    ]
+    assert "Or the homeserver has to be at port 8448." in situation.advice
+
+
+def test_unblocking() -> None:
+    """Nobody is told to unblock an address that is internal."""
+    for reason in Reason:
+        if "internal" in reason.value:
+            advice = advice_of(Failure(FailureKind.IP_BLOCKED, reason))
+            assert "blacklist" not in advice
+            assert "whitelist" not in advice
 
 
 def test_advice_about_clocks() -> None:

@@ -94,7 +94,7 @@ class LookUpsTestCase(TestCase):
     @parameterized.expand(
         [
             (socket.gaierror(socket.EAI_NONAME, "x"), Obstacle.NO_SUCH_HOST),
-            (socket.gaierror(socket.EAI_NODATA, "x"), Obstacle.NO_SUCH_HOST),
+            (socket.gaierror(socket.EAI_NODATA, "x"), Obstacle.NO_ADDRESS),
             (socket.gaierror(socket.EAI_AGAIN, "x"), Obstacle.DNS_SERVER_FAILURE),
             (socket.gaierror(socket.EAI_FAIL, "x"), Obstacle.DNS_SERVER_FAILURE),
             (OSError(errno.EMFILE, "Too many open files"), Obstacle.OUT_OF_RESOURCES),

@@ -8,6 +8,7 @@ Synapse makes of it (`synapse/http/federation/matrix_federation_agent.py`).
 import re
 from collections.abc import Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import attr
@@ -29,7 +30,13 @@ from synapse_federation_admin.diagnosis.findings import (
 from synapse_federation_admin.diagnosis.way import Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded, word
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import (
+    Facts,
+    Failure,
+    FailureKind,
+    Link,
+    Reason,
+)
 from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.server_name import ServerName
 
@@ -45,10 +52,11 @@ _OLD_SERVICE = ("3.4", "5", "SRV records of _matrix._tcp (deprecated)")
 _FALLBACK = ("3.5", "6", f"the name itself, port {_DEFAULT_PORT}")
 _STEPS = (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
 
-# The share of the time of a diagnosis: for the look-ups of SRV records, and for those
-# of addresses.
+# The share of the time of a diagnosis: for the look-ups of SRV records, for those of
+# addresses, and for each that is to tell why these fail.
 _SHARE_SERVICES = 0.3
 _SHARE_ADDRESSES = 0.3
+_SHARE_AGAIN = 0.15
 
 # The longest host name, in the DNS; and what one is made of, or an address.
 _MAX_HOST = 255
@@ -90,13 +98,16 @@ class _Resolution:
     failure: Failure | None = None
 
 
-async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> Stage:
+async def check_addresses(
+    way: Way, name: ServerName, *, is_delegated: bool, explains: bool = True
+) -> Stage:
     """Find out where requests go.
 
     Args:
         way: The way out.
         name: The name to resolve: the delegated one, if there is one.
         is_delegated: Whether it is that.
+        explains: Whether to ask more of the DNS where it fails, to tell why.
     """
     found = await _resolve(way, name)
     is_server_name = name.is_literal and not is_delegated
@@ -107,6 +118,12 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
         )
     )
     place = 0 if is_delegated else 1
+    if explains:
+        failure = await _why_no_services(way, found.failure, name)
+        found = attr.evolve(found, failure=failure)
+        targets = await side_by_side(
+            *(partial(_why_no_address, way, target) for target in targets)
+        )
     findings = AddressesFindings(
         resolved=name.netloc,
         step=None if found.failure else found.step[place],
@@ -128,9 +145,89 @@ async def check_addresses(way: Way, name: ServerName, *, is_delegated: bool) -> 
         targets_total=len(found.hosts),
     )
     if found.failure is not None:
-        return Stage.failed(StageName.ADDRESSES, found.failure, findings)
-    errors = [target.error for target in targets]
+        failure = _placed(found.failure, findings.links())
+        return Stage.failed(StageName.ADDRESSES, failure, findings)
+    for_each = [
+        attr.evolve(
+            t, error=t.error and _placed(t.error, findings.links(t.host, t.port))
+        )
+        for t in targets
+    ]
+    findings = attr.evolve(findings, targets=tuple(for_each))
+    errors = [target.error for target in for_each]
     return Stage.of_all(StageName.ADDRESSES, errors, findings)
+
+
+def _placed(failure: Failure, links: tuple[Link, ...]) -> Failure:
+    """Add to a failure how the request came to where it was met."""
+    return attr.evolve(failure, facts=attr.evolve(failure.facts, via=links))
+
+
+def is_internal(address: str) -> bool:
+    """Tell whether an IP address is of no use to others: private, or loopback."""
+    return not ip_address(address.partition("%")[0]).is_global
+
+
+async def _why_no_services(
+    way: Way, failure: Failure | None, name: ServerName
+) -> Failure | None:
+    """Tell why SRV records could not be looked up, by asking the DNS more."""
+    if failure is None or failure.kind is not FailureKind.DNS_FAILED:
+        return failure
+    left_ms = way.left_ms(_SHARE_AGAIN)
+    try:
+        await way.outbound.look_up(
+            name.host, _DEFAULT_PORT, left_ms, as_server_name=False
+        )
+    except ObstacleError:
+        facts = attr.evolve(failure.facts, host=name.host)
+        return await _whose_dns(way, attr.evolve(failure, facts=facts))
+    is_late = failure.reason is Reason.DNS_NO_ANSWER
+    reason = Reason.SERVICE_SILENT if is_late else Reason.SERVICE_FAILS
+    return attr.evolve(failure, reason=reason)
+
+
+async def _why_no_address(way: Way, target: Target) -> Target:
+    """Tell why a host has no address, if it has none, by asking the DNS more."""
+    failure = target.error
+    if failure is None:
+        return target
+    if failure.kind is FailureKind.DNS_FAILED:
+        return attr.evolve(target, error=await _whose_dns(way, failure))
+    if failure.reason in (Reason.NO_SUCH_HOST, Reason.NO_ADDRESS):
+        alias = await _alias_of(way, target.host)
+        if alias:
+            facts = attr.evolve(failure.facts, target=alias)
+            failure = attr.evolve(failure, reason=Reason.DANGLING_ALIAS, facts=facts)
+    return attr.evolve(target, error=failure)
+
+
+async def _whose_dns(way: Way, failure: Failure) -> Failure:
+    """Tell whose name servers do not answer: whether ours do about other names."""
+    own = ServerName.parse(way.homeserver.server_name)
+    names = ["", *([] if own.is_literal else [own.host])]
+    left_ms = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS)
+    answered = await side_by_side(
+        *(partial(way.outbound.is_answered, name, left_ms) for name in names)
+    )
+    is_theirs = any(answered)
+    reason = Reason.NAME_SERVERS_FAIL if is_theirs else Reason.RESOLVER_DEAD
+    return attr.evolve(failure, reason=reason)
+
+
+async def _alias_of(way: Way, host: str) -> str:
+    """Return the last of the names of which a host name is an alias; "" if it is none.
+
+    What is not answered is the end of it.
+    """
+    name = host
+    for _ in range(limits.ALIASES):
+        left_ms = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS)
+        to = await way.outbound.look_up_alias(name, left_ms)
+        if not to:
+            break
+        name = to
+    return "" if name == host else word(name) or ""
 
 
 def _outcome_of(
@@ -259,12 +356,14 @@ async def _look_up_target(
     # Those that are blocked are told before all others.
     told = sorted(addresses, key=addresses.__getitem__, reverse=True)
     blocked = [address for address in told if addresses[address]]
-    reason = None
+    are_internal = all(map(is_internal, blocked))
+    reason = Reason.INTERNAL_ADDRESS if are_internal else None
     if as_server_name:
-        reason = Reason.ADDRESS_IS_NAME
+        reason = Reason.INTERNAL_NAME if are_internal else Reason.ADDRESS_IS_NAME
     elif len(blocked) < len(addresses):
-        reason = Reason.SOME_ADDRESSES
-    facts = Facts(names=tuple(map(bounded, blocked[: limits.TOLD_BLOCKED])))
+        reason = Reason.SOME_INTERNAL if are_internal else Reason.SOME_ADDRESSES
+    names = tuple(map(bounded, blocked[: limits.TOLD_BLOCKED]))
+    facts = Facts(host=bounded(host), names=names)
     return attr.evolve(
         target,
         addresses=tuple(

@@ -37,7 +37,12 @@ from synapse_federation_admin.diagnosis.tls import Handshake
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import (
+    Failure,
+    FailureKind,
+    Link,
+    Reason,
+)
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 # The share of the time of a diagnosis: to connect, and for all of it.
@@ -62,7 +67,9 @@ async def check_connections(
     async def connect(planned: Connection) -> Connection:
         if planned.outcome is StageOutcome.SKIPPED:
             return planned
-        return without_route(await _Attempt(way, name, planned).connect(), _has_route)
+        links = addresses.links(planned.host, planned.port)
+        attempt = _Attempt(way, name, planned, links)
+        return without_route(await attempt.connect(), _has_route)
 
     connections = await side_by_side(
         *(
@@ -118,8 +125,15 @@ class _OneEndpoint:
 class _Attempt:
     """Makes one connection."""
 
-    def __init__(self, way: Way, name: ServerName, connection: Connection) -> None:
+    def __init__(
+        self,
+        way: Way,
+        name: ServerName,
+        connection: Connection,
+        links: tuple[Link, ...],
+    ) -> None:
         self._way = way
+        self._links = links
         self._connection = connection
         self._handshake = Handshake(way, name)
         endpoint = way.outbound.endpoint(
@@ -197,7 +211,12 @@ class _Attempt:
         if failure is None:
             return None
         address = bounded(self._connection.address or self._connection.host)
-        facts = attr.evolve(failure.facts, address=address, port=self._connection.port)
+        facts = attr.evolve(
+            failure.facts,
+            address=address,
+            port=self._connection.port,
+            via=self._links,
+        )
         return attr.evolve(failure, facts=facts)
 
 

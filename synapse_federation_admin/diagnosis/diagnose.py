@@ -326,7 +326,9 @@ async def _ask(
 async def _find_addresses(way: Way, name: str) -> list[str]:
     delegated = (await check_well_known(way, ServerName.parse(name))).delegated_to
     where = ServerName.parse(delegated or name)
-    stage = await check_addresses(way, where, is_delegated=delegated is not None)
+    stage = await check_addresses(
+        way, where, is_delegated=delegated is not None, explains=False
+    )
     assert isinstance(stage.findings, AddressesFindings)
     targets = stage.findings.targets
     return sorted({a.address for target in targets for a in target.addresses})

@@ -16,12 +16,19 @@ import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import (
+    Failure,
+    FailureKind,
+    How,
+    Link,
+    Reason,
+)
 from synapse_federation_admin.failures.text import (
     Situation,
     message_of,
     shown_duration,
 )
+from synapse_federation_admin.homeserver.server_name import ServerName
 from synapse_federation_admin.storage.records import RecordedFailure
 
 
@@ -287,6 +294,28 @@ class AddressesFindings:
     cached_services: tuple[CachedService, ...] = ()
     targets: tuple[Target, ...] = ()
     targets_total: int = 0
+
+    def links(self, host: str = "", port: int | None = None) -> tuple[Link, ...]:
+        """Return how requests come from the server name to a target.
+
+        Args:
+            host: Its name; "" is the first that an SRV record names.
+            port: The port there.
+        """
+        found = ServerName.parse(self.resolved)
+        # Where the server delegates the number says so.
+        is_delegated = any(step.number.startswith("3.") for step in self.steps)
+        links = []
+        if is_delegated:
+            how = How.FILE_WITHOUT_PORT if found.port is None else How.FILE
+            links.append(Link(how, found.host, found.port or 8448))
+        elif found.port is not None and not found.is_literal:
+            links.append(Link(How.PORT, found.host, found.port))
+        for record in self.services:
+            if not host or (record.target, record.port) == (host, port):
+                links.append(Link(How.SERVICE, record.target, record.port))
+                break
+        return tuple(links)
 
     @property
     def summary(self) -> str:

@@ -81,9 +81,7 @@ def conclude(stages: Stages) -> Situation:
     left_ms = stored.backoff_left_ms if stored and stored.next_retry_ts else None
     weak = _uneven_stage(stages) or _weak_stage(stages)
     if weak is None:
-        is_page = _is_harmless(stages, stages[StageName.WELL_KNOWN])
-        remarks = (Remark.HARMLESS_PAGE,) if is_page else ()
-        return Situation(Effect.NONE, None, remarks, left_ms)
+        return Situation(Effect.NONE, None, _harmless(stages), left_ms)
     failure = _explained(stages, weak)
     is_file = failure.kind is FailureKind.WELL_KNOWN_INVALID
     remarks = (Remark.FOUND_WITHOUT_FILE,) if is_file else ()
@@ -94,8 +92,11 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     failure = _explained(stages, stage)
     stored = stages.seen(StoredFindings)
     remarks = []
-    if stage.name is StageName.WELL_KNOWN and failure.kind is not FailureKind.OTHER:
+    also = _met_without_file(stages) if stage.name is StageName.WELL_KNOWN else None
+    if also is not None:
         remarks.append(Remark.FILE_IS_WHY)
+    elif stage.kind is FailureKind.WELL_KNOWN_UNREACHABLE:
+        remarks.append(Remark.FILE_IS_LATE)
     is_reached = any(_status(stages, name) for name in (StageName.VERSION, *_ASKED))
     if (
         stored is not None
@@ -104,7 +105,13 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
         and not is_reached
     ):
         remarks.append(Remark.THEY_REACH_US)
-    return Situation(Effect.STOPS, failure, tuple(remarks))
+    return Situation(Effect.STOPS, failure, tuple(remarks), also=also)
+
+
+def _met_without_file(stages: Stages) -> Failure | None:
+    """Return what requests meet that go to the server name itself, if they fail."""
+    failed = (stages[name] for name in _BY_ADDRESS[:2])
+    return next((s.failure for s in failed if s.outcome is StageOutcome.FAILED), None)
 
 
 # Which stage counts.
@@ -116,6 +123,10 @@ def _failing_stage(stages: Stages) -> Stage | None:
     failed = [
         stages[name] for name in _WAY if stages[name].outcome is StageOutcome.FAILED
     ]
+    file = stages[StageName.WELL_KNOWN]
+    if file in failed and authenticated.outcome is not StageOutcome.OK:
+        # What answers is at a path that the file names, and no homeserver.
+        return file
     if authenticated.outcome in (StageOutcome.OK, StageOutcome.WARNING):
         # A request got through: what else fails, fails at times. But without its keys,
         # nothing that the server sends can be verified.
@@ -206,6 +217,15 @@ def _weak_stage(stages: Stages) -> Stage | None:
             if stage.outcome is outcome and not _is_harmless(stages, stage):
                 return stage
     return None
+
+
+def _harmless(stages: Stages) -> tuple[Remark, ...]:
+    """Return what to say of their web server where it does no harm."""
+    stage = stages[StageName.WELL_KNOWN]
+    if not _is_harmless(stages, stage):
+        return ()
+    is_tls = stage.reason is Reason.WEB_CERTIFICATE
+    return (Remark.HARMLESS_TLS if is_tls else Remark.HARMLESS_PAGE,)
 
 
 def _is_harmless(stages: Stages, stage: Stage) -> bool:

@@ -5,7 +5,10 @@ https://spec.matrix.org/v1.11/server-server-api/#getwell-knownmatrixserver, and 
 Synapse makes of it (`synapse/http/federation/well_known_resolver.py`).
 """
 
+import json
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import urljoin, urlsplit
@@ -15,6 +18,7 @@ from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.diagnosis.addresses import is_internal
 from synapse_federation_admin.diagnosis.answers import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.findings import (
     CachedWellKnown,
@@ -37,28 +41,39 @@ from synapse_federation_admin.failures.kinds import (
     Facts,
     Failure,
     FailureKind,
+    How,
+    Link,
     Reason,
 )
 from synapse_federation_admin.failures.names import invalid_name
+from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.network import GRACE_MS
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
 )
 
-# The share of the time of a diagnosis.
+# The share of the time of a diagnosis; and to look up again what is blocked.
 _SHARE = 0.5
+_SHARE_AGAIN = 0.1
 
 # They say of a host that it has no web server. That is no delegation, as an answer of
-# 404 is, and Synapse finds it out as soon.
-_NO_WEB_SERVER = (FailureKind.CONNECTION_REFUSED, FailureKind.DNS_NOT_FOUND)
-
-# So do these, of what a proxy makes of it that can't connect.
-_NO_WEB_SERVER_BY_PROXY = (
-    *_NO_WEB_SERVER,
+# 404 is, and Synapse finds it out as soon. There may be no route because this host has
+# no IPv6, or no IPv4: whether that matters is seen at the homeserver's port.
+_NO_WEB_SERVER = (
+    FailureKind.CONNECTION_REFUSED,
+    FailureKind.DNS_NOT_FOUND,
     FailureKind.UNREACHABLE,
-    FailureKind.INVALID_RESPONSE,
 )
+
+# So does this, of what a proxy makes of it that can't connect.
+_NO_WEB_SERVER_BY_PROXY = (*_NO_WEB_SERVER, FailureKind.INVALID_RESPONSE)
+
+# How a file begins that is in UTF-16.
+_UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
+
+# How much of a file is told that is no JSON.
+_BEGINNING = 30
 
 
 # What came of fetching the file: the requests; the answer, if it can be read; and what
@@ -144,8 +159,15 @@ async def _fetch(way: Way, host: str) -> Fetched:
             )
         )
         if answer is None or answer.status not in REDIRECTS:
-            is_proxied = outbound.goes_through_proxy(host)
-            return tuple(requests), *_judge(requests, answer, is_proxied=is_proxied)
+            found, problem = _judge(
+                requests,
+                answer,
+                is_proxied=outbound.goes_through_proxy(host),
+                max_bytes=outbound.well_known_max_bytes,
+            )
+            if problem and problem.reason is Reason.LEADS_TO_BLOCKED:
+                problem = await _blocked(way, problem)
+            return tuple(requests), found, problem
         reason = Reason.REDIRECT_WITHOUT_TARGET
         if location is not None and len(requests) > limits.REDIRECTS:
             reason = Reason.TOO_MANY_REDIRECTS
@@ -159,33 +181,67 @@ async def _fetch(way: Way, host: str) -> Fetched:
                 # It is no URL.
                 pass
             reason = Reason.REDIRECT_INVALID
-        return tuple(requests), None, _unreachable(reason)
+        to = bounded((location or b"").decode("latin-1"), limits.FACT)
+        via = (Link(How.REDIRECT, to),) if to else ()
+        facts = Facts(host=bounded(host), via=via)
+        return tuple(requests), None, _unreachable(reason, facts)
+
+
+async def _blocked(way: Way, problem: Failure) -> Failure:
+    """Tell whether the address of a web server that is blocked is anybody's at all."""
+    host = problem.facts.host
+    with suppress(ObstacleError):
+        addresses = await way.outbound.look_up(
+            host, 443, way.left_ms(_SHARE_AGAIN), as_server_name=False
+        )
+        if all(map(is_internal, filter(addresses.get, addresses))):
+            return attr.evolve(problem, reason=Reason.LEADS_TO_INTERNAL)
+    return problem
 
 
 def _judge(
-    requests: Sequence[WellKnownRequest], answer: Answer | None, *, is_proxied: bool
+    requests: Sequence[WellKnownRequest],
+    answer: Answer | None,
+    *,
+    is_proxied: bool,
+    max_bytes: int,
 ) -> tuple[Answer | None, Failure | None]:
     """Tell what it means that a request was the last one."""
     no_web_server = _NO_WEB_SERVER_BY_PROXY if is_proxied else _NO_WEB_SERVER
-    last = requests[-1]
+    last, place = requests[-1], _place_of(requests)
     if answer is None:
         assert last.error is not None
-        if len(requests) == 1 and last.error.kind in no_web_server:
+        kind = last.error.kind
+        if len(requests) == 1 and kind in no_web_server:
             return None, None
-        if last.error.kind is FailureKind.IP_BLOCKED:
-            return None, _unreachable(Reason.LEADS_TO_BLOCKED)
-        return None, _unreachable(None, Facts(cause=last.error))
+        if kind is FailureKind.IP_BLOCKED:
+            blocked = last.error.facts.host or place.host
+            facts = attr.evolve(place, host=blocked)
+            return None, _unreachable(Reason.LEADS_TO_BLOCKED, facts)
+        is_tls = kind in TLS_KINDS
+        reason = Reason.WEB_CERTIFICATE if is_tls else Reason.WEB_NO_ANSWER
+        return None, _unreachable(reason, attr.evolve(place, cause=last.error))
     if answer.is_too_large:
-        return None, Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE)
+        facts = attr.evolve(place, most_bytes=max_bytes)
+        kind = FailureKind.WELL_KNOWN_INVALID
+        return None, Failure(kind, Reason.BODY_TOO_LARGE, facts)
     if answer.status == HTTPStatus.OK:
         return answer, None
     if HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return None, None
-    return None, _unreachable(None, Facts(status=answer.status))
+    facts = attr.evolve(place, status=answer.status)
+    return None, _unreachable(Reason.WEB_STATUS, facts)
 
 
-def _unreachable(reason: Reason | None, facts: Facts | None = None) -> Failure:
-    return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, reason, facts or Facts())
+def _place_of(requests: Sequence[WellKnownRequest]) -> Facts:
+    """Return at which host the last request was, and how it came there."""
+    url = requests[-1].url
+    via = (Link(How.REDIRECT, bounded(url, limits.FACT)),) if len(requests) > 1 else ()
+    return Facts(host=urlsplit(url).hostname or "", via=via)
+
+
+def _unreachable(reason: Reason, facts: Facts) -> Failure:
+    return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, reason, facts)
 
 
 def conclude(
@@ -209,7 +265,11 @@ def conclude(
     requests, answer, problem = fetched
     suggests, m_server = _suggests_delegation(fetched), None
     if answer is not None:
-        m_server, problem = _read(answer.body or b"")
+        m_server, problem = _read(answer)
+        if problem is not None:
+            place, facts = _place_of(requests), problem.facts
+            facts = attr.evolve(facts, host=place.host, via=place.via)
+            problem = attr.evolve(problem, facts=facts)
     # Synapse uses whatever is ASCII, and what that leads to is seen later.
     fresh = (
         m_server[: limits.DELEGATED_NAME] if m_server and m_server.isascii() else None
@@ -230,7 +290,7 @@ def conclude(
         elif is_unasked:
             used = kept
             if differs and failure is None:
-                failure = _outdated(kept, expires_ts - now_ms)
+                failure = _outdated(kept, expires_ts, now_ms)
                 outcome = StageOutcome.WARNING
     findings = WellKnownFindings(
         requests,
@@ -252,10 +312,12 @@ def conclude(
     )
 
 
-def _outdated(m_server: str | None, left_ms: int) -> Failure:
+def _outdated(m_server: str | None, expires_ts: int, now_ms: int) -> Failure:
     """Return that Synapse goes by an older answer, which it has cached."""
     reason = Reason.CACHED_DELEGATION if m_server else Reason.CACHED_ABSENCE
-    facts = Facts(said=word(m_server) or "", left_ms=left_ms)
+    facts = Facts(
+        said=word(m_server) or "", left_ms=expires_ts - now_ms, until_ts=expires_ts
+    )
     return Failure(FailureKind.OTHER, reason, facts)
 
 
@@ -273,23 +335,62 @@ def _suggests_delegation(fetched: Fetched) -> bool:
     )
 
 
-def _read(body: bytes) -> tuple[str | None, Failure | None]:
+def _read(answer: Answer) -> tuple[str | None, Failure | None]:
     """Return what a file gives as `m.server`, and what is wrong with it."""
 
     def invalid(reason: Reason, facts: Facts | None = None) -> Failure:
         return Failure(FailureKind.WELL_KNOWN_INVALID, reason, facts or Facts())
 
+    body = answer.body or b""
     content = json_object(body)
     if content is None:
-        return None, invalid(Reason.NOT_JSON)
+        reason = _why_not_json(answer, body)
+        said = bounded(body[:_BEGINNING].decode("latin-1"), _BEGINNING).strip()
+        is_told = reason is Reason.NOT_JSON
+        return None, invalid(reason, Facts(said=said if is_told else ""))
     m_server = content.get("m.server")
     if not isinstance(m_server, str):
         if "m.server" in content:
-            return None, invalid(Reason.M_SERVER_NOT_A_STRING)
-        return None, invalid(Reason.M_SERVER_MISSING)
+            told = word(json.dumps(m_server), _BEGINNING) or ""
+            return None, invalid(Reason.M_SERVER_NOT_A_STRING, Facts(said=told))
+        keys = [word(key, _BEGINNING) or "" for key in content]
+        names = tuple(keys[: limits.NAMES_IN_A_SENTENCE])
+        return None, invalid(Reason.M_SERVER_MISSING, Facts(names=names))
     try:
         ServerName.parse(m_server)
     except InvalidServerNameError as e:
-        facts = Facts(said=word(m_server) or "", cause=invalid_name(e))
+        facts = Facts(
+            said=word(m_server) or "", cause=invalid_name(e), target=_meant(m_server)
+        )
         return m_server, invalid(Reason.M_SERVER_INVALID, facts)
     return m_server, None
+
+
+def _why_not_json(answer: Answer, body: bytes) -> Reason:
+    """Tell what is in place of a file, or what is wrong with its encoding."""
+    content_type = word(answer.header("Content-Type")) or ""
+    if not body:
+        return Reason.BODY_EMPTY
+    if body.startswith(BOM_UTF8):
+        return Reason.BYTE_ORDER_MARK
+    if body.startswith(_UTF_16):
+        return Reason.UTF_16
+    if "html" in content_type.lower() or body.lstrip().startswith(b"<"):
+        return Reason.WEB_PAGE
+    return Reason.NOT_JSON
+
+
+def _meant(m_server: str) -> str:
+    """Return the server name that somebody meant by what is none; "" if none is seen.
+
+    Who writes `https://` means its port.
+    """
+    scheme, is_url, rest = m_server.rpartition("://")
+    netloc = rest.partition("/")[0].strip().strip(".")
+    try:
+        netloc = netloc.encode("idna").decode("ascii")
+        name = ServerName.parse(netloc)
+    except (InvalidServerNameError, UnicodeError):
+        return ""
+    port = 443 if is_url and scheme == "https" and name.port is None else None
+    return word(f"{netloc}:{port}" if port else netloc, limits.FACT) or ""

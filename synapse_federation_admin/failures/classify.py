@@ -137,6 +137,7 @@ _KINDS: tuple[_Row, ...] = (
 # What our own agents tell of.
 _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.NO_SUCH_HOST: (FailureKind.DNS_NOT_FOUND, Reason.NO_SUCH_HOST),
+    Obstacle.NO_ADDRESS: (FailureKind.DNS_NOT_FOUND, Reason.NO_ADDRESS),
     Obstacle.NO_HOST_NAME: (FailureKind.DNS_NOT_FOUND, Reason.NO_HOST_NAME),
     Obstacle.DNS_SERVER_FAILURE: (FailureKind.DNS_FAILED, Reason.DNS_SERVER_FAILURE),
     Obstacle.DNS_NO_ANSWER: (FailureKind.DNS_FAILED, Reason.DNS_NO_ANSWER),

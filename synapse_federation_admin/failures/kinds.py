@@ -7,13 +7,17 @@ Each kind stands here with what people are told of it, and each reason below one
 
 A text begins with the field's term, the one to search for, and is about the other
 server ("the server", "their admin") or about this one ("this host", "this homeserver").
-In what follows the headline, and in advice, `{host}` and `{said}` stand for these
-facts, `{expired}` for "expired 3 days ago", `{mismatch}` for "for a.example, not for
-b.example", `{ahead}` for "2 h ahead of" or "2 h behind", `{left}` for "23 h".
+In what follows the headline, and in advice, `{host}`, `{port}`, `{said}` and
+`{target}` stand for these facts, `{expired}` for "expired 3 days ago", `{mismatch}` for
+"for a.example, not for b.example", `{ahead}` for "2 h ahead of" or "2 h behind",
+`{left}` for "23 h", `{until}` for "14:05 UTC", `{begins}` for ': it begins with "<"',
+`{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)". Advice says who has to
+act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
 """
 
 import attr
 
+from synapse_federation_admin.failures.links import How, Link
 from synapse_federation_admin.failures.reasons import (
     CHECK_KEY,
     KEYS_UNVERIFIED,
@@ -33,6 +37,8 @@ __all__ = [
     "Failure",
     "FailureKind",
     "Fault",
+    "How",
+    "Link",
     "Reason",
 ]
 
@@ -79,21 +85,22 @@ class FailureKind(Worded):
         "well_known_invalid",
         "Invalid /.well-known/matrix/server",
         "",
-        'Tell their admin: the file has to be {{"m.server": "host:port"}}, with no '
-        "scheme and no path.",
+        'Tell their admin: the file has to be {{"m.server": "host:port"}}, and nothing '
+        "else.",
     )
     WELL_KNOWN_UNREACHABLE = (
         "well_known_unreachable",
         "Cannot fetch /.well-known/matrix/server",
         "",
-        "Tell their admin: serve the file, or 404 if the server does not delegate.",
+        "Tell their admin: {host} port 443 has to serve the file, or to answer 404 if "
+        "the server does not delegate.",
     )
     DNS_NOT_FOUND = (
         "dns_not_found",
         "Host name not found in DNS",
         "the domain may be gone, or the resolver of this host does not work",
-        "If other servers fail in the same way, check the resolver of this host. If "
-        "not, the domain may be gone: ask their admin, or forget the destination.",
+        "Check the spelling, and whether this host finds other names. If so, the "
+        "domain is gone: ask their admin, or forget the destination.",
         Fault.UNKNOWN,
     )
     DNS_FAILED = (
@@ -263,6 +270,53 @@ TLS_KINDS = frozenset(
 )
 
 
+# What is told in place of a kind's advice, and whose fault it is, where a request came
+# to the place by such a link last.
+BY_LINK: dict[tuple[FailureKind, How], tuple[str, Fault]] = {
+    (FailureKind.DNS_NOT_FOUND, How.FILE): (
+        "Tell their admin: m.server has to name a host that exists.",
+        Fault.THEM,
+    ),
+    (FailureKind.DNS_NOT_FOUND, How.FILE_WITHOUT_PORT): (
+        "Tell their admin: m.server has to name a host that exists.",
+        Fault.THEM,
+    ),
+    (FailureKind.DNS_NOT_FOUND, How.SERVICE): (
+        "Tell their admin: the SRV record has to name a host that exists, or to be "
+        "removed.",
+        Fault.THEM,
+    ),
+    (FailureKind.WELL_KNOWN_UNREACHABLE, How.REDIRECT): (
+        "Tell their admin: correct the redirect of the file on their web server.",
+        Fault.THEM,
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.PORT): (
+        "Tell their admin: the homeserver is down, or it is not at port {port}.",
+        Fault.THEM,
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.FILE): (
+        "Tell their admin: the homeserver is down, or m.server has to name another "
+        "port than {port}.",
+        Fault.THEM,
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.FILE_WITHOUT_PORT): (
+        "Tell their admin: the homeserver is down; or it is at port 443, and m.server "
+        'has to be "{to}:443".',
+        Fault.THEM,
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.SERVICE): (
+        "Tell their admin: the homeserver is down, or the SRV record has to name "
+        "another host or port.",
+        Fault.THEM,
+    ),
+    (FailureKind.CONNECTION_TIMEOUT, How.FILE_WITHOUT_PORT): (
+        "Tell their admin: the host is down, or a firewall drops port {port}; or "
+        'm.server has to be "{to}:443".',
+        Fault.THEM,
+    ),
+}
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True, kw_only=True)
 class Facts:
     """What is particular of a failure; of each that is not known, its default.
@@ -273,6 +327,9 @@ class Facts:
         host: The host name that it is about.
         address: The IP address, or the host, to which a connection failed.
         port: The port there.
+        via: How a request comes to that host from the server name, step by step.
+        target: Where the host, if it is an alias, leads to; or what a file that is
+            wrong would have to name.
         more: How many other addresses fail in the same way.
         status: The HTTP status.
         errcode: The Matrix error in the answer.
@@ -283,6 +340,8 @@ class Facts:
         names: Names: of a certificate, or blocked addresses; the first some of them.
         ago_ms: How long ago something expired.
         left_ms: How long it goes on by itself: for how long something is cached.
+        until_ts: Until when that is, in ms since the epoch.
+        most_bytes: The size up to which an answer is read; 0 if that is not the matter.
         ahead_ms: How much their clock is ahead of ours; negative if it is behind.
         also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
@@ -292,6 +351,8 @@ class Facts:
     host: str = ""
     address: str = ""
     port: int | None = None
+    via: tuple[Link, ...] = ()
+    target: str = ""
     more: int = 0
     status: int | None = None
     errcode: str = ""
@@ -302,6 +363,8 @@ class Facts:
     names: tuple[str, ...] = ()
     ago_ms: int | None = None
     left_ms: int = 0
+    until_ts: int = 0
+    most_bytes: int = 0
     ahead_ms: int = 0
     also: tuple[FailureKind, ...] = ()
     cause: "Failure | None" = None

@@ -44,7 +44,6 @@ _KEYS_WRONG = "Tell their admin what is wrong with /_matrix/key/v2/server."
 KEYS_UNVERIFIED = f"{_KEYS_WRONG} Until then nothing that they send can be verified."
 _ONLY_OTHERS = "the server answers others, but not one that this homeserver signs"
 _ASK_FOR_ANOTHER = "Ask their admin for another certificate."
-_CACHE_EXPIRES = "Wait {left} until it expires, or restart Synapse with its workers."
 
 # What to do where clocks differ and nothing fails.
 SET_CLOCK = "Set the clock that is wrong, with NTP."
@@ -91,53 +90,184 @@ class Reason(Worded):
         "Synapse. ip_range_whitelist does not apply to server names.",
         Fault.US,
     )
+    INTERNAL_NAME = (
+        "internal_name",
+        "the server name is an internal address, which only its own network reaches",
+        "Nothing to do: no other server can reach this name. If nobody here uses it, "
+        "forget the destination.",
+    )
     SOME_ADDRESSES = (
         "some_addresses",
         "because of one in federation_ip_range_blacklist or ip_range_blacklist, "
         "Synapse uses none of the host",
     )
-    LEADS_TO_BLOCKED = "leads_to_blocked", "it leads to a blocked IP address", UNBLOCK
+    INTERNAL_ADDRESS = (
+        "internal_address",
+        "an internal address, which only their own network reaches",
+        "Tell their admin: others cannot reach {host}; a host with a public address is "
+        "needed.",
+        Fault.THEM,
+    )
+    SOME_INTERNAL = (
+        "some_internal",
+        "one address of {host} is internal; so Synapse uses none of them",
+        "Tell their admin: {host} must not have an internal address in the DNS.",
+        Fault.THEM,
+    )
+    LEADS_TO_BLOCKED = (
+        "leads_to_blocked",
+        "{host} leads to a blocked IP address",
+        UNBLOCK,
+        Fault.UNKNOWN,
+    )
+    LEADS_TO_INTERNAL = (
+        "leads_to_internal",
+        "its address is internal, which only their own network reaches",
+        "Tell their admin: others cannot reach {host}; the file has to be at a public "
+        "address.",
+    )
 
     # The well-known file, and other answers.
-    BODY_TOO_LARGE = "body_too_large", "the response is too large"
-    NOT_JSON = "not_json", "the response is not a JSON object"
+    BODY_TOO_LARGE = "body_too_large", "the response is too large{most}"
+    BODY_EMPTY = "body_empty", "the response is empty"
+    NOT_JSON = "not_json", "the response is not a JSON object{begins}"
+    WEB_PAGE = (
+        "web_page",
+        "a web page is there, not JSON",
+        "Tell their admin: their web server has to serve the file at that path, or 404 "
+        "if the server does not delegate.",
+    )
+    BYTE_ORDER_MARK = (
+        "byte_order_mark",
+        "it begins with a byte order mark, which JSON does not allow",
+        "Tell their admin: save the file as UTF-8 without a byte order mark (BOM).",
+    )
+    UTF_16 = (
+        "utf_16",
+        "it is in UTF-16, where JSON has to be in UTF-8",
+        "Tell their admin: save the file as UTF-8 without a byte order mark (BOM).",
+    )
     WRONG_CONTENT_TYPE = "wrong_content_type", "Content-Type is not application/json"
     CLOSED = "closed", "the server closed the connection without a response"
-    M_SERVER_MISSING = "m_server_missing", "m.server is missing"
-    M_SERVER_NOT_A_STRING = "m_server_not_a_string", "m.server is not a string"
-    M_SERVER_INVALID = "m_server_invalid", "m.server is not a server name"
-    REDIRECT_WITHOUT_TARGET = "redirect_without_target", "a redirect has no Location"
-    REDIRECT_INVALID = "redirect_invalid", "a redirect does not lead to a web URL"
-    TOO_MANY_REDIRECTS = "too_many_redirects", "there are too many redirects"
+    M_SERVER_MISSING = "m_server_missing", "m.server is missing{has}"
+    M_SERVER_NOT_A_STRING = (
+        "m_server_not_a_string",
+        "m.server is {said}, and not a string",
+    )
+    M_SERVER_INVALID = (
+        "m_server_invalid",
+        'm.server is "{said}"',
+        'Tell their admin: m.server has to be "{right}", with no scheme and no path.',
+    )
+    REDIRECT_WITHOUT_TARGET = (
+        "redirect_without_target",
+        "a redirect does not say where to",
+        "Tell their admin: the redirect of the file needs a Location.",
+    )
+    REDIRECT_INVALID = (
+        "redirect_invalid",
+        "a redirect does not lead to a web URL",
+        "Tell their admin: correct the redirect of the file on their web server.",
+    )
+    TOO_MANY_REDIRECTS = (
+        "too_many_redirects",
+        "one redirect leads to the next, more than 20 times",
+        "Tell their admin: the redirects of the file on their web server have no end.",
+    )
+    WEB_CERTIFICATE = (
+        "web_certificate",
+        "TLS with the web server fails",
+        "Tell their admin: correct the certificate of their web server ({host} port "
+        "443), from which the file comes.",
+    )
+    WEB_STATUS = "web_status", "their web server answers with an error"
+    WEB_NO_ANSWER = "web_no_answer", "no answer from {host}"
     CACHED_DELEGATION = (
         "cached_delegation",
-        "Synapse still uses {said}",
-        _CACHE_EXPIRES,
+        "Synapse still uses {said}, for {left}, until {until}",
+        "Wait until {until}, or restart Synapse and its workers, which then ask anew.",
         Fault.US,
         "Outdated delegation in Synapse's cache",
     )
     CACHED_ABSENCE = (
         "cached_absence",
-        "Synapse still takes it that the server does not delegate",
-        _CACHE_EXPIRES,
+        "Synapse takes the server not to delegate, for {left}, until {until}",
+        "Wait until {until}, or restart Synapse and its workers, which then ask anew.",
         Fault.US,
         "Outdated delegation in Synapse's cache",
     )
 
     # Hosts and connections.
-    NO_SUCH_HOST = "no_such_host", "{host} does not exist or has no address"
-    NO_HOST_NAME = "no_host_name", "{host} is not a valid host name"
-    DNS_NO_ANSWER = "dns_no_answer", "no answer in time"
-    DNS_SERVER_FAILURE = "dns_server_failure", "the name servers return an error"
+    NO_SUCH_HOST = "no_such_host", "{host} does not exist"
+    NO_ADDRESS = (
+        "no_address",
+        "{host} exists, but has no address",
+        "Tell their admin: {host} has no A and no AAAA record in the DNS.",
+        Fault.THEM,
+        "Host without an address in DNS",
+    )
+    DANGLING_ALIAS = (
+        "dangling_alias",
+        "{host} is an alias (CNAME) of {target}, which leads to no address",
+        "Tell their admin: the CNAME record of {host} has to name a host that exists.",
+        Fault.THEM,
+    )
+    NO_HOST_NAME = (
+        "no_host_name",
+        "{host} is not a valid host name",
+        "Tell their admin: {host} is no valid host name; it may have letters, digits, "
+        "hyphens and dots.",
+        Fault.THEM,
+    )
+    DNS_NO_ANSWER = "dns_no_answer", "{host}: no answer in time"
+    DNS_SERVER_FAILURE = "dns_server_failure", "{host}: the answer is an error"
+    NAME_SERVERS_FAIL = (
+        "name_servers_fail",
+        "no answer, or an error, about {host}, while other names are answered",
+        "Tell their admin: the name servers of {host}, or its DNSSEC, do not work.",
+        Fault.THEM,
+    )
+    SERVICE_SILENT = (
+        "service_silent",
+        "no answer about the SRV record {host}, though the host is found",
+        "Tell their admin: their name servers have to answer for SRV records, also "
+        "where there are none.",
+        Fault.THEM,
+    )
+    SERVICE_FAILS = (
+        "service_fails",
+        "an error (SERVFAIL) for the SRV record {host}, though the host is found",
+        "Tell their admin: their name servers have to answer for SRV records, also "
+        "where there are none.",
+        Fault.THEM,
+    )
+    RESOLVER_DEAD = (
+        "resolver_dead",
+        "the resolver of this host does not work, for other names either",
+        "Check the resolver of this host (/etc/resolv.conf): it finds no name at all. "
+        "Their admin cannot help.",
+        Fault.US,
+    )
     NO_SERVICE = (
         "no_service",
-        "their SRV record says that they do not offer it",
-        "Ask their admin, or forget the destination.",
+        'their SRV record has the target ".", which says that there is none',
+        "Ask their admin whether they still federate. If not, forget the destination.",
         Fault.THEM,
         "No federation service",
     )
-    NO_IPV4 = "no_ipv4", "this host has no IPv4", None, Fault.US
-    NO_IPV6 = "no_ipv6", "this host has no IPv6", None, Fault.US
+    NO_IPV4 = (
+        "no_ipv4",
+        "the server has IPv4 addresses only, and this host has no IPv4",
+        "Give this host IPv4 (NAT64 is enough), or ask their admin for an IPv6 "
+        "address as well.",
+        Fault.US,
+    )
+    NO_IPV6 = (
+        "no_ipv6",
+        "the server has IPv6 addresses only, and this host has no IPv6",
+        "Give this host IPv6, or ask their admin for an IPv4 address as well.",
+        Fault.US,
+    )
     MAY_LACK_DELEGATION = (
         "may_lack_delegation",
         "the server is down, or its web server lacks /.well-known/matrix/server",

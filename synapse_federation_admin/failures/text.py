@@ -5,12 +5,14 @@ What is told of each kind and reason stands with them. Nothing may look into wha
 made here: kind, reason and facts are there for that.
 """
 
+from datetime import datetime, timezone
 from enum import Enum
 
 import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import (
+    BY_LINK,
     SET_CLOCK,
     Failure,
     FailureKind,
@@ -18,16 +20,47 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 
+_NEITHER = (None, None)
+
+# A sentence without its full stop.
+_SENTENCE = limits.SENTENCE - 1
+
 # Longer than anybody waits: Synapse's backoff can be such that it never ends.
 _NEVER_MS = 10 * 365 * 86_400_000
+
+_DAY_MS = 86_400_000
+
+# Until which time times are told: the year 9999.
+_LAST_TS = 253_370_764_800_000
 
 _NO_VERSION_ADVICE = (
     "Little depends on it. Tell their admin that /_matrix/federation/v1/version does "
     "not answer."
 )
 
+_NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
+
+_IN_VAIN = "Resetting the connection does not help."
+
 # Of this a reset can be of use: nobody has to do anything before.
 _HELPED_BY_RESET = FailureKind.RATE_LIMITED
+
+# How requests come to the other server is not told where it is known that it was that
+# server itself which has answered.
+_OF_THE_SERVER = frozenset(
+    {
+        FailureKind.INVALID_NAME,
+        FailureKind.NOT_ALLOWED,
+        FailureKind.REJECTED,
+        FailureKind.RATE_LIMITED,
+        FailureKind.TOO_LARGE,
+        FailureKind.KEYS_MISSING,
+        FailureKind.KEYS_INVALID,
+        FailureKind.KEYS_EXPIRED,
+        FailureKind.INTERNAL,
+        FailureKind.OTHER,
+    }
+)
 
 
 class Verdict(Enum):
@@ -69,11 +102,16 @@ class Effect(Enum):
 class Remark(Enum):
     """What else is to be said, in words."""
 
-    FILE_IS_WHY = "Without the file, requests do not find the server."
+    FILE_IS_WHY = "Without the file, requests go to the server name itself, port 8448."
+    FILE_IS_LATE = "Synapse waits for the file, and gets no further."
     FOUND_WITHOUT_FILE = "Synapse finds the server without the file."
     HARMLESS_PAGE = (
         "Their web server returns a page for /.well-known/matrix/server, which does no "
         "harm."
+    )
+    HARMLESS_TLS = (
+        "TLS with their web server (port 443) fails, which does no harm: Synapse finds "
+        "the server without it."
     )
     THEY_REACH_US = "They reach this homeserver, but it does not reach them."
 
@@ -93,6 +131,7 @@ class Situation:
     Attributes:
         effect: What comes of it.
         failure: What is wrong; None if nothing is.
+        also: What else is wrong, of which a sentence of its own tells.
         remarks: What else is to be said.
         backoff_left_ms: For how long Synapse does not retry; 0: until something is due;
             None: it does not back off, or a reset would not help.
@@ -102,6 +141,7 @@ class Situation:
     failure: Failure | None = None
     remarks: tuple[Remark, ...] = ()
     backoff_left_ms: int | None = None
+    also: Failure | None = None
 
     @property
     def kind(self) -> FailureKind | None:
@@ -116,8 +156,7 @@ class Situation:
     @property
     def fault(self) -> Fault | None:
         """Whose fault it is; `unknown`: it may be either's; None: nothing is wrong."""
-        by_reason = self.reason.fault if self.reason else None
-        return by_reason or (self.kind.fault if self.kind else None)
+        return _fault_of(self.failure) if self.failure else None
 
     @property
     def verdict(self) -> Verdict:
@@ -127,13 +166,20 @@ class Situation:
     @property
     def explanation(self) -> str:
         """What is wrong, for people."""
+        return " ".join(self.sentences)
+
+    @property
+    def sentences(self) -> list[str]:
+        """The same, sentence by sentence."""
         sentences = [self.effect.value]
         if self.failure is not None:
-            sentences.append(f"{message_of(self.failure)}.")
+            sentences += [f"{message_of(self.failure)}.", _way_of(self.failure)]
         elif self.backoff_left_ms is not None:
             sentences.append("Synapse still backs off from it.")
         sentences += [remark.value for remark in self.remarks]
-        return " ".join(filter(None, sentences))
+        if self.also is not None:
+            sentences += [f"{message_of(self.also)}.", _way_of(self.also)]
+        return [*filter(None, sentences)]
 
     @property
     def advice(self) -> str:
@@ -146,8 +192,10 @@ class Situation:
             advice.append(advice_of(self.failure))
         elif left_ms is None:
             advice.append("Nothing to do.")
+        if self.also is not None and self.also.kind in _NOT_CONNECTED:
+            advice.append("Or the homeserver has to be at port 8448.")
         if effect is Effect.STOPS and kind is not _HELPED_BY_RESET:
-            advice.append("Resetting the connection does not help.")
+            advice.append(_IN_VAIN)
         if left_ms is not None:
             retries = "only when something is due"
             if left_ms > _NEVER_MS:
@@ -162,7 +210,10 @@ def message_of(failure: Failure) -> str:
     """Return what is wrong: one sentence without its full stop, printable ASCII."""
     headline, because, told = _words(failure)[0], _because(failure), _told(failure)
     sentence = f"{headline}: {because}" if because else headline
-    return _cut(f"{sentence} ({told})" if told else sentence)
+    # What there is no room for stands in the detail.
+    while told and len(f"{sentence} ({', '.join(told)})") > _SENTENCE:
+        told.pop()
+    return _cut(f"{sentence} ({', '.join(told)})" if told else sentence, _SENTENCE)
 
 
 def detail_of(failure: Failure) -> str:
@@ -170,13 +221,42 @@ def detail_of(failure: Failure) -> str:
     facts = failure.facts
     code = f"OpenSSL verification error {facts.code}" if facts.code else ""
     cause = detail_of(facts.cause) if facts.cause else ""
-    parts = (_told(failure), code, facts.exception, cause)
+    parts = (*_told(failure), code, facts.exception, cause)
     return ", ".join(part for part in parts if part)
 
 
 def advice_of(failure: Failure) -> str:
     """Return what to do: sentences."""
     return _filled(_words(failure)[2], failure)
+
+
+def _way_of(failure: Failure) -> str:
+    """Return a sentence of how a request came to where it failed; "" if by the name."""
+    links = failure.facts.via
+    if not links or failure.kind in _OF_THE_SERVER:
+        return ""
+    *before, last = links
+    template = last.how.later if before else last.how.first
+    return _cut(
+        template.format(
+            from_=_cut(before[-1].to, limits.FACT) if before else "",
+            to=_cut(last.to, limits.FACT),
+            port=last.port,
+        )
+        + "."
+    )
+
+
+def _by_link(failure: Failure) -> tuple[str | None, Fault | None]:
+    """Return advice, and whose fault it is, by how a request came there last."""
+    links = failure.facts.via
+    return BY_LINK.get((failure.kind, links[-1].how), _NEITHER) if links else _NEITHER
+
+
+def _fault_of(failure: Failure) -> Fault:
+    """Return whose fault it is: by the reason, by the way, or by the kind."""
+    by_reason = failure.reason.fault if failure.reason else None
+    return by_reason or _by_link(failure)[1] or failure.kind.fault
 
 
 def lowered(text: str) -> str:
@@ -196,15 +276,16 @@ def shown_duration(duration_ms: int) -> str:
 def _words(failure: Failure) -> tuple[str, str, str]:
     """Return the headline, what follows it, and advice, with the names of facts."""
     kind, reason = failure.kind, failure.reason
+    by_link = _by_link(failure)[0]
     if reason is None or kind is FailureKind.TLS_NOT_YET_VALID:
         # When a certificate becomes valid is for all of a chain alike.
-        return kind.headline, kind.because, kind.advice
+        return kind.headline, kind.because, by_link or kind.advice
     if kind is FailureKind.OTHER and reason is Reason.CLOCK:
         # Nothing fails.
         return "Clocks differ", reason.because, SET_CLOCK
     advice = kind.advice if kind is _HELPED_BY_RESET else reason.advice
     headline = reason.headline or kind.headline
-    return headline, reason.because, advice or kind.advice
+    return headline, reason.because, advice or by_link or kind.advice
 
 
 def _because(failure: Failure) -> str:
@@ -219,7 +300,7 @@ def _because(failure: Failure) -> str:
     return "; also: ".join(part for part in (because, *also) if part)
 
 
-def _told(failure: Failure) -> str:
+def _told(failure: Failure) -> list[str]:
     """Return the facts for a person that the sentence itself does not tell."""
     facts, parts = failure.facts, []
     if facts.address:
@@ -227,14 +308,15 @@ def _told(failure: Failure) -> str:
         parts.append(f"{_cut(facts.address, limits.FACT)} port {facts.port}{more}")
     if failure.kind is FailureKind.IP_BLOCKED:
         parts += facts.names[: limits.NAMES_IN_A_SENTENCE]
+    because = _words(failure)[1]
     status = f"HTTP {facts.status}" if facts.status is not None else ""
-    said = "" if "{said}" in _words(failure)[1] else facts.said
+    said = "" if "{said}" in because or "{begins}" in because else facts.said
     parts.append(" ".join(filter(None, (status, facts.errcode, said))))
     if facts.issuer:
         parts.append(f"issuer {facts.issuer}")
     if facts.is_relayed:
         parts.append("told by another process of this homeserver")
-    return ", ".join(part for part in parts if part)
+    return list(filter(None, parts))
 
 
 def _filled(template: str, failure: Failure) -> str:
@@ -244,8 +326,20 @@ def _filled(template: str, failure: Failure) -> str:
     names = ", ".join(facts.names[: limits.NAMES_IN_A_SENTENCE])
     ago = "" if facts.ago_ms is None else shown_duration(facts.ago_ms)
     ahead = shown_duration(abs(facts.ahead_ms))
+    target = _cut(facts.target, limits.FACT)
+    last = facts.via[-1] if facts.via else None
     return template.format(
         host=host,
+        target=target,
+        right=target or "host:port",
+        to=_cut(last.to, limits.FACT) if last else host,
+        port=facts.port or (last.port if last else None),
+        begins=f': it begins with "{_cut(facts.said, limits.FACT)}"'
+        if facts.said
+        else "",
+        has=f"; it has {_cut(names, limits.FACT)}" if names else "",
+        most=f" (more than {facts.most_bytes // 1024} KiB)" if facts.most_bytes else "",
+        until=_shown_time(facts.until_ts, facts.left_ms),
         said=_cut(facts.said, limits.FACT) or "one of them",
         expired=f"expired {ago} ago" if ago else "has expired",
         mismatch=(f"for {_cut(names, limits.FACT)}, " if names else "")
@@ -253,6 +347,13 @@ def _filled(template: str, failure: Failure) -> str:
         left=shown_duration(facts.left_ms),
         ahead=f"{ahead} {'ahead of' if facts.ahead_ms > 0 else 'behind'}",
     )
+
+
+def _shown_time(ts: int, left_ms: int) -> str:
+    """Return a time in UTC; with its date, if it is not within a day from now."""
+    # A clock may be anywhere.
+    time = datetime.fromtimestamp(min(max(ts, 0), _LAST_TS) / 1000, timezone.utc)
+    return time.strftime("%Y-%m-%d %H:%M UTC" if left_ms > _DAY_MS else "%H:%M UTC")
 
 
 def _cut(text: str, most: int = limits.SENTENCE) -> str:

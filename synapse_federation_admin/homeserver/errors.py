@@ -57,9 +57,10 @@ _OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 class Obstacle(Enum):
     """What stops a request on its way, where Twisted or Synapse tell less of it."""
 
-    # Of a host name: it has no address; the name servers return an error; they do not
-    # answer in time; its addresses are blocked; it can be none.
+    # Of a host name: it does not exist; it has no address; the name servers return an
+    # error; they do not answer in time; its addresses are blocked; it can be none.
     NO_SUCH_HOST = "no_such_host"
+    NO_ADDRESS = "no_address"
     DNS_SERVER_FAILURE = "dns_server_failure"
     DNS_NO_ANSWER = "dns_no_answer"
     BLOCKED = "blocked"

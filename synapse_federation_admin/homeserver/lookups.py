@@ -38,8 +38,11 @@ from synapse_federation_admin.homeserver.errors import (
 # After how many seconds Twisted's client asks a name server again.
 _ASKS_AGAIN_S = (1, 3, 11, 45)
 
-# What the operating system says of a name that has no address.
-_NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA)
+# What the operating system says of a name that does not exist, or has no address.
+_NO_ADDRESS = {
+    socket.EAI_NONAME: Obstacle.NO_SUCH_HOST,
+    socket.EAI_NODATA: Obstacle.NO_ADDRESS,
+}
 
 # What `socket.getaddrinfo` returns, and what Twisted's client does.
 AddressInfo = Sequence[tuple[int, int, int, str, tuple[Any, ...]]]
@@ -133,8 +136,15 @@ class LookUps:
         found.addErrback(failed)
         return found
 
-    def services(self, name: str, within_s: float) -> "Deferred[Answers]":
+    def services(
+        self, name: str, within_s: float, kind: int = dns.SRV
+    ) -> "Deferred[Answers]":
         """Look SRV records up; their sockets are closed when the time is over.
+
+        Args:
+            name: The name that may have them.
+            within_s: How long to wait.
+            kind: The type of records to look up in their place.
 
         Raises:
             ObstacleError: There was no answer in time, or no socket.
@@ -156,7 +166,7 @@ class LookUps:
             raise error
 
         try:
-            query = dns.Query(name.encode("ascii"), dns.SRV, dns.IN)
+            query = dns.Query(name.encode("ascii"), kind, dns.IN)
             # A test harness has no name server: nobody answers.
             answer: Deferred[Answers] = (
                 resolver.queryUDP([query], _times(resolver, within_s))
@@ -202,7 +212,7 @@ def _why(error: BaseException, *, is_begun: bool) -> Obstacle:
     if isinstance(error, UnicodeError):
         return Obstacle.NO_HOST_NAME
     if isinstance(error, socket.gaierror) and error.errno in _NO_ADDRESS:
-        return Obstacle.NO_SUCH_HOST
+        return _NO_ADDRESS[error.errno]
     if are_resources_out():
         return Obstacle.OUT_OF_RESOURCES
     return Obstacle.DNS_SERVER_FAILURE
