@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from synapse.module_api import ModuleApi
 
     from synapse_federation_admin.api import Services
-    from synapse_federation_admin.storage.records import RecordedFailure
+    from synapse_federation_admin.diagnosis.stored import Recorded
 
 Start = Callable[[], None]
 
@@ -219,21 +219,28 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
 
 def _wire_diagnosis(s: "Services") -> None:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-    from synapse_federation_admin.history.store import HistoryStore
+    from synapse_federation_admin.diagnosis.stored import Recorded
+    from synapse_federation_admin.history.store import HistoryStore, if_readable
 
     history = HistoryStore(s.homeserver, s.tables)
 
-    async def last_failure(destination: str) -> "RecordedFailure | None":
-        """Return what was recorded; None while nothing is."""
+    async def recorded(destination: str) -> "Recorded | None":
+        """Return what was recorded; None while nothing is, or it cannot be read."""
         if not s.features.is_on(Feature.HISTORY):
             return None
-        return await history.last_failure(destination)
+        return await if_readable(lambda: read(destination))
+
+    async def read(destination: str) -> Recorded:
+        failures = (await history.failures([destination])).get(destination, [])
+        success_ts = await history.last_success_ts(destination)
+        more, later_ts = s.recorder.waiting(destination)
+        return Recorded.of([*failures, *more], [success_ts, later_ts])
 
     s.diagnoses = Diagnoses(
         s.homeserver,
         s.destinations,
         s.backlog,
-        last_failure,
+        recorded,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )
 
@@ -250,12 +257,12 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     if looks_up and s.features.is_on(Feature.DIAGNOSIS):
         without_dns = s.diagnoses.without_dns
         find_addresses = s.diagnoses.find_addresses
-    recorder = Recorder(s.homeserver, s.tables, without_dns)
+    s.recorder = Recorder(s.homeserver, s.tables, without_dns)
     outages = Outages(s.homeserver, s.tables)
     s.homeserver.name_untrusted_certificates()
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
-    starts = [recorder.start, outages.start]
+    starts = [s.recorder.start, outages.start]
     if looks_up:
         starts.append(s.recent_attempts.start)
     return starts

@@ -45,17 +45,19 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownRequest,
 )
 from synapse_federation_admin.diagnosis.requests import read_keys
-from synapse_federation_admin.diagnosis.stored import check_stored
+from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import invalid_name
+from synapse_federation_admin.failures.text import LastRequest
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
 )
 from synapse_federation_admin.playground.events import Identity
+from synapse_federation_admin.storage.records import RecordedFailure
 
 pytestmark = pytest.mark.one_synapse
 
@@ -429,6 +431,49 @@ def test_stored(
     assert stage.findings.backoff_left_ms == left_ms
     is_failing = row is not None and row.is_failing
     assert (stage.outcome is WARNING) is is_failing
+
+
+def recorded(failed_ts: int | None, success_ts: int | None) -> Recorded:
+    failures = [
+        RecordedFailure("too_large", "", 1, ts, 1, "main")
+        for ts in (failed_ts, 1)
+        if ts is not None
+    ]
+    return Recorded.of(failures if failed_ts else [], [None, success_ts])
+
+
+ONLINE = Destination(NAME, None, None, None, 1)
+BACKED_OFF = Destination(NAME, NOW - 9, HOUR, NOW - HOUR, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "expected"),
+    [
+        (ONLINE, recorded(NOW - 3, None), (LastRequest.FAILED, 3, None)),
+        (ONLINE, recorded(NOW - 3, NOW - 5), (LastRequest.FAILED, 3, 5)),
+        (ONLINE, recorded(NOW - 5, NOW - 3), (LastRequest.SUCCEEDED, 5, 3)),
+        (ONLINE, recorded(None, NOW - 3), (LastRequest.SUCCEEDED, None, 3)),
+        (ONLINE, recorded(None, None), (LastRequest.NONE, None, None)),
+        (ONLINE, None, (LastRequest.NOT_KNOWN, None, None)),
+        # By Synapse's row, also where nothing is recorded, or not yet.
+        (BACKED_OFF, None, (LastRequest.FAILED, 9, None)),
+        (BACKED_OFF, recorded(NOW - 99, NOW - 50), (LastRequest.FAILED, 9, 50)),
+        (None, recorded(NOW - 3, None), (LastRequest.FAILED, 3, None)),
+    ],
+)
+def test_last_request(
+    row: Destination | None,
+    known: Recorded | None,
+    expected: tuple[LastRequest, int | None, int | None],
+) -> None:
+    """What came of the last real request: a failure before a success is over."""
+    found = check_stored(row, Backlog(), None, known, now_ms=NOW).findings
+    assert isinstance(found, StoredFindings)
+    assert expected == (
+        found.last_request,
+        found.last_failed_ago_ms,
+        found.last_succeeded_ago_ms,
+    )
 
 
 def test_left_out() -> None:

@@ -209,6 +209,29 @@ def test_ourselves(world: World) -> None:
     assert (report["reason"], report["fault"]) == ("own_name", "us")
 
 
+def test_led_to_ourselves(world: World) -> None:
+    """A name that leads to this homeserver is told as that, by how it leads there."""
+    laboratory, ours = world.laboratory, world.synapse.server_name
+    delegating, web = world.named("delegating")
+    laboratory.serve(web, 443, {WELL_KNOWN: m_server(ours)}, delegating)
+    host, _, port = ours.rpartition(":")
+    # What else answers there would be told by its certificate.
+    pointing = f"{laboratory.name('unverified', host)}:{port}"
+    for name, reason in (
+        (delegating, "delegated_to_us"),
+        (pointing, "address_is_ours"),
+    ):
+        write_failing(world.synapse, [name], failing_since_ts=1_000_000)
+        report = world.diagnose(name)
+        assert (report["verdict"], report["kind"]) == ("failing", "is_us"), report
+        assert report["reason"] == reason
+        assert report["stages"]["keys"]["is_us"] is True
+        assert "does not help" in report["advice"]
+        answer = world.client.reconnect(name)
+        assert answer["outcome"] == "still_failing"
+        assert answer["contact"]["error"]["kind"] == "is_us", answer
+
+
 def test_one_report_for_all_who_ask(world: World) -> None:
     """One diagnosis of a server at a time, and all who ask meanwhile get that."""
     name, server = world.up("asked", version=hang)

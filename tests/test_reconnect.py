@@ -215,6 +215,11 @@ class OutcomesTestCase(ReconnectTestCase):
         self.assertEqual(channel.json_body["outcome"], "still_failing")
         self.assertEqual(channel.json_body["contact"]["error"]["kind"], "invalid_name")
         self.assertEqual(self.probes, [])
+        # So is our own, also in capitals.
+        self.add_destination("TEST", *LONG_FAILING)
+        error = self.reconnect("TEST").json_body["contact"]["error"]
+        self.assertEqual((error["kind"], error["reason"]), ("invalid_name", "own_name"))
+        self.assertEqual(self.probes, [])
         # It can be forced.
         channel = self.reconnect("no server", force=True)
         self.assertEqual(channel.json_body["outcome"], "forced")

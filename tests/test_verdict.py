@@ -10,6 +10,7 @@ import attr
 import pytest
 
 from synapse_federation_admin.diagnosis.findings import (
+    AddressesFindings,
     AuthenticatedFindings,
     CachedWellKnown,
     ClockFindings,
@@ -25,7 +26,8 @@ from synapse_federation_admin.diagnosis.findings import (
 )
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.failures.text import Verdict
+from synapse_federation_admin.failures.text import LastRequest, Verdict
+from synapse_federation_admin.storage.records import RecordedFailure
 
 pytestmark = pytest.mark.one_synapse
 
@@ -237,3 +239,132 @@ def test_backoff() -> None:
         situation = conclude(found)
         assert situation.verdict is verdict
         assert situation.backoff_left_ms == left_ms
+
+
+def real(kind: str, failed_ago_ms: int = 3_600_000, **changes: Any) -> Stage:
+    """Return the stage of a server whose last real request failed."""
+    failure = RecordedFailure(kind, "", 1, 1, 1, "main") if kind else None
+    found: dict[str, Any] = {
+        "last_request": LastRequest.FAILED,
+        "last_failure": failure,
+        "last_failed_ago_ms": failed_ago_ms,
+        **changes,
+    }
+    return stored(**found)
+
+
+WEAK_KEYS = stage(Name.KEYS, WARNING, Kind.KEYS_INVALID)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # Of what is large, or comes at another time, small requests prove nothing.
+        (stages(real("too_large")), "refuses too_large"),
+        (stages(real("too_large"), WEAK_KEYS), "refuses too_large"),
+        (stages(real("http_error")), "unproven http_error"),
+        (stages(real("http_error"), WEAK_KEYS), "works keys_invalid"),
+        # That it cannot be connected to is disproved, if that was not just now.
+        (stages(real("connection_refused")), "answers"),
+        (stages(real("connection_refused", 3000)), "unproven connection_refused"),
+        # Why is not known: it failed before anything was recorded, or it is not written
+        # yet.
+        (stages(real("")), "answers"),
+        (stages(real("", 3000)), "unproven"),
+        # It is of an outage that is over.
+        (stages(real("too_large", failing_since_ts=2)), "answers"),
+        (stages(real("of a later version")), "answers"),
+        # One has succeeded since.
+        (
+            stages(real("too_large", last_request=LastRequest.SUCCEEDED)),
+            "none",
+        ),
+        # What the stages met themselves comes first.
+        (not_connected(REFUSED, real("too_large")), "stops connection_refused"),
+    ],
+)
+def test_real_traffic(given: Stages, expected: str) -> None:
+    """What real traffic met has the last word, unless the stages disprove it."""
+    found = conclude(given)
+    words = [found.effect.name.lower(), *([found.kind.value] if found.kind else [])]
+    assert " ".join(words) == expected
+    if expected != "none":
+        for text in (found.explanation, found.advice):
+            assert "works." not in text
+            assert "Nothing to do" not in text
+        assert "last real request failed" in found.explanation
+
+
+def test_unknown_traffic() -> None:
+    """Where nothing is recorded, it is said that it is not known."""
+    for last, says in (
+        (LastRequest.NOT_KNOWN, "is not known"),
+        (LastRequest.NONE, "No real request"),
+    ):
+        found = conclude(stages(stored(last_request=last)))
+        assert says in found.explanation
+    skipped = Stage.skip(Name.STORED, SkipReason.DATABASE_SLOW)
+    assert "is not known" in conclude(stages(skipped)).explanation
+
+
+OURS = KeysFindings(is_us=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        # By our name, whatever answers there.
+        (
+            not_connected(REFUSED, file(delegated_to="Us.example")),
+            Reason.DELEGATED_TO_US,
+        ),
+        # By our key, whatever the name.
+        (
+            stages(
+                file(delegated_to="matrix.us.example:443"),
+                stage(Name.KEYS, FAILED, Kind.IS_US, OURS),
+            ),
+            Reason.DELEGATED_TO_US,
+        ),
+        (stages(stage(Name.KEYS, FAILED, Kind.IS_US, OURS)), Reason.ADDRESS_IS_OURS),
+        (
+            stages(
+                stage(
+                    Name.ADDRESSES,
+                    findings=AddressesFindings("a", "4", (), services_total=1),
+                ),
+                stage(Name.KEYS, FAILED, Kind.IS_US, OURS),
+            ),
+            Reason.SERVICE_IS_US,
+        ),
+        (not_connected(REFUSED, file(delegated_to="them.example")), None),
+    ],
+)
+def test_is_us(given: Stages, reason: Reason | None) -> None:
+    """A name that leads to this homeserver, by how it leads there."""
+    found = conclude(given, "us.example")
+    assert found.verdict is Verdict.FAILING
+    assert (found.kind is Kind.IS_US) is (reason is not None)
+    if reason is not None:
+        assert found.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("given", "is_in_vain"),
+    [
+        (not_connected(REFUSED), True),
+        (failed_at(Name.ADDRESSES, DNS), True),
+        (stages(signed(Kind.REJECTED, 401)), True),
+        # A contact takes no keys and asks for no alias.
+        (stages(EXPIRED_KEYS), False),
+        (stages(signed(HTTP_ERROR, 500)), False),
+        (stages(real("too_large")), False),
+        # And does not go by what Synapse has cached of a file.
+        (stages(cached(), signed(REFUSED)), False),
+    ],
+)
+def test_reset_in_vain(given: Stages, is_in_vain: bool) -> None:
+    """That a reset does not help is said only where a reconnect does not connect."""
+    found = conclude(given)
+    assert found.verdict is Verdict.FAILING
+    assert ("does not help" in found.advice) is is_in_vain

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.summary import SummaryStore
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+    from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
     from synapse_federation_admin.homeserver.homeserver import Homeserver
     from synapse_federation_admin.repair.cap_backoff import CapBackoff
@@ -76,6 +77,7 @@ class Services:
     forget_many: Annotated["ForgetMany", Feature.RUNS]
     diagnoses: Annotated["Diagnoses", Feature.DIAGNOSIS]
     history: Annotated["HistoryStore", Feature.HISTORY]
+    recorder: Annotated["Recorder", Feature.HISTORY]
     recent_attempts: Annotated["RecentAttemptsStore", Feature.HISTORY]
 
     def __init__(self, features: Features, config: FederationAdminConfig) -> None:

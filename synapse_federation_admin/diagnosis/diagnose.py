@@ -27,7 +27,7 @@ from synapse_federation_admin.diagnosis.findings import (
     StoredFindings,
 )
 from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
-from synapse_federation_admin.diagnosis.stored import check_stored
+from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
@@ -41,7 +41,6 @@ from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
 )
-from synapse_federation_admin.storage.records import RecordedFailure
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class Diagnoses:
         homeserver: Homeserver,
         destinations: DestinationStore,
         backlog: BacklogStore,
-        last_failure: Callable[[str], Awaitable[RecordedFailure | None]],
+        recorded: Callable[[str], Awaitable[Recorded | None]],
         *,
         timeout_ms: int,
     ) -> None:
@@ -94,14 +93,14 @@ class Diagnoses:
             homeserver: Reaches Synapse.
             destinations: Knows Synapse's rows.
             backlog: Knows what waits.
-            last_failure: Returns the last failure of a real request to a server.
+            recorded: Returns what real requests to a server met; None: not known.
             timeout_ms: How long one diagnosis may take.
         """
         self.timeout_ms = timeout_ms
         self._homeserver = homeserver
         self._destinations = destinations
         self._backlog = backlog
-        self._last_failure = last_failure
+        self._recorded = recorded
         self._outbound: Outbound | None = None
         self._turns = homeserver.linearizer(
             "federation_admin_diagnosis", limits.DIAGNOSES
@@ -217,7 +216,7 @@ class Diagnoses:
             partial(_guarded, stages, (*_DIRECT, *_ASKED), _check_way, way, name),
         )
         stages[StageName.CLOCK] = check_clock(stages)
-        situation = conclude(stages)
+        situation = conclude(stages, self._homeserver.server_name)
         kind = situation.kind.value if situation.kind else ""
         self._homeserver.metrics(DIAGNOSES, situation.verdict.value, kind).inc()
         return Diagnosis(
@@ -236,7 +235,7 @@ class Diagnoses:
                 await self._destinations.get(name),
                 (await self._backlog.of([name]))[name],
                 await self._destinations.last_inbound_ts(name),
-                await self._last_failure(name),
+                await self._recorded(name),
                 now_ms=self._homeserver.now_ms(),
             )
 

@@ -24,6 +24,8 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.text import (
+    LastRequest,
+    RealTraffic,
     Situation,
     message_of,
     shown_duration,
@@ -500,6 +502,7 @@ class KeysFindings:
         date_ts: The time by the server's clock, in the answer's `Date`.
         received_ts: The time here when the answer came.
         error: Why there was no answer.
+        is_us: Whether they are our own: our server name, and one of our keys.
     """
 
     server_name: str | None = None
@@ -512,6 +515,7 @@ class KeysFindings:
     date_ts: int | None = None
     received_ts: int | None = None
     error: Failure | None = None
+    is_us: bool = False
 
     @property
     def summary(self) -> str:
@@ -576,6 +580,12 @@ class StoredFindings:
         reaches_us: Whether it has, and if it is failing, since it is.
         last_failure: The last failure of a real request of Synapse's to it; None if
             there was none since this module was installed.
+        last_success_ts: When a real request to it last succeeded, to within five
+            minutes; exact after a failure. None if that is not known.
+        last_request: What came of the last real request.
+        last_failed_ago_ms: How long ago one last failed, by what is recorded and by
+            Synapse's row; None if none has, as far as that is known.
+        last_succeeded_ago_ms: How long ago one last succeeded; None: not known.
     """
 
     is_known: bool
@@ -587,6 +597,32 @@ class StoredFindings:
     last_inbound_ts: int | None = None
     reaches_us: bool = False
     last_failure: RecordedFailure | None = None
+    last_success_ts: int | None = None
+    last_request: LastRequest = LastRequest.NOT_KNOWN
+    last_failed_ago_ms: int | None = None
+    last_succeeded_ago_ms: int | None = None
+
+    @property
+    def last_kind(self) -> FailureKind | None:
+        """Why the last real request failed; None if that is not known.
+
+        What was recorded before it began to fail is not why.
+        """
+        last = self.last_failure
+        if last is None or last.last_ts < (self.failing_since_ts or 0):
+            return None
+        # A later version may have written another one.
+        return next((kind for kind in FailureKind if kind.value == last.kind), None)
+
+    @property
+    def real(self) -> RealTraffic:
+        """What real requests met."""
+        return RealTraffic(
+            self.last_request,
+            self.last_failed_ago_ms,
+            self.last_kind,
+            self.last_succeeded_ago_ms,
+        )
 
     @property
     def summary(self) -> str:

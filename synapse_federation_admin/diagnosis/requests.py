@@ -66,6 +66,7 @@ async def check_keys(way: Way, get: Get, name: str) -> Stage:
         await _stored_keys(way, name),
         now_ms=way.homeserver.now_ms(),
         date_ts=date_of(Headers(headers)),
+        is_us=way.outbound.are_own_keys(body),
     )
 
 
@@ -145,6 +146,7 @@ def read_keys(
     *,
     now_ms: int,
     date_ts: int | None,
+    is_us: bool = False,
 ) -> Stage:
     """Return the stage `keys`: what the keys are that a server gives out.
 
@@ -154,6 +156,7 @@ def read_keys(
         stored: By key ID, the keys in base64 that Synapse has stored; None: not known.
         now_ms: The time, in ms since the epoch.
         date_ts: The time by the server's clock.
+        is_us: Whether they are those of this homeserver.
     """
     # What makes that Synapse takes none of them, and what does not.
     wrong: list[Failure] = []
@@ -223,7 +226,10 @@ def read_keys(
         status=HTTPStatus.OK,
         date_ts=date_ts,
         received_ts=now_ms,
+        is_us=is_us,
     )
+    if is_us:
+        return Stage.failed(StageName.KEYS, Failure(FailureKind.IS_US), findings)
     if wrong:
         return Stage.failed(StageName.KEYS, wrong[0], findings)
     if odd:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stage `stored`: what Synapse holds of a server."""
+"""The stage `stored`: what Synapse holds of a server, and what is recorded of it."""
+
+from collections.abc import Sequence
+
+import attr
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
@@ -9,14 +13,38 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     StoredFindings,
 )
+from synapse_federation_admin.failures.text import LastRequest
 from synapse_federation_admin.storage.records import RecordedFailure
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Recorded:
+    """What is recorded of real requests to a server.
+
+    Attributes:
+        failure: The last failure; None if there is none.
+        success_ts: When one last succeeded; None if none has.
+    """
+
+    failure: RecordedFailure | None = None
+    success_ts: int | None = None
+
+    @classmethod
+    def of(
+        cls, failures: Sequence[RecordedFailure], successes_ts: Sequence[int | None]
+    ) -> "Recorded":
+        """Return the last of some failures and times of successes."""
+        return cls(
+            max(failures, key=lambda failure: failure.last_ts, default=None),
+            max((ts for ts in successes_ts if ts is not None), default=None),
+        )
 
 
 def check_stored(
     row: Destination | None,
     backlog: Backlog,
     last_inbound_ts: int | None,
-    last_failure: RecordedFailure | None,
+    recorded: Recorded | None,
     *,
     now_ms: int,
 ) -> Stage:
@@ -26,12 +54,22 @@ def check_stored(
         row: Synapse's row for the server; None if there is none.
         backlog: What waits for it.
         last_inbound_ts: When it last sent us a transaction, within the last day.
-        last_failure: The last failure of a real request to it that was recorded.
+        recorded: What real requests to it met; None: that is not known.
         now_ms: The time, in ms since the epoch.
     """
     is_failing = row is not None and row.is_failing
     since_ts = row.failure_ts if row and is_failing else None
     retry_ts = row.next_retry_ts if row else None
+    known = recorded or Recorded()
+    failures_ts = [
+        ts
+        for ts in (
+            row.retry_last_ts if row and is_failing else None,
+            known.failure.last_ts if known.failure else None,
+        )
+        if ts is not None
+    ]
+    failed_ts = max(failures_ts, default=None)
     findings = StoredFindings(
         is_known=row is not None,
         status=row.status(now_ms).value if row else None,
@@ -41,7 +79,26 @@ def check_stored(
         backlog=backlog,
         last_inbound_ts=last_inbound_ts,
         reaches_us=last_inbound_ts is not None and last_inbound_ts > (since_ts or 0),
-        last_failure=last_failure,
+        last_failure=known.failure,
+        last_success_ts=known.success_ts,
+        last_request=_last(failed_ts, known.success_ts, is_recorded=bool(recorded)),
+        last_failed_ago_ms=_ago_ms(failed_ts, now_ms),
+        last_succeeded_ago_ms=_ago_ms(known.success_ts, now_ms),
     )
     outcome = StageOutcome.WARNING if is_failing else StageOutcome.OK
     return Stage(StageName.STORED, outcome, findings=findings)
+
+
+def _last(
+    failed_ts: int | None, success_ts: int | None, *, is_recorded: bool
+) -> LastRequest:
+    """Tell what came of the last real request: a failure before a success is over."""
+    if failed_ts is not None and failed_ts >= (success_ts or 0):
+        return LastRequest.FAILED
+    if success_ts is not None:
+        return LastRequest.SUCCEEDED
+    return LastRequest.NONE if is_recorded else LastRequest.NOT_KNOWN
+
+
+def _ago_ms(ts: int | None, now_ms: int) -> int | None:
+    return None if ts is None else max(0, now_ms - ts)

@@ -20,11 +20,18 @@ from synapse_federation_admin.diagnosis.findings import (
 )
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
+    Facts,
     Failure,
     FailureKind,
     Reason,
 )
-from synapse_federation_admin.failures.text import Effect, Remark, Situation
+from synapse_federation_admin.failures.text import (
+    Effect,
+    LastRequest,
+    RealTraffic,
+    Remark,
+    Situation,
+)
 
 # Where to look first for what does not always work: of the file, least of all.
 _WEAK = (
@@ -64,12 +71,40 @@ _NOT_SENT = (
 )
 
 
-def conclude(stages: Stages) -> Situation:
+# Of these the small requests of a diagnosis prove nothing: real ones go elsewhere, are
+# larger, or come at another time.
+_BY_ANSWER = (
+    FailureKind.REJECTED,
+    FailureKind.RATE_LIMITED,
+    FailureKind.GONE,
+    FailureKind.HTTP_ERROR,
+    FailureKind.RESPONSE_TIMEOUT,
+    FailureKind.INVALID_RESPONSE,
+    FailureKind.OTHER,
+)
+
+# A request that failed so shortly before contradicts the stages, whatever it met; and
+# why may not be written yet.
+_JUST_NOW_MS = 15_000
+
+
+def conclude(stages: Stages, own_name: str = "") -> Situation:
     """Tell what the stages mean.
 
     Args:
         stages: All of them.
+        own_name: The name of this homeserver.
     """
+    stored = stages.seen(StoredFindings)
+    real = stored.real if stored else RealTraffic(LastRequest.NOT_KNOWN)
+    return attr.evolve(_by_stages(stages, stored, own_name), real=real)
+
+
+def _by_stages(
+    stages: Stages, stored: StoredFindings | None, own_name: str
+) -> Situation:
+    if (us := _is_us(stages, own_name)) is not None:
+        return Situation(Effect.STOPS, us)
     failing = _failing_stage(stages)
     if failing is not None:
         return _failing(stages, failing)
@@ -77,15 +112,67 @@ def conclude(stages: Stages) -> Situation:
     if authenticated.outcome is StageOutcome.SKIPPED:
         failure = authenticated.failure or Failure(FailureKind.INTERNAL)
         return Situation(Effect.NOT_KNOWN, failure)
-    stored = stages.seen(StoredFindings)
     left_ms = stored.backoff_left_ms if stored and stored.next_retry_ts else None
+    real_effect, kind = _met_by_real(stored)
+    if real_effect is Effect.REFUSES:
+        return Situation(real_effect, kind and Failure(kind), may_connect=True)
     weak = _uneven_stage(stages) or _weak_stage(stages)
     if weak is None:
-        return Situation(Effect.NONE, None, _harmless(stages), left_ms)
+        found = kind and Failure(kind)
+        return Situation(real_effect, found, _harmless(stages), left_ms)
     failure = _explained(stages, weak)
     is_file = failure.kind is FailureKind.WELL_KNOWN_INVALID
     remarks = (Remark.FOUND_WITHOUT_FILE,) if is_file else ()
     return Situation(_effect_of(weak, failure), failure, remarks, left_ms)
+
+
+def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | None]:
+    """Return what real requests add to stages in order: what comes of it, and why."""
+    if stored is None or stored.last_request is not LastRequest.FAILED:
+        return Effect.NONE, None
+    kind = stored.last_kind
+    if kind is FailureKind.TOO_LARGE:
+        return Effect.REFUSES, kind
+    # That a connection, a name or a certificate is bad, the stages have disproved.
+    is_just_now = (stored.last_failed_ago_ms or 0) < _JUST_NOW_MS
+    if kind in _BY_ANSWER or is_just_now:
+        return Effect.UNPROVEN, kind
+    return Effect.ANSWERS, None
+
+
+def _is_us(stages: Stages, own_name: str) -> Failure | None:
+    """Return how the name leads to this homeserver itself; None if it does not."""
+    keys, file = stages.seen(KeysFindings), stages.seen(WellKnownFindings)
+    addresses = stages.seen(AddressesFindings)
+    led_to = (file.delegated_to if file else None) or ""
+    if led_to and (led_to.lower() == own_name.lower() or (keys and keys.is_us)):
+        facts = Facts(host=led_to)
+        return Failure(FailureKind.IS_US, Reason.DELEGATED_TO_US, facts)
+    if keys is None or not keys.is_us:
+        return None
+    targets = addresses.targets if addresses else ()
+    if addresses and addresses.services_total:
+        facts = Facts(host=targets[0].host if targets else "")
+        return Failure(FailureKind.IS_US, Reason.SERVICE_IS_US, facts)
+    first = next((t for t in targets if t.addresses), None)
+    facts = Facts()
+    if first is not None:
+        facts = Facts(address=first.addresses[0].address, port=first.port)
+    return Failure(FailureKind.IS_US, Reason.ADDRESS_IS_OURS, facts)
+
+
+def _may_connect(stages: Stages, stage: Stage) -> bool:
+    """Tell whether a contact may get through where a stage fails.
+
+    It takes nothing but the way there and that they accept our signature.
+    """
+    if stage.name in (StageName.NAME, StageName.ADDRESSES, StageName.CONNECTIONS):
+        return False
+    if stage.name is StageName.WELL_KNOWN:
+        # By what Synapse has cached, a contact does not go.
+        return stage.kind is FailureKind.OTHER
+    unauthorized = (HTTPStatus.UNAUTHORIZED, HTTPStatus.GONE)
+    return _status(stages, StageName.AUTHENTICATED) not in unauthorized
 
 
 def _failing(stages: Stages, stage: Stage) -> Situation:
@@ -105,7 +192,10 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
         and not is_reached
     ):
         remarks.append(Remark.THEY_REACH_US)
-    return Situation(Effect.STOPS, failure, tuple(remarks), also=also)
+    may_connect = _may_connect(stages, stage)
+    return Situation(
+        Effect.STOPS, failure, tuple(remarks), also=also, may_connect=may_connect
+    )
 
 
 def _met_without_file(stages: Stages) -> Failure | None:

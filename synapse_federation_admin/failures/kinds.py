@@ -239,6 +239,29 @@ class FailureKind(Worded):
         "Ask their admin to raise the size limit of their reverse proxy "
         "(client_max_body_size in nginx).",
     )
+    SENDER_DOWN = (
+        "sender_down",
+        "Federation sender down",
+        "the process that sends to this server is not running",
+        "Start the federation sender, or take it out of federation_sender_instances "
+        "and restart Synapse.",
+        Fault.US,
+    )
+    SENDER_BEHIND = (
+        "sender_behind",
+        "Federation sender behind",
+        "the process that sends to this server has not come to the newest events",
+        "See the log and the load of the federation sender.",
+        Fault.US,
+    )
+    IS_US = (
+        "is_us",
+        "Name of this homeserver itself",
+        "what answers there has our own server_name and signing key",
+        "Nothing can be sent to a name that leads back here. Check its DNS records and "
+        "/etc/hosts of this host. If nobody uses the name, forget the destination.",
+        Fault.UNKNOWN,
+    )
     INTERNAL = (
         "internal",
         "Internal error in synapse-federation-admin",
@@ -252,9 +275,16 @@ class FailureKind(Worded):
 # failed since this module was installed, or the kind is that of another release.
 UNKNOWN_KIND = "unknown"
 
+# Those of which no request tells: what this homeserver itself does not do.
+OWN_KINDS = (
+    FailureKind.INTERNAL,
+    FailureKind.SENDER_DOWN,
+    FailureKind.SENDER_BEHIND,
+)
+
 # What may be asked for, and is counted: every kind of theirs, and UNKNOWN_KIND.
 FAILURE_KINDS = (
-    *(kind.value for kind in FailureKind if kind is not FailureKind.INTERNAL),
+    *(kind.value for kind in FailureKind if kind not in OWN_KINDS),
     UNKNOWN_KIND,
 )
 

@@ -31,7 +31,8 @@ def why_invalid(homeserver: Homeserver, name: str) -> Failure | None:
         reason = Reason.NAME_REFUSED
     elif not homeserver.federation.can_be_host(host):
         reason = Reason.NO_HOST_NAME
-    elif name == homeserver.server_name:
+    # Host names are the same in capitals.
+    elif name.lower() == homeserver.server_name.lower():
         reason = Reason.OWN_NAME
     else:
         return None

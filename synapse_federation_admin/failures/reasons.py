@@ -82,6 +82,24 @@ class Reason(Worded):
         Fault.US,
     )
 
+    # Names that lead to this homeserver itself.
+    DELEGATED_TO_US = (
+        "delegated_to_us",
+        "its /.well-known/matrix/server delegates to {host}, which is this homeserver",
+        "Nothing can be sent to a name that leads back here. If the name is yours, "
+        "correct the file or forget the destination. If not, tell their admin.",
+    )
+    SERVICE_IS_US = (
+        "service_is_us",
+        "its SRV record names {host}, which answers with our own signing key",
+        "Nothing can be sent to a name that leads back here. If the name is yours, "
+        "correct the record or forget the destination. If not, tell their admin.",
+    )
+    ADDRESS_IS_OURS = (
+        "address_is_ours",
+        "its address is ours, and answers with our own signing key",
+    )
+
     # Blocked addresses.
     ADDRESS_IS_NAME = (
         "address_is_name",

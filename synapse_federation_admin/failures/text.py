@@ -82,6 +82,14 @@ class Effect(Enum):
 
     NONE = "Federation with this server works."
 
+    # The stages are in order; the last real request was not, or that is not known.
+    ANSWERS = "The server answers the requests of this diagnosis."
+    UNPROVEN = (
+        "The server answers the requests of this diagnosis, but the last real request "
+        "failed."
+    )
+    REFUSES = "The server answers small requests, but not a real one."
+
     # No request gets through.
     STOPS = ""
 
@@ -116,9 +124,43 @@ class Remark(Enum):
     THEY_REACH_US = "They reach this homeserver, but it does not reach them."
 
 
+class LastRequest(Enum):
+    """What came of the last real request to a server, a diagnosis's own aside."""
+
+    SUCCEEDED = "succeeded"
+
+    # And none has succeeded since.
+    FAILED = "failed"
+
+    # None is recorded.
+    NONE = "none"
+
+    # History is off, or cannot be read, and Synapse does not back off from the server.
+    NOT_KNOWN = "not_known"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RealTraffic:
+    """What real requests to a server met.
+
+    Attributes:
+        last: What came of the last of them.
+        failed_ago_ms: How long ago one last failed; None if none has, as far as known.
+        kind: Why; None if that is not known.
+        succeeded_ago_ms: How long ago one last succeeded; None if that is not known.
+    """
+
+    last: LastRequest
+    failed_ago_ms: int | None = None
+    kind: FailureKind | None = None
+    succeeded_ago_ms: int | None = None
+
+
 # Of any other effect: that it works, but not always.
 _VERDICTS = {
     Effect.NONE: Verdict.OK,
+    Effect.ANSWERS: Verdict.OK,
+    Effect.REFUSES: Verdict.FAILING,
     Effect.STOPS: Verdict.FAILING,
     Effect.NOT_KNOWN: Verdict.UNKNOWN,
 }
@@ -135,6 +177,8 @@ class Situation:
         remarks: What else is to be said.
         backoff_left_ms: For how long Synapse does not retry; 0: until something is due;
             None: it does not back off, or a reset would not help.
+        real: What real requests met; None if that was not looked for.
+        may_connect: Whether a reconnect may get through all the same.
     """
 
     effect: Effect
@@ -142,6 +186,8 @@ class Situation:
     remarks: tuple[Remark, ...] = ()
     backoff_left_ms: int | None = None
     also: Failure | None = None
+    real: RealTraffic | None = None
+    may_connect: bool = False
 
     @property
     def kind(self) -> FailureKind | None:
@@ -179,6 +225,8 @@ class Situation:
         sentences += [remark.value for remark in self.remarks]
         if self.also is not None:
             sentences += [f"{message_of(self.also)}.", _way_of(self.also)]
+        if self.real is not None:
+            sentences.append(_told_of_real(self.real))
         return [*filter(None, sentences)]
 
     @property
@@ -188,13 +236,21 @@ class Situation:
         advice = []
         if effect is Effect.NO_VERSION:
             advice.append(_NO_VERSION_ADVICE)
+        elif effect is Effect.UNPROVEN or (
+            effect is Effect.ANSWERS and left_ms is None
+        ):
+            advice.append("Reconnect: that shows whether real requests are accepted.")
         elif self.failure is not None:
             advice.append(advice_of(self.failure))
         elif left_ms is None:
             advice.append("Nothing to do.")
         if self.also is not None and self.also.kind in _NOT_CONNECTED:
             advice.append("Or the homeserver has to be at port 8448.")
-        if effect is Effect.STOPS and kind is not _HELPED_BY_RESET:
+        if (
+            effect is Effect.STOPS
+            and kind is not _HELPED_BY_RESET
+            and not self.may_connect
+        ):
             advice.append(_IN_VAIN)
         if left_ms is not None:
             retries = "only when something is due"
@@ -271,6 +327,27 @@ def shown_duration(duration_ms: int) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s"
+
+
+def _told_of_real(real: RealTraffic) -> str:
+    """Return a sentence of what real requests met, and how long ago."""
+    succeeded = failed = ""
+    if real.succeeded_ago_ms is not None:
+        succeeded = f"{shown_duration(real.succeeded_ago_ms)} ago"
+    if real.failed_ago_ms is not None:
+        why = lowered(real.kind.headline) if real.kind else "why is not known"
+        failed = f"{shown_duration(real.failed_ago_ms)} ago ({why})"
+    if real.last is LastRequest.NOT_KNOWN:
+        return "What real requests met is not known: that is not recorded."
+    if real.last is LastRequest.NONE:
+        return "No real request to it is recorded."
+    if real.last is LastRequest.SUCCEEDED:
+        before = f"; the last failure was {failed}" if failed else ""
+        return f"The last real request succeeded {succeeded}{before}."
+    since = f"; the last success was {succeeded}" if succeeded else ""
+    return (
+        f"The last real request failed {failed}, and none has succeeded since{since}."
+    )
 
 
 def _words(failure: Failure) -> tuple[str, str, str]:

@@ -258,6 +258,17 @@ class Recorder:
             )
         return False
 
+    def waiting(self, destination: str) -> tuple[list[RecordedFailure], int | None]:
+        """Return what of a destination is not written yet.
+
+        Returns:
+            Its failures, and when it last answered; None if it has not.
+        """
+        success = self._successes.get(destination)
+        keys = [(destination, kind) for kind in _KINDS]
+        failures = [self._failures[key] for key in keys if key in self._failures]
+        return failures, success.last_ts if success else None
+
     # -- what is written --------------------------------------------------------------
 
     def _write_soon(self) -> None:

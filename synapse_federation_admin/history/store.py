@@ -81,11 +81,6 @@ class HistoryStore:
             "failures", partial(records.failures_txn, destinations=names)
         )
 
-    async def last_failure(self, destination: str) -> RecordedFailure | None:
-        """Return the last failure of a destination; None if none can be read."""
-        found = await if_readable(lambda: self.failures([destination]))
-        return found[destination][0] if found else None
-
     async def last_success_ts(self, destination: str) -> int | None:
         """Return when a destination last answered well, to within five minutes."""
         if not can_be_stored(destination):

@@ -33,6 +33,7 @@ _PROXY_OUT = (
 )
 
 _VERSION = "/_matrix/federation/v1/version"
+_KEYS = "/_matrix/key/v2/server"
 
 
 class Federation(Network):
@@ -148,6 +149,19 @@ class Federation(Network):
             timeout=timeout_ms + GRACE_MS,
             ignore_backoff=True,
         )
+
+    async def is_us(self, destination: str, *, timeout_ms: int) -> bool:
+        """Ask a destination for its keys; return whether they are our own."""
+        try:
+            body = await self.client(timeout_ms).get_json(
+                destination,
+                path=_KEYS,
+                timeout=timeout_ms + GRACE_MS,
+                ignore_backoff=True,
+            )
+        except (HttpResponseException, RequestSendFailed):
+            return False
+        return self.are_own_keys(body)
 
     def outbound(self, max_lifetime_ms: int) -> "Outbound":
         """Make the way out to other servers, step by step.

@@ -29,6 +29,7 @@ from synapse.http.proxyagent import ProxyAgent
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent, IResponse
+from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
@@ -135,6 +136,18 @@ class Network:
         return address in self._blocked and (
             as_server_name or address not in self._allowed
         )
+
+    def are_own_keys(self, body: object) -> bool:
+        """Tell whether an answer of `/_matrix/key/v2/server` is this homeserver's own.
+
+        It has our server name, and one of our keys: whatever the address, that is we.
+        """
+        if not isinstance(body, dict) or body.get("server_name") != self._hs.hostname:
+            return False
+        ours, keys = self._hs.signing_key, body.get("verify_keys")
+        key = keys.get(f"{ours.alg}:{ours.version}") if isinstance(keys, dict) else None
+        own = encode_base64(ours.verify_key.encode())
+        return isinstance(key, dict) and key.get("key") == own
 
     def client(
         self, timeout_ms: int, delegation: WellKnownLookupResult | None = None

@@ -47,6 +47,7 @@ from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.way_out import (
     cached_well_known,
     goes_through_proxy,
+    unobserved,
 )
 
 if TYPE_CHECKING:
@@ -269,11 +270,12 @@ class Outbound(Network):
             )
         client = self.client(timeout_ms, delegation)
         client.max_short_retries = 0
-        return partial(
+        get = partial(
             client.get_json_with_headers,
             timeout=timeout_ms + GRACE_MS,
             ignore_backoff=True,
         )
+        return lambda *args: unobserved(get(*args))
 
     async def stored_keys(self, name: str) -> dict[str, str]:
         """Return the keys of a server that Synapse has stored.

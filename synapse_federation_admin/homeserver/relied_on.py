@@ -108,6 +108,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (*_CONTACTS, _F.DIAGNOSIS),
         """
+        hs: signing_key
         synapse.config.server: ProxyConfig.https_proxy
         synapse.crypto.context_factory:
             ConnectionVerifier.verify_context_info_cb ConnectionVerifier._verify_certs

@@ -47,6 +47,7 @@ from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.homeserver.way_out import (
     cached_well_known,
     goes_through_proxy,
+    is_unobserved,
     proxy_host,
 )
 
@@ -178,6 +179,8 @@ def _take_recovered(args: _Told) -> None:
 def _take_answered(args: _Told) -> None:
     _, destination, code, _ = args
     observer = _of_this_request(_observers)
+    if is_unobserved():
+        return
     if observer is not None and isinstance(code, int) and 200 <= code < 300:
         observer.answered(str(destination))
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Synapse's settings and its cache say of the way to other servers."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
     proxy_bypass_environment,
@@ -11,6 +13,10 @@ from synapse.http.federation.well_known_resolver import WELL_KNOWN_GRACE_PERIOD_
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
+
+T = TypeVar("T")
+
+_is_unobserved: ContextVar[bool] = ContextVar("_is_unobserved", default=False)
 
 
 def proxy_host(hs: "HomeServer") -> str | None:
@@ -56,3 +62,17 @@ def cached_well_known(
     is_used = left_s > WELL_KNOWN_GRACE_PERIOD_FACTOR * ttl_s
     name = found.decode("ascii") if found else None
     return name, int(expires_s * 1000), is_used
+
+
+async def unobserved(request: Awaitable[T]) -> T:
+    """Await a request that is no real traffic: nobody is told that it was answered."""
+    _is_unobserved.set(True)
+    try:
+        return await request
+    finally:
+        _is_unobserved.set(False)
+
+
+def is_unobserved() -> bool:
+    """Tell whether that is so of the request which is under way here."""
+    return _is_unobserved.get()

@@ -2,6 +2,7 @@
 """Contacts destinations: an empty transaction, and what comes of it as a value."""
 
 from collections.abc import Awaitable
+from http import HTTPStatus
 
 import attr
 from synapse.module_api import JsonDict
@@ -10,6 +11,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -28,7 +30,16 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
     if failure := why_not_contacted(homeserver, name):
         return Contact(0, failure=failure)
     request = homeserver.federation.probe(name, timeout_ms=timeout_ms)
-    return await contact_of(homeserver, request)
+    contact = await contact_of(homeserver, request)
+    failure = contact.failure
+    # So this homeserver answers itself, if a name leads back to it: it is not for us.
+    if (
+        failure is not None
+        and failure.facts.status == HTTPStatus.UNAUTHORIZED
+        and await homeserver.federation.is_us(name, timeout_ms=timeout_ms)
+    ):
+        return attr.evolve(contact, failure=Failure(FailureKind.IS_US))
+    return contact
 
 
 async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contact:
