@@ -251,7 +251,7 @@ class FailureKind(Worded):
         "sender_behind",
         "Federation sender behind",
         "the process that sends to this server has not come to the newest events",
-        "See the log and the load of the federation sender.",
+        "Check the log and the load of that process of Synapse.",
         Fault.US,
     )
     IS_US = (
