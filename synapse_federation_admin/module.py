@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The class that Synapse loads, and what it is put together from."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from synapse.module_api import ModuleApi
 
     from synapse_federation_admin.api import Services
+    from synapse_federation_admin.destinations.senders import Sender
     from synapse_federation_admin.diagnosis.stored import Recorded
 
 Start = Callable[[], None]
@@ -276,7 +277,12 @@ async def _find_none(_names: object) -> Any:
 def _wire_metrics(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.history.gauges import Monitor
 
-    return (Monitor(s.homeserver, s.summary, s.history, s.recent_attempts).start,)
+    async def senders() -> "Sequence[Sender]":
+        """Return who sends; nobody while that is not known."""
+        return await s.senders.all() if s.features.is_on(Feature.SENDERS) else ()
+
+    monitor = Monitor(s.homeserver, s.summary, s.history, s.recent_attempts, senders)
+    return (monitor.start,)
 
 
 def _wire_indexes(s: "Services") -> Iterable[Start]:

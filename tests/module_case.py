@@ -233,6 +233,15 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
             messages_json="{}",
         )
 
+    def add_instance(self, name: str, age_ms: int = 0) -> None:
+        """Write of another process, one that sends, that it was seen."""
+        self.run_sql(
+            "INSERT INTO federation_admin_instances SELECT "
+            f"'{name}', seen_ts - {age_ms}, started_ts, 0, module_version, "
+            "synapse_version, 1, 0, 0, 0, NULL, 0 FROM federation_admin_instances "
+            "WHERE instance = 'main'"
+        )
+
     def add_poke(self, name: str, stream_id: int = 1, *, sent: bool = False) -> None:
         """Write that the change of a device waits for a destination."""
         self.insert(

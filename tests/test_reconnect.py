@@ -20,6 +20,9 @@ NOT_FAILING = (0, 0, None, 3)
 
 
 class ReconnectTestCase(ProbeTestCase):
+    def default_config(self) -> dict[str, Any]:
+        return {**super().default_config(), "federation_sender_instances": ["sender1"]}
+
     def setUp(self) -> None:
         super().setUp()
         self.add_destination(NAME, *LONG_FAILING)
@@ -404,14 +407,21 @@ class ManyAskersTestCase(ReconnectTestCase):
 @pytest.mark.database
 class ToldTestCase(ReconnectTestCase):
     def test_told(self) -> None:
-        """Told are the processes of the configuration; who is not is named, and why."""
+        """Told are those of the configuration that run; the others are named."""
         told = mock.patch.object(self.store, "send_invalidation_to_replication")
         others = mock.patch.object(Homeserver, "has_other_processes", True)
         names = mock.patch.object(Homeserver, "other_instances", ["sender1"])
-        for connected, expected, not_told in (
-            (True, ["main", "sender1"], []),
-            (False, ["main"], ["sender1"]),
+        for connected, runs, expected, not_told in (
+            (True, False, ["main"], []),
+            (False, False, ["main"], []),
+            (True, True, ["main", "sender1"], []),
+            (False, True, ["main"], ["sender1"]),
         ):
+            if runs:
+                self.run_sql(
+                    "DELETE FROM federation_admin_instances WHERE instance = 'sender1'"
+                )
+                self.add_instance("sender1")
             reached = mock.patch.object(Homeserver, "can_tell_others", connected)
             with told as sent, others, names, reached:
                 channel = self.reconnect()
@@ -420,5 +430,6 @@ class ToldTestCase(ReconnectTestCase):
             body = channel.json_body
             self.assertEqual(body["told"], expected)
             self.assertEqual(body["not_told"], not_told)
+            self.assertEqual(body["not_running"], [] if runs else ["sender1"])
             self.assertEqual("Redis" in str(body["not_told_error"]), not connected)
             self.assertEqual(channel.json_body["outcome"], "connected")

@@ -4,13 +4,14 @@
 from typing import Any
 
 import pytest
-from module_case import ModuleTestCase
+from module_case import V2, MembersTestCase
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations.senders import Sender, Senders
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import InstanceState, state_of
 from synapse_federation_admin.storage.schema import Tables
 
@@ -39,7 +40,7 @@ def test_state(age_ms: int, has_ended: bool, late_ms: int, state: str) -> None:
     assert found is InstanceState(state)
 
 
-class SendersTestCase(ModuleTestCase):
+class SendersTestCase(MembersTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         homeserver = Homeserver(hs.get_module_api())
@@ -93,6 +94,50 @@ class OneProcessTestCase(SendersTestCase):
             self.run_sql("SELECT has_ended FROM federation_admin_instances"), [(0,)]
         )
 
+    def test_told(self) -> None:
+        """The summary, the processes and a destination's own sender agree."""
+        self.add_destination("a.example")
+        (sender,) = self.get_json(f"{V2}/summary")["senders"]
+        (instance,) = self.get_json(f"{V2}/instances")["instances"]
+        one = self.get_json(f"{V2}/destinations/a.example")["sender"]
+        self.assertEqual(one, sender)
+        self.assertEqual(instance["sender"], sender)
+        self.assertEqual((sender["instance"], sender["state"]), ("main", "running"))
+        self.assertEqual(instance["in_memory"]["pdus"], 0)
+        self.assertIsNotNone(instance["started_ts"])
+
+    def test_not_yet_queued(self) -> None:
+        """Our events are counted to which it has not come: of all, and of its rooms."""
+        room_id = self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        self.add_destination("in.example")
+        self.add_destination("out.example")
+        self.add_member(room_id, "@x:in.example")
+        self.set_position("1")
+        ((ours,),) = self.run_sql(
+            "SELECT COUNT(*) FROM events WHERE stream_ordering > 1"
+        )
+        ((of_room,),) = self.run_sql(
+            "SELECT COUNT(*) FROM events WHERE stream_ordering > 1 "
+            f"AND room_id = '{room_id}'"
+        )
+        self.run_sql("UPDATE events SET sender = '@x:latest' WHERE stream_ordering = 3")
+        for name, count in (("in.example", of_room - 1), ("out.example", 0)):
+            found = self.get_json(f"{V2}/destinations/{name}")
+            self.assertEqual(found["not_yet_queued"], count)
+        self.assertEqual(self.get_json(f"{V2}/summary")["not_yet_queued"], ours - 1)
+
+    def test_cannot_be_told(self) -> None:
+        """Without the module's tables, it is not told, and the rest is."""
+        self.add_destination("a.example")
+        self.run_sql("UPDATE federation_admin_schema SET compat_version = 99")
+        self.run_sql("DROP TABLE federation_admin_instances")
+        found = self.get_json(f"{V2}/destinations/a.example")
+        self.assertIsNone(found["sender"])
+        self.assertIsNone(found["not_yet_queued"])
+        self.assertIsNone(self.get_json(f"{V2}/summary")["senders"])
+        self.assertEqual(self.ask("GET", f"{V2}/instances").code, 503)
+
     def test_position(self) -> None:
         """Behind is counted in events; ahead is what lies beyond the newest one."""
         room_id = self.helper.create_room_as("@admin:test", tok=self.admin_token)
@@ -127,24 +172,67 @@ class TwoSendersTestCase(SendersTestCase):
             "federation_sender_instances": ["sender1", "sender2"],
         }
 
-    def add(self, name: str, age_ms: int) -> None:
-        """Write of another process that it was seen."""
-        self.run_sql(
-            "INSERT INTO federation_admin_instances SELECT "
-            f"'{name}', seen_ts - {age_ms}, started_ts, 0, module_version, "
-            "synapse_version, 1, 0, 0, 0, NULL, 0 FROM federation_admin_instances "
-            "WHERE instance = 'main'"
-        )
-
     def test_states(self) -> None:
         """What was never seen is told apart from what is gone."""
-        self.add("sender1", MINUTE_MS)
+        self.add_instance("sender1", MINUTE_MS)
         one, two = self.get_success(self.senders.all())
         self.assertEqual((one.instance, two.instance), ("sender1", "sender2"))
         self.assertIs(one.state, InstanceState.LATE)
         self.assertIs(two.state, InstanceState.NEVER_SEEN)
         self.assertTrue(one.is_down and two.is_down)
         self.assertIsNone(two.position)
+
+    def test_seen(self) -> None:
+        """Who is not named by the configuration is told if it was seen."""
+        self.add_instance("generic_worker", 0)
+        found = self.get_json(f"{V2}/instances")["instances"]
+        self.assertEqual(
+            [(each["instance"], each["state"]) for each in found],
+            [
+                ("generic_worker", "running"),
+                ("main", "running"),
+                ("sender1", "never_seen"),
+                ("sender2", "never_seen"),
+            ],
+        )
+        self.assertEqual([each["sends"] for each in found[1:]], [False, True, True])
+
+    def test_outlook(self) -> None:
+        """It is us if a sender of ours stands still."""
+        outlook = self.get_json(f"{V2}/summary")["outlook"]
+        self.assertEqual(outlook["verdict"], "us")
+        self.assertIn("sender1, sender2", outlook["explanation"])
+        self.add_instance("sender1", 0)
+        self.add_instance("sender2", 0)
+        outlook = self.get_json(f"{V2}/summary")["outlook"]
+        self.assertEqual(outlook["verdict"], "normal")
+
+    def test_old(self) -> None:
+        """What was not seen for long is forgotten, and what was seen long after now."""
+        week_ms = 7 * 86_400_000
+        for name, age_ms in (("old", week_ms + 1), ("new", 0), ("beyond", -week_ms)):
+            self.add_instance(name, age_ms)
+        ((now_ts,),) = self.run_sql(
+            "SELECT seen_ts FROM federation_admin_instances WHERE instance = 'main'"
+        )
+        deleted = self.get_success(
+            Homeserver(self.hs.get_module_api()).run_db_interaction(
+                "test",
+                lambda txn: instances.prune_txn(txn, now_ts - week_ms, 10),
+            )
+        )
+        self.assertEqual(deleted, 1)
+        self.run_sql(
+            "UPDATE federation_admin_instances SET seen_ts = seen_ts + 1 "
+            "WHERE instance = 'beyond'"
+        )
+        deleted = self.get_success(
+            Homeserver(self.hs.get_module_api()).run_db_interaction(
+                "test",
+                lambda txn: instances.prune_txn(txn, now_ts - week_ms, 10),
+            )
+        )
+        self.assertEqual(deleted, 1)
 
     def test_without_module(self) -> None:
         """Who comes to new events runs, also without this module."""

@@ -12,6 +12,7 @@ from synapse_federation_admin.api._render import render_v2
 from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.storage.outcomes import (
     Contact,
     ReconnectOutcome,
@@ -51,12 +52,19 @@ class Reconnected(Answer):
         description="The transaction that it has refused; null if it has not, or if "
         "the process that sends has not told."
     )
-    told: list[str] = Field(description="The processes that were told to send.")
+    told: list[str] = Field(
+        description="The processes that were told to send, and run; none where nobody "
+        "sends."
+    )
     not_told: list[str] = Field(
         description="Those that could not be told: they find out when they next look."
     )
     not_told_error: str | None = Field(
         description="Why, for people; null if all were told."
+    )
+    not_running: list[str] = Field(
+        description="Those of which no sign of life is known within 45 seconds: they "
+        "send once they run again."
     )
 
 
@@ -95,7 +103,8 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
             "refused": null,
             "told": ["main", "federation_sender1"],
             "not_told": [],
-            "not_told_error": null
+            "not_told_error": null,
+            "not_running": []
         }
     """
     services, homeserver = asked.services, asked.services.homeserver
@@ -110,6 +119,9 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
     )
     if found is None:
         raise unknown_destination()
+    told, processes = found.told, await if_readable(lambda: services.senders.read())
+    down = processes.not_running if processes else frozenset()
+    is_sent = processes is None or processes.is_sent
     now_ms, allowed = homeserver.now_ms(), homeserver.is_allowed(destination)
     return {
         "outcome": found.outcome.value,
@@ -117,7 +129,8 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         "after": render_v2(found.after, now_ms, allowed=allowed),
         "contact": shown(found.contact or Contact(now_ms - asked_ts)),
         "refused": shown(found.refused) if found.refused else None,
-        "told": list(found.told.names),
-        "not_told": list(found.told.others),
-        "not_told_error": found.told.error,
+        "told": [name for name in told.names if is_sent and name not in down],
+        "not_told": [name for name in told.others if name not in down],
+        "not_told_error": told.error,
+        "not_running": [n for n in (*told.names, *told.others) if n in down],
     }

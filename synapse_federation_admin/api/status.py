@@ -70,7 +70,7 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
                 },
                 ...
             },
-            "tables": {"code_version": 4, "database_version": 4, "compat_version": 3}
+            "tables": {"code_version": 5, "database_version": 5, "compat_version": 3}
         }
 
     Both versions of the database are null while it cannot be used.

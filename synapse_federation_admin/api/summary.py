@@ -8,9 +8,10 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Kind, Nothing
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus, IndexState
-from synapse_federation_admin.history.correlation import Correlation
+from synapse_federation_admin.history.correlation import Correlation, with_senders
 from synapse_federation_admin.history.store import by_every_kind, if_readable
 
 
@@ -75,6 +76,14 @@ class Summary(Answer):
         description="Whether servers began to fail together. Null where the module's "
         "own tables cannot be read."
     )
+    senders: list[model_of(Sender)] | None = Field(  # type: ignore[valid-type]
+        description="The processes that send, one of the state `nobody` if none does. "
+        "Null where the module's own tables cannot be read."
+    )
+    not_yet_queued: int | None = Field(
+        description="Our events to which one of `senders` at least has not come, of "
+        "the next 10,000 events; null as `senders`."
+    )
     backlog: TotalBacklog = Field(description="What waits for all of them.")
     unlisted: Unlisted = Field(
         description="Names for which something waits, but which Synapse has no row "
@@ -121,6 +130,18 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                 },
                 "last_15_minutes": {...}
             },
+            "senders": [
+                {
+                    "instance": "main",
+                    "state": "running",
+                    "seen_ts": 1557332397936,
+                    "position": 4711,
+                    "behind_events": 0,
+                    "behind_ms": 0,
+                    "ahead_events": 0
+                }
+            ],
+            "not_yet_queued": 0,
             "backlog": {
                 "as_of_ts": 1557332397936,
                 "rooms": 1200,
@@ -146,6 +167,8 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
     summary = await services.summary.get()
     known = await if_readable(lambda: services.history.failing_by_kind())
     kinds = None if known is None else by_every_kind(summary.failing, known)
+    senders = await if_readable(lambda: services.senders.all())
+    outlook = await if_readable(lambda: services.recent_attempts.correlation())
     states = await services.indexes.states()
     # None where nothing is known yet.
     waiting = summary.backlog
@@ -155,9 +178,13 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         "status": shown(summary.by_status),
         "failing": shown(summary.failing_by_age),
         "failing_by_kind": kinds and {kind: n for kind, n in kinds.items() if n},
-        "outlook": shown(
-            await if_readable(lambda: services.recent_attempts.correlation())
-        ),
+        "outlook": shown(outlook and with_senders(outlook, senders or ())),
+        "senders": shown(senders),
+        "not_yet_queued": await if_readable(
+            lambda: services.senders.not_yet_queued(senders)
+        )
+        if senders
+        else None,
         "backlog": {
             key: getattr(waiting, key, None) for key in TotalBacklog.model_fields
         },

@@ -17,6 +17,7 @@ from synapse_federation_admin.api.schemas.destinations import (
 )
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import shown
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination, Position
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
@@ -97,7 +98,16 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
             "last_success_ts": 1557332397936,
             "shared_rooms": 12,
             "local_users": 40,
-            "sender": "federation_sender1",
+            "sender": {
+                "instance": "federation_sender1",
+                "state": "running",
+                "seen_ts": 1557332397936,
+                "position": 4711,
+                "behind_events": 0,
+                "behind_ms": 0,
+                "ahead_events": 0
+            },
+            "not_yet_queued": 0,
             "inbound": {"last_transaction_ts": 1557332397936}
         }
 
@@ -127,6 +137,10 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     availability = await if_readable(
         lambda: services.history.availability([destination])
     )
+    sender = await if_readable(lambda: services.senders.of(destination))
+    not_yet_queued = await if_readable(
+        lambda: _not_yet_queued(services, sender, destination)
+    )
     allowed = homeserver.is_allowed(destination)
     return {
         **render_v2(row, homeserver.now_ms(), allowed=allowed),
@@ -137,9 +151,25 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
         "last_success_ts": last_success_ts,
         "shared_rooms": shared.rooms if shared else None,
         "local_users": shared.local_users if shared else None,
-        "sender": homeserver.sender_of(destination),
+        "sender": shown(sender),
+        "not_yet_queued": not_yet_queued,
         "inbound": {"last_transaction_ts": last_ts},
     }
+
+
+async def _not_yet_queued(
+    services: Services, sender: Sender | None, destination: str
+) -> int | None:
+    """Count our events for a destination to which its sender has not come.
+
+    None if that is not known.
+    """
+    if sender is None or sender.behind_events is None:
+        return None
+    if not sender.behind_events:
+        return 0
+    rooms = await services.shared_rooms.rooms_of(destination)
+    return await services.senders.not_yet_queued([sender], rooms)
 
 
 async def render_rows(

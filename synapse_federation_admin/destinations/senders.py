@@ -7,7 +7,7 @@ a row of `federation_stream_position`. What it has not come to is in no queue.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +21,7 @@ from synapse_federation_admin.homeserver.process import shown_instance
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import Instance, InstanceState
 from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import Sql, any_of, where
 
 # A sender that is behind by so long does not keep up. One that has come to an event
 # that was received within the same time was running then.
@@ -84,6 +85,11 @@ class Sender:
         """Whether events are not sent though it may run: it is far behind, or ahead."""
         return bool(self.ahead_events) or (self.behind_ms or 0) >= _LONG_MS
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether events do not leave by it: it does not run, or is far behind."""
+        return self.is_down or self.is_behind
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Processes:
@@ -97,6 +103,21 @@ class Processes:
 
     instances: Mapping[str, Instance]
     senders: tuple[Sender, ...]
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether any process sends, according to the configuration."""
+        return self.senders[0].instance is not None
+
+    @property
+    def not_running(self) -> frozenset[str]:
+        """The names of those that do not run, as far as is known."""
+        return frozenset(
+            name
+            for name, instance in self.instances.items()
+            if not instance.is_seen
+            and not any(s.instance == name and not s.is_down for s in self.senders)
+        )
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -182,6 +203,45 @@ class Senders:
         name = self._homeserver.sender_of(destination)
         senders = await self.all()
         return next((s for s in senders if s.instance == name), senders[0])
+
+    async def not_yet_queued(
+        self, senders: Sequence[Sender], rooms: Collection[str] | None = None
+    ) -> int:
+        """Count our events to which one of some senders at least has not come.
+
+        Args:
+            senders: Who. What lies between the newest event and the position of one
+                that is ahead is not known.
+            rooms: Those of these rooms; None: all.
+
+        Returns:
+            How many of the next 10,000 events of anybody are ours.
+        """
+        behind = [s.position or 0 for s in senders if s.behind_events]
+        if not behind or rooms == set():
+            return 0
+        homeserver = self._homeserver
+        server = f":{homeserver.server_name}"
+        conditions = [
+            Sql("SUBSTR(e.sender, LENGTH(e.sender) - ?) = ?", (len(server) - 1, server))
+        ]
+        if rooms is not None:
+            conditions.append(any_of("e.room_id", rooms, homeserver.is_postgres))
+        ours = where(conditions)
+
+        def count_txn(txn: LoggingTransaction) -> int:
+            txn.execute(
+                "SELECT COUNT(*) FROM (SELECT sender, room_id FROM events "  # noqa: S608
+                "WHERE stream_ordering > ? ORDER BY stream_ordering LIMIT ?"
+                f") AS e {ours.text}",
+                (min(behind), limits.EVENTS_COUNTED, *ours.args),
+            )
+            ((count,),) = txn.fetchall()
+            return int(count)
+
+        return await homeserver.run_db_interaction(
+            "federation_admin_not_yet_queued", count_txn
+        )
 
     async def read(self) -> Processes:
         """Return all processes; read once for all who ask at the same time."""

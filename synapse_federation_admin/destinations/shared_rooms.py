@@ -57,6 +57,10 @@ class SharedRoomsStore:
             "federation_admin_shared_rooms", name, partial(self._of, name)
         )
 
+    async def rooms_of(self, name: str) -> Collection[str]:
+        """Return the IDs of the rooms in which users of a server are joined."""
+        return (await self._rooms_of([name])).get(name, set())
+
     async def counts(self, names: Collection[str]) -> dict[str, int]:
         """Count the rooms that some servers share with us, in one pass.
 
@@ -75,7 +79,7 @@ class SharedRoomsStore:
         return {name: count for name, count in counts.items() if count}
 
     async def _of(self, name: str) -> SharedRooms:
-        rooms = (await self._rooms_of([name])).get(name, set())
+        rooms = await self.rooms_of(name)
         counts = "COUNT(DISTINCT room_id), COUNT(DISTINCT user_id)"
         return SharedRooms(*(await self._local(counts, rooms))[0])
 

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from enum import Enum
 
+from synapse_federation_admin import limits
+
 
 class OurPart(Enum):
     """What of ours may be the cause if most servers fail; in words."""
@@ -80,6 +82,19 @@ def explain_nothing(failing: int, tried: int, window_ms: int) -> str:
         f"{_percent(failing, tried)} of servers tried in the last {time} fail "
         f"({failing} of {tried}), and nothing suggests that it is for a reason on this "
         "side"
+    )
+
+
+def explain_senders(names: Sequence[str]) -> str:
+    """Say that processes of ours that send do not; no name: there is none."""
+    if not names:
+        return "Nothing is sent to any server: no process of this homeserver sends"
+    told = ", ".join(names[: limits.NAMES_IN_A_SENTENCE])
+    more = len(names) - limits.NAMES_IN_A_SENTENCE
+    others = f" and {more} more" if more > 0 else ""
+    return (
+        f"Of this homeserver's senders {told}{others} do not run, or have not come to "
+        "new events: see 'senders'"
     )
 
 

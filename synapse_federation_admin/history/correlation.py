@@ -2,15 +2,17 @@
 """Tells whether servers began to fail together, and whether it is us. Pure."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
 import attr
 
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.failures.together import (
     OurPart,
     explain_nothing,
+    explain_senders,
     explain_shared,
     explain_us,
 )
@@ -238,3 +240,16 @@ def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
         )
         return CorrelationVerdict.SHARED, explanation
     return None
+
+
+def with_senders(found: Correlation, senders: Iterable[Sender]) -> Correlation:
+    """Judge anew, with what is known of our own senders.
+
+    Those that stand still are the cause of whatever does not arrive, and of failures
+    that are not met.
+    """
+    names = [sender.instance for sender in senders if sender.stands_still]
+    if not names:
+        return found
+    explanation = explain_senders(list(filter(None, names)))
+    return attr.evolve(found, verdict=CorrelationVerdict.US, explanation=explanation)

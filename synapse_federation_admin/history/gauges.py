@@ -5,8 +5,14 @@ A scrape reads what was counted last: it never waits for the database. Where nob
 scrapes, nothing is counted.
 """
 
+from collections.abc import Awaitable, Callable, Sequence
+
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import SummaryStore
-from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.history.correlation import (
+    CorrelationVerdict,
+    with_senders,
+)
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.history.store import HistoryStore, by_every_kind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -17,6 +23,10 @@ from synapse_federation_admin.homeserver.metrics import (
     OLDEST_STUCK_TO_DEVICE,
     OLDEST_TO_DEVICE,
     OUTLOOK,
+    SENDER_AHEAD,
+    SENDER_BEHIND,
+    SENDER_LAG,
+    SENDER_UP,
     TRIED,
     UPDATED,
 )
@@ -40,11 +50,13 @@ class Monitor:
         summary: SummaryStore,
         history: HistoryStore,
         recent_attempts: RecentAttemptsStore,
+        senders: Callable[[], Awaitable[Sequence[Sender]]],
     ) -> None:
         self._homeserver = homeserver
         self._summary = summary
         self._history = history
         self._recent_attempts = recent_attempts
+        self._senders = senders
         self._updated_ts = homeserver.now_ms()
         self._next_ts = 0
         self._is_read = False
@@ -98,9 +110,18 @@ class Monitor:
         failing = by_every_kind(summary.failing, await self._history.failing_by_kind())
         for kind, count in failing.items():
             metrics(FAILING, kind).set(count)
-        correlation = await self._recent_attempts.correlation(_CORRELATION_MS)
+        senders = await self._senders()
+        correlation = with_senders(
+            await self._recent_attempts.correlation(_CORRELATION_MS), senders
+        )
         for verdict in CorrelationVerdict:
             metrics(OUTLOOK, verdict.value).set(verdict is correlation.verdict)
+        for sender in senders:
+            name = sender.instance or ""
+            metrics(SENDER_UP, name).set(not sender.is_down)
+            metrics(SENDER_BEHIND, name).set(sender.behind_events or 0)
+            metrics(SENDER_LAG, name).set((sender.behind_ms or 0) / 1000)
+            metrics(SENDER_AHEAD, name).set(sender.ahead_events or 0)
         metrics(TRIED, "failed").set(correlation.last_hour.failing)
         metrics(TRIED, "succeeded").set(correlation.last_hour.succeeded)
         self._updated_ts = now_ts

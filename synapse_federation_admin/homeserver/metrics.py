@@ -46,6 +46,26 @@ TRIED = Gauge(
     "Destinations tried in the last hour",
     [SERVER_NAME_LABEL, "outcome"],
 )
+SENDER_UP = Gauge(
+    f"{_PREFIX}sender_up",
+    "1 if a process that sends runs, 0 if not; no name: none sends",
+    [SERVER_NAME_LABEL, "sender"],
+)
+SENDER_BEHIND = Gauge(
+    f"{_PREFIX}sender_behind_events",
+    "Events to which a process that sends has not come; 10000 for so many or more",
+    [SERVER_NAME_LABEL, "sender"],
+)
+SENDER_LAG = Gauge(
+    f"{_PREFIX}sender_behind_seconds",
+    "How long ago the oldest of those events was received; 0 if there is none",
+    [SERVER_NAME_LABEL, "sender"],
+)
+SENDER_AHEAD = Gauge(
+    f"{_PREFIX}sender_ahead_events",
+    "By how much the position of a process that sends is beyond the newest event",
+    [SERVER_NAME_LABEL, "sender"],
+)
 UPDATED = Gauge(
     f"{_PREFIX}updated_timestamp_seconds",
     "When the gauges of this module were brought up to date",

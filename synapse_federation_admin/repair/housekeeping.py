@@ -10,7 +10,7 @@ from functools import partial
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import outages, records, run_queue
+from synapse_federation_admin.storage import instances, outages, records, run_queue
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
@@ -107,6 +107,7 @@ class Housekeeping:
             (self._audit.prune_txn, self._keep_for_ms),
             (RunStore.prune_txn, self._keep_for_ms),
             (run_queue.prune_txn, 0),
+            (instances.prune_txn, instances.KEPT_MS),
             *(self._of_history if self._tables.has_history else ()),
         ):
             await self._prune(prune_txn, now_ts - keep_for_ms)

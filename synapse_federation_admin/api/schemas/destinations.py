@@ -20,6 +20,7 @@ from synapse_federation_admin.api.schemas.model import (
 from synapse_federation_admin.api.schemas.v1 import V1Destination
 from synapse_federation_admin.api.schemas.values import model_of
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationOrder,
@@ -228,9 +229,13 @@ class DestinationDetail(Destination):
     local_users: int | None = Field(
         description="Users of this server in those rooms; null as `shared_rooms`."
     )
-    sender: str | None = Field(
-        description="The process that sends to it (the main process is `main`); null "
-        "if none does."
+    sender: model_of(Sender) | None = Field(  # type: ignore[valid-type]
+        description="The process that sends to it, and how far it has come; null where "
+        "the module's own tables cannot be read."
+    )
+    not_yet_queued: int | None = Field(
+        description="Our events in its rooms to which that process has not come, of "
+        "the next 10,000 events; null if that is not known."
     )
     inbound: Inbound = Field(description="What it sends to us.")
 

@@ -18,6 +18,7 @@ from pydantic import Field, create_model
 
 from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.diagnosis.findings import Diagnosis, Stage
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import FailureKind, Reason
@@ -25,6 +26,7 @@ from synapse_federation_admin.failures.text import detail_of, message_of
 from synapse_federation_admin.history.availability import AvailableDay
 from synapse_federation_admin.history.correlation import Correlation
 from synapse_federation_admin.storage.audit_entry import AuditEntry
+from synapse_federation_admin.storage.instances import Instance
 from synapse_federation_admin.storage.outcomes import Contact
 from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
 from synapse_federation_admin.storage.records import RecordedFailure
@@ -43,11 +45,14 @@ _KEYS: Mapping[type[Any], str] = {
     Diagnosis: "destination checked_ts duration_ms instance verdict=situation.verdict "
     "kind=situation.kind reason=situation.reason fault=situation.fault "
     "explanation=situation.explanation advice=situation.advice stages stored",
+    Instance: "instance=name state seen_ts started_ts module_version synapse_version "
+    "sends in_memory reactor_late_ms",
     RecentAttempts: "tried=total failing began share shared=causes",
     RecordedFailure: "kind message first_ts last_ts count instance",
     Run: "id=run_id action status user_id=actor.user_id puppeted_by=actor.puppeted_by "
     "reason criteria options created_ts started_ts updated_ts ended_ts matched done "
     "outcomes totals errors error rate_per_second",
+    Sender: "instance state seen_ts position behind_events behind_ms ahead_events",
     Stage: "name outcome kind reason message duration_ms findings",
     SharedCause: "type value destinations began",
 }
