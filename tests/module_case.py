@@ -17,6 +17,10 @@ from tests.server import FakeChannel
 from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import instances
+from synapse_federation_admin.storage.instances import Instance
+from synapse_federation_admin.storage.schema import Tables
 from tests import unittest
 
 # Here, for this is imported once, and before any test.
@@ -235,11 +239,18 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
 
     def add_instance(self, name: str, age_ms: int = 0) -> None:
         """Write of another process, one that sends, that it was seen."""
+        homeserver = Homeserver(self.hs.get_module_api())
+        seen = Instance(
+            name, module_version="1", synapse_version="1", sends=True, reactor_late_ms=0
+        )
+
+        def beat_txn(txn: LoggingTransaction) -> None:
+            instances.beat_txn(txn, seen, 0, is_postgres=self.is_postgres)
+
+        self.get_success(Tables(homeserver).run("test", beat_txn))
         self.run_sql(
-            "INSERT INTO federation_admin_instances SELECT "
-            f"'{name}', seen_ts - {age_ms}, started_ts, 0, module_version, "
-            "synapse_version, 1, 0, 0, 0, NULL, 0 FROM federation_admin_instances "
-            "WHERE instance = 'main'"
+            f"UPDATE federation_admin_instances SET seen_ts = seen_ts - {age_ms} "
+            f"WHERE instance = '{name}'"
         )
 
     def add_poke(self, name: str, stream_id: int = 1, *, sent: bool = False) -> None:
@@ -253,6 +264,17 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
             sent=sent,
             ts=1,
         )
+
+
+class SenderTestCase(ModuleTestCase):
+    """With another process that runs, and sends."""
+
+    def default_config(self) -> dict[str, Any]:
+        return {**super().default_config(), "federation_sender_instances": ["sender1"]}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_instance("sender1")
 
 
 class MembersTestCase(ModuleTestCase):

@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import ModuleTestCase
+from module_case import ModuleTestCase, SenderTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
@@ -467,7 +467,7 @@ class OutagesTest(HistoryTestCase):
 
 
 @pytest.mark.database
-class OutlookTest(HistoryTestCase):
+class OutlookTest(SenderTestCase, HistoryTestCase):
     def add_many(
         self,
         count: int,

@@ -418,9 +418,6 @@ class ToldTestCase(ReconnectTestCase):
             (False, True, ["main"], ["sender1"]),
         ):
             if runs:
-                self.run_sql(
-                    "DELETE FROM federation_admin_instances WHERE instance = 'sender1'"
-                )
                 self.add_instance("sender1")
             reached = mock.patch.object(Homeserver, "can_tell_others", connected)
             with told as sent, others, names, reached:

@@ -46,13 +46,6 @@ class SendersTestCase(MembersTestCase):
         homeserver = Homeserver(hs.get_module_api())
         self.senders = Senders(homeserver, Tables(homeserver))
 
-    def shift(self, name: str, age_ms: int) -> None:
-        """Have a process been seen at another time."""
-        self.run_sql(
-            f"UPDATE federation_admin_instances SET seen_ts = seen_ts - {age_ms} "
-            f"WHERE instance = '{name}'"
-        )
-
     def set_position(self, position: str) -> None:
         self.run_sql(
             f"UPDATE federation_stream_position SET stream_id = {position} "

@@ -5,10 +5,10 @@ import csv
 import io
 import json
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import ANY, patch
 
 import pytest
-from module_case import DESTINATIONS, ModuleTestCase
+from module_case import DESTINATIONS, SenderTestCase
 from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
@@ -55,7 +55,7 @@ CASES: list[tuple[str, list[str]]] = [
 ]
 
 
-class V2TestCase(ModuleTestCase):
+class V2TestCase(SenderTestCase):
     """With one destination of each kind."""
 
     def prepare(self, *args: Any) -> None:
@@ -278,7 +278,16 @@ class DetailV2Test(V2TestCase):
                 "last_success_ts": None,
                 "shared_rooms": 0,
                 "local_users": 0,
-                "sender": None,
+                "sender": {
+                    "instance": "sender1",
+                    "state": "running",
+                    "seen_ts": ANY,
+                    "position": None,
+                    "behind_events": None,
+                    "behind_ms": None,
+                    "ahead_events": None,
+                },
+                "not_yet_queued": None,
                 "inbound": {"last_transaction_ts": None},
             },
         )
@@ -342,6 +351,8 @@ class SummaryTest(V2TestCase):
         indexes = body.pop("indexes")
         self.assertEqual(body.pop("failing_by_kind"), {"unknown": 2})
         self.assertEqual(body.pop("outlook")["verdict"], "normal")
+        (sender,) = body.pop("senders")
+        self.assertEqual(sender["state"], "running")
         self.assertEqual(
             body,
             {
@@ -358,6 +369,7 @@ class SummaryTest(V2TestCase):
                     "device_list_updates": 0,
                 },
                 "unlisted": {"total": 0, "sample": []},
+                "not_yet_queued": 0,
             },
         )
         self.assertEqual((indexes["enabled"], indexes["ready"]), (False, False))
