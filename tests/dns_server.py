@@ -52,6 +52,8 @@ class DnsServer:
         self.address = address
         self.records: dict[tuple[str, str], Any] = {}
         self.delay_s = 0.0
+        # What every name has that has none of the type that is asked for.
+        self.default: Any = []
         # The names in all questions that came.
         self.asked: list[str] = []
         self._prepared: dict[tuple[str, str], bytes] = {}
@@ -132,7 +134,7 @@ class DnsServer:
         reply = request.reply()
         name = str(request.q.qname).rstrip(".").lower()
         kind = QTYPE[request.q.qtype]
-        values = self.records.get((name, kind), [])
+        values = self.records.get((name, kind), self.default)
         if values == SILENCE:
             return None
         if values == SERVFAIL:

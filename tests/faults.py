@@ -467,6 +467,17 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(placed(lab, host), 443, homeserver(name), host)
 
 
+@fault(
+    "file-twice failing connection_refused",
+    "names once.lab.example, and that delegates on to twice.lab.example port 443",
+)
+def _(lab: Laboratory, name: str) -> None:
+    """The name to which it delegates delegates on; nobody follows that."""
+    delegates(lab, name, m_server(f"once.{ZONE}"))
+    delegates(lab, f"once.{ZONE}", m_server(f"twice.{ZONE}:443"))
+    lab.serve(placed(lab, f"twice.{ZONE}"), 443, homeserver(name), f"twice.{ZONE}")
+
+
 @fault("file-wrong-port failing connection_refused", "names file-wrong-port")
 def _(lab: Laboratory, name: str) -> None:
     delegates(lab, name, m_server(f"{name}:9000"), up(lab, name))

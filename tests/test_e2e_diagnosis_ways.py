@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a diagnosis shows of the way, and of what this homeserver itself does on it."""
 
+import re
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import attr
 import pytest
+from dns_server import DnsServer, with_resolver
 from faults import expired, m_server
 from fleet import connect_sqlite, write_failing
 from laboratory import (
@@ -78,7 +80,7 @@ def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
         laboratory.certificates,
         module_config={"diagnosis": {"timeout": f"{TIMEOUT_S}s"}},
         extra_config={**config, **kwargs.pop("extra_config", {})},
-        wrapper=laboratory.wrapper,
+        wrapper=kwargs.pop("wrapper", laboratory.wrapper),
         **kwargs,
     )
 
@@ -181,6 +183,10 @@ def test_cached_delegation(world: World) -> None:
     assert found["cached"]["m_server"] == f"{name}:9449"
     assert found["cached"]["differs"] is True
     assert report["reason"] == "cached_delegation"
+    assert re.search(
+        r"for 2\dh?.*, until (....-..-.. )?..:.. UTC", report["explanation"]
+    )
+    assert re.match(r"Wait until (....-..-.. )?..:.. UTC", report["advice"])
     # And while it cannot be fetched, Synapse goes on with it.
     file[WELL_KNOWN] = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
     report = world.diagnose(name)
@@ -189,6 +195,26 @@ def test_cached_delegation(world: World) -> None:
         "well_known_unreachable",
     )
     assert report["stages"]["well_known"]["delegated_to"] == f"{name}:9449"
+    assert "the file that it has cached, for 2" in report["explanation"]
+
+
+@pytest.mark.parametrize("said", [None, "SERVFAIL"])
+def test_dead_resolver(world: World, said: str | None) -> None:
+    """A resolver that answers nothing, or errors, is the fault of this host."""
+    laboratory = world.laboratory
+    folder = laboratory.folder / f"resolver {said}"
+    folder.mkdir()
+    address = laboratory.address()
+    options = "options timeout:1 attempts:1"
+    with ExitStack() as stack:
+        if said:
+            server = stack.enter_context(DnsServer(address))
+            server.default = said
+        wrapper = with_resolver(folder, address, options)
+        synapse = stack.enter_context(start(laboratory, folder.name, wrapper=wrapper))
+        report = admin_of(synapse).diagnose(f"a.{ZONE}")
+    assert (report["verdict"], report["kind"]) == ("failing", "dns_failed"), report
+    assert (report["reason"], report["fault"]) == ("resolver_dead", "us"), report
 
 
 def test_ipv6(world: World) -> None:

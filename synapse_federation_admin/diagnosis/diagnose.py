@@ -30,7 +30,11 @@ from synapse_federation_admin.diagnosis.requests import check_authenticated, che
 from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
-from synapse_federation_admin.diagnosis.well_known import WellKnown, check_well_known
+from synapse_federation_admin.diagnosis.well_known import (
+    WellKnown,
+    check_well_known,
+    with_second_file,
+)
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.names import why_not_contacted
@@ -292,14 +296,20 @@ async def _go(stages: Stages, way: Way, name: str, well_known: WellKnown) -> Non
         _skip(stages, _DIRECT[1:], SkipReason.INVALID_DELEGATION)
         return
     checking = check_addresses(way, where, is_delegated=is_delegated)
-    addresses = (await _take(way, stages, checking)).findings
+    found = await _take(way, stages, checking)
+    addresses = found.findings
     assert isinstance(addresses, AddressesFindings)
-    if stages[StageName.ADDRESSES].outcome is StageOutcome.FAILED:
+    if found.outcome is StageOutcome.FAILED:
+        if is_delegated:
+            stages[StageName.ADDRESSES] = await with_second_file(way, where, found)
         _skip(stages, _DIRECT[2:], SkipReason.NO_ADDRESS)
         return
     connecting = check_connections(way, where, addresses)
-    connections = (await _take(way, stages, connecting)).findings
+    found = await _take(way, stages, connecting)
+    connections = found.findings
     assert isinstance(connections, ConnectionsFindings)
+    if is_delegated and found.outcome is StageOutcome.FAILED:
+        stages[StageName.CONNECTIONS] = await with_second_file(way, where, found)
     stages[StageName.VERSION] = check_version(connections)
 
 

@@ -116,6 +116,27 @@ async def check_well_known(way: Way, name: ServerName) -> WellKnown:
     )
 
 
+async def with_second_file(way: Way, name: ServerName, stage: Stage) -> Stage:
+    """Tell of a place that is not reached whether its name delegates on.
+
+    Args:
+        way: The way out.
+        name: The name to which the server delegates.
+        stage: What came of going there.
+    """
+    if name.is_literal or name.port is not None or stage.failure is None:
+        return stage
+    second = (await check_well_known(way, name)).delegated_to
+    try:
+        to = ServerName.parse(second or "")
+    except InvalidServerNameError:
+        return stage
+    facts = stage.failure.facts
+    link = Link(How.SECOND_FILE, bounded(to.host), to.port or 8448)
+    facts = attr.evolve(facts, via=(*facts.via[:1], link))
+    return attr.evolve(stage, failure=attr.evolve(stage.failure, facts=facts))
+
+
 async def _fetch(way: Way, host: str) -> Fetched:
     """Fetch the file, and follow redirects."""
     outbound = way.outbound
@@ -287,6 +308,9 @@ def conclude(
         if problem and not fresh and kept:
             # What fails for a while does not end what was cached.
             delegated_to = used = kept
+            left_ms = expires_ts - now_ms
+            facts = attr.evolve(problem.facts, left_ms=left_ms, until_ts=expires_ts)
+            failure = attr.evolve(problem, facts=facts)
         elif is_unasked:
             used = kept
             if differs and failure is None:

@@ -339,6 +339,14 @@ BY_LINK: dict[tuple[FailureKind, How], tuple[str, Fault]] = {
         "another host or port.",
         Fault.THEM,
     ),
+    **{
+        (kind, How.SECOND_FILE): (
+            "Tell their admin: only one delegation is followed; m.server has to be "
+            '"{to}:{port}" itself.',
+            Fault.THEM,
+        )
+        for kind in FailureKind
+    },
     (FailureKind.CONNECTION_TIMEOUT, How.FILE_WITHOUT_PORT): (
         "Tell their admin: the host is down, or a firewall drops port {port}; or "
         'm.server has to be "{to}:443".',

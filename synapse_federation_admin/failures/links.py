@@ -33,6 +33,14 @@ class How(Worded):
         "port {port}",
     )
 
+    # The name to which a file delegates has a file of its own. Nobody follows that.
+    SECOND_FILE = (
+        "second_well_known",
+        "Their well-known file delegates on to {to} port {port}; nobody follows that",
+        "Their well-known file names {from_}, and that delegates on to {to} port "
+        "{port}, which nobody follows",
+    )
+
     # Of the well-known file itself.
     REDIRECT = "redirect", "Their web server redirects the file to {to}"
 

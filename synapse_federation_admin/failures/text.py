@@ -220,6 +220,7 @@ class Situation:
         sentences = [self.effect.value]
         if self.failure is not None:
             sentences += [f"{message_of(self.failure)}.", _way_of(self.failure)]
+            sentences.append(_cache_of(self.failure))
         elif self.backoff_left_ms is not None:
             sentences.append("Synapse still backs off from it.")
         sentences += [remark.value for remark in self.remarks]
@@ -301,6 +302,18 @@ def _way_of(failure: Failure) -> str:
         )
         + "."
     )
+
+
+def _cache_of(failure: Failure) -> str:
+    """Return a sentence of what Synapse uses while a file fails; "" if nothing."""
+    facts = failure.facts
+    if failure.kind is FailureKind.OTHER or not facts.until_ts:
+        return ""
+    left, until = (
+        shown_duration(facts.left_ms),
+        _shown_time(facts.until_ts, facts.left_ms),
+    )
+    return f"Synapse uses the file that it has cached, for {left}, until {until}."
 
 
 def _by_link(failure: Failure) -> tuple[str | None, Fault | None]:
@@ -410,7 +423,7 @@ def _filled(template: str, failure: Failure) -> str:
         target=target,
         right=target or "host:port",
         to=_cut(last.to, limits.FACT) if last else host,
-        port=facts.port or (last.port if last else None),
+        port=last.port if last else facts.port,
         begins=f': it begins with "{_cut(facts.said, limits.FACT)}"'
         if facts.said
         else "",
