@@ -689,6 +689,7 @@ FILES: dict[str, Answer] = {
         "200 OK", '{"m.server": "nosuch.example:8448"}'.encode("utf-16")
     ),
     f"empty-file {INVALID}/body_empty": http("200 OK", b""),
+    f"empty-name {INVALID}/m_server_empty": m_server(""),
     f"no-m-server {INVALID}/m_server_missing": as_json({"server": "a"}),
     f"number {INVALID}/m_server_not_a_string": m_server(8448),
     f"umlaut {INVALID}/m_server_invalid": m_server("m\u00fcller.example"),
@@ -748,7 +749,10 @@ def _(lab: Laboratory, name: str) -> None:
     srv(lab, name, name)
 
 
-@fault("no-file failing connection_refused/may_lack_delegation")
+@fault(
+    "no-file failing connection_refused/may_lack_delegation",
+    "is missing: HTTP 404 there",
+)
 def _(lab: Laboratory, name: str) -> None:
     """A homeserver at port 443 to which nothing leads."""
     lab.serve(placed(lab, name), 443, homeserver(name), name)

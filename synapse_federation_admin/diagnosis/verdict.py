@@ -350,6 +350,9 @@ def _explained(stages: Stages, stage: Stage) -> Failure:
     reason = _reason_of(stages, stage, failure) or failure.reason
     facts = failure.facts
     clock = stages.seen(ClockFindings)
+    file = stages.seen(WellKnownFindings)
+    if reason is Reason.MAY_LACK_DELEGATION and file is not None:
+        facts = attr.evolve(facts, status=file.requests[-1].status)
     if reason is Reason.CLOCK and clock is not None:
         facts = attr.evolve(facts, ahead_ms=clock.ahead_ms)
     if stage.name is StageName.WELL_KNOWN and failure.kind is FailureKind.OTHER:

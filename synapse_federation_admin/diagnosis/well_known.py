@@ -380,6 +380,8 @@ def _read(answer: Answer) -> tuple[str | None, Failure | None]:
         keys = [word(key, _BEGINNING) or "" for key in content]
         names = tuple(keys[: limits.NAMES_IN_A_SENTENCE])
         return None, invalid(Reason.M_SERVER_MISSING, Facts(names=names))
+    if not m_server:
+        return m_server, invalid(Reason.M_SERVER_EMPTY)
     try:
         ServerName.parse(m_server)
     except InvalidServerNameError as e:

@@ -8,8 +8,9 @@ Each kind stands here with what people are told of it, and each reason below one
 A text begins with the field's term, the one to search for, and is about the other
 server ("the server", "their admin") or about this one ("this host", "this homeserver").
 In what follows the headline, and in advice, `{host}`, `{port}`, `{said}` and
-`{target}` stand for these facts, `{expired}` for "expired 3 days ago", `{mismatch}` for
-"for a.example, not for b.example", `{ahead}` for "2 h ahead of" or "2 h behind",
+`{target}` stand for these facts, `{status}` for "HTTP 404", `{expired}` for "expired 3
+days ago", `{mismatch}` for "for a.example, not for b.example", `{ahead}` for "2 h ahead
+of" or "2 h behind",
 `{left}` for "23 h", `{until}` for "14:05 UTC", `{begins}` for ': it begins with "<"',
 `{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)". Advice says who has to
 act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
@@ -304,16 +305,16 @@ TLS_KINDS = frozenset(
 # to the place by such a link last.
 BY_LINK: dict[tuple[FailureKind, How], tuple[str, Fault]] = {
     (FailureKind.DNS_NOT_FOUND, How.FILE): (
-        "Tell their admin: m.server has to name a host that exists.",
+        "Tell their admin: m.server has to name a valid host that exists.",
         Fault.THEM,
     ),
     (FailureKind.DNS_NOT_FOUND, How.FILE_WITHOUT_PORT): (
-        "Tell their admin: m.server has to name a host that exists.",
+        "Tell their admin: m.server has to name a valid host that exists.",
         Fault.THEM,
     ),
     (FailureKind.DNS_NOT_FOUND, How.SERVICE): (
-        "Tell their admin: the SRV record has to name a host that exists, or to be "
-        "removed.",
+        "Tell their admin: the SRV record has to name a valid host that exists, or to "
+        "be removed.",
         Fault.THEM,
     ),
     (FailureKind.WELL_KNOWN_UNREACHABLE, How.REDIRECT): (

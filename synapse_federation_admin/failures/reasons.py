@@ -172,6 +172,7 @@ class Reason(Worded):
         "m_server_not_a_string",
         "m.server is {said}, and not a string",
     )
+    M_SERVER_EMPTY = "m_server_empty", "m.server is empty"
     M_SERVER_INVALID = (
         "m_server_invalid",
         'm.server is "{said}"',
@@ -230,13 +231,7 @@ class Reason(Worded):
         "Tell their admin: the CNAME record of {host} has to name a host that exists.",
         Fault.THEM,
     )
-    NO_HOST_NAME = (
-        "no_host_name",
-        "{host} is not a valid host name",
-        "Tell their admin: {host} is no valid host name; it may have letters, digits, "
-        "hyphens and dots.",
-        Fault.THEM,
-    )
+    NO_HOST_NAME = "no_host_name", "{host} is not a valid host name"
     DNS_NO_ANSWER = "dns_no_answer", "{host}: no answer in time"
     DNS_SERVER_FAILURE = "dns_server_failure", "{host}: the answer is an error"
     NAME_SERVERS_FAIL = (
@@ -288,7 +283,7 @@ class Reason(Worded):
     )
     MAY_LACK_DELEGATION = (
         "may_lack_delegation",
-        "the server is down, or its web server lacks /.well-known/matrix/server",
+        "the server is down, or /.well-known/matrix/server is missing: {status} there",
         "Tell their admin: the homeserver is down or its port is closed, or "
         "/.well-known/matrix/server is missing on their web server at port 443.",
         Fault.THEM,

@@ -399,7 +399,8 @@ def _told(failure: Failure) -> list[str]:
     if failure.kind is FailureKind.IP_BLOCKED:
         parts += facts.names[: limits.NAMES_IN_A_SENTENCE]
     because = _words(failure)[1]
-    status = f"HTTP {facts.status}" if facts.status is not None else ""
+    is_told = facts.status is None or "{status}" in because
+    status = "" if is_told else f"HTTP {facts.status}"
     said = "" if "{said}" in because or "{begins}" in because else facts.said
     parts.append(" ".join(filter(None, (status, facts.errcode, said))))
     if facts.issuer:
@@ -421,6 +422,7 @@ def _filled(template: str, failure: Failure) -> str:
     return template.format(
         host=host,
         target=target,
+        status=f"HTTP {facts.status}" if facts.status else "an error",
         right=target or "host:port",
         to=_cut(last.to, limits.FACT) if last else host,
         port=last.port if last else facts.port,
