@@ -646,18 +646,17 @@ site(
     certify=lambda lab, _: expired(lab, "other.example"),
 )
 site(
-    "other-authority failing tls_untrusted/unknown_authority",
+    "other-authority failing tls_untrusted/missing_intermediate",
     certify=lambda _, name: context(trustme.CA().issue_cert(name)),
 )
-site("incomplete-chain failing tls_untrusted/unknown_authority", certify=incomplete)
+site("incomplete-chain failing tls_untrusted/missing_intermediate", certify=incomplete)
 site("self-signed failing tls_untrusted/self_signed", certify=self_signed)
 # The server's own certificate is valid, and one in its chain has expired.
 site("expired-between failing tls_expired/in_chain", certify=expired_between)
 site("no-names failing tls_wrong_name/no_names", certify=with_key(2048, named=False))
 site("weak-key failing tls_untrusted/weak_key", certify=with_key(1024, named=True))
 site(
-    "wants-certificate failing tls_failed",
-    "certificate required",
+    "wants-certificate failing tls_failed/client_certificate",
     certify=wants_certificate,
 )
 serving("resets failing tls_failed/closed_in_handshake", reset, plain=True)

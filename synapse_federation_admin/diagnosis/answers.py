@@ -15,6 +15,7 @@ from twisted.internet.protocol import Protocol
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
     ClockFindings,
     ConnectionsFindings,
@@ -27,8 +28,8 @@ from synapse_federation_admin.diagnosis.findings import (
     VersionFindings,
 )
 from synapse_federation_admin.failures.bounds import json_object, word
-from synapse_federation_admin.failures.classify import http_failure
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.responses import http_failure, page_reason
 from synapse_federation_admin.homeserver.errors import (
     BodyExceededMaxSize,
     RequestSendFailed,
@@ -142,10 +143,17 @@ def read_version(answer: Answer, duration_ms: int, now_ms: int) -> VersionFindin
     if answer.is_too_large:
         error = Failure(FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE)
     elif not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-        error = http_failure(answer.status, answer.body or b"")
+        error = http_failure(
+            answer.status,
+            answer.body or b"",
+            server=answer.header("Server"),
+            to=answer.header("Location"),
+        )
     # Synapse, too, wants it in small letters.
     elif content_type.partition(b";")[0].strip() != b"application/json":
-        error = Failure(FailureKind.INVALID_RESPONSE, Reason.WRONG_CONTENT_TYPE)
+        reason = page_reason(answer.body or b"") or Reason.WRONG_CONTENT_TYPE
+        facts = Facts(server=word(answer.header("Server")) or "")
+        error = Failure(FailureKind.INVALID_RESPONSE, reason, facts)
     elif body is None:
         error = Failure(FailureKind.INVALID_RESPONSE, Reason.NOT_JSON)
     return VersionFindings(
@@ -167,7 +175,13 @@ def check_version(connections: ConnectionsFindings) -> Stage:
     if not answers:
         return Stage.skip(StageName.VERSION, SkipReason.NO_CONNECTION)
     answer = next((a for a in answers if a.error is not None), answers[0])
+    slowest = max(answers, key=lambda a: a.duration_ms)
     stage = Stage.of_all(StageName.VERSION, [a.error for a in answers], answer)
+    if stage.outcome is StageOutcome.OK and slowest.duration_ms >= limits.SLOW_MS:
+        slow = Failure(
+            FailureKind.OTHER, Reason.SLOW, Facts(took_ms=slowest.duration_ms)
+        )
+        stage = Stage.failed(stage.name, slow, slowest, StageOutcome.WARNING)
     return attr.evolve(stage, duration_ms=answer.duration_ms)
 
 

@@ -7,10 +7,15 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from itertools import zip_longest
+from typing import Any
 
 import attr
-from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
 from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
@@ -21,6 +26,7 @@ from synapse_federation_admin.diagnosis.answers import (
     VERSION_PATH,
     Answer,
     ask,
+    date_of,
     read_version,
 )
 from synapse_federation_admin.diagnosis.findings import (
@@ -33,7 +39,11 @@ from synapse_federation_admin.diagnosis.findings import (
     Target,
     VersionFindings,
 )
-from synapse_federation_admin.diagnosis.tls import Handshake
+from synapse_federation_admin.diagnosis.tls import (
+    Handshake,
+    by_their_clock,
+    ending_soon,
+)
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
@@ -43,6 +53,7 @@ from synapse_federation_admin.failures.kinds import (
     Link,
     Reason,
 )
+from synapse_federation_admin.failures.responses import reason_of_bytes
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 # The share of the time of a diagnosis: to connect, and for all of it.
@@ -111,15 +122,35 @@ def plan(targets: tuple[Target, ...], name: ServerName) -> list[Connection]:
     ]
 
 
-@implementer(IAgentEndpointFactory)
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _OneEndpoint:
-    """Connects to one place, whatever the URL says."""
+    """Connects to one place, whatever the URL says, and keeps how the answer begins.
+
+    Attributes:
+        heard: The first bytes, also of what is no answer over HTTP; none: nothing came.
+    """
 
     def __init__(self, endpoint: IStreamClientEndpoint) -> None:
         self._endpoint = endpoint
+        self.heard = b""
 
     def endpointForURI(self, _uri: URI) -> IStreamClientEndpoint:
-        return self._endpoint
+        return self
+
+    def connect(self, factory: IProtocolFactory) -> "Deferred[IProtocol]":
+        """Connect: see `IStreamClientEndpoint`."""
+        return self._endpoint.connect(factory).addCallback(self._listen)
+
+    def _listen(self, protocol: Any) -> IProtocol:
+        receive = protocol.dataReceived
+
+        def received(data: bytes) -> None:
+            self.heard = self.heard or data[: limits.WORD]
+            receive(data)
+
+        protocol.dataReceived = received
+        listening: IProtocol = protocol
+        return listening
 
 
 class _Attempt:
@@ -134,6 +165,7 @@ class _Attempt:
     ) -> None:
         self._way = way
         self._links = links
+        self._name = name
         self._connection = connection
         self._handshake = Handshake(way, name)
         endpoint = way.outbound.endpoint(
@@ -144,8 +176,9 @@ class _Attempt:
             observer=self._handshake,
             timeout_s=way.left_ms(_SHARE_CONNECT) / 1000,
         )
+        self._endpoint = _OneEndpoint(endpoint)
         self._agent: IAgent = Agent.usingEndpointFactory(
-            way.homeserver.reactor, _OneEndpoint(endpoint)
+            way.homeserver.reactor, self._endpoint
         )
 
     async def connect(self) -> Connection:
@@ -169,6 +202,10 @@ class _Attempt:
         is_accepted = tls is not None and not (tls.is_verified and tls.problems)
         if not is_accepted:
             problem = tls.problems[0] if tls and tls.problems else error
+            if tls and problem and answer:
+                now_ms = self._way.homeserver.now_ms()
+                date_ts = date_of(answer.headers)
+                problem = by_their_clock(problem, tls.certificate, date_ts, now_ms)
             return attr.evolve(connection, error=self._placed(problem))
         assert handshake.completed_ms is not None
         duration_ms = self._way.since(handshake.completed_ms)
@@ -204,6 +241,9 @@ class _Attempt:
             return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
         if handshake.findings is None and kind is FailureKind.INVALID_RESPONSE:
             return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
+        if failure.reason is Reason.CLOSED and self._endpoint.heard:
+            reason = reason_of_bytes(self._endpoint.heard)
+            return attr.evolve(failure, reason=reason)
         return failure
 
     def _placed(self, failure: Failure | None) -> Failure | None:
@@ -213,6 +253,7 @@ class _Attempt:
         address = bounded(self._connection.address or self._connection.host)
         facts = attr.evolve(
             failure.facts,
+            host=failure.facts.host or self._name.host,
             address=address,
             port=self._connection.port,
             via=self._links,
@@ -255,4 +296,15 @@ def conclude(findings: ConnectionsFindings) -> Stage:
     if not tried:
         first = findings.connections[0].error if findings.connections else None
         return Stage.failed(name, first or Failure(FailureKind.UNREACHABLE), findings)
-    return Stage.of_all(name, [c.error for c in tried], findings)
+    stage = Stage.of_all(name, [c.error for c in tried], findings)
+    if stage.outcome is StageOutcome.OK:
+        soon = [
+            failure
+            for c in tried
+            if c.tls and c.tls.is_verified
+            if (failure := ending_soon(c.tls.certificate))
+        ]
+        if soon:
+            first = min(soon, key=lambda failure: failure.facts.left_ms)
+            return Stage.failed(name, first, findings, StageOutcome.WARNING)
+    return stage

@@ -111,7 +111,7 @@ def no_keys(error: Failure) -> Failure:
     """Tell what it means that a request for keys has failed."""
     kind, reason, facts = error.kind, error.reason, error.facts
     if facts.status is not None and kind is not FailureKind.RATE_LIMITED:
-        return Failure(FailureKind.KEYS_MISSING, facts=facts)
+        return Failure(FailureKind.KEYS_MISSING, reason, facts)
     if kind is not FailureKind.INVALID_RESPONSE:
         return error
     if reason in _UNREADABLE:

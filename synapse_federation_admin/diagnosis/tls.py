@@ -16,11 +16,19 @@ from synapse_federation_admin.diagnosis.findings import Certificate, TlsFindings
 from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.handshakes import default_of
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 _DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+
+# With these it may be a clock that is wrong: theirs, or that of this host.
+_BY_CLOCK = (FailureKind.TLS_EXPIRED, FailureKind.TLS_NOT_YET_VALID)
+
+# Clocks that differ by less agree.
+_AGREES_MS = 60_000
 
 
 class Handshake:
@@ -73,7 +81,9 @@ class Handshake:
             is_verified=is_verified,
             problems=problems_of(errors, certificate),
         )
-        return errors[0] if errors and is_verified else None
+        # Who is only too late or too early is still asked for the time.
+        fatal = [e for e in errors if failure_of(e).kind not in _BY_CLOCK]
+        return fatal[0] if fatal and is_verified else None
 
     def _mismatch(self, connection: SSL.Connection) -> Exception | None:
         """Return why the certificate is not for the name, as Synapse sees it."""
@@ -123,8 +133,49 @@ def _with_facts(failure: Failure, certificate: Certificate | None) -> Failure:
         facts = attr.evolve(facts, ago_ms=-certificate.left_ms)
         return attr.evolve(failure, reason=Reason.OWN_CERTIFICATE, facts=facts)
     if failure.kind is FailureKind.TLS_WRONG_NAME:
-        return attr.evolve(failure, facts=attr.evolve(facts, names=certificate.names))
+        product = default_of([*certificate.names, certificate.subject])
+        facts = attr.evolve(facts, names=certificate.names, said=product)
+        reason = Reason.DEFAULT_CERTIFICATE if product else failure.reason
+        return attr.evolve(failure, reason=reason, facts=facts)
     return failure
+
+
+def by_their_clock(
+    failure: Failure, certificate: Certificate | None, date_ts: int | None, now_ms: int
+) -> Failure:
+    """Tell whose clock speaks against a certificate, if its server tells the time.
+
+    Args:
+        failure: What is wrong with it.
+        certificate: What it says.
+        date_ts: The time by the server's clock, in ms since the epoch.
+        now_ms: The time by ours.
+    """
+    if failure.kind not in _BY_CLOCK or certificate is None or date_ts is None:
+        return failure
+    ahead_ms = date_ts - now_ms
+    if failure.kind is FailureKind.TLS_EXPIRED:
+        is_valid = ahead_ms < -(failure.facts.ago_ms or -certificate.left_ms)
+    else:
+        is_valid = ahead_ms > 0 and date_ts >= certificate.not_before_ts
+    left_ms = certificate.not_before_ts - now_ms
+    if is_valid:
+        reason, facts = Reason.VALID_BY_THEIR_CLOCK, Facts(ahead_ms=ahead_ms)
+    elif left_ms > 0 and abs(ahead_ms) < _AGREES_MS:
+        reason, facts = Reason.STARTS_LATER, Facts(left_ms=left_ms)
+    else:
+        return failure
+    facts = attr.evolve(facts, code=failure.facts.code, also=failure.facts.also)
+    return attr.evolve(failure, reason=reason, facts=facts)
+
+
+def ending_soon(certificate: Certificate | None) -> Failure | None:
+    """Return that a certificate ends soon; None if it does not."""
+    if certificate is None or not 0 <= certificate.left_ms < limits.ENDS_SOON_MS:
+        return None
+    # To the hour: one that ends in three days does so in a moment less.
+    left_ms = certificate.left_ms + _HOUR_MS // 2
+    return Failure(FailureKind.OTHER, Reason.EXPIRES_SOON, Facts(left_ms=left_ms))
 
 
 def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:

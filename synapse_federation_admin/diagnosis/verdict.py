@@ -5,6 +5,7 @@ from http import HTTPStatus
 
 import attr
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
@@ -70,6 +71,15 @@ _NOT_SENT = (
     FailureKind.IP_BLOCKED,
 )
 
+# These tell more than that only signed requests are not answered.
+_TELLING = (
+    Reason.BACKEND_DOWN,
+    Reason.BROKE_OFF,
+    Reason.CHALLENGE_PAGE,
+    Reason.LOGIN_PAGE,
+    Reason.REDIRECT,
+)
+
 
 # Of these the small requests of a diagnosis prove nothing: real ones go elsewhere, are
 # larger, or come at another time.
@@ -117,6 +127,10 @@ def _by_stages(
     if real_effect is Effect.REFUSES:
         return Situation(real_effect, kind and Failure(kind), may_connect=True)
     weak = _uneven_stage(stages) or _weak_stage(stages)
+    took_ms = _slow_ms(stages)
+    if took_ms and (weak is None or weak.name is StageName.VERSION):
+        slow = Failure(FailureKind.OTHER, Reason.SLOW, Facts(took_ms=took_ms))
+        return Situation(Effect.WORKS, slow, (), left_ms)
     if weak is None:
         found = kind and Failure(kind)
         return Situation(real_effect, found, _harmless(stages), left_ms)
@@ -210,6 +224,8 @@ def _met_without_file(stages: Stages) -> Failure | None:
 def _failing_stage(stages: Stages) -> Stage | None:
     """Return the stage because of which requests fail; None if they do not."""
     authenticated = stages[StageName.AUTHENTICATED]
+    if _lacks_federation(stages):
+        return stages[StageName.VERSION]
     failed = [
         stages[name] for name in _WAY if stages[name].outcome is StageOutcome.FAILED
     ]
@@ -234,6 +250,17 @@ def _failing_stage(stages: Stages) -> Stage | None:
     if _is_file_why(stages, first):
         return stages[StageName.WELL_KNOWN]
     return first
+
+
+def _lacks_federation(stages: Stages) -> bool:
+    """Tell whether a homeserver answers that knows no request of federation."""
+    version, signed = stages[StageName.VERSION], stages.seen(AuthenticatedFindings)
+    return (
+        version.outcome is StageOutcome.FAILED
+        and version.reason is Reason.FEDERATION_LISTENER_MISSING
+        and signed is not None
+        and signed.errcode == "M_UNRECOGNIZED"
+    )
 
 
 def _has_error(stages: Stages) -> bool:
@@ -318,6 +345,18 @@ def _harmless(stages: Stages) -> tuple[Remark, ...]:
     return (Remark.HARMLESS_TLS if is_tls else Remark.HARMLESS_PAGE,)
 
 
+def _slow_ms(stages: Stages) -> int:
+    """Return how long a signed request took to be answered, if that is slow; else 0."""
+    version, addresses = stages[StageName.VERSION], stages[StageName.ADDRESSES]
+    if version.outcome is StageOutcome.FAILED and (
+        version.kind is not FailureKind.RESPONSE_TIMEOUT
+    ):
+        return 0
+    # It begins with the same look-ups.
+    took_ms = stages[StageName.AUTHENTICATED].duration_ms - addresses.duration_ms
+    return took_ms if took_ms >= limits.SLOW_MS else 0
+
+
 def _is_harmless(stages: Stages, stage: Stage) -> bool:
     """Tell whether a file that is wrong is only the page of some web site."""
     file = stages.seen(WellKnownFindings)
@@ -332,6 +371,10 @@ def _is_harmless(stages: Stages, stage: Stage) -> bool:
 def _effect_of(stage: Stage, failure: Failure) -> Effect:
     """Return what comes of something that does not always stop requests."""
     if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
+        if failure.kind is FailureKind.OTHER:
+            return Effect.WORKS
+        if failure.kind is FailureKind.CONNECTION_TIMEOUT:
+            return Effect.WAITS_FOR_ADDRESS
         is_skipped = failure.kind in _NOBODY_THERE
         return Effect.NEXT_ADDRESS if is_skipped else Effect.SOME_REQUESTS
     if stage.name is StageName.VERSION:
@@ -376,6 +419,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
     is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
     is_rejected = kind is FailureKind.REJECTED
+    is_by_key = failure.reason in (None, Reason.SIGNATURE_REJECTED)
     # In these our key plays no part.
     are_rejected = {401, 403} & {_status(stages, other) for other in unsigned}
     is_clock_off = stages[StageName.CLOCK].outcome is StageOutcome.WARNING
@@ -386,7 +430,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
         # It may be waiting for our answer, of which it needs the key.
         (is_signed and is_late, Reason.SIGNED_UNANSWERED),
         (is_signed and _has_error(stages), Reason.SIGNED_ERROR),
-        (is_signed, Reason.SIGNED_NOT_ROUTED),
+        (is_signed and failure.reason not in _TELLING, Reason.SIGNED_NOT_ROUTED),
         # It is none of the kinds of keys.
         (
             name is StageName.KEYS
@@ -397,7 +441,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
             Reason.KEYS_REQUEST,
         ),
         (is_late and is_another, Reason.ANOTHER_PROCESS),
-        (is_rejected and are_rejected, Reason.UNSIGNED_TOO),
+        (is_rejected and are_rejected and is_by_key, Reason.UNSIGNED_TOO),
         (
             is_clock_off and (is_rejected or kind is FailureKind.KEYS_EXPIRED),
             Reason.CLOCK,

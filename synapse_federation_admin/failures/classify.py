@@ -43,12 +43,13 @@ from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.bounds import (
-    bounded,
-    json_object,
-    word,
+from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.handshakes import (
+    default_of,
+    reason_of_handshake,
 )
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     NO_RESULTS,
@@ -70,10 +71,14 @@ logger = logging.getLogger(__name__)
 # X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
 _TLS_KINDS = {9: FailureKind.TLS_NOT_YET_VALID, 10: FailureKind.TLS_EXPIRED}
 
+_NO_ISSUER = 20
+
 # Others of them, because of which a chain is not trusted.
 _TLS_REASONS = {
     18: Reason.SELF_SIGNED,
     19: Reason.UNKNOWN_AUTHORITY,
+    # That of the issuer is neither sent nor known here: of the server's own
+    # certificate, or of another one in the chain.
     20: Reason.UNKNOWN_AUTHORITY,
     21: Reason.MISSING_INTERMEDIATE,
     24: Reason.NOT_AN_AUTHORITY,
@@ -83,14 +88,6 @@ _TLS_REASONS = {
     66: Reason.WEAK_KEY,
     67: Reason.WEAK_KEY,
     68: Reason.WEAK_SIGNATURE,
-}
-
-_HTTP_KINDS: dict[int, FailureKind] = {
-    HTTPStatus.UNAUTHORIZED: FailureKind.REJECTED,
-    HTTPStatus.FORBIDDEN: FailureKind.REJECTED,
-    HTTPStatus.GONE: FailureKind.GONE,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: FailureKind.TOO_LARGE,
-    HTTPStatus.TOO_MANY_REQUESTS: FailureKind.RATE_LIMITED,
 }
 
 # What it may mean that this homeserver's proxy answers so in place of connecting.
@@ -151,6 +148,9 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
 
 # Where the exceptions are defined that mean that an answer is no HTTP.
 _HTTP_CLIENT = "twisted.web."
+
+# The types among those of an answer that ends too early.
+_CUT = ("_DataLoss", "PotentialDataLoss")
 
 # What these mean depends on who raises them: the network's and Synapse's clients do for
 # an answer that they cannot read, and for a name that can be no host's. Anywhere else
@@ -214,28 +214,6 @@ def _found(error: BaseException) -> Failure:
     return _read(cause, is_of_clients=cause is not error)
 
 
-def http_failure(status: int, body: bytes) -> Failure:
-    """Tell what an answer of an error means.
-
-    Args:
-        status: The HTTP status.
-        body: The body, of which only the beginning is looked at.
-    """
-    errcode, said = matrix_error(body)
-    kind = _HTTP_KINDS.get(status, FailureKind.HTTP_ERROR)
-    return Failure(kind, facts=Facts(status=status, errcode=errcode, said=said))
-
-
-def matrix_error(response: bytes) -> tuple[str, str]:
-    """Return `errcode` and `error` in the body of an answer, bounded; "" if not there.
-
-    Args:
-        response: The body, of which only the beginning is looked at.
-    """
-    body = json_object(response[: limits.ERROR_BYTES]) or {}
-    return word(body.get("errcode")) or "", word(body.get("error"), limits.TEXT) or ""
-
-
 def forget_frames(error: BaseException) -> None:
     """Have an exception, and what it wraps, let go of where it was raised.
 
@@ -285,11 +263,7 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         kind = FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
         return Failure(kind, facts=facts)
     if isinstance(cause, UntrustedCertificateError):
-        facts = Facts(code=cause.code, issuer=cause.issuer)
-        if cause.code in _TLS_KINDS:
-            reason = Reason.IN_CHAIN if cause.depth else Reason.OWN_CERTIFICATE
-            return Failure(_TLS_KINDS[cause.code], reason, facts)
-        return Failure(FailureKind.TLS_UNTRUSTED, _TLS_REASONS.get(cause.code), facts)
+        return _untrusted(cause)
     if isinstance(cause, VerificationError | CertificateError):
         name = _expected_name(cause)
         facts = Facts(host=bounded(name))
@@ -297,7 +271,9 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
             FailureKind.TLS_WRONG_NAME, None if name else Reason.NO_NAMES, facts
         )
     if isinstance(cause, SSL.Error):
-        return Failure(FailureKind.TLS_FAILED, facts=Facts(said=_tls_text(cause)))
+        text = _tls_text(cause)
+        reason = reason_of_handshake(text)
+        return Failure(FailureKind.TLS_FAILED, reason, Facts(exception=text))
     if isinstance(cause, ProxyConnectError):
         found = _PROXY_STATUS.search(str(cause))
         status = int(found[1]) if found else None
@@ -314,8 +290,39 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         if isinstance(cause, types):
             return Failure(kind, of_type, facts)
     if type(cause).__module__.startswith(_HTTP_CLIENT):
-        return Failure(FailureKind.INVALID_RESPONSE, facts=facts)
+        return Failure(FailureKind.INVALID_RESPONSE, _reason_of_http(cause), facts)
     return Failure(FailureKind.INTERNAL, facts=facts)
+
+
+def _untrusted(error: UntrustedCertificateError) -> Failure:
+    """Tell what OpenSSL has against a certificate."""
+    kind = _TLS_KINDS.get(error.code, FailureKind.TLS_UNTRUSTED)
+    reason = _TLS_REASONS.get(error.code)
+    product = "" if error.depth else default_of([error.subject])
+    if kind in _TLS_KINDS.values():
+        reason = Reason.IN_CHAIN if error.depth else Reason.OWN_CERTIFICATE
+    elif error.code == _NO_ISSUER and not error.depth:
+        reason = Reason.MISSING_INTERMEDIATE
+    if product:
+        reason = Reason.DEFAULT_CERTIFICATE
+    facts = Facts(
+        code=error.code,
+        issuer=error.issuer,
+        subject=error.subject if error.depth else "",
+        ago_ms=error.ago_ms,
+        said=product,
+    )
+    return Failure(kind, reason, facts)
+
+
+def _reason_of_http(cause: BaseException) -> Reason | None:
+    """Return why Twisted's HTTP client cannot read an answer."""
+    name, data = type(cause).__name__, getattr(cause, "data", b"")
+    if name in _CUT:
+        return Reason.BROKE_OFF
+    if name != "ParseError":
+        return None
+    return reason_of_bytes(data) if isinstance(data, bytes) else None
 
 
 def _kind_by_text(text: str) -> FailureKind:

@@ -12,8 +12,9 @@ In what follows the headline, and in advice, `{host}`, `{port}`, `{said}` and
 days ago", `{mismatch}` for "for a.example, not for b.example", `{ahead}` for "2 h ahead
 of" or "2 h behind",
 `{left}` for "23 h", `{until}` for "14:05 UTC", `{begins}` for ': it begins with "<"',
-`{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)". Advice says who has to
-act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
+`{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)", `{issuer}` and
+`{subject}` for whom a certificate names, `{server}` for " (nginx)". Advice says who has
+to act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
 """
 
 import attr
@@ -376,11 +377,14 @@ class Facts:
         exception: The exception: for whoever reports a bug, and not for an operator.
         code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
         issuer: Who issued that certificate; "" if that is unknown.
+        subject: Whose certificate it is, if it is not the server's own.
+        server: What answers over HTTP calls itself.
         names: Names: of a certificate, or blocked addresses; the first some of them.
         ago_ms: How long ago something expired.
         left_ms: How long it goes on by itself: for how long something is cached.
         until_ts: Until when that is, in ms since the epoch.
         most_bytes: The size up to which an answer is read; 0 if that is not the matter.
+        took_ms: How long an answer took.
         ahead_ms: How much their clock is ahead of ours; negative if it is behind.
         also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
@@ -399,11 +403,14 @@ class Facts:
     exception: str = ""
     code: int | None = None
     issuer: str = ""
+    subject: str = ""
+    server: str = ""
     names: tuple[str, ...] = ()
     ago_ms: int | None = None
     left_ms: int = 0
     until_ts: int = 0
     most_bytes: int = 0
+    took_ms: int = 0
     ahead_ms: int = 0
     also: tuple[FailureKind, ...] = ()
     cause: "Failure | None" = None

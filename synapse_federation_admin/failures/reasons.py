@@ -166,7 +166,12 @@ class Reason(Worded):
         "Tell their admin: save the file as UTF-8 without a byte order mark (BOM).",
     )
     WRONG_CONTENT_TYPE = "wrong_content_type", "Content-Type is not application/json"
-    CLOSED = "closed", "the server closed the connection without a response"
+    CLOSED = (
+        "closed",
+        "the server closed the connection without a response",
+        "Wait, or tell their admin: their homeserver or proxy closes connections "
+        "without a response.",
+    )
     M_SERVER_MISSING = "m_server_missing", "m.server is missing{has}"
     M_SERVER_NOT_A_STRING = (
         "m_server_not_a_string",
@@ -305,12 +310,53 @@ class Reason(Worded):
     OWN_CERTIFICATE = "own_certificate", "the server's own certificate {expired}"
     IN_CHAIN = (
         "in_chain",
-        "a certificate in the server's chain {expired}",
-        "Ask their admin to renew the chain of their certificate.",
+        "in the chain that the server sends, {subject} {expired}",
+        "Tell their admin: their own certificate is valid, that of its authority is "
+        "not. Renew the chain that is sent (fullchain.pem).",
     )
-    SELF_SIGNED = "self_signed", "the certificate is self-signed"
-    UNKNOWN_AUTHORITY = "unknown_authority", "this host does not know its issuer"
-    MISSING_INTERMEDIATE = "missing_intermediate", "the chain is not complete"
+    STARTS_LATER = (
+        "starts_later",
+        "it is valid only in {left}, by the clock of the server, too",
+        "Tell their admin: the certificate begins in the future. It was issued with a "
+        "wrong date.",
+        Fault.THEM,
+    )
+    VALID_BY_THEIR_CLOCK = (
+        "valid_by_their_clock",
+        "by the clock of the server, {ahead} ours, it is valid",
+        "Check the clock of this host (timedatectl), and set it with NTP. If it is "
+        "right, tell their admin that theirs is wrong.",
+        Fault.UNKNOWN,
+    )
+    EXPIRES_SOON = (
+        "expires_soon",
+        "the server's certificate ends in {left}, and then nothing gets through",
+        "Tell their admin to renew the certificate now: automatic renewal seems to "
+        "fail. Nothing to do here.",
+        Fault.THEM,
+        "TLS certificate ends soon",
+    )
+    SELF_SIGNED = (
+        "self_signed",
+        "the certificate is self-signed",
+        "Ask their admin for a certificate of a known authority, such as Let's "
+        "Encrypt. If the server is your own, add it to federation_custom_ca_list and "
+        "restart Synapse.",
+    )
+    UNKNOWN_AUTHORITY = (
+        "unknown_authority",
+        "this host does not know the authority {issuer}",
+        "If several servers fail so, update ca-certificates on this host. If not, ask "
+        "their admin for a certificate of a known authority; of your own one: "
+        "federation_custom_ca_list.",
+    )
+    MISSING_INTERMEDIATE = (
+        "missing_intermediate",
+        "only their own certificate is sent, not that of the authority {issuer}",
+        "Tell their admin to serve the full chain (fullchain.pem, not cert.pem); if "
+        "that authority is a private one, to use a known one. For your own: "
+        "federation_custom_ca_list.",
+    )
     NOT_AN_AUTHORITY = (
         "not_an_authority",
         "its issuer is no authority",
@@ -322,11 +368,165 @@ class Reason(Worded):
         "its authority may not issue it for this name",
         _ASK_FOR_ANOTHER,
     )
-    WEAK_KEY = "weak_key", "its key is too weak", _ASK_FOR_ANOTHER
-    WEAK_SIGNATURE = "weak_signature", "its signature is too weak", _ASK_FOR_ANOTHER
-    NO_NAMES = "no_names", "it has no subjectAltName"
+    WEAK_KEY = (
+        "weak_key",
+        "the key of the server is too short for this host",
+        "Ask their admin for a certificate with a stronger key: RSA with 2048 bits or "
+        "more, or ECDSA.",
+        Fault.THEM,
+        "Weak TLS key",
+    )
+    WEAK_SIGNATURE = (
+        "weak_signature",
+        "it is signed with an algorithm that is too weak for this host",
+        "Ask their admin for a certificate that is signed with SHA-256.",
+    )
+    NO_NAMES = (
+        "no_names",
+        "it has no subjectAltName, and its CN does not count",
+        None,
+        None,
+        "TLS certificate without host names",
+    )
+    DEFAULT_CERTIFICATE = (
+        "default_certificate",
+        "the server shows the default certificate of {said}, none for {host}",
+        "Tell their admin: their web server or proxy has no site with a certificate "
+        "for {host}, and shows its default one.",
+        Fault.THEM,
+        "Default TLS certificate",
+    )
+    NO_SUCH_SITE = (
+        "no_such_site",
+        "their web server or proxy has no site with a certificate for {host}",
+        "Tell their admin: add {host} as a site with a certificate to their web server "
+        "or proxy, or let the name lead to the right one.",
+    )
+    PLAIN_HTTP = (
+        "plain_http",
+        "the server answers without TLS, as plain HTTP does",
+        "Tell their admin: homeservers speak HTTPS only. The port needs TLS with a "
+        "certificate, or a reverse proxy that has it.",
+        Fault.THEM,
+        "No TLS on this port",
+    )
+    NO_COMMON_TLS = (
+        "no_common_tls",
+        "the server and this host have no TLS version or cipher in common",
+        "Tell their admin to allow TLS 1.2 or 1.3 with usual ciphers. If you have set "
+        "federation_client_minimum_tls_version, check that, too.",
+    )
+    CLIENT_CERTIFICATE = (
+        "client_certificate",
+        "the server demands a client certificate, which homeservers do not have",
+        "Tell their admin: do not demand client certificates for /_matrix/federation "
+        "and /_matrix/key.",
+        Fault.THEM,
+    )
     CLOSED_IN_HANDSHAKE = "closed_in_handshake", "the server closes the connection"
     IN_HANDSHAKE = "in_handshake", "the server does not complete the TLS handshake"
+
+    # HTTP: what answers, and what it means.
+    BACKEND_DOWN = (
+        "backend_down",
+        "their proxy{server} answers, but not the homeserver behind it",
+        "Wait, or tell their admin: the homeserver behind their reverse proxy is down, "
+        "or the proxy looks for it at the wrong port.",
+    )
+    HOMESERVER_FAILS = (
+        "homeserver_fails",
+        "the homeserver itself answers with an error",
+        "Wait, or tell their admin: the log of their homeserver has the reason.",
+    )
+    WEB_SERVER_FAILS = (
+        "web_server_fails",
+        "what answers there{server} fails",
+        "Tell their admin: their web server or homeserver fails, and its log has the "
+        "reason.",
+    )
+    NOT_ROUTED = (
+        "not_routed",
+        "their web server{server} does not pass requests on to the homeserver",
+        "Tell their admin: their reverse proxy has to pass /_matrix/federation and "
+        "/_matrix/key on to the homeserver.",
+    )
+    FEDERATION_LISTENER_MISSING = (
+        "federation_listener_missing",
+        "a homeserver answers, but it does not serve federation there",
+        "Tell their admin: the listener or worker that answers lacks the resource "
+        '"federation", or their proxy leads /_matrix/federation to the wrong one.',
+    )
+    DENIED_BY_POLICY = (
+        "denied_by_policy",
+        "the server is up, and does not want to federate with this homeserver",
+        "Ask their admin whether they block this homeserver "
+        "(federation_domain_whitelist, a ban list). There is nothing to mend here.",
+        Fault.THEM,
+    )
+    FORBIDDEN_BY_PROXY = (
+        "forbidden_by_proxy",
+        "their web server or firewall{server} forbids them, not the homeserver",
+        "Ask their admin whether their reverse proxy or firewall blocks the address of "
+        "this host, or /_matrix.",
+        Fault.THEM,
+    )
+    SIGNATURE_REJECTED = (
+        "signature_rejected",
+        "the server does not accept the signature of this homeserver",
+        CHECK_KEY,
+        Fault.UNKNOWN,
+    )
+    LOGIN_PAGE = (
+        "login_page",
+        "a login is demanded{server} in place of an answer of the homeserver",
+        "Tell their admin: /_matrix/federation and /_matrix/key have to be open to "
+        "other homeservers, without the login of their proxy.",
+        Fault.THEM,
+    )
+    CHALLENGE_PAGE = (
+        "challenge_page",
+        "a page that keeps robots out{server} answers in place of the homeserver",
+        "Tell their admin: exempt /_matrix from their protection against robots. "
+        "Homeservers are no browsers.",
+        Fault.THEM,
+    )
+    REDIRECT = (
+        "redirect",
+        "it redirects to {said}, which Synapse does not follow",
+        "Tell their admin: /_matrix has to be answered at this address, without a "
+        "redirect. To move the server, use /.well-known/matrix/server.",
+    )
+    WEB_SITE = (
+        "web_site",
+        "a web page{server} answers in place of the homeserver",
+        "Tell their admin: a web site answers where the homeserver is to be. Pass "
+        "/_matrix on to the homeserver, or delegate to the right port.",
+    )
+    BROKE_OFF = (
+        "broke_off",
+        "the connection ends in the middle of the response",
+        "Wait, or tell their admin: their homeserver or proxy breaks off its "
+        "responses.",
+    )
+    NO_HTTP = (
+        "no_http",
+        "what answers there speaks no HTTP",
+        "Tell their admin: another service than a homeserver answers at this port.",
+    )
+    HTTP2_ONLY = (
+        "http2_only",
+        "the server speaks HTTP/2 only, and homeservers speak HTTP/1.1",
+        "Tell their admin: allow HTTP/1.1 at this port.",
+        Fault.THEM,
+    )
+    SLOW = (
+        "slow",
+        "a request took {took} to be answered",
+        "Nothing to do. If messages arrive late there, tell their admin: the server "
+        "is overloaded.",
+        Fault.THEM,
+        "Slow responses",
+    )
 
     # Signed requests.
     UNSIGNED_TOO = (

@@ -42,6 +42,11 @@ _NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT
 
 _IN_VAIN = "Resetting the connection does not help."
 
+_BAD_ADDRESS_ADVICE = (
+    "Tell their admin: {address} does not work; mend it, or take it out of the DNS. "
+    "Nothing to do here."
+)
+
 # Of this a reset can be of use: nobody has to do anything before.
 _HELPED_BY_RESET = FailureKind.RATE_LIMITED
 
@@ -94,8 +99,11 @@ class Effect(Enum):
     STOPS = ""
 
     NEXT_ADDRESS = (
-        "Federation works, but some addresses do not; Synapse loses time with them and "
-        "then tries the next."
+        "Federation works, but some addresses do not; Synapse then tries the next one."
+    )
+    WAITS_FOR_ADDRESS = (
+        "Federation works, but some addresses do not answer; Synapse waits up to 30 s "
+        "for them at its first request, and then uses another one."
     )
     SOME_REQUESTS = (
         "Federation works for some requests and not for others, by the address that "
@@ -155,6 +163,9 @@ class RealTraffic:
     kind: FailureKind | None = None
     succeeded_ago_ms: int | None = None
 
+
+# Where an address is of no use, and another one is.
+_BY_ADDRESS = (Effect.NEXT_ADDRESS, Effect.WAITS_FOR_ADDRESS)
 
 # Of any other effect: that it works, but not always.
 _VERDICTS = {
@@ -241,6 +252,9 @@ class Situation:
             effect is Effect.ANSWERS and left_ms is None
         ):
             advice.append("Reconnect: that shows whether real requests are accepted.")
+        elif self.failure is not None and effect in _BY_ADDRESS:
+            address = _cut(self.failure.facts.address, limits.FACT) or "one address"
+            advice.append(_BAD_ADDRESS_ADVICE.format(address=address))
         elif self.failure is not None:
             advice.append(advice_of(self.failure))
         elif left_ms is None:
@@ -278,7 +292,8 @@ def detail_of(failure: Failure) -> str:
     facts = failure.facts
     code = f"OpenSSL verification error {facts.code}" if facts.code else ""
     cause = detail_of(facts.cause) if facts.cause else ""
-    parts = (*_told(failure), code, facts.exception, cause)
+    issuer = f"issuer {facts.issuer}" if facts.issuer else ""
+    parts = (*_told(failure), issuer, code, facts.exception, cause)
     return ", ".join(part for part in parts if part)
 
 
@@ -367,7 +382,10 @@ def _words(failure: Failure) -> tuple[str, str, str]:
     """Return the headline, what follows it, and advice, with the names of facts."""
     kind, reason = failure.kind, failure.reason
     by_link = _by_link(failure)[0]
-    if reason is None or kind is FailureKind.TLS_NOT_YET_VALID:
+    if reason is None or (
+        kind is FailureKind.TLS_NOT_YET_VALID
+        and reason in (Reason.OWN_CERTIFICATE, Reason.IN_CHAIN)
+    ):
         # When a certificate becomes valid is for all of a chain alike.
         return kind.headline, kind.because, by_link or kind.advice
     if kind is FailureKind.OTHER and reason is Reason.CLOCK:
@@ -403,8 +421,8 @@ def _told(failure: Failure) -> list[str]:
     status = "" if is_told else f"HTTP {facts.status}"
     said = "" if "{said}" in because or "{begins}" in because else facts.said
     parts.append(" ".join(filter(None, (status, facts.errcode, said))))
-    if facts.issuer:
-        parts.append(f"issuer {facts.issuer}")
+    if facts.server and "{server}" not in because:
+        parts.append(f"Server {facts.server}")
     if facts.is_relayed:
         parts.append("told by another process of this homeserver")
     return list(filter(None, parts))
@@ -436,6 +454,10 @@ def _filled(template: str, failure: Failure) -> str:
         expired=f"expired {ago} ago" if ago else "has expired",
         mismatch=(f"for {_cut(names, limits.FACT)}, " if names else "")
         + f"not for {host}",
+        issuer=_holder(facts.issuer) or "that has issued it",
+        subject=_holder(facts.subject) or "a certificate",
+        server=f" ({_cut(facts.server, limits.FACT)})" if facts.server else "",
+        took=shown_duration(facts.took_ms),
         left=shown_duration(facts.left_ms),
         ahead=f"{ahead} {'ahead of' if facts.ahead_ms > 0 else 'behind'}",
     )
@@ -446,6 +468,13 @@ def _shown_time(ts: int, left_ms: int) -> str:
     # A clock may be anywhere.
     time = datetime.fromtimestamp(min(max(ts, 0), _LAST_TS) / 1000, timezone.utc)
     return time.strftime("%Y-%m-%d %H:%M UTC" if left_ms > _DAY_MS else "%H:%M UTC")
+
+
+def _holder(name: str) -> str:
+    """Return of the name in a certificate, `CN=..., O=...`, what a person knows."""
+    parts = dict(part.partition("=")[::2] for part in name.split(", "))
+    told = [parts[key] for key in ("CN", "OU", "O") if parts.get(key)]
+    return _cut(" of ".join((*told[:1], *told[1:][-1:])), limits.FACT)
 
 
 def _cut(text: str, most: int = limits.SENTENCE) -> str:

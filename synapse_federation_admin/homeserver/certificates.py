@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why OpenSSL does not trust a certificate."""
 
+import time
+from datetime import datetime, timezone
+
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, X509Name
 
@@ -17,15 +20,26 @@ class UntrustedCertificateError(SSL.Error):
         code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
         depth: Of which certificate: 0 is the server's, others are in its chain.
         issuer: Who issued that certificate, as `CN=..., O=...`; "" if that is unknown.
+        subject: Whose it is, likewise.
+        ago_ms: How long ago it expired, by the clock of this host; None: it has not.
     """
 
-    def __init__(self, code: int, depth: int = 0, issuer: str = "") -> None:
+    def __init__(
+        self,
+        code: int,
+        depth: int = 0,
+        issuer: str = "",
+        subject: str = "",
+        ago_ms: int | None = None,
+    ) -> None:
         # As OpenSSL's own error, which Twisted looks into.
         said = f"certificate verify failed: OpenSSL verification error {code}"
         super().__init__([("SSL routines", "", said)])
         self.code = code
         self.depth = depth
         self.issuer = issuer
+        self.subject = subject
+        self.ago_ms = ago_ms
 
 
 def verified(
@@ -40,8 +54,34 @@ def verified(
             and raises this in place of its own error.
     """
     if not ok:
-        raise UntrustedCertificateError(code, depth, _name_of(certificate.get_issuer()))
+        raise untrusted(certificate, code, depth)
     return True
+
+
+def untrusted(certificate: X509, code: int, depth: int) -> UntrustedCertificateError:
+    """Return the error of a certificate, with what that tells.
+
+    Args:
+        certificate: The certificate.
+        code: OpenSSL's verification error.
+        depth: Where it is in the chain.
+    """
+    issuer, subject = certificate.get_issuer(), certificate.get_subject()
+    return UntrustedCertificateError(
+        code, depth, _name_of(issuer), _name_of(subject), _expired_ms(certificate)
+    )
+
+
+def _expired_ms(certificate: X509) -> int | None:
+    """Return how long ago a certificate expired; None: it has not, or is unclear."""
+    try:
+        told = (certificate.get_notAfter() or b"").decode("ascii")
+        until = datetime.strptime(told, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+    except ValueError:
+        # It is up to the server.
+        return None
+    ago_ms = int((time.time() - until.timestamp()) * 1000)
+    return ago_ms if ago_ms > 0 else None
 
 
 def _name_of(name: X509Name) -> str:

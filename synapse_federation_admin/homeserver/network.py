@@ -37,6 +37,7 @@ from synapse_federation_admin.homeserver.attempt import Attempt, AttemptAgent
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.certificates import (
     UntrustedCertificateError,
+    untrusted,
     verified,
 )
 from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
@@ -380,7 +381,7 @@ def _verified(
     observer = connection.get_app_data()._synapse_tls_verifier.observer
     if ok or observer is None:
         return verified(connection, certificate, code, depth, ok)
-    observer.failed(UntrustedCertificateError(code, depth))
+    observer.failed(untrusted(certificate, code, depth))
     return True
 
 
