@@ -862,7 +862,7 @@ site(
     query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
 )
 site("no-version degraded http_error", version=http("404 Not Found"))
-site("version-shut degraded rejected/unsigned_too", version=FORBIDDEN)
+site("version-shut degraded rejected/forbidden_by_proxy", version=FORBIDDEN)
 # Clocks.
 site("fast-clock degraded other/clock", "ahead of ours", version=FAST)
 site(

@@ -3,6 +3,7 @@
 
 import ssl
 import time
+import warnings
 from email.utils import formatdate
 
 import trustme
@@ -141,7 +142,9 @@ site(
 def old_only(lab: Laboratory, name: str) -> ssl.SSLContext:
     made = lab.certificates.valid(name)
     made.set_ciphers("ALL:@SECLEVEL=0")
-    made.minimum_version = made.maximum_version = ssl.TLSVersion.TLSv1_1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made.minimum_version = made.maximum_version = ssl.TLSVersion.TLSv1_1
     return made
 
 

@@ -116,7 +116,13 @@ RECORDED: dict[str, tuple[str | None, ...]] = {
     # When a connection is closed it does not tell.
     **dict.fromkeys(("closes-handshake", "resets"), ("invalid_response",)),
     # Whatever is in an answer of 200, it takes it for a success.
-    **dict.fromkeys(("all-list", "all-no-type", "all-broken-json", "all-cut"), (None,)),
+    **dict.fromkeys(
+        (
+            *("all-list", "all-no-type", "all-broken-json", "all-cut"),
+            *("login-page", "web-site", "broken-off", "chunks-broken-off"),
+        ),
+        (None,),
+    ),
 }
 
 
