@@ -23,10 +23,6 @@ CORRELATED_SERVERS = 50
 # Owners of failing servers, and kinds of their failures, that the correlation reads.
 CORRELATED_OWNERS = 20_000
 
-# Names that each process looks up, and their SRV records, each time it writes failures,
-# to find out whether the DNS answers.
-NAMES_TRIED = 20
-
 # Look-ups of host names, each of which takes a thread and a descriptor: for contacts,
 # and as many for diagnoses. While the DNS is silent a thread hangs for as long as the
 # system's resolver waits, and so a run goes on no faster.
@@ -55,8 +51,8 @@ ANSWERING_DESTINATIONS = 50_000
 # Where pages of v1's lists ended.
 CURSORS = 4096
 
-# Host names of which it is known that they led to blocked addresses.
-BLOCKED_HOSTS = 1000
+# Requests of which it is known what has stopped them, and not yet that they failed.
+CAUSES = 1000
 
 # -- done in one transaction -----------------------------------------------------------
 

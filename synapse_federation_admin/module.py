@@ -252,15 +252,13 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
 
-    without_dns: Callable[[Any], Awaitable[Any]] = _find_none
     find_addresses: Callable[[Any], Awaitable[Any]] = _find_none
     looks_up = s.config.history_look_up_servers
     if looks_up and s.features.is_on(Feature.DIAGNOSIS):
-        without_dns = s.diagnoses.without_dns
         find_addresses = s.diagnoses.find_addresses
-    s.recorder = Recorder(s.homeserver, s.tables, without_dns)
+    s.recorder = Recorder(s.homeserver, s.tables)
     outages = Outages(s.homeserver, s.tables)
-    s.homeserver.name_untrusted_certificates()
+    s.homeserver.learn_causes()
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
     starts = [s.recorder.start, outages.start]

@@ -393,15 +393,16 @@ def test_proxy(world: World) -> None:
         )
         recorded = client.request("GET", path)["last_failure"]
         contact = client.reconnect(unproxied)["contact"]["error"]
-    assert (found["kind"], found["reason"]) == ("other", "proxy"), found
-    assert (contact["kind"], contact["reason"]) == ("other", "proxy"), contact
-    assert recorded["kind"] == "other", recorded
-    assert "https_proxy" in recorded["message"]
+    for failure in (found, contact, recorded):
+        assert failure["kind"] == "proxy_failed", failure
+    assert found["fault"] == "us", found
+    assert "own proxy" in recorded["message"]
     assert through["verdict"] == "ok", through
     (connection,) = through["stages"][3]["findings"]["connections"]
     assert connection["address"] is None
     assert past["verdict"] == "ok", past
-    assert (refused["verdict"], refused["kind"]) == ("failing", "other"), refused
-    assert refused["stages"][3]["reason"] == refused["reason"] == "proxy"
+    assert (refused["verdict"], refused["kind"]) == ("failing", "proxy_failed"), refused
+    assert refused["stages"][3]["reason"] == refused["reason"] == "proxy_refuses"
+    assert refused["fault"] == "unknown"
     assert names["past"] not in proxy.asked
     assert {names["through"], names["refused"]} <= set(proxy.asked)

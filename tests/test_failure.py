@@ -135,7 +135,14 @@ def test_ours(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
         (CertificateError(), Reason.NO_NAMES),
         (WRONG_NAME, None),
         (net.ConnectionDone(), Reason.CLOSED),
-        (ProxyConnectError("Unexpected status on CONNECT: b'504'"), Reason.PROXY),
+        (
+            ProxyConnectError("Unexpected status on CONNECT: b'504'"),
+            Reason.PROXY_REFUSES,
+        ),
+        (
+            ProxyConnectError("Unexpected status on CONNECT: b'407'"),
+            Reason.PROXY_AUTHENTICATION,
+        ),
     ],
     ids=lambda x: repr(x)[:60],
 )
@@ -153,7 +160,7 @@ def test_facts() -> None:
     assert (facts.code, facts.issuer) == (10, "CN=a")
     assert failure_of(WRONG_NAME).facts.host == "a.example"
     found = failure_of(ProxyConnectError("Unexpected status on CONNECT: b'504'"))
-    assert (found.kind.value, found.facts.status) == ("connection_timeout", 504)
+    assert (found.kind.value, found.facts.status) == ("proxy_failed", 504)
 
 
 # By kind, one of each type that the table knows.

@@ -9,20 +9,25 @@ from typing import Any
 from unittest import mock
 
 import psutil
+from OpenSSL import SSL
 from parameterized import parameterized
 from synapse.util.gai_resolver import GAIResolver
 from twisted.internet import error as net
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 from twisted.internet.task import deferLater
 from twisted.names.client import Resolver
-from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver import attempt as attempts
 from synapse_federation_admin.homeserver import errors, lookups
 from synapse_federation_admin.homeserver.attempt import Attempt
-from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
+from synapse_federation_admin.homeserver.errors import (
+    Obstacle,
+    ObstacleError,
+    ProxyConnectError,
+)
 from synapse_federation_admin.homeserver.lookups import LookUps
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 8448))]
@@ -159,14 +164,13 @@ class LookUpsTestCase(TestCase):
 class AttemptTestCase(TestCase):
     """What an attempt tells of what has stopped it."""
 
-    def attempt(self, left_s: float = 10, proxy: str | None = None) -> Attempt:
+    def attempt(self, left_s: float = 10) -> Attempt:
         now_s = reactor.seconds()  # type: ignore[attr-defined]
         return Attempt(
             reactor,
             mock.Mock(is_real=True),
             ends_s=now_s + left_s,
             max_lifetime_s=1,
-            proxy_host=proxy,
         )
 
     def test_over(self) -> None:
@@ -184,24 +188,60 @@ class AttemptTestCase(TestCase):
         refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
         no_way = net.ConnectError(errno.ENETUNREACH)
         for address, error in (("192.0.2.1", refused), ("2001:db8::1", no_way)):
-            attempt.connection_failed(address, Failure(error))
+            attempt.connection_failed(address, error)
         self.assertIs(attempt.explained(no_way), refused)
-        alone = self.attempt()
-        alone.connection_failed("2001:db8::1", Failure(no_way))
-        self.assertIs(alone.explained(no_way), no_way)
+        # Alone it is the host's only family, which this host may lack.
+        for has_route, explained in ((True, None), (False, Obstacle.NO_IPV6)):
+            alone = self.attempt()
+            alone.connection_failed("2001:db8::1", no_way)
+            with mock.patch.object(attempts, "has_route", return_value=has_route):
+                told = alone.explained(no_way)
+            self.assertIs(getattr(told, "obstacle", None), explained)
         # Nor does that nothing is left.
         out = net.ConnectBindError(errno.EMFILE)
-        attempt.connection_failed("192.0.2.1", Failure(out))
+        attempt.connection_failed("192.0.2.1", out)
         self.assertIs(attempt.explained(out), out)
 
     def test_own_proxy(self) -> None:
-        """That our own proxy is not connected to is told as that."""
-        attempt = self.attempt(proxy="proxy.example")
+        """That our own proxy is not connected to, or says nothing, is told as that."""
+        attempt = self.attempt()
+        attempt.proxy_hosts.add("proxy.example")
         attempt._host_of["192.0.2.1"] = "proxy.example"
+        attempt._hosts["proxy.example"] = ObstacleError(Obstacle.NO_SUCH_HOST)
         refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
-        attempt.connection_failed("192.0.2.1", Failure(refused))
+        attempt.connection_failed("192.0.2.1", refused)
         nowhere = net.DNSLookupError("no results for hostname lookup: proxy.example")
-        for error in (refused, nowhere):
-            found = attempt.explained(error)
+        asked = self.attempt()
+        asked.is_at_proxy = True
+        for made, error in (
+            (attempt, refused),
+            (attempt, nowhere),
+            (asked, net.ConnectionLost()),
+            (asked, CancelledError()),
+            (asked, SSL.Error()),
+            (asked, ValueError("no HTTP")),
+        ):
+            found = made.explained(error)
             assert isinstance(found, ObstacleError)
             self.assertIs(found.obstacle, Obstacle.OWN_PROXY)
+            assert found.__cause__ is not None
+        answer = ProxyConnectError("Unexpected status on CONNECT: b'502'")
+        self.assertIs(asked.explained(answer), answer)
+
+    def test_waits(self) -> None:
+        """What it waits for when it is called off is what stops it."""
+        for waiting, obstacle in (
+            ({"looked_up": ["a.example"], "is_fetching": True}, Obstacle.DNS_NO_ANSWER),
+            ({"is_fetching": True, "is_shaking_hands": True}, Obstacle.LATE_FILE),
+            ({"is_shaking_hands": True}, Obstacle.LATE_HANDSHAKE),
+        ):
+            attempt = self.attempt()
+            vars(attempt).update(waiting)
+            told = attempt.explained(CancelledError())
+            self.assertIs(getattr(told, "obstacle", None), obstacle)
+        attempt, called_off = self.attempt(), CancelledError()
+        self.assertIs(attempt.explained(called_off), called_off)
+        attempt._connecting = 1
+        self.assertIsInstance(attempt.explained(called_off), net.TimeoutError)
+        attempt.connected()
+        self.assertIs(attempt.explained(called_off), called_off)

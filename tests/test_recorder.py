@@ -20,7 +20,6 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.history import recorder as module
 from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
 from synapse_federation_admin.homeserver import relied_on
@@ -98,14 +97,10 @@ class RecorderTestCase(ModuleTestCase):
     def counts(self) -> dict[tuple[str, str], int]:
         return {(row["destination"], row["kind"]): row["count"] for row in self.rows()}
 
-    def other(self, without_dns: Any = None) -> Recorder:
+    def other(self) -> Recorder:
         """Make the recorder of another process."""
         homeserver = Homeserver(self.hs.get_module_api())
-        return Recorder(
-            homeserver,
-            Tables(homeserver),
-            without_dns or mock.AsyncMock(return_value={}),
-        )
+        return Recorder(homeserver, Tables(homeserver))
 
 
 class WritesTestCase(RecorderTestCase):
@@ -407,43 +402,6 @@ class OddTestCase(RecorderTestCase):
         self.pass_s(WRITE_S)
         self.assertEqual(self.rows(), [])
         self.assertIn("Traceback", "".join(logs.output))
-
-    def test_dns(self) -> None:
-        """What led to no connection is because of the DNS if that does not answer.
-
-        Some are looked up, and only those are called otherwise; none is counted less.
-        """
-        asked: list[str] = []
-        why = kinds.Failure(kinds.FailureKind.DNS_FAILED, kinds.Reason.DNS_NO_ANSWER)
-
-        async def without_dns(names: list[str]) -> dict[str, kinds.Failure]:
-            asked.extend(names)
-            return dict.fromkeys(names, why)
-
-        recorder = self.other(without_dns)
-        nowhere = net.DNSLookupError("no results for hostname lookup: a")
-        names = [f"{number}.example" for number in range(30)]
-        for name in names:
-            for error in (nowhere, net.TimeoutError()):
-                recorder.failed(name, RequestSendFailed(error, can_retry=True))
-        recorder.failed("other.example", refused())
-        self.get_success(recorder.write())
-        self.assertEqual(len(set(asked)), limits.NAMES_TRIED)
-        self.assertLess(set(asked), set(names))
-        self.assertEqual(
-            self.counts(),
-            {
-                **{(name, "dns_failed"): 2 for name in asked},
-                **{
-                    (name, kind): 1
-                    for name in set(names) - set(asked)
-                    for kind in ("dns_not_found", "connection_timeout")
-                },
-                ("other.example", "connection_refused"): 1,
-            },
-        )
-        row = next(r for r in self.rows() if r["kind"] == "dns_failed")
-        self.assertIn("no answer in time", row["message"])
 
     def test_held_up(self) -> None:
         """Of two processes that saw it recover, the later time stays."""

@@ -5,7 +5,6 @@ Every line that is taken comes from the real code here, down to a fake transport
 another release words it differently, these tests are to fail.
 """
 
-import errno
 import inspect
 import linecache
 import logging
@@ -15,11 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from netaddr import IPAddress
 from parameterized import parameterized
-from synapse.config.server import parse_proxy_config
 from synapse.federation.transport.server import _base as federation_server
-from synapse.http import client, matrixfederationclient
+from synapse.http import matrixfederationclient
 from synapse.http.matrixfederationclient import (
     MatrixFederationHttpClient,
     MatrixFederationRequest,
@@ -30,21 +27,21 @@ from synapse.util import retryutils
 from synapse.util.clock import Clock
 from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.testing import MemoryReactor, StringTransport
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import relied_on, traffic
+from synapse_federation_admin.homeserver.attempt import ObservedAgent
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     Obstacle,
     ObstacleError,
-    RequestSendFailed,
 )
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from tests import unittest
 
 NAME = "a.example:8448"
-MODULES = (retryutils, federation_server, matrixfederationclient, client)
+MODULES = (retryutils, federation_server, matrixfederationclient)
 
 # What an operator may have made of the loggers: (level, whether they are disabled).
 LEVELS = [
@@ -53,10 +50,6 @@ LEVELS = [
     ("warning", logging.WARNING, False),
     ("disabled", logging.DEBUG, True),
 ]
-
-
-def nowhere(host: str) -> net.DNSLookupError:
-    return net.DNSLookupError(f"no results for hostname lookup: {host}")
 
 
 class Seen:
@@ -106,12 +99,11 @@ class TrafficTestCase(unittest.HomeserverTestCase):
         # At 0 nothing can have failed: that stands for never.
         self.reactor.advance(1000)
         self.seen = Seen()
-        for kept in (traffic._observers, traffic._homeservers):
+        for kept in (traffic._observers, traffic._causes):
             alone = mock.patch.dict(kept, clear=True)
             alone.start()
             self.addCleanup(alone.stop)
         traffic.observe(hs, self.seen)
-        traffic._blocked.clear()
         self.client = MatrixFederationHttpClient(hs, None)
         self.reactor.lookups["a.example"] = "1.2.3.4"
         self.reactor.lookups["c.example"] = "1.2.3.5"
@@ -224,10 +216,6 @@ class LinesTestCase(TrafficTestCase):
                 *(relied_on.ANSWERED, matrixfederationclient, "debug"),
                 (mock.ANY, "c.example:8448", 200, "OK"),
             ),
-            (
-                *(relied_on.BLOCKED, client, "info"),
-                (IPAddress("10.1.2.3"), "inside.example"),
-            ),
         ):
             (record,) = lines.of(text)
             self.assertEqual(record.args, args)
@@ -261,8 +249,6 @@ class LinesTestCase(TrafficTestCase):
         )
         self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
         self.assertEqual(self.seen.answers, ["c.example:8448"])
-        self.assertTrue(traffic.led_to_blocked_addresses("inside.example"))
-        self.assertFalse(traffic.led_to_blocked_addresses("10.1.2.3"))
         logged = {text: len(lines.of(text)) for text in relied_on.LOG_TEXTS}
         info = int(level <= logging.INFO and not disabled)
         debug = int(level <= logging.DEBUG and not disabled)
@@ -270,7 +256,6 @@ class LinesTestCase(TrafficTestCase):
             logged,
             {
                 relied_on.FAILED: 2 * info,
-                relied_on.BLOCKED: info,
                 relied_on.MARKED_UP: info,
                 relied_on.RECOVERED: debug,
                 relied_on.ANSWERED: debug,
@@ -354,67 +339,10 @@ class CountedTestCase(TrafficTestCase):
 
 
 class ObserversTestCase(TrafficTestCase):
-    def told_of(self, error: Exception, name: str = NAME) -> Obstacle | None:
-        """Return the obstacle that is told of when a request fails."""
-        failed = RequestSendFailed(error, can_retry=False)
-        told = traffic._explained(self.hs, name, failed)
-        return told.obstacle if isinstance(told, ObstacleError) else None
-
-    def test_explained(self) -> None:
-        """What Synapse's client tells less of is told as what it is."""
-        for error, obstacle in (
-            (nowhere("a.example"), None),
-            (ValueError("invalid hostname: a.example"), None),
-            (ValueError("invalid hostname: "), Obstacle.NO_SERVICE),
-            (ValueError("invalid hostname: my_host"), Obstacle.NO_HOST_NAME),
-            (OSError(errno.EMFILE, "x"), None),
-        ):
-            self.assertIs(self.told_of(error), obstacle)
-        self.fail_with(RequestSendFailed(DeferredTimeoutError(), can_retry=True))
-        self.assertIsInstance(self.seen.failures[-1][1], net.TimeoutError)
-
-    def test_no_file_left(self) -> None:
-        """A name that cannot be looked up as no file can be opened: that is ours."""
-        with mock.patch.object(traffic, "are_resources_out", return_value=True):
-            self.assertIs(self.told_of(nowhere("a")), Obstacle.OUT_OF_RESOURCES)
-        none = OSError(errno.EMFILE, "x")
-        self.fail_with(RequestSendFailed(none, can_retry=False))
-        self.assertIs(self.seen.failures[-1][1], none)
-
-    def test_delegation_to_no_server_name(self) -> None:
-        """Where the file delegates to a URL, or has a path, that is what is wrong."""
-        for delegated_to, obstacle in (
-            ("https://a.example", Obstacle.BAD_DELEGATION),
-            ("a.example/b", Obstacle.BAD_DELEGATION),
-            ("a.example:443", None),
-            (None, None),
-        ):
-            cached = (delegated_to, 0, True)
-            with mock.patch.object(traffic, "cached_well_known", return_value=cached):
-                self.assertIs(self.told_of(nowhere("https")), obstacle)
-                answer = HttpResponseException(502, "no", b"")
-                self.assertIs(self.told_of(answer), obstacle)
-
-    def test_own_proxy(self) -> None:
-        """If our own proxy is not connected to, that is no failure of the server's."""
-        config = parse_proxy_config(
-            {"https_proxy": "proxy.example:3128", "no_proxy_hosts": ["past.example"]}
-        )
-        refused = net.ConnectionRefusedError()
-        with mock.patch.object(self.hs.config.server, "proxy_config", config):
-            for error, name, obstacle in (
-                (refused, "a.example", Obstacle.OWN_PROXY),
-                (refused, "a.example:8448", Obstacle.OWN_PROXY),
-                (nowhere("proxy.example"), "a.example", Obstacle.OWN_PROXY),
-                (refused, "past.example", None),
-            ):
-                self.assertIs(self.told_of(error, name), obstacle)
-
     def test_two_homeservers(self) -> None:
         """With two homeservers in a process each is told of its own requests."""
         other = Seen()
         traffic._observers["other.example"] = other
-        traffic._homeservers["other.example"] = self.hs
         for name in (self.hs.hostname, "other.example", "third.example"):
             with LoggingContext(name="request", server_name=name):
                 retryutils.logger.info(
@@ -494,27 +422,34 @@ class ObserversTestCase(TrafficTestCase):
         self.fail_with(HttpResponseException(500, "no", b""))
         self.assertEqual(self.seen.failures, [])
 
-    def test_blocked_names_are_bounded(self) -> None:
-        """Of the names that lead to blocked addresses the last thousand are known."""
-        for number in range(limits.BLOCKED_HOSTS + 10):
-            client.logger.info(relied_on.BLOCKED, "10.0.0.1", f"{number}.example")
-            client.logger.info(relied_on.BLOCKED, "10.0.0.1", "0.example")
-        names = [f"{number}.example" for number in range(limits.BLOCKED_HOSTS + 10)]
-        known = sum(map(traffic.led_to_blocked_addresses, names))
-        self.assertEqual(known, limits.BLOCKED_HOSTS)
-        self.assertTrue(traffic.led_to_blocked_addresses("0.example"))
-        self.assertFalse(traffic.led_to_blocked_addresses("1.example"))
+    def test_cause(self) -> None:
+        """What is known to have stopped a request is told in place of what is raised.
+
+        That of the last thousand is known, until another request is answered.
+        """
+        error, cause = net.ConnectError(), ObstacleError(Obstacle.NO_SERVICE)
+        for number in range(limits.CAUSES + 10):
+            traffic._take_cause(f"{number}.example", cause)
+        self.assertEqual(len(traffic._causes), limits.CAUSES)
+        traffic._take_cause("20.example", None)
+        for name, told in (("19", cause), ("20", error), ("19", error), ("5", error)):
+            self.fail_with(error, f"{name}.example")
+            error._federation_admin_told = False  # type: ignore[attr-defined]  # it is another one
+            self.assertEqual(self.seen.failures[-1], (f"{name}.example", told))
+            self.reactor.advance(7 * 86400)
 
     def test_other_client(self) -> None:
         """Where Synapse's client is another, or got otherwise, it is said what is lost.
 
-        It is no more than that: the rest of the history goes on.
+        It is no more than that: the rest of the history goes on, and the client stays.
         """
-        other = mock.Mock(agent=object())
+        other = mock.Mock(agent=mock.Mock(spec=[]))
+        homeserver = Homeserver(self.hs.get_module_api())
         for getting in ({"return_value": other}, {"side_effect": AttributeError}):
             with (
                 mock.patch.object(self.hs, "get_federation_http_client", **getting),
                 self.assertLogs(traffic.logger, "WARNING") as logs,
             ):
-                traffic.name_untrusted_certificates(self.hs)
-            self.assertIn("tls_failed", logs.records[0].getMessage())
+                homeserver.learn_causes()
+            self.assertIn("many alike", logs.records[0].getMessage())
+        self.assertNotIsInstance(other.agent, ObservedAgent)

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage `connections`: each address by itself, with TLS and one request."""
 
-import errno
 import socket
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -48,20 +46,19 @@ from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import (
+    Facts,
     Failure,
     FailureKind,
     Link,
     Reason,
 )
 from synapse_federation_admin.failures.responses import reason_of_bytes
+from synapse_federation_admin.homeserver.errors import has_route
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 # The share of the time of a diagnosis: to connect, and for all of it.
 _SHARE_CONNECT = 0.25
 _SHARE = 0.4
-
-# Addresses of the global Internet, to see whether there is a route to any.
-_GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
 
 
 async def check_connections(
@@ -80,7 +77,7 @@ async def check_connections(
             return planned
         links = addresses.links(planned.host, planned.port)
         attempt = _Attempt(way, name, planned, links)
-        return without_route(await attempt.connect(), _has_route)
+        return without_route(await attempt.connect(), has_route)
 
     connections = await side_by_side(
         *(
@@ -228,14 +225,15 @@ class _Attempt:
         """Tell why there was no answer, by how far the connection has come."""
         kind, handshake = failure.kind, self._handshake
         is_late = kind in (FailureKind.RESPONSE_TIMEOUT, FailureKind.CONNECTION_TIMEOUT)
-        if failure.is_ours or failure.reason is Reason.PROXY:
+        if failure.is_ours or kind is FailureKind.PROXY_FAILED:
             return failure
+        if handshake.begun_ms is None and is_late:
+            failure = Failure(FailureKind.CONNECTION_TIMEOUT)
         if handshake.begun_ms is None and self._connection.address is None:
             # It is the proxy itself that was not connected to.
-            kind = FailureKind.CONNECTION_TIMEOUT if is_late else FailureKind.OTHER
-            return Failure(kind, Reason.PROXY, failure.facts)
+            return Failure(FailureKind.PROXY_FAILED, facts=Facts(cause=failure))
         if handshake.begun_ms is None and is_late:
-            return Failure(FailureKind.CONNECTION_TIMEOUT)
+            return failure
         if is_late:
             reason = None if handshake.findings else Reason.IN_HANDSHAKE
             return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
@@ -259,17 +257,6 @@ class _Attempt:
             via=self._links,
         )
         return attr.evolve(failure, facts=facts)
-
-
-def _has_route(family: socket.AddressFamily) -> bool:
-    """Tell whether this host has a route to any address; nothing is sent."""
-    try:
-        with closing(socket.socket(family, socket.SOCK_DGRAM)) as udp:
-            udp.connect((_GLOBAL[family], 9))
-    except OSError as e:
-        none = (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-        return e.errno not in none
-    return True
 
 
 def without_route(

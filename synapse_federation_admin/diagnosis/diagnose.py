@@ -35,14 +35,12 @@ from synapse_federation_admin.diagnosis.well_known import (
     check_well_known,
     with_second_file,
 )
-from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.homeserver.server_name import (
-    InvalidServerNameError,
     ServerName,
 )
 
@@ -62,9 +60,6 @@ _GRACE_MS = 1000
 
 # How long it may take where addresses alone are looked for.
 _LOOK_MS = 5000
-
-# How long the DNS may take, if it is only asked whether it answers.
-_ANSWER_MS = 1500
 
 _DIRECT = (
     StageName.WELL_KNOWN,
@@ -148,39 +143,6 @@ class Diagnoses:
 
         if self._way_out().instances is None:
             # Else this process is not to go out.
-            await side_by_side(*(partial(look, name) for name in names))
-        return found
-
-    async def without_dns(self, names: Sequence[str]) -> dict[str, Failure]:
-        """Return of those of some server names about which the DNS does not answer why.
-
-        Within three seconds. Of names that are addresses, or no server's, none are.
-        """
-        found: dict[str, Failure] = {}
-        outbound = self._way_out()
-
-        async def look(name: str) -> None:
-            try:
-                server = ServerName.parse(name)
-                if server.is_literal:
-                    return
-                if server.port is None:
-                    service = f"_matrix-fed._tcp.{server.host}"
-                    await outbound.look_up_services(service, _ANSWER_MS)
-                await outbound.look_up(
-                    server.host, 8448, _ANSWER_MS, as_server_name=False
-                )
-            except InvalidServerNameError:
-                return
-            except CancelledError:
-                raise
-            except Exception as e:
-                failure = failure_of(e)
-                if failure.kind is FailureKind.DNS_FAILED:
-                    found[name] = failure
-
-        if outbound.instances is None:
-            # Else others ask it.
             await side_by_side(*(partial(look, name) for name in names))
         return found
 

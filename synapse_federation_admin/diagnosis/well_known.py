@@ -66,8 +66,12 @@ _NO_WEB_SERVER = (
     FailureKind.UNREACHABLE,
 )
 
-# So does this, of what a proxy makes of it that can't connect.
-_NO_WEB_SERVER_BY_PROXY = (*_NO_WEB_SERVER, FailureKind.INVALID_RESPONSE)
+# So do these, of what a proxy makes of it that can't connect.
+_NO_WEB_SERVER_BY_PROXY = (
+    *_NO_WEB_SERVER,
+    FailureKind.PROXY_FAILED,
+    FailureKind.INVALID_RESPONSE,
+)
 
 # How a file begins that is in UTF-16.
 _UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)

@@ -90,12 +90,6 @@ _TLS_REASONS = {
     68: Reason.WEAK_SIGNATURE,
 }
 
-# What it may mean that this homeserver's proxy answers so in place of connecting.
-_PROXY_KINDS = {
-    502: FailureKind.UNREACHABLE,
-    503: FailureKind.UNREACHABLE,
-    504: FailureKind.CONNECTION_TIMEOUT,
-}
 _PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
 
 _Row = tuple[tuple[type[BaseException], ...], FailureKind, Reason | None]
@@ -105,15 +99,11 @@ _KINDS: tuple[_Row, ...] = (
     ((VerificationError, CertificateError), FailureKind.TLS_WRONG_NAME, None),
     ((SSL.Error,), FailureKind.TLS_FAILED, None),
     ((DNSLookupError,), FailureKind.DNS_NOT_FOUND, None),
+    ((dns.DNSQueryTimeoutError,), FailureKind.DNS_FAILED, Reason.DNS_NO_ANSWER),
     (
-        (
-            dns.DomainError,
-            dns.AuthoritativeDomainError,
-            dns.DNSQueryTimeoutError,
-            dns.ResolverError,
-        ),
+        (dns.DomainError, dns.AuthoritativeDomainError, dns.ResolverError),
         FailureKind.DNS_FAILED,
-        None,
+        Reason.DNS_SERVER_FAILURE,
     ),
     ((net.ConnectionRefusedError,), FailureKind.CONNECTION_REFUSED, None),
     # The last is what is left of a connection that the time limit found unfinished.
@@ -142,7 +132,8 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.NO_SERVICE: (FailureKind.UNREACHABLE, Reason.NO_SERVICE),
     Obstacle.CLOSED_IN_HANDSHAKE: (FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE),
     Obstacle.LATE_HANDSHAKE: (FailureKind.RESPONSE_TIMEOUT, Reason.IN_HANDSHAKE),
-    Obstacle.OWN_PROXY: (FailureKind.OTHER, Reason.PROXY),
+    Obstacle.NO_IPV4: (FailureKind.UNREACHABLE, Reason.NO_IPV4),
+    Obstacle.NO_IPV6: (FailureKind.UNREACHABLE, Reason.NO_IPV6),
     Obstacle.OTHER_OUT_OF_RESOURCES: (FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES),
 }
 
@@ -239,14 +230,19 @@ def _stopped_by(error: ObstacleError) -> Failure:
     if error.obstacle is Obstacle.BAD_DELEGATION:
         kind, reason = FailureKind.WELL_KNOWN_INVALID, Reason.M_SERVER_INVALID
         return Failure(kind, reason, Facts(said=bounded(error.host)))
+    if error.obstacle is Obstacle.OWN_PROXY:
+        met = error.__cause__
+        cause = None if met is None else _read(met, is_of_clients=True)
+        facts = Facts(host=bounded(error.host), cause=cause)
+        return Failure(FailureKind.PROXY_FAILED, facts=facts)
     if error.obstacle is Obstacle.LATE_FILE:
         late = Failure(FailureKind.RESPONSE_TIMEOUT)
         return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, facts=Facts(cause=late))
     kind, found = _OBSTACLES[error.obstacle]
     if error.obstacle is Obstacle.OTHER_OUT_OF_RESOURCES:
         return Failure(kind, found, Facts(is_relayed=True))
-    cause = error.__cause__
-    exception = bounded(f"{type(cause).__name__}: {cause}") if cause else ""
+    met = error.__cause__
+    exception = bounded(f"{type(met).__name__}: {met}") if met else ""
     return Failure(kind, found, Facts(host=bounded(error.host), exception=exception))
 
 
@@ -277,8 +273,9 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
     if isinstance(cause, ProxyConnectError):
         found = _PROXY_STATUS.search(str(cause))
         status = int(found[1]) if found else None
-        kind = _PROXY_KINDS.get(status or 0, FailureKind.OTHER)
-        return Failure(kind, Reason.PROXY, Facts(status=status))
+        wants = status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        why = Reason.PROXY_AUTHENTICATION if wants else Reason.PROXY_REFUSES
+        return Failure(FailureKind.PROXY_FAILED, why, Facts(status=status))
     if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
         # There is a way: it was taken, and closed at once, before anything was said.
         return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE, facts)

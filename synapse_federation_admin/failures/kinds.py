@@ -207,6 +207,14 @@ class FailureKind(Worded):
         "what answers is not a Matrix homeserver, or the response broke off",
         "Tell their admin: something other than a homeserver answers at their address.",
     )
+    PROXY_FAILED = (
+        "proxy_failed",
+        "This homeserver's own proxy does not connect",
+        "",
+        "Check https_proxy and no_proxy, and that the proxy runs. This tells nothing "
+        "of the other server.",
+        Fault.US,
+    )
     KEYS_MISSING = (
         "keys_missing",
         "No signing keys",

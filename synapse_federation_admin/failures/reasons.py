@@ -293,12 +293,16 @@ class Reason(Worded):
         "/.well-known/matrix/server is missing on their web server at port 443.",
         Fault.THEM,
     )
-    PROXY = (
-        "proxy",
-        "this homeserver's own proxy (https_proxy) does not connect to the server",
-        "Check https_proxy and no_proxy, and the log of the proxy. If it connects "
-        "to other servers, tell their admin.",
+    PROXY_REFUSES = (
+        "proxy_refuses",
+        "it answers that it does not connect to the server",
+        "See the log of the proxy. If it connects to other servers, tell their admin.",
         Fault.UNKNOWN,
+    )
+    PROXY_AUTHENTICATION = (
+        "proxy_authentication",
+        "it wants other credentials",
+        "Check the user name and the password in https_proxy, and restart Synapse.",
     )
     ANOTHER_PROCESS = (
         "another_process",

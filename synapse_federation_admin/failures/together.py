@@ -13,6 +13,7 @@ class OurPart(Enum):
     RESOLVER = "the resolver of this host"
     NETWORK = "the network of this host"
     NETWORK_OR_PROXY = "the network of this host, its firewall or its proxy"
+    PROXY = "the outgoing proxy of this homeserver (https_proxy)"
     BLACKLIST = (
         "federation_ip_range_blacklist or ip_range_blacklist in the configuration"
     )

@@ -61,6 +61,7 @@ _OURS: tuple[tuple[tuple[FailureKind, ...], OurPart], ...] = (
         ),
         OurPart.NETWORK,
     ),
+    ((FailureKind.PROXY_FAILED,), OurPart.PROXY),
     ((FailureKind.IP_BLOCKED,), OurPart.BLACKLIST),
     ((FailureKind.TLS_EXPIRED, FailureKind.TLS_NOT_YET_VALID), OurPart.CLOCK),
     ((FailureKind.TLS_UNTRUSTED,), OurPart.TRUST),

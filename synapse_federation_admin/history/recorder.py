@@ -12,8 +12,7 @@ one row for each kind. Old rows are deleted
 """
 
 import logging
-import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,16 +43,11 @@ _AGAIN_MS = 10_000
 
 _KINDS = tuple(kind.value for kind in FailureKind)
 
-# What it may be that the DNS does not answer in place of.
-_MAY_BE_DNS = (FailureKind.DNS_NOT_FOUND, FailureKind.CONNECTION_TIMEOUT)
-
 # A destination, and a kind.
 _Key = tuple[str, str]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-FindWithoutDns = Callable[[Sequence[str]], Awaitable[Mapping[str, Failure]]]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -77,21 +71,13 @@ class UpTime:
 class Recorder:
     """Takes note of what comes of this process's federation requests."""
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        tables: Tables,
-        without_dns: FindWithoutDns,
-    ) -> None:
+    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         """Take note of nothing yet.
 
         Args:
             homeserver: Reaches Synapse.
             tables: The tables.
-            without_dns: Returns of those of some server names about which the DNS does
-                not answer that failure; it takes three seconds at most.
         """
-        self._without_dns = without_dns
         self._homeserver = homeserver
         self._tables = tables
         # What waits to be written: failures by destination and kind, and answers.
@@ -103,8 +89,6 @@ class Recorder:
         # how long they were not failing that have.
         self._recovered_ts: dict[str, int] = {}
         self._up: dict[str, UpTime] = {}
-        # Those failures without a connection in time of which it is not known why.
-        self._unconnected: set[_Key] = set()
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
@@ -123,9 +107,7 @@ class Recorder:
             if kind is not FailureKind.INTERNAL:
                 self._homeserver.metrics(FAILURES, kind.value)
         self._homeserver.observe_traffic(self)
-        self._homeserver.before_shutdown(
-            "federation_admin_record", lambda: self.write(looks=False)
-        )
+        self._homeserver.before_shutdown("federation_admin_record", self.write)
 
     # -- what is taken from the traffic, on the reactor ------------------------------
 
@@ -164,8 +146,6 @@ class Recorder:
             issuer=failure.facts.issuer,
         )
         self._failures[key] = recorded if known is None else known.before(recorded)
-        if failure.kind in _MAY_BE_DNS:
-            self._unconnected.add(key)
         self._write_soon()
 
     def _add_up(self, destination: str, up_ms: int) -> None:
@@ -213,7 +193,7 @@ class Recorder:
                     for name in names
                     if name in self._successes
                 }
-                await self._write_some({}, answered, looks=False)
+                await self._write_some({}, answered)
         except CancelledError:
             raise
         except Exception as e:
@@ -309,27 +289,21 @@ class Recorder:
             error, (SchemaTooNewError, CancelledError)
         ) or self._homeserver.is_database_away(error)
 
-    async def write(self, *, looks: bool = True) -> None:
+    async def write(self) -> None:
         """Write all that has been taken note of. Raises what the database raises.
 
         What could not be written because the database is away is kept.
-
-        Args:
-            looks: Find out first whether what led to no connection in time is because
-                of the DNS.
         """
         for _ in range(2 * limits.WAITING_RECORDS // limits.RECORDS_WRITTEN):
             failed, answered = _take(self._failures), _take(self._successes)
             if not (failed or answered):
                 return
-            await self._write_some(failed, answered, looks=looks)
+            await self._write_some(failed, answered)
 
     async def _write_some(
         self,
         failed: dict[_Key, RecordedFailure],
         answered: Mapping[str, RecordedSuccess],
-        *,
-        looks: bool,
     ) -> None:
         """Write in one transaction what was taken for it; see `write`."""
         since = {
@@ -343,8 +317,6 @@ class Recorder:
             if name in self._up
         }
         try:
-            if looks:
-                failed = await self._settled(failed)
             await self._tables.run(
                 "federation_admin_record",
                 partial(
@@ -399,31 +371,6 @@ class Recorder:
             records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
             outages.record_txn(txn, by_destination, is_postgres=is_postgres)
         outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
-
-    async def _settled(
-        self, failed: dict[_Key, RecordedFailure]
-    ) -> dict[_Key, RecordedFailure]:
-        """Find out whether what led to no connection is because of the DNS.
-
-        Synapse's limit of time is over before its resolver's is, and it takes an error
-        of that for a name that is not there. Some of the names are looked up, at
-        random; the others stay as they are.
-        """
-        late = self._unconnected & failed.keys()
-        if not late:
-            return failed
-        self._unconnected -= late
-        names = sorted({name for name, _ in late})
-        sample = random.sample(names, min(limits.NAMES_TRIED, len(names)))
-        without = await self._without_dns(sample)
-        settled: dict[_Key, RecordedFailure] = {}
-        for key, failure in failed.items():
-            if key in late and (found := without.get(key[0])):
-                kind, message = found.kind.value, message_of(found)
-                failure = attr.evolve(failure, kind=kind, message=message)
-            key = (key[0], failure.kind)
-            settled[key] = _joined(failure, settled.get(key))
-        return settled
 
 
 R = TypeVar("R", RecordedFailure, RecordedSuccess, UpTime)

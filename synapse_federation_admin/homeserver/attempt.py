@@ -2,17 +2,20 @@
 """One request to another server: until when it may take, and what it meets on its way.
 
 Twisted and Synapse tell the last of what has stopped a request, and sometimes only that
-its time is over. What it was doing then, and what it met before, is known here.
+its time is over. What it was doing then, and what it met before, is known here: of our
+own requests, and of Synapse's.
 
 Synapse logs the status line of an answer, its `Content-Type`, and what of it cannot be
 parsed, as the server has sent it. A hostile server could write to the log what it
 likes, and as much: so that is made printable ASCII, and bounded.
 """
 
-import errno
+import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
+from synapse.http.client import BlocklistingAgentWrapper
 from synapse.util.gai_resolver import HostResolution
 from twisted.internet import error as net
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -25,7 +28,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
-from twisted.web.iweb import IAgent, IResponse
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from synapse_federation_admin import limits
@@ -33,16 +37,18 @@ from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.errors import (
     BAD_HOST,
     NO_RESULTS,
+    NO_WAY,
     Obstacle,
     ObstacleError,
+    ProxyConnectError,
+    has_route,
     innermost,
     is_out_of_resources,
+    number_of,
 )
-from synapse_federation_admin.homeserver.lookups import LookUps
+from synapse_federation_admin.homeserver.lookups import SynapseLookUps
 
-# What this host says of an address to which it has no way at all, as of IPv6 where it
-# has none.
-_NO_WAY = (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+logger = logging.getLogger(__name__)
 
 # From this HTTP status on an answer is no success.
 _ERROR = 300
@@ -63,18 +69,21 @@ class Attempt(BoundedReactor):
     Attributes:
         delegated_to: What the well-known file gives as `m.server`, if that is no server
             name.
+        is_service_refused: Whether their SRV records say that there is no service.
         is_fetching: Whether the request waits for that file.
         is_shaking_hands: Whether the connection made last is in its TLS handshake.
+        is_at_proxy: Whether it waits for this homeserver's own proxy to connect.
+        looked_up: The names that are being looked up.
+        proxy_hosts: The host of that proxy, once it was looked up.
     """
 
     def __init__(
         self,
         reactor: Any,
-        look_ups: LookUps,
+        look_ups: SynapseLookUps,
         *,
-        ends_s: float,
-        max_lifetime_s: float,
-        proxy_host: str | None,
+        ends_s: float = float("inf"),
+        max_lifetime_s: float | None = None,
     ) -> None:
         """Begin it.
 
@@ -83,25 +92,26 @@ class Attempt(BoundedReactor):
             look_ups: Looks names up.
             ends_s: The reactor's time from which on it connects to nothing, and looks
                 nothing up.
-            max_lifetime_s: A connection older than this is dropped.
-            proxy_host: The host of this homeserver's own proxy, if it has one.
+            max_lifetime_s: A connection older than this is dropped; see
+                `BoundedReactor`.
         """
-        super().__init__(
-            reactor,
-            max_received_bytes=limits.CONNECTION_BYTES,
-            max_lifetime_s=max_lifetime_s,
-        )
+        super().__init__(reactor, max_lifetime_s=max_lifetime_s)
         self.delegated_to: str | None = None
+        self.is_service_refused = False
         self.is_fetching = False
         self.is_shaking_hands = False
+        self.is_at_proxy = False
+        self.looked_up: list[str] = []
+        self.proxy_hosts: set[str] = set()
         self._look_ups = look_ups
         self._ends_s = ends_s
-        self._proxy_host = proxy_host
         # Of each host that was looked up: why it has no address, if it has none.
         self._hosts: dict[str, ObstacleError | None] = {}
-        # To which host an address belongs, and what came of connections.
+        # To which host an address belongs, what came of connections, and how many are
+        # being made.
         self._host_of: dict[str, str] = {}
         self._refused: list[tuple[str, BaseException]] = []
+        self._connecting = 0
         # What it was doing when its time was over.
         self._late: BaseException | None = None
 
@@ -143,14 +153,19 @@ class Attempt(BoundedReactor):
         """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
         resolution = HostResolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
+        self.looked_up.append(hostName)
 
         def deliver(found: Any) -> None:
             self._hosts[hostName] = None
             # Synapse looks each of them up in its blocklist at once.
-            for family, _, _, _, address in found[: limits.ADDRESSES_OF_A_HOST]:
+            for family, _, _, _, address in found[: self._look_ups.most]:
                 kind = IPv6Address if family == socket.AF_INET6 else IPv4Address
                 self._host_of[address[0]] = hostName
                 resolutionReceiver.addressResolved(kind(transportSemantics, *address))
+
+        def complete(_: object) -> None:
+            self.looked_up.remove(hostName)
+            resolutionReceiver.resolutionComplete()
 
         def failed(failure: Failure) -> None:
             error = failure.value
@@ -167,9 +182,7 @@ class Attempt(BoundedReactor):
             portNumber,
             self.left_s,
             _KINDS.get(frozenset(addressTypes or ()), socket.AF_UNSPEC),
-        ).addCallbacks(deliver, failed).addBoth(
-            lambda _: resolutionReceiver.resolutionComplete()
-        )
+        ).addCallbacks(deliver, failed).addBoth(complete)
         return resolution
 
     def connectTCP(
@@ -182,13 +195,27 @@ class Attempt(BoundedReactor):
     ) -> IConnector:
         """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`."""
         self.require_time()
+        self.is_at_proxy = False
+        self._connecting += 1
         timeout = min(timeout, self.left_s)
         return super().connectTCP(host, port, factory, timeout=timeout, **kwargs)
 
-    def connection_failed(self, address: str, reason: Failure) -> None:
+    @property
+    def proxy_side(self) -> "_ProxySide":
+        """The reactor for connections to this homeserver's own proxy."""
+        return _ProxySide(self)
+
+    def connected(self) -> None:
+        """Take note that an address was connected to: others do not matter then."""
+        self._connecting = 0
+        self._refused.clear()
+
+    def connection_failed(self, address: str, error: BaseException) -> None:
         """Take note that an address was not connected to."""
-        error = reason.value
-        assert error is not None
+        if isinstance(error, net.UserError):
+            # It was called off.
+            return
+        self._connecting -= 1
         self._refused.append((address, error))
         if self.left_s == 0 and self._late is None:
             self._late = error
@@ -198,6 +225,7 @@ class Attempt(BoundedReactor):
         if self.left_s > 0:
             self.is_fetching = False
             self._refused.clear()
+            self._connecting = 0
 
     # -- what it was stopped by ----------------------------------------------------
 
@@ -208,6 +236,8 @@ class Attempt(BoundedReactor):
             return cause
         if self.delegated_to is not None:
             return ObstacleError(Obstacle.BAD_DELEGATION, self.delegated_to)
+        if self.is_service_refused:
+            return ObstacleError(Obstacle.NO_SERVICE)
         if isinstance(cause, net.DNSLookupError):
             return self._why_no_address(cause)
         if isinstance(cause, net.ConnectError | net.ConnectingCancelledError):
@@ -217,6 +247,8 @@ class Attempt(BoundedReactor):
         if isinstance(cause, ValueError) and str(cause).startswith(BAD_HOST):
             # Where SRV records or the file lead to: the name itself was looked at.
             return ObstacleError(Obstacle.NO_HOST_NAME, str(cause)[len(BAD_HOST) :])
+        if self.is_at_proxy:
+            return ObstacleError(Obstacle.OWN_PROXY, cause=cause)
         if isinstance(cause, net.ConnectionClosed) and self.is_shaking_hands:
             return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
         return error
@@ -224,34 +256,86 @@ class Attempt(BoundedReactor):
     def _why_no_address(self, cause: BaseException) -> BaseException:
         found = NO_RESULTS.search(str(cause))
         host = found[1].rstrip(".") if found else ""
-        if host == self._proxy_host:
-            return ObstacleError(Obstacle.OWN_PROXY, host)
         if host in self._hosts:
-            return self._hosts[host] or ObstacleError(Obstacle.BLOCKED, host)
+            why = self._hosts[host] or ObstacleError(Obstacle.BLOCKED, host)
+            if host in self.proxy_hosts:
+                return ObstacleError(Obstacle.OWN_PROXY, host, why)
+            return why
         return self._late or cause
 
     def _why_not_connected(self, cause: BaseException) -> BaseException:
         address = next((a for a, error in self._refused if error is cause), None)
-        if address is None:
+        if address is None and isinstance(cause, ProxyConnectError):
+            return cause
+        if address is None and self._refused and not self.is_at_proxy:
             # It is that the time was over, before all addresses were tried.
-            return self._refused[0][1] if self._refused else cause
-        host, number = self._host_of.get(address, address), _number(cause)
-        if host and host == self._proxy_host:
-            return ObstacleError(Obstacle.OWN_PROXY, host)
-        if number in _NO_WAY:
-            # Of several addresses, one to which there is a way tells more.
-            for other, error in self._refused:
-                if self._host_of.get(other) == host and _number(error) not in _NO_WAY:
-                    return error
-        return cause
+            return self._refused[0][1]
+        if address is None:
+            return self._what_is_late() or cause
+        host, number = self._host_of.get(address, address), number_of(cause)
+        if host in self.proxy_hosts:
+            return ObstacleError(Obstacle.OWN_PROXY, host, cause)
+        if number not in NO_WAY:
+            return cause
+        # Of several addresses, one to which there is a way tells more.
+        for other, error in self._refused:
+            if self._host_of.get(other) == host and number_of(error) not in NO_WAY:
+                return error
+        is_ipv6 = ":" in address
+        if has_route(socket.AF_INET6 if is_ipv6 else socket.AF_INET):
+            return cause
+        obstacle = Obstacle.NO_IPV6 if is_ipv6 else Obstacle.NO_IPV4
+        return ObstacleError(obstacle, host, cause)
 
-    def _what_is_late(self) -> ObstacleError | None:
+    def _what_is_late(self) -> BaseException | None:
         """Return what the request waits for, but for the answer."""
+        if self.looked_up:
+            host = self.looked_up[-1]
+            why = ObstacleError(Obstacle.DNS_NO_ANSWER, host)
+            if host in self.proxy_hosts:
+                return ObstacleError(Obstacle.OWN_PROXY, host, why)
+            return why
+        if self.is_at_proxy:
+            return ObstacleError(Obstacle.OWN_PROXY, cause=net.TimeoutError())
+        if self._connecting or self._refused:
+            return self._refused[0][1] if self._refused else net.TimeoutError()
         if self.is_fetching:
             return ObstacleError(Obstacle.LATE_FILE)
         if self.is_shaking_hands:
             return ObstacleError(Obstacle.LATE_HANDSHAKE)
         return None
+
+
+@implementer(IHostnameResolver)
+class _ProxySide(BoundedReactor):
+    """The reactor of an attempt, for connections to this homeserver's own proxy."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt._reactor, max_lifetime_s=attempt.max_lifetime_s)
+        self._attempt = attempt
+
+    @property
+    def nameResolver(self) -> IHostnameResolver:
+        """What looks host names up: this."""
+        return self
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,  # noqa: N803  # Twisted's name
+        hostName: str,  # noqa: N803
+        *args: Any,
+        **kwargs: Any,
+    ) -> IHostResolution:
+        """Look up: see `twisted.internet.interfaces.IHostnameResolver`."""
+        self._attempt.proxy_hosts.add(hostName)
+        resolver = self._attempt.nameResolver
+        return resolver.resolveHostName(resolutionReceiver, hostName, *args, **kwargs)
+
+    def connectTCP(self, *args: Any, **kwargs: Any) -> IConnector:
+        """Connect: see `twisted.internet.interfaces.IReactorTCP.connectTCP`."""
+        connector = self._attempt.connectTCP(*args, **kwargs)
+        self._attempt.is_at_proxy = True
+        return connector
 
 
 @implementer(IAgent)
@@ -294,9 +378,81 @@ class AttemptAgent:
         return failure if error is failure.value else Failure(error)
 
 
-def _number(error: BaseException) -> object:
-    """Return what the operating system has said of a connection, as in `errno`."""
-    return getattr(error, "osError", None)
+@implementer(IAgent)
+class ObservedAgent:
+    """Makes Synapse's own requests as Synapse does, and tells what has stopped them.
+
+    Synapse gets what it would have got: a response, or the same exception.
+    """
+
+    def __init__(
+        self,
+        agent: BlocklistingAgentWrapper,
+        begin: Callable[[], tuple[IAgent, Attempt]],
+        told: Callable[[str, BaseException | None], None],
+    ) -> None:
+        """Wrap Synapse's agent.
+
+        Args:
+            agent: Makes requests if `begin` cannot.
+            begin: Returns what makes one as `agent` does, and what that has for a
+                reactor.
+            told: Is told of which server name what has stopped a request, before
+                Synapse hears of it; None: nothing has, or Synapse tells.
+        """
+        # There it is looked for what is cached of well-known files.
+        self._agent = agent._agent
+        self._unobserved = agent
+        self._begin = begin
+        self._told = told
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,  # noqa: N803
+    ) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        try:
+            agent, attempt = self._begin()
+        except Exception:
+            # Whatever is wrong here, the request goes on.
+            logger.exception("A federation request is not observed")
+            return self._unobserved.request(method, uri, headers, bodyProducer)
+        name = uri.split(b"/")[2].decode("ascii", "replace")
+        asked = agent.request(method, uri, headers, bodyProducer)
+        is_called_off = False
+
+        def call_off(_: object) -> None:
+            # Afterwards nobody knows what it was waiting for.
+            nonlocal is_called_off
+            self._tell(name, attempt, CancelledError())
+            is_called_off = True
+            asked.cancel()
+
+        def answered(response: IResponse) -> None:
+            if not answer.called:
+                is_error = response.code >= _ERROR and attempt.delegated_to is not None
+                self._tell(name, attempt, ValueError() if is_error else None)
+                answer.callback(response)
+
+        def failed(failure: Failure) -> None:
+            if not answer.called:
+                if not is_called_off:
+                    self._tell(name, attempt, failure.value)
+                answer.errback(failure)
+
+        answer: Deferred[IResponse] = Deferred(call_off)
+        asked.addCallbacks(answered, failed)
+        return answer
+
+    def _tell(self, name: str, attempt: Attempt, error: BaseException | None) -> None:
+        try:
+            cause = None if error is None else attempt.explained(error)
+            self._told(name, None if cause is error else cause)
+        except Exception:
+            logger.exception("Could not tell what has stopped a federation request")
 
 
 def _make_plain(error: BaseException) -> None:

@@ -23,25 +23,32 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from synapse_federation_admin import limits
+
 
 @implementer(IReactorPluggableNameResolver)
 class BoundedReactor:
     """Passes everything on to another reactor, and bounds the connections it makes."""
 
     def __init__(
-        self, reactor: Any, *, max_received_bytes: int, max_lifetime_s: float
+        self,
+        reactor: Any,
+        *,
+        max_lifetime_s: float | None,
+        max_received_bytes: int = limits.CONNECTION_BYTES,
     ) -> None:
         """Wrap a reactor.
 
         Args:
             reactor: The reactor that does everything.
-            max_received_bytes: A connection over which more comes in is dropped. What
-                counts are the bytes on the wire, TLS handshake included.
-            max_lifetime_s: A connection older than this is dropped, idle or not.
+            max_lifetime_s: A connection older than this is dropped, idle or not; None:
+                connections have no end.
+            max_received_bytes: So is a connection over which more comes in. What counts
+                are the bytes on the wire, TLS handshake included.
         """
         self._reactor = reactor
-        self.max_received_bytes = max_received_bytes
         self.max_lifetime_s = max_lifetime_s
+        self.max_received_bytes = max_received_bytes
 
     def __getattr__(self, name: str) -> Any:
         """Return what the wrapped reactor has."""
@@ -73,7 +80,10 @@ class BoundedReactor:
         )
         return connector
 
-    def connection_failed(self, address: str, reason: Failure) -> None:
+    def connected(self) -> None:
+        """Hear that an address was connected to."""
+
+    def connection_failed(self, address: str, error: BaseException) -> None:
         """Hear of an address that was not connected to."""
 
 
@@ -93,9 +103,9 @@ class _BoundedProtocol(ProtocolWrapper):
 
     def connectionMade(self) -> None:
         """Begin to count the time."""
-        self._end = self.factory.reactor.callLater(
-            self.factory.reactor.max_lifetime_s, self._drop
-        )
+        max_lifetime_s = self.factory.reactor.max_lifetime_s
+        assert max_lifetime_s is not None
+        self._end = self.factory.reactor.callLater(max_lifetime_s, self._drop)
         super().connectionMade()  # type: ignore[no-untyped-call]  # Twisted's
 
     def dataReceived(self, data: bytes) -> None:
@@ -125,13 +135,17 @@ class _BoundedFactory(WrappingFactory):
         super().__init__(factory)  # type: ignore[no-untyped-call]  # Twisted's
         self.reactor = reactor
 
-    def buildProtocol(self, addr: IAddress | None) -> _BoundedProtocol | None:  # type: ignore[override]  # None is in IProtocolFactory
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         """Wrap what the wrapped factory makes, if it wants the connection at all."""
+        self.reactor.connected()
         protocol = self.wrappedFactory.buildProtocol(addr)
-        return None if protocol is None else _BoundedProtocol(self, protocol)
+        if protocol is None or self.reactor.max_lifetime_s is None:
+            return protocol
+        return _BoundedProtocol(self, protocol)
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
         """Tell of it."""
         address = getattr(connector.getDestination(), "host", "")
-        self.reactor.connection_failed(address, reason)
+        assert reason.value is not None
+        self.reactor.connection_failed(address, reason.value)
         self.wrappedFactory.clientConnectionFailed(connector, reason)

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import socket
+from contextlib import closing
 from enum import Enum
 
 from synapse.api.errors import (
@@ -26,6 +27,7 @@ from twisted.web.client import (
 __all__ = [
     "BAD_HOST",
     "NO_RESULTS",
+    "NO_WAY",
     "BodyExceededMaxSize",
     "FederationDeniedError",
     "HttpResponseException",
@@ -36,8 +38,10 @@ __all__ = [
     "ProxyConnectError",
     "RequestSendFailed",
     "are_resources_out",
+    "has_route",
     "innermost",
     "is_out_of_resources",
+    "number_of",
 ]
 
 # A request that failed for reasons of its own: while it was sent, or its body was made,
@@ -49,6 +53,13 @@ NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
 
 # What it says of a host name to which it does not connect.
 BAD_HOST = "invalid hostname: "
+
+# What this host says of an address to which it has no way at all, as of IPv6 where it
+# has none.
+NO_WAY = frozenset({errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+# Addresses of the global Internet, to see whether there is a route to any.
+_GLOBAL = {socket.AF_INET: "192.31.196.1", socket.AF_INET6: "2001:4:112::1"}
 
 # Too many open files, here or on the whole machine; no memory for another socket.
 _OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -77,7 +88,11 @@ class Obstacle(Enum):
     CLOSED_IN_HANDSHAKE = "closed_in_handshake"
     LATE_HANDSHAKE = "late_handshake"
 
-    # This homeserver's own proxy is not connected to.
+    # This host has no address of the only family that the host has.
+    NO_IPV4 = "no_ipv4"
+    NO_IPV6 = "no_ipv6"
+
+    # This homeserver's own proxy is not connected to, or does not answer.
     OWN_PROXY = "own_proxy"
 
     # This process has no descriptor, thread or memory left.
@@ -96,10 +111,13 @@ class ObstacleError(Exception):
         host: The name that it is about: of a host, or what a file delegates to.
     """
 
-    def __init__(self, obstacle: Obstacle, host: str = "") -> None:
+    def __init__(
+        self, obstacle: Obstacle, host: str = "", cause: BaseException | None = None
+    ) -> None:
         super().__init__(f"{obstacle.value}: {host}" if host else obstacle.value)
         self.obstacle = obstacle
         self.host = host
+        self.__cause__ = cause
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -128,10 +146,23 @@ def is_out_of_resources(error: BaseException) -> bool:
         return error.errno == socket.EAI_MEMORY
     if isinstance(error, RuntimeError):
         return "can't start new thread" in str(error)
-    number = error.osError if isinstance(error, net.ConnectError) else None
-    if number is None and isinstance(error, OSError):
-        number = error.errno
-    return isinstance(error, MemoryError) or number in _OUT
+    return isinstance(error, MemoryError) or number_of(error) in _OUT
+
+
+def number_of(error: BaseException) -> int | None:
+    """Return what the operating system has said, as in `errno`; None if nothing."""
+    number = getattr(error, "osError", None) or getattr(error, "errno", None)
+    return number if isinstance(number, int) else None
+
+
+def has_route(family: socket.AddressFamily) -> bool:
+    """Tell whether this host has a route to any address; nothing is sent."""
+    try:
+        with closing(socket.socket(family, socket.SOCK_DGRAM)) as udp:
+            udp.connect((_GLOBAL[family], 9))
+    except OSError as e:
+        return e.errno not in NO_WAY
+    return True
 
 
 def are_resources_out() -> bool:

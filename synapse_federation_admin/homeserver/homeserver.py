@@ -57,13 +57,8 @@ class Homeserver(Background):
 
         observe_transactions(self._hs, ended)
 
-    def name_untrusted_certificates(self) -> None:
-        """Have Synapse's client say why it does not trust a certificate.
+    def learn_causes(self) -> None:
+        """Have the observer of traffic told what really stops requests."""
+        from synapse_federation_admin.homeserver.traffic import learn_causes
 
-        For before this process sends anything.
-        """
-        from synapse_federation_admin.homeserver.traffic import (
-            name_untrusted_certificates,
-        )
-
-        name_untrusted_certificates(self._hs)
+        learn_causes(lambda take: self.federation.observe(take))

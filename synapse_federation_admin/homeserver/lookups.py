@@ -49,8 +49,49 @@ AddressInfo = Sequence[tuple[int, int, int, str, tuple[Any, ...]]]
 Answers = tuple[Sequence[dns.RRHeader], Sequence[dns.RRHeader], Sequence[dns.RRHeader]]
 
 
-class LookUps:
-    """Looks names up, some at a time."""
+class SynapseLookUps:
+    """Looks host names up as Synapse does, and tells why one has no address.
+
+    Synapse's own resolver takes every error for there being none.
+
+    Attributes:
+        is_real: Whether the reactor is no test harness's.
+        most: How many addresses of a host are used; None: all.
+    """
+
+    most: int | None = None
+
+    def __init__(self, reactor: Any) -> None:
+        """Look nothing up yet."""
+        self._reactor = reactor
+        self.is_real = isinstance(reactor.nameResolver, GAIResolver)
+        if self.is_real:
+            self._get_threads = reactor.nameResolver._getThreadPool
+
+    def addresses(
+        self,
+        host: str,
+        port: int,
+        within_s: float,  # noqa: ARG002  # Synapse has no limit
+        family: int = socket.AF_UNSPEC,
+    ) -> "Deferred[AddressInfo]":
+        """Return the addresses of a host: see `LookUps`."""
+
+        def failed(failure: Failure) -> NoReturn:
+            raise _obstacle(failure, host, is_begun=True)
+
+        found: Deferred[AddressInfo] = deferToThreadPool(
+            self._reactor,
+            self._get_threads(),
+            lambda: getaddrinfo(host, port, family, socket.SOCK_STREAM),
+        )
+        return found.addErrback(failed)
+
+
+class LookUps(SynapseLookUps):
+    """Looks names up in threads of its own, some at a time."""
+
+    most = limits.ADDRESSES_OF_A_HOST
 
     def __init__(self, reactor: Any) -> None:
         """Look nothing up yet.
@@ -59,9 +100,9 @@ class LookUps:
             reactor: Of the homeserver; one of a test harness has threads of its own.
         """
         self._reactor = reactor
+        self.is_real = isinstance(reactor.nameResolver, GAIResolver)
         self._turns = DeferredSemaphore(limits.DNS_LOOKUPS)
         self._services: Resolver | None = None
-        self.is_real = isinstance(reactor.nameResolver, GAIResolver)
         if self.is_real:
             # Synapse's own twenty threads would have none left for its federation.
             self._threads = ThreadPool(
@@ -83,7 +124,6 @@ class LookUps:
         port: int,
         within_s: float,
         family: int = socket.AF_UNSPEC,
-        kind: int = socket.SOCK_STREAM,
     ) -> "Deferred[AddressInfo]":
         """Return the addresses of a host, as the operating system finds them.
 
@@ -92,14 +132,13 @@ class LookUps:
             port: The port there.
             within_s: How long to wait.
             family: As `socket.getaddrinfo` has it.
-            kind: Likewise.
 
         Raises:
             ObstacleError: There are none, or it is not known.
         """
 
         def look_up_now() -> AddressInfo:
-            return getaddrinfo(host, port, family, kind)
+            return getaddrinfo(host, port, family, socket.SOCK_STREAM)
 
         if is_address(host):
             return maybeDeferred(look_up_now)
@@ -124,11 +163,7 @@ class LookUps:
                 self._reactor.callFromThread(self._turns.release)
 
         def failed(failure: Failure) -> NoReturn:
-            error = failure.value
-            assert error is not None
-            if isinstance(error, CancelledError):
-                raise error
-            raise ObstacleError(_why(error, is_begun=is_begun), host) from error
+            raise _obstacle(failure, host, is_begun=is_begun)
 
         found: Deferred[AddressInfo] = self._turns.acquire().addCallback(begin)
         if within_s < float("inf"):
@@ -196,6 +231,15 @@ def _times(resolver: Resolver, within_s: float) -> list[float]:
         if left_s <= 0:
             break
     return times
+
+
+def _obstacle(failure: Failure, host: str, *, is_begun: bool) -> BaseException:
+    """Return why a host has no address; that it was called off as it is."""
+    error = failure.value
+    assert error is not None
+    if isinstance(error, CancelledError):
+        return error
+    return ObstacleError(_why(error, is_begun=is_begun), host, error)
 
 
 def _why(error: BaseException, *, is_begun: bool) -> Obstacle:

@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from copy import copy
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
@@ -25,15 +26,21 @@ from synapse.http.federation.well_known_resolver import (  # type: ignore[attr-d
     json_decoder,
 )
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
-from synapse.http.proxyagent import ProxyAgent
+from synapse.http.proxyagent import ProxyAgent, parse_proxy
+from twisted.internet import error as net
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.web.client import HTTPConnectionPool
 from twisted.web.iweb import IAgent, IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
-from synapse_federation_admin.homeserver.attempt import Attempt, AttemptAgent
+from synapse_federation_admin.homeserver.attempt import (
+    Attempt,
+    AttemptAgent,
+    ObservedAgent,
+)
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.certificates import (
     UntrustedCertificateError,
@@ -41,10 +48,13 @@ from synapse_federation_admin.homeserver.certificates import (
     verified,
 )
 from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
-from synapse_federation_admin.homeserver.lookups import Answers, LookUps
+from synapse_federation_admin.homeserver.lookups import (
+    Answers,
+    LookUps,
+    SynapseLookUps,
+)
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.server_name import is_server_name
-from synapse_federation_admin.homeserver.way_out import proxy_host
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -101,6 +111,12 @@ class Network:
         self._max_lifetime_s = max_lifetime_s
         self.look_ups = LookUps(hs.get_reactor())
         self.policy = ContactPolicy(hs.config)
+        # What every agent and resolver of Synapse's wants.
+        self._named: dict[str, Any] = {
+            "server_name": hs.hostname,
+            "clock": hs.get_clock(),
+            "user_agent": self.user_agent.encode("ascii"),
+        }
         # For what Synapse's `_is_ip_blocked` tells, which takes much longer.
         self._blocked = AddressRanges(self._config.federation_ip_range_blocklist)
         self._allowed = AddressRanges(self._config.federation_ip_range_allowlist)
@@ -168,22 +184,54 @@ class Network:
         client = copy(self._client)
         if outbound_instances(self._hs) is None:
             attempt = self._attempt(timeout_ms)
-            client.agent = self._wrapped(
-                self._direct_agent(attempt, delegation), attempt
-            )
+            client.agent = self._contact_agent(attempt, delegation)
         return client
 
     def web_agent(self, timeout_ms: int) -> IAgent:
         """Make what fetches one well-known file, within a time."""
         attempt = self._attempt(timeout_ms)
-        return self._wrapped(self._web_agent(attempt), attempt)
+        return AttemptAgent(self._blocklisted(self._web_agent(attempt)), attempt)
 
     def _bounded(self) -> BoundedReactor:
         return BoundedReactor(
-            self._hs.get_reactor(),
-            max_received_bytes=limits.CONNECTION_BYTES,
-            max_lifetime_s=self._max_lifetime_s,
+            self._hs.get_reactor(), max_lifetime_s=self._max_lifetime_s
         )
+
+    def observe(self, told: Callable[[str, BaseException | None], None]) -> None:
+        """Have it told what stops Synapse's own requests, if this process makes them.
+
+        Synapse tells less of it: see `ObservedAgent`.
+
+        Raises:
+            Exception: Synapse's client is not as expected, and left as it is.
+        """
+        if outbound_instances(self._hs) is not None:
+            return
+        client = self._hs.get_federation_http_client()
+        agent: Any = client.agent
+        direct = agent._agent
+        resolver = direct._well_known_resolver
+        look_ups = SynapseLookUps(self._hs.get_reactor())
+
+        def begin() -> tuple[IAgent, Attempt]:
+            attempt = Attempt(self._hs.get_reactor(), look_ups)
+            observed = self._direct_agent(
+                attempt,
+                _SrvResolver(attempt),
+                _WellKnownResolver(
+                    attempt,
+                    agent=self._blocklisted(self._web_agent(attempt, direct._pool)),
+                    well_known_cache=resolver._well_known_cache,
+                    had_well_known_cache=resolver._had_valid_well_known_cache,
+                    reactor=cast(Any, attempt),
+                    **self._named,
+                ),
+                direct._pool,
+            )
+            return self._blocklisted(observed), attempt
+
+        begin()
+        client.agent = ObservedAgent(agent, begin, told)
 
     def _attempt(self, timeout_ms: int) -> Attempt:
         reactor = self._hs.get_reactor()
@@ -192,7 +240,6 @@ class Network:
             self.look_ups,
             ends_s=reactor.seconds() + timeout_ms / 1000,
             max_lifetime_s=self._max_lifetime_s,
-            proxy_host=proxy_host(self._hs),
         )
 
     def _policy_of(self, attempt: Attempt) -> "ContactPolicy":
@@ -201,39 +248,52 @@ class Network:
         policy.attempt = attempt
         return policy
 
-    def _direct_agent(
+    def _contact_agent(
         self, attempt: Attempt, delegation: WellKnownLookupResult | None
+    ) -> IAgent:
+        """Make what makes one request of our own, where this process goes out."""
+        pool = HTTPConnectionPool(cast(Any, attempt), persistent=False)
+        resolver = _ContactWellKnownResolver(
+            attempt,
+            delegation,
+            agent=AttemptAgent(self._blocklisted(self._web_agent(attempt))),
+            # Synapse remembers for an hour that a server has no such file, also if it
+            # could not be reached: it would seem to be down when it is up.
+            well_known_cache=cast(Any, _NoCache()),
+            had_well_known_cache=cast(Any, _NoCache()),
+            reactor=cast(Any, attempt),
+            **self._named,
+        )
+        srv_resolver = _ContactSrvResolver(attempt, self.look_ups)
+        agent = self._direct_agent(attempt, srv_resolver, resolver, pool)
+        return AttemptAgent(self._blocklisted(agent), attempt)
+
+    def _direct_agent(
+        self,
+        attempt: Attempt,
+        srv_resolver: SrvResolver,
+        well_known_resolver: WellKnownResolver,
+        pool: HTTPConnectionPool,
     ) -> IAgent:
         """Make what a client makes its requests with, where it goes out itself."""
         agent = MatrixFederationAgent(
-            server_name=self._hs.hostname,
             # All that Synapse wants of a reactor, and more.
             reactor=cast(Any, attempt),
-            clock=self._hs.get_clock(),
             tls_client_options_factory=self._policy_of(attempt),
-            user_agent=self.user_agent.encode("ascii"),
             ip_allowlist=self._config.federation_ip_range_allowlist,
             ip_blocklist=self._config.federation_ip_range_blocklist,
             proxy_config=self._config.proxy_config,
-            _srv_resolver=_SrvResolver(attempt, self.look_ups),
-            _well_known_resolver=_WellKnownResolver(
-                attempt,
-                delegation,
-                server_name=self._hs.hostname,
-                reactor=cast(Any, attempt),
-                clock=self._hs.get_clock(),
-                agent=self._wrapped(self._web_agent(attempt)),
-                user_agent=self.user_agent.encode("ascii"),
-                # Synapse remembers for an hour that a server has no such file, also if
-                # it could not be reached: it would seem to be down when it is up.
-                well_known_cache=cast(Any, _NoCache()),
-                had_well_known_cache=cast(Any, _NoCache()),
-            ),
+            _srv_resolver=srv_resolver,
+            _well_known_resolver=well_known_resolver,
+            **self._named,
         )
-        agent._pool.persistent = False
+        agent._agent._pool = pool
+        agent._agent._endpointFactory._proxy_reactor = attempt.proxy_side
         return agent
 
-    def _web_agent(self, attempt: Attempt) -> IAgent:
+    def _web_agent(
+        self, attempt: Attempt, pool: HTTPConnectionPool | None = None
+    ) -> IAgent:
         """Make what fetches well-known files, as in `MatrixFederationAgent`."""
         return ProxyAgent(
             reactor=BlocklistingReactorWrapper(
@@ -241,17 +301,15 @@ class Network:
                 self._config.federation_ip_range_allowlist,
                 self._config.federation_ip_range_blocklist,
             ),
-            proxy_reactor=cast(Any, attempt),
+            proxy_reactor=cast(Any, attempt.proxy_side),
+            pool=pool,
             contextFactory=self._policy_of(attempt),
             proxy_config=self._config.proxy_config,
         )
 
-    def _wrapped(self, agent: IAgent, attempt: Attempt | None = None) -> IAgent:
-        return AttemptAgent(
-            BlocklistingAgentWrapper(
-                agent, ip_blocklist=self._config.federation_ip_range_blocklist
-            ),
-            attempt,
+    def _blocklisted(self, agent: IAgent) -> IAgent:
+        return BlocklistingAgentWrapper(
+            agent, ip_blocklist=self._config.federation_ip_range_blocklist
         )
 
 
@@ -321,6 +379,7 @@ class _Verifier(ConnectionVerifier):
         """See Synapse's; this is called by OpenSSL."""
         error: Exception | None = None
         if self._attempt is not None and where & _HANDSHAKE:
+            self._attempt.is_at_proxy = False
             self._attempt.is_shaking_hands = bool(where & SSL.SSL_CB_HANDSHAKE_START)
         try:
             super().verify_context_info_cb(ssl_connection, where)
@@ -345,6 +404,11 @@ class ContactPolicy(FederationPolicyForHTTPS):
     def __init__(self, config: HomeServerConfig) -> None:
         super().__init__(config)
         self.attempt: Attempt | None = None
+        proxies = config.server.proxy_config
+        self._proxy = None
+        if proxies and proxies.https_proxy:
+            _, host, port, _ = parse_proxy(proxies.https_proxy.encode())
+            self._proxy = host, port
         context = self._verify_ssl_context
         context.set_verify(context.get_verify_mode(), _verified)
 
@@ -353,6 +417,14 @@ class ContactPolicy(FederationPolicyForHTTPS):
         creator = cast(SSLClientConnectionCreator, super().get_options(host))
         verifies = creator._verifier._verify_certs
         creator._verifier = _Verifier(host, verifies, attempt=self.attempt)
+        return creator
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
+        """Return what makes connections: see Synapse's."""
+        creator = self.get_options(hostname)
+        if (hostname, port) == self._proxy:
+            # What is wrong with our own proxy is nothing of the server's.
+            creator._verifier = _Verifier(hostname, creator._verifier._verify_certs)
         return creator
 
     def observed(self, host: str, observer: TlsObserver) -> SSLClientConnectionCreator:
@@ -386,7 +458,29 @@ def _verified(
 
 
 class _WellKnownResolver(WellKnownResolver):
-    """Asks for well-known files, and has Synapse log no more of them than it needs."""
+    """Asks for well-known files, and tells an attempt what they delegate to."""
+
+    def __init__(self, attempt: Attempt, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._attempt = attempt
+
+    async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
+        """Return what the file says: see Synapse's."""
+        self._attempt.is_fetching = True
+        found = await super().get_well_known(server_name)
+        self._attempt.file_fetched()
+        m_server = (found.delegated_server or b"").decode("ascii", "replace")
+        if m_server:
+            self._look_at(m_server)
+        return found
+
+    def _look_at(self, m_server: str) -> None:
+        if self._attempt.delegated_to is None and not is_server_name(m_server):
+            self._attempt.delegated_to = m_server[: limits.WORD]
+
+
+class _ContactWellKnownResolver(_WellKnownResolver):
+    """Has Synapse log no more of well-known files than it needs."""
 
     def __init__(
         self,
@@ -394,18 +488,12 @@ class _WellKnownResolver(WellKnownResolver):
         delegation: WellKnownLookupResult | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self._attempt = attempt
+        super().__init__(attempt, **kwargs)
         self._delegation = delegation
 
     async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
-        """Return what the file says: see Synapse's."""
-        if self._delegation is not None:
-            return self._delegation
-        self._attempt.is_fetching = True
-        found = await super().get_well_known(server_name)
-        self._attempt.file_fetched()
-        return found
+        """Return what the file says, if that is not known: see Synapse's."""
+        return self._delegation or await super().get_well_known(server_name)
 
     async def _make_well_known_request(
         self, server_name: bytes, retry: bool
@@ -424,19 +512,43 @@ class _WellKnownResolver(WellKnownResolver):
         m_server = content.get("m.server") if isinstance(content, dict) else None
         if not isinstance(m_server, str) or not m_server.isascii():
             return response, b"{}"
-        if not is_server_name(m_server):
-            self._attempt.delegated_to = m_server[: limits.WORD]
+        self._look_at(m_server)
         if not m_server.isprintable() or len(m_server) > limits.SERVER_NAME:
             m_server = "not-a-server-name."
         return response, json.dumps({"m.server": m_server}).encode()
 
 
 class _SrvResolver(SrvResolver):
-    """Looks SRV records up, and does not pass on what can be no host name."""
+    """Looks SRV records up, and tells an attempt of it."""
+
+    def __init__(self, attempt: Attempt, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._attempt = attempt
+
+    async def resolve_service(self, service_name: bytes) -> list[Server]:
+        """Look up: see Synapse's."""
+        self._attempt.require_time()
+        name = service_name.decode("ascii", "replace")
+        self._attempt.looked_up.append(name)
+        try:
+            found = await super().resolve_service(service_name)
+        except net.ConnectError:
+            self._attempt.is_service_refused = True
+            raise
+        finally:
+            self._attempt.looked_up.remove(name)
+        # The root is the target of a service that is decidedly not there (RFC 2782).
+        # Synapse sees it in some of its forms only.
+        if found and all(server.host in (b"", b".") for server in found):
+            self._attempt.is_service_refused = True
+        return found
+
+
+class _ContactSrvResolver(_SrvResolver):
+    """Looks up within limits, and passes nothing on that can be no host name."""
 
     def __init__(self, attempt: Attempt, look_ups: LookUps) -> None:
-        super().__init__(dns_client=self)
-        self._attempt = attempt
+        super().__init__(attempt, dns_client=self)
         self._look_ups = look_ups
 
     def lookupService(self, name: bytes) -> "Deferred[Answers]":
@@ -445,11 +557,9 @@ class _SrvResolver(SrvResolver):
 
     async def resolve_service(self, service_name: bytes) -> list[Server]:
         """Look up: see Synapse's."""
-        self._attempt.require_time()
         found = await super().resolve_service(service_name)
         plain = [server for server in found if _HOST_NAME.fullmatch(server.host)]
         if found and not plain:
-            is_root = all(server.host in (b"", b".") for server in found)
-            obstacle = Obstacle.NO_SERVICE if is_root else Obstacle.NO_HOST_NAME
-            raise ObstacleError(obstacle, service_name.decode("ascii", "replace"))
+            name = service_name.decode("ascii", "replace")
+            raise ObstacleError(Obstacle.NO_HOST_NAME, name)
         return plain[: limits.SRV_SERVERS]

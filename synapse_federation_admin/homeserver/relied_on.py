@@ -119,6 +119,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.federation.matrix_federation_agent:
             MatrixFederationAgent(_srv_resolver)
             MatrixFederationAgent(_well_known_resolver)
+            MatrixHostnameEndpointFactory._proxy_reactor
         synapse.http.federation.srv_resolver:
             Server.host SrvResolver.resolve_service SrvResolver(dns_client)
         synapse.http.federation.well_known_resolver:
@@ -176,11 +177,13 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         # servers itself, they are not there either.
         (),
         """
-        synapse.http.federation.matrix_federation_agent:
-            MatrixHostnameEndpointFactory._tls_client_options_factory
+        synapse.http.federation.well_known_resolver:
+            WellKnownResolver._had_valid_well_known_cache
+        synapse.util.gai_resolver: GAIResolver._getThreadPool
         hs:
             _module_web_resources
             get_federation_http_client().agent._agent._agent._endpointFactory
+            get_federation_http_client().agent._agent._pool
             get_federation_http_client().agent._agent._well_known_resolver
         """,
     ),
@@ -191,7 +194,6 @@ FAILED = "Connection to %s was unsuccessful (%s(%s)); backoff now %i"
 RECOVERED = "Connection to %s was successful; clearing backoff"
 MARKED_UP = "Marking origin %r as up"
 ANSWERED = "{%s} [%s] Got response headers: %d %s"
-BLOCKED = "Blocked %s from DNS resolution to %s"
 
 LOG_TEXTS: Mapping[str, tuple[str, str]] = {
     FAILED: (
@@ -204,7 +206,6 @@ LOG_TEXTS: Mapping[str, tuple[str, str]] = {
         "synapse.http.matrixfederationclient",
         "request.txn_id, request.destination, response.code, response_phrase",
     ),
-    BLOCKED: ("synapse.http.client", "ip_address, hostname"),
 }
 LOG_TEXTS_ARE_FOR = (Feature.HISTORY,)
 

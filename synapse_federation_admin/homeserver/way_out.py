@@ -4,7 +4,6 @@
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
     proxy_bypass_environment,
 )
@@ -17,15 +16,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _is_unobserved: ContextVar[bool] = ContextVar("_is_unobserved", default=False)
-
-
-def proxy_host(hs: "HomeServer") -> str | None:
-    """Return the host of this homeserver's own proxy; None if it has none."""
-    config = hs.config.server.proxy_config
-    url = config.https_proxy if config else None
-    if not url:
-        return None
-    return urlsplit(url if "://" in url else f"//{url}").hostname
 
 
 def goes_through_proxy(hs: "HomeServer", host: str) -> bool:
