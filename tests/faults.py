@@ -697,7 +697,7 @@ FILES: dict[str, Answer] = {
     f"redirect-away {UNREACHABLE}": redirect(b"https://nosuch.example/"),
     f"redirect-loop {UNREACHABLE}": redirect(WELL_KNOWN.encode()),
     f"redirect-nowhere {UNREACHABLE}/redirect_without_target": http("302 Found", b""),
-    f"file-closes {UNREACHABLE}": close,
+    f"file-closes {UNREACHABLE}/web_no_answer": close,
 }
 for line, file in FILES.items():
     label, kind = line.split()
@@ -741,6 +741,17 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(up(lab, name), 443, {}, "other.example")
 
 
+@fault("file-hole failing connection_refused", "no answer from file-hole.lab.example")
+def _(lab: Laboratory, name: str) -> None:
+    """Two facts again; it may be that the server is down."""
+    lab.hole(placed(lab, name), 443)
+
+
+@fault("file-itself failing connection_refused", "without a port, which means 8448")
+def _(lab: Laboratory, name: str) -> None:
+    delegates(lab, name, m_server(name))
+
+
 @fault("web-page-and-srv failing connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     """Who has SRV records has no need of the file."""
@@ -750,7 +761,7 @@ def _(lab: Laboratory, name: str) -> None:
 
 @fault(
     "no-file failing connection_refused/may_lack_delegation",
-    "is missing: HTTP 404 there",
+    "is not served: HTTP 404",
 )
 def _(lab: Laboratory, name: str) -> None:
     """A homeserver at port 443 to which nothing leads."""

@@ -193,8 +193,8 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     failure = _explained(stages, stage)
     stored = stages.seen(StoredFindings)
     remarks = []
-    also = _met_without_file(stages) if stage.name is StageName.WELL_KNOWN else None
-    if also is not None:
+    also = _also(stages, stage)
+    if also is not None and stage.name is StageName.WELL_KNOWN:
         remarks.append(Remark.FILE_IS_WHY)
     elif stage.kind is FailureKind.WELL_KNOWN_UNREACHABLE:
         remarks.append(Remark.FILE_IS_LATE)
@@ -212,10 +212,24 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     )
 
 
-def _met_without_file(stages: Stages) -> Failure | None:
-    """Return what requests meet that go to the server name itself, if they fail."""
-    failed = (stages[name] for name in _BY_ADDRESS[:2])
-    return next((s.failure for s in failed if s.outcome is StageOutcome.FAILED), None)
+def _also(stages: Stages, stage: Stage) -> Failure | None:
+    """Return the second of two facts: of the file, and of where requests go without."""
+    file, found = stages[StageName.WELL_KNOWN], stages.seen(WellKnownFindings)
+    if stage is file:
+        others = (stages[name] for name in _BY_ADDRESS[:2])
+        failed = (s.failure for s in others if s.outcome is StageOutcome.FAILED)
+        return next(failed, None)
+    web = found.requests[-1].error if found else None
+    is_told = (
+        stage.name in _BY_ADDRESS[:2]
+        and file.outcome is StageOutcome.WARNING
+        and file.kind is not FailureKind.OTHER
+        and not _is_harmless(stages, file)
+        and not _is_led_elsewhere(stages)
+        # One fault at both places is one fact.
+        and not (web is not None and web.kind is stage.kind)
+    )
+    return file.failure if is_told else None
 
 
 # Which stage counts.
@@ -341,7 +355,7 @@ def _harmless(stages: Stages) -> tuple[Remark, ...]:
     stage = stages[StageName.WELL_KNOWN]
     if not _is_harmless(stages, stage):
         return ()
-    is_tls = stage.reason is Reason.WEB_CERTIFICATE
+    is_tls = stage.failure is not None and stage.failure.facts.cause is not None
     return (Remark.HARMLESS_TLS if is_tls else Remark.HARMLESS_PAGE,)
 
 

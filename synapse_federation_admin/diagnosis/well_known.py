@@ -135,6 +135,9 @@ async def with_second_file(way: Way, name: ServerName, stage: Stage) -> Stage:
         to = ServerName.parse(second or "")
     except InvalidServerNameError:
         return stage
+    if to.netloc == name.netloc:
+        # It says of itself where it is.
+        return stage
     facts = stage.failure.facts
     link = Link(How.SECOND_FILE, bounded(to.host), to.port or 8448)
     facts = attr.evolve(facts, via=(*facts.via[:1], link))
@@ -243,8 +246,8 @@ def _judge(
             blocked = last.error.facts.host or place.host
             facts = attr.evolve(place, host=blocked)
             return None, _unreachable(Reason.LEADS_TO_BLOCKED, facts)
-        is_tls = kind in TLS_KINDS
-        reason = Reason.WEB_CERTIFICATE if is_tls else Reason.WEB_NO_ANSWER
+        is_certificate = kind in TLS_KINDS and kind is not FailureKind.TLS_FAILED
+        reason = Reason.WEB_CERTIFICATE if is_certificate else Reason.WEB_NO_ANSWER
         return None, _unreachable(reason, attr.evolve(place, cause=last.error))
     if answer.is_too_large:
         facts = attr.evolve(place, most_bytes=max_bytes)

@@ -288,9 +288,9 @@ class Reason(Worded):
     )
     MAY_LACK_DELEGATION = (
         "may_lack_delegation",
-        "the server is down, or /.well-known/matrix/server is missing: {status} there",
+        "the server is down, or /.well-known/matrix/server is not served: {status}",
         "Tell their admin: the homeserver is down or its port is closed, or "
-        "/.well-known/matrix/server is missing on their web server at port 443.",
+        "their web server at port 443 has to serve /.well-known/matrix/server.",
         Fault.THEM,
     )
     PROXY_REFUSES = (
