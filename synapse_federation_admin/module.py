@@ -242,6 +242,7 @@ def _wire_diagnosis(s: "Services") -> None:
         s.destinations,
         s.backlog,
         recorded,
+        lambda: s.senders if s.features.is_on(Feature.SENDERS) else None,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )
 

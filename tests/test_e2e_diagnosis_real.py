@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What real traffic met has the last word in a diagnosis, on real processes."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import attr
 import pytest
 from deadlines import SOON_S
-from fleet import read_rows
+from fleet import read_rows, select
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -95,3 +96,61 @@ def test_refused(world: World, request: pytest.FixtureRequest) -> None:
     )
     says = "request succeeded" if has_history else "is not known"
     assert says in report["explanation"], report
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("senders")
+    certificates = CertificateAuthority(folder)
+    with SynapseServer(folder / "synapse", certificates, workers=True) as synapse:
+        admin = synapse.create_user("admin", admin=True)
+        yield World(synapse, synapse.client(admin), certificates)
+
+
+def test_sender(cluster: World) -> None:
+    """While the process that sends to a server stands still, nothing is well.
+
+    And where its position is beyond the newest event, the advised statement mends it.
+    """
+    client, synapse = cluster.client, cluster.synapse
+    with RemoteServer("127.0.0.190", cluster.certificates) as remote:
+        name = remote.server_name
+        room_id = client.create_room()
+        remote.join_room(room_id, synapse.server_name)
+        client.send_message(room_id, "first")
+        remote.wait_for_message(MessageKind.ROOM, "first", SOON_S)
+
+        def diagnosed(kind: str | None) -> dict[str, Any] | None:
+            report = client.diagnose(name)
+            return report if report["kind"] == kind else None
+
+        (stage,) = [s for s in client.diagnose(name)["stages"] if s["name"] == "sender"]
+        sender = stage["findings"]["instance"]
+        assert stage["outcome"] == "ok", stage
+
+        synapse._processes[sender].pause()
+        try:
+            report = wait_until(lambda: diagnosed("sender_down"), "it to be missed", 90)
+        finally:
+            synapse._processes[sender].resume()
+        assert report is not None
+        assert (report["verdict"], report["reason"]) == ("failing", "sender_gone")
+        assert report["fault"] == "us"
+        assert sender in report["explanation"]
+        assert sender in report["advice"]
+        assert "does not help" not in report["advice"]
+        wait_until(lambda: diagnosed(None), "it to be back", SOON_S)
+
+        ahead = "UPDATE federation_stream_position SET stream_id = stream_id + 99999"
+        select(synapse, f"{ahead} WHERE type = 'events'")
+        report = diagnosed("sender_behind")
+        assert report is not None, client.diagnose(name)
+        assert (report["verdict"], report["reason"]) == ("failing", "position_ahead")
+        statement = re.search(r"(UPDATE.*);", report["advice"])
+        assert statement is not None, report
+        synapse.stop(sender)
+        select(synapse, statement[1])
+        synapse.start(sender)
+        wait_until(lambda: diagnosed(None), "the position to be in order", SOON_S)
+        client.send_message(room_id, "last")
+        remote.wait_for_message(MessageKind.ROOM, "last", SOON_S)

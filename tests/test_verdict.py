@@ -9,6 +9,7 @@ from typing import Any
 import attr
 import pytest
 
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.diagnosis.findings import (
     AddressesFindings,
     AuthenticatedFindings,
@@ -24,9 +25,11 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownFindings,
     WellKnownRequest,
 )
+from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import LastRequest, Verdict
+from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.storage.records import RecordedFailure
 
 pytestmark = pytest.mark.one_synapse
@@ -368,3 +371,74 @@ def test_reset_in_vain(given: Stages, is_in_vain: bool) -> None:
     found = conclude(given)
     assert found.verdict is Verdict.FAILING
     assert ("does not help" in found.advice) is is_in_vain
+
+
+GONE = Sender("federation_sender1", InstanceState.GONE, 1, is_down=True)
+RUNNING = Sender("federation_sender1", InstanceState.RUNNING, 9, 5, 0, 0, 0)
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("sender", "queued", "expected", "advice"),
+    [
+        (GONE, None, "failing sender_down sender_gone", "Start federation_sender1"),
+        (
+            attr.evolve(GONE, state=InstanceState.NEVER_SEEN, seen_ts=None),
+            None,
+            "failing sender_down sender_never_seen",
+            "federation_sender_instances",
+        ),
+        (
+            Sender(None, InstanceState.NOBODY, is_down=True),
+            None,
+            "failing sender_down nobody_sends",
+            "send_federation: true",
+        ),
+        (
+            attr.evolve(RUNNING, ahead_events=7),
+            4,
+            "failing sender_behind position_ahead",
+            "SET stream_id = 4 WHERE type = 'events' AND instance_name = "
+            "'federation_sender1'",
+        ),
+        (
+            attr.evolve(RUNNING, ahead_events=7, instance="main"),
+            4,
+            "failing sender_behind position_ahead",
+            "instance_name = 'master'",
+        ),
+        (
+            attr.evolve(RUNNING, ahead_events=7),
+            None,
+            "failing sender_behind position_lost",
+            "sent for sure",
+        ),
+        (
+            attr.evolve(RUNNING, behind_events=9, behind_ms=HOUR_MS),
+            None,
+            "failing sender_behind -",
+            "restart it",
+        ),
+        (
+            attr.evolve(RUNNING, behind_events=9, behind_ms=HOUR_MS // 2),
+            None,
+            "degraded sender_behind -",
+            "restart it",
+        ),
+        (attr.evolve(RUNNING, behind_events=9, behind_ms=1000), None, "ok - -", ""),
+    ],
+)
+def test_sender(sender: Sender, queued: int | None, expected: str, advice: str) -> None:
+    """Whatever the network says: what nobody sends does not leave."""
+    checked = check_sender(sender, queued, now_ms=9)
+    found = conclude(stages(checked))
+    kind, reason = found.kind, found.reason
+    words = (kind.value if kind else "-", reason.value if reason else "-")
+    assert " ".join((found.verdict.value, *words)) == expected
+    assert advice in found.advice
+    if found.verdict is Verdict.FAILING:
+        # What else is wrong is told, too; a name to which nothing is sent comes first.
+        both = conclude(not_connected(REFUSED, checked))
+        assert (both.kind, both.also) == (kind, Failure(REFUSED))
+        never = conclude(failed_at(Name.NAME, Kind.INVALID_NAME, checked))
+        assert never.kind is Kind.INVALID_NAME

@@ -52,6 +52,23 @@ _POSITIONS = """
 """
 
 
+# The newest events that were queued for a destination, the last first.
+_QUEUED = """
+    SELECT r.stream_ordering, r.destination
+    FROM (
+        SELECT room_id, stream_ordering FROM events
+        ORDER BY stream_ordering DESC LIMIT ?
+    ) AS e
+    JOIN destination_rooms AS r
+        ON r.room_id = e.room_id AND r.stream_ordering = e.stream_ordering
+    ORDER BY r.stream_ordering DESC LIMIT ?
+"""
+
+# So many events Synapse's sender goes through at once
+# (`synapse/federation/sender/__init__.py`).
+_AT_ONCE = 100
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Sender:
     """A process that sends to other servers, and how far it has come.
@@ -242,6 +259,41 @@ class Senders:
         return await homeserver.run_db_interaction(
             "federation_admin_not_yet_queued", count_txn
         )
+
+    async def queued_position(self, sender: Sender) -> int | None:
+        """Return to where the position of a sender can be set back, and loses nothing.
+
+        An event that stands in `destination_rooms` for a destination of its was queued
+        by it. It goes through some events at once, so those shortly before it may not
+        have been: they are sent again.
+
+        Returns:
+            The stream ordering; None if none of the newest events proves any.
+        """
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_queued_position",
+            lambda txn: self._queued_txn(txn, sender.instance),
+        )
+
+    def _queued_txn(self, txn: LoggingTransaction, instance: str | None) -> int | None:
+        txn.execute(_QUEUED, (limits.EVENTS_COUNTED, limits.EVENTS_COUNTED))
+        queued = next(
+            (
+                stream_ordering
+                for stream_ordering, destination in txn.fetchall()
+                if self._homeserver.sender_of(destination) == instance
+            ),
+            None,
+        )
+        if queued is None:
+            return None
+        txn.execute(
+            "SELECT stream_ordering FROM events WHERE stream_ordering < ? "
+            "ORDER BY stream_ordering DESC LIMIT 1 OFFSET ?",
+            (queued, _AT_ONCE),
+        )
+        row = txn.fetchone()
+        return int(row[0]) if row else 0
 
     async def read(self) -> Processes:
         """Return all processes; read once for all who ask at the same time."""

@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.senders import Senders
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses
 from synapse_federation_admin.diagnosis.answers import check_clock, check_version
@@ -27,6 +28,7 @@ from synapse_federation_admin.diagnosis.findings import (
     StoredFindings,
 )
 from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
+from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
@@ -83,6 +85,7 @@ class Diagnoses:
         destinations: DestinationStore,
         backlog: BacklogStore,
         recorded: Callable[[str], Awaitable[Recorded | None]],
+        senders: Callable[[], Senders | None],
         *,
         timeout_ms: int,
     ) -> None:
@@ -93,8 +96,10 @@ class Diagnoses:
             destinations: Knows Synapse's rows.
             backlog: Knows what waits.
             recorded: Returns what real requests to a server met; None: not known.
+            senders: Returns who knows the processes that send; None if that is off.
             timeout_ms: How long one diagnosis may take.
         """
+        self._senders = senders
         self.timeout_ms = timeout_ms
         self._homeserver = homeserver
         self._destinations = destinations
@@ -179,6 +184,7 @@ class Diagnoses:
         stages = Stages({StageName.NAME: checked})
         await side_by_side(
             partial(_take, way, stages, self._check_stored(way, name)),
+            partial(_take, way, stages, self._check_sender(way, name)),
             partial(_guarded, stages, (*_DIRECT, *_ASKED), _check_way, way, name),
         )
         stages[StageName.CLOCK] = check_clock(stages)
@@ -205,18 +211,36 @@ class Diagnoses:
                 now_ms=self._homeserver.now_ms(),
             )
 
+        return await self._read(StageName.STORED, way, read)
+
+    async def _check_sender(self, way: Way, name: str) -> Stage:
+        async def read() -> Stage:
+            senders = self._senders()
+            if senders is None:
+                return Stage.skip(StageName.SENDER, SkipReason.SENDERS_OFF)
+            sender = await senders.of(name)
+            is_ahead = sender.ahead_events and not sender.is_down
+            queued = await senders.queued_position(sender) if is_ahead else None
+            return check_sender(sender, queued, now_ms=self._homeserver.now_ms())
+
+        return await self._read(StageName.SENDER, way, read)
+
+    async def _read(
+        self, name: StageName, way: Way, read: Callable[[], Awaitable[Stage]]
+    ) -> Stage:
+        """Return a stage that is read from the database, if it answers in time."""
         # Work on the database is not called off: it would be waited for.
         try:
             return await self._homeserver.run_to_end(
                 "federation_admin_diagnosis", read, way.left_ms()
             )
         except TimeoutError:
-            return Stage.skip(StageName.STORED, SkipReason.DATABASE_SLOW)
+            return Stage.skip(name, SkipReason.DATABASE_SLOW)
         except CancelledError:
             raise
         except Exception as e:
-            logger.warning("Could not read what is stored for a diagnosis: %s", e)
-            return Stage.skip(StageName.STORED, SkipReason.DATABASE_FAILED)
+            logger.warning("Could not read the stage %s of a diagnosis: %s", name, e)
+            return Stage.skip(name, SkipReason.DATABASE_FAILED)
 
 
 # Each of these takes stages, and adds them.

@@ -31,6 +31,7 @@ from synapse_federation_admin.failures.text import (
     shown_duration,
 )
 from synapse_federation_admin.homeserver.server_name import ServerName
+from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.storage.records import RecordedFailure
 
 
@@ -45,6 +46,7 @@ class StageName(Enum):
     KEYS = "keys"
     AUTHENTICATED = "authenticated"
     CLOCK = "clock"
+    SENDER = "sender"
     STORED = "stored"
 
 
@@ -81,6 +83,7 @@ class SkipReason(Enum):
         "Not tried: outbound_federation_restricted_to has other processes go out: "
     )
     NO_DATE = "Not known: no response of the server has a Date"
+    SENDERS_OFF = "Not known: the feature `senders` is off"
     DATABASE_SLOW = "Not known: the database does not answer in time"
     DATABASE_FAILED = "Not known: the database cannot be read"
 
@@ -565,6 +568,38 @@ class ClockFindings:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class SenderFindings:
+    """Which process of this homeserver sends to a server, and how far it has come.
+
+    Attributes:
+        instance: Its name; None if nobody sends.
+        state: Whether it runs.
+        seen_ts: When it was last seen; None if never.
+        position: The stream ordering of the event up to which it has queued all; None
+            if it has never begun.
+        behind_events: How many events behind that there are; 10,000: or more.
+        behind_ms: How long ago the oldest of those was received; 0 if there is none.
+        ahead_events: By how much its position is beyond the newest event.
+        queued_position: Where it is ahead, up to which event it is proven that it has
+            queued all; None if that is not known.
+    """
+
+    instance: str | None
+    state: InstanceState
+    seen_ts: int | None = None
+    position: int | None = None
+    behind_events: int | None = None
+    behind_ms: int | None = None
+    ahead_events: int | None = None
+    queued_position: int | None = None
+
+    @property
+    def summary(self) -> str:
+        """What there is to say if nothing is wrong."""
+        return f"{self.instance} sends to this server, and keeps up"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class StoredFindings:
     """What Synapse holds of a server.
 
@@ -646,6 +681,7 @@ Findings: TypeAlias = (
     | KeysFindings
     | AuthenticatedFindings
     | ClockFindings
+    | SenderFindings
     | StoredFindings
 )
 

@@ -36,6 +36,7 @@ from synapse_federation_admin.failures.text import (
 
 # Where to look first for what does not always work: of the file, least of all.
 _WEAK = (
+    StageName.SENDER,
     StageName.ADDRESSES,
     StageName.CONNECTIONS,
     StageName.VERSION,
@@ -107,7 +108,17 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
     """
     stored = stages.seen(StoredFindings)
     real = stored.real if stored else RealTraffic(LastRequest.NOT_KNOWN)
-    return attr.evolve(_by_stages(stages, stored, own_name), real=real)
+    found = attr.evolve(_by_stages(stages, stored, own_name), real=real)
+    sender = stages.get(StageName.SENDER)
+    if sender is None or sender.outcome is not StageOutcome.FAILED:
+        return found
+    if found.effect is Effect.STOPS and found.kind in _NOT_SENT:
+        return found
+    # Nothing leaves, whatever the network says; what that says is told, too.
+    also = found.failure if found.effect is Effect.STOPS else None
+    return Situation(
+        Effect.STOPS, sender.failure, also=also, real=real, may_connect=True
+    )
 
 
 def _by_stages(

@@ -252,16 +252,16 @@ class FailureKind(Worded):
     SENDER_DOWN = (
         "sender_down",
         "Federation sender down",
-        "the process that sends to this server is not running",
-        "Start the federation sender, or take it out of federation_sender_instances "
-        "and restart Synapse.",
+        "{instance}, the process that sends to this server, does not run",
+        "Start {instance}, a process of this homeserver.",
         Fault.US,
     )
     SENDER_BEHIND = (
         "sender_behind",
         "Federation sender behind",
-        "the process that sends to this server has not come to the newest events",
-        "Check the log and the load of that process of Synapse.",
+        "{instance} has not sent what was written {ago} ago",
+        "Check the log and the load of {instance}, a process of this homeserver. If it "
+        "does not get on, restart it.",
         Fault.US,
     )
     IS_US = (
@@ -388,11 +388,13 @@ class Facts:
         subject: Whose certificate it is, if it is not the server's own.
         server: What answers over HTTP calls itself.
         names: Names: of a certificate, or blocked addresses; the first some of them.
-        ago_ms: How long ago something expired.
+        ago_ms: How long ago something expired, or was last seen.
         left_ms: How long it goes on by itself: for how long something is cached.
         until_ts: Until when that is, in ms since the epoch.
         most_bytes: The size up to which an answer is read; 0 if that is not the matter.
         took_ms: How long an answer took.
+        instance: The process of this homeserver that it is about.
+        position: To which stream ordering its position can be set back.
         ahead_ms: How much their clock is ahead of ours; negative if it is behind.
         also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
@@ -419,6 +421,8 @@ class Facts:
     until_ts: int = 0
     most_bytes: int = 0
     took_ms: int = 0
+    instance: str = ""
+    position: int | None = None
     ahead_ms: int = 0
     also: tuple[FailureKind, ...] = ()
     cause: "Failure | None" = None

@@ -82,6 +82,42 @@ class Reason(Worded):
         Fault.US,
     )
 
+    # Our own federation senders.
+    NOBODY_SENDS = (
+        "nobody_sends",
+        "no process of this homeserver sends to other servers",
+        "Set send_federation: true, or start a federation sender and name it in "
+        "federation_sender_instances; then restart Synapse.",
+    )
+    SENDER_GONE = (
+        "sender_gone",
+        "{instance}, which sends to this server, was last seen {ago} ago",
+        "Start {instance}, a process of this homeserver. If it runs, it hangs: restart "
+        "it.",
+    )
+    SENDER_NEVER_SEEN = (
+        "sender_never_seen",
+        "{instance}, which is to send to this server, was never seen",
+        "Start {instance}, a process of this homeserver, or take it out of "
+        "federation_sender_instances and restart Synapse.",
+    )
+    POSITION_AHEAD = (
+        "position_ahead",
+        "the position of {instance} is beyond the newest event: it sends none",
+        "Stop Synapse, UPDATE federation_stream_position SET stream_id = {position} "
+        "WHERE type = 'events' AND instance_name = '{target}'; start it.",
+        None,
+        "Federation sender ahead",
+    )
+    POSITION_LOST = (
+        "position_lost",
+        "the position of {instance} is beyond the newest event: it sends none",
+        "Stop Synapse, and set stream_id of {instance} in federation_stream_position "
+        "(type 'events') back to an event that was sent for sure; then start it.",
+        None,
+        "Federation sender ahead",
+    )
+
     # Names that lead to this homeserver itself.
     DELEGATED_TO_US = (
         "delegated_to_us",

@@ -435,10 +435,14 @@ def _filled(template: str, failure: Failure) -> str:
     names = ", ".join(facts.names[: limits.NAMES_IN_A_SENTENCE])
     ago = "" if facts.ago_ms is None else shown_duration(facts.ago_ms)
     ahead = shown_duration(abs(facts.ahead_ms))
+    instance = _cut(facts.instance, limits.FACT) or "the federation sender"
     target = _cut(facts.target, limits.FACT)
     last = facts.via[-1] if facts.via else None
     return template.format(
         host=host,
+        instance=instance,
+        position=facts.position,
+        ago=ago or "a time that is not known",
         target=target,
         status=f"HTTP {facts.status}" if facts.status else "an error",
         right=target or "host:port",

@@ -152,6 +152,11 @@ def shown_instance(instance: str) -> str:
     return MAIN if instance == MAIN_PROCESS_INSTANCE_NAME else instance
 
 
+def stored_instance(instance: str) -> str:
+    """Return the name of a process as it is in Synapse's tables."""
+    return MAIN_PROCESS_INSTANCE_NAME if instance == MAIN else instance
+
+
 def outbound_instances(hs: "HomeServer") -> list[str] | None:
     """Return the processes that go out to other servers in this one's stead.
 
