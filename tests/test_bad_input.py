@@ -155,7 +155,7 @@ class BadInputTestCase(ModuleTestCase):
         channel = self.ask("POST", V2 + "/a..example/diagnose")
         self.run_sql("ALTER TABLE gone RENAME TO received_transactions")
         self.assertEqual(channel.code, 200, channel.result)
-        stage = channel.json_body["stages"][8]
+        stage = channel.json_body["stages"][9]
         self.assertEqual((stage["name"], stage["outcome"]), ("stored", "skipped"))
         self.assertIn("cannot be read", stage["message"])
         self.assertIsNone(channel.json_body["stored"])

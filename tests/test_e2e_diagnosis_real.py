@@ -118,7 +118,7 @@ def test_sender(cluster: World) -> None:
         room_id = client.create_room()
         remote.join_room(room_id, synapse.server_name)
         client.send_message(room_id, "first")
-        remote.wait_for_message(MessageKind.ROOM, "first", SOON_S)
+        remote.wait_for_message(MessageKind.PDU, "first", SOON_S)
 
         def diagnosed(kind: str | None) -> dict[str, Any] | None:
             report = client.diagnose(name)
@@ -153,4 +153,4 @@ def test_sender(cluster: World) -> None:
         synapse.start(sender)
         wait_until(lambda: diagnosed(None), "the position to be in order", SOON_S)
         client.send_message(room_id, "last")
-        remote.wait_for_message(MessageKind.ROOM, "last", SOON_S)
+        remote.wait_for_message(MessageKind.PDU, "last", SOON_S)
