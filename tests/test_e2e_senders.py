@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own processes that send: stopped, killed, never started, behind and ahead."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deadlines import SOON_S
+from fleet import select
+from synapse.config.workers import ShardedWorkerHandlingConfig
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import (
+    FEDERATION_V2,
+    MatrixClient,
+    quoted,
+)
+from synapse_federation_admin.playground.configuration import (
+    FEDERATION_SENDERS,
+    GENERIC_WORKER,
+)
+from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.remote import MessageKind, RemoteServer
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = pytest.mark.e2e
+
+NEVER_STARTED = "federation_sender_3"
+ALL_SENDERS = [*FEDERATION_SENDERS, NEVER_STARTED]
+SHARDS = ShardedWorkerHandlingConfig(ALL_SENDERS)
+
+OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
+
+# After 45 seconds a process is late, and it is read within some seconds.
+LATE_S = 75
+
+
+def senders(client: MatrixClient) -> dict[str | None, dict[str, Any]]:
+    found = client.request("GET", f"{FEDERATION_V2}/summary")["senders"]
+    return {sender["instance"]: sender for sender in found}
+
+
+def detail(client: MatrixClient, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.request(
+        "GET", f"{FEDERATION_V2}/destinations/{quoted(name)}"
+    )
+    return found
+
+
+def outlook(client: MatrixClient) -> str:
+    return str(client.request("GET", f"{FEDERATION_V2}/summary")["outlook"]["verdict"])
+
+
+def wait_for_state(client: MatrixClient, state: str, *names: str) -> None:
+    wait_until(
+        lambda: {senders(client)[name]["state"] for name in names} == {state},
+        f"{names} to be {state}",
+        LATE_S,
+        0.5,
+    )
+
+
+@contextmanager
+def remotes(certificates: CertificateAuthority) -> Iterator[dict[str, RemoteServer]]:
+    """Have a remote server of each sender that is started, by the sender's name."""
+    found: dict[str, RemoteServer] = {}
+    with ExitStack() as stack:
+        for number, sender in enumerate(FEDERATION_SENDERS, start=170):
+            while sender not in found:
+                remote = RemoteServer(f"127.0.0.{number}", certificates)
+                if SHARDS.should_handle(sender, remote.server_name):
+                    found[sender] = stack.enter_context(remote)
+        yield found
+
+
+def test_cluster(tmp_path: Path) -> None:
+    """Who does not run is told from whichever process is asked, and never as told."""
+    certificates = CertificateAuthority(tmp_path)
+    with (
+        SynapseServer(
+            tmp_path / "synapse",
+            certificates,
+            workers=True,
+            extra_config={"federation_sender_instances": ALL_SENDERS},
+        ) as synapse,
+        remotes(certificates) as found,
+    ):
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        worker = synapse.client(
+            synapse.create_user("other", admin=True), GENERIC_WORKER
+        )
+        room_id = client.create_room()
+        for remote in found.values():
+            remote.join_room(room_id, synapse.server_name)
+        client.send_message(room_id, "to all")
+        for remote in found.values():
+            remote.wait_for_message(MessageKind.PDU, "to all", SOON_S)
+        one, two = FEDERATION_SENDERS
+        wait_for_state(client, "running", one, two)
+        assert senders(client)[NEVER_STARTED]["state"] == "never_seen"
+        assert outlook(client) == "us"
+
+        synapse.process(two).pause()
+        synapse.process(one).kill()
+        wait_for_state(worker, "late", one, two)
+        client.send_message(room_id, "not yet")
+        name = found[two].server_name
+        wait_until(
+            lambda: detail(client, name)["not_yet_queued"], "an event to wait", SOON_S
+        )
+        one_of = detail(worker, name)
+        assert one_of["status"] == "online"
+        assert one_of["sender"]["instance"] == two
+        assert one_of["sender"]["state"] == "late"
+        assert one_of["sender"]["behind_events"] >= 1
+        answer = client.reconnect(name)
+        assert set(answer["not_running"]) == set(ALL_SENDERS)
+        assert not set(answer["told"]) & set(ALL_SENDERS)
+
+        # For longer than a test lasts.
+        select(
+            synapse,
+            "UPDATE federation_admin_instances SET seen_ts = seen_ts - 180000 "
+            f"WHERE instance = '{one}'",
+        )
+        assert senders(client)[one]["state"] == "gone"
+
+        synapse.process(two).resume()
+        synapse.start(one)
+        wait_for_state(client, "running", one, two)
+        # Synapse looks at all new events when there is another.
+        client.create_room()
+        for remote in found.values():
+            remote.wait_for_message(MessageKind.PDU, "not yet", 30)
+        wait_until(
+            lambda: detail(client, name)["not_yet_queued"] == 0, "none to wait", SOON_S
+        )
+        assert client.reconnect(name)["not_running"] == [NEVER_STARTED]
+
+        # It says that it ends.
+        synapse.stop(one)
+        assert senders(client)[one]["state"] == "gone"
+        states = {
+            each["instance"]: (each["state"], each["sends"])
+            for each in worker.request("GET", f"{FEDERATION_V2}/instances")["instances"]
+        }
+        assert states == {
+            "main": ("running", False),
+            GENERIC_WORKER: ("running", False),
+            one: ("gone", True),
+            two: ("running", True),
+            NEVER_STARTED: ("never_seen", True),
+        }
+
+
+def test_nobody(tmp_path: Path) -> None:
+    """One process that is told not to send says that nobody does."""
+    certificates = CertificateAuthority(tmp_path)
+    with (
+        SynapseServer(
+            tmp_path / "synapse", certificates, extra_config={"send_federation": False}
+        ) as synapse,
+        RemoteServer("127.0.0.174", certificates) as remote,
+    ):
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        room_id = client.create_room()
+        remote.join_room(room_id, synapse.server_name)
+        client.send_message(room_id, "to nobody")
+        select(
+            synapse,
+            "INSERT INTO destinations (destination, last_successful_stream_ordering) "
+            f"VALUES ('{remote.server_name}', 1)",
+        )
+        answer = client.reconnect(remote.server_name)
+        assert (answer["told"], answer["not_running"]) == ([], [])
+        found = detail(client, remote.server_name)
+        assert found["status"] == "online"
+        assert found["sender"]["instance"] is None
+        assert found["sender"]["state"] == "nobody"
+        assert found["not_yet_queued"] >= 1
+        assert list(senders(client)) == [None]
+        assert outlook(client) == "us"
+
+
+def test_ahead(tmp_path: Path) -> None:
+    """A position beyond the newest event is told, and put back as the docs say."""
+    certificates = CertificateAuthority(tmp_path)
+    with (
+        SynapseServer(tmp_path / "synapse", certificates) as synapse,
+        RemoteServer("127.0.0.175", certificates) as remote,
+    ):
+        client = synapse.client(synapse.create_user("admin", admin=True))
+        room_id = client.create_room()
+        remote.join_room(room_id, synapse.server_name)
+        client.send_message(room_id, "before")
+        remote.wait_for_message(MessageKind.PDU, "before", SOON_S)
+        wait_for_state(client, "running", "main")
+        assert outlook(client) == "normal"
+
+        synapse.stop()
+        select(
+            synapse,
+            "UPDATE federation_stream_position SET stream_id = stream_id + 1000 "
+            "WHERE type = 'events'",
+        )
+        synapse.start()
+        client.send_message(room_id, "after")
+        found = detail(client, remote.server_name)
+        assert found["status"] == "online"
+        assert found["sender"]["state"] == "running"
+        assert 900 < found["sender"]["ahead_events"] <= 1000
+        assert outlook(client) == "us"
+
+        synapse.stop()
+        (statement,) = re.findall(
+            "```sql\n(UPDATE federation_stream_position.*?)```",
+            OPERATIONS.read_text(),
+            re.DOTALL,
+        )
+        select(synapse, statement.replace("federation_sender1", "master"))
+        synapse.start()
+        # Synapse looks at all new events when there is another.
+        client.create_room()
+        remote.wait_for_message(MessageKind.PDU, "after", 30)
+        assert senders(client)["main"]["ahead_events"] == 0
