@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes what was measured as Markdown."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -93,12 +94,32 @@ IDLE, TRAFFIC = "## Doing nothing", "## Federation traffic"
 """The headings of the last sections of the page, which are written by themselves."""
 
 
-def replace_section(page: Path, heading: str, section: str) -> str:
-    """Return a page with another section, or with one more if it has none such."""
+_PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+
+def section_options(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
+    """Return what parses the options of a program that writes one section.
+
+    Args:
+        doc: The program's docstring.
+        numbers: Options that are numbers, with their defaults and what they are.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    for name, (default, what) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=what)
+    parser.add_argument("--output", type=Path, default=_PAGE, help="the page")
+    return parser
+
+
+def write_section(page: Path, heading: str, lines: Sequence[str]) -> None:
+    """Print a section, and put it into a page in place of the one it has."""
+    section = "\n".join(lines)
+    print(section)
     text = page.read_text("utf-8") if page.exists() else ""
     before, _, rest = text.partition(heading)
     _, next_, after = rest.partition("\n## ")
-    return f"{before.rstrip()}\n\n{heading}\n\n{section}\n{next_}{after}".lstrip()
+    text = f"{before.rstrip()}\n\n{heading}\n\n{section}\n{next_}{after}".lstrip()
+    page.write_text(text, encoding="utf-8")
 
 
 def sections_from(page: Path, heading: str) -> str:
