@@ -246,6 +246,14 @@ def test_out_of_resources(error: Exception, caplog: pytest.LogCaptureFixture) ->
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.ENETDOWN, errno.EPERM])
+def test_no_way_to_dns(number: int, caplog: pytest.LogCaptureFixture) -> None:
+    """While this host has no network its DNS does not answer: that is no bug."""
+    failure = failure_of(sent(OSError(number, "x")))
+    assert (failure.kind.value, failure.reason) == ("dns_failed", Reason.DNS_NO_ANSWER)
+    assert not caplog.text
+
+
 def proxied(error: Exception) -> RequestSendFailed:
     """Return what comes back if another process of the homeserver meets an error."""
     text = (

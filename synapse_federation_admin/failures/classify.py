@@ -53,6 +53,7 @@ from synapse_federation_admin.failures.responses import http_failure, reason_of_
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     NO_RESULTS,
+    NO_WAY,
     BodyExceededMaxSize,
     FederationDeniedError,
     HttpResponseException,
@@ -89,6 +90,9 @@ _TLS_REASONS = {
     67: Reason.WEAK_KEY,
     68: Reason.WEAK_SIGNATURE,
 }
+
+# What this host says if it has no way to its name servers, or its firewall forbids it.
+_CANNOT_SEND = NO_WAY | {errno.EHOSTUNREACH, errno.ENETDOWN, errno.EPERM}
 
 _PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
 
@@ -283,6 +287,9 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         facts = attr.evolve(facts, host=bounded(found[1]))
     if is_of_clients and str(cause).startswith(_NO_NAME):
         return Failure(FailureKind.INVALID_NAME, facts=facts)
+    if isinstance(cause, OSError) and cause.errno in _CANNOT_SEND:
+        # A datagram: of a connection, Twisted says it in words of its own.
+        return Failure(FailureKind.DNS_FAILED, Reason.DNS_NO_ANSWER, facts)
     for types, kind, of_type in (*_KINDS, *(_OF_CLIENTS if is_of_clients else ())):
         if isinstance(cause, types):
             return Failure(kind, of_type, facts)
