@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -30,6 +31,7 @@ from synapse_federation_admin.homeserver.errors import (
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import _observers
+from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.schema import Tables
 
 # What is told differs between Synapse's releases, and is in test_traffic.py.
@@ -414,6 +416,18 @@ class OddTestCase(RecorderTestCase):
             self.get_success(recorder.write())
         (row,) = self.rows("successes")
         self.assertEqual((row["recovered_ts"], row["last_ts"]), (later_ts, later_ts))
+
+    def test_has_asked_us(self) -> None:
+        """That a destination asks us something proves nothing of what it answers."""
+        read = partial(records.last_success_ts_txn, destination="a.example")
+        for has_answered in (False, True):
+            self.recorder.recovered("a.example", has_answered=has_answered)
+            self.reactor.advance(0.001)
+            (_, waiting_ts) = self.recorder.waiting("a.example")
+            self.get_success(self.recorder.write())
+            ts = self.get_success(self.store.db_pool.runInteraction("read", read))
+            for found in (waiting_ts, ts):
+                self.assertEqual(found is not None, has_answered)
 
 
 class SuccessesTestCase(RecorderTestCase):

@@ -58,13 +58,15 @@ class Seen:
     def __init__(self) -> None:
         self.failures: list[tuple[str, BaseException]] = []
         self.recoveries: list[str] = []
+        self.have_answered: list[bool] = []
         self.answers: list[str] = []
 
     def failed(self, destination: str, error: BaseException) -> None:
         self.failures.append((destination, error))
 
-    def recovered(self, destination: str) -> None:
+    def recovered(self, destination: str, *, has_answered: bool) -> None:
         self.recoveries.append(destination)
+        self.have_answered.append(has_answered)
 
     def answered(self, destination: str) -> None:
         self.answers.append(destination)
@@ -248,6 +250,7 @@ class LinesTestCase(TrafficTestCase):
             [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
         )
         self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
+        self.assertEqual(self.seen.have_answered, [True, False])
         self.assertEqual(self.seen.answers, ["c.example:8448"])
         logged = {text: len(lines.of(text)) for text in relied_on.LOG_TEXTS}
         info = int(level <= logging.INFO and not disabled)

@@ -155,22 +155,26 @@ class Recorder:
         known = self._up.get(destination)
         self._up[destination] = up if known is None else known.before(up)
 
-    def recovered(self, destination: str) -> None:
-        """Take note that a destination which was failing has answered."""
+    def recovered(self, destination: str, *, has_answered: bool = True) -> None:
+        """Take note that a destination which was failing has answered.
+
+        Or that it has asked us something, which proves nothing of our requests.
+        """
         self._recovered_ts.pop(destination, None)
         self._recovered_ts[destination] = self._homeserver.now_ms()
         if len(self._recovered_ts) > limits.ANSWERING_DESTINATIONS:
             del self._recovered_ts[next(iter(self._recovered_ts))]
         # At once: Synapse clears the row next.
         self._homeserver.run_in_background(
-            "federation_admin_recovered", self._recovered, destination
+            "federation_admin_recovered", self._recovered, destination, has_answered
         )
 
-    async def _recovered(self, destination: str) -> None:
+    async def _recovered(self, destination: str, has_answered: bool) -> None:
         now_ts = self._homeserver.now_ms()
         timings = self._homeserver.retry_timings
         since_ts = await timings.failing_since_ts(destination)
-        if self._add_success(destination, now_ts, now_ts) and since_ts is not None:
+        last_ts = now_ts if has_answered else now_ts - 1
+        if self._add_success(destination, last_ts, now_ts) and since_ts is not None:
             # If it has failed and answered several times, the first.
             self._failing_since.setdefault(destination, since_ts)
             if since_ts < self._began_ts:
@@ -247,7 +251,7 @@ class Recorder:
         success = self._successes.get(destination)
         keys = [(destination, kind) for kind in _KINDS]
         failures = [self._failures[key] for key in keys if key in self._failures]
-        return failures, success.last_ts if success else None
+        return failures, success.answered_ts if success else None
 
     # -- what is written --------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class TrafficObserver(Protocol):
             error: Why. Not to be kept: it holds on to the whole request.
         """
 
-    def recovered(self, destination: str) -> None:
+    def recovered(self, destination: str, *, has_answered: bool) -> None:
         """A destination that was failing has answered, or has asked us something."""
 
     def answered(self, destination: str) -> None:
@@ -104,7 +104,12 @@ def _take_failed(args: _Told) -> None:
 
 def _take_recovered(args: _Told) -> None:
     if observer := _of_this_request():
-        observer.recovered(str(args[0]))
+        observer.recovered(str(args[0]), has_answered=True)
+
+
+def _take_marked_up(args: _Told) -> None:
+    if observer := _of_this_request():
+        observer.recovered(str(args[0]), has_answered=False)
 
 
 def _take_answered(args: _Told) -> None:
@@ -119,7 +124,7 @@ def _take_answered(args: _Told) -> None:
 _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
     FAILED: _take_failed,
     RECOVERED: _take_recovered,
-    MARKED_UP: _take_recovered,
+    MARKED_UP: _take_marked_up,
     ANSWERED: _take_answered,
 }
 

@@ -78,7 +78,7 @@ class RecordedSuccess:
         destination: The destination.
         last_ts: When it last did, to within SUCCESS_EVERY_MS.
         recovered_ts: When it last did so after it had failed, exactly; None if it has
-            not.
+            not. Later than `last_ts` if it has asked us something in place of that.
         owner: Whose it is.
     """
 
@@ -86,6 +86,11 @@ class RecordedSuccess:
     last_ts: int
     recovered_ts: int | None
     owner: str
+
+    @property
+    def answered_ts(self) -> int | None:
+        """When it last answered; None if that is not known."""
+        return self.last_ts if self.last_ts >= (self.recovered_ts or 0) else None
 
     def before(self, later: "RecordedSuccess") -> "RecordedSuccess":
         """Return this and a later one together."""
@@ -194,7 +199,8 @@ def add_successes_txn(
 def last_success_ts_txn(txn: LoggingTransaction, destination: str) -> int | None:
     """Return when a destination last answered; None if that is not known."""
     txn.execute(
-        f"SELECT last_ts FROM {_SUCCESSES} WHERE destination = ?",  # noqa: S608
+        f"SELECT last_ts FROM {_SUCCESSES} WHERE destination = ? "  # noqa: S608
+        "AND (recovered_ts IS NULL OR recovered_ts <= last_ts)",
         (destination,),
     )
     row = txn.fetchone()
