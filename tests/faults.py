@@ -635,7 +635,11 @@ for line, builds in (
 
 EXPIRED = "tls_expired/own_certificate"
 site(f"expired failing {EXPIRED}", "expired 3 days ago", certify=expired)
-site("early failing tls_not_yet_valid/own_certificate", certify=early)
+site(
+    "early failing tls_not_yet_valid/own_certificate",
+    "valid only in 23 h",
+    certify=early,
+)
 site(
     "wrong-name failing tls_wrong_name",
     "for other.example",

@@ -48,6 +48,11 @@ def version(moment: float) -> bytes:
     return as_json({"server": {"name": "lab"}}, date(moment))
 
 
+def by_right_clock(connection: ssl.SSLSocket) -> None:
+    """Answer with the time of the answer."""
+    connection.sendall(version(time.time()))
+
+
 # Clocks and certificates.
 
 BACK = time.time() - 5 * 86_400
@@ -70,13 +75,13 @@ site(
     "starts-later failing tls_not_yet_valid/starts_later",
     "valid only in 23 h",
     certify=early,
-    version=version(time.time()),
+    version=by_right_clock,
 )
 site(
     "expired-for-all failing tls_expired/own_certificate",
     "expired 3 days ago",
     certify=expired,
-    version=version(time.time()),
+    version=by_right_clock,
 )
 site(
     "ends-soon degraded other/expires_soon",
@@ -148,7 +153,31 @@ def old_only(lab: Laboratory, name: str) -> ssl.SSLContext:
     return made
 
 
+def wants_certificate(lab: Laboratory, name: str) -> ssl.SSLContext:
+    made = lab.certificates.valid(name)
+    made.maximum_version = ssl.TLSVersion.TLSv1_2
+    made.verify_mode = ssl.CERT_REQUIRED
+    return made
+
+
+def other_cipher(lab: Laboratory, name: str) -> ssl.SSLContext:
+    made = lab.certificates.valid(name)
+    made.maximum_version = ssl.TLSVersion.TLSv1_2
+    made.set_ciphers("AES128-SHA256")
+    return made
+
+
 site("old-tls failing tls_failed/no_common_tls", certify=old_only)
+site(
+    "wants-certificate-before-13 failing tls_failed/handshake_refused",
+    "or it demands a client certificate",
+    certify=wants_certificate,
+)
+site(
+    "other-cipher failing tls_failed/handshake_refused",
+    "no TLS version or cipher in common",
+    certify=other_cipher,
+)
 
 
 def alert(number: int) -> bytes:
@@ -160,7 +189,7 @@ for label, number, reason in (
     ("no-site", 112, "no_such_site"),
     ("caddy", 80, "no_such_site"),
     ("http2-alert", 120, "http2_only"),
-    ("no-cipher", 40, "no_common_tls"),
+    ("refused-handshake", 40, "handshake_refused"),
     ("old-version", 70, "no_common_tls"),
     ("certificate-alert", 116, "client_certificate"),
 ):
@@ -186,6 +215,10 @@ for line, answer in {
     "denied rejected/denied_by_policy": as_json(
         {"errcode": "M_FORBIDDEN", "error": "Federation denied with lab"},
         status="403 No",
+    ),
+    "other-destination rejected/other_homeserver": as_json(
+        {"errcode": "M_UNAUTHORIZED", "error": "Destination mismatch in auth header"},
+        status="401 No",
     ),
     "basic-auth rejected/login_page": http("401 No", b"<html>", NGINX),
     "login-redirect http_error/login_page": redirect(b"https://sso.lab/login?rd=x"),

@@ -119,7 +119,13 @@ def problems_of(
     if not found:
         return ()
     first, *others = found.values()
-    also = tuple(failure.kind for failure in others)
+    is_default = first.reason is Reason.DEFAULT_CERTIFICATE
+    also = tuple(
+        failure.kind
+        for failure in others
+        # That is what it is to be a default one.
+        if not (is_default and failure.kind is FailureKind.TLS_WRONG_NAME)
+    )
     return (attr.evolve(first, facts=attr.evolve(first.facts, also=also)), *others)
 
 

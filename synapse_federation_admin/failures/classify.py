@@ -314,6 +314,7 @@ def _untrusted(error: UntrustedCertificateError) -> Failure:
         issuer=error.issuer,
         subject=error.subject if error.depth else "",
         ago_ms=error.ago_ms,
+        left_ms=error.left_ms,
         said=product,
     )
     return Failure(kind, reason, facts)

@@ -20,7 +20,9 @@ _BY_TEXT = (
     ("protocol version", Reason.NO_COMMON_TLS),
     ("unsupported protocol", Reason.NO_COMMON_TLS),
     ("wrong ssl version", Reason.NO_COMMON_TLS),
-    ("handshake failure", Reason.NO_COMMON_TLS),
+    # Before TLS 1.3, also where a client certificate is wanted; and so says Cloudflare
+    # that it has no certificate for a name.
+    ("handshake failure", Reason.HANDSHAKE_REFUSED),
     ("insufficient security", Reason.NO_COMMON_TLS),
     ("no shared cipher", Reason.NO_COMMON_TLS),
     ("legacy renegotiation", Reason.NO_COMMON_TLS),
@@ -41,7 +43,7 @@ _DEFAULTS = {
     "pfsense": "pfSense",
     "proxmox": "Proxmox",
     "snakeoil": "the operating system",
-    "localhost": "the web server",
+    "cn=localhost": "the web server",
 }
 
 

@@ -13,7 +13,8 @@ days ago", `{mismatch}` for "for a.example, not for b.example", `{ahead}` for "2
 of" or "2 h behind",
 `{left}` for "23 h", `{until}` for "14:05 UTC", `{begins}` for ': it begins with "<"',
 `{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)", `{issuer}` and
-`{subject}` for whom a certificate names, `{server}` for " (nginx)". Advice says who has
+`{subject}` for whom a certificate names, `{server}` for " (nginx)", `{starts}`
+for "it is valid only in 23 h; ". Advice says who has
 to act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
 """
 
@@ -144,7 +145,7 @@ class FailureKind(Worded):
     TLS_NOT_YET_VALID = (
         "tls_not_yet_valid",
         "TLS certificate not valid yet",
-        "its start date is wrong, or the clock of this host",
+        "{starts}its start date is wrong, or the clock of this host",
         "Check the clock of this host. If it is right, tell their admin.",
         Fault.UNKNOWN,
     )
@@ -152,7 +153,8 @@ class FailureKind(Worded):
         "tls_wrong_name",
         "TLS certificate for another host name",
         "it is {mismatch}",
-        "Ask their admin for a certificate that includes {host}.",
+        "Tell their admin: a certificate that includes {host} is needed; or their web "
+        "server lacks that site, and shows its default one.",
     )
     TLS_UNTRUSTED = (
         "tls_untrusted",

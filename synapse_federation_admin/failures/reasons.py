@@ -350,7 +350,7 @@ class Reason(Worded):
     OWN_CERTIFICATE = "own_certificate", "the server's own certificate {expired}"
     IN_CHAIN = (
         "in_chain",
-        "in the chain that the server sends, {subject} {expired}",
+        "the certificate of the authority {subject}, in its chain, {expired}",
         "Tell their admin: their own certificate is valid, that of its authority is "
         "not. Renew the chain that is sent (fullchain.pem).",
     )
@@ -456,6 +456,14 @@ class Reason(Worded):
         "Tell their admin to allow TLS 1.2 or 1.3 with usual ciphers. If you have set "
         "federation_client_minimum_tls_version, check that, too.",
     )
+    HANDSHAKE_REFUSED = (
+        "handshake_refused",
+        "the server refuses: no TLS version or cipher in common, no site of this name, "
+        "or it demands a client certificate",
+        "Tell their admin: allow TLS 1.2 or 1.3 with usual ciphers, have a certificate "
+        "for {host}, and demand none from homeservers.",
+        Fault.THEM,
+    )
     CLIENT_CERTIFICATE = (
         "client_certificate",
         "the server demands a client certificate, which homeservers do not have",
@@ -480,7 +488,7 @@ class Reason(Worded):
     )
     WEB_SERVER_FAILS = (
         "web_server_fails",
-        "what answers there{server} fails",
+        "their web server or homeserver{server} answers with an internal error",
         "Tell their admin: their web server or homeserver fails, and its log has the "
         "reason.",
     )
@@ -505,7 +513,7 @@ class Reason(Worded):
     )
     FORBIDDEN_BY_PROXY = (
         "forbidden_by_proxy",
-        "their web server or firewall{server} forbids them, not the homeserver",
+        "a web server or firewall{server} denies access, not the homeserver",
         "Ask their admin whether their reverse proxy or firewall blocks the address of "
         "this host, or /_matrix.",
         Fault.THEM,
@@ -515,6 +523,13 @@ class Reason(Worded):
         "the server does not accept the signature of this homeserver",
         CHECK_KEY,
         Fault.UNKNOWN,
+    )
+    OTHER_HOMESERVER = (
+        "other_homeserver",
+        "another homeserver than the one of this name answers there",
+        "Tell their admin: the name, its DNS or its delegation leads to a homeserver "
+        "with another server_name.",
+        Fault.THEM,
     )
     LOGIN_PAGE = (
         "login_page",

@@ -51,6 +51,10 @@ _LOGIN_URLS = (
 # With which frames HTTP/2 begins (RFC 9113, 6.5 and 6.8).
 _HTTP2 = re.compile(rb"\0.{2}[\x04\x07]", re.DOTALL)
 
+# What Synapse says to whom it is not that a request is for
+# (`synapse/federation/transport/server/_base.py`).
+_OTHER_DESTINATION = "Destination mismatch"
+
 # What nginx says where it wants a client certificate.
 _NO_CERTIFICATE = "no required ssl certificate was sent"
 
@@ -69,12 +73,15 @@ def http_failure(
     errcode, said = matrix_error(body)
     kind = _HTTP_KINDS.get(status, FailureKind.HTTP_ERROR)
     page = body[: limits.ERROR_BYTES].decode("utf-8", "replace").lower()
-    reason = _by_errcode(status, errcode) if errcode else _by_page(status, page, to)
-    is_redirect = reason is Reason.REDIRECT and to is not None
+    reason = (
+        _by_errcode(status, errcode, said) if errcode else _by_page(status, page, to)
+    )
+    if 300 <= status < 400:
+        said = word(to, limits.TEXT) or "another URL"
     facts = Facts(
         status=status,
         errcode=errcode,
-        said=(word(to, limits.TEXT) or "") if is_redirect else said,
+        said=said,
         server=word(server) or "",
     )
     return Failure(kind, reason, facts)
@@ -112,17 +119,16 @@ def matrix_error(response: bytes) -> tuple[str, str]:
     return word(body.get("errcode")) or "", word(body.get("error"), limits.TEXT) or ""
 
 
-def _by_errcode(status: int, errcode: str) -> Reason | None:
+def _by_errcode(status: int, errcode: str, said: str) -> Reason | None:
     """Return what a homeserver means: it is one that answers with a Matrix error."""
     if status == HTTPStatus.UNAUTHORIZED:
-        return Reason.SIGNATURE_REJECTED
+        is_other = said.startswith(_OTHER_DESTINATION)
+        return Reason.OTHER_HOMESERVER if is_other else Reason.SIGNATURE_REJECTED
     if status == HTTPStatus.FORBIDDEN and errcode == "M_FORBIDDEN":
         return Reason.DENIED_BY_POLICY
     if errcode == "M_UNRECOGNIZED":
         return Reason.FEDERATION_LISTENER_MISSING
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Reason.HOMESERVER_FAILS
-    return None
+    return None if status in _HTTP_KINDS else Reason.HOMESERVER_FAILS
 
 
 def _by_page(status: int, page: str, to: bytes | None) -> Reason | None:

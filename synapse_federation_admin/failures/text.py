@@ -252,8 +252,8 @@ class Situation:
             effect is Effect.ANSWERS and left_ms is None
         ):
             advice.append("Reconnect: that shows whether real requests are accepted.")
-        elif self.failure is not None and effect in _BY_ADDRESS:
-            address = _cut(self.failure.facts.address, limits.FACT) or "one address"
+        elif self.failure and self.failure.facts.address and effect in _BY_ADDRESS:
+            address = _cut(self.failure.facts.address, limits.FACT)
             advice.append(_BAD_ADDRESS_ADVICE.format(address=address))
         elif self.failure is not None:
             advice.append(advice_of(self.failure))
@@ -461,6 +461,9 @@ def _filled(template: str, failure: Failure) -> str:
         issuer=_holder(facts.issuer) or "that has issued it",
         subject=_holder(facts.subject) or "a certificate",
         server=f" ({_cut(facts.server, limits.FACT)})" if facts.server else "",
+        starts=f"it is valid only in {shown_duration(facts.left_ms)}; "
+        if facts.left_ms
+        else "",
         took=shown_duration(facts.took_ms),
         left=shown_duration(facts.left_ms),
         ahead=f"{ahead} {'ahead of' if facts.ahead_ms > 0 else 'behind'}",

@@ -22,6 +22,7 @@ class UntrustedCertificateError(SSL.Error):
         issuer: Who issued that certificate, as `CN=..., O=...`; "" if that is unknown.
         subject: Whose it is, likewise.
         ago_ms: How long ago it expired, by the clock of this host; None: it has not.
+        left_ms: How long it is until it is valid; 0 if it is.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class UntrustedCertificateError(SSL.Error):
         issuer: str = "",
         subject: str = "",
         ago_ms: int | None = None,
+        left_ms: int = 0,
     ) -> None:
         # As OpenSSL's own error, which Twisted looks into.
         said = f"certificate verify failed: OpenSSL verification error {code}"
@@ -40,6 +42,7 @@ class UntrustedCertificateError(SSL.Error):
         self.issuer = issuer
         self.subject = subject
         self.ago_ms = ago_ms
+        self.left_ms = left_ms
 
 
 def verified(
@@ -67,21 +70,27 @@ def untrusted(certificate: X509, code: int, depth: int) -> UntrustedCertificateE
         depth: Where it is in the chain.
     """
     issuer, subject = certificate.get_issuer(), certificate.get_subject()
+    expired_ms = _since_ms(certificate.get_notAfter())
+    valid_ms = _since_ms(certificate.get_notBefore())
     return UntrustedCertificateError(
-        code, depth, _name_of(issuer), _name_of(subject), _expired_ms(certificate)
+        code,
+        depth,
+        _name_of(issuer),
+        _name_of(subject),
+        expired_ms if expired_ms and expired_ms > 0 else None,
+        max(0, -(valid_ms or 0)),
     )
 
 
-def _expired_ms(certificate: X509) -> int | None:
-    """Return how long ago a certificate expired; None: it has not, or is unclear."""
+def _since_ms(time_told: bytes | None) -> int | None:
+    """Return how long ago a time in a certificate was; None if nobody can read it."""
     try:
-        told = (certificate.get_notAfter() or b"").decode("ascii")
-        until = datetime.strptime(told, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+        told = (time_told or b"").decode("ascii")
+        moment = datetime.strptime(told, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
     except ValueError:
         # It is up to the server.
         return None
-    ago_ms = int((time.time() - until.timestamp()) * 1000)
-    return ago_ms if ago_ms > 0 else None
+    return int((time.time() - moment.timestamp()) * 1000)
 
 
 def _name_of(name: X509Name) -> str:
