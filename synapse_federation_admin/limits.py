@@ -48,6 +48,9 @@ WAITING_RECORDS = 20_000
 # beyond, that is written more often.
 ANSWERING_DESTINATIONS = 50_000
 
+# Names of rows of Synapse's that are none of servers.
+INVALID_NAMES = 10_000
+
 # Where pages of v1's lists ended.
 CURSORS = 4096
 

@@ -113,6 +113,7 @@ class FederationAdmin:
 def _wire_base(s: "Services", api: "ModuleApi") -> None:
     from synapse_federation_admin.destinations.backlog import BacklogStore
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
+    from synapse_federation_admin.destinations.invalid import InvalidNames
     from synapse_federation_admin.destinations.pagination import Cursors
     from synapse_federation_admin.destinations.reader import DestinationReader
     from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
@@ -125,9 +126,10 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.homeserver = Homeserver(api)
     s.tables = Tables(s.homeserver, has_history=s.config.history_enabled)
     s.destinations = DestinationStore(s.homeserver)
-    s.summary = SummaryStore(s.homeserver)
+    invalid = InvalidNames(s.homeserver)
+    s.summary = SummaryStore(s.homeserver, invalid)
     s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
-    s.reader = DestinationReader(s.homeserver, s.tables, s.features, s.indexes)
+    s.reader = DestinationReader(s.homeserver, s.tables, s.features, s.indexes, invalid)
     s.wake = Wake(s.homeserver)
     s.cursors = Cursors(s.homeserver.now_ms)
     s.backlog = BacklogStore(s.homeserver)
@@ -184,7 +186,6 @@ def _wire_reconnect(s: "Services") -> Iterable[Start]:
     s.reconnect = Reconnect(
         s.homeserver,
         s.destinations,
-        s.backlog,
         s.audit,
         s.wake,
         s.follow_up,

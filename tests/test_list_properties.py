@@ -15,6 +15,7 @@ from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader as module
 from synapse_federation_admin.destinations.indexes import INDEXES, DestinationIndexes
+from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.reader import (
     DestinationList,
     DestinationReader,
@@ -29,6 +30,7 @@ from synapse_federation_admin.destinations.values import (
 )
 from synapse_federation_admin.homeserver.features import Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, where
 
@@ -41,7 +43,7 @@ NOW_MS = 1_000_000
 # Small enough for a few rows to need several of each.
 PIECES = {"_WINDOWS": (3, 7), "_PIECE": 5, "_PASS_PIECE": 11}
 
-names = st.text("aAbB.%_!-:é*?", min_size=1, max_size=4)
+names = st.text("aAbB.%_!-:é*?1", min_size=1, max_size=4)
 times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000])
 rows_of_destinations = st.lists(
     st.builds(Destination, names, times, times, times, times),
@@ -101,6 +103,8 @@ def glob_matches(pattern: str, name: str) -> bool:
 
 
 def plain_status(row: Destination) -> str:
+    if not is_server_name(row.destination):
+        return "invalid"
     if row.retry_last_ts:
         return "backing_off" if (next_retry_ts(row) or 0) > NOW_MS else "retry_due"
     return "unknown" if row.last_successful_stream_ordering is None else "online"
@@ -117,11 +121,8 @@ def keeps(wanted: DestinationFilter, row: Destination) -> bool:
         return False
     if wanted.failing_for_ms is None:
         return True
-    return (
-        bool(row.retry_last_ts)
-        and row.failure_ts is not None
-        and row.failure_ts <= NOW_MS - wanted.failing_for_ms
-    )
+    since_ts = row.retry_last_ts if row.failure_ts is None else row.failure_ts
+    return bool(row.retry_last_ts) and since_ts <= NOW_MS - wanted.failing_for_ms
 
 
 @pytest.mark.database
@@ -138,6 +139,7 @@ class ListPropertiesTest(ModuleTestCase):
             Tables(homeserver),
             Features(),
             DestinationIndexes(homeserver, False),
+            InvalidNames(homeserver),
         )
 
     def result(self, awaitable: Awaitable[T]) -> T:
@@ -231,6 +233,27 @@ class ListPropertiesTest(ModuleTestCase):
         self.reader.indexes.are_ready = has_indexes
         with patch.multiple(module, **PIECES):
             self.check(rows, wanted, sort, limit)
+
+    @settings(max_examples=200, deadline=None, derandomize=True)
+    @given(
+        st.lists(
+            st.text("aZ0159.:[]-_/é", max_size=8)
+            | st.from_regex(
+                r"[a-z]{60,64}(\.[a-z]{60,64}){0,4}(:[0-9]{1,6})?", fullmatch=True
+            )
+            | st.from_regex(r"a(:{1,2}[0-9]{0,6})?\n?", fullmatch=True),
+            unique=True,
+        )
+    )
+    @example(["a..b", ".a", "a.", "a.:80", ":80", "", "a:0", "a:65536", "1.2.3.4"])
+    @example(["a::80", "a:", "[::1]", "[::1]:80", "[::1]80", "[:::1]", "x" * 64, "1"])
+    def test_invalid(self, names: list[str]) -> None:
+        """Every name that is no server's is found, and no other."""
+        self.fill([Destination(name, None, None, None, None) for name in names])
+        self.assertEqual(
+            sorted(self.result(self.reader.invalid.find())),
+            sorted(name for name in names if not is_server_name(name)),
+        )
 
     def test_indexes_serve(self) -> None:
         """On SQLite, where there is an index for a list, it is read by that index."""

@@ -15,6 +15,7 @@ from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader
 from synapse_federation_admin.destinations.indexes import DestinationIndexes
+from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
     Destination,
@@ -171,6 +172,7 @@ class ComputeOnceTest(ComputingTestCase):
             Tables(self.homeserver),
             Features(),
             DestinationIndexes(self.homeserver, False),
+            InvalidNames(self.homeserver),
         )
         found = lists.of(
             DestinationFilter(),
@@ -196,6 +198,7 @@ class ComputeOnceTest(ComputingTestCase):
             Tables(self.homeserver),
             Features(),
             DestinationIndexes(self.homeserver, False),
+            InvalidNames(self.homeserver),
         )
 
         async def compute(*args: object) -> list[Destination]:
@@ -230,6 +233,7 @@ class LongListTest(ComputingTestCase):
             Tables(self.homeserver),
             Features(),
             DestinationIndexes(self.homeserver, False),
+            InvalidNames(self.homeserver),
         )
         self.list = lists.of(DestinationFilter(), Sort())
         replaced = patch.object(self.homeserver, "run_db_interaction", self.read)

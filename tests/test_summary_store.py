@@ -13,6 +13,7 @@ from synapse.logging.context import (
 from synapse.module_api import make_deferred_yieldable
 from twisted.internet.defer import Deferred, ensureDeferred
 
+from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.summary import (
     FailureAge,
     Summary,
@@ -42,7 +43,8 @@ class SummaryTestCaseBase(ModuleTestCase):
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
         reactor.advance(1000 * 24 * 3600)
-        self.summaries = SummaryStore(Homeserver(hs.get_module_api()))
+        homeserver = Homeserver(hs.get_module_api())
+        self.summaries = SummaryStore(homeserver, InvalidNames(homeserver))
 
     def get(self) -> Summary:
         return self.get_success(self.summaries.get())

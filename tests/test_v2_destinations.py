@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 from unittest.mock import ANY, patch
+from urllib.parse import quote
 
 import pytest
 from module_case import DESTINATIONS, SenderTestCase
@@ -217,7 +218,7 @@ class ListV2Test(V2TestCase):
                 "retry_interval": "0",
                 "failure_ts": "0",
                 "last_successful_stream_ordering": "0",
-                "status": "online",
+                "status": "invalid",
                 "next_retry_ts": "",
                 "allowed": "true",
             },
@@ -319,6 +320,60 @@ class DetailV2Test(V2TestCase):
             summary["unlisted"], {"total": 1, "sample": ["new.example:8448"]}
         )
 
+    def test_unlisted(self) -> None:
+        """All such names are listed, with what waits, by page."""
+        names = [f"new{number}.example" for number in range(5)]
+        for name in (*names, "online.example"):
+            self.add_to_device(name)
+        self.add_poke(names[0])
+        found: list[str] = []
+        token = ""
+        while True:
+            body = self.get_json(f"{V2}/unlisted?limit=2{token}")
+            found += [one["destination"] for one in body["unlisted"]]
+            for one in body["unlisted"]:
+                self.assertEqual(one["backlog"]["to_device_messages"], 1)
+            if "next_token" not in body:
+                break
+            token = f"&from={body['next_token']}"
+        self.assertEqual(found, names)
+
+    def test_same_names(self) -> None:
+        """What one operation on a destination finds, the others find; else none."""
+        self.add_to_device("Waits.example")
+        self.insert(
+            "federation_admin_successes", destination="answered.example", last_ts=1
+        )
+        self.insert(
+            "federation_admin_failures",
+            destination="failed.example",
+            kind="gone",
+            message="",
+            first_ts=1,
+            last_ts=1,
+            count=1,
+            instance="main",
+            issuer="",
+        )
+        for name, code in (
+            *(("Waits.example", 200), ("answered.example", 200)),
+            *(("failed.example", 200), ("waits.example", 404)),
+        ):
+            path = f"{LIST}/{name}"
+            self.assertEqual(self.ask("GET", path).code, code, name)
+            self.assertEqual(self.ask("GET", f"{path}/outages").code, code, name)
+            self.assertEqual(
+                self.ask("POST", f"{path}/forget", content={}).code, code, name
+            )
+            channel = self.ask(
+                "POST",
+                f"{path}/reconnect",
+                content={"timeout_ms": 1},
+                await_result=False,
+            )
+            self.pump(1)
+            self.assertEqual(channel.code, code, name)
+
     def test_inbound_and_reach(self) -> None:
         """The detail says when it last reached us, and who shares rooms with it."""
         self.run_sql(
@@ -345,6 +400,42 @@ class SummaryTest(V2TestCase):
         self.addCleanup(patcher.stop)
         super().setUp()
 
+    def test_invalid(self) -> None:
+        """A row that bears no server name is never online, cleared or not.
+
+        v1 resets it as stock does, and a run over what fails skips it.
+        """
+        fails, works = "no server", "https://x.example"
+        self.add_destination(fails, self.now_ms, DAY_MS, self.now_ms - DAY_MS, 3)
+        self.add_destination(works, 0, 0, None, 5)
+        for status, names in (
+            ("invalid", [works, fails]),
+            ("online", ["online.example"]),
+            ("backing_off", ["backing-off.example"]),
+            ("backing_off&status=invalid", ["backing-off.example", works, fails]),
+        ):
+            body = self.get_json(f"{LIST}?status={status}&total=true")
+            found = [row["destination"] for row in body["destinations"]]
+            self.assertEqual(
+                (sorted(found), body["total"]), (sorted(names), len(names))
+            )
+        for name in (fails, works):
+            self.assertEqual(
+                self.get_json(f"{LIST}/{quote(name, safe='')}")["status"], "invalid"
+            )
+        status = self.get_json(f"{V2}/summary")["status"]
+        self.assertEqual((status["invalid"], sum(status.values())), (2, 6))
+        for format_ in ("csv", "ndjson"):
+            channel = self.ask("GET", f"{LIST}/export?format={format_}")
+            self.assertEqual(channel.text_body.count("invalid"), 2)
+        content = {"filter": {"destination": " "}, "dry_run": True}
+        body = self.ask("POST", f"{V2}/reconnect", content=content).json_body
+        self.assertEqual(body["matched"], 1)
+        path = self.destination_path(fails, "/reset_connection")
+        self.assertEqual(self.ask("POST", path).code, 200)
+        body = self.get_json(f"{LIST}?status=invalid")
+        self.assertEqual(len(body["destinations"]), 2)
+
     def test_summary(self) -> None:
         """The summary counts by status and by age, and tells the indexes' state."""
         body = self.get_json(f"{V2}/summary")
@@ -358,7 +449,13 @@ class SummaryTest(V2TestCase):
             {
                 "as_of_ts": self.clock.time_msec(),
                 "total": 4,
-                "status": {"online": 1, "unknown": 1, "backing_off": 1, "retry_due": 1},
+                "status": {
+                    "invalid": 0,
+                    "online": 1,
+                    "unknown": 1,
+                    "backing_off": 1,
+                    "retry_due": 1,
+                },
                 "failing": {"<1h": 0, "<1d": 0, "<7d": 1, ">=7d": 1},
                 "backlog": {
                     "as_of_ts": self.clock.time_msec(),

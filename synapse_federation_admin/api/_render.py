@@ -7,6 +7,7 @@ as text, many times faster, for long lists.
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as json_text
@@ -17,6 +18,7 @@ from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationStatus,
 )
+from synapse_federation_admin.homeserver.server_name import is_server_name
 
 __all__ = [
     "CSV_COLUMNS",
@@ -79,8 +81,8 @@ def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
     """Return the JSON of `render_v2`."""
     name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
     # Most rows do not fail: for them, all that v2 adds is known.
-    if retry_last_ts:
-        next_retry_ts = row.next_retry_ts
+    if retry_last_ts or not is_server_name(name):
+        next_retry_ts = json.dumps(row.next_retry_ts)
         added = f'"{row.status(now_ms).value}","next_retry_ts":{next_retry_ts}'
     else:
         added = _ADDED_UNKNOWN if stream_ordering is None else _ADDED_ONLINE
@@ -102,8 +104,8 @@ _ADDED_ONLINE = f'"{DestinationStatus.ONLINE.value}","next_retry_ts":null'
 def csv_line(row: Destination, now_ms: int, *, allowed: bool) -> str:
     """Return the fields of `CSV_COLUMNS` as CSV, without an end of line."""
     name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
-    if retry_last_ts:
-        added = f"{row.status(now_ms).value},{row.next_retry_ts}"
+    if retry_last_ts or not is_server_name(name):
+        added = f"{row.status(now_ms).value},{row.next_retry_ts or ''}"
     else:
         status = _UNKNOWN if stream_ordering is None else _ONLINE
         added = f"{status},"

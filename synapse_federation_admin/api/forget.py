@@ -8,7 +8,7 @@ from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 from typing_extensions import Self
 
-from synapse_federation_admin.api._base import Asked, unknown_destination
+from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_v2
 from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
@@ -18,6 +18,7 @@ from synapse_federation_admin.api.schemas.model import (
     Input,
     Reason,
 )
+from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.forget_many import ForgetMany
 
@@ -144,6 +145,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
     messages, unless `drop_to_device` is true.
     """
     services, homeserver = asked.services, asked.services.homeserver
+    await require_known(services, destination)
     found = await services.forget.forget(
         destination,
         asked.actor,
@@ -151,8 +153,6 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
         drop_to_device=body.drop_to_device,
         reason=body.reason or None,
     )
-    if found is None:
-        raise unknown_destination()
     if found.refused and not body.dry_run:
         raise SynapseError(
             HTTPStatus.CONFLICT if found.changed else HTTPStatus.BAD_REQUEST,

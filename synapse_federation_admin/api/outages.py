@@ -4,11 +4,12 @@
 from pydantic import Field
 from synapse.module_api import JsonDict
 
-from synapse_federation_admin.api._base import Asked, unknown_destination
+from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
 from synapse_federation_admin.api.schemas.model import Answer, NextToken, Paged
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.storage import outages
 
 
@@ -55,15 +56,8 @@ async def list_outages(asked: Asked, query: Paged, destination: str) -> JsonDict
     services, history = asked.services, asked.services.history
     paging = Paging(query, "outages", destination)
     found = await history.outages(destination, paging.after, paging.limit)
-    if (
-        not found
-        and paging.after is None
-        and await services.destinations.get(destination) is None
-        and (await services.backlog.of([destination]))[destination].is_empty
-        and not await history.failures([destination])
-        and await history.last_success_ts(destination) is None
-    ):
-        raise unknown_destination()
+    if not found and paging.after is None:
+        await require_known(services, destination)
     now_ms = services.homeserver.now_ms()
 
     def shown_outage(outage: outages.Outage) -> JsonDict:

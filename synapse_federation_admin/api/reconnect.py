@@ -6,12 +6,13 @@ from typing import Annotated
 from pydantic import Field
 from synapse.module_api import JsonDict
 
-from synapse_federation_admin.api._base import Asked, unknown_destination
+from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_v2
 from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.storage.outcomes import (
     Contact,
@@ -72,7 +73,7 @@ class Reconnected(Answer):
     ReconnectBody,
     Reconnected,
     errors={
-        404: "Synapse knows nothing of the destination.",
+        404: "Nothing is known of the destination.",
         500: "The database failed; the retry timings are as they were (`M_UNKNOWN`).",
     },
 )
@@ -109,6 +110,7 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
     """
     services, homeserver = asked.services, asked.services.homeserver
     asked_ts = homeserver.now_ms()
+    await require_known(services, destination)
     found = await services.reconnect.reconnect(
         destination,
         asked.actor,
@@ -117,8 +119,6 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         force=body.force,
         reason=body.reason or None,
     )
-    if found is None:
-        raise unknown_destination()
     told, processes = found.told, await if_readable(lambda: services.senders.read())
     down = processes.not_running if processes else frozenset()
     is_sent = processes is None or processes.is_sent

@@ -104,6 +104,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
             "as_of_ts": 1557332397936,
             "total": 1000000,
             "status": {
+                "invalid": 0,
                 "online": 800000,
                 "unknown": 140000,
                 "backing_off": 40000,

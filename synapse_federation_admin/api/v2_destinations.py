@@ -117,7 +117,7 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     """
     services, homeserver = asked.services, asked.services.homeserver
     is_on = services.features.is_on
-    row = await services.destinations.get(destination)
+    row = await require_known(services, destination)
     backlog = shared = None
     if is_on(Feature.BACKLOG):
         backlog = (await services.backlog.of([destination]))[destination]
@@ -126,11 +126,6 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     last_success_ts = await if_readable(
         lambda: services.history.last_success_ts(destination)
     )
-    if row is None:
-        is_waited_for = backlog is not None and not backlog.is_empty
-        if not is_waited_for and not failures and last_success_ts is None:
-            raise unknown_destination()
-        row = Destination(destination, None, None, None, None)
     if is_on(Feature.SHARED_ROOMS):
         shared = await services.shared_rooms.of(destination)
     last_ts = await services.destinations.last_inbound_ts(destination)
@@ -170,6 +165,27 @@ async def _not_yet_queued(
         return 0
     rooms = await services.shared_rooms.rooms_of(destination)
     return await services.senders.not_yet_queued([sender], rooms)
+
+
+async def require_known(services: Services, destination: str) -> Destination:
+    """Return a destination of which anything is known; its row may be empty.
+
+    Every operation on one destination takes the same names.
+
+    Raises:
+        SynapseError: 404 `M_NOT_FOUND`: nothing is.
+    """
+    row = await services.destinations.get(destination)
+    if row is not None:
+        return row
+    failures = await if_readable(lambda: services.history.failures([destination]))
+    last_ts = await if_readable(lambda: services.history.last_success_ts(destination))
+    is_known = bool(failures or last_ts)
+    if not is_known and services.features.is_on(Feature.BACKLOG):
+        is_known = not (await services.backlog.of([destination]))[destination].is_empty
+    if not is_known:
+        raise unknown_destination()
+    return Destination(destination, None, None, None, None)
 
 
 async def render_rows(

@@ -178,6 +178,28 @@ def waiting_txn(
     }
 
 
+# All names that something waits for, and that have no row.
+UNLISTED = """(
+    SELECT destination FROM (
+        SELECT destination FROM device_federation_outbox
+        UNION SELECT destination FROM device_lists_outbound_pokes
+    ) AS w
+    WHERE NOT EXISTS (
+        SELECT 1 FROM destinations AS d WHERE d.destination = w.destination
+    )
+)"""
+
+
+def unlisted_txn(txn: LoggingTransaction, after: str, limit: int) -> list[str]:
+    """Return names that something waits for and that have no row, behind one."""
+    txn.execute(
+        f"SELECT destination FROM {UNLISTED} AS u WHERE destination > ? "  # noqa: S608
+        "ORDER BY destination LIMIT ?",
+        (after, limit),
+    )
+    return [name for (name,) in txn.fetchall()]
+
+
 class BacklogStore:
     """Reads what waits for named destinations."""
 

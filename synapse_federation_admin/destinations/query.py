@@ -5,6 +5,7 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
 
 import re
+from collections.abc import Sequence
 
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
@@ -12,7 +13,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
 )
 from synapse_federation_admin.storage.outages import fails_for
-from synapse_federation_admin.storage.sql import FAILING, Sql
+from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
 _LIKE_SPECIAL = re.compile("[!%_]")
@@ -23,6 +24,8 @@ DESTINATION_COLUMNS = (
 )
 
 NOT_FAILING = "(retry_last_ts IS NULL OR retry_last_ts = 0)"
+# Since when what fails has, at the latest.
+FAILING_SINCE = "COALESCE(failure_ts, retry_last_ts)"
 NEXT_RETRY_TS = "(retry_last_ts + COALESCE(retry_interval, 0))"
 
 _NOT_FAILING_STATUSES = {
@@ -58,17 +61,23 @@ def names_between(
 
 
 def conditions(
-    wanted: DestinationFilter, now_ms: int, *, like_folds_case: bool
+    wanted: DestinationFilter,
+    now_ms: int,
+    invalid: Sequence[str],
+    *,
+    is_postgres: bool,
 ) -> list[Sql]:
     """Return the conditions of a filter.
 
     Args:
         wanted: The filter.
         now_ms: The time at which statuses and durations are taken.
-        like_folds_case: Whether LIKE takes ASCII letters of either case for equal, as
-            SQLite's does. There it is several times as fast as LOWER.
+        invalid: The names that are none of servers.
+        is_postgres: Whether the database is PostgreSQL.
     """
-    name = "destination" if like_folds_case else "LOWER(destination)"
+    # SQLite's LIKE takes ASCII letters of either case for equal, which is several times
+    # as fast as LOWER there.
+    name = "LOWER(destination)" if is_postgres else "destination"
     found = []
     if wanted.name_contains:
         pattern = f"%{_like_literal(wanted.name_contains)}%"
@@ -80,9 +89,11 @@ def conditions(
         # A condition of its own, so that an index over failing rows serves.
         found.append(Sql(FAILING))
     if wanted.statuses:
-        found += _status_conditions(wanted.statuses, now_ms)
+        found += _status_conditions(
+            wanted.statuses, now_ms, one_of(invalid, is_postgres)
+        )
     if wanted.failing_for_ms is not None:
-        found.append(Sql("failure_ts <= ?", (now_ms - wanted.failing_for_ms,)))
+        found.append(Sql(f"{FAILING_SINCE} <= ?", (now_ms - wanted.failing_for_ms,)))
     if wanted.failures:
         found.append(fails_for(wanted.failures))
     return found
@@ -92,12 +103,37 @@ def is_of_failing(wanted: DestinationFilter) -> bool:
     """Tell whether a filter keeps none but failing destinations."""
     if wanted.failing_for_ms is not None or wanted.failures:
         return True
-    return bool(wanted.statuses) and wanted.statuses <= set(_FAILING_STATUSES)
+    return is_failing(wanted.statuses)
+
+
+def is_failing(statuses: frozenset[DestinationStatus]) -> bool:
+    """Tell whether statuses are only of what fails."""
+    return bool(statuses) and statuses <= set(_FAILING_STATUSES)
 
 
 def _status_conditions(
-    statuses: frozenset[DestinationStatus], now_ms: int
+    statuses: frozenset[DestinationStatus], now_ms: int, invalid: Sql
 ) -> list[Sql]:
+    """Return the conditions for some statuses, of which `invalid` goes by the name."""
+    others = statuses - {DestinationStatus.INVALID}
+    if others == statuses:
+        is_name = Sql(f"NOT {invalid.text}", invalid.args)
+        return [*_row_conditions(statuses, now_ms), is_name]
+    if not others:
+        return [invalid]
+    kept = _row_conditions(others, now_ms)
+    if is_failing(others):
+        kept.append(Sql(FAILING))
+    text = " AND ".join(condition.text for condition in kept)
+    args = tuple(arg for condition in kept for arg in condition.args)
+    return [Sql(f"({invalid.text} OR ({text}))", (*invalid.args, *args))]
+
+
+def _row_conditions(statuses: frozenset[DestinationStatus], now_ms: int) -> list[Sql]:
+    """Return the conditions for statuses that what Synapse writes to the row says.
+
+    But for FAILING, where all of them are of what fails.
+    """
     healthy = [text for s, text in _NOT_FAILING_STATUSES.items() if s in statuses]
     failing = [text for s, text in _FAILING_STATUSES.items() if s in statuses]
     # Both of them are no condition.
@@ -109,6 +145,16 @@ def _status_conditions(
     if failing:
         kept.append(" AND ".join([FAILING, *due]))
     return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
+
+
+def one_of(names: Sequence[str], is_postgres: bool) -> Sql:
+    """Return the condition for one of many names, which a pass asks of every row.
+
+    PostgreSQL would go through a list for each of them.
+    """
+    if is_postgres:
+        return Sql("destination IN (SELECT UNNEST(CAST(? AS TEXT[])))", (list(names),))
+    return any_of("destination", names, is_postgres)
 
 
 def _like_literal(text: str) -> str:

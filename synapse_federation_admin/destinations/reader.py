@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.indexes import DestinationIndexes
+from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
@@ -58,6 +59,7 @@ class DestinationReader:
         homeserver: The homeserver.
         tables: The tables of the module's own.
         indexes: The optional indexes.
+        invalid: The names that are none of servers.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class DestinationReader:
         tables: Tables,
         features: Features,
         indexes: DestinationIndexes,
+        invalid: InvalidNames,
     ) -> None:
         self.homeserver = homeserver
         self.tables = tables
         self.indexes = indexes
+        self.invalid = invalid
         self._features = features
         self._passes = homeserver.linearizer(
             "federation_admin_passes", limits.TABLE_PASSES
@@ -306,7 +310,8 @@ class DestinationList:
         return conditions(
             self.wanted,
             homeserver.now_ms(),
-            like_folds_case=not homeserver.is_postgres,
+            self._reader.invalid.names,
+            is_postgres=homeserver.is_postgres,
         )
 
     # -- how it comes to one ------------------------------------------------------
@@ -317,13 +322,15 @@ class DestinationList:
         return self.sort.is_by_name and self.wanted.keeps_all
 
     async def _prepare(self) -> bool:
-        """Have the tables be there that the filter looks into.
+        """Have the tables be there, and known what has to be, for the filter.
 
         Returns:
             Whether a row can meet the filter at all.
         """
         if self.wanted.failures:
             await self._reader.tables.ready(anew=True)
+        if self.wanted.statuses:
+            await self._reader.invalid.find()
         return can_be_stored(self.wanted.name_contains + self.wanted.name_glob)
 
     async def _once(

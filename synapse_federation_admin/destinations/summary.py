@@ -13,11 +13,16 @@ from typing import Any
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.destinations.backlog import UNLISTED
+from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.query import (
+    DESTINATION_COLUMNS,
+    FAILING_SINCE,
     NEXT_RETRY_TS,
     NOT_FAILING,
+    one_of,
 )
-from synapse_federation_admin.destinations.values import DestinationStatus
+from synapse_federation_admin.destinations.values import Destination, DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import FAILING, Sql
 
@@ -90,7 +95,7 @@ class Summary:
     Attributes:
         as_of_ts: The time at which statuses and ages are taken.
         total: How many destinations there are.
-        by_status: How many of them have each status; all four are in it.
+        by_status: How many of them have each status; all are in it.
         failing_by_age: How many have been failing for how long; all four are in it.
         backlog: What waits, which may be older; None if it is not known yet.
     """
@@ -120,8 +125,9 @@ class SummaryStore:
     Every method raises what the database raises.
     """
 
-    def __init__(self, homeserver: Homeserver) -> None:
+    def __init__(self, homeserver: Homeserver, invalid: InvalidNames) -> None:
         self._homeserver = homeserver
+        self._invalid = invalid
         self._backlog: TotalBacklog | None = None
         # How long the last backlog took to read.
         self._took_ms = _LONG_MS
@@ -149,9 +155,11 @@ class SummaryStore:
         return attr.evolve(summary, backlog=backlog)
 
     async def _count(self) -> Summary:
-        now_ms = self._homeserver.now_ms()
+        names = await self._invalid.find()
+        now_ms, is_postgres = self._homeserver.now_ms(), self._homeserver.is_postgres
         return await self._homeserver.run_db_interaction(
-            "federation_admin_summary", partial(_count_txn, now_ms=now_ms)
+            "federation_admin_summary",
+            partial(_count_txn, now_ms=now_ms, invalid=one_of(names, is_postgres)),
         )
 
     async def _refresh_backlog(self) -> TotalBacklog | None:
@@ -211,9 +219,15 @@ class SummaryStore:
         )
 
 
-def _count_txn(txn: LoggingTransaction, now_ms: int) -> Summary:
-    """Count all destinations, and those that fail apart: few, which cost more each."""
-    younger = "COUNT(*) FILTER (WHERE COALESCE(failure_ts, retry_last_ts) > ?)"
+def _count_txn(txn: LoggingTransaction, now_ms: int, invalid: Sql) -> Summary:
+    """Count all destinations, and those that fail apart: few, which cost more each.
+
+    Args:
+        txn: The transaction.
+        now_ms: The time.
+        invalid: The condition for those that bear no server name.
+    """
+    younger = f"COUNT(*) FILTER (WHERE {FAILING_SINCE} > ?)"
     txn.execute(
         "SELECT * FROM (SELECT COUNT(*), COUNT(last_successful_stream_ordering) "  # noqa: S608
         "FROM destinations) AS every, "
@@ -226,15 +240,24 @@ def _count_txn(txn: LoggingTransaction, now_ms: int) -> Summary:
     ((total, delivered, failing_delivered, backing_off, *younger_than),) = txn
     failing = younger_than[-1]
     online = delivered - failing_delivered
+    by_status = {
+        DestinationStatus.INVALID: 0,
+        DestinationStatus.ONLINE: online,
+        DestinationStatus.UNKNOWN: total - failing - online,
+        DestinationStatus.BACKING_OFF: backing_off,
+        DestinationStatus.RETRY_DUE: failing - backing_off,
+    }
+    txn.execute(
+        f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {invalid.text}",  # noqa: S608
+        invalid.args,
+    )
+    for row in txn.fetchall():
+        by_status[Destination(*row).status_of_row(now_ms)] -= 1
+        by_status[DestinationStatus.INVALID] += 1
     return Summary(
         as_of_ts=now_ms,
         total=total,
-        by_status={
-            DestinationStatus.ONLINE: online,
-            DestinationStatus.UNKNOWN: total - failing - online,
-            DestinationStatus.BACKING_OFF: backing_off,
-            DestinationStatus.RETRY_DUE: failing - backing_off,
-        },
+        by_status=by_status,
         failing_by_age={
             age: count - before
             for age, count, before in zip(
@@ -275,12 +298,8 @@ _SUM_TO_DEVICE = Sql(
 _COUNT_DEVICE_LISTS = Sql("SELECT COUNT(*) FROM device_lists_outbound_pokes")
 
 
-# All names that something waits for, and that have no row: how many, and some of them.
+# How many names without a row there are, and some of them.
 _UNLISTED = Sql(
-    "SELECT destination, COUNT(*) OVER () FROM ("
-    "SELECT destination FROM device_federation_outbox "
-    "UNION SELECT destination FROM device_lists_outbound_pokes) AS w "
-    "WHERE NOT EXISTS ("
-    "SELECT 1 FROM destinations d WHERE d.destination = w.destination) LIMIT ?",
+    f"SELECT destination, COUNT(*) OVER () FROM {UNLISTED} AS u LIMIT ?",  # noqa: S608
     (_SAMPLE,),
 )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import attr
 
+from synapse_federation_admin.homeserver.server_name import is_server_name
+
 
 class DestinationOrder(Enum):
     """What a list of destinations may be sorted by: columns, and `next_retry_ts`."""
@@ -26,7 +28,13 @@ class Direction(Enum):
 
 
 class DestinationStatus(Enum):
-    """What a destination's row says of it; every destination has exactly one."""
+    """What a destination's row says of it; every destination has exactly one.
+
+    All but the first are of names that are those of servers.
+    """
+
+    # What it bears is no server name: nothing can ever be delivered to it.
+    INVALID = "invalid"
 
     # Not failing, and something has been delivered.
     ONLINE = "online"
@@ -80,6 +88,12 @@ class Destination(NamedTuple):
 
     def status(self, now_ms: int) -> DestinationStatus:
         """Return its status at a time in ms since the epoch."""
+        if not is_server_name(self.destination):
+            return DestinationStatus.INVALID
+        return self.status_of_row(now_ms)
+
+    def status_of_row(self, now_ms: int) -> DestinationStatus:
+        """Return what its status is if it bears a server name."""
         if self.retry_last_ts:
             if self.retry_last_ts + (self.retry_interval or 0) > now_ms:
                 return DestinationStatus.BACKING_OFF

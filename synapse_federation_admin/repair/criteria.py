@@ -8,8 +8,13 @@ from synapse_federation_admin.destinations.values import (
     DestinationStatus,
 )
 
+# A run skips what bears no server name, and says so.
 FAILING_STATUSES = frozenset(
-    {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}
+    {
+        DestinationStatus.BACKING_OFF,
+        DestinationStatus.RETRY_DUE,
+        DestinationStatus.INVALID,
+    }
 )
 ALL_FAILING = DestinationFilter(statuses=FAILING_STATUSES)
 

@@ -35,7 +35,6 @@ from synapse_federation_admin.storage.audit_entry import (
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import (
     any_of,
-    can_be_stored,
     existing_tables,
 )
 
@@ -155,7 +154,7 @@ class Forget:
         dry_run: bool,
         drop_to_device: bool,
         reason: str | None,
-    ) -> Forgotten | None:
+    ) -> Forgotten:
         """Forget one destination, unless users of ours share a room with it.
 
         Args:
@@ -166,15 +165,10 @@ class Forget:
             reason: Why, for the audit.
 
         Returns:
-            The result; None if Synapse knows nothing of this destination. Raises what
-            the database raises; then nothing has changed.
+            The result. Raises what the database raises; then nothing has changed.
         """
-        if not can_be_stored(name):
-            return None
         seen = (await self.look([name]))[name]
         backlog = (await self._backlog.of([name]))[name]
-        if seen.row is None and backlog.is_empty:
-            return None
         shared_rooms = (await self._shared_rooms.of(name)).rooms
         found = Forgotten(
             destination=seen.row or Destination(name, None, None, None, None),

@@ -14,11 +14,7 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.backlog import (
-    BacklogStore,
-    Waiting,
-    waiting_txn,
-)
+from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -86,14 +82,12 @@ class Reconnect:
         self,
         homeserver: Homeserver,
         destinations: DestinationStore,
-        backlog: BacklogStore,
         audit: Audit,
         wake: Wake,
         follow_up: FollowUp,
     ) -> None:
         self._homeserver = homeserver
         self._destinations = destinations
-        self._backlog = backlog
         self._audit = audit
         self._wake = wake
         self._follow_up = follow_up
@@ -110,7 +104,7 @@ class Reconnect:
         timeout_ms: int,
         force: bool = False,
         reason: str | None = None,
-    ) -> Reconnected | None:
+    ) -> Reconnected:
         """Contact a destination, and if it answers have everybody send to it again.
 
         Args:
@@ -122,12 +116,11 @@ class Reconnect:
             reason: Why, for the audit.
 
         Returns:
-            The result; None if Synapse knows nothing of this destination. Raises what
-            the database raises; then the retry timings are as they were.
+            The result. Raises what the database raises; then the retry timings are as
+            they were.
         """
-        before = await self._look(name)
-        if before is None:
-            return None
+        row = await self._destinations.get(name)
+        before = row or Destination(name, None, None, None, None)
         entry = self._audit.entry(
             AuditAction.RECONNECT,
             actor,
@@ -151,15 +144,6 @@ class Reconnect:
             )
         except TimeoutError:
             return begun.found
-
-    async def _look(self, name: str) -> Destination | None:
-        """Return what the row says; None if Synapse knows nothing of a destination."""
-        row = await self._destinations.get(name)
-        if row is None:
-            backlog = (await self._backlog.of([name]))[name]
-            if not backlog.is_empty:
-                row = Destination(name, None, None, None, None)
-        return row
 
     async def _finish(
         self,

@@ -162,11 +162,12 @@ class Destination(V1Destination):
     """A destination, as in every list and answer of v2."""
 
     status: DestinationStatus = Field(
-        description="`online`: not failing, and something has been delivered to it; "
-        "`unknown`: not failing, and nothing has been delivered to it yet; "
-        "`backing_off`: failing, and Synapse waits until `next_retry_ts`; `retry_due`: "
-        "failing, the time of the next retry has come, and Synapse tries when there is "
-        "something to send."
+        description="`invalid`: it bears no server name, so that nothing can ever be "
+        "delivered to it, whether it is failing or not; `online`: not failing, and "
+        "something has been delivered to it; `unknown`: not failing, and nothing has "
+        "been delivered to it yet; `backing_off`: failing, and Synapse waits until "
+        "`next_retry_ts`; `retry_due`: failing, the time of the next retry has come, "
+        "and Synapse tries when there is something to send."
     )
     next_retry_ts: int | None = Field(
         description="`retry_last_ts + retry_interval`; null if it is not failing."
