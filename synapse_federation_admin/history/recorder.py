@@ -22,7 +22,12 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import (
+    OWN_KINDS,
+    Failure,
+    FailureKind,
+    Reason,
+)
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -104,7 +109,7 @@ class Recorder:
     def start(self) -> None:
         """Begin to take note; what has not been written is when Synapse shuts down."""
         for kind in FailureKind:
-            if kind is not FailureKind.INTERNAL:
+            if kind not in OWN_KINDS:
                 self._homeserver.metrics(FAILURES, kind.value)
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown("federation_admin_record", self.write)
