@@ -16,6 +16,9 @@ ANSWER = {"server": {"name": "Fake", "version": "1"}}
 # A row as `add_destination` writes it: long failing, with much backoff left.
 LONG_FAILING = (1000, 10**12, 500, 7)
 
+# So many chains of requests to the database there are at most in what is waited for.
+STEPS = 20
+
 
 class ProbeTestCase(ModuleTestCase):
     """`probes` are the contacts under way; the network is in the end-to-end tests."""
@@ -127,7 +130,7 @@ class ContactTestCase(ProbeTestCase, ResetTestCase):
 
     def wait(self, seconds: float) -> None:
         """Let time pass, in steps in which background processes get on."""
-        self.pump(seconds / 100)
+        self.reactor.pump([seconds / STEPS] * STEPS)
 
     def fail(self, failure_ts: int, name: str = NAME) -> None:
         """Have Synapse store a failure, as its retry limiter does it."""

@@ -105,7 +105,13 @@ class World:
         return read_rows(self.synapse)[name][2]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["one", "cluster"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(False, id="one", marks=pytest.mark.one_synapse),
+        pytest.param(True, id="cluster"),
+    ],
+)
 def world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
@@ -167,27 +173,31 @@ def test_reconnect(world: World, sort: str, outcome: str, got: tuple[int, int]) 
     assert sent(remote) == got
 
 
-@pytest.mark.parametrize("waits", [True, False])
-@pytest.mark.parametrize("sort", SORTS)
-def test_reset(world: World, sort: str, waits: bool) -> None:
+def test_reset(world: World) -> None:
     """A reset sends one transaction: what waits, or else an empty one."""
-    refused = sort == "unauthorized" or (waits and sort == "too_large")
-    remote = world.remote(sort, waits=waits)
-    name = remote.server_name
-    world.client.reset_connection(name)
-    entry = world.settled(name)
-    if not refused:
-        assert entry["outcome"] == "connected"
-    elif waits:
-        assert entry["outcome"] == "refused"
-        assert entry["details"]["refused"]["status"] in (401, 413)
-        assert entry["details"]["refused"]["to_device_messages"] == 1
-    else:
-        assert entry["outcome"] == "still_failing"
+    remotes = {
+        (sort, waits): world.remote(sort, waits=waits)
+        for sort in SORTS
+        for waits in (True, False)
+    }
+    for remote in remotes.values():
+        world.client.reset_connection(remote.server_name)
+    for (sort, waits), remote in remotes.items():
+        entry = world.settled(remote.server_name)
+        if sort != "unauthorized" and not (waits and sort == "too_large"):
+            assert entry["outcome"] == "connected", (sort, waits)
+        elif waits:
+            assert entry["outcome"] == "refused", sort
+            assert entry["details"]["refused"]["status"] in (401, 413)
+            assert entry["details"]["refused"]["to_device_messages"] == 1
+        else:
+            assert entry["outcome"] == "still_failing"
+        since = None if entry["outcome"] == "connected" else FAILING_SINCE_TS
+        assert world.failing_since(remote.server_name) == since, (sort, waits)
     # Long enough for one more.
     time.sleep(3)
-    assert sent(remote) == ((0, 1) if waits else (1, 0))
-    assert world.failing_since(name) == (FAILING_SINCE_TS if refused else None)
+    for (sort, waits), remote in remotes.items():
+        assert sent(remote) == ((0, 1) if waits else (1, 0)), (sort, waits)
 
 
 def test_bulk(world: World) -> None:
