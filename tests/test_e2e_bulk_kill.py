@@ -115,12 +115,12 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
     [
         (
             True,
-            1000,
+            200,
             "forget",
             {"filter": {"failing_for": "30d"}, "dry_run": False},
             "forgotten",
         ),
-        (False, 3000, "cap_backoff", {"max_retry_interval_ms": 1000}, "capped"),
+        (False, 1000, "cap_backoff", {"max_retry_interval_ms": 1000}, "capped"),
     ],
     ids=["forget", "cap"],
 )

@@ -24,7 +24,7 @@ from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 DOCS = Path(__file__).parent.parent / "docs"
 PREFIX = "synapse_federation_admin_"

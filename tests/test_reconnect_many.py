@@ -24,6 +24,9 @@ REFUSED = error.ConnectionRefusedError()
 
 COUNTS = ("matched", "done", "connected", "still_failing")
 
+# How a run on a real Synapse goes, on each release, the end-to-end tests show.
+pytestmark = pytest.mark.one_synapse
+
 
 class ManyTestCase(RunsTestCase, ProbeTestCase):
     def counts(self, run_id: str) -> tuple[int, ...]:

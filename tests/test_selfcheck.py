@@ -230,6 +230,8 @@ class NamesTestCase(SelfCheckTestCase):
         with self.loaded() as loaded:
             loaded.check(())
 
+    # The names are the same; what one takes away our own code decides.
+    @pytest.mark.one_synapse
     def test_every_name(self) -> None:
         """Each name that is relied on, hidden by itself: v1 works, and what needs it
         is off, and nothing else."""
@@ -432,6 +434,7 @@ class WithoutHistoryTestCase(SelfCheckTestCase):
 
 
 class WiringTestCase(SelfCheckTestCase):
+    @pytest.mark.one_synapse
     def test_bugs(self) -> None:
         """What goes wrong unexpectedly while one feature is made, switches that off,
         and is logged with its traceback."""

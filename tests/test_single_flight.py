@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from unittest.mock import patch
 from weakref import ref
 
+import pytest
 from module_case import ModuleTestCase
 from synapse.logging.context import LoggingContext, current_context
 from synapse.server import HomeServer
@@ -27,6 +28,8 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.features import Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
+
+pytestmark = pytest.mark.one_synapse
 
 
 class ComputingTestCase(ModuleTestCase):
