@@ -249,6 +249,7 @@ def _wire_diagnosis(s: "Services") -> None:
 
 
 def _wire_history(s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.failures.classify import described
     from synapse_federation_admin.history.outages import Outages
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
@@ -260,7 +261,7 @@ def _wire_history(s: "Services") -> Iterable[Start]:
         find_addresses = s.diagnoses.find_addresses
     s.recorder = Recorder(s.homeserver, s.tables)
     outages = Outages(s.homeserver, s.tables)
-    s.homeserver.learn_causes()
+    s.homeserver.learn_causes(described)
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
     starts = [s.recorder.start, outages.start]

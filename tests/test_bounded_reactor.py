@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections that would have no end, over real sockets, plain and TLS."""
 
-import json
 import socket
 import ssl
 import threading
@@ -27,12 +26,8 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from synapse_federation_admin.failures.classify import is_ours
-from synapse_federation_admin.homeserver import federation, lookups, network
+from synapse_federation_admin.homeserver import lookups, network
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
-from synapse_federation_admin.homeserver.errors import (
-    HttpResponseException,
-    RequestSendFailed,
-)
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
@@ -196,30 +191,6 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         )
         self.get_success(answer)
         return transport
-
-    def test_other_process_has_nothing_left(self) -> None:
-        """Only the process that makes our requests may say that it has nothing left."""
-        said = (
-            "ProxyResource: Error when proxying request: PUT a -> [Failure instance: "
-            "OSError: [Errno 24] Too many open files]"
-        )
-        body = json.dumps({"errcode": "M_UNKNOWN", "err": said}).encode()
-        error = RequestSendFailed(
-            HttpResponseException(502, "Bad Gateway", body), can_retry=False
-        )
-        client = mock.Mock(put_json=mock.Mock(side_effect=error))
-        contacting = Homeserver(self.hs.get_module_api()).federation
-        for others, ours in ((["other"], True), (None, False)):
-            with (
-                mock.patch.object(Federation, "client", return_value=client),
-                mock.patch.object(
-                    federation, "outbound_instances", return_value=others
-                ),
-            ):
-                failed = self.get_failure(
-                    contacting.probe("a.example", timeout_ms=1000), Exception
-                )
-            self.assertEqual(is_ours(failed.value), ours)
 
     def check_one_connection_each(self) -> None:
         # Without TLS.

@@ -31,13 +31,14 @@ from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
 from synapse_federation_admin.failures import classify as module
 from synapse_federation_admin.failures.bounds import bounded
-from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.classify import described, failure_of
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     FederationDeniedError,
     HttpResponseException,
+    MetElsewhereError,
     NotRetryingDestination,
     Obstacle,
     ObstacleError,
@@ -220,7 +221,7 @@ def test_wrapped(example: Exception, kind: str) -> None:
 def test_obstacle(obstacle: Obstacle) -> None:
     """What our own agents have met has a kind; that nothing is left is ours."""
     failure = failure_of(sent(ObstacleError(obstacle, "a.example")))
-    assert failure.is_ours == obstacle.value.endswith("out_of_resources")
+    assert failure.is_ours == (obstacle is Obstacle.OUT_OF_RESOURCES)
     assert message_of(failure)
 
 
@@ -254,44 +255,21 @@ def test_no_way_to_dns(number: int, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-def proxied(error: Exception) -> RequestSendFailed:
-    """Return what comes back if another process of the homeserver meets an error."""
-    text = (
-        "ProxyResource: Error when proxying request: GET matrix-federation://a/b -> "
-        f"{Failure(error)}"
-    )
-    return sent(http(502, json.dumps({"errcode": "M_UNKNOWN", "err": text}).encode()))
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (never(UNVERIFIED), "tls_untrusted"),
-        (ValueError("what"), "invalid_response"),
-        (ParseError("a", b"b"), "invalid_response"),
-        (never(), "invalid_response"),
-        (KeyError("what"), "other"),
-    ],
-    ids=lambda x: repr(x)[:60],
-)
-def test_another_process(error: Exception, kind: str) -> None:
-    """What another process tells of as text, and is in no table, has its kind."""
-    found = failure_of(proxied(error))
+@each_example
+def test_another_process(example: Exception, kind: str) -> None:
+    """What another process of this homeserver has met has the same kind and reason."""
+    own = failure_of(sent(example))
+    found = failure_of(sent(MetElsewhereError(described(sent(example)))))
+    assert (found.kind, found.reason) == (own.kind, own.reason)
     assert found.kind.value == kind
+    assert (found.facts.host, found.facts.code) == (own.facts.host, own.facts.code)
     assert found.facts.is_relayed
 
 
-@each_example
-def test_another_process_with_stack(example: Exception, kind: str) -> None:
-    """So has each type of the table, where the text has a stack in it, too."""
-    for error in (example, never(example), never(net.ConnectionLost(), example)):
-        try:
-            raise error
-        except Exception:
-            text = f"ProxyResource: Error when proxying request: GET a -> {Failure()}"
-        assert __file__ in text
-        body = json.dumps({"errcode": "M_UNKNOWN", "err": text}).encode()
-        assert failure_of(sent(http(502, body))).kind.value == kind, text
+def test_another_release() -> None:
+    """What a process with another release of this module tells is not known."""
+    for told in ("", "[]", '["new_kind", null, {}]', '["gone", null, {"new": 1}]'):
+        assert failure_of(sent(MetElsewhereError(told))).kind is FailureKind.OTHER
 
 
 def test_hostile_text() -> None:
@@ -320,16 +298,6 @@ def test_documented() -> None:
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert documented[0] == "kind"
     assert sorted(documented[1:]) == sorted(kind.value for kind in FailureKind)
-
-
-def test_proxied_is_502_only() -> None:
-    """Only what answers 502 may tell of a failure that another process has met."""
-    text = (
-        b"ProxyResource: Error when proxying request: <class 'twisted.names.error.X'>"
-    )
-    found = failure_of(http(403, text))
-    assert found.kind.value == "rejected"
-    assert not found.facts.is_relayed
 
 
 def test_huge_body() -> None:

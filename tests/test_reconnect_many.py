@@ -15,7 +15,6 @@ from twisted.internet import error
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures import classify
-from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair import reconnect_many, runner
 from synapse_federation_admin.storage.run_queue import Job
@@ -301,14 +300,6 @@ class RunTestCase(ManyTestCase):
         self.assertIsNone(run["error"])
         self.assertEqual(run["outcomes"], {"still_failing": 20})
         self.assertEqual(list(run["errors"]), ["connection_refused"])
-
-    def test_other_process_has_nothing_left(self) -> None:
-        """What another process tells, and a server could, is not tried for ever."""
-        self.add_failing("a.example")
-        self.answers["a.example"] = ObstacleError(Obstacle.OTHER_OUT_OF_RESOURCES)
-        run_id = self.begin("reconnect", all_failing=True)
-        self.wait(3)
-        self.assertEqual(self.run_of(run_id)["outcomes"], {"internal": 1})
 
     def test_forgotten_meanwhile(self) -> None:
         """A destination that is removed during its contact does not come back by it."""

@@ -453,6 +453,6 @@ class ObserversTestCase(TrafficTestCase):
                 mock.patch.object(self.hs, "get_federation_http_client", **getting),
                 self.assertLogs(traffic.logger, "WARNING") as logs,
             ):
-                homeserver.learn_causes()
+                homeserver.learn_causes(str)
             self.assertIn("many alike", logs.records[0].getMessage())
         self.assertNotIsInstance(other.agent, ObservedAgent)

@@ -17,8 +17,8 @@ Synapse's federation client raises
                                     while it reads the body
 
 (`synapse/http/matrixfederationclient.py`). Where `outbound_federation_restricted_to`
-sends it through another process, that one answers 502 with the cause as text
-(`synapse/http/proxy.py`).
+sends it through another process, that one tells the cause
+(`homeserver/relay.py`).
 
 What is none of these, nor wrapped in them, is no fault of the other server's but a bug
 on this side: `FailureKind.INTERNAL`, and its traceback is logged. So is, without one,
@@ -26,9 +26,9 @@ that this process has no descriptor, thread or memory left.
 """
 
 import errno
+import json
 import logging
 import re
-from collections.abc import Iterator
 from http import HTTPStatus
 from traceback import clear_frames
 
@@ -42,7 +42,6 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
 
-from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.handshakes import (
     default_of,
@@ -57,6 +56,7 @@ from synapse_federation_admin.homeserver.errors import (
     BodyExceededMaxSize,
     FederationDeniedError,
     HttpResponseException,
+    MetElsewhereError,
     NotRetryingDestination,
     Obstacle,
     ObstacleError,
@@ -138,7 +138,8 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.LATE_HANDSHAKE: (FailureKind.RESPONSE_TIMEOUT, Reason.IN_HANDSHAKE),
     Obstacle.NO_IPV4: (FailureKind.UNREACHABLE, Reason.NO_IPV4),
     Obstacle.NO_IPV6: (FailureKind.UNREACHABLE, Reason.NO_IPV6),
-    Obstacle.OTHER_OUT_OF_RESOURCES: (FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES),
+    Obstacle.OTHER_PROCESS: (FailureKind.SENDER_DOWN, None),
+    Obstacle.UNTOLD: (FailureKind.OTHER, None),
 }
 
 # Where the exceptions are defined that mean that an answer is no HTTP.
@@ -156,17 +157,11 @@ _OF_CLIENTS: tuple[_Row, ...] = (
     ((RuntimeError,), FailureKind.INVALID_RESPONSE, Reason.WRONG_CONTENT_TYPE),
 )
 
-# The text of a failure that another process has met names the types of exceptions:
-# outermost first, then those that it wraps.
-_RELAYED = "ProxyResource: Error when proxying request: "
-_RELAYED_TYPE = re.compile(r"(?:<class '|\.Failure )([\w.]+)")
+# The facts that another process is told.
+_TOLD = ("host", "status", "said", "exception", "code", "issuer", "subject", "ago_ms")
 
 # What Twisted and Python say of names to which nothing can connect.
 _NO_NAME = ("invalid hostname", "Port out of range")
-
-_UNVERIFIED = re.compile(
-    "certificate verify failed(?:: OpenSSL verification error ([0-9]+))?"
-)
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -201,12 +196,33 @@ def _found(error: BaseException) -> Failure:
     cause = innermost(error)
     if is_out_of_resources(cause):
         return Failure(FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES)
+    if isinstance(cause, MetElsewhereError):
+        return _read_description(cause.told)
     if isinstance(cause, HttpResponseException):
-        relayed = _relayed_text(cause)
-        if relayed is None:
-            return http_failure(cause.code, cause.response)
-        return Failure(_kind_by_text(relayed), facts=Facts(is_relayed=True))
+        return http_failure(cause.code, cause.response or b"")
     return _read(cause, is_of_clients=cause is not error)
+
+
+def described(error: BaseException) -> str:
+    """Say for another process of this homeserver why a request failed."""
+    failure = failure_of(error)
+    facts = attr.asdict(failure.facts, filter=lambda field, _: field.name in _TOLD)
+    reason = failure.reason.value if failure.reason else None
+    return json.dumps([failure.kind.value, reason, facts])
+
+
+def _read_description(told: str) -> Failure:
+    """Return what another process has met; see `described`."""
+    try:
+        kind, reason, facts = json.loads(told)
+        return Failure(
+            {kind.value: kind for kind in FailureKind}[kind],
+            {None: None, **{reason.value: reason for reason in Reason}}[reason],
+            Facts(**facts, is_relayed=True),
+        )
+    except (LookupError, ValueError, TypeError):
+        # It has another release of this module.
+        return Failure(FailureKind.OTHER, facts=Facts(is_relayed=True))
 
 
 def forget_frames(error: BaseException) -> None:
@@ -243,7 +259,7 @@ def _stopped_by(error: ObstacleError) -> Failure:
         late = Failure(FailureKind.RESPONSE_TIMEOUT)
         return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, facts=Facts(cause=late))
     kind, found = _OBSTACLES[error.obstacle]
-    if error.obstacle is Obstacle.OTHER_OUT_OF_RESOURCES:
+    if error.obstacle is Obstacle.UNTOLD:
         return Failure(kind, found, Facts(is_relayed=True))
     met = error.__cause__
     exception = bounded(f"{type(met).__name__}: {met}") if met else ""
@@ -328,40 +344,6 @@ def _reason_of_http(cause: BaseException) -> Reason | None:
     if name != "ParseError":
         return None
     return reason_of_bytes(data) if isinstance(data, bytes) else None
-
-
-def _kind_by_text(text: str) -> FailureKind:
-    """Return the kind of a failure that another process tells of."""
-    unverified = _UNVERIFIED.search(text)
-    if unverified:
-        code = int(unverified[1] or 0)
-        return _TLS_KINDS.get(code, FailureKind.TLS_UNTRUSTED)
-    # What is wrapped comes last.
-    for found in reversed(_RELAYED_TYPE.findall(text)):
-        name = found.removeprefix("builtins.")
-        for types, kind, _ in (*_KINDS, *_OF_CLIENTS):
-            if any(name in _names_of(type_) for type_ in types):
-                return kind
-        if name.startswith(_HTTP_CLIENT):
-            return FailureKind.INVALID_RESPONSE
-    return FailureKind.OTHER
-
-
-def _names_of(type_: type[BaseException]) -> Iterator[str]:
-    """Yield the full name of a type, and those of the types that are made of it.
-
-    Python's own are without their module: a text has them with it and without.
-    """
-    yield f"{type_.__module__}.{type_.__qualname__}".removeprefix("builtins.")
-    for below in type_.__subclasses__():
-        yield from _names_of(below)
-
-
-def _relayed_text(error: HttpResponseException) -> str | None:
-    if error.code != HTTPStatus.BAD_GATEWAY:
-        return None
-    body = error.response[: limits.ERROR_BYTES].decode("utf-8", "replace")
-    return body if _RELAYED in body else None
 
 
 def _tls_text(error: SSL.Error) -> str:

@@ -126,8 +126,8 @@ class Recorder:
             if isinstance(error, CancelledError)
             else failure_of(error)
         )
-        if failure.is_ours:
-            # A bug on this side tells nothing of the other server.
+        if failure.is_ours or failure.kind in OWN_KINDS:
+            # What fails on this side tells nothing of the other server.
             return
         now_ts = self._homeserver.now_ms()
         self._known.pop(destination, None)

@@ -47,6 +47,7 @@ from synapse_federation_admin.homeserver.errors import (
     number_of,
 )
 from synapse_federation_admin.homeserver.lookups import SynapseLookUps
+from synapse_federation_admin.homeserver.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -382,7 +383,8 @@ class AttemptAgent:
 class ObservedAgent:
     """Makes Synapse's own requests as Synapse does, and tells what has stopped them.
 
-    Synapse gets what it would have got: a response, or the same exception.
+    Synapse gets what it would have got: a response, or the same exception; but where it
+    makes another process's request, and only returns the exception's text, that tells.
     """
 
     def __init__(
@@ -390,6 +392,8 @@ class ObservedAgent:
         agent: BlocklistingAgentWrapper,
         begin: Callable[[], tuple[IAgent, Attempt]],
         told: Callable[[str, BaseException | None], None],
+        relay: Relay,
+        describe: Callable[[BaseException], str],
     ) -> None:
         """Wrap Synapse's agent.
 
@@ -399,12 +403,16 @@ class ObservedAgent:
                 reactor.
             told: Is told of which server name what has stopped a request, before
                 Synapse hears of it; None: nothing has, or Synapse tells.
+            relay: Tells other processes whose requests these are.
+            describe: Says for them what has stopped one.
         """
         # There it is looked for what is cached of well-known files.
         self._agent = agent._agent
         self._unobserved = agent
         self._begin = begin
         self._told = told
+        self._relay = relay
+        self._describe = describe
 
     def request(
         self,
@@ -421,6 +429,7 @@ class ObservedAgent:
             logger.exception("A federation request is not observed")
             return self._unobserved.request(method, uri, headers, bodyProducer)
         name = uri.split(b"/")[2].decode("ascii", "replace")
+        is_for_another = self._relay.is_for_another()
         asked = agent.request(method, uri, headers, bodyProducer)
         is_called_off = False
 
@@ -439,7 +448,11 @@ class ObservedAgent:
 
         def failed(failure: Failure) -> None:
             if not answer.called:
-                if not is_called_off:
+                assert failure.value is not None
+                if is_for_another:
+                    cause = attempt.explained(failure.value)
+                    failure = Failure(self._relay.signed(self._describe(cause)))
+                elif not is_called_off:
                     self._tell(name, attempt, failure.value)
                 answer.errback(failure)
 

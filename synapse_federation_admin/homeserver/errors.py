@@ -32,6 +32,7 @@ __all__ = [
     "FederationDeniedError",
     "HttpResponseException",
     "LimitExceededError",
+    "MetElsewhereError",
     "NotRetryingDestination",
     "Obstacle",
     "ObstacleError",
@@ -98,9 +99,10 @@ class Obstacle(Enum):
     # This process has no descriptor, thread or memory left.
     OUT_OF_RESOURCES = "out_of_resources"
 
-    # That the other process of this homeserver says of itself through which this one
-    # goes out. A server could say so, too: it is tried again for nobody.
-    OTHER_OUT_OF_RESOURCES = "other_out_of_resources"
+    # The other process of this homeserver is not reached through which this one goes
+    # out; or it does not tell what it has met.
+    OTHER_PROCESS = "other_process"
+    UNTOLD = "untold"
 
 
 class ObstacleError(Exception):
@@ -118,6 +120,18 @@ class ObstacleError(Exception):
         self.obstacle = obstacle
         self.host = host
         self.__cause__ = cause
+
+
+class MetElsewhereError(Exception):
+    """Another process of this homeserver has met this, and tells.
+
+    Attributes:
+        told: In its words.
+    """
+
+    def __init__(self, told: str) -> None:
+        super().__init__(told)
+        self.told = told
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of this process's to other servers."""
 
-import re
 import secrets
 from collections.abc import Callable
 from http import HTTPStatus
@@ -15,22 +14,14 @@ from twisted.internet.endpoints import HostnameEndpoint
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
-    Obstacle,
-    ObstacleError,
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
-from synapse_federation_admin.homeserver.process import outbound_instances
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
     from synapse_federation_admin.homeserver.outbound import Outbound
-
-_PROXY_OUT = (
-    rb'^{"errcode": "M_UNKNOWN", "err": "ProxyResource: Error when proxying request: '
-    rb".*(?:Too many open files|Cannot allocate memory|can't start new thread)"
-)
 
 _VERSION = "/_matrix/federation/v1/version"
 _KEYS = "/_matrix/key/v2/server"
@@ -125,10 +116,6 @@ class Federation(Network):
                 ignore_backoff=True,
             )
         except RequestSendFailed as e:
-            if outbound_instances(self._hs) is not None and _is_proxy_out(
-                e.inner_exception
-            ):
-                raise ObstacleError(Obstacle.OTHER_OUT_OF_RESOURCES) from e
             if not _is_busy(e.inner_exception):
                 raise
 
@@ -172,18 +159,6 @@ class Federation(Network):
         from synapse_federation_admin.homeserver.outbound import Outbound
 
         return Outbound(self._hs, max_lifetime_s=max_lifetime_ms / 1000)
-
-
-def _is_proxy_out(error: BaseException) -> bool:
-    """Tell whether the process that makes our requests says that it has nothing left.
-
-    As text, in the answer of `synapse/http/proxy.py`.
-    """
-    return (
-        isinstance(error, HttpResponseException)
-        and error.code == HTTPStatus.BAD_GATEWAY
-        and re.search(_PROXY_OUT, error.response[: limits.ERROR_BYTES]) is not None
-    )
 
 
 def _is_busy(error: BaseException) -> bool:

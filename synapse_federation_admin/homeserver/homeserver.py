@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,12 @@ class Homeserver(Background):
 
         observe_transactions(self._hs, ended)
 
-    def learn_causes(self) -> None:
-        """Have the observer of traffic told what really stops requests."""
+    def learn_causes(self, describe: Callable[[BaseException], str]) -> None:
+        """Have the observer of traffic told what really stops requests.
+
+        Args:
+            describe: Says for another process of this homeserver what has stopped one.
+        """
         from synapse_federation_admin.homeserver.traffic import learn_causes
 
-        learn_causes(lambda take: self.federation.observe(take))
+        learn_causes(lambda take: self.federation.observe(take, describe))

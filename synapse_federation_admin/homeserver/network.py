@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from copy import copy
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
@@ -47,13 +47,18 @@ from synapse_federation_admin.homeserver.certificates import (
     untrusted,
     verified,
 )
-from synapse_federation_admin.homeserver.errors import Obstacle, ObstacleError
+from synapse_federation_admin.homeserver.errors import (
+    Obstacle,
+    ObstacleError,
+    RequestSendFailed,
+)
 from synapse_federation_admin.homeserver.lookups import (
     Answers,
     LookUps,
     SynapseLookUps,
 )
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
 if TYPE_CHECKING:
@@ -117,6 +122,7 @@ class Network:
             "clock": hs.get_clock(),
             "user_agent": self.user_agent.encode("ascii"),
         }
+        self._relay = Relay(hs)
         # For what Synapse's `_is_ip_blocked` tells, which takes much longer.
         self._blocked = AddressRanges(self._config.federation_ip_range_blocklist)
         self._allowed = AddressRanges(self._config.federation_ip_range_allowlist)
@@ -133,6 +139,7 @@ class Network:
         if outbound_instances(hs) is not None:
             self._client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
             self._client.agent = AttemptAgent(self._client.agent)
+            self._client._send_request = self._heard(self._client._send_request)  # type: ignore[method-assign, assignment]  # of this object alone
         self._client._store = cast("DataStore", _NoTimings(hs))
 
     @property
@@ -197,10 +204,34 @@ class Network:
             self._hs.get_reactor(), max_lifetime_s=self._max_lifetime_s
         )
 
-    def observe(self, told: Callable[[str, BaseException | None], None]) -> None:
+    def _heard(
+        self, send: Callable[..., Awaitable[IResponse]]
+    ) -> Callable[..., Awaitable[IResponse]]:
+        """Have a request raise what the process has met that goes out with it."""
+
+        async def send_and_hear(*args: Any, **kwargs: Any) -> IResponse:
+            try:
+                return await send(*args, **kwargs)
+            except RequestSendFailed as e:
+                met = self._relay.met(e)
+                if met is e:
+                    raise
+                raise RequestSendFailed(met, can_retry=False) from e
+
+        return send_and_hear
+
+    def observe(
+        self,
+        told: Callable[[str, BaseException | None], None],
+        describe: Callable[[BaseException], str],
+    ) -> None:
         """Have it told what stops Synapse's own requests, if this process makes them.
 
         Synapse tells less of it: see `ObservedAgent`.
+
+        Args:
+            told: Is told.
+            describe: Says it for another process.
 
         Raises:
             Exception: Synapse's client is not as expected, and left as it is.
@@ -231,7 +262,7 @@ class Network:
             return self._blocklisted(observed), attempt
 
         begin()
-        client.agent = ObservedAgent(agent, begin, told)
+        client.agent = ObservedAgent(agent, begin, told, self._relay, describe)
 
     def _attempt(self, timeout_ms: int) -> Attempt:
         reactor = self._hs.get_reactor()
@@ -470,12 +501,13 @@ class _WellKnownResolver(WellKnownResolver):
         found = await super().get_well_known(server_name)
         self._attempt.file_fetched()
         m_server = (found.delegated_server or b"").decode("ascii", "replace")
-        if m_server:
-            self._look_at(m_server)
+        self._look_at(m_server)
         return found
 
     def _look_at(self, m_server: str) -> None:
-        if self._attempt.delegated_to is None and not is_server_name(m_server):
+        # An empty one delegates to nobody.
+        is_known = self._attempt.delegated_to is not None
+        if m_server and not is_known and not is_server_name(m_server):
             self._attempt.delegated_to = m_server[: limits.WORD]
 
 

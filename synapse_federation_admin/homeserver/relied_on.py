@@ -139,6 +139,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             config.worker.outbound_federation_restricted_to.instances
             get_federation_http_client().agent._agent._pool.persistent
             get_federation_http_client()._store
+            get_federation_http_client()._send_request
+            config.worker.worker_replication_secret
         """,
     ),
     (

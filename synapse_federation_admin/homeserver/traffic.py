@@ -13,11 +13,13 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from synapse.logging.context import current_context
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.relied_on import (
     ANSWERED,
     FAILED,
@@ -57,6 +59,9 @@ class TrafficObserver(Protocol):
 # By this homeserver's name: in one process there may be several, each with a module.
 _observers: dict[str, TrafficObserver] = {}
 
+# Of those that do not go out themselves: what they hear of who does.
+_relays: dict[str, Relay] = {}
+
 # What has stopped requests of which Synapse has not said yet that they failed, by
 # server name: of it, it says less. The last of them last.
 _causes: dict[str, BaseException] = {}
@@ -66,15 +71,20 @@ TakeCause = Callable[[str, BaseException | None], None]
 
 _Told = tuple[object, ...]
 
+T = TypeVar("T")
+
 
 def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     """Have an observer told of this process's federation requests, until it ends."""
     _observers[hs.hostname] = observer
-    hs.register_sync_shutdown_handler(
-        phase="during",
-        eventType="shutdown",
-        shutdown_func=partial(_observers.pop, hs.hostname, None),
-    )
+    if outbound_instances(hs) is not None:
+        _relays[hs.hostname] = Relay(hs)
+    for kept in (_relays, _observers):
+        hs.register_sync_shutdown_handler(
+            phase="during",
+            eventType="shutdown",
+            shutdown_func=partial(kept.pop, hs.hostname, None),
+        )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
 
@@ -90,7 +100,7 @@ def _take_cause(destination: str, cause: BaseException | None) -> None:
 
 def _take_failed(args: _Told) -> None:
     destination, _, error, _ = args
-    observer = _of_this_request()
+    observer = _of_this_request(_observers)
     if observer is None or not isinstance(error, BaseException):
         return
     # A redirected request is within another, and each of them says so.
@@ -99,22 +109,23 @@ def _take_failed(args: _Told) -> None:
     with suppress(AttributeError):
         error._federation_admin_told = True  # type: ignore[attr-defined]  # a mark of ours
     cause = _causes.pop(str(destination), error)
-    observer.failed(str(destination), cause)
+    relay = _of_this_request(_relays)
+    observer.failed(str(destination), relay.met(cause) if relay else cause)
 
 
 def _take_recovered(args: _Told) -> None:
-    if observer := _of_this_request():
+    if observer := _of_this_request(_observers):
         observer.recovered(str(args[0]), has_answered=True)
 
 
 def _take_marked_up(args: _Told) -> None:
-    if observer := _of_this_request():
+    if observer := _of_this_request(_observers):
         observer.recovered(str(args[0]), has_answered=False)
 
 
 def _take_answered(args: _Told) -> None:
     _, destination, code, _ = args
-    observer = _of_this_request()
+    observer = _of_this_request(_observers)
     if is_unobserved():
         return
     if observer is not None and isinstance(code, int) and 200 <= code < 300:
@@ -129,13 +140,13 @@ _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
 }
 
 
-def _of_this_request() -> TrafficObserver | None:
-    """Return the observer of the homeserver whose request this is."""
+def _of_this_request(kept: dict[str, T]) -> T | None:
+    """Return what is kept of the homeserver whose request this is."""
     context = current_context()
-    if not context and len(_observers) == 1:
+    if not context and len(kept) == 1:
         # Outside of any request: it is only known that there is no other.
-        return next(iter(_observers.values()))
-    return _observers.get(context.server_name)
+        return next(iter(kept.values()))
+    return kept.get(context.server_name)
 
 
 class _Observed(logging.Logger):

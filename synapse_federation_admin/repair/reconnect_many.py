@@ -357,11 +357,7 @@ class _Contacts:
         begun_ts = self._homeserver.now_ms()
         contact = await probe(self._homeserver, name, timeout_ms=self._timeout_ms)
         failure = contact.failure
-        if (
-            failure is not None
-            and failure.reason is Reason.OUT_OF_RESOURCES
-            and not failure.facts.is_relayed
-        ):
+        if failure is not None and failure.reason is Reason.OUT_OF_RESOURCES:
             return None
         return RunResult(
             name,
