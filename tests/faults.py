@@ -41,6 +41,7 @@ BLOCKED = "127.9.0.1"
 
 # Where the kernel has no route to, and says so at once.
 NOWHERE = "224.0.0.1"
+NOWHERE_6 = "ff0e::1"
 
 # Of the documentation's network: no host has a way there, but for one with IPv6.
 NO_IPV6 = "2001:db8::1"
@@ -602,6 +603,24 @@ def _(lab: Laboratory, name: str) -> None:
     placed(lab, name, hole)
 
 
+@fault("dual-stack-dead failing connection_refused")
+def _(lab: Laboratory, name: str) -> None:
+    """One address where nothing is, and one to which this host has no way."""
+    placed(lab, name)
+    lab.dns.add(name, "AAAA", NOWHERE_6)
+
+
+@fault("only-ipv6 failing unreachable")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(name, "AAAA", NOWHERE_6)
+
+
+@fault("old-srv-refused failing unreachable/no_service")
+def _(lab: Laboratory, name: str) -> None:
+    up(lab, name)
+    lab.dns.add(f"_matrix._tcp.{name}", "SRV", (0, 0, 0, "."))
+
+
 @fault("ipv6-refused degraded connection_refused")
 def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
@@ -711,6 +730,9 @@ for line, file in FILES.items():
 # These are used as they are, or waited for.
 site(f"url failing {INVALID}", file=m_server("https://a.example"))
 site(f"path failing {INVALID}", file=m_server("a.example/b"))
+# Also if Synapse does not cache it.
+UNCACHED = as_json({"m.server": "https://a.example/"}, b"Cache-Control: no-store\r\n")
+site(f"url-uncached failing {INVALID}", file=UNCACHED)
 site(f"hanging-file failing {UNREACHABLE}", file=hang)
 # A web site that answers with a page, whatever it is asked for.
 site("web-page ok", file=PAGE)

@@ -283,7 +283,10 @@ def conclude(findings: ConnectionsFindings) -> Stage:
     if not tried:
         first = findings.connections[0].error if findings.connections else None
         return Stage.failed(name, first or Failure(FailureKind.UNREACHABLE), findings)
-    stage = Stage.of_all(name, [c.error for c in tried], findings)
+    errors = [c.error for c in tried]
+    # Where there is a way, what is met there tells more.
+    errors.sort(key=lambda e: e is not None and e.kind is FailureKind.UNREACHABLE)
+    stage = Stage.of_all(name, errors, findings)
     if stage.outcome is StageOutcome.OK:
         soon = [
             failure
