@@ -424,12 +424,12 @@ class ObservedAgent:
         """Make a request: see `twisted.web.iweb.IAgent`."""
         try:
             agent, attempt = self._begin()
+            is_for_another = self._relay.is_for_another()
         except Exception:
             # Whatever is wrong here, the request goes on.
             logger.exception("A federation request is not observed")
             return self._unobserved.request(method, uri, headers, bodyProducer)
         name = uri.split(b"/")[2].decode("ascii", "replace")
-        is_for_another = self._relay.is_for_another()
         asked = agent.request(method, uri, headers, bodyProducer)
         is_called_off = False
 

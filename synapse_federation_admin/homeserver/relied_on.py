@@ -140,7 +140,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_federation_http_client().agent._agent._pool.persistent
             get_federation_http_client()._store
             get_federation_http_client()._send_request
-            config.worker.worker_replication_secret
         """,
     ),
     (
@@ -157,6 +156,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """,
     ),
     ((_F.HISTORY,), "hs: register_sync_shutdown_handler"),
+    (_CLASSIFIES, "hs: config.worker.worker_replication_secret"),
     (
         (*_CONTACTS, _F.HISTORY),
         "hs: get_datastores().main.get_destination_retry_timings",
