@@ -450,8 +450,7 @@ class ObservedAgent:
             if not answer.called:
                 assert failure.value is not None
                 if is_for_another:
-                    cause = attempt.explained(failure.value)
-                    failure = Failure(self._relay.signed(self._describe(cause)))
+                    failure = self._relayed(attempt, failure)
                 elif not is_called_off:
                     self._tell(name, attempt, failure.value)
                 answer.errback(failure)
@@ -459,6 +458,16 @@ class ObservedAgent:
         answer: Deferred[IResponse] = Deferred(call_off)
         asked.addCallbacks(answered, failed)
         return answer
+
+    def _relayed(self, attempt: Attempt, failure: Failure) -> Failure:
+        """Return a failure as another process of this homeserver is told of it."""
+        try:
+            assert failure.value is not None
+            cause = attempt.explained(failure.value)
+            return Failure(self._relay.signed(self._describe(cause)))
+        except Exception:
+            logger.exception("Could not tell another process why a request failed")
+            return failure
 
     def _tell(self, name: str, attempt: Attempt, error: BaseException | None) -> None:
         try:
