@@ -398,10 +398,10 @@ def test_proxy(world: World) -> None:
         )
         client = admin_of(synapse)
         through, past = map(client.diagnose, names.values())
-        for label, (_, fault, reason) in refusals.items():
-            # With a port, so that no file is asked for.
-            name = f"{label}.{ZONE}:8448"
-            client.send_to_device(f"@x:{name}", "hello")
+        # With a port, so that no file is asked for.
+        by_name = {f"{label}.{ZONE}:8448": of for label, of in refusals.items()}
+        write_failing(synapse, list(by_name), failing_since_ts=1_000_000)
+        for name, (_, fault, reason) in by_name.items():
             refused = client.diagnose(name)
             is_ = (refused["verdict"], refused["kind"], refused["reason"])
             assert is_ == ("failing", "proxy_failed", reason), refused
