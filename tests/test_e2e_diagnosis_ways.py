@@ -73,7 +73,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
     config = {
         "federation_ip_range_blacklist": [],
-        "federation_certificate_verification_whitelist": [f"unverified.{ZONE}"],
+        "federation_certificate_verification_whitelist": [
+            f"unverified.{ZONE}",
+            f"pointing.{ZONE}",
+        ],
     }
     return SynapseServer(
         laboratory.folder / name,
@@ -242,7 +245,7 @@ def test_led_to_ourselves(world: World) -> None:
     laboratory.serve(web, 443, {WELL_KNOWN: m_server(ours)}, delegating)
     host, _, port = ours.rpartition(":")
     # What else answers there would be told by its certificate.
-    pointing = f"{laboratory.name('unverified', host)}:{port}"
+    pointing = f"{laboratory.name('pointing', host)}:{port}"
     for name, reason in (
         (delegating, "delegated_to_us"),
         (pointing, "address_is_ours"),
