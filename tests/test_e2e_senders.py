@@ -214,13 +214,19 @@ def test_ahead(tmp_path: Path) -> None:
         assert 900 < found["sender"]["ahead_events"] <= 1000
         assert outlook(client) == "us"
 
+        diagnosis = client.diagnose(remote.server_name)
+        assert diagnosis["kind"] == "sender_behind"
+        (stage,) = [s for s in diagnosis["stages"] if s["name"] == "sender"]
+        assert stage["findings"]["queued_position"] < found["sender"]["position"] - 900
         synapse.stop()
         (statement,) = re.findall(
             "```sql\n(UPDATE federation_stream_position.*?)```",
             OPERATIONS.read_text(),
             re.DOTALL,
         )
-        select(synapse, statement.replace("federation_sender1", "master"))
+        statement = statement.replace("federation_sender1", "master")
+        queued = str(stage["findings"]["queued_position"])
+        select(synapse, statement.replace("4711", queued))
         synapse.start()
         # Synapse looks at all new events when there is another.
         client.create_room()
