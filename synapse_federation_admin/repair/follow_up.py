@@ -122,14 +122,27 @@ class FollowUp:
         return {"failure_ts": failure_ts, "waiting": attr.asdict(waiting)}
 
     async def contacted(self, entry: AuditEntry, contact: Contact) -> None:
-        """Write what came of the contact after a reset."""
+        """Write what came of the contact after a reset, as soon as that can be."""
         shown = {"contact": shown_contact(contact)}
         waiting: Any = entry.details["waiting"]
-        if contact.failure is None and not waiting["perhaps"]:
-            connected = ReconnectOutcome.CONNECTED.value
-            await self._audit.end(self._audit.ended(entry, connected, shown))
-        else:
-            await self._audit.note(entry.entry_id, shown)
+        is_over = contact.failure is None and not waiting["perhaps"]
+        connected = ReconnectOutcome.CONNECTED.value
+        while True:
+            try:
+                if is_over:
+                    await self._audit.end(self._audit.ended(entry, connected, shown))
+                else:
+                    await self._audit.note(entry.entry_id, shown)
+                break
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                if not self._homeserver.is_database_away(e):
+                    raise
+                logger.warning("Cannot note what comes of a reset yet: %s", e)
+                await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
+        if not is_over:
             self.begin()
 
     async def _look_while_any(self) -> None:
