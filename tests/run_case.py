@@ -38,8 +38,7 @@ class RunsTestCase(ModuleTestCase):
 
     def wait(self, seconds: float) -> None:
         """Let time pass, in steps in which background processes get on."""
-        for _ in range(max(int(seconds / 0.1), 1)):
-            self.pump(0.001)
+        self.reactor.pump([0.01] * max(round(seconds / 0.01), 10))
 
     @contextmanager
     def nobody_begins(self) -> Iterator[None]:

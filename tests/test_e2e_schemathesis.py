@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from synapse_federation_admin.playground.client import FEDERATION_V2
+from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.remote import Behaviour
 from synapse_federation_admin.playground.world import Playground
 
@@ -38,7 +39,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
         remote.server_name for remote in world.remotes.values()
     ]
     with world:
-        world.prepare()
+        client = world.client
+        room_id = client.create_room()
+        for behaviour in QUICK:
+            remote = world.remotes[behaviour]
+            remote.join_room(room_id, world.synapse.server_name)
+            remote.switch(behaviour)
+        client.send_message(room_id, "waiting")
+        for behaviour in QUICK[1:]:
+            name = world.remotes[behaviour].server_name
+            client.send_to_device(f"@x:{name}", "waiting too")
+
+        def are_failing() -> bool:
+            rows = client.destinations()["destinations"]
+            return sum(row["failure_ts"] is not None for row in rows) == len(QUICK) - 1
+
+        wait_until(are_failing, "those that fail to do so", 30)
         yield world
 
 
