@@ -2,13 +2,16 @@
 """Which processes run, and how far those are that send."""
 
 from typing import Any
+from unittest import mock
 
+import attr
 import pytest
 from module_case import V2, MembersTestCase
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
+from synapse_federation_admin.destinations import senders as module
 from synapse_federation_admin.destinations.senders import Sender, Senders
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import instances
@@ -98,6 +101,29 @@ class OneProcessTestCase(SendersTestCase):
         self.assertEqual((sender["instance"], sender["state"]), ("main", "running"))
         self.assertEqual(instance["in_memory"]["pdus"], 0)
         self.assertIsNotNone(instance["started_ts"])
+
+    def test_queued_position(self) -> None:
+        """It goes back by as many as are gone through at once, from what is queued."""
+        room_id = self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        positions = [
+            position
+            for (position,) in self.run_sql(
+                "SELECT stream_ordering FROM events ORDER BY stream_ordering"
+            )
+        ]
+        ours = self.sender()
+        self.assertIsNone(self.get_success(self.senders.queued_position(ours)))
+        self.add_destination("a.example")
+        self.run_sql(
+            "INSERT INTO destination_rooms (destination, room_id, stream_ordering) "
+            f"VALUES ('a.example', '{room_id}', {positions[-2]})"
+        )
+        self.assertEqual(self.get_success(self.senders.queued_position(ours)), 0)
+        with mock.patch.object(module, "_AT_ONCE", 2):
+            found = self.get_success(self.senders.queued_position(ours))
+        self.assertEqual(found, positions[-5])
+        other = attr.evolve(ours, instance="federation_sender1")
+        self.assertIsNone(self.get_success(self.senders.queued_position(other)))
 
     def test_not_yet_queued(self) -> None:
         """Our events are counted to which it has not come: of all, and of its rooms."""

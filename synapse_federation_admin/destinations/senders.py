@@ -281,7 +281,8 @@ class Senders:
             (
                 stream_ordering
                 for stream_ordering, destination in txn.fetchall()
-                if self._homeserver.sender_of(destination) == instance
+                # None: there is one for all.
+                if self._homeserver.sender_of(destination) in (instance, None)
             ),
             None,
         )
