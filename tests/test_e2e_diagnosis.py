@@ -103,6 +103,8 @@ WAY = ("name", "addresses", "connections", "version")
 OTHERWISE = {
     "two-faults": ("tls_expired",),
     "late-hostile-file": ("well_known_invalid",),
+    # A contact waits for the file for as long as it may.
+    "file-hole": ("well_known_unreachable", "connection_timeout"),
 }
 
 # What is recorded otherwise: whatever is in an answer of 200, Synapse's client takes it

@@ -265,6 +265,16 @@ def test_two_facts() -> None:
     assert "Or the homeserver has to be at port 8448." in situation.advice
 
 
+def test_one_of_several() -> None:
+    """Of a host that does not exist there is no address to take out of the DNS."""
+    via = (Link(How.SERVICE, "t.example", 9),)
+    gone = Failure(FailureKind.DNS_NOT_FOUND, Reason.NO_SUCH_HOST, Facts(via=via))
+    advice = Situation(Effect.NEXT_ADDRESS, gone).advice
+    assert advice.startswith(
+        "Tell their admin: the SRV record has to name a valid host"
+    )
+
+
 def test_unblocking() -> None:
     """Nobody is told to unblock an address that is internal."""
     for reason in Reason:
