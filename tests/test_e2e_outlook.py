@@ -112,8 +112,8 @@ class World:
 
 
 @contextmanager
-def world(folder: Path, **history: bool) -> Iterator[World]:
-    clock = ShiftedClock(folder / "clock", time.time())
+def world(folder: Path, ahead_s: float = 0, **history: bool) -> Iterator[World]:
+    clock = ShiftedClock(folder / "clock", time.time() + ahead_s)
     with (
         Laboratory(folder) as laboratory,
         SynapseServer(
@@ -195,6 +195,45 @@ def test_made_up(tmp_path: Path) -> None:
         found = w.outlook()
     assert found["verdict"] == "us", found
     assert "connection_refused: the network of this host" in found["explanation"]
+
+
+def test_clock_was_ahead(tmp_path: Path) -> None:
+    """Of what a clock recorded that was a year ahead, nothing is believed after it.
+
+    What Synapse itself has written so lasts until the connection is reset.
+    """
+    year_s = 365 * DAY_S
+    with world(tmp_path, ahead_s=year_s) as w:
+        up, down = "up.example", "down.example"
+        w.serve(up, down)
+        w.succeed([up, down])
+        w.close(down)
+        w.fail([down])
+        w.clock.jump(-year_s)
+        w.synapse.restart()
+        now_ts = w.clock.now_ms
+        detail = w.get(f"destinations/{down}")
+        assert (detail["last_failure"], detail["last_success_ts"]) == (None, None)
+        (outage,) = w.get(f"destinations/{down}/outages")["outages"]
+        assert outage["start_ts"] <= w.clock.now_ms
+        w.succeed([up])
+        reset = f"/_synapse/admin/v1/federation/destinations/{down}/reset_connection"
+        w.client.request("POST", reset, json={})
+        w.fail([down])
+        detail = w.get(f"destinations/{down}")
+        assert now_ts <= detail["last_failure"]["last_ts"] <= w.clock.now_ms
+        w.serve(down)
+        w.client.request("POST", reset, json={})
+        w.succeed([down])
+
+        def has_ended() -> bool:
+            found = w.get(f"destinations/{down}/outages")["outages"]
+            return all(o["end_ts"] and o["end_ts"] <= w.clock.now_ms for o in found)
+
+        wait_until(has_ended, "the end of the outage", 200)
+        detail = w.get(f"destinations/{down}")
+        assert detail["availability"]["since_ts"] <= w.clock.now_ms
+        assert detail["availability"]["share"] is not None
 
 
 def test_look_up_servers(tmp_path: Path) -> None:

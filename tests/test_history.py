@@ -17,7 +17,9 @@ from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
+from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.records import RecordedSuccess
 from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.one_synapse
@@ -379,6 +381,19 @@ class OutagesTest(HistoryTestCase):
             keep_for_ms=DAY,
             outages_keep_for_ms=90 * DAY,
         )
+        path = f"{V2}/destinations/d.example"
+        # It is not believed, and what is new takes its place.
+        self.assertEqual(self.ask("GET", path).code, 404)
+        success = RecordedSuccess("d.example", self.now, None, "d.example")
+        self.get_success(
+            tables.run(
+                "test",
+                lambda txn: records.add_successes_txn(txn, [success], self.is_postgres),
+            )
+        )
+        self.assertEqual(self.get_json(path)["last_success_ts"], self.now)
+        self.run_sql("DELETE FROM federation_admin_successes WHERE last_ts = first_ts")
+        self.get_success(Outages(homeserver, tables).look())
         self.get_success(housekeeping.prune())
 
         def left(table: str, columns: str) -> list[tuple[Any, ...]]:
@@ -613,6 +628,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         """Of a name that is an address, or no server's, nobody has to be asked."""
         diagnoses = Diagnoses(
             Homeserver(self.hs.get_module_api()),
+            mock.Mock(),
             mock.Mock(),
             mock.Mock(),
             mock.Mock(),

@@ -13,7 +13,7 @@ It looks at those of which something was written lately; every ten minutes at al
 the process that runs background tasks does this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -21,12 +21,15 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import outages
+from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.outage_ends import SETTLED_MS, changed_since
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql
+from synapse_federation_admin.storage.sql import AHEAD_MS, Sql
 
 T = TypeVar("T")
+
+# Before this code was written.
+_RELEASED_TS = 1_735_689_600_000
 
 # How often it is looked what has ended, and how soon after the start; and each how many
 # times at all outages: there may be many.
@@ -48,7 +51,7 @@ class Outages:
 
     def start(self) -> None:
         """Begin to look once a minute, if this process runs background tasks."""
-        self._homeserver.retry_timings.before_clearing = outages.begin_missing_txn
+        self._homeserver.retry_timings.before_clearing = self._begin_missing_txn
         if self._homeserver.runs_background_tasks:
             self._homeserver.every(
                 "federation_admin_outages",
@@ -71,12 +74,34 @@ class Outages:
         # Again and again: the tables may have been dropped.
         if at_all or not self._has_begun:
             await self._run(self._begin_recording_txn)
+            await self._delete_beyond()
             self._has_begun = True
         while await self._run(partial(self._look_txn, at_all=at_all)):
             pass
 
     def _begin_recording_txn(self, txn: LoggingTransaction) -> None:
         outages.begin_recording_txn(txn, self._homeserver.now_ms())
+
+    def _begin_missing_txn(
+        self, txn: LoggingTransaction, destinations: Sequence[str]
+    ) -> None:
+        outages.begin_missing_txn(txn, destinations, self._homeserver.now_ms())
+
+    async def _delete_beyond(self) -> None:
+        """Delete what a clock recorded that was ahead.
+
+        Unless it is this one that is wrong: it may be far behind for a while after the
+        host has started, if at all.
+        """
+        now_ts = self._homeserver.now_ms()
+        if now_ts < _RELEASED_TS:
+            return
+        for prune_txn in (outages.prune_beyond_txn, records.prune_beyond_txn):
+            prune_some_txn = partial(
+                prune_txn, before_ts=now_ts + AHEAD_MS, limit=limits.ROWS_PRUNED
+            )
+            while await self._run(prune_some_txn) == limits.ROWS_PRUNED:
+                pass
 
     def _look_txn(self, txn: LoggingTransaction, *, at_all: bool) -> bool:
         """Bring some outages up to date; return whether there may be more."""

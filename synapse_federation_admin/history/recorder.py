@@ -181,7 +181,7 @@ class Recorder:
         last_ts = now_ts if has_answered else now_ts - 1
         if self._add_success(destination, last_ts, now_ts) and since_ts is not None:
             # If it has failed and answered several times, the first.
-            self._failing_since.setdefault(destination, since_ts)
+            self._failing_since.setdefault(destination, min(since_ts, now_ts))
             if since_ts < self._began_ts:
                 # No failure of it may be recorded: then Synapse's row, which it clears
                 # now, is all that there is.

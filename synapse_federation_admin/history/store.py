@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
@@ -21,7 +22,7 @@ from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.outages import Outage
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import can_be_stored
+from synapse_federation_admin.storage.sql import AHEAD_MS, can_be_stored
 
 T = TypeVar("T")
 
@@ -77,17 +78,25 @@ class HistoryStore:
         names = list(filter(can_be_stored, destinations))
         if not names:
             return {}
-        return await self._run(
+        found = await self._run(
             "failures", partial(records.failures_txn, destinations=names)
         )
+        upto_ts = self._homeserver.now_ms() + AHEAD_MS
+        believed = {
+            name: [failure for failure in of if failure.last_ts <= upto_ts]
+            for name, of in found.items()
+        }
+        return {name: of for name, of in believed.items() if of}
 
     async def last_success_ts(self, destination: str) -> int | None:
         """Return when a destination last answered well, to within five minutes."""
         if not can_be_stored(destination):
             return None
-        return await self._run(
+        found = await self._run(
             "successes", partial(records.last_success_ts_txn, destination=destination)
         )
+        upto_ts = self._homeserver.now_ms() + AHEAD_MS
+        return found if found is not None and found <= upto_ts else None
 
     async def outages(
         self, destination: str, before_ts: int | None, limit: int
@@ -101,7 +110,7 @@ class HistoryStore:
         """
         if not can_be_stored(destination):
             return []
-        return await self._run(
+        found = await self._run(
             "outages",
             partial(
                 outages.select_txn,
@@ -110,6 +119,17 @@ class HistoryStore:
                 limit=limit,
             ),
         )
+        now_ts = self._homeserver.now_ms()
+        upto_ts = now_ts + AHEAD_MS
+        # What lasts has begun, also where an earlier clock, or Synapse, says later.
+        return [
+            attr.evolve(outage, start_ts=now_ts)
+            if outage.start_ts > upto_ts
+            else outage
+            for outage in found
+            if max(outage.start_ts, outage.end_ts or 0) <= upto_ts
+            or outage.end_ts is None
+        ]
 
     async def recorded_since_ts(self) -> int | None:
         """Return since when outages are recorded; None if that has not begun yet."""

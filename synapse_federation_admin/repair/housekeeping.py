@@ -25,10 +25,6 @@ _DAY_MS = 86_400_000
 # stumbles over those that nobody registers any more.
 _OLD_TASKS = "federation_admin_reconnects"
 
-# By how much the clocks of processes may differ: what was recorded later than now by
-# more was so by a clock that was wrong then.
-_AHEAD_MS = 600_000
-
 # Deletes rows of before a time, at most so many, and returns how many.
 _PruneTxn = Callable[..., int]
 
@@ -53,8 +49,6 @@ class Housekeeping:
             (records.prune_txn, outages_keep_for_ms),
             (records.prune_addresses_txn, _DAY_MS),
             (outages.prune_txn, outages_keep_for_ms),
-            (records.prune_beyond_txn, -_AHEAD_MS),
-            (outages.prune_beyond_txn, -_AHEAD_MS),
         )
 
     def start(self) -> None:

@@ -28,6 +28,7 @@ from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOut
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import (
+    AHEAD_MS,
     Sql,
     any_of,
     delete_some,
@@ -234,8 +235,10 @@ class Audit:
         which = Sql("ts < ?", (before_ts,))
         if instance is not None:
             # What has been cleared is followed up by the next process.
+            # Nor may the clock of the last one have been right.
             which = Sql(
-                "ts < ? AND ended_ts IS NULL AND instance = ?", (before_ts, instance)
+                "(ts < ? OR ts > ?) AND ended_ts IS NULL AND instance = ?",
+                (before_ts, self._homeserver.now_ms() + AHEAD_MS, instance),
             )
         # The literal is that of the index. A run as a whole goes on; what was entered
         # with its own ID as that of a run, in version 2 of the tables, does not.

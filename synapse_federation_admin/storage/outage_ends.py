@@ -12,7 +12,7 @@ from synapse_federation_admin.storage.audit_entry import (
 )
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
 from synapse_federation_admin.storage.records import FAILURES, SUCCESSES
-from synapse_federation_admin.storage.sql import FAILING, Sql
+from synapse_federation_admin.storage.sql import AHEAD_MS, FAILING, Sql
 
 # How long Synapse may take to write the row of a destination that it has never met.
 _NEW_ROW_MS = 60_000
@@ -54,13 +54,15 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
     None has while it is not known yet what comes of a reset or a reconnect. Where that
     was never known, it lasts until a request gets through. A reset after which requests
     went on to fail was in vain: it has ended nothing, also where it is not written yet
-    that a later request got through.
+    that a later request got through. What the audit has of after now is not believed.
 
     Args:
         open_outages: What stands in a FROM for the outages that last.
         which: The outages o to look at.
         now_ts: The time.
     """
+    entries = f"(SELECT * FROM {ENTRIES} AS e WHERE ts <= {now_ts + AHEAD_MS})"  # noqa: S608
+    over = _over(open_outages, which.text).replace(ENTRIES, entries)
     return Sql(
         f"""
         SELECT destination, start_ts, ended, CASE ended
@@ -80,7 +82,7 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
                     THEN '{OutageEnd.FORGOTTEN.value}'
                 ELSE '{OutageEnd.RECOVERED.value}'
             END AS ended
-            FROM ({_over(open_outages, which.text)}) AS found
+            FROM ({over}) AS found
         ) AS found
         """,  # noqa: S608
         (

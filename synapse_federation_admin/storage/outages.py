@@ -325,15 +325,21 @@ def add_up_txn(txn: LoggingTransaction, up_ms: Mapping[str, int]) -> None:
     )
 
 
-def begin_missing_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:
-    """Write the outages of some destinations that last and have no row yet."""
+def begin_missing_txn(
+    txn: LoggingTransaction, destinations: Sequence[str], now_ts: int
+) -> None:
+    """Write the outages of some destinations that last and have no row yet.
+
+    What Synapse says to have begun after now begins now.
+    """
+    since = "CASE WHEN start_ts > ? THEN ? ELSE start_ts END"
     _begin_txn(
         txn,
         Sql(
-            "SELECT destination, TRUE AS fails, start_ts AS since_ts, "  # noqa: S608
-            f"start_ts AS last_ts, last_kind AS kind FROM {_MISSING} AS o "
+            f"SELECT destination, TRUE AS fails, {since} AS since_ts, "  # noqa: S608
+            f"{since} AS last_ts, last_kind AS kind FROM {_MISSING} AS o "
             f"WHERE destination IN ({marks(destinations)}) ORDER BY destination",
-            tuple(destinations),
+            (*(now_ts,) * 4, *destinations),
         ),
     )
 

@@ -18,6 +18,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.storage.sql import (
+    AHEAD_MS,
     FAILING,
     Sql,
     delete_some,
@@ -109,7 +110,9 @@ _FAILURE_COLUMNS = {
     "instance": "text",
     "issuer": "text",
 }
-_IS_LAST = "EXCLUDED.last_ts >= known.last_ts"
+# But not if that was by a clock that was ahead.
+_WAS_AHEAD = f"known.last_ts > EXCLUDED.last_ts + {AHEAD_MS}"
+_IS_LAST = f"(EXCLUDED.last_ts >= known.last_ts OR {_WAS_AHEAD})"
 _CHANGES = f"""
     message = CASE WHEN {_IS_LAST} THEN EXCLUDED.message ELSE known.message END,
     instance = CASE WHEN {_IS_LAST} THEN EXCLUDED.instance ELSE known.instance END,
@@ -186,10 +189,11 @@ def add_successes_txn(
         f"INSERT INTO {_SUCCESSES} AS known ({names}, first_ts) "  # noqa: S608
         f"SELECT {names}, last_ts FROM {new} WHERE TRUE "
         "ON CONFLICT (destination) DO UPDATE SET owner = EXCLUDED.owner, "
-        "first_ts = COALESCE(known.first_ts, known.last_ts), "
-        "last_ts = CASE WHEN EXCLUDED.last_ts > known.last_ts "
+        f"first_ts = CASE WHEN {_WAS_AHEAD} THEN EXCLUDED.last_ts "
+        "ELSE COALESCE(known.first_ts, known.last_ts) END, "
+        f"last_ts = CASE WHEN {_IS_LAST} "
         "THEN EXCLUDED.last_ts ELSE known.last_ts END, "
-        "recovered_ts = CASE WHEN known.recovered_ts IS NULL "
+        f"recovered_ts = CASE WHEN {_WAS_AHEAD} OR known.recovered_ts IS NULL "
         "OR EXCLUDED.recovered_ts > known.recovered_ts "
         "THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END",
         (json.dumps([attr.asdict(success) for success in successes]),),
