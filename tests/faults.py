@@ -693,7 +693,7 @@ by_srv(
 )
 
 
-@fault("two-faults failing connection_refused")
+@fault("two-faults failing tls_expired/own_certificate")
 def _(lab: Laboratory, name: str) -> None:
     placed(lab, name)
     bad_certificate(lab, name)

@@ -98,10 +98,9 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
 # The stages of what a reconnect does, too.
 WAY = ("name", "addresses", "connections", "version")
 
-# What it calls otherwise: of two addresses it meets another one; and a file that came
-# late comes at once when it is asked for again.
+# What it calls otherwise, for the server does otherwise: a file that came late comes at
+# once when it is asked for again.
 OTHERWISE = {
-    "two-faults": ("tls_expired",),
     "late-hostile-file": ("well_known_invalid",),
     # A contact waits for the file for as long as it may.
     "file-hole": ("well_known_unreachable", "connection_timeout"),

@@ -61,6 +61,14 @@ _SHARE_CONNECT = 0.25
 _SHARE = 0.4
 
 
+# With these there is no connection: the last tell the least.
+_NOT_CONNECTED = (
+    FailureKind.CONNECTION_REFUSED,
+    FailureKind.CONNECTION_TIMEOUT,
+    FailureKind.UNREACHABLE,
+)
+
+
 async def check_connections(
     way: Way, name: ServerName, addresses: AddressesFindings
 ) -> Stage:
@@ -276,6 +284,12 @@ def without_route(
     return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
 
 
+def _how_far(error: Failure | None) -> int:
+    """Tell how far a connection came: the less, the farther."""
+    kind = error.kind if error else None
+    return _NOT_CONNECTED.index(kind) + 1 if kind in _NOT_CONNECTED else 0
+
+
 def conclude(findings: ConnectionsFindings) -> Stage:
     """Return the stage: whether connections work, and whether all of them do."""
     name = StageName.CONNECTIONS
@@ -283,10 +297,11 @@ def conclude(findings: ConnectionsFindings) -> Stage:
     if not tried:
         first = findings.connections[0].error if findings.connections else None
         return Stage.failed(name, first or Failure(FailureKind.UNREACHABLE), findings)
-    errors = [c.error for c in tried]
-    # Where there is a way, what is met there tells more.
-    errors.sort(key=lambda e: e is not None and e.kind is FailureKind.UNREACHABLE)
-    stage = Stage.of_all(name, errors, findings)
+    # Synapse takes the next address of a host where it is not connected, and then tells
+    # what it has met of the first host.
+    hosts = list(dict.fromkeys(c.host for c in tried))
+    tried.sort(key=lambda c: (hosts.index(c.host), _how_far(c.error)))
+    stage = Stage.of_all(name, [c.error for c in tried], findings)
     if stage.outcome is StageOutcome.OK:
         soon = [
             failure
