@@ -7,6 +7,7 @@ The truth is Synapse's own log: it has a line for each failure after which it ba
 import itertools
 import random
 import re
+import socket
 import threading
 import time
 from collections import Counter, defaultdict
@@ -340,6 +341,16 @@ def told(cluster: Cluster) -> list[Told]:
     return told
 
 
+def kind_of_no_name() -> str:
+    """Return what a name that is not there is called, by what is asked here."""
+    try:
+        socket.getaddrinfo("nosuch.invalid", 8448)
+    except socket.gaierror as e:
+        # Without a network no name server says that it is not there.
+        return "dns_not_found" if e.errno == socket.EAI_NONAME else "dns_failed"
+    raise AssertionError
+
+
 def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
     """Each of a thousand failures is recorded, as what it is, and when it was.
 
@@ -353,10 +364,11 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
     assert {line.process for line in told} == set(PROCESSES)
     assert cluster.counts() == {name: len(found) for name, found in lines.items()}
 
+    kinds = {**KINDS, "no such name": kind_of_no_name()}
     for name, what in cluster.faults.items():
         (failure,) = cluster.failures(name)
         found = sorted(lines[name], key=lambda line: line.ts)
-        expected = (KINDS[what], len(found), found[-1].process)
+        expected = (kinds[what], len(found), found[-1].process)
         is_ = (failure["kind"], failure["count"], failure["instance"])
         assert is_ == expected, (name, what)
         assert abs(failure["first_ts"] - found[0].ts) <= CLOSE_MS, (failure, found)
