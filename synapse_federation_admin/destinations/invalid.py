@@ -7,7 +7,6 @@ a pass over the table. What a name is does not change, so that what was found se
 ten times as long as it took to find it, if that is long at all.
 """
 
-import string
 from contextlib import suppress
 
 from synapse.module_api import LoggingTransaction
@@ -16,33 +15,15 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
-_DIGITS = string.digits
-_OF_HOSTS = string.ascii_letters + string.digits + ".-"
-
-# The name without a port.
-_HOST = f"RTRIM(RTRIM(destination, '{_DIGITS}'), ':')"
-
-# What may be no server name: all that is none, and little that is one. Other characters
-# than those of host names, as in IPv6 addresses; no host; an odd port; an empty label,
-# or perhaps a long one.
-MAY_BE_INVALID = (
-    "("
-    + " OR ".join(
-        (
-            f"LTRIM({_HOST}, '{_OF_HOSTS}') <> ''",
-            f"{_HOST} = ''",
-            "REPLACE(destination, '::', '') <> destination",
-            "RTRIM(RTRIM(destination, '0'), ':') <> RTRIM(destination, '0')",
-            f"LENGTH(destination) - LENGTH(RTRIM(destination, '{_DIGITS}')) > 4",
-            "REPLACE(destination, '..', '') <> destination",
-            "LTRIM(destination, '.') <> destination",
-            "RTRIM(destination, '.') <> destination",
-            "REPLACE(destination, '.:', '') <> destination",
-            "LENGTH(destination) > 63",
-        )
-    )
-    + ")"
-)
+# What may be no server name: all that is none, and of what is one, names with a port
+# and IPv6 addresses, and long ones. By whether it is PostgreSQL.
+MAY_BE_INVALID = {
+    True: "(destination ~ '[^0-9A-Za-z.-]|[.][.]|^[.]|[.]$' "
+    "OR LENGTH(destination) > 63 OR destination = '')",
+    False: "(destination GLOB '*[^0-9A-Za-z.-]*' OR destination GLOB '*..*' "
+    "OR destination GLOB '.*' OR destination GLOB '*.' "
+    "OR LENGTH(destination) > 63 OR destination = '')",
+}
 
 # A pass that takes less is made whenever somebody asks. After one that takes longer,
 # the next is not made before so many times as long; how long it is waited for then.
@@ -79,9 +60,11 @@ class InvalidNames:
         return self.names
 
     async def _find(self) -> None:
+        which = MAY_BE_INVALID[self._homeserver.is_postgres]
+
         def find_txn(txn: LoggingTransaction) -> tuple[str, ...]:
             txn.execute(
-                f"SELECT destination FROM destinations WHERE {MAY_BE_INVALID}"  # noqa: S608
+                f"SELECT destination FROM destinations WHERE {which}"  # noqa: S608
             )
             found: list[str] = []
             while rows := txn.fetchmany(limits.INVALID_NAMES):
