@@ -425,6 +425,12 @@ HOUR_MS = 3_600_000
             "degraded sender_behind -",
             "restart it",
         ),
+        (
+            attr.evolve(RUNNING, behind_events=1, behind_ms=20_000),
+            None,
+            "degraded sender_behind -",
+            "the next event",
+        ),
         (attr.evolve(RUNNING, behind_events=9, behind_ms=1000), None, "ok - -", ""),
     ],
 )

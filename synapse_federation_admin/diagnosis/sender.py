@@ -12,7 +12,9 @@ from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind,
 from synapse_federation_admin.homeserver.process import stored_instance
 from synapse_federation_admin.storage.instances import InstanceState
 
-# Behind by so long, it does not get on; by less, events are late.
+# Behind by so long, events are late; or it does not get on. One that keeps up takes
+# less, and one that hangs is known as such only after 45 seconds.
+_LATE_MS = 15_000
 _STUCK_MS = 3_600_000
 
 _DOWN = {
@@ -54,8 +56,8 @@ def check_sender(sender: Sender, queued: int | None, *, now_ms: int) -> Stage:
         facts = Facts(instance=name, position=queued, target=row)
         failure = Failure(FailureKind.SENDER_BEHIND, known, facts)
         return Stage.failed(StageName.SENDER, failure, findings)
-    if sender.is_behind:
-        behind_ms = sender.behind_ms or 0
+    behind_ms = sender.behind_ms or 0
+    if behind_ms >= _LATE_MS:
         facts = Facts(instance=name, ago_ms=behind_ms)
         failure = Failure(FailureKind.SENDER_BEHIND, facts=facts)
         is_stuck = behind_ms >= _STUCK_MS

@@ -262,8 +262,8 @@ class FailureKind(Worded):
         "sender_behind",
         "Federation sender behind",
         "{instance} has not sent what was written {ago} ago",
-        "Check the log and the load of {instance}, a process of this homeserver. If it "
-        "does not get on, restart it.",
+        "Check the log and the load of {instance}, a process of this homeserver. Just "
+        "started, it begins with the next event. If it does not get on, restart it.",
         Fault.US,
     )
     IS_US = (
