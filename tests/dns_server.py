@@ -65,6 +65,8 @@ class DnsServer:
             self._udp = stack.enter_context(
                 socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             )
+            # Whoever asks is answered, also where this process has much to do.
+            self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
             self._udp.bind((self.address, 53))
             self._is_over = False
             thread = threading.Thread(target=self._serve_udp, daemon=True)
@@ -91,6 +93,10 @@ class DnsServer:
             data, peer = self._udp.recvfrom(4096)
             if self._is_over:
                 return
+            if not self.delay_s:
+                # Without a thread of its own, for which others would have to wait.
+                self._answer_udp(data, peer)
+                continue
             timer = threading.Timer(self.delay_s, self._answer_udp, (data, peer))
             timer.daemon = True
             timer.start()

@@ -87,7 +87,14 @@ site(
     "ends-soon degraded other/expires_soon",
     "ends in 3 days",
     certify=lambda lab, name: issued(
-        lab, name, not_before=NOW - DAY, not_after=NOW + 3 * DAY
+        lab, name, not_before=NOW - 60 * DAY, not_after=NOW + 3 * DAY
+    ),
+)
+# One that lives for six days, and is to be renewed tomorrow.
+site(
+    "short-lived ok",
+    certify=lambda lab, name: issued(
+        lab, name, not_before=NOW - 3 * DAY, not_after=NOW + 3 * DAY
     ),
 )
 

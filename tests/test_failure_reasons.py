@@ -177,8 +177,20 @@ def test_clocks(
 
 
 def test_ending_soon() -> None:
-    """Seven days before a certificate ends it is told, and not when it has ended."""
-    for days, is_told in ((3, True), (6.9, True), (7.1, False), (-1, False)):
-        found = ending_soon(certificate(-HOUR, int(days * 24 * HOUR)))
-        assert (found is not None) == is_told
+    """Seven days before a certificate ends it is told, and not when it has ended.
+
+    Of one that lives for six days, as those of Let's Encrypt can, at two.
+    """
+    for age, days, is_told in (
+        (60, 3, True),
+        (60, 6.9, True),
+        (60, 7.1, False),
+        (60, -1, False),
+        (0, 6, False),
+        (3, 3, False),
+        (4.1, 1.9, True),
+        (3.5, 6.6, True),
+    ):
+        begins, ends = (int(x * 24 * HOUR) for x in (-age, days))
+        assert (ending_soon(certificate(begins, ends)) is not None) == is_told
     assert ending_soon(None) is None
