@@ -217,6 +217,12 @@ def test_wrapped(example: Exception, kind: str) -> None:
         assert failure_of(sent(never(*reasons))).kind.value == kind
 
 
+def test_empty_delegation() -> None:
+    """An m.server that is empty is called so, and has no text to be told."""
+    failure = failure_of(sent(ObstacleError(Obstacle.BAD_DELEGATION, "")))
+    assert failure.reason is Reason.M_SERVER_EMPTY
+
+
 @pytest.mark.parametrize("obstacle", Obstacle)
 def test_obstacle(obstacle: Obstacle) -> None:
     """What our own agents have met has a kind; that nothing is left is ours."""

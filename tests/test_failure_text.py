@@ -19,6 +19,8 @@ from synapse_federation_admin.failures.kinds import (
 )
 from synapse_federation_admin.failures.text import (
     Effect,
+    LastRequest,
+    RealTraffic,
     Remark,
     Situation,
     advice_of,
@@ -74,7 +76,7 @@ FOREIGN = re.compile(
 
 # Who has to act.
 WHO = re.compile(
-    r"their admin|Nothing to do|this (host|homeserver|process)|Synapse|Wait|Try again|"
+    r"their admin|Nothing to do|Nobody has to|this (host|homeserver|process)|Synapse|Wait|Try again|"
     r"Check|Set|Raise"
 )
 
@@ -198,6 +200,22 @@ def test_advice() -> None:
     assert Situation(Effect.NONE, backoff_left_ms=31 * 3_600_000).advice == (
         "Synapse retries only in 31 h: reset the connection."
     )
+
+
+@pytest.mark.parametrize("effect", Effect)
+def test_contradictions(effect: Effect) -> None:
+    """Beside a failure, and beside something to do, nobody is told that all is well."""
+    real = RealTraffic(LastRequest.FAILED, 1000, FailureKind.HTTP_ERROR)
+    for failure in failures():
+        if failure.reason in (Reason.CALLED_OFF, Reason.OWN_NAME):
+            # They are of this homeserver itself.
+            continue
+        situation = Situation(effect, failure, (), 60_000, real=real)
+        assert "Nothing to do" not in situation.advice
+    said = Situation(effect, real=real).explanation
+    assert not said.startswith("Federation works, but"), said
+    long = Situation(effect, Failure(FailureKind.OTHER), tuple(Remark), real=real)
+    assert all(len(text) <= limits.SENTENCE for text in long.sentences)
 
 
 def test_caches() -> None:

@@ -248,8 +248,10 @@ def forget_frames(error: BaseException) -> None:
 def _stopped_by(error: ObstacleError) -> Failure:
     """Tell what an obstacle means that our own agents have met."""
     if error.obstacle is Obstacle.BAD_DELEGATION:
-        kind, reason = FailureKind.WELL_KNOWN_INVALID, Reason.M_SERVER_INVALID
-        return Failure(kind, reason, Facts(said=bounded(error.host)))
+        is_empty = not error.host
+        reason = Reason.M_SERVER_EMPTY if is_empty else Reason.M_SERVER_INVALID
+        facts = Facts(said=bounded(error.host))
+        return Failure(FailureKind.WELL_KNOWN_INVALID, reason, facts)
     if error.obstacle is Obstacle.OWN_PROXY:
         met = error.__cause__
         cause = None if met is None else _read(met, is_of_clients=True)

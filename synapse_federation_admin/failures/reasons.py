@@ -147,8 +147,8 @@ class Reason(Worded):
     INTERNAL_NAME = (
         "internal_name",
         "the server name is an internal address, which only its own network reaches",
-        "Nothing to do: no other server can reach this name. If nobody here uses it, "
-        "forget the destination.",
+        "Nobody has to act: no other server can reach this name. "
+        "If it is not used here, forget the destination.",
     )
     SOME_ADDRESSES = (
         "some_addresses",
@@ -372,7 +372,7 @@ class Reason(Worded):
         "expires_soon",
         "the server's certificate ends in {left}, and then nothing gets through",
         "Tell their admin to renew the certificate now: automatic renewal seems to "
-        "fail. Nothing to do here.",
+        "fail.",
         Fault.THEM,
         "TLS certificate ends soon",
     )
@@ -577,8 +577,7 @@ class Reason(Worded):
     SLOW = (
         "slow",
         "a request took {took} to be answered",
-        "Nothing to do. If messages arrive late there, tell their admin: the server "
-        "is overloaded.",
+        "If messages arrive late there, tell their admin: the server is overloaded.",
         Fault.THEM,
         "Slow responses",
     )
@@ -606,7 +605,7 @@ class Reason(Worded):
     UNKNOWN_REQUEST = (
         "unknown_request",
         "whether the server accepts the signature of this homeserver is not known",
-        "Nothing to do. If messages do not arrive there, ask their admin.",
+        "If messages do not arrive there, ask their admin.",
         None,
         "Unknown request",
     )

@@ -19,6 +19,7 @@ from synapse_federation_admin.failures.kinds import (
     Fault,
     Reason,
 )
+from synapse_federation_admin.failures.reasons import Worded
 
 _NEITHER = (None, None)
 
@@ -43,8 +44,7 @@ _NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT
 _IN_VAIN = "Resetting the connection does not help."
 
 _BAD_ADDRESS_ADVICE = (
-    "Tell their admin: {address} does not work; mend it, or take it out of the DNS. "
-    "Nothing to do here."
+    "Tell their admin: {address} does not work; mend it, or take it out of the DNS."
 )
 
 # Of this a reset can be of use: nobody has to do anything before.
@@ -82,8 +82,12 @@ class Verdict(Enum):
     UNKNOWN = "unknown"
 
 
-class Effect(Enum):
+class Effect(Worded):
     """What comes of a failure, or of there being none: as people are told it first."""
+
+    def __init__(self, _: str, unproven: str = "") -> None:
+        """Say what is told where the last real request failed, if that is otherwise."""
+        self.unproven = unproven
 
     NONE = "Federation with this server works."
 
@@ -99,19 +103,29 @@ class Effect(Enum):
     STOPS = ""
 
     NEXT_ADDRESS = (
-        "Federation works, but some addresses do not; Synapse then tries the next one."
+        "Federation works, but some addresses do not; Synapse then tries the next one.",
+        "The server answers, but some addresses do not work; Synapse then tries the "
+        "next one.",
     )
     WAITS_FOR_ADDRESS = (
         "Federation works, but some addresses do not answer; Synapse waits up to 30 s "
-        "for them at its first request, and then uses another one."
+        "for them at its first request, and then uses another one.",
+        "The server answers, but not at all addresses; Synapse waits up to 30 s for "
+        "those at its first request, and then uses another one.",
     )
     SOME_REQUESTS = (
         "Federation works for some requests and not for others, by the address that "
         "Synapse picks."
     )
     AT_TIMES = "Federation works at times only."
-    NO_VERSION = "Federation works, but the server does not tell its version."
-    WORKS = "Federation works, but not everything is in order."
+    NO_VERSION = (
+        "Federation works, but the server does not tell its version.",
+        "The server answers, but does not tell its version.",
+    )
+    WORKS = (
+        "Federation works, but not everything is in order.",
+        "The server answers, but not everything is in order.",
+    )
     NOT_KNOWN = "Whether federation works is not known."
 
 
@@ -228,7 +242,10 @@ class Situation:
     @property
     def sentences(self) -> list[str]:
         """The same, sentence by sentence."""
-        sentences = [self.effect.value]
+        real = self.real
+        is_unproven = real is not None and real.last is LastRequest.FAILED
+        first = is_unproven and self.effect.unproven
+        sentences = [first or self.effect.value]
         if self.failure is not None:
             sentences += [f"{message_of(self.failure)}.", _way_of(self.failure)]
             sentences.append(_cache_of(self.failure))
