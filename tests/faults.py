@@ -889,7 +889,7 @@ site("rejects-and-hides failing rejected", version=PAGE_NOT_FOUND, query=UNAUTHO
 site("query-hangs failing response_timeout/signed_unanswered", query=hang)
 site("keys-limited failing rate_limited/keys_request", keys=LIMITED)
 site("keys-close failing keys_missing/closed", keys=close)
-site(f"query-500 failing {NOT_ROUTED}", query=SERVER_ERROR)
+site("query-500 failing http_error/signed_error", query=SERVER_ERROR)
 site(f"query-html failing {NOT_ROUTED}", query=PAGE_NOT_FOUND)
 site("query-limited failing rate_limited", query=LIMITED)
 site("query-unknown degraded http_error/unknown_request", query=UNRECOGNIZED)
@@ -898,7 +898,7 @@ site(
     "HTTP 500 M_UNKNOWN",
     query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
 )
-site("no-version degraded http_error", version=http("404 Not Found"))
+site("no-version degraded http_error/version_only", version=http("404 Not Found"))
 site("version-shut degraded rejected/forbidden_by_proxy", version=FORBIDDEN)
 # Clocks.
 site("fast-clock degraded other/clock", "ahead of ours", version=FAST)

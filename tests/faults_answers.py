@@ -14,12 +14,14 @@ from faults import (
     DAY,
     NOW,
     Build,
+    delegates,
     early,
     expired,
     fault,
     issue,
     issued,
     loaded,
+    m_server,
     placed,
     presenting,
     redirect,
@@ -31,6 +33,7 @@ from faults import (
 from laboratory import (
     HTML,
     UNRECOGNIZED,
+    ZONE,
     Answer,
     Laboratory,
     as_json,
@@ -284,3 +287,68 @@ def _(lab: Laboratory, name: str) -> None:
     hole = placed(lab, name, lab.hole())
     lab.hole(hole, 443)
     up(lab, name)
+
+
+# Others of the same kinds.
+
+site("wildcard ok", certify=lambda lab, _: issued(lab, f"*.{ZONE}"))
+site("file-port-0 failing well_known_invalid", file=m_server(f"a.{ZONE}:0"))
+site("file-large-port failing well_known_invalid", file=m_server(f"a.{ZONE}:84480"))
+site("file-space failing well_known_invalid", file=m_server(f" a.{ZONE}:8448"))
+site("file-list degraded well_known_invalid", file=as_json([f"a.{ZONE}:8448"]))
+site("file-null degraded well_known_invalid", file=m_server(None))
+site("file-forbidden ok", file=http("403 Forbidden", b"<html>", HTML))
+site("keys-404 failing keys_missing", keys=http("404 Not Found", b"<html>", HTML))
+site("keys-empty failing keys_missing", keys=as_json({}))
+site("version-list degraded invalid_response", version=as_json([1]))
+site("query-413 failing too_large", query=http("413 No", b"<html>", HTML))
+site("query-502 failing http_error", query=http("502 No", b"<html>", NGINX))
+site("query-410 failing gone", query=http("410 Gone", b""))
+site("query-redirect failing http_error", query=redirect(b"https://elsewhere.example/"))
+serving("mail failing tls_failed", b"220 mail.lab.example ESMTP\r\n", plain=True)
+for status in ("400", "402", "405", "418", "451", "504", "520", "522", "525", "530"):
+    page = http(f"{status} No", b"<html>", NGINX)
+    serving(f"all-{status} failing http_error", page)
+
+
+@fault("alias-loop failing dns_failed")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.records[name, "A"] = lab.dns.records[name, "AAAA"] = "SERVFAIL"
+
+
+@fault("file-to-refused-literal failing connection_refused", "names 127.")
+def _(lab: Laboratory, name: str) -> None:
+    delegates(lab, name, m_server(f"{lab.address()}:8448"))
+
+
+@fault("file-to-dropped failing connection_timeout", "Their well-known file names")
+def _(lab: Laboratory, name: str) -> None:
+    delegates(lab, name, m_server(f"{lab.hole()}:8448"))
+
+
+@fault("file-to-expired failing tls_expired/own_certificate", "names expired-host")
+def _(lab: Laboratory, name: str) -> None:
+    host = f"expired-host.{ZONE}"
+    delegates(lab, name, m_server(f"{host}:8448"))
+    made = expired(lab, host)
+    lab.serve(placed(lab, host), 8448, homeserver(name), context=made)
+
+
+@fault("srv-expired failing tls_expired/own_certificate", "Their SRV record names")
+def _(lab: Laboratory, name: str) -> None:
+    host = f"host-{name}"
+    srv(lab, name, host)
+    made = expired(lab, name)
+    lab.serve(placed(lab, host), 8448, homeserver(name), context=made)
+
+
+@fault("two-refused failing connection_refused", "and 1 more")
+def _(lab: Laboratory, name: str) -> None:
+    placed(lab, name)
+    placed(lab, name)
+
+
+@fault("two-holes failing connection_timeout", "and 1 more")
+def _(lab: Laboratory, name: str) -> None:
+    for _ in range(2):
+        placed(lab, name, lab.hole())

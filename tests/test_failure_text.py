@@ -76,8 +76,8 @@ FOREIGN = re.compile(
 
 # Who has to act.
 WHO = re.compile(
-    r"their admin|Nothing to do|Nobody has to|this (host|homeserver|process)|Synapse|Wait|Try again|"
-    r"Check|Set|Raise"
+    r"their admin|Nothing to do|Nobody has to|this (host|homeserver|process)|Synapse|"
+    r"Wait|Try again|Check|Set|Raise"
 )
 
 

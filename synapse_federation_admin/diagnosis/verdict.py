@@ -404,6 +404,8 @@ def _effect_of(stage: Stage, failure: Failure) -> Effect:
         return Effect.NEXT_ADDRESS if is_skipped else Effect.SOME_REQUESTS
     if stage.name is StageName.VERSION:
         return Effect.NO_VERSION
+    if failure.reason is Reason.UNKNOWN_REQUEST:
+        return Effect.ANSWERS_SOME
     return Effect.AT_TIMES if stage.name is StageName.CONNECTIONS else Effect.WORKS
 
 
@@ -454,7 +456,11 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
         (name is StageName.WELL_KNOWN, None),
         # It may be waiting for our answer, of which it needs the key.
         (is_signed and is_late, Reason.SIGNED_UNANSWERED),
-        (is_signed and _has_error(stages), Reason.SIGNED_ERROR),
+        (
+            is_signed
+            and (_has_error(stages) or failure.reason is Reason.WEB_SERVER_FAILS),
+            Reason.SIGNED_ERROR,
+        ),
         (is_signed and failure.reason not in _TELLING, Reason.SIGNED_NOT_ROUTED),
         # It is none of the kinds of keys.
         (
@@ -464,6 +470,15 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
             and kind is keys.error.kind
             and kind not in _NOBODY_THERE,
             Reason.KEYS_REQUEST,
+        ),
+        # What else is asked for is answered.
+        (
+            name is StageName.VERSION
+            and failure.reason is Reason.NOT_ROUTED
+            and stage.outcome is StageOutcome.FAILED
+            and stages[StageName.AUTHENTICATED].outcome
+            in (StageOutcome.OK, StageOutcome.WARNING),
+            Reason.VERSION_ONLY,
         ),
         (is_late and is_another, Reason.ANOTHER_PROCESS),
         (is_rejected and are_rejected and is_by_key, Reason.UNSIGNED_TOO),

@@ -14,7 +14,7 @@ of" or "2 h behind",
 `{left}` for "23 h", `{until}` for "14:05 UTC", `{begins}` for ': it begins with "<"',
 `{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)", `{issuer}` and
 `{subject}` for whom a certificate names, `{server}` for " (nginx)", `{starts}`
-for "it is valid only in 23 h; ". Advice says who has
+for "it becomes valid only in 23 h; ". Advice says who has
 to act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
 """
 
@@ -187,7 +187,7 @@ class FailureKind(Worded):
     GONE = (
         "gone",
         "Server permanently gone",
-        "it answers HTTP 410",
+        "it answers {status}",
         "If their admin confirms it, forget the destination.",
     )
     HTTP_ERROR = (

@@ -147,8 +147,8 @@ class Reason(Worded):
     INTERNAL_NAME = (
         "internal_name",
         "the server name is an internal address, which only its own network reaches",
-        "Nobody has to act: no other server can reach this name. "
-        "If it is not used here, forget the destination.",
+        "Nobody has to act: no other server can reach this name. If it is not used "
+        "here, forget the destination.",
     )
     SOME_ADDRESSES = (
         "some_addresses",
@@ -272,9 +272,14 @@ class Reason(Worded):
         "Tell their admin: the CNAME record of {host} has to name a host that exists.",
         Fault.THEM,
     )
-    NO_HOST_NAME = "no_host_name", "{host} is not a valid host name"
-    DNS_NO_ANSWER = "dns_no_answer", "{host}: no answer in time"
-    DNS_SERVER_FAILURE = "dns_server_failure", "{host}: the answer is an error"
+    NO_HOST_NAME = (
+        "no_host_name",
+        "{host} is not a valid host name",
+        "Tell their admin: their SRV record or m.server has to name a valid host.",
+        Fault.THEM,
+    )
+    DNS_NO_ANSWER = "dns_no_answer", "no answer about {host} in time"
+    DNS_SERVER_FAILURE = "dns_server_failure", "no answer, or an error, about {host}"
     NAME_SERVERS_FAIL = (
         "name_servers_fail",
         "no answer, or an error, about {host}, while other names are answered",
@@ -356,7 +361,7 @@ class Reason(Worded):
     )
     STARTS_LATER = (
         "starts_later",
-        "it is valid only in {left}, by the clock of the server, too",
+        "it becomes valid only in {left}, by the clock of the server, too",
         "Tell their admin: the certificate begins in the future. It was issued with a "
         "wrong date.",
         Fault.THEM,
@@ -387,7 +392,7 @@ class Reason(Worded):
         "unknown_authority",
         "this host does not know the authority {issuer}",
         "If several servers fail so, update ca-certificates on this host. If not, ask "
-        "their admin for a certificate of a known authority; of your own one: "
+        "their admin for a certificate of a known authority. For your own: "
         "federation_custom_ca_list.",
     )
     MISSING_INTERMEDIATE = (
@@ -589,6 +594,10 @@ class Reason(Worded):
         "Tell their admin: a firewall or proxy in front of the homeserver blocks this "
         "host.",
         Fault.THEM,
+    )
+    VERSION_ONLY = (
+        "version_only",
+        "only the request for the version is answered so",
     )
     SIGNED_ERROR = (
         "signed_error",

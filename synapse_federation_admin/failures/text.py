@@ -117,6 +117,7 @@ class Effect(Worded):
         "Federation works for some requests and not for others, by the address that "
         "Synapse picks."
     )
+    ANSWERS_SOME = "The server answers this diagnosis, but not all of its requests."
     AT_TIMES = "Federation works at times only."
     NO_VERSION = (
         "Federation works, but the server does not tell its version.",
@@ -478,7 +479,7 @@ def _filled(template: str, failure: Failure) -> str:
         issuer=_holder(facts.issuer) or "that has issued it",
         subject=_holder(facts.subject) or "a certificate",
         server=f" ({_cut(facts.server, limits.FACT)})" if facts.server else "",
-        starts=f"it is valid only in {shown_duration(facts.left_ms)}; "
+        starts=f"it becomes valid only in {shown_duration(facts.left_ms)}; "
         if facts.left_ms
         else "",
         took=shown_duration(facts.took_ms),
