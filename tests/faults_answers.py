@@ -299,21 +299,16 @@ site("file-list degraded well_known_invalid", file=as_json([f"a.{ZONE}:8448"]))
 site("file-null degraded well_known_invalid", file=m_server(None))
 site("file-forbidden ok", file=http("403 Forbidden", b"<html>", HTML))
 site("keys-404 failing keys_missing", keys=http("404 Not Found", b"<html>", HTML))
-site("keys-empty failing keys_missing", keys=as_json({}))
+site("keys-empty failing keys_invalid/no_server_name", keys=as_json({}))
 site("version-list degraded invalid_response", version=as_json([1]))
-site("query-413 failing too_large", query=http("413 No", b"<html>", HTML))
+site("query-413 failing too_large/None", query=http("413 No", b"<html>", HTML))
 site("query-502 failing http_error", query=http("502 No", b"<html>", NGINX))
-site("query-410 failing gone", query=http("410 Gone", b""))
+site("query-410 failing gone/signed_not_routed", query=http("410 Gone", b""))
 site("query-redirect failing http_error", query=redirect(b"https://elsewhere.example/"))
 serving("mail failing tls_failed", b"220 mail.lab.example ESMTP\r\n", plain=True)
 for status in ("400", "402", "405", "418", "451", "504", "520", "522", "525", "530"):
     page = http(f"{status} No", b"<html>", NGINX)
     serving(f"all-{status} failing http_error", page)
-
-
-@fault("alias-loop failing dns_failed")
-def _(lab: Laboratory, name: str) -> None:
-    lab.dns.records[name, "A"] = lab.dns.records[name, "AAAA"] = "SERVFAIL"
 
 
 @fault("file-to-refused-literal failing connection_refused", "names 127.")

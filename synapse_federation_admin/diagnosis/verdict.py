@@ -72,6 +72,9 @@ _NOT_SENT = (
     FailureKind.IP_BLOCKED,
 )
 
+# With these it may be another one that answers than the homeserver.
+_ODD = (FailureKind.HTTP_ERROR, FailureKind.INVALID_RESPONSE, FailureKind.GONE)
+
 # These tell more than that only signed requests are not answered.
 _TELLING = (
     Reason.BACKEND_DOWN,
@@ -461,7 +464,10 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
             and (_has_error(stages) or failure.reason is Reason.WEB_SERVER_FAILS),
             Reason.SIGNED_ERROR,
         ),
-        (is_signed and failure.reason not in _TELLING, Reason.SIGNED_NOT_ROUTED),
+        (
+            is_signed and kind in _ODD and failure.reason not in _TELLING,
+            Reason.SIGNED_NOT_ROUTED,
+        ),
         # It is none of the kinds of keys.
         (
             name is StageName.KEYS
