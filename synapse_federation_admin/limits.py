@@ -57,6 +57,11 @@ CURSORS = 4096
 # Requests of which it is known what has stopped them, and not yet that they failed.
 CAUSES = 1000
 
+# -- done in one turn of the reactor ---------------------------------------------------
+
+# Queues of Synapse's sender, one for each destination, that are counted.
+QUEUES_COUNTED = 2000
+
 # -- done in one transaction -----------------------------------------------------------
 
 RECORDS_WRITTEN = 1000

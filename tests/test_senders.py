@@ -48,6 +48,8 @@ class SendersTestCase(MembersTestCase):
         super().prepare(reactor, clock, hs)
         homeserver = Homeserver(hs.get_module_api())
         self.senders = Senders(homeserver, Tables(homeserver))
+        # Others that run have written that meanwhile.
+        self.senders._steady_s -= 60
 
     def set_position(self, position: str) -> None:
         self.run_sql(
@@ -90,6 +92,29 @@ class OneProcessTestCase(SendersTestCase):
             self.run_sql("SELECT has_ended FROM federation_admin_instances"), [(0,)]
         )
 
+    def test_cannot_write(self) -> None:
+        """Who answers runs, also if it could not write that for a minute."""
+        self.run_sql("UPDATE federation_admin_instances SET seen_ts = seen_ts - 60000")
+        self.assertFalse(self.sender().is_down)
+        self.assertIs(self.sender().state, InstanceState.RUNNING)
+
+    def test_in_memory(self) -> None:
+        """What is queued is counted, in pieces, as each release keeps it."""
+        sender = self.hs.get_federation_sender()
+        waiting = [mock.Mock(origin_server_ts=ts) for ts in (5, 7)]
+        for number in range(3):
+            queue = sender._get_per_destination_queue(f"{number}.example")  # type: ignore[attr-defined]
+            queue._pending_pdus = (
+                {str(pdu): pdu for pdu in waiting}
+                if isinstance(queue._pending_pdus, dict)
+                else waiting
+            )
+        with mock.patch("synapse_federation_admin.limits.QUEUES_COUNTED", 2):
+            found = self.get_success(self.senders._own())
+        assert found.in_memory is not None
+        self.assertEqual((found.in_memory.pdus, found.in_memory.oldest_ts), (6, 5))
+        self.get_success(self.senders.beat())
+
     def test_told(self) -> None:
         """The summary, the processes and a destination's own sender agree."""
         self.add_destination("a.example")
@@ -104,6 +129,7 @@ class OneProcessTestCase(SendersTestCase):
 
     def test_queued_position(self) -> None:
         """It goes back by as many as are gone through at once, from what is queued."""
+        other_id = self.helper.create_room_as("@admin:test", tok=self.admin_token)
         room_id = self.helper.create_room_as("@admin:test", tok=self.admin_token)
         positions = [
             position
@@ -124,6 +150,13 @@ class OneProcessTestCase(SendersTestCase):
         self.assertEqual(found, positions[-5])
         other = attr.evolve(ours, instance="federation_sender1")
         self.assertIsNone(self.get_success(self.senders.queued_position(other)))
+        # What stands for an event that is not there may be of before a restore: then
+        # others may be, too, whose numbers are used again.
+        self.run_sql(
+            "INSERT INTO destination_rooms (destination, room_id, stream_ordering) "
+            f"VALUES ('a.example', '{other_id}', {positions[-1]})"
+        )
+        self.assertIsNone(self.get_success(self.senders.queued_position(ours)))
 
     def test_not_yet_queued(self) -> None:
         """Our events are counted to which it has not come: of all, and of its rooms."""
@@ -175,6 +208,16 @@ class OneProcessTestCase(SendersTestCase):
         sender = self.sender()
         self.assertEqual((sender.behind_events, sender.ahead_events), (0, 7))
         self.assertTrue(sender.is_behind)
+        # Nobody is told of what is fetched for the sake of other events, or rejected.
+        self.set_position("1")
+        even = "stream_ordering / 2 * 2 = stream_ordering"
+        self.run_sql(f"UPDATE events SET outlier = true WHERE {even}")
+        self.run_sql(
+            f"UPDATE events SET rejection_reason = 'auth_error' WHERE NOT ({even})"
+        )
+        sender = self.sender()
+        self.assertEqual((sender.behind_events, sender.behind_ms), (0, 0))
+        self.set_position("(SELECT MAX(stream_ordering) + 7 FROM events)")
         # It is no matter which events are left.
         purge = self.hs.get_storage_controllers().purge_events
         self.get_success(purge.purge_room(room_id))
@@ -247,17 +290,66 @@ class TwoSendersTestCase(SendersTestCase):
         found = self.run_sql("SELECT instance FROM federation_admin_instances")
         self.assertEqual({name for (name,) in found}, {"main", "new", "ahead"})
 
-    def test_without_module(self) -> None:
-        """Who comes to new events runs, also without this module."""
+    def add_position(self, name: str, position: int) -> None:
         self.run_sql(
             "INSERT INTO federation_stream_position (type, stream_id, instance_name) "
-            "VALUES ('events', 1000, 'sender1')"
+            f"VALUES ('events', {position}, '{name}')"
         )
+
+    def test_without_module(self) -> None:
+        """Who is never seen may run without this module, while nothing waits for it."""
         self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        ((newest,),) = self.run_sql("SELECT MAX(stream_ordering) FROM events")
+        self.add_position("sender1", newest)
+        # However long nobody has written anything.
+        self.reactor.advance(3600)
         one, two = self.get_success(self.senders.all())
         self.assertIs(one.state, InstanceState.NEVER_SEEN)
         self.assertFalse(one.is_down)
         self.assertTrue(two.is_down)
+        self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        self.reactor.advance(40)
+        self.assertFalse(self.get_success(self.senders.all())[0].is_down)
+        self.reactor.advance(10)
+        self.assertTrue(self.get_success(self.senders.all())[0].is_down)
+
+    def test_module_taken_out(self) -> None:
+        """Who has come to events since it was last seen runs."""
+        self.add_instance("sender1", 10 * MINUTE_MS)
+        self.add_position("sender1", 1_000_000)
+        self.assertTrue(self.get_success(self.senders.all())[0].is_down)
+        now_ms = self.clock.time_msec()
+        self.run_sql(
+            f"UPDATE federation_admin_instances SET seen_ts = {now_ms - 600_000} "
+            "WHERE instance = 'sender1'"
+        )
+        self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        one = self.get_success(self.senders.all())[0]
+        self.assertIs(one.state, InstanceState.GONE)
+        self.assertFalse(one.is_down)
+
+    def test_database_was_away(self) -> None:
+        """Who could not write is not down, and neither is who did not start yet."""
+        self.add_instance("sender1", MINUTE_MS)
+        self.add_position("sender1", 1)
+        for is_steady in (True, False):
+            one = self.get_success(self.senders.all())[0]
+            self.assertIs(one.is_down, is_steady)
+            self.senders._written_s -= 60
+            self.get_success(self.senders.beat())
+        # It has been long enough ago.
+        self.senders._steady_s -= 60
+        self.assertTrue(self.get_success(self.senders.all())[0].is_down)
+
+    def test_not_running(self) -> None:
+        """Another process is told as not running only if it was seen before."""
+        for name, age_ms in (("seen", 0), ("gone", 5 * MINUTE_MS)):
+            self.add_instance(name, age_ms)
+        found = self.get_success(self.senders.read())
+        self.assertEqual(found.not_running, {"gone", "sender1", "sender2"})
+        never = instances.Instance("never")
+        found = attr.evolve(found, instances={**found.instances, "never": never})
+        self.assertNotIn("never", found.not_running)
 
 
 class NobodyTestCase(SendersTestCase):
@@ -276,3 +368,30 @@ class NobodyTestCase(SendersTestCase):
         self.assertEqual((sender.instance, sender.state.value), (None, "nobody"))
         self.assertTrue(sender.is_down)
         self.assertGreater(sender.behind_events or 0, 0)
+
+
+class OldStyleTestCase(SendersTestCase):
+    """A main process that does not send, and does not know who does."""
+
+    def default_config(self) -> dict[str, Any]:
+        config = super().default_config()
+        config.pop("federation_sender_instances", None)
+        return {
+            **config,
+            "send_federation": False,
+            "redis": {"enabled": True},
+        }
+
+    def test_unknown(self) -> None:
+        """That nobody sends is proven by an event that waits, or not at all."""
+        self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        self.set_position("(SELECT MAX(stream_ordering) FROM events)")
+        self.reactor.advance(3600)
+        found = self.get_success(self.senders.read())
+        self.assertIs(found.senders[0].state, InstanceState.NOBODY)
+        self.assertFalse(found.senders[0].is_down)
+        self.assertTrue(found.is_sent)
+        self.set_position("1")
+        found = self.get_success(self.senders.read())
+        self.assertTrue(found.senders[0].is_down)
+        self.assertFalse(found.is_sent)

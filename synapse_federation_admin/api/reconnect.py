@@ -64,8 +64,8 @@ class Reconnected(Answer):
         description="Why, for people; null if all were told."
     )
     not_running: list[str] = Field(
-        description="Those of which no sign of life is known within 45 seconds: they "
-        "send once they run again."
+        description="Those of which it is known that they do not run: they send once "
+        "they run again."
     )
 
 

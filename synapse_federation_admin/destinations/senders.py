@@ -23,24 +23,34 @@ from synapse_federation_admin.storage.instances import Instance, InstanceState
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, any_of, where
 
-# A sender that is behind by so long does not keep up. One that has come to an event
-# that was received within the same time was running then.
+# A sender that is behind by so long does not keep up.
 _LONG_MS = 300_000
 
+# One that runs has come to an event long before it is so old.
+_WAITS_MS = 45_000
+
+# By so much later than a sign of life an event has to be received to be another one:
+# the clocks of Synapse and of the database may differ.
+_LATER_MS = 60_000
+
 # How far each sender has come; how many events are behind that, the oldest of them and
-# the newest before; and the newest of all.
+# the newest before; and the newest of all. Of what is fetched for the sake of other
+# events only (outliers), and of what is rejected, Synapse does not tell its senders.
 _POSITIONS = """
     SELECT p.instance_name, p.stream_id,
         (
             SELECT COUNT(*) FROM (
-                SELECT 1 FROM events AS e
-                WHERE e.stream_ordering > p.stream_id LIMIT ?
-            ) AS behind
+                SELECT e.outlier, e.rejection_reason FROM events AS e
+                WHERE e.stream_ordering > p.stream_id
+                ORDER BY e.stream_ordering LIMIT ?
+            ) AS behind WHERE NOT outlier AND rejection_reason IS NULL
         ),
         (
-            SELECT e.received_ts FROM events AS e
-            WHERE e.stream_ordering > p.stream_id
-            ORDER BY e.stream_ordering LIMIT 1
+            SELECT MIN(received_ts) FROM (
+                SELECT e.outlier, e.rejection_reason, e.received_ts FROM events AS e
+                WHERE e.stream_ordering > p.stream_id
+                ORDER BY e.stream_ordering LIMIT ?
+            ) AS behind WHERE NOT outlier AND rejection_reason IS NULL
         ),
         (
             SELECT e.received_ts FROM events AS e
@@ -64,6 +74,15 @@ _QUEUED = """
     ORDER BY r.stream_ordering DESC LIMIT ?
 """
 
+# What was queued beyond a position. If the position is the newest of an event that is
+# queued, these are of events that are not there. They may have been, before a part of
+# the database was restored: then their numbers are used again, and a row that seems to
+# be of an event may be of the one that had its number before.
+_UNKNOWN = """
+    SELECT stream_ordering, destination FROM destination_rooms
+    WHERE stream_ordering > ? LIMIT ?
+"""
+
 # So many events Synapse's sender goes through at once
 # (`synapse/federation/sender/__init__.py`).
 _AT_ONCE = 100
@@ -85,7 +104,7 @@ class Sender:
             None as `position`.
         ahead_events: By how much its position is beyond the newest event: so many
             events to come are not sent; None as `position`.
-        is_down: Whether it does not run, as far as is known.
+        is_down: Whether it is known that it does not run.
     """
 
     instance: str | None
@@ -123,17 +142,24 @@ class Processes:
 
     @property
     def is_sent(self) -> bool:
-        """Whether any process sends, according to the configuration."""
-        return self.senders[0].instance is not None
+        """Whether any process sends, as far as is known."""
+        first = self.senders[0]
+        return first.instance is not None or not first.is_down
 
     @property
     def not_running(self) -> frozenset[str]:
-        """The names of those that do not run, as far as is known."""
+        """The names of those of which it is known that they do not run.
+
+        One that was never seen may run without this module.
+        """
+        is_down = {sender.instance: sender.is_down for sender in self.senders}
         return frozenset(
             name
             for name, instance in self.instances.items()
-            if not instance.is_seen
-            and not any(s.instance == name and not s.is_down for s in self.senders)
+            if is_down.get(
+                name,
+                not instance.is_seen and instance.state is not InstanceState.NEVER_SEEN,
+            )
         )
 
 
@@ -160,6 +186,9 @@ class Senders:
         self._tables = tables
         # By a clock that does not jump.
         self._began_s = self._due_s = time.monotonic()
+        # When this process has last written that it runs, and since when it has done so
+        # without a break.
+        self._written_s = self._steady_s = self._began_s
 
     # -- this process ------------------------------------------------------------------
 
@@ -179,7 +208,7 @@ class Senders:
         now_s = time.monotonic()
         beat_txn = partial(
             instances.beat_txn,
-            instance=self._own(
+            instance=await self._own(
                 reactor_late_ms=max(0, int((now_s - self._due_s) * 1000))
             ),
             uptime_ms=int((now_s - self._began_s) * 1000),
@@ -187,10 +216,25 @@ class Senders:
         )
         try:
             await self._tables.run("federation_admin_heartbeat", beat_txn)
+            if self._written_ago_ms() >= _WAITS_MS:
+                self._steady_s = time.monotonic()
+            self._written_s = time.monotonic()
         finally:
             self._due_s = time.monotonic() + instances.BEAT_MS / 1000
 
-    def _own(self, reactor_late_ms: int = 0) -> Instance:
+    def _written_ago_ms(self) -> float:
+        return (time.monotonic() - self._written_s) * 1000
+
+    def _could_all_write(self) -> bool:
+        """Tell whether others that run must have written that meanwhile.
+
+        They may not have when this process has just started, perhaps they with it, or
+        when the database has been away.
+        """
+        steady_ms = (time.monotonic() - self._steady_s) * 1000
+        return steady_ms >= _WAITS_MS > self._written_ago_ms()
+
+    async def _own(self, reactor_late_ms: int = 0) -> Instance:
         sender = self._homeserver.own_sender
         return Instance(
             self._homeserver.instance_name,
@@ -199,7 +243,7 @@ class Senders:
             module_version=version("synapse-federation-admin"),
             synapse_version=version("matrix-synapse"),
             sends=sender.sends,
-            in_memory=sender.in_memory(),
+            in_memory=await sender.in_memory(self._homeserver.sleep_ms),
             reactor_late_ms=reactor_late_ms,
         )
 
@@ -276,20 +320,24 @@ class Senders:
         )
 
     def _queued_txn(self, txn: LoggingTransaction, instance: str | None) -> int | None:
-        txn.execute(_QUEUED, (limits.EVENTS_COUNTED, limits.EVENTS_COUNTED))
-        queued = next(
-            (
-                stream_ordering
-                for stream_ordering, destination in txn.fetchall()
-                # None: there is one for all.
-                if self._homeserver.sender_of(destination) in (instance, None)
-            ),
-            None,
-        )
-        if queued is None:
+        def own(statement: str, *args: int) -> int | None:
+            """Return the first that is queued by the sender."""
+            txn.execute(statement, args)
+            found: list[tuple[int, str]] = txn.fetchall()
+            # None: there is one sender for all.
+            senders = (instance, None)
+            return next(
+                (position for position, name in found if sender_of(name) in senders),
+                None,
+            )
+
+        sender_of = self._homeserver.sender_of
+        queued = own(_QUEUED, limits.EVENTS_COUNTED, limits.EVENTS_COUNTED)
+        if queued is None or own(_UNKNOWN, queued, limits.EVENTS_COUNTED):
             return None
         txn.execute(
-            "SELECT stream_ordering FROM events WHERE stream_ordering < ? "
+            "SELECT stream_ordering FROM events "
+            "WHERE stream_ordering < ? AND stream_ordering > 0 "
             "ORDER BY stream_ordering DESC LIMIT 1 OFFSET ?",
             (queued, _AT_ONCE),
         )
@@ -314,9 +362,9 @@ class Senders:
             ),
         )
         own = homeserver.instance_name
-        if own not in seen or seen[own].state is InstanceState.GONE:
+        if own not in seen or not seen[own].is_seen:
             # It has not been written yet, or cannot be.
-            seen[own] = self._own()
+            seen[own] = await self._own()
         senders = homeserver.senders
         if not senders:
             # Where it is configured in the old way, the sender alone knows of itself.
@@ -326,8 +374,16 @@ class Senders:
             seen.setdefault(name, Instance(name, sends=name in senders))
         return Processes(
             dict(sorted(seen.items())),
-            tuple(_sender(seen[name], positions.get(name)) for name in senders)
-            or (_nobody(positions),),
+            tuple(
+                _sender(
+                    seen[name],
+                    positions.get(name),
+                    homeserver.now_ms(),
+                    could_write=self._could_all_write(),
+                )
+                for name in senders
+            )
+            or (_nobody(positions, may_run=homeserver.has_other_processes),),
         )
 
 
@@ -343,7 +399,7 @@ def _read_txn(
         is_postgres: Whether it is PostgreSQL.
     """
     seen = instances.select_txn(txn, is_postgres=is_postgres)
-    txn.execute(_POSITIONS, (limits.EVENTS_COUNTED,))
+    txn.execute(_POSITIONS, (limits.EVENTS_COUNTED, limits.EVENTS_COUNTED))
     rows: list[tuple[Any, ...]] = txn.fetchall()
     return seen, {
         shown_instance(name): _Position(
@@ -359,24 +415,58 @@ def _read_txn(
     }
 
 
-def _sender(instance: Instance, position: _Position | None) -> Sender:
-    is_down = not instance.is_seen
-    if (
-        instance.state is InstanceState.NEVER_SEEN
-        and position is not None
-        and position.came_to_ms is not None
-        and 0 <= position.came_to_ms < _LONG_MS
-    ):
-        # It runs without this module.
+def _sender(
+    instance: Instance,
+    position: _Position | None,
+    now_ms: int,
+    *,
+    could_write: bool,
+) -> Sender:
+    """Return a sender: down, if it is known that it does not run.
+
+    One without this module, or with an earlier version of it, writes no sign of life.
+    It may run, as long as no event waits for it.
+
+    Args:
+        instance: What is known of the process.
+        position: How far it has come; None if it has never begun.
+        now_ms: The time, in ms since the epoch.
+        could_write: Whether it must have written meanwhile that it runs.
+    """
+    if instance.state is InstanceState.NEVER_SEEN:
+        is_down = position is None or _waits(position)
+    elif instance.is_seen or _has_gone_on(instance, position, now_ms):
         is_down = False
+    else:
+        is_down = could_write or (position is not None and _waits(position))
     sender = Sender(instance.name, instance.state, instance.seen_ts, is_down=is_down)
     return _at(sender, position)
 
 
-def _nobody(positions: Mapping[str, _Position]) -> Sender:
-    """Return who sends where nobody does: whoever will, begins where the last was."""
+def _has_gone_on(instance: Instance, position: _Position | None, now_ms: int) -> bool:
+    """Tell whether a sender has come to events of after its last sign of life."""
+    came_to_ms = position.came_to_ms if position else None
+    if came_to_ms is None or instance.seen_ts is None:
+        return False
+    return 0 <= came_to_ms < now_ms - instance.seen_ts - _LATER_MS
+
+
+def _nobody(positions: Mapping[str, _Position], *, may_run: bool) -> Sender:
+    """Return who sends where nobody does: whoever will, begins where the last was.
+
+    Args:
+        positions: How far those have come who did.
+        may_run: Whether there are other processes. Where the sender is configured in
+            the old way, one without this module may be it.
+    """
     last = min(positions.values(), key=lambda p: p.position, default=None)
-    return _at(Sender(None, InstanceState.NOBODY, is_down=True), last)
+    is_down = not may_run or last is None or _waits(last)
+    return _at(Sender(None, InstanceState.NOBODY, is_down=is_down), last)
+
+
+def _waits(position: _Position) -> bool:
+    """Tell whether an event has been waiting for longer than for one that runs."""
+    return position.behind_ms >= _WAITS_MS
 
 
 def _at(sender: Sender, position: _Position | None) -> Sender:

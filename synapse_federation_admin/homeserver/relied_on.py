@@ -245,7 +245,11 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "room_id user_id membership",
     ),
     (_CONTACTS, "events", "stream_ordering"),
-    ((_F.SENDERS,), "events", "stream_ordering received_ts sender room_id"),
+    (
+        (_F.SENDERS,),
+        "events",
+        "stream_ordering received_ts sender room_id outlier rejection_reason",
+    ),
     ((_F.SENDERS,), "federation_stream_position", "type instance_name stream_id"),
     ((_F.RUNS,), "scheduled_tasks", "action"),
     ((_F.LISTS, _F.DIAGNOSIS), "received_transactions", "origin ts"),

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether this process sends to other servers, and how far it is with that."""
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, cast
 
 import attr
+
+from synapse_federation_admin import limits
 
 if TYPE_CHECKING:
     from synapse.federation.sender import FederationSender
@@ -38,20 +41,30 @@ class OwnSender:
         """Whether this process sends, to all destinations or to a share of them."""
         return self._hs.should_send_federation()
 
-    def in_memory(self) -> InMemory:
-        """Return what it has in memory; nothing if this process does not send."""
+    async def in_memory(self, sleep_ms: Callable[[int], Awaitable[None]]) -> InMemory:
+        """Return what it has in memory; nothing if this process does not send.
+
+        Args:
+            sleep_ms: Lets others go on: there may be a queue for each destination.
+        """
         if not self.sends:
             return InMemory()
         sender = cast("FederationSender", self._hs.get_federation_sender())
         under_way = pdus = edus = 0
-        oldest = []
-        for queue in sender._per_destination_queues.values():
+        oldest_ts: int | None = None
+        queues = list(sender._per_destination_queues.values())
+        for number, queue in enumerate(queues, start=1):
             under_way += queue.transmission_loop_running
             edus += queue.pending_edu_count()
             if waiting := queue._pending_pdus:
                 pdus += len(waiting)
-                oldest.append(next(iter(waiting.values())).origin_server_ts)
-        return InMemory(under_way, pdus, edus, min(oldest, default=None))
+                # In older releases it is a list.
+                events = waiting.values() if isinstance(waiting, dict) else waiting
+                made_ts = next(iter(events)).origin_server_ts
+                oldest_ts = min(oldest_ts or made_ts, made_ts)
+            if number % limits.QUEUES_COUNTED == 0:
+                await sleep_ms(0)
+        return InMemory(under_way, pdus, edus, oldest_ts)
 
     @property
     def newest_position(self) -> int:
