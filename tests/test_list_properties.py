@@ -131,7 +131,7 @@ class ListPropertiesTest(ModuleTestCase):
         self.store = hs.get_datastores().main
         self.db_pool = self.store.db_pool
         self.reactor.advance(NOW_MS / 1000 - self.reactor.seconds())
-        homeserver = Homeserver(hs.get_module_api())
+        self.homeserver = homeserver = Homeserver(hs.get_module_api())
         # The harness lets a microsecond go by now and then; examples are to the ms.
         homeserver.now_ms = lambda: NOW_MS  # type: ignore[method-assign]
         self.reader = DestinationReader(
@@ -164,6 +164,8 @@ class ListPropertiesTest(ModuleTestCase):
             )
 
         self.result(self.db_pool.runInteraction("fill", fill_txn))
+        # Nothing is known of what was there before.
+        self.reader.invalid = InvalidNames(self.homeserver)
 
     def check(
         self,

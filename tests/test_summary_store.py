@@ -55,6 +55,29 @@ class SummaryTestCaseBase(ModuleTestCase):
         return found
 
 
+class InvalidNamesTestCase(ModuleTestCase):
+    """InvalidNames.find."""
+
+    def find(self) -> list[str]:
+        return sorted(self.get_success(self.invalid.find()))
+
+    def test_pieces(self) -> None:
+        """Old and new rows are found, in pieces; all of them anew in an hour."""
+        self.reactor.advance(1000 * 24 * 3600)
+        self.invalid = InvalidNames(Homeserver(self.hs.get_module_api()))
+        with patch("synapse_federation_admin.destinations.invalid._PIECE", 2):
+            for name in ("a b", "a.example", "b.example", "c.example", "d e"):
+                self.add_destination(name)
+            self.assertEqual(self.find(), ["a b", "d e"])
+            self.add_destination("f g")
+            self.assertEqual(self.find(), ["a b", "d e", "f g"])
+            self.run_sql("DELETE FROM destinations WHERE destination = 'f g'")
+            self.add_destination("h.example")
+            self.add_destination("i j")
+            self.reactor.advance(3601)
+            self.assertEqual(self.find(), ["a b", "d e", "i j"])
+
+
 class SummaryTestCase(SummaryTestCaseBase):
     """SummaryStore.get."""
 

@@ -5,6 +5,9 @@ Any user can have such rows written. No database can tell exactly what is a serv
 so it finds what may be none, which is little, and the names are looked at here. That is
 a pass over the table. What a name is does not change, so that what was found serves for
 ten times as long as it took to find it, if that is long at all.
+
+SQLite takes some seconds for a pass over a million rows, and the homeserver has one
+connection: there it is made in pieces, and then of new rows only.
 """
 
 from contextlib import suppress
@@ -14,6 +17,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
+from synapse_federation_admin.storage.sql import Sql
 
 # What may be no server name: all that is none, and of what is one, names with a port
 # and IPv6 addresses, and long ones. By whether it is PostgreSQL.
@@ -31,6 +35,11 @@ _CHEAP_MS = 50
 _REST_FACTOR = 10
 _WAIT_MS = 150
 
+# On SQLite, how many rows are passed in one transaction, and how often all of them are:
+# a new row may get the number of one that was deleted.
+_PIECE = 20_000
+_ANEW_MS = 3_600_000
+
 
 class InvalidNames:
     """Knows the names of rows that are none of servers.
@@ -45,6 +54,9 @@ class InvalidNames:
         self._is_known = False
         # The times, in ms, at which no pass is made, as the last one was costly.
         self._rest = range(0)
+        # On SQLite, up to which row all were passed, and when that began.
+        self._passed_to = 0
+        self._begun_ms = 0
 
     async def find(self) -> tuple[str, ...]:
         """Find them, unless it is too soon. Raises what the database raises."""
@@ -60,25 +72,52 @@ class InvalidNames:
         return self.names
 
     async def _find(self) -> None:
-        which = MAY_BE_INVALID[self._homeserver.is_postgres]
-
-        def find_txn(txn: LoggingTransaction) -> tuple[str, ...]:
-            txn.execute(
-                f"SELECT destination FROM destinations WHERE {which}"  # noqa: S608
-            )
-            found: list[str] = []
-            while rows := txn.fetchmany(limits.INVALID_NAMES):
-                found += [name for (name,) in rows if not is_server_name(name)]
-                if len(found) >= limits.INVALID_NAMES:
-                    break
-            return tuple(found[: limits.INVALID_NAMES])
-
         began_ms = self._homeserver.now_ms()
-        self.names = await self._homeserver.run_db_interaction(
-            "federation_admin_invalid_names", find_txn
-        )
+        if self._homeserver.is_postgres:
+            self.names = await self._find_in(Sql("TRUE"))
+        else:
+            await self._find_in_pieces(began_ms)
         self._is_known = True
         ended_ms = self._homeserver.now_ms()
         took_ms = ended_ms - began_ms
         rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
         self._rest = range(ended_ms, ended_ms + rest_ms)
+
+    async def _find_in_pieces(self, now_ms: int) -> None:
+        last = await self._homeserver.run_db_interaction(
+            "federation_admin_invalid_names", _last_row_txn
+        )
+        passed_to, found = self._passed_to, list(self.names)
+        if last < passed_to or not 0 <= now_ms - self._begun_ms < _ANEW_MS:
+            passed_to, found, self._begun_ms = 0, [], now_ms
+        for row in range(passed_to, last, _PIECE):
+            which = Sql("rowid > ? AND rowid <= ?", (row, min(row + _PIECE, last)))
+            found += await self._find_in(which)
+        self.names = tuple(found[: limits.INVALID_NAMES])
+        self._passed_to = last
+
+    async def _find_in(self, rows: Sql) -> tuple[str, ...]:
+        """Find those of some rows."""
+        which = f"{rows.text} AND {MAY_BE_INVALID[self._homeserver.is_postgres]}"
+
+        def find_txn(txn: LoggingTransaction) -> tuple[str, ...]:
+            txn.execute(
+                f"SELECT destination FROM destinations WHERE {which}",  # noqa: S608
+                rows.args,
+            )
+            found: list[str] = []
+            while some := txn.fetchmany(limits.INVALID_NAMES):
+                found += [name for (name,) in some if not is_server_name(name)]
+                if len(found) >= limits.INVALID_NAMES:
+                    break
+            return tuple(found[: limits.INVALID_NAMES])
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_invalid_names", find_txn
+        )
+
+
+def _last_row_txn(txn: LoggingTransaction) -> int:
+    txn.execute("SELECT COALESCE(MAX(rowid), 0) FROM destinations")
+    ((last,),) = txn.fetchall()
+    return int(last)
