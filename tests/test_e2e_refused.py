@@ -171,6 +171,9 @@ def test_reconnect(world: World, sort: str, outcome: str, got: tuple[int, int]) 
         remote.wait_for_message(MessageKind.TO_DEVICE, LARGE, SOON_S)
     assert world.settled(name)["outcome"] == outcome
     assert sent(remote) == got
+    if outcome == "still_failing":
+        # Its keys and its version, which it tells everybody, are no success.
+        assert world.client.diagnose(name)["stored"]["last_success_ts"] is None
 
 
 def test_reset(world: World) -> None:

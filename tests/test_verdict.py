@@ -298,6 +298,15 @@ def test_real_traffic(given: Stages, expected: str) -> None:
         assert "last real request failed" in found.explanation
 
 
+def test_one_advice() -> None:
+    """Who is to reconnect, to see what is accepted, is not told to reset as well."""
+    failing = {"failing_since_ts": 1, "backoff_left_ms": 60_000}
+    found = conclude(stages(real("rejected", **failing)))
+    assert found.backoff_left_ms == 60_000
+    assert found.advice.startswith("Reconnect")
+    assert "reset" not in found.advice
+
+
 def test_unknown_traffic() -> None:
     """Where nothing is recorded, it is said that it is not known."""
     for last, says in (

@@ -285,7 +285,8 @@ class Situation:
             and not self.may_connect
         ):
             advice.append(_IN_VAIN)
-        if left_ms is not None:
+        # To reconnect is to have it tried now, too.
+        if left_ms is not None and effect is not Effect.UNPROVEN:
             retries = "only when something is due"
             if left_ms > _NEVER_MS:
                 retries = "never by itself"

@@ -17,6 +17,7 @@ from synapse_federation_admin.homeserver.errors import (
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
+from synapse_federation_admin.homeserver.way_out import unobserved
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -130,21 +131,25 @@ class Federation(Network):
         Raises:
             Exception: Whatever Synapse's client raises.
         """
-        return await self.client(timeout_ms).get_json(
-            destination,
-            path=_VERSION,
-            timeout=timeout_ms + GRACE_MS,
-            ignore_backoff=True,
+        return await unobserved(
+            self.client(timeout_ms).get_json(
+                destination,
+                path=_VERSION,
+                timeout=timeout_ms + GRACE_MS,
+                ignore_backoff=True,
+            )
         )
 
     async def is_us(self, destination: str, *, timeout_ms: int) -> bool:
         """Ask a destination for its keys; return whether they are our own."""
         try:
-            body = await self.client(timeout_ms).get_json(
-                destination,
-                path=_KEYS,
-                timeout=timeout_ms + GRACE_MS,
-                ignore_backoff=True,
+            body = await unobserved(
+                self.client(timeout_ms).get_json(
+                    destination,
+                    path=_KEYS,
+                    timeout=timeout_ms + GRACE_MS,
+                    ignore_backoff=True,
+                )
             )
         except (HttpResponseException, RequestSendFailed):
             return False
