@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from copy import copy
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
@@ -18,7 +19,10 @@ from synapse.crypto.context_factory import (
     SSLClientConnectionCreator,
 )
 from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
-from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
+from synapse.http.federation.matrix_federation_agent import (
+    MatrixFederationAgent,
+    MatrixHostnameEndpoint,
+)
 from synapse.http.federation.srv_resolver import Server, SrvResolver
 from synapse.http.federation.well_known_resolver import (  # type: ignore[attr-defined]  # where json_decoder is differs by release
     WellKnownLookupResult,
@@ -29,10 +33,12 @@ from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent, parse_proxy
 from twisted.internet import error as net
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.python.failure import Failure
-from twisted.web.client import HTTPConnectionPool
-from twisted.web.iweb import IAgent, IResponse
+from twisted.web.client import URI, Agent, HTTPConnectionPool
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IResponse
 from unpaddedbase64 import encode_base64
+from zope.interface import implementer
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
@@ -246,22 +252,37 @@ class Network:
 
         def begin() -> tuple[IAgent, Attempt]:
             attempt = Attempt(self._hs.get_reactor(), look_ups)
-            observed = self._direct_agent(
+            well_known_resolver = _WellKnownResolver(
                 attempt,
-                _SrvResolver(attempt),
-                _WellKnownResolver(
-                    attempt,
-                    agent=self._blocklisted(self._web_agent(attempt, direct._pool)),
-                    well_known_cache=resolver._well_known_cache,
-                    had_well_known_cache=resolver._had_valid_well_known_cache,
-                    reactor=cast(Any, attempt),
-                    **self._named,
+                agent=_LateAgent(
+                    lambda: self._blocklisted(self._web_agent(attempt, direct._pool))
                 ),
-                direct._pool,
+                well_known_cache=resolver._well_known_cache,
+                had_well_known_cache=resolver._had_valid_well_known_cache,
+                reactor=cast(Any, attempt),
+                **self._named,
+            )
+
+            def endpoint_for(uri: URI) -> IStreamClientEndpoint:
+                return MatrixHostnameEndpoint(
+                    reactor=self._blocking(attempt),
+                    proxy_reactor=cast(Any, attempt.proxy_side),
+                    tls_client_options_factory=self._policy_of(attempt),
+                    srv_resolver=_SrvResolver(attempt),
+                    proxy_config=self._config.proxy_config,
+                    parsed_uri=uri,
+                )
+
+            observed = _ObservedDirectAgent(
+                direct, well_known_resolver, _LateEndpoints(endpoint_for)
             )
             return self._blocklisted(observed), attempt
 
-        begin()
+        # With all that is made late, too.
+        observed: Any = begin()[0]
+        uri = URI.fromBytes(b"matrix-federation://localhost/")
+        observed._agent._agent._endpointFactory.endpointForURI(uri).made()
+        observed._agent._well_known_resolver._well_known_agent._agent.made()
         client.agent = ObservedAgent(agent, begin, told, self._relay, describe)
 
     def _attempt(self, timeout_ms: int) -> Attempt:
@@ -327,20 +348,80 @@ class Network:
     ) -> IAgent:
         """Make what fetches well-known files, as in `MatrixFederationAgent`."""
         return ProxyAgent(
-            reactor=BlocklistingReactorWrapper(
-                cast(Any, attempt),
-                self._config.federation_ip_range_allowlist,
-                self._config.federation_ip_range_blocklist,
-            ),
+            reactor=self._blocking(attempt),
             proxy_reactor=cast(Any, attempt.proxy_side),
             pool=pool,
             contextFactory=self._policy_of(attempt),
             proxy_config=self._config.proxy_config,
         )
 
+    def _blocking(self, attempt: Attempt) -> Any:
+        """Return a reactor for which blocked addresses are none of a host."""
+        return BlocklistingReactorWrapper(
+            cast(Any, attempt),
+            self._config.federation_ip_range_allowlist,
+            self._config.federation_ip_range_blocklist,
+        )
+
     def _blocklisted(self, agent: IAgent) -> IAgent:
         return BlocklistingAgentWrapper(
             agent, ip_blocklist=self._config.federation_ip_range_blocklist
+        )
+
+
+@implementer(IAgent)
+class _LateAgent:
+    """An agent that is made when it has to ask: most files are cached."""
+
+    def __init__(self, made: Callable[[], IAgent]) -> None:
+        self.made = made
+
+    def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        return self.made().request(*args, **kwargs)
+
+
+@implementer(IStreamClientEndpoint)
+class _LateEndpoint:
+    """An endpoint that is made when it has to connect: most connections are there."""
+
+    def __init__(self, made: Callable[[], IStreamClientEndpoint]) -> None:
+        self.made = made
+
+    def connect(self, *args: Any) -> "Deferred[IProtocol]":
+        """Connect: see `twisted.internet.interfaces.IStreamClientEndpoint`."""
+        return self.made().connect(*args)
+
+
+@implementer(IAgentEndpointFactory)
+class _LateEndpoints:
+    """Makes endpoints that are made when they have to connect."""
+
+    def __init__(self, made_for: Callable[[URI], IStreamClientEndpoint]) -> None:
+        self._made_for = made_for
+
+    def endpointForURI(self, uri: URI) -> _LateEndpoint:
+        """Return what connects: see `twisted.web.iweb.IAgentEndpointFactory`."""
+        return _LateEndpoint(partial(self._made_for, uri))
+
+
+class _ObservedDirectAgent(MatrixFederationAgent):
+    """Makes one request as Synapse's agent does, over the connections of that.
+
+    What Synapse's constructor makes is made when it is needed: most requests need
+    nothing of it, and there is one of these for each.
+    """
+
+    def __init__(
+        self,
+        direct: MatrixFederationAgent,
+        well_known_resolver: WellKnownResolver,
+        endpoints: _LateEndpoints,
+    ) -> None:
+        self.user_agent = direct.user_agent
+        self._well_known_resolver = well_known_resolver
+        self._agent = Agent.usingEndpointFactory(
+            direct._agent._reactor, endpoints, pool=direct._pool
         )
 
 

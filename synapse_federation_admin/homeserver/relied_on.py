@@ -119,6 +119,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.federation.matrix_federation_agent:
             MatrixFederationAgent(_srv_resolver)
             MatrixFederationAgent(_well_known_resolver)
+            MatrixHostnameEndpoint(parsed_uri)
             MatrixHostnameEndpointFactory._proxy_reactor
         synapse.http.federation.srv_resolver:
             Server.host SrvResolver.resolve_service SrvResolver(dns_client)
