@@ -214,11 +214,16 @@ def _rows(
 
 
 def _idle(homeservers: list[Homeserver], minutes: int) -> None:
-    """Do nothing but to read metrics, as Prometheus does."""
-    for _ in range(minutes * _MINUTE_S // _SCRAPE_EVERY_S):
-        time.sleep(_SCRAPE_EVERY_S)
+    """Do nothing but to read metrics, as Prometheus does; for so long to the second.
+
+    Reading those of all takes seconds where the machine is busy.
+    """
+    begun = time.monotonic()
+    for number in range(minutes * _MINUTE_S // _SCRAPE_EVERY_S):
         for one in homeservers:
             one.transactions()
+        next_s = begun + (number + 1) * _SCRAPE_EVERY_S
+        time.sleep(max(0.0, next_s - time.monotonic()))
 
 
 def _watch(

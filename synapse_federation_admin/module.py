@@ -260,14 +260,13 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     if looks_up and s.features.is_on(Feature.DIAGNOSIS):
         find_addresses = s.diagnoses.find_addresses
     s.recorder = Recorder(s.homeserver, s.tables)
-    outages = Outages(s.homeserver, s.tables)
     s.homeserver.learn_causes(described)
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
-    starts = [s.recorder.start, outages.start]
-    if looks_up:
-        starts.append(s.recent_attempts.start)
-    return starts
+    if not looks_up:
+        return s.recorder.start, Outages(s.homeserver, s.tables).start
+    outages = Outages(s.homeserver, s.tables, s.recent_attempts.correlation_txn)
+    return s.recorder.start, outages.start, s.recent_attempts.start
 
 
 async def _find_none(_names: object) -> Any:

@@ -56,6 +56,8 @@ class IdleTestCase(ModuleTestCase):
         self.assertLessEqual(made.total(), MOST_TRANSACTIONS * MINUTES, made)
         self.assertGreaterEqual(made["summary"], MINUTES // 3)
         self.assertLessEqual(made["heartbeat"], MOST_OF_ANOTHER * MINUTES)
+        # Whether servers fail together is read with what outages have to look at.
+        self.assertEqual(made["outlook"], 0, made)
 
     def test_not_scraped(self) -> None:
         """Where nobody reads metrics, nothing is counted for them."""

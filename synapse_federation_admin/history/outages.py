@@ -38,12 +38,30 @@ _FIRST_MS = 2000
 _ALL_EACH = 10
 
 
+def _read_nothing(_: LoggingTransaction) -> None:
+    """Read nothing else."""
+
+
 class Outages:
     """Finds out how outages begin and end."""
 
-    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        tables: Tables,
+        then_read_txn: Callable[[LoggingTransaction], object] = _read_nothing,
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            homeserver: Reaches Synapse.
+            tables: The tables.
+            then_read_txn: Reads what else is read once a minute, in the last
+                transaction of each look.
+        """
         self._homeserver = homeserver
         self._tables = tables
+        self._then_read_txn = then_read_txn
         # Looks left until all are looked at: not in the first minute, which has enough
         # to do.
         self._left = 1
@@ -109,7 +127,10 @@ class Outages:
         lately_ts = now_ts - SETTLED_MS - 2 * _EVERY_MS
         which = Sql("TRUE") if at_all else changed_since(lately_ts)
         most = limits.OUTAGES_ENDED
-        return outages.end_txn(txn, which, now_ts, most) == most
+        if outages.end_txn(txn, which, now_ts, most) == most:
+            return True
+        self._then_read_txn(txn)
+        return False
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
         return await self._tables.run(

@@ -26,6 +26,9 @@ _LOOK_EVERY_MS = 60_000
 _FIRST_MS = 4000
 _LOOK_AGAIN_MS = 6 * _HOUR_MS
 
+# How old what decides on that may be: it is read once a minute (`outages`).
+_READ_WITHIN_MS = 90_000
+
 # For how long a server has to have answered to be known for long: a day; while less is
 # recorded than four, a quarter of that.
 _KNOWN_MS = 24 * _HOUR_MS
@@ -56,7 +59,7 @@ class RecentAttemptsStore:
             self._homeserver.every(
                 "federation_admin_addresses",
                 _LOOK_EVERY_MS,
-                self.look_up,
+                partial(self.look_up, _READ_WITHIN_MS),
                 first_after_ms=_FIRST_MS,
             )
 
@@ -74,30 +77,33 @@ class RecentAttemptsStore:
         )
 
     async def _correlation(self) -> Correlation:
-        now_ts = self._homeserver.now_ms()
-        is_postgres = self._homeserver.is_postgres
+        return await self._tables.run("federation_admin_outlook", self.correlation_txn)
 
-        def correlation_txn(txn: LoggingTransaction) -> Correlation:
-            known_ms = _known_ms(txn, now_ts)
-            hour, lately = (
-                recent_attempts_txn(
-                    txn, window_ms, known_ms, now_ts, is_postgres=is_postgres
-                )
-                for window_ms in (_HOUR_MS, _LATELY_MS)
+    def correlation_txn(self, txn: LoggingTransaction) -> Correlation:
+        """Tell whether servers fail together, and keep that for who asks next."""
+        now_ts, is_postgres = self._homeserver.now_ms(), self._homeserver.is_postgres
+        known_ms = _known_ms(txn, now_ts)
+        hour, lately = (
+            recent_attempts_txn(
+                txn, window_ms, known_ms, now_ts, is_postgres=is_postgres
             )
-            return correlate(hour, lately)
-
-        found = await self._tables.run("federation_admin_outlook", correlation_txn)
+            for window_ms in (_HOUR_MS, _LATELY_MS)
+        )
+        found = correlate(hour, lately)
         self._latest = now_ts, found
         return found
 
-    async def look_up(self) -> None:
+    async def look_up(self, max_age_ms: int = 0) -> None:
         """Find out where destinations lead that began to fail together.
 
         On the process that runs background tasks, now and then.
+
+        Args:
+            max_age_ms: How old it may be whether they did.
         """
         now_ts = self._homeserver.now_ms()
-        if (await self.correlation()).last_hour.began < _WORTH_LOOKING:
+        correlation = await self.correlation(max_age_ms)
+        if correlation.last_hour.began < _WORTH_LOOKING:
             return
 
         def not_looked_up(txn: LoggingTransaction) -> list[str]:
