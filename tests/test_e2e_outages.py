@@ -75,6 +75,10 @@ KINDS = {
     Behaviour.HANGING: "response_timeout",
 }
 
+# What a request meets that is under way when a server begins to behave differently: it
+# is cut, in its answer or in its handshake.
+CUT = {"invalid_response", "tls_failed"}
+
 
 @attr.s(slots=True, auto_attribs=True)
 class Expected:
@@ -215,8 +219,7 @@ class Day:
 
     def fails_with(self, server: Server, behaviour: Behaviour) -> None:
         """Have a server that is failing fail differently, when Synapse tries it."""
-        # A request that is under way just then is cut.
-        server.outages[-1].may_be.add("invalid_response")
+        server.outages[-1].may_be |= CUT
         server.remote.switch(behaviour)
         self._minute_by_minute(
             lambda: self.last_kind(server) == KINDS[behaviour], "another failure"
@@ -227,8 +230,7 @@ class Day:
         """Have servers be up again, and Synapse find out by itself."""
         for server in servers:
             if server.remote.behaviour is Behaviour.HANGING:
-                # So is one that hangs.
-                server.outages[-1].may_be.add("invalid_response")
+                server.outages[-1].may_be |= CUT
             server.remote.switch(Behaviour.HEALTHY)
         left = list(servers)
         before_ms = self.clock.now_ms
