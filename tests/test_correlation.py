@@ -357,5 +357,8 @@ def test_ordinary() -> None:
         "None of the 5 servers tried in the last hour fails"
     )
     assert judged({}, succeeded=3, before={"gone": 1}).explanation.startswith(
-        "25 % of servers tried in the last hour fail (1 of 4)"
+        "25 % of servers tried in the last hour fail (1 of 4); too few of them are"
+    )
+    assert judged({}, succeeded=9, before={"gone": 1}).explanation.endswith(
+        "nothing suggests that it is for a reason on this side"
     )

@@ -15,6 +15,7 @@ from synapse_federation_admin.config import (
     OLDEST_SYNAPSE,
     FederationAdminConfig,
 )
+from synapse_federation_admin.destinations.values import DestinationStatus
 
 pytestmark = pytest.mark.one_synapse
 
@@ -66,6 +67,15 @@ def test_alerts() -> None:
         # as when senders start after the main process.
         if "_total" not in rule["expr"]:
             assert int(rule["for"].rstrip("mh")) >= 5 or rule["for"].endswith("h")
+
+
+def test_statuses() -> None:
+    """Every status of a destination is explained, and is among those of the gauge."""
+    api, metrics = read("docs/api.md"), read("docs/metrics.md")
+    (of_gauge,) = re.findall(r"_destinations` \| `status`: ([^|]+) \|", metrics)
+    for status in DestinationStatus:
+        assert f"\n| `{status.value}` | " in api
+        assert f"`{status.value}`" in of_gauge
 
 
 def test_commands() -> None:

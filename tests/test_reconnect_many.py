@@ -387,11 +387,14 @@ class RunTestCase(ManyTestCase):
         """
         self.add_failing("a.example", "b.example")
         names = ["a.example", "no.example", "no server", "a.example", "A.example"]
+        # Synapse takes them for valid; nothing can be sent to them.
+        nowhere = ["b.example:65536", f"{'b' * 64}.example"]
+        names += nowhere
         channel = self.post("reconnect", destinations=names)
         self.assertEqual(channel.code, 400)
         self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
         self.assertEqual(channel.json_body["unknown"], ["no.example", "A.example"])
-        self.assertEqual(channel.json_body["invalid"], ["no server"])
+        self.assertEqual(channel.json_body["invalid"], [*nowhere, "no server"])
         self.assertIn("no.example", channel.json_body["error"])
         self.assertIn("no server", channel.json_body["error"])
         self.assertEqual(self.get_json(RUNS)["runs"], [])
@@ -399,7 +402,7 @@ class RunTestCase(ManyTestCase):
         self.answers["a.example"] = ANSWER
         channel = self.post("reconnect", destinations=names, ignore_unknown=True)
         self.assertEqual(channel.code, 200)
-        self.assertEqual(channel.json_body["ignored"], {"unknown": 2, "invalid": 1})
+        self.assertEqual(channel.json_body["ignored"], {"unknown": 2, "invalid": 3})
         self.wait(1)
         self.assertEqual(self.probed, ["a.example"])
         self.assertEqual(self.counts(channel.json_body["id"]), (1, 1, 1, 0))

@@ -72,18 +72,32 @@ def explain_shared(
     )
 
 
-def explain_nothing(failing: int, tried: int, window_ms: int) -> str:
-    """Say that nothing is out of the ordinary; the arguments are as above."""
+def explain_nothing(
+    failing: int, tried: int, window_ms: int, *, can_be_told: bool
+) -> str:
+    """Say that nothing is out of the ordinary.
+
+    Args:
+        failing: How many servers fail, of anybody.
+        tried: How many were tried.
+        window_ms: Within which time.
+        can_be_told: Whether enough of those tried are known for long.
+    """
     time = _minutes(window_ms)
     if not tried:
         return f"No server was tried in the last {time}"
     if not failing:
         return f"None of the {tried} servers tried in the last {time} fails"
-    return (
+    fail = (
         f"{_percent(failing, tried)} of servers tried in the last {time} fail "
-        f"({failing} of {tried}), and nothing suggests that it is for a reason on this "
-        "side"
+        f"({failing} of {tried})"
     )
+    if not can_be_told:
+        return (
+            f"{fail}; too few of them are known for long to tell whether it is for a "
+            "reason on this side"
+        )
+    return f"{fail}, and nothing suggests that it is for a reason on this side"
 
 
 def explain_senders(names: Sequence[str]) -> str:

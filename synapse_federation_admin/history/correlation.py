@@ -127,7 +127,10 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
             verdict, explanation = found
             return Correlation(verdict, explanation, last_hour, lately)
     explanation = explain_nothing(
-        last_hour.failing, last_hour.total, last_hour.window_ms
+        last_hour.failing,
+        last_hour.total,
+        last_hour.window_ms,
+        can_be_told=last_hour.working_owners + len(last_hour.owners) >= _LEAST,
     )
     return Correlation(CorrelationVerdict.NORMAL, explanation, last_hour, lately)
 

@@ -17,6 +17,7 @@ from synapse_federation_admin.failures.kinds import Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.runner import Action, persist
@@ -151,7 +152,11 @@ class ReconnectMany(Action):
     async def sort_out(self, names: Iterable[str]) -> SortedNames:
         """Sort the names of a list by whether they can be contacted."""
         names = list(dict.fromkeys(names))
-        valid = [name for name in names if self._homeserver.is_server_name(name)]
+        valid = [
+            name
+            for name in names
+            if is_server_name(name) and self._homeserver.is_server_name(name)
+        ]
         known = await self._destinations.get_many(valid)
         return SortedNames(
             usable=[name for name in valid if name in known],
