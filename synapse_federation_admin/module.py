@@ -281,7 +281,10 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
         """Return who sends; nobody while that is not known."""
         return await s.senders.all() if s.features.is_on(Feature.SENDERS) else ()
 
-    monitor = Monitor(s.homeserver, s.summary, s.history, s.recent_attempts, senders)
+    history = None
+    if s.features.is_on(Feature.HISTORY):
+        history = s.history, s.recent_attempts
+    monitor = Monitor(s.homeserver, s.summary, senders, history)
     return (monitor.start,)
 
 

@@ -46,7 +46,6 @@ NEEDS = {
     Feature.RECONNECT: {Feature.AUDIT, Feature.BACKLOG},
     Feature.RUNS: {Feature.AUDIT, Feature.BACKLOG, Feature.SHARED_ROOMS},
     Feature.DIAGNOSIS: {Feature.BACKLOG},
-    Feature.METRICS: {Feature.HISTORY},
 }
 
 
@@ -417,7 +416,15 @@ class WithoutHistoryTestCase(SelfCheckTestCase):
                         {"dry_run": False},
                     )
                     self.assertTrue(forgotten.json_body["forgotten"])
+                    # Who sends is known without it.
+                    gauges = "synapse_federation_admin_%s"
+                    of = {"server_name": self.hs.hostname}
+                    read = REGISTRY.get_sample_value
+                    read(gauges % "updated_timestamp_seconds", of)
                     self.pump(3600)
+                    sender = {**of, "sender": "main"}
+                    self.assertEqual(read(gauges % "sender_up", sender), 1)
+                    self.assertIsNotNone(read(gauges % "sender_behind_events", sender))
             finally:
                 for each, class_ in zip(observed, classes, strict=True):
                     each.__class__ = class_

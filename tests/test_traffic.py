@@ -26,18 +26,19 @@ from synapse.server import HomeServer
 from synapse.util import retryutils
 from synapse.util.clock import Clock
 from twisted.internet import error as net
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.testing import MemoryReactor, StringTransport
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import relied_on, traffic
-from synapse_federation_admin.homeserver.attempt import ObservedAgent
+from synapse_federation_admin.homeserver.attempt import Attempt, ObservedAgent
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     Obstacle,
     ObstacleError,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 
 NAME = "a.example:8448"
@@ -440,6 +441,21 @@ class ObserversTestCase(TrafficTestCase):
             error._federation_admin_told = False  # type: ignore[attr-defined]  # it is another one
             self.assertEqual(self.seen.failures[-1], (f"{name}.example", told))
             self.reactor.advance(7 * 86400)
+
+    def test_redirected_nowhere(self) -> None:
+        """A redirect to what is no URL fails as it does in Synapse."""
+        inner, told = mock.Mock(), mock.Mock()
+        agent = ObservedAgent(
+            mock.Mock(),
+            lambda: (inner, Attempt(self.reactor, mock.Mock())),
+            told,
+            Relay(self.hs),
+            str,
+        )
+        for uri in (b"", b"elsewhere", b"https:", b"//", b"/path"):
+            inner.request.return_value = fail(AssertionError())
+            self.failureResultOf(agent.request(b"GET", uri), AssertionError)
+            told.assert_called_with("", None)
 
     def test_other_client(self) -> None:
         """Where Synapse's client is another, or got otherwise, it is said what is lost.

@@ -8,7 +8,7 @@ scrapes, nothing is counted.
 from collections.abc import Awaitable, Callable, Sequence
 
 from synapse_federation_admin.destinations.senders import Sender
-from synapse_federation_admin.destinations.summary import SummaryStore
+from synapse_federation_admin.destinations.summary import Summary, SummaryStore
 from synapse_federation_admin.history.correlation import (
     CorrelationVerdict,
     with_senders,
@@ -48,15 +48,21 @@ class Monitor:
         self,
         homeserver: Homeserver,
         summary: SummaryStore,
-        history: HistoryStore,
-        recent_attempts: RecentAttemptsStore,
         senders: Callable[[], Awaitable[Sequence[Sender]]],
+        history: tuple[HistoryStore, RecentAttemptsStore] | None,
     ) -> None:
+        """Count nothing yet.
+
+        Args:
+            homeserver: The homeserver.
+            summary: Counts destinations.
+            senders: Returns who sends.
+            history: Knows what is recorded; None: nothing is.
+        """
         self._homeserver = homeserver
         self._summary = summary
-        self._history = history
-        self._recent_attempts = recent_attempts
         self._senders = senders
+        self._history = history
         self._updated_ts = homeserver.now_ms()
         self._next_ts = 0
         self._is_read = False
@@ -107,24 +113,36 @@ class Monitor:
             metrics(OLDEST_STUCK_TO_DEVICE).set(
                 _age_s(now_ts, totals.oldest_stuck_to_device_ts)
             )
-        failing = by_every_kind(summary.failing, await self._history.failing_by_kind())
-        for kind, count in failing.items():
-            metrics(FAILING, kind).set(count)
         senders = await self._senders()
-        correlation = with_senders(
-            await self._recent_attempts.correlation(_CORRELATION_MS), senders
-        )
-        for verdict in CorrelationVerdict:
-            metrics(OUTLOOK, verdict.value).set(verdict is correlation.verdict)
         for sender in senders:
             name = sender.instance or ""
             metrics(SENDER_UP, name).set(not sender.is_down)
             metrics(SENDER_BEHIND, name).set(sender.behind_events or 0)
             metrics(SENDER_LAG, name).set((sender.behind_ms or 0) / 1000)
             metrics(SENDER_AHEAD, name).set(sender.ahead_events or 0)
+        if self._history is not None:
+            await self._update_recorded(*self._history, summary, senders)
+        self._updated_ts = now_ts
+
+    async def _update_recorded(
+        self,
+        history: HistoryStore,
+        recent_attempts: RecentAttemptsStore,
+        summary: Summary,
+        senders: Sequence[Sender],
+    ) -> None:
+        """Bring those up to date that are of what is recorded."""
+        metrics = self._homeserver.metrics
+        failing = by_every_kind(summary.failing, await history.failing_by_kind())
+        for kind, count in failing.items():
+            metrics(FAILING, kind).set(count)
+        correlation = with_senders(
+            await recent_attempts.correlation(_CORRELATION_MS), senders
+        )
+        for verdict in CorrelationVerdict:
+            metrics(OUTLOOK, verdict.value).set(verdict is correlation.verdict)
         metrics(TRIED, "failed").set(correlation.last_hour.failing)
         metrics(TRIED, "succeeded").set(correlation.last_hour.succeeded)
-        self._updated_ts = now_ts
 
 
 def _age_s(now_ts: int, since_ts: int | None) -> float:

@@ -429,7 +429,9 @@ class ObservedAgent:
             # Whatever is wrong here, the request goes on.
             logger.exception("A federation request is not observed")
             return self._unobserved.request(method, uri, headers, bodyProducer)
-        name = uri.split(b"/")[2].decode("ascii", "replace")
+        # A redirect may lead anywhere, and nowhere.
+        authority = uri.partition(b"//")[2].partition(b"/")[0]
+        name = authority.decode("ascii", "replace")
         asked = agent.request(method, uri, headers, bodyProducer)
         is_called_off = False
 
