@@ -422,9 +422,9 @@ class WithoutHistoryTestCase(SelfCheckTestCase):
                     read = REGISTRY.get_sample_value
                     read(gauges % "updated_timestamp_seconds", of)
                     self.pump(3600)
-                    sender = {**of, "sender": "main"}
-                    self.assertEqual(read(gauges % "sender_up", sender), 1)
-                    self.assertIsNotNone(read(gauges % "sender_behind_events", sender))
+                    nobody = {**of, "sender": ""}
+                    self.assertEqual(read(gauges % "sender_up", nobody), 0)
+                    self.assertIsNotNone(read(gauges % "sender_behind_events", nobody))
             finally:
                 for each, class_ in zip(observed, classes, strict=True):
                     each.__class__ = class_

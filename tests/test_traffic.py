@@ -442,6 +442,20 @@ class ObserversTestCase(TrafficTestCase):
             self.assertEqual(self.seen.failures[-1], (f"{name}.example", told))
             self.reactor.advance(7 * 86400)
 
+    def test_later_release(self) -> None:
+        """Who makes an observed request has all that Synapse's own agent has."""
+        client = MatrixFederationHttpClient(self.hs, mock.Mock())
+        direct = client.agent._agent  # type: ignore[attr-defined]  # IAgent's have none
+        direct.of_a_later_release = 5
+        with mock.patch.object(
+            self.hs, "get_federation_http_client", return_value=client
+        ):
+            Homeserver(self.hs.get_module_api()).learn_causes(str)
+        self.assertIsInstance(client.agent, ObservedAgent)
+        observed: Any = client.agent._begin()[0]
+        self.assertLessEqual(set(vars(direct)), set(vars(observed._agent)))
+        self.assertEqual(observed._agent.of_a_later_release, 5)
+
     def test_redirected_nowhere(self) -> None:
         """A redirect to what is no URL fails as it does in Synapse."""
         inner, told = mock.Mock(), mock.Mock()

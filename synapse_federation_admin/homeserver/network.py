@@ -418,7 +418,8 @@ class _ObservedDirectAgent(MatrixFederationAgent):
         well_known_resolver: WellKnownResolver,
         endpoints: _LateEndpoints,
     ) -> None:
-        self.user_agent = direct.user_agent
+        # Whatever else a later release needs to make a request.
+        vars(self).update(vars(direct))
         self._well_known_resolver = well_known_resolver
         self._agent = Agent.usingEndpointFactory(
             direct._agent._reactor, endpoints, pool=direct._pool
