@@ -33,6 +33,9 @@ KEYS = "/_matrix/key/v2/server"
 QUERY = "/_matrix/federation/v1/query/directory"
 WELL_KNOWN = "/.well-known/matrix/server"
 
+# All of these are one to a laboratory.
+SEND = "/_matrix/federation/v1/send/"
+
 # What a responder gives: bytes to send, or something that acts on the connection.
 Answer = bytes | Callable[[ssl.SSLSocket], None]
 Answers = Mapping[str, Answer]
@@ -81,7 +84,7 @@ def homeserver(name: str, **answers: Answer) -> dict[str, Answer]:
 
     Args:
         name: Its server name.
-        answers: By `version`, `keys`, `query`.
+        answers: By `version`, `keys`, `query`, `send`.
     """
     keys = as_json(Identity(name).server_keys())
     return {
@@ -90,6 +93,7 @@ def homeserver(name: str, **answers: Answer) -> dict[str, Answer]:
         ),
         KEYS: answers.get("keys", keys),
         QUERY: answers.get("query", NOT_FOUND),
+        SEND: answers.get("send", as_json({"pdus": {}})),
     }
 
 
@@ -162,6 +166,8 @@ class Server:
         while left > 0 and (data := connection.recv(left)):
             left -= len(data)
         path = first.split(" ")[1].partition("?")[0]
+        if path.startswith(SEND):
+            path = SEND
         self.requests.append((path, headers.get("Host", "")))
         time.sleep(self._latency_s)
         answer: Answer = UNRECOGNIZED

@@ -251,7 +251,7 @@ class Reason(Worded):
     )
     CACHED_ABSENCE = (
         "cached_absence",
-        "Synapse takes the server not to delegate, for {left}, until {until}",
+        "Synapse still finds no delegation there, for {left}, until {until}",
         "Wait until {until}, or restart Synapse and its workers, which then ask anew.",
         Fault.US,
         "Outdated delegation in Synapse's cache",
