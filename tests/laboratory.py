@@ -84,16 +84,20 @@ def homeserver(name: str, **answers: Answer) -> dict[str, Answer]:
 
     Args:
         name: Its server name.
-        answers: By `version`, `keys`, `query`, `send`.
+        answers: By `version`, `keys`, `query`, `send`; by default what is sent is
+            answered as a query is, or accepted.
     """
+    query = answers.get("query", NOT_FOUND)
+    is_taken = query in (NOT_FOUND, UNRECOGNIZED)
+    sent = as_json({"pdus": {}}) if is_taken else query
     keys = as_json(Identity(name).server_keys())
     return {
         VERSION: answers.get(
             "version", as_json({"server": {"name": "lab", "version": "1.2"}})
         ),
         KEYS: answers.get("keys", keys),
-        QUERY: answers.get("query", NOT_FOUND),
-        SEND: answers.get("send", as_json({"pdus": {}})),
+        QUERY: query,
+        SEND: answers.get("send", sent),
     }
 
 

@@ -97,7 +97,7 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
 
 
 # The stages of what a reconnect does, too.
-WAY = ("name", "addresses", "connections", "version")
+WAY = ("name", "addresses", "connections", "authenticated", "version")
 
 # What it calls otherwise, for the server does otherwise: a file that came late comes at
 # once when it is asked for again.

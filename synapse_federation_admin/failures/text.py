@@ -110,8 +110,8 @@ class Effect(Worded):
     WAITS_FOR_ADDRESS = (
         "Federation works, but some addresses do not answer; Synapse waits up to 30 s "
         "for them at its first request, and then uses another one.",
-        "The server answers, but not at all addresses; Synapse waits up to 30 s for "
-        "those at its first request, and then uses another one.",
+        "The server answers, but some addresses do not; Synapse waits up to 30 s for "
+        "them at its first request, and then uses another one.",
     )
     SOME_REQUESTS = (
         "Federation works for some requests and not for others, by the address that "
