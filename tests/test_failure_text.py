@@ -218,6 +218,19 @@ def test_contradictions(effect: Effect) -> None:
     assert all(len(text) <= limits.SENTENCE for text in long.sentences)
 
 
+def test_unproven() -> None:
+    """Where the last real request failed, what is not in order is not all of it."""
+    soon = Failure(FailureKind.OTHER, Reason.EXPIRES_SOON, Facts(left_ms=2 * DAY_MS))
+    for last, says, is_to_reconnect in (
+        (LastRequest.FAILED, "The server answers, but", True),
+        (LastRequest.SUCCEEDED, "Federation works, but", False),
+    ):
+        real = RealTraffic(last, 1000, FailureKind.HTTP_ERROR, 2000)
+        situation = Situation(Effect.WORKS, soon, real=real)
+        assert situation.explanation.startswith(says)
+        assert ("Reconnect:" in situation.advice) == is_to_reconnect
+
+
 def test_caches() -> None:
     """How long something is cached is a time, and not the name of a key."""
     for days, for_, until in (

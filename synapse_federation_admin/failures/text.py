@@ -41,6 +41,8 @@ _NO_VERSION_ADVICE = (
 
 _NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
 
+_RECONNECT = "Reconnect: that shows whether real requests are accepted."
+
 _IN_VAIN = "Resetting the connection does not help."
 
 _BAD_ADDRESS_ADVICE = (
@@ -236,6 +238,10 @@ class Situation:
         return _VERDICTS.get(self.effect, Verdict.DEGRADED)
 
     @property
+    def _is_unproven(self) -> bool:
+        return self.real is not None and self.real.last is LastRequest.FAILED
+
+    @property
     def explanation(self) -> str:
         """What is wrong, for people."""
         return " ".join(self.sentences)
@@ -243,9 +249,7 @@ class Situation:
     @property
     def sentences(self) -> list[str]:
         """The same, sentence by sentence."""
-        real = self.real
-        is_unproven = real is not None and real.last is LastRequest.FAILED
-        first = is_unproven and self.effect.unproven
+        first = self._is_unproven and self.effect.unproven
         sentences = [first or self.effect.value]
         if self.failure is not None:
             sentences += [f"{message_of(self.failure)}.", _way_of(self.failure)]
@@ -269,7 +273,7 @@ class Situation:
         elif effect is Effect.UNPROVEN or (
             effect is Effect.ANSWERS and left_ms is None
         ):
-            advice.append("Reconnect: that shows whether real requests are accepted.")
+            advice.append(_RECONNECT)
         elif self.failure and self.failure.facts.address and effect in _BY_ADDRESS:
             address = _cut(self.failure.facts.address, limits.FACT)
             advice.append(_BAD_ADDRESS_ADVICE.format(address=address))
@@ -285,6 +289,8 @@ class Situation:
             and not self.may_connect
         ):
             advice.append(_IN_VAIN)
+        if self._is_unproven and effect.unproven and left_ms is None:
+            advice.append(_RECONNECT)
         # To reconnect is to have it tried now, too.
         if left_ms is not None and effect is not Effect.UNPROVEN:
             retries = "only when something is due"
