@@ -96,8 +96,9 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
     assert len(json.dumps(report)) < 64_000
 
 
-# The stages of what a reconnect does, too.
-WAY = ("name", "addresses", "connections", "authenticated", "version")
+# The stages of what a reconnect does, too: on the way there, and there.
+WAY = ("name", "addresses", "connections")
+THERE = ("authenticated", "version")
 
 # What it calls otherwise, for the server does otherwise: a file that came late comes at
 # once when it is asked for again.
@@ -121,13 +122,16 @@ RECORDED: dict[str, tuple[str | None, ...]] = dict.fromkeys(
 
 def met_on_the_way(report: dict[str, Any]) -> str | None:
     """Return the kind of what stops a request before it is answered well."""
-    for stage in report["stages"]:
-        if stage["name"] in WAY and stage["outcome"] == "failed":
-            found: str = stage["kind"]
-            return found
-    # Nothing else stops it where the file does.
+    failed = {
+        stage["name"]: stage["kind"]
+        for stage in report["stages"]
+        if stage["outcome"] == "failed"
+    }
     kind: str = report["kind"] or ""
-    return kind if kind.startswith("well_known_") else None
+    of_file = [kind] if kind.startswith("well_known_") else []
+    on_the_way, there = ([failed[x] for x in of if x in failed] for of in (WAY, THERE))
+    # Nothing else stops it where the file does.
+    return next(iter((*on_the_way, *of_file, *there)), None)
 
 
 def is_contacted(report: dict[str, Any]) -> bool:
