@@ -3,9 +3,9 @@
 
 import attr
 import pytest
-from hypothesis import given, strategies
+from hypothesis import example, given, strategies
 
-from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.failures.kinds import OWN_KINDS, FailureKind
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.storage.recent_attempts import (
@@ -148,7 +148,7 @@ def test_ours(began: dict[str, int], says: str) -> None:
 def test_every_kind_of_real_traffic() -> None:
     """Every kind that a real request can fail with is one that could be ours."""
     never_met = ("invalid_name", "not_allowed", "well_known", "keys_")
-    never_met += ("other", "internal")
+    never_met += ("other", *(kind.value for kind in OWN_KINDS), "is_us")
     for kind in FailureKind:
         if not kind.value.startswith(never_met):
             assert judged({kind.value: 10}).verdict.value == "us", kind
@@ -252,6 +252,7 @@ def test_one_owner(
 
 
 @given(domains=strategies.integers(5, 100), bait=strategies.integers(0, 7))
+@example(domains=9, bait=0)
 def test_one_network(domains: int, bait: int) -> None:
     """Many domains with servers in one network are one owner, whatever else they name.
 

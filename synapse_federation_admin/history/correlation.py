@@ -200,7 +200,10 @@ def _ours(
 def _weights(attempts: RecentAttempts) -> list[float]:
     """Return how much each owner counts, from 0 to 1."""
     networks = list(map(_networks, attempts.owners))
-    owners_in = Counter(network for of in networks for network in of)
+    # Who names very many takes nothing from those that are there.
+    owners_in = Counter(
+        network for of in networks if len(of) <= _NETWORKS for network in of
+    )
     return [
         1 / max((owners_in[network] for network in of), default=1)
         if len(of) <= _NETWORKS
