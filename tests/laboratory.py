@@ -215,7 +215,8 @@ class Laboratory:
     @property
     def wrapper(self) -> list[str]:
         """What starts Synapse with the laboratory's resolver."""
-        options = "options timeout:1 attempts:1"
+        # A second attempt, for a machine that has much to do.
+        options = "options timeout:1 attempts:2"
         return with_resolver(self.folder, self.dns.address, options)
 
     def address(self) -> str:
