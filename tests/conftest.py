@@ -21,8 +21,13 @@ from unittest import mock
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from synapse_federation_admin.playground.services import Postgres
+
+# The same examples each time, however busy the machine is.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 # Where the files of this run's tests are.
 _OWN_FOLDER = pytest.StashKey[Path]()
