@@ -15,8 +15,9 @@ from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
+# Nothing is deleted in the first hour: a clock that is ahead at start, by a year say, is
+# put right by then, and would have all that is kept deleted as too old.
 _EVERY_MS = 3_600_000
-_FIRST_PRUNE_MS = 60_000
 
 # What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
@@ -64,7 +65,7 @@ class Housekeeping:
                 "federation_admin_prune",
                 _EVERY_MS,
                 self.prune,
-                first_after_ms=_FIRST_PRUNE_MS,
+                first_after_ms=_EVERY_MS,
             )
 
     async def _look_back(self, started_ts: int) -> None:
