@@ -33,6 +33,7 @@ from laboratory import (
     repeat,
 )
 
+from synapse_federation_admin.homeserver.errors import has_route
 from synapse_federation_admin.playground.events import Identity
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
@@ -496,19 +497,18 @@ def _(lab: Laboratory, name: str) -> str:
     return f"{name}:9000"
 
 
-# Where this host may have IPv6 after all, it is not told that it has none.
+# A host that has IPv6 would send something there.
+if not has_route(socket.AF_INET6):
 
+    @fault("ipv6-without-web ok")
+    def _(lab: Laboratory, name: str) -> None:
+        """A server with IPv6, too, and without a web server."""
+        up(lab, name)
+        lab.dns.add(name, "AAAA", NO_IPV6)
 
-@fault("ipv6-without-web ok")
-def _(lab: Laboratory, name: str) -> None:
-    """A server with IPv6, too, and without a web server."""
-    up(lab, name)
-    lab.dns.add(name, "AAAA", NO_IPV6)
-
-
-@fault("ipv6-only failing unreachable/no_ipv6", "and this host has no IPv6")
-def _(lab: Laboratory, name: str) -> None:
-    lab.dns.add(name, "AAAA", NO_IPV6)
+    @fault("ipv6-only failing unreachable/no_ipv6", "and this host has no IPv6")
+    def _(lab: Laboratory, name: str) -> None:
+        lab.dns.add(name, "AAAA", NO_IPV6)
 
 
 @fault("srv-refused failing unreachable/no_service")

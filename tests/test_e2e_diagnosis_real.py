@@ -71,6 +71,12 @@ def test_refused(world: World, request: pytest.FixtureRequest) -> None:
         remote.wait_for_message(MessageKind.TO_DEVICE, "small", SOON_S)
         world.send(remote, LARGE)
         world.wait_until_refused(remote)
+        if has_history:
+            wait_until(
+                lambda: world.client.diagnose(remote.server_name)["kind"],
+                "why it was refused to be known",
+                SOON_S,
+            )
         world.client.diagnose(remote.server_name)
         # That it has answered the requests of a diagnosis says nothing of real ones.
         report = world.client.diagnose(remote.server_name)

@@ -182,6 +182,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._had_valid_well_known_cache
+            WellKnownResolver._well_known_agent
         synapse.util.gai_resolver: GAIResolver._getThreadPool
         hs:
             _module_web_resources

@@ -15,8 +15,8 @@ from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
-# Nothing is deleted in the first hour: a clock that is ahead at start, by a year say, is
-# put right by then, and would have all that is kept deleted as too old.
+# Nothing is deleted in the first hour: a clock that is ahead at start, by a year say,
+# is put right by then, and would have all that is kept deleted as too old.
 _EVERY_MS = 3_600_000
 
 # What is pending for longer will never end: its process is gone.
