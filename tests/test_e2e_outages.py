@@ -464,7 +464,7 @@ def test_day(day: Day) -> None:
         assert day.names(failure=kind) == names
     counted = day.get("/summary")["failing_by_kind"]
     assert counted == {kind: len(names) for kind, names in by_kind.items()}
-    assert day.check(servers) == []
+    assert not (wrong := day.check(servers)), "\n".join(wrong)
 
     progress("repairs in vain")
     day.repair_in_vain(s["reset"], _reset)
@@ -472,7 +472,7 @@ def test_day(day: Day) -> None:
     day.repair_in_vain(s["run"], _run)
     day.repair_in_vain(s["forced"], _force)
     day.wait(minutes=2)
-    assert day.check(servers) == []
+    assert not (wrong := day.check(servers)), "\n".join(wrong)
 
     progress("a restart in the midst")
     if is_cluster:
@@ -481,7 +481,7 @@ def test_day(day: Day) -> None:
         day.restart()
     day.fails_with(s["reset"], Behaviour.EXPIRED_CERTIFICATE)
     day.wait(minutes=1)
-    assert day.check(servers) == []
+    assert not (wrong := day.check(servers)), "\n".join(wrong)
 
     progress("repairs")
     day.repair(s["reset"], _reset)
@@ -491,7 +491,7 @@ def test_day(day: Day) -> None:
     day.come_back(s["comes back"])
     day.recover([s["by itself"], s["hanging"], s["forced"]])
     day.wait(minutes=2)
-    assert day.check(servers) == []
+    assert not (wrong := day.check(servers)), "\n".join(wrong)
     assert not any(day.get("/summary")["failing_by_kind"].values())
 
     progress("a kill between outages")
@@ -514,7 +514,7 @@ def test_day(day: Day) -> None:
     day.wait(minutes=4)
     day.recover([s["reset"]])
     day.wait(minutes=1)
-    assert day.check(servers) == []
+    assert not (wrong := day.check(servers)), "\n".join(wrong)
 
     progress("one after the other")
     day.wait_until(10)
@@ -535,7 +535,7 @@ def test_day(day: Day) -> None:
     day.wait(seconds=40)
     day.fail({s["short"]: Behaviour.EXPIRED_CERTIFICATE})
     day.wait(minutes=3)
-    assert day.check(servers) == []
+    assert not (wrong := day.check(servers)), "\n".join(wrong)
     day.come_back(*(s[label] for label in close))
     day.wait(minutes=2)
 
