@@ -177,10 +177,11 @@ LOGGED = 300
 SOFTWARE = 100
 ISSUER = 150
 
-# From when on it is told that a certificate ends soon (of one that lives no longer than
-# SHORT_LIVED_MS, in the last third of its life), and that an answer is slow.
+# From when on it is told that a certificate ends soon (of one that lives for as long as
+# those that are issued for six days, in the last third of its life), and that an answer
+# is slow.
 ENDS_SOON_MS = 7 * 86_400_000
-SHORT_LIVED_MS = 10 * 86_400_000
+SHORT_LIVED_MS = 6 * 86_400_000
 SLOW_MS = 5000
 
 # A sentence for people, an advice; a fact in them; and how many names one sentence

@@ -190,6 +190,8 @@ def test_ending_soon() -> None:
         (3, 3, False),
         (4.1, 1.9, True),
         (3.5, 6.6, True),
+        (1, 3, True),
+        (0, 3, True),
     ):
         begins, ends = (int(x * 24 * HOUR) for x in (-age, days))
         assert (ending_soon(certificate(begins, ends)) is not None) == is_told

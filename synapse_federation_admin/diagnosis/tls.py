@@ -178,14 +178,14 @@ def by_their_clock(
 def ending_soon(certificate: Certificate | None) -> Failure | None:
     """Return that a certificate ends soon; None if it does not.
 
-    One that lives for a few days is renewed later than others: of that it is so from
-    the last third of its life on.
+    One that lives for six days, as authorities issue them, is renewed later than
+    others: of that it is so from the last third of its life on.
     """
     if certificate is None:
         return None
     soon_ms = limits.ENDS_SOON_MS
     lifetime_ms = certificate.not_after_ts - certificate.not_before_ts
-    if lifetime_ms <= limits.SHORT_LIVED_MS:
+    if limits.SHORT_LIVED_MS <= lifetime_ms < limits.ENDS_SOON_MS:
         soon_ms = lifetime_ms // 3
     if not 0 <= certificate.left_ms < soon_ms:
         return None
