@@ -154,6 +154,7 @@ def contacts(world: World, reports: dict[str, Any]) -> dict[str, Any]:
     return {entry["destination"]: entry["details"].get("contact") for entry in entries}
 
 
+@pytest.mark.one_synapse
 @pytest.mark.parametrize("fault", CATALOGUE, ids=lambda fault: fault.label)
 def test_reconnect(
     world: World, reports: dict[str, Any], contacts: dict[str, Any], fault: Fault
