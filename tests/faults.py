@@ -352,6 +352,17 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(address, 10448, homeserver(name), address)
 
 
+@fault(
+    "file-lookup degraded well_known_unreachable/web_lookup",
+    "the DNS did not answer about no-answer",
+)
+def _(lab: Laboratory, name: str) -> None:
+    """Nobody knows whose fault it is that a name is not found in time."""
+    other = f"no-answer.{ZONE}"
+    delegates(lab, name, redirect(f"https://{other}/".encode()), up(lab, name))
+    lab.dns.records.update({(other, k): "SERVFAIL" for k in ("A", "AAAA")})
+
+
 @fault("redirected ok")
 def _(lab: Laboratory, name: str) -> None:
     other = f"files.{ZONE}"

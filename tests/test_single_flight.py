@@ -275,3 +275,38 @@ class LongListTest(ComputingTestCase):
                 self.finish("b")
             self.assertIsNone(self.successResultOf(closed))
             self.assertEqual(self.computing, [])
+
+
+class EveryTestCase(ModuleTestCase):
+    """Homeserver.every: after a round that takes long, there is a long rest."""
+
+    def begin(self, takes_s: float, leaps_s: float) -> list[float]:
+        """Begin rounds that take so long, and over which the clock leaps."""
+        rounds: list[float] = []
+        now_s = 0.0
+
+        async def round_() -> None:
+            nonlocal now_s
+            rounds.append(self.reactor.seconds())
+            now_s += takes_s
+            self.reactor.rightNow += leaps_s
+
+        patcher = patch(
+            "synapse_federation_admin.homeserver.background.time.monotonic",
+            lambda: now_s,
+        )
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        Homeserver(self.hs.get_module_api()).every(
+            "federation_admin_test", 60_000, round_, first_after_ms=1000
+        )
+        self.pump(2)  # a hundred times
+        return rounds
+
+    def test_rest(self) -> None:
+        """It is a hundred times as long."""
+        self.assertEqual(len(self.begin(takes_s=1.5, leaps_s=0)), 2)
+
+    def test_leap(self) -> None:
+        """A clock that leaps meanwhile does not make a round a long one."""
+        self.assertGreaterEqual(len(self.begin(takes_s=0, leaps_s=20)), 3)

@@ -16,6 +16,7 @@ import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.failures.kinds import (
     Failure,
     FailureKind,
@@ -31,7 +32,6 @@ from synapse_federation_admin.failures.text import (
     shown_duration,
 )
 from synapse_federation_admin.homeserver.server_name import ServerName
-from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.storage.records import RecordedFailure
 
 
@@ -572,31 +572,18 @@ class SenderFindings:
     """Which process of this homeserver sends to a server, and how far it has come.
 
     Attributes:
-        instance: Its name; None if nobody sends.
-        state: Whether it runs.
-        seen_ts: When it was last seen; None if never.
-        position: The stream ordering of the event up to which it has queued all; None
-            if it has never begun.
-        behind_events: How many events behind that there are; 10,000: or more.
-        behind_ms: How long ago the oldest of those was received; 0 if there is none.
-        ahead_events: By how much its position is beyond the newest event.
+        sender: That process.
         queued_position: Where it is ahead, up to which event it is proven that it has
             queued all; None if that is not known.
     """
 
-    instance: str | None
-    state: InstanceState
-    seen_ts: int | None = None
-    position: int | None = None
-    behind_events: int | None = None
-    behind_ms: int | None = None
-    ahead_events: int | None = None
+    sender: Sender
     queued_position: int | None = None
 
     @property
     def summary(self) -> str:
         """What there is to say if nothing is wrong."""
-        return f"{self.instance} sends to this server, and keeps up"
+        return f"{self.sender.instance} sends to this server, and keeps up"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

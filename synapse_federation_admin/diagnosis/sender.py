@@ -32,16 +32,7 @@ def check_sender(sender: Sender, queued: int | None, *, now_ms: int) -> Stage:
             known.
         now_ms: The time, in ms since the epoch.
     """
-    findings = SenderFindings(
-        sender.instance,
-        sender.state,
-        sender.seen_ts,
-        sender.position,
-        sender.behind_events,
-        sender.behind_ms,
-        sender.ahead_events,
-        queued,
-    )
+    findings = SenderFindings(sender, queued)
     name = sender.instance or ""
     if sender.is_down:
         reason = _DOWN.get(sender.state, Reason.SENDER_GONE)

@@ -248,6 +248,9 @@ def _judge(
             return None, _unreachable(Reason.LEADS_TO_BLOCKED, facts)
         is_certificate = kind in TLS_KINDS and kind is not FailureKind.TLS_FAILED
         reason = Reason.WEB_CERTIFICATE if is_certificate else Reason.WEB_NO_ANSWER
+        if kind is FailureKind.DNS_FAILED:
+            # Whose resolver or name servers they are that do not answer, nobody knows.
+            reason = Reason.WEB_LOOKUP
         return None, _unreachable(reason, attr.evolve(place, cause=last.error))
     if answer.is_too_large:
         facts = attr.evolve(place, most_bytes=max_bytes)

@@ -242,6 +242,13 @@ class Reason(Worded):
     )
     WEB_STATUS = "web_status", "their web server answers with an error"
     WEB_NO_ANSWER = "web_no_answer", "no answer from {host}"
+    WEB_LOOKUP = (
+        "web_lookup",
+        "the DNS did not answer about {host}",
+        "If other servers show it, too, check the resolver of this host. If not, tell "
+        "their admin that their name servers do not always answer.",
+        Fault.UNKNOWN,
+    )
     CACHED_DELEGATION = (
         "cached_delegation",
         "Synapse still uses {said}, for {left}, until {until}",

@@ -2,6 +2,7 @@
 """Time, and what goes on in the background: as Synapse's own does."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
@@ -105,7 +106,7 @@ class Background(Database):
         """
 
         async def round_() -> None:
-            began_s, next_ms = self.reactor.seconds(), interval_ms
+            began_s, next_ms = time.monotonic(), interval_ms
             try:
                 await func()
             except CancelledError:
@@ -120,7 +121,8 @@ class Background(Database):
                     next_ms = min(interval_ms, _AGAIN_MS)
                 else:
                     logger.exception("%s has failed", desc)
-            took_ms = (self.reactor.seconds() - began_s) * 1000
+            # By a clock that does not jump: the reactor's may be put right meanwhile.
+            took_ms = (time.monotonic() - began_s) * 1000
             rest_ms = min(_REST_FACTOR * took_ms, _LONGEST_REST_MS)
             again(max(next_ms, rest_ms) if rests else next_ms)
 

@@ -19,7 +19,11 @@ from pydantic import Field, create_model
 from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
-from synapse_federation_admin.diagnosis.findings import Diagnosis, Stage
+from synapse_federation_admin.diagnosis.findings import (
+    Diagnosis,
+    SenderFindings,
+    Stage,
+)
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import FailureKind, Reason
 from synapse_federation_admin.failures.text import detail_of, message_of
@@ -53,6 +57,10 @@ _KEYS: Mapping[type[Any], str] = {
     "reason criteria options created_ts started_ts updated_ts ended_ts matched done "
     "outcomes totals errors error rate_per_second",
     Sender: "instance state seen_ts position behind_events behind_ms ahead_events",
+    SenderFindings: "instance=sender.instance state=sender.state "
+    "seen_ts=sender.seen_ts position=sender.position "
+    "behind_events=sender.behind_events behind_ms=sender.behind_ms "
+    "ahead_events=sender.ahead_events queued_position",
     Stage: "name outcome kind reason message duration_ms findings",
     SharedCause: "type value destinations began",
 }
