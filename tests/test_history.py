@@ -214,6 +214,23 @@ class FailuresTest(HistoryTestCase):
             names = self.names_with(f"failure={kind}")
             self.assertEqual(len(names), expected.get(kind, 0), kind)
 
+    def test_table(self) -> None:
+        """The summary counts by kind and age; every failing one is in one cell."""
+        for kind in ("tls_expired", "dns_failed", None):
+            for ago in (MINUTE, 2 * HOUR, 3 * DAY, 8 * DAY, 30 * DAY, 90 * DAY):
+                self.add_failing(f"{ago}.{kind}.example", kind, ago)
+        self.add_failing("one.example", "tls_expired", 40 * DAY)
+        # Fails, and no outage of it is recorded.
+        self.add_destination("old.example", self.now, 5, self.now - 40 * DAY)
+        body = self.get_json(f"{V2}/summary")
+        row = {"<1h": 1, "<1d": 1, "<7d": 1, "<30d": 1, ">=30d": 2}
+        more = {**row, ">=30d": 3}
+        self.assertEqual(
+            body["failing_by_kind_and_age"],
+            {"dns_failed": row, "tls_expired": more, "unknown": more},
+        )
+        self.assertEqual(sum(body["failing"].values()), 6 + 7 + 7)
+
     def test_bulk_run(self) -> None:
         """A bulk run takes the kind as a filter, and tells that it has."""
         self.add_failing("a.example", "tls_expired")

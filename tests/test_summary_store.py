@@ -33,7 +33,8 @@ AGES_MS = {
     FailureAge.UNDER_1H: HOUR_MS,
     FailureAge.UNDER_1D: DAY_MS,
     FailureAge.UNDER_7D: 7 * DAY_MS,
-    FailureAge.FROM_7D: 10**15,
+    FailureAge.UNDER_30D: 30 * DAY_MS,
+    FailureAge.FROM_30D: 10**15,
 }
 
 
@@ -101,7 +102,8 @@ class SummaryTestCase(SummaryTestCaseBase):
             *(-5, 0, HOUR_MS - 1),
             *(HOUR_MS, DAY_MS - 1),
             *(DAY_MS, 7 * DAY_MS - 1),
-            *(7 * DAY_MS, 900 * DAY_MS),
+            *(7 * DAY_MS, 30 * DAY_MS - 1),
+            *(30 * DAY_MS, 900 * DAY_MS),
         ):
             self.add_destination(f"{age_ms}.x", now_ms, 1, now_ms - age_ms)
         # What is not failing has no age, whatever it has in this column.
@@ -113,7 +115,8 @@ class SummaryTestCase(SummaryTestCaseBase):
                 FailureAge.UNDER_1H: 3,
                 FailureAge.UNDER_1D: 2,
                 FailureAge.UNDER_7D: 2,
-                FailureAge.FROM_7D: 2,
+                FailureAge.UNDER_30D: 2,
+                FailureAge.FROM_30D: 2,
             },
         )
 

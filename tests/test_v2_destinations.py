@@ -441,6 +441,9 @@ class SummaryTest(V2TestCase):
         body = self.get_json(f"{V2}/summary")
         indexes = body.pop("indexes")
         self.assertEqual(body.pop("failing_by_kind"), {"unknown": 2})
+        self.assertEqual(
+            body.pop("failing_by_kind_and_age"), {"unknown": body["failing"]}
+        )
         self.assertEqual(body.pop("outlook")["verdict"], "normal")
         (sender,) = body.pop("senders")
         self.assertEqual(sender["state"], "running")
@@ -456,7 +459,7 @@ class SummaryTest(V2TestCase):
                     "backing_off": 1,
                     "retry_due": 1,
                 },
-                "failing": {"<1h": 0, "<1d": 0, "<7d": 1, ">=7d": 1},
+                "failing": {"<1h": 0, "<1d": 0, "<7d": 1, "<30d": 1, ">=30d": 0},
                 "backlog": {
                     "as_of_ts": self.clock.time_msec(),
                     "rooms": 0,

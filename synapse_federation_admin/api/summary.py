@@ -72,6 +72,10 @@ class Summary(Answer):
         "request, those kinds that there are; `unknown` have not failed since the "
         "module was installed. Null where the module's own tables cannot be read."
     )
+    failing_by_kind_and_age: dict[Kind, dict[FailureAge, int]] | None = Field(
+        description="The same as a table: of each of those kinds, how many have been "
+        "failing for how long. Null as `failing_by_kind`."
+    )
     outlook: model_of(Correlation) | None = Field(  # type: ignore[valid-type]
         description="Whether servers began to fail together. Null where the module's "
         "own tables cannot be read."
@@ -110,8 +114,30 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                 "backing_off": 40000,
                 "retry_due": 20000
             },
-            "failing": {"<1h": 100, "<1d": 900, "<7d": 9000, ">=7d": 50000},
+            "failing": {
+                "<1h": 100,
+                "<1d": 900,
+                "<7d": 9000,
+                "<30d": 20000,
+                ">=30d": 30000
+            },
             "failing_by_kind": {"dns_not_found": 40000, "unknown": 20000},
+            "failing_by_kind_and_age": {
+                "dns_not_found": {
+                    "<1h": 100,
+                    "<1d": 400,
+                    "<7d": 9000,
+                    "<30d": 10500,
+                    ">=30d": 20000
+                },
+                "unknown": {
+                    "<1h": 0,
+                    "<1d": 500,
+                    "<7d": 0,
+                    "<30d": 9500,
+                    ">=30d": 10000
+                }
+            },
             "outlook": {
                 "verdict": "us",
                 "explanation": "92 % of long-known servers tried in the ...",
@@ -166,8 +192,13 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
     """
     services = asked.services
     summary = await services.summary.get()
-    known = await if_readable(lambda: services.history.failing_by_kind())
-    kinds = None if known is None else by_every_kind(summary.failing, known)
+    known = await if_readable(
+        lambda: services.history.failing_by_kind(summary.as_of_ts)
+    )
+    table = None
+    if known is not None:
+        every = by_every_kind(summary.failing_by_age, known)
+        table = {kind: ages for kind, ages in every.items() if any(ages.values())}
     senders = await if_readable(lambda: services.senders.all())
     outlook = await if_readable(lambda: services.recent_attempts.correlation())
     states = await services.indexes.states()
@@ -178,7 +209,10 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         "total": summary.total,
         "status": shown(summary.by_status),
         "failing": shown(summary.failing_by_age),
-        "failing_by_kind": kinds and {kind: n for kind, n in kinds.items() if n},
+        "failing_by_kind": None
+        if table is None
+        else {kind: sum(ages.values()) for kind, ages in table.items()},
+        "failing_by_kind_and_age": shown(table),
         "outlook": shown(outlook and with_senders(outlook, senders or ())),
         "senders": shown(senders),
         "not_yet_queued": await if_readable(

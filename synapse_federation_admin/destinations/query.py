@@ -13,7 +13,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
 )
 from synapse_federation_admin.storage.outages import fails_for
-from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql, any_of
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
 _LIKE_SPECIAL = re.compile("[!%_]")
@@ -24,8 +24,6 @@ DESTINATION_COLUMNS = (
 )
 
 NOT_FAILING = "(retry_last_ts IS NULL OR retry_last_ts = 0)"
-# Since when what fails has, at the latest.
-FAILING_SINCE = "COALESCE(failure_ts, retry_last_ts)"
 NEXT_RETRY_TS = "(retry_last_ts + COALESCE(retry_interval, 0))"
 
 _NOT_FAILING_STATUSES = {

@@ -5,7 +5,7 @@ The destinations are counted for every answer. What waits for them may take seco
 read, so an answer that would be late takes what was read before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -17,14 +17,13 @@ from synapse_federation_admin.destinations.backlog import UNLISTED
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
-    FAILING_SINCE,
     NEXT_RETRY_TS,
     NOT_FAILING,
     one_of,
 )
 from synapse_federation_admin.destinations.values import Destination, DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import FAILING, Sql
+from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql
 
 # How many names without a row are named.
 _SAMPLE = 10
@@ -54,7 +53,8 @@ class FailureAge(Enum):
     UNDER_1H = "<1h"
     UNDER_1D = "<1d"
     UNDER_7D = "<7d"
-    FROM_7D = ">=7d"
+    UNDER_30D = "<30d"
+    FROM_30D = ">=30d"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -96,7 +96,7 @@ class Summary:
         as_of_ts: The time at which statuses and ages are taken.
         total: How many destinations there are.
         by_status: How many of them have each status; all are in it.
-        failing_by_age: How many have been failing for how long; all four are in it.
+        failing_by_age: How many have been failing for how long; all are in it.
         backlog: What waits, which may be older; None if it is not known yet.
     """
 
@@ -116,7 +116,20 @@ _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 
 # How long each age of FailureAge is at most; the last is what is left.
-_AGES_MS = (_HOUR_MS, _DAY_MS, 7 * _DAY_MS)
+_AGES_MS = (_HOUR_MS, _DAY_MS, 7 * _DAY_MS, 30 * _DAY_MS)
+
+
+def ages_begin_ts(now_ms: int) -> list[int]:
+    """Return after which time what has each age began to fail, but for the oldest."""
+    return [now_ms - age_ms for age_ms in _AGES_MS]
+
+
+def by_age(younger: Sequence[int]) -> dict[FailureAge, int]:
+    """Return how many have each age, by how many are at most so old; last, all."""
+    return {
+        age: count - before
+        for age, count, before in zip(FailureAge, younger, [0, *younger], strict=False)
+    }
 
 
 class SummaryStore:
@@ -235,7 +248,7 @@ def _count_txn(txn: LoggingTransaction, now_ms: int, invalid: Sql) -> Summary:
         f"COUNT(*) FILTER (WHERE {NEXT_RETRY_TS} > ?), "
         f"{', '.join([younger] * len(_AGES_MS))}, COUNT(*) "
         f"FROM destinations WHERE {FAILING}) AS failing",
-        (now_ms, *(now_ms - age_ms for age_ms in _AGES_MS)),
+        (now_ms, *ages_begin_ts(now_ms)),
     )
     ((total, delivered, failing_delivered, backing_off, *younger_than),) = txn
     failing = younger_than[-1]
@@ -258,12 +271,7 @@ def _count_txn(txn: LoggingTransaction, now_ms: int, invalid: Sql) -> Summary:
         as_of_ts=now_ms,
         total=total,
         by_status=by_status,
-        failing_by_age={
-            age: count - before
-            for age, count, before in zip(
-                FailureAge, younger_than, [0, *younger_than], strict=False
-            )
-        },
+        failing_by_age=by_age(younger_than),
     )
 
 

@@ -133,9 +133,9 @@ class Monitor:
     ) -> None:
         """Bring those up to date that are of what is recorded."""
         metrics = self._homeserver.metrics
-        failing = by_every_kind(summary.failing, await history.failing_by_kind())
-        for kind, count in failing.items():
-            metrics(FAILING, kind).set(count)
+        known = await history.failing_by_kind(summary.as_of_ts)
+        for kind, ages in by_every_kind(summary.failing_by_age, known).items():
+            metrics(FAILING, kind).set(sum(ages.values()))
         correlation = with_senders(
             await recent_attempts.correlation(_CORRELATION_MS), senders
         )

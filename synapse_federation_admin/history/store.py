@@ -10,6 +10,11 @@ import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin.destinations.summary import (
+    FailureAge,
+    ages_begin_ts,
+    by_age,
+)
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.history.availability import (
     Availability,
@@ -48,8 +53,10 @@ async def if_readable(read: Callable[[], Awaitable[T]]) -> T | None:
         return None
 
 
-def by_every_kind(failing: int, known: Mapping[str, int]) -> dict[str, int]:
-    """Return how many destinations fail with each of FAILURE_KINDS.
+def by_every_kind(
+    failing: Mapping[FailureAge, int], known: Mapping[str, Mapping[FailureAge, int]]
+) -> dict[str, dict[FailureAge, int]]:
+    """Return how many destinations fail with each of FAILURE_KINDS, by age.
 
     And with any that a later version of this module has written.
 
@@ -57,8 +64,17 @@ def by_every_kind(failing: int, known: Mapping[str, int]) -> dict[str, int]:
         failing: How many fail.
         known: Of those with a known kind, how many; the others have UNKNOWN_KIND.
     """
-    unknown = max(0, failing - sum(known.values()))
-    return {**dict.fromkeys(FAILURE_KINDS, 0), **known, UNKNOWN_KIND: unknown}
+    unknown = {
+        # The two may be counted one after the other.
+        age: max(0, count - sum(of_kind[age] for of_kind in known.values()))
+        for age, count in failing.items()
+    }
+    found = {kind: dict.fromkeys(FailureAge, 0) for kind in FAILURE_KINDS}
+    return {
+        **found,
+        **{kind: dict(ages) for kind, ages in known.items()},
+        UNKNOWN_KIND: unknown,
+    }
 
 
 class HistoryStore:
@@ -154,9 +170,20 @@ class HistoryStore:
                 found[name] = availability_of(spans[name], recorded_ts, now_ts)
         return found
 
-    async def failing_by_kind(self) -> dict[str, int]:
-        """Return how many destinations fail for which reason, where that is known."""
-        return await self._run("failing_by_kind", outages.count_kinds_txn)
+    async def failing_by_kind(self, now_ms: int) -> dict[str, dict[FailureAge, int]]:
+        """Return how many destinations fail for which reason, where that is known.
+
+        Args:
+            now_ms: The time at which ages are taken.
+
+        Returns:
+            By reason, how many of each age; all ages are in it.
+        """
+        found = await self._run(
+            "failing_by_kind",
+            partial(outages.count_kinds_txn, after_ts=ages_begin_ts(now_ms)),
+        )
+        return {kind: by_age(younger) for kind, younger in found.items()}
 
     async def _run(self, what: str, func: Callable[[LoggingTransaction], T]) -> T:
         return await self._tables.run(f"federation_admin_{what}", func)

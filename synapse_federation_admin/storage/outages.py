@@ -23,6 +23,7 @@ from synapse_federation_admin.storage.outage_ends import OutageEnd, ended_outage
 from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     FAILING,
+    FAILING_SINCE,
     Sql,
     any_of,
     delete_some,
@@ -145,15 +146,27 @@ def spans_txn(
     return found
 
 
-def count_kinds_txn(txn: LoggingTransaction) -> dict[str, int]:
-    """Return how many destinations fail for which reason, where that is known."""
+def count_kinds_txn(
+    txn: LoggingTransaction, after_ts: Sequence[int]
+) -> dict[str, list[int]]:
+    """Return how many destinations fail for which reason, where that is known.
+
+    Args:
+        txn: The transaction.
+        after_ts: Count also those which began to fail after each of these times.
+
+    Returns:
+        By reason, how many began after each of the times, and last all.
+    """
+    younger = f"COUNT(*) FILTER (WHERE {FAILING_SINCE} > ?), " * len(after_ts)
     # On SQLite, the order of a CROSS JOIN is kept: most destinations have no outage.
     txn.execute(
-        f"SELECT o.last_kind, COUNT(*) FROM {OPEN_OUTAGES} AS o "  # noqa: S608
+        f"SELECT o.last_kind, {younger} COUNT(*) FROM {OPEN_OUTAGES} AS o "  # noqa: S608
         f"CROSS JOIN destinations AS d WHERE o.destination = d.destination "
-        f"AND o.last_kind IS NOT NULL AND {FAILING} GROUP BY o.last_kind"
+        f"AND o.last_kind IS NOT NULL AND {FAILING} GROUP BY o.last_kind",
+        after_ts,
     )
-    return {kind: int(count) for kind, count in txn.fetchall()}
+    return {kind: list(map(int, counts)) for kind, *counts in txn.fetchall()}
 
 
 def recorded_since_txn(txn: LoggingTransaction) -> int | None:

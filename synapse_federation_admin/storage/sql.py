@@ -14,6 +14,9 @@ from synapse.module_api import LoggingTransaction
 # rows for which it is true, so it is written the same wherever it is used.
 FAILING = "retry_last_ts <> 0"
 
+# Since when what fails has, at the latest.
+FAILING_SINCE = "COALESCE(failure_ts, retry_last_ts)"
+
 # By how much the clocks of processes may differ, in ms: what was recorded later than
 # now by more was so by a clock that was wrong then, and is not believed.
 AHEAD_MS = 600_000
