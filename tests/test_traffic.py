@@ -31,13 +31,14 @@ from twisted.internet.testing import MemoryReactor, StringTransport
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import relied_on, traffic
-from synapse_federation_admin.homeserver.attempt import Attempt, ObservedAgent
+from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     Obstacle,
     ObstacleError,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.observed import ObservedAgent
 from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 

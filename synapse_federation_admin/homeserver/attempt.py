@@ -12,10 +12,8 @@ likes, and as much: so that is made printable ASCII, and bounded.
 
 import logging
 import socket
-from collections.abc import Callable
 from typing import Any
 
-from synapse.http.client import BlocklistingAgentWrapper
 from synapse.util.gai_resolver import HostResolution
 from twisted.internet import error as net
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -28,8 +26,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
 
 from synapse_federation_admin import limits
@@ -47,7 +44,6 @@ from synapse_federation_admin.homeserver.errors import (
     number_of,
 )
 from synapse_federation_admin.homeserver.lookups import SynapseLookUps
-from synapse_federation_admin.homeserver.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -377,106 +373,6 @@ class AttemptAgent:
             error = self._attempt.explained(error)
         _make_plain(error)
         return failure if error is failure.value else Failure(error)
-
-
-@implementer(IAgent)
-class ObservedAgent:
-    """Makes Synapse's own requests as Synapse does, and tells what has stopped them.
-
-    Synapse gets what it would have got: a response, or the same exception; but where it
-    makes another process's request, and only returns the exception's text, that tells.
-    """
-
-    def __init__(
-        self,
-        agent: BlocklistingAgentWrapper,
-        begin: Callable[[], tuple[IAgent, Attempt]],
-        told: Callable[[str, BaseException | None], None],
-        relay: Relay,
-        describe: Callable[[BaseException], str],
-    ) -> None:
-        """Wrap Synapse's agent.
-
-        Args:
-            agent: Makes requests if `begin` cannot.
-            begin: Returns what makes one as `agent` does, and what that has for a
-                reactor.
-            told: Is told of which server name what has stopped a request, before
-                Synapse hears of it; None: nothing has, or Synapse tells.
-            relay: Tells other processes whose requests these are.
-            describe: Says for them what has stopped one.
-        """
-        # There it is looked for what is cached of well-known files.
-        self._agent = agent._agent
-        self._unobserved = agent
-        self._begin = begin
-        self._told = told
-        self._relay = relay
-        self._describe = describe
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,  # noqa: N803
-    ) -> "Deferred[IResponse]":
-        """Make a request: see `twisted.web.iweb.IAgent`."""
-        try:
-            agent, attempt = self._begin()
-            is_for_another = self._relay.is_for_another()
-        except Exception:
-            # Whatever is wrong here, the request goes on.
-            logger.exception("A federation request is not observed")
-            return self._unobserved.request(method, uri, headers, bodyProducer)
-        # A redirect may lead anywhere, and nowhere.
-        authority = uri.partition(b"//")[2].partition(b"/")[0]
-        name = authority.decode("ascii", "replace")
-        asked = agent.request(method, uri, headers, bodyProducer)
-        is_called_off = False
-
-        def call_off(_: object) -> None:
-            # Afterwards nobody knows what it was waiting for.
-            nonlocal is_called_off
-            self._tell(name, attempt, CancelledError())
-            is_called_off = True
-            asked.cancel()
-
-        def answered(response: IResponse) -> None:
-            if not answer.called:
-                is_error = response.code >= _ERROR and attempt.delegated_to is not None
-                self._tell(name, attempt, ValueError() if is_error else None)
-                answer.callback(response)
-
-        def failed(failure: Failure) -> None:
-            if not answer.called:
-                assert failure.value is not None
-                if is_for_another:
-                    failure = self._relayed(attempt, failure)
-                elif not is_called_off:
-                    self._tell(name, attempt, failure.value)
-                answer.errback(failure)
-
-        answer: Deferred[IResponse] = Deferred(call_off)
-        asked.addCallbacks(answered, failed)
-        return answer
-
-    def _relayed(self, attempt: Attempt, failure: Failure) -> Failure:
-        """Return a failure as another process of this homeserver is told of it."""
-        try:
-            assert failure.value is not None
-            cause = attempt.explained(failure.value)
-            return Failure(self._relay.signed(self._describe(cause)))
-        except Exception:
-            logger.exception("Could not tell another process why a request failed")
-            return failure
-
-    def _tell(self, name: str, attempt: Attempt, error: BaseException | None) -> None:
-        try:
-            cause = None if error is None else attempt.explained(error)
-            self._told(name, None if cause is error else cause)
-        except Exception:
-            logger.exception("Could not tell what has stopped a federation request")
 
 
 def _make_plain(error: BaseException) -> None:

@@ -38,12 +38,9 @@ from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.errors import ObstacleError
-from synapse_federation_admin.homeserver.network import (
-    GRACE_MS,
-    Network,
-    TlsObserver,
-)
+from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.tls_policy import TlsObserver
 from synapse_federation_admin.homeserver.way_out import (
     cached_well_known,
     goes_through_proxy,

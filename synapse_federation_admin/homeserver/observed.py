@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synapse's own requests, made as Synapse makes them, and watched on their way."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from synapse.http.client import BlocklistingAgentWrapper
+from synapse.http.federation.matrix_federation_agent import (
+    MatrixFederationAgent,
+)
+from synapse.http.federation.well_known_resolver import (
+    WellKnownResolver,
+)
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.relay import Relay
+
+logger = logging.getLogger(__name__)
+
+# From this HTTP status on an answer is no success.
+_ERROR = 300
+
+
+@implementer(IAgent)
+class ObservedAgent:
+    """Makes Synapse's own requests as Synapse does, and tells what has stopped them.
+
+    Synapse gets what it would have got: a response, or the same exception; but where it
+    makes another process's request, and only returns the exception's text, that tells.
+    """
+
+    def __init__(
+        self,
+        agent: BlocklistingAgentWrapper,
+        begin: Callable[[], tuple[IAgent, Attempt]],
+        told: Callable[[str, BaseException | None], None],
+        relay: Relay,
+        describe: Callable[[BaseException], str],
+    ) -> None:
+        """Wrap Synapse's agent.
+
+        Args:
+            agent: Makes requests if `begin` cannot.
+            begin: Returns what makes one as `agent` does, and what that has for a
+                reactor.
+            told: Is told of which server name what has stopped a request, before
+                Synapse hears of it; None: nothing has, or Synapse tells.
+            relay: Tells other processes whose requests these are.
+            describe: Says for them what has stopped one.
+        """
+        # There it is looked for what is cached of well-known files.
+        self._agent = agent._agent
+        self._unobserved = agent
+        self._begin = begin
+        self._told = told
+        self._relay = relay
+        self._describe = describe
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,  # noqa: N803
+    ) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        try:
+            agent, attempt = self._begin()
+            is_for_another = self._relay.is_for_another()
+        except Exception:
+            # Whatever is wrong here, the request goes on.
+            logger.exception("A federation request is not observed")
+            return self._unobserved.request(method, uri, headers, bodyProducer)
+        # A redirect may lead anywhere, and nowhere.
+        authority = uri.partition(b"//")[2].partition(b"/")[0]
+        name = authority.decode("ascii", "replace")
+        asked = agent.request(method, uri, headers, bodyProducer)
+        is_called_off = False
+
+        def call_off(_: object) -> None:
+            # Afterwards nobody knows what it was waiting for.
+            nonlocal is_called_off
+            self._tell(name, attempt, CancelledError())
+            is_called_off = True
+            asked.cancel()
+
+        def answered(response: IResponse) -> None:
+            if not answer.called:
+                is_error = response.code >= _ERROR and attempt.delegated_to is not None
+                self._tell(name, attempt, ValueError() if is_error else None)
+                answer.callback(response)
+
+        def failed(failure: Failure) -> None:
+            if not answer.called:
+                assert failure.value is not None
+                if is_for_another:
+                    failure = self._relayed(attempt, failure)
+                elif not is_called_off:
+                    self._tell(name, attempt, failure.value)
+                answer.errback(failure)
+
+        answer: Deferred[IResponse] = Deferred(call_off)
+        asked.addCallbacks(answered, failed)
+        return answer
+
+    def _relayed(self, attempt: Attempt, failure: Failure) -> Failure:
+        """Return a failure as another process of this homeserver is told of it."""
+        try:
+            assert failure.value is not None
+            cause = attempt.explained(failure.value)
+            return Failure(self._relay.signed(self._describe(cause)))
+        except Exception:
+            logger.exception("Could not tell another process why a request failed")
+            return failure
+
+    def _tell(self, name: str, attempt: Attempt, error: BaseException | None) -> None:
+        try:
+            cause = None if error is None else attempt.explained(error)
+            self._told(name, None if cause is error else cause)
+        except Exception:
+            logger.exception("Could not tell what has stopped a federation request")
+
+
+@implementer(IAgent)
+class LateAgent:
+    """An agent that is made when it has to ask: most files are cached."""
+
+    def __init__(self, made: Callable[[], IAgent]) -> None:
+        self.made = made
+
+    def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        return self.made().request(*args, **kwargs)
+
+
+@implementer(IStreamClientEndpoint)
+class _LateEndpoint:
+    """An endpoint that is made when it has to connect: most connections are there."""
+
+    def __init__(self, made: Callable[[], IStreamClientEndpoint]) -> None:
+        self.made = made
+
+    def connect(self, *args: Any) -> "Deferred[IProtocol]":
+        """Connect: see `twisted.internet.interfaces.IStreamClientEndpoint`."""
+        return self.made().connect(*args)
+
+
+@implementer(IAgentEndpointFactory)
+class LateEndpoints:
+    """Makes endpoints that are made when they have to connect."""
+
+    def __init__(self, made_for: Callable[[URI], IStreamClientEndpoint]) -> None:
+        self._made_for = made_for
+
+    def endpointForURI(self, uri: URI) -> _LateEndpoint:
+        """Return what connects: see `twisted.web.iweb.IAgentEndpointFactory`."""
+        return _LateEndpoint(partial(self._made_for, uri))
+
+
+class ObservedDirectAgent(MatrixFederationAgent):
+    """Makes one request as Synapse's agent does, over the connections of that.
+
+    What Synapse's constructor makes is made when it is needed: most requests need
+    nothing of it, and there is one of these for each.
+    """
+
+    def __init__(
+        self,
+        direct: MatrixFederationAgent,
+        well_known_resolver: WellKnownResolver,
+        endpoints: LateEndpoints,
+    ) -> None:
+        # Whatever else a later release needs to make a request.
+        vars(self).update(vars(direct))
+        self._well_known_resolver = well_known_resolver
+        self._agent = Agent.usingEndpointFactory(
+            direct._agent._reactor, endpoints, pool=direct._pool
+        )
