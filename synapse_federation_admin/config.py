@@ -44,6 +44,7 @@ class FederationAdminConfig:
         history_enabled: Whether to record outages, and failures of real requests.
         history_look_up_servers: Whether to look up where servers lead that fail, for
             which nobody has asked.
+        console_enabled: Whether to serve the console.
     """
 
     contact_on_reset: bool = True
@@ -55,6 +56,7 @@ class FederationAdminConfig:
     outages_keep_for_ms: int = 90 * _DAY_MS
     history_enabled: bool = True
     history_look_up_servers: bool = True
+    console_enabled: bool = True
 
 
 def require_supported_synapse(installed: str | None = None) -> None:
@@ -184,6 +186,7 @@ _PARSERS: dict[str, tuple[str, _Parse]] = {
         _duration(_DAY_MS, _MAX_KEEP_FOR_MS, "from 1d to 36500d, such as 400d"),
     ),
     "bulk.max_per_second": ("bulk_max_per_second", _parse_per_second),
+    "console.enabled": ("console_enabled", _parse_bool),
     "diagnosis.timeout": (
         "diagnosis_timeout_ms",
         _duration(2 * _SECOND_MS, 60 * _SECOND_MS, "from 2s to 60s, such as 20s"),

@@ -113,6 +113,7 @@ CLIENT_BYTES_PER_S = 16 * 1024
 # parse a larger one would hold everybody up.
 BODY_BYTES = 64 * 1024
 NAMES_BODY_BYTES = 2 * 1024 * 1024
+FORM_BYTES = 64 * 1024
 BODY_PARTS = 1000
 
 # -- taken from other servers ----------------------------------------------------------

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.api import Services
     from synapse_federation_admin.destinations.senders import Sender
     from synapse_federation_admin.diagnosis.stored import Recorded
+    from synapse_federation_admin.homeserver.pages import PagesResource
 
 Start = Callable[[], None]
 
@@ -39,6 +40,10 @@ class FederationAdmin:
         if not config.history_enabled:
             features.leave_off(
                 Feature.HISTORY, "'history.enabled' is false in the configuration"
+            )
+        if not config.console_enabled:
+            features.leave_off(
+                Feature.CONSOLE, "'console.enabled' is false in the configuration"
             )
         try:
             check_names(api, features)
@@ -88,7 +93,12 @@ class FederationAdmin:
         for feature, wire in _WIRING.items():
             found: Iterable[Start] | None = guarded(feature, wire, services)
             starts += [(feature, start) for start in found or ()]
-        resource = mount(api, Api(services).register)
+        console = guarded(Feature.CONSOLE, _make_console, services, api)
+        resource = mount(
+            api,
+            Api(services).register,
+            lambda: console if features.is_on(Feature.CONSOLE) else None,
+        )
         features.on_change(lambda _: resource.refresh())
 
         async def begin() -> None:
@@ -290,6 +300,13 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
 
 def _wire_indexes(s: "Services") -> Iterable[Start]:
     return (s.indexes.start,)
+
+
+def _make_console(s: "Services", api: "ModuleApi") -> "PagesResource":
+    s.features.require(Feature.V2)
+    from synapse_federation_admin.console.resource import make_console
+
+    return make_console(s, api)
 
 
 # In the order in which they need each other. What each needs of Synapse is in

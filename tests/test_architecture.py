@@ -26,6 +26,7 @@ ROOMS = {
     "repair": BELOW | {"config"},
     "diagnosis": BELOW,
     "api": BELOW | {"config", "history", "repair", "diagnosis"},
+    "console": BELOW | {"config", "history", "repair", "diagnosis", "api"},
     "playground": set(),
 }
 

@@ -61,6 +61,11 @@ class Operation(Generic[I]):
     media_types: tuple[str, ...] = ("application/json",)
     handler: Handler | None = None
 
+    @property
+    def name(self) -> str:
+        """The name of its handler, as that of its route."""
+        return getattr(self.handler, "__name__", "")
+
     async def __call__(self, asked: Asked, **parameters: str) -> JsonDict | None:
         """Answer a request.
 
@@ -71,6 +76,34 @@ class Operation(Generic[I]):
         """
         assert self.handler is not None
         return await self.handler(asked, self._parse(asked.request), **parameters)
+
+    async def ask(
+        self, asked: Asked, values: Mapping[str, object], **parameters: str
+    ) -> Answer:
+        """Answer from within this process, with the object that the model describes.
+
+        Args:
+            asked: Who asks.
+            values: The query parameters, as texts or values, or the keys of the body.
+            parameters: Those of the path.
+
+        Raises:
+            SynapseError: As `__call__`.
+        """
+        assert self.handler is not None
+        known = json_schema(self.takes)["properties"]
+        typed = {
+            name: _value(known.get(name, {}), value)
+            if isinstance(value, str)
+            else value
+            for name, value in values.items()
+        }
+        taken = _validate(self.takes, typed, "parameter")
+        answer = await self.handler(asked, taken, **parameters)
+        is_dry = self.gives_dry is not None and getattr(taken, "dry_run", False)
+        gives = self.gives_dry if self.gives_dry and is_dry else self.gives
+        # As JSON has them: an enum is its value.
+        return gives.model_validate(answer, strict=False)
 
     def _parse(self, request: SynapseRequest) -> I:
         if request.method != b"POST":

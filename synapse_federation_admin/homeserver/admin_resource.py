@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
     from synapse.server import HomeServer
 
+    from synapse_federation_admin.homeserver.pages import PagesResource
+
 logger = logging.getLogger(__name__)
 
 ADMIN_PATH = "/_synapse/admin"
+
+# Where the console is.
+CONSOLE_PATH = f"{ADMIN_PATH}/federation"
 
 _ANY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104  # compared
 
@@ -31,19 +36,24 @@ _CLIENT: _Surface = frozenset({"client"})
 _CLIENT_AND_MEDIA: _Surface = frozenset({"client", "media"})
 
 
-def mount(api: ModuleApi, register: Callable[[HttpServer], None]) -> "AdminResource":
+def mount(
+    api: ModuleApi,
+    register: Callable[[HttpServer], None],
+    console: Callable[[], "PagesResource | None"] = lambda: None,
+) -> "AdminResource":
     """Serve Synapse's admin API at its path, with servlets of ours before its own.
 
     Args:
         api: Reaches Synapse.
         register: Registers our servlets. Where Synapse has one of the same pattern and
             method, ours answers.
+        console: Returns what answers below `CONSOLE_PATH`; None while nothing does.
 
     Raises:
         ConfigError: Another module has registered a resource at the path.
     """
     hs: HomeServer = api._hs
-    resource = AdminResource(hs, register)
+    resource = AdminResource(hs, register, console)
     api.register_web_resource(ADMIN_PATH, resource)
     # Synapse keeps the first module's resource, and only logs that it does.
     resources: dict[str, Resource] = getattr(
@@ -71,11 +81,15 @@ class AdminResource(Resource):
     isLeaf = True
 
     def __init__(
-        self, hs: "HomeServer", register: Callable[[HttpServer], None]
+        self,
+        hs: "HomeServer",
+        register: Callable[[HttpServer], None],
+        console: Callable[[], "PagesResource | None"] = lambda: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
         self._hs = hs
         self._register = register
+        self._console = console
         self._listeners = _Listeners(hs)
         self._by_surface = {_CLOSED: self._routes(_CLOSED)}
         for surface in self._listeners.surfaces():
@@ -83,6 +97,12 @@ class AdminResource(Resource):
 
     def render(self, request: SynapseRequest) -> int:
         """Answer a request, as what its listener carries."""
+        is_console = f"{request.path.decode('latin-1')}/".startswith(f"{CONSOLE_PATH}/")
+        if is_console and self._listeners.surface_of(request):
+            console = self._console()
+            if console is not None:
+                answered: int = console.render(request)
+                return answered
         return self.routes_for(request).render(request)
 
     def routes_for(self, request: SynapseRequest) -> JsonResource:

@@ -34,6 +34,7 @@ class Feature(Enum):
     METRICS = "metrics"
     INDEXES = "indexes"
     SENDERS = "senders"
+    CONSOLE = "console"
 
 
 class FeatureOffError(SynapseError):

@@ -141,10 +141,17 @@ class Process:
         Raises:
             SynapseError: 401 without a valid access token, 403 if the user is no admin.
         """
-        auth = self._hs.get_auth()
-        requester = await auth.get_user_by_req(request)
-        await assert_user_is_admin(auth, requester)
+        requester = await self.require_user(request)
+        await assert_user_is_admin(self._hs.get_auth(), requester)
         return requester
+
+    async def require_user(self, request: SynapseRequest) -> Requester:
+        """Return who makes a request, admin or not.
+
+        Raises:
+            SynapseError: 401 without a valid access token.
+        """
+        return await self._hs.get_auth().get_user_by_req(request)
 
 
 def shown_instance(instance: str) -> str:

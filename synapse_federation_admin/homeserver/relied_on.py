@@ -27,6 +27,7 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
     (_CONTACTS, "transactions"),
     ((_F.DIAGNOSIS,), "outbound"),
     ((_F.HISTORY,), "traffic"),
+    ((_F.CONSOLE,), "pages sessions"),
 )
 
 # What needs which other names: behind a module or `hs`, the homeserver object, those
@@ -65,6 +66,15 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_datastores().main.database_engine.module.OperationalError
             get_datastores().main.db_pool.runInteraction(isolation_level)
             get_datastores().main.db_pool.runInteraction(db_autocommit)
+        """,
+    ),
+    (
+        (_F.CONSOLE,),
+        """
+        synapse.rest.client.login:
+            LoginRestServlet.on_GET(request) LoginRestServlet.on_POST(request)
+        synapse.rest.client.logout: LogoutRestServlet.on_POST(request)
+        hs: config.key.macaroon_secret_key get_clock
         """,
     ),
     (

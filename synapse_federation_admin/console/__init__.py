@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console: pages for people, at `/_synapse/admin/federation/`.
+
+How a page is added:
+
+1. A row in `ROUTES`: the method, the path below the console with its parameters in
+   angle brackets, the handler `<file in pages>.<function>`, what it needs, and, if it
+   is in the navigation, its word and its key (`g` and then that key leads to it).
+2. The handler, in `console/pages/<file>.py`; it is imported when it is first asked for:
+
+       async def list_runs(visit: Visit) -> Answered:
+           found = await visit.ask(operations.list_runs, visit.query)
+           return Page("runs.html", {"title": "Runs", "runs": found.runs})
+
+   - `visit.parameters["run_id"]` is from the path, decoded; `visit.query` has the
+     parameters of the URL (a text, or a list of texts where one is repeated), and
+     `visit.form` those of a form that was sent (the same; only in a POST).
+   - `await visit.ask(OPERATION, values, **path_parameters)` calls an operation of v2 in
+     this process and returns the object that its model describes: an absent key is
+     None, an enum is a member. There is no other way to data. What it raises becomes a
+     page that says so; a page that can do without catches `FeatureOffError`.
+   - A GET changes nothing. A POST was checked (the form's token, where it comes from)
+     before the handler is called, and returns `See("/runs/7")`, which leads there, or a
+     page. A handler that has written the answer itself returns None.
+3. The template, in `console/templates`, which extends `base.html` (`title` is needed;
+   `{% block main %}`). All text is escaped, and control characters in it are shown.
+   Beside what the handler gives there are `url("/servers", name=...)`, `csrf_field()`
+   for every form with `method="post"`, `now_ms`, `me`, `server_name`, `features_off`
+   (a list of name and reason) and `is_on("history")`; the filters are in `render.py`.
+   Parts of `macros.html` are imported with `{% from "macros.html" import ... %}`.
+
+The script (`static/console.js`) refreshes what has `data-live="SECONDS"` and an `id`,
+moves with `j` and `k` over what has `data-row`, and presses with key r what has
+`data-key="r"`.
+"""
+
+import re
+from urllib.parse import unquote
+
+import attr
+
+from synapse_federation_admin.homeserver.features import Feature
+
+__all__ = ["ROUTES", "Route"]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Route:
+    """A method and a path of the console, and what answers there.
+
+    Attributes:
+        method: `GET` or `POST`.
+        path: Below the console: `/servers/<name>`.
+        handler: `servers.list_servers`, in `console/pages`.
+        needs: The features without which the page cannot be.
+        nav: Its word in the navigation; None: it is not there.
+        key: What leads to it after `g`.
+        opens: Whether it is for who has not signed in.
+    """
+
+    method: str
+    path: str
+    handler: str
+    needs: tuple[Feature, ...] = ()
+    nav: str | None = None
+    key: str | None = None
+    opens: bool = False
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """Return the parameters, decoded, of a path that is as it was sent.
+
+        None if it is another path.
+        """
+        pattern = re.sub("<([a-z_]+)>", r"(?P<\1>[^/]+)", self.path)
+        found = re.fullmatch(pattern, path)
+        if found is None:
+            return None
+        return {name: unquote(value) for name, value in found.groupdict().items()}
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", "overview.overview", nav="Overview", key="o"),
+    Route("GET", "/session", "session.show_signing_in", opens=True),
+    Route("POST", "/session", "session.sign_in", opens=True),
+    Route("POST", "/session/end", "session.sign_out", opens=True),
+    Route("GET", "/keys", "help.show_keys", opens=True),
+)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a page says where there is nothing to show; never "nothing found"."""
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from synapse.module_api.errors import Codes, SynapseError
+
+from synapse_federation_admin.console.visit import Page
+from synapse_federation_admin.homeserver.features import FeatureOffError
+
+if TYPE_CHECKING:
+    from synapse_federation_admin.homeserver.homeserver import Homeserver
+
+logger = logging.getLogger(__name__)
+
+
+def error_page(error: Exception, homeserver: "Homeserver") -> Page:
+    """Return the page for an error."""
+    if isinstance(error, FeatureOffError):
+        return _page(
+            HTTPStatus.SERVICE_UNAVAILABLE, "This is switched off here", error.msg
+        )
+    if isinstance(error, SynapseError):
+        return _of_synapse(error)
+    if homeserver.is_database_away(error):
+        logger.warning("The console cannot reach the database: %s", error)
+        return _page(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The database of this homeserver cannot be reached",
+            "Nothing is known of the servers until it is there again. This page looks "
+            "again by itself.",
+            retries=True,
+        )
+    logger.error("A page of the console has failed", exc_info=error)
+    return _page(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "This page has failed",
+        "That is a fault of this module; the log of Synapse has what went wrong.",
+    )
+
+
+def _of_synapse(error: SynapseError) -> Page:
+    status = HTTPStatus(error.code)
+    if status == HTTPStatus.UNAUTHORIZED:
+        return Page(
+            "signed_out.html", {"title": "Sign in", "problem": _why(error)}, status
+        )
+    if status == HTTPStatus.FORBIDDEN:
+        if error.errcode == "M_FORGED":
+            return _page(status, "This was refused", error.msg)
+        return _page(
+            status,
+            "This user is no server admin",
+            "Only server admins of this homeserver may see how it federates. "
+            f"Synapse says: {error.msg}",
+        )
+    if status == HTTPStatus.NOT_FOUND:
+        return _page(status, "There is no such page", error.msg)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return _page(status, "This cannot be told just now", error.msg, retries=True)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _page(status, "The homeserver has failed", error.msg)
+    return _page(status, "This cannot be done", error.msg)
+
+
+def _why(error: SynapseError) -> str | None:
+    """Return why a session has ended; None if there was none."""
+    return None if error.errcode == Codes.MISSING_TOKEN else error.msg
+
+
+def _page(status: HTTPStatus, title: str, text: str, *, retries: bool = False) -> Page:
+    return Page(
+        "error.html", {"title": title, "text": text, "retries": retries}, status
+    )

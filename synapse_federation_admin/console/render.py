@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Templates, and how values are written in them.
+
+Filters: `42 | count`, `9000000 | duration` ("2 h 30 min"), `ts | time` (the exact
+time), `ts | ago` ("39 d ago"; the exact time on hover), `ts | since` ("39 d"), `ts |
+until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, and `name | segment` for a name
+that becomes a part of a path.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import attr
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+from markupsafe import Markup, escape
+
+from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
+
+_HERE = Path(__file__).parent
+
+_SECOND = 1000
+_MINUTE = 60 * _SECOND
+_HOUR = 60 * _MINUTE
+_DAY = 24 * _HOUR
+
+_UNITS = ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min"), (_SECOND, "s"))
+
+# From when on a duration has its largest unit only.
+_PLAIN_FROM = {"d": 3, "h": 6, "min": 10, "s": 0}
+
+# Control characters, but for a tab and the end of a line; those that turn the
+# direction of what follows; and those that are not seen.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Static:
+    """A file that never changes under its name.
+
+    Attributes:
+        name: With a hash of what is in it.
+        media_type: For `Content-Type`.
+        body: What is in it.
+    """
+
+    name: str
+    media_type: str
+    body: bytes
+
+
+def _read(path: Path) -> Static:
+    body = path.read_bytes()
+    digest = hashlib.sha256(body).hexdigest()[:12]
+    return Static(f"{path.stem}-{digest}{path.suffix}", _TYPES[path.suffix], body)
+
+
+def shown(text: str) -> str:
+    """Return a text with its control characters shown, not obeyed."""
+    return _CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def cut(text: str, most: int = 160) -> str:
+    """Return a text that is not endless."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def count(number: int) -> str:
+    """Return a number with its thousands apart: 1,418."""
+    return f"{number:,}"
+
+
+def size(number: int) -> str:
+    """Return a number of bytes: `1.4 MB`."""
+    if number < 1000:
+        return f"{number} B"
+    amount = float(number)
+    for unit in ("kB", "MB", "GB", "TB"):
+        amount /= 1000
+        if amount < 1000 or unit == "TB":
+            break
+    return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:,.0f} {unit}"
+
+
+def duration(ms: float) -> str:
+    """Return a duration as a person says it: `39 d`, `2 h 5 min`, `0.13 s`."""
+    if ms < _SECOND:
+        return f"{max(ms, 0):.0f} ms"
+    if ms < 10 * _SECOND:
+        return f"{ms / _SECOND:.1f} s".replace(".0 s", " s")
+    for (unit_ms, unit), (next_ms, next_unit) in pairwise((*_UNITS, (1, ""))):
+        amount = int(ms // unit_ms)
+        if amount:
+            rest = int(ms % unit_ms // next_ms)
+            if amount < _PLAIN_FROM[unit] and rest:
+                return f"{amount} {unit} {rest} {next_unit}"
+            return f"{amount} {unit}"
+    return "0 s"
+
+
+def _datetime(ts: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(ts / 1000, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        # What a database or another server says may be no time at all.
+        return None
+
+
+def time(ts: int, text: str | None = None, kind: str = "") -> Markup:
+    """Return a `<time>` that shows the exact time, or a text with that on hover."""
+    when = _datetime(ts)
+    if when is None:
+        return escape(text or f"{ts} ms")
+    exact = f"{when.day} {when:%b %Y, %H:%M:%S} UTC"
+    iso = f"{when:%Y-%m-%dT%H:%M:%SZ}"
+    if text is None:
+        return Markup('<time datetime="{}">{}</time>').format(iso, exact)
+    attribute = Markup(' data-{}=""').format(kind) if kind else ""
+    return Markup('<time datetime="{}" title="{}"{}>{}</time>').format(
+        iso, exact, attribute, text
+    )
+
+
+@pass_context
+def ago(context: Context, ts: int) -> Markup:
+    """Return how long ago something was, with the exact time on hover."""
+    return time(ts, f"{duration(max(context['now_ms'] - ts, _SECOND))} ago", "ago")
+
+
+@pass_context
+def since(context: Context, ts: int) -> Markup:
+    """Return for how long something is so, with the exact time on hover."""
+    return time(ts, duration(max(context["now_ms"] - ts, _SECOND)), "since")
+
+
+@pass_context
+def until(context: Context, ts: int) -> Markup:
+    """Return in what time something will be, with the exact time on hover."""
+    left = ts - context["now_ms"]
+    return time(ts, f"in {duration(left)}" if left >= _SECOND else "now", "until")
+
+
+def url(path: str, **query: Any) -> str:
+    """Return the address of a page of the console.
+
+    Args:
+        path: `/servers`. What is in `<>` of a route has to be quoted: see `segment`.
+        query: Its parameters; None is left out, a list is repeated.
+    """
+    given = {
+        key.rstrip("_"): value for key, value in query.items() if value is not None
+    }
+    tail = f"?{urlencode(given, doseq=True)}" if given else ""
+    return f"{CONSOLE_PATH}{path}{tail}"
+
+
+def segment(name: str) -> str:
+    """Return a name as a part of a path."""
+    return quote(name, safe="")
+
+
+def _finalize(value: Any) -> Any:
+    is_plain = isinstance(value, str) and not isinstance(value, Markup)
+    return shown(value) if is_plain else value
+
+
+class Renderer:
+    """Makes pages of templates.
+
+    Attributes:
+        static: The files that pages need, by name.
+    """
+
+    def __init__(self) -> None:
+        files = [_read(path) for path in sorted((_HERE / "static").iterdir())]
+        self.static = {file.name: file for file in files}
+        names = {re.sub(r"-\w{12}\.", ".", file.name): file.name for file in files}
+        self._environment = Environment(
+            loader=FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            finalize=_finalize,
+            auto_reload=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters.update(
+            ago=ago,
+            since=since,
+            until=until,
+            time=time,
+            duration=duration,
+            count=count,
+            bytes=size,
+            cut=cut,
+            segment=segment,
+        )
+        self._environment.globals.update(
+            url=url, static=lambda name: url(f"/static/{names[name]}")
+        )
+
+    def render(self, template: str, context: Mapping[str, Any]) -> bytes:
+        """Return a page.
+
+        Args:
+            template: The file.
+            context: What is in it.
+
+        Raises:
+            UndefinedError: The template names what is not there.
+        """
+        found = self._environment.get_template(template)
+        return found.render(context).encode("utf-8", "replace")

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The edge of the console: who comes in, what is answered, with which headers."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from markupsafe import Markup
+from synapse.module_api import ModuleApi, Requester, SynapseRequest
+from synapse.module_api.errors import Codes, SynapseError
+from twisted.internet.defer import CancelledError
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.api import Services
+from synapse_federation_admin.console import ROUTES, Route
+from synapse_federation_admin.console.cookie import COOKIE, Session
+from synapse_federation_admin.console.errors import error_page
+from synapse_federation_admin.console.render import Renderer, url
+from synapse_federation_admin.console.visit import (
+    Answered,
+    Page,
+    See,
+    Values,
+    Visit,
+)
+from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
+from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.homeserver.pages import PagesResource, respond
+from synapse_federation_admin.homeserver.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def make_console(services: Services, api: ModuleApi) -> PagesResource:
+    """Return what answers below the console's path."""
+    services.features.require(Feature.BASE, Feature.V2)
+    return PagesResource(api, Console(services, Sessions(api)).answer)
+
+
+class Console:
+    """Answers requests for pages."""
+
+    def __init__(self, services: Services, sessions: Sessions) -> None:
+        self._services = services
+        self._sessions = sessions
+        self._renderer = Renderer()
+        self._secret = sessions.secret("synapse_federation_admin.console.forms")
+        self._versions = {
+            "module_version": version("synapse-federation-admin"),
+            "synapse_version": version("matrix-synapse"),
+        }
+
+    async def answer(self, request: SynapseRequest) -> None:
+        """Answer a request, whatever comes of it."""
+        for name, value in (
+            ("Content-Security-Policy", _POLICY),
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Frame-Options", "DENY"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cross-Origin-Opener-Policy", "same-origin"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+            ("X-Robots-Tag", "noindex"),
+            ("Cache-Control", "no-store"),
+        ):
+            request.setHeader(name.encode(), value.encode())
+        path = request.path.decode("latin-1").removeprefix(CONSOLE_PATH)
+        if path.startswith("/static/"):
+            self._answer_static(request, path.removeprefix("/static/"))
+            return
+        session, has_cookie = self._take_session(request)
+        requester: Requester | None = None
+        try:
+            if not path:
+                answered: Answered = See("/")
+            else:
+                route, parameters = _find(request.method.decode("latin-1"), path)
+                visit_query = self._query(request)
+                form = await self._form(request, session)
+                requester = await self._requester(request, route)
+                visit = Visit(
+                    self._services,
+                    request,
+                    requester,
+                    session,
+                    request.uri.decode("latin-1").removeprefix(CONSOLE_PATH),
+                    parameters,
+                    visit_query,
+                    form,
+                )
+                self._services.features.require(*route.needs)
+                answered = await self._handle(route, visit)
+        except CancelledError:
+            raise
+        except Exception as e:
+            answered = error_page(e, self._services.homeserver)
+        if answered is None:
+            return
+        if isinstance(answered, See):
+            request.setHeader(b"Location", url(answered.path).encode())
+            respond(request, HTTPStatus.SEE_OTHER, b"")
+            return
+        if not has_cookie and not session.token:
+            self.keep(request, session)
+        self._respond_page(request, answered, session, requester)
+
+    # -- what comes in -----------------------------------------------------------------
+
+    @staticmethod
+    def _take_session(request: SynapseRequest) -> tuple[Session, bool]:
+        """Return the session, and whether the browser has it.
+
+        From here on its access token is that of the request, and no other.
+        """
+        value = request.getCookie(COOKIE.encode())
+        found = Session.parse(value.decode("latin-1")) if value else None
+        session = found or Session.new()
+        # What a proxy asks for itself must not reach Synapse.
+        request.requestHeaders.removeHeader(b"Authorization")
+        if session.token:
+            request.requestHeaders.setRawHeaders(
+                b"Authorization", [b"Bearer " + session.token.encode()]
+            )
+        return session, found is not None
+
+    @staticmethod
+    def _query(request: SynapseRequest) -> Values:
+        query = urlsplit(request.uri).query.decode("latin-1")
+        values = _values(query)
+        if "access_token" in values:
+            raise SynapseError(
+                HTTPStatus.BAD_REQUEST,
+                "An access token in the address is refused: it stays in logs and in "
+                "the history of the browser. Sign in instead.",
+                Codes.INVALID_PARAM,
+            )
+        return values
+
+    async def _form(self, request: SynapseRequest, session: Session) -> Values:
+        """Return the fields of a form, once it is sure that a page of ours sends it."""
+        if request.method != b"POST":
+            return {}
+        site = request.getHeader("Sec-Fetch-Site")
+        if site is not None and site != "same-origin":
+            raise _forged("it comes from another site")
+        assert request.content is not None
+        request.content.seek(0)
+        body = request.content.read(limits.FORM_BYTES + 1)
+        if len(body) > limits.FORM_BYTES:
+            raise SynapseError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"Form too large: at most {limits.FORM_BYTES} bytes are taken",
+                Codes.TOO_LARGE,
+            )
+        fields = dict(_values(body.decode("latin-1")))
+        token = fields.pop("csrf", "")
+        if not isinstance(token, str) or not session.is_form_token(self._secret, token):
+            raise _forged("the page that it comes from belongs to another session")
+        return fields
+
+    async def _requester(
+        self, request: SynapseRequest, route: Route
+    ) -> Requester | None:
+        if route.opens:
+            return None
+        return await self._services.homeserver.require_admin(request)
+
+    async def _handle(self, route: Route, visit: Visit) -> Answered:
+        module, _, name = route.handler.partition(".")
+        handler = getattr(
+            import_module(f"synapse_federation_admin.console.pages.{module}"), name
+        )
+        more = (self, self._sessions) if route.opens else ()
+        answered: Answered = await handler(visit, *more)
+        return answered
+
+    # -- what goes out -----------------------------------------------------------------
+
+    def keep(self, request: SynapseRequest, session: Session) -> None:
+        """Have the browser keep a session until it is closed."""
+        request.addCookie(
+            COOKIE,
+            session.value(),
+            path=f"{CONSOLE_PATH}/",
+            httpOnly=True,
+            sameSite="lax",
+            secure=request.isSecure(),
+        )
+
+    def _answer_static(self, request: SynapseRequest, name: str) -> None:
+        file = self._renderer.static.get(name)
+        if file is None or request.method not in (b"GET", b"HEAD"):
+            request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
+            respond(request, HTTPStatus.NOT_FOUND, b"No such file\n")
+            return
+        request.setHeader(b"Content-Type", file.media_type.encode())
+        request.setHeader(b"Cache-Control", b"public, max-age=31536000, immutable")
+        respond(request, HTTPStatus.OK, file.body)
+
+    def _respond_page(
+        self,
+        request: SynapseRequest,
+        page: Page,
+        session: Session,
+        requester: Requester | None,
+    ) -> None:
+        context = self._context(request, session, requester)
+        try:
+            body = self._renderer.render(page.template, {**context, **page.context})
+            status = page.status
+        except Exception as e:
+            failed = error_page(e, self._services.homeserver)
+            body = self._renderer.render(failed.template, {**context, **failed.context})
+            status = failed.status
+        request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
+        respond(request, status, body)
+
+    def _context(
+        self, request: SynapseRequest, session: Session, requester: Requester | None
+    ) -> Mapping[str, Any]:
+        """Return what every page shows, or needs."""
+        features, homeserver = self._services.features, self._services.homeserver
+        here = request.path.decode("latin-1").removeprefix(CONSOLE_PATH)
+        token = session.form_token(self._secret)
+        return {
+            **self._versions,
+            "me": requester.user.to_string() if requester else None,
+            "has_session": bool(session.token),
+            "server_name": homeserver.server_name,
+            "instance": homeserver.instance_name,
+            "now_ms": homeserver.now_ms(),
+            "here": request.uri.decode("latin-1").removeprefix(CONSOLE_PATH),
+            "csrf_field": lambda: Markup(
+                '<input type="hidden" name="csrf" value="{}">'
+            ).format(token),
+            "features_off": [
+                (feature.value, reason)
+                for feature in Feature
+                if (reason := features.reason(feature)) is not None
+            ],
+            "is_on": lambda name: features.is_on(Feature(name)),
+            "navigation": [
+                (route.nav, url(route.path), route.key, _is_at(here, route.path))
+                for route in ROUTES
+                if route.nav and all(map(features.is_on, route.needs))
+            ],
+        }
+
+
+def _values(text: str) -> Values:
+    found = parse_qs(text, keep_blank_values=True, max_num_fields=2000)
+    return {
+        name: values[0] if len(values) == 1 else values
+        for name, values in found.items()
+    }
+
+
+def _find(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+    wanted = "GET" if method == "HEAD" else method
+    has_path = False
+    for route in ROUTES:
+        parameters = route.match(path)
+        if parameters is not None:
+            if route.method == wanted:
+                return route, parameters
+            has_path = True
+    if has_path:
+        raise SynapseError(
+            HTTPStatus.METHOD_NOT_ALLOWED, f"Nothing is sent here with {method}"
+        )
+    raise SynapseError(HTTPStatus.NOT_FOUND, "No such page", Codes.NOT_FOUND)
+
+
+def _is_at(here: str, path: str) -> bool:
+    return here == path or (path != "/" and here.startswith(f"{path}/"))
+
+
+def _forged(why: str) -> SynapseError:
+    return SynapseError(
+        HTTPStatus.FORBIDDEN,
+        f"Nothing was changed: {why}. Load the page again and repeat it there.",
+        "M_FORGED",
+    )

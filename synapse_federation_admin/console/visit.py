@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a page is called with, and what it gives back."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import attr
+from synapse.module_api import Requester, SynapseRequest
+
+from synapse_federation_admin.api import ROUTES, Services
+from synapse_federation_admin.api._base import Asked
+from synapse_federation_admin.api._operation import Operation
+from synapse_federation_admin.console.cookie import Session
+
+# Parameters by name; a list where one is repeated.
+Values: TypeAlias = Mapping[str, str | list[str]]
+
+# What each operation of the API needs.
+_NEEDS = {route.name: route.needs for route in ROUTES}
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Page:
+    """A template and what is in it.
+
+    Attributes:
+        template: Its file: `servers.html`.
+        context: What it shows, by name.
+        status: The HTTP status.
+    """
+
+    template: str
+    context: Mapping[str, Any]
+    status: int = 200
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class See:
+    """Leads to another page of the console: `/runs/7`, with its query."""
+
+    path: str
+
+
+# None: the answer is written already.
+Answered: TypeAlias = Page | See | None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True, eq=False)
+class Visit:
+    """A request for a page, or with a form.
+
+    Attributes:
+        services: What the homeserver and the features are reached through.
+        request: The request itself.
+        requester: Who is signed in, an admin; None only where a page opens to everyone.
+        session: Their session.
+        path: Below the console, as it was sent, with the query.
+        parameters: Those of the path, by name.
+        query: Those of the URL.
+        form: The fields of the form, without the token; empty in a GET.
+    """
+
+    services: Services
+    request: SynapseRequest
+    requester: Requester | None
+    session: Session
+    path: str
+    parameters: Mapping[str, str]
+    query: Values
+    form: Values
+
+    @property
+    def now_ms(self) -> int:
+        """The time, in ms since the epoch."""
+        return self.services.homeserver.now_ms()
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return a field of the form, or else of the URL: the first, if repeated."""
+        value = self.form.get(name) or self.query.get(name) or default
+        return value if isinstance(value, str) else value[0]
+
+    def texts(self, name: str) -> list[str]:
+        """Return all values of a field of the form, or else of the URL."""
+        value = self.form.get(name) or self.query.get(name) or []
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def asked(self) -> Asked:
+        """What operations of the API are called with."""
+        assert self.requester is not None
+        return Asked(self.services, self.request, self.requester)
+
+    async def ask(
+        self,
+        operation: Operation[Any],
+        values: Mapping[str, object] | None = None,
+        **parameters: str,
+    ) -> Any:
+        """Call an operation of the API.
+
+        Args:
+            operation: The operation.
+            values: Its query parameters, as texts or values, or the keys of its body.
+            parameters: Those of its path.
+
+        Returns:
+            The object that its model describes.
+
+        Raises:
+            SynapseError: As the API answers; a `FeatureOffError` if what it needs is
+                off.
+        """
+        self.services.features.require(*_NEEDS[operation.name])
+        return await operation.ask(self.asked, values or {}, **parameters)
