@@ -38,7 +38,10 @@ from synapse_federation_admin.homeserver.errors import (
     ObstacleError,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.observed import ObservedAgent
+from synapse_federation_admin.homeserver.observed import (
+    ObservedAgent,
+    current_attempt,
+)
 from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 
@@ -453,7 +456,7 @@ class ObserversTestCase(TrafficTestCase):
         ):
             Homeserver(self.hs.get_module_api()).learn_causes(str)
         self.assertIsInstance(client.agent, ObservedAgent)
-        observed: Any = client.agent._begin()[0]
+        observed: Any = client.agent._observed
         self.assertLessEqual(set(vars(direct)), set(vars(observed._agent)))
         self.assertEqual(observed._agent.of_a_later_release, 5)
 
@@ -462,7 +465,8 @@ class ObserversTestCase(TrafficTestCase):
         inner, told = mock.Mock(), mock.Mock()
         agent = ObservedAgent(
             mock.Mock(),
-            lambda: (inner, Attempt(self.reactor, mock.Mock())),
+            inner,
+            lambda: Attempt(self.reactor, mock.Mock()),
             told,
             Relay(self.hs),
             str,
@@ -471,6 +475,31 @@ class ObserversTestCase(TrafficTestCase):
             inner.request.return_value = fail(AssertionError())
             self.failureResultOf(agent.request(b"GET", uri), AssertionError)
             told.assert_called_with("", None)
+
+    def test_attempts(self) -> None:
+        """Each request has an attempt of its own, and none goes on after it."""
+        attempts = [Attempt(self.reactor, mock.Mock()) for _ in range(2)]
+        seen: list[Attempt] = []
+
+        async def asked(*_: object) -> Any:
+            await waits
+            seen.append(current_attempt.get())
+            return mock.Mock(code=200)
+
+        waits: Deferred[None] = Deferred()
+        agent = ObservedAgent(
+            mock.Mock(),
+            mock.Mock(request=lambda *args: ensureDeferred(asked(*args))),
+            iter(attempts).__next__,
+            mock.Mock(),
+            Relay(self.hs),
+            str,
+        )
+        for name in (b"a", b"b"):
+            agent.request(b"GET", b"matrix-federation://" + name)
+        waits.callback(None)
+        self.assertEqual(seen, attempts)
+        self.assertIsNone(current_attempt.get(None))
 
     def test_other_client(self) -> None:
         """Where Synapse's client is another, or got otherwise, it is said what is lost.

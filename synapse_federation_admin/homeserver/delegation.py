@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -35,24 +36,32 @@ _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
 class AttemptWellKnownResolver(WellKnownResolver):
     """Asks for well-known files, and tells an attempt what they delegate to."""
 
-    def __init__(self, attempt: Attempt, **kwargs: Any) -> None:
+    def __init__(self, attempt: Callable[[], Attempt], **kwargs: Any) -> None:
+        """Wrap Synapse's.
+
+        Args:
+            attempt: Returns that of the request that a file is asked for.
+            kwargs: What Synapse's wants.
+        """
         super().__init__(**kwargs)
         self._attempt = attempt
 
     async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
         """Return what the file says: see Synapse's."""
-        self._attempt.is_fetching = True
+        attempt = self._attempt()
+        attempt.is_fetching = True
         found = await super().get_well_known(server_name)
-        self._attempt.file_fetched()
-        m_server = (found.delegated_server or b"").decode("ascii", "replace")
-        self._look_at(m_server)
+        attempt.file_fetched()
+        if found.delegated_server:
+            _look_at(found.delegated_server.decode("ascii", "replace"), attempt)
         return found
 
-    def _look_at(self, m_server: str) -> None:
-        # An empty one delegates to nobody.
-        is_known = self._attempt.delegated_to is not None
-        if m_server and not is_known and not is_server_name(m_server):
-            self._attempt.delegated_to = m_server[: limits.WORD]
+
+def _look_at(m_server: str, attempt: Attempt) -> None:
+    # An empty one delegates to nobody.
+    is_known = attempt.delegated_to is not None
+    if m_server and not is_known and not is_server_name(m_server):
+        attempt.delegated_to = m_server[: limits.WORD]
 
 
 class ContactWellKnownResolver(AttemptWellKnownResolver):
@@ -64,7 +73,7 @@ class ContactWellKnownResolver(AttemptWellKnownResolver):
         delegation: WellKnownLookupResult | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(attempt, **kwargs)
+        super().__init__(lambda: attempt, **kwargs)
         self._delegation = delegation
 
     async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
@@ -88,7 +97,7 @@ class ContactWellKnownResolver(AttemptWellKnownResolver):
         m_server = content.get("m.server") if isinstance(content, dict) else None
         if not isinstance(m_server, str) or not m_server.isascii():
             return response, b"{}"
-        self._look_at(m_server)
+        _look_at(m_server, self._attempt())
         if not m_server.isprintable() or len(m_server) > limits.SERVER_NAME:
             m_server = "not-a-server-name."
         return response, json.dumps({"m.server": m_server}).encode()

@@ -3,6 +3,7 @@
 
 from collections.abc import Awaitable, Callable
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
@@ -43,6 +44,7 @@ from synapse_federation_admin.homeserver.observed import (
     LateEndpoints,
     ObservedAgent,
     ObservedDirectAgent,
+    current_attempt,
 )
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
@@ -207,42 +209,48 @@ class Network:
         agent: Any = client.agent
         direct = agent._agent
         resolver = direct._well_known_resolver
-        look_ups = SynapseLookUps(self._hs.get_reactor())
-
-        def begin() -> tuple[IAgent, Attempt]:
-            attempt = Attempt(self._hs.get_reactor(), look_ups)
-            well_known_resolver = AttemptWellKnownResolver(
-                attempt,
-                agent=LateAgent(
-                    lambda: self._blocklisted(self._web_agent(attempt, direct._pool))
-                ),
-                well_known_cache=resolver._well_known_cache,
-                had_well_known_cache=resolver._had_valid_well_known_cache,
-                reactor=cast(Any, attempt),
-                **self._named,
-            )
-
-            def endpoint_for(uri: URI) -> IStreamClientEndpoint:
-                return MatrixHostnameEndpoint(
-                    reactor=self._blocking(attempt),
-                    proxy_reactor=cast(Any, attempt.proxy_side),
-                    tls_client_options_factory=self._policy_of(attempt),
-                    srv_resolver=AttemptSrvResolver(attempt),
-                    proxy_config=self._config.proxy_config,
-                    parsed_uri=uri,
+        reactor = self._hs.get_reactor()
+        look_ups = SynapseLookUps(reactor)
+        well_known_resolver = AttemptWellKnownResolver(
+            current_attempt.get,
+            agent=LateAgent(
+                lambda: self._blocklisted(
+                    self._web_agent(current_attempt.get(), direct._pool)
                 )
+            ),
+            well_known_cache=resolver._well_known_cache,
+            had_well_known_cache=resolver._had_valid_well_known_cache,
+            reactor=cast(Any, reactor),
+            **self._named,
+        )
 
-            observed = ObservedDirectAgent(
-                direct, well_known_resolver, LateEndpoints(endpoint_for)
+        def endpoint_for(attempt: Attempt, uri: URI) -> IStreamClientEndpoint:
+            return MatrixHostnameEndpoint(
+                reactor=self._blocking(attempt),
+                proxy_reactor=cast(Any, attempt.proxy_side),
+                tls_client_options_factory=self._policy_of(attempt),
+                srv_resolver=AttemptSrvResolver(attempt),
+                proxy_config=self._config.proxy_config,
+                parsed_uri=uri,
             )
-            return self._blocklisted(observed), attempt
 
         # With all that is made late, too.
-        observed: Any = begin()[0]
-        uri = URI.fromBytes(b"matrix-federation://localhost/")
-        observed._agent._agent._endpointFactory.endpointForURI(uri).made()
-        observed._agent._well_known_resolver._well_known_agent._agent.made()
-        client.agent = ObservedAgent(agent, begin, told, self._relay, describe)
+        attempt = Attempt(reactor, look_ups)
+        endpoint_for(attempt, URI.fromBytes(b"matrix-federation://localhost/"))
+        self._blocklisted(self._web_agent(attempt, direct._pool))
+        observed = self._blocklisted(
+            ObservedDirectAgent(
+                direct, well_known_resolver, LateEndpoints(endpoint_for)
+            )
+        )
+        client.agent = ObservedAgent(
+            agent,
+            observed,
+            partial(Attempt, reactor, look_ups),
+            told,
+            self._relay,
+            describe,
+        )
 
     def _attempt(self, timeout_ms: int) -> Attempt:
         reactor = self._hs.get_reactor()

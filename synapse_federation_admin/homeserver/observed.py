@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,9 @@ from zope.interface import implementer
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.relay import Relay
 
+# That of the observed request within which the code runs.
+current_attempt: ContextVar[Attempt] = ContextVar("current_attempt")
+
 logger = logging.getLogger(__name__)
 
 # From this HTTP status on an answer is no success.
@@ -41,7 +45,8 @@ class ObservedAgent:
     def __init__(
         self,
         agent: BlocklistingAgentWrapper,
-        begin: Callable[[], tuple[IAgent, Attempt]],
+        observed: IAgent,
+        begin: Callable[[], Attempt],
         told: Callable[[str, BaseException | None], None],
         relay: Relay,
         describe: Callable[[BaseException], str],
@@ -49,9 +54,9 @@ class ObservedAgent:
         """Wrap Synapse's agent.
 
         Args:
-            agent: Makes requests if `begin` cannot.
-            begin: Returns what makes one as `agent` does, and what that has for a
-                reactor.
+            agent: Makes requests if they cannot be observed.
+            observed: Makes them as `agent` does, and tells the current attempt.
+            begin: Begins an attempt.
             told: Is told of which server name what has stopped a request, before
                 Synapse hears of it; None: nothing has, or Synapse tells.
             relay: Tells other processes whose requests these are.
@@ -60,6 +65,7 @@ class ObservedAgent:
         # There it is looked for what is cached of well-known files.
         self._agent = agent._agent
         self._unobserved = agent
+        self._observed = observed
         self._begin = begin
         self._told = told
         self._relay = relay
@@ -74,29 +80,30 @@ class ObservedAgent:
     ) -> "Deferred[IResponse]":
         """Make a request: see `twisted.web.iweb.IAgent`."""
         try:
-            agent, attempt = self._begin()
+            attempt = self._begin()
             is_for_another = self._relay.is_for_another()
         except Exception:
             # Whatever is wrong here, the request goes on.
             logger.exception("A federation request is not observed")
             return self._unobserved.request(method, uri, headers, bodyProducer)
-        # A redirect may lead anywhere, and nowhere.
-        authority = uri.partition(b"//")[2].partition(b"/")[0]
-        name = authority.decode("ascii", "replace")
-        asked = agent.request(method, uri, headers, bodyProducer)
+        current = current_attempt.set(attempt)
+        try:
+            asked = self._observed.request(method, uri, headers, bodyProducer)
+        finally:
+            current_attempt.reset(current)
         is_called_off = False
 
         def call_off(_: object) -> None:
             # Afterwards nobody knows what it was waiting for.
             nonlocal is_called_off
-            self._tell(name, attempt, CancelledError())
+            self._tell(uri, attempt, CancelledError())
             is_called_off = True
             asked.cancel()
 
         def answered(response: IResponse) -> None:
             if not answer.called:
                 is_error = response.code >= _ERROR and attempt.delegated_to is not None
-                self._tell(name, attempt, ValueError() if is_error else None)
+                self._tell(uri, attempt, ValueError() if is_error else None)
                 answer.callback(response)
 
         def failed(failure: Failure) -> None:
@@ -105,7 +112,7 @@ class ObservedAgent:
                 if is_for_another:
                     failure = self._relayed(attempt, failure)
                 elif not is_called_off:
-                    self._tell(name, attempt, failure.value)
+                    self._tell(uri, attempt, failure.value)
                 answer.errback(failure)
 
         answer: Deferred[IResponse] = Deferred(call_off)
@@ -122,8 +129,11 @@ class ObservedAgent:
             logger.exception("Could not tell another process why a request failed")
             return failure
 
-    def _tell(self, name: str, attempt: Attempt, error: BaseException | None) -> None:
+    def _tell(self, uri: bytes, attempt: Attempt, error: BaseException | None) -> None:
         try:
+            # A redirect may lead anywhere, and nowhere.
+            authority = uri.partition(b"//")[2].partition(b"/")[0]
+            name = authority.decode("ascii", "replace")
             cause = None if error is None else attempt.explained(error)
             self._told(name, None if cause is error else cause)
         except Exception:
@@ -158,19 +168,21 @@ class _LateEndpoint:
 class LateEndpoints:
     """Makes endpoints that are made when they have to connect."""
 
-    def __init__(self, made_for: Callable[[URI], IStreamClientEndpoint]) -> None:
+    def __init__(
+        self, made_for: Callable[[Attempt, URI], IStreamClientEndpoint]
+    ) -> None:
         self._made_for = made_for
 
     def endpointForURI(self, uri: URI) -> _LateEndpoint:
         """Return what connects: see `twisted.web.iweb.IAgentEndpointFactory`."""
-        return _LateEndpoint(partial(self._made_for, uri))
+        # Whoever has it connect may not be within the request any more.
+        return _LateEndpoint(partial(self._made_for, current_attempt.get(), uri))
 
 
 class ObservedDirectAgent(MatrixFederationAgent):
-    """Makes one request as Synapse's agent does, over the connections of that.
+    """Makes requests as Synapse's agent does, over the connections of that.
 
-    What Synapse's constructor makes is made when it is needed: most requests need
-    nothing of it, and there is one of these for each.
+    What each of them meets is told to its own attempt, the current one.
     """
 
     def __init__(

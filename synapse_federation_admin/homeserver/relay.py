@@ -41,9 +41,8 @@ class Relay:
 
     def is_for_another(self) -> bool:
         """Tell whether the request that is made here is another process's."""
-        request = current_context().request
-        url = request.url if request is not None else ""
-        return bool(self._secret) and url.startswith("matrix-federation:")
+        request = current_context().request if self._secret else None
+        return request is not None and request.url.startswith("matrix-federation:")
 
     def signed(self, told: str) -> Exception:
         """Return an exception whose text tells the other process what was met."""

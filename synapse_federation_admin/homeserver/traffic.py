@@ -152,25 +152,26 @@ def _of_this_request(kept: dict[str, T]) -> T | None:
 class _Observed(logging.Logger):
     """A logger that tells us first."""
 
-    def debug(self, msg: object, *args: object, **kwargs: Any) -> None:
+    def debug(
+        self, msg: object, *args: object, stacklevel: int = 1, **kwargs: Any
+    ) -> None:
         """Log: see `logging.Logger`."""
-        _take(msg, args)
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-        super().debug(msg, *args, **kwargs)
+        if msg.__class__ is str and msg in _TAKEN_BY:
+            _take(msg, args)
+        super().debug(msg, *args, stacklevel=stacklevel + 1, **kwargs)
 
-    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+    def info(
+        self, msg: object, *args: object, stacklevel: int = 1, **kwargs: Any
+    ) -> None:
         """Log: see `logging.Logger`."""
-        _take(msg, args)
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-        super().info(msg, *args, **kwargs)
+        if msg.__class__ is str and msg in _TAKEN_BY:
+            _take(msg, args)
+        super().info(msg, *args, stacklevel=stacklevel + 1, **kwargs)
 
 
-def _take(msg: object, args: _Told) -> None:
-    taken_by = _TAKEN_BY.get(msg) if isinstance(msg, str) else None
-    if taken_by is None:
-        return
+def _take(msg: str, args: _Told) -> None:
     try:
-        taken_by(args)
+        _TAKEN_BY[msg](args)
     except Exception:
         # Whatever is wrong here, the request goes on.
         logger.exception("Could not take note of '%s'", msg)
