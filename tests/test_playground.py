@@ -64,7 +64,7 @@ def test_check(environment: dict[str, str], tmp_path: Path, workers: bool) -> No
     done = run(environment, "--check", *(("--workers", *keep) if workers else ()))
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 of 7 destinations are failing" in done.stdout
+    assert "19 of 30 destinations are failing" in done.stdout
     for what in ("waiting event", "waiting to-device message"):
         taken = re.search(
             rf"{what} +(?:even before|([\d.]+) s after) the reset", done.stdout

@@ -9,6 +9,8 @@ The command `playground` and the end-to-end tests stand on the same classes:
     synapse        SynapseServer, one process or several (configuration: its files)
     remote         RemoteServer (records: what it saw; events: what it signs)
     client         the client and the admin API
+    names          host names that only this Synapse knows
+    population     thirty servers, and the people and rooms that they share
     world          Playground: all of it together
     check          the main job
     session        one run of the command (display, control: what a person sees, does)

@@ -46,16 +46,16 @@ class CertificateAuthority:
             blob.write_to_path(files.certificate, append=True)
         return files
 
-    def valid(self, *addresses: str) -> ssl.SSLContext:
-        """Make a server's TLS context with a valid certificate for IP addresses."""
-        return self._server_context(self._ca.issue_cert(*addresses))
+    def valid(self, *hosts: str) -> ssl.SSLContext:
+        """Make a server's TLS context with a valid certificate for names, addresses."""
+        return self._server_context(self._ca.issue_cert(*hosts))
 
-    def expired(self, address: str) -> ssl.SSLContext:
+    def expired(self, host: str) -> ssl.SSLContext:
         """Make one whose certificate was valid until yesterday."""
         now = datetime.datetime.now(datetime.timezone.utc)
         return self._server_context(
             self._ca.issue_cert(
-                address,
+                host,
                 not_before=now - datetime.timedelta(days=90),
                 not_after=now - datetime.timedelta(days=1),
             )
@@ -64,6 +64,10 @@ class CertificateAuthority:
     def wrong_name(self) -> ssl.SSLContext:
         """Make one whose certificate is for a name that nobody asks for."""
         return self._server_context(self._ca.issue_cert("elsewhere.example"))
+
+    def untrusted(self, host: str) -> ssl.SSLContext:
+        """Make one whose certificate is of an authority that nobody knows."""
+        return self._server_context(trustme.CA().issue_cert(host))
 
     def client_context(self) -> ssl.SSLContext:
         """Make a client's TLS context that trusts this authority and no other."""

@@ -26,6 +26,13 @@ _KINDS = {
     Behaviour.WRONG_NAME_CERTIFICATE: "tls_wrong_name",
     Behaviour.BAD_GATEWAY: "http_error",
     Behaviour.HANGING: "response_timeout",
+    Behaviour.UNTRUSTED_CERTIFICATE: "tls_untrusted",
+    Behaviour.PLAIN_HTTP: "tls_failed",
+    Behaviour.FORBIDDEN: "rejected",
+    Behaviour.TOO_LARGE: "too_large",
+    Behaviour.RATE_LIMITED: "rate_limited",
+    Behaviour.NOT_FOUND: "http_error",
+    Behaviour.NO_NAME: "dns_not_found",
 }
 
 # It is written every three seconds.

@@ -136,21 +136,22 @@ class MatrixClient:
         )
         return User(answer["user_id"], answer["access_token"], password)
 
-    def create_room(self, room_version: str = "11") -> str:
+    def create_room(self, name: str = "", room_version: str = "11") -> str:
         """Create a room that everybody may join, and return its room id."""
+        body = {"preset": "public_chat", "room_version": room_version}
         answer = self.request(
             "POST",
             "/_matrix/client/v3/createRoom",
-            json={"preset": "public_chat", "room_version": room_version},
+            json=body | ({"name": name} if name else {}),
         )
         return str(answer["room_id"])
 
-    def join(self, room_id: str, via: str) -> None:
-        """Join a room over federation, through a server that is in it."""
+    def join(self, room_id: str, via: str = "") -> None:
+        """Join a room; over federation through a server that is in it."""
         self.request(
             "POST",
             f"/_matrix/client/v3/join/{quoted(room_id)}",
-            params={"server_name": via, "via": via},
+            params={"server_name": via, "via": via} if via else None,
             json={},
             timeout_s=90,
         )

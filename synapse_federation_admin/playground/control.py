@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/":
             self._answer(404, {"error": "There is only /"})
             return
-        remotes = self.server.playground.remotes.values()
+        remotes = [remote for _, remote in self.server.playground.servers]
         self._answer(
             200,
             {remote.server_name: remote.behaviour.name.lower() for remote in remotes},
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.rfile.read(length).decode("utf-8", "replace").strip()
         names = {behaviour.name.lower(): behaviour for behaviour in Behaviour}
         server_name = unquote(self.path[1:])
-        for remote in self.server.playground.remotes.values():
+        for _, remote in self.server.playground.servers:
             if remote.server_name == server_name:
                 break
         else:

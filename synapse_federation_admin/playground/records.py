@@ -21,6 +21,14 @@ class Behaviour(Enum):
     BAD_GATEWAY = "answers 502"
     HANGING = "accepts, never answers"
     SLOW = "healthy but slow"
+    UNTRUSTED_CERTIFICATE = "certificate of its own making"
+    PLAIN_HTTP = "speaks plain HTTP"
+    FORBIDDEN = "refuses us"
+    TOO_LARGE = "takes no message, but what is empty"
+    RATE_LIMITED = "answers 429"
+    NOT_FOUND = "answers 404, with a web page"
+    NO_NAME = "its name is gone"
+    """Its port is closed, too."""
 
 
 class MessageKind(Enum):

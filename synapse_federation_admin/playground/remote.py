@@ -18,6 +18,7 @@ import httpx
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import ApiError, Json, quoted
 from synapse_federation_admin.playground.events import Identity
+from synapse_federation_admin.playground.names import Names
 from synapse_federation_admin.playground.processes import WaitTimeoutError, free_port
 from synapse_federation_admin.playground.records import (
     Behaviour,
@@ -42,6 +43,13 @@ T = TypeVar("T")
 Special = Callable[[str, bytes], tuple[int, Json] | None]
 
 
+# While it behaves like that, its port is closed.
+_CLOSED = (Behaviour.DOWN, Behaviour.NO_NAME)
+
+# What a web server says to a TLS handshake at a port that is not for it.
+_PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+
+
 class RemoteServer:
     """A remote homeserver whose behaviour can be switched while it runs.
 
@@ -55,6 +63,8 @@ class RemoteServer:
         certificates: CertificateAuthority,
         *,
         port: int = 0,
+        name: str = "",
+        names: Names | None = None,
         slowness_s: float = 2,
     ) -> None:
         """Describe a server.
@@ -63,22 +73,23 @@ class RemoteServer:
             address: an address in 127.0.0.0/8.
             certificates: who issues its certificates.
             port: where it listens; 0 chooses a free one.
+            name: its host name; it has none, but its address, if that is empty.
+            names: what knows the host name, and forgets it while it has NO_NAME.
             slowness_s: seconds that each answer takes while it is SLOW.
         """
         self.address = address
         self.port = port or free_port(address)
-        self.server_name = f"{address}:{self.port}"
+        self.host = name or address
+        self.server_name = f"{self.host}:{self.port}"
+        self._names = names
         self.slowness_s = slowness_s
         # What it answers otherwise than its behaviour says: status and body, by path
         # and body; None: as ever.
         self.special: Special = lambda _path, _body: None
         self.identity = Identity(self.server_name)
-        good = certificates.valid(address)
-        self._contexts = {
-            Behaviour.EXPIRED_CERTIFICATE: certificates.expired(address),
-            Behaviour.WRONG_NAME_CERTIFICATE: certificates.wrong_name(),
-        }
-        self._good_context = good
+        self._certificates = certificates
+        self._good_context = certificates.valid(self.host)
+        self._context = self._good_context
         self._client_context = certificates.client_context()
         self._behaviour = Behaviour.HEALTHY
         self._news = threading.Condition()
@@ -192,9 +203,9 @@ class RemoteServer:
 
     def start(self, behaviour: Behaviour = Behaviour.HEALTHY) -> None:
         """Take the port and begin to behave as told."""
-        self._behaviour = behaviour
+        self._behave(behaviour)
         self._bind()
-        if behaviour is not Behaviour.DOWN:
+        if behaviour not in _CLOSED:
             self._listen()
 
     def stop(self) -> None:
@@ -204,13 +215,24 @@ class RemoteServer:
 
     def switch(self, behaviour: Behaviour) -> None:
         """Behave differently from now on, also towards those already connected."""
-        self._behaviour = behaviour
-        if behaviour is Behaviour.DOWN:
+        self._behave(behaviour)
+        if behaviour in _CLOSED:
             self._close_port()
             self._bind()
         elif not self._listening:
             self._listen()
         self._close_connections()
+
+    def _behave(self, behaviour: Behaviour) -> None:
+        make = {
+            Behaviour.EXPIRED_CERTIFICATE: self._certificates.expired,
+            Behaviour.WRONG_NAME_CERTIFICATE: lambda _: self._certificates.wrong_name(),
+            Behaviour.UNTRUSTED_CERTIFICATE: self._certificates.untrusted,
+        }.get(behaviour)
+        self._context = self._good_context if make is None else make(self.host)
+        if self._names is not None:
+            self._names.know(self.host, behaviour is not Behaviour.NO_NAME)
+        self._behaviour = behaviour
 
     def _bind(self) -> None:
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -265,18 +287,27 @@ class RemoteServer:
                 )
                 self._news.notify_all()
             threading.Thread(
-                target=self._serve, args=(accepted, handle, behaviour), daemon=True
+                target=self._serve,
+                args=(accepted, handle, behaviour, self._context),
+                daemon=True,
             ).start()
 
     def _serve(
-        self, accepted: socket.socket, handle: socket.socket, behaviour: Behaviour
+        self,
+        accepted: socket.socket,
+        handle: socket.socket,
+        behaviour: Behaviour,
+        context: ssl.SSLContext,
     ) -> None:
         try:
             if behaviour is Behaviour.HANGING:
                 while accepted.recv(65536):
                     pass
                 return
-            context = self._contexts.get(behaviour, self._good_context)
+            if behaviour is Behaviour.PLAIN_HTTP:
+                accepted.recv(65536)
+                accepted.sendall(_PLAIN_HTTP)
+                return
             accepted.settimeout(30)
             with context.wrap_socket(accepted, server_side=True) as connection:
                 connection.settimeout(None)

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 _SEND = re.compile(r"^/_matrix/federation/v1/send/([^/]+)/?$")
 
+_PAGES = {
+    Behaviour.BAD_GATEWAY: (502, b"<html><h1>502 Bad Gateway</h1></html>"),
+    Behaviour.NOT_FOUND: (404, b"<html><h1>It works!</h1></html>"),
+}
+_REFUSALS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
+    Behaviour.FORBIDDEN: (
+        403,
+        {"errcode": "M_FORBIDDEN", "error": "Your server is not on our list"},
+    ),
+    Behaviour.RATE_LIMITED: (
+        429,
+        {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many requests"},
+    ),
+}
+
 
 class Handler(BaseHTTPRequestHandler):
     """Serves one connection of a remote server, request after request."""
@@ -60,8 +75,9 @@ class Handler(BaseHTTPRequestHandler):
         behaviour = self._behaviour
         self._remote.saw_request(self.command, self.path, behaviour)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if behaviour is Behaviour.BAD_GATEWAY:
-            self._answer(502, b"<html><h1>502 Bad Gateway</h1></html>", "text/html")
+        if behaviour in _PAGES:
+            status, page = _PAGES[behaviour]
+            self._answer(status, page, "text/html")
             return
         if behaviour is Behaviour.SLOW:
             time.sleep(self._remote.slowness_s)
@@ -73,6 +89,10 @@ class Handler(BaseHTTPRequestHandler):
         special = self._remote.special(path, body)
         if special is not None:
             return special
+        if self._behaviour in _REFUSALS:
+            return _REFUSALS[self._behaviour]
+        if self._behaviour is Behaviour.TOO_LARGE and b'"pdus":[{' in body:
+            return 413, {"errcode": "M_TOO_LARGE", "error": "Too large"}
         if self.command == "GET" and path == "/_matrix/federation/v1/version":
             return 200, {"server": {"name": "playground", "version": "1"}}
         if self.command == "GET" and path == "/_matrix/key/v2/server":

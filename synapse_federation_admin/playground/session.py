@@ -126,7 +126,9 @@ class Session:
         return status
 
     def _play(self, folder: Path) -> int:
-        playground = Playground(folder, workers=self._workers, progress=self._progress)
+        playground = Playground(
+            folder, workers=self._workers, is_populated=True, progress=self._progress
+        )
         with playground:
             try:
                 playground.prepare()
@@ -148,7 +150,7 @@ class Session:
     def _check(self, playground: Playground) -> None:
         def show(failing: list[Json]) -> None:
             self._progress.done()
-            total = len(playground.remotes)
+            total = len(playground.servers)
             show_destinations(
                 self._console,
                 playground,
