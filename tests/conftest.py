@@ -88,6 +88,11 @@ def pytest_collection_modifyitems(
         deselected = [i for i in items if i.get_closest_marker("root")]
         config.hook.pytest_deselected(items=deselected)
         items[:] = [i for i in items if not i.get_closest_marker("root")]
+    # In CI they fail.
+    if find_chromium() is None and not os.environ.get("CI"):
+        deselected = [i for i in items if i.get_closest_marker("browser")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [i for i in items if not i.get_closest_marker("browser")]
     if hasattr(config, "workerinput"):
         # What starts real processes mostly waits, for seconds. It comes first, lest one
         # process of pytest-xdist still waits when the others have nothing left to do.
@@ -116,7 +121,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     folder = config.stash.get(_OWN_FOLDER, None)
-    return [] if folder is None else [f"files, kept if a test fails: {folder}"]
+    lines = [] if folder is None else [f"files, kept if a test fails: {folder}"]
+    if find_chromium() is None and not os.environ.get("CI"):
+        lines.append("no Chromium: tests in a browser are left out")
+    return lines
+
+
+def find_chromium() -> str | None:
+    """Return the path of the system's Chromium, if it has one."""
+    return shutil.which("chromium")
 
 
 def synapse_tests() -> Path:
