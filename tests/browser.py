@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real browser: the Chromium of the system, driven by Playwright.
 
-Nothing is downloaded but axe-core, which npm fetches once and which is cached outside of
-the repository.
+Nothing is downloaded but axe-core, which npm fetches once, and which is cached outside
+of the repository.
 """
 
 import os
