@@ -197,3 +197,7 @@ NAMES_IN_A_SENTENCE = 3
 # Hosts in the summary of a stage; causes of one type in a correlation.
 TOLD_FINDINGS = 3
 TOLD_CAUSES = 10
+
+# Local users of one shared room; rooms in the refusal to forget a destination.
+TOLD_USERS = 10
+TOLD_ROOMS = 5

@@ -161,10 +161,15 @@ class OneTestCase(ForgetTestCase):
         self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
         self.assertIn("2 rooms", channel.json_body["error"])
         self.assertEqual(channel.json_body["shared_rooms"], 2)
+        self.assertIn("(!other:test, ", channel.json_body["error"])
+        listed = self.get_json(channel.json_body["shared_rooms_path"])["rooms"]
+        self.assertEqual(channel.json_body["shared_rooms_sample"], listed)
+        self.assertEqual(len(listed), 2)
         self.assertEqual(self.left(DEAD), self.everything())
         self.assertEqual(self.audit(), [])
         body = self.forget().json_body
         self.assertIn("2 rooms", body["refused"])
+        self.assertEqual(body["shared_rooms_sample"], listed)
         self.assertEqual(body["shared_rooms"], 2)
 
     def before_deletion(self, func: Callable[[], object]) -> Any:

@@ -5,7 +5,7 @@ import random
 from unittest.mock import patch
 
 import pytest
-from module_case import MembersTestCase, ModuleTestCase
+from module_case import V2, MembersTestCase, ModuleTestCase
 from synapse.config._base import ShardedWorkerHandlingConfig
 from twisted.internet.defer import ensureDeferred
 
@@ -111,6 +111,69 @@ class SharedRoomsTestCase(StoreTestCase):
             found = [self.get_success(deferred) for deferred in asked]
         self.assertEqual([one, *found], [SharedRooms(1, 1)] * 6)
         self.assertLessEqual(ran.call_count, 3 * each)
+
+
+class ListTestCase(StoreTestCase):
+    """GET destinations/<destination>/shared_rooms."""
+
+    path = f"{V2}/destinations/b.example/shared_rooms"
+
+    def test_real_room(self) -> None:
+        """A room has its name, which may be anything, and who is joined in it."""
+        name = "<b>\u202e" + "x" * 400
+        room_id = self.helper.create_room_as("user", tok=self.user_token)
+        body = {"name": name}
+        self.helper.send_state(room_id, "m.room.name", body, tok=self.user_token)
+        self.helper.join(room_id, "@admin:test", tok=self.admin_token)
+        self.reactor.advance(60)
+        for user in ("a", "b", "c"):
+            self.add_member(room_id, f"@{user}:b.example")
+        self.add_member(room_id, "@d:b.example", "leave")
+        self.assertEqual(
+            self.get_json(self.path),
+            {
+                "rooms": [
+                    {
+                        "room_id": room_id,
+                        "name": name[:300],
+                        # Those of the other server were written past Synapse.
+                        "members": 2,
+                        "local_members": 2,
+                        "local_users": ["@admin:test", "@user:test"],
+                        "their_members": 3,
+                    }
+                ]
+            },
+        )
+        other = self.get_json(f"{V2}/destinations/c.example/shared_rooms")
+        self.assertEqual(other, {"rooms": []})
+
+    def test_pages(self) -> None:
+        """Pages have every shared room once, those with most local members first."""
+        expected = []
+        for number in range(7):
+            room_id = f"!{number}:x"
+            self.add_member(room_id, "@a:b.example")
+            local = (3, 1, 12, 0, 1, 3, 1)[number]
+            for user in range(local):
+                self.add_member(room_id, f"@{user:02}:test")
+            if local:
+                expected.append((-local, room_id))
+        expected.sort()
+        found, token = [], ""
+        while True:
+            page = self.get_json(f"{self.path}?limit=2{token}")
+            found += page["rooms"]
+            if "next_token" not in page:
+                break
+            token = f"&from={page['next_token']}"
+        places = [(-room["local_members"], room["room_id"]) for room in found]
+        self.assertEqual(places, expected)
+        self.assertEqual({room["name"] for room in found}, {None})
+        self.assertEqual(found[0]["local_users"], [f"@{n:02}:test" for n in range(10)])
+        # The token is of this list only.
+        other = f"{V2}/destinations/c.example/shared_rooms?limit=2{token}"
+        self.assertEqual(self.ask("GET", other).code, 400)
 
 
 class InboundTestCase(StoreTestCase):

@@ -121,6 +121,12 @@ ROUTES: tuple[Route, ...] = (
     Route(_F.AUDIT, "GET", f"{_V2}/audit", "audit.read_audit"),
     Route(_F.DIAGNOSIS, "POST", f"{_ONE}/diagnose", "diagnose.diagnose"),
     Route(_F.HISTORY, "GET", f"{_ONE}/outages", "outages.list_outages"),
+    Route(
+        _F.SHARED_ROOMS,
+        "GET",
+        f"{_ONE}/shared_rooms",
+        "shared_rooms.list_shared_rooms",
+    ),
     Route(_F.SENDERS, "GET", f"{_V2}/instances", "instances.list_instances"),
     Route(_F.V2, "GET", f"{_V2}/status", "status.get_status"),
     Route(_F.V2, "GET", f"{_V2}/openapi.json", "_openapi.get_openapi"),

@@ -18,6 +18,11 @@ from synapse_federation_admin.api.schemas.model import (
     Input,
     Reason,
 )
+from synapse_federation_admin.api.schemas.values import shown
+from synapse_federation_admin.api.shared_rooms import (
+    SharedRoomModel,
+    shared_rooms_path,
+)
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.forget_many import ForgetMany
@@ -86,6 +91,9 @@ class ForgottenDestination(Answer):
     lost: Lost = Field(description="What was lost, or would be.")
     kept: Kept = Field(description="What still waits, or would.")
     shared_rooms: int = Field(description="Rooms that local users share with it.")
+    shared_rooms_sample: list[SharedRoomModel] = Field(
+        description="Some of them, as in their list."
+    )
     refused: str | None = Field(
         description="In a dry run, why it would be refused; null if it would not."
     )
@@ -114,7 +122,8 @@ class ForgetPreview(RunPreview):
     ForgetBody,
     ForgottenDestination,
     errors={
-        400: "Local users share rooms with it: `shared_rooms` (`M_UNKNOWN`).",
+        400: "Local users share rooms with it: `shared_rooms`; some of them are "
+        "`shared_rooms_sample`, and all of them at `shared_rooms_path` (`M_UNKNOWN`).",
         404: "Synapse knows nothing of the destination.",
         409: "Something was sent to it or failed meanwhile: nothing has changed "
         "(`M_UNKNOWN`).",
@@ -138,6 +147,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
             "lost": {"rooms": 3, "to_device_messages": 0, "device_list_updates": 5},
             "kept": {"to_device_messages": 2},
             "shared_rooms": 0,
+            "shared_rooms_sample": [],
             "refused": null
         }
 
@@ -158,7 +168,11 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
             HTTPStatus.CONFLICT if found.changed else HTTPStatus.BAD_REQUEST,
             found.refused,
             Codes.UNKNOWN,
-            additional_fields={"shared_rooms": found.shared_rooms},
+            additional_fields={
+                "shared_rooms": found.shared_rooms,
+                "shared_rooms_sample": shown(found.sample),
+                "shared_rooms_path": shared_rooms_path(destination),
+            },
         )
     allowed = homeserver.is_allowed(destination)
     return {
@@ -169,6 +183,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
         ),
         **found.waiting.shown(),
         "shared_rooms": found.shared_rooms,
+        "shared_rooms_sample": shown(found.sample),
         "refused": found.refused,
     }
 

@@ -6,13 +6,16 @@ stays after its last member has gone. There is no index by server: one pass over
 index of all members' user IDs finds those of a server.
 """
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from heapq import nsmallest
 from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import any_of, can_be_stored
 
@@ -41,6 +44,27 @@ class SharedRooms:
     local_users: int = 0
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SharedRoom:
+    """A room that a server shares with us, by current membership.
+
+    Attributes:
+        room_id: Its ID.
+        name: Its name, or else its canonical alias, cut; None if it has neither.
+        members: How many are joined, as Synapse last counted; None if it has not.
+        local_members: Our users who are joined.
+        local_users: Some of them.
+        their_members: Users of that server who are joined.
+    """
+
+    room_id: str
+    name: str | None
+    members: int | None
+    local_members: int
+    local_users: tuple[str, ...]
+    their_members: int
+
+
 class SharedRoomsStore:
     """Reads which rooms servers share with us.
 
@@ -57,9 +81,37 @@ class SharedRoomsStore:
             "federation_admin_shared_rooms", name, partial(self._of, name)
         )
 
-    async def rooms_of(self, name: str) -> Collection[str]:
-        """Return the IDs of the rooms in which users of a server are joined."""
-        return (await self._rooms_of([name])).get(name, set())
+    async def page(
+        self, name: str, after: tuple[int, str] | None, limit: int
+    ) -> list[SharedRoom]:
+        """Return rooms that a server shares, those with most local members first.
+
+        Args:
+            name: The server name.
+            after: The local members and the ID of the room behind which to begin; None:
+                at the start.
+            limit: The most to return.
+        """
+        theirs, ours = await self._homeserver.single_flight.run(
+            "federation_admin_shared_rooms", ("page", name), partial(self._both, name)
+        )
+        begin = None if after is None else (-after[0], after[1])
+        places = ((-count, room_id) for room_id, count in ours.items())
+        rooms = nsmallest(
+            limit, (place for place in places if begin is None or place > begin)
+        )
+        return await self._run(
+            partial(
+                _page_txn,
+                rooms={room_id: -count for count, room_id in rooms},
+                theirs=theirs,
+                is_postgres=self._homeserver.is_postgres,
+            )
+        )
+
+    async def rooms_of(self, name: str) -> Mapping[str, int]:
+        """Return the rooms in which users of a server are joined, and how many."""
+        return (await self._rooms_of([name])).get(name, {})
 
     async def counts(self, names: Collection[str]) -> dict[str, int]:
         """Count the rooms that some servers share with us, in one pass.
@@ -75,7 +127,7 @@ class SharedRoomsStore:
             return {}
         local = await self._local("DISTINCT room_id", set().union(*rooms.values()))
         shared = {room_id for (room_id,) in local}
-        counts = {name: len(found & shared) for name, found in rooms.items()}
+        counts = {name: len(found.keys() & shared) for name, found in rooms.items()}
         return {name: count for name, count in counts.items() if count}
 
     async def _of(self, name: str) -> SharedRooms:
@@ -83,23 +135,31 @@ class SharedRoomsStore:
         counts = "COUNT(DISTINCT room_id), COUNT(DISTINCT user_id)"
         return SharedRooms(*(await self._local(counts, rooms))[0])
 
-    async def _local(self, what: str, rooms: Collection[str]) -> list[tuple[Any, ...]]:
+    async def _both(self, name: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Count a server's users in all of its rooms, and ours in those."""
+        theirs = await self.rooms_of(name)
+        ours = await self._local("room_id, COUNT(*)", theirs, "GROUP BY room_id")
+        return theirs, dict(ours)
+
+    async def _local(
+        self, what: str, rooms: Collection[str], then: str = ""
+    ) -> list[tuple[Any, ...]]:
         """Read something of the memberships of our users in some rooms."""
         local = any_of("room_id", rooms, self._homeserver.is_postgres)
 
         def select_txn(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
             txn.execute(
                 f"SELECT {what} FROM local_current_membership "  # noqa: S608
-                f"WHERE membership = 'join' AND {local.text}",
+                f"WHERE membership = 'join' AND {local.text} {then}",
                 local.args,
             )
             return txn.fetchall()
 
         return await self._run(select_txn)
 
-    async def _rooms_of(self, names: Collection[str]) -> dict[str, set[str]]:
-        """Return the rooms in which users of some servers are joined, by server."""
-        rooms: dict[str, set[str]] = {}
+    async def _rooms_of(self, names: Collection[str]) -> dict[str, Counter[str]]:
+        """Count the users of some servers in each room, by server."""
+        rooms: dict[str, Counter[str]] = {}
         wanted = [name for name in names if can_be_stored(name)]
         after: str | None = "" if wanted else None
         while after is not None:
@@ -111,8 +171,8 @@ class SharedRoomsStore:
                     is_postgres=self._homeserver.is_postgres,
                 )
             )
-            for server, room_id in found:
-                rooms.setdefault(server, set()).add(room_id)
+            for server, room_id, count in found:
+                rooms.setdefault(server, Counter())[room_id] += count
         return rooms
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
@@ -123,7 +183,7 @@ class SharedRoomsStore:
 
 def _rooms_txn(
     txn: LoggingTransaction, *, names: Collection[str], after: str, is_postgres: bool
-) -> tuple[list[tuple[str, str]], str | None]:
+) -> tuple[list[tuple[str, str, int]], str | None]:
     """Read where users of some servers are joined, of the next members.
 
     The users are looked for first, as the index has all that is needed for that.
@@ -135,8 +195,8 @@ def _rooms_txn(
         is_postgres: Whether the database is PostgreSQL.
 
     Returns:
-        Pairs of server name and room ID, and the last user ID that was read; None if
-        there are no more.
+        Server name, room ID and how many there are, and the last user ID that was read;
+        None if there are no more.
     """
     txn.execute(
         "SELECT MAX(state_key) FROM (SELECT state_key FROM current_state_events "  # noqa: S608
@@ -156,8 +216,60 @@ def _rooms_txn(
     )
     of_users = any_of("state_key", [user for (user,) in txn], is_postgres)
     txn.execute(
-        f"SELECT DISTINCT {server}, room_id FROM current_state_events "  # noqa: S608
-        f"WHERE {_IS_MEMBER} AND membership = 'join' AND {of_users.text}",
+        f"SELECT {server}, room_id, COUNT(*) FROM current_state_events "  # noqa: S608
+        f"WHERE {_IS_MEMBER} AND membership = 'join' AND {of_users.text} "
+        "GROUP BY 1, 2",
         of_users.args,
     )
     return txn.fetchall(), upto
+
+
+def _page_txn(
+    txn: LoggingTransaction,
+    *,
+    rooms: Mapping[str, int],
+    theirs: Mapping[str, int],
+    is_postgres: bool,
+) -> list[SharedRoom]:
+    """Read what else is told of some rooms.
+
+    Args:
+        txn: The transaction.
+        rooms: How many of our users are in each, in their order.
+        theirs: How many of the server's are in each.
+        is_postgres: Whether the database is PostgreSQL.
+    """
+    these = any_of("room_id", rooms, is_postgres)
+    txn.execute(
+        f"SELECT room_id, name, canonical_alias FROM room_stats_state "  # noqa: S608
+        f"WHERE {these.text}",
+        these.args,
+    )
+    names = {room_id: name or alias for room_id, name, alias in txn}
+    txn.execute(
+        f"SELECT room_id, joined_members FROM room_stats_current WHERE {these.text}",  # noqa: S608
+        these.args,
+    )
+    members = dict(txn.fetchall())
+    txn.execute(
+        "SELECT room_id, user_id FROM ("  # noqa: S608
+        "SELECT room_id, user_id, ROW_NUMBER() OVER "
+        "(PARTITION BY room_id ORDER BY user_id) AS place "
+        f"FROM local_current_membership WHERE membership = 'join' AND {these.text}"
+        ") AS l WHERE place <= ? ORDER BY room_id, user_id",
+        (*these.args, limits.TOLD_USERS),
+    )
+    users: dict[str, list[str]] = {}
+    for room_id, user_id in txn:
+        users.setdefault(room_id, []).append(user_id)
+    return [
+        SharedRoom(
+            room_id=room_id,
+            name=(names.get(room_id) or "")[: limits.TEXT] or None,
+            members=members.get(room_id),
+            local_members=local_members,
+            local_users=tuple(users.get(room_id, ())),
+            their_members=theirs[room_id],
+        )
+        for room_id, local_members in rooms.items()
+    ]

@@ -256,6 +256,8 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "local_current_membership",
         "room_id user_id membership",
     ),
+    ((_F.SHARED_ROOMS,), "room_stats_state", "room_id name canonical_alias"),
+    ((_F.SHARED_ROOMS,), "room_stats_current", "room_id joined_members"),
     (_CONTACTS, "events", "stream_ordering"),
     (
         (_F.SENDERS,),

@@ -20,10 +20,15 @@ from operator import add
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
-from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
+from synapse_federation_admin.destinations.shared_rooms import (
+    SharedRoom,
+    SharedRoomsStore,
+)
 from synapse_federation_admin.destinations.values import Destination
+from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.audit import Audit
@@ -123,6 +128,7 @@ class Forgotten:
         destination: What its row said.
         waiting: What was waiting for it.
         shared_rooms: Rooms that users of ours share with it.
+        sample: Some of these rooms.
         refused: Why it is not forgotten; None if it is, or would be.
         changed: Whether it is refused because something came in between.
         forgotten: Whether it is.
@@ -131,6 +137,7 @@ class Forgotten:
     destination: Destination
     waiting: Waiting
     shared_rooms: int
+    sample: tuple[SharedRoom, ...] = ()
     refused: str | None = None
     changed: bool = False
     forgotten: bool = False
@@ -174,9 +181,13 @@ class Forget:
             destination=seen.row or Destination(name, None, None, None, None),
             waiting=Waiting.of(backlog, drop_to_device=drop_to_device),
             shared_rooms=shared_rooms,
-            refused=refusal(shared_rooms) if shared_rooms else None,
         )
-        if dry_run or found.refused:
+        if shared_rooms:
+            rooms = await self._shared_rooms.page(name, None, limits.TOLD_ROOMS)
+            return attr.evolve(
+                found, sample=tuple(rooms), refused=refusal(shared_rooms, rooms)
+            )
+        if dry_run:
             return found
         entry = self._audit.entry(
             AuditAction.FORGET,
@@ -257,12 +268,21 @@ class Forget:
         return set(names)
 
 
-def refusal(shared_rooms: int) -> str:
-    """Return why a destination with shared rooms is not forgotten."""
+def refusal(shared_rooms: int, sample: Sequence[SharedRoom] = ()) -> str:
+    """Return why a destination with shared rooms is not forgotten.
+
+    Args:
+        shared_rooms: How many there are.
+        sample: Some of them, which are named.
+    """
     rooms = "1 room" if shared_rooms == 1 else f"{shared_rooms} rooms"
+    names = [bounded(room.name or room.room_id, limits.FACT) for room in sample]
+    if len(names) < shared_rooms:
+        names.append("...")
+    named = f" ({', '.join(names)})" if sample else ""
     return (
-        f"Local users share {rooms} with this destination: it is not forgotten while "
-        "they do"
+        f"Local users share {rooms} with this destination{named}: it is not forgotten "
+        "while they do"
     )
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: the rooms that a server shares with us."""
+
+from typing import TypeAlias
+from urllib.parse import quote
+
+from pydantic import Field
+from synapse.module_api import JsonDict
+
+from synapse_federation_admin.api._base import Asked
+from synapse_federation_admin.api._operation import operation
+from synapse_federation_admin.api._paging import Paging
+from synapse_federation_admin.api.schemas.model import Answer, NextToken, Paged
+from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.destinations.shared_rooms import SharedRoom
+
+SharedRoomModel: TypeAlias = model_of(SharedRoom)  # type: ignore[valid-type]
+
+
+class SharedRoomsQuery(Paged):
+    """The list's query parameters."""
+
+
+class SharedRoomsPage(Answer):
+    """A page of the rooms that a server shares with us."""
+
+    rooms: list[SharedRoomModel] = Field(
+        description="The rooms, those with most local members first."
+    )
+    next_token: NextToken = None
+
+
+@operation(SharedRoomsQuery, SharedRoomsPage)
+async def list_shared_rooms(
+    asked: Asked, query: SharedRoomsQuery, destination: str
+) -> JsonDict:
+    """List the rooms in which users of a server and of this one are now.
+
+    GET /_synapse/admin/v2/federation/destinations/<destination>/shared_rooms
+
+    200 OK
+
+        {
+            "rooms": [
+                {
+                    "room_id": "!abc:example.org",
+                    "name": "Lobby",
+                    "members": 100,
+                    "local_members": 12,
+                    "local_users": ["@alice:example.org"],
+                    "their_members": 3
+                }
+            ],
+            "next_token": "xBp0..."
+        }
+
+    A name that shares none, known or not, has an empty list.
+    """
+    paging = Paging(query, destination)
+    found = await asked.services.shared_rooms.page(
+        destination, tuple(paging.after) if paging.after else None, paging.limit
+    )
+    rooms, next_token = paging.cut(
+        found, lambda last: [last.local_members, last.room_id]
+    )
+    return {"rooms": shown(rooms), **next_token}
+
+
+def shared_rooms_path(destination: str) -> str:
+    """Return the path of the list for a server."""
+    name = quote(destination, safe="")
+    return f"/_synapse/admin/v2/federation/destinations/{name}/shared_rooms"
