@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from deadlines import AT_ONCE_S
@@ -124,6 +125,17 @@ def test_interactive(
         assert pasted.returncode == 0, (command, pasted.stderr)
         assert pasted.stdout.strip().startswith("{"), (command, pasted.stdout)
         assert "errcode" not in pasted.stdout, (command, pasted.stdout)
+
+    link = re.search(r"^http://.*/console/.*$", output, re.MULTILINE)
+    assert link, output
+    assert httpx.get(f"{link[0]}x").status_code == 404
+    opened = httpx.get(link[0])
+    assert opened.status_code == 303, opened.text
+    # httpx, too, has cookies that are one for all ports.
+    page = httpx.get(opened.headers["Location"], cookies=opened.cookies)
+    assert page.status_code == 200, page.text
+    assert "@admin:127.0.0.1" in page.text
+    assert httpx.get(link[0]).status_code == 410
 
     interactive.send_signal(signal.SIGINT)
     rest, _ = interactive.communicate(timeout=30)

@@ -17,6 +17,7 @@ Json = dict[str, Any]
 
 FEDERATION = "/_synapse/admin/v1/federation"
 FEDERATION_V2 = "/_synapse/admin/v2/federation"
+CONSOLE = "/_synapse/admin/federation/"
 
 
 class ApiError(PlaygroundError):

@@ -3,14 +3,18 @@
 
 GET /                  every remote server and how it behaves
 PUT /<server name>     the body names a behaviour, such as `healthy` or `down`
+GET /console/<secret>  sign a browser in to the console, once
 """
 
+import hmac
 import json
+import secrets
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
+from synapse_federation_admin.playground.client import CONSOLE
 from synapse_federation_admin.playground.processes import free_port
 from synapse_federation_admin.playground.remote import Behaviour
 from synapse_federation_admin.playground.world import Playground
@@ -23,8 +27,12 @@ class Control:
         """Describe a switchboard for a playground's remote servers."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        secret = secrets.token_urlsafe(16)
+        self.sign_in_url = f"{self.url}/console/{secret}"
+        """Signs who opens it first in to the console, as the admin, and nobody else."""
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.playground = playground
+        self._server.sign_in_paths = [f"/console/{secret}"]
 
     def __enter__(self) -> "Control":
         """Begin to serve."""
@@ -40,12 +48,17 @@ class Control:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     playground: Playground
+    # What is left of it.
+    sign_in_paths: list[str]
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        if self.path.startswith("/console/"):
+            self._sign_in()
+            return
         if self.path != "/":
             self._answer(404, {"error": "There is only /"})
             return
@@ -71,6 +84,30 @@ class _Handler(BaseHTTPRequestHandler):
             return
         remote.switch(names[wanted])
         self._answer(200, {server_name: wanted})
+
+    def _sign_in(self) -> None:
+        try:
+            expected = self.server.sign_in_paths.pop()
+        except IndexError:
+            self._answer(410, {"error": "This link has been used: it works once"})
+            return
+        if not hmac.compare_digest(expected.encode(), self.path.encode()):
+            self.server.sign_in_paths.append(expected)
+            self._answer(404, {"error": "There is only the link that was printed"})
+            return
+        # What the console itself has a browser keep, with the access token of the admin
+        # as if it had been pasted. Cookies are one for all ports of a host.
+        token = quote(self.server.playground.admin.access_token, safe="")
+        session = f"{secrets.token_urlsafe(16)}.p.{token}"
+        self.send_response(303)
+        self.send_header("Location", f"{self.server.playground.synapse.url()}{CONSOLE}")
+        self.send_header(
+            "Set-Cookie",
+            f"federation_admin={session}; Path={CONSOLE}; HttpOnly; SameSite=Lax",
+        )
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing: the terminal is for the playground's own text."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from synapse_federation_admin.playground.check import CheckResult
 from synapse_federation_admin.playground.client import (
+    CONSOLE,
     FEDERATION,
     FEDERATION_V2,
     Json,
@@ -201,7 +202,9 @@ def show_diagnoses(console: Console, diagnoses: Iterable[Json]) -> None:
     console.print()
 
 
-def show_playground(console: Console, playground: Playground, control_url: str) -> None:
+def show_playground(
+    console: Console, playground: Playground, control_url: str, sign_in_url: str
+) -> None:
     """Print all that one needs to play: addresses, token, table, and curl lines."""
     show_destinations(
         console, playground, playground.destinations(), "Destinations, as the API says"
@@ -226,6 +229,10 @@ def show_playground(console: Console, playground: Playground, control_url: str) 
             console.print()
             console.print(Text(f"# {what}:", "dim"))
         plain(console, line)
+    console.print()
+    console.print(Text("# The console, and a link that signs you in, once:", "dim"))
+    plain(console, f"{synapse.url()}{CONSOLE}")
+    plain(console, sign_in_url)
 
 
 def show_result(console: Console, playground: Playground, result: CheckResult) -> None:

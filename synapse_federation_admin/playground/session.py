@@ -137,7 +137,9 @@ class Session:
                 else:
                     self._progress.done()
                     with Control(playground) as control:
-                        show_playground(self._console, playground, control.url)
+                        show_playground(
+                            self._console, playground, control.url, control.sign_in_url
+                        )
                         self._wait(playground)
             except PlaygroundError as e:
                 # The log's end is of interest as it is now, before everything stops.
