@@ -476,6 +476,19 @@ def test_last_request(
     )
 
 
+@pytest.mark.parametrize(
+    ("ago_ms", "is_why"),
+    [(HOUR - 9, True), (HOUR + 1, True), (HOUR + 2000, False)],
+    ids=["after", "a moment before", "of an earlier outage"],
+)
+def test_last_kind(ago_ms: int, is_why: bool) -> None:
+    """Synapse takes its time of a failure a moment after it is recorded why."""
+    known = recorded(NOW - ago_ms, None)
+    found = check_stored(BACKED_OFF, Backlog(), None, known, now_ms=NOW).findings
+    assert isinstance(found, StoredFindings)
+    assert (found.last_kind is not None) is is_why
+
+
 def test_left_out() -> None:
     """Addresses that are excused do not count beside others; alone they do."""
     error = Failure(FailureKind.CONNECTION_REFUSED)

@@ -33,6 +33,7 @@ from synapse_federation_admin.failures.text import (
 )
 from synapse_federation_admin.homeserver.server_name import ServerName
 from synapse_federation_admin.storage.records import RecordedFailure
+from synapse_federation_admin.storage.sql import MOMENT_MS
 
 
 class StageName(Enum):
@@ -631,7 +632,8 @@ class StoredFindings:
         What was recorded before it began to fail is not why.
         """
         last = self.last_failure
-        if last is None or last.last_ts < (self.failing_since_ts or 0):
+        since_ts = (self.failing_since_ts or 0) - MOMENT_MS
+        if last is None or last.last_ts < since_ts:
             return None
         # A later version may have written another one.
         return next((kind for kind in FailureKind if kind.value == last.kind), None)

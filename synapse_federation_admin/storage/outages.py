@@ -24,6 +24,7 @@ from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     FAILING,
     FAILING_SINCE,
+    MOMENT_MS,
     Sql,
     any_of,
     delete_some,
@@ -33,9 +34,6 @@ from synapse_federation_admin.storage.sql import (
 
 _TABLE = "federation_admin_outages"
 _RECORDING = "federation_admin_recording"
-
-# By how much Synapse's time of a failure may differ from ours.
-_MOMENT_MS = 1000
 
 _DAY_MS = 86_400_000
 
@@ -83,7 +81,7 @@ _MISSING = f"""(
         (
             SELECT f.kind FROM {FAILURES} AS f
             WHERE f.destination = d.destination
-            AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - {_MOMENT_MS}
+            AND f.last_ts >= COALESCE(d.failure_ts, d.retry_last_ts) - {MOMENT_MS}
             ORDER BY f.last_ts DESC LIMIT 1
         ) AS last_kind
     FROM destinations AS d
@@ -244,7 +242,7 @@ def record_txn(
         f"""
         SELECT new.destination, d.destination IS NOT NULL AS fails, new.last_ts,
             CAST(NULL AS TEXT) AS kind,
-            CASE WHEN d.failure_ts < new.first_ts + {_MOMENT_MS} THEN d.failure_ts
+            CASE WHEN d.failure_ts < new.first_ts + {MOMENT_MS} THEN d.failure_ts
                 ELSE new.first_ts END AS since_ts
         FROM {rows_of_json("new", columns, is_postgres)}
         LEFT JOIN destinations AS d

@@ -21,6 +21,9 @@ FAILING_SINCE = "COALESCE(failure_ts, retry_last_ts)"
 # now by more was so by a clock that was wrong then, and is not believed.
 AHEAD_MS = 600_000
 
+# By how much Synapse's time of a failure may differ from that which is recorded.
+MOMENT_MS = 1000
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Sql:
