@@ -78,8 +78,18 @@ class Route:
         return {name: unquote(value) for name, value in found.groupdict().items()}
 
 
+_F = Feature
+
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", "overview.overview", nav="Overview", key="o"),
+    Route("GET", "/servers", "servers.list_servers", (_F.LISTS,), "Servers", "s"),
+    # Before the one of a server: that would match, too.
+    Route("GET", "/servers/export", "servers.export", (_F.LISTS,)),
+    Route("GET", "/servers/<name>", "server.show_server", (_F.LISTS,)),
+    Route("POST", "/servers/<name>/diagnose", "server.diagnose", (_F.DIAGNOSIS,)),
+    Route("GET", "/servers/<name>/diagnose", "server.back_to_server"),
+    Route("POST", "/servers/<name>/reconnect", "server.reconnect", (_F.RECONNECT,)),
+    Route("GET", "/servers/<name>/reconnect", "server.back_to_server"),
     Route("GET", "/session", "session.show_signing_in", opens=True),
     Route("POST", "/session", "session.sign_in", opens=True),
     Route("POST", "/session/end", "session.sign_out", opens=True),

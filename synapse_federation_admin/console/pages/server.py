@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One server: what is wrong, since when, for whom, and what to do."""
+
+import json
+from typing import Any
+
+from synapse_federation_admin.api.audit import read_audit
+from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
+from synapse_federation_admin.api.outages import list_outages
+from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
+from synapse_federation_admin.api.v2_destinations import get_destination
+from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.render import segment
+from synapse_federation_admin.console.visit import Answered, Page, See, Visit
+from synapse_federation_admin.diagnosis.findings import StageName, StageOutcome
+from synapse_federation_admin.homeserver.features import FeatureOffError
+
+# So many outages and entries of the audit are shown.
+_OUTAGES = 10
+_ENTRIES = 10
+
+STAGES = {
+    StageName.NAME: "Name",
+    StageName.WELL_KNOWN: "Delegation",
+    StageName.ADDRESSES: "Addresses",
+    StageName.CONNECTIONS: "Connections",
+    StageName.VERSION: "Version",
+    StageName.KEYS: "Keys",
+    StageName.AUTHENTICATED: "Signed request",
+    StageName.CLOCK: "Clock",
+    StageName.SENDER: "Our sender",
+    StageName.STORED: "Real traffic",
+}
+"""The stages of a diagnosis, in words."""
+
+SIGNS = {
+    StageOutcome.OK: ("✓", "good", "as it should be"),
+    StageOutcome.WARNING: ("!", "warn", "not as it should be"),
+    StageOutcome.FAILED: ("✗", "fail", "nothing gets past here"),
+    StageOutcome.SKIPPED: ("–", "skipped", "not tried"),
+}
+"""What came of a stage: its sign, its class, and a word."""
+
+
+async def show_server(visit: Visit) -> Answered:
+    """Show everything that is known of a server.
+
+    GET /_synapse/admin/federation/servers/<name>
+    """
+    return await _page(visit)
+
+
+async def diagnose(visit: Visit) -> Answered:
+    """Diagnose a server, and show what was found above what is known.
+
+    POST /_synapse/admin/federation/servers/<name>/diagnose
+    """
+    name = visit.parameters["name"]
+    found = await visit.ask(diagnose_operation, destination=name)
+    return await _page(visit, diagnosis=found)
+
+
+async def back_to_server(visit: Visit) -> Answered:
+    """Lead to the server, where an address of a button was opened by itself."""
+    return See(f"/servers/{segment(visit.parameters['name'])}")
+
+
+async def reconnect(visit: Visit) -> Answered:
+    """Reconnect a server, and show what came of it.
+
+    POST /_synapse/admin/federation/servers/<name>/reconnect
+    """
+    name = visit.parameters["name"]
+    values: dict[str, object] = {"reason": visit.text("reason")}
+    found = await visit.ask(reconnect_operation, values, destination=name)
+    return await _page(visit, reconnected=found)
+
+
+async def _page(
+    visit: Visit, diagnosis: Any = None, reconnected: Any = None
+) -> Answered:
+    name = visit.parameters["name"]
+    server = await visit.ask(get_destination, destination=name)
+    outages = await _if_on(
+        visit, list_outages, {"limit": _OUTAGES}, destination=name
+    )
+    audit = await _if_on(visit, read_audit, {"limit": _ENTRIES, "destination": name})
+    answer = server.model_dump(mode="json", exclude_unset=True)
+    is_failing = server.next_retry_ts is not None
+    last = server.last_failure if words.is_why(server) else None
+    return Page(
+        "server.html",
+        {
+            "title": name,
+            "server": server,
+            "path": f"/servers/{segment(name)}",
+            "is_failing": is_failing,
+            "last": last,
+            "advice": words.advice(last.kind) if last else "",
+            "outages": outages,
+            "entries": None if audit is None else audit.entries,
+            "diagnosis": diagnosis,
+            "reconnected": reconnected,
+            "stages": STAGES,
+            "signs": SIGNS,
+            "cause": words.cause,
+            "strip": words.strip,
+            "raw": json.dumps(answer, indent=2, ensure_ascii=False),
+            "api_path": "/_synapse/admin/v2/federation/destinations/" + segment(name),
+            "as_json": lambda value: json.dumps(
+                value.model_dump(mode="json"), indent=2, ensure_ascii=False
+            ),
+        },
+    )
+
+
+async def _if_on(
+    visit: Visit, operation: Any, values: dict[str, object], **parameters: str
+) -> Any:
+    """Return an answer; None where its feature is off, as the footer tells."""
+    try:
+        return await visit.ask(operation, values, **parameters)
+    except FeatureOffError:
+        return None

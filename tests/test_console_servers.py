@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console's overview, its list of servers, and the page of one server."""
+
+import html
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from module_case import V2
+from test_history import DAY, HOUR, MINUTE, HistoryTestCase
+
+from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.pages.overview import verdict
+from synapse_federation_admin.failures.kinds import FAILURE_KINDS
+from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.storage.instances import InstanceState
+
+pytestmark = pytest.mark.one_synapse
+
+CONSOLE = "/_synapse/admin/federation"
+FORM = b"application/x-www-form-urlencoded"
+PAGE_BYTES = 60_000
+
+# A name that no server can have, but a row; and what a server may say.
+HOSTILE = "<script>alert(1)</script>&\u202e" + "x" * 300
+SAID = 'https://evil.example/ <img src=x onerror="alert(1)"> \u202e\x07' + "y" * 2000
+
+
+def words_of(page: str) -> str:
+    """Return the text of a page, as somebody reads it."""
+    body = page[page.index("<main") : page.index("</main>")]
+    without = re.sub(r"<title>.*?</title>|<[^>]*>", " ", body)
+    return " ".join(html.unescape(without).split())
+
+
+class PagesTest(HistoryTestCase):
+    def default_config(self) -> dict[str, Any]:
+        return {**super().default_config(), "federation_sender_instances": ["sender1"]}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_instance("sender1")
+
+    def page(self, path: str, form: dict[str, str] | None = None) -> str:
+        """Return a page that answers 200; what is sent is sent as its form would."""
+        session = Session("a" * 22, Origin.PASTED, self.admin_token)
+        cookie = ("Cookie", f"{COOKIE}={session.value()}")
+        if form is not None:
+            (token,) = re.findall('name="csrf" value="(.*?)"', self.page("/"))[:1]
+            form = {**form, "csrf": token}
+        channel = self.make_request(
+            "GET" if form is None else "POST",
+            CONSOLE + path,
+            content=urlencode(form or {}),
+            content_type=None if form is None else FORM,
+            custom_headers=[cookie],
+            shorthand=False,
+        )
+        self.assertEqual(channel.code, 200, channel.result)
+        page: str = channel.text_body
+        # For a look at it with a browser.
+        if folder := os.environ.get("CONSOLE_PAGES"):
+            file = re.sub(r"\W+", "-", f"{self._testMethodName}{path}")[:80]
+            Path(folder, f"{file}.html").write_text(page)
+        return page
+
+    def text(self, path: str) -> str:
+        return words_of(self.page(path))
+
+    def add_fleet(self, count: int = 60) -> None:
+        """Write servers that fail with every kind, some that do not, and a name."""
+        self.record_since(20 * DAY)
+        kinds = list(FAILURE_KINDS)
+        ages = (MINUTE, 5 * HOUR, 3 * DAY, 20 * DAY, 90 * DAY)
+        for number in range(count):
+            name = f"server{number:03}.example"
+            kind = kinds[number * number % len(kinds)]
+            self.add_failing(name, kind, ages[number % len(ages)])
+            self.add_failure(name, kind, message=SAID)
+        self.add_destination(HOSTILE, self.now - 5, HOUR, self.now - DAY)
+        for number in range(5):
+            self.add_destination(f"fine{number}.example", None, None, None, 1)
+            self.add_success(f"fine{number}.example", worked=9 * DAY)
+        self.add_outage("fine0.example", 2 * DAY, DAY, kinds="tls_expired")
+        self.add_to_device("server000.example", self.now - DAY)
+        self.add_poke("server000.example")
+
+    def test_calm(self) -> None:
+        """Where nothing fails and nothing waits, one line says so, and no table."""
+        self.assertIn("No server is known yet.", self.text("/"))
+        self.assertIn("Synapse knows no other server yet", self.text("/servers"))
+        self.add_destination("fine.example", None, None, None, 1)
+        page = self.page("/")
+        text = words_of(page)
+        self.assertIn("None of 1 servers is failing. All is well.", text)
+        self.assertIn('class="verdict good"', page)
+        for absent in ("by cause and age", "What waits", "Who needs you"):
+            self.assertNotIn(absent, text)
+
+    def test_overview(self) -> None:
+        """Every number is that of the API, and leads to the list of so many servers."""
+        self.add_fleet()
+        summary = self.get_json(f"{V2}/summary")
+        page = self.page("/")
+        text = words_of(page)
+        self.assertIn("61 of 66 servers are failing. Nothing suggests", text)
+        self.assertLess(len(page.encode()), PAGE_BYTES)
+        for kind, count in summary["failing_by_kind"].items():
+            link = f"{CONSOLE}/servers?status=failing&amp;failure={kind}"
+            self.assertIn(f'<a href="{link}">{count}</a>', page)
+        links = re.findall(r'<a class="h\d" href="(.*?)">(\d+)</a>', page)
+        self.assertGreater(len(links), 20)
+        for link, number in links[::7]:
+            path = html.unescape(link).removeprefix(CONSOLE)
+            server = "server" if number == "1" else "servers"
+            self.assertIn(f"{number} {server} that match", self.text(path))
+        self.assertIn("To-device messages 1 the oldest for 24 h", text)
+
+    def test_servers(self) -> None:
+        """The list: what the API answers, in words; filters, order and pages by URL."""
+        self.add_fleet()
+        page = self.page("/servers?status=failing&failure=&order_by=failure_ts")
+        self.assertLess(len(page.encode()), PAGE_BYTES)
+        self.assertEqual(page.count("<tr data-row>"), 50)
+        text = words_of(page)
+        self.assertIn("61 servers that match", text)
+        self.assertIn("down for 90 d , next try in 59 min", text)
+        rows = self.get_json(
+            f"{V2}/destinations?status=backing_off&status=retry_due&limit=50"
+            "&order_by=failure_ts"
+        )["destinations"]
+        names = re.findall(r'name="name" value="(.*?)"', page)
+        self.assertEqual(names, [html.escape(row["destination"]) for row in rows])
+        for row in rows:
+            shapes = page.split(f'value="{html.escape(row["destination"])}"')[1]
+            self.assertLessEqual(shapes.partition("</tr>")[0].count("<path"), 4)
+        (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
+        more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
+        self.assertEqual(more.count("<tr data-row>"), 11)
+        self.assertNotIn('rel="next"', more)
+        self.assertIn("No server matches.", self.text("/servers?destination=nobody"))
+        self.assertIn("1 device change", self.text("/servers?destination=server000"))
+
+    def test_export(self) -> None:
+        """The file has what the filters keep."""
+        self.add_fleet(3)
+        lines = self.page("/servers/export?format=ndjson&status=online").splitlines()
+        names = [json.loads(line)["destination"] for line in lines]
+        self.assertEqual(names, [f"fine{number}.example" for number in range(5)])
+
+    def test_server(self) -> None:
+        """One server: its status, why, since when, for whom, and the raw answer."""
+        self.add_fleet(3)
+        text = self.text("/servers/server000.example")
+        detail = self.get_json(f"{V2}/destinations/server000.example")
+        last = detail["failures"][0]
+        self.assertIn(words.cause(last["kind"]), text)
+        self.assertIn(words.advice(last["kind"]), text)
+        for part in (
+            "down for 60 s",
+            "Last 14 days",
+            "down since 24 Nov 2026",
+            "To-device messages 1 the oldest for 24 h",
+            "Your users 0",
+            "Nothing was done to this server",
+            '"local_users": 0',
+            "curl -H",
+        ):
+            self.assertIn(part, text)
+        fine = self.text("/servers/fine0.example")
+        self.assertIn("No real request to it fails; the last answered well", fine)
+        self.assertIn("23 Nov 2026, 12:00:00 UTC : 24 h", fine)
+
+    def test_diagnosed(self) -> None:
+        """The stages of a diagnosis, each with its sign, its sentence and findings."""
+        name = quote(HOSTILE, safe="")
+        self.add_fleet(1)
+        page = self.page(f"/servers/{name}/diagnose", form={})
+        text = words_of(page)
+        self.assertIn("Invalid server name", text)
+        self.assertIn("✗ nothing gets past here Name", text)
+        self.assertIn("– not tried Delegation", text)
+        self.assertEqual(page.count('<span class="mark'), len(words_of_stages(page)))
+
+    def test_hostile(self) -> None:
+        """What others have sent is cut, and never a link, markup, or obeyed."""
+        self.add_fleet(2)
+        name = quote(HOSTILE, safe="")
+        for path in ("/servers", "/servers/server001.example", f"/servers/{name}"):
+            page = self.page(path)
+            for never in ("<script>alert", "<img", 'href="https:', "\u202e", "\x07"):
+                self.assertNotIn(never, page, path)
+            self.assertNotIn("y" * 1000, words_of(page).partition("As JSON")[0])
+
+
+def words_of_stages(page: str) -> list[str]:
+    return re.findall(r"<li><span class=\"mark", page)
+
+
+def outlook(verdict: str) -> Any:
+    return SimpleNamespace(verdict=CorrelationVerdict(verdict), explanation="Because")
+
+
+def sender(state: str) -> Any:
+    return SimpleNamespace(state=InstanceState(state))
+
+
+@pytest.mark.parametrize(
+    ("outlook", "senders", "failing", "look", "sentence"),
+    [
+        (outlook("normal"), [sender("running")], 0, "good", "All is well."),
+        (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
+        (outlook("us"), [], 3, "bad", "It is us."),
+        (outlook("shared"), [], 3, "warn", "It is not us: they have something"),
+        (outlook("normal"), [sender("gone")], 0, "bad", "It is us: a process"),
+        (outlook("normal"), [sender("nobody")], 0, "bad", "It is us: a process"),
+        (outlook("normal"), [sender("late")], 0, "warn", "One of our senders is late."),
+        (None, None, 0, "muted", "Whether it is us is not known."),
+        (None, None, 3, "warn", "Whether it is us is not known."),
+    ],
+)
+def test_verdict(
+    outlook: Any, senders: Any, failing: int, look: str, sentence: str
+) -> None:
+    """The sentence never says more than the outlook and the senders prove."""
+    found = verdict(SimpleNamespace(outlook=outlook, senders=senders), failing)
+    assert (found.look, found.sentence[: len(sentence)]) == (look, sentence)
+
+
+def test_strip() -> None:
+    """A strip has one shape for each state, told in words."""
+    days = [SimpleNamespace(date="", share=share) for share in (None, 0, 0.5, 1, 1)]
+    found = words.strip(days)
+    assert [name for name, _ in found.paths] == ["down", "part", "up", "none"]
+    assert found.told == "Last 5 days: 1 down, 1 in part down, 2 up, 1 not recorded"
