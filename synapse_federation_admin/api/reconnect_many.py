@@ -20,6 +20,7 @@ from synapse_federation_admin.api.schemas.model import (
     Input,
     Reason,
 )
+from synapse_federation_admin.destinations.query import is_of_failing
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.repair import criteria
@@ -38,7 +39,7 @@ class ReconnectManyBody(Input):
     filter: ChangeFilter | None = Field(
         default=None,
         description="Those that a filter keeps, as in the list. With none of `status`, "
-        "`failing_for` and `failure` it is for what is failing.",
+        "`failing_for`, `failing_under` and `failure` it is for what is failing.",
     )
     all_failing: bool | None = Field(
         default=None, description="`true`: all that are failing."
@@ -145,7 +146,7 @@ def _wanted(body: ReconnectManyBody) -> DestinationFilter | None:
     if body.filter is None:
         return criteria.ALL_FAILING if body.all_failing else None
     wanted = body.filter.wanted
-    if wanted.statuses or wanted.failing_for_ms is not None or wanted.failures:
+    if wanted.statuses or is_of_failing(wanted):
         return wanted
     return attr.evolve(wanted, statuses=criteria.FAILING_STATUSES)
 

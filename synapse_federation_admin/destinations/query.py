@@ -92,6 +92,8 @@ def conditions(
         )
     if wanted.failing_for_ms is not None:
         found.append(Sql(f"{FAILING_SINCE} <= ?", (now_ms - wanted.failing_for_ms,)))
+    if wanted.failing_under_ms is not None:
+        found.append(Sql(f"{FAILING_SINCE} > ?", (now_ms - wanted.failing_under_ms,)))
     if wanted.failures:
         found.append(fails_for(wanted.failures))
     return found
@@ -99,7 +101,8 @@ def conditions(
 
 def is_of_failing(wanted: DestinationFilter) -> bool:
     """Tell whether a filter keeps none but failing destinations."""
-    if wanted.failing_for_ms is not None or wanted.failures:
+    ages = (wanted.failing_for_ms, wanted.failing_under_ms)
+    if ages != (None, None) or wanted.failures:
         return True
     return is_failing(wanted.statuses)
 

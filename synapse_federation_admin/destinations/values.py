@@ -121,6 +121,7 @@ class DestinationFilter:
             which `*` stands for any text and `?` for one character. Empty: any.
         statuses: The statuses to keep. Empty: all.
         failing_for_ms: Keep what has been failing for at least so long, in ms.
+        failing_under_ms: Keep what has been failing for less than so long, in ms.
         failures: Keep what is failing, and the last time for one of these reasons: of
             FAILURE_KINDS. Empty: any, and what is not failing.
     """
@@ -129,6 +130,7 @@ class DestinationFilter:
     name_glob: str = ""
     statuses: frozenset[DestinationStatus] = frozenset()
     failing_for_ms: int | None = None
+    failing_under_ms: int | None = None
     failures: frozenset[str] = frozenset()
 
     @property

@@ -19,7 +19,7 @@ FAILING_STATUSES = frozenset(
 ALL_FAILING = DestinationFilter(statuses=FAILING_STATUSES)
 
 # The keys of a filter. Version 2 of the tables has the last two in place of the first.
-_KEYS = {"destination", "status", "failing_for_ms", "failure"}
+_KEYS = {"destination", "status", "failing_for_ms", "failing_under_ms", "failure"}
 _OLD_KEYS = {"name_contains", "name_glob"}
 
 
@@ -39,6 +39,8 @@ def shown(wanted: DestinationFilter) -> dict[str, object]:
         found["status"] = sorted(status.value for status in wanted.statuses)
     if wanted.failing_for_ms is not None:
         found["failing_for_ms"] = wanted.failing_for_ms
+    if wanted.failing_under_ms is not None:
+        found["failing_under_ms"] = wanted.failing_under_ms
     if wanted.failures:
         found["failure"] = sorted(wanted.failures)
     return {"filter": found}
@@ -66,5 +68,6 @@ def wanted_by(criteria: Mapping[str, object]) -> DestinationFilter | None:
         name_glob=glob,
         statuses=frozenset(map(DestinationStatus, found.get("status", ()))),
         failing_for_ms=found.get("failing_for_ms"),
+        failing_under_ms=found.get("failing_under_ms"),
         failures=frozenset(found.get("failure", ())),
     )

@@ -47,6 +47,9 @@ class Filter(Input):
     failing_for: Duration | None = Field(
         default=None, description="Keep what has been failing for at least so long."
     )
+    failing_under: Duration | None = Field(
+        default=None, description="Keep what has been failing for less than so long."
+    )
     failure: list[WantedKind] = Field(
         default=[],
         description="Keep what is failing, and whose last real request failed with one "
@@ -68,6 +71,7 @@ class Filter(Input):
             if len(statuses) == len(DestinationStatus)
             else statuses,
             failing_for_ms=self.failing_for,
+            failing_under_ms=self.failing_under,
             failures=frozenset(self.failure),
         )
 
@@ -80,7 +84,7 @@ class ChangeFilter(Filter):
         if self.wanted.keeps_all:
             raise ValueError(
                 "must have at least one of the keys 'status', 'destination', "
-                "'failing_for' and 'failure' that leaves something out"
+                "'failing_for', 'failing_under' and 'failure' that leaves something out"
             )
         return self
 

@@ -37,7 +37,7 @@ SIGNS = {
     StageOutcome.OK: ("✓", "good", "as it should be"),
     StageOutcome.WARNING: ("!", "warn", "not as it should be"),
     StageOutcome.FAILED: ("✗", "fail", "nothing gets past here"),
-    StageOutcome.SKIPPED: ("–", "skipped", "not tried"),
+    StageOutcome.SKIPPED: ("\u2013", "skipped", "not tried"),
 }
 """What came of a stage: its sign, its class, and a word."""
 
@@ -81,9 +81,7 @@ async def _page(
 ) -> Answered:
     name = visit.parameters["name"]
     server = await visit.ask(get_destination, destination=name)
-    outages = await _if_on(
-        visit, list_outages, {"limit": _OUTAGES}, destination=name
-    )
+    outages = await _if_on(visit, list_outages, {"limit": _OUTAGES}, destination=name)
     audit = await _if_on(visit, read_audit, {"limit": _ENTRIES, "destination": name})
     answer = server.model_dump(mode="json", exclude_unset=True)
     is_failing = server.next_retry_ts is not None

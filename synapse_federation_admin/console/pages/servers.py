@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of servers: filters in the URL, any order, a selection."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from synapse_federation_admin.api.export import export_destinations
@@ -10,24 +9,28 @@ from synapse_federation_admin.api.v2_destinations import list_destinations
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
+from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
 
 # How many rows a page has.
 _ROWS = 50
 
 STATUSES = {
-    "failing": "failing",
     "backing_off": "failing, waiting for the next try",
     "retry_due": "failing, next try due",
     "invalid": "no server name",
     "online": "not failing",
     "unknown": "nothing sent yet",
 }
-"""What the filter by status offers; the first is two of those that the API knows."""
+"""What the filter by status offers."""
 
-_FAILING = ["backing_off", "retry_due"]
-
-SPANS = {"1h": "1 hour", "1d": "1 day", "7d": "7 days", "30d": "30 days"}
+SPANS = {
+    "0s": "0 seconds",
+    "1h": "1 hour",
+    "1d": "1 day",
+    "7d": "7 days",
+    "30d": "30 days",
+}
 """What the filters by time offer."""
 
 # The columns whose heads sort, and what by; those that the API orders by beside them
@@ -44,15 +47,15 @@ ORDERS = {
 
 # What the API takes to filter, as far as this version has it.
 _FILTERS = tuple(Filter.model_fields)
+_REPEATED = ("status", "failure")
 
 
 async def list_servers(visit: Visit) -> Answered:
     """Show a page of the list.
 
-    GET /_synapse/admin/federation/servers?status=failing&failure=tls_expired
+    GET /_synapse/admin/federation/servers?failing_for=7d&failure=tls_expired
 
-    The parameters are those of the API's list; `status=failing` stands for
-    `backing_off` and `retry_due`. An empty one is as none.
+    The parameters are those of the API's list. An empty one is as none.
     """
     query = query_of(visit)
     features = visit.services.features
@@ -76,12 +79,12 @@ async def list_servers(visit: Visit) -> Answered:
         {
             "title": "Servers",
             "page": page,
-            "query": shown_query(query),
-            "filters": shown_query(filters),
+            "query": query,
+            "filters": filters,
             "is_first": not start,
             "includes": includes,
             "statuses": STATUSES,
-            "causes": words.CAUSES,
+            "causes": {kind: words.cause(kind) for kind in FAILURE_KINDS},
             "spans": SPANS,
             "orders": {
                 order.value: ORDERS.get(order.value, order.value)
@@ -99,7 +102,7 @@ async def list_servers(visit: Visit) -> Answered:
 async def export(visit: Visit) -> Answered:
     """Send what the filters keep as a file; the parameters are those of the list.
 
-    GET /_synapse/admin/federation/servers/export?format=csv&status=failing
+    GET /_synapse/admin/federation/servers/export?format=csv&failing_for=7d
     """
     query = query_of(visit)
     wanted = export_destinations.takes.model_validate(
@@ -119,20 +122,6 @@ def query_of(visit: Visit) -> dict[str, Any]:
     query: dict[str, Any] = {}
     for name in (*_FILTERS, "order_by", "dir"):
         values = [value for value in visit.texts(name) if value]
-        if not values:
-            continue
-        if name == "status":
-            query[name] = [
-                each
-                for value in values
-                for each in (_FAILING if value == "failing" else [value])
-            ]
-        else:
-            query[name] = values if name == "failure" else values[0]
+        if values:
+            query[name] = values if name in _REPEATED else values[0]
     return query
-
-
-def shown_query(query: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a query as it stands in the URL."""
-    is_failing = sorted(query.get("status", [])) == _FAILING
-    return {**query, "status": ["failing"]} if is_failing else dict(query)
