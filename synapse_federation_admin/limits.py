@@ -57,6 +57,11 @@ CURSORS = 4096
 # Requests of which it is known what has stopped them, and not yet that they failed.
 CAUSES = 1000
 
+# Failing destinations that are looked at to find those that matter most, and pairs of
+# these and a room that they share.
+ATTENTION_NAMES = 200_000
+ATTENTION_PAIRS = 500_000
+
 # -- done in one turn of the reactor ---------------------------------------------------
 
 # Queues of Synapse's sender, one for each destination, that are counted.
@@ -197,6 +202,9 @@ NAMES_IN_A_SENTENCE = 3
 # Hosts in the summary of a stage; causes of one type in a correlation.
 TOLD_FINDINGS = 3
 TOLD_CAUSES = 10
+
+# Failing destinations that matter most.
+TOLD_ATTENTION = 50
 
 # Local users of one shared room; rooms in the refusal to forget a destination.
 TOLD_USERS = 10

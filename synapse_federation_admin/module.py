@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The class that Synapse loads, and what it is put together from."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.senders import Sender
     from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.homeserver.pages import PagesResource
+    from synapse_federation_admin.storage.records import RecordedFailure
 
 Start = Callable[[], None]
 
@@ -121,6 +122,7 @@ class FederationAdmin:
 
 
 def _wire_base(s: "Services", api: "ModuleApi") -> None:
+    from synapse_federation_admin.destinations.attention import AttentionStore
     from synapse_federation_admin.destinations.backlog import BacklogStore
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.invalid import InvalidNames
@@ -129,6 +131,7 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
     from synapse_federation_admin.destinations.store import DestinationStore
     from synapse_federation_admin.destinations.summary import SummaryStore
+    from synapse_federation_admin.history.store import if_readable
     from synapse_federation_admin.homeserver.homeserver import Homeserver
     from synapse_federation_admin.repair.wake import Wake
     from synapse_federation_admin.storage.schema import Tables
@@ -144,6 +147,14 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.cursors = Cursors(s.homeserver.now_ms)
     s.backlog = BacklogStore(s.homeserver)
     s.shared_rooms = SharedRoomsStore(s.homeserver)
+
+    async def last_failures(
+        names: "Sequence[str]",
+    ) -> "Mapping[str, RecordedFailure]":
+        found = await if_readable(lambda: s.history.failures(names))
+        return {name: of[0] for name, of in (found or {}).items()}
+
+    s.attention = AttentionStore(s.homeserver, s.backlog, last_failures)
 
 
 def _wire_senders(s: "Services") -> Iterable[Start]:

@@ -109,6 +109,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_F.LISTS, "GET", f"{_ALL}/export", "export.export_destinations"),
     Route(_F.LISTS, "GET", _ONE, "v2_destinations.get_destination"),
     Route(_F.LISTS, "GET", f"{_V2}/summary", "summary.summarize"),
+    Route(_F.SHARED_ROOMS, "GET", f"{_V2}/attention", "attention.needs_attention"),
     Route(_F.BACKLOG, "GET", f"{_V2}/unlisted", "unlisted.list_unlisted"),
     Route(_F.RECONNECT, "POST", f"{_ONE}/reconnect", "reconnect.reconnect"),
     Route(_F.RUNS, "POST", f"{_V2}/reconnect", "reconnect_many.reconnect_many"),

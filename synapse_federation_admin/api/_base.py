@@ -14,6 +14,7 @@ from synapse_federation_admin.storage.audit_entry import Actor
 
 # What a feature needs of Synapse may be missing: that must not take others away.
 if TYPE_CHECKING:
+    from synapse_federation_admin.destinations.attention import AttentionStore
     from synapse_federation_admin.destinations.backlog import BacklogStore
     from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.pagination import Cursors
@@ -65,6 +66,7 @@ class Services:
     reset: Annotated["ConnectionReset", Feature.V1_RESET]
     backlog: Annotated["BacklogStore", Feature.BACKLOG]
     shared_rooms: Annotated["SharedRoomsStore", Feature.SHARED_ROOMS]
+    attention: Annotated["AttentionStore", Feature.SHARED_ROOMS]
     senders: Annotated["Senders", Feature.SENDERS]
     audit: Annotated["Audit", Feature.AUDIT]
     housekeeping: Annotated["Housekeeping", Feature.AUDIT]

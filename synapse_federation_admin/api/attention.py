@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: the failing servers that matter most."""
+
+from enum import Enum
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+from synapse.module_api import JsonDict
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.api._base import Asked
+from synapse_federation_admin.api._operation import operation
+from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api.schemas.destinations import Destination
+from synapse_federation_admin.api.schemas.model import Answer, Input, Lax
+from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.storage.records import RecordedFailure
+
+_Backlog: TypeAlias = model_of(Backlog)  # type: ignore[valid-type]
+_RecordedFailure: TypeAlias = model_of(RecordedFailure)  # type: ignore[valid-type]
+
+
+class AttentionOrder(Enum):
+    """By what the failing servers that matter most are sorted."""
+
+    LOCAL_USERS = "local_users"
+    WAITING = "waiting"
+
+
+class AttentionQuery(Input):
+    """Which of the failing servers that matter most."""
+
+    order_by: Annotated[AttentionOrder, Lax] = Field(
+        default=AttentionOrder.LOCAL_USERS,
+        description="What to sort by, the most first: `local_users`, or `waiting`.",
+    )
+    limit: Annotated[int, Field(ge=1, le=limits.TOLD_ATTENTION)] = Field(
+        default=10, description="The most to return."
+    )
+
+
+class AffectingDestination(Destination):
+    """A failing destination, and whom and what that affects."""
+
+    shared_rooms: int = Field(
+        description="Rooms in which users of that server and of this one are joined."
+    )
+    local_users: int = Field(description="Users of this server in those rooms.")
+    waiting: int = Field(
+        description="How many rooms and to-device messages wait for it."
+    )
+    backlog: _Backlog = Field(description="What waits for it.")
+    last_failure: _RecordedFailure | None = Field(
+        description="The last failure of a real request; null if none was recorded."
+    )
+
+
+class Attention(Answer):
+    """The failing servers that matter most."""
+
+    as_of_ts: int | None = Field(
+        description="When this was read; null while nothing is known yet."
+    )
+    is_complete: bool | None = Field(
+        description="False if there was more than there is room to look at; null while "
+        "nothing is known yet."
+    )
+    destinations: list[AffectingDestination] = Field(
+        description="Those that affect anybody, or for which anything waits."
+    )
+
+
+@operation(AttentionQuery, Attention)
+async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
+    """Tell which failing servers affect most local users, or have most waiting.
+
+    GET /_synapse/admin/v2/federation/attention?order_by=local_users&limit=10
+
+    200 OK
+
+        {
+            "as_of_ts": 1557332397936,
+            "is_complete": true,
+            "destinations": [
+                {
+                    "destination": "matrix.org",
+                    ...
+                    "shared_rooms": 12,
+                    "local_users": 40,
+                    "waiting": 52,
+                    "backlog": {"rooms": 12, "to_device_messages": 40, ...},
+                    "last_failure": {"kind": "tls_expired", ...}
+                }
+            ]
+        }
+
+    It is read in the background, when somebody asks for it and it is older than a
+    minute, or than ten times as long as it took; who asks gets what was read last.
+    """
+    services = asked.services
+    services.features.require(Feature.BACKLOG)
+    found = await services.attention.get()
+    if found is None:
+        return {"as_of_ts": None, "is_complete": None, "destinations": []}
+    is_by_users = query.order_by is AttentionOrder.LOCAL_USERS
+    rows = found.by_users if is_by_users else found.by_waiting
+    homeserver = services.homeserver
+    now_ms = homeserver.now_ms()
+    return {
+        "as_of_ts": found.as_of_ts,
+        "is_complete": found.is_complete,
+        "destinations": [
+            {
+                **render_v2(
+                    each.row,
+                    now_ms,
+                    allowed=homeserver.is_allowed(each.row.destination),
+                ),
+                "shared_rooms": each.shared_rooms,
+                "local_users": each.local_users,
+                "waiting": each.waiting,
+                "backlog": shown(each.backlog),
+                "last_failure": shown(each.last_failure),
+            }
+            for each in rows[: query.limit]
+        ],
+    }
