@@ -482,6 +482,29 @@ class OutagesTest(HistoryTestCase):
         recorded = 13 * DAY + 12 * HOUR
         self.assertEqual(found["share"], int(10_000 * (1 - down / recorded)) / 10_000)
 
+    def test_switched_off(self) -> None:
+        """The time for which nothing was recorded is not known, and no good time."""
+        self.record_since(30 * DAY)
+        self.add_destination("a.example")
+        self.assertEqual(self.availability()["share"], 1.0)
+        homeserver = Homeserver(self.hs.get_module_api())
+        tables = Tables(homeserver, has_history=False)
+        for _ in range(2):
+            Housekeeping(
+                homeserver,
+                tables,
+                Audit(homeserver, tables),
+                keep_for_ms=DAY,
+                outages_keep_for_ms=90 * DAY,
+            ).start()
+            self.pump()
+            self.assertIsNone(self.availability()["share"])
+            # And where there is no such table.
+            self.run_sql("DROP TABLE federation_admin_recording")
+        # It is switched on again.
+        self.get_success(Outages(homeserver, Tables(homeserver)).look())
+        self.assertEqual(self.availability()["since_ts"], self.now)
+
     def test_recorded_since(self) -> None:
         """What was before anything was recorded is not told, and counts for nothing."""
         self.add_destination("a.example")

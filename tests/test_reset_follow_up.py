@@ -21,7 +21,7 @@ from synapse_federation_admin.homeserver import transactions
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
-from synapse_federation_admin.repair import follow_up
+from synapse_federation_admin.repair import follow_up, unwritten
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.reset import ConnectionReset
 from synapse_federation_admin.repair.wake import Wake
@@ -138,6 +138,35 @@ class StoriesTestCase(StoryTestCase):
         """With something that waits: it is sent, and nobody is contacted."""
         self.add_poke(NAME)
         self.check(proves, story)
+
+    @parameterized.expand(
+        [
+            ("fails still", "down fail:9000 30", (9000, 500)),
+            ("answers", "answered 30 fail:60000 30", (60000, 60000)),
+            ("fails days later", "60 fail:60000 30", (60000, 60000)),
+        ]
+    )
+    def test_unwritten(self, what: str, events: str, row: tuple[int, int]) -> None:
+        """Where a reset cannot be written, what it has to give back is not lost."""
+        self.refuse_changes("federation_admin_audit")
+        looks = 3 if what == "fails days later" else 1000
+        with mock.patch.object(unwritten, "LOOKS", looks):
+            self.reset()
+        self.assertEqual(self.row(NAME)[0], 0)
+        self.tell(events)
+        last_ts, _, failure_ts, _ = self.row(NAME)
+        self.assertEqual((last_ts, failure_ts), row)
+        timings = self.get_success(self.store.get_destination_retry_timings(NAME))
+        self.assertEqual(timings.failure_ts, row[1])
+        self.assertEqual(self.audit(), [])
+
+    def test_unwritten_taken(self) -> None:
+        """Nor is it given back where what waited was taken meanwhile."""
+        self.refuse_changes("federation_admin_audit")
+        self.add_poke(NAME)
+        self.reset()
+        self.tell("deliver:50 30 fail:60000 30")
+        self.assertEqual(self.row(NAME)[2], 60000)
 
     def test_refused(self) -> None:
         """What the sender has told of the refusal is in the audit; then not again."""

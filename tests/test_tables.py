@@ -8,10 +8,12 @@ from unittest import mock
 import psycopg2
 import pytest
 from module_case import DESTINATIONS, ModuleTestCase
+from parameterized import parameterized
 from psycopg2.extensions import (
     ISOLATION_LEVEL_READ_COMMITTED,
 )
 from synapse.storage.database import LoggingTransaction
+from twisted.internet.defer import Deferred, fail
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import schema as module
@@ -210,6 +212,20 @@ class TablesTestCase(ModuleTestCase):
         self.assertEqual(channel.code, 503)
         self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
         self.assertIn("later version", channel.json_body["error"])
+
+    @parameterized.expand([("hangs", Deferred), ("is away", lambda: fail(Ended()))])
+    def test_status(self, what: str, stored: Any) -> None:
+        """Whatever the database does, it is told soon what is known without it."""
+        with mock.patch.object(Tables, "stored_version", mock.Mock(side_effect=stored)):
+            channel = self.ask(
+                "GET", "/_synapse/admin/v2/federation/status", await_result=False
+            )
+            self.pump(0.1)
+        self.assertEqual(channel.code, 200, channel.result)
+        tables = channel.json_body["tables"]
+        self.assertIsNone(tables["database_version"])
+        self.assertIn("the database", tables["reason"], what)
+        self.assertTrue(channel.json_body["features"]["v1_reset"]["on"])
 
     def test_other_errors(self) -> None:
         """An error that has another reason is the caller's, and nothing is repeated."""

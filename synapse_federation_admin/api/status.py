@@ -30,6 +30,9 @@ class TablesState(Answer):
         description="That of the tables in the database, 0 if there are none; null if "
         "the database does not say it."
     )
+    reason: str | None = Field(
+        description="Why the database does not say it; null if it does."
+    )
     compat_version: int | None = Field(
         description="The oldest version of the code that may use those tables; null if "
         "the database does not say it."
@@ -48,6 +51,9 @@ class Status(Answer):
 
 
 logger = logging.getLogger(__name__)
+
+# How long an answer waits for the database.
+_WAIT_MS = 3000
 
 
 @operation(Nothing, Status)
@@ -70,19 +76,34 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
                 },
                 ...
             },
-            "tables": {"code_version": 5, "database_version": 5, "compat_version": 3}
+            "tables": {
+                "code_version": 5,
+                "database_version": 5,
+                "compat_version": 3,
+                "reason": null
+            }
         }
 
-    Both versions of the database are null while it cannot be used.
+    Both versions of the database are null while it cannot be used, or does not answer
+    for some seconds.
     """
     services, features = asked.services, asked.services.features
+    stored, reason = None, None
     try:
-        stored = await services.tables.stored_version()
+        stored = await services.homeserver.single_flight.run(
+            "federation_admin_status",
+            (),
+            services.tables.stored_version,
+            joins=True,
+            timeout_ms=_WAIT_MS,
+        )
     except CancelledError:
         raise
+    except TimeoutError:
+        reason = f"the database has not answered for {_WAIT_MS // 1000} seconds"
     except Exception as e:
         logger.warning("Cannot read the version of the tables: %s", e)
-        stored = None
+        reason = "the database cannot be read: the log says why"
     return {
         "module_version": version("synapse-federation-admin"),
         "synapse_version": version("matrix-synapse"),
@@ -98,5 +119,6 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
             "code_version": VERSIONS[-1].number,
             "database_version": stored.version if stored else None,
             "compat_version": stored.compat_version if stored else None,
+            "reason": reason,
         },
     }

@@ -5,6 +5,7 @@ The destinations are counted for every answer. What waits for them may take seco
 read, so an answer that would be late takes what was read before.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
@@ -142,8 +143,9 @@ class SummaryStore:
         self._homeserver = homeserver
         self._invalid = invalid
         self._backlog: TotalBacklog | None = None
-        # How long the last backlog took to read.
-        self._took_ms = _LONG_MS
+        # How long the statements of the last backlog took: not how long they waited for
+        # a connection, which says nothing of how long they would hold it.
+        self._took_ms: float = _LONG_MS
         # The times, in ms, at which no backlog is read, as the last one was costly.
         self._rest = range(0)
 
@@ -184,7 +186,7 @@ class SummaryStore:
             self._backlog = await self._read_backlog(began_ms)
         finally:
             ended_ms = self._homeserver.now_ms()
-            self._took_ms = took_ms = ended_ms - began_ms
+            took_ms = ended_ms - began_ms
             rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
             self._rest = range(ended_ms, ended_ms + rest_ms)
         return self._backlog
@@ -193,6 +195,7 @@ class SummaryStore:
         parts = [Sql("TRUE")]
         if not self._homeserver.is_postgres and self._took_ms >= _LONG_MS:
             parts = [Sql("w.rowid % ? = ?", (_PARTS, part)) for part in range(_PARTS)]
+        self._took_ms = 0
         *rest, last = map(_count_rooms, parts)
         counts = [found for part in rest for (found,) in await self._read(part)]
         (
@@ -221,10 +224,12 @@ class SummaryStore:
             if self._homeserver.is_postgres:
                 # Nobody waits for it: one CPU is enough.
                 txn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+            began_s = time.perf_counter()
             found = []
             for statement in statements:
                 txn.execute(statement.text, statement.args)
                 found.append(txn.fetchall())
+            self._took_ms += (time.perf_counter() - began_s) * 1000
             return found
 
         return await self._homeserver.run_db_interaction(

@@ -73,6 +73,14 @@ class Housekeeping:
         if self._homeserver.runs_background_tasks:
             # Again and again: a process of an earlier version may still make one.
             await self._homeserver.delete_tasks(_OLD_TASKS)
+            if not self._tables.has_history:
+                await self._homeserver.run_db_interaction(
+                    "federation_admin_housekeeping",
+                    partial(
+                        outages.end_recording_txn,
+                        is_postgres=self._homeserver.is_postgres,
+                    ),
+                )
 
     async def interrupt_own(self, started_ts: int) -> None:
         """Make an end of what this process was doing when it ended, if it was.

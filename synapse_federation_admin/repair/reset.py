@@ -20,6 +20,7 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import contact_of
 from synapse_federation_admin.repair.follow_up import FollowUp
+from synapse_federation_admin.repair.unwritten import Unwritten
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import (
@@ -55,6 +56,7 @@ class ConnectionReset:
         self._audit = audit
         self._wake = wake
         self._follow_up = follow_up
+        self._unwritten = Unwritten(homeserver)
         self._timeout_ms = config.contact_timeout_ms
         self._lock = homeserver.linearizer("federation_admin_reset")
         self._slots = homeserver.linearizer(
@@ -167,6 +169,7 @@ class ConnectionReset:
             f"failed: {message_of(failure)}" if failure else "succeeded",
         )
         if failure is None:
+            self._unwritten.works(name)
             await self._wake.everywhere([name])
         await self._follow_up.contacted(entry, contact)
 
@@ -199,7 +202,7 @@ class ConnectionReset:
 
         def clear_txn(
             txn: LoggingTransaction, *, writes: bool
-        ) -> tuple[AuditEntry, bool]:
+        ) -> tuple[AuditEntry, int | None, Waiting]:
             # As it is now: an earlier reset may just have got its own value back.
             row = self._destinations.get_txn(txn, name) or destination
             homeserver.retry_timings.clear_txn(txn, name, says_so=writes)
@@ -209,19 +212,23 @@ class ConnectionReset:
             cleared = self._audit.ended(entry, outcome, details)
             if writes:
                 self._audit.insert_txn(txn, [cleared])
-            return cleared, waiting.is_any
+            return cleared, row.failure_ts, waiting
 
         desc = "federation_admin_clear_retry_timings"
         try:
-            return await self._audit.run(desc, partial(clear_txn, writes=True))
+            cleared, _, waiting = await self._audit.run(
+                desc, partial(clear_txn, writes=True)
+            )
         except CancelledError:
             raise
         except Exception as e:
-            cleared, waits = await homeserver.run_db_interaction(
+            cleared, failure_ts, waiting = await homeserver.run_db_interaction(
                 desc, partial(clear_txn, writes=False)
             )
             self._audit.log_unwritten(cleared, e)
-            return cleared, waits
+            if failure_ts is not None and outcome == AUDIT_PENDING:
+                self._unwritten.keep(name, failure_ts, waiting)
+        return cleared, waiting.is_any
 
 
 def _waits_for_contact(entry: AuditEntry) -> bool:

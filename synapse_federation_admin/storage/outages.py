@@ -28,6 +28,7 @@ from synapse_federation_admin.storage.sql import (
     Sql,
     any_of,
     delete_some,
+    existing_tables,
     marks,
     rows_of_json,
 )
@@ -209,6 +210,16 @@ def begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
         "WHERE known.since_ts > EXCLUDED.since_ts",
         (now_ts,),
     )
+
+
+def end_recording_txn(txn: LoggingTransaction, *, is_postgres: bool) -> None:
+    """Forget since when outages are recorded: they are not any more.
+
+    Of the time until they are again nobody knows whether a destination was failing, and
+    one row tells no gap.
+    """
+    if _RECORDING in existing_tables(txn, is_postgres):
+        txn.execute(f"DELETE FROM {_RECORDING}")  # noqa: S608
 
 
 def record_txn(
