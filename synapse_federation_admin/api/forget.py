@@ -28,7 +28,7 @@ from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.forget_many import ForgetMany
 
 # For how long it has been failing what a filter forgets without `force`.
-_DEAD_FOR_MS = 30 * 86_400_000
+DEAD_FOR_MS = 30 * 86_400_000
 
 
 class ForgetBody(Input):
@@ -58,7 +58,7 @@ class ForgetManyBody(ForgetBody):
     @model_validator(mode="after")
     def _require_dead(self) -> Self:
         """Refuse what may well be alive."""
-        if not self.force and (self.filter.failing_for or 0) < _DEAD_FOR_MS:
+        if not self.force and (self.filter.failing_for or 0) < DEAD_FOR_MS:
             raise ValueError(
                 "Key 'filter.failing_for' must be at least 30d, unless 'force' is true"
             )

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit: who did what, when, why, and what came of it."""
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from synapse.module_api.errors import Codes, SynapseError
+
+from synapse_federation_admin.api.audit import read_audit
+from synapse_federation_admin.console.pages import outcomes
+from synapse_federation_admin.console.visit import Answered, Page, Visit
+from synapse_federation_admin.storage.audit_entry import AuditAction
+
+# How many rows a page has.
+_ROWS = 50
+
+# What the form offers; the API takes every text.
+_OUTCOMES = tuple(outcomes.OUTCOMES)
+
+_TEXTS = ("destination", "user", "outcome", "run_id")
+
+
+async def show_audit(visit: Visit) -> Answered:
+    """Show a page of the audit, the newest first.
+
+    GET /_synapse/admin/federation/audit?destination=&user=&action=&outcome=&run_id=
+
+    Beside those of the API there are `since` and `until`: days such as 2026-11-27, of
+    UTC, both included. An empty parameter is as none.
+    """
+    given = {name: value for name in _TEXTS if (value := visit.text(name).strip())}
+    days = {name: day for name in ("since", "until") if (day := visit.text(name))}
+    actions = [each for each in visit.texts("action") if each]
+    start = visit.text("from")
+    query: dict[str, Any] = {**given, "action": actions, "limit": _ROWS}
+    if "since" in days:
+        query["since_ts"] = _day_ts(days["since"], "since")
+    if "until" in days:
+        query["until_ts"] = _day_ts(days["until"], "until", later=1)
+    if start:
+        query["from"] = start
+    page = await visit.ask(read_audit, query)
+    return Page(
+        "audit.html",
+        {
+            "title": "Audit",
+            "page": page,
+            "filters": {**given, **days, "action": actions},
+            "shown": {
+                **dict.fromkeys((*_TEXTS, "since", "until"), ""),
+                **given,
+                **days,
+                "action": actions[0] if actions else "",
+            },
+            "is_filtered": bool(given or days or actions),
+            "is_first": not start,
+            "actions": {
+                each.value: outcomes.action(each.value) for each in AuditAction
+            },
+            "outcomes": {each: outcomes.outcome("", each).word for each in _OUTCOMES},
+            "say": outcomes,
+            "as_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        },
+    )
+
+
+def _day_ts(text: str, name: str, *, later: int = 0) -> int:
+    """Return when a day of UTC begins, or one that is so many days later."""
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc)
+        return int((day + timedelta(days=later)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise SynapseError(
+            400,
+            f"Parameter '{name}' must be a day such as 2026-11-27",
+            Codes.INVALID_PARAM,
+        ) from None

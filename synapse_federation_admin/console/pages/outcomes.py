@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words for what is done, and for what comes of it. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attr
+
+from synapse_federation_admin.console.render import count, cut, duration
+from synapse_federation_admin.failures.kinds import FailureKind
+
+ACTIONS = {
+    "reset": "Reset",
+    "reconnect": "Reconnect",
+    "forget": "Forget",
+    "cap_backoff": "Cap backoff",
+    "bulk_reconnect": "Reconnect, as a run",
+    "bulk_forget": "Forget, as a run",
+    "bulk_cap_backoff": "Cap backoffs, as a run",
+    "cancel": "Cancel a run",
+}
+"""What is told of each action of the audit and of runs."""
+
+RUN_STATUSES = {
+    "scheduled": ("muted", "waits to be taken up"),
+    "preparing": ("muted", "looks which servers match"),
+    "running": ("muted", "goes on"),
+    "complete": ("good", "complete"),
+    "cancelled": ("warn", "cancelled"),
+    "failed": ("bad", "failed"),
+}
+"""What is told of each status of a run: its sign, and a word."""
+
+OUTCOMES = {
+    "connected": ("good", "connected"),
+    "still_failing": ("bad", "still failing"),
+    "refused": ("warn", "refuses what waits"),
+    "pending": ("muted", "not known yet"),
+    "forced": ("warn", "forced, without an answer"),
+    "internal": ("bad", "a fault of this side"),
+    "reset": ("good", "reset"),
+    "no_longer_failing": ("good", "had recovered before"),
+    "skipped": ("muted", "left out"),
+    "forgotten": ("good", "forgotten"),
+    "capped": ("good", "shortened"),
+    "unchanged": ("muted", "was not longer"),
+    "interrupted": ("warn", "interrupted"),
+    "complete": ("good", "complete"),
+    "cancelled": ("warn", "cancelled"),
+    "failed": ("bad", "failed"),
+}
+"""What is told of each outcome: its sign, and a word."""
+
+_OF_FORGET = {
+    "refused": ("warn", "kept"),
+    "no_longer_failing": ("muted", "not failing for so long any more"),
+}
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Told:
+    """A value as a page tells it.
+
+    Attributes:
+        sign: `good`, `warn`, `bad` or `muted`.
+        word: A few words.
+    """
+
+    sign: str
+    word: str
+
+
+_CAUSES = {kind.value: kind.headline for kind in FailureKind}
+
+
+def cause(kind: str) -> str:
+    """Return a kind of failure in a few words; what is not known here, as it is."""
+    return _CAUSES.get(kind, kind)
+
+
+def action(name: str) -> str:
+    """Return an action in words; what a later release has written, as it is."""
+    return ACTIONS.get(name, name)
+
+
+def run_status(status: str) -> Told:
+    """Return the status of a run in words."""
+    return Told(*RUN_STATUSES.get(status, ("muted", status)))
+
+
+def outcome(of_action: str, name: str) -> Told:
+    """Return an outcome in words.
+
+    Args:
+        of_action: The action: of some, an outcome says something of its own.
+        name: The outcome.
+    """
+    special = _OF_FORGET if of_action == "forget" else {}
+    return Told(*(special.get(name) or OUTCOMES.get(name) or ("muted", name)))
+
+
+def which(criteria: Mapping[str, Any]) -> str:
+    """Return in words for which servers a run is."""
+    if criteria.get("all_failing"):
+        return "all that are failing"
+    if "destinations" in criteria:
+        number = criteria["destinations"]
+        return f"{count(number)} that were selected" if number != 1 else "one server"
+    wanted = criteria.get("filter")
+    if not isinstance(wanted, Mapping):
+        return "as a later version of the module has it"
+    told = []
+    if name := wanted.get("destination"):
+        is_glob = "*" in name or "?" in name
+        told.append(f"name {'is like' if is_glob else 'contains'} “{cut(name, 80)}”")
+    if statuses := wanted.get("status"):
+        told.append(" or ".join(_STATUSES.get(each, each) for each in statuses))
+    if (least := wanted.get("failing_for_ms")) is not None:
+        told.append(f"failing for {duration(least)} or longer")
+    if kinds := wanted.get("failure"):
+        told.append("cause: " + " or ".join(map(cause, kinds)))
+    return ", ".join(told) or "all"
+
+
+_STATUSES = {
+    "backing_off": "failing and waiting for the next try",
+    "retry_due": "failing and due",
+    "invalid": "no server name",
+    "online": "not failing",
+    "unknown": "nothing sent yet",
+}
+
+
+def why(details: Mapping[str, Any]) -> str:
+    """Return what the details of an entry of the audit say of its outcome; or ""."""
+    for error in (_at(details, "contact", "error"), details.get("error")):
+        if isinstance(error, Mapping) and isinstance(error.get("message"), str):
+            return str(error["message"])
+        if isinstance(error, str):
+            return error
+    refused = details.get("refused")
+    if isinstance(refused, Mapping):
+        return refusal(refused)
+    note = details.get("note")
+    return note if isinstance(note, str) else ""
+
+
+def _at(value: Any, *path: str) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def refusal(refused: Mapping[str, Any]) -> str:
+    """Return what a server has refused, in a sentence."""
+    status, size = refused.get("status"), refused.get("bytes")
+    parts = [
+        f"{count(number)} {word if number == 1 else f'{word}s'}"
+        for key, word in (("pdus", "event"), ("edus", "EDU"))
+        if (number := refused.get(key))
+    ]
+    keys = refused.get("to_device_messages")
+    if keys:
+        parts.append(f"{count(keys)} of the EDUs with encrypted-message keys")
+    what = f"a transaction with {', '.join(parts)}" if parts else "what waits"
+    if size is not None:
+        what += f" ({count(size)} bytes)"
+    if status is None:
+        return f"It gave no answer to {what}."
+    return f"It answered HTTP {status} to {what}."

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs: what is done to many servers, one after the other, and how far it is."""
+
+from synapse_federation_admin.api import runs
+from synapse_federation_admin.console.pages import outcomes
+from synapse_federation_admin.console.render import segment
+from synapse_federation_admin.console.visit import Answered, Page, See, Visit
+
+# How many rows a page has.
+_ROWS = 20
+
+# A run of which nothing was written for so long may have lost its process.
+_SILENT_MS = 150_000
+
+
+async def list_runs(visit: Visit) -> Answered:
+    """List the runs, the newest first.
+
+    GET /_synapse/admin/federation/runs?from=
+    """
+    start = visit.text("from")
+    query = {"limit": _ROWS, **({"from": start} if start else {})}
+    page = await visit.ask(runs.list_runs, query)
+    return Page(
+        "runs.html",
+        {
+            "title": "Runs",
+            "page": page,
+            "is_first": not start,
+            "is_live": any(run.ended_ts is None for run in page.runs),
+            "say": outcomes,
+        },
+    )
+
+
+async def show_run(visit: Visit) -> Answered:
+    """Show a run: how far it is, what came of each, what is wrong, when it ends.
+
+    GET /_synapse/admin/federation/runs/<run_id>
+    """
+    run = await visit.ask(runs.get_run, run_id=visit.parameters["run_id"])
+    is_silent = visit.now_ms - run.updated_ts > _SILENT_MS
+    return Page(
+        "run.html",
+        {
+            "title": f"Run: {outcomes.action(run.action)}",
+            "run": run,
+            "path": f"/runs/{segment(run.id)}",
+            "is_live": run.ended_ts is None,
+            "is_silent": is_silent and run.ended_ts is None,
+            "say": outcomes,
+        },
+    )
+
+
+async def cancel_run(visit: Visit) -> Answered:
+    """Cancel a run, and show how it has ended.
+
+    POST /_synapse/admin/federation/runs/<run_id>/cancel
+    """
+    run_id = visit.parameters["run_id"]
+    await visit.ask(runs.cancel_run, run_id=run_id)
+    return See(f"/runs/{segment(run_id)}")

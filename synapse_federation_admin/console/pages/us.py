@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Us: whether it is this homeserver, its senders and processes, what works here."""
+
+from typing import Any
+
+from synapse_federation_admin.api.instances import list_instances
+from synapse_federation_admin.api.status import get_status
+from synapse_federation_admin.api.summary import summarize
+from synapse_federation_admin.console.visit import Answered, Page, Visit
+from synapse_federation_admin.homeserver.features import FeatureOffError
+from synapse_federation_admin.storage.instances import InstanceState
+
+STATES = {
+    InstanceState.RUNNING: ("good", "runs"),
+    InstanceState.LATE: ("warn", "late"),
+    InstanceState.GONE: ("bad", "gone"),
+    InstanceState.NEVER_SEEN: ("bad", "never seen"),
+    InstanceState.NOBODY: ("bad", "nobody sends"),
+}
+"""What is told of each state of a process: its sign, and a word."""
+
+OUTLOOKS = {
+    "normal": ("good", "✓", "Nothing points to us"),
+    "us": ("bad", "✗", "It is likely to be us"),
+    "shared": ("warn", "!", "Servers fail together, for a cause that they share"),
+}
+"""What is told of each verdict of the outlook: its class, its sign, a sentence."""
+
+
+async def show_us(visit: Visit) -> Answered:
+    """Show what is known of this homeserver itself.
+
+    GET /_synapse/admin/federation/us
+    """
+    summary = await _if_on(visit, summarize)
+    instances = await _if_on(visit, list_instances)
+    status = await visit.ask(get_status)
+    outlook = summary and summary.outlook
+    return Page(
+        "us.html",
+        {
+            "title": "Us",
+            "outlook": outlook,
+            "told": OUTLOOKS.get(outlook.verdict.value) if outlook else None,
+            "senders": (summary and summary.senders) or [],
+            "not_yet_queued": summary and summary.not_yet_queued,
+            "indexes": summary and summary.indexes,
+            "instances": instances and instances.instances,
+            "status": status,
+            "states": STATES,
+        },
+    )
+
+
+async def _if_on(visit: Visit, operation: Any) -> Any:
+    """Return an answer; None where its feature is off, as the page tells."""
+    try:
+        return await visit.ask(operation)
+    except FeatureOffError:
+        return None
