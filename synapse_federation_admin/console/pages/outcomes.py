@@ -24,7 +24,7 @@ ACTIONS = {
 RUN_STATUSES = {
     "scheduled": ("muted", "waits to be taken up"),
     "preparing": ("muted", "looks which servers match"),
-    "running": ("muted", "goes on"),
+    "running": ("muted", "running"),
     "complete": ("good", "complete"),
     "cancelled": ("warn", "cancelled"),
     "failed": ("bad", "failed"),

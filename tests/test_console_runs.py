@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console changes something: what it tells first, asks, begins, and shows then."""
+
+import html
+import re
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from module_case import MembersTestCase
+from parameterized import parameterized
+from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
+from run_case import RunsTestCase
+from twisted.internet import error
+
+from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.console.pages import outcomes
+from synapse_federation_admin.storage.audit_entry import AuditAction
+from synapse_federation_admin.storage.outcomes import ReconnectOutcome
+from synapse_federation_admin.storage.run_values import RunStatus
+
+pytestmark = pytest.mark.one_synapse
+
+CONSOLE = "/_synapse/admin/federation"
+HOSTILE = '<b onclick="x">\u202e'
+
+
+class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
+    """As an admin in their browser."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.reactor.advance(7200)
+        for name in ("a.example", "b.example", "c.example"):
+            self.add_destination(name, *LONG_FAILING)
+        self.answers["a.example"] = ANSWER
+        self.answers["b.example"] = error.ConnectionRefusedError()
+        self.answers["c.example"] = error.ConnectionRefusedError()
+
+    def request(self, method: str, path: str, form: list[tuple[str, str]]) -> Any:
+        session = Session("a" * 22, Origin.PASTED, self.admin_token)
+        return self.make_request(
+            method,
+            CONSOLE + path,
+            content=urlencode(form),
+            content_type=b"application/x-www-form-urlencoded" if form else None,
+            custom_headers=[("Cookie", f"{COOKIE}={session.value()}")],
+            shorthand=False,
+        )
+
+    def page(self, path: str, status: int = 200) -> str:
+        channel = self.request("GET", path, [])
+        self.assertEqual(channel.code, status, channel.result)
+        return channel.text_body  # type: ignore[no-any-return]
+
+    def send(self, page: str, path: str, *fields: tuple[str, str]) -> Any:
+        """Send the form of a page that leads to a path, with more fields."""
+        (form,) = re.findall(
+            f'<form method="post" action="{CONSOLE}{re.escape(path)}".*?</form>',
+            page,
+            re.S,
+        )
+        hidden = re.findall('type="hidden" name="(.*?)" value="(.*?)"', form)
+        given = [(name, html.unescape(value)) for name, value in hidden]
+        return self.request("POST", path, [*given, *fields])
+
+    def begun(self, channel: Any) -> str:
+        """Return the page that a form has led to, below the console."""
+        self.assertEqual(channel.code, 303, channel.result)
+        (location,) = channel.headers.getRawHeaders("Location")
+        return str(location).removeprefix(CONSOLE)
+
+    def told(self, page: str) -> str:
+        """Return what somebody reads on a page."""
+        main = page[page.index("<main") : page.index("</main>")]
+        return " ".join(html.unescape(re.sub("<.*?>", " ", main, flags=re.S)).split())
+
+    @parameterized.expand(
+        [
+            ("?name=a.example&name=b.example&name=nobody.example", 2),
+            ("?all=true&failing_for=1h", 3),
+            ("?all=true&status=failing&destination=b.", 1),
+            ("?all=true", 3),
+        ]
+    )
+    def test_reconnect(self, query: str, matched: int) -> None:
+        """A selection, or all that match: told first, then asked, then it begins."""
+        page = self.page(f"/reconnect{query}")
+        servers = "1 server" if matched == 1 else f"{matched} servers"
+        self.assertIn(f"Reconnect {servers}?", self.told(page))
+        self.assertIn("b.example", page)
+        self.assertEqual((self.probed, self.audit()), ([], []))
+        path = self.begun(
+            self.send(page, "/reconnect", ("per_second", "20"), ("reason", HOSTILE))
+        )
+        self.wait(2)
+        self.assertEqual(len(self.probed), matched)
+        run = self.run_of(path.rpartition("/")[2])
+        self.assertEqual((run["matched"], run["options"]["per_second"]), (matched, 20))
+        page = self.page(path)
+        told = self.told(page)
+        self.assertIn(f"{matched} of {matched} done", told)
+        self.assertIn("✗ still failing", told)
+        self.assertIn("Connection refused", told)
+        self.assertNotIn("<b ", page)
+        self.assertIn("⟨U+202E⟩", told)
+        self.assertIn("Reconnect", self.told(self.page("/runs")))
+
+    def test_nothing_left(self) -> None:
+        """Nothing matches any more: it is said, and there is nothing to begin."""
+        page = self.page("/reconnect?all=true&destination=nobody")
+        self.assertIn("no server matches", self.told(page))
+        self.assertNotIn(
+            '<form method="post" action="/_synapse/admin/federation/rec', page
+        )
+
+    def test_wrong_pace(self) -> None:
+        """A pace that cannot be is refused on the page that asked, and nothing done."""
+        page = self.page("/reconnect?all=true")
+        for pace in ("1e9", "quick"):
+            channel = self.send(page, "/reconnect", ("per_second", pace))
+            self.assertEqual(channel.code, 400)
+            self.assertIn("per_second", self.told(channel.text_body))
+        self.assertEqual(self.audit(), [])
+
+    def test_cancel_and_another(self) -> None:
+        """A second run is refused with a link to the first, which can be cancelled."""
+        with self.nobody_begins():
+            page = self.page("/reconnect?all=true")
+            first = self.begun(self.send(page, "/reconnect"))
+            channel = self.send(page, "/reconnect")
+            self.assertEqual(channel.code, 409)
+            self.assertIn(f'href="{CONSOLE}{first}"', channel.text_body)
+            self.run_sql(
+                "UPDATE federation_admin_runs SET updated_ts = updated_ts - 200000"
+            )
+            page = self.page(first)
+            self.assertIn("Nothing was heard of it", self.told(page))
+            self.assertIn('data-live="', page)
+            self.assertEqual(self.begun(self.send(page, f"{first}/cancel")), first)
+        page = self.page(first)
+        self.assertIn("! cancelled", self.told(page))
+        self.assertNotIn("data-live", page)
+        self.assertNotIn("/cancel", page)
+        self.assertEqual(self.probed, [])
+
+    def test_unknown_run(self) -> None:
+        """A run that is not there is 404, and says so."""
+        self.assertIn("Unknown run", self.page("/runs/nothing", 404))
+
+    def test_forget_many(self) -> None:
+        """Who shares rooms stays, and is named; the others are forgotten once asked."""
+        self.add_member("!room:test", "@someone:b.example")
+        self.add_member("!room:test", "@user:test")
+        page = self.page("/forget?all=true&destination=.example")
+        told = self.told(page)
+        self.assertIn("Forget 2 servers?", told)
+        self.assertIn("b.example 1 room", told)
+        self.assertEqual(len(self.names()), 3)
+        channel = self.send(page, "/forget")
+        self.assertEqual(channel.code, 400)
+        self.assertIn("at least 30d", self.told(channel.text_body))
+        path = self.begun(self.send(page, "/forget", ("force", "true")))
+        self.wait(2)
+        self.assertEqual(self.names(), ["b.example"])
+        self.assertIn("✓ forgotten", self.told(self.page(path)))
+        self.assertIn("! kept", self.told(self.page(path)))
+
+    def test_forget_needs_a_filter(self) -> None:
+        """Never all; one by its name has its own page, several have a link each."""
+        self.assertIn("Never all of them", self.page("/forget?all=true"))
+        page = self.page("/forget?name=a.example&name=b.example")
+        self.assertIn(f'href="{CONSOLE}/servers/b.example/forget"', page)
+        channel = self.request("GET", "/forget?name=a.example", [])
+        self.assertEqual(self.begun(channel), "/servers/a.example/forget")
+
+    def test_forget_one(self) -> None:
+        """What would be lost is told first; keys are deleted only if asked for."""
+        self.add_to_device("a.example")
+        path = "/servers/a.example/forget"
+        page = self.page(path)
+        self.assertIn("Encrypted-message keys 1", self.told(page))
+        self.assertIn("a.example", self.names())
+        then = self.begun(self.send(page, path, ("drop_to_device", "true")))
+        self.assertNotIn("a.example", self.names())
+        self.assertEqual(then, "/audit?destination=a.example")
+        told = self.told(self.page(then))
+        self.assertIn("Forget a.example", told)
+        self.assertIn("✓ forgotten", told)
+
+    def test_forget_refused(self) -> None:
+        """A server that shares rooms is not forgotten, and the page says why."""
+        path = "/servers/b.example/forget"
+        page = self.page(path)
+        self.add_member("!room:test", "@someone:b.example")
+        self.add_member("!room:test", "@user:test")
+        channel = self.send(page, path)
+        self.assertEqual(channel.code, 400)
+        told = self.told(channel.text_body)
+        self.assertIn("It cannot be forgotten", told)
+        self.assertIn("!room:test", told)
+        self.assertIn("b.example", self.names())
+
+    def test_reset(self) -> None:
+        """What a reset does is said first; then it is done."""
+        path = "/servers/a.example/reset"
+        page = self.page(path)
+        self.assertIn("before anybody knows", self.told(page))
+        self.assertEqual(self.row("a.example")[1], LONG_FAILING[1])
+        self.assertEqual(self.begun(self.send(page, path)), "/servers/a.example")
+        self.assertEqual(self.row("a.example")[1], 0)
+        self.assertIn("nothing to reset", self.told(self.page(path)))
+
+    def test_cap(self) -> None:
+        """What is longer is told, then shortened; what is no duration is refused."""
+        self.assertIn("is no duration", self.told(self.page("/cap_backoff?longest=x")))
+        page = self.page("/cap_backoff?longest=1d")
+        self.assertIn("3 servers have a backoff", self.told(page))
+        path = self.begun(self.send(page, "/cap_backoff"))
+        self.wait(2)
+        self.assertEqual(self.row("a.example")[1], 86_400_000)
+        self.assertIn("✓ shortened", self.told(self.page(path)))
+
+    def test_audit(self) -> None:
+        """Filters are in the URL; a wrong day is refused; none found is said so."""
+        self.request("POST", "/servers/a.example/reset", [])
+        self.send(self.page("/servers/a.example/reset"), "/servers/a.example/reset")
+        self.assertIn("Reset a.example", self.told(self.page("/audit")))
+        for query in ("action=forget", "destination=b.example", "since=2999-01-01"):
+            self.assertIn("No entry is like that", self.page(f"/audit?{query}"))
+        query = "action=reset&user=%40admin:test&outcome=&until=2999-01-01"
+        self.assertIn("Reset a.example", self.told(self.page(f"/audit?{query}")))
+        self.assertIn("must be a day", self.page("/audit?since=x", 400))
+
+    def test_us(self) -> None:
+        """The page has the outlook, the senders, the processes, and what works."""
+        told = self.told(self.page("/us"))
+        for text in ("Us: test", "Our senders", "main", "✓ runs", "✓ reconnect"):
+            self.assertIn(text, told)
+
+
+def test_words() -> None:
+    """Everything that the API has has a word; what is not known is shown as it is."""
+    assert outcomes.run_status("later").word == "later"
+    assert outcomes.outcome("forget", "refused").word == "kept"
+    assert outcomes.outcome("reconnect", "refused").word == "refuses what waits"
+    assert outcomes.outcome("reconnect", "later").word == "later"
+    assert {each.value for each in RunStatus} == set(outcomes.RUN_STATUSES)
+    assert {each.value for each in AuditAction} == set(outcomes.ACTIONS)
+    assert {each.value for each in ReconnectOutcome} <= set(outcomes.OUTCOMES)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "told"),
+    [
+        ({"all_failing": True}, "all that are failing"),
+        ({"destinations": 2}, "2 that were selected"),
+        (
+            {"filter": {"destination": "*.a", "failing_for_ms": 7_200_000}},
+            "name is like “*.a”, failing for 2 h or longer",
+        ),
+        (
+            {"filter": {"failure": ["connection_refused"], "status": ["online"]}},
+            "not failing, cause: Connection refused",
+        ),
+        ({"later": 1}, "as a later version of the module has it"),
+    ],
+)
+def test_which(criteria: dict[str, Any], told: str) -> None:
+    """For which servers a run is, is told in words."""
+    assert outcomes.which(criteria) == told
+
+
+def test_why() -> None:
+    """Of the details of the audit, what says why is told."""
+    refused = {"status": 413, "bytes": 5000, "pdus": 1, "edus": 0}
+    refusal = "It answered HTTP 413 to a transaction with 1 event (5,000 bytes)."
+    assert outcomes.why({"refused": refused}) == refusal
+    assert outcomes.why({"contact": {"error": {"message": "No."}}}) == "No."
+    assert outcomes.why({"contact": {"error": None}, "note": "So."}) == "So."
+    assert outcomes.why({}) == ""
