@@ -117,6 +117,8 @@ def which(criteria: Mapping[str, Any]) -> str:
         told.append(" or ".join(_STATUSES.get(each, each) for each in statuses))
     if (least := wanted.get("failing_for_ms")) is not None:
         told.append(f"failing for {duration(least)} or longer")
+    if (under := wanted.get("failing_under_ms")) is not None:
+        told.append(f"failing for less than {duration(under)}")
     if kinds := wanted.get("failure"):
         told.append("cause: " + " or ".join(map(cause, kinds)))
     return ", ".join(told) or "all"
