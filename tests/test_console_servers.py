@@ -98,7 +98,7 @@ class PagesTest(HistoryTestCase):
         self.add_destination("fine.example", None, None, None, 1)
         page = self.page("/")
         text = words_of(page)
-        self.assertIn("None of 1 servers is failing. All is well.", text)
+        self.assertIn("is not failing. Nothing is known to be wrong.", text)
         self.assertIn('class="verdict good"', page)
         for absent in ("by cause and age", "What waits", "Who needs you"):
             self.assertNotIn(absent, text)
@@ -121,6 +121,10 @@ class PagesTest(HistoryTestCase):
             server = "server" if number == "1" else "servers"
             self.assertIn(f"{number} {server} that match", self.text(path))
         self.assertIn("To-device messages 1 the oldest for 1 d", text)
+        needs = self.get_json(f"{V2}/attention")["destinations"]
+        (row,) = (each for each in needs if each["waiting"])
+        self.assertEqual(row["destination"], "server000.example")
+        self.assertRegex(self.text("/"), r"server000.example ✗ down .* 0 1 message, ")
 
     def test_servers(self) -> None:
         """The list: what the API answers, in words; filters, order and pages by URL."""
@@ -199,8 +203,12 @@ class PagesTest(HistoryTestCase):
             self.assertNotIn("y" * 1000, words_of(page).partition("As JSON")[0])
 
 
-def outlook(verdict: str) -> Any:
-    return SimpleNamespace(verdict=CorrelationVerdict(verdict), explanation="Because")
+def outlook(verdict: str, tried: int = 5) -> Any:
+    return SimpleNamespace(
+        verdict=CorrelationVerdict(verdict),
+        explanation="Because",
+        last_hour=SimpleNamespace(tried=tried),
+    )
 
 
 def sender(state: str) -> Any:
@@ -211,11 +219,12 @@ def sender(state: str) -> Any:
     ("outlook", "senders", "failing", "look", "sentence"),
     [
         (outlook("normal"), [sender("running")], 0, "good", "All is well."),
+        (outlook("normal", 0), [], 0, "good", "Nothing is known to be wrong."),
         (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
         (outlook("us"), [], 3, "bad", "It is us."),
         (outlook("shared"), [], 3, "warn", "It is not us: they have something"),
-        (outlook("normal"), [sender("gone")], 0, "bad", "It is us: a process"),
-        (outlook("normal"), [sender("nobody")], 0, "bad", "It is us: a process"),
+        (outlook("us"), [sender("gone")], 0, "bad", "It is us."),
+        (outlook("normal"), [sender("never_seen")], 0, "warn", "Not every sender"),
         (outlook("normal"), [sender("late")], 0, "warn", "One of our senders is late."),
         (None, None, 0, "muted", "Whether it is us is not known."),
         (None, None, 3, "warn", "Whether it is us is not known."),

@@ -6,6 +6,7 @@ from typing import Any
 
 import attr
 
+from synapse_federation_admin.api.attention import needs_attention
 from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.api.runs import list_runs
 from synapse_federation_admin.api.summary import summarize
@@ -19,6 +20,7 @@ from synapse_federation_admin.storage.run_values import RunStatus
 # So many of the last actions are shown; of the last runs, those under way.
 _ACTIONS = 10
 _RUNS = 5
+_NEEDY = 10
 
 _UNDER_WAY = {
     RunStatus.SCHEDULED.value,
@@ -26,8 +28,8 @@ _UNDER_WAY = {
     RunStatus.RUNNING.value,
 }
 
-# Those that send nothing.
-_DOWN = {InstanceState.GONE, InstanceState.NEVER_SEEN, InstanceState.NOBODY}
+# Those of which nobody knows that they send.
+_UNSEEN = {InstanceState.GONE, InstanceState.NEVER_SEEN, InstanceState.NOBODY}
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -59,6 +61,7 @@ async def overview(visit: Visit) -> Answered:
     failing = sum(summary.failing.values())
     runs = await _if_on(visit, list_runs, {"limit": _RUNS})
     audit = await _if_on(visit, read_audit, {"limit": _ACTIONS})
+    needs = await _if_on(visit, needs_attention, {"limit": _NEEDY}) if failing else None
     table = summary.failing_by_kind_and_age
     return Page(
         "overview.html",
@@ -73,9 +76,11 @@ async def overview(visit: Visit) -> Answered:
             "runs": None
             if runs is None
             else [run for run in runs.runs if run.status in _UNDER_WAY],
+            "needs": needs,
+            "advice": words.advice,
+            "has_cause": words.is_why,
             "entries": None if audit is None else audit.entries,
             "cause": words.cause,
-            "is_down": lambda sender: sender.state in _DOWN,
         },
     )
 
@@ -96,7 +101,7 @@ def verdict(summary: Any, failing: int) -> Verdict:
         failing: How many servers fail.
     """
     outlook, senders = summary.outlook, summary.senders or ()
-    still = [sender for sender in senders if sender.state in _DOWN]
+    unseen = [sender for sender in senders if sender.state in _UNSEEN]
     late = [sender for sender in senders if sender.state is InstanceState.LATE]
     if outlook is None:
         return Verdict(
@@ -107,14 +112,16 @@ def verdict(summary: Any, failing: int) -> Verdict:
     why = f"{outlook.explanation}."
     if outlook.verdict is CorrelationVerdict.US:
         return Verdict("bad", "It is us.", why)
-    if still:
-        return Verdict("bad", "It is us: a process that sends does not run.", why)
     if outlook.verdict is CorrelationVerdict.SHARED:
         return Verdict("warn", "It is not us: they have something in common.", why)
+    if unseen:
+        return Verdict("warn", "Not every sender of ours was seen lately.", why)
     if late:
         return Verdict("warn", "One of our senders is late.", why)
     if failing:
         return Verdict("warn", "Nothing suggests that it is us.", why)
+    if not outlook.last_hour.tried:
+        return Verdict("good", "Nothing is known to be wrong.", why)
     return Verdict("good", "All is well.", why)
 
 

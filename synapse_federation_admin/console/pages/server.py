@@ -8,6 +8,7 @@ from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
 from synapse_federation_admin.api.outages import list_outages
 from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
+from synapse_federation_admin.api.shared_rooms import list_shared_rooms
 from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
@@ -15,9 +16,10 @@ from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.diagnosis.findings import StageName, StageOutcome
 from synapse_federation_admin.homeserver.features import FeatureOffError
 
-# So many outages and entries of the audit are shown.
+# So many outages, entries of the audit, and shared rooms are shown.
 _OUTAGES = 10
 _ENTRIES = 10
+_ROOMS = 10
 
 STAGES = {
     StageName.NAME: "Name",
@@ -83,6 +85,11 @@ async def _page(
     server = await visit.ask(get_destination, destination=name)
     outages = await _if_on(visit, list_outages, {"limit": _OUTAGES}, destination=name)
     audit = await _if_on(visit, read_audit, {"limit": _ENTRIES, "destination": name})
+    rooms = None
+    if server.shared_rooms:
+        rooms = await _if_on(
+            visit, list_shared_rooms, {"limit": _ROOMS}, destination=name
+        )
     answer = server.model_dump(mode="json", exclude_unset=True)
     is_failing = server.next_retry_ts is not None
     last = server.last_failure if words.is_why(server) else None
@@ -96,6 +103,7 @@ async def _page(
             "last": last,
             "advice": words.advice(last.kind) if last else "",
             "outages": outages,
+            "rooms": rooms,
             "entries": None if audit is None else audit.entries,
             "diagnosis": diagnosis,
             "reconnected": reconnected,
