@@ -57,6 +57,9 @@ CURSORS = 4096
 # Requests of which it is known what has stopped them, and not yet that they failed.
 CAUSES = 1000
 
+# Diagnoses: the last of each server.
+KEPT_DIAGNOSES = 100
+
 # Failing destinations that are looked at to find those that matter most, and pairs of
 # these and a room that they share.
 ATTENTION_NAMES = 200_000
@@ -202,6 +205,9 @@ NAMES_IN_A_SENTENCE = 3
 # Hosts in the summary of a stage; causes of one type in a correlation.
 TOLD_FINDINGS = 3
 TOLD_CAUSES = 10
+
+# Kinds of failures in a message to the admins of a server.
+TOLD_FAILURES = 3
 
 # Failing destinations that matter most.
 TOLD_ATTENTION = 50

@@ -106,6 +106,8 @@ class Diagnoses:
         self._backlog = backlog
         self._recorded = recorded
         self._outbound: Outbound | None = None
+        # The newest at the end.
+        self._made: dict[str, Diagnosis] = {}
         self._turns = homeserver.linearizer(
             "federation_admin_diagnosis", limits.DIAGNOSES
         )
@@ -122,6 +124,10 @@ class Diagnoses:
         return await self._homeserver.single_flight.run(
             "federation_admin_diagnosis", name, lambda: self._in_turn(name), joins=True
         )
+
+    def last(self, name: str) -> Diagnosis | None:
+        """Return the last diagnosis of a server, if it is one of the last made here."""
+        return self._made.get(name)
 
     async def find_addresses(self, names: Sequence[str]) -> dict[str, list[str]]:
         """Return to which IP addresses requests to some servers go.
@@ -170,7 +176,12 @@ class Diagnoses:
                 await way.within(wait_ms, stack.enter_async_context, turn)
             except TimeIsOver:
                 raise TooManyDiagnosesError from None
-            return await self._diagnose(way, name)
+            found = await self._diagnose(way, name)
+        self._made.pop(name, None)
+        self._made[name] = found
+        if len(self._made) > limits.KEPT_DIAGNOSES:
+            del self._made[next(iter(self._made))]
+        return found
 
     async def _diagnose(self, way: Way, name: str) -> Diagnosis:
         checked_ts = self._homeserver.now_ms()
