@@ -136,6 +136,11 @@ ERROR_BYTES = 16 * 1024
 # for the headers and once for the body.
 CONTACT_CONNECTION_S = 150
 
+# Bytes of an answer of this homeserver's own authentication service, and the seconds
+# that it has for it.
+SERVICE_BYTES = 64 * 1024
+SERVICE_S = 20
+
 # Redirects of a well-known file: as many as Synapse follows.
 REDIRECTS = 20
 

@@ -2,13 +2,16 @@
 """The console: who comes in, what each page says to whom, with which headers."""
 
 import re
+from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import urlencode
 
-from module_case import ModuleTestCase
+from module_case import V2, ModuleTestCase
+from synapse.rest.client import logout
 
 from synapse_federation_admin.console import ROUTES
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.homeserver.features import Feature
 
 CONSOLE = "/_synapse/admin/federation"
 FORM = b"application/x-www-form-urlencoded"
@@ -20,9 +23,20 @@ OPEN = {r.path for r in ROUTES if r.opens}
 ID = "a" * 22
 OTHER_ID = "b" * 22
 
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
+    "style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
+
 
 class ConsoleTestCase(ModuleTestCase):
     """Makes requests as a browser does."""
+
+    servlets = [*ModuleTestCase.servlets, logout.register_servlets]
 
     def visit(
         self,
@@ -31,12 +45,14 @@ class ConsoleTestCase(ModuleTestCase):
         token: str | None = None,
         form: dict[str, str] | None = None,
         headers: list[tuple[str, str]] | None = None,
+        session_id: str = ID,
+        origin: Origin = Origin.PASTED,
         **kwargs: Any,
     ) -> Any:
-        """Make a request with the cookie of a session of the id `ID`."""
+        """Make a request with the cookie of a session; None: without."""
         cookies = []
         if token is not None:
-            value = Session(ID, Origin.PASTED, token).value()
+            value = Session(session_id, origin, token).value()
             cookies = [("Cookie", f"{COOKIE}={value}")]
         return self.make_request(
             method,
@@ -48,24 +64,236 @@ class ConsoleTestCase(ModuleTestCase):
             **kwargs,
         )
 
-    def form_token(self, token: str) -> str:
-        """Return the token of the forms of the session `ID`."""
-        body = self.visit("GET", "/keys", token).text_body
-        (found,) = re.findall('name="csrf" value="([0-9a-f]+)"', body)
-        return found
+    def form_token(self, token: str, session_id: str = ID) -> str:
+        """Return the token that the forms of a session bring."""
+        channel = self.visit("GET", "/session", token, session_id=session_id)
+        return re.findall('name="csrf" value="([0-9a-f]+)"', channel.text_body)[0]
+
+    def send(self, path: str, by: str = "", **fields: str) -> Any:
+        """Send a form as a page of the session `ID` does."""
+        form = {**fields, "csrf": self.form_token(by)}
+        headers = [("Sec-Fetch-Site", "same-origin")]
+        return self.visit("POST", path, by, form, headers)
+
+    def kept(self, channel: Any) -> Session | None:
+        """Return the session that an answer has the browser keep."""
+        for line in channel.headers.getRawHeaders("Set-Cookie", []):
+            if found := SimpleCookie(line).get(COOKIE):
+                self.assertTrue(found["httponly"])
+                self.assertEqual(found["samesite"].lower(), "lax")
+                self.assertEqual(found["path"], f"{CONSOLE}/")
+                self.assertFalse(found["expires"] or found["max-age"])
+                return Session.parse(found.value)
+        return None
+
+
+class AccessTestCase(ConsoleTestCase):
+    """Walks over the table of pages, so that a new one cannot be forgotten."""
 
     def test_pages(self) -> None:
-        """Every page: 401 without a session, or with one that ended; 403 for a user
-        who is no admin; for an admin 200, 303, or 404 where nothing is of that name."""
-        for path in set(PAGES) - OPEN:
+        """Every page: 401 without a session, or with one that ended, and a way to sign
+        in and back; 403 for who is no admin; for an admin 200, 303, or 404."""
+        for path in sorted(set(PAGES) - OPEN):
             for token in (None, "", "syt_ended"):
                 channel = self.visit("GET", path, token)
                 self.assertEqual(channel.code, 401, (path, channel.result))
-                self.assertIn("/session?next=", channel.text_body)
+                back = urlencode({"next": path})
+                self.assertIn(f"{CONSOLE}/session?{back}", channel.text_body)
             channel = self.visit("GET", path, self.user_token)
             self.assertEqual(channel.code, 403, (path, channel.result))
             self.assertIn("no server admin", channel.text_body)
             channel = self.visit("GET", path, self.admin_token)
             self.assertIn(channel.code, (200, 303, 404), (path, channel.result))
+            if channel.code != 303:
+                self.assertIn("@admin:test", channel.text_body)
         for path in OPEN & set(PAGES):
-            self.assertEqual(self.visit("GET", path).code, 200, path)
+            self.assertIn(self.visit("GET", path).code, (200, 400), path)
+
+    def test_changes(self) -> None:
+        """Every change is refused without the form's token, with that of another
+        session, and from another site: before anything else is looked at."""
+        token = self.form_token(self.admin_token)
+        others = self.form_token(self.admin_token, OTHER_ID)
+        self.assertNotEqual(token, others)
+        for path in CHANGES:
+            for form in ({}, {"csrf": ""}, {"csrf": "é"}, {"csrf": others}):
+                channel = self.visit("POST", path, self.admin_token, form)
+                self.assertEqual(channel.code, 403, (path, channel.result))
+                self.assertIn("Nothing was changed", channel.text_body)
+            for site in ("cross-site", "same-site", "none", ""):
+                headers = [("Sec-Fetch-Site", site)]
+                form = {"csrf": token}
+                channel = self.visit("POST", path, self.admin_token, form, headers)
+                self.assertEqual(channel.code, 403, (path, site, channel.result))
+            self.assertIsNone(self.kept(channel))
+
+    def test_changes_need_an_admin(self) -> None:
+        """Every change: 401 without a session, 403 for who is no admin."""
+        for path in sorted(set(CHANGES) - OPEN):
+            for token, status in (
+                ("", 401),
+                ("syt_ended", 401),
+                (self.user_token, 403),
+            ):
+                self.assertEqual(self.send(path, token).code, status, path)
+
+    def test_headers(self) -> None:
+        """Every answer has the headers, whatever it is, and none of CORS."""
+        targets = [*(("GET", path) for path in PAGES), ("GET", "/no/such/page")]
+        targets += [*(("POST", path) for path in CHANGES), ("GET", ""), ("PUT", "/")]
+        for method, path in [*targets, ("GET", "/static/x.css")]:
+            for token in (None, self.admin_token):
+                origin = [("Origin", "https://evil.example")]
+                channel = self.visit(method, path, token, headers=origin)
+                for name, value in {**HEADERS, "Cache-Control": "no-store"}.items():
+                    found = channel.headers.getRawHeaders(name)
+                    self.assertEqual(found, [value], (method, path, name))
+                names = [name.lower() for name, _ in channel.headers.getAllRawHeaders()]
+                self.assertFalse([n for n in names if n.startswith(b"access-control")])
+
+    def test_nothing_inline(self) -> None:
+        """Nothing on a page is a script or a style of its own, or of another host."""
+        for path in PAGES:
+            body = self.visit("GET", path, self.admin_token).text_body
+            self.assertFalse(re.findall(r"<style|\sstyle=|\son\w+=|javascript:", body))
+            self.assertFalse(
+                re.findall(r'(?:src|<link[^>]* href)="(?:https?:|//)', body)
+            )
+            for script in re.findall("<script[^>]*>", body):
+                self.assertIn(f'src="{CONSOLE}/static/', script)
+
+    def test_static(self) -> None:
+        """Files have a name that changes with them, and are kept for ever; together
+        they have at most 40 KB."""
+        body = self.visit("GET", "/session").text_body
+        total = 0
+        for path in set(re.findall(f'"{CONSOLE}(/static/[^"]+)"', body)):
+            channel = self.visit("GET", path)
+            self.assertEqual(channel.code, 200)
+            (kept,) = channel.headers.getRawHeaders("Cache-Control")
+            self.assertEqual(kept, "public, max-age=31536000, immutable")
+            total += len(channel.result["body"])
+        self.assertTrue(10_000 < total <= 40_000, total)
+
+    def test_cookie_is_for_pages_only(self) -> None:
+        """The cookie is worth nothing to the API, and a page takes nothing else: no
+        Authorization, no token in the query."""
+        cookie = f"{COOKIE}={Session(ID, Origin.PASTED, self.admin_token).value()}"
+        channel = self.make_request(
+            "GET", f"{V2}/status", custom_headers=[("Cookie", cookie)]
+        )
+        self.assertEqual(channel.code, 401)
+        bearer = [("Authorization", f"Bearer {self.admin_token}")]
+        self.assertEqual(self.visit("GET", "/", headers=bearer).code, 401)
+        # A proxy's own.
+        basic = [("Authorization", "Basic YTpi")]
+        channel = self.visit("GET", "/", self.admin_token, headers=basic)
+        self.assertEqual(channel.code, 200)
+        for token in (None, self.admin_token):
+            path = f"/?access_token={self.admin_token}"
+            channel = self.visit("GET", path, token)
+            self.assertEqual(channel.code, 400)
+            self.assertNotIn(self.admin_token, channel.text_body)
+
+    def test_cookies_that_are_none(self) -> None:
+        """What is no cookie of ours is no session."""
+        for value in ("", "x", f"{ID}.z.t", "é", f"{ID}.p", "a.p.t", "%00.p.%0a"):
+            headers = [("Cookie", f"{COOKIE}={value}")]
+            self.assertEqual(self.visit("GET", "/", headers=headers).code, 401, value)
+        injected = self.visit("GET", "/", "a\r\nX-Evil: 1")
+        self.assertEqual(injected.code, 401)
+
+
+class SigningInTestCase(ConsoleTestCase):
+    """Signing in and out, at the homeserver itself."""
+
+    def prepare(self, reactor: Any, clock: Any, hs: Any) -> None:
+        super().prepare(reactor, clock, hs)
+        self.register_user("alice", "secret", admin=True)
+
+    def test_password(self) -> None:
+        """With a password: to the page that was asked for; signing out ends the token,
+        and a wrong password says so."""
+        fields = {"how": "password", "user": "alice", "next": "/keys"}
+        channel = self.send("/session", password="wrong", **fields)
+        self.assertEqual(channel.code, 403, channel.result)
+        self.assertIn("Invalid username or password", channel.text_body)
+        self.assertIn('value="alice"', channel.text_body)
+        self.assertNotIn("wrong", channel.text_body)
+        self.assertIsNone(self.kept(channel))
+
+        channel = self.send("/session", password="secret", **fields)
+        self.assertEqual(channel.code, 303, channel.result)
+        location = channel.headers.getRawHeaders("Location")
+        self.assertEqual(location, [f"{CONSOLE}/keys"])
+        session = self.kept(channel)
+        assert session is not None
+        self.assertEqual(session.origin, Origin.LOGIN)
+        self.assertIn("@alice:test", self.visit("GET", "/", session.token).text_body)
+
+        form = {"csrf": self.form_token(session.token)}
+        channel = self.visit(
+            "POST", "/session/end", session.token, form, origin=Origin.LOGIN
+        )
+        self.assertEqual(channel.code, 303, channel.result)
+        self.assertEqual(self.kept(channel).token, "")  # type: ignore[union-attr]
+        self.assertEqual(self.visit("GET", "/", session.token).code, 401)
+        # Once more, in another tab.
+        channel = self.visit(
+            "POST", "/session/end", session.token, form, origin=Origin.LOGIN
+        )
+        self.assertEqual(channel.code, 303)
+
+    def test_pasted(self) -> None:
+        """With an access token, which signing out leaves as it is."""
+        self.assertEqual(self.send("/session", how="token", token="no").code, 401)
+        for wrong in ("", "é", "a\r\nb"):
+            channel = self.send("/session", how="token", token=wrong)
+            self.assertEqual(channel.code, 400, wrong)
+        channel = self.send("/session", how="token", token=f" {self.admin_token}\n")
+        self.assertEqual(channel.code, 303)
+        session = self.kept(channel)
+        assert session is not None
+        self.assertEqual(session, Session(ID, Origin.PASTED, self.admin_token))
+        self.assertEqual(self.send("/session/end", session.token).code, 303)
+        self.assertEqual(self.visit("GET", "/", session.token).code, 200)
+
+    def test_leads_nowhere_else(self) -> None:
+        """Signing in leads to no place but the console."""
+        for wrong in ("https://evil.example", "//evil.example", "/\\evil", "/\nx", "x"):
+            channel = self.send(
+                "/session", how="token", token=self.admin_token, next=wrong
+            )
+            location = channel.headers.getRawHeaders("Location")
+            self.assertEqual(location, [f"{CONSOLE}/"], wrong)
+        for right in ("/servers?status=online", "/servers/a%2Fb"):
+            channel = self.send(
+                "/session", how="token", token=self.admin_token, next=right
+            )
+            location = channel.headers.getRawHeaders("Location")
+            self.assertEqual(location, [CONSOLE + right])
+
+    def test_first_visit(self) -> None:
+        """A browser that comes for the first time is given a session ID, to which the
+        form is bound; it is not given anew."""
+        channel = self.visit("GET", "/session")
+        session = self.kept(channel)
+        assert session is not None
+        self.assertEqual(session.origin, Origin.NONE)
+        self.assertIsNone(self.kept(self.visit("GET", "/session", "")))
+
+
+class OffTestCase(ConsoleTestCase):
+    """The console is switched off."""
+
+    config = {"console": {"enabled": False}}
+
+    def test_off(self) -> None:
+        """Nothing answers, and the status says why."""
+        for path in ("", "/", "/session", "/static/x"):
+            channel = self.visit("GET", path, self.admin_token)
+            self.assertEqual(channel.code, 404)
+            self.assertEqual(channel.json_body["errcode"], "M_UNRECOGNIZED")
+        status = self.get_json(f"{V2}/status")
+        self.assertIn("console.enabled", status["features"]["console"]["reason"])
+        self.assertEqual(Feature.CONSOLE.value, "console")

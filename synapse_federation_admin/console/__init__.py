@@ -107,6 +107,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/servers/<name>/forget", "one.forget", (_F.RUNS,)),
     Route("GET", "/session", "session.show_signing_in", opens=True),
     Route("POST", "/session", "session.sign_in", opens=True),
+    Route("GET", "/session/sso", "session.show_single_sign_on", opens=True),
     Route("POST", "/session/end", "session.sign_out", opens=True),
+    Route("POST", "/session/begin", "service.begin", opens=True),
+    Route("POST", "/session/device", "service.go_on_on_device", opens=True),
+    Route("GET", "/session/back", "service.show_back", opens=True),
+    Route("POST", "/session/back", "service.come_back", opens=True),
+    Route("POST", "/session/refresh", "service.renew", opens=True),
     Route("GET", "/keys", "help.show_keys", opens=True),
 )

@@ -4,12 +4,16 @@
 import hmac
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from enum import Enum
 from urllib.parse import quote, unquote
 
 import attr
 
 COOKIE = "federation_admin"
+
+# What renews the access token of an authentication service.
+RENEWAL_COOKIE = "federation_admin_renewal"
 
 
 class Origin(Enum):
@@ -21,6 +25,8 @@ class Origin(Enum):
     PASTED = "p"
     # This homeserver gave it to the console.
     LOGIN = "l"
+    # Its authentication service did.
+    SERVICE = "s"
 
 
 _COOKIE = re.compile(r"(?P<id>[\w-]{22})\.(?P<origin>[a-z])\.(?P<token>.*)", re.ASCII)
@@ -68,3 +74,39 @@ class Session:
     def is_form_token(self, secret: bytes, token: str) -> bool:
         """Tell whether a token is that of this session's forms."""
         return hmac.compare_digest(self.form_token(secret).encode(), token.encode())
+
+    def sign(self, secret: bytes, purpose: str, text: str = "") -> str:
+        """Return the signature of a text, which holds for this session only."""
+        message = f"{purpose}\n{self.id}\n{text}".encode()
+        return urlsafe_b64encode(hmac.digest(secret, message, "sha256")).decode()[:43]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Renewal:
+    """What renews the access token of an authentication service.
+
+    Attributes:
+        client_id: Whose the tokens are.
+        expires_ts: When the access token ends, in ms since the epoch.
+        token: The refresh token; "" where there is none.
+    """
+
+    client_id: str
+    expires_ts: int
+    token: str = attr.ib(repr=False)
+
+    @staticmethod
+    def parse(value: str) -> "Renewal | None":
+        """Return what a cookie holds; None if it is none of ours."""
+        parts = value.split("~")
+        if len(parts) != len(attr.fields(Renewal)) or not parts[1].isdecimal():
+            return None
+        return Renewal(unquote(parts[0]), int(parts[1]), unquote(parts[2]))
+
+    def value(self) -> str:
+        """Return the value of the cookie."""
+        client_id, token = (
+            quote(text, safe="").replace("~", "%7E")
+            for text in (self.client_id, self.token)
+        )
+        return f"{client_id}~{self.expires_ts}~{token}"

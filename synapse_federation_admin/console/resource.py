@@ -18,6 +18,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.api import Services
 from synapse_federation_admin.console import ROUTES, Route
 from synapse_federation_admin.console.cookie import COOKIE, Session
+from synapse_federation_admin.console.desk import Desk
 from synapse_federation_admin.console.errors import error_page
 from synapse_federation_admin.console.render import Renderer, url
 from synapse_federation_admin.console.visit import (
@@ -51,9 +52,9 @@ class Console:
 
     def __init__(self, services: Services, sessions: Sessions) -> None:
         self._services = services
-        self._sessions = sessions
+        self._desk = Desk(sessions, services.homeserver.server_name)
+        self._secret = self._desk.secret
         self._renderer = Renderer()
-        self._secret = sessions.secret("synapse_federation_admin.console.forms")
         self._versions = {
             "module_version": version("synapse-federation-admin"),
             "synapse_version": version("matrix-synapse"),
@@ -109,7 +110,7 @@ class Console:
             respond(request, HTTPStatus.SEE_OTHER, b"")
             return
         if not has_cookie and not session.token:
-            self.keep(request, session)
+            self._desk.keep(request, session)
         self._respond_page(request, answered, session, requester)
 
     # -- what comes in -----------------------------------------------------------------
@@ -178,22 +179,11 @@ class Console:
         handler = getattr(
             import_module(f"synapse_federation_admin.console.pages.{module}"), name
         )
-        more = (self, self._sessions) if route.opens else ()
+        more = (self._desk,) if route.opens else ()
         answered: Answered = await handler(visit, *more)
         return answered
 
     # -- what goes out -----------------------------------------------------------------
-
-    def keep(self, request: SynapseRequest, session: Session) -> None:
-        """Have the browser keep a session until it is closed."""
-        request.addCookie(
-            COOKIE,
-            session.value(),
-            path=f"{CONSOLE_PATH}/",
-            httpOnly=True,
-            sameSite="lax",
-            secure=request.isSecure(),
-        )
 
     def _answer_static(self, request: SynapseRequest, name: str) -> None:
         file = self._renderer.static.get(name)
@@ -230,14 +220,16 @@ class Console:
         features, homeserver = self._services.features, self._services.homeserver
         here = request.path.decode("latin-1").removeprefix(CONSOLE_PATH)
         token = session.form_token(self._secret)
+        renewal = self._desk.renewal(request)
         return {
             **self._versions,
             "me": requester.user.to_string() if requester else None,
             "has_session": bool(session.token),
+            "renews_at": renewal.expires_ts if renewal and renewal.token else None,
             "server_name": homeserver.server_name,
             "instance": homeserver.instance_name,
             "now_ms": homeserver.now_ms(),
-            "here": request.uri.decode("latin-1").removeprefix(CONSOLE_PATH),
+            "here": _here(request),
             "csrf_field": lambda: Markup(
                 '<input type="hidden" name="csrf" value="{}">'
             ).format(token),
@@ -277,6 +269,12 @@ def _find(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
             HTTPStatus.METHOD_NOT_ALLOWED, f"Nothing is sent here with {method}"
         )
     raise SynapseError(HTTPStatus.NOT_FOUND, "No such page", Codes.NOT_FOUND)
+
+
+def _here(request: SynapseRequest) -> str:
+    """Return what was asked for, but no access token."""
+    asked = request.path if b"access_token" in request.uri else request.uri
+    return asked.decode("latin-1").removeprefix(CONSOLE_PATH)
 
 
 def _is_at(here: str, path: str) -> bool:

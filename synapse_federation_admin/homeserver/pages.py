@@ -15,7 +15,7 @@ AnswerPage = Callable[[SynapseRequest], Awaitable[None]]
 
 
 class PagesResource(DirectServeHtmlResource):
-    """Answers GET (and HEAD) and POST, of whatever path.
+    """Answers requests of whatever method and path.
 
     Each request has its log context and its place in Synapse's metrics.
     """
@@ -27,10 +27,7 @@ class PagesResource(DirectServeHtmlResource):
         super().__init__(clock=hs.get_clock())
         self._answer = answer
 
-    async def _async_render_GET(self, request: SynapseRequest) -> None:
-        await self._answer(request)
-
-    async def _async_render_POST(self, request: SynapseRequest) -> None:
+    async def _async_render(self, request: SynapseRequest) -> None:
         await self._answer(request)
 
 

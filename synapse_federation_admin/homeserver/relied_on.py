@@ -71,10 +71,13 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.CONSOLE,),
         """
+        synapse.http.server: DirectServeHtmlResource._async_render
         synapse.rest.client.login:
             LoginRestServlet.on_GET(request) LoginRestServlet.on_POST(request)
         synapse.rest.client.logout: LogoutRestServlet.on_POST(request)
-        hs: config.key.macaroon_secret_key get_clock
+        hs:
+            config.key.macaroon_secret_key get_clock get_reactor get_auth
+            get_proxied_http_client().request(data)
         """,
     ),
     (
@@ -190,6 +193,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         # servers itself, they are not there either.
         (),
         """
+        synapse.api.auth.mas: MasDelegatedAuth.auth_metadata
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._had_valid_well_known_cache
             WellKnownResolver._well_known_agent

@@ -7,17 +7,30 @@ limits, so that what this homeserver refuses there is refused here.
 
 import hmac
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from http import HTTPStatus
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
+from synapse.http.client import read_body_with_max_size
+from synapse.logging.context import make_deferred_yieldable
 from synapse.module_api import JsonDict, ModuleApi, SynapseRequest
+from synapse.module_api.errors import Codes, SynapseError
 from synapse.rest.client.login import LoginRestServlet
 from synapse.rest.client.logout import LogoutRestServlet
+from twisted.internet.defer import CancelledError
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from synapse_federation_admin import limits
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
+
+logger = logging.getLogger(__name__)
 
 
 class Sessions:
@@ -40,7 +53,12 @@ class Sessions:
         return LoginRestServlet(self._hs)
 
     def login_flows(self, request: SynapseRequest) -> Sequence[JsonDict]:
-        """Return the ways to sign in that this homeserver announces itself."""
+        """Return the ways to sign in that this homeserver announces itself.
+
+        None where accounts are with an authentication service.
+        """
+        if self.has_service:
+            return ()
         _, answer = self._login.on_GET(request)
         flows: Sequence[JsonDict] = answer["flows"]
         return flows
@@ -65,3 +83,81 @@ class Sessions:
             SynapseError: 401 if it has ended already.
         """
         await LogoutRestServlet(self._hs).on_POST(request)
+
+    # -- an authentication service -----------------------------------------------------
+
+    @property
+    def has_service(self) -> bool:
+        """Whether accounts are with an authentication service (OAuth 2.0)."""
+        return hasattr(self._hs.get_auth(), "auth_metadata")
+
+    async def service(self) -> Mapping[str, Any]:
+        """Return what the authentication service announces (RFC 8414).
+
+        It is what `/_matrix/client/v1/auth_metadata` answers; Synapse keeps it.
+
+        Raises:
+            SynapseError: 503, it cannot be had.
+        """
+        read = getattr(self._hs.get_auth(), "auth_metadata")  # noqa: B009  # see above
+        try:
+            found: Mapping[str, Any] = await read()
+        except CancelledError:
+            raise
+        except Exception as e:
+            raise _away(e) from e
+        return found
+
+    async def call_service(
+        self, url: str, *, form: Mapping[str, str] | None = None, body: object = None
+    ) -> tuple[int, Mapping[str, Any]]:
+        """Send a form, or JSON, to the authentication service.
+
+        Returns:
+            The HTTP status, below 500, and the JSON object; {} if it is none.
+
+        Raises:
+            SynapseError: 503, it does not answer, or has failed.
+        """
+        if form is None:
+            media_type, data = "application/json", json.dumps(body).encode()
+        else:
+            media_type, data = "application/x-www-form-urlencoded", _encoded(form)
+        headers = Headers({"Content-Type": [media_type]})
+        headers.addRawHeader("Accept", "application/json")
+        content = BytesIO()
+        try:
+            response = await self._hs.get_proxied_http_client().request(
+                "POST", url, data=data, headers=headers
+            )
+            reading = read_body_with_max_size(response, content, limits.SERVICE_BYTES)
+            reading.addTimeout(limits.SERVICE_S, self._hs.get_reactor())
+            await make_deferred_yieldable(reading)
+        except CancelledError:
+            raise
+        except Exception as e:
+            raise _away(e) from e
+        return _answer(response, content.getvalue())
+
+
+def _answer(response: IResponse, content: bytes) -> tuple[int, Mapping[str, Any]]:
+    if response.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise _away(f"it answers {response.code}")
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = {}
+    return response.code, found if isinstance(found, dict) else {}
+
+
+def _encoded(form: Mapping[str, str]) -> bytes:
+    return urlencode(form).encode()
+
+
+def _away(why: object) -> SynapseError:
+    logger.warning("Cannot ask the authentication service: %s", why)
+    return SynapseError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The authentication service of this homeserver does not answer",
+        Codes.UNKNOWN,
+    )

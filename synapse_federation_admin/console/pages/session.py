@@ -1,107 +1,163 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signing in and out."""
+"""Signing in at this homeserver itself, or with an access token; and signing out."""
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any
+from urllib.parse import quote, urlencode
 
-from synapse.module_api import SynapseRequest
 from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.console.cookie import Origin, Session
+from synapse_federation_admin.console.desk import Desk, origin_of
+from synapse_federation_admin.console.render import url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
-from synapse_federation_admin.homeserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
-
-class Keeper(Protocol):
-    """Has the browser keep a session."""
-
-    def keep(self, request: SynapseRequest, session: Session) -> None:
-        """Have the browser keep a session."""
+_SSO = "m.login.sso"
 
 
-async def show_signing_in(visit: Visit, _: Keeper, sessions: Sessions) -> Answered:
+async def show_signing_in(visit: Visit, desk: Desk) -> Answered:
     """Show how to sign in, and lead to `next` then."""
-    return _ways(visit, sessions)
+    return ways(visit, desk)
 
 
-async def sign_in(visit: Visit, keeper: Keeper, sessions: Sessions) -> Answered:
-    """Sign in by password, or with an access token; lead to where that was asked."""
-    how = visit.text("how")
+async def sign_in(visit: Visit, desk: Desk) -> Answered:
+    """Sign in by password, after single sign-on, or with an access token."""
     try:
-        if how == "password":
-            session = await _by_password(visit, sessions)
-        else:
-            session = await _by_token(visit)
+        session = await _SIGN_IN.get(visit.text("how"), _by_token)(visit, desk)
     except SynapseError as e:
         if e.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        return _ways(visit, sessions, e.msg, HTTPStatus(e.code))
-    keeper.keep(visit.request, session)
-    return See(_next(visit))
+        return ways(visit, desk, e.msg, HTTPStatus(e.code))
+    desk.keep(visit.request, session)
+    return See(next_of(visit))
 
 
-async def sign_out(visit: Visit, keeper: Keeper, sessions: Sessions) -> Answered:
+async def show_single_sign_on(visit: Visit, desk: Desk) -> Answered:
+    """Go on after single sign-on: a form, for what it has brought is spent once."""
+    wanted = visit.session.sign(desk.secret, "sso", next_of(visit))
+    if visit.text("state") != wanted:
+        return ways(
+            visit,
+            desk,
+            "this sign-in was not begun in this browser, or is an old one",
+            HTTPStatus.BAD_REQUEST,
+        )
+    fields = {"how": "login_token", "login_token": visit.text("loginToken")}
+    return go_on("/session", {**fields, "next": next_of(visit)})
+
+
+async def sign_out(visit: Visit, desk: Desk) -> Answered:
     """End the session; and the access token, if it was made for the console."""
-    if visit.session.origin is Origin.LOGIN:
+    session, renewal = visit.session, desk.renewal(visit.request)
+    if session.origin is Origin.LOGIN:
         try:
-            await sessions.log_out(visit.request)
+            await desk.sessions.log_out(visit.request)
         except SynapseError as e:
             if e.code != HTTPStatus.UNAUTHORIZED:
                 raise
             logger.info("The access token of a session had ended already")
-    keeper.keep(visit.request, Session.new())
+    elif session.origin is Origin.SERVICE and renewal:
+        await desk.oauth.revoke(renewal.client_id, renewal.token or session.token)
+    desk.keep(visit.request, Session.new())
     return See("/session")
 
 
-async def _by_password(visit: Visit, sessions: Sessions) -> Session:
-    answer = await sessions.log_in(
-        visit.request,
+async def _by_password(visit: Visit, desk: Desk) -> Session:
+    identifier = {"type": "m.id.user", "user": visit.text("user").strip()}
+    return await _log_in(
+        visit,
+        desk,
         {
             "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": visit.text("user").strip()},
+            "identifier": identifier,
             "password": visit.text("password"),
-            "initial_device_display_name": "Federation console",
         },
     )
-    return Session(Session.new().id, Origin.LOGIN, answer["access_token"])
 
 
-async def _by_token(visit: Visit) -> Session:
+async def _by_login_token(visit: Visit, desk: Desk) -> Session:
+    token = visit.text("login_token")
+    return await _log_in(visit, desk, {"type": "m.login.token", "token": token})
+
+
+async def _log_in(visit: Visit, desk: Desk, body: Mapping[str, Any]) -> Session:
+    name = {"initial_device_display_name": "Federation console"}
+    answer = await desk.sessions.log_in(visit.request, {**body, **name})
+    return Session(visit.session.id, Origin.LOGIN, answer["access_token"])
+
+
+async def _by_token(visit: Visit, _: Desk) -> Session:
     token = visit.text("token").strip()
-    if not token:
-        raise SynapseError(HTTPStatus.BAD_REQUEST, "An access token is needed")
+    if not token.isascii() or not token.isprintable() or not token:
+        raise SynapseError(HTTPStatus.BAD_REQUEST, "This is no access token")
+    await require_works(visit, token)
+    return Session(visit.session.id, Origin.PASTED, token)
+
+
+_SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
+
+
+async def require_works(visit: Visit, token: str) -> None:
+    """Return if Synapse takes an access token, of whomever it is.
+
+    Raises:
+        SynapseError: 401, it does not; 503, it cannot tell.
+    """
     visit.request.requestHeaders.setRawHeaders(
         b"Authorization", [b"Bearer " + token.encode()]
     )
     await visit.services.homeserver.require_user(visit.request)
-    return Session(Session.new().id, Origin.PASTED, token)
 
 
-def _ways(
+def ways(
     visit: Visit,
-    sessions: Sessions,
+    desk: Desk,
     problem: str | None = None,
     status: HTTPStatus = HTTPStatus.OK,
 ) -> Page:
-    types = {flow["type"] for flow in sessions.login_flows(visit.request)}
-    return Page(
-        "sign_in.html",
-        {
-            "title": "Sign in",
-            "next": _next(visit),
-            "problem": problem,
-            "has_password": "m.login.password" in types,
-            "user": visit.text("user"),
-        },
-        status,
-    )
+    """Return the page with the ways to sign in.
+
+    Args:
+        visit: Who asks.
+        desk: The desk.
+        problem: Why the last try did not work.
+        status: The HTTP status.
+    """
+    flows = {flow["type"]: flow for flow in desk.sessions.login_flows(visit.request)}
+    providers: list[tuple[str, str]] = []
+    if _SSO in flows:
+        state = visit.session.sign(desk.secret, "sso", next_of(visit))
+        back = url("/session/sso", state=state, next=next_of(visit))
+        query = urlencode({"redirectUrl": origin_of(visit.request) + back})
+        for provider in flows[_SSO].get("identity_providers") or [{}]:
+            which = f"/{quote(provider['id'], safe='')}" if provider else ""
+            path = f"/_matrix/client/v3/login/sso/redirect{which}?{query}"
+            providers.append((provider.get("name", "single sign-on"), path))
+    context = {
+        "title": "Sign in",
+        "next": next_of(visit),
+        "problem": problem,
+        "has_password": "m.login.password" in flows,
+        "has_service": desk.sessions.has_service,
+        "providers": providers,
+        "user": visit.text("user"),
+    }
+    return Page("sign_in.html", context, status)
 
 
-def _next(visit: Visit) -> str:
+def go_on(path: str, fields: Mapping[str, str]) -> Page:
+    """Return a page with a form that the script sends by itself."""
+    context = {"title": "Signing in", "path": path, "fields": fields, "to": None}
+    return Page("go_on.html", context)
+
+
+def next_of(visit: Visit) -> str:
     """Return the page of the console that was asked for: never another place."""
     wanted = visit.text("next", "/")
-    is_path = wanted.startswith("/") and not wanted.startswith(("//", "/session"))
-    return wanted if is_path and wanted.isprintable() and wanted.isascii() else "/"
+    is_page = wanted.startswith("/") and not wanted.startswith(("//", "/session"))
+    is_plain = wanted.isprintable() and wanted.isascii() and "\\" not in wanted
+    return wanted if is_page and is_plain else "/"

@@ -230,6 +230,11 @@ if (session && navigator.locks) {
 
 // -- forms ---------------------------------------------------------------------------
 
+// What signing in has brought goes on by itself; with a number, after so many seconds.
+for (const form of all("form[data-submit]")) {
+  setTimeout(() => form.requestSubmit(), Number(form.dataset.submit) * 1000);
+}
+
 // Pressed twice, a button does its work once.
 document.addEventListener("submit", (event) => {
   const form = event.target;

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signing in at the authentication service, and renewing what it gave."""
+
+import json
+from http import HTTPStatus
+
+from synapse.module_api.errors import SynapseError
+
+from synapse_federation_admin.console.cookie import Origin, Session
+from synapse_federation_admin.console.desk import Desk, origin_of
+from synapse_federation_admin.console.oauth import Tokens
+from synapse_federation_admin.console.pages.session import (
+    go_on,
+    next_of,
+    require_works,
+    ways,
+)
+from synapse_federation_admin.console.visit import Answered, Page, See, Visit
+from synapse_federation_admin.homeserver.pages import respond
+
+
+async def begin(visit: Visit, desk: Desk) -> Answered:
+    """Lead to the service; where it takes no redirect to here, show a code for it."""
+    if not desk.sessions.has_service:
+        return ways(visit, desk)
+    try:
+        url = await desk.oauth.authorization_url(
+            visit.session, origin_of(visit.request), next_of(visit)
+        )
+        if url is not None:
+            # By a page, not by a redirect: the service may redirect on, and browsers
+            # would hold our policy for forms against that.
+            context = {"title": "Signing in", "path": "", "fields": {}, "to": url}
+            return Page("go_on.html", context)
+        client_id, answer = await desk.oauth.begin_on_device()
+    except SynapseError as e:
+        return _failed(visit, desk, e)
+    return _on_device(
+        {
+            "client_id": client_id,
+            "device_code": str(answer.get("device_code", "")),
+            "user_code": str(answer.get("user_code", "")),
+            "uri": str(answer.get("verification_uri", "")),
+            "complete": str(answer.get("verification_uri_complete", "")),
+            "next": next_of(visit),
+        },
+    )
+
+
+async def go_on_on_device(visit: Visit, desk: Desk) -> Answered:
+    """Look whether somebody has signed in at the service, with the code."""
+    names = ("client_id", "device_code", "user_code", "uri", "complete")
+    fields = {name: visit.text(name) for name in names}
+    try:
+        tokens = await desk.oauth.finish_on_device(
+            fields["client_id"], fields["device_code"], visit.now_ms
+        )
+        if tokens is None:
+            return _on_device({**fields, "next": next_of(visit)})
+        return await _keep(visit, desk, tokens, next_of(visit))
+    except SynapseError as e:
+        return _failed(visit, desk, e)
+
+
+async def show_back(visit: Visit, desk: Desk) -> Answered:
+    """Go on after the service: by a form, for what it has brought is spent once."""
+    state, code = visit.text("state"), visit.text("code")
+    try:
+        desk.oauth.sign_in_of(visit.session, state)
+    except SynapseError as e:
+        return _failed(visit, desk, e)
+    if not code:
+        said = visit.text("error_description") or visit.text("error")
+        return ways(
+            visit, desk, f"the authentication service says: {said}", HTTPStatus(400)
+        )
+    return go_on("/session/back", {"state": state, "code": code})
+
+
+async def come_back(visit: Visit, desk: Desk) -> Answered:
+    """Have the service give tokens for its code."""
+    state = visit.text("state")
+    try:
+        tokens = await desk.oauth.exchange(
+            visit.session,
+            origin_of(visit.request),
+            state,
+            visit.text("code"),
+            visit.now_ms,
+        )
+        next_path = desk.oauth.sign_in_of(visit.session, state).next
+        return await _keep(visit, desk, tokens, next_path)
+    except SynapseError as e:
+        return _failed(visit, desk, e)
+
+
+async def renew(visit: Visit, desk: Desk) -> Answered:
+    """Renew the access token before it ends: for the script, so in JSON."""
+    renewal = desk.renewal(visit.request)
+    status, answer = HTTPStatus.OK, {}
+    if renewal is None or not renewal.token:
+        status = HTTPStatus.UNAUTHORIZED
+    else:
+        try:
+            tokens = await desk.oauth.renew(renewal, visit.now_ms)
+        except SynapseError as e:
+            # Away: the session stays.
+            is_away = e.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            status = HTTPStatus(e.code) if is_away else HTTPStatus.UNAUTHORIZED
+        else:
+            session = Session(visit.session.id, Origin.SERVICE, tokens.access_token)
+            desk.keep(visit.request, session, tokens.renewal)
+            answer = {"expires_ts": tokens.renewal.expires_ts}
+    visit.request.setHeader(b"Content-Type", b"application/json")
+    respond(visit.request, status, json.dumps(answer).encode())
+    return None
+
+
+async def _keep(visit: Visit, desk: Desk, tokens: Tokens, next_path: str) -> Answered:
+    """Keep tokens that Synapse takes; what it does not take would lead round."""
+    await require_works(visit, tokens.access_token)
+    session = Session(visit.session.id, Origin.SERVICE, tokens.access_token)
+    desk.keep(visit.request, session, tokens.renewal)
+    return See(next_path)
+
+
+def _failed(visit: Visit, desk: Desk, error: SynapseError) -> Answered:
+    if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise error
+    return ways(visit, desk, error.msg, HTTPStatus(error.code))
+
+
+def _on_device(fields: dict[str, str]) -> Page:
+    is_web = all(
+        not fields[name] or fields[name].startswith(("https://", "http://"))
+        for name in ("uri", "complete")
+    )
+    if not is_web:
+        raise SynapseError(HTTPStatus.BAD_REQUEST, "The service names no web address")
+    return Page("on_device.html", {"title": "Sign in", **fields, "fields": fields})
