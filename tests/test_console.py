@@ -104,7 +104,7 @@ class AccessTestCase(ConsoleTestCase):
             self.assertIn("no server admin", channel.text_body)
             channel = self.visit("GET", path, self.admin_token)
             self.assertIn(channel.code, (200, 303, 404), (path, channel.result))
-            if channel.code != 303:
+            if b"<html" in channel.result.get("body", b""):
                 self.assertIn("@admin:test", channel.text_body)
         for path in OPEN & set(PAGES):
             self.assertIn(self.visit("GET", path).code, (200, 400), path)
@@ -145,7 +145,9 @@ class AccessTestCase(ConsoleTestCase):
             for token in (None, self.admin_token):
                 origin = [("Origin", "https://evil.example")]
                 channel = self.visit(method, path, token, headers=origin)
-                for name, value in {**HEADERS, "Cache-Control": "no-store"}.items():
+                (kept,) = channel.headers.getRawHeaders("Cache-Control")
+                self.assertIn("no-store", kept, (method, path))
+                for name, value in HEADERS.items():
                     found = channel.headers.getRawHeaders(name)
                     self.assertEqual(found, [value], (method, path, name))
                 names = [name.lower() for name, _ in channel.headers.getAllRawHeaders()]
@@ -154,7 +156,8 @@ class AccessTestCase(ConsoleTestCase):
     def test_nothing_inline(self) -> None:
         """Nothing on a page is a script or a style of its own, or of another host."""
         for path in PAGES:
-            body = self.visit("GET", path, self.admin_token).text_body
+            body = self.visit("GET", path, self.admin_token).result.get("body", b"")
+            body = body.decode()
             self.assertFalse(re.findall(r"<style|\sstyle=|\son\w+=|javascript:", body))
             self.assertFalse(
                 re.findall(r'(?:src|<link[^>]* href)="(?:https?:|//)', body)
