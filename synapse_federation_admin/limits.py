@@ -211,6 +211,9 @@ NAMES_IN_A_SENTENCE = 3
 TOLD_FINDINGS = 3
 TOLD_CAUSES = 10
 
+# Support contacts of a server.
+TOLD_CONTACTS = 10
+
 # Kinds of failures in a message to the admins of a server.
 TOLD_FAILURES = 3
 

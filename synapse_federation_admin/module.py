@@ -243,6 +243,7 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
 def _wire_diagnosis(s: "Services") -> None:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.diagnosis.stored import Recorded
+    from synapse_federation_admin.diagnosis.support import SupportFiles
     from synapse_federation_admin.history.store import HistoryStore, if_readable
 
     history = HistoryStore(s.homeserver, s.tables)
@@ -267,6 +268,7 @@ def _wire_diagnosis(s: "Services") -> None:
         lambda: s.senders if s.features.is_on(Feature.SENDERS) else None,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )
+    s.support = SupportFiles(s.homeserver, s.diagnoses)
 
 
 def _wire_history(s: "Services") -> Iterable[Start]:

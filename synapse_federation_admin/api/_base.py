@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.store import DestinationStore
     from synapse_federation_admin.destinations.summary import SummaryStore
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
+    from synapse_federation_admin.diagnosis.support import SupportFiles
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
@@ -78,6 +79,7 @@ class Services:
     forget: Annotated["Forget", Feature.RUNS]
     forget_many: Annotated["ForgetMany", Feature.RUNS]
     diagnoses: Annotated["Diagnoses", Feature.DIAGNOSIS]
+    support: Annotated["SupportFiles", Feature.DIAGNOSIS]
     history: Annotated["HistoryStore", Feature.HISTORY]
     recorder: Annotated["Recorder", Feature.HISTORY]
     recent_attempts: Annotated["RecentAttemptsStore", Feature.HISTORY]

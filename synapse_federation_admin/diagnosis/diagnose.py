@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from typing import TypeVar
 
 import attr
 from twisted.internet.defer import CancelledError
@@ -45,6 +46,8 @@ from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.homeserver.server_name import (
     ServerName,
 )
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +125,7 @@ class Diagnoses:
             TooManyDiagnosesError: There are too many others.
         """
         return await self._homeserver.single_flight.run(
-            "federation_admin_diagnosis", name, lambda: self._in_turn(name), joins=True
+            "federation_admin_diagnosis", name, lambda: self._make(name), joins=True
         )
 
     def last(self, name: str) -> Diagnosis | None:
@@ -167,8 +170,17 @@ class Diagnoses:
     def _way(self, timeout_ms: int) -> Way:
         return Way(self._homeserver, self._way_out(), timeout_ms)
 
-    async def _in_turn(self, name: str) -> Diagnosis:
-        way = self._way(self.timeout_ms)
+    async def in_turn(self, timeout_ms: int, func: Callable[[Way], Awaitable[T]]) -> T:
+        """Go out to other servers when it is its turn.
+
+        Args:
+            timeout_ms: How long it may take.
+            func: What to do.
+
+        Raises:
+            TooManyDiagnosesError: No turn came in time.
+        """
+        way = self._way(timeout_ms)
         wait_ms = way.left_ms(_SHARE_OF_WAIT)
         async with AsyncExitStack() as stack:
             try:
@@ -176,7 +188,12 @@ class Diagnoses:
                 await way.within(wait_ms, stack.enter_async_context, turn)
             except TimeIsOver:
                 raise TooManyDiagnosesError from None
-            found = await self._diagnose(way, name)
+            return await func(way)
+
+    async def _make(self, name: str) -> Diagnosis:
+        found = await self.in_turn(
+            self.timeout_ms, lambda way: self._diagnose(way, name)
+        )
         self._made.pop(name, None)
         self._made[name] = found
         if len(self._made) > limits.KEPT_DIAGNOSES:

@@ -109,7 +109,7 @@ async def check_well_known(way: Way, name: ServerName) -> WellKnown:
         is_literal = name.is_literal
         why = SkipReason.NAME_IS_ADDRESS if is_literal else SkipReason.NAME_HAS_PORT
         return WellKnown(Stage.skip(StageName.WELL_KNOWN, why))
-    fetched = await _fetch(way, name.host)
+    fetched = await fetch(way, name.host)
     outbound, answer = way.outbound, fetched[1]
     return conclude(
         fetched,
@@ -144,10 +144,12 @@ async def with_second_file(way: Way, name: ServerName, stage: Stage) -> Stage:
     return attr.evolve(stage, failure=attr.evolve(stage.failure, facts=facts))
 
 
-async def _fetch(way: Way, host: str) -> Fetched:
-    """Fetch the file, and follow redirects."""
+async def fetch(
+    way: Way, host: str, path: str = "/.well-known/matrix/server"
+) -> Fetched:
+    """Fetch the file, or another at a path, and follow redirects."""
     outbound = way.outbound
-    url = f"https://{host}/.well-known/matrix/server"
+    url = f"https://{host}{path}"
     headers = Headers({"User-Agent": [outbound.user_agent]})
     ends_ms = way.now_ms + way.left_ms(_SHARE)
     requests: list[WellKnownRequest] = []
