@@ -13,6 +13,7 @@ from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
+from synapse_federation_admin.destinations import jump
 from synapse_federation_admin.destinations import reader as module
 from synapse_federation_admin.destinations.indexes import INDEXES, DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
@@ -183,10 +184,16 @@ class ListPropertiesTest(ModuleTestCase):
             self.assertEqual(self.result(self.collect(of, most)), expected[:most])
         for offset in {1, limit, len(expected) // 2, len(expected) - 1}:
             if 0 < offset < len(expected):
-                found = of.position_at(offset, len(expected))
-                self.assertEqual(
-                    self.result(found), sort.position_of(expected[offset - 1])
-                )
+                at = sort.position_of(expected[offset - 1])
+                found = self.result(of.position_at(offset, len(expected)))
+                self.assertEqual(found, at)
+                # The same in pieces, as in a list that is long.
+                with (
+                    patch.object(module, "_LONG", 0),
+                    patch.object(jump, "_ROWS", 1),
+                ):
+                    found = self.result(of.position_at(offset, len(expected)))
+                self.assertEqual(found, at)
 
     def walk(
         self, wanted: DestinationFilter, sort: Sort, limit: int

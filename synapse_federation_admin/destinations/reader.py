@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
+from synapse_federation_admin.destinations.jump import row_at
 from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
@@ -50,6 +51,9 @@ _WINDOWS = (1000, 8000)
 # them, and where each time may cost a pass.
 _PIECE = 4000
 _PASS_PIECE = 20_000
+
+# On SQLite, how many rows one statement may sort.
+_LONG = 100_000
 
 
 class DestinationReader:
@@ -212,8 +216,17 @@ class DestinationList:
         """
         reverse = offset > total - offset
         skipped = total - offset if reverse else offset - 1
-        skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
-        return await self._once("position", (skipped, reverse), skip_txn)
+        is_postgres = self._reader.homeserver.is_postgres
+        if total <= _LONG or self._is_by_key or is_postgres:
+            skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
+            return await self._once("position", (skipped, reverse), skip_txn)
+        row = await row_at(
+            self._reader.pass_over,
+            segments(self.sort, None, reverse=reverse),
+            self._conditions(),
+            skipped,
+        )
+        return None if row is None else self.position_of(row)
 
     # -- in a transaction ---------------------------------------------------------
 
