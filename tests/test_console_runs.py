@@ -3,6 +3,7 @@
 
 import html
 import re
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,8 +16,9 @@ from twisted.internet import error
 
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
 from synapse_federation_admin.console.pages import outcomes
+from synapse_federation_admin.console.render import Renderer
 from synapse_federation_admin.storage.audit_entry import AuditAction
-from synapse_federation_admin.storage.outcomes import ReconnectOutcome
+from synapse_federation_admin.storage.outcomes import ReconnectOutcome, Refused
 from synapse_federation_admin.storage.run_values import RunStatus
 
 pytestmark = pytest.mark.one_synapse
@@ -79,7 +81,7 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         [
             ("?name=a.example&name=b.example&name=nobody.example", 2),
             ("?all=true&failing_for=1h", 3),
-            ("?all=true&status=failing&destination=b.", 1),
+            ("?all=true&status=backing_off&status=retry_due&destination=b.", 1),
             ("?all=true", 3),
         ]
     )
@@ -248,6 +250,41 @@ def test_words() -> None:
     assert {each.value for each in RunStatus} == set(outcomes.RUN_STATUSES)
     assert {each.value for each in AuditAction} == set(outcomes.ACTIONS)
     assert {each.value for each in ReconnectOutcome} <= set(outcomes.OUTCOMES)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "more", "told"),
+    [
+        ("connected", {}, "Connected"),
+        (
+            "refused",
+            {"refused": Refused(413, 5000, 2, 1, 1)},
+            "It answered HTTP 413 to a transaction with 2 events and 1 EDU",
+        ),
+        ("refused", {"refused": Refused(None, None, None, None, None)}, "no answer"),
+        ("refused", {}, "What exactly it has refused is not known"),
+        ("still_failing", {"message": "Refused <b>"}, "Refused &lt;b&gt;. Nothing has"),
+        ("pending", {}, "It is not known yet"),
+        ("forced", {}, "Cleared without an answer"),
+        ("internal", {}, "A fault of this side"),
+        ("pending", {"not_running": ["sender1"]}, "sent once it runs again"),
+        ("pending", {"not_told": ["sender1"], "not_told_error": "Redis"}, "(Redis)"),
+    ],
+)
+def test_reconnected(outcome: str, more: dict[str, Any], told: str) -> None:
+    """Whatever came of a reconnect is told in words, and what is not known, too."""
+    error = SimpleNamespace(message=more.pop("message")) if "message" in more else None
+    found = {
+        "outcome": ReconnectOutcome(outcome),
+        "after": SimpleNamespace(destination="a.example"),
+        "contact": SimpleNamespace(duration_ms=5, server=None, error=error),
+        **dict.fromkeys(("refused", "not_told_error")),
+        **dict.fromkeys(("not_running", "not_told"), ()),
+        **more,
+    }
+    macros = Renderer()._environment.get_template("outcomes.html")
+    page = str(macros.make_module({"now_ms": 0}).reconnected(SimpleNamespace(**found)))  # type: ignore[attr-defined]
+    assert told in " ".join(page.split())
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
 from synapse_federation_admin.config import parse_duration
 from synapse_federation_admin.console.pages import outcomes
+from synapse_federation_admin.console.pages.servers import query_of
 from synapse_federation_admin.console.render import segment, url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.repair import criteria
 
 # The filters of the list.
 _FILTERS = tuple(ChangeFilter.model_fields)
-_LISTS = ("status", "failure")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -54,16 +54,12 @@ def selection_of(visit: Visit) -> Selection:
     names = tuple(dict.fromkeys(name for name in visit.texts("name") if name))
     if names:
         return Selection(names, {}, tuple(("name", name) for name in names))
-    filters: dict[str, Any] = {}
-    for key in _FILTERS:
-        values = [value for value in visit.texts(key) if value]
-        if key == "status" and "failing" in values:
-            values = ["backing_off", "retry_due"]
-        if values:
-            filters[key] = values if key in _LISTS else values[0]
+    filters = {key: value for key, value in query_of(visit).items() if key in _FILTERS}
     fields = [("all", "true")]
     for key, value in filters.items():
-        fields += [(key, each) for each in (value if key in _LISTS else [value])]
+        fields += [
+            (key, each) for each in ([value] if isinstance(value, str) else value)
+        ]
     return Selection((), filters, tuple(fields))
 
 
@@ -119,7 +115,7 @@ async def _asked_reconnect(visit: Visit, error: SynapseError | None = None) -> P
         found=found,
         most=most,
         rate=rate,
-        takes_ms=int(found.matched / rate * 1000),
+        takes_ms=max(1, round(found.matched / rate)) * 1000,
     )
 
 

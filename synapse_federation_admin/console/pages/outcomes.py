@@ -6,8 +6,8 @@ from typing import Any
 
 import attr
 
+from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import count, cut, duration
-from synapse_federation_admin.failures.kinds import FailureKind
 
 ACTIONS = {
     "reset": "Reset",
@@ -70,14 +70,6 @@ class Told:
     word: str
 
 
-_CAUSES = {kind.value: kind.headline for kind in FailureKind}
-
-
-def cause(kind: str) -> str:
-    """Return a kind of failure in a few words; what is not known here, as it is."""
-    return _CAUSES.get(kind, kind)
-
-
 def action(name: str) -> str:
     """Return an action in words; what a later release has written, as it is."""
     return ACTIONS.get(name, name)
@@ -114,13 +106,18 @@ def which(criteria: Mapping[str, Any]) -> str:
         is_glob = "*" in name or "?" in name
         told.append(f"name {'is like' if is_glob else 'contains'} “{cut(name, 80)}”")
     if statuses := wanted.get("status"):
-        told.append(" or ".join(_STATUSES.get(each, each) for each in statuses))
+        is_failing = set(statuses) == {"backing_off", "retry_due"}
+        told.append(
+            "failing"
+            if is_failing
+            else " or ".join(_STATUSES.get(each, each) for each in statuses)
+        )
     if (least := wanted.get("failing_for_ms")) is not None:
         told.append(f"failing for {duration(least)} or longer")
     if (under := wanted.get("failing_under_ms")) is not None:
         told.append(f"failing for less than {duration(under)}")
     if kinds := wanted.get("failure"):
-        told.append("cause: " + " or ".join(map(cause, kinds)))
+        told.append("cause: " + " or ".join(map(words.cause, kinds)))
     return ", ".join(told) or "all"
 
 
