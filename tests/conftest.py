@@ -16,13 +16,15 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from unittest import mock
 
 import httpx
 import pytest
+from forked import fork
 from hypothesis import settings
 
+from synapse_federation_admin.playground.processes import ChildProcess
 from synapse_federation_admin.playground.services import Postgres
 
 # The same examples each time, however busy the machine is.
@@ -74,6 +76,18 @@ def _checked_answers() -> Iterator[None]:
         return response
 
     with mock.patch.object(httpx.Client, "send", checked):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_processes() -> Iterator[None]:
+    """Fork Synapse's processes, where another program would be executed."""
+    execute = ChildProcess._spawn
+
+    def spawn(process: ChildProcess, output: BinaryIO) -> Any:
+        return fork(process, output) or execute(process, output)
+
+    with mock.patch.object(ChildProcess, "_spawn", spawn):
         yield
 
 

@@ -41,15 +41,28 @@ class ShiftedClock:
             file.write(_SECONDS.pack(self._shift_s))
 
 
+_real = time.time
+_descriptor: list[int] = []
+
+
+def _shifted() -> float:
+    if not _descriptor:
+        return _real()
+    (shift_s,) = _SECONDS.unpack(os.pread(_descriptor[0], _SECONDS.size, 0))
+    return _real() + shift_s
+
+
+def install() -> None:
+    """Have what is imported from now on go by a clock that can be shifted."""
+    time.time = _shifted
+
+
 def _main() -> None:
     file, _, _, module = sys.argv[1:5]
-    descriptor = os.open(file, os.O_RDONLY)
-    real = time.time
-
-    def shifted() -> float:
-        return real() + _SECONDS.unpack(os.pread(descriptor, _SECONDS.size, 0))[0]
-
-    time.time = shifted
+    # A fork has imported this file under its name, too, and Synapse after it.
+    clock = sys.modules.get("shifted_clock", sys.modules[__name__])
+    clock._descriptor.append(os.open(file, os.O_RDONLY))
+    clock.install()
     # The folder of this file.
     del sys.path[0]
     del sys.argv[:4]

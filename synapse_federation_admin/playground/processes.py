@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 T = TypeVar("T")
 
@@ -207,18 +207,21 @@ class ChildProcess:
         if self.running:
             raise ProcessError(f"{self.name} is already running")
         self._asked_to_stop = False
+        with self.output.open("ab") as output:
+            self._process = self._spawn(output)
+
+    def _spawn(self, output: BinaryIO) -> "subprocess.Popen[bytes]":
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
         launcher += [str(int(self._death_signal)), *map(str, self._user)]
-        with self.output.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603
-                [*launcher, *self._command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self._folder,
-                env=None if self._environment is None else dict(self._environment),
-                start_new_session=True,
-            )
+        return subprocess.Popen(  # noqa: S603
+            [*launcher, *self._command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=self._folder,
+            env=None if self._environment is None else dict(self._environment),
+            start_new_session=True,
+        )
 
     def check_running(self) -> None:
         """Raise an error with the end of its output unless it is running."""

@@ -13,7 +13,11 @@ import httpx
 
 import synapse_federation_admin
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import MatrixClient, User
+from synapse_federation_admin.playground.client import (
+    NO_AUTHORITIES,
+    MatrixClient,
+    User,
+)
 from synapse_federation_admin.playground.configuration import (
     MAIN,
     Layout,
@@ -192,6 +196,7 @@ class SynapseServer:
             PlaygroundError: it ended, or did not answer for `timeout_s` seconds.
         """
         process = self._processes[name]
+        url = f"{self.url(name)}/health"
 
         def healthy() -> bool:
             if not process.running:
@@ -200,12 +205,12 @@ class SynapseServer:
                     f"{tail(process.output)}\n{self.log_tail(name)}".rstrip()
                 )
             try:
-                url = f"{self.url(name)}/health"
-                return httpx.get(url, timeout=5, trust_env=False).is_success
+                return client.get(url).is_success
             except httpx.HTTPError:
                 return False
 
-        wait_until(healthy, f"Synapse ({name}) to answer", timeout_s, 0.1)
+        with httpx.Client(timeout=5, trust_env=False, verify=NO_AUTHORITIES) as client:
+            wait_until(healthy, f"Synapse ({name}) to answer", timeout_s, 0.1)
 
     def _prepare(self, stack: ExitStack) -> None:
         """Start what Synapse needs, write its files, and describe its processes."""
