@@ -126,6 +126,23 @@ class PagesTest(HistoryTestCase):
         self.assertEqual(row["destination"], "server000.example")
         self.assertRegex(self.text("/"), r"server000.example ✗ down .* 0 1 message, ")
 
+    def test_done(self) -> None:
+        """What is done, and what was, stands on the overview and at the server."""
+        self.add_fleet(2)
+        answer = self.ask(
+            "POST",
+            self.destination_path("server000.example", "/reset_connection"),
+        )
+        self.assertEqual(answer.code, 200, answer.result)
+        done = r"Reset (server000.example )?@admin:test \W+ not known yet"
+        self.assertRegex(self.text("/"), done)
+        self.assertRegex(self.text("/servers/server000.example"), done)
+        body = {"destinations": ["server001.example"], "per_second": 0.1}
+        run = self.ask("POST", f"{V2}/reconnect", content=body).json_body
+        page = self.page("/")
+        self.assertIn(f'href="{CONSOLE}/runs/{run["id"]}">Reconnect</a>', page)
+        self.assertIn("Run under way", words_of(page))
+
     def test_servers(self) -> None:
         """The list: what the API answers, in words; filters, order and pages by URL."""
         self.add_fleet()

@@ -10,7 +10,7 @@ from synapse_federation_admin.api.attention import needs_attention
 from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.api.runs import list_runs
 from synapse_federation_admin.api.summary import summarize
-from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.pages import outcomes, words
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.homeserver.features import FeatureOffError
@@ -81,6 +81,7 @@ async def overview(visit: Visit) -> Answered:
             "has_cause": words.is_why,
             "entries": None if audit is None else audit.entries,
             "cause": words.cause,
+            "say": outcomes,
         },
     )
 

@@ -10,7 +10,7 @@ from synapse_federation_admin.api.outages import list_outages
 from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
 from synapse_federation_admin.api.shared_rooms import list_shared_rooms
 from synapse_federation_admin.api.v2_destinations import get_destination
-from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.pages import outcomes, words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.diagnosis.findings import StageName, StageOutcome
@@ -110,6 +110,7 @@ async def _page(
             "stages": STAGES,
             "signs": SIGNS,
             "cause": words.cause,
+            "say": outcomes,
             "strip": words.strip,
             "raw": json.dumps(answer, indent=2, ensure_ascii=False),
             "api_path": "/_synapse/admin/v2/federation/destinations/" + segment(name),
