@@ -9,6 +9,7 @@ from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
 from synapse_federation_admin.api.outages import list_outages
 from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
 from synapse_federation_admin.api.shared_rooms import list_shared_rooms
+from synapse_federation_admin.api.tell import tell
 from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import outcomes, words
 from synapse_federation_admin.console.render import segment
@@ -90,8 +91,12 @@ async def _page(
         rooms = await _if_on(
             visit, list_shared_rooms, {"limit": _ROOMS}, destination=name
         )
-    answer = server.model_dump(mode="json", exclude_unset=True)
     is_failing = server.next_retry_ts is not None
+    # There is nothing to tell of a server that does not fail.
+    message = None
+    if is_failing or (diagnosis and diagnosis.kind):
+        message = await visit.ask(tell, destination=name)
+    answer = server.model_dump(mode="json", exclude_unset=True)
     last = server.last_failure if words.is_why(server) else None
     return Page(
         "server.html",
@@ -104,6 +109,7 @@ async def _page(
             "advice": words.advice(last.kind) if last else "",
             "outages": outages,
             "rooms": rooms,
+            "message": message,
             "entries": None if audit is None else audit.entries,
             "diagnosis": diagnosis,
             "reconnected": reconnected,

@@ -78,12 +78,10 @@ class Strip:
 
     Attributes:
         paths: For each state that occurs, its class and its shape.
-        width: How wide the drawing is.
         told: The same in words.
     """
 
     paths: tuple[tuple[str, str], ...]
-    width: int
     told: str
 
 
@@ -111,9 +109,7 @@ def strip(days: Sequence[Day]) -> Strip:
             bars = (f"M{8 * day} {top}h6v{height}h-6z" for day in at)
             paths.append((state, "".join(bars)))
             told.append(f"{len(at)} {word}")
-    return Strip(
-        tuple(paths), 8 * len(states), f"Last {len(states)} days: {', '.join(told)}"
-    )
+    return Strip(tuple(paths), f"Last {len(states)} days: {', '.join(told)}")
 
 
 def heat(count: int, most: int) -> int:
