@@ -50,7 +50,6 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
         client = synapse.client(admin)
         run_id = client.start_run(all_failing=True, per_second=PER_SECOND)["id"]
         kills: list[float] = []
-        resumed: list[float] = []
         for _ in range(KILLS):
             done = client.run(run_id)["done"]
 
@@ -60,7 +59,6 @@ def test_killed(tmp_path: Path, postgres: bool) -> None:
                 return run["done"] > done or run["ended_ts"] is not None
 
             wait_until(goes_on, "progress", 120)
-            resumed.append(time.monotonic() - (kills[-1] if kills else 0))
             time.sleep(dice.random() * 0.8)
             synapse.process("main").kill()
             kills.append(time.monotonic())
@@ -155,7 +153,7 @@ def test_killed_without_contacts(
                     or run["ended_ts"]
                 ),
                 "progress",
-                30,
+                90,
             )
             time.sleep(dice.random() * 0.1)
             kills += client.run(run_id)["ended_ts"] is None

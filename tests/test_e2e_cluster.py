@@ -117,7 +117,7 @@ def test_still_down(cluster: Cluster, sender: str, process: str) -> None:
             is_fresh = row["retry_last_ts"] >= reset_ts
             return is_fresh and row["failure_ts"] == before["failure_ts"]
 
-        wait_until(failing_again, f"{seen_from} to show it failing as before", 30)
+        wait_until(failing_again, f"{seen_from} to show it failing as before", 90)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -159,7 +159,7 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
                 in {row["destination"] for row in client.destinations()["destinations"]}
             ),
             "Synapse to store the failure",
-            30,
+            90,
         )
         remote.switch(Behaviour.HEALTHY)
 

@@ -97,7 +97,7 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         run_id = client.start_run(all_failing=True, per_second=100)["id"]
         text = "found nothing left"
         log = synapse.folder / "main.log"
-        wait_until(lambda: text in log.read_text(), "nothing to be left", 30)
+        wait_until(lambda: text in log.read_text(), "nothing to be left", 90)
         held.close()
         wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 60)
         run = client.run(run_id)

@@ -61,7 +61,7 @@ class Homeserver:
             time.sleep(0.5)
             return before if self.transactions() == before else None
 
-        return wait_until(quiet, "the lists to end, or to wait for their readers", 30)
+        return wait_until(quiet, "the lists to end, or to wait for their readers", 90)
 
     @contextmanager
     def ask(

@@ -116,11 +116,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             failure = client.request("GET", path)["last_failure"]
             return failure is not None and failure["last_ts"] >= reset_ts
 
-        wait_until(is_recorded, "the one that was reset to fail again", 30)
+        wait_until(is_recorded, "the one that was reset to fail again", 90)
         wait_until(
             lambda: client.audit(action="reset")[0]["outcome"] != "pending",
             "what comes of the reset to be known",
-            30,
+            90,
         )
         # The gauges are brought up to date once in two minutes, the backlog less often:
         # it may be older than a failure. And a jump of the clock can end its reading.
@@ -130,7 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             scrape = wait_until(
                 lambda settled_s=settled_s: updated(Scrape(synapse, port), settled_s),
                 "the gauges to be brought up to date",
-                30,
+                90,
             )
             stuck_s = scrape.value("oldest_stuck_to_device_age_seconds")
             waiting = scrape.value("backlog", queue="to_device_messages")

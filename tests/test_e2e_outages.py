@@ -307,7 +307,7 @@ class Day:
         time.sleep(0.5)
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(condition, what, 30, 0.02)
+        wait_until(condition, what, 90, 0.02)
 
     def _minute_by_minute(self, condition: Callable[[], bool], what: str) -> None:
         for _ in range(40 * 3):
@@ -394,7 +394,7 @@ def _force(client: MatrixClient, server: Server) -> None:
 
 def _run(client: MatrixClient, server: Server) -> None:
     run_id = client.start_run(destinations=[server.name])["id"]
-    wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 30, 0.05)
+    wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 90, 0.05)
 
 
 @pytest.fixture(

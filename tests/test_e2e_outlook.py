@@ -163,7 +163,7 @@ def test_address(tmp_path: Path) -> None:
         w.fail(names)
         # It is looked up where they lead soon after a start, and once a minute.
         w.synapse.restart()
-        wait_until(lambda: w.outlook()["verdict"] == "shared", "a shared cause", 30)
+        wait_until(lambda: w.outlook()["verdict"] == "shared", "a shared cause", 90)
         found = w.outlook()
     assert "6 of 6 long-known servers that began to fail" in found["explanation"]
     assert f"lead to the address {shared}" in found["explanation"]

@@ -135,7 +135,7 @@ def test_bulk_through_a_worker(cluster: Cluster) -> None:
     names = [cluster.take(FEDERATION_SENDERS[number % 2]) for number in range(8)]
     client = cluster.client(GENERIC_WORKER)
     run = client.start_run(destinations=names, per_second=50)
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 30)
+    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 90)
     found = client.run(run["id"])
     assert (found["status"], found["outcomes"]) == ("complete", {"connected": 8})
     for name in names:
@@ -149,7 +149,7 @@ def test_cancel_through_a_worker(cluster: Cluster) -> None:
     """A run that is cancelled at another process begins no contact after a second."""
     client = cluster.client(GENERIC_WORKER)
     run = client.start_run(destinations=cluster.fleet.dropping, per_second=20)
-    wait_until(lambda: client.run(run["id"])["done"] > 10, "the run to get on", 30)
+    wait_until(lambda: client.run(run["id"])["done"] > 10, "the run to get on", 90)
     cancelled = client.request(
         "DELETE", f"/_synapse/admin/v2/federation/runs/{run['id']}"
     )
@@ -174,7 +174,7 @@ def test_redis_is_gone(cluster: Cluster) -> None:
             wait_until(
                 lambda client=client, name=name: client.reconnect(name)["not_told"],
                 "the process to notice",
-                30,
+                90,
             )
             answer = client.reconnect(name)
             assert answer["outcome"] == "connected"
@@ -185,7 +185,7 @@ def test_redis_is_gone(cluster: Cluster) -> None:
     wait_until(
         lambda: not cluster.client().reconnect(cluster.fleet.up[0])["not_told"],
         "Redis to be used again",
-        30,
+        90,
     )
 
 
@@ -195,14 +195,14 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     # Those behind are contacted by the test above.
     names = cluster.fleet.up[40:-2]
     run = client.start_run(destinations=names, per_second=40)
-    wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 30)
+    wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 90)
     postgres = cluster.synapse.postgres
     assert postgres is not None
     postgres.go_down()
     wait_until(
         lambda: "A run waits for the database" in cluster.synapse.log_tail(MAIN, 1000),
         "the run to meet it",
-        30,
+        90,
     )
     postgres.come_back()
     found = _wait_for_end(client, run["id"])

@@ -101,7 +101,7 @@ def test_bulk(cluster: Cluster) -> None:
     client = cluster.synapse.client(cluster.admin)
     cluster.remote.switch(Behaviour.HEALTHY)
     run = client.start_run(destinations=[cluster.remote.server_name])
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 30)
+    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 90)
     assert client.run(run["id"])["outcomes"] == {"connected": 1}
 
 
@@ -152,7 +152,7 @@ def test_recorded(cluster: Cluster) -> None:
             rows = select(synapse, "SELECT destination FROM federation_admin_failures")
             return expected.keys() <= {name for (name,) in rows}
 
-        wait_until(recorded, "all to be recorded", 40)
+        wait_until(recorded, "all to be recorded", 90)
     client = synapse.client(admin)
     for name, (kind, process) in expected.items():
         body = client.request(

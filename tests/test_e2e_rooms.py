@@ -42,7 +42,7 @@ def test_messages_arrive_after_reset(tmp_path_factory: pytest.TempPathFactory) -
         wait_until(
             lambda: "while you are here" in messages(bob.sync(), room_id),
             "the first message in /sync",
-            30,
+            90,
         )
         since = bob.sync()["next_batch"]
 
@@ -64,7 +64,7 @@ def test_messages_arrive_after_reset(tmp_path_factory: pytest.TempPathFactory) -
         wait_until(
             lambda: texts[-1] in messages(bob.sync(since, timeout_ms=500), room_id),
             "the messages in /sync",
-            30,
+            90,
         )
         assert messages(bob.sync(since), room_id) == texts
         row = alice.destination(there.server_name)

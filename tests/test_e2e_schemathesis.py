@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
             rows = client.destinations()["destinations"]
             return sum(row["failure_ts"] is not None for row in rows) == len(QUICK) - 1
 
-        wait_until(are_failing, "those that fail to do so", 30)
+        wait_until(are_failing, "those that fail to do so", 90)
         yield world
 
 

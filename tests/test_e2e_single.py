@@ -70,7 +70,7 @@ def test_main_job_fails(world: Playground, monkeypatch: pytest.MonkeyPatch) -> N
     wait_until(
         lambda: world.client.destination(remote.server_name)["failure_ts"],
         "it to be failing again",
-        30,
+        90,
     )
 
 
@@ -99,7 +99,7 @@ def test_hostile_answer(world: Playground, beginning: bytes, endless: bytes) -> 
     wait_until(
         lambda: name in {r["destination"] for r in world.destinations()},
         "Synapse to store the failure",
-        30,
+        90,
     )
     certificate = world.certificates.valid(ADDRESS)
     sent = []

@@ -93,7 +93,7 @@ def test_versions(tmp_path: Path) -> None:
 
         later.run(MAIN)
         synapse.restart()
-        wait_until(lambda: version(synapse) == (THIS + 1, THIS), "an upgrade", 30)
+        wait_until(lambda: version(synapse) == (THIS + 1, THIS), "an upgrade", 90)
         works(worker, reset=NAMES[1])
         works(main, reset=NAMES[2])
 
@@ -141,9 +141,9 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
         body = {"all_failing": True, "per_second": 0.2, "reason": "carried over"}
         run = client.request("POST", f"{V2}/reconnects", json=body)
         path = f"{V2}/reconnects/{run['id']}"
-        wait_until(lambda: client.request("GET", path)["done"], "progress", 30)
+        wait_until(lambda: client.request("GET", path)["done"], "progress", 90)
         recorded = "SELECT * FROM federation_admin_outages WHERE kinds <> 0"
-        wait_until(lambda: select(synapse, recorded), "an outage with its kind", 30)
+        wait_until(lambda: select(synapse, recorded), "an outage with its kind", 90)
         (tasks,) = select(synapse, TASKS)
         assert int(tasks[0]) > 0
 
@@ -151,7 +151,7 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
             earlier.run(MAIN, *FEDERATION_SENDERS)
             worker = synapse.client(admin, GENERIC_WORKER)
             synapse.restart(GENERIC_WORKER)
-            wait_until(lambda: version(synapse) == NOW, "an upgrade", 30)
+            wait_until(lambda: version(synapse) == NOW, "an upgrade", 90)
             for each in (client, worker):
                 assert len(each.destinations()["destinations"]) == len(NAMES)
                 select(synapse, f"UPDATE destinations SET {JUST_FAILING}")
@@ -159,7 +159,7 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
         synapse.process(MAIN).kill()
         earlier.run()
         synapse.start()
-        wait_until(lambda: select(synapse, TASKS) == [["0"]], "no old tasks", 30)
+        wait_until(lambda: select(synapse, TASKS) == [["0"]], "no old tasks", 90)
         assert version(synapse) == NOW
         begun = client.run(run["id"])
         assert (begun["status"], begun["reason"]) == ("running", "carried over")

@@ -152,7 +152,7 @@ def test_killed(interactive: "subprocess.Popen[str]", tmp_path: Path) -> None:
 
     interactive.kill()
 
-    wait_until(lambda: not left_behind(tmp_path), "all processes to end", 30)
+    wait_until(lambda: not left_behind(tmp_path), "all processes to end", 90)
 
 
 def test_missing_extra() -> None:
