@@ -48,14 +48,23 @@ WAITING_RECORDS = 20_000
 # beyond, that is written more often.
 ANSWERING_DESTINATIONS = 50_000
 
+# Servers of which it is known how large a request was that they refused.
+REFUSALS = 10_000
+
+# Failures that are looked at twice, at once, and of which it is known what that found.
+SECOND_LOOKS = 5
+LOOKED_AT = 2000
+
 # Names of rows of Synapse's that are none of servers.
 INVALID_NAMES = 10_000
 
 # Where pages of v1's lists ended.
 CURSORS = 4096
 
-# Requests of which it is known what has stopped them, and not yet that they failed.
-CAUSES = 1000
+# Servers of which it is known what is in place of their well-known file, and how much
+# of it is kept.
+BAD_FILES = 2000
+BAD_FILE_BYTES = 4096
 
 # Diagnoses: the last of each server.
 KEPT_DIAGNOSES = 100

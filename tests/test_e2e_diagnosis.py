@@ -130,8 +130,9 @@ def met_on_the_way(report: dict[str, Any]) -> str | None:
     kind: str = report["kind"] or ""
     of_file = [kind] if kind.startswith("well_known_") else []
     on_the_way, there = ([failed[x] for x in of if x in failed] for of in (WAY, THERE))
-    # Nothing else stops it where the file does.
-    return next(iter((*on_the_way, *of_file, *there)), None)
+    # Where the file is why, that nobody is where requests go without it is the second
+    # of two facts.
+    return next(iter((*of_file, *on_the_way, *there)), None)
 
 
 def is_contacted(report: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ Every line that is taken comes from the real code here, down to a fake transport
 another release words it differently, these tests are to fail.
 """
 
+import contextlib
 import inspect
 import linecache
 import logging
@@ -29,7 +30,6 @@ from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.testing import MemoryReactor, StringTransport
 
-from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import relied_on, traffic
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.errors import (
@@ -40,6 +40,7 @@ from synapse_federation_admin.homeserver.errors import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.observed import (
     ObservedAgent,
+    TakeCause,
     current_attempt,
 )
 from synapse_federation_admin.homeserver.relay import Relay
@@ -65,16 +66,19 @@ class Seen:
         self.recoveries: list[str] = []
         self.have_answered: list[bool] = []
         self.answers: list[str] = []
+        self.sizes: list[int] = []
 
-    def failed(self, destination: str, error: BaseException) -> None:
+    def failed(self, destination: str, error: BaseException, size_bytes: int) -> None:
         self.failures.append((destination, error))
+        self.sizes.append(size_bytes)
 
     def recovered(self, destination: str, *, has_answered: bool) -> None:
         self.recoveries.append(destination)
         self.have_answered.append(has_answered)
 
-    def answered(self, destination: str) -> None:
+    def answered(self, destination: str, size_bytes: int) -> None:
         self.answers.append(destination)
+        self.sizes.append(size_bytes)
 
 
 class Lines(logging.Handler):
@@ -106,10 +110,9 @@ class TrafficTestCase(unittest.HomeserverTestCase):
         # At 0 nothing can have failed: that stands for never.
         self.reactor.advance(1000)
         self.seen = Seen()
-        for kept in (traffic._observers, traffic._causes):
-            alone = mock.patch.dict(kept, clear=True)
-            alone.start()
-            self.addCleanup(alone.stop)
+        alone = mock.patch.dict(traffic._observers, clear=True)
+        alone.start()
+        self.addCleanup(alone.stop)
         traffic.observe(hs, self.seen)
         self.client = MatrixFederationHttpClient(hs, None)
         self.reactor.lookups["a.example"] = "1.2.3.4"
@@ -433,18 +436,33 @@ class ObserversTestCase(TrafficTestCase):
     def test_cause(self) -> None:
         """What is known to have stopped a request is told in place of what is raised.
 
-        That of the last thousand is known, until another request is answered.
+        Of two to one server that run at once, each has its own; and its own size.
         """
-        error, cause = net.ConnectError(), ObstacleError(Obstacle.NO_SERVICE)
-        for number in range(limits.CAUSES + 10):
-            traffic._take_cause(f"{number}.example", cause)
-        self.assertEqual(len(traffic._causes), limits.CAUSES)
-        traffic._take_cause("20.example", None)
-        for name, told in (("19", cause), ("20", error), ("19", error), ("5", error)):
-            self.fail_with(error, f"{name}.example")
-            error._federation_admin_told = False  # type: ignore[attr-defined]  # it is another one
-            self.assertEqual(self.seen.failures[-1], (f"{name}.example", told))
-            self.reactor.advance(7 * 86400)
+        causes = [ObstacleError(Obstacle.NO_SERVICE), None]
+        met: list[Deferred[None]] = [Deferred(), Deferred()]
+        errors = [net.ConnectError(), net.ConnectError()]
+
+        async def fail(number: int) -> None:
+            limiter = self.limiter()
+            with contextlib.suppress(net.ConnectError), limiter:
+                take = traffic._watch(NAME, 10 + number)
+                await met[number]
+                take(causes[number])
+                raise errors[number]
+
+        for number in (0, 1):
+            ensureDeferred(fail(number))
+        for number in (1, 0):
+            met[number].callback(None)
+            self.pump()
+        told = [causes[number] or errors[number] for number in (1, 0)]
+        self.assertEqual(self.seen.failures, [(NAME, error) for error in told])
+        self.assertEqual(self.seen.sizes, [11, 10])
+        # What is known of a request is not told of another.
+        error = net.ConnectError()
+        traffic._watch("other.example", 5)(causes[0])
+        self.fail_with(error, "b.example")
+        self.assertEqual(self.seen.failures[-1], ("b.example", error))
 
     def test_later_release(self) -> None:
         """Who makes an observed request has all that Synapse's own agent has."""
@@ -462,19 +480,25 @@ class ObserversTestCase(TrafficTestCase):
 
     def test_redirected_nowhere(self) -> None:
         """A redirect to what is no URL fails as it does in Synapse."""
-        inner, told = mock.Mock(), mock.Mock()
+        inner, told, names = mock.Mock(), mock.Mock(), list[str]()
+
+        def watch(name: str, _: int) -> TakeCause:
+            names.append(name)
+            return told
+
         agent = ObservedAgent(
             mock.Mock(),
             inner,
             lambda: Attempt(self.reactor, mock.Mock()),
-            told,
+            watch,
             Relay(self.hs),
             str,
         )
         for uri in (b"", b"elsewhere", b"https:", b"//", b"/path"):
             inner.request.return_value = fail(AssertionError())
             self.failureResultOf(agent.request(b"GET", uri), AssertionError)
-            told.assert_called_with("", None)
+            told.assert_called_with(None)
+        self.assertEqual(set(names), {""})
 
     def test_attempts(self) -> None:
         """Each request has an attempt of its own, and none goes on after it."""

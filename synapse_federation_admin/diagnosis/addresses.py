@@ -8,7 +8,6 @@ Synapse makes of it (`synapse/http/federation/matrix_federation_agent.py`).
 import re
 from collections.abc import Sequence
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
 
 import attr
@@ -37,6 +36,8 @@ from synapse_federation_admin.failures.kinds import (
     Link,
     Reason,
 )
+from synapse_federation_admin.failures.second_look import dangling
+from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.server_name import ServerName
 
@@ -163,11 +164,6 @@ def _placed(failure: Failure, links: tuple[Link, ...]) -> Failure:
     return attr.evolve(failure, facts=attr.evolve(failure.facts, via=links))
 
 
-def is_internal(address: str) -> bool:
-    """Tell whether an IP address is of no use to others: private, or loopback."""
-    return not ip_address(address.partition("%")[0]).is_global
-
-
 async def _why_no_services(
     way: Way, failure: Failure | None, name: ServerName
 ) -> Failure | None:
@@ -195,10 +191,9 @@ async def _why_no_address(way: Way, target: Target) -> Target:
     if failure.kind is FailureKind.DNS_FAILED:
         return attr.evolve(target, error=await _whose_dns(way, failure))
     if failure.reason in (Reason.NO_SUCH_HOST, Reason.NO_ADDRESS):
-        alias = await _alias_of(way, target.host)
-        if alias:
-            facts = attr.evolve(failure.facts, target=alias)
-            failure = attr.evolve(failure, reason=Reason.DANGLING_ALIAS, facts=facts)
+        left_ms = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS)
+        alias = await way.outbound.look_ups.alias_of(target.host, left_ms / 1000)
+        failure = dangling(failure, alias)
     return attr.evolve(target, error=failure)
 
 
@@ -213,21 +208,6 @@ async def _whose_dns(way: Way, failure: Failure) -> Failure:
     is_theirs = any(answered)
     reason = Reason.NAME_SERVERS_FAIL if is_theirs else Reason.RESOLVER_DEAD
     return attr.evolve(failure, reason=reason)
-
-
-async def _alias_of(way: Way, host: str) -> str:
-    """Return the last of the names of which a host name is an alias; "" if it is none.
-
-    What is not answered is the end of it.
-    """
-    name = host
-    for _ in range(limits.ALIASES):
-        left_ms = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS)
-        to = await way.outbound.look_up_alias(name, left_ms)
-        if not to:
-            break
-        name = to
-    return "" if name == host else word(name) or ""
 
 
 def _outcome_of(

@@ -603,6 +603,8 @@ class StoredFindings:
         reaches_us: Whether it has, and if it is failing, since it is.
         last_failure: The last failure of a real request of Synapse's to it; None if
             there was none since this module was installed.
+        refused_bytes: How large a real request was that was too large for it, if none
+            as large has been accepted since; None if there is none.
         last_success_ts: When a real request to it last succeeded, to within five
             minutes; exact after a failure. None if that is not known.
         last_request: What came of the last real request.
@@ -624,6 +626,7 @@ class StoredFindings:
     last_request: LastRequest = LastRequest.NOT_KNOWN
     last_failed_ago_ms: int | None = None
     last_succeeded_ago_ms: int | None = None
+    refused_bytes: int | None = None
 
     @property
     def last_kind(self) -> FailureKind | None:

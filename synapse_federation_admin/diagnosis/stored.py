@@ -24,10 +24,13 @@ class Recorded:
     Attributes:
         failure: The last failure; None if there is none.
         success_ts: When one last succeeded; None if none has.
+        refused_bytes: How large a request was that was too large, if none as large was
+            accepted since; else None.
     """
 
     failure: RecordedFailure | None = None
     success_ts: int | None = None
+    refused_bytes: int | None = None
 
     @classmethod
     def of(
@@ -37,6 +40,7 @@ class Recorded:
         return cls(
             max(failures, key=lambda failure: failure.last_ts, default=None),
             max((ts for ts in successes_ts if ts is not None), default=None),
+            next((f.refused_bytes for f in failures if f.refused_bytes), None),
         )
 
 
@@ -80,6 +84,7 @@ def check_stored(
         last_inbound_ts=last_inbound_ts,
         reaches_us=last_inbound_ts is not None and last_inbound_ts > (since_ts or 0),
         last_failure=known.failure,
+        refused_bytes=known.refused_bytes,
         last_success_ts=known.success_ts,
         last_request=_last(failed_ts, known.success_ts, is_recorded=bool(recorded)),
         last_failed_ago_ms=_ago_ms(failed_ts, now_ms),

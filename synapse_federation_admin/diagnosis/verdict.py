@@ -20,6 +20,7 @@ from synapse_federation_admin.diagnosis.findings import (
     WellKnownFindings,
 )
 from synapse_federation_admin.failures.kinds import (
+    NOBODY_THERE,
     TLS_KINDS,
     Facts,
     Failure,
@@ -55,15 +56,7 @@ _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
 # What is said of each address by itself.
 _BY_ADDRESS = (StageName.ADDRESSES, StageName.CONNECTIONS, StageName.VERSION)
 
-# Where nothing is at the place to which requests go, the place may be wrong.
 _NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
-_NOBODY_THERE = (
-    *_NOT_CONNECTED,
-    FailureKind.DNS_NOT_FOUND,
-    FailureKind.DNS_FAILED,
-    FailureKind.UNREACHABLE,
-    FailureKind.IP_BLOCKED,
-)
 
 # With these it is this homeserver that sends nothing.
 _NOT_SENT = (
@@ -138,7 +131,7 @@ def _by_stages(
         return Situation(Effect.NOT_KNOWN, failure)
     left_ms = stored.backoff_left_ms if stored and stored.next_retry_ts else None
     real_effect, kind = _met_by_real(stored)
-    if real_effect is Effect.REFUSES:
+    if real_effect in (Effect.REFUSES, Effect.REFUSES_LARGE):
         return Situation(real_effect, kind and Failure(kind), may_connect=True)
     weak = _uneven_stage(stages) or _weak_stage(stages)
     took_ms = _slow_ms(stages)
@@ -156,8 +149,16 @@ def _by_stages(
 
 def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | None]:
     """Return what real requests add to stages in order: what comes of it, and why."""
-    if stored is None or stored.last_request is not LastRequest.FAILED:
+    if stored is None:
         return Effect.NONE, None
+    if stored.last_request is not LastRequest.FAILED:
+        if stored.refused_bytes:
+            # That a small one was accepted since disproves nothing.
+            return Effect.REFUSES_LARGE, FailureKind.TOO_LARGE
+        # Where Synapse still backs off, that it sends is not proven.
+        is_failing = stored.next_retry_ts is not None
+        is_answered = stored.last_request is LastRequest.SUCCEEDED
+        return Effect.ANSWERS if is_failing and is_answered else Effect.NONE, None
     kind = stored.last_kind
     if kind is FailureKind.TOO_LARGE:
         return Effect.REFUSES, kind
@@ -317,11 +318,11 @@ def _is_file_why(stages: Stages, failed: Stage) -> bool:
     web = file.requests[0].error
     return (
         failed.name in _BY_ADDRESS[:2]
-        and failed.kind in _NOBODY_THERE
+        and failed.kind in NOBODY_THERE
         and stage.outcome is StageOutcome.WARNING
         and stage.kind is not FailureKind.OTHER
         and not _is_led_elsewhere(stages)
-        and not (web is not None and web.kind in _NOBODY_THERE)
+        and not (web is not None and web.kind in NOBODY_THERE)
     )
 
 
@@ -403,7 +404,7 @@ def _effect_of(stage: Stage, failure: Failure) -> Effect:
             return Effect.WORKS
         if failure.kind is FailureKind.CONNECTION_TIMEOUT:
             return Effect.WAITS_FOR_ADDRESS
-        is_skipped = failure.kind in _NOBODY_THERE
+        is_skipped = failure.kind in NOBODY_THERE
         return Effect.NEXT_ADDRESS if is_skipped else Effect.SOME_REQUESTS
     if stage.name is StageName.VERSION:
         return Effect.NO_VERSION
@@ -443,7 +444,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     is_signed = (
         name is StageName.AUTHENTICATED
         and failure.reason is not Reason.UNKNOWN_REQUEST
-        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED, *_NOBODY_THERE)
+        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED, *NOBODY_THERE)
         and StageOutcome.OK in [stages[other].outcome for other in unsigned]
     )
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
@@ -474,7 +475,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
             and keys
             and keys.error
             and kind is keys.error.kind
-            and kind not in _NOBODY_THERE,
+            and kind not in NOBODY_THERE,
             Reason.KEYS_REQUEST,
         ),
         # What else is asked for is answered.

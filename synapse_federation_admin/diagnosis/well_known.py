@@ -5,8 +5,6 @@ https://spec.matrix.org/v1.11/server-server-api/#getwell-knownmatrixserver, and 
 Synapse makes of it (`synapse/http/federation/well_known_resolver.py`).
 """
 
-import json
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -18,7 +16,6 @@ from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.addresses import is_internal
 from synapse_federation_admin.diagnosis.answers import REDIRECTS, Answer, ask
 from synapse_federation_admin.diagnosis.findings import (
     CachedWellKnown,
@@ -32,10 +29,16 @@ from synapse_federation_admin.diagnosis.findings import (
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
 from synapse_federation_admin.failures.bounds import (
     bounded,
-    json_object,
     word,
 )
 from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.files import (
+    read_file,
+    too_large,
+    unreachable,
+    why_no_file,
+    why_not_answered,
+)
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
     Facts,
@@ -45,7 +48,7 @@ from synapse_federation_admin.failures.kinds import (
     Link,
     Reason,
 )
-from synapse_federation_admin.failures.names import invalid_name
+from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.network import GRACE_MS
 from synapse_federation_admin.homeserver.server_name import (
@@ -56,29 +59,6 @@ from synapse_federation_admin.homeserver.server_name import (
 # The share of the time of a diagnosis; and to look up again what is blocked.
 _SHARE = 0.5
 _SHARE_AGAIN = 0.1
-
-# They say of a host that it has no web server. That is no delegation, as an answer of
-# 404 is, and Synapse finds it out as soon. There may be no route because this host has
-# no IPv6, or no IPv4: whether that matters is seen at the homeserver's port.
-_NO_WEB_SERVER = (
-    FailureKind.CONNECTION_REFUSED,
-    FailureKind.DNS_NOT_FOUND,
-    FailureKind.UNREACHABLE,
-)
-
-# So do these, of what a proxy makes of it that can't connect.
-_NO_WEB_SERVER_BY_PROXY = (
-    *_NO_WEB_SERVER,
-    FailureKind.PROXY_FAILED,
-    FailureKind.INVALID_RESPONSE,
-)
-
-# How a file begins that is in UTF-16.
-_UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
-
-# How much of a file is told that is no JSON.
-_BEGINNING = 30
-
 
 # What came of fetching the file: the requests; the answer, if it can be read; and what
 # is wrong. If there is neither, there is no such file.
@@ -214,7 +194,7 @@ async def fetch(
         to = bounded((location or b"").decode("latin-1"), limits.FACT)
         via = (Link(How.REDIRECT, to),) if to else ()
         facts = Facts(host=bounded(host), via=via)
-        return tuple(requests), None, _unreachable(reason, facts)
+        return tuple(requests), None, unreachable(reason, facts)
 
 
 async def _blocked(way: Way, problem: Failure) -> Failure:
@@ -237,33 +217,17 @@ def _judge(
     max_bytes: int,
 ) -> tuple[Answer | None, Failure | None]:
     """Tell what it means that a request was the last one."""
-    no_web_server = _NO_WEB_SERVER_BY_PROXY if is_proxied else _NO_WEB_SERVER
     last, place = requests[-1], _place_of(requests)
     if answer is None:
         assert last.error is not None
-        kind = last.error.kind
-        if len(requests) == 1 and kind in no_web_server:
-            return None, None
-        if kind is FailureKind.IP_BLOCKED:
-            blocked = last.error.facts.host or place.host
-            facts = attr.evolve(place, host=blocked)
-            return None, _unreachable(Reason.LEADS_TO_BLOCKED, facts)
-        is_certificate = kind in TLS_KINDS and kind is not FailureKind.TLS_FAILED
-        reason = Reason.WEB_CERTIFICATE if is_certificate else Reason.WEB_NO_ANSWER
-        if kind is FailureKind.DNS_FAILED:
-            # Whose resolver or name servers they are that do not answer, nobody knows.
-            reason = Reason.WEB_LOOKUP
-        return None, _unreachable(reason, attr.evolve(place, cause=last.error))
+        return None, why_not_answered(
+            last.error, place, is_first=len(requests) == 1, is_proxied=is_proxied
+        )
     if answer.is_too_large:
-        facts = attr.evolve(place, most_bytes=max_bytes)
-        kind = FailureKind.WELL_KNOWN_INVALID
-        return None, Failure(kind, Reason.BODY_TOO_LARGE, facts)
+        return None, too_large(place, max_bytes)
     if answer.status == HTTPStatus.OK:
         return answer, None
-    if HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return None, None
-    facts = attr.evolve(place, status=answer.status)
-    return None, _unreachable(Reason.WEB_STATUS, facts)
+    return None, why_no_file(answer.status, place)
 
 
 def _place_of(requests: Sequence[WellKnownRequest]) -> Facts:
@@ -271,10 +235,6 @@ def _place_of(requests: Sequence[WellKnownRequest]) -> Facts:
     url = requests[-1].url
     via = (Link(How.REDIRECT, bounded(url, limits.FACT)),) if len(requests) > 1 else ()
     return Facts(host=urlsplit(url).hostname or "", via=via)
-
-
-def _unreachable(reason: Reason, facts: Facts) -> Failure:
-    return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, reason, facts)
 
 
 def conclude(
@@ -298,7 +258,9 @@ def conclude(
     requests, answer, problem = fetched
     suggests, m_server = _suggests_delegation(fetched), None
     if answer is not None:
-        m_server, problem = _read(answer)
+        m_server, problem = read_file(
+            answer.body or b"", answer.header("Content-Type") or b""
+        )
         if problem is not None:
             place, facts = _place_of(requests), problem.facts
             facts = attr.evolve(facts, host=place.host, via=place.via)
@@ -369,66 +331,3 @@ def _suggests_delegation(fetched: Fetched) -> bool:
     return not (last.content_type or "").lower().startswith("text/html") or (
         last.status is not None and last.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     )
-
-
-def _read(answer: Answer) -> tuple[str | None, Failure | None]:
-    """Return what a file gives as `m.server`, and what is wrong with it."""
-
-    def invalid(reason: Reason, facts: Facts | None = None) -> Failure:
-        return Failure(FailureKind.WELL_KNOWN_INVALID, reason, facts or Facts())
-
-    body = answer.body or b""
-    content = json_object(body)
-    if content is None:
-        reason = _why_not_json(answer, body)
-        said = bounded(body[:_BEGINNING].decode("latin-1"), _BEGINNING).strip()
-        is_told = reason is Reason.NOT_JSON
-        return None, invalid(reason, Facts(said=said if is_told else ""))
-    m_server = content.get("m.server")
-    if not isinstance(m_server, str):
-        if "m.server" in content:
-            told = word(json.dumps(m_server), _BEGINNING) or ""
-            return None, invalid(Reason.M_SERVER_NOT_A_STRING, Facts(said=told))
-        keys = [word(key, _BEGINNING) or "" for key in content]
-        names = tuple(keys[: limits.NAMES_IN_A_SENTENCE])
-        return None, invalid(Reason.M_SERVER_MISSING, Facts(names=names))
-    if not m_server:
-        return m_server, invalid(Reason.M_SERVER_EMPTY)
-    try:
-        ServerName.parse(m_server)
-    except InvalidServerNameError as e:
-        facts = Facts(
-            said=word(m_server) or "", cause=invalid_name(e), target=_meant(m_server)
-        )
-        return m_server, invalid(Reason.M_SERVER_INVALID, facts)
-    return m_server, None
-
-
-def _why_not_json(answer: Answer, body: bytes) -> Reason:
-    """Tell what is in place of a file, or what is wrong with its encoding."""
-    content_type = word(answer.header("Content-Type")) or ""
-    if not body:
-        return Reason.BODY_EMPTY
-    if body.startswith(BOM_UTF8):
-        return Reason.BYTE_ORDER_MARK
-    if body.startswith(_UTF_16):
-        return Reason.UTF_16
-    if "html" in content_type.lower() or body.lstrip().startswith(b"<"):
-        return Reason.WEB_PAGE
-    return Reason.NOT_JSON
-
-
-def _meant(m_server: str) -> str:
-    """Return the server name that somebody meant by what is none; "" if none is seen.
-
-    Who writes `https://` means its port.
-    """
-    scheme, is_url, rest = m_server.rpartition("://")
-    netloc = rest.partition("/")[0].strip().strip(".")
-    try:
-        netloc = netloc.encode("idna").decode("ascii")
-        name = ServerName.parse(netloc)
-    except (InvalidServerNameError, UnicodeError):
-        return ""
-    port = 443 if is_url and scheme == "https" and name.port is None else None
-    return word(f"{netloc}:{port}" if port else netloc, limits.FACT) or ""

@@ -9,6 +9,7 @@ Synapse's federation client raises
       ├ HttpResponseException       an answer of 5xx or 429
       ├ SynapseError                an IP address as server name that is blocked
       ├ ObstacleError               what our own agents know of the way
+      ├ WithoutFileError        nobody is where a wrong file leaves requests
       ├ DNSLookupError, twisted.names.error.*
       ├ ConnectError                refused, no route, timed out; by the proxy
       ├ ResponseFailed              its reasons are the cause: TLS, a connection that
@@ -31,6 +32,7 @@ import logging
 import re
 from http import HTTPStatus
 from traceback import clear_frames
+from urllib.parse import urlsplit
 
 import attr
 from OpenSSL import SSL
@@ -41,26 +43,50 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
+from twisted.web.error import (
+    InfiniteRedirection,
+    RedirectWithNoLocation,
+    SchemeNotSupported,
+)
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.failures.files import (
+    read_file,
+    too_large,
+    unreachable,
+    why_no_file,
+    why_not_answered,
+)
 from synapse_federation_admin.failures.handshakes import (
     default_of,
     reason_of_handshake,
 )
-from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import (
+    NOBODY_THERE,
+    Facts,
+    Failure,
+    FailureKind,
+    How,
+    Link,
+    Reason,
+)
 from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
+from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     NO_RESULTS,
     NO_WAY,
     BodyExceededMaxSize,
     FederationDeniedError,
+    FileAnswer,
     HttpResponseException,
     MetElsewhereError,
     NotRetryingDestination,
     Obstacle,
     ObstacleError,
     ProxyConnectError,
+    WithoutFileError,
     innermost,
     is_out_of_resources,
 )
@@ -134,6 +160,7 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.DNS_NO_ANSWER: (FailureKind.DNS_FAILED, Reason.DNS_NO_ANSWER),
     Obstacle.BLOCKED: (FailureKind.IP_BLOCKED, None),
     Obstacle.NO_SERVICE: (FailureKind.UNREACHABLE, Reason.NO_SERVICE),
+    Obstacle.OWN_NAME: (FailureKind.IS_US, Reason.DELEGATED_TO_US),
     Obstacle.CLOSED_IN_HANDSHAKE: (FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE),
     Obstacle.LATE_HANDSHAKE: (FailureKind.RESPONSE_TIMEOUT, Reason.IN_HANDSHAKE),
     Obstacle.NO_IPV4: (FailureKind.UNREACHABLE, Reason.NO_IPV4),
@@ -141,6 +168,13 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.OTHER_PROCESS: (FailureKind.SENDER_DOWN, None),
     Obstacle.UNTOLD: (FailureKind.OTHER, None),
 }
+
+# What redirects of a well-known file are that lead to none.
+_REDIRECTS = (
+    (RedirectWithNoLocation, Reason.REDIRECT_WITHOUT_TARGET),
+    (InfiniteRedirection, Reason.TOO_MANY_REDIRECTS),
+    (SchemeNotSupported, Reason.REDIRECT_INVALID),
+)
 
 # Where the exceptions are defined that mean that an answer is no HTTP.
 _HTTP_CLIENT = "twisted.web."
@@ -207,6 +241,7 @@ def described(error: BaseException) -> str:
     """Say for another process of this homeserver why a request failed."""
     failure = failure_of(error)
     facts = attr.asdict(failure.facts, filter=lambda field, _: field.name in _TOLD)
+    facts["also"] = [kind.value for kind in failure.facts.also]
     reason = failure.reason.value if failure.reason else None
     return json.dumps([failure.kind.value, reason, facts])
 
@@ -215,8 +250,10 @@ def _read_description(told: str) -> Failure:
     """Return what another process has met; see `described`."""
     try:
         kind, reason, facts = json.loads(told)
+        kinds = {kind.value: kind for kind in FailureKind}
+        facts["also"] = tuple(kinds[also] for also in facts.get("also", ()))
         return Failure(
-            {kind.value: kind for kind in FailureKind}[kind],
+            kinds[kind],
             {None: None, **{reason.value: reason for reason in Reason}}[reason],
             Facts(**facts, is_relayed=True),
         )
@@ -268,8 +305,58 @@ def _stopped_by(error: ObstacleError) -> Failure:
     return Failure(kind, found, Facts(host=bounded(error.host), exception=exception))
 
 
+def _without_file(error: WithoutFileError) -> Failure:
+    """Tell what it means that nobody is where requests go without a file.
+
+    Two facts: the file is wrong, and requests go where nobody is. The first is why.
+    """
+    met = error.__cause__
+    assert met is not None
+    found, file = _read(met, is_of_clients=True), error.file
+    if found.kind not in NOBODY_THERE:
+        return found
+    why = _why_without(file)
+    if why is None:
+        return found
+    if file.addresses and all(map(is_internal, file.addresses)):
+        why = attr.evolve(why, reason=Reason.LEADS_TO_INTERNAL)
+    return attr.evolve(why, facts=attr.evolve(why.facts, also=(found.kind,)))
+
+
+def _why_without(file: FileAnswer) -> Failure | None:
+    """Tell what is wrong with a file; None if there is no such file."""
+    via: tuple[Link, ...] = ()
+    if file.is_redirected:
+        via = (Link(How.REDIRECT, bounded(file.url, limits.FACT)),)
+    place = Facts(host=bounded(urlsplit(file.url).hostname or ""), via=via)
+    if isinstance(file.error, BodyExceededMaxSize):
+        return too_large(place, file.most_bytes)
+    for redirected_in_vain, reason in _REDIRECTS:
+        if isinstance(file.error, redirected_in_vain):
+            return unreachable(reason, place)
+    if file.error is not None:
+        error = _read(file.error, is_of_clients=True)
+        if error.is_ours or (not file.is_redirected and error.kind in NOBODY_THERE):
+            return None
+        return why_not_answered(
+            error,
+            place,
+            is_first=not file.is_redirected,
+            is_proxied=file.is_proxied,
+        )
+    if file.status != HTTPStatus.OK:
+        return why_no_file(file.status or 0, place)
+    problem = read_file(file.body, file.content_type)[1]
+    if problem is None:
+        return None
+    facts = attr.evolve(problem.facts, host=place.host, via=place.via)
+    return attr.evolve(problem, facts=facts)
+
+
 def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
     """Tell what an exception means that wraps no other."""
+    if isinstance(cause, WithoutFileError):
+        return _without_file(cause)
     if isinstance(cause, ObstacleError):
         return _stopped_by(cause)
     text = f"{type(cause).__name__}: {cause}".removesuffix(": ")

@@ -312,6 +312,17 @@ TLS_KINDS = frozenset(
 )
 
 
+# With these nothing is at the place to which requests go: the place may be wrong.
+NOBODY_THERE = (
+    FailureKind.CONNECTION_REFUSED,
+    FailureKind.CONNECTION_TIMEOUT,
+    FailureKind.DNS_NOT_FOUND,
+    FailureKind.DNS_FAILED,
+    FailureKind.UNREACHABLE,
+    FailureKind.IP_BLOCKED,
+)
+
+
 # What is told in place of a kind's advice, and whose fault it is, where a request came
 # to the place by such a link last.
 BY_LINK: dict[tuple[FailureKind, How], tuple[str, Fault]] = {

@@ -101,6 +101,11 @@ class Effect(Worded):
     )
     REFUSES = "The server answers small requests, but not a real one."
 
+    REFUSES_LARGE = (
+        "Federation works for small requests; a large one was refused, and none as "
+        "large was accepted since."
+    )
+
     # No request gets through.
     STOPS = ""
 

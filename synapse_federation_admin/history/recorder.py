@@ -28,6 +28,7 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
+from synapse_federation_admin.failures.second_look import may_be_more, second_look
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -45,6 +46,10 @@ logger = logging.getLogger(__name__)
 # How long what was taken may wait until it is written; and while that fails.
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
+
+# How long a server has to answer a second look, and how long what that finds holds.
+_LOOK_MS = 10_000
+_LOOK_AGAIN_MS = 3_600_000
 
 _KINDS = tuple(kind.value for kind in FailureKind)
 
@@ -97,6 +102,13 @@ class Recorder:
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
+        # How large requests were that servers refused as too large, until they accept
+        # one as large.
+        self._refused: dict[str, int] = {}
+        # Those at which a second look is made; what it has found, and when, the newest
+        # last.
+        self._looking: set[str] = set()
+        self._looked: dict[_Key, tuple[Failure, int]] = {}
         # Those of whose outage there may be no row yet; and whether that is written.
         self._began_ts = homeserver.now_ms()
         self._without_row: set[str] = set()
@@ -113,10 +125,29 @@ class Recorder:
                 self._homeserver.metrics(FAILURES, kind.value)
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown("federation_admin_record", self.write)
+        self._homeserver.run_in_background(
+            "federation_admin_refusals", self._read_refusals
+        )
+
+    async def _read_refusals(self) -> None:
+        """Read which servers have refused what was too large, before this start."""
+        try:
+            refused = await self._tables.run(
+                "federation_admin_refusals",
+                partial(records.refusals_txn, limit=limits.REFUSALS),
+            )
+        except CancelledError:
+            raise
+        except Exception as e:
+            logger.warning("Cannot read which servers refuse large requests: %s", e)
+        else:
+            self._refused = {**refused, **self._refused}
 
     # -- what is taken from the traffic, on the reactor ------------------------------
 
-    def failed(self, destination: str, error: BaseException) -> None:
+    def failed(
+        self, destination: str, error: BaseException, size_bytes: int = 0
+    ) -> None:
         """Take note of a failure."""
         if len(destination) > limits.SERVER_NAME:
             return
@@ -130,12 +161,19 @@ class Recorder:
             # What fails on this side tells nothing of the other server.
             return
         now_ts = self._homeserver.now_ms()
+        if may_be_more(failure):
+            failure = self._looked_at(destination, failure, now_ts)
         self._known.pop(destination, None)
         key = (destination, failure.kind.value)
         known = self._failures.get(key)
         recovered_ts = self._recovered_ts.pop(destination, None)
         if known is None and not self._has_room(self._failures):
             return
+        refused_bytes = None
+        if failure.kind is FailureKind.TOO_LARGE and size_bytes:
+            refused_bytes = self._refused[destination] = size_bytes
+            if len(self._refused) > limits.REFUSALS:
+                del self._refused[next(iter(self._refused))]
         if recovered_ts is not None:
             # Longer ago, the job has found that the outage has ended.
             up_ms = now_ts - recovered_ts
@@ -149,9 +187,49 @@ class Recorder:
             count=1,
             instance=self._homeserver.instance_name,
             issuer=failure.facts.issuer,
+            refused_bytes=refused_bytes,
         )
         self._failures[key] = recorded if known is None else known.before(recorded)
         self._write_soon()
+
+    def _looked_at(self, destination: str, failure: Failure, now_ts: int) -> Failure:
+        """Return what a second look at such a failure has found, if there was one.
+
+        Else have one made, if not too many are: what it finds counts from then on.
+        """
+        key = (destination, failure.kind.value)
+        found, looked_ts = self._looked.get(key, (failure, 0))
+        if 0 <= now_ts - looked_ts < _LOOK_AGAIN_MS:
+            return found
+        if (
+            len(self._looking) < limits.SECOND_LOOKS
+            and destination not in self._looking
+        ):
+            self._looking.add(destination)
+            self._homeserver.run_in_background(
+                "federation_admin_second_look", self._look, destination, failure
+            )
+        return failure
+
+    async def _look(self, destination: str, failure: Failure) -> None:
+        try:
+            found = await second_look(
+                self._homeserver, destination, failure, timeout_ms=_LOOK_MS
+            )
+        finally:
+            self._looking.discard(destination)
+        key = (destination, failure.kind.value)
+        self._looked.pop(key, None)
+        self._looked[key] = found, self._homeserver.now_ms()
+        if len(self._looked) > limits.LOOKED_AT:
+            del self._looked[next(iter(self._looked))]
+        waiting = self._failures.pop(key, None)
+        if waiting is None:
+            return
+        waiting = attr.evolve(waiting, message=message_of(found), kind=found.kind.value)
+        key = (destination, found.kind.value)
+        known = self._failures.get(key)
+        self._failures[key] = waiting if known is None else known.before(waiting)
 
     def _add_up(self, destination: str, up_ms: int) -> None:
         """Take note for how long a destination that fails anew was not failing."""
@@ -211,9 +289,12 @@ class Recorder:
         finally:
             self._is_writing_rows = False
 
-    def answered(self, destination: str) -> None:
+    def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered."""
         now_ts = self._homeserver.now_ms()
+        if size_bytes >= self._refused.get(destination, size_bytes + 1):
+            self._accepted(destination, size_bytes, now_ts)
+            return
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
@@ -223,14 +304,27 @@ class Recorder:
             if len(self._known) > limits.ANSWERING_DESTINATIONS:
                 del self._known[next(iter(self._known))]
 
-    def _add_success(self, name: str, ts: int, recovered_ts: int | None) -> bool:
+    def _accepted(self, name: str, size_bytes: int, now_ts: int) -> None:
+        """Take note that it has accepted what is as large as what it had refused."""
+        if not self._add_success(name, now_ts, None, size_bytes):
+            return
+        del self._refused[name]
+        key = (name, FailureKind.TOO_LARGE.value)
+        if (waiting := self._failures.get(key)) is not None:
+            self._failures[key] = attr.evolve(waiting, refused_bytes=None)
+
+    def _add_success(
+        self, name: str, ts: int, recovered_ts: int | None, accepted_bytes: int = 0
+    ) -> bool:
         """Have an answer be written, if there is room for it; return whether."""
         if len(name) > limits.SERVER_NAME:
             return False
         known = self._successes.get(name)
         if known is None and not self._has_room(self._successes):
             return False
-        success = RecordedSuccess(name, ts, recovered_ts, owner_of(name))
+        success = RecordedSuccess(
+            name, ts, recovered_ts, owner_of(name), accepted_bytes
+        )
         self._successes[name] = success if known is None else known.before(success)
         self._write_soon()
         return True

@@ -28,3 +28,8 @@ class AddressRanges:
         # They are in order, and apart from each other.
         place = bisect_right(ranges, number, key=itemgetter(0))
         return place > 0 and number <= ranges[place - 1][1]
+
+
+def is_internal(address: str) -> bool:
+    """Tell whether an IP address is of no use to others: private, or loopback."""
+    return not ip_address(address.partition("%")[0]).is_global

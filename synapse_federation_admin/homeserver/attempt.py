@@ -35,9 +35,11 @@ from synapse_federation_admin.homeserver.errors import (
     BAD_HOST,
     NO_RESULTS,
     NO_WAY,
+    FileAnswer,
     Obstacle,
     ObstacleError,
     ProxyConnectError,
+    WithoutFileError,
     has_route,
     innermost,
     is_out_of_resources,
@@ -66,6 +68,10 @@ class Attempt(BoundedReactor):
     Attributes:
         delegated_to: What the well-known file gives as `m.server`, if that is no server
             name.
+        is_delegated_to_us: What it gives, if that is the name of this homeserver.
+        file: What was met in place of the file, if requests go on without it.
+        file_urls: Where it was asked for, more than one by redirects.
+        has_services: Whether there are SRV records.
         is_service_refused: Whether their SRV records say that there is no service.
         is_fetching: Whether the request waits for that file.
         is_shaking_hands: Whether the connection made last is in its TLS handshake.
@@ -94,6 +100,10 @@ class Attempt(BoundedReactor):
         """
         super().__init__(reactor, max_lifetime_s=max_lifetime_s)
         self.delegated_to: str | None = None
+        self.is_delegated_to_us: str | None = None
+        self.file: FileAnswer | None = None
+        self.file_urls: list[bytes] = []
+        self.has_services = False
         self.is_service_refused = False
         self.is_fetching = False
         self.is_shaking_hands = False
@@ -224,15 +234,43 @@ class Attempt(BoundedReactor):
             self._refused.clear()
             self._connecting = 0
 
+    def addresses_of(self, host: str) -> tuple[str, ...]:
+        """Return the addresses of a host that was looked up, blocked or not."""
+        return tuple(a for a, of in self._host_of.items() if of == host)
+
     # -- what it was stopped by ----------------------------------------------------
+
+    @property
+    def wrong_delegation(self) -> ObstacleError | None:
+        """What is wrong with the name to which requests go; None if nothing is.
+
+        Whatever answers them there, that it does not answer well is why.
+        """
+        if self.delegated_to is not None:
+            return ObstacleError(Obstacle.BAD_DELEGATION, self.delegated_to)
+        if self.is_delegated_to_us is not None:
+            return ObstacleError(Obstacle.OWN_NAME, self.is_delegated_to_us)
+        return None
 
     def explained(self, error: BaseException) -> BaseException:
         """Return what has stopped the request: what is known here, or the error."""
+        why = self._explained(error)
+        cause = innermost(why)
+        if (
+            self.file is None
+            or self.has_services
+            or isinstance(cause, CancelledError)
+            or is_out_of_resources(cause)
+        ):
+            return why
+        return WithoutFileError(self.file, cause)
+
+    def _explained(self, error: BaseException) -> BaseException:
         cause = innermost(error)
         if is_out_of_resources(cause):
             return cause
-        if self.delegated_to is not None:
-            return ObstacleError(Obstacle.BAD_DELEGATION, self.delegated_to)
+        if (wrong := self.wrong_delegation) is not None:
+            return wrong
         if self.is_service_refused:
             return ObstacleError(Obstacle.NO_SERVICE)
         if isinstance(cause, net.DNSLookupError):
@@ -355,9 +393,10 @@ class AttemptAgent:
 
     def _plain(self, response: IResponse) -> IResponse:
         attempt = self._attempt
-        if attempt and attempt.delegated_to is not None and response.code >= _ERROR:
+        wrong = attempt.wrong_delegation if attempt else None
+        if wrong is not None and response.code >= _ERROR:
             # Of a path in it becomes one of the request, which nobody knows there.
-            raise ObstacleError(Obstacle.BAD_DELEGATION, attempt.delegated_to)
+            raise wrong
         response.phrase = _plain_text(response.phrase).encode()
         headers = response.headers.getRawHeaders(b"Content-Type")
         if headers is not None:

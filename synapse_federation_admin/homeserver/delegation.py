@@ -5,8 +5,10 @@ import json
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
+import attr
 from synapse.http.federation.srv_resolver import Server, SrvResolver
 from synapse.http.federation.well_known_resolver import (  # type: ignore[attr-defined]  # where json_decoder is differs by release
     WellKnownLookupResult,
@@ -14,14 +16,18 @@ from synapse.http.federation.well_known_resolver import (  # type: ignore[attr-d
     json_decoder,
 )
 from twisted.internet import error as net
-from twisted.internet.defer import Deferred
-from twisted.web.iweb import IResponse
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.web.client import RedirectAgent
+from twisted.web.iweb import IAgent, IResponse
+from zope.interface import implementer
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.errors import (
+    FileAnswer,
     Obstacle,
     ObstacleError,
+    innermost,
 )
 from synapse_federation_admin.homeserver.lookups import (
     Answers,
@@ -32,19 +38,76 @@ from synapse_federation_admin.homeserver.server_name import is_server_name
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
 
+# What Synapse says of an answer that it does not read.
+_STATUS = re.compile(r"([0-9]{3})")
+
+
+# Makes what fetches the file for an attempt.
+MakeAgent = Callable[[Attempt], IAgent]
+
+
+@implementer(IAgent)
+class _UrlsAgent:
+    """An agent that keeps for what it was asked."""
+
+    def __init__(self, agent: IAgent, urls: list[bytes]) -> None:
+        self._agent = agent
+        self._urls = urls
+
+    def request(self, method: bytes, uri: bytes, *args: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        self._urls.append(uri)
+        return self._agent.request(method, uri, *args)
+
+
+@implementer(IAgent)
+class _FileAgent:
+    """Fetches files for the current attempt, with what is made then: most are cached.
+
+    Whoever follows a redirect is not within the request any more.
+    """
+
+    def __init__(self, attempt: Callable[[], Attempt], make: MakeAgent) -> None:
+        self._attempt = attempt
+        self._make = make
+
+    def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        attempt = self._attempt()
+        agent = _UrlsAgent(self._make(attempt), attempt.file_urls)
+        answer: Deferred[IResponse] = RedirectAgent(agent).request(*args, **kwargs)
+        return answer
+
 
 class AttemptWellKnownResolver(WellKnownResolver):
     """Asks for well-known files, and tells an attempt what they delegate to."""
 
-    def __init__(self, attempt: Callable[[], Attempt], **kwargs: Any) -> None:
-        """Wrap Synapse's.
+    def __init__(
+        self,
+        attempt: Callable[[], Attempt],
+        make_agent: MakeAgent,
+        goes_through_proxy: Callable[[str], bool],
+        known: dict[bytes, FileAnswer],
+        **kwargs: Any,
+    ) -> None:
+        """Ask for nothing yet.
 
         Args:
             attempt: Returns that of the request that a file is asked for.
+            make_agent: Makes what fetches the file.
+            goes_through_proxy: Tells whether the proxy is to connect to a host.
+            known: What was met in place of files, by server name: of what Synapse has
+                cached, it does not say why.
             kwargs: What Synapse's wants.
         """
-        super().__init__(**kwargs)
+        agent = _FileAgent(attempt, make_agent)
+        super().__init__(agent=agent, **kwargs)
+        # Which follows redirects.
+        self._well_known_agent = cast(RedirectAgent, agent)
         self._attempt = attempt
+        self._own_name = str(kwargs["server_name"])
+        self._goes_through_proxy = goes_through_proxy
+        self._known = known
 
     async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
         """Return what the file says: see Synapse's."""
@@ -52,16 +115,78 @@ class AttemptWellKnownResolver(WellKnownResolver):
         attempt.is_fetching = True
         found = await super().get_well_known(server_name)
         attempt.file_fetched()
+        self._look_at((found.delegated_server or b"").decode("ascii", "replace"))
         if found.delegated_server:
-            _look_at(found.delegated_server.decode("ascii", "replace"), attempt)
+            attempt.file = None
+            self._known.pop(server_name, None)
+        else:
+            attempt.file = attempt.file or self._known.get(server_name)
         return found
 
+    async def _make_well_known_request(
+        self, server_name: bytes, retry: bool
+    ) -> tuple[IResponse, bytes]:
+        """Make the request: see Synapse's."""
+        self._known.pop(server_name, None)
+        self._attempt().file_urls.clear()
+        try:
+            response, body = await super()._make_well_known_request(server_name, retry)
+        except CancelledError:
+            raise
+        except Exception as e:
+            # Synapse raises another one while it handles what was met.
+            self._keep(server_name, self._why_not(e.__context__ or e))
+            raise
+        content_type = response.headers.getRawHeaders(b"Content-Type", [b""])[0]
+        answer = self._answer(
+            status=response.code, content_type=content_type, body=body
+        )
+        self._keep(server_name, answer)
+        return response, body
 
-def _look_at(m_server: str, attempt: Attempt) -> None:
-    # An empty one delegates to nobody.
-    is_known = attempt.delegated_to is not None
-    if m_server and not is_known and not is_server_name(m_server):
-        attempt.delegated_to = m_server[: limits.WORD]
+    def _why_not(self, met: BaseException) -> FileAnswer:
+        if type(met) is Exception:
+            # Synapse's, of a status of 500 or more.
+            found = _STATUS.search(str(met))
+            return self._answer(status=int(found[1]) if found else 500)
+        attempt = self._attempt()
+        cause = innermost(attempt.explained(met))
+        # What was raised refers to the frames it came through.
+        cause.__traceback__ = cause.__context__ = None
+        host = cause.host if isinstance(cause, ObstacleError) else ""
+        return self._answer(error=cause, addresses=attempt.addresses_of(host))
+
+    def _answer(self, **kwargs: Any) -> FileAnswer:
+        first, *_ = urls = self._attempt().file_urls or [b""]
+        url = urls[-1][: limits.TEXT].decode("latin-1")
+        return FileAnswer(
+            url,
+            is_redirected=urls[-1] != first,
+            is_proxied=self._goes_through_proxy(urlsplit(url).hostname or ""),
+            **kwargs,
+        )
+
+    def _keep(self, server_name: bytes, answer: FileAnswer) -> None:
+        self._attempt().file = answer
+        body = answer.body
+        if len(body) > limits.BAD_FILE_BYTES:
+            if body.lstrip().startswith(b"{"):
+                # Its beginning would not tell what is wrong.
+                return
+            answer = attr.evolve(answer, body=body[: limits.BAD_FILE_BYTES])
+        self._known[server_name] = answer
+        if len(self._known) > limits.BAD_FILES:
+            del self._known[next(iter(self._known))]
+
+    def _look_at(self, m_server: str) -> None:
+        # An empty one delegates to nobody.
+        attempt = self._attempt()
+        if not m_server or attempt.delegated_to is not None:
+            return
+        if not is_server_name(m_server):
+            attempt.delegated_to = m_server[: limits.WORD]
+        elif m_server.lower() == self._own_name.lower():
+            attempt.is_delegated_to_us = m_server
 
 
 class ContactWellKnownResolver(AttemptWellKnownResolver):
@@ -71,9 +196,10 @@ class ContactWellKnownResolver(AttemptWellKnownResolver):
         self,
         attempt: Attempt,
         delegation: WellKnownLookupResult | None,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lambda: attempt, **kwargs)
+        super().__init__(lambda: attempt, *args, **kwargs)
         self._delegation = delegation
 
     async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
@@ -97,7 +223,7 @@ class ContactWellKnownResolver(AttemptWellKnownResolver):
         m_server = content.get("m.server") if isinstance(content, dict) else None
         if not isinstance(m_server, str) or not m_server.isascii():
             return response, b"{}"
-        _look_at(m_server, self._attempt())
+        self._look_at(m_server)
         if not m_server.isprintable() or len(m_server) > limits.SERVER_NAME:
             m_server = "not-a-server-name."
         return response, json.dumps({"m.server": m_server}).encode()
@@ -122,6 +248,7 @@ class AttemptSrvResolver(SrvResolver):
             raise
         finally:
             self._attempt.looked_up.remove(name)
+        self._attempt.has_services = bool(found)
         # The root is the target of a service that is decidedly not there (RFC 2782).
         # Synapse sees it in some of its forms only.
         if found and all(server.host in (b"", b".") for server in found):

@@ -8,6 +8,7 @@ import socket
 from contextlib import closing
 from enum import Enum
 
+import attr
 from synapse.api.errors import (
     FederationDeniedError,
     HttpResponseException,
@@ -16,6 +17,7 @@ from synapse.api.errors import (
 )
 from synapse.http.client import BodyExceededMaxSize
 from synapse.http.connectproxyclient import ProxyConnectError
+from synapse.http.federation.well_known_resolver import WELL_KNOWN_MAX_SIZE
 from synapse.util.retryutils import NotRetryingDestination
 from twisted.internet import error as net
 from twisted.web.client import (
@@ -30,6 +32,7 @@ __all__ = [
     "NO_WAY",
     "BodyExceededMaxSize",
     "FederationDeniedError",
+    "FileAnswer",
     "HttpResponseException",
     "LimitExceededError",
     "MetElsewhereError",
@@ -38,6 +41,7 @@ __all__ = [
     "ObstacleError",
     "ProxyConnectError",
     "RequestSendFailed",
+    "WithoutFileError",
     "are_resources_out",
     "has_route",
     "innermost",
@@ -85,6 +89,9 @@ class Obstacle(Enum):
     BAD_DELEGATION = "bad_delegation"
     LATE_FILE = "late_file"
 
+    # It delegates to this homeserver itself.
+    OWN_NAME = "own_name"
+
     # The connection is closed in the TLS handshake; or that is not completed in time.
     CLOSED_IN_HANDSHAKE = "closed_in_handshake"
     LATE_HANDSHAKE = "late_handshake"
@@ -119,6 +126,46 @@ class ObstacleError(Exception):
         super().__init__(f"{obstacle.value}: {host}" if host else obstacle.value)
         self.obstacle = obstacle
         self.host = host
+        self.__cause__ = cause
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class FileAnswer:
+    """What was met where the well-known file of a server is to be.
+
+    Attributes:
+        url: Where, after redirects.
+        is_redirected: Whether there were any.
+        is_proxied: Whether this homeserver's proxy was to connect.
+        status: The HTTP status; None if there was no answer, or that is not known.
+        content_type: As the server says it; empty if it does not.
+        body: The body, or its beginning.
+        error: Why there was no answer, or no end of it; None if there was.
+        most_bytes: The size up to which it is read.
+        addresses: Those of its host, if that is because they are blocked.
+    """
+
+    url: str
+    is_redirected: bool = False
+    is_proxied: bool = False
+    status: int | None = None
+    content_type: bytes = b""
+    body: bytes = b""
+    error: BaseException | None = None
+    most_bytes: int = WELL_KNOWN_MAX_SIZE
+    addresses: tuple[str, ...] = ()
+
+
+class WithoutFileError(Exception):
+    """A request was stopped where it goes without a well-known file.
+
+    Attributes:
+        file: What was met in place of that.
+    """
+
+    def __init__(self, file: FileAnswer, cause: BaseException) -> None:
+        super().__init__(f"{type(cause).__name__}: {cause}")
+        self.file = file
         self.__cause__ = cause
 
 

@@ -17,6 +17,7 @@ from synapse_federation_admin.homeserver.errors import (
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
+from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.way_out import unobserved
 
 if TYPE_CHECKING:
@@ -154,6 +155,15 @@ class Federation(Network):
         except (HttpResponseException, RequestSendFailed):
             return False
         return self.are_own_keys(body)
+
+    async def alias_of(self, host: str) -> str:
+        """Return the last name of which a host name is an alias; "" if it is none.
+
+        Or if this process does not go out itself.
+        """
+        if outbound_instances(self._hs) is not None:
+            return ""
+        return await self.look_ups.alias_of(host, limits.DNS_ANSWER_MS / 1000)
 
     def outbound(self, max_lifetime_ms: int) -> "Outbound":
         """Make the way out to other servers, step by step.

@@ -66,4 +66,4 @@ class Homeserver(Background):
         """
         from synapse_federation_admin.homeserver.traffic import learn_causes
 
-        learn_causes(lambda take: self.federation.observe(take, describe))
+        learn_causes(lambda watch: self.federation.observe(watch, describe))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from socket import getaddrinfo
 from typing import Any, NoReturn
 
+from synapse.module_api import make_deferred_yieldable
 from synapse.util.gai_resolver import GAIResolver
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import (
@@ -23,6 +24,7 @@ from twisted.internet.defer import (
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.threads import deferToThreadPool
 from twisted.names import dns
+from twisted.names import error as dns_error
 from twisted.names.client import Resolver
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -214,6 +216,47 @@ class LookUps(SynapseLookUps):
         answer.addTimeout(max(within_s, 0), self._reactor)
         answer.addErrback(failed)
         return answer
+
+    async def answers_about(
+        self, name: str, within_s: float, kind: int
+    ) -> Sequence[dns.RRHeader] | None:
+        """Return the records of a name; None if the resolver does not answer well."""
+        try:
+            answers, _, _ = await make_deferred_yieldable(
+                self.services(name, within_s, kind)
+            )
+        except (dns_error.DNSNameError, dns_error.DNSNotImplementedError):
+            return ()
+        except (
+            ObstacleError,
+            dns_error.DomainError,
+            dns_error.ResolverError,
+            UnicodeError,
+        ):
+            return None
+        return answers
+
+    async def alias_of(self, host: str, within_s: float) -> str:
+        """Return the last of the names of which a host name is an alias.
+
+        What is not answered is the end of it; "" if it is no alias.
+
+        Args:
+            host: The host name.
+            within_s: How long to wait for each answer.
+        """
+        name = host
+        for _ in range(limits.ALIASES if self.is_real else 0):
+            answers = await self.answers_about(name, within_s, dns.CNAME)
+            aliases: list[Any] = [
+                answer.payload
+                for answer in answers or ()
+                if isinstance(answer.payload, dns.Record_CNAME)
+            ]
+            if not aliases:
+                break
+            name = aliases[0].name.name.decode("latin-1")
+        return "" if name == host else name
 
 
 def is_address(host: str) -> bool:

@@ -40,15 +40,16 @@ from synapse_federation_admin.homeserver.lookups import (
     SynapseLookUps,
 )
 from synapse_federation_admin.homeserver.observed import (
-    LateAgent,
     LateEndpoints,
     ObservedAgent,
     ObservedDirectAgent,
+    Watch,
     current_attempt,
 )
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.tls_policy import ContactPolicy
+from synapse_federation_admin.homeserver.way_out import goes_through_proxy
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -189,7 +190,7 @@ class Network:
 
     def observe(
         self,
-        told: Callable[[str, BaseException | None], None],
+        watch: Watch,
         describe: Callable[[BaseException], str],
     ) -> None:
         """Have it told what stops Synapse's own requests, if this process makes them.
@@ -197,7 +198,7 @@ class Network:
         Synapse tells less of it: see `ObservedAgent`.
 
         Args:
-            told: Is told.
+            watch: Is told of each that begins: see there.
             describe: Says it for another process.
 
         Raises:
@@ -213,11 +214,9 @@ class Network:
         look_ups = SynapseLookUps(reactor)
         well_known_resolver = AttemptWellKnownResolver(
             current_attempt.get,
-            agent=LateAgent(
-                lambda: self._blocklisted(
-                    self._web_agent(current_attempt.get(), direct._pool)
-                )
-            ),
+            lambda attempt: self._blocklisted(self._web_agent(attempt, direct._pool)),
+            self._goes_through_proxy,
+            {},
             well_known_cache=resolver._well_known_cache,
             had_well_known_cache=resolver._had_valid_well_known_cache,
             reactor=cast(Any, reactor),
@@ -247,10 +246,13 @@ class Network:
             agent,
             observed,
             partial(Attempt, reactor, look_ups),
-            told,
+            watch,
             self._relay,
             describe,
         )
+
+    def _goes_through_proxy(self, host: str) -> bool:
+        return goes_through_proxy(self._hs, host)
 
     def _attempt(self, timeout_ms: int) -> Attempt:
         reactor = self._hs.get_reactor()
@@ -275,7 +277,9 @@ class Network:
         resolver = ContactWellKnownResolver(
             attempt,
             delegation,
-            agent=AttemptAgent(self._blocklisted(self._web_agent(attempt))),
+            lambda attempt: AttemptAgent(self._blocklisted(self._web_agent(attempt))),
+            self._goes_through_proxy,
+            {},
             # Synapse remembers for an hour that a server has no such file, also if it
             # could not be reached: it would seem to be down when it is up.
             well_known_cache=cast(Any, _NoCache()),

@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 # From this HTTP status on an answer is no success.
 _ERROR = 300
 
+# Takes what has stopped a request; and is told of one that begins: of the server name,
+# and how many bytes its body has.
+TakeCause = Callable[[BaseException | None], None]
+Watch = Callable[[str, int], TakeCause]
+
 
 @implementer(IAgent)
 class ObservedAgent:
@@ -47,7 +52,7 @@ class ObservedAgent:
         agent: BlocklistingAgentWrapper,
         observed: IAgent,
         begin: Callable[[], Attempt],
-        told: Callable[[str, BaseException | None], None],
+        watch: Watch,
         relay: Relay,
         describe: Callable[[BaseException], str],
     ) -> None:
@@ -57,8 +62,9 @@ class ObservedAgent:
             agent: Makes requests if they cannot be observed.
             observed: Makes them as `agent` does, and tells the current attempt.
             begin: Begins an attempt.
-            told: Is told of which server name what has stopped a request, before
-                Synapse hears of it; None: nothing has, or Synapse tells.
+            watch: Is told of a request that begins. Returns what is told what has
+                stopped it, before Synapse hears of it; None: nothing has, or Synapse
+                tells.
             relay: Tells other processes whose requests these are.
             describe: Says for them what has stopped one.
         """
@@ -67,7 +73,7 @@ class ObservedAgent:
         self._unobserved = agent
         self._observed = observed
         self._begin = begin
-        self._told = told
+        self._watch = watch
         self._relay = relay
         self._describe = describe
 
@@ -82,6 +88,13 @@ class ObservedAgent:
         try:
             attempt = self._begin()
             is_for_another = self._relay.is_for_another()
+            # A redirect may lead anywhere, and nowhere.
+            authority = uri.partition(b"//")[2].partition(b"/")[0]
+            length = bodyProducer.length if bodyProducer is not None else 0
+            take = self._watch(
+                authority.decode("ascii", "replace"),
+                length if isinstance(length, int) else 0,
+            )
         except Exception:
             # Whatever is wrong here, the request goes on.
             logger.exception("A federation request is not observed")
@@ -96,14 +109,14 @@ class ObservedAgent:
         def call_off(_: object) -> None:
             # Afterwards nobody knows what it was waiting for.
             nonlocal is_called_off
-            self._tell(uri, attempt, CancelledError())
+            self._tell(take, attempt, CancelledError())
             is_called_off = True
             asked.cancel()
 
         def answered(response: IResponse) -> None:
             if not answer.called:
-                is_error = response.code >= _ERROR and attempt.delegated_to is not None
-                self._tell(uri, attempt, ValueError() if is_error else None)
+                is_error = response.code >= _ERROR and attempt.wrong_delegation
+                self._tell(take, attempt, ValueError() if is_error else None)
                 answer.callback(response)
 
         def failed(failure: Failure) -> None:
@@ -112,7 +125,7 @@ class ObservedAgent:
                 if is_for_another:
                     failure = self._relayed(attempt, failure)
                 elif not is_called_off:
-                    self._tell(uri, attempt, failure.value)
+                    self._tell(take, attempt, failure.value)
                 answer.errback(failure)
 
         answer: Deferred[IResponse] = Deferred(call_off)
@@ -129,27 +142,13 @@ class ObservedAgent:
             logger.exception("Could not tell another process why a request failed")
             return failure
 
-    def _tell(self, uri: bytes, attempt: Attempt, error: BaseException | None) -> None:
+    @staticmethod
+    def _tell(take: TakeCause, attempt: Attempt, error: BaseException | None) -> None:
         try:
-            # A redirect may lead anywhere, and nowhere.
-            authority = uri.partition(b"//")[2].partition(b"/")[0]
-            name = authority.decode("ascii", "replace")
             cause = None if error is None else attempt.explained(error)
-            self._told(name, None if cause is error else cause)
+            take(None if cause is error else cause)
         except Exception:
             logger.exception("Could not tell what has stopped a federation request")
-
-
-@implementer(IAgent)
-class LateAgent:
-    """An agent that is made when it has to ask: most files are cached."""
-
-    def __init__(self, made: Callable[[], IAgent]) -> None:
-        self.made = made
-
-    def request(self, *args: Any, **kwargs: Any) -> "Deferred[IResponse]":
-        """Make a request: see `twisted.web.iweb.IAgent`."""
-        return self.made().request(*args, **kwargs)
 
 
 @implementer(IStreamClientEndpoint)

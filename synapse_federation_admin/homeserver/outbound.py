@@ -29,15 +29,12 @@ from twisted.names import dns
 from twisted.names.error import (
     DNSNameError,
     DNSNotImplementedError,
-    DomainError,
-    ResolverError,
 )
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
@@ -137,34 +134,13 @@ class Outbound(Network):
             return ()
         return answers
 
-    async def look_up_alias(self, host: str, within_ms: int) -> str:
-        """Return of which name a host name is an alias; "" if of none is known."""
-        answers = await self._answers_about(host, within_ms, dns.CNAME)
-        aliases: list[Any] = [
-            a.payload for a in answers or () if isinstance(a.payload, dns.Record_CNAME)
-        ]
-        return aliases[0].name.name.decode("latin-1") if aliases else ""
-
     async def is_answered(self, name: str, within_ms: int) -> bool:
         """Tell whether the resolver of this host answers about a name; "" is the root.
 
         An answer that there is nothing is one.
         """
-        return await self._answers_about(name, within_ms, dns.NS) is not None
-
-    async def _answers_about(
-        self, name: str, within_ms: int, kind: int
-    ) -> Sequence[dns.RRHeader] | None:
-        """Return the records of a name; None if the resolver does not answer well."""
-        try:
-            answers, _, _ = await make_deferred_yieldable(
-                self.look_ups.services(name, within_ms / 1000, kind)
-            )
-        except (DNSNameError, DNSNotImplementedError):
-            return ()
-        except (ObstacleError, DomainError, ResolverError, UnicodeError):
-            return None
-        return answers
+        found = await self.look_ups.answers_about(name, within_ms / 1000, dns.NS)
+        return found is not None
 
     def endpoint(
         self,

@@ -12,12 +12,13 @@ handlers remain the operator's, and not one line is more or less.
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from synapse.logging.context import current_context
 
-from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.observed import TakeCause, Watch
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.relied_on import (
@@ -41,19 +42,20 @@ class TrafficObserver(Protocol):
     On the reactor, in the midst of the request: it must be quick.
     """
 
-    def failed(self, destination: str, error: BaseException) -> None:
+    def failed(self, destination: str, error: BaseException, size_bytes: int) -> None:
         """A request failed so that the destination is to be backed off from.
 
         Args:
             destination: The server name.
             error: Why. Not to be kept: it holds on to the whole request.
+            size_bytes: How large the request was; 0 if that is not known.
         """
 
     def recovered(self, destination: str, *, has_answered: bool) -> None:
         """A destination that was failing has answered, or has asked us something."""
 
-    def answered(self, destination: str) -> None:
-        """A request was answered with 2xx."""
+    def answered(self, destination: str, size_bytes: int) -> None:
+        """A request of so many bytes was answered with 2xx; 0: it is not known."""
 
 
 # By this homeserver's name: in one process there may be several, each with a module.
@@ -62,12 +64,29 @@ _observers: dict[str, TrafficObserver] = {}
 # Of those that do not go out themselves: what they hear of who does.
 _relays: dict[str, Relay] = {}
 
-# What has stopped requests of which Synapse has not said yet that they failed, by
-# server name: of it, it says less. The last of them last.
-_causes: dict[str, BaseException] = {}
 
-# Takes, of a server name, what has stopped a request to it.
-TakeCause = Callable[[str, BaseException | None], None]
+class _Watched:
+    """A request that is under way: what it was stopped by, of which Synapse says less.
+
+    Attributes:
+        name: The server name.
+        size_bytes: How large its body is.
+        cause: What has stopped it; None if nothing has, or Synapse tells.
+    """
+
+    def __init__(self, name: str, size_bytes: int) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self.cause: BaseException | None = None
+
+    def take(self, cause: BaseException | None) -> None:
+        """Take note of what has stopped it."""
+        self.cause = cause
+
+
+# The last request in this context: Synapse says what came of it in the same one, and
+# begins others that run at once in contexts of their own.
+_watched: ContextVar[_Watched | None] = ContextVar("_watched", default=None)
 
 _Told = tuple[object, ...]
 
@@ -89,13 +108,20 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
         _observe_logger(logging.getLogger(module))
 
 
-def _take_cause(destination: str, cause: BaseException | None) -> None:
-    """Take note of what has stopped a request, until Synapse says that it failed."""
-    _causes.pop(destination, None)
-    if cause is not None:
-        _causes[destination] = cause
-        if len(_causes) > limits.CAUSES:
-            del _causes[next(iter(_causes))]
+def _watch(name: str, size_bytes: int) -> TakeCause:
+    """Take note that a request begins; return what takes note of what stops it."""
+    watched = _Watched(name, size_bytes)
+    _watched.set(watched)
+    return watched.take
+
+
+def _watched_of(destination: str) -> _Watched:
+    """Return the request to a destination of which Synapse tells."""
+    watched = _watched.get()
+    _watched.set(None)
+    if watched is None or watched.name != destination:
+        return _Watched(destination, 0)
+    return watched
 
 
 def _take_failed(args: _Told) -> None:
@@ -108,9 +134,11 @@ def _take_failed(args: _Told) -> None:
         return
     with suppress(AttributeError):
         error._federation_admin_told = True  # type: ignore[attr-defined]  # a mark of ours
-    cause = _causes.pop(str(destination), error)
+    watched = _watched_of(str(destination))
+    cause = watched.cause or error
     relay = _of_this_request(_relays)
-    observer.failed(str(destination), relay.met(cause) if relay else cause)
+    met = relay.met(cause) if relay else cause
+    observer.failed(str(destination), met, watched.size_bytes)
 
 
 def _take_recovered(args: _Told) -> None:
@@ -129,7 +157,7 @@ def _take_answered(args: _Told) -> None:
     if is_unobserved():
         return
     if observer is not None and isinstance(code, int) and 200 <= code < 300:
-        observer.answered(str(destination))
+        observer.answered(str(destination), _watched_of(str(destination)).size_bytes)
 
 
 _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
@@ -184,10 +212,10 @@ def _observe_logger(observed: logging.Logger) -> None:
         observed.__class__ = type(_Observed.__name__, bases, {})
 
 
-def learn_causes(observe_requests: Callable[[TakeCause], None]) -> None:
+def learn_causes(observe_requests: Callable[[Watch], None]) -> None:
     """Have it told what stops Synapse's requests, if it can be; it is logged if not."""
     try:
-        observe_requests(_take_cause)
+        observe_requests(_watch)
     except Exception as e:
         logger.warning(
             "Cannot tell what stops federation requests: failures are recorded as "

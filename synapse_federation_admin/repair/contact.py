@@ -2,7 +2,6 @@
 """Contacts destinations: an empty transaction, and what comes of it as a value."""
 
 from collections.abc import Awaitable
-from http import HTTPStatus
 
 import attr
 from synapse.module_api import JsonDict
@@ -11,8 +10,8 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of, forget_frames
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.names import why_not_contacted
+from synapse_federation_admin.failures.second_look import may_be_more, second_look
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
@@ -32,14 +31,10 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
     request = homeserver.federation.probe(name, timeout_ms=timeout_ms)
     contact = await contact_of(homeserver, request)
     failure = contact.failure
-    # So this homeserver answers itself, if a name leads back to it: it is not for us.
-    if (
-        failure is not None
-        and failure.facts.status == HTTPStatus.UNAUTHORIZED
-        and await homeserver.federation.is_us(name, timeout_ms=timeout_ms)
-    ):
-        return attr.evolve(contact, failure=Failure(FailureKind.IS_US))
-    return contact
+    if failure is None or not may_be_more(failure):
+        return contact
+    more = await second_look(homeserver, name, failure, timeout_ms=timeout_ms)
+    return attr.evolve(contact, failure=more)
 
 
 async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contact:

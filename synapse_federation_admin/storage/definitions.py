@@ -123,8 +123,9 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         ON federation_admin_run_queue (run_id, priority, destination)
         """,
     ),
-    # Why requests failed, one row for each destination and kind. See
-    # `synapse_federation_admin.history.recorder`.
+    # Why requests failed, one row for each destination and kind. `refused_bytes` is how
+    # large a request was that was too large, until one as large is accepted; else NULL.
+    # See `synapse_federation_admin.history.recorder`.
     "failures": (
         """
         CREATE TABLE IF NOT EXISTS federation_admin_failures (
@@ -136,6 +137,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
             count BIGINT NOT NULL,
             instance TEXT NOT NULL,
             issuer TEXT NOT NULL,
+            refused_bytes BIGINT,
             PRIMARY KEY (destination, kind)
         )
         """,

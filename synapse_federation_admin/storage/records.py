@@ -54,6 +54,8 @@ class RecordedFailure:
         count: How many failed.
         instance: The process whose request was the last of them.
         issuer: Who issued the certificate that was not trusted; "" if that is not it.
+        refused_bytes: How large the last of them was, if that was too large and none as
+            large has been accepted since; else None.
     """
 
     kind: Annotated[str, FailureKind]
@@ -63,6 +65,7 @@ class RecordedFailure:
     count: int
     instance: str
     issuer: str = ""
+    refused_bytes: int | None = None
 
     def before(self, later: "RecordedFailure") -> "RecordedFailure":
         """Return these and later ones of the same kind together."""
@@ -81,12 +84,15 @@ class RecordedSuccess:
         recovered_ts: When it last did so after it had failed, exactly; None if it has
             not. Later than `last_ts` if it has asked us something in place of that.
         owner: Whose it is.
+        accepted_bytes: How large a request was that it accepted, after it had refused
+            one that was no larger; else 0.
     """
 
     destination: str
     last_ts: int
     recovered_ts: int | None
     owner: str
+    accepted_bytes: int = 0
 
     @property
     def answered_ts(self) -> int | None:
@@ -95,7 +101,11 @@ class RecordedSuccess:
 
     def before(self, later: "RecordedSuccess") -> "RecordedSuccess":
         """Return this and a later one together."""
-        return attr.evolve(later, recovered_ts=later.recovered_ts or self.recovered_ts)
+        return attr.evolve(
+            later,
+            recovered_ts=later.recovered_ts or self.recovered_ts,
+            accepted_bytes=max(later.accepted_bytes, self.accepted_bytes),
+        )
 
 
 # Their names and types, and how each changes if there is a row already: what was said
@@ -109,6 +119,7 @@ _FAILURE_COLUMNS = {
     "count": "bigint",
     "instance": "text",
     "issuer": "text",
+    "refused_bytes": "bigint",
 }
 # But not if that was by a clock that was ahead.
 _WAS_AHEAD = f"known.last_ts > EXCLUDED.last_ts + {AHEAD_MS}"
@@ -117,6 +128,8 @@ _CHANGES = f"""
     message = CASE WHEN {_IS_LAST} THEN EXCLUDED.message ELSE known.message END,
     instance = CASE WHEN {_IS_LAST} THEN EXCLUDED.instance ELSE known.instance END,
     issuer = CASE WHEN {_IS_LAST} THEN EXCLUDED.issuer ELSE known.issuer END,
+    refused_bytes = CASE WHEN {_IS_LAST} THEN EXCLUDED.refused_bytes
+        ELSE known.refused_bytes END,
     last_ts = CASE WHEN {_IS_LAST} THEN EXCLUDED.last_ts ELSE known.last_ts END,
     first_ts = CASE WHEN EXCLUDED.first_ts < known.first_ts
         THEN EXCLUDED.first_ts ELSE known.first_ts END,
@@ -182,7 +195,15 @@ _SUCCESS_COLUMNS = {
 def add_successes_txn(
     txn: LoggingTransaction, successes: Sequence[RecordedSuccess], is_postgres: bool
 ) -> None:
-    """Add when destinations answered to what is recorded; each of them once."""
+    """Add when destinations answered to what is recorded; each of them once.
+
+    What they have accepted is not too large for them any more.
+    """
+    txn.execute_batch(
+        f"UPDATE {_FAILURES} SET refused_bytes = NULL "  # noqa: S608
+        "WHERE destination = ? AND refused_bytes <= ?",
+        [(s.destination, s.accepted_bytes) for s in successes if s.accepted_bytes],
+    )
     names = ", ".join(_SUCCESS_COLUMNS)
     new = rows_of_json("new", _SUCCESS_COLUMNS, is_postgres)
     txn.execute(
@@ -198,6 +219,21 @@ def add_successes_txn(
         "THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END",
         (json.dumps([attr.asdict(success) for success in successes]),),
     )
+
+
+def refusals_txn(txn: LoggingTransaction, limit: int) -> dict[str, int]:
+    """Return how large requests were that destinations refuse as too large.
+
+    Args:
+        txn: The transaction.
+        limit: Of how many at most, the last ones.
+    """
+    txn.execute(
+        f"SELECT destination, refused_bytes FROM {_FAILURES} "  # noqa: S608
+        "WHERE kind = ? AND refused_bytes IS NOT NULL ORDER BY last_ts DESC LIMIT ?",
+        (FailureKind.TOO_LARGE.value, limit),
+    )
+    return dict(txn.fetchall())
 
 
 def last_success_ts_txn(txn: LoggingTransaction, destination: str) -> int | None:

@@ -157,6 +157,10 @@ def _to_version_5(txn: LoggingTransaction, is_postgres: bool) -> None:
     add_column(txn, is_postgres, "successes", "owner", "TEXT")
 
 
+def _to_version_6(txn: LoggingTransaction, is_postgres: bool) -> None:
+    add_column(txn, is_postgres, "failures", "refused_bytes", "BIGINT")
+
+
 # The last is that of this code. What has been released is not changed any more.
 VERSIONS: tuple[Version, ...] = (
     Version(1, compat=1),
@@ -164,4 +168,5 @@ VERSIONS: tuple[Version, ...] = (
     Version(3, compat=3, upgrade=_to_version_3),
     Version(4, compat=3, upgrade=_to_version_4),
     Version(5, compat=3, upgrade=_to_version_5),
+    Version(6, compat=3, upgrade=_to_version_6),
 )
