@@ -12,6 +12,7 @@ from typing import Any
 
 import attr
 import pytest
+from deadlines import SOON_S
 from dns_server import DnsServer, with_resolver
 from faults import expired, m_server
 from fleet import connect_sqlite, write_failing
@@ -259,6 +260,15 @@ def test_led_to_ourselves(world: World) -> None:
         answer = world.client.reconnect(name)
         assert answer["outcome"] == "still_failing"
         assert answer["contact"]["error"]["kind"] == "is_us", answer
+        world.client.reset_connection(name)
+        world.client.send_to_device(f"@x:{name}", "hello")
+
+        def is_recorded(name: str = name) -> bool:
+            path = f"/_synapse/admin/v2/federation/destinations/{name}"
+            last = world.client.request("GET", path)["last_failure"]
+            return last is not None and last["kind"] == "is_us"
+
+        wait_until(is_recorded, "real traffic to be recorded so", SOON_S)
 
 
 def test_one_report_for_all_who_ask(world: World) -> None:

@@ -37,6 +37,7 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     FederationDeniedError,
+    FileAnswer,
     HttpResponseException,
     MetElsewhereError,
     NotRetryingDestination,
@@ -44,6 +45,7 @@ from synapse_federation_admin.homeserver.errors import (
     ObstacleError,
     ProxyConnectError,
     RequestSendFailed,
+    WithoutFileError,
 )
 
 UNVERIFIED = SSL.Error([("SSL routines", "", "certificate verify failed")])
@@ -221,6 +223,52 @@ def test_empty_delegation() -> None:
     """An m.server that is empty is called so, and has no text to be told."""
     failure = failure_of(sent(ObstacleError(Obstacle.BAD_DELEGATION, "")))
     assert failure.reason is Reason.M_SERVER_EMPTY
+
+
+URL = "https://a.example/.well-known/matrix/server"
+AWAY = FileAnswer(
+    "https://b.example/file",
+    is_redirected=True,
+    error=ObstacleError(Obstacle.BLOCKED, "b.example"),
+    addresses=("10.0.0.1",),
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (FileAnswer(URL, status=200, body=b"<p>"), "well_known_invalid web_page"),
+        (
+            FileAnswer(URL, status=200, body=b"{}"),
+            "well_known_invalid m_server_missing",
+        ),
+        (FileAnswer(URL, status=502), "well_known_unreachable web_status"),
+        (
+            FileAnswer(URL, error=BodyExceededMaxSize()),
+            "well_known_invalid body_too_large",
+        ),
+        (
+            FileAnswer(URL, error=UntrustedCertificateError(18, 0, "")),
+            "well_known_unreachable web_certificate",
+        ),
+        (AWAY, "well_known_unreachable leads_to_internal"),
+        # There is no such file, or no web server: nobody has meant to delegate.
+        (FileAnswer(URL, status=404), "connection_refused"),
+        (FileAnswer(URL, error=net.ConnectionRefusedError()), "connection_refused"),
+        (FileAnswer(URL, error=net.TimeoutError()), "connection_refused"),
+    ],
+)
+def test_without_file(file: FileAnswer, expected: str) -> None:
+    """A file that is wrong, and nobody where requests go without it: both are told."""
+    error = WithoutFileError(file, net.ConnectionRefusedError())
+    told = failure_of(sent(MetElsewhereError(described(sent(error)))))
+    for failure in (failure_of(sent(error)), told):
+        reason = failure.reason.value if failure.reason else ""
+        assert f"{failure.kind.value} {reason}".strip() == expected
+        assert "onnection refused" in message_of(failure)
+    # What is met there is why, if somebody is there.
+    there = WithoutFileError(file, UntrustedCertificateError(18, 0, ""))
+    assert failure_of(sent(there)).kind is FailureKind.TLS_UNTRUSTED
 
 
 @pytest.mark.parametrize("obstacle", Obstacle)

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -29,6 +29,7 @@ from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
 )
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import _observers
 from synapse_federation_admin.storage import records
@@ -475,6 +476,64 @@ class SuccessesTestCase(RecorderTestCase):
         (row,) = self.rows("successes")
         self.assertGreater(row["last_ts"], again_ts)
         self.assertEqual(row["recovered_ts"], again_ts)
+
+    def test_second_look(self) -> None:
+        """A name that leads back here is told as that, at once and afterwards.
+
+        Each server is looked at once in an hour.
+        """
+        looks: list[str] = []
+
+        async def is_us(_: object, name: str, **kwargs: object) -> bool:
+            looks.append(name)
+            await self.recorder._homeserver.sleep_ms(1000)
+            return name == "us.example"
+
+        with mock.patch.object(Federation, "is_us", is_us):
+            for _ in range(3):
+                for name in ("us.example", "them.example"):
+                    self.recorder.failed(name, rejected("no"))
+                self.pass_s(WRITE_S)
+            self.assertEqual(sorted(looks), ["them.example", "us.example"])
+            for number in range(2 * limits.SECOND_LOOKS):
+                self.recorder.failed(f"{number}.example", rejected("no"))
+            self.assertEqual(len(looks), 2 + limits.SECOND_LOOKS)
+            self.pass_s(WRITE_S)
+        counts = {key: n for key, n in self.counts().items() if n > 1}
+        self.assertEqual(
+            counts, {("us.example", "is_us"): 3, ("them.example", "rejected"): 3}
+        )
+
+    def test_refused(self) -> None:
+        """A refusal of what is large stands until something as large is accepted.
+
+        Also where the process is started anew in between.
+        """
+
+        def standing(recorder: Recorder) -> int | None:
+            self.get_success(recorder.write())
+            ((refused,),) = self.run_sql(
+                "SELECT refused_bytes FROM federation_admin_failures"
+            )
+            return cast("int | None", refused)
+
+        too_large = HttpResponseException(413, "No", b"")
+        anew = self.other()
+        self.recorder.failed("a.example", too_large, 5000)
+        for size, stands in ((0, True), (4999, True), (5000, False)):
+            self.recorder.answered("a.example", size)
+            self.assertEqual(standing(self.recorder), 5000 if stands else None)
+        # It may wait to be written, too.
+        self.recorder.failed("a.example", too_large, 5000)
+        self.recorder.answered("a.example", 6000)
+        self.assertIsNone(standing(self.recorder))
+        self.recorder.failed("a.example", too_large, 4000)
+        self.assertEqual(standing(self.recorder), 4000)
+        self.get_success(anew._read_refusals())
+        anew.answered("a.example", 3999)
+        self.assertEqual(standing(anew), 4000)
+        anew.answered("a.example", 4000)
+        self.assertIsNone(standing(anew))
 
     @mock.patch.object(limits, "ANSWERING_DESTINATIONS", 10)
     def test_few_are_known(self) -> None:

@@ -105,10 +105,10 @@ class Recorder:
         # How large requests were that servers refused as too large, until they accept
         # one as large.
         self._refused: dict[str, int] = {}
-        # Those at which a second look is made; what it has found, and when, the newest
-        # last.
+        # Those at which a second look is made; what more it has found, if anything, and
+        # when, the newest last.
         self._looking: set[str] = set()
-        self._looked: dict[_Key, tuple[Failure, int]] = {}
+        self._looked: dict[_Key, tuple[Failure | None, int]] = {}
         # Those of whose outage there may be no row yet; and whether that is written.
         self._began_ts = homeserver.now_ms()
         self._without_row: set[str] = set()
@@ -198,9 +198,9 @@ class Recorder:
         Else have one made, if not too many are: what it finds counts from then on.
         """
         key = (destination, failure.kind.value)
-        found, looked_ts = self._looked.get(key, (failure, 0))
-        if 0 <= now_ts - looked_ts < _LOOK_AGAIN_MS:
-            return found
+        known = self._looked.get(key)
+        if known is not None and 0 <= now_ts - known[1] < _LOOK_AGAIN_MS:
+            return known[0] or failure
         if (
             len(self._looking) < limits.SECOND_LOOKS
             and destination not in self._looking
@@ -220,10 +220,11 @@ class Recorder:
             self._looking.discard(destination)
         key = (destination, failure.kind.value)
         self._looked.pop(key, None)
-        self._looked[key] = found, self._homeserver.now_ms()
+        is_more = found != failure
+        self._looked[key] = found if is_more else None, self._homeserver.now_ms()
         if len(self._looked) > limits.LOOKED_AT:
             del self._looked[next(iter(self._looked))]
-        waiting = self._failures.pop(key, None)
+        waiting = self._failures.pop(key, None) if is_more else None
         if waiting is None:
             return
         waiting = attr.evolve(waiting, message=message_of(found), kind=found.kind.value)

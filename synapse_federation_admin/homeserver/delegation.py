@@ -39,7 +39,7 @@ from synapse_federation_admin.homeserver.server_name import is_server_name
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
 
 # What Synapse says of an answer that it does not read.
-_STATUS = re.compile(r"([0-9]{3})")
+_STATUS = re.compile(r"([0-9]{3})$")
 
 
 # Makes what fetches the file for an attempt.
