@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from synapse.module_api.errors import Codes, SynapseError
 
+from synapse_federation_admin.console.cookie import Origin
 from synapse_federation_admin.console.visit import Page
 from synapse_federation_admin.homeserver.features import FeatureOffError
 
@@ -16,14 +17,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def error_page(error: Exception, homeserver: "Homeserver") -> Page:
-    """Return the page for an error."""
+def error_page(error: Exception, homeserver: "Homeserver", origin: Origin) -> Page:
+    """Return the page for an error.
+
+    Args:
+        error: What was raised.
+        homeserver: Knows what its database says.
+        origin: Where the access token comes from.
+    """
     if isinstance(error, FeatureOffError):
         return _page(
             HTTPStatus.SERVICE_UNAVAILABLE, "This is switched off here", error.msg
         )
     if isinstance(error, SynapseError):
-        return _of_synapse(error)
+        return _of_synapse(error, origin)
     if homeserver.is_database_away(error):
         logger.warning("The console cannot reach the database: %s", error)
         return _page(
@@ -41,7 +48,7 @@ def error_page(error: Exception, homeserver: "Homeserver") -> Page:
     )
 
 
-def _of_synapse(error: SynapseError) -> Page:
+def _of_synapse(error: SynapseError, origin: Origin) -> Page:
     status = HTTPStatus(error.code)
     if status == HTTPStatus.UNAUTHORIZED:
         return Page(
@@ -50,6 +57,14 @@ def _of_synapse(error: SynapseError) -> Page:
     if status == HTTPStatus.FORBIDDEN:
         if error.errcode == "M_FORGED":
             return _page(status, "This was refused", error.msg)
+        if origin is Origin.SERVICE:
+            return _page(
+                status,
+                "This user is no server admin here",
+                "The authentication service gave an access token without the scope "
+                "urn:synapse:admin:*, which it gives to those who may be admins. "
+                f"Synapse says: {error.msg}",
+            )
         return _page(
             status,
             "This user is no server admin",

@@ -106,7 +106,7 @@ class Console:
         except CancelledError:
             raise
         except Exception as e:
-            answered = error_page(e, self._services.homeserver)
+            answered = error_page(e, self._services.homeserver, session.origin)
         if answered is None:
             return
         if isinstance(answered, See):
@@ -211,7 +211,7 @@ class Console:
             body = self._renderer.render(page.template, {**context, **page.context})
             status = page.status
         except Exception as e:
-            failed = error_page(e, self._services.homeserver)
+            failed = error_page(e, self._services.homeserver, session.origin)
             body = self._renderer.render(failed.template, {**context, **failed.context})
             status = failed.status
         request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
