@@ -161,7 +161,7 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         self.assertEqual(len(self.names()), 3)
         channel = self.send(page, "/forget")
         self.assertEqual(channel.code, 400)
-        self.assertIn("at least 30d", self.told(channel.text_body))
+        self.assertIn("Tick below", self.told(channel.text_body))
         path = self.begun(self.send(page, "/forget", ("force", "true")))
         self.wait(2)
         self.assertEqual(self.names(), ["b.example"])

@@ -11,6 +11,7 @@ from synapse.module_api.errors import SynapseError
 from synapse_federation_admin.api import cap_backoff as cap
 from synapse_federation_admin.api import forget as forgetting
 from synapse_federation_admin.api import reconnect_many as reconnecting
+from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
 from synapse_federation_admin.config import parse_duration
@@ -170,6 +171,13 @@ async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Answ
         forgetting.forget_many, {"filter": filters, "force": True, "dry_run": True}
     )
     least = ChangeFilter.model_validate(filters).failing_for or 0
+    is_young = least < forgetting.DEAD_FOR_MS
+    is_asked = is_young and visit.text("force") != "true"
+    if error is not None and error.code == HTTPStatus.BAD_REQUEST and is_asked:
+        error = invalid_param(
+            "This filter does not ask for 30 days of failure. Tick below that they are "
+            "to be forgotten all the same, or filter again."
+        )
     return _page(
         visit,
         "forget_many.html",
@@ -177,7 +185,7 @@ async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Answ
         error,
         selected=selected,
         found=found,
-        is_young=least < forgetting.DEAD_FOR_MS,
+        is_young=is_young,
     )
 
 
