@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -17,6 +18,11 @@ from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
+from synapse_federation_admin.diagnosis.support import (
+    Support,
+    SupportContact,
+    SupportFiles,
+)
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.storage.instances import InstanceState
@@ -188,6 +194,7 @@ class PagesTest(HistoryTestCase):
             "Last 14 days",
             "down since 24 Nov 2026",
             "Tell them",
+            "Ask their support file whom to tell",
             "To-device messages 1 the oldest for 1 d",
             "Your users 0",
             "Nothing was done to this server",
@@ -195,6 +202,9 @@ class PagesTest(HistoryTestCase):
             "curl -H",
         ):
             self.assertIn(part, text)
+        # Of what is no server name nobody is asked.
+        asked = self.text(f"/servers/{quote(HOSTILE, safe='')}?contacts=yes")
+        self.assertIn("Their support file cannot be read: Invalid server name", asked)
         fine = self.text("/servers/fine0.example")
         self.assertIn("No real request to it fails; the last answered well", fine)
         self.assertIn("22 Nov 2026, 12:00:00 UTC : 1 d", fine)
@@ -214,10 +224,26 @@ class PagesTest(HistoryTestCase):
         """What others have sent is escaped and cut; never a link, nor obeyed."""
         self.add_fleet(2)
         name = quote(HOSTILE, safe="")
-        for path in ("/servers", "/servers/server001.example", f"/servers/{name}"):
+        contact = SupportContact("m.role.admin", "javascript:alert(1)", SAID)
+        said = Support(
+            "server001.example", self.now, contacts=(contact,), support_page=SAID
+        )
+        patcher = mock.patch.object(SupportFiles, "of", return_value=said)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        one = "/servers/server001.example?contacts=yes"
+        self.assertIn("javascript:alert(1), https://evil.example/", self.text(one))
+        for path in ("/", "/servers", one, f"/servers/{name}"):
             # These are the name itself, and are not shown.
             page = re.sub(r' (value|data-row)="[^"]*"', "", self.page(path))
-            for never in ("<script>alert", "<img", 'href="https:', "\u202e", "\x07"):
+            for never in (
+                "<script>alert",
+                "<img",
+                'href="https:',
+                'href="javascript',
+                "\u202e",
+                "\x07",
+            ):
                 self.assertNotIn(never, page, path)
             self.assertNotIn("y" * 1000, words_of(page).partition("Tell them")[0])
 

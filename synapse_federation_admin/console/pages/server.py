@@ -9,6 +9,7 @@ from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
 from synapse_federation_admin.api.outages import list_outages
 from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
 from synapse_federation_admin.api.shared_rooms import list_shared_rooms
+from synapse_federation_admin.api.support import get_support
 from synapse_federation_admin.api.tell import tell
 from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import outcomes, words
@@ -48,7 +49,9 @@ SIGNS = {
 async def show_server(visit: Visit) -> Answered:
     """Show everything that is known of a server.
 
-    GET /_synapse/admin/federation/servers/<name>
+    GET /_synapse/admin/federation/servers/<name>?contacts=yes
+
+    With `contacts` the server is asked whom to tell: that may take ten seconds.
     """
     return await _page(visit)
 
@@ -96,6 +99,9 @@ async def _page(
     message = None
     if is_failing or (diagnosis and diagnosis.kind):
         message = await visit.ask(tell, destination=name)
+    support = None
+    if message and visit.text("contacts"):
+        support = await _if_on(visit, get_support, {}, destination=name)
     answer = server.model_dump(mode="json", exclude_unset=True)
     last = server.last_failure if words.is_why(server) else None
     return Page(
@@ -110,6 +116,7 @@ async def _page(
             "outages": outages,
             "rooms": rooms,
             "message": message,
+            "support": support,
             "entries": None if audit is None else audit.entries,
             "diagnosis": diagnosis,
             "reconnected": reconnected,
