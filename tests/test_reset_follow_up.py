@@ -335,6 +335,19 @@ class StoriesTestCase(StoryTestCase):
         self.assertEqual(entry["outcome"], "connected")
         self.assertIsNone(entry["details"]["contact"]["error"])
 
+    def test_database_away_before(self) -> None:
+        """Who waits for a contact while the database is away gets it afterwards."""
+        away = self.store.database_engine.module.OperationalError("gone")
+        with mock.patch.object(
+            RetryTimings, "is_backing_off", side_effect=[away, away, False]
+        ):
+            self.reset()
+            self.assertEqual(self.probes, [])
+            self.wait(60)
+        self.assertEqual(self.probed, [NAME])
+        self.answer()
+        self.assertEqual(self.audit()[0]["outcome"], "connected")
+
     def test_survives(self) -> None:
         """What goes wrong for a while is logged, and does not end the work."""
         with (

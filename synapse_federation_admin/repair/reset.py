@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 # the next real request tells.
 _AGAIN_AFTER_MS = (1_000, 5_000, 25_000)
 
+# When a contact is begun again while the database is away.
+_DATABASE_AGAIN_MS = 10_000
+
 
 class ConnectionReset:
     """Resets the connection to a destination, one reset per destination at a time."""
@@ -178,7 +181,7 @@ class ConnectionReset:
         async with self._slots(""), self._contacts_with(name):
             # If another attempt has put it into backoff by now, ask all the same: a
             # failure then leaves that as it is. Else it has to lead to one.
-            backs_off = await homeserver.retry_timings.is_backing_off(name)
+            backs_off = await self._backs_off(name)
             request = homeserver.federation.contact(
                 name,
                 timeout_ms=self._timeout_ms,
@@ -186,6 +189,20 @@ class ConnectionReset:
                 is_ours=is_ours,
             )
             return await contact_of(homeserver, request)
+
+    async def _backs_off(self, name: str) -> bool:
+        """Tell whether Synapse backs off, as soon as the database can be read."""
+        homeserver = self._homeserver
+        while True:
+            try:
+                return await homeserver.retry_timings.is_backing_off(name)
+            except CancelledError:
+                raise
+            except Exception as e:
+                if not homeserver.is_database_away(e):
+                    raise
+                logger.info("Cannot contact %s yet: %s", bounded(name), e)
+            await homeserver.sleep_ms(_DATABASE_AGAIN_MS)
 
     async def _clear(
         self, destination: Destination, entry: AuditEntry, outcome: str
