@@ -123,11 +123,8 @@ function replace(part, fresh) {
   return fresh;
 }
 
-function tell(part, text, isBad) {
-  let told = part.querySelector("[data-updated]");
-  if (!told) {
-    told = document.querySelector("[data-updated]");
-  }
+function tell(text, isBad) {
+  const told = document.querySelector("[data-updated]");
   if (!told) return;
   told.textContent = text;
   told.classList.toggle("bad", isBad);
@@ -177,10 +174,7 @@ function tick() {
   const told = typeof failedSince === "number"
     ? `not updated for ${duration(Math.max(Date.now() - fetchedAt, 1000))}: the homeserver does not answer`
     : failedSince ?? `updated ${duration(Math.max(Date.now() - fetchedAt, 1000))} ago`;
-  for (const id of parts.keys()) {
-    const part = document.getElementById(id);
-    if (part) tell(part, told, failedSince !== null);
-  }
+  tell(told, failedSince !== null);
 }
 
 for (const part of all("[data-live][id]")) {
