@@ -258,7 +258,11 @@ def _wire_diagnosis(s: "Services") -> None:
         failures = (await history.failures([destination])).get(destination, [])
         success_ts = await history.last_success_ts(destination)
         more, later_ts = s.recorder.waiting(destination)
-        return Recorded.of([*failures, *more], [success_ts, later_ts])
+        return Recorded.of(
+            [*failures, *more],
+            [success_ts, later_ts],
+            s.recorder.accepted_bytes(destination),
+        )
 
     s.diagnoses = Diagnoses(
         s.homeserver,

@@ -520,7 +520,7 @@ class SuccessesTestCase(RecorderTestCase):
         too_large = HttpResponseException(413, "No", b"")
         anew = self.other()
         self.recorder.failed("a.example", too_large, 5000)
-        for size, stands in ((0, True), (4999, True), (5000, False)):
+        for size, stands in ((0, True), (4499, True), (5000, False)):
             self.recorder.answered("a.example", size)
             self.assertEqual(standing(self.recorder), 5000 if stands else None)
         # It may wait to be written, too.
@@ -530,7 +530,7 @@ class SuccessesTestCase(RecorderTestCase):
         self.recorder.failed("a.example", too_large, 4000)
         self.assertEqual(standing(self.recorder), 4000)
         self.get_success(anew._read_refusals())
-        anew.answered("a.example", 3999)
+        anew.answered("a.example", 3599)
         self.assertEqual(standing(anew), 4000)
         anew.answered("a.example", 4000)
         self.assertIsNone(standing(anew))

@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
 
+# What is sent anew may lack some small part of what was refused: from this share of it
+# on it is as large.
+_AS_LARGE = 0.9
+
 # How long a server has to answer a second look, and how long what that finds holds.
 _LOOK_MS = 10_000
 _LOOK_AGAIN_MS = 3_600_000
@@ -293,8 +297,9 @@ class Recorder:
     def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered."""
         now_ts = self._homeserver.now_ms()
-        if size_bytes >= self._refused.get(destination, size_bytes + 1):
-            self._accepted(destination, size_bytes, now_ts)
+        refused_bytes = self._refused.get(destination)
+        if refused_bytes and size_bytes >= _AS_LARGE * refused_bytes:
+            self._accepted(destination, max(size_bytes, refused_bytes), now_ts)
             return
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
@@ -352,6 +357,11 @@ class Recorder:
         keys = [(destination, kind) for kind in _KINDS]
         failures = [self._failures[key] for key in keys if key in self._failures]
         return failures, success.answered_ts if success else None
+
+    def accepted_bytes(self, destination: str) -> int:
+        """Return how large what it accepts is after a refusal, if not written yet."""
+        success = self._successes.get(destination)
+        return success.accepted_bytes if success else 0
 
     # -- what is written --------------------------------------------------------------
 
