@@ -46,6 +46,7 @@ NEEDS = {
     Feature.RECONNECT: {Feature.AUDIT, Feature.BACKLOG},
     Feature.RUNS: {Feature.AUDIT, Feature.BACKLOG, Feature.SHARED_ROOMS},
     Feature.DIAGNOSIS: {Feature.BACKLOG},
+    Feature.CONSOLE: {Feature.V2},
 }
 
 
