@@ -71,13 +71,14 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.CONSOLE,),
         """
+        synapse.http.client: SimpleHttpClient.request(data)
         synapse.http.server: DirectServeHtmlResource._async_render
         synapse.rest.client.login:
             LoginRestServlet.on_GET(request) LoginRestServlet.on_POST(request)
         synapse.rest.client.logout: LogoutRestServlet.on_POST(request)
         hs:
             config.key.macaroon_secret_key get_clock get_reactor get_auth
-            get_proxied_http_client().request(data)
+            get_proxied_http_client
         """,
     ),
     (
