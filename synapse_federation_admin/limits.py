@@ -220,6 +220,10 @@ NAMES_IN_A_SENTENCE = 3
 TOLD_FINDINGS = 3
 TOLD_CAUSES = 10
 
+# Changes of each sort, and runs among them.
+TOLD_CHANGES = 200
+TOLD_RUNS = 20
+
 # Support contacts of a server.
 TOLD_CONTACTS = 10
 

@@ -165,12 +165,14 @@ def _wire_senders(s: "Services") -> Iterable[Start]:
 
 
 def _wire_audit(s: "Services") -> Iterable[Start]:
+    from synapse_federation_admin.history.changes import ChangesStore
     from synapse_federation_admin.repair.housekeeping import Housekeeping
     from synapse_federation_admin.storage.audit import Audit
     from synapse_federation_admin.storage.runs import RunStore
 
     s.audit = Audit(s.homeserver, s.tables)
     s.runs = RunStore(s.homeserver, s.tables, s.audit)
+    s.changes = ChangesStore(s.homeserver, s.tables, s.audit, s.runs)
     s.housekeeping = Housekeeping(
         s.homeserver,
         s.tables,

@@ -120,6 +120,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_F.RUNS, "POST", f"{_V2}/forget", "forget.forget_many"),
     Route(_F.RUNS, "POST", f"{_V2}/cap_backoff", "cap_backoff.cap_backoff"),
     Route(_F.AUDIT, "GET", f"{_V2}/audit", "audit.read_audit"),
+    Route(_F.AUDIT, "GET", f"{_V2}/changes", "changes.list_changes"),
     Route(_F.DIAGNOSIS, "POST", f"{_ONE}/diagnose", "diagnose.diagnose"),
     Route(_F.V2, "GET", f"{_ONE}/tell", "tell.tell"),
     Route(_F.DIAGNOSIS, "GET", f"{_ONE}/support", "support.get_support"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.summary import SummaryStore
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.diagnosis.support import SupportFiles
+    from synapse_federation_admin.history.changes import ChangesStore
     from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
@@ -73,6 +74,7 @@ class Services:
     housekeeping: Annotated["Housekeeping", Feature.AUDIT]
     reconnect: Annotated["Reconnect", Feature.RECONNECT]
     runs: Annotated["RunStore", Feature.AUDIT]
+    changes: Annotated["ChangesStore", Feature.AUDIT]
     runner: Annotated["Runner", Feature.RUNS]
     reconnect_many: Annotated["ReconnectMany", Feature.RUNS]
     cap_backoff: Annotated["CapBackoff", Feature.RUNS]

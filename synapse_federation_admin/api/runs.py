@@ -87,7 +87,7 @@ async def list_runs(asked: Asked, query: RunsQuery) -> JsonDict:
     before = paging.after and tuple(paging.after)
     found = await asked.services.runs.read(before, paging.limit)
     runs, next_token = paging.cut(found, lambda last: [last.created_ts, last.run_id])
-    return {"runs": [_shown(asked, run) for run in runs], **next_token}
+    return {"runs": [shown_run(asked, run) for run in runs], **next_token}
 
 
 @operation(Nothing, Run, errors=_UNKNOWN)
@@ -128,7 +128,7 @@ async def get_run(asked: Asked, _: Nothing, run_id: str) -> JsonDict:
 
     The outcome of each destination is in the audit, by `run_id`.
     """
-    return _shown(asked, await asked.services.runs.get(run_id))
+    return shown_run(asked, await asked.services.runs.get(run_id))
 
 
 @operation(Nothing, Run, errors=_UNKNOWN)
@@ -140,10 +140,15 @@ async def cancel_run(asked: Asked, _: Nothing, run_id: str) -> JsonDict:
     200 OK: the run, cancelled. From then on nothing is changed any more, and within a
     second no contact is begun. A run that has ended stays as it is.
     """
-    return _shown(asked, await asked.services.runs.cancel(run_id, asked.actor))
+    return shown_run(asked, await asked.services.runs.cancel(run_id, asked.actor))
 
 
-def _shown(asked: Asked, run: run_values.Run | None) -> JsonDict:
+def shown_run(asked: Asked, run: run_values.Run | None) -> JsonDict:
+    """Return a run as the API shows it.
+
+    Raises:
+        SynapseError: 404 `M_NOT_FOUND`: there is none.
+    """
     if run is None:
         raise SynapseError(HTTPStatus.NOT_FOUND, "Unknown run", Codes.NOT_FOUND)
     end_ts = run.estimated_end_ts(asked.services.homeserver.now_ms())
@@ -186,4 +191,4 @@ async def start_run(
             Codes.UNKNOWN,
             additional_fields={"id": run.run_id},
         )
-    return _shown(asked, run)
+    return shown_run(asked, run)

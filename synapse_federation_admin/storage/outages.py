@@ -145,6 +145,19 @@ def spans_txn(
     return found
 
 
+def ended_since_txn(
+    txn: LoggingTransaction, after_ts: int, limit: int
+) -> list[tuple[str, str, int]]:
+    """Return which outages ended after a time, how, and when; the newest first."""
+    txn.execute(
+        f"SELECT destination, ended, end_ts FROM {_TABLE} "  # noqa: S608
+        "WHERE end_ts IS NOT NULL AND end_ts > ? "
+        "ORDER BY end_ts DESC LIMIT ?",
+        (after_ts, limit),
+    )
+    return [(name, ended or "", int(ts)) for name, ended, ts in txn.fetchall()]
+
+
 def count_kinds_txn(
     txn: LoggingTransaction, after_ts: Sequence[int]
 ) -> dict[str, list[int]]:

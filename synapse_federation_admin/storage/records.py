@@ -166,6 +166,18 @@ def add_failures_txn(
     )
 
 
+def failed_since_txn(
+    txn: LoggingTransaction, after_ts: int, limit: int
+) -> list[tuple[str, str, int]]:
+    """Return to what requests failed after a time, why, and when; the newest first."""
+    txn.execute(
+        f"SELECT destination, kind, last_ts FROM {_FAILURES} "  # noqa: S608
+        "WHERE last_ts > ? ORDER BY last_ts DESC LIMIT ?",
+        (after_ts, limit),
+    )
+    return [(name, kind, int(ts)) for name, kind, ts in txn.fetchall()]
+
+
 def failures_txn(
     txn: LoggingTransaction, destinations: Sequence[str]
 ) -> dict[str, list[RecordedFailure]]:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v2: what has changed lately."""
+
+from typing import Annotated
+
+from pydantic import Field
+from synapse.module_api import JsonDict
+
+from synapse_federation_admin.api._base import Asked
+from synapse_federation_admin.api._operation import operation
+from synapse_federation_admin.api.runs import Run, shown_run
+from synapse_federation_admin.api.schemas.model import MAX_INT, Answer, Input
+from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.history.changes import CameBack, Failed
+from synapse_federation_admin.storage.audit_entry import AuditEntry
+
+
+class ChangesQuery(Input):
+    """Since when."""
+
+    since: Annotated[int, Field(ge=0, le=MAX_INT)] = Field(
+        default=0,
+        description="The `as_of_ts` of the last answer; without it, all of the last "
+        "ten minutes is told.",
+    )
+
+
+class Changes(Answer):
+    """What has changed since the last answer."""
+
+    as_of_ts: int = Field(description="When it was read: the next `since`.")
+    is_complete: bool = Field(
+        description="Whether that is all; false if there is more than is told, or if "
+        "`since` is more than ten minutes ago."
+    )
+    failed: list[model_of(Failed)] = Field(  # type: ignore[valid-type]
+        description="To which real requests have failed."
+    )
+    came_back: list[model_of(CameBack)] = Field(  # type: ignore[valid-type]
+        description="Whose outage has ended."
+    )
+    runs: list[Run] = Field(
+        description="The runs that have begun, gone on or ended, as they are now."
+    )
+    audit: list[model_of(AuditEntry)] = Field(  # type: ignore[valid-type]
+        description="The entries of the audit that are new or have ended."
+    )
+
+
+@operation(ChangesQuery, Changes)
+async def list_changes(asked: Asked, query: ChangesQuery) -> JsonDict:
+    """Tell what has changed since the last answer.
+
+    GET /_synapse/admin/v2/federation/changes?since=1557332397936
+
+    200 OK
+
+        {
+            "as_of_ts": 1557332402936,
+            "is_complete": true,
+            "failed": [
+                {"destination": "a.org", "kind": "dns_failed", "ts": 1557332397936}
+            ],
+            "came_back": [
+                {"destination": "b.org", "ended": "recovered", "ts": 1557332397936}
+            ],
+            "runs": [{"id": "...", ...}],
+            "audit": [{"entry_id": "...", ...}]
+        }
+
+    It is read at most every five seconds, for all who ask. If `is_complete` is false,
+    what is shown has to be read anew as a whole.
+    """
+    found = await asked.services.changes.since(query.since)
+    return {
+        "as_of_ts": found.as_of_ts,
+        "is_complete": found.is_complete,
+        "failed": shown(found.failed),
+        "came_back": shown(found.came_back),
+        "runs": [shown_run(asked, run) for run in found.runs],
+        "audit": shown(found.audit),
+    }

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has changed lately, for those who look at it live.
+
+It is read only when somebody asks, and once for all who ask within some seconds.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Annotated
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.storage import outages, records
+from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.audit_entry import AuditEntry, AuditFilter
+from synapse_federation_admin.storage.outage_ends import OutageEnd
+from synapse_federation_admin.storage.run_values import Run
+from synapse_federation_admin.storage.runs import RunStore
+from synapse_federation_admin.storage.schema import Tables
+
+# For how long what was read is told to others, and how far back it goes.
+_KEEP_MS = 5000
+_WINDOW_MS = 600_000
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Failed:
+    """A destination to which a real request has failed.
+
+    Attributes:
+        destination: The server name.
+        kind: The cause.
+        ts: When it failed.
+    """
+
+    destination: str
+    kind: Annotated[str, FailureKind]
+    ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class CameBack:
+    """A destination whose outage has ended.
+
+    Attributes:
+        destination: The server name.
+        ended: `recovered` by itself, `reset` by an admin, or `forgotten`.
+        ts: When it ended.
+    """
+
+    destination: str
+    ended: Annotated[str, OutageEnd]
+    ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Changes:
+    """What has changed.
+
+    Attributes:
+        as_of_ts: When it was read.
+        is_complete: Whether that is all; False if there is more than is told, or if it
+            goes further back.
+        failed: To which real requests have failed.
+        came_back: Whose outage has ended.
+        runs: The runs that have begun, gone on or ended, as they are now.
+        audit: The entries of the audit that are new or have ended.
+    """
+
+    as_of_ts: int
+    is_complete: bool
+    failed: tuple[Failed, ...] = ()
+    came_back: tuple[CameBack, ...] = ()
+    runs: tuple[Run, ...] = ()
+    audit: tuple[AuditEntry, ...] = ()
+
+
+class ChangesStore:
+    """Tells what has changed. Every method raises what the database raises."""
+
+    def __init__(
+        self, homeserver: Homeserver, tables: Tables, audit: Audit, runs: RunStore
+    ) -> None:
+        self._homeserver = homeserver
+        self._tables = tables
+        self._audit = audit
+        self._runs = runs
+        self._read_now: Changes | None = None
+        # When each change was first read: what is written late is told all the same.
+        self._seen_ts: Mapping[Hashable, int] = {}
+
+    async def since(self, since_ts: int) -> Changes:
+        """Return what was read for the first time after a time."""
+        found = self._read_now
+        now_ms = self._homeserver.now_ms()
+        if found is None or not found.as_of_ts <= now_ms < found.as_of_ts + _KEEP_MS:
+            found = await self._homeserver.single_flight.run(
+                "federation_admin_changes", "changes", self._refresh, joins=True
+            )
+        seen_ts = self._seen_ts
+
+        def new(each: Hashable) -> bool:
+            return seen_ts.get(each, found.as_of_ts) > since_ts
+
+        return Changes(
+            found.as_of_ts,
+            found.is_complete and since_ts >= found.as_of_ts - _WINDOW_MS,
+            tuple(filter(new, found.failed)),
+            tuple(filter(new, found.came_back)),
+            tuple(run for run in found.runs if new(_state_of_run(run))),
+            tuple(entry for entry in found.audit if new(_state_of_entry(entry))),
+        )
+
+    async def _refresh(self) -> Changes:
+        now_ms = self._homeserver.now_ms()
+        after_ts, most = now_ms - _WINDOW_MS, limits.TOLD_CHANGES
+        failed: Sequence[Failed] = ()
+        came_back: Sequence[CameBack] = ()
+        if self._tables.has_history:
+
+            def read_txn(
+                txn: LoggingTransaction,
+            ) -> tuple[list[Failed], list[CameBack]]:
+                return (
+                    [
+                        Failed(*row)
+                        for row in records.failed_since_txn(txn, after_ts, most)
+                    ],
+                    [
+                        CameBack(*row)
+                        for row in outages.ended_since_txn(txn, after_ts, most)
+                    ],
+                )
+
+            failed, came_back = await self._tables.run(
+                "federation_admin_changes", read_txn
+            )
+        audit = await self._audit.read(AuditFilter(since_ts=after_ts), None, most)
+        runs = await self._runs.read(None, limits.TOLD_RUNS)
+        lately = [run for run in runs if run.updated_ts > after_ts]
+        keys = {
+            *failed,
+            *came_back,
+            *map(_state_of_run, lately),
+            *map(_state_of_entry, audit),
+        }
+        self._seen_ts = {key: self._seen_ts.get(key, now_ms) for key in keys}
+        found = Changes(
+            now_ms,
+            max(len(failed), len(came_back), len(audit)) < most
+            and len(lately) < limits.TOLD_RUNS,
+            tuple(failed),
+            tuple(came_back),
+            tuple(lately),
+            tuple(audit),
+        )
+        self._read_now = found
+        return found
+
+
+def _state_of_run(run: Run) -> Hashable:
+    return run.run_id, run.updated_ts, run.status, run.done
+
+
+def _state_of_entry(entry: AuditEntry) -> Hashable:
+    return entry.entry_id, entry.ended_ts, entry.outcome

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has changed since the last answer, on both databases."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+from module_case import FAILING, NAME, V2, ResetTestCase
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.history.outages import Outages
+
+pytestmark = pytest.mark.database
+
+
+class ChangesTestCase(ResetTestCase):
+    """GET changes."""
+
+    def setUp(self) -> None:
+        # It would bring what is written here up to date.
+        patcher = mock.patch.object(Outages, "start")
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        super().setUp()
+        self.reactor.advance(1000 * 24 * 3600)
+
+    def changes(self, since: int, *, after_s: int = 6) -> Any:
+        """Ask when what was read before is too old."""
+        self.reactor.advance(after_s)
+        return self.get_json(f"{V2}/changes?since={since}")
+
+    def add_failure(self, name: str, ago_ms: int = 1000) -> None:
+        ts = self.clock.time_msec() - ago_ms
+        self.insert(
+            "federation_admin_failures",
+            destination=name,
+            kind="dns_failed",
+            message="No name",
+            first_ts=ts,
+            last_ts=ts,
+            count=1,
+            instance="main",
+            issuer="",
+        )
+
+    def add_end(self, name: str) -> None:
+        now_ms = self.clock.time_msec()
+        self.insert(
+            "federation_admin_outages",
+            destination=name,
+            start_ts=now_ms - 5000,
+            end_ts=now_ms - 1000,
+            ended="recovered",
+            kinds="",
+        )
+
+    def test_once(self) -> None:
+        """Each change is told once to who asks with the time of the last answer."""
+        first = self.changes(0)
+        self.assertEqual((first["failed"], first["audit"]), ([], []))
+        # It goes no further back than some minutes.
+        self.assertFalse(first["is_complete"])
+        since = first["as_of_ts"]
+        # Written late, as what a busy process has met.
+        self.add_failure("a.example", ago_ms=60_000)
+        self.add_end("b.example")
+        self.add_destination(NAME, *FAILING)
+        self.assertEqual(self.reset().code, 200)
+        found = self.changes(since)
+        self.assertTrue(found["is_complete"])
+        told = [(each["destination"], each["kind"]) for each in found["failed"]]
+        self.assertEqual(told, [("a.example", "dns_failed")])
+        (back,) = (
+            each for each in found["came_back"] if each["destination"] == "b.example"
+        )
+        self.assertEqual(back["ended"], "recovered")
+        self.assertEqual([e["destination"] for e in found["audit"]], [NAME])
+        self.assertEqual(found["runs"], [])
+        nothing = self.changes(found["as_of_ts"])
+        for key in ("failed", "came_back", "runs", "audit"):
+            self.assertEqual(nothing[key], [], key)
+        self.assertEqual(self.changes(since, after_s=0)["failed"], found["failed"])
+
+    def test_run(self) -> None:
+        """A run is told when it is made, and again when it has changed."""
+        since = self.changes(0)["as_of_ts"]
+        self.add_destination(NAME, *FAILING)
+        body = {"max_retry_interval_ms": 1, "dry_run": False}
+        channel = self.ask("POST", f"{V2}/cap_backoff", content=body)
+        self.assertEqual(channel.code, 200, channel.result)
+        found = self.changes(since)
+        ids = [run["id"] for run in found["runs"]]
+        self.assertEqual(ids, [channel.json_body["id"]])
+        actions = [entry["action"] for entry in found["audit"]]
+        self.assertIn("bulk_cap_backoff", actions)
+
+    def test_shared(self) -> None:
+        """Many who ask within some seconds cost the database no more than one."""
+        self.changes(0)
+        self.add_failure("a.example")
+        changes = "synapse_federation_admin.history.changes.ChangesStore._refresh"
+        with mock.patch(changes) as refresh:
+            for _ in range(10):
+                self.assertEqual(self.changes(0, after_s=0)["failed"], [])
+        refresh.assert_not_called()
+
+    def test_bounded(self) -> None:
+        """Where there is more than is told, the answer says so."""
+        since = self.changes(0)["as_of_ts"]
+        for number in range(3):
+            self.add_failure(f"{number}.example")
+        with mock.patch.object(limits, "TOLD_CHANGES", 2):
+            found = self.changes(since)
+        self.assertEqual((len(found["failed"]), found["is_complete"]), (2, False))
