@@ -288,7 +288,7 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     looks_up = s.config.history_look_up_servers
     if looks_up and s.features.is_on(Feature.DIAGNOSIS):
         find_addresses = s.diagnoses.find_addresses
-    s.recorder = Recorder(s.homeserver, s.tables)
+    s.recorder = Recorder(s.homeserver, s.tables, looks_twice=looks_up)
     s.homeserver.learn_causes(described)
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)

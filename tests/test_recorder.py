@@ -480,7 +480,7 @@ class SuccessesTestCase(RecorderTestCase):
     def test_second_look(self) -> None:
         """A name that leads back here is told as that, at once and afterwards.
 
-        Each server is looked at once in an hour.
+        Each server is looked at once in an hour; and none, if that is switched off.
         """
         looks: list[str] = []
 
@@ -490,6 +490,10 @@ class SuccessesTestCase(RecorderTestCase):
             return name == "us.example"
 
         with mock.patch.object(Federation, "is_us", is_us):
+            homeserver = Homeserver(self.hs.get_module_api())
+            off = Recorder(homeserver, Tables(homeserver), looks_twice=False)
+            off.failed("off.example", rejected("no"))
+            self.assertEqual(looks, [])
             for _ in range(3):
                 for name in ("us.example", "them.example"):
                     self.recorder.failed(name, rejected("no"))

@@ -30,12 +30,17 @@ from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.testing import MemoryReactor, StringTransport
 
+from synapse_federation_admin import limits
+from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.homeserver import relied_on, traffic
 from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.delegation import AttemptWellKnownResolver
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     Obstacle,
     ObstacleError,
+    WithoutFileError,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.observed import (
@@ -499,6 +504,42 @@ class ObserversTestCase(TrafficTestCase):
             self.failureResultOf(agent.request(b"GET", uri), AssertionError)
             told.assert_called_with(None)
         self.assertEqual(set(names), {""})
+
+    def test_file_of_no_host(self) -> None:
+        """A file is done without as in Synapse, whatever is wrong in telling why."""
+        odd = b"https://[v1." + b"a" * limits.TEXT + b"]/"
+        for goes_through_proxy, is_told in (
+            (mock.Mock(return_value=False), True),
+            (mock.Mock(side_effect=AttributeError), False),
+        ):
+            attempt = Attempt(self.reactor, mock.Mock())
+
+            def ask(*_: object, urls: list[bytes] = attempt.file_urls) -> Any:
+                # A redirect has led there.
+                urls.append(odd)
+                return fail(net.ConnectionRefusedError())
+
+            def make(_: object, ask: Any = ask) -> Any:
+                return mock.Mock(request=ask)
+
+            resolver = AttemptWellKnownResolver(
+                mock.Mock(return_value=attempt),
+                make,
+                goes_through_proxy,
+                {},
+                server_name=self.hs.hostname,
+                clock=self.clock,
+                reactor=self.reactor,
+                user_agent=b"",
+            )
+            found = self.get_success(resolver.get_well_known(b"a.example"))
+            self.assertIsNone(found.delegated_server)
+            self.assertEqual(attempt.file is not None, is_told)
+            if attempt.file is not None:
+                error = WithoutFileError(attempt.file, net.ConnectionRefusedError())
+                self.assertIs(
+                    failure_of(error).kind, FailureKind.WELL_KNOWN_UNREACHABLE
+                )
 
     def test_attempts(self) -> None:
         """Each request has an attempt of its own, and none goes on after it."""

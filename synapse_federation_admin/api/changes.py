@@ -34,7 +34,8 @@ class Changes(Answer):
         "`since` is more than ten minutes ago."
     )
     failed: list[model_of(Failed)] = Field(  # type: ignore[valid-type]
-        description="To which real requests have failed."
+        description="To which real requests have failed, also if they were failing "
+        "before: each server and cause once, with its last failure."
     )
     came_back: list[model_of(CameBack)] = Field(  # type: ignore[valid-type]
         description="Whose outage has ended."

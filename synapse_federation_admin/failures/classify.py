@@ -32,7 +32,6 @@ import logging
 import re
 from http import HTTPStatus
 from traceback import clear_frames
-from urllib.parse import urlsplit
 
 import attr
 from OpenSSL import SSL
@@ -328,7 +327,7 @@ def _why_without(file: FileAnswer) -> Failure | None:
     via: tuple[Link, ...] = ()
     if file.is_redirected:
         via = (Link(How.REDIRECT, bounded(file.url, limits.FACT)),)
-    place = Facts(host=bounded(urlsplit(file.url).hostname or ""), via=via)
+    place = Facts(host=bounded(file.host), via=via)
     if isinstance(file.error, BodyExceededMaxSize):
         return too_large(place, file.most_bytes)
     for redirected_in_vain, reason in _REDIRECTS:

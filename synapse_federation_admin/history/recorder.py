@@ -85,15 +85,20 @@ class UpTime:
 class Recorder:
     """Takes note of what comes of this process's federation requests."""
 
-    def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
+    def __init__(
+        self, homeserver: Homeserver, tables: Tables, *, looks_twice: bool = True
+    ) -> None:
         """Take note of nothing yet.
 
         Args:
             homeserver: Reaches Synapse.
             tables: The tables.
+            looks_twice: Whether to ask a server, or the DNS, where that tells more of a
+                failure.
         """
         self._homeserver = homeserver
         self._tables = tables
+        self._looks_twice = looks_twice
         # What waits to be written: failures by destination and kind, and answers.
         self._failures: dict[_Key, RecordedFailure] = {}
         self._successes: dict[str, RecordedSuccess] = {}
@@ -165,7 +170,7 @@ class Recorder:
             # What fails on this side tells nothing of the other server.
             return
         now_ts = self._homeserver.now_ms()
-        if may_be_more(failure):
+        if self._looks_twice and may_be_more(failure):
             failure = self._looked_at(destination, failure, now_ts)
         self._known.pop(destination, None)
         key = (destination, failure.kind.value)

@@ -2,11 +2,11 @@
 """Synapse's resolvers of delegation, which tell an attempt what they find."""
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import attr
 from synapse.http.federation.srv_resolver import Server, SrvResolver
@@ -27,6 +27,7 @@ from synapse_federation_admin.homeserver.errors import (
     FileAnswer,
     Obstacle,
     ObstacleError,
+    host_in,
     innermost,
 )
 from synapse_federation_admin.homeserver.lookups import (
@@ -34,6 +35,8 @@ from synapse_federation_admin.homeserver.lookups import (
     LookUps,
 )
 from synapse_federation_admin.homeserver.server_name import is_server_name
+
+logger = logging.getLogger(__name__)
 
 # What SRV records may lead to.
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._-]{1,255}")
@@ -135,13 +138,17 @@ class AttemptWellKnownResolver(WellKnownResolver):
             raise
         except Exception as e:
             # Synapse raises another one while it handles what was met.
-            self._keep(server_name, self._why_not(e.__context__ or e))
+            met = e.__context__ or e
+            self._keep(server_name, lambda: self._why_not(met))
             raise
-        content_type = response.headers.getRawHeaders(b"Content-Type", [b""])[0]
-        answer = self._answer(
-            status=response.code, content_type=content_type, body=body
+        self._keep(
+            server_name,
+            lambda: self._answer(
+                status=response.code,
+                content_type=response.headers.getRawHeaders(b"Content-Type", [b""])[0],
+                body=body,
+            ),
         )
-        self._keep(server_name, answer)
         return response, body
 
     def _why_not(self, met: BaseException) -> FileAnswer:
@@ -162,11 +169,17 @@ class AttemptWellKnownResolver(WellKnownResolver):
         return FileAnswer(
             url,
             is_redirected=urls[-1] != first,
-            is_proxied=self._goes_through_proxy(urlsplit(url).hostname or ""),
+            is_proxied=self._goes_through_proxy(host_in(url)),
             **kwargs,
         )
 
-    def _keep(self, server_name: bytes, answer: FileAnswer) -> None:
+    def _keep(self, server_name: bytes, tell: Callable[[], FileAnswer]) -> None:
+        try:
+            answer = tell()
+        except Exception:
+            # Whatever is wrong here, the request goes on.
+            logger.exception("Could not tell what is in place of a well-known file")
+            return
         self._attempt().file = answer
         body = answer.body
         if len(body) > limits.BAD_FILE_BYTES:

@@ -7,6 +7,7 @@ import re
 import socket
 from contextlib import closing
 from enum import Enum
+from urllib.parse import urlsplit
 
 import attr
 from synapse.api.errors import (
@@ -44,6 +45,7 @@ __all__ = [
     "WithoutFileError",
     "are_resources_out",
     "has_route",
+    "host_in",
     "innermost",
     "is_out_of_resources",
     "number_of",
@@ -154,6 +156,22 @@ class FileAnswer:
     error: BaseException | None = None
     most_bytes: int = WELL_KNOWN_MAX_SIZE
     addresses: tuple[str, ...] = ()
+
+    @property
+    def host(self) -> str:
+        """The host of its URL; "" if none can be read in that."""
+        return host_in(self.url)
+
+
+def host_in(url: str) -> str:
+    """Return the host of a URL, which may be any that a server redirects to.
+
+    "" if none can be read in it.
+    """
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 class WithoutFileError(Exception):
