@@ -3,7 +3,9 @@
 
 import re
 from http.cookies import SimpleCookie
+from sqlite3 import OperationalError
 from typing import Any
+from unittest import mock
 from urllib.parse import urlencode
 
 from module_case import V2, ModuleTestCase
@@ -97,15 +99,19 @@ class AccessTestCase(ConsoleTestCase):
             for token in (None, "", "syt_ended"):
                 channel = self.visit("GET", path, token)
                 self.assertEqual(channel.code, 401, (path, channel.result))
-                back = urlencode({"next": path})
-                self.assertIn(f"{CONSOLE}/session?{back}", channel.text_body)
+                self.assertIn(f'name="next" value="{path}"', channel.text_body)
+                self.assertIn('type="password"', channel.text_body)
+                for told in ("Synapse 1.", "everything is on", " off:"):
+                    self.assertNotIn(told, channel.text_body)
             channel = self.visit("GET", path, self.user_token)
             self.assertEqual(channel.code, 403, (path, channel.result))
             self.assertIn("no server admin", channel.text_body)
+            self.assertNotIn("Synapse 1.", channel.text_body)
             channel = self.visit("GET", path, self.admin_token)
             self.assertIn(channel.code, (200, 303, 404), (path, channel.result))
             if b"<html" in channel.result.get("body", b""):
                 self.assertIn("@admin:test", channel.text_body)
+                self.assertIn("Synapse 1.", channel.text_body)
         for path in OPEN & set(PAGES):
             self.assertIn(self.visit("GET", path).code, (200, 400), path)
 
@@ -192,19 +198,57 @@ class AccessTestCase(ConsoleTestCase):
         basic = [("Authorization", "Basic YTpi")]
         channel = self.visit("GET", "/", self.admin_token, headers=basic)
         self.assertEqual(channel.code, 200)
-        for token in (None, self.admin_token):
-            path = f"/?access_token={self.admin_token}"
-            channel = self.visit("GET", path, token)
-            self.assertEqual(channel.code, 400)
-            self.assertNotIn(self.admin_token, channel.text_body)
+        # Twisted parts parameters at ";", too.
+        for name in ("access_token", "a=b;access_token", "%61ccess_token"):
+            for token in (None, self.admin_token):
+                path = f"/?{name}={self.admin_token}"
+                channel = self.visit("GET", path, token)
+                self.assertEqual(channel.code, 400, name)
+                self.assertNotIn(self.admin_token, channel.text_body)
+        fields = {"access_token": self.admin_token}
+        self.assertEqual(self.send("/runs/7/cancel", **fields).code, 400)
 
     def test_cookies_that_are_none(self) -> None:
         """What is no cookie of ours is no session."""
-        for value in ("", "x", f"{ID}.z.t", "é", f"{ID}.p", "a.p.t", "%00.p.%0a"):
+        for value in (
+            *("", "x", f"{ID}.z.t", "é", f"{ID}.p", "a.p.t", "%00.p.%0a"),
+            *(f"{ID}.p.%C3%A9", f"{ID}.p.a%20b", f"{ID}.p.%0A"),
+        ):
             headers = [("Cookie", f"{COOKIE}={value}")]
             self.assertEqual(self.visit("GET", "/", headers=headers).code, 401, value)
         injected = self.visit("GET", "/", "a\r\nX-Evil: 1")
         self.assertEqual(injected.code, 401)
+
+
+class FaultsTestCase(ConsoleTestCase):
+    """What cannot be answered."""
+
+    def test_too_much(self) -> None:
+        """Too many fields, and a format that is none, are the caller's fault."""
+        for path in (f"/servers?{'a=&' * 2001}a=", "/servers/export?format=xml"):
+            channel = self.visit("GET", path, self.admin_token)
+            self.assertEqual(channel.code, 400, channel.result)
+            self.assertIn("This cannot be done", channel.text_body)
+
+    def test_fails(self) -> None:
+        """A database that is away is 503, and looked for again; a fault of ours is 500.
+        What has happened is in the log, not on the page."""
+        for error, status, text in (
+            (OperationalError("database is locked"), 503, "cannot be reached"),
+            (ValueError("database is locked"), 500, "fault of this module"),
+        ):
+            for target in (
+                "homeserver.process.Process.require_admin",
+                "console.pages.overview.overview",
+            ):
+                with mock.patch(
+                    f"synapse_federation_admin.{target}", side_effect=error
+                ):
+                    channel = self.visit("GET", "/", self.admin_token)
+                self.assertEqual(channel.code, status, target)
+                self.assertIn(text, channel.text_body)
+                self.assertNotIn("is locked", channel.text_body)
+                self.assertEqual("data-retry" in channel.text_body, status == 503)
 
 
 class SigningInTestCase(ConsoleTestCase):
@@ -257,21 +301,32 @@ class SigningInTestCase(ConsoleTestCase):
         self.assertEqual(channel.code, 303)
         session = self.kept(channel)
         assert session is not None
-        self.assertEqual(session, Session(ID, Origin.PASTED, self.admin_token))
+        self.assertEqual(session.origin, Origin.PASTED)
+        self.assertEqual(session.token, self.admin_token)
+        # Who has put the old ID in the browser does not know that of the session.
+        self.assertNotEqual(session.id, ID)
         self.assertEqual(self.send("/session/end", session.token).code, 303)
         self.assertEqual(self.visit("GET", "/", session.token).code, 200)
 
     def test_leads_nowhere_else(self) -> None:
         """Signing in leads to no place but the console."""
-        for wrong in ("https://evil.example", "//evil.example", "/\\evil", "/\nx", "x"):
+        for wrong in (
+            *("https://evil.example", "//evil.example", "/\\evil", "/\nx", "x", ""),
+            *("/../../../_matrix/client/v3/login/sso/redirect?redirectUrl=x", "/..//x"),
+            *("/session", "/session?x", "/%2e%2e/%2e%2e/x/y", "/static/x"),
+        ):
             channel = self.send(
                 "/session", how="token", token=self.admin_token, next=wrong
             )
             location = channel.headers.getRawHeaders("Location")
             self.assertEqual(location, [f"{CONSOLE}/"], wrong)
-        for right in ("/servers?status=online", "/servers/a%2Fb"):
+        for asked, right in (
+            *((path, path) for path in ("/servers?status=online", "/servers/a%2Fb")),
+            # What only takes forms leads to the page that they are on.
+            ("/runs/7/cancel", "/runs/7"),
+        ):
             channel = self.send(
-                "/session", how="token", token=self.admin_token, next=right
+                "/session", how="token", token=self.admin_token, next=asked
             )
             location = channel.headers.getRawHeaders("Location")
             self.assertEqual(location, [CONSOLE + right])

@@ -336,6 +336,52 @@ class ServiceTestCase(ConsoleTestCase):
         self.assertEqual(spent.code, 401)
         self.assertEqual(self.browse("POST", "/session/refresh", cookies).code, 403)
 
+    def test_ended(self) -> None:
+        """Who comes after the access token has ended can sign in; the script renews it,
+        and leads to what was asked for."""
+        cookies = self.sign_in()
+        self.service.access.clear()
+        page = self.browse("GET", "/servers?status=online", cookies)
+        self.assertEqual(page.code, 401)
+        self.assertIn("Sign in at the authentication service", page.text_body)
+        self.assertIn(f'data-back="{CONSOLE}/servers?status=online"', page.text_body)
+        form = {"csrf": self.csrf(page)}
+        renewed = self.browse("POST", "/session/refresh", cookies, **form)
+        cookies = self.jar(renewed, cookies)
+        page = self.browse("GET", "/servers?status=online", cookies)
+        self.assertEqual(page.code, 200)
+        self.assertNotIn("data-back", page.text_body)
+
+    def test_answers_that_are_none(self) -> None:
+        """What the service answers that is of no use is its fault, and no failure."""
+        good = {"access_token": "a", "expires_in": 300, "refresh_token": "r"}
+        for wrong in (
+            *({"error": ["slow_down"]}, {"error": {}}, {"access_token": "a b\r\n"}),
+            *({}, {"access_token": 1}, {"error": 1, "error_description": []}),
+        ):
+            channel, cookies = self.begin("/")
+            query = self.service.authorize(self.sent_to(channel))
+            with mock.patch.object(self.service, "token", return_value=wrong):
+                channel = self.come_back(query, cookies)
+            self.assertEqual(channel.code, 400, wrong)
+            self.assertIn("refuses this", channel.text_body)
+        cookies = self.sign_in()
+        form = {"csrf": self.csrf(self.browse("GET", "/", cookies))}
+        for more in ({"expires_in": "x"}, {"expires_in": -1}, {"refresh_token": 7}):
+            with mock.patch.object(
+                self.service, "token", return_value={**good, **more}
+            ):
+                channel = self.browse("POST", "/session/refresh", cookies, **form)
+            self.assertEqual(channel.code, 200, more)
+        with mock.patch.object(self.service, "metadata", {}):
+            channel = self.browse("POST", "/session/refresh", cookies, **form)
+            self.assertEqual(channel.code, 401)
+            self.assertEqual(self.begin("/")[0].code, 400)
+        script = {**self.service.metadata, "authorization_endpoint": "javascript:x"}
+        with mock.patch.object(self.service, "metadata", script):
+            channel, _ = self.begin("/")
+        self.assertNotIn("javascript:", channel.text_body)
+
     def test_signing_out(self) -> None:
         """Signing out ends the session at the service; while that is away, it stays."""
         cookies = self.sign_in()
@@ -392,5 +438,5 @@ def test_renewal_cookie() -> None:
     """What renews a session comes back from its cookie; what is none of ours, not."""
     for renewal in (Renewal("a~b", 1, "c~;é"), Renewal("", 0, "")):
         assert Renewal.parse(renewal.value()) == renewal
-    for wrong in ("", "a~b", "a~b~c", "a~1~b~c", "a~-1~b"):
+    for wrong in ("", "a~b", "a~b~c", "a~1~b~c", "a~-1~b", f"a~{'9' * 5000}~b"):
         assert Renewal.parse(wrong) is None

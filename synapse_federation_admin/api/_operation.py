@@ -91,6 +91,19 @@ class Operation(Generic[I]):
             SynapseError: As `__call__`.
         """
         assert self.handler is not None
+        taken = self.take(values)
+        answer = await self.handler(asked, taken, **parameters)
+        is_dry = self.gives_dry is not None and getattr(taken, "dry_run", False)
+        gives = self.gives_dry if self.gives_dry and is_dry else self.gives
+        # As JSON has them: an enum is its value.
+        return gives.model_validate(answer, strict=False)
+
+    def take(self, values: Mapping[str, object]) -> I:
+        """Return what the handler takes, of texts or values.
+
+        Raises:
+            SynapseError: 400, as the API answers.
+        """
         known = json_schema(self.takes)["properties"]
         typed = {
             name: _value(known.get(name, {}), value)
@@ -98,12 +111,7 @@ class Operation(Generic[I]):
             else value
             for name, value in values.items()
         }
-        taken = _validate(self.takes, typed, "parameter")
-        answer = await self.handler(asked, taken, **parameters)
-        is_dry = self.gives_dry is not None and getattr(taken, "dry_run", False)
-        gives = self.gives_dry if self.gives_dry and is_dry else self.gives
-        # As JSON has them: an enum is its value.
-        return gives.model_validate(answer, strict=False)
+        return _validate(self.takes, typed, "parameter")
 
     def _parse(self, request: SynapseRequest) -> I:
         if request.method != b"POST":

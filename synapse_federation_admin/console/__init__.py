@@ -114,5 +114,5 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/session/back", "service.show_back", opens=True),
     Route("POST", "/session/back", "service.come_back", opens=True),
     Route("POST", "/session/refresh", "service.renew", opens=True),
-    Route("GET", "/keys", "help.show_keys", opens=True),
+    Route("GET", "/keys", "help.show_keys"),
 )

@@ -29,7 +29,14 @@ class Origin(Enum):
     SERVICE = "s"
 
 
+_TOKEN = re.compile("[!-~]+")
+_RENEWAL = re.compile(r"(?P<id>[^~]*)~(?P<ends>[0-9]{1,16})~(?P<token>[^~]*)")
 _COOKIE = re.compile(r"(?P<id>[\w-]{22})\.(?P<origin>[a-z])\.(?P<token>.*)", re.ASCII)
+
+
+def is_access_token(text: str) -> bool:
+    """Tell whether a text can be an access token: in a header it is one word."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -61,7 +68,10 @@ class Session:
             origin = Origin(found["origin"])
         except ValueError:
             return None
-        return Session(found["id"], origin, unquote(found["token"]))
+        token = unquote(found["token"])
+        if not is_access_token(token or "none"):
+            return None
+        return Session(found["id"], origin, token)
 
     def value(self) -> str:
         """Return the value of the cookie."""
@@ -98,10 +108,12 @@ class Renewal:
     @staticmethod
     def parse(value: str) -> "Renewal | None":
         """Return what a cookie holds; None if it is none of ours."""
-        parts = value.split("~")
-        if len(parts) != len(attr.fields(Renewal)) or not parts[1].isdecimal():
+        found = _RENEWAL.fullmatch(value)
+        if found is None:
             return None
-        return Renewal(unquote(parts[0]), int(parts[1]), unquote(parts[2]))
+        return Renewal(
+            unquote(found["id"]), int(found["ends"]), unquote(found["token"])
+        )
 
     def value(self) -> str:
         """Return the value of the cookie."""

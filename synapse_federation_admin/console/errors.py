@@ -48,12 +48,20 @@ def error_page(error: Exception, homeserver: "Homeserver", origin: Origin) -> Pa
     )
 
 
+def is_signed_out(error: Exception) -> bool:
+    """Tell whether an error says that nobody is signed in."""
+    return isinstance(error, SynapseError) and error.code == HTTPStatus.UNAUTHORIZED
+
+
+def why_signed_out(error: Exception) -> str | None:
+    """Return why a session has ended; None if there was none."""
+    if not isinstance(error, SynapseError) or error.errcode == Codes.MISSING_TOKEN:
+        return None
+    return error.msg
+
+
 def _of_synapse(error: SynapseError, origin: Origin) -> Page:
     status = HTTPStatus(error.code)
-    if status == HTTPStatus.UNAUTHORIZED:
-        return Page(
-            "signed_out.html", {"title": "Sign in", "problem": _why(error)}, status
-        )
     if status == HTTPStatus.FORBIDDEN:
         if error.errcode == "M_FORGED":
             return _page(status, "This was refused", error.msg)
@@ -78,11 +86,6 @@ def _of_synapse(error: SynapseError, origin: Origin) -> Page:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _page(status, "The homeserver has failed", error.msg)
     return _page(status, "This cannot be done", error.msg)
-
-
-def _why(error: SynapseError) -> str | None:
-    """Return why a session has ended; None if there was none."""
-    return None if error.errcode == Codes.MISSING_TOKEN else error.msg
 
 
 def _page(status: HTTPStatus, title: str, text: str, *, retries: bool = False) -> Page:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 import attr
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.console.cookie import Renewal, Session
+from synapse_federation_admin.console.cookie import Renewal, Session, is_access_token
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.sessions import Sessions
 
@@ -75,7 +75,8 @@ class OAuth:
         """
         service = await self._sessions.service()
         client_id = await self._client(service, _redirect(origin), origin)
-        if client_id is None or not service.get("authorization_endpoint"):
+        endpoint = str(service.get("authorization_endpoint") or "")
+        if client_id is None or not is_web(endpoint):
             return None
         state = self._state(session, SignIn(client_id, next_path))
         verifier = session.sign(self._secret, "verifier", state)
@@ -89,7 +90,6 @@ class OAuth:
             "code_challenge": _base64(hashlib.sha256(verifier.encode()).digest()),
             "code_challenge_method": "S256",
         }
-        endpoint = service["authorization_endpoint"]
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
 
     def sign_in_of(self, session: Session, state: str) -> SignIn:
@@ -201,7 +201,7 @@ class OAuth:
         self, service: Mapping[str, Any], redirect: str, origin: str
     ) -> str | None:
         """Return the ID of this application (RFC 7591); None if it is not taken."""
-        key = (service["issuer"], redirect)
+        key = (str(service.get("issuer")), redirect)
         if key not in self._clients:
             endpoint = service.get("registration_endpoint")
             if not endpoint:
@@ -219,12 +219,13 @@ class OAuth:
                     **(answer_types if redirect else {}),
                 },
             )
-            if status >= HTTPStatus.BAD_REQUEST or "client_id" not in answer:
+            client_id = answer.get("client_id")
+            if status >= HTTPStatus.BAD_REQUEST or not isinstance(client_id, str):
                 return None
             if len(self._clients) >= _CLIENTS:
                 # Who makes up host names must not fill the memory.
                 self._clients.clear()
-            self._clients[key] = answer["client_id"]
+            self._clients[key] = client_id
         return self._clients[key]
 
     def _state(self, session: Session, sign_in: SignIn) -> str:
@@ -240,22 +241,32 @@ class OAuth:
         now_ms: int,
         before: str = "",
     ) -> Tokens:
-        status, answer = await self._sessions.call_service(
-            service["token_endpoint"], form=form
-        )
-        if answer.get("error") in _NOT_YET:
+        endpoint = service.get("token_endpoint")
+        if not endpoint:
+            raise _refused("it names no address for tokens")
+        status, answer = await self._sessions.call_service(endpoint, form=form)
+        if str(answer.get("error")) in _NOT_YET:
             raise _NotYetError
-        if status != HTTPStatus.OK or not isinstance(answer.get("access_token"), str):
+        token = answer.get("access_token")
+        if status != HTTPStatus.OK or not isinstance(token, str):
             raise _refused(_why(answer))
-        # Without a time it is one that lasts.
-        lasts_s = answer.get("expires_in") or 10**9
-        refresh = answer.get("refresh_token") or before
-        renewal = Renewal(client_id, now_ms + int(lasts_s) * 1000, refresh)
-        return Tokens(answer["access_token"], renewal)
+        if not is_access_token(token):
+            raise _refused("what it gives is no access token")
+        lasts_s = answer.get("expires_in")
+        if not isinstance(lasts_s, int) or not 0 < lasts_s < _LASTS_S:
+            # Without a time it is one that lasts.
+            lasts_s = _LASTS_S
+        refresh = answer.get("refresh_token")
+        if not isinstance(refresh, str):
+            refresh = before
+        return Tokens(token, Renewal(client_id, now_ms + lasts_s * 1000, refresh))
 
 
 # Registrations that are kept.
 _CLIENTS = 100
+
+# For how long a token lasts of which the service does not say it.
+_LASTS_S = 10**9
 
 
 class _NotYetError(Exception):
@@ -275,6 +286,11 @@ def _scope() -> str:
 
 def _base64(digest: bytes) -> str:
     return urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def is_web(address: str) -> bool:
+    """Tell whether an address is one that a browser may be led to."""
+    return address.startswith(("https://", "http://"))
 
 
 def _why(answer: Mapping[str, Any]) -> str:

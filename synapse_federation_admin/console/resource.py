@@ -20,7 +20,12 @@ from synapse_federation_admin.api import Services
 from synapse_federation_admin.console import ROUTES, Route
 from synapse_federation_admin.console.cookie import COOKIE, Session
 from synapse_federation_admin.console.desk import Desk
-from synapse_federation_admin.console.errors import error_page
+from synapse_federation_admin.console.errors import (
+    error_page,
+    is_signed_out,
+    why_signed_out,
+)
+from synapse_federation_admin.console.pages.session import ask_to_sign_in
 from synapse_federation_admin.console.render import Renderer, url
 from synapse_federation_admin.console.visit import (
     Answered,
@@ -40,6 +45,9 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+# Those of a form, or of an address.
+_FIELDS = 2000
 
 
 def make_console(services: Services, api: ModuleApi) -> PagesResource:
@@ -106,7 +114,7 @@ class Console:
         except CancelledError:
             raise
         except Exception as e:
-            answered = error_page(e, self._services.homeserver, session.origin)
+            answered = self._failed(e, request, session)
         if answered is None:
             return
         if isinstance(answered, See):
@@ -116,6 +124,16 @@ class Console:
         if not has_cookie and not session.token:
             self._desk.keep(request, session)
         self._respond_page(request, answered, session, requester)
+
+    def _failed(
+        self, error: Exception, request: SynapseRequest, session: Session
+    ) -> Page:
+        """Return what says that an error happened: for a 401, how to sign in."""
+        if not is_signed_out(error):
+            return error_page(error, self._services.homeserver, session.origin)
+        query = {"next": _here(request)}
+        visit = Visit(self._services, request, None, session, "", {}, query, {})
+        return ask_to_sign_in(visit, self._desk, why_signed_out(error))
 
     # -- what comes in -----------------------------------------------------------------
 
@@ -140,7 +158,7 @@ class Console:
     def _query(request: SynapseRequest) -> Values:
         query = urlsplit(request.uri).query.decode("latin-1")
         values = _values(query)
-        if "access_token" in values:
+        if "access_token" in values or _has_token(request):
             raise SynapseError(
                 HTTPStatus.BAD_REQUEST,
                 "An access token in the address is refused: it stays in logs and in "
@@ -271,7 +289,14 @@ def _is_cors(name: str | bytes) -> bool:
 
 
 def _values(text: str) -> Values:
-    found = parse_qs(text, keep_blank_values=True, max_num_fields=2000)
+    try:
+        found = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS)
+    except ValueError as e:
+        raise SynapseError(
+            HTTPStatus.BAD_REQUEST,
+            f"At most {_FIELDS} fields are taken",
+            Codes.INVALID_PARAM,
+        ) from e
     return {
         name: values[0] if len(values) == 1 else values
         for name, values in found.items()
@@ -294,9 +319,19 @@ def _find(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
     raise SynapseError(HTTPStatus.NOT_FOUND, "No such page", Codes.NOT_FOUND)
 
 
+def _has_token(request: SynapseRequest) -> bool:
+    """Tell whether Synapse would find an access token beside the header.
+
+    Its parameters are those that Twisted reads: a `;` parts them, too, and those of a
+    form are among them.
+    """
+    return b"access_token" in (request.args or {})
+
+
 def _here(request: SynapseRequest) -> str:
     """Return what was asked for, but no access token."""
-    asked = request.path if b"access_token" in request.uri else request.uri
+    is_told = b"access_token" in request.uri or _has_token(request)
+    asked = request.path if is_told else request.uri
     return asked.decode("latin-1").removeprefix(CONSOLE_PATH)
 
 

@@ -4,6 +4,6 @@
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 
 
-async def show_keys(_: Visit, *_desk: object) -> Answered:
+async def show_keys(_: Visit) -> Answered:
     """List the keys."""
     return Page("keys.html", {"title": "Keys"})

@@ -105,7 +105,7 @@ async def export(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/servers/export?format=csv&failing_for=7d
     """
     query = query_of(visit)
-    wanted = export_destinations.takes.model_validate(
+    wanted = export_destinations.take(
         {
             **query,
             "format": visit.text("format", "csv"),

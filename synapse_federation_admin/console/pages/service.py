@@ -8,7 +8,7 @@ from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.console.cookie import Origin, Session
 from synapse_federation_admin.console.desk import Desk, origin_of
-from synapse_federation_admin.console.oauth import Tokens
+from synapse_federation_admin.console.oauth import Tokens, is_web
 from synapse_federation_admin.console.pages.session import (
     go_on,
     next_of,
@@ -131,10 +131,8 @@ def _failed(visit: Visit, desk: Desk, error: SynapseError) -> Answered:
 
 
 def _on_device(fields: dict[str, str]) -> Page:
-    is_web = all(
-        not fields[name] or fields[name].startswith(("https://", "http://"))
-        for name in ("uri", "complete")
-    )
-    if not is_web:
+    if not all(
+        not fields[name] or is_web(fields[name]) for name in ("uri", "complete")
+    ):
         raise SynapseError(HTTPStatus.BAD_REQUEST, "The service names no web address")
     return Page("on_device.html", {"title": "Sign in", **fields, "fields": fields})

@@ -3,13 +3,16 @@
 
 import logging
 from collections.abc import Mapping
+from hmac import compare_digest
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import attr
 from synapse.module_api.errors import SynapseError
 
-from synapse_federation_admin.console.cookie import Origin, Session
+from synapse_federation_admin.console import ROUTES
+from synapse_federation_admin.console.cookie import Origin, Session, is_access_token
 from synapse_federation_admin.console.desk import Desk, origin_of
 from synapse_federation_admin.console.render import url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
@@ -39,7 +42,7 @@ async def sign_in(visit: Visit, desk: Desk) -> Answered:
 async def show_single_sign_on(visit: Visit, desk: Desk) -> Answered:
     """Go on after single sign-on: a form, for what it has brought is spent once."""
     wanted = visit.session.sign(desk.secret, "sso", next_of(visit))
-    if visit.text("state") != wanted:
+    if not compare_digest(visit.text("state").encode(), wanted.encode()):
         return ways(
             visit,
             desk,
@@ -68,7 +71,7 @@ async def sign_out(visit: Visit, desk: Desk) -> Answered:
 
 async def _by_password(visit: Visit, desk: Desk) -> Session:
     identifier = {"type": "m.id.user", "user": visit.text("user").strip()}
-    return await _log_in(
+    session = await _log_in(
         visit,
         desk,
         {
@@ -77,6 +80,8 @@ async def _by_password(visit: Visit, desk: Desk) -> Session:
             "password": visit.text("password"),
         },
     )
+    # Who has put the ID in this browser must not know that of the session.
+    return attr.evolve(session, id=Session.new().id)
 
 
 async def _by_login_token(visit: Visit, desk: Desk) -> Session:
@@ -92,10 +97,10 @@ async def _log_in(visit: Visit, desk: Desk, body: Mapping[str, Any]) -> Session:
 
 async def _by_token(visit: Visit, _: Desk) -> Session:
     token = visit.text("token").strip()
-    if not token.isascii() or not token.isprintable() or not token:
+    if not is_access_token(token):
         raise SynapseError(HTTPStatus.BAD_REQUEST, "This is no access token")
     await require_works(visit, token)
-    return Session(visit.session.id, Origin.PASTED, token)
+    return Session(Session.new().id, Origin.PASTED, token)
 
 
 _SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
@@ -141,12 +146,27 @@ def ways(
         "title": "Sign in",
         "next": next_of(visit),
         "problem": problem,
+        "ended": False,
         "has_password": "m.login.password" in flows,
         "has_service": desk.sessions.has_service,
         "providers": providers,
         "user": visit.text("user"),
     }
     return Page("sign_in.html", context, status)
+
+
+def ask_to_sign_in(visit: Visit, desk: Desk, why: str | None) -> Page:
+    """Return the page for who wants one and is not signed in: it leads there then.
+
+    Args:
+        visit: Who asks; `next` is what they asked for.
+        desk: The desk.
+        why: Why their session has ended; None: there was none.
+    """
+    page = ways(visit, desk, why, HTTPStatus.UNAUTHORIZED)
+    return attr.evolve(
+        page, context={**page.context, "ended": True, "has_session": False}
+    )
 
 
 def go_on(path: str, fields: Mapping[str, str]) -> Page:
@@ -158,6 +178,14 @@ def go_on(path: str, fields: Mapping[str, str]) -> Page:
 def next_of(visit: Visit) -> str:
     """Return the page of the console that was asked for: never another place."""
     wanted = visit.text("next", "/")
-    is_page = wanted.startswith("/") and not wanted.startswith(("//", "/session"))
     is_plain = wanted.isprintable() and wanted.isascii() and "\\" not in wanted
-    return wanted if is_page and is_plain else "/"
+    path = wanted.partition("?")[0]
+    if not is_plain or path.startswith("/session"):
+        return "/"
+    # A path that leads out of here, by `..`, is that of no page.
+    if any(r.method == "GET" and r.match(path) is not None for r in ROUTES):
+        return wanted
+    # What a form was sent to, that has no page.
+    parent = path.rpartition("/")[0]
+    is_page = any(r.method == "GET" and r.match(parent) is not None for r in ROUTES)
+    return parent if is_page else "/"

@@ -216,6 +216,12 @@ function sessionStorageSet(key, value) { try { localStorage.setItem(key, value);
 
 if (session && navigator.locks) {
   sessionStorageSet("federation-expires", session.dataset.renew);
+  // Who comes after the access token has ended is let in by what renews it.
+  if (session.dataset.back && Number(session.dataset.renew) < now()) {
+    renew().then(() => {
+      if (Number(sessionStorageGet("federation-expires")) > now()) location.replace(session.dataset.back);
+    }).catch(() => {});
+  }
   setInterval(() => {
     const ends = Number(sessionStorageGet("federation-expires"));
     if (ends - now() < 90e3) renew().catch(() => {});
