@@ -16,7 +16,7 @@ from module_case import V2
 from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
-from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.pages import outcomes, words
 from synapse_federation_admin.console.pages.overview import verdict
 from synapse_federation_admin.diagnosis.support import (
     Support,
@@ -248,10 +248,11 @@ class PagesTest(HistoryTestCase):
             self.assertNotIn("y" * 1000, words_of(page).partition("Tell them")[0])
 
 
-def outlook(verdict: str, tried: int = 5) -> Any:
+def outlook(verdict: str, tried: int = 5, *, can_be_told: bool = True) -> Any:
     return SimpleNamespace(
         verdict=CorrelationVerdict(verdict),
         explanation="Because",
+        can_be_told=can_be_told,
         last_hour=SimpleNamespace(tried=tried),
     )
 
@@ -266,6 +267,7 @@ def sender(state: str) -> Any:
         (outlook("normal"), [sender("running")], 0, "good", "All is well."),
         (outlook("normal", 0), [], 0, "good", "Nothing is known to be wrong."),
         (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
+        (outlook("normal", can_be_told=False), [], 3, "warn", "Whether it is us can"),
         (outlook("us"), [], 3, "bad", "It is us."),
         (outlook("shared"), [], 3, "warn", "It is not us: they have something"),
         (outlook("us"), [sender("gone")], 0, "bad", "It is us."),
@@ -281,6 +283,29 @@ def test_verdict(
     """The sentence never says more than the outlook and the senders prove."""
     found = verdict(SimpleNamespace(outlook=outlook, senders=senders), failing)
     assert (found.look, found.sentence[: len(sentence)]) == (look, sentence)
+
+
+@pytest.mark.parametrize(
+    ("failure_ts", "last_ts", "is_why"),
+    [(5000, 5000, True), (5000, 4100, True), (5000, 3000, False), (None, 9000, True)],
+)
+def test_is_why(failure_ts: int | None, last_ts: int, is_why: bool) -> None:
+    """A failure that is recorded a moment before Synapse's own time is the cause."""
+    server = SimpleNamespace(
+        failure_ts=failure_ts,
+        retry_last_ts=9500,
+        last_failure=SimpleNamespace(last_ts=last_ts),
+    )
+    assert words.is_why(server) is is_why
+
+
+def test_which_are_failing() -> None:
+    """The filter that keeps whatever fails is told in plain words."""
+    wanted = {"failing_for_ms": 0, "status": ["backing_off", "retry_due"]}
+    assert outcomes.which({"filter": wanted}) == "all that are failing"
+    assert outcomes.which({"filter": {"failing_for_ms": 0}}) == "all that are failing"
+    told = outcomes.which({"filter": {"failing_for_ms": 0, "failing_under_ms": 60000}})
+    assert told == "failing, failing for less than 1 min"
 
 
 def test_strip() -> None:

@@ -141,6 +141,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
             "outlook": {
                 "verdict": "us",
                 "explanation": "92 % of long-known servers tried in the ...",
+                "can_be_told": true,
                 "last_hour": {
                     "tried": 500,
                     "failing": 300,

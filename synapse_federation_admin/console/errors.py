@@ -80,7 +80,7 @@ def _of_synapse(error: SynapseError, origin: Origin) -> Page:
             f"Synapse says: {error.msg}",
         )
     if status == HTTPStatus.NOT_FOUND:
-        return _page(status, "There is no such page", error.msg)
+        return _page(status, "This was not found", error.msg)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return _page(status, "This cannot be told just now", error.msg, retries=True)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

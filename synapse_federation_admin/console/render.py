@@ -81,6 +81,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return how many there are of something: `1 event`, `1,418 events`."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def size(number: int) -> str:
     """Return a number of bytes: `1.4 MB`."""
     if number < 1000:
@@ -202,6 +207,7 @@ class Renderer:
             time=time,
             duration=duration,
             count=count,
+            counted=counted,
             bytes=size,
             cut=cut,
             segment=segment,

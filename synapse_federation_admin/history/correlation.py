@@ -99,12 +99,15 @@ class Correlation:
         explanation: The same for people, in a sentence.
         last_hour: What was tried in the last hour.
         lately: What was tried in the last 15 minutes.
+        can_be_told: Whether enough servers that are known for long were tried to tell;
+            if not, `normal` says nothing of whose fault it is.
     """
 
     verdict: CorrelationVerdict
     explanation: str
     last_hour: RecentAttempts
     lately: RecentAttempts
+    can_be_told: bool = True
 
 
 def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
@@ -126,13 +129,16 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
         if found is not None:
             verdict, explanation = found
             return Correlation(verdict, explanation, last_hour, lately)
+    can_be_told = last_hour.working_owners + len(last_hour.owners) >= _LEAST
     explanation = explain_nothing(
         last_hour.failing,
         last_hour.total,
         last_hour.window_ms,
-        can_be_told=last_hour.working_owners + len(last_hour.owners) >= _LEAST,
+        can_be_told=can_be_told,
     )
-    return Correlation(CorrelationVerdict.NORMAL, explanation, last_hour, lately)
+    return Correlation(
+        CorrelationVerdict.NORMAL, explanation, last_hour, lately, can_be_told
+    )
 
 
 _Judgement = tuple[CorrelationVerdict, str] | None
@@ -259,4 +265,9 @@ def with_senders(found: Correlation, senders: Iterable[Sender]) -> Correlation:
     if not names:
         return found
     explanation = explain_senders(list(filter(None, names)))
-    return attr.evolve(found, verdict=CorrelationVerdict.US, explanation=explanation)
+    return attr.evolve(
+        found,
+        verdict=CorrelationVerdict.US,
+        explanation=explanation,
+        can_be_told=True,
+    )

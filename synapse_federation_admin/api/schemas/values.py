@@ -45,7 +45,7 @@ _KEYS: Mapping[type[Any], str] = {
     Backlog: "rooms oldest_stream_ordering catch_up to_device_messages "
     "oldest_to_device_ts device_list_updates",
     Contact: "duration_ms server error=failure",
-    Correlation: "verdict explanation last_hour last_15_minutes=lately",
+    Correlation: "verdict explanation can_be_told last_hour last_15_minutes=lately",
     Diagnosis: "destination checked_ts duration_ms instance verdict=situation.verdict "
     "kind=situation.kind reason=situation.reason fault=situation.fault "
     "explanation=situation.explanation advice=situation.advice stages stored",

@@ -113,12 +113,14 @@ def which(criteria: Mapping[str, Any]) -> str:
             else " or ".join(_STATUSES.get(each, each) for each in statuses)
         )
     if (least := wanted.get("failing_for_ms")) is not None:
-        told.append(f"failing for {duration(least)} or longer")
+        told.append(f"failing for {duration(least)} or longer" if least else "failing")
     if (under := wanted.get("failing_under_ms")) is not None:
         told.append(f"failing for less than {duration(under)}")
     if kinds := wanted.get("failure"):
         told.append("cause: " + " or ".join(map(words.cause, kinds)))
-    return ", ".join(told) or "all"
+    if set(told) == {"failing"}:
+        return "all that are failing"
+    return ", ".join(dict.fromkeys(told)) or "all"
 
 
 _STATUSES = {

@@ -119,6 +119,8 @@ def verdict(summary: Any, failing: int) -> Verdict:
         return Verdict("warn", "Not every sender of ours was seen lately.", why)
     if late:
         return Verdict("warn", "One of our senders is late.", why)
+    if failing and not outlook.can_be_told:
+        return Verdict("warn", "Whether it is us cannot be told yet.", why)
     if failing:
         return Verdict("warn", "Nothing suggests that it is us.", why)
     if not outlook.last_hour.tried:

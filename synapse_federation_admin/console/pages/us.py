@@ -7,6 +7,7 @@ from synapse_federation_admin.api.instances import list_instances
 from synapse_federation_admin.api.status import get_status
 from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.visit import Answered, Page, Visit
+from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.storage.instances import InstanceState
 
@@ -20,9 +21,13 @@ STATES = {
 """What is told of each state of a process: its sign, and a word."""
 
 OUTLOOKS = {
-    "normal": ("good", "✓", "Nothing points to us"),
-    "us": ("bad", "✗", "It is likely to be us"),
-    "shared": ("warn", "!", "Servers fail together, for a cause that they share"),
+    CorrelationVerdict.NORMAL: ("good", "✓", "Nothing points to us"),
+    CorrelationVerdict.US: ("bad", "✗", "It is likely to be us"),
+    CorrelationVerdict.SHARED: (
+        "warn",
+        "!",
+        "Servers fail together, for a cause that they share",
+    ),
 }
 """What is told of each verdict of the outlook: its class, its sign, a sentence."""
 
@@ -41,7 +46,7 @@ async def show_us(visit: Visit) -> Answered:
         {
             "title": "Us",
             "outlook": outlook,
-            "told": OUTLOOKS.get(outlook.verdict.value) if outlook else None,
+            "told": _told(outlook) if outlook else None,
             "senders": (summary and summary.senders) or [],
             "not_yet_queued": summary and summary.not_yet_queued,
             "indexes": summary and summary.indexes,
@@ -50,6 +55,13 @@ async def show_us(visit: Visit) -> Answered:
             "states": STATES,
         },
     )
+
+
+def _told(outlook: Any) -> tuple[str, str, str]:
+    """Return what is told of the outlook."""
+    if outlook.verdict is CorrelationVerdict.NORMAL and not outlook.can_be_told:
+        return "muted", "?", "Too few servers were tried lately to tell"
+    return OUTLOOKS[outlook.verdict]
 
 
 async def _if_on(visit: Visit, operation: Any) -> Any:

@@ -9,6 +9,7 @@ import attr
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, Failure, FailureKind
 from synapse_federation_admin.failures.text import advice_of
+from synapse_federation_admin.storage.sql import MOMENT_MS
 
 _KINDS = {kind.value: kind for kind in FailureKind}
 
@@ -62,7 +63,8 @@ def is_why(server: Any) -> bool:
     What was met before it began to fail is not.
     """
     last = server.last_failure
-    return bool(last) and last.last_ts >= (server.failure_ts or 0)
+    since_ts = server.failure_ts or server.retry_last_ts or 0
+    return bool(last) and last.last_ts >= since_ts - MOMENT_MS
 
 
 class Day(Protocol):
