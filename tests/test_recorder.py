@@ -502,6 +502,10 @@ class SuccessesTestCase(RecorderTestCase):
             for number in range(2 * limits.SECOND_LOOKS):
                 self.recorder.failed(f"{number}.example", rejected("no"))
             self.assertEqual(len(looks), 2 + limits.SECOND_LOOKS)
+            # They are over, and there are no others yet.
+            self.pass_s(1)
+            self.recorder.failed("last.example", rejected("no"))
+            self.assertEqual(len(looks), 2 + limits.SECOND_LOOKS)
             self.pass_s(WRITE_S)
         counts = {key: n for key, n in self.counts().items() if n > 1}
         self.assertEqual(

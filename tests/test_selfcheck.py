@@ -378,11 +378,12 @@ class WithoutHistoryTestCase(SelfCheckTestCase):
         with mock.patch.object(SSL.Context, "set_verify") as set_verify:
             try:
                 with self.loaded(wanted) as loaded:
+                    # Before anything is asked: other servers are, too.
+                    set_verify.assert_not_called()
                     loaded.check({Feature.HISTORY}, unwanted=True)
                     self.assertEqual(
                         {type(each) for each in observed}, {logging.Logger}
                     )
-                    set_verify.assert_not_called()
                     status = loaded.ask("GET", f"{v2}/status").json_body
                     self.assertEqual(
                         status["features"]["history"]["reason"],

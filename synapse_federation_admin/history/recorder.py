@@ -51,8 +51,10 @@ _AGAIN_MS = 10_000
 # on it is as large.
 _AS_LARGE = 0.9
 
-# How long a server has to answer a second look, and how long what that finds holds.
+# How long a server has to answer a second look, how long no other is made in its place
+# afterwards, and how long what it finds holds.
 _LOOK_MS = 10_000
+_LOOK_REST_MS = 1000
 _LOOK_AGAIN_MS = 3_600_000
 
 _KINDS = tuple(kind.value for kind in FailureKind)
@@ -225,8 +227,14 @@ class Recorder:
             found = await second_look(
                 self._homeserver, destination, failure, timeout_ms=_LOOK_MS
             )
+            self._take_look(destination, failure, found)
+            # Where thousands of requests fail at once, few are looked at.
+            await self._homeserver.sleep_ms(_LOOK_REST_MS)
         finally:
             self._looking.discard(destination)
+
+    def _take_look(self, destination: str, failure: Failure, found: Failure) -> None:
+        """Take note of what a second look at a failure has found."""
         key = (destination, failure.kind.value)
         self._looked.pop(key, None)
         is_more = found != failure
