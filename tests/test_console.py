@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from module_case import V2, ModuleTestCase
 from synapse.rest.client import logout
 
-from synapse_federation_admin.console import ROUTES
+from synapse_federation_admin.console import ROUTES, render
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
 from synapse_federation_admin.homeserver.features import Feature
 
@@ -249,6 +249,30 @@ class FaultsTestCase(ConsoleTestCase):
                 self.assertIn(text, channel.text_body)
                 self.assertNotIn("is locked", channel.text_body)
                 self.assertEqual("data-retry" in channel.text_body, status == 503)
+
+    def test_compiled_in_a_thread(self) -> None:
+        """Templates are compiled before the first page, and not in the reactor."""
+        calls: list[bool] = []
+
+        async def defer(_: Any, func: Any) -> None:
+            calls.append(True)
+            func()
+
+        environment = render._environment()
+        assert environment.cache is not None
+        environment.cache.clear()
+        with (
+            mock.patch("synapse.module_api.ModuleApi.defer_to_thread", defer),
+            mock.patch.object(
+                environment, "compile", side_effect=environment.compile
+            ) as compiling,
+        ):
+            self.assertEqual(self.visit("GET", "/session").code, 200)
+            count = compiling.call_count
+            self.assertEqual(count, len(environment.list_templates()))
+            self.assertEqual(self.visit("GET", "/", self.admin_token).code, 200)
+            self.assertEqual(compiling.call_count, count)
+        self.assertEqual(calls, [True])
 
 
 class SigningInTestCase(ConsoleTestCase):

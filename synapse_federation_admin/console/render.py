@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,33 @@ def _finalize(value: Any) -> Any:
     return shown(value) if is_plain else value
 
 
+@cache
+def _environment() -> Environment:
+    """Return what keeps compiled templates: one for this process."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ago=ago,
+        since=since,
+        until=until,
+        time=time,
+        duration=duration,
+        count=count,
+        counted=counted,
+        bytes=size,
+        cut=cut,
+        segment=segment,
+    )
+    return environment
+
+
 class Renderer:
     """Makes pages of templates.
 
@@ -191,30 +219,15 @@ class Renderer:
         files = [_read(path) for path in sorted((_HERE / "static").iterdir())]
         self.static = {file.name: file for file in files}
         names = {re.sub(r"-\w{12}\.", ".", file.name): file.name for file in files}
-        self._environment = Environment(
-            loader=FileSystemLoader(_HERE / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            finalize=_finalize,
-            auto_reload=False,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters.update(
-            ago=ago,
-            since=since,
-            until=until,
-            time=time,
-            duration=duration,
-            count=count,
-            counted=counted,
-            bytes=size,
-            cut=cut,
-            segment=segment,
-        )
+        self._environment = _environment()
         self._environment.globals.update(
             url=url, static=lambda name: url(f"/static/{names[name]}")
         )
+
+    def compile(self) -> None:
+        """Compile all templates; in a thread, for it takes a good part of a second."""
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
 
     def render(self, template: str, context: Mapping[str, Any]) -> bytes:
         """Return a page.

@@ -53,17 +53,19 @@ _FIELDS = 2000
 def make_console(services: Services, api: ModuleApi) -> PagesResource:
     """Return what answers below the console's path."""
     services.features.require(Feature.BASE, Feature.V2)
-    return PagesResource(api, Console(services, Sessions(api)).answer)
+    return PagesResource(api, Console(services, api).answer)
 
 
 class Console:
     """Answers requests for pages."""
 
-    def __init__(self, services: Services, sessions: Sessions) -> None:
+    def __init__(self, services: Services, api: ModuleApi) -> None:
         self._services = services
-        self._desk = Desk(sessions, services.homeserver.server_name)
+        self._api = api
+        self._desk = Desk(Sessions(api), services.homeserver.server_name)
         self._secret = self._desk.secret
         self._renderer = Renderer()
+        self._is_compiled = False
         self._versions = {
             "module_version": version("synapse-federation-admin"),
             "synapse_version": version("matrix-synapse"),
@@ -89,6 +91,9 @@ class Console:
         if path.startswith("/static/"):
             self._answer_static(request, path.removeprefix("/static/"))
             return
+        if not self._is_compiled:
+            await self._api.defer_to_thread(self._renderer.compile)
+            self._is_compiled = True
         session, has_cookie = self._take_session(request)
         requester: Requester | None = None
         try:
