@@ -299,6 +299,19 @@ def test_is_why(failure_ts: int | None, last_ts: int, is_why: bool) -> None:
     assert words.is_why(server) is is_why
 
 
+@pytest.mark.parametrize(
+    ("success_ts", "failure_ts", "is_so"),
+    [(None, None, False), (None, 5, True), (4, 5, True), (6, 5, False)],
+)
+def test_failed_last(
+    success_ts: int | None, failure_ts: int | None, is_so: bool
+) -> None:
+    """A server that was reset is not said to work before it has answered."""
+    last = None if failure_ts is None else SimpleNamespace(last_ts=failure_ts)
+    server = SimpleNamespace(last_success_ts=success_ts, last_failure=last)
+    assert words.failed_last(server) is is_so
+
+
 def test_which_are_failing() -> None:
     """The filter that keeps whatever fails is told in plain words."""
     wanted = {"failing_for_ms": 0, "status": ["backing_off", "retry_due"]}

@@ -43,7 +43,7 @@ class Selection:
     def told(self) -> str:
         """Which they are, in words."""
         if self.names:
-            return outcomes.which(criteria.listed(len(self.names)))
+            return _servers(len(self.names))
         if not self.filters:
             return "all that are failing"
         wanted = ChangeFilter.model_validate(dict(self.filters)).wanted

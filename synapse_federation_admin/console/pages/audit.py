@@ -13,7 +13,7 @@ from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.storage.audit_entry import AuditAction
 
 # How many rows a page has.
-_ROWS = 50
+_ROWS = 30
 
 # What the form offers; the API takes every text.
 _OUTCOMES = tuple(outcomes.OUTCOMES)

@@ -111,6 +111,7 @@ async def _page(
             "server": server,
             "path": f"/servers/{segment(name)}",
             "is_failing": is_failing,
+            "not_proven": words.failed_last(server),
             "last": last,
             "advice": words.advice(last.kind) if last else "",
             "outages": outages,

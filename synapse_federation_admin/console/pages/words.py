@@ -67,6 +67,15 @@ def is_why(server: Any) -> bool:
     return bool(last) and last.last_ts >= since_ts - MOMENT_MS
 
 
+def failed_last(server: Any) -> bool:
+    """Tell whether a failure is recorded, and no success since.
+
+    So it is after a reset, until a request is answered.
+    """
+    last = server.last_failure
+    return bool(last) and last.last_ts > (server.last_success_ts or 0)
+
+
 class Day(Protocol):
     """A day of an availability."""
 
