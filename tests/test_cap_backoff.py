@@ -39,6 +39,23 @@ class CapBackoffTestCase(RunsTestCase):
         )
         return {name: tuple(columns) for name, *columns in found}
 
+    def test_too_long(self) -> None:
+        """A name too long for a server counts in no run, and in no dry run."""
+        self.add_destination("a" * 262, 1000, 10**12, 500)
+        self.add_destination("b" * 261, 1000, 10**12, 500)
+        name = {"destination": "?" * 261 + "*"}
+        for action, body in (
+            ("cap_backoff", {"max_retry_interval_ms": 10**11}),
+            ("reconnect", {"filter": name}),
+            ("forget", {"filter": name, "force": True}),
+        ):
+            dry = self.post(action, **body, dry_run=True)
+            if action == "cap_backoff":
+                self.assertNotIn("a" * 262, dry.json_body["sample"])
+            run = self.complete(action, **body, dry_run=False)
+            self.assertEqual(dry.json_body["matched"], run["matched"], action)
+            self.add_destination("b" * 261, 1000, 10**12, 500)
+
     def test_cap(self) -> None:
         """Only what is longer is shortened, and only its interval; the audit knows."""
         options = {"max_retry_interval_ms": 2 * HOUR_MS}
@@ -62,7 +79,7 @@ class CapBackoffTestCase(RunsTestCase):
         self.assertEqual(self.complete("cap_backoff", **options)["matched"], 0)
 
     def test_dry_run(self) -> None:
-        """A dry run counts, and changes nothing."""
+        """A dry run counts as a run, and changes nothing."""
         body = self.post(
             "cap_backoff", max_retry_interval_ms=2 * HOUR_MS, dry_run=True
         ).json_body

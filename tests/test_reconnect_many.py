@@ -245,7 +245,7 @@ class RunTestCase(ManyTestCase):
     def test_names_of_no_server(self) -> None:
         """What a diagnosis calls invalid is skipped, and reconnected at no cost."""
         names = [
-            *(f"{'a' * 64}.example", "a..example", "a.example.", "-a.example"),
+            *(f"{'a' * 64}.example", "a..example", "a.example.", "a_.example"),
             *("my_host.example", "a.example:99999", "[::1", "m\u00fcller.example"),
         ]
         self.add_failing(*names)

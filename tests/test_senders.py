@@ -223,6 +223,18 @@ class OneProcessTestCase(SendersTestCase):
         self.get_success(purge.purge_room(room_id))
         self.assertEqual(self.sender().ahead_events, 7)
 
+    def test_rolled_back(self) -> None:
+        """A position that was given to an event that was rolled back is not ahead."""
+        self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        # SQLite has no numbers but those of events that are stored.
+        newest = "SELECT MAX(stream_ordering) FROM events"
+        if self.is_postgres:
+            newest = "SELECT last_value FROM events_stream_seq"
+            self.run_sql(f"SELECT setval('events_stream_seq', ({newest}) + 5)")
+        for ahead in (0, 2):
+            self.set_position(f"({newest}) + {ahead}")
+            self.assertEqual(self.sender().ahead_events, ahead)
+
 
 class TwoSendersTestCase(SendersTestCase):
     """Main, and two senders that the configuration names."""
@@ -367,7 +379,17 @@ class NobodyTestCase(SendersTestCase):
         sender = self.sender()
         self.assertEqual((sender.instance, sender.state.value), (None, "nobody"))
         self.assertTrue(sender.is_down)
+        self.assertEqual(sender.position, 1)
         self.assertGreater(sender.behind_events or 0, 0)
+
+    def test_never(self) -> None:
+        """Who has never begun has no position; what waits is told all the same."""
+        self.set_position("-1")
+        self.helper.create_room_as("@admin:test", tok=self.admin_token)
+        (sender,) = self.get_json(f"{V2}/summary")["senders"]
+        self.assertIsNone(sender["position"])
+        self.assertGreater(sender["behind_events"], 0)
+        self.assertEqual(sender["ahead_events"], 0)
 
 
 class OldStyleTestCase(SendersTestCase):

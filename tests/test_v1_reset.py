@@ -139,7 +139,7 @@ class AnswersTestCase(ResetTestCase):
             "[::1",
             "\x1b[31m",
             long,
-            "-a.b",
+            "-a_.b",
         ):
             self.add_destination(name, *FAILING)
             with mock.patch.object(Homeserver, "wake") as wake:

@@ -167,7 +167,7 @@ async def _preview(
     """Return how many destinations a run would be for, and the names of some."""
     matched, sample = len(names), names[:_SAMPLE]
     if wanted is not None:
-        found = services.reader.of(wanted, Sort())
+        found = services.reader.of(attr.evolve(wanted, only_fitting=True), Sort())
         rows = await found.read(None, _SAMPLE)
         matched = await found.count()
         sample = [row.destination for row in rows]

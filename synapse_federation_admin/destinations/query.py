@@ -13,7 +13,13 @@ from synapse_federation_admin.destinations.values import (
     Direction,
 )
 from synapse_federation_admin.storage.outages import fails_for
-from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql, any_of
+from synapse_federation_admin.storage.sql import (
+    FAILING,
+    FAILING_SINCE,
+    FITS,
+    Sql,
+    any_of,
+)
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
 _LIKE_SPECIAL = re.compile("[!%_]")
@@ -96,6 +102,8 @@ def conditions(
         found.append(Sql(f"{FAILING_SINCE} > ?", (now_ms - wanted.failing_under_ms,)))
     if wanted.failures:
         found.append(fails_for(wanted.failures))
+    if wanted.only_fitting:
+        found.append(Sql(FITS))
     return found
 
 

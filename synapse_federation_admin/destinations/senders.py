@@ -62,6 +62,10 @@ _POSITIONS = """
 """
 
 
+# The last number that an event was given on PostgreSQL, also if it was not stored. NULL
+# if Synapse has no such sequence.
+_LAST_GIVEN = "SELECT pg_sequence_last_value(to_regclass('events_stream_seq'))"
+
 # The newest events that were queued for a destination, the last first.
 _QUEUED = """
     SELECT r.stream_ordering, r.destination
@@ -99,11 +103,11 @@ class Sender:
         position: The stream ordering of the event up to which it has queued all; None
             if it has never begun.
         behind_events: How many events behind that there are, of anybody; 10,000 stands
-            for so many or more; None as `position`.
+            for so many or more; None if Synapse has written nothing of it.
         behind_ms: How long ago the oldest of those was received; 0 if there is none;
-            None as `position`.
+            None as `behind_events`.
         ahead_events: By how much its position is beyond the newest event: so many
-            events to come are not sent; None as `position`.
+            events to come are not sent; None as `behind_events`.
         is_down: Whether it is known that it does not run.
     """
 
@@ -401,6 +405,11 @@ def _read_txn(
     seen = instances.select_txn(txn, is_postgres=is_postgres)
     txn.execute(_POSITIONS, (limits.EVENTS_COUNTED, limits.EVENTS_COUNTED))
     rows: list[tuple[Any, ...]] = txn.fetchall()
+    given = 0
+    if is_postgres:
+        # A sender may have come to the number of an event that was rolled back.
+        txn.execute(_LAST_GIVEN)
+        given = txn.fetchall()[0][0] or 0
     return seen, {
         shown_instance(name): _Position(
             position,
@@ -408,7 +417,7 @@ def _read_txn(
             max(0, now_ts - oldest_ts) if oldest_ts else 0,
             # What has reached another process may not have reached this one yet, and
             # the newest event may have been purged.
-            max(0, position - max(newest, last or 0)),
+            max(0, position - max(newest, last or 0, given)),
             now_ts - came_to_ts if came_to_ts else None,
         )
         for name, position, behind, oldest_ts, came_to_ts, last in rows
@@ -474,7 +483,8 @@ def _at(sender: Sender, position: _Position | None) -> Sender:
         return sender
     return attr.evolve(
         sender,
-        position=position.position,
+        # Synapse writes -1 for who has never begun.
+        position=position.position if position.position >= 0 else None,
         behind_events=position.behind_events,
         behind_ms=position.behind_ms,
         ahead_events=position.ahead_events,

@@ -124,6 +124,8 @@ class DestinationFilter:
         failing_under_ms: Keep what has been failing for less than so long, in ms.
         failures: Keep what is failing, and the last time for one of these reasons: of
             FAILURE_KINDS. Empty: any, and what is not failing.
+        only_fitting: Keep only names that a server can have by their length: a run is
+            for no others.
     """
 
     name_contains: str = ""
@@ -132,6 +134,7 @@ class DestinationFilter:
     failing_for_ms: int | None = None
     failing_under_ms: int | None = None
     failures: frozenset[str] = frozenset()
+    only_fitting: bool = False
 
     @property
     def keeps_all(self) -> bool:

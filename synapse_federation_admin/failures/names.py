@@ -24,13 +24,11 @@ def why_invalid(homeserver: Homeserver, name: str) -> Failure | None:
     Any user can make up such names, and some of them would be looked up for long.
     """
     try:
-        host = ServerName.parse(name).host
+        ServerName.parse(name)
     except InvalidServerNameError as e:
         return invalid_name(e)
     if not homeserver.is_server_name(name):
         reason = Reason.NAME_REFUSED
-    elif not homeserver.federation.can_be_host(host):
-        reason = Reason.NO_HOST_NAME
     # Host names are the same in capitals.
     elif name.lower() == homeserver.server_name.lower():
         reason = Reason.OWN_NAME

@@ -16,7 +16,7 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.runner import Action
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Run, RunResult
-from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of
 
 # Between two transactions, so that others get their turn.
 _PAUSE_MS = 5
@@ -49,7 +49,7 @@ class CapBackoff(Action):
         """Return how many destinations have a longer backoff, and some of them."""
 
         def preview_txn(txn: LoggingTransaction) -> tuple[int, list[str]]:
-            longer = f"FROM destinations WHERE {_LONGER}"
+            longer = f"FROM destinations WHERE {_LONGER} AND {FITS}"
             args = (max_retry_interval_ms,)
             txn.execute(f"SELECT COUNT(*) {longer}", args)
             ((count,),) = txn.fetchall()

@@ -90,7 +90,8 @@ class ForgetMany(Action):
     ) -> ForgetPreview:
         """Tell what a run would do; nothing is changed."""
         total, names = ForgetPreview(), list[str]()
-        async with aclosing(self._reader.of(wanted, Sort()).pieces(None)) as pieces:
+        found = self._reader.of(attr.evolve(wanted, only_fitting=True), Sort())
+        async with aclosing(found.pieces(None)) as pieces:
             async for rows in pieces:
                 names += [row.destination for row in rows]
                 if len(names) >= _CANDIDATES:

@@ -30,7 +30,7 @@ from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
 from synapse_federation_admin.storage.runs import RunStore, whole_action
-from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
+from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of
 
 logger = logging.getLogger(__name__)
 
@@ -242,13 +242,11 @@ class Runner:
         """Select what goes into the queue of some destinations that a run is for."""
         these = any_of("d.destination", names, self._homeserver.is_postgres)
         condition = action.condition(run)
-        # Longer ones are no server's, and do not fit into the index.
-        fits = f"LENGTH(d.destination) <= {limits.SERVER_NAME}"
         return Sql(
             f"SELECT {action.priority} AS priority, d.destination, "  # noqa: S608
             f"CASE WHEN {FAILING} THEN 1 ELSE 0 END AS was_failing "
             "FROM destinations AS d "
-            f"WHERE {these.text} AND {fits} AND {condition.text}",
+            f"WHERE {these.text} AND {FITS} AND {condition.text}",
             (*these.args, *condition.args),
         )
 

@@ -24,6 +24,7 @@ from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     FAILING,
     FAILING_SINCE,
+    FITS,
     MOMENT_MS,
     Sql,
     any_of,
@@ -87,7 +88,7 @@ _MISSING = f"""(
         ) AS last_kind
     FROM destinations AS d
     WHERE {FAILING}
-    AND LENGTH(d.destination) <= {limits.SERVER_NAME}
+    AND {FITS}
     AND NOT EXISTS (
         SELECT 1 FROM {OPEN_OUTAGES} AS o WHERE o.destination = d.destination
     )

@@ -10,9 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
+
 # What of Synapse's table `destinations` is failing. The optional indexes are over the
 # rows for which it is true, so it is written the same wherever it is used.
 FAILING = "retry_last_ts <> 0"
+
+# What of it bears a name that a server can have, by its length: longer ones do not fit
+# into the module's indexes.
+FITS = f"LENGTH(destination) <= {limits.SERVER_NAME}"
 
 # Since when what fails has, at the latest.
 FAILING_SINCE = "COALESCE(failure_ts, retry_last_ts)"
