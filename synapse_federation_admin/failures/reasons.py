@@ -282,7 +282,7 @@ class Reason(Worded):
     NO_HOST_NAME = (
         "no_host_name",
         "{host} is not a valid host name",
-        "Tell their admin: their SRV record or m.server has to name a valid host.",
+        "Tell their admin: server name, m.server and SRV record have to be valid hosts.",
         Fault.THEM,
     )
     DNS_NO_ANSWER = "dns_no_answer", "no answer about {host} in time"
