@@ -20,6 +20,7 @@ VALUES: dict[str, Any] = {
     "status": ["retry_due", "backing_off"],
     "destination": "a.example",
     "failing_for": "7d",
+    "failing_under": "30d",
     "failure": ["tls_expired", "unknown"],
     "order_by": "failure_ts",
     "user": "@admin:test",
