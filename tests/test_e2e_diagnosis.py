@@ -27,6 +27,8 @@ DESTINATIONS = "/_synapse/admin/v2/federation/destinations"
 
 # Longer than an answer that is slow, also where this machine has much to do.
 TIMEOUT_S = 8
+# One of the servers takes five seconds for an answer, and this machine may be busy.
+DIAGNOSIS_S = 12
 CONTACT_MS = 3000
 
 
@@ -57,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             folder / "synapse",
             laboratory.certificates,
             module_config={
-                "diagnosis": {"timeout": f"{TIMEOUT_S}s"},
+                "diagnosis": {"timeout": f"{DIAGNOSIS_S}s"},
                 # So that what is recorded is real traffic's.
                 "contact_on_reset": False,
             },
@@ -86,7 +88,7 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
     report = reports[fault.label]
     assert report["verdict"] == fault.verdict, json.dumps(report, indent=1)
     assert fault.fits(report["kind"], report["reason"]), json.dumps(report, indent=1)
-    assert report["duration_ms"] <= TIMEOUT_S * 1000 + 500
+    assert report["duration_ms"] <= DIAGNOSIS_S * 1000 + 2000
     assert fault.says in report["explanation"], report
     assert len(report["advice"]) <= limits.ADVICE
     for text in texts(report):
