@@ -282,7 +282,7 @@ class Reason(Worded):
     NO_HOST_NAME = (
         "no_host_name",
         "{host} is not a valid host name",
-        "Tell their admin: server name, m.server and SRV record have to be valid hosts.",
+        "Tell their admin: server name, m.server and SRV record must be valid hosts.",
         Fault.THEM,
     )
     DNS_NO_ANSWER = "dns_no_answer", "no answer about {host} in time"
