@@ -72,8 +72,8 @@ def command_line() -> "click.Group":
     def playground(workers: bool, check: bool, keep: Path | None) -> None:
         """Try the module on a real Synapse with remote servers that misbehave.
 
-        Starts a Synapse and seven remote servers on 127.0.0.x, five of which fail,
-        each in its own way; shows the destinations and the commands to try; and goes
+        Starts a Synapse and thirty remote servers on 127.0.0.x, most of which fail,
+        in many ways; shows the destinations and the commands to try; and goes
         on until Ctrl-C. Then nothing is left behind.
         """
         from synapse_federation_admin.playground.session import Session
