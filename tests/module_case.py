@@ -227,6 +227,12 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
     def insert(self, table: str, **values: Any) -> None:
         self.get_success(self.store.db_pool.simple_insert(table, values))
 
+    def insert_failure(self, name: str, kind: str, ts: int = 1, **values: Any) -> None:
+        """Have it be recorded why a destination failed."""
+        row = {"message": "", "count": 1, "instance": "main", "issuer": "", **values}
+        row = {"first_ts": ts, "last_ts": ts, **row}
+        self.insert("federation_admin_failures", destination=name, kind=kind, **row)
+
     def add_to_device(self, name: str, queued_ts: int = 1, stream_id: int = 1) -> None:
         """Write that a to-device message waits for a destination."""
         self.insert(

@@ -81,17 +81,7 @@ class AttentionTestCase(MembersTestCase):
         """Why it last failed is told where that was recorded."""
         self.add_failing("a.example")
         self.add_to_device("a.example")
-        self.insert(
-            "federation_admin_failures",
-            destination="a.example",
-            kind="tls_expired",
-            message="It has expired",
-            first_ts=1,
-            last_ts=2,
-            count=3,
-            instance="main",
-            issuer="",
-        )
+        self.insert_failure("a.example", "tls_expired", message="It has expired")
         (found,) = self.ask_anew()
         self.assertEqual(found["last_failure"]["message"], "It has expired")
 

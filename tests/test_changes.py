@@ -31,17 +31,7 @@ class ChangesTestCase(ResetTestCase):
 
     def add_failure(self, name: str, ago_ms: int = 1000) -> None:
         ts = self.clock.time_msec() - ago_ms
-        self.insert(
-            "federation_admin_failures",
-            destination=name,
-            kind="dns_failed",
-            message="No name",
-            first_ts=ts,
-            last_ts=ts,
-            count=1,
-            instance="main",
-            issuer="",
-        )
+        self.insert_failure(name, "dns_failed", ts)
 
     def add_end(self, name: str) -> None:
         now_ms = self.clock.time_msec()

@@ -85,17 +85,15 @@ class HistoryTestCase(ModuleTestCase):
     def add_failure(
         self, name: str, kind: str, ago: int = MINUTE, **values: Any
     ) -> None:
-        self.insert(
-            "federation_admin_failures",
-            destination=name,
-            kind=kind,
+        self.insert_failure(
+            name,
+            kind,
             **{
                 "message": f"It is {kind}",
                 "first_ts": self.now - 2 * ago,
                 "last_ts": self.now - ago,
                 "count": 3,
                 "instance": "sender",
-                "issuer": "",
                 **values,
             },
         )

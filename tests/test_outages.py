@@ -114,17 +114,7 @@ class OutagesTestCase(ModuleTestCase):
 
     def failed(self, kind: str, ts: int) -> None:
         """Write that a request failed."""
-        self.insert(
-            "federation_admin_failures",
-            destination=NAME,
-            kind=kind,
-            message="",
-            first_ts=ts,
-            last_ts=ts,
-            count=1,
-            instance="master",
-            issuer="",
-        )
+        self.insert_failure(NAME, kind, ts, instance="master")
 
     def done(
         self, action: str, outcome: str, ts: int, ended_ts: int | None = None

@@ -75,17 +75,8 @@ class TellTestCase(ModuleTestCase):
     def test_recorded(self) -> None:
         """What was recorded is told, and what the last diagnosis has found."""
         self.add_destination("b.example", 1000, 2000, 500, 7)
-        self.insert(
-            "federation_admin_failures",
-            destination="b.example",
-            kind="tls_expired",
-            message="It has expired",
-            first_ts=1,
-            last_ts=2,
-            count=3,
-            instance="main",
-            issuer="",
-        )
+        told = {"message": "It has expired", "count": 3}
+        self.insert_failure("b.example", "tls_expired", **told)
         body = self.get_json(self.path)
         self.assertIn("failing since 1970-01-01 00:00", body["text"])
         self.assertIn("It has expired (3 times", body["text"])

@@ -344,17 +344,7 @@ class DetailV2Test(V2TestCase):
         self.insert(
             "federation_admin_successes", destination="answered.example", last_ts=1
         )
-        self.insert(
-            "federation_admin_failures",
-            destination="failed.example",
-            kind="gone",
-            message="",
-            first_ts=1,
-            last_ts=1,
-            count=1,
-            instance="main",
-            issuer="",
-        )
+        self.insert_failure("failed.example", "gone")
         for name, code in (
             *(("Waits.example", 200), ("answered.example", 200)),
             *(("failed.example", 200), ("waits.example", 404)),

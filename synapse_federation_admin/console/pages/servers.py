@@ -42,10 +42,9 @@ ORDERS = {
     "retry_last_ts": "last try",
     "retry_interval": "time between tries",
     "last_successful_stream_ordering": "last event delivered",
-    "backlog": "what waits",
 }
 
-# What the API takes to filter, as far as this version has it.
+# What the API takes to filter.
 _FILTERS = tuple(Filter.model_fields)
 _REPEATED = ("status", "failure")
 
@@ -58,9 +57,8 @@ async def list_servers(visit: Visit) -> Answered:
     The parameters are those of the API's list. An empty one is as none.
     """
     query = query_of(visit)
-    features = visit.services.features
-    includes = ["backlog"] if features.is_on(Feature.BACKLOG) else []
-    if features.is_on(Feature.HISTORY):
+    includes = _backlog_of(visit)
+    if visit.services.features.is_on(Feature.HISTORY):
         includes += ["failure", "availability"]
     start = visit.text("from")
     page = await visit.ask(
@@ -92,8 +90,6 @@ async def list_servers(visit: Visit) -> Answered:
             },
             "cause": words.cause,
             "strip": words.strip,
-            "known": _FILTERS,
-            "has_people": False,
             "has_cause": words.is_why,
         },
     )
@@ -109,7 +105,7 @@ async def export(visit: Visit) -> Answered:
         {
             **query,
             "format": visit.text("format", "csv"),
-            "include": ["backlog"],
+            "include": _backlog_of(visit),
         }
     )
     assert export_destinations.handler is not None
@@ -125,3 +121,8 @@ def query_of(visit: Visit) -> dict[str, Any]:
         if values:
             query[name] = values if name in _REPEATED else values[0]
     return query
+
+
+def _backlog_of(visit: Visit) -> list[str]:
+    """Return what has a list include what waits, if that can be told."""
+    return ["backlog"] if visit.services.features.is_on(Feature.BACKLOG) else []
