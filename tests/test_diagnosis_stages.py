@@ -32,19 +32,23 @@ from synapse_federation_admin.diagnosis.findings import (
     Connection,
     ConnectionsFindings,
     KeysFindings,
-    SkipReason,
-    Stage,
-    StageName,
     StageOutcome,
-    Stages,
     StoredFindings,
+    VersionFindings,
+)
+from synapse_federation_admin.diagnosis.requests import read_keys
+from synapse_federation_admin.diagnosis.resolution import (
     Target,
     TargetAddress,
-    VersionFindings,
     WellKnownFindings,
     WellKnownRequest,
 )
-from synapse_federation_admin.diagnosis.requests import read_keys
+from synapse_federation_admin.diagnosis.stages import (
+    SkipReason,
+    Stage,
+    StageName,
+    Stages,
+)
 from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude

@@ -12,7 +12,7 @@ from twisted.web.http_headers import Headers
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis import support
 from synapse_federation_admin.diagnosis.answers import Answer
-from synapse_federation_admin.diagnosis.findings import WellKnownRequest
+from synapse_federation_admin.diagnosis.resolution import WellKnownRequest
 from synapse_federation_admin.diagnosis.support import Support, read_support
 from synapse_federation_admin.diagnosis.well_known import Fetched
 from synapse_federation_admin.failures.kinds import Failure, FailureKind

@@ -11,11 +11,9 @@ from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.findings import (
     Connection,
     ConnectionsFindings,
-    Diagnosis,
-    Stage,
-    StageName,
     StageOutcome,
 )
+from synapse_federation_admin.diagnosis.stages import Diagnosis, Stage, StageName
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.tell import (
     Evidence,

@@ -11,21 +11,25 @@ import pytest
 
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.diagnosis.findings import (
-    AddressesFindings,
     AuthenticatedFindings,
-    CachedWellKnown,
     ClockFindings,
     KeysFindings,
-    SkipReason,
-    Stage,
-    StageName,
     StageOutcome,
-    Stages,
     StoredFindings,
+)
+from synapse_federation_admin.diagnosis.resolution import (
+    AddressesFindings,
+    CachedWellKnown,
     WellKnownFindings,
     WellKnownRequest,
 )
 from synapse_federation_admin.diagnosis.sender import check_sender
+from synapse_federation_admin.diagnosis.stages import (
+    SkipReason,
+    Stage,
+    StageName,
+    Stages,
+)
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import LastRequest, Verdict

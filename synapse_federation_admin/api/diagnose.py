@@ -8,7 +8,7 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
-from synapse_federation_admin.diagnosis.findings import Diagnosis
+from synapse_federation_admin.diagnosis.stages import Diagnosis
 from synapse_federation_admin.homeserver.errors import LimitExceededError
 
 

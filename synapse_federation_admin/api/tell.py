@@ -12,11 +12,8 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Nothing
 from synapse_federation_admin.api.schemas.values import shown
 from synapse_federation_admin.api.v2_destinations import require_known
-from synapse_federation_admin.diagnosis.findings import (
-    Connection,
-    ConnectionsFindings,
-    Diagnosis,
-)
+from synapse_federation_admin.diagnosis.findings import Connection, ConnectionsFindings
+from synapse_federation_admin.diagnosis.stages import Diagnosis
 from synapse_federation_admin.failures.tell import (
     Evidence,
     SeenDiagnosis,

@@ -15,17 +15,16 @@ from twisted.internet.defer import CancelledError
 from twisted.names import dns
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.findings import (
+from synapse_federation_admin.diagnosis.resolution import (
     AddressesFindings,
     CachedService,
     ResolutionOutcome,
     ResolutionStep,
     ServiceRecord,
-    Stage,
-    StageName,
     Target,
     TargetAddress,
 )
+from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.diagnosis.way import Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded, word
 from synapse_federation_admin.failures.classify import failure_of

@@ -20,12 +20,14 @@ from synapse_federation_admin.diagnosis.findings import (
     ClockFindings,
     ConnectionsFindings,
     KeysFindings,
+    StageOutcome,
+    VersionFindings,
+)
+from synapse_federation_admin.diagnosis.stages import (
     SkipReason,
     Stage,
     StageName,
-    StageOutcome,
     Stages,
-    VersionFindings,
 )
 from synapse_federation_admin.failures.bounds import json_object, word
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason

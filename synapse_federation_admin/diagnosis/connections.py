@@ -28,15 +28,13 @@ from synapse_federation_admin.diagnosis.answers import (
     read_version,
 )
 from synapse_federation_admin.diagnosis.findings import (
-    AddressesFindings,
     Connection,
     ConnectionsFindings,
-    Stage,
-    StageName,
     StageOutcome,
-    Target,
     VersionFindings,
 )
+from synapse_federation_admin.diagnosis.resolution import AddressesFindings, Target
+from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.diagnosis.tls import (
     Handshake,
     by_their_clock,

@@ -18,18 +18,20 @@ from synapse_federation_admin.diagnosis.addresses import check_addresses
 from synapse_federation_admin.diagnosis.answers import check_clock, check_version
 from synapse_federation_admin.diagnosis.connections import check_connections
 from synapse_federation_admin.diagnosis.findings import (
-    AddressesFindings,
     ConnectionsFindings,
+    StageOutcome,
+    StoredFindings,
+)
+from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
+from synapse_federation_admin.diagnosis.resolution import AddressesFindings
+from synapse_federation_admin.diagnosis.sender import check_sender
+from synapse_federation_admin.diagnosis.stages import (
     Diagnosis,
     SkipReason,
     Stage,
     StageName,
-    StageOutcome,
     Stages,
-    StoredFindings,
 )
-from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
-from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side

@@ -28,10 +28,9 @@ from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
     KeysFindings,
     ServerKey,
-    Stage,
-    StageName,
     StageOutcome,
 )
+from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of

@@ -2,12 +2,8 @@
 """The stage `sender`: the process of this homeserver that sends to a server."""
 
 from synapse_federation_admin.destinations.senders import Sender
-from synapse_federation_admin.diagnosis.findings import (
-    SenderFindings,
-    Stage,
-    StageName,
-    StageOutcome,
-)
+from synapse_federation_admin.diagnosis.findings import SenderFindings, StageOutcome
+from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.process import stored_instance
 from synapse_federation_admin.storage.instances import InstanceState

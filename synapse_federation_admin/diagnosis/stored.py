@@ -7,12 +7,8 @@ import attr
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
-from synapse_federation_admin.diagnosis.findings import (
-    Stage,
-    StageName,
-    StageOutcome,
-    StoredFindings,
-)
+from synapse_federation_admin.diagnosis.findings import StageOutcome, StoredFindings
+from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.failures.text import LastRequest
 from synapse_federation_admin.storage.records import RecordedFailure
 

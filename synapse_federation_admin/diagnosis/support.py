@@ -14,7 +14,7 @@ import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-from synapse_federation_admin.diagnosis.findings import SkipReason
+from synapse_federation_admin.diagnosis.stages import SkipReason
 from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.diagnosis.well_known import fetch
 from synapse_federation_admin.failures.bounds import json_object, word

@@ -7,17 +7,21 @@ import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.findings import (
-    AddressesFindings,
     AuthenticatedFindings,
     ClockFindings,
     KeysFindings,
+    StageOutcome,
+    StoredFindings,
+)
+from synapse_federation_admin.diagnosis.resolution import (
+    AddressesFindings,
+    WellKnownFindings,
+)
+from synapse_federation_admin.diagnosis.stages import (
     SkipReason,
     Stage,
     StageName,
-    StageOutcome,
     Stages,
-    StoredFindings,
-    WellKnownFindings,
 )
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,

@@ -17,15 +17,13 @@ from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.answers import REDIRECTS, Answer, ask
-from synapse_federation_admin.diagnosis.findings import (
+from synapse_federation_admin.diagnosis.findings import StageOutcome
+from synapse_federation_admin.diagnosis.resolution import (
     CachedWellKnown,
-    SkipReason,
-    Stage,
-    StageName,
-    StageOutcome,
     WellKnownFindings,
     WellKnownRequest,
 )
+from synapse_federation_admin.diagnosis.stages import SkipReason, Stage, StageName
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
 from synapse_federation_admin.failures.bounds import (
     bounded,

@@ -19,11 +19,8 @@ from pydantic import Field, create_model
 from synapse_federation_admin.api.schemas.model import Answer, Kind
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
-from synapse_federation_admin.diagnosis.findings import (
-    Diagnosis,
-    SenderFindings,
-    Stage,
-)
+from synapse_federation_admin.diagnosis.findings import SenderFindings
+from synapse_federation_admin.diagnosis.stages import Diagnosis, Stage
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import FailureKind, Reason
 from synapse_federation_admin.failures.text import detail_of, message_of

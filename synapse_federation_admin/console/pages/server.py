@@ -15,7 +15,8 @@ from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import outcomes, words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
-from synapse_federation_admin.diagnosis.findings import StageName, StageOutcome
+from synapse_federation_admin.diagnosis.findings import StageOutcome
+from synapse_federation_admin.diagnosis.stages import StageName
 from synapse_federation_admin.homeserver.features import FeatureOffError
 
 # So many outages, entries of the audit, and shared rooms are shown.
