@@ -26,8 +26,9 @@ ROOMS = {
     "repair": BELOW | {"config"},
     "diagnosis": BELOW,
     "api": BELOW | {"config", "history", "repair", "diagnosis"},
-    "console": BELOW | {"config", "history", "repair", "diagnosis", "api"},
+    "console": BELOW | {"config", "history", "repair", "diagnosis", "api", "wording"},
     "playground": set(),
+    "wording": {"failures"},
 }
 
 # The file that owns each table of the module's own.

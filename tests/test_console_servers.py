@@ -16,7 +16,7 @@ from module_case import V2
 from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
-from synapse_federation_admin.console.pages import outcomes, words
+from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
 from synapse_federation_admin.diagnosis.support import (
     Support,
@@ -26,6 +26,7 @@ from synapse_federation_admin.diagnosis.support import (
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.storage.instances import InstanceState
+from synapse_federation_admin.wording import causes, outcomes
 
 pytestmark = pytest.mark.one_synapse
 
@@ -187,8 +188,8 @@ class PagesTest(HistoryTestCase):
         text = self.text("/servers/server000.example")
         detail = self.get_json(f"{V2}/destinations/server000.example")
         last = detail["failures"][0]
-        self.assertIn(words.cause(last["kind"]), text)
-        self.assertIn(words.advice(last["kind"]), text)
+        self.assertIn(causes.cause(last["kind"]), text)
+        self.assertIn(causes.advice(last["kind"]), text)
         for part in (
             "down for 1 min",
             "Last 14 days",

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,25 +22,17 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
+from synapse_federation_admin.wording.amounts import (
+    SECOND_MS,
+    count,
+    counted,
+    cut,
+    duration,
+    shown,
+    size,
+)
 
 _HERE = Path(__file__).parent
-
-_SECOND = 1000
-_MINUTE = 60 * _SECOND
-_HOUR = 60 * _MINUTE
-_DAY = 24 * _HOUR
-
-_UNITS = ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min"), (_SECOND, "s"))
-
-# From when on a duration has its largest unit only.
-_PLAIN_FROM = {"d": 3, "h": 6, "min": 10, "s": 0}
-
-# Control characters, but for a tab and the end of a line; those that turn the
-# direction of what follows; and those that are not seen.
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
-)
 
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
@@ -65,54 +56,6 @@ def _read(path: Path) -> Static:
     body = path.read_bytes()
     digest = hashlib.sha256(body).hexdigest()[:12]
     return Static(f"{path.stem}-{digest}{path.suffix}", _TYPES[path.suffix], body)
-
-
-def shown(text: str) -> str:
-    """Return a text with its control characters shown, not obeyed."""
-    return _CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
-
-
-def cut(text: str, most: int = 160) -> str:
-    """Return a text that is not endless."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def count(number: int) -> str:
-    """Return a number with its thousands apart: 1,418."""
-    return f"{number:,}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return how many there are of something: `1 event`, `1,418 events`."""
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
-
-
-def size(number: int) -> str:
-    """Return a number of bytes: `1.4 MB`."""
-    if number < 1000:
-        return f"{number} B"
-    amount = float(number)
-    for unit in ("kB", "MB", "GB", "TB"):
-        amount /= 1000
-        if amount < 1000 or unit == "TB":
-            break
-    return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:,.0f} {unit}"
-
-
-def duration(ms: float) -> str:
-    """Return a duration as a person says it: `39 d`, `2 h 5 min`, `0.13 s`."""
-    if ms < _SECOND:
-        return f"{max(ms, 0):.0f} ms"
-    if ms < 10 * _SECOND:
-        return f"{ms / _SECOND:.1f} s".replace(".0 s", " s")
-    for (unit_ms, unit), (next_ms, next_unit) in pairwise((*_UNITS, (1, ""))):
-        amount = int(ms // unit_ms)
-        if amount:
-            rest = int(ms % unit_ms // next_ms)
-            if amount < _PLAIN_FROM[unit] and rest:
-                return f"{amount} {unit} {rest} {next_unit}"
-            return f"{amount} {unit}"
-    return "0 s"
 
 
 def _datetime(ts: int) -> datetime | None:
@@ -141,20 +84,20 @@ def time(ts: int, text: str | None = None, kind: str = "") -> Markup:
 @pass_context
 def ago(context: Context, ts: int) -> Markup:
     """Return how long ago something was, with the exact time on hover."""
-    return time(ts, f"{duration(max(context['now_ms'] - ts, _SECOND))} ago", "ago")
+    return time(ts, f"{duration(max(context['now_ms'] - ts, SECOND_MS))} ago", "ago")
 
 
 @pass_context
 def since(context: Context, ts: int) -> Markup:
     """Return for how long something is so, with the exact time on hover."""
-    return time(ts, duration(max(context["now_ms"] - ts, _SECOND)), "since")
+    return time(ts, duration(max(context["now_ms"] - ts, SECOND_MS)), "since")
 
 
 @pass_context
 def until(context: Context, ts: int) -> Markup:
     """Return in what time something will be, with the exact time on hover."""
     left = ts - context["now_ms"]
-    return time(ts, f"in {duration(left)}" if left >= _SECOND else "now", "until")
+    return time(ts, f"in {duration(left)}" if left >= SECOND_MS else "now", "until")
 
 
 def url(path: str, **query: Any) -> str:

@@ -2,9 +2,9 @@
 """Runs: what is done to many servers, one after the other, and how far it is."""
 
 from synapse_federation_admin.api import runs
-from synapse_federation_admin.console.pages import outcomes, words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
+from synapse_federation_admin.wording import causes, outcomes
 
 # How many rows a page has.
 _ROWS = 20
@@ -49,7 +49,7 @@ async def show_run(visit: Visit) -> Answered:
             "is_live": run.ended_ts is None,
             "is_silent": is_silent and run.ended_ts is None,
             "say": outcomes,
-            "cause": words.cause,
+            "cause": causes.cause,
         },
     )
 

@@ -12,39 +12,22 @@ from synapse_federation_admin.api.shared_rooms import list_shared_rooms
 from synapse_federation_admin.api.support import get_support
 from synapse_federation_admin.api.tell import tell
 from synapse_federation_admin.api.v2_destinations import get_destination
-from synapse_federation_admin.console.pages import outcomes, words
+from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.diagnosis.findings import StageOutcome
 from synapse_federation_admin.diagnosis.stages import StageName
 from synapse_federation_admin.homeserver.features import FeatureOffError
+from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording.stages import SIGNS, STAGES
 
 # So many outages, entries of the audit, and shared rooms are shown.
 _OUTAGES = 10
 _ENTRIES = 10
 _ROOMS = 10
 
-STAGES = {
-    StageName.NAME: "Name",
-    StageName.WELL_KNOWN: "Delegation",
-    StageName.ADDRESSES: "Addresses",
-    StageName.CONNECTIONS: "Connections",
-    StageName.VERSION: "Version",
-    StageName.KEYS: "Keys",
-    StageName.AUTHENTICATED: "Signed request",
-    StageName.CLOCK: "Clock",
-    StageName.SENDER: "Our sender",
-    StageName.STORED: "Real traffic",
-}
-"""The stages of a diagnosis, in words."""
-
-SIGNS = {
-    StageOutcome.OK: ("✓", "good", "as it should be"),
-    StageOutcome.WARNING: ("!", "warn", "not as it should be"),
-    StageOutcome.FAILED: ("✗", "fail", "nothing gets past here"),
-    StageOutcome.SKIPPED: ("\u2013", "skipped", "not tried"),
-}
-"""What came of a stage: its sign, its class, and a word."""
+_STAGES = {stage: STAGES[stage.value] for stage in StageName}
+_SIGNS = {outcome: SIGNS[outcome.value] for outcome in StageOutcome}
 
 
 async def show_server(visit: Visit) -> Answered:
@@ -114,7 +97,7 @@ async def _page(
             "is_failing": is_failing,
             "not_proven": words.failed_last(server),
             "last": last,
-            "advice": words.advice(last.kind) if last else "",
+            "advice": causes.advice(last.kind) if last else "",
             "outages": outages,
             "rooms": rooms,
             "message": message,
@@ -122,9 +105,9 @@ async def _page(
             "entries": None if audit is None else audit.entries,
             "diagnosis": diagnosis,
             "reconnected": reconnected,
-            "stages": STAGES,
-            "signs": SIGNS,
-            "cause": words.cause,
+            "stages": _STAGES,
+            "signs": _SIGNS,
+            "cause": causes.cause,
             "say": outcomes,
             "strip": words.strip,
             "raw": json.dumps(answer, indent=2, ensure_ascii=False),

@@ -11,6 +11,7 @@ from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.wording import causes
 
 # How many rows a page has.
 _ROWS = 50
@@ -82,13 +83,13 @@ async def list_servers(visit: Visit) -> Answered:
             "is_first": not start,
             "includes": includes,
             "statuses": STATUSES,
-            "causes": {kind: words.cause(kind) for kind in FAILURE_KINDS},
+            "causes": {kind: causes.cause(kind) for kind in FAILURE_KINDS},
             "spans": SPANS,
             "orders": {
                 order.value: ORDERS.get(order.value, order.value)
                 for order in DestinationOrder
             },
-            "cause": words.cause,
+            "cause": causes.cause,
             "strip": words.strip,
             "has_cause": words.is_why,
         },

@@ -1,60 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words and shapes that the pages about servers share. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import attr
 
-from synapse_federation_admin.destinations.summary import FailureAge
-from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, Failure, FailureKind
-from synapse_federation_admin.failures.text import advice_of
 from synapse_federation_admin.storage.sql import MOMENT_MS
-
-_KINDS = {kind.value: kind for kind in FailureKind}
-
-CAUSES = {
-    **{value: kind.headline for value, kind in _KINDS.items()},
-    UNKNOWN_KIND: "Not known: none has failed since the module was installed",
-}
-"""What is told of each kind, in a few words."""
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AgeColumn:
-    """A column of the table of what fails, and the filter that leads to its servers.
-
-    Attributes:
-        age: The key in the summary.
-        label: Its head.
-        failing_for: For how long at least; None: any time.
-        failing_under: For less than how long; None: any time.
-    """
-
-    age: FailureAge
-    label: str
-    failing_for: str | None
-    failing_under: str | None
-
-
-AGES = (
-    AgeColumn(FailureAge.UNDER_1H, "< 1 h", None, "1h"),
-    AgeColumn(FailureAge.UNDER_1D, "< 1 d", "1h", "1d"),
-    AgeColumn(FailureAge.UNDER_7D, "< 7 d", "1d", "7d"),
-    AgeColumn(FailureAge.UNDER_30D, "< 30 d", "7d", "30d"),
-    AgeColumn(FailureAge.FROM_30D, "older", "30d", None),
-)
-
-
-def cause(kind: str) -> str:
-    """Return a kind in a few words; what a later release has written, as it is."""
-    return CAUSES.get(kind, kind)
-
-
-def advice(kind: str) -> str:
-    """Return what is to be done about a kind; "" if it is not known here."""
-    found = _KINDS.get(kind)
-    return advice_of(Failure(found)) if found else ""
 
 
 def is_why(server: Any) -> bool:
@@ -121,13 +73,3 @@ def strip(days: Sequence[Day]) -> Strip:
             paths.append((state, "".join(bars)))
             told.append(f"{len(at)} {word}")
     return Strip(tuple(paths), f"Last {len(states)} days: {', '.join(told)}")
-
-
-def heat(count: int, most: int) -> int:
-    """Return how strong a number among others is shown: 0 if it is 0, at most 9."""
-    return 0 if not count else 1 + 8 * count.bit_length() // max(most.bit_length(), 1)
-
-
-def ordered(counts: Iterable[tuple[str, int]]) -> list[str]:
-    """Return the keys, that of the largest number first."""
-    return [key for key, _ in sorted(counts, key=lambda item: (-item[1], item[0]))]

@@ -6,8 +6,8 @@ from typing import Any
 
 import attr
 
-from synapse_federation_admin.console.pages import words
-from synapse_federation_admin.console.render import count, cut, duration
+from synapse_federation_admin.wording.amounts import count, cut, duration
+from synapse_federation_admin.wording.causes import cause
 
 ACTIONS = {
     "reset": "Reset",
@@ -117,7 +117,7 @@ def which(criteria: Mapping[str, Any]) -> str:
     if (under := wanted.get("failing_under_ms")) is not None:
         told.append(f"failing for less than {duration(under)}")
     if kinds := wanted.get("failure"):
-        told.append("cause: " + " or ".join(map(words.cause, kinds)))
+        told.append("cause: " + " or ".join(map(cause, kinds)))
     if set(told) == {"failing"}:
         return "all that are failing"
     return ", ".join(dict.fromkeys(told)) or "all"
