@@ -25,14 +25,15 @@ MINUTE_MS = 60_000
     ("age_ms", "has_ended", "late_ms", "state"),
     [
         (0, False, 0, "running"),
-        (44_999, False, 4999, "running"),
+        (29_999, False, 4999, "running"),
         # The clock of the database has been put back a little.
         (-44_999, False, 0, "running"),
-        (45_000, False, 0, "late"),
+        (30_000, False, 0, "late"),
+        (59_999, False, 0, "late"),
         (0, False, 5000, "late"),
-        (180_000, False, 0, "gone"),
+        (60_000, False, 0, "gone"),
         # A time beyond now is not believed.
-        (-45_001, False, 0, "gone"),
+        (-60_000, False, 0, "gone"),
         (-365 * 86_400_000, False, 0, "gone"),
         (0, True, 0, "gone"),
     ],
@@ -251,10 +252,26 @@ class TwoSendersTestCase(SendersTestCase):
         self.add_instance("sender1", MINUTE_MS)
         one, two = self.get_success(self.senders.all())
         self.assertEqual((one.instance, two.instance), ("sender1", "sender2"))
-        self.assertIs(one.state, InstanceState.LATE)
+        self.assertIs(one.state, InstanceState.GONE)
         self.assertIs(two.state, InstanceState.NEVER_SEEN)
         self.assertTrue(one.is_down and two.is_down)
         self.assertIsNone(two.position)
+
+    def test_late(self) -> None:
+        """Who has not been seen for 30 s is late, not down; so is one held up."""
+        self.add_instance("sender1", 40_000)
+        self.add_instance("sender2", 0)
+        self.run_sql(
+            "UPDATE federation_admin_instances SET reactor_late_ms = 7000 "
+            "WHERE instance = 'sender2'"
+        )
+        for sender in self.get_success(self.senders.all()):
+            self.assertIs(sender.state, InstanceState.LATE)
+            self.assertEqual((sender.is_late, sender.is_down), (True, False))
+        # Where nobody could write, nobody is late by that.
+        self.senders._written_s -= 60
+        one, two = self.get_success(self.senders.all())
+        self.assertEqual((one.is_late, two.is_late), (False, True))
 
     def test_seen(self) -> None:
         """Who is not named by the configuration is told if it was seen."""

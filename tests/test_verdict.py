@@ -453,6 +453,18 @@ HOUR_MS = 3_600_000
             "the next event",
         ),
         (attr.evolve(RUNNING, behind_events=9, behind_ms=1000), None, "ok - -", ""),
+        (
+            attr.evolve(RUNNING, state=InstanceState.LATE, is_late=True),
+            None,
+            "degraded sender_behind sender_not_seen",
+            "it hangs or is stopped",
+        ),
+        (
+            attr.evolve(RUNNING, is_late=True, reactor_late_ms=9000),
+            None,
+            "degraded sender_behind sender_overloaded",
+            "CPU",
+        ),
     ],
 )
 def test_sender(sender: Sender, queued: int | None, expected: str, advice: str) -> None:

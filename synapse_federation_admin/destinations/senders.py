@@ -109,6 +109,9 @@ class Sender:
         ahead_events: By how much its position is beyond the newest event: so many
             events to come are not sent; None as `behind_events`.
         is_down: Whether it is known that it does not run.
+        is_late: Whether it is known that it does not run as it should: it has not been
+            seen for long, or its reactor is late.
+        reactor_late_ms: How late its reactor was when it was last seen; None: never.
     """
 
     instance: str | None
@@ -119,6 +122,8 @@ class Sender:
     behind_ms: int | None = None
     ahead_events: int | None = None
     is_down: bool = False
+    is_late: bool = False
+    reactor_late_ms: int | None = None
 
     @property
     def is_behind(self) -> bool:
@@ -160,10 +165,7 @@ class Processes:
         return frozenset(
             name
             for name, instance in self.instances.items()
-            if is_down.get(
-                name,
-                not instance.is_seen and instance.state is not InstanceState.NEVER_SEEN,
-            )
+            if is_down.get(name, instance.state is InstanceState.GONE)
         )
 
 
@@ -243,7 +245,6 @@ class Senders:
         return Instance(
             self._homeserver.instance_name,
             InstanceState.RUNNING,
-            is_seen=True,
             module_version=version("synapse-federation-admin"),
             synapse_version=version("matrix-synapse"),
             sends=sender.sends,
@@ -366,7 +367,10 @@ class Senders:
             ),
         )
         own = homeserver.instance_name
-        if own not in seen or not seen[own].is_seen:
+        known = seen.get(own)
+        if known is None or not (
+            known.state is InstanceState.RUNNING or known.is_reactor_late
+        ):
             # It has not been written yet, or cannot be.
             seen[own] = await self._own()
         senders = homeserver.senders
@@ -442,13 +446,23 @@ def _sender(
         now_ms: The time, in ms since the epoch.
         could_write: Whether it must have written meanwhile that it runs.
     """
+    is_late = instance.state is InstanceState.LATE
     if instance.state is InstanceState.NEVER_SEEN:
         is_down = position is None or _waits(position)
-    elif instance.is_seen or _has_gone_on(instance, position, now_ms):
+    elif instance.state is not InstanceState.GONE or _has_gone_on(
+        instance, position, now_ms
+    ):
         is_down = False
     else:
         is_down = could_write or (position is not None and _waits(position))
-    sender = Sender(instance.name, instance.state, instance.seen_ts, is_down=is_down)
+    sender = Sender(
+        instance.name,
+        instance.state,
+        instance.seen_ts,
+        is_down=is_down,
+        is_late=is_late and (could_write or instance.is_reactor_late),
+        reactor_late_ms=instance.reactor_late_ms,
+    )
     return _at(sender, position)
 
 

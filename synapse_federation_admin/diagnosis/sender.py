@@ -6,10 +6,13 @@ from synapse_federation_admin.diagnosis.findings import SenderFindings, StageOut
 from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.process import stored_instance
-from synapse_federation_admin.storage.instances import InstanceState
+from synapse_federation_admin.storage.instances import (
+    REACTOR_LATE_MS,
+    InstanceState,
+)
 
 # Behind by so long, events are late; or it does not get on. One that keeps up takes
-# less, and one that hangs is known as such only after 45 seconds.
+# less, and one that hangs is known as gone only after a minute.
 _LATE_MS = 15_000
 _STUCK_MS = 3_600_000
 
@@ -44,6 +47,15 @@ def check_sender(sender: Sender, queued: int | None, *, now_ms: int) -> Stage:
         failure = Failure(FailureKind.SENDER_BEHIND, known, facts)
         return Stage.failed(StageName.SENDER, failure, findings)
     behind_ms = sender.behind_ms or 0
+    if sender.is_late and behind_ms < _STUCK_MS:
+        # Behind or not, that is why, or soon will be.
+        took_ms = sender.reactor_late_ms or 0
+        known = Reason.SENDER_NOT_SEEN
+        if took_ms >= REACTOR_LATE_MS:
+            known = Reason.SENDER_OVERLOADED
+        facts = Facts(instance=name, took_ms=took_ms)
+        failure = Failure(FailureKind.SENDER_BEHIND, known, facts)
+        return Stage.failed(StageName.SENDER, failure, findings, StageOutcome.WARNING)
     if behind_ms >= _LATE_MS:
         facts = Facts(instance=name, ago_ms=behind_ms)
         failure = Failure(FailureKind.SENDER_BEHIND, facts=facts)

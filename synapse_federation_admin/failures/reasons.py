@@ -95,6 +95,22 @@ class Reason(Worded):
         "Start {instance}, a process of this homeserver. If it runs, it hangs: restart "
         "it.",
     )
+    SENDER_NOT_SEEN = (
+        "sender_not_seen",
+        "{instance}, which sends to this server, has shown no sign of life for 30 s",
+        "Look again in a minute. If {instance}, a process of this homeserver, still "
+        "gives none, it hangs or is stopped: see its log, and restart it.",
+        None,
+        "Federation sender late",
+    )
+    SENDER_OVERLOADED = (
+        "sender_overloaded",
+        "{instance}, which sends to this server, is overloaded: its work waits {took}",
+        "Check the CPU, the log and the database of {instance}, a process of this "
+        "homeserver. More federation senders share the work.",
+        None,
+        "Federation sender late",
+    )
     SENDER_NEVER_SEEN = (
         "sender_never_seen",
         "{instance}, which is to send to this server, was never seen",

@@ -26,6 +26,7 @@ from synapse_federation_admin.homeserver.metrics import (
     SENDER_AHEAD,
     SENDER_BEHIND,
     SENDER_LAG,
+    SENDER_LATE,
     SENDER_UP,
     TRIED,
     UPDATED,
@@ -117,6 +118,7 @@ class Monitor:
         for sender in senders:
             name = sender.instance or ""
             metrics(SENDER_UP, name).set(not sender.is_down)
+            metrics(SENDER_LATE, name).set(sender.is_late)
             metrics(SENDER_BEHIND, name).set(sender.behind_events or 0)
             metrics(SENDER_LAG, name).set((sender.behind_ms or 0) / 1000)
             metrics(SENDER_AHEAD, name).set(sender.ahead_events or 0)

@@ -51,6 +51,11 @@ SENDER_UP = Gauge(
     "1 if a process that sends runs, 0 if not; no name: none sends",
     [SERVER_NAME_LABEL, "sender"],
 )
+SENDER_LATE = Gauge(
+    f"{_PREFIX}sender_late",
+    "1 if a process that sends was not seen for 30 s, or its reactor is 5 s late",
+    [SERVER_NAME_LABEL, "sender"],
+)
 SENDER_BEHIND = Gauge(
     f"{_PREFIX}sender_behind_events",
     "Events to which a process that sends has not come; 10000 for so many or more",

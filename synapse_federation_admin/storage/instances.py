@@ -18,10 +18,12 @@ _TABLE = "federation_admin_instances"
 BEAT_MS = 15_000
 
 # A process that has not been seen for so long does not run as it should; and for so
-# long, it is gone. How late its reactor may be.
-_RUNS_MS = 45_000
-_GONE_MS = 180_000
-_REACTOR_LATE_MS = 5000
+# long, it is gone.
+_LATE_MS = 30_000
+_GONE_MS = 60_000
+
+# How late its reactor may be.
+REACTOR_LATE_MS = 5000
 
 # For so long it is told of one that is gone and that nobody expects.
 KEPT_MS = 7 * 86_400_000
@@ -33,10 +35,10 @@ _NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS BIGINT)"
 class InstanceState(Enum):
     """Whether a process runs."""
 
-    # Seen within 45 seconds.
+    # Seen within 30 seconds.
     RUNNING = "running"
 
-    # Seen within three minutes, or its reactor is five seconds late or more.
+    # Seen within a minute, or its reactor is five seconds late or more.
     LATE = "late"
 
     # Not seen for longer, or it has said that it ends.
@@ -56,7 +58,6 @@ class Instance:
     Attributes:
         name: Its name; that of the main process is `main`.
         state: Whether it runs.
-        is_seen: Whether it was seen within 45 seconds, be its reactor late or not.
         seen_ts: When it was last seen, by the database's clock; None if never.
         started_ts: When it was started; None if it was never seen.
         module_version: That of this module in it; None if it was never seen.
@@ -68,7 +69,6 @@ class Instance:
 
     name: str
     state: InstanceState = InstanceState.NEVER_SEEN
-    is_seen: bool = False
     seen_ts: int | None = None
     started_ts: int | None = None
     module_version: str | None = None
@@ -76,6 +76,11 @@ class Instance:
     sends: bool = False
     in_memory: InMemory | None = None
     reactor_late_ms: int | None = None
+
+    @property
+    def is_reactor_late(self) -> bool:
+        """Whether it was overloaded, or held up, when it was last seen."""
+        return (self.reactor_late_ms or 0) >= REACTOR_LATE_MS
 
 
 def state_of(age_ms: int, *, has_ended: bool, reactor_late_ms: int) -> InstanceState:
@@ -86,9 +91,9 @@ def state_of(age_ms: int, *, has_ended: bool, reactor_late_ms: int) -> InstanceS
         has_ended: Whether it has said so.
         reactor_late_ms: How late its reactor was.
     """
-    if has_ended or not -_RUNS_MS <= age_ms < _GONE_MS:
+    if has_ended or not -_GONE_MS < age_ms < _GONE_MS:
         return InstanceState.GONE
-    if age_ms >= _RUNS_MS or reactor_late_ms >= _REACTOR_LATE_MS:
+    if age_ms >= _LATE_MS or reactor_late_ms >= REACTOR_LATE_MS:
         return InstanceState.LATE
     return InstanceState.RUNNING
 
@@ -158,11 +163,9 @@ def select_txn(txn: LoggingTransaction, *, is_postgres: bool) -> dict[str, Insta
         *in_memory,
         late_ms,
     ) in txn.fetchall():
-        state = state_of(age_ms, has_ended=bool(has_ended), reactor_late_ms=late_ms)
         found[name] = Instance(
             name,
-            state,
-            is_seen=state is not InstanceState.GONE and age_ms < _RUNS_MS,
+            state_of(age_ms, has_ended=bool(has_ended), reactor_late_ms=late_ms),
             seen_ts=seen_ts,
             started_ts=started_ts,
             module_version=module_version,
