@@ -186,6 +186,24 @@ class Stages(dict[StageName, Stage]):
         found = (stage.findings for stage in self.values())
         return next((each for each in found if isinstance(each, kind)), None)
 
+    def status(self, name: StageName) -> int | None:
+        """Return the HTTP status of the answer in a stage; None if there was none."""
+        return getattr(self[name].findings, "status", None)
+
+    @property
+    def has_matrix_error(self) -> bool:
+        """Whether a signed request is answered with a Matrix error."""
+        signed = self.seen(AuthenticatedFindings)
+        return signed is not None and signed.errcode is not None
+
+    @property
+    def is_led_elsewhere(self) -> bool:
+        """Whether the file, or the DNS, says where the server is."""
+        file, addresses = self.seen(WellKnownFindings), self.seen(AddressesFindings)
+        return bool(
+            (file and file.delegated_to) or (addresses and addresses.services_total)
+        )
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Diagnosis:

@@ -6,9 +6,9 @@ from http import HTTPStatus
 import attr
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.diagnosis.explained import explained
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
-    ClockFindings,
     KeysFindings,
     StageOutcome,
     StoredFindings,
@@ -18,14 +18,12 @@ from synapse_federation_admin.diagnosis.resolution import (
     WellKnownFindings,
 )
 from synapse_federation_admin.diagnosis.stages import (
-    SkipReason,
     Stage,
     StageName,
     Stages,
 )
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,
-    TLS_KINDS,
     Facts,
     Failure,
     FailureKind,
@@ -60,27 +58,12 @@ _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
 # What is said of each address by itself.
 _BY_ADDRESS = (StageName.ADDRESSES, StageName.CONNECTIONS, StageName.VERSION)
 
-_NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
-
 # With these it is this homeserver that sends nothing.
 _NOT_SENT = (
     FailureKind.INVALID_NAME,
     FailureKind.NOT_ALLOWED,
     FailureKind.IP_BLOCKED,
 )
-
-# With these it may be another one that answers than the homeserver.
-_ODD = (FailureKind.HTTP_ERROR, FailureKind.INVALID_RESPONSE, FailureKind.GONE)
-
-# These tell more than that only signed requests are not answered.
-_TELLING = (
-    Reason.BACKEND_DOWN,
-    Reason.BROKE_OFF,
-    Reason.CHALLENGE_PAGE,
-    Reason.LOGIN_PAGE,
-    Reason.REDIRECT,
-)
-
 
 # Of these the small requests of a diagnosis prove nothing: real ones go elsewhere, are
 # larger, or come at another time.
@@ -145,7 +128,7 @@ def _by_stages(
     if weak is None:
         found = kind and Failure(kind)
         return Situation(real_effect, found, _harmless(stages), left_ms)
-    failure = _explained(stages, weak)
+    failure = explained(stages, weak)
     is_file = failure.kind is FailureKind.WELL_KNOWN_INVALID
     remarks = (Remark.FOUND_WITHOUT_FILE,) if is_file else ()
     return Situation(_effect_of(weak, failure), failure, remarks, left_ms)
@@ -205,11 +188,11 @@ def _may_connect(stages: Stages, stage: Stage) -> bool:
         # By what Synapse has cached, a contact does not go.
         return stage.kind is FailureKind.OTHER
     unauthorized = (HTTPStatus.UNAUTHORIZED, HTTPStatus.GONE)
-    return _status(stages, StageName.AUTHENTICATED) not in unauthorized
+    return stages.status(StageName.AUTHENTICATED) not in unauthorized
 
 
 def _failing(stages: Stages, stage: Stage) -> Situation:
-    failure = _explained(stages, stage)
+    failure = explained(stages, stage)
     stored = stages.seen(StoredFindings)
     remarks = []
     also = _also(stages, stage)
@@ -217,7 +200,7 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
         remarks.append(Remark.FILE_IS_WHY)
     elif stage.kind is FailureKind.WELL_KNOWN_UNREACHABLE:
         remarks.append(Remark.FILE_IS_LATE)
-    is_reached = any(_status(stages, name) for name in (StageName.VERSION, *_ASKED))
+    is_reached = any(stages.status(name) for name in (StageName.VERSION, *_ASKED))
     if (
         stored is not None
         and stored.reaches_us
@@ -244,7 +227,7 @@ def _also(stages: Stages, stage: Stage) -> Failure | None:
         and file.outcome is StageOutcome.WARNING
         and file.kind is not FailureKind.OTHER
         and not _is_harmless(stages, file)
-        and not _is_led_elsewhere(stages)
+        and not stages.is_led_elsewhere
         # One fault at both places is one fact.
         and not (web is not None and web.kind is stage.kind)
     )
@@ -270,7 +253,9 @@ def _failing_stage(stages: Stages) -> Stage | None:
         # A request got through: what else fails, fails at times. But without its keys,
         # nothing that the server sends can be verified.
         failed = [stages[StageName.KEYS]] if stages[StageName.KEYS] in failed else []
-    is_answered = _has_error(stages) or _status(stages, StageName.KEYS) == HTTPStatus.OK
+    is_answered = (
+        stages.has_matrix_error or stages.status(StageName.KEYS) == HTTPStatus.OK
+    )
     if is_answered or authenticated.is_ours:
         # Without its version a homeserver can do.
         failed = [stage for stage in failed if stage.name is not StageName.VERSION]
@@ -296,12 +281,6 @@ def _lacks_federation(stages: Stages) -> bool:
     )
 
 
-def _has_error(stages: Stages) -> bool:
-    """Tell whether a signed request is answered with a Matrix error."""
-    signed = stages.seen(AuthenticatedFindings)
-    return signed is not None and signed.errcode is not None
-
-
 def _is_file_why(stages: Stages, failed: Stage) -> bool:
     """Tell whether requests fail by the well-known file, or by what is cached of it."""
     stage, file = stages[StageName.WELL_KNOWN], stages.seen(WellKnownFindings)
@@ -316,7 +295,7 @@ def _is_file_why(stages: Stages, failed: Stage) -> bool:
         return (
             late is not None
             and late.kind is FailureKind.RESPONSE_TIMEOUT
-            and _status(stages, failed.name) is None
+            and stages.status(failed.name) is None
         )
     # Requests go to where nobody is; but there is a web server.
     web = file.requests[0].error
@@ -325,16 +304,8 @@ def _is_file_why(stages: Stages, failed: Stage) -> bool:
         and failed.kind in NOBODY_THERE
         and stage.outcome is StageOutcome.WARNING
         and stage.kind is not FailureKind.OTHER
-        and not _is_led_elsewhere(stages)
+        and not stages.is_led_elsewhere
         and not (web is not None and web.kind in NOBODY_THERE)
-    )
-
-
-def _is_led_elsewhere(stages: Stages) -> bool:
-    """Tell whether the file, or the DNS, says where the server is."""
-    file, addresses = stages.seen(WellKnownFindings), stages.seen(AddressesFindings)
-    return bool(
-        (file and file.delegated_to) or (addresses and addresses.services_total)
     )
 
 
@@ -417,107 +388,9 @@ def _effect_of(stage: Stage, failure: Failure) -> Effect:
     return Effect.AT_TIMES if stage.name is StageName.CONNECTIONS else Effect.WORKS
 
 
-# What exactly is wrong with it, by what the other stages tell.
-
-
-def _explained(stages: Stages, stage: Stage) -> Failure:
-    """Return what is wrong with a stage, with what the others know of it."""
-    failure = stage.failure or Failure(FailureKind.OTHER)
-    if failure.kind in TLS_KINDS or stage.name is StageName.CLOCK:
-        return failure
-    reason = _reason_of(stages, stage, failure) or failure.reason
-    facts = failure.facts
-    clock = stages.seen(ClockFindings)
-    file = stages.seen(WellKnownFindings)
-    if reason is Reason.MAY_LACK_DELEGATION and file is not None:
-        facts = attr.evolve(facts, status=file.requests[-1].status)
-    if reason is Reason.CLOCK and clock is not None:
-        facts = attr.evolve(facts, ahead_ms=clock.ahead_ms)
-    if stage.name is StageName.WELL_KNOWN and failure.kind is FailureKind.OTHER:
-        # By what Synapse has cached: what it meets there.
-        authenticated = stages[StageName.AUTHENTICATED]
-        if authenticated.outcome is StageOutcome.FAILED:
-            facts = attr.evolve(facts, cause=authenticated.failure)
-    return attr.evolve(failure, reason=reason, facts=facts)
-
-
-def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
-    """Return what exactly is wrong, if other stages tell it: the first that applies."""
-    kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
-    # A homeserver answers, but not to what we sign.
-    is_signed = (
-        name is StageName.AUTHENTICATED
-        and failure.reason is not Reason.UNKNOWN_REQUEST
-        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED, *NOBODY_THERE)
-        and StageOutcome.OK in [stages[other].outcome for other in unsigned]
-    )
-    is_late = kind is FailureKind.RESPONSE_TIMEOUT
-    is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
-    is_rejected = kind is FailureKind.REJECTED
-    is_by_key = failure.reason in (None, Reason.SIGNATURE_REJECTED)
-    # In these our key plays no part.
-    are_rejected = {401, 403} & {_status(stages, other) for other in unsigned}
-    is_clock_off = stages[StageName.CLOCK].outcome is StageOutcome.WARNING
-    keys, file = stages.seen(KeysFindings), stages.seen(WellKnownFindings)
-    is_web_server = file and (file.requests[-1].status or 0) >= HTTPStatus.BAD_REQUEST
-    rules = (
-        (name is StageName.WELL_KNOWN, None),
-        # It may be waiting for our answer, of which it needs the key.
-        (is_signed and is_late, Reason.SIGNED_UNANSWERED),
-        (
-            is_signed
-            and (_has_error(stages) or failure.reason is Reason.WEB_SERVER_FAILS),
-            Reason.SIGNED_ERROR,
-        ),
-        (
-            is_signed and kind in _ODD and failure.reason not in _TELLING,
-            Reason.SIGNED_NOT_ROUTED,
-        ),
-        # It is none of the kinds of keys.
-        (
-            name is StageName.KEYS
-            and keys
-            and keys.error
-            and kind is keys.error.kind
-            and kind not in NOBODY_THERE,
-            Reason.KEYS_REQUEST,
-        ),
-        # What else is asked for is answered.
-        (
-            name is StageName.VERSION
-            and failure.reason is Reason.NOT_ROUTED
-            and stage.outcome is StageOutcome.FAILED
-            and stages[StageName.AUTHENTICATED].outcome
-            in (StageOutcome.OK, StageOutcome.WARNING),
-            Reason.VERSION_ONLY,
-        ),
-        (is_late and is_another, Reason.ANOTHER_PROCESS),
-        (is_rejected and are_rejected and is_by_key, Reason.UNSIGNED_TOO),
-        (
-            is_clock_off and (is_rejected or kind is FailureKind.KEYS_EXPIRED),
-            Reason.CLOCK,
-        ),
-        # There is a web server, but neither delegation nor SRV records.
-        (
-            kind in _NOT_CONNECTED
-            and name is StageName.CONNECTIONS
-            and failure.reason is None
-            and is_web_server
-            and not _is_led_elsewhere(stages),
-            Reason.MAY_LACK_DELEGATION,
-        ),
-    )
-    return next((reason for applies, reason in rules if applies), None)
-
-
 def _met(stage: Stage) -> FailureKind | None:
     """Return what a request has met: of that for keys, not what it means for them."""
     findings = stage.findings
     if isinstance(findings, KeysFindings) and findings.error is not None:
         return findings.error.kind
     return stage.kind
-
-
-def _status(stages: Stages, name: StageName) -> int | None:
-    """Return the HTTP status of the answer in a stage; None if there was none."""
-    return getattr(stages[name].findings, "status", None)

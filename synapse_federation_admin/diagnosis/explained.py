@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What exactly is wrong with a stage, by what the others tell. Pure."""
+
+from http import HTTPStatus
+
+import attr
+
+from synapse_federation_admin.diagnosis.findings import (
+    ClockFindings,
+    KeysFindings,
+    StageOutcome,
+)
+from synapse_federation_admin.diagnosis.resolution import WellKnownFindings
+from synapse_federation_admin.diagnosis.stages import (
+    SkipReason,
+    Stage,
+    StageName,
+    Stages,
+)
+from synapse_federation_admin.failures.kinds import (
+    NOBODY_THERE,
+    TLS_KINDS,
+    Failure,
+    FailureKind,
+    Reason,
+)
+
+_NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
+
+# With these it may be another one that answers than the homeserver.
+_ODD = (FailureKind.HTTP_ERROR, FailureKind.INVALID_RESPONSE, FailureKind.GONE)
+
+# These tell more than that only signed requests are not answered.
+_TELLING = (
+    Reason.BACKEND_DOWN,
+    Reason.BROKE_OFF,
+    Reason.CHALLENGE_PAGE,
+    Reason.LOGIN_PAGE,
+    Reason.REDIRECT,
+)
+
+
+def explained(stages: Stages, stage: Stage) -> Failure:
+    """Return what is wrong with a stage, with what the others know of it."""
+    failure = stage.failure or Failure(FailureKind.OTHER)
+    if failure.kind in TLS_KINDS or stage.name is StageName.CLOCK:
+        return failure
+    reason = _reason_of(stages, stage, failure) or failure.reason
+    facts = failure.facts
+    clock = stages.seen(ClockFindings)
+    file = stages.seen(WellKnownFindings)
+    if reason is Reason.MAY_LACK_DELEGATION and file is not None:
+        facts = attr.evolve(facts, status=file.requests[-1].status)
+    if reason is Reason.CLOCK and clock is not None:
+        facts = attr.evolve(facts, ahead_ms=clock.ahead_ms)
+    if stage.name is StageName.WELL_KNOWN and failure.kind is FailureKind.OTHER:
+        # By what Synapse has cached: what it meets there.
+        authenticated = stages[StageName.AUTHENTICATED]
+        if authenticated.outcome is StageOutcome.FAILED:
+            facts = attr.evolve(facts, cause=authenticated.failure)
+    return attr.evolve(failure, reason=reason, facts=facts)
+
+
+def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
+    """Return what exactly is wrong, if other stages tell it: the first that applies."""
+    kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
+    # A homeserver answers, but not to what we sign.
+    is_signed = (
+        name is StageName.AUTHENTICATED
+        and failure.reason is not Reason.UNKNOWN_REQUEST
+        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED, *NOBODY_THERE)
+        and StageOutcome.OK in [stages[other].outcome for other in unsigned]
+    )
+    is_late = kind is FailureKind.RESPONSE_TIMEOUT
+    is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
+    is_rejected = kind is FailureKind.REJECTED
+    is_by_key = failure.reason in (None, Reason.SIGNATURE_REJECTED)
+    # In these our key plays no part.
+    are_rejected = {401, 403} & {stages.status(other) for other in unsigned}
+    is_clock_off = stages[StageName.CLOCK].outcome is StageOutcome.WARNING
+    keys, file = stages.seen(KeysFindings), stages.seen(WellKnownFindings)
+    is_web_server = file and (file.requests[-1].status or 0) >= HTTPStatus.BAD_REQUEST
+    rules = (
+        (name is StageName.WELL_KNOWN, None),
+        # It may be waiting for our answer, of which it needs the key.
+        (is_signed and is_late, Reason.SIGNED_UNANSWERED),
+        (
+            is_signed
+            and (stages.has_matrix_error or failure.reason is Reason.WEB_SERVER_FAILS),
+            Reason.SIGNED_ERROR,
+        ),
+        (
+            is_signed and kind in _ODD and failure.reason not in _TELLING,
+            Reason.SIGNED_NOT_ROUTED,
+        ),
+        # It is none of the kinds of keys.
+        (
+            name is StageName.KEYS
+            and keys
+            and keys.error
+            and kind is keys.error.kind
+            and kind not in NOBODY_THERE,
+            Reason.KEYS_REQUEST,
+        ),
+        # What else is asked for is answered.
+        (
+            name is StageName.VERSION
+            and failure.reason is Reason.NOT_ROUTED
+            and stage.outcome is StageOutcome.FAILED
+            and stages[StageName.AUTHENTICATED].outcome
+            in (StageOutcome.OK, StageOutcome.WARNING),
+            Reason.VERSION_ONLY,
+        ),
+        (is_late and is_another, Reason.ANOTHER_PROCESS),
+        (is_rejected and are_rejected and is_by_key, Reason.UNSIGNED_TOO),
+        (
+            is_clock_off and (is_rejected or kind is FailureKind.KEYS_EXPIRED),
+            Reason.CLOCK,
+        ),
+        # There is a web server, but neither delegation nor SRV records.
+        (
+            kind in _NOT_CONNECTED
+            and name is StageName.CONNECTIONS
+            and failure.reason is None
+            and is_web_server
+            and not stages.is_led_elsewhere,
+            Reason.MAY_LACK_DELEGATION,
+        ),
+    )
+    return next((reason for applies, reason in rules if applies), None)
