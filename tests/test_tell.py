@@ -7,6 +7,7 @@ import pytest
 from module_case import V2, ModuleTestCase
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.findings import (
     Connection,
@@ -14,14 +15,10 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
 )
 from synapse_federation_admin.diagnosis.stages import Diagnosis, Stage, StageName
+from synapse_federation_admin.diagnosis.tell import message_to_admins
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.tell import (
-    Evidence,
-    SeenDiagnosis,
-    SeenFailure,
-    message_to_admins,
-)
 from synapse_federation_admin.failures.text import Effect, Situation, message_of
+from synapse_federation_admin.storage.records import RecordedFailure
 
 pytestmark = pytest.mark.one_synapse
 
@@ -34,18 +31,13 @@ REFUSED = Failure(FailureKind.CONNECTION_REFUSED)
 
 def test_message() -> None:
     """It says who cannot send to whom, since when, and what was met."""
-    seen = Evidence(
-        our_name="ours.example",
-        destination="b.example",
-        now_ts=NOON,
-        failing_since_ts=NOON - 48 * HOUR,
-        last_tried_ts=NOON - HOUR,
-        next_retry_ts=NOON + HOUR,
-        last_success_ts=10**18,
-        failures=[SeenFailure("It has expired", NOON - 3 * HOUR, NOON - HOUR, 7)],
-        diagnosis=SeenDiagnosis(NOON, "Nobody listens", [("b.example", "refused")]),
+    row = Destination("b.example", NOON - HOUR, 2 * HOUR, NOON - 48 * HOUR, 7)
+    expired = RecordedFailure(
+        "tls_expired", "It has expired", NOON - 3 * HOUR, NOON - HOUR, 7, "main"
     )
-    text = message_to_admins(seen)
+    text = message_to_admins(
+        "ours.example", row, NOON, last_success_ts=10**18, failures=[expired]
+    )
     for told in (
         "homeserver ours.example cannot deliver messages to yours, b.example",
         "failing since 2026-11-22 12:00, for ",
@@ -53,10 +45,11 @@ def test_message() -> None:
         "- Next attempt, at the earliest: 2026-11-24 13:00\n",
         f"- Last request that succeeded: {10**18}\n",
         "- It has expired (7 times, 2026-11-24 09:00 to 2026-11-24 11:00)\n",
-        "A check at 2026-11-24 12:00 found: Nobody listens\n- b.example: refused\n",
     ):
         assert told in text
-    well = message_to_admins(Evidence("ours.example", "b.example", NOON))
+    well = message_to_admins(
+        "ours.example", Destination("b.example", 0, 0, None, 7), NOON
+    )
     assert "They do not fail just now" in well
     assert "cannot" not in well
 
@@ -100,6 +93,8 @@ class TellTestCase(ModuleTestCase):
             self.ask("POST", f"{V2}/destinations/b.example/diagnose", content={})
             body = self.get_json(self.path)
             self.assertEqual(body["diagnosed_ts"], 70)
+            explained = f"found: {message_of(REFUSED)}."
+            self.assertIn(f"A check at 1970-01-01 00:00 {explained}\n", body["text"])
             self.assertIn(
                 f"- b.example, port 8448, 192.0.2.1: {message_of(REFUSED)}\n",
                 body["text"],

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: a message to the admins of a server."""
 
-from collections.abc import Iterator
-
 from pydantic import Field
 from synapse.module_api import JsonDict
 
@@ -12,16 +10,10 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Nothing
 from synapse_federation_admin.api.schemas.values import shown
 from synapse_federation_admin.api.v2_destinations import require_known
-from synapse_federation_admin.diagnosis.findings import Connection, ConnectionsFindings
-from synapse_federation_admin.diagnosis.stages import Diagnosis
-from synapse_federation_admin.failures.tell import (
-    Evidence,
-    SeenDiagnosis,
-    SeenFailure,
+from synapse_federation_admin.diagnosis.tell import (
     message_to_admins,
-    subject_of,
+    subject_for_admins,
 )
-from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
 
@@ -70,58 +62,17 @@ async def tell(asked: Asked, _: Nothing, destination: str) -> JsonDict:
     diagnosis = None
     if services.features.is_on(Feature.DIAGNOSIS):
         diagnosis = services.diagnoses.last(destination)
-    is_failing = row.is_failing
-    evidence = Evidence(
-        our_name=homeserver.server_name,
-        destination=destination,
-        now_ts=homeserver.now_ms(),
-        failing_since_ts=(row.failure_ts or row.retry_last_ts) if is_failing else None,
-        last_tried_ts=row.retry_last_ts or None,
-        next_retry_ts=row.next_retry_ts,
-        last_success_ts=last_success_ts,
-        failures=[
-            SeenFailure(each.message, each.first_ts, each.last_ts, each.count)
-            for each in (failures or {}).get(destination, [])[: limits.TOLD_FAILURES]
-        ],
-        diagnosis=_seen(diagnosis) if diagnosis else None,
-    )
     return {
         "destination": destination,
-        "subject": subject_of(evidence),
-        "text": message_to_admins(evidence),
+        "subject": subject_for_admins(homeserver.server_name, row),
+        "text": message_to_admins(
+            homeserver.server_name,
+            row,
+            homeserver.now_ms(),
+            last_success_ts=last_success_ts,
+            failures=(failures or {}).get(destination, [])[: limits.TOLD_FAILURES],
+            diagnosis=diagnosis,
+        ),
         "diagnosed_ts": diagnosis.checked_ts if diagnosis else None,
         "fault": shown(diagnosis.situation.fault) if diagnosis else None,
     }
-
-
-def _seen(diagnosis: Diagnosis) -> SeenDiagnosis:
-    return SeenDiagnosis(
-        diagnosis.checked_ts,
-        diagnosis.situation.explanation,
-        [
-            (_where(connection), _what(connection))
-            for connection in _connections(diagnosis)
-        ],
-    )
-
-
-def _connections(diagnosis: Diagnosis) -> Iterator[Connection]:
-    for stage in diagnosis.stages:
-        if isinstance(stage.findings, ConnectionsFindings):
-            yield from stage.findings.connections
-
-
-def _where(connection: Connection) -> str:
-    place = f"{connection.host}, port {connection.port}"
-    return f"{place}, {connection.address}" if connection.address else place
-
-
-def _what(connection: Connection) -> str:
-    if connection.error is not None:
-        return message_of(connection.error)
-    version = connection.version
-    if version is not None and version.error is not None:
-        return message_of(version.error)
-    if version is not None and version.status is not None:
-        return f"answered, HTTP status {version.status}"
-    return "connected"
