@@ -69,6 +69,10 @@ BAD_FILE_BYTES = 4096
 # Diagnoses: the last of each server.
 KEPT_DIAGNOSES = 100
 
+# What came of forms of the console, and for how long.
+KEPT_ANSWERS = 50
+KEPT_ANSWERS_MS = 600_000
+
 # Failing destinations that are looked at to find those that matter most, and pairs of
 # these and a room that they share.
 ATTENTION_NAMES = 200_000

@@ -18,6 +18,7 @@ from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
+from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.support import (
     Support,
     SupportContact,
@@ -25,6 +26,7 @@ from synapse_federation_admin.diagnosis.support import (
 )
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.wording import causes, outcomes
 
@@ -69,6 +71,9 @@ class PagesTest(HistoryTestCase):
             custom_headers=[cookie],
             shorthand=False,
         )
+        if form is not None and channel.code == 303:
+            (self.led_to,) = channel.headers.getRawHeaders("Location")
+            return self.page(self.led_to.removeprefix(CONSOLE))
         self.assertEqual(channel.code, 200, channel.result)
         page: str = channel.text_body
         # For a look at it with a browser.
@@ -76,6 +81,13 @@ class PagesTest(HistoryTestCase):
             file = re.sub(r"\W+", "-", f"{self._testMethodName}{path}")[:80]
             Path(folder, f"{file}.html").write_text(page)
         return page
+
+    def pass_time(self, seconds: int) -> None:
+        """Have it be later for whoever asks what time it is."""
+        self.now += seconds * 1000
+        patcher = mock.patch.object(Homeserver, "now_ms", return_value=self.now)
+        patcher.start()
+        self.addCleanup(patcher.stop)
 
     def text(self, path: str) -> str:
         return words_of(self.page(path))
@@ -220,6 +232,33 @@ class PagesTest(HistoryTestCase):
         self.assertIn("✗ nothing gets past here Name", text)
         self.assertIn("\u2013 not tried Delegation", text)
         self.assertEqual(page.count('<span class="mark'), 10)
+        # Again and again: nothing is diagnosed for it.
+        here = self.led_to.removeprefix(CONSOLE)
+        self.pass_time(20)
+        with mock.patch.object(Diagnoses, "diagnose") as diagnosed:
+            self.assertIn("diagnosed 20 s ago from main", self.text(here))
+            of_another = here.replace(name, "server000.example")
+            lost = "What came of the diagnosis is not at hand"
+            self.assertIn(lost, self.text(of_another))
+            self.pass_time(601)
+            self.assertIn(lost, self.text(here))
+        diagnosed.assert_not_called()
+
+    def test_cleared(self) -> None:
+        """A server whose backoff was cleared is not said to work before it answers."""
+        name = "server000.example"
+        self.add_fleet(1)
+        self.assertIn("down for 1 min", self.text(f"/servers/{name}"))
+        path = self.destination_path(name, "/reset_connection")
+        self.assertEqual(self.ask("POST", path).code, 200)
+        self.pass_time(10)
+        text = self.text(f"/servers/{name}")
+        cleared = "! backoff cleared 10 s ago , no answer since; was down for"
+        self.assertIn(cleared, text)
+        self.assertIn("Its backoff was cleared 10 s ago , and no answer", text)
+        self.assertNotIn("not failing", text.partition("Last 14 days")[0])
+        listed = self.text(f"/servers?destination={name}")
+        self.assertIn("! not in backoff , no answer since; was down for", listed)
 
     def test_hostile(self) -> None:
         """What others have sent is escaped and cut; never a link, nor obeyed."""

@@ -25,6 +25,7 @@ from synapse_federation_admin.console.errors import (
     is_signed_out,
     why_signed_out,
 )
+from synapse_federation_admin.console.kept import Kept
 from synapse_federation_admin.console.pages.session import ask_to_sign_in
 from synapse_federation_admin.console.render import Renderer, url
 from synapse_federation_admin.console.visit import (
@@ -65,6 +66,7 @@ class Console:
         self._desk = Desk(Sessions(api), services.homeserver.server_name)
         self._secret = self._desk.secret
         self._renderer = Renderer()
+        self._kept = Kept(services.homeserver)
         self._is_compiled = False
         self._versions = {
             "module_version": version("synapse-federation-admin"),
@@ -113,6 +115,7 @@ class Console:
                     parameters,
                     visit_query,
                     form,
+                    self._kept,
                 )
                 self._services.features.require(*route.needs)
                 answered = await self._handle(route, visit)
@@ -137,7 +140,9 @@ class Console:
         if not is_signed_out(error):
             return error_page(error, self._services.homeserver, session.origin)
         query = {"next": _here(request)}
-        visit = Visit(self._services, request, None, session, "", {}, query, {})
+        visit = Visit(
+            self._services, request, None, session, "", {}, query, {}, self._kept
+        )
         return ask_to_sign_in(visit, self._desk, why_signed_out(error))
 
     # -- what comes in -----------------------------------------------------------------

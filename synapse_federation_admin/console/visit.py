@@ -11,6 +11,7 @@ from synapse_federation_admin.api import ROUTES, Services
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.console.cookie import Session
+from synapse_federation_admin.console.kept import Kept
 
 # Parameters by name; a list where one is repeated.
 Values: TypeAlias = Mapping[str, str | list[str]]
@@ -58,6 +59,7 @@ class Visit:
         parameters: Those of the path, by name.
         query: Those of the URL.
         form: The fields of the form, without the token; empty in a GET.
+        kept: What came of forms.
     """
 
     services: Services
@@ -68,6 +70,7 @@ class Visit:
     parameters: Mapping[str, str]
     query: Values
     form: Values
+    kept: Kept
 
     @property
     def now_ms(self) -> int:

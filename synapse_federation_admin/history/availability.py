@@ -44,11 +44,14 @@ class Availability:
 
     Attributes:
         since_ts: Since when that is recorded, within these days; None if it is not.
+        down_since_ts: When the outage began that lasts; None if none does. One lasts
+            until a request gets through, also where the backoff was cleared before.
         share: From 0 to 1, of the time that is recorded; None if none is.
         days: Each day, the oldest first, the present one last.
     """
 
     since_ts: int | None
+    down_since_ts: int | None
     share: float | None
     days: tuple[AvailableDay, ...]
 
@@ -72,7 +75,10 @@ def availability_of(
     first_ts = max(begin_ts, now_ts if since_ts is None else since_ts)
     # For how long it was failing on each day, in ms.
     down = [0] * _DAYS
+    down_since_ts = None
     for start_ts, end_ts, up_ms in spans:
+        if end_ts is None:
+            down_since_ts = min(start_ts, now_ts)
         upto_ts = min(now_ts, now_ts if end_ts is None else end_ts)
         from_ts = max(start_ts, first_ts)
         # When in it that was is not kept.
@@ -89,6 +95,7 @@ def availability_of(
     ]
     return Availability(
         since_ts=None if since_ts is None else first_ts,
+        down_since_ts=down_since_ts,
         share=_share(sum(recorded), sum(down)),
         days=tuple(map(AvailableDay, begins, map(_share, recorded, down))),
     )

@@ -2,6 +2,7 @@
 """One server: what is wrong, since when, for whom, and what to do."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from synapse_federation_admin.api.audit import read_audit
@@ -26,6 +27,10 @@ _OUTAGES = 10
 _ENTRIES = 10
 _ROOMS = 10
 
+# What is kept for the page that it leads to, as the parameters of its address have it.
+_DIAGNOSIS = "diagnosis"
+_RECONNECT = "reconnect"
+
 _STAGES = {stage: STAGES[stage.value] for stage in StageName}
 _SIGNS = {outcome: SIGNS[outcome.value] for outcome in StageOutcome}
 
@@ -33,21 +38,24 @@ _SIGNS = {outcome: SIGNS[outcome.value] for outcome in StageOutcome}
 async def show_server(visit: Visit) -> Answered:
     """Show everything that is known of a server.
 
-    GET /_synapse/admin/federation/servers/<name>?contacts=yes
+    GET /_synapse/admin/federation/servers/<name>?contacts=yes&diagnosis=<ID>
 
-    With `contacts` the server is asked whom to tell: that may take ten seconds.
+    With `contacts` the server is asked whom to tell: that may take ten seconds. A
+    diagnosis, and a reconnect, lead here with the ID of what came of them.
     """
-    return await _page(visit)
+    found = {what: _kept(visit, what) for what in (_DIAGNOSIS, _RECONNECT)}
+    lost = [what for what in found if visit.text(what) and found[what] is None]
+    return await _page(visit, found[_DIAGNOSIS], found[_RECONNECT], lost)
 
 
 async def diagnose(visit: Visit) -> Answered:
-    """Diagnose a server, and show what was found above what is known.
+    """Diagnose a server, and lead to where what was found is above what is known.
 
     POST /_synapse/admin/federation/servers/<name>/diagnose
     """
     name = visit.parameters["name"]
     found = await visit.ask(diagnose_operation, destination=name)
-    return await _page(visit, diagnosis=found)
+    return _see(visit, _DIAGNOSIS, found)
 
 
 async def back_to_server(visit: Visit) -> Answered:
@@ -56,18 +64,29 @@ async def back_to_server(visit: Visit) -> Answered:
 
 
 async def reconnect(visit: Visit) -> Answered:
-    """Reconnect a server, and show what came of it.
+    """Reconnect a server, and lead to what came of it.
 
     POST /_synapse/admin/federation/servers/<name>/reconnect
     """
     name = visit.parameters["name"]
     values: dict[str, object] = {"reason": visit.text("reason")}
     found = await visit.ask(reconnect_operation, values, destination=name)
-    return await _page(visit, reconnected=found)
+    return _see(visit, _RECONNECT, found)
+
+
+def _see(visit: Visit, what: str, found: Any) -> See:
+    """Keep what came of something, and lead to it."""
+    name = visit.parameters["name"]
+    key = visit.kept.keep(f"{what} {name}", found)
+    return See(f"/servers/{segment(name)}?{what}={key}")
+
+
+def _kept(visit: Visit, what: str) -> Any:
+    return visit.kept.find(f"{what} {visit.parameters['name']}", visit.text(what))
 
 
 async def _page(
-    visit: Visit, diagnosis: Any = None, reconnected: Any = None
+    visit: Visit, diagnosis: Any, reconnected: Any, lost: Sequence[str]
 ) -> Answered:
     name = visit.parameters["name"]
     server = await visit.ask(get_destination, destination=name)
@@ -95,7 +114,11 @@ async def _page(
             "server": server,
             "path": f"/servers/{segment(name)}",
             "is_failing": is_failing,
-            "not_proven": words.failed_last(server),
+            "not_proven": words.is_unanswered(server),
+            "lost": lost,
+            "cleared": words.cleared_ts(audit.entries, server)
+            if audit and words.is_unanswered(server)
+            else None,
             "last": last,
             "advice": causes.advice(last.kind) if last else "",
             "outages": outages,
@@ -110,6 +133,7 @@ async def _page(
             "cause": causes.cause,
             "say": outcomes,
             "strip": words.strip,
+            "is_unanswered": words.is_unanswered,
             "raw": json.dumps(answer, indent=2, ensure_ascii=False),
             "api_path": "/_synapse/admin/v2/federation/destinations/" + segment(name),
             "as_json": lambda value: json.dumps(

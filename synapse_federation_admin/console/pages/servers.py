@@ -92,6 +92,7 @@ async def list_servers(visit: Visit) -> Answered:
             "cause": causes.cause,
             "strip": words.strip,
             "has_cause": words.is_why,
+            "is_unanswered": words.is_unanswered,
         },
     )
 

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words and shapes that the pages about servers share. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import attr
 
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_INTERRUPTED,
+    AUDIT_PENDING,
+    AuditAction,
+)
+from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
 from synapse_federation_admin.storage.sql import MOMENT_MS
 
 
@@ -26,6 +32,46 @@ def failed_last(server: Any) -> bool:
     """
     last = server.last_failure
     return bool(last) and last.last_ts > (server.last_success_ts or 0)
+
+
+def is_unanswered(row: Any) -> bool:
+    """Tell whether a server that is not in backoff has not answered since it failed.
+
+    So it is after a reset, until a request gets through: its outage lasts.
+    """
+    if row.next_retry_ts is not None:
+        return False
+    has_outage = row.availability and row.availability.down_since_ts is not None
+    return bool(has_outage) or (hasattr(row, "last_success_ts") and failed_last(row))
+
+
+def cleared_ts(entries: Iterable[Any], server: Any) -> int | None:
+    """Return when somebody cleared the backoff of a server that has not answered since.
+
+    Args:
+        entries: What was done to it, the newest first.
+        server: The server.
+    """
+    last = server.last_failure
+    failed_ts = last.last_ts if last else 0
+    for entry in entries:
+        done_ts: int = entry.ended_ts or entry.ts
+        is_clearing = entry.action in _CLEARING and entry.outcome in _CLEARED
+        if is_clearing and done_ts > failed_ts - MOMENT_MS:
+            return done_ts
+    return None
+
+
+# What clears a backoff before anybody knows what comes of it.
+_CLEARING = frozenset({AuditAction.RESET.value, AuditAction.RECONNECT.value})
+_CLEARED = frozenset(
+    {
+        AUDIT_PENDING,
+        AUDIT_INTERRUPTED,
+        ResetOutcome.RESET.value,
+        ReconnectOutcome.FORCED.value,
+    }
+)
 
 
 class Day(Protocol):
