@@ -154,6 +154,9 @@ CONTACT_CONNECTION_S = 150
 SERVICE_BYTES = 64 * 1024
 SERVICE_S = 20
 
+# Bytes of a cookie, name and value, that every browser keeps (RFC 6265, 6.1).
+COOKIE_BYTES = 4096
+
 # Redirects of a well-known file: as many as Synapse follows.
 REDIRECTS = 20
 

@@ -15,7 +15,7 @@ import pytest
 from browser import PATIENCE_MS, Watched, axe_findings, axe_source, browser
 from playwright.sync_api import Browser, Page, expect
 
-from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.playground.client import CONSOLE
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.records import Behaviour
@@ -79,7 +79,7 @@ def open_window(world: Playground, chromium: Browser) -> Iterator[Open]:
             window.context.add_cookies(
                 [
                     {
-                        "name": COOKIE,
+                        "name": cookie_name(world.synapse.server_name),
                         "value": session.value(),
                         "domain": "127.0.0.1",
                         "path": CONSOLE,

@@ -12,9 +12,10 @@ from module_case import V2, ModuleTestCase
 from synapse.rest.client import logout
 
 from synapse_federation_admin.console import ROUTES, render
-from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.homeserver.features import Feature
 
+COOKIE = cookie_name("test")
 CONSOLE = "/_synapse/admin/federation"
 FORM = b"application/x-www-form-urlencoded"
 
@@ -131,7 +132,27 @@ class AccessTestCase(ConsoleTestCase):
                 form = {"csrf": token}
                 channel = self.visit("POST", path, self.admin_token, form, headers)
                 self.assertEqual(channel.code, 403, (path, site, channel.result))
-            self.assertIsNone(self.kept(channel))
+            for origin in ("https://evil.example", "http://test:8008", "x", "http://["):
+                headers = [("Origin", origin), ("Host", "test")]
+                channel = self.visit("POST", path, self.admin_token, form, headers)
+                self.assertEqual(channel.code, 403, (path, origin, channel.result))
+                self.assertIsNone(self.kept(channel))
+            channel = self.visit("POST", path, form=form)
+            self.assertEqual(channel.code, 403, (path, channel.result))
+            self.assertIn("has to keep cookies", channel.text_body)
+
+    def test_own_origin(self) -> None:
+        """Without Sec-Fetch-Site, as over http, a form of ours comes without an origin,
+        or with that of the console: whatever port a proxy adds."""
+        form = {"csrf": self.form_token("")}
+        for origin, host in (
+            *(("null", "test"), ("http://test", "test"), ("https://TEST", "test:443")),
+            *(("https://test:8448", "test:8448"), ("http://[::1]:80", "[::1]")),
+        ):
+            headers = [("Origin", origin), ("Host", host)]
+            channel = self.visit("POST", "/session", "", form, headers)
+            # It is no access token; but it was looked at.
+            self.assertEqual(channel.code, 400, (origin, channel.result))
 
     def test_changes_need_an_admin(self) -> None:
         """Every change: 401 without a session, 403 for who is no admin."""
@@ -329,8 +350,20 @@ class SigningInTestCase(ConsoleTestCase):
         self.assertEqual(session.token, self.admin_token)
         # Who has put the old ID in the browser does not know that of the session.
         self.assertNotEqual(session.id, ID)
+        self.assertEqual(session.begun, ID)
         self.assertEqual(self.send("/session/end", session.token).code, 303)
         self.assertEqual(self.visit("GET", "/", session.token).code, 200)
+
+    def test_too_long(self) -> None:
+        """A token that no browser keeps in a cookie is told as such, at once."""
+        long = "a" * 4100
+        self.get_success(
+            self.store.add_access_token_to_user("@alice:test", long, None, None)
+        )
+        channel = self.send("/session", how="token", token=long)
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertIn("This token is too long", channel.text_body)
+        self.assertIsNone(self.kept(channel))
 
     def test_leads_nowhere_else(self) -> None:
         """Signing in leads to no place but the console."""

@@ -14,7 +14,7 @@ from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from run_case import RunsTestCase
 from twisted.internet import error
 
-from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.render import Renderer
 from synapse_federation_admin.storage.audit_entry import AuditAction
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, Refused
@@ -46,7 +46,7 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
             CONSOLE + path,
             content=urlencode(form),
             content_type=b"application/x-www-form-urlencoded" if form else None,
-            custom_headers=[("Cookie", f"{COOKIE}={session.value()}")],
+            custom_headers=[("Cookie", f"{cookie_name('test')}={session.value()}")],
             shorthand=False,
         )
 

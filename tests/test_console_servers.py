@@ -15,7 +15,7 @@ import pytest
 from module_case import V2
 from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
-from synapse_federation_admin.console.cookie import COOKIE, Origin, Session
+from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
@@ -59,7 +59,7 @@ class PagesTest(HistoryTestCase):
     def page(self, path: str, form: dict[str, str] | None = None) -> str:
         """Return a page that answers 200; what is sent is sent as its form would."""
         session = Session("a" * 22, Origin.PASTED, self.admin_token)
-        cookie = ("Cookie", f"{COOKIE}={session.value()}")
+        cookie = ("Cookie", f"{cookie_name('test')}={session.value()}")
         if form is not None:
             (token,) = re.findall('name="csrf" value="(.*?)"', self.page("/"))[:1]
             form = {**form, "csrf": token}

@@ -18,14 +18,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from synapse.api.auth.mas import IntrospectionResponse, MasDelegatedAuth
 from synapse.module_api.errors import SynapseError
-from test_console import CONSOLE, ConsoleTestCase
+from test_console import CONSOLE, COOKIE, ConsoleTestCase
 
 from synapse_federation_admin.console.cookie import (
-    COOKIE,
-    RENEWAL_COOKIE,
     Origin,
     Renewal,
     Session,
+    cookie_name,
 )
 from synapse_federation_admin.homeserver.sessions import Sessions
 
@@ -202,6 +201,7 @@ class ServiceTestCase(ConsoleTestCase):
             patcher.start()
             self.addCleanup(patcher.stop)
         self.is_https = True
+        self.host = "test"
 
     def browse(
         self,
@@ -210,7 +210,7 @@ class ServiceTestCase(ConsoleTestCase):
         cookies: Mapping[str, str] | None = None,
         **form: str,
     ) -> Any:
-        headers = [("Host", "test")]
+        headers = [("Host", self.host)]
         if cookies:
             value = "; ".join(f"{name}={value}" for name, value in cookies.items())
             headers.append(("Cookie", value))
@@ -299,6 +299,8 @@ class ServiceTestCase(ConsoleTestCase):
             self.assertEqual(location, [CONSOLE + path])
             cookies = self.jar(channel, cookies)
         self.assertEqual(self.browse("GET", "/", cookies).code, 200)
+        # What the other tab has brought before has ended at the service, too.
+        self.assertEqual(self.service.revoked, ["refresh0"])
         again = self.come_back(queries[0], cookies)
         self.assertEqual(again.code, 400)
         self.assertIn("invalid_grant", again.text_body)
@@ -322,7 +324,10 @@ class ServiceTestCase(ConsoleTestCase):
         away = self.browse("POST", "/session/refresh", cookies, **form)
         self.assertEqual(away.code, 503)
         self.assertEqual(self.jar(away, cookies), cookies)
-        self.assertEqual(self.browse("GET", "/", cookies).code, 503)
+        page = self.browse("GET", "/", cookies)
+        self.assertEqual(page.code, 503)
+        self.assertIn("who is signed in stays so", page.text_body)
+        self.assertIn("data-retry", page.text_body)
         self.service.is_away = False
         channel = self.browse("POST", "/session/refresh", cookies, **form)
         self.assertEqual(channel.code, 200, channel.result)
@@ -395,7 +400,7 @@ class ServiceTestCase(ConsoleTestCase):
         self.assertEqual(channel.code, 303)
         self.assertEqual(self.service.revoked, ["refresh0"])
         cookies = self.jar(channel, cookies)
-        self.assertEqual(cookies[RENEWAL_COOKIE], "")
+        self.assertEqual(cookies[cookie_name("test", "renewal")], "")
         self.assertEqual(self.browse("GET", "/", cookies).code, 401)
 
     def test_scope(self) -> None:
@@ -413,11 +418,14 @@ class ServiceTestCase(ConsoleTestCase):
         self.assertEqual(channel.code, 401)
         self.assertIn("grant access to the Matrix C-S API", channel.text_body)
         self.assertEqual(self.jar(channel, cookies), cookies)
+        # Nor is it left behind at the service.
+        self.assertIn("refresh1", self.service.revoked)
 
     def test_device(self) -> None:
         """Where the service takes no redirect to here, as over http: with a code that
         is typed in there."""
         self.is_https = False
+        self.host = "lan.test"
         channel, cookies = self.begin("/keys")
         self.assertEqual(channel.code, 200, channel.result)
         self.assertIn("ABCDEF", channel.text_body)

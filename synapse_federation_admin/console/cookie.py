@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cookie that keeps a session, and the token of forms that is bound to it."""
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -10,10 +11,19 @@ from urllib.parse import quote, unquote
 
 import attr
 
-COOKIE = "federation_admin"
 
-# What renews the access token of an authentication service.
-RENEWAL_COOKIE = "federation_admin_renewal"
+def cookie_name(server_name: str, purpose: str = "session") -> str:
+    """Return the name of a cookie, which no other homeserver of this host has.
+
+    Browsers keep cookies by host, not by port.
+
+    Args:
+        server_name: That of the homeserver.
+        purpose: `session`, or `renewal` for what renews the access token of an
+            authentication service.
+    """
+    digest = hashlib.sha256(server_name.encode()).hexdigest()[:12]
+    return f"federation_admin_{purpose}_{digest}"
 
 
 class Origin(Enum):
@@ -31,7 +41,10 @@ class Origin(Enum):
 
 _TOKEN = re.compile("[!-~]+")
 _RENEWAL = re.compile(r"(?P<id>[^~]*)~(?P<ends>[0-9]{1,16})~(?P<token>[^~]*)")
-_COOKIE = re.compile(r"(?P<id>[\w-]{22})\.(?P<origin>[a-z])\.(?P<token>.*)", re.ASCII)
+_COOKIE = re.compile(
+    r"(?P<id>[\w-]{22})\.((?P<begun>[\w-]{22})\.)?(?P<origin>[a-z])\.(?P<token>.*)",
+    re.ASCII,
+)
 
 
 def is_access_token(text: str) -> bool:
@@ -47,11 +60,13 @@ class Session:
         id: Random. It stays when the access token is another one.
         origin: Where the token comes from.
         token: The access token; "" where nobody has signed in.
+        begun: The ID that it had before somebody signed in; "" if that is none.
     """
 
     id: str
     origin: Origin = Origin.NONE
     token: str = attr.ib(default="", repr=False)
+    begun: str = ""
 
     @staticmethod
     def new() -> "Session":
@@ -71,11 +86,20 @@ class Session:
         token = unquote(found["token"])
         if not is_access_token(token or "none"):
             return None
-        return Session(found["id"], origin, token)
+        return Session(found["id"], origin, token, found["begun"] or "")
+
+    def signed_in(self, origin: Origin, token: str) -> "Session":
+        """Return the session in which somebody has signed in.
+
+        Its ID is another one: who has put the old one in this browser must not know the
+        token of its forms. What was begun before, as in other tabs, can go on.
+        """
+        return Session(Session.new().id, origin, token, self.begun or self.id)
 
     def value(self) -> str:
         """Return the value of the cookie."""
-        return f"{self.id}.{self.origin.value}.{quote(self.token, safe='')}"
+        ids = f"{self.id}.{self.begun}" if self.begun else self.id
+        return f"{ids}.{self.origin.value}.{quote(self.token, safe='')}"
 
     def form_token(self, secret: bytes) -> str:
         """Return the token that each form of this session brings."""
@@ -86,8 +110,11 @@ class Session:
         return hmac.compare_digest(self.form_token(secret).encode(), token.encode())
 
     def sign(self, secret: bytes, purpose: str, text: str = "") -> str:
-        """Return the signature of a text, which holds for this session only."""
-        message = f"{purpose}\n{self.id}\n{text}".encode()
+        """Return the signature of a text, which holds for this session only.
+
+        It holds on when somebody has signed in.
+        """
+        message = f"{purpose}\n{self.begun or self.id}\n{text}".encode()
         return urlsafe_b64encode(hmac.digest(secret, message, "sha256")).decode()[:43]
 
 

@@ -8,12 +8,13 @@ can go on, and several tabs can sign in at once.
 
 import hashlib
 import json
+import logging
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import attr
 from synapse.module_api.errors import Codes, SynapseError
@@ -21,6 +22,10 @@ from synapse.module_api.errors import Codes, SynapseError
 from synapse_federation_admin.console.cookie import Renewal, Session, is_access_token
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
@@ -74,7 +79,7 @@ class OAuth:
             SynapseError: 503, the service is away.
         """
         service = await self._sessions.service()
-        client_id = await self._client(service, _redirect(origin), origin)
+        client_id, _ = await self._client(service, _redirect(origin), origin)
         endpoint = str(service.get("authorization_endpoint") or "")
         if client_id is None or not is_web(endpoint):
             return None
@@ -139,10 +144,12 @@ class OAuth:
             SynapseError: 400, the service does not have that; 503, it is away.
         """
         service = await self._sessions.service()
-        client_id = await self._client(service, "", f"https://{self._server_name}")
+        client_id, why = await self._client(service, "", "")
         endpoint = service.get("device_authorization_endpoint")
-        if client_id is None or not endpoint:
-            raise _refused("it takes no application such as this one")
+        if client_id is None:
+            raise _refused(f"it takes no application such as this one: {why}")
+        if not endpoint:
+            raise _refused("it does not let people sign in on another device")
         status, answer = await self._sessions.call_service(
             endpoint, form={"client_id": client_id, "scope": _scope()}
         )
@@ -199,34 +206,46 @@ class OAuth:
 
     async def _client(
         self, service: Mapping[str, Any], redirect: str, origin: str
-    ) -> str | None:
-        """Return the ID of this application (RFC 7591); None if it is not taken."""
+    ) -> tuple[str | None, str]:
+        """Return the ID of this application (RFC 7591), or None and why there is none.
+
+        Args:
+            service: What the service announces.
+            redirect: Where it leads back to; "" for the device grant.
+            origin: That of the console; "" for the device grant.
+        """
         key = (str(service.get("issuer")), redirect)
         if key not in self._clients:
             endpoint = service.get("registration_endpoint")
             if not endpoint:
-                return None
+                return None, "it registers none"
             grants = ["authorization_code"] if redirect else [_DEVICE_GRANT]
             answer_types = {"redirect_uris": [redirect], "response_types": ["code"]}
+            # What runs on the machine itself, as through an SSH tunnel, may be led back
+            # to over http, if it is a native application (RFC 8252, 7.3).
+            is_local = not origin or urlsplit(origin).hostname in _LOOPBACK
+            site = f"https://{self._server_name}" if is_local else origin
             status, answer = await self._sessions.call_service(
                 endpoint,
                 body={
                     "client_name": "Federation console",
-                    "client_uri": f"{origin}/",
+                    "client_uri": f"{site}/",
                     "grant_types": [*grants, "refresh_token"],
                     "token_endpoint_auth_method": "none",
-                    "application_type": "web",
+                    "application_type": "native" if is_local else "web",
                     **(answer_types if redirect else {}),
                 },
             )
             client_id = answer.get("client_id")
             if status >= HTTPStatus.BAD_REQUEST or not isinstance(client_id, str):
-                return None
+                why = _why(answer)
+                logger.info("The authentication service refuses %s: %s", redirect, why)
+                return None, why
             if len(self._clients) >= _CLIENTS:
                 # Who makes up host names must not fill the memory.
                 self._clients.clear()
             self._clients[key] = client_id
-        return self._clients[key]
+        return self._clients[key], ""
 
     def _state(self, session: Session, sign_in: SignIn) -> str:
         parts = [secrets.token_urlsafe(9), sign_in.client_id, sign_in.next]

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import attr
 from markupsafe import Markup
 from synapse.module_api import ModuleApi, Requester, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
@@ -18,15 +19,15 @@ from twisted.web.http_headers import Headers
 from synapse_federation_admin import limits
 from synapse_federation_admin.api import Services
 from synapse_federation_admin.console import ROUTES, Route
-from synapse_federation_admin.console.cookie import COOKIE, Session
-from synapse_federation_admin.console.desk import Desk
+from synapse_federation_admin.console.cookie import Session
+from synapse_federation_admin.console.desk import Desk, is_of_here, use_token
 from synapse_federation_admin.console.errors import (
     error_page,
     is_signed_out,
     why_signed_out,
 )
 from synapse_federation_admin.console.kept import Kept
-from synapse_federation_admin.console.pages.session import ask_to_sign_in
+from synapse_federation_admin.console.pages.session import ask_to_sign_in, page_of
 from synapse_federation_admin.console.render import Renderer, url
 from synapse_federation_admin.console.visit import (
     Answered,
@@ -104,7 +105,7 @@ class Console:
             else:
                 route, parameters = _find(request.method.decode("latin-1"), path)
                 visit_query = self._query(request)
-                form = await self._form(request, session)
+                form = self._form(request, session, has_cookie=has_cookie)
                 requester = await self._requester(request, route)
                 visit = Visit(
                     self._services,
@@ -138,7 +139,11 @@ class Console:
     ) -> Page:
         """Return what says that an error happened: for a 401, how to sign in."""
         if not is_signed_out(error):
-            return error_page(error, self._services.homeserver, session.origin)
+            page = error_page(error, self._services.homeserver, session.origin)
+            if request.method == b"POST":
+                # What was sent is not sent again by itself.
+                page = attr.evolve(page, context={**page.context, "retries": False})
+            return page
         query = {"next": _here(request)}
         visit = Visit(
             self._services, request, None, session, "", {}, query, {}, self._kept
@@ -147,21 +152,17 @@ class Console:
 
     # -- what comes in -----------------------------------------------------------------
 
-    @staticmethod
-    def _take_session(request: SynapseRequest) -> tuple[Session, bool]:
+    def _take_session(self, request: SynapseRequest) -> tuple[Session, bool]:
         """Return the session, and whether the browser has it.
 
         From here on its access token is that of the request, and no other.
         """
-        value = request.getCookie(COOKIE.encode())
-        found = Session.parse(value.decode("latin-1")) if value else None
+        found = self._desk.session(request)
         session = found or Session.new()
         # What a proxy asks for itself must not reach Synapse.
         request.requestHeaders.removeHeader(b"Authorization")
         if session.token:
-            request.requestHeaders.setRawHeaders(
-                b"Authorization", [b"Bearer " + session.token.encode()]
-            )
+            use_token(request, session.token)
         return session, found is not None
 
     @staticmethod
@@ -177,13 +178,25 @@ class Console:
             )
         return values
 
-    async def _form(self, request: SynapseRequest, session: Session) -> Values:
+    def _form(
+        self, request: SynapseRequest, session: Session, *, has_cookie: bool
+    ) -> Values:
         """Return the fields of a form, once it is sure that a page of ours sends it."""
         if request.method != b"POST":
             return {}
         site = request.getHeader("Sec-Fetch-Site")
-        if site is not None and site != "same-origin":
+        origin = request.getHeader("Origin")
+        if site is None and origin not in (None, "null"):
+            # Browsers do not say it of what is not encrypted. What our own pages send
+            # has no origin ("null"), for they let no referrer out.
+            site = "same-origin" if is_of_here(request, origin) else "cross-site"
+        if site not in (None, "same-origin"):
             raise _forged("it comes from another site")
+        if not has_cookie:
+            raise _forged(
+                "this browser has sent no cookie of the console. It has to keep "
+                "cookies of this site, and to come over https if a proxy says so"
+            )
         assert request.content is not None
         request.content.seek(0)
         body = request.content.read(limits.FORM_BYTES + 1)
@@ -204,7 +217,8 @@ class Console:
     ) -> Requester | None:
         if route.opens:
             return None
-        return await self._services.homeserver.require_admin(request)
+        check = self._services.homeserver.require_admin(request)
+        return await self._desk.known(check)
 
     async def _handle(self, route: Route, visit: Visit) -> Answered:
         module, _, name = route.handler.partition(".")
@@ -342,7 +356,8 @@ def _here(request: SynapseRequest) -> str:
     """Return what was asked for, but no access token."""
     is_told = b"access_token" in request.uri or _has_token(request)
     asked = request.path if is_told else request.uri
-    return asked.decode("latin-1").removeprefix(CONSOLE_PATH)
+    here = asked.decode("latin-1").removeprefix(CONSOLE_PATH)
+    return here if request.method in (b"GET", b"HEAD") else page_of(here)
 
 
 def _is_at(here: str, path: str) -> bool:

@@ -34,10 +34,15 @@ logger = logging.getLogger(__name__)
 
 
 class Sessions:
-    """Makes and ends access tokens of this homeserver."""
+    """Makes and ends access tokens of this homeserver.
+
+    Attributes:
+        public_baseurl: Where this homeserver says that clients reach it.
+    """
 
     def __init__(self, api: ModuleApi) -> None:
         self._hs: HomeServer = api._hs
+        self.public_baseurl: str = api.public_baseurl
 
     def secret(self, purpose: str) -> bytes:
         """Return a secret that all processes of this homeserver share.
@@ -105,7 +110,7 @@ class Sessions:
         except CancelledError:
             raise
         except Exception as e:
-            raise _away(e) from e
+            raise away(e) from e
         return found
 
     async def call_service(
@@ -136,13 +141,13 @@ class Sessions:
         except CancelledError:
             raise
         except Exception as e:
-            raise _away(e) from e
+            raise away(e) from e
         return _answer(response, content.getvalue())
 
 
 def _answer(response: IResponse, content: bytes) -> tuple[int, Mapping[str, Any]]:
-    if response.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise _away(f"it answers {response.code}")
+    if response.code >= HTTPStatus.INTERNAL_SERVER_ERROR or response.code in _BUSY:
+        raise away(f"it answers {response.code}")
     try:
         found = json.loads(content)
     except ValueError:
@@ -154,10 +159,16 @@ def _encoded(form: Mapping[str, str]) -> bytes:
     return urlencode(form).encode()
 
 
-def _away(why: object) -> SynapseError:
+# It says so of itself: nobody's session has ended by that.
+_BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+def away(why: object) -> SynapseError:
+    """Return the error that says that the authentication service is away."""
     logger.warning("Cannot ask the authentication service: %s", why)
     return SynapseError(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "The authentication service of this homeserver does not answer",
+        "The authentication service of this homeserver does not answer. Until it does, "
+        "nobody can sign in; who is signed in stays so.",
         Codes.UNKNOWN,
     )

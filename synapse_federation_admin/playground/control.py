@@ -6,6 +6,7 @@ PUT /<server name>     the body names a behaviour, such as `healthy` or `down`
 GET /console/<secret>  sign a browser in to the console, once
 """
 
+import hashlib
 import hmac
 import json
 import secrets
@@ -101,9 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
         session = f"{secrets.token_urlsafe(16)}.p.{token}"
         self.send_response(303)
         self.send_header("Location", f"{self.server.playground.synapse.url()}{CONSOLE}")
+        name = self.server.playground.synapse.server_name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        cookie = f"federation_admin_session_{digest}={session}"
         self.send_header(
-            "Set-Cookie",
-            f"federation_admin={session}; Path={CONSOLE}; HttpOnly; SameSite=Lax",
+            "Set-Cookie", f"{cookie}; Path={CONSOLE}; HttpOnly; SameSite=Lax"
         )
         self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Length", "0")

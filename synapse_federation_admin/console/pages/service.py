@@ -4,10 +4,11 @@
 import json
 from http import HTTPStatus
 
+import attr
 from synapse.module_api.errors import SynapseError
 
-from synapse_federation_admin.console.cookie import Origin, Session
-from synapse_federation_admin.console.desk import Desk, origin_of
+from synapse_federation_admin.console.cookie import Origin
+from synapse_federation_admin.console.desk import Desk
 from synapse_federation_admin.console.oauth import Tokens, is_web
 from synapse_federation_admin.console.pages.session import (
     go_on,
@@ -25,7 +26,7 @@ async def begin(visit: Visit, desk: Desk) -> Answered:
         return ways(visit, desk)
     try:
         url = await desk.oauth.authorization_url(
-            visit.session, origin_of(visit.request), next_of(visit)
+            visit.session, desk.origin(visit.request), next_of(visit)
         )
         if url is not None:
             # By a page, not by a redirect: the service may redirect on, and browsers
@@ -83,7 +84,7 @@ async def come_back(visit: Visit, desk: Desk) -> Answered:
     try:
         tokens = await desk.oauth.exchange(
             visit.session,
-            origin_of(visit.request),
+            desk.origin(visit.request),
             state,
             visit.text("code"),
             visit.now_ms,
@@ -108,7 +109,9 @@ async def renew(visit: Visit, desk: Desk) -> Answered:
             is_away = e.code >= HTTPStatus.INTERNAL_SERVER_ERROR
             status = HTTPStatus(e.code) if is_away else HTTPStatus.UNAUTHORIZED
         else:
-            session = Session(visit.session.id, Origin.SERVICE, tokens.access_token)
+            session = attr.evolve(
+                visit.session, origin=Origin.SERVICE, token=tokens.access_token
+            )
             desk.keep(visit.request, session, tokens.renewal)
             answer = {"expires_ts": tokens.renewal.expires_ts}
     visit.request.setHeader(b"Content-Type", b"application/json")
@@ -118,9 +121,13 @@ async def renew(visit: Visit, desk: Desk) -> Answered:
 
 async def _keep(visit: Visit, desk: Desk, tokens: Tokens, next_path: str) -> Answered:
     """Keep tokens that Synapse takes; what it does not take would lead round."""
-    await require_works(visit, tokens.access_token)
-    session = Session(visit.session.id, Origin.SERVICE, tokens.access_token)
-    desk.keep(visit.request, session, tokens.renewal)
+    session = visit.session.signed_in(Origin.SERVICE, tokens.access_token)
+    try:
+        await require_works(visit, desk, tokens.access_token)
+    except SynapseError:
+        await desk.end_if_it_can(visit.request, session, tokens.renewal)
+        raise
+    await desk.replace(visit.request, visit.session, session, tokens.renewal)
     return See(next_path)
 
 

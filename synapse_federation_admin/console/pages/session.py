@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signing in at this homeserver itself, or with an access token; and signing out."""
 
-import logging
 from collections.abc import Mapping
 from hmac import compare_digest
 from http import HTTPStatus
@@ -9,15 +8,14 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import attr
+from synapse.module_api import SynapseRequest
 from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.console import ROUTES
 from synapse_federation_admin.console.cookie import Origin, Session, is_access_token
-from synapse_federation_admin.console.desk import Desk, origin_of
+from synapse_federation_admin.console.desk import Desk, use_token
 from synapse_federation_admin.console.render import url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
-
-logger = logging.getLogger(__name__)
 
 _SSO = "m.login.sso"
 
@@ -31,11 +29,11 @@ async def sign_in(visit: Visit, desk: Desk) -> Answered:
     """Sign in by password, after single sign-on, or with an access token."""
     try:
         session = await _SIGN_IN.get(visit.text("how"), _by_token)(visit, desk)
+        await desk.replace(visit.request, visit.session, session)
     except SynapseError as e:
         if e.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        return ways(visit, desk, e.msg, HTTPStatus(e.code))
-    desk.keep(visit.request, session)
+        return ways(visit, desk, e.msg + _when_again(e), HTTPStatus(e.code))
     return See(next_of(visit))
 
 
@@ -55,23 +53,14 @@ async def show_single_sign_on(visit: Visit, desk: Desk) -> Answered:
 
 async def sign_out(visit: Visit, desk: Desk) -> Answered:
     """End the session; and the access token, if it was made for the console."""
-    session, renewal = visit.session, desk.renewal(visit.request)
-    if session.origin is Origin.LOGIN:
-        try:
-            await desk.sessions.log_out(visit.request)
-        except SynapseError as e:
-            if e.code != HTTPStatus.UNAUTHORIZED:
-                raise
-            logger.info("The access token of a session had ended already")
-    elif session.origin is Origin.SERVICE and renewal:
-        await desk.oauth.revoke(renewal.client_id, renewal.token or session.token)
+    await desk.end(visit.request, visit.session, desk.renewal(visit.request))
     desk.keep(visit.request, Session.new())
     return See("/session")
 
 
 async def _by_password(visit: Visit, desk: Desk) -> Session:
     identifier = {"type": "m.id.user", "user": visit.text("user").strip()}
-    session = await _log_in(
+    return await _log_in(
         visit,
         desk,
         {
@@ -80,8 +69,6 @@ async def _by_password(visit: Visit, desk: Desk) -> Session:
             "password": visit.text("password"),
         },
     )
-    # Who has put the ID in this browser must not know that of the session.
-    return attr.evolve(session, id=Session.new().id)
 
 
 async def _by_login_token(visit: Visit, desk: Desk) -> Session:
@@ -92,30 +79,34 @@ async def _by_login_token(visit: Visit, desk: Desk) -> Session:
 async def _log_in(visit: Visit, desk: Desk, body: Mapping[str, Any]) -> Session:
     name = {"initial_device_display_name": "Federation console"}
     answer = await desk.sessions.log_in(visit.request, {**body, **name})
-    return Session(visit.session.id, Origin.LOGIN, answer["access_token"])
+    return visit.session.signed_in(Origin.LOGIN, answer["access_token"])
 
 
-async def _by_token(visit: Visit, _: Desk) -> Session:
+async def _by_token(visit: Visit, desk: Desk) -> Session:
     token = visit.text("token").strip()
     if not is_access_token(token):
         raise SynapseError(HTTPStatus.BAD_REQUEST, "This is no access token")
-    await require_works(visit, token)
-    return Session(Session.new().id, Origin.PASTED, token)
+    await require_works(visit, desk, token)
+    return visit.session.signed_in(Origin.PASTED, token)
 
 
 _SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
 
 
-async def require_works(visit: Visit, token: str) -> None:
+def _when_again(error: SynapseError) -> str:
+    """Say when to try again, after too many tries."""
+    ms = getattr(error, "retry_after_ms", None)
+    return f": try again in {-(-ms // 1000)} s" if ms else ""
+
+
+async def require_works(visit: Visit, desk: Desk, token: str) -> None:
     """Return if Synapse takes an access token, of whomever it is.
 
     Raises:
         SynapseError: 401, it does not; 503, it cannot tell.
     """
-    visit.request.requestHeaders.setRawHeaders(
-        b"Authorization", [b"Bearer " + token.encode()]
-    )
-    await visit.services.homeserver.require_user(visit.request)
+    use_token(visit.request, token)
+    await desk.known(visit.services.homeserver.require_user(visit.request))
 
 
 def ways(
@@ -137,7 +128,7 @@ def ways(
     if _SSO in flows:
         state = visit.session.sign(desk.secret, "sso", next_of(visit))
         back = url("/session/sso", state=state, next=next_of(visit))
-        query = urlencode({"redirectUrl": origin_of(visit.request) + back})
+        query = urlencode({"redirectUrl": desk.origin(visit.request) + back})
         for provider in flows[_SSO].get("identity_providers") or [{}]:
             which = f"/{quote(provider['id'], safe='')}" if provider else ""
             path = f"/_matrix/client/v3/login/sso/redirect{which}?{query}"
@@ -151,8 +142,15 @@ def ways(
         "has_service": desk.sessions.has_service,
         "providers": providers,
         "user": visit.text("user"),
+        "is_proxy_unheard": _is_proxy_unheard(visit.request),
     }
     return Page("sign_in.html", context, status)
+
+
+def _is_proxy_unheard(request: SynapseRequest) -> bool:
+    """Tell whether a proxy says that it is https, and Synapse does not hear it."""
+    said = (request.getHeader("X-Forwarded-Proto") or "").lower()
+    return said == "https" and not request.isSecure()
 
 
 def ask_to_sign_in(visit: Visit, desk: Desk, why: str | None) -> Page:
@@ -177,7 +175,14 @@ def go_on(path: str, fields: Mapping[str, str]) -> Page:
 
 def next_of(visit: Visit) -> str:
     """Return the page of the console that was asked for: never another place."""
-    wanted = visit.text("next", "/")
+    return page_of(visit.text("next", "/"))
+
+
+def page_of(wanted: str) -> str:
+    """Return a path of the console with its query if it is one of a page.
+
+    That of what a form is sent to becomes that of the page; any other one, `/`.
+    """
     is_plain = wanted.isprintable() and wanted.isascii() and "\\" not in wanted
     path = wanted.partition("?")[0]
     if not is_plain or path.startswith("/session"):
