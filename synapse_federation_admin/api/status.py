@@ -8,6 +8,7 @@ from pydantic import Field
 from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import __version__
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Nothing
@@ -105,7 +106,7 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
         logger.warning("Cannot read the version of the tables: %s", e)
         reason = "the database cannot be read: the log says why"
     return {
-        "module_version": version("synapse-federation-admin"),
+        "module_version": __version__,
         "synapse_version": version("matrix-synapse"),
         "instance": services.homeserver.instance_name,
         "features": {

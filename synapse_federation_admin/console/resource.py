@@ -16,7 +16,7 @@ from synapse.module_api.errors import Codes, SynapseError
 from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 
-from synapse_federation_admin import limits
+from synapse_federation_admin import __version__, limits
 from synapse_federation_admin.api import Services
 from synapse_federation_admin.console import ROUTES, Route
 from synapse_federation_admin.console.cookie import Session
@@ -70,7 +70,7 @@ class Console:
         self._kept = Kept(services.homeserver)
         self._is_compiled = False
         self._versions = {
-            "module_version": version("synapse-federation-admin"),
+            "module_version": __version__,
             "synapse_version": version("matrix-synapse"),
         }
 

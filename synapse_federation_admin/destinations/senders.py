@@ -15,7 +15,7 @@ from typing import Any
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin import limits
+from synapse_federation_admin import __version__, limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.process import shown_instance
 from synapse_federation_admin.storage import instances
@@ -245,7 +245,7 @@ class Senders:
         return Instance(
             self._homeserver.instance_name,
             InstanceState.RUNNING,
-            module_version=version("synapse-federation-admin"),
+            module_version=__version__,
             synapse_version=version("matrix-synapse"),
             sends=sender.sends,
             in_memory=await sender.in_memory(self._homeserver.sleep_ms),
