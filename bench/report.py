@@ -91,6 +91,7 @@ is sent meanwhile: no process is a federation sender.
 
 
 IDLE, TRAFFIC = "## Doing nothing", "## Federation traffic"
+CONSOLE = "## The console"
 """The headings of the last sections of the page, which are written by themselves."""
 
 

@@ -80,6 +80,9 @@ ATTENTION_PAIRS = 500_000
 
 # -- done in one turn of the reactor ---------------------------------------------------
 
+# For how long rows and pages are made before others have their turn.
+TURN_MS = 2
+
 # Queues of Synapse's sender, one for each destination, that are counted.
 QUEUES_COUNTED = 2000
 

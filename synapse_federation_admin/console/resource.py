@@ -132,7 +132,7 @@ class Console:
             return
         if not has_cookie and not session.token:
             self._desk.keep(request, session)
-        self._respond_page(request, answered, session, requester)
+        await self._respond_page(request, answered, session, requester)
 
     def _failed(
         self, error: Exception, request: SynapseRequest, session: Session
@@ -241,7 +241,7 @@ class Console:
         request.setHeader(b"Cache-Control", b"public, max-age=31536000, immutable")
         respond(request, HTTPStatus.OK, file.body)
 
-    def _respond_page(
+    async def _respond_page(
         self,
         request: SynapseRequest,
         page: Page,
@@ -249,13 +249,21 @@ class Console:
         requester: Requester | None,
     ) -> None:
         context = self._context(request, session, requester)
+
+        async def render(page: Page) -> bytes:
+            return await self._renderer.render(
+                page.template,
+                {**context, **page.context},
+                self._services.homeserver.turn(),
+            )
+
         try:
-            body = self._renderer.render(page.template, {**context, **page.context})
-            status = page.status
+            body, status = await render(page), page.status
+        except CancelledError:
+            raise
         except Exception as e:
             failed = error_page(e, self._services.homeserver, session.origin)
-            body = self._renderer.render(failed.template, {**context, **failed.context})
-            status = failed.status
+            body, status = await render(failed), failed.status
         request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
         respond(request, status, body)
 

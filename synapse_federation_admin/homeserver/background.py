@@ -13,6 +13,7 @@ from synapse.module_api.errors import SynapseError
 from synapse.util.async_helpers import Linearizer
 from twisted.internet.defer import CancelledError, Deferred
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import Database
 from synapse_federation_admin.homeserver.single_flight import SingleFlight
 
@@ -44,6 +45,10 @@ class Background(Database):
     async def sleep_ms(self, duration_ms: int) -> None:
         """Wait."""
         await self._api.sleep(duration_ms / 1000)
+
+    def turn(self) -> "Turn":
+        """Begin what would hold everybody up if it was done at once."""
+        return Turn(self)
 
     def run_in_background(
         self, desc: str, func: Callable[..., Awaitable[None]], *args: object
@@ -188,6 +193,21 @@ class Background(Database):
 
         # Synapse's own way to register it does not have the reactor wait.
         reactor.addSystemEventTrigger("before", "shutdown", run)
+
+
+class Turn:
+    """A turn of the reactor in which something begins that takes several."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        # For how long it has lasted, nobody knows.
+        self._began_s = 0.0
+
+    async def end_if_long(self) -> None:
+        """Let others go on, if they have waited for long enough."""
+        if (time.monotonic() - self._began_s) * 1000 > limits.TURN_MS:
+            await self._background.sleep_ms(0)
+            self._began_s = time.monotonic()
 
 
 class _Signal:

@@ -24,6 +24,8 @@ _CONTROLS = re.compile(
 
 def shown(text: str) -> str:
     """Return a text with its control characters shown, not obeyed."""
+    if text.isprintable():
+        return text
     return _CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 

@@ -63,6 +63,9 @@ _KEYS: Mapping[type[Any], str] = {
 }
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 class Failure(Answer):
     """Why a request to another server failed."""
 
@@ -80,6 +83,9 @@ class Failure(Answer):
 
 def shown(value: Any) -> Any:
     """Return a value as JSON has it; `model_of` describes it."""
+    # Most are such.
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple | list):

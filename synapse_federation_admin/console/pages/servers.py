@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of servers: filters in the URL, any order, a selection."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from markupsafe import escape
 
 from synapse_federation_admin.api.export import export_destinations
 from synapse_federation_admin.api.schemas.destinations import Filter
 from synapse_federation_admin.api.v2_destinations import list_destinations
 from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.wording import causes
+from synapse_federation_admin.wording.amounts import cut, shown
 
-# How many rows a page has.
+# How many rows a page has; fewer where their names are so long that they would be more
+# than so many bytes, of which each row takes some beside the name.
 _ROWS = 50
+_ROWS_BYTES = 51_000
+_ROW_BYTES = 820
+
+# Of a name, what is shown.
+_NAME_SHOWN = 80
 
 STATUSES = {
     "backing_off": "failing, waiting for the next try",
@@ -62,16 +73,16 @@ async def list_servers(visit: Visit) -> Answered:
     if visit.services.features.is_on(Feature.HISTORY):
         includes += ["failure", "availability"]
     start = visit.text("from")
-    page = await visit.ask(
-        list_destinations,
-        {
-            **query,
-            **({"from": start} if start else {}),
-            "include": includes,
-            "limit": _ROWS,
-            "total": True,
-        },
-    )
+
+    async def read(most: int) -> Any:
+        values = {**query, **({"from": start} if start else {})}
+        more = {"include": includes, "limit": most, "total": True}
+        return await visit.ask(list_destinations, {**values, **more})
+
+    page = await read(_ROWS)
+    most = how_many_fit([row.destination for row in page.destinations])
+    if most < len(page.destinations):
+        page = await read(most)
     filters = {key: value for key, value in query.items() if key in _FILTERS}
     return Page(
         "servers.html",
@@ -95,6 +106,18 @@ async def list_servers(visit: Visit) -> Answered:
             "is_unanswered": words.is_unanswered,
         },
     )
+
+
+def how_many_fit(names: Sequence[str]) -> int:
+    """Return for how many of the names there is room on a page: at least for one."""
+    left = _ROWS_BYTES
+    for number, name in enumerate(names):
+        shown_name = escape(shown(cut(name, _NAME_SHOWN)))
+        texts = (escape(name), segment(name), shown_name, shown_name)
+        left -= _ROW_BYTES + sum(len(text.encode()) for text in texts)
+        if left < 0:
+            return max(number, 1)
+    return len(names)
 
 
 async def export(visit: Visit) -> Answered:

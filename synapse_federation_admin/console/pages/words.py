@@ -2,6 +2,7 @@
 """Words and shapes that the pages about servers share. Pure."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 import attr
@@ -83,10 +84,12 @@ class Day(Protocol):
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Strip:
-    """The last days of a server, as shapes of a drawing of 8 units for each day.
+    """The last days of a server, as lines of a drawing of 8 units for each day.
+
+    The style sheet parts a line into days, and has each state as high as it is told.
 
     Attributes:
-        paths: For each state that occurs, its class and its shape.
+        paths: For each state that occurs, its class and its line.
         told: The same in words.
     """
 
@@ -97,9 +100,6 @@ class Strip:
 _UP, _PART, _DOWN, _NONE = "up", "part", "down", "none"
 _WORDS = {_DOWN: "down", _PART: "in part down", _UP: "up", _NONE: "not recorded"}
 
-# Where a bar of each state begins, and how high it is: told by shape, too.
-_BARS = {_UP: (4, 10), _PART: (2, 14), _DOWN: (0, 18), _NONE: (8, 2)}
-
 
 def _state(share: float | None) -> str:
     if share is None:
@@ -108,14 +108,17 @@ def _state(share: float | None) -> str:
 
 
 def strip(days: Sequence[Day]) -> Strip:
-    """Return the strip of an availability: one shape for each state."""
-    states = [_state(day.share) for day in days]
-    paths, told = [], []
-    for state, word in _WORDS.items():
-        at = [day for day, is_so in enumerate(states) if is_so == state]
-        if at:
-            top, height = _BARS[state]
-            bars = (f"M{8 * day} {top}h6v{height}h-6z" for day in at)
-            paths.append((state, "".join(bars)))
-            told.append(f"{len(at)} {word}")
-    return Strip(tuple(paths), f"Last {len(states)} days: {', '.join(told)}")
+    """Return the strip of an availability: one path for each state."""
+    lines = dict.fromkeys(_WORDS, "")
+    counts = dict.fromkeys(_WORDS, 0)
+    begin = 0
+    for state, run in groupby(_state(day.share) for day in days):
+        length = len(list(run))
+        lines[state] += f"M{8 * begin} 9h{8 * length - 2}"
+        counts[state] += length
+        begin += length
+    told = ", ".join(f"{n} {_WORDS[state]}" for state, n in counts.items() if n)
+    return Strip(
+        tuple((state, line) for state, line in lines.items() if line),
+        f"Last {begin} days: {told}",
+    )
