@@ -9,7 +9,7 @@ import yaml
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.api import ROUTES
-from synapse_federation_admin.cli import command_line
+from synapse_federation_admin.cli import command_line, manual
 from synapse_federation_admin.config import (
     CONFIG_KEYS,
     OLDEST_SYNAPSE,
@@ -79,12 +79,15 @@ def test_statuses() -> None:
 
 
 def test_commands() -> None:
-    """Every command and option is in docs/playground.md."""
-    text = read("docs/playground.md")
-    for name, command in command_line().commands.items():
-        assert f"synapse-federation-admin {name}" in text
-        for parameter in command.params:
-            assert f"`{parameter.opts[0]}" in text, parameter.opts
+    """Every command is in docs/cli.md with all its options, as it describes itself."""
+    text = read("docs/cli.md")
+    assert manual.with_tables(text) == text
+    sections = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
+    assert sorted(sections) == sorted(command_line().commands)
+    for name in manual.commands():
+        assert f"<!-- command: {name} -->" in text
+    for option in command_line().commands["playground"].params:
+        assert f"`{option.opts[0]}" in read("docs/playground.md"), option.opts
 
 
 def test_supported_versions() -> None:

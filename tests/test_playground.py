@@ -171,7 +171,7 @@ def test_missing_extra() -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "This command needs click, which is not installed:"
-        " pip install 'synapse-federation-admin[playground]'\n"
+        " pip install 'synapse-federation-admin[cli]'\n"
     )
 
 

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to the API, and what their errors are told as."""
+
+import json
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import httpx
+
+from synapse_federation_admin import __version__
+from synapse_federation_admin.cli.connection import TOKEN, Connection, Login
+from synapse_federation_admin.cli.exits import Exit, FailedError
+
+Json: TypeAlias = dict[str, Any]
+
+V1 = "/_synapse/admin/v1/federation"
+V2 = "/_synapse/admin/v2/federation"
+
+# A diagnosis and a reconnect may take minutes, if they are configured so.
+_TIMEOUT = httpx.Timeout(180, connect=15)
+
+# How often, and for how long, a request that comes too soon is sent again.
+_TRIES = 4
+_LONGEST_WAIT_S = 15.0
+
+
+def segment(name: str) -> str:
+    """Return a name as a part of a path."""
+    # A dot by itself would be taken away from a path.
+    return (
+        quote(name, safe="").replace(".", "%2E")
+        if set(name) == {"."}
+        else quote(name, safe="")
+    )
+
+
+class Client:
+    """Speaks to one homeserver as one user."""
+
+    def __init__(
+        self, connection: Connection, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """Make a client; it connects when it is used.
+
+        Args:
+            connection: Where, and as whom.
+            transport: In place of the network.
+        """
+        self.connection = connection
+        socket = connection.socket
+        if transport is None and socket is not None:
+            transport = httpx.HTTPTransport(uds=socket)
+        self._http = httpx.Client(
+            base_url="http://localhost" if socket is not None else connection.url,
+            headers={"User-Agent": f"synapse-federation-admin/{__version__}"},
+            timeout=_TIMEOUT,
+            # A proxy has no place between a machine and itself, and no token to see.
+            trust_env=not connection.is_local,
+            verify=_trusted(connection),
+            transport=transport,
+        )
+        self._token = connection.token
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
+        """Read something of v2.
+
+        Args:
+            path: Below `/_synapse/admin/v2/federation`.
+            params: The query; None is left out, a list is repeated.
+
+        Raises:
+            FailedError: It was not answered, or with an error.
+        """
+        return self.call("GET", f"{V2}{path}", params=params)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
+        """Have something of v2 done; likewise."""
+        return self.call("POST", f"{V2}{path}", body=body or {})
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """Send a request with the token, and return the object of its answer.
+
+        Raises:
+            FailedError: It was not answered, or with an error.
+        """
+        for left in reversed(range(_TRIES)):
+            response = self._send(method, path, params, body)
+            answer = _object(response)
+            wait_s = _asked_to_wait_s(response, answer)
+            if wait_s is None or not left:
+                break
+            time.sleep(wait_s)
+        if response.status_code != HTTPStatus.OK or answer is None:
+            raise self._failed(response, answer)
+        return answer
+
+    @contextmanager
+    def stream(self, path: str, params: Mapping[str, Any]) -> Iterator[Iterator[str]]:
+        """Read something of v2 line by line, as it comes.
+
+        Raises:
+            FailedError: It was not answered, with an error, or broke off.
+        """
+        with (
+            self._told(),
+            self._http.stream(
+                "GET", f"{V2}{path}", params=_query(params), headers=self._headers()
+            ) as response,
+        ):
+            if response.status_code != HTTPStatus.OK:
+                response.read()
+                raise self._failed(response, _object(response))
+            yield response.iter_text()
+
+    def unauthenticated(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        form: Mapping[str, str] | None = None,
+    ) -> tuple[int, Json]:
+        """Send a request without a token; return the status and the object.
+
+        Args:
+            method: The HTTP method.
+            path: The path, or a whole URL.
+            body: Sent as JSON.
+            form: Sent as a form.
+
+        Raises:
+            FailedError: It was not answered with an object of JSON.
+        """
+        with self._told(path if "://" in path else None):
+            response = self._http.request(method, path, json=body, data=form)
+        answer = _object(response)
+        if answer is None:
+            raise self._failed(response, answer)
+        return response.status_code, answer
+
+    def use(self, login: Login) -> None:
+        """Go on with another token."""
+        self._token = login.access_token
+
+    def _headers(self) -> dict[str, str]:
+        if self._token is None:
+            raise FailedError(
+                f"There is no access token for {self.connection.url}. Log in with"
+                f" `login`, or set {TOKEN} to that of a server admin.",
+                Exit.NOT_ALLOWED,
+            )
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | None,
+    ) -> httpx.Response:
+        with self._told():
+            return self._http.request(
+                method,
+                path,
+                params=_query(params or {}),
+                json=body,
+                headers=self._headers(),
+            )
+
+    @contextmanager
+    def _told(self, url: str | None = None) -> Iterator[None]:
+        """Tell why a request is not answered."""
+        url = url or self.connection.url
+        try:
+            yield
+        except httpx.TimeoutException as e:
+            raise FailedError(f"{url} does not answer.", Exit.UNREACHABLE) from e
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
+            raise FailedError(
+                f"{url} cannot be reached: {_reason(e)}", Exit.UNREACHABLE
+            ) from e
+
+    def _failed(self, response: httpx.Response, answer: Json | None) -> FailedError:
+        status, url = response.status_code, self.connection.url
+        if answer is None or not isinstance(answer.get("errcode"), str):
+            if response.is_redirect:
+                return FailedError(
+                    f"{url} leads to {response.headers.get('Location', 'elsewhere')}"
+                    " instead of answering: is that its URL?",
+                    Exit.UNREACHABLE,
+                )
+            return FailedError(
+                f"{url} does not answer as a homeserver does: HTTP {status}. It may be"
+                " the answer of a reverse proxy, or that of something else.",
+                Exit.UNREACHABLE,
+            )
+        code, text = answer["errcode"], str(answer.get("error", ""))
+        if status == HTTPStatus.UNAUTHORIZED:
+            text = f"The access token is not valid: {text.rstrip('.')}. Log in again"
+            text += " with `login`"
+            return FailedError(f"{text}, or set {TOKEN}.", Exit.NOT_ALLOWED, answer)
+        if status == HTTPStatus.FORBIDDEN:
+            text = f"{text.rstrip('.')}. The access token has to be a server admin's."
+            return FailedError(text, Exit.NOT_ALLOWED, answer)
+        if status == HTTPStatus.NOT_FOUND and code == "M_UNRECOGNIZED":
+            return FailedError(self._unrecognized(), Exit.UNREACHABLE, answer)
+        if status == HTTPStatus.BAD_REQUEST and code == "M_INVALID_PARAM":
+            return FailedError(text, Exit.USAGE, answer)
+        return FailedError(text or f"HTTP {status}, {code}", Exit.FAILED, answer)
+
+    def _unrecognized(self) -> str:
+        """Say why there is no such path."""
+        url = self.connection.url
+        try:
+            found = _object(self._send("GET", f"{V2}/status", None, None)) or {}
+        except FailedError:
+            found = {}
+        if version := found.get("module_version"):
+            return (
+                f"The module at {url} is of version {version}, and does not have that:"
+                f" this is the command line of version {__version__}."
+            )
+        return (
+            f"The module is not loaded at {url}, or this is no listener with the admin"
+            " API. `modules` of homeserver.yaml has to name"
+            " synapse_federation_admin.FederationAdmin, and Synapse to be restarted."
+        )
+
+
+def _object(response: httpx.Response) -> Json | None:
+    """Return the object of JSON that is the answer; None if it is none."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _asked_to_wait_s(response: httpx.Response, answer: Json | None) -> float | None:
+    """Return for how long to wait before it is sent again; None: not at all."""
+    if response.status_code != HTTPStatus.TOO_MANY_REQUESTS or answer is None:
+        return None
+    told_ms = answer.get("retry_after_ms")
+    seconds = told_ms / 1000 if isinstance(told_ms, int | float) else 1.0
+    return seconds if 0 <= seconds <= _LONGEST_WAIT_S else None
+
+
+def _query(params: Mapping[str, Any]) -> httpx.QueryParams:
+    """Return a query: None is left out, a list is repeated."""
+    found: list[tuple[str, Any]] = []
+    for name, value in params.items():
+        if isinstance(value, bool):
+            found += [(name, str(value).lower())] if value else []
+        elif isinstance(value, list | tuple):
+            found += [(name, str(each)) for each in value]
+        elif value is not None:
+            found.append((name, str(value)))
+    return httpx.QueryParams(found)
+
+
+def _trusted(connection: Connection) -> ssl.SSLContext:
+    """Return whom to trust: the system's authorities, or those that were named."""
+    if connection.is_local and not connection.url.startswith("https:"):
+        # To load them takes 25 ms.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        # Goes by SSL_CERT_FILE and SSL_CERT_DIR, too.
+        return ssl.create_default_context(cafile=connection.ca_file)
+    except (OSError, ssl.SSLError) as e:
+        raise FailedError(
+            f"{connection.ca_file} has no certificates of authorities: {e}", Exit.USAGE
+        ) from e
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a request failed, in a few words."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted: {at.verify_message}. If it is of an"
+                " authority of your own, name that by --ca-file or SSL_CERT_FILE."
+            )
+        at = at.__cause__ or at.__context__
+    return str(error) or type(error).__name__
+
+
+def from_json(text: str) -> Json:
+    """Return the object of a line of an export."""
+    found: Json = json.loads(text)
+    return found

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the homeserver is, and who asks.
+
+The first that is there says where: `--url`, `-c homeserver.yaml`,
+`FEDERATION_ADMIN_URL`, what `login` has kept, synadm's configuration, homeserver.yaml
+where it usually is. A token is sent to the homeserver only for which it was given: that
+of `FEDERATION_ADMIN_TOKEN` to any, one that was kept to the one that it was kept for.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import attr
+
+from synapse_federation_admin.cli.exits import Exit, FailedError
+from synapse_federation_admin.cli.listeners import Listener, read_listener
+
+URL = "FEDERATION_ADMIN_URL"
+TOKEN = "FEDERATION_ADMIN_TOKEN"  # noqa: S105
+
+# Where homeserver.yaml is in Debian's packages and in the official image.
+_USUAL = ("/etc/matrix-synapse/homeserver.yaml", "/data/homeserver.yaml")
+
+_LOOPBACK = ("localhost", "127.", "[::1]")
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Login:
+    """What `login` has kept.
+
+    Attributes:
+        url: Where the homeserver is.
+        user_id: Whose token it is.
+        access_token: The token.
+        renewal: What makes a new one at an authentication service: `token_endpoint`,
+            `client_id`, `refresh_token`; empty where a token lasts.
+    """
+
+    url: str
+    user_id: str
+    access_token: str = attr.ib(repr=False)
+    renewal: Mapping[str, str] = attr.ib(repr=False, factory=dict)
+
+    @property
+    def server_name(self) -> str:
+        """The homeserver that the token is of."""
+        return self.user_id.partition(":")[2]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Connection:
+    """Where to ask, and as whom.
+
+    Attributes:
+        url: The base URL: `https://matrix.example.org`, or `unix:/run/synapse.sock`.
+        told_by: What said so, for people.
+        token: An access token; None if there is none for this homeserver.
+        login: What was kept of a login, if the token is from there.
+        ca_file: Authorities that are trusted in place of the system's.
+    """
+
+    url: str
+    told_by: str
+    token: str | None = attr.ib(default=None, repr=False)
+    login: Login | None = None
+    ca_file: Path | None = None
+
+    @property
+    def socket(self) -> str | None:
+        """The path of the unix socket; None if it is not one."""
+        return self.url[len("unix:") :] if self.url.startswith("unix:") else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether what is sent stays on this machine: then it needs no proxy."""
+        if self.socket is not None:
+            return True
+        host = urlsplit(self.url).netloc
+        return host.startswith(_LOOPBACK)
+
+
+def find_connection(
+    url: str | None,
+    homeserver_yaml: Sequence[Path],
+    ca_file: Path | None,
+    environment: Mapping[str, str] = os.environ,
+) -> Connection:
+    """Return where to ask, and as whom.
+
+    Args:
+        url: As given in the arguments.
+        homeserver_yaml: Likewise.
+        ca_file: Likewise.
+        environment: The environment's variables.
+
+    Raises:
+        FailedError: It is not said where, or what says so cannot be used.
+    """
+    if url and homeserver_yaml:
+        raise FailedError("Give either --url or -c, not both.", Exit.USAGE)
+    login = read_login(environment)
+    synadm = None
+    listener = None
+    if url:
+        told_by = "--url"
+    elif homeserver_yaml:
+        listener = read_listener(homeserver_yaml)
+        url, told_by = listener.url, str(homeserver_yaml[0])
+    elif url := environment.get(URL):
+        told_by = URL
+    elif login:
+        url, told_by = login.url, str(login_file(environment))
+    elif synadm := _read_synadm(environment):
+        url, told_by = synadm.url, str(_synadm_file(environment))
+    elif listener := _usual_listener(environment):
+        url, told_by = listener.url, "homeserver.yaml"
+    else:
+        raise FailedError(
+            "It is not known where the homeserver is. Give --url"
+            f" https://matrix.example.org, or set {URL}; on the homeserver's own"
+            " machine give -c homeserver.yaml; or log in once with `login`.",
+            Exit.USAGE,
+        )
+    url = checked_url(url)
+    found = Connection(url, told_by, ca_file=ca_file)
+    if token := environment.get(TOKEN):
+        return attr.evolve(found, token=checked_token(token, TOKEN))
+    if login and _is_of(login, url, listener):
+        return attr.evolve(found, token=login.access_token, login=login)
+    synadm = synadm or _read_synadm(environment)
+    if synadm and _is_of(synadm, url, listener):
+        return attr.evolve(found, token=synadm.access_token)
+    return found
+
+
+def _is_of(login: Login, url: str, listener: Listener | None) -> bool:
+    """Tell whether a token that was kept is one of this homeserver."""
+    if listener is not None and login.server_name:
+        return login.server_name == listener.server_name
+    return login.url == url
+
+
+def checked_url(url: str) -> str:
+    """Return a base URL without a slash at its end.
+
+    Raises:
+        FailedError: It is none.
+    """
+    if url.startswith("unix:/"):
+        return url
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise FailedError(
+            f"{url!r} is no base URL: it begins with https://, http:// or unix:/, as"
+            " https://matrix.example.org does.",
+            Exit.USAGE,
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise FailedError(
+            "A base URL has a host and perhaps a port and a path, and nothing else.",
+            Exit.USAGE,
+        )
+    return url.rstrip("/")
+
+
+def checked_token(token: str, told_by: str) -> str:
+    """Return an access token that can stand in a header.
+
+    Raises:
+        FailedError: It cannot.
+    """
+    token = token.strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise FailedError(f"What {told_by} has is no access token.", Exit.USAGE)
+    return token
+
+
+# -- what login has kept ---------------------------------------------------------------
+
+
+def _configuration(environment: Mapping[str, str]) -> Path:
+    home = environment.get("HOME") or os.path.expanduser("~")
+    folder = environment.get("XDG_CONFIG_HOME") or ""
+    return Path(folder if os.path.isabs(folder) else os.path.join(home, ".config"))
+
+
+def login_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of the file that `login` writes."""
+    return _configuration(environment) / "synapse-federation-admin" / "login.json"
+
+
+def read_login(environment: Mapping[str, str] = os.environ) -> Login | None:
+    """Return what `login` has kept; None if nobody has logged in.
+
+    Raises:
+        FailedError: The file can be read by others, or is none of ours.
+    """
+    path = login_file(environment)
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_IMODE(mode) & 0o077:
+                raise FailedError(
+                    f"{path} has an access token in it, and others can read it:"
+                    f" chmod 600 {path}"
+                )
+            kept = json.load(file)
+        return Login(
+            url=str(kept["url"]),
+            user_id=str(kept["user_id"]),
+            access_token=checked_token(str(kept["access_token"]), str(path)),
+            renewal={str(k): str(v) for k, v in kept.get("renewal", {}).items()},
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise FailedError(f"{path} cannot be read: {e}. Log in again.") from e
+
+
+def keep_login(login: Login, environment: Mapping[str, str] = os.environ) -> Path:
+    """Write a login for the commands to come, readable by its owner only.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FailedError: It cannot be written.
+    """
+    path = login_file(environment)
+    new = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(number, "w", encoding="utf-8") as file:
+            json.dump(attr.asdict(login), file, indent=1)
+        new.replace(path)
+    except OSError as e:
+        raise FailedError(f"{path} cannot be written: {e.strerror}") from e
+    return path
+
+
+# -- synadm's, and homeserver.yaml -----------------------------------------------------
+
+
+def _synadm_file(environment: Mapping[str, str]) -> Path:
+    # synadm knows no XDG_CONFIG_HOME.
+    home = environment.get("HOME") or os.path.expanduser("~")
+    return Path(home) / ".config" / "synadm.yaml"
+
+
+def _read_synadm(environment: Mapping[str, str]) -> Login | None:
+    path = _synadm_file(environment)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    import yaml
+
+    try:
+        kept: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    if not isinstance(kept, dict):
+        return None
+    url, token, user = (kept.get(key) for key in ("base_url", "token", "user"))
+    if not isinstance(url, str) or not isinstance(token, str):
+        return None
+    return Login(
+        url=url.rstrip("/"),
+        user_id=user if isinstance(user, str) else "",
+        access_token=checked_token(token, str(path)),
+    )
+
+
+def _usual_listener(environment: Mapping[str, str]) -> Listener | None:
+    # That of the official image's environment first.
+    for name in (environment.get("SYNAPSE_CONFIG_PATH"), *_USUAL):
+        if name and os.access(name, os.R_OK):
+            return read_listener([Path(name)])
+    return None

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that look at all servers: `status` and `list`."""
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from synapse_federation_admin.cli import options
+from synapse_federation_admin.cli.client import Json
+from synapse_federation_admin.cli.exits import FailedError
+from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
+from synapse_federation_admin.cli.output import (
+    DASH,
+    STYLES,
+    ago,
+    grid,
+    line,
+    now_ms,
+    pill,
+    since,
+    table,
+    until,
+)
+from synapse_federation_admin.wording import outcomes
+from synapse_federation_admin.wording.amounts import count, counted, duration
+from synapse_federation_admin.wording.causes import AGES, cause, heat_table
+from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
+from synapse_federation_admin.wording.verdict import (
+    Verdict,
+    how_many,
+    is_it_us,
+    not_known,
+)
+
+UNDER_WAY = ("scheduled", "preparing", "running")
+
+# From what width on a table has the columns that are good to have.
+WIDE = 120
+
+# What was met this long before it began to fail is why it fails.
+_MOMENT_MS = 1000
+
+# How strong a number among others is shown, by its heat: 0 to 9.
+_HEAT = (
+    "dim",
+    *("default", "default", "yellow", "yellow", "yellow"),
+    *("dark_orange", "dark_orange", "red", "bold red"),
+)
+
+
+@click.command()
+@shared
+@pass_asked
+def status(asked: Asked) -> None:
+    """Is it us? What fails, what waits, and what is off.
+
+    With `-o json` it writes the answers of the API to summary, status and runs, each
+    under its name.
+    """
+    client = asked.client
+    answers = {"summary": client.get("/summary"), "status": client.get("/status")}
+    try:
+        answers["runs"] = client.get("/runs", {"limit": 5})
+    except FailedError as e:
+        if e.answer.get("errcode") != "M_UNKNOWN":
+            raise
+    asked.out.answer(answers, lambda: asked.out.show(*_status(answers)))
+
+
+def _status(answers: Json) -> Iterator[RenderableType]:
+    summary = answers["summary"]
+    yield from verdict_lines(summary)
+    by_kind = summary.get("failing_by_kind_and_age")
+    if by_kind:
+        yield Text("\nFailing, by cause and age", "bold")
+        yield heat(by_kind)
+    elif by_kind is None and failing_of(summary):
+        yield Text("\nFailing, by cause and age", "bold")
+        yield Text("  Not known: why requests fail is not recorded here.", "dim")
+    yield Text("\nWhat waits", "bold")
+    yield grid(waiting_rows(summary))
+    yield Text("\nOur senders", "bold")
+    yield senders(summary)
+    runs = [r for r in answers.get("runs", {}).get("runs", ()) if _is_under_way(r)]
+    if runs:
+        yield Text("\nRun under way", "bold")
+        yield grid((run_line(run),) for run in runs)
+    off = {
+        name: state
+        for name, state in answers["status"].get("features", {}).items()
+        if not state.get("on")
+    }
+    if off:
+        yield Text("\nFeatures that are off", "bold")
+        yield grid(
+            (pill("bad", name), str(state.get("reason"))) for name, state in off.items()
+        )
+
+
+def _is_under_way(run: Json) -> bool:
+    return run.get("status") in UNDER_WAY
+
+
+def failing_of(summary: Json) -> int:
+    """Return how many servers fail, by a summary."""
+    return sum(summary.get("failing", {}).values())
+
+
+def verdict_of(summary: Json) -> Verdict:
+    """Return whether it is us, by a summary."""
+    outlook = summary.get("outlook")
+    failing = failing_of(summary)
+    if outlook is None:
+        return not_known(failing, "the features that are off say why")
+    return is_it_us(
+        str(outlook.get("verdict")),
+        f"{outlook.get('explanation')}.",
+        can_be_told=bool(outlook.get("can_be_told")),
+        tried=outlook.get("last_hour", {}).get("tried", 0),
+        failing=failing,
+        senders=[str(sender.get("state")) for sender in summary.get("senders") or ()],
+    )
+
+
+def verdict_lines(summary: Json) -> Iterator[RenderableType]:
+    """Write whether it is us, and how many fail."""
+    verdict = verdict_of(summary)
+    many = how_many(summary.get("total", 0), failing_of(summary))
+    look = STYLES.get(verdict.look, "")
+    yield Text.assemble(
+        (f"{verdict.sign} ", look), (f"{many} {verdict.sentence}", "bold")
+    )
+    yield grid([(Text(verdict.why),)])
+
+
+def heat(by_kind: Json) -> RenderableType:
+    """Return what fails by cause and age, as a table."""
+    made = table("  Cause", *(f">{column.label}" for column in AGES), ">all")
+    for row in heat_table(by_kind):
+        cells = [
+            Text(count(number), _HEAT[strength]) if number else Text("·", "dim")
+            for number, strength in row.cells
+        ]
+        made.add_row(line(f"  {cause(row.kind)}"), *cells, Text(count(row.total)))
+    return made
+
+
+def waiting_rows(summary: Json) -> Iterator[tuple[RenderableType, ...]]:
+    """Write what waits for all of them."""
+    backlog = summary.get("backlog", {})
+    if backlog.get("as_of_ts") is None:
+        yield (Text("Not known yet: it is being read.", "dim"),)
+        return
+    oldest = backlog.get("oldest_to_device_ts")
+    rows = [
+        ("Rooms", backlog.get("rooms"), "each counts once for each server"),
+        (
+            "To-device messages",
+            backlog.get("to_device_messages"),
+            f"the oldest for {since(oldest)}" if oldest else "",
+        ),
+        ("Device changes", backlog.get("device_list_updates"), ""),
+        (
+            "Never sent by itself",
+            backlog.get("rooms_never_caught_up"),
+            "rooms; nothing was delivered to these servers yet",
+        ),
+        ("Not yet queued", summary.get("not_yet_queued"), "events of ours"),
+        (
+            "For names not listed",
+            summary.get("unlisted", {}).get("total"),
+            ", ".join(map(str, summary.get("unlisted", {}).get("sample", ())[:3])),
+        ),
+    ]
+    found = [row for row in rows if row[1]]
+    if not found:
+        yield (pill("good", "Nothing waits."),)
+    for name, number, more in found:
+        yield (name, Text(count(number), justify="right"), line(more, "dim"))
+
+
+def senders(summary: Json) -> RenderableType:
+    """Return the processes that send, and how far they are."""
+    found = summary.get("senders")
+    if found is None:
+        return Text("  Not known: the module's own tables cannot be read.", "dim")
+    return grid(
+        (
+            line(sender.get("instance") or "nobody"),
+            pill(*SENDERS.get(str(sender["state"]), ("muted", str(sender["state"])))),
+            Text(_how_far(sender), "dim"),
+        )
+        for sender in found
+    )
+
+
+def _how_far(sender: Json) -> str:
+    seen = sender.get("seen_ts")
+    is_late = seen and sender.get("state") != "running"
+    told = f"seen {ago(seen)}; " if is_late else ""
+    if ahead := sender.get("ahead_events"):
+        events = counted(ahead, "event")
+        return f"{told}ahead by {events}: as many to come are not sent"
+    if behind := sender.get("behind_events"):
+        more = " or more" if behind >= 10_000 else ""
+        late_ms = sender.get("behind_ms")
+        by = f", {duration(late_ms)}" if late_ms else ""
+        return f"{told}{counted(behind, 'event')}{more} behind{by}"
+    if not sender.get("instance"):
+        return told
+    if sender.get("position") is None:
+        return f"{told}it has never begun to send"
+    return f"{told}0 events behind"
+
+
+def run_line(run: Json) -> Text:
+    """Return how far a run is, on one line."""
+    parts = [
+        f"{outcomes.action(run['action'])} {run['id']}:",
+        f"{count(run['done'])} of {count(run['matched'])}",
+    ]
+    parts += [
+        f"· {count(number)} {outcomes.outcome(run['action'], name).word}"
+        for name, number in run.get("outcomes", {}).items()
+    ]
+    if ends := run.get("estimated_end_ts"):
+        parts.append(f"· ends {until(ends)}")
+    return line(" ".join(parts))
+
+
+@click.command(name="list")
+@options.from_api(options.LIST)
+@shared
+@pass_asked
+def list_(asked: Asked, /, **given: Any) -> None:
+    """List the servers that the filters keep.
+
+    Without filters, all of them. Durations are a number and one of s, m, h, d and w:
+    `--failing-for 7d`. `--failing-for 0s` keeps whatever fails.
+    """
+    params = query(given, options.LIST)
+    out = asked.out
+    answer = _listed(asked, params)
+
+    def human() -> None:
+        rows = answer.get("destinations", ())
+        if rows:
+            out.show(_table(rows, out.console.width))
+        if "total" in answer:
+            out.note(f"{count(answer['total'])} match.", "dim")
+        elif not rows:
+            out.note("No server matches.")
+        if token := answer.get("next_token"):
+            out.note(f"There are more: --from {token}", "dim")
+
+    out.answer(answer, human)
+
+
+def _listed(asked: Asked, params: Json) -> Json:
+    """Return a page; for people, with why each fails, if that can be known."""
+    if not asked.out.is_human:
+        return asked.client.get("/destinations", params)
+    wanted = dict.fromkeys([*params.get("include", ()), "failure", "backlog"])
+    try:
+        return asked.client.get("/destinations", {**params, "include": list(wanted)})
+    except FailedError as e:
+        if e.answer.get("errcode") != "M_UNKNOWN":
+            raise
+    # A feature is off, and `status` says which.
+    return asked.client.get("/destinations", params)
+
+
+def _table(rows: list[Json], width: int) -> RenderableType:
+    is_wide = width >= WIDE
+    heads = ["Server", "Status"]
+    heads += ["Next try"] if is_wide else []
+    heads += ["Why"]
+    heads += ["Waits", "14 days"] if is_wide else []
+    has_days = any(row.get("availability") for row in rows)
+    if is_wide and not has_days:
+        heads.pop()
+    made = table(*heads)
+    made.columns[0].ratio, made.columns[1].no_wrap = None, True
+    made.columns[0].min_width = 15
+    for row in rows:
+        cells: list[RenderableType] = [line(row["destination"]), status_of(row)]
+        if is_wide:
+            cells.append(Text(next_try(row)))
+        cells.append(line(why_of(row)))
+        if is_wide:
+            cells.append(Text(waiting(row.get("backlog"))))
+            if has_days:
+                cells.append(Text(share(row.get("availability"))))
+        made.add_row(*cells)
+    return made
+
+
+def status_of(row: Json) -> Text:
+    """Return the status of a server, in words."""
+    found = str(row.get("status"))
+    if found in ("backing_off", "retry_due"):
+        began = row.get("failure_ts") or row.get("retry_last_ts")
+        told = pill("bad", f"down for {since(began)}")
+    else:
+        told = pill(*STATUSES.get(found, ("muted", found)))
+    if row.get("allowed") is False:
+        told = Text.assemble(told, (f" ! {NOT_ALLOWED}", "yellow"))
+    return told
+
+
+def next_try(row: Json) -> str:
+    """Return when Synapse tries a server that fails again."""
+    if row.get("next_retry_ts") is None:
+        return DASH
+    return until(row["next_retry_ts"]) if row["status"] == "backing_off" else "when due"
+
+
+def why_of(row: Json) -> str:
+    """Return why a server fails, in a few words; "" if it does not."""
+    last = row.get("last_failure")
+    if row.get("next_retry_ts") is None:
+        return ""
+    began = row.get("failure_ts") or row.get("retry_last_ts") or 0
+    if not last or last.get("last_ts", 0) < began - _MOMENT_MS:
+        return "not known" if "last_failure" in row else ""
+    return cause(str(last["kind"]))
+
+
+def waiting(backlog: Json | None) -> str:
+    """Return what waits for a server, in words; a dash where nothing does."""
+    told = []
+    for key, word in (
+        ("rooms", "room"),
+        ("to_device_messages", "message"),
+        ("device_list_updates", "device change"),
+    ):
+        if number := (backlog or {}).get(key):
+            told.append(counted(number, word))
+    return ", ".join(told) or DASH
+
+
+def share(availability: Json | None) -> str:
+    """Return how much of the last days a server was not failing."""
+    found = (availability or {}).get("share")
+    return DASH if found is None else f"{int(found * 1000) / 10:.1f} %"
+
+
+def exact(ts: Any) -> str:
+    """Return a time, exactly and relatively."""
+    try:
+        when = datetime.fromtimestamp(ts / 1000, timezone.utc)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return str(ts)
+    told = f"in {duration(ts - now_ms())}" if ts > now_ms() + 1000 else ago(ts)
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC ({told})"

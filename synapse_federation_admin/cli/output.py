@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where output goes, and in which shape: data to stdout, everything else to stderr.
+
+What a remote server, or anybody, has chosen is shown and never obeyed: no control
+character of it reaches a terminal, and nothing in it is taken for markup.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from synapse_federation_admin.wording.amounts import SECOND_MS, duration, shown
+
+FORMATS = ("human", "json", "yaml", "minified")
+
+DASH = "\u2013"
+
+SIGNS = {"good": "✓", "warn": "!", "bad": "✗", "muted": DASH}
+"""The sign that goes with each look, as in the console."""
+
+STYLES = {"good": "green", "warn": "yellow", "bad": "red", "muted": "dim"}
+
+# Nothing is cut or folded where nobody looks: a line of a table is a line.
+_UNBOUNDED = 10_000
+
+# What JSON would leave as it is, and a terminal would not.
+_UNSEEN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+class Output:
+    """Writes answers, and what is to be said beside them.
+
+    Attributes:
+        shape: One of `FORMATS`.
+    """
+
+    def __init__(self, shape: str) -> None:
+        self.shape = shape
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                # A terminal that has no ✓ is no reason to fail.
+                stream.reconfigure(errors="backslashreplace")
+        self.console = _console(sys.stdout)
+        self._errors = _console(sys.stderr)
+
+    @property
+    def is_human(self) -> bool:
+        """Whether a person is to read it."""
+        return self.shape == "human"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what is shown beside the data may move: never in a pipe."""
+        return self._errors.is_terminal and not self._errors.is_dumb_terminal
+
+    @property
+    def errors(self) -> Console:
+        """The console of stderr."""
+        return self._errors
+
+    def answer(self, answer: Any, human: Callable[[], None]) -> None:
+        """Write an answer of the API: as it is, or for people.
+
+        Args:
+            answer: What the API has answered.
+            human: Writes it for people.
+        """
+        if self.is_human:
+            human()
+        else:
+            sys.stdout.write(serialized(answer, self.shape))
+        sys.stdout.flush()
+
+    def show(self, *what: RenderableType, soft: bool = False) -> None:
+        """Write something for people to stdout.
+
+        Args:
+            what: A text is of anybody.
+            soft: Whether lines are as long as they are, to be copied.
+        """
+        for each in what:
+            renderable = plain(each) if isinstance(each, str) else each
+            if self.console.is_terminal:
+                self.console.print(renderable, soft_wrap=soft)
+                continue
+            with self.console.capture() as captured:
+                self.console.print(renderable, soft_wrap=soft)
+            # Who reads it with a program wants no spaces that fill a table.
+            lines = captured.get().split("\n")
+            self.console.file.write("\n".join(each.rstrip() for each in lines))
+
+    def note(self, text: str, look: str = "") -> None:
+        """Say something beside the data, on stderr."""
+        self._errors.print(
+            plain(text, STYLES.get(look, look)), soft_wrap=not self.is_live
+        )
+
+
+def _console(file: Any) -> Console:
+    is_wide = not file.isatty()
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    if is_wide and not console._environ.get("COLUMNS", "").isdigit():
+        console.width = _UNBOUNDED
+    return console
+
+
+def serialized(answer: Any, shape: str) -> str:
+    """Return an answer as JSON on many lines or on one, or as YAML."""
+    if shape == "yaml":
+        import yaml
+
+        text = json.dumps(answer, ensure_ascii=False)
+        found: str = yaml.safe_dump(
+            answer,
+            allow_unicode=not _UNSEEN.search(text),
+            sort_keys=False,
+            default_flow_style=False,
+        )
+        return found
+    if shape == "minified":
+        text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+    else:
+        text = json.dumps(answer, ensure_ascii=False, indent=2)
+    return f"{escaped(text)}\n"
+
+
+def escaped(text: str) -> str:
+    r"""Return JSON in which what is not seen, or turns what follows, is escaped.
+
+    Such characters stand in strings only, where it is the same with `\u`.
+    """
+    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Return a text of anybody: its control characters are shown."""
+    return Text(shown(str(text)), style)
+
+
+def line(text: object, style: str = "") -> Text:
+    """Likewise, on one line."""
+    return plain(str(text).replace("\t", " ").replace("\n", " "), style)
+
+
+def pill(look: str, word: str) -> Text:
+    """Return a word with its sign."""
+    return Text.assemble(
+        (f"{SIGNS.get(look, '?')} {shown(word)}", STYLES.get(look, ""))
+    )
+
+
+def table(*heads: str, title: str | None = None) -> Table:
+    """Return a table without lines; a head that begins with `>` is of numbers."""
+    made = Table(
+        box=None,
+        pad_edge=False,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        padding=(0, 2, 0, 0),
+    )
+    for head in heads:
+        is_number = head.startswith(">")
+        made.add_column(
+            head.removeprefix(">"),
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
+        )
+    return made
+
+
+def grid(rows: Iterable[tuple[RenderableType, ...]], indent: int = 2) -> Table:
+    """Return a table without a head: what, and how much."""
+    made = Table.grid(padding=(0, 2, 0, 0))
+    is_empty = True
+    for row in rows:
+        if is_empty:
+            made.add_column(width=max(indent - 2, 0))
+            for number in range(len(row)):
+                made.add_column(overflow="fold", no_wrap=number == 0 < len(row) - 1)
+            is_empty = False
+        made.add_row(
+            "", *(plain(each) if isinstance(each, str) else each for each in row)
+        )
+    return made
+
+
+def now_ms() -> int:
+    """Return the time in ms since the epoch."""
+    return int(time.time() * 1000)
+
+
+def ago(ts: Any, never: str = "never") -> str:
+    """Return how long ago a time was."""
+    return f"{since(ts)} ago" if isinstance(ts, int) and ts else never
+
+
+def since(ts: Any) -> str:
+    """Return for how long something is so."""
+    return duration(max(now_ms() - ts, SECOND_MS)) if isinstance(ts, int) else "?"
+
+
+def until(ts: Any) -> str:
+    """Return in what time something will be."""
+    if not isinstance(ts, int):
+        return DASH
+    left = ts - now_ms()
+    return f"in {duration(left)}" if left >= SECOND_MS else "now"

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`why`: a diagnosis, for people, and as a check for scripts and monitoring."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from synapse_federation_admin.cli.client import Json, segment
+from synapse_federation_admin.cli.exits import Exit, FailedError
+from synapse_federation_admin.cli.options import (
+    Asked,
+    name_argument,
+    pass_asked,
+    shared,
+)
+from synapse_federation_admin.cli.output import DASH, STYLES, grid, line, plain
+from synapse_federation_admin.wording.amounts import duration
+from synapse_federation_admin.wording.stages import SIGNS, STAGES
+
+_STYLES = {**STYLES, "fail": "red", "skipped": "dim"}
+
+_EXITS = {
+    "ok": Exit.FINE,
+    "degraded": Exit.FINE,
+    "failing": Exit.DESTINATION_FAILS,
+}
+
+# What plugins of monitoring systems exit with.
+_NAGIOS = {"ok": (0, "OK"), "degraded": (1, "WARNING"), "failing": (2, "CRITICAL")}
+_NAGIOS_UNKNOWN = (3, "UNKNOWN")
+
+
+@click.command()
+@name_argument
+@click.option("-v", "--verbose", is_flag=True, help="Tell what each stage has seen.")
+@click.option(
+    "--format",
+    "check",
+    type=click.Choice(("tap", "nagios")),
+    help="Write a check: `tap` (Test Anything Protocol), a line for each stage; or"
+    " `nagios`, one line, and the exit status is that of a monitoring plugin: 0 OK, 1"
+    " WARNING, 2 CRITICAL, 3 UNKNOWN.",
+)
+@shared
+@pass_asked
+def why(asked: Asked, name: str, verbose: bool, check: str | None) -> int:
+    """Diagnose a server: why federation with it fails, and what to do.
+
+    Nothing is changed by that. The exit status is 0 if requests get through, if not
+    well, and 3 if they do not.
+    """
+    try:
+        found = asked.client.post(f"/destinations/{segment(name)}/diagnose")
+    except FailedError as e:
+        if check != "nagios":
+            raise
+        click.echo(f"FEDERATION UNKNOWN - {line(e.message)}")
+        return _NAGIOS_UNKNOWN[0]
+    verdict = str(found.get("verdict"))
+    if check == "nagios":
+        status, word = _NAGIOS.get(verdict, _NAGIOS_UNKNOWN)
+        click.echo(_nagios(found, word))
+        return status
+    if check == "tap":
+        click.echo("\n".join(_tap(found)))
+    else:
+        asked.out.answer(found, lambda: asked.out.show(*diagnosis(found, verbose)))
+    return _EXITS.get(verdict, Exit.FAILED)
+
+
+def diagnosis(found: Json, verbose: bool = False) -> Iterator[RenderableType]:
+    """Write a diagnosis for people: the sentence, the advice, the stages."""
+    sign, look = {
+        "ok": ("✓", "good"),
+        "degraded": ("!", "warn"),
+        "failing": ("✗", "bad"),
+    }.get(str(found.get("verdict")), ("?", "muted"))
+    head = f"{found.get('destination')}: {found.get('verdict')}"
+    if kind := found.get("kind"):
+        reason = found.get("reason")
+        head += f" ({kind}{f', {reason}' if reason else ''})"
+    yield Text.assemble((f"{sign} ", STYLES[look]), (str(line(head)), "bold"))
+    yield Padding(plain(found.get("explanation", "")), (0, 0, 0, 2))
+    if advice := found.get("advice"):
+        yield Padding(plain(f"→ {advice}"), (0, 0, 0, 2))
+    yield Text()
+    stages = found.get("stages", ())
+    if not verbose:
+        yield grid(map(_stage, stages))
+        return
+    for stage in stages:
+        yield grid([_stage(stage)])
+        if findings := stage.get("findings"):
+            yield Padding(plain("\n".join(lines_of(findings)), "dim"), (0, 0, 0, 4))
+
+
+def _stage(stage: Json) -> tuple[RenderableType, ...]:
+    outcome = str(stage.get("outcome"))
+    sign, look, _ = SIGNS.get(outcome, (outcome, "", ""))
+    style = "dim" if look == "skipped" else ""
+    name = str(stage.get("name"))
+    took = stage.get("duration_ms")
+    width = max(map(len, STAGES.values()))
+    return (
+        line(sign, _STYLES.get(look, "")),
+        line(f"{STAGES.get(name, name):<{width}}", style),
+        line(stage.get("message", ""), style),
+        Text(duration(took) if took else "", "dim"),
+    )
+
+
+def lines_of(value: Any, indent: str = "") -> Iterator[str]:
+    """Write an object of JSON as lines that can be read."""
+    if isinstance(value, dict):
+        pairs = [(f"{key}:", each) for key, each in value.items()]
+    else:
+        pairs = [("-", each) for each in value]
+    for head, each in pairs:
+        if isinstance(each, dict | list) and each:
+            yield f"{indent}{head}"
+            yield from lines_of(each, f"{indent}  ")
+        else:
+            yield f"{indent}{head} {line(_told(each))}"
+
+
+def _told(value: Any) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return DASH if value is None or value in ([], {}) else value
+
+
+def _nagios(found: Json, word: str) -> str:
+    # A bar would begin performance data.
+    text = f"{found.get('destination')}: {found.get('explanation')}".replace("|", "¦")
+    advice = str(found.get("advice") or "").replace("|", "¦")
+    took = found.get("duration_ms", 0)
+    return str(line(f"FEDERATION {word} - {text} {advice}".rstrip())) + (
+        f" | duration={took}ms"
+    )
+
+
+def _tap(found: Json) -> Iterator[str]:
+    stages = found.get("stages", ())
+    yield "TAP version 13"
+    yield f"1..{len(stages)}"
+    for number, stage in enumerate(stages, 1):
+        is_ok = stage.get("outcome") != "failed"
+        name = str(stage.get("name"))
+        # A number sign would begin a directive.
+        message = str(stage.get("message", "")).replace("#", "♯")
+        told = str(line(f"{STAGES.get(name, name)}: {message}"))
+        skip = " # SKIP" if stage.get("outcome") == "skipped" else ""
+        yield f"{'ok' if is_ok else 'not ok'} {number} - {told}{skip}"
+        if not is_ok and found.get("advice"):
+            yield f"# {line(found['advice'])}"

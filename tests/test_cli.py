@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line without a homeserver: what it says, and where it asks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from synapse_federation_admin.api._openapi import document
+from synapse_federation_admin.cli import command_line, manual, options
+from synapse_federation_admin.cli.connection import (
+    Connection,
+    Login,
+    find_connection,
+    keep_login,
+    login_file,
+)
+from synapse_federation_admin.cli.exits import Exit, FailedError
+from synapse_federation_admin.cli.listeners import read_listener
+from synapse_federation_admin.cli.output import serialized
+from synapse_federation_admin.destinations.summary import FailureAge
+from synapse_federation_admin.destinations.values import DestinationStatus
+from synapse_federation_admin.diagnosis.stages import StageName, StageOutcome
+from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.storage.instances import InstanceState
+from synapse_federation_admin.wording import causes, servers, stages
+
+pytestmark = pytest.mark.one_synapse
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]\u202egpj.exe\x9b31m"
+
+WITHOUT_SYNAPSE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"synapse", "twisted", "pydantic", "jinja2"}:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing())
+from synapse_federation_admin.cli import main
+sys.argv[1:] = ["--help"]
+main()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's own configuration says where to ask."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in list(os.environ):
+        if name.startswith("FEDERATION_ADMIN_") or name.endswith(("_proxy", "_PROXY")):
+            monkeypatch.delenv(name)
+    for name in ("XDG_CONFIG_HOME", "SYNAPSE_CONFIG_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What is answered, by path: a response, an error, an object, or a list of them."""
+    known: dict[str, Any] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = known.get(request.url.path.rpartition("/federation")[2])
+        if isinstance(found, list):
+            found = found.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        if isinstance(found, httpx.Response):
+            return found
+        if found is None:
+            return httpx.Response(404, json={"errcode": "M_UNRECOGNIZED", "error": "-"})
+        return httpx.Response(200, json=found)
+
+    # What is sent is not what a real homeserver answers: it is not checked.
+    monkeypatch.setattr(
+        httpx.Client,
+        "send",
+        lambda _, request, **__: _read(answer(request), request),
+    )
+    monkeypatch.setenv("FEDERATION_ADMIN_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("FEDERATION_ADMIN_TOKEN", "secret")
+    return known
+
+
+def _read(response: httpx.Response, request: httpx.Request) -> httpx.Response:
+    response.request = request
+    return response
+
+
+def run(*arguments: str, **more: Any) -> Result:
+    return CliRunner().invoke(command_line(), arguments, **more)
+
+
+# -- what is told ----------------------------------------------------------------------
+
+
+def test_options_are_parameters() -> None:
+    """Options that are parameters of the API are all of them, as it describes them."""
+    paths = document()["paths"]
+    base = "/_synapse/admin/v2/federation"
+    for path, table in (
+        ("/destinations", options.LIST),
+        ("/destinations/export", options.EXPORT),
+        ("/audit", options.AUDIT),
+        ("/runs", options.RUNS),
+    ):
+        described = paths[base + path]["get"]["parameters"]
+        assert sorted(p.name for p in table) == sorted(d["name"] for d in described)
+        for each in table:
+            (found,) = (d for d in described if d["name"] == each.name)
+            schema = found["schema"]
+            inner = schema.get("items", schema)
+            told = found["description"].replace(" In ms since the epoch.", "")
+            assert told == each.help, each.name
+            assert set(inner.get("enum", ())) == set(each.choices), each.name
+            assert each.is_many == (schema.get("type") == "array")
+            assert each.is_flag == (schema.get("type") == "boolean")
+            if each.most is not None:
+                assert (schema["minimum"], schema["maximum"]) == (each.least, each.most)
+
+
+def test_words_are_for_all_values() -> None:
+    """What is told of statuses, stages and ages is told of each that there is."""
+    failing = {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}
+    assert {s.value for s in {*DestinationStatus} - failing} == set(servers.STATUSES)
+    assert {s.value for s in InstanceState} == set(servers.SENDERS)
+    assert [age.value for age in FailureAge] == [a.age for a in causes.AGES]
+    assert [s.value for s in StageName] == list(stages.STAGES)
+    assert {s.value for s in StageOutcome} == set(stages.SIGNS)
+    assert {v.value for v in CorrelationVerdict} == {"normal", "us", "shared"}
+
+
+def test_same_words_as_the_console() -> None:
+    """The console's templates have the words of statuses that are told here."""
+    folder = Path(servers.__file__).parent.parent / "console" / "templates"
+    text = "".join(path.read_text() for path in folder.glob("*.html"))
+    words = [*servers.STATUSES.values(), *servers.SENDERS.values()]
+    for word in (*(word for _, word in words), servers.NOT_ALLOWED):
+        assert word in text
+
+
+def test_needs_no_synapse() -> None:
+    """It runs where Synapse, Twisted, pydantic and Jinja2 are not installed."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SYNAPSE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "status" in done.stdout
+
+
+def test_hostile_text(answers: dict[str, Any]) -> None:
+    """Nothing that somebody else has chosen moves a terminal, in any format."""
+    answers["/destinations"] = {
+        "destinations": [
+            {
+                "destination": HOSTILE,
+                "status": HOSTILE,
+                "next_retry_ts": 1,
+                "last_failure": {"kind": HOSTILE, "last_ts": 2},
+            }
+        ],
+        "next_token": HOSTILE,
+    }
+    answers[f"/destinations/{HOSTILE}/diagnose"] = {
+        "verdict": HOSTILE,
+        "destination": HOSTILE,
+        "explanation": HOSTILE,
+        "stages": [{"name": HOSTILE, "outcome": HOSTILE, "findings": {HOSTILE: "x"}}],
+    }
+    outputs = [run("list"), *(run("list", "-o", o) for o in ("json", "minified"))]
+    outputs += [run("list", "-o", "yaml"), run("why", HOSTILE, "-v")]
+    outputs += [run("why", HOSTILE, "--format", f) for f in ("tap", "nagios")]
+    for done in outputs:
+        assert not isinstance(done.exception, KeyError | TypeError), done.exception
+        assert "owned" in done.output
+        assert "[red]" in done.output
+        assert not set(done.output) & set("\x1b\x07\x9b\u202e"), done.output
+
+
+def test_serialized() -> None:
+    """Each shape has the same values."""
+    import yaml
+
+    value = {"a": [1, None, True, "Größe \u202e\x9b\x1b"]}
+    assert json.loads(serialized(value, "json")) == value
+    assert json.loads(serialized(value, "minified")) == value
+    assert yaml.safe_load(serialized(value, "yaml")) == value
+    assert serialized(value, "minified").count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "told"),
+    [
+        (
+            httpx.Response(401, json={"errcode": "M_UNKNOWN_TOKEN", "error": "No"}),
+            4,
+            "log",
+        ),
+        (
+            httpx.Response(403, json={"errcode": "M_FORBIDDEN", "error": "No"}),
+            4,
+            "admin",
+        ),
+        (
+            httpx.Response(400, json={"errcode": "M_INVALID_PARAM", "error": "x"}),
+            2,
+            "x",
+        ),
+        (httpx.Response(404, json={"errcode": "M_NOT_FOUND", "error": "No"}), 1, "No"),
+        (httpx.Response(503, json={"errcode": "M_UNKNOWN", "error": "off"}), 1, "off"),
+        (httpx.Response(404, json={"errcode": "M_UNRECOGNIZED"}), 5, "not loaded"),
+        (httpx.Response(502, text="<html>"), 5, "HTTP 502"),
+        (httpx.Response(301, headers={"Location": "/x"}), 5, "leads to /x"),
+        (httpx.Response(200, text="[]"), 5, "does not answer as a homeserver"),
+        (httpx.ConnectError("refused"), 5, "refused"),
+        (httpx.ReadTimeout("late"), 5, "does not answer"),
+    ],
+)
+def test_errors(answers: dict[str, Any], answer: Any, status: int, told: str) -> None:
+    """Each error has its exit status and a sentence on stderr, and writes nothing."""
+    answers["/summary"] = answers["/destinations"] = answer
+    done = run("list", "-o", "json")
+    assert done.exit_code == status, done.output
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+def test_too_soon(answers: dict[str, Any]) -> None:
+    """What comes too soon is sent again, as late as the homeserver asks for."""
+    body = {"errcode": "M_LIMIT_EXCEEDED", "error": "later", "retry_after_ms": 1}
+    later = [httpx.Response(429, json=body) for _ in range(2)]
+    answers["/destinations"] = [*later, {"destinations": []}]
+    assert run("list").exit_code == 0
+    body["retry_after_ms"] = 3_600_000
+    answers["/destinations"] = httpx.Response(429, json=body)
+    assert run("list").exit_code == 1
+
+
+# -- where, and who --------------------------------------------------------------------
+
+
+def found(
+    *homeserver_yaml: Path, url: str | None = None, **environment: str
+) -> Connection:
+    known = {"HOME": os.environ["HOME"], **environment}
+    return find_connection(url, homeserver_yaml, None, known)
+
+
+def test_where(tmp_path: Path) -> None:
+    """The first that is there says where; a token goes to no other homeserver."""
+    with pytest.raises(FailedError, match="not known where") as failed:
+        found()
+    assert failed.value.exit_code == Exit.USAGE
+
+    synadm = tmp_path / ".config" / "synadm.yaml"
+    synadm.parent.mkdir()
+    synadm.write_text("{base_url: 'https://s.example/', token: of_synadm, user: a}")
+    assert (found().url, found().token) == ("https://s.example", "of_synadm")
+
+    kept = keep_login(
+        Login("https://k.example", "@a:k.example", "kept"), {"HOME": str(tmp_path)}
+    )
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert (found().url, found().token) == ("https://k.example", "kept")
+    assert found(url="https://s.example").token == "of_synadm"
+    assert found(url="https://other.example").token is None
+    assert found(url="https://k.example/").token == "kept"
+
+    by_name = found(FEDERATION_ADMIN_URL="http://e.example")
+    assert (by_name.url, by_name.token) == ("http://e.example", None)
+    assert found(FEDERATION_ADMIN_TOKEN="t").token == "t"
+
+    homeserver = tmp_path / "homeserver.yaml"
+    homeserver.write_text(
+        "{server_name: k.example, listeners: [{type: http, port: 1,"
+        " resources: [{names: [client]}]}]}"
+    )
+    of_yaml = found(homeserver)
+    assert (of_yaml.url, of_yaml.token) == ("http://127.0.0.1:1", "kept")
+    homeserver.write_text(homeserver.read_text().replace("k.example", "x.example"))
+    assert found(homeserver).token is None
+    kept.unlink()
+    synadm.unlink()
+    assert found(SYNAPSE_CONFIG_PATH=str(homeserver)).url == "http://127.0.0.1:1"
+    with pytest.raises(FailedError, match="not both"):
+        found(homeserver, url="https://x.example")
+
+
+def test_login_that_others_can_read(tmp_path: Path) -> None:
+    """A file with a token that others can read is not used, and it says why."""
+    path = keep_login(Login("https://k.example", "@a:k", "x"), {"HOME": str(tmp_path)})
+    path.chmod(0o640)
+    with pytest.raises(FailedError, match="chmod 600"):
+        found()
+    path.chmod(0o600)
+    path.write_text("[]")
+    with pytest.raises(FailedError, match="cannot be read"):
+        found()
+    assert path == login_file({"HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "example.org",
+        "ftp://x",
+        "https://",
+        "https://a:b@x",
+        "https://x?y",
+        "http://x:y",
+    ],
+)
+def test_no_url(url: str) -> None:
+    """What is no base URL is told at once."""
+    with pytest.raises(FailedError) as failed:
+        found(url=url)
+    assert failed.value.exit_code == Exit.USAGE
+
+
+def listener(port: int, *names: str, **more: Any) -> dict[str, Any]:
+    return {"type": "http", "port": port, "resources": [{"names": list(names)}], **more}
+
+
+@pytest.mark.parametrize(
+    ("listeners", "url"),
+    [
+        ([listener(1, "client")], "http://127.0.0.1:1"),
+        ([listener(1, "federation"), listener(2, "client")], "http://127.0.0.1:2"),
+        (
+            [listener(1, "client", tls=True), listener(2, "client")],
+            "http://127.0.0.1:2",
+        ),
+        ([listener(1, "client", bind_addresses=["::"])], "http://[::1]:1"),
+        (
+            [listener(1, "client", bind_addresses=["::", "0.0.0.0"])],
+            "http://127.0.0.1:1",
+        ),
+        ([listener(1, "client", bind_addresses=["10.0.0.2"])], "http://10.0.0.2:1"),
+        ([listener(1, "client", bind_addresses=["fd00::2"])], "http://[fd00::2]:1"),
+        ([listener(1, "client", tls=True)], "https://127.0.0.1:1"),
+        (
+            [listener(1, "client"), listener(0, "client", path="/run/main.sock")],
+            "unix:/run/main.sock",
+        ),
+        (
+            [{"type": "metrics", "port": 3}, "nonsense", listener(1, "client")],
+            "http://127.0.0.1:1",
+        ),
+    ],
+)
+def test_listeners(tmp_path: Path, listeners: Any, url: str) -> None:
+    """Of all listeners it is one with the admin API, and of those the nearest."""
+    path = tmp_path / "homeserver.yaml"
+    path.write_text(json.dumps({"server_name": "x", "listeners": listeners}))
+    assert read_listener([path]).url == url
+
+
+def test_no_listener(tmp_path: Path) -> None:
+    """What has no such listener, or is no configuration, is told."""
+    path = tmp_path / "homeserver.yaml"
+    for text in ("server_name: x", "[]", "{", "listeners: [{type: http, port: 1}]"):
+        path.write_text(text)
+        with pytest.raises(FailedError) as failed:
+            read_listener([path])
+        assert failed.value.exit_code == Exit.USAGE
+    with pytest.raises(FailedError, match="cannot be read"):
+        read_listener([tmp_path / "none.yaml"])
+    worker = tmp_path / "conf.d"
+    worker.mkdir()
+    (worker / "w.yaml").write_text(
+        json.dumps({"worker_listeners": [listener(7, "client")]})
+    )
+    path.write_text("server_name: x")
+    assert read_listener([path, worker]).url == "http://127.0.0.1:7"
+
+
+# -- beside these ----------------------------------------------------------------------
+
+
+def test_man_page() -> None:
+    """The man page has every command and option, and nothing that troff obeys."""
+    page = manual.man_page()
+    for name, command in manual.commands().items():
+        assert f" {name}".rstrip().replace("-", "\\-") in page
+        for option in manual.options_of(name, command):
+            assert option.opts[-1].replace("-", "\\-") in page
+    assert not [line for line in page.splitlines() if line.startswith("'")]
+
+
+def ended(command: str, **environment: str) -> tuple[int, str]:
+    """Run a shell's line in which `$CLI` is the command line."""
+    cli = f"{sys.executable} -m synapse_federation_admin.cli"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        env={**os.environ, "CLI": cli, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "told"),
+    [
+        ("$CLI man >&-", 0, ""),
+        ("$CLI man > /dev/full", 1, "The output cannot be written: No space left"),
+        ("$CLI nonsense", 2, "No such command"),
+        ("FEDERATION_ADMIN_URL=http://127.0.0.1:1 $CLI status", 4, "no access token"),
+    ],
+)
+def test_ends(command: str, status: int, told: str) -> None:
+    """A closed stdout and a full disk end it without a traceback."""
+    found_status, text = ended(command)
+    assert found_status == status, text
+    assert told in text
+    assert "Traceback" not in text
+
+
+def test_nobody_reads() -> None:
+    """Where nobody reads its output any more, as after `| head`, it ends silently."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "synapse_federation_admin.cli", "man"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
