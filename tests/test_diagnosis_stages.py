@@ -54,7 +54,7 @@ from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import invalid_name
-from synapse_federation_admin.failures.text import LastRequest
+from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,

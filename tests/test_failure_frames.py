@@ -11,8 +11,7 @@ from twisted.internet import error as net
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
-from synapse_federation_admin.failures.classify import forget_frames
-from synapse_federation_admin.homeserver.errors import RequestSendFailed
+from synapse_federation_admin.homeserver.errors import RequestSendFailed, forget_frames
 
 
 class Local:

@@ -17,12 +17,14 @@ from synapse_federation_admin.failures.kinds import (
     Link,
     Reason,
 )
-from synapse_federation_admin.failures.text import (
+from synapse_federation_admin.failures.situation import (
     Effect,
     LastRequest,
     RealTraffic,
     Remark,
     Situation,
+)
+from synapse_federation_admin.failures.text import (
     advice_of,
     detail_of,
     message_of,

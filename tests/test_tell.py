@@ -17,7 +17,8 @@ from synapse_federation_admin.diagnosis.findings import (
 from synapse_federation_admin.diagnosis.stages import Diagnosis, Stage, StageName
 from synapse_federation_admin.diagnosis.tell import message_to_admins
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.text import Effect, Situation, message_of
+from synapse_federation_admin.failures.situation import Effect, Situation
+from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.storage.records import RecordedFailure
 
 pytestmark = pytest.mark.one_synapse

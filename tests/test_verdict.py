@@ -32,7 +32,7 @@ from synapse_federation_admin.diagnosis.stages import (
 )
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.failures.text import LastRequest, Verdict
+from synapse_federation_admin.failures.situation import LastRequest, Verdict
 from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.storage.records import RecordedFailure
 

@@ -15,11 +15,8 @@ import attr
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
-from synapse_federation_admin.failures.text import (
-    LastRequest,
-    RealTraffic,
-    shown_duration,
-)
+from synapse_federation_admin.failures.situation import LastRequest, RealTraffic
+from synapse_federation_admin.failures.text import shown_duration
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.sql import MOMENT_MS
 

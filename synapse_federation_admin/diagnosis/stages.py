@@ -22,7 +22,8 @@ from synapse_federation_admin.diagnosis.resolution import (
     WellKnownFindings,
 )
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.failures.text import Situation, message_of
+from synapse_federation_admin.failures.situation import Situation
+from synapse_federation_admin.failures.text import message_of
 
 
 class StageName(Enum):

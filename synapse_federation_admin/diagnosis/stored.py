@@ -9,7 +9,7 @@ from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.diagnosis.findings import StageOutcome, StoredFindings
 from synapse_federation_admin.diagnosis.stages import Stage, StageName
-from synapse_federation_admin.failures.text import LastRequest
+from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.storage.records import RecordedFailure
 
 

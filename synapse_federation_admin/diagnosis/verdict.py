@@ -29,7 +29,7 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
-from synapse_federation_admin.failures.text import (
+from synapse_federation_admin.failures.situation import (
     Effect,
     LastRequest,
     RealTraffic,

@@ -27,11 +27,9 @@ that this process has no descriptor, thread or memory left.
 """
 
 import errno
-import json
 import logging
 import re
 from http import HTTPStatus
-from traceback import clear_frames
 
 import attr
 from OpenSSL import SSL
@@ -58,8 +56,10 @@ from synapse_federation_admin.failures.files import (
     why_not_answered,
 )
 from synapse_federation_admin.failures.handshakes import (
-    default_of,
+    expected_name,
     reason_of_handshake,
+    text_of_handshake,
+    untrusted,
 )
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,
@@ -70,6 +70,7 @@ from synapse_federation_admin.failures.kinds import (
     Link,
     Reason,
 )
+from synapse_federation_admin.failures.relayed import description_of, failure_told
 from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
 from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
@@ -92,29 +93,6 @@ from synapse_federation_admin.homeserver.errors import (
 
 logger = logging.getLogger(__name__)
 
-
-# OpenSSL's verification errors (`man openssl-verification-options`):
-# X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.
-_TLS_KINDS = {9: FailureKind.TLS_NOT_YET_VALID, 10: FailureKind.TLS_EXPIRED}
-
-_NO_ISSUER = 20
-
-# Others of them, because of which a chain is not trusted.
-_TLS_REASONS = {
-    18: Reason.SELF_SIGNED,
-    19: Reason.UNKNOWN_AUTHORITY,
-    # That of the issuer is neither sent nor known here: of the server's own
-    # certificate, or of another one in the chain.
-    20: Reason.UNKNOWN_AUTHORITY,
-    21: Reason.MISSING_INTERMEDIATE,
-    24: Reason.NOT_AN_AUTHORITY,
-    26: Reason.WRONG_PURPOSE,
-    47: Reason.NAME_NOT_PERMITTED,
-    48: Reason.NAME_NOT_PERMITTED,
-    66: Reason.WEAK_KEY,
-    67: Reason.WEAK_KEY,
-    68: Reason.WEAK_SIGNATURE,
-}
 
 # What this host says if it has no way to its name servers, or its firewall forbids it.
 _CANNOT_SEND = NO_WAY | {errno.EHOSTUNREACH, errno.ENETDOWN, errno.EPERM}
@@ -190,9 +168,6 @@ _OF_CLIENTS: tuple[_Row, ...] = (
     ((RuntimeError,), FailureKind.INVALID_RESPONSE, Reason.WRONG_CONTENT_TYPE),
 )
 
-# The facts that another process is told.
-_TOLD = ("host", "status", "said", "exception", "code", "issuer", "subject", "ago_ms")
-
 # What Twisted and Python say of names to which nothing can connect.
 _NO_NAME = ("invalid hostname", "Port out of range")
 
@@ -230,7 +205,7 @@ def _found(error: BaseException) -> Failure:
     if is_out_of_resources(cause):
         return Failure(FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES)
     if isinstance(cause, MetElsewhereError):
-        return _read_description(cause.told)
+        return failure_told(cause.told)
     if isinstance(cause, HttpResponseException):
         return http_failure(cause.code, cause.response or b"")
     return _read(cause, is_of_clients=cause is not error)
@@ -238,47 +213,7 @@ def _found(error: BaseException) -> Failure:
 
 def described(error: BaseException) -> str:
     """Say for another process of this homeserver why a request failed."""
-    failure = failure_of(error)
-    facts = attr.asdict(failure.facts, filter=lambda field, _: field.name in _TOLD)
-    facts["also"] = [kind.value for kind in failure.facts.also]
-    reason = failure.reason.value if failure.reason else None
-    return json.dumps([failure.kind.value, reason, facts])
-
-
-def _read_description(told: str) -> Failure:
-    """Return what another process has met; see `described`."""
-    try:
-        kind, reason, facts = json.loads(told)
-        kinds = {kind.value: kind for kind in FailureKind}
-        facts["also"] = tuple(kinds[also] for also in facts.get("also", ()))
-        return Failure(
-            kinds[kind],
-            {None: None, **{reason.value: reason for reason in Reason}}[reason],
-            Facts(**facts, is_relayed=True),
-        )
-    except (LookupError, ValueError, TypeError):
-        # It has another release of this module.
-        return Failure(FailureKind.OTHER, facts=Facts(is_relayed=True))
-
-
-def forget_frames(error: BaseException) -> None:
-    """Have an exception, and what it wraps, let go of where it was raised.
-
-    What was raised refers to the frames it came through, and those to it. That is
-    garbage which only Synapse's garbage collection finds, every 10 to 30 s; ten
-    thousand contacts that fail leave some 60 MiB of it.
-    """
-    if error.__traceback__ is not None:
-        clear_frames(error.__traceback__)
-        error.__traceback__ = None
-    reasons = getattr(error, "reasons", ())
-    others = [error.__cause__, error.__context__, *(r.value for r in reasons)]
-    others.append(getattr(error, "inner_exception", None))
-    error.__cause__ = error.__context__ = None
-    for other in filter(None, others):
-        forget_frames(other)
-    for reason in reasons:
-        reason.cleanFailure()
+    return description_of(failure_of(error))
 
 
 def _stopped_by(error: ObstacleError) -> Failure:
@@ -367,15 +302,15 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         kind = FailureKind.IP_BLOCKED if is_blocked else FailureKind.OTHER
         return Failure(kind, facts=facts)
     if isinstance(cause, UntrustedCertificateError):
-        return _untrusted(cause)
+        return untrusted(cause)
     if isinstance(cause, VerificationError | CertificateError):
-        name = _expected_name(cause)
+        name = expected_name(cause)
         facts = Facts(host=bounded(name))
         return Failure(
             FailureKind.TLS_WRONG_NAME, None if name else Reason.NO_NAMES, facts
         )
     if isinstance(cause, SSL.Error):
-        text = _tls_text(cause)
+        text = text_of_handshake(cause)
         reason = reason_of_handshake(text)
         return Failure(FailureKind.TLS_FAILED, reason, Facts(exception=text))
     if isinstance(cause, ProxyConnectError):
@@ -402,28 +337,6 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
     return Failure(FailureKind.INTERNAL, facts=facts)
 
 
-def _untrusted(error: UntrustedCertificateError) -> Failure:
-    """Tell what OpenSSL has against a certificate."""
-    kind = _TLS_KINDS.get(error.code, FailureKind.TLS_UNTRUSTED)
-    reason = _TLS_REASONS.get(error.code)
-    product = "" if error.depth else default_of([error.subject])
-    if kind in _TLS_KINDS.values():
-        reason = Reason.IN_CHAIN if error.depth else Reason.OWN_CERTIFICATE
-    elif error.code == _NO_ISSUER and not error.depth:
-        reason = Reason.MISSING_INTERMEDIATE
-    if product:
-        reason = Reason.DEFAULT_CERTIFICATE
-    facts = Facts(
-        code=error.code,
-        issuer=error.issuer,
-        subject=error.subject if error.depth else "",
-        ago_ms=error.ago_ms,
-        left_ms=error.left_ms,
-        said=product,
-    )
-    return Failure(kind, reason, facts)
-
-
 def _reason_of_http(cause: BaseException) -> Reason | None:
     """Return why Twisted's HTTP client cannot read an answer."""
     name, data = type(cause).__name__, getattr(cause, "data", b"")
@@ -432,20 +345,3 @@ def _reason_of_http(cause: BaseException) -> Reason | None:
     if name != "ParseError":
         return None
     return reason_of_bytes(data) if isinstance(data, bytes) else None
-
-
-def _tls_text(error: SSL.Error) -> str:
-    """Return what OpenSSL says of a handshake, in its own words."""
-    reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    texts = [str(reason[-1]) for reason in reasons if isinstance(reason, tuple)]
-    return bounded(", ".join(filter(None, texts)) or type(error).__name__)
-
-
-def _expected_name(error: BaseException) -> str:
-    """Return for which name a certificate is not; "" if it is for none at all."""
-    for mismatch in getattr(error, "errors", ()):
-        identity = getattr(mismatch, "mismatched_id", None)
-        name = getattr(identity, "hostname", getattr(identity, "ip", None))
-        if name is not None:
-            return name.decode() if isinstance(name, bytes) else str(name)
-    return ""

@@ -7,8 +7,9 @@ import attr
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.failures.bounds import word
-from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.homeserver.errors import forget_frames
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 _NOT_FOUND = (Reason.NO_SUCH_HOST, Reason.NO_ADDRESS)

@@ -9,10 +9,11 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
-from synapse_federation_admin.failures.classify import failure_of, forget_frames
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.second_look import may_be_more, second_look
 from synapse_federation_admin.failures.text import message_of
+from synapse_federation_admin.homeserver.errors import forget_frames
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
 
