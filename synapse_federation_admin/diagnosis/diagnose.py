@@ -44,6 +44,7 @@ from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
+from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.outbound import Outbound
 from synapse_federation_admin.homeserver.server_name import (
     ServerName,
@@ -196,10 +197,7 @@ class Diagnoses:
         found = await self.in_turn(
             self.timeout_ms, lambda way: self._diagnose(way, name)
         )
-        self._made.pop(name, None)
-        self._made[name] = found
-        if len(self._made) > limits.KEPT_DIAGNOSES:
-            del self._made[next(iter(self._made))]
+        keep_newest(self._made, name, found, limits.KEPT_DIAGNOSES)
         return found
 
     async def _diagnose(self, way: Way, name: str) -> Diagnosis:

@@ -21,6 +21,7 @@ from synapse_federation_admin.failures.bounds import json_object, word
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.server_name import (
     ServerName,
     is_server_name,
@@ -135,10 +136,7 @@ class SupportFiles:
             return read_support(found, answer.body)
 
         found = await self._diagnoses.in_turn(_TIMEOUT_MS, ask)
-        self._found.pop(name, None)
-        self._found[name] = found
-        if len(self._found) > limits.KEPT_DIAGNOSES:
-            del self._found[next(iter(self._found))]
+        keep_newest(self._found, name, found, limits.KEPT_DIAGNOSES)
         return found
 
 

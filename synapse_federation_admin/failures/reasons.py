@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What exactly is wrong with another server, below a kind, and what is told of it.
 
-It is one table, and so one long file. How texts are written stands in `synapse_federation_admin.failures.kinds`.
+It is one table, and so one long file. How texts are written stands in
+`synapse_federation_admin.failures.kinds`.
 """
 
 from enum import Enum

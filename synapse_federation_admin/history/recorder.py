@@ -28,11 +28,13 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
-from synapse_federation_admin.failures.second_look import may_be_more, second_look
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
+from synapse_federation_admin.history.refusals import Refusals
+from synapse_federation_admin.history.second_looks import SecondLooks
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
+from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
@@ -46,16 +48,6 @@ logger = logging.getLogger(__name__)
 # How long what was taken may wait until it is written; and while that fails.
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
-
-# What is sent anew may lack some small part of what was refused: from this share of it
-# on it is as large.
-_AS_LARGE = 0.9
-
-# How long a server has to answer a second look, how long no other is made in its place
-# afterwards, and how long what it finds holds.
-_LOOK_MS = 10_000
-_LOOK_REST_MS = 1000
-_LOOK_AGAIN_MS = 3_600_000
 
 _KINDS = tuple(kind.value for kind in FailureKind)
 
@@ -113,13 +105,8 @@ class Recorder:
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
-        # How large requests were that servers refused as too large, until they accept
-        # one as large.
-        self._refused: dict[str, int] = {}
-        # Those at which a second look is made; what more it has found, if anything, and
-        # when, the newest last.
-        self._looking: set[str] = set()
-        self._looked: dict[_Key, tuple[Failure | None, int]] = {}
+        self._refusals = Refusals(tables)
+        self._second_looks = SecondLooks(homeserver, self._take_found)
         # Those of whose outage there may be no row yet; and whether that is written.
         self._began_ts = homeserver.now_ms()
         self._without_row: set[str] = set()
@@ -137,22 +124,8 @@ class Recorder:
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown("federation_admin_record", self.write)
         self._homeserver.run_in_background(
-            "federation_admin_refusals", self._read_refusals
+            "federation_admin_refusals", self._refusals.read
         )
-
-    async def _read_refusals(self) -> None:
-        """Read which servers have refused what was too large, before this start."""
-        try:
-            refused = await self._tables.run(
-                "federation_admin_refusals",
-                partial(records.refusals_txn, limit=limits.REFUSALS),
-            )
-        except CancelledError:
-            raise
-        except Exception as e:
-            logger.warning("Cannot read which servers refuse large requests: %s", e)
-        else:
-            self._refused = {**refused, **self._refused}
 
     # -- what is taken from the traffic, on the reactor ------------------------------
 
@@ -172,8 +145,8 @@ class Recorder:
             # What fails on this side tells nothing of the other server.
             return
         now_ts = self._homeserver.now_ms()
-        if self._looks_twice and may_be_more(failure):
-            failure = self._looked_at(destination, failure, now_ts)
+        if self._looks_twice:
+            failure = self._second_looks.better(destination, failure)
         self._known.pop(destination, None)
         key = (destination, failure.kind.value)
         known = self._failures.get(key)
@@ -182,9 +155,8 @@ class Recorder:
             return
         refused_bytes = None
         if failure.kind is FailureKind.TOO_LARGE and size_bytes:
-            refused_bytes = self._refused[destination] = size_bytes
-            if len(self._refused) > limits.REFUSALS:
-                del self._refused[next(iter(self._refused))]
+            refused_bytes = size_bytes
+            self._refusals.refused(destination, size_bytes)
         if recovered_ts is not None:
             # Longer ago, the job has found that the outage has ended.
             up_ms = now_ts - recovered_ts
@@ -203,45 +175,9 @@ class Recorder:
         self._failures[key] = recorded if known is None else known.before(recorded)
         self._write_soon()
 
-    def _looked_at(self, destination: str, failure: Failure, now_ts: int) -> Failure:
-        """Return what a second look at such a failure has found, if there was one.
-
-        Else have one made, if not too many are: what it finds counts from then on.
-        """
-        key = (destination, failure.kind.value)
-        known = self._looked.get(key)
-        if known is not None and 0 <= now_ts - known[1] < _LOOK_AGAIN_MS:
-            return known[0] or failure
-        if (
-            len(self._looking) < limits.SECOND_LOOKS
-            and destination not in self._looking
-        ):
-            self._looking.add(destination)
-            self._homeserver.run_in_background(
-                "federation_admin_second_look", self._look, destination, failure
-            )
-        return failure
-
-    async def _look(self, destination: str, failure: Failure) -> None:
-        try:
-            found = await second_look(
-                self._homeserver, destination, failure, timeout_ms=_LOOK_MS
-            )
-            self._take_look(destination, failure, found)
-            # Where thousands of requests fail at once, few are looked at.
-            await self._homeserver.sleep_ms(_LOOK_REST_MS)
-        finally:
-            self._looking.discard(destination)
-
-    def _take_look(self, destination: str, failure: Failure, found: Failure) -> None:
-        """Take note of what a second look at a failure has found."""
-        key = (destination, failure.kind.value)
-        self._looked.pop(key, None)
-        is_more = found != failure
-        self._looked[key] = found if is_more else None, self._homeserver.now_ms()
-        if len(self._looked) > limits.LOOKED_AT:
-            del self._looked[next(iter(self._looked))]
-        waiting = self._failures.pop(key, None) if is_more else None
+    def _take_found(self, destination: str, failure: Failure, found: Failure) -> None:
+        """Take note of what a failure really is that may wait to be written."""
+        waiting = self._failures.pop((destination, failure.kind.value), None)
         if waiting is None:
             return
         waiting = attr.evolve(waiting, message=message_of(found), kind=found.kind.value)
@@ -261,10 +197,10 @@ class Recorder:
 
         Or that it has asked us something, which proves nothing of our requests.
         """
-        self._recovered_ts.pop(destination, None)
-        self._recovered_ts[destination] = self._homeserver.now_ms()
-        if len(self._recovered_ts) > limits.ANSWERING_DESTINATIONS:
-            del self._recovered_ts[next(iter(self._recovered_ts))]
+        now_ts = self._homeserver.now_ms()
+        keep_newest(
+            self._recovered_ts, destination, now_ts, limits.ANSWERING_DESTINATIONS
+        )
         # At once: Synapse clears the row next.
         self._homeserver.run_in_background(
             "federation_admin_recovered", self._recovered, destination, has_answered
@@ -310,24 +246,20 @@ class Recorder:
     def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered."""
         now_ts = self._homeserver.now_ms()
-        refused_bytes = self._refused.get(destination)
-        if refused_bytes and size_bytes >= _AS_LARGE * refused_bytes:
-            self._accepted(destination, max(size_bytes, refused_bytes), now_ts)
+        if accepted_bytes := self._refusals.disproved_bytes(destination, size_bytes):
+            self._accepted(destination, accepted_bytes, now_ts)
             return
         known_ts = self._known.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
         if self._add_success(destination, now_ts, None):
-            self._known.pop(destination, None)
-            self._known[destination] = now_ts
-            if len(self._known) > limits.ANSWERING_DESTINATIONS:
-                del self._known[next(iter(self._known))]
+            keep_newest(self._known, destination, now_ts, limits.ANSWERING_DESTINATIONS)
 
     def _accepted(self, name: str, size_bytes: int, now_ts: int) -> None:
         """Take note that it has accepted what is as large as what it had refused."""
         if not self._add_success(name, now_ts, None, size_bytes):
             return
-        del self._refused[name]
+        self._refusals.forget(name)
         key = (name, FailureKind.TOO_LARGE.value)
         if (waiting := self._failures.get(key)) is not None:
             self._failures[key] = attr.evolve(waiting, refused_bytes=None)

@@ -34,6 +34,7 @@ from synapse_federation_admin.homeserver.lookups import (
     Answers,
     LookUps,
 )
+from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
 logger = logging.getLogger(__name__)
@@ -187,9 +188,7 @@ class AttemptWellKnownResolver(WellKnownResolver):
                 # Its beginning would not tell what is wrong.
                 return
             answer = attr.evolve(answer, body=body[: limits.BAD_FILE_BYTES])
-        self._known[server_name] = answer
-        if len(self._known) > limits.BAD_FILES:
-            del self._known[next(iter(self._known))]
+        keep_newest(self._known, server_name, answer, limits.BAD_FILES)
 
     def _look_at(self, m_server: str) -> None:
         # An empty one delegates to nobody.

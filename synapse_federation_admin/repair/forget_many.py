@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from enum import Enum
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -24,6 +23,8 @@ from synapse_federation_admin.repair.forget import (
     refusal,
 )
 from synapse_federation_admin.repair.runner import Action, in_pieces
+from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN
+from synapse_federation_admin.storage.outcomes import LeftOut
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
 
@@ -36,19 +37,9 @@ _PAUSE_MS = 5
 _SAMPLE = 10
 
 
-class ForgetOutcome(Enum):
-    """The outcomes of a destination in a run that forgets."""
-
-    FORGOTTEN = "forgotten"
-
-    # Local users share rooms with it, or something of it has changed.
-    REFUSED = "refused"
-
-    # The run was made for what has been failing for long, and it has not any more.
-    NO_LONGER_FAILING = "no_longer_failing"
-
-    # Synapse has no row for it any more.
-    SKIPPED = "skipped"
+# The outcome of a destination with which local users share rooms, or of which something
+# has changed.
+_REFUSED = "refused"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -77,7 +68,7 @@ class ForgetMany(Action):
     """The action `forget`."""
 
     name = "forget"
-    outcomes = tuple(outcome.value for outcome in ForgetOutcome)
+    outcomes = (AUDIT_FORGOTTEN, _REFUSED, *(outcome.value for outcome in LeftOut))
 
     _homeserver: Homeserver
     _reader: DestinationReader
@@ -155,8 +146,7 @@ class ForgetMany(Action):
         def forget_txn(
             txn: LoggingTransaction, results: Sequence[RunResult]
         ) -> Sequence[RunResult]:
-            forgotten = ForgetOutcome.FORGOTTEN.value
-            gone = [r.destination for r in results if r.outcome == forgotten]
+            gone = [r.destination for r in results if r.outcome == AUDIT_FORGOTTEN]
             deleted = self._forget.delete_txn(
                 txn, {name: seen[name] for name in gone}, drop_to_device=drop_to_device
             )
@@ -175,11 +165,9 @@ class ForgetMany(Action):
     ) -> RunResult:
         """Return the result for a destination, if nothing changes meanwhile."""
         now_ts = self._homeserver.now_ms()
-        result = RunResult(
-            queued.destination, ForgetOutcome.FORGOTTEN.value, now_ts, now_ts
-        )
+        result = RunResult(queued.destination, AUDIT_FORGOTTEN, now_ts, now_ts)
         if seen.row is None:
-            return attr.evolve(result, outcome=ForgetOutcome.SKIPPED.value)
+            return attr.evolve(result, outcome=LeftOut.SKIPPED.value)
         wanted = wanted_by(run.criteria)
         failing_for_ms = wanted.failing_for_ms if wanted else None
         since_ts = seen.row.failure_ts if seen.row.is_failing else None
@@ -187,7 +175,7 @@ class ForgetMany(Action):
             failing_for_ms is not None
             and (since_ts is None or since_ts > run.created_ts - failing_for_ms)
         ):
-            return attr.evolve(result, outcome=ForgetOutcome.NO_LONGER_FAILING.value)
+            return attr.evolve(result, outcome=LeftOut.NO_LONGER_FAILING.value)
         if shared_rooms:
             return _refused(result, "shared_rooms", refusal(shared_rooms))
         return attr.evolve(
@@ -204,7 +192,7 @@ class ForgetMany(Action):
 def _refused(result: RunResult, kind: str, message: str) -> RunResult:
     return attr.evolve(
         result,
-        outcome=ForgetOutcome.REFUSED.value,
+        outcome=_REFUSED,
         kind=kind,
         message=message,
         details={"note": message},

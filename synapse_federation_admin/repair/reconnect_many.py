@@ -4,7 +4,6 @@
 import gc
 from collections import deque
 from collections.abc import Iterable, Sequence
-from enum import Enum
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -20,9 +19,11 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
 from synapse_federation_admin.repair.follow_up import FollowUp
+from synapse_federation_admin.repair.pace import Pace
 from synapse_federation_admin.repair.runner import Action, persist
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
+from synapse_federation_admin.storage.outcomes import LeftOut, ReconnectOutcome
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, RunResult
 from synapse_federation_admin.storage.sql import FAILING, any_of
@@ -57,60 +58,17 @@ _RECORD_EVERY_S = 0.1
 _COLLECT_AFTER = 125
 _COLLECT_OLDER_AFTER = 500
 
-# How long to wait between two looks at what is due and what has ended.
-_SHORTEST_TICK_MS = 10
-_LONGEST_TICK_MS = 50
-
 # For how many seconds of its pace a run reads its queue ahead: whether a destination is
 # still failing is as old as that.
 _AHEAD_S = 0.5
 
-# Contacts begun in one go, at the most for so many seconds of the pace. What was not
-# begun when it was due is made up for, to an extent.
-_BURST_S = 0.03
-_MAX_DEBT_S = 2.0
-
-# If the reactor is late by so much, half as many are begun in one go.
-_LATE_S = 0.02
-
-# For how long one at a time is begun: the first ones cost the most.
-_SLOW_START_S = 1.0
-
-# How long nothing is begun when no descriptor or thread was left. Half as many are then
-# under way at the most; of those so many come back, if it does not happen again.
-_REST_S = 1.0
-_REGAINED_PER_S = 1.0
-
-# What a run then says, until a contact has ended again.
+# What a run says while it rests, and until a contact has ended again.
 _WAITS = "It waits: this process has no file descriptor, thread or memory left"
 
 # How often to look whether a run has been cancelled, while nothing is written; and how
 # many times, at its end, whether all that it has set off was taken or refused.
 _LOOK_EVERY_S = 0.4
 _LOOKS_AT_THE_END = 25
-
-
-class RunOutcome(Enum):
-    """The outcomes of a destination in a run that reconnects."""
-
-    CONNECTED = "connected"
-    STILL_FAILING = "still_failing"
-
-    # It takes an empty transaction, and refuses what waits.
-    REFUSED = "refused"
-
-    # It takes an empty transaction. What waits was neither taken nor refused yet.
-    PENDING = "pending"
-
-    # It was failing when it was queued, and is not any more: it is not contacted.
-    NO_LONGER_FAILING = "no_longer_failing"
-
-    # It is no valid server name, or is shut out by `federation_domain_whitelist`, or
-    # Synapse has no row for it any more.
-    SKIPPED = "skipped"
-
-    # The contact failed because of a bug on this side: it tells nothing of the server.
-    INTERNAL = "internal"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -132,7 +90,11 @@ class ReconnectMany(Action):
     """The action `reconnect`."""
 
     name = "reconnect"
-    outcomes = tuple(outcome.value for outcome in RunOutcome)
+    outcomes = tuple(
+        outcome.value
+        for outcome in (*ReconnectOutcome, *LeftOut)
+        if outcome is not ReconnectOutcome.FORCED
+    )
     priority = _PRIORITY
 
     def __init__(
@@ -205,11 +167,9 @@ class _Contacts:
         self._position: tuple[int, str] | None = None
         self._has_more = True
         self._in_flight = 0
-        # How many may be: at most, and now; and whether nothing was left for the last.
-        self._most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
-        self._room = float(self._most)
-        self._is_exhausted = False
-        # Whether the run says that it waits for that.
+        most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
+        self._pace = Pace(self._per_second, most)
+        # Whether the run says that it waits.
         self._is_waiting = False
         self._ended: deque[RunResult] = deque()
         # What has kept a contact from having a result.
@@ -217,54 +177,37 @@ class _Contacts:
 
     async def work(self) -> None:
         """Do what is in the queue, once."""
-        burst = max(int(self._per_second * _BURST_S), 1)
-        most_due = max(self._per_second * _MAX_DEBT_S, 1)
-        due, begun, late_s = 1.0, 0, 0.0
-        running_s = unseen_s = 0.0
+        pace, begun, unseen_s = self._pace, 0, 0.0
         at_s = self._now_s()
         while self._error is None and (
             self._has_more or self._ahead or self._in_flight or self._ended
         ):
-            calm = max(int(burst * _LATE_S / (_LATE_S + late_s)), 1)
             most = min(
-                int(due),
-                1 if running_s < _SLOW_START_S else calm,
-                int(self._room) - self._in_flight,
+                pace.allows(self._in_flight),
                 # Each looks a name up. Of one whose time is over that may go on until
                 # the operating system gives up.
                 self._homeserver.federation.look_ups.free,
             )
-            if self._is_exhausted:
-                self._is_exhausted = False
-                running_s, most = -_REST_S, 0
-                if not self._is_waiting:
-                    self._is_waiting = True
-                    await persist(self._homeserver, lambda: self._job.say(_WAITS))
-            elif running_s < 0:
-                most = 0
+            if pace.is_resting and not self._is_waiting:
+                self._is_waiting = True
+                await persist(self._homeserver, lambda: self._job.say(_WAITS))
             if most > 0:
                 await self._read_ahead()
             for _ in range(min(most, len(self._ahead))):
                 self._begin(self._ahead.popleft())
-                due, begun = due - 1, begun + 1
+                pace.begun()
+                begun += 1
                 _collect(begun)
             wait_s = _RECORD_EVERY_S if self._ended else _LOOK_EVERY_S
             if len(self._ended) >= limits.RESULTS_RECORDED or unseen_s >= wait_s:
                 unseen_s = 0
                 if not await self._record_ended():
                     return
-            next_ms = int((1 - due) / self._per_second * 1000)
-            pause_ms = min(max(next_ms, _SHORTEST_TICK_MS), _LONGEST_TICK_MS)
-            slept_s = self._now_s()
+            pause_ms, slept_s = pace.pause_ms, self._now_s()
             await self._homeserver.sleep_ms(pause_ms)
-            # These jump with the clock of the host: a day that it is set forward is not
-            # made up for, and one that it is set back not waited for.
-            late_s = max(self._now_s() - slept_s - pause_ms / 1000, 0)
-            elapsed_s = min(max(self._now_s() - at_s, 0), _MAX_DEBT_S)
-            at_s = self._now_s()
-            running_s, unseen_s = running_s + elapsed_s, unseen_s + elapsed_s
-            due = min(due + elapsed_s * self._per_second, most_due)
-            self._room = min(self._room + elapsed_s * _REGAINED_PER_S, self._most)
+            before_s, at_s = at_s, self._now_s()
+            unseen_s += max(at_s - before_s, 0)
+            pace.waited(at_s - before_s, at_s - slept_s - pause_ms / 1000)
         if self._error is not None:
             raise self._error
 
@@ -306,8 +249,7 @@ class _Contacts:
             if result is None:
                 # It is tried again.
                 self._ahead.appendleft(name)
-                self._is_exhausted = True
-                self._room = max(self._in_flight / 2, 1)
+                self._pace.exhausted(self._in_flight)
             else:
                 self._ended.append(result)
         except CancelledError:
@@ -343,11 +285,11 @@ class _Contacts:
         for one in queued:
             row = rows.get(one.destination)
             if row is None:
-                outcome, note = RunOutcome.SKIPPED, "Synapse has no row for it any more"
+                outcome, note = LeftOut.SKIPPED, "Synapse has no row for it any more"
             elif one.was_failing and not row.is_failing:
-                outcome, note = RunOutcome.NO_LONGER_FAILING, ""
+                outcome, note = LeftOut.NO_LONGER_FAILING, ""
             elif failure := why_not_contacted(self._homeserver, one.destination):
-                outcome, note = RunOutcome.SKIPPED, message_of(failure)
+                outcome, note = LeftOut.SKIPPED, message_of(failure)
             else:
                 continue
             now_ts = self._homeserver.now_ms()
@@ -405,7 +347,7 @@ class _Contacts:
             details = self._follow_up.details_of(since.get(name), waiting[name])
             return attr.evolve(
                 result,
-                outcome=RunOutcome.PENDING.value,
+                outcome=ReconnectOutcome.PENDING.value,
                 details={**result.details, **details},
             )
 
@@ -417,7 +359,7 @@ class _Contacts:
 
 def _connected(results: Sequence[RunResult]) -> list[str]:
     """Return those of some destinations that have answered."""
-    connected = RunOutcome.CONNECTED.value
+    connected = ReconnectOutcome.CONNECTED.value
     return [result.destination for result in results if result.outcome == connected]
 
 

@@ -8,6 +8,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.storage.outcomes import Told
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,5 @@ class Wake:
 
     def _wake(self, *names: str) -> None:
         for name in names:
-            self.woken.pop(name, None)
-            self.woken[name] = True
-            if len(self.woken) > limits.WOKEN:
-                del self.woken[next(iter(self.woken))]
+            keep_newest(self.woken, name, True, limits.WOKEN)
             self._homeserver.wake(name)

@@ -107,3 +107,14 @@ class ReconnectOutcome(Enum):
 
     # The contact failed because of a bug on this side; nothing has changed.
     INTERNAL = "internal"
+
+
+class LeftOut(Enum):
+    """Why a run has done nothing with a destination."""
+
+    # It was failing when it was queued, and is not any more.
+    NO_LONGER_FAILING = "no_longer_failing"
+
+    # Synapse has no row for it any more; or it is no valid server name, or is shut out
+    # by `federation_domain_whitelist`.
+    SKIPPED = "skipped"
