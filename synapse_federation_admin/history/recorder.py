@@ -14,10 +14,9 @@ one row for each kind. Old rows are deleted
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import attr
-from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
@@ -32,10 +31,10 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.history.refusals import Refusals
 from synapse_federation_admin.history.second_looks import SecondLooks
+from synapse_federation_admin.history.unwritten import Batch, Unwritten
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.newest import keep_newest
-from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
     RecordedFailure,
@@ -48,32 +47,6 @@ logger = logging.getLogger(__name__)
 # How long what was taken may wait until it is written; and while that fails.
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
-
-_KINDS = tuple(kind.value for kind in FailureKind)
-
-# A destination, and a kind.
-_Key = tuple[str, str]
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class UpTime:
-    """For how long a destination that fails was not failing, since it has recovered.
-
-    Attributes:
-        until_ms: Until the first failure that waits to be written.
-        within_ms: Between that one and others.
-    """
-
-    until_ms: int
-    within_ms: int
-
-    def before(self, later: "UpTime") -> "UpTime":
-        """Return this and what follows, written together."""
-        within_ms = self.within_ms + later.until_ms + later.within_ms
-        return UpTime(self.until_ms, within_ms)
 
 
 class Recorder:
@@ -93,15 +66,9 @@ class Recorder:
         self._homeserver = homeserver
         self._tables = tables
         self._looks_twice = looks_twice
-        # What waits to be written: failures by destination and kind, and answers.
-        self._failures: dict[_Key, RecordedFailure] = {}
-        self._successes: dict[str, RecordedSuccess] = {}
-        # Of those that have answered, since when they were failing.
-        self._failing_since: dict[str, int] = {}
-        # When those have recovered that have not failed anew, the newest last; and for
-        # how long they were not failing that have.
+        self._unwritten = Unwritten()
+        # When those have recovered that have not failed anew, the newest last.
         self._recovered_ts: dict[str, int] = {}
-        self._up: dict[str, UpTime] = {}
         # When it was last taken note of that a destination answered, the newest last.
         self._known: dict[str, int] = {}
         self._is_writing = False
@@ -149,9 +116,9 @@ class Recorder:
             failure = self._second_looks.better(destination, failure)
         self._known.pop(destination, None)
         key = (destination, failure.kind.value)
-        known = self._failures.get(key)
         recovered_ts = self._recovered_ts.pop(destination, None)
-        if known is None and not self._has_room(self._failures):
+        failures = self._unwritten.failures
+        if key not in failures and not self._has_room(failures):
             return
         refused_bytes = None
         if failure.kind is FailureKind.TOO_LARGE and size_bytes:
@@ -161,7 +128,7 @@ class Recorder:
             # Longer ago, the job has found that the outage has ended.
             up_ms = now_ts - recovered_ts
             if up_ms < limits.OUTAGES_APART_MS:
-                self._add_up(destination, max(0, up_ms))
+                self._unwritten.add_up(destination, max(0, up_ms))
         recorded = RecordedFailure(
             kind=failure.kind.value,
             message=message_of(failure),
@@ -172,25 +139,16 @@ class Recorder:
             issuer=failure.facts.issuer,
             refused_bytes=refused_bytes,
         )
-        self._failures[key] = recorded if known is None else known.before(recorded)
+        self._unwritten.add_failure(destination, recorded)
         self._write_soon()
 
     def _take_found(self, destination: str, failure: Failure, found: Failure) -> None:
         """Take note of what a failure really is that may wait to be written."""
-        waiting = self._failures.pop((destination, failure.kind.value), None)
-        if waiting is None:
-            return
-        waiting = attr.evolve(waiting, message=message_of(found), kind=found.kind.value)
-        key = (destination, found.kind.value)
-        known = self._failures.get(key)
-        self._failures[key] = waiting if known is None else known.before(waiting)
-
-    def _add_up(self, destination: str, up_ms: int) -> None:
-        """Take note for how long a destination that fails anew was not failing."""
-        is_first = not any((destination, kind) in self._failures for kind in _KINDS)
-        up = UpTime(up_ms, 0) if is_first else UpTime(0, up_ms)
-        known = self._up.get(destination)
-        self._up[destination] = up if known is None else known.before(up)
+        key = (destination, failure.kind.value)
+        waiting = self._unwritten.failures.pop(key, None)
+        if waiting is not None:
+            more = {"message": message_of(found), "kind": found.kind.value}
+            self._unwritten.add_failure(destination, attr.evolve(waiting, **more))
 
     def recovered(self, destination: str, *, has_answered: bool = True) -> None:
         """Take note that a destination which was failing has answered.
@@ -212,8 +170,7 @@ class Recorder:
         since_ts = await timings.failing_since_ts(destination)
         last_ts = now_ts if has_answered else now_ts - 1
         if self._add_success(destination, last_ts, now_ts) and since_ts is not None:
-            # If it has failed and answered several times, the first.
-            self._failing_since.setdefault(destination, min(since_ts, now_ts))
+            self._unwritten.add_since(destination, min(since_ts, now_ts))
             if since_ts < self._began_ts:
                 # No failure of it may be recorded: then Synapse's row, which it clears
                 # now, is all that there is.
@@ -229,12 +186,7 @@ class Recorder:
             while self._without_row:
                 names = tuple(self._without_row)[: limits.RECORDS_WRITTEN]
                 self._without_row.difference_update(names)
-                answered = {
-                    name: self._successes.pop(name)
-                    for name in names
-                    if name in self._successes
-                }
-                await self._write_some({}, answered)
+                await self._write_some(self._unwritten.take_answers(names))
         except CancelledError:
             raise
         except Exception as e:
@@ -260,9 +212,9 @@ class Recorder:
         if not self._add_success(name, now_ts, None, size_bytes):
             return
         self._refusals.forget(name)
-        key = (name, FailureKind.TOO_LARGE.value)
-        if (waiting := self._failures.get(key)) is not None:
-            self._failures[key] = attr.evolve(waiting, refused_bytes=None)
+        key, failures = (name, FailureKind.TOO_LARGE.value), self._unwritten.failures
+        if key in failures:
+            failures[key] = attr.evolve(failures[key], refused_bytes=None)
 
     def _add_success(
         self, name: str, ts: int, recovered_ts: int | None, accepted_bytes: int = 0
@@ -270,13 +222,12 @@ class Recorder:
         """Have an answer be written, if there is room for it; return whether."""
         if len(name) > limits.SERVER_NAME:
             return False
-        known = self._successes.get(name)
-        if known is None and not self._has_room(self._successes):
+        answers = self._unwritten.answers
+        if name not in answers and not self._has_room(answers):
             return False
-        success = RecordedSuccess(
-            name, ts, recovered_ts, owner_of(name), accepted_bytes
+        self._unwritten.add_answer(
+            RecordedSuccess(name, ts, recovered_ts, owner_of(name), accepted_bytes)
         )
-        self._successes[name] = success if known is None else known.before(success)
         self._write_soon()
         return True
 
@@ -298,15 +249,14 @@ class Recorder:
         Returns:
             Its failures, and when it last answered; None if it has not.
         """
-        success = self._successes.get(destination)
-        keys = [(destination, kind) for kind in _KINDS]
-        failures = [self._failures[key] for key in keys if key in self._failures]
-        return failures, success.answered_ts if success else None
+        answer = self._unwritten.answers.get(destination)
+        failures = self._unwritten.failures_of(destination)
+        return failures, answer.answered_ts if answer else None
 
     def accepted_bytes(self, destination: str) -> int:
         """Return how large what it accepts is after a refusal, if not written yet."""
-        success = self._successes.get(destination)
-        return success.accepted_bytes if success else 0
+        answer = self._unwritten.answers.get(destination)
+        return answer.accepted_bytes if answer else 0
 
     # -- what is written --------------------------------------------------------------
 
@@ -319,7 +269,7 @@ class Recorder:
 
     async def _write_while_any(self) -> None:
         try:
-            while self._failures or self._successes:
+            while self._unwritten.failures or self._unwritten.answers:
                 await self._homeserver.sleep_ms(self._wait_ms)
                 try:
                     await self.write()
@@ -354,92 +304,22 @@ class Recorder:
         What could not be written because the database is away is kept.
         """
         for _ in range(2 * limits.WAITING_RECORDS // limits.RECORDS_WRITTEN):
-            failed, answered = _take(self._failures), _take(self._successes)
-            if not (failed or answered):
+            batch = self._unwritten.take()
+            if not (batch.failed or batch.answered):
                 return
-            await self._write_some(failed, answered)
+            await self._write_some(batch)
 
-    async def _write_some(
-        self,
-        failed: dict[_Key, RecordedFailure],
-        answered: Mapping[str, RecordedSuccess],
-    ) -> None:
+    async def _write_some(self, batch: Batch) -> None:
         """Write in one transaction what was taken for it; see `write`."""
-        since = {
-            name: self._failing_since.pop(name)
-            for name in answered
-            if name in self._failing_since
-        }
-        up = {
-            name: self._up.pop(name)
-            for name in {name for name, _ in failed}
-            if name in self._up
-        }
         try:
             await self._tables.run(
                 "federation_admin_record",
-                partial(
-                    self._write_txn,
-                    failed=failed,
-                    answered=answered,
-                    since=since,
-                    up=up,
-                ),
+                partial(batch.write_txn, is_postgres=self._homeserver.is_postgres),
                 read_committed=True,
             )
         except BaseException as e:
             if self._is_kept(e):
-                for key, failure in failed.items():
-                    self._failures[key] = _joined(failure, self._failures.get(key))
-                self._failing_since = {**self._failing_since, **since}
-                for name, of in up.items():
-                    self._up[name] = _joined(of, self._up.get(name))
-                for name, success in answered.items():
-                    self._successes[name] = _joined(success, self._successes.get(name))
+                self._unwritten.put_back(batch)
             raise
-        for failure in failed.values():
+        for failure in batch.failed.values():
             self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)
-
-    def _write_txn(
-        self,
-        txn: LoggingTransaction,
-        failed: Mapping[_Key, RecordedFailure],
-        answered: Mapping[str, RecordedSuccess],
-        since: Mapping[str, int],
-        up: Mapping[str, UpTime],
-    ) -> None:
-        """Write what one transaction writes.
-
-        All is sorted, so that transactions of other processes rarely wait for each
-        other in a circle; then Synapse runs one of them again.
-        """
-        is_postgres = self._homeserver.is_postgres
-        # For how long an outage was over that the job has ended is known when it goes
-        # on.
-        outages.add_up_txn(txn, {name: up[name].until_ms for name in sorted(up)})
-        if since:
-            outages.begin_since_txn(txn, since, is_postgres=is_postgres)
-        if answered:
-            records.add_successes_txn(
-                txn, [answered[name] for name in sorted(answered)], is_postgres
-            )
-        by_destination: dict[str, list[RecordedFailure]] = {}
-        for key in sorted(failed, key=lambda key: (key[0], failed[key].last_ts)):
-            by_destination.setdefault(key[0], []).append(failed[key])
-        if failed:
-            records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
-            outages.record_txn(txn, by_destination, is_postgres=is_postgres)
-        outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
-
-
-R = TypeVar("R", RecordedFailure, RecordedSuccess, UpTime)
-
-
-def _take(waiting: dict[K, V]) -> dict[K, V]:
-    """Take some of what waits, the oldest."""
-    return {key: waiting.pop(key) for key in tuple(waiting)[: limits.RECORDS_WRITTEN]}
-
-
-def _joined(earlier: R, later: R | None) -> R:
-    """Return what was taken note of earlier, and later if it was, together."""
-    return earlier if later is None else earlier.before(later)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came of requests and waits to be written, and how it is written."""
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import TypeVar
+
+import attr
+from synapse.module_api import LoggingTransaction
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.storage import outages, records
+from synapse_federation_admin.storage.records import RecordedFailure, RecordedSuccess
+
+# A destination, and a kind.
+Key = tuple[str, str]
+
+_KINDS = tuple(kind.value for kind in FailureKind)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class UpTime:
+    """For how long a destination that fails was not failing, since it has recovered.
+
+    Attributes:
+        until_ms: Until the first failure that waits to be written.
+        within_ms: Between that one and others.
+    """
+
+    until_ms: int
+    within_ms: int
+
+    def before(self, later: "UpTime") -> "UpTime":
+        """Return this and what follows, written together."""
+        within_ms = self.within_ms + later.until_ms + later.within_ms
+        return UpTime(self.until_ms, within_ms)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Batch:
+    """What one transaction writes.
+
+    Attributes:
+        failed: Failures, by destination and kind.
+        answered: Answers, by destination.
+        since: Of those that have answered, since when they were failing.
+        up: For how long those were not failing that fail.
+    """
+
+    failed: Mapping[Key, RecordedFailure]
+    answered: Mapping[str, RecordedSuccess]
+    since: Mapping[str, int]
+    up: Mapping[str, UpTime]
+
+    def write_txn(self, txn: LoggingTransaction, *, is_postgres: bool) -> None:
+        """Write it.
+
+        All is sorted, so that transactions of other processes rarely wait for each
+        other in a circle; then Synapse runs one of them again.
+        """
+        up, failed, answered = self.up, self.failed, self.answered
+        # For how long an outage was over that the job has ended is known when it goes
+        # on.
+        outages.add_up_txn(txn, {name: up[name].until_ms for name in sorted(up)})
+        if self.since:
+            outages.begin_since_txn(txn, self.since, is_postgres=is_postgres)
+        if answered:
+            records.add_successes_txn(
+                txn, [answered[name] for name in sorted(answered)], is_postgres
+            )
+        by_destination: dict[str, list[RecordedFailure]] = {}
+        for key in sorted(failed, key=lambda key: (key[0], failed[key].last_ts)):
+            by_destination.setdefault(key[0], []).append(failed[key])
+        if failed:
+            records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
+            outages.record_txn(txn, by_destination, is_postgres=is_postgres)
+        outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
+
+
+class Unwritten:
+    """What waits to be written.
+
+    Attributes:
+        failures: Failures, by destination and kind.
+        answers: Answers, by destination.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[Key, RecordedFailure] = {}
+        self.answers: dict[str, RecordedSuccess] = {}
+        self._since: dict[str, int] = {}
+        self._up: dict[str, UpTime] = {}
+
+    def add_failure(self, destination: str, failure: RecordedFailure) -> None:
+        """Add a failure to those of its kind."""
+        _add(self.failures, (destination, failure.kind), failure)
+
+    def add_answer(self, answer: RecordedSuccess) -> None:
+        """Add that a destination has answered."""
+        _add(self.answers, answer.destination, answer)
+
+    def add_since(self, destination: str, since_ts: int) -> None:
+        """Add since when a destination was failing that has answered.
+
+        If it has failed and answered several times, the first counts.
+        """
+        self._since.setdefault(destination, since_ts)
+
+    def add_up(self, destination: str, up_ms: int) -> None:
+        """Add for how long a destination that fails anew was not failing."""
+        is_first = not self.failures_of(destination)
+        up = UpTime(up_ms, 0) if is_first else UpTime(0, up_ms)
+        _add(self._up, destination, up)
+
+    def failures_of(self, destination: str) -> list[RecordedFailure]:
+        """Return the failures of a destination."""
+        keys = [(destination, kind) for kind in _KINDS]
+        return [self.failures[key] for key in keys if key in self.failures]
+
+    def take(self) -> Batch:
+        """Take some of it, the oldest."""
+        most = limits.RECORDS_WRITTEN
+        failed = {key: self.failures.pop(key) for key in tuple(self.failures)[:most]}
+        return self._with_times(failed, self._take_answers(tuple(self.answers)[:most]))
+
+    def take_answers(self, destinations: Iterable[str]) -> Batch:
+        """Take the answers of some destinations."""
+        return self._with_times({}, self._take_answers(destinations))
+
+    def put_back(self, batch: Batch) -> None:
+        """Put back what could not be written, before what has come meanwhile."""
+        for key, failure in batch.failed.items():
+            _add_before(self.failures, key, failure)
+        for name, answer in batch.answered.items():
+            _add_before(self.answers, name, answer)
+        for name, up in batch.up.items():
+            _add_before(self._up, name, up)
+        self._since = {**self._since, **batch.since}
+
+    def _take_answers(self, names: Iterable[str]) -> dict[str, RecordedSuccess]:
+        return {name: self.answers.pop(name) for name in names if name in self.answers}
+
+    def _with_times(
+        self,
+        failed: Mapping[Key, RecordedFailure],
+        answered: Mapping[str, RecordedSuccess],
+    ) -> Batch:
+        since, up = self._since, self._up
+        return Batch(
+            failed,
+            answered,
+            {name: since.pop(name) for name in answered if name in since},
+            {name: up.pop(name) for name in {n for n, _ in failed} if name in up},
+        )
+
+
+K = TypeVar("K")
+R = TypeVar("R", RecordedFailure, RecordedSuccess, UpTime)
+
+
+def _add(waiting: MutableMapping[K, R], key: K, later: R) -> None:
+    known = waiting.get(key)
+    waiting[key] = later if known is None else known.before(later)
+
+
+def _add_before(waiting: MutableMapping[K, R], key: K, earlier: R) -> None:
+    known = waiting.get(key)
+    waiting[key] = earlier if known is None else earlier.before(known)
