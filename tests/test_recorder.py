@@ -537,7 +537,7 @@ class SuccessesTestCase(RecorderTestCase):
         self.assertIsNone(standing(self.recorder))
         self.recorder.failed("a.example", too_large, 4000)
         self.assertEqual(standing(self.recorder), 4000)
-        self.get_success(anew._read_refusals())
+        self.get_success(anew._refusals.read())
         anew.answered("a.example", 3599)
         self.assertEqual(standing(anew), 4000)
         anew.answered("a.example", 4000)
