@@ -230,7 +230,7 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
     s.cap_backoff = CapBackoff(s.homeserver)
     s.forget = Forget(s.homeserver, s.tables, s.backlog, s.shared_rooms, s.audit)
     s.forget_many = ForgetMany(
-        s.homeserver, s.reader, s.backlog, s.shared_rooms, s.forget
+        s.homeserver, s.destinations, s.reader, s.backlog, s.shared_rooms, s.forget
     )
     s.runner = Runner(
         s.homeserver,
@@ -240,6 +240,12 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
         [s.reconnect_many, s.forget_many, s.cap_backoff],
     )
     return follow_up, s.runner.start
+
+
+def _wire_flush_caches(s: "Services") -> None:
+    from synapse_federation_admin.repair.flush_caches import FlushCaches
+
+    s.flush_caches = FlushCaches(s.homeserver, s.audit)
 
 
 def _wire_diagnosis(s: "Services") -> None:
@@ -336,6 +342,7 @@ _WIRING: dict[Feature, Callable[["Services"], Iterable[Start] | None]] = {
     Feature.V1_RESET: _wire_v1_reset,
     Feature.RECONNECT: _wire_reconnect,
     Feature.RUNS: _wire_runs,
+    Feature.FLUSH_CACHES: _wire_flush_caches,
     Feature.DIAGNOSIS: _wire_diagnosis,
     Feature.HISTORY: _wire_history,
     Feature.METRICS: _wire_metrics,

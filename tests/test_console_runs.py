@@ -169,12 +169,32 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         self.assertIn("! kept", self.told(self.page(path)))
 
     def test_forget_needs_a_filter(self) -> None:
-        """Never all; one by its name has its own page, several have a link each."""
+        """Never all; one by its name has its own page."""
         self.assertIn("Never all of them", self.page("/forget?all=true"))
-        page = self.page("/forget?name=a.example&name=b.example")
-        self.assertIn(f'href="{CONSOLE}/servers/b.example/forget"', page)
         channel = self.request("GET", "/forget?name=a.example", [])
         self.assertEqual(self.begun(channel), "/servers/a.example/forget")
+
+    def test_forget_selected(self) -> None:
+        """Several that are selected are forgotten in one run, however young."""
+        query = "?name=a.example&name=c.example&name=gone.example"
+        page = self.page(f"/forget{query}")
+        told = self.told(page)
+        self.assertIn("Forget 2 servers?", told)
+        self.assertIn("Left out: 1 that Synapse has no row for.", told)
+        path = self.begun(self.send(page, "/forget"))
+        self.wait(2)
+        self.assertEqual(self.names(), ["b.example"])
+        self.assertIn("2 that were selected", self.told(self.page(path)))
+
+    def test_flush(self) -> None:
+        """Caches are flushed at once; who was told is there after a reload, too."""
+        page = self.page("/servers/a.example")
+        path = self.begun(self.send(page, "/servers/a.example/flush"))
+        for _ in range(2):
+            told = self.told(self.page(path))
+            self.assertIn("✓ Caches flushed Dropped:", told)
+            self.assertIn("Told: main .", told)
+        self.assertEqual(len(self.audit("?action=flush_caches")), 1)
 
     def test_forget_one(self) -> None:
         """What would be lost is told first; keys are deleted only if asked for."""

@@ -115,6 +115,33 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
         self.assert_untouched(*self.dead)
         self.assertEqual((self.audit(), self.get_json(RUNS)["runs"]), ([], []))
 
+    def test_list(self) -> None:
+        """A list is forgotten as it is, however young, but for shared rooms.
+
+        What is not there is refused, or left out; what bears no server name is not.
+        """
+        self.add_destination("no server name", NOW_MS, 1, NOW_MS)
+        names = ["young.example", "fine.example", "shared.example", "no server name"]
+        unknown = ["gone.example", "x" * 262]
+        channel = self.post("forget", destinations=[*names, *unknown])
+        self.assertEqual(channel.code, 400, channel.result)
+        body = channel.json_body
+        self.assertEqual(
+            (body["unknown"], body["invalid"]), ([unknown[0]], [unknown[1]])
+        )
+        wanted = {"destinations": [*names, *unknown], "ignore_unknown": True}
+        body = self.post("forget", **wanted).json_body
+        self.assertEqual(
+            (body["matched"], body["forgotten"], body["refused"]), (4, 3, 1)
+        )
+        self.assertEqual(body["ignored"], {"unknown": 1, "invalid": 1})
+        self.assert_untouched(*names[:3])
+        run = self.complete("forget", dry_run=False, **wanted)
+        self.assertEqual(run["criteria"], {"destinations": 4})
+        self.assertEqual(run["outcomes"], {"forgotten": 3, "refused": 1})
+        self.assert_gone(*names[:2])
+        self.assert_untouched("shared.example", *self.dead)
+
     def test_samples(self) -> None:
         """Of those that would be forgotten and refused, ten are named each."""
         for number in range(12):
@@ -309,6 +336,7 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
         """400 M_INVALID_PARAM, and there is no run. (More: test_bad_input.py.)"""
         bodies: list[tuple[dict[str, Any], str]] = [
             ({"force": True}, "'filter'"),
+            ({"filter": WANTED, "destinations": ["a"]}, "'destinations'"),
             ({"filter": {}}, "'filter'"),
             ({"filter": {}, "force": True}, "'filter'"),
             ({"filter": {"destination": "dead"}}, "'filter.failing_for'"),

@@ -119,6 +119,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_F.RUNS, "POST", f"{_ONE}/forget", "forget.forget"),
     Route(_F.RUNS, "POST", f"{_V2}/forget", "forget.forget_many"),
     Route(_F.RUNS, "POST", f"{_V2}/cap_backoff", "cap_backoff.cap_backoff"),
+    Route(_F.FLUSH_CACHES, "POST", f"{_ONE}/flush_caches", "flush_caches.flush_caches"),
     Route(_F.AUDIT, "GET", f"{_V2}/audit", "audit.read_audit"),
     Route(_F.AUDIT, "GET", f"{_V2}/changes", "changes.list_changes"),
     Route(_F.DIAGNOSIS, "POST", f"{_ONE}/diagnose", "diagnose.diagnose"),

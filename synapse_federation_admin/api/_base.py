@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.history.store import HistoryStore
     from synapse_federation_admin.homeserver.homeserver import Homeserver
     from synapse_federation_admin.repair.cap_backoff import CapBackoff
+    from synapse_federation_admin.repair.flush_caches import FlushCaches
     from synapse_federation_admin.repair.follow_up import FollowUp
     from synapse_federation_admin.repair.forget import Forget
     from synapse_federation_admin.repair.forget_many import ForgetMany
@@ -80,6 +81,7 @@ class Services:
     cap_backoff: Annotated["CapBackoff", Feature.RUNS]
     forget: Annotated["Forget", Feature.RUNS]
     forget_many: Annotated["ForgetMany", Feature.RUNS]
+    flush_caches: Annotated["FlushCaches", Feature.FLUSH_CACHES]
     diagnoses: Annotated["Diagnoses", Feature.DIAGNOSIS]
     support: Annotated["SupportFiles", Feature.DIAGNOSIS]
     history: Annotated["HistoryStore", Feature.HISTORY]

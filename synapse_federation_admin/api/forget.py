@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: remove what is kept of servers that are gone for good."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from pydantic import Field, model_validator
@@ -8,9 +9,11 @@ from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 from typing_extensions import Self
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api.reconnect_many import unusable
 from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
 from synapse_federation_admin.api.schemas.model import (
@@ -49,16 +52,31 @@ class ForgetBody(Input):
 class ForgetManyBody(ForgetBody):
     """Which destinations to forget, and how."""
 
-    filter: ChangeFilter = Field(
+    destinations: list[str] | None = Field(
+        default=None, description="The server names.", max_length=limits.NAMES_OF_A_RUN
+    )
+    filter: ChangeFilter | None = Field(
+        default=None,
         description="Those that a filter keeps, as in the list. `failing_for` must be "
-        "at least `30d`, unless there is `force`."
+        "at least `30d`, unless there is `force`.",
     )
     force: bool = Field(default=False, description="Take any filter.")
+    ignore_unknown: bool = Field(
+        default=False,
+        description="Leave out the names of the list that Synapse has no row for, or "
+        "that are longer than a server name can be; `ignored` has their numbers.",
+    )
 
     @model_validator(mode="after")
     def _require_dead(self) -> Self:
-        """Refuse what may well be alive."""
-        if not self.force and (self.filter.failing_for or 0) < DEAD_FOR_MS:
+        """Refuse what may well be alive, where nobody has said which they are."""
+        if (self.destinations is None) == (self.filter is None):
+            raise ValueError(
+                "One of the keys 'destinations' and 'filter' is needed, and only one"
+            )
+        if self.filter is None or self.force:
+            return self
+        if (self.filter.failing_for or 0) < DEAD_FOR_MS:
             raise ValueError(
                 "Key 'filter.failing_for' must be at least 30d, unless 'force' is true"
             )
@@ -188,17 +206,29 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
     }
 
 
-@operation(ForgetManyBody, Run, gives_dry=ForgetPreview, errors=CONFLICT)
+@operation(
+    ForgetManyBody,
+    Run,
+    gives_dry=ForgetPreview,
+    errors={
+        400: "`destinations` has names that Synapse has no row for, or that are too "
+        "long: some are in `unknown` and `invalid` (`M_INVALID_PARAM`).",
+        **CONFLICT,
+    },
+    body_bytes=limits.NAMES_BODY_BYTES,
+)
 async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
-    """Remove what Synapse keeps of the destinations that a filter keeps.
+    """Remove what Synapse keeps of the destinations of a list, or of a filter.
 
     POST /_synapse/admin/v2/federation/forget
 
-    Body; `filter` is required. A dry run is the default:
+    Body: one of `destinations` and `filter`, and how. A dry run is the default:
 
         {
+            "destinations": ["gone.example.org"],
             "filter": {"failing_for": "12w", "destination": "*.example.org"},
             "force": false,
+            "ignore_unknown": false,
             "dry_run": true,
             "drop_to_device": false,
             "reason": "Gone for good"
@@ -220,14 +250,31 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
     and nothing is changed. Refused are those with which local users share rooms, and in
     the run also those for which something changed meanwhile.
     """
-    wanted, drop_to_device = body.filter.wanted, body.drop_to_device
+    services, drop_to_device = asked.services, body.drop_to_device
+    wanted = body.filter.wanted if body.filter else None
+    names: Sequence[str] = ()
+    ignored = {}
+    if wanted is None:
+        sorted_out = await services.forget_many.sort_out(body.destinations or ())
+        if not body.ignore_unknown and (sorted_out.unknown or sorted_out.invalid):
+            raise unusable(sorted_out, "cannot be forgotten")
+        names = sorted_out.usable
+        if body.ignore_unknown:
+            left_out = {
+                "unknown": len(sorted_out.unknown),
+                "invalid": len(sorted_out.invalid),
+            }
+            ignored = {"ignored": left_out}
     if not body.dry_run:
-        which, how = criteria.shown(wanted), {"drop_to_device": drop_to_device}
-        return await start_run(asked, ForgetMany.name, which, how, body.reason)
-    found = await asked.services.forget_many.preview(
-        wanted, drop_to_device=drop_to_device
+        which = criteria.shown(wanted) if wanted else criteria.listed(len(names))
+        how = {"drop_to_device": drop_to_device}
+        run = await start_run(asked, ForgetMany.name, which, how, body.reason, names)
+        return {**run, **ignored}
+    found = await services.forget_many.preview(
+        names if wanted is None else wanted, drop_to_device=drop_to_device
     )
     return {
+        **ignored,
         "dry_run": True,
         "matched": found.matched,
         "forgotten": found.forgotten,

@@ -13,11 +13,13 @@ from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.api.v2_destinations import require_known
+from synapse_federation_admin.destinations.senders import Processes
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.storage.outcomes import (
     Contact,
     ReconnectOutcome,
     Refused,
+    Told,
 )
 
 
@@ -119,9 +121,10 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         force=body.force,
         reason=body.reason or None,
     )
-    told, processes = found.told, await if_readable(lambda: services.senders.read())
-    down = processes.not_running if processes else frozenset()
-    is_sent = processes is None or processes.is_sent
+    processes = await if_readable(lambda: services.senders.read())
+    told = told_to(found.told, processes)
+    if processes is not None and not processes.is_sent:
+        told["told"] = []
     now_ms, allowed = homeserver.now_ms(), homeserver.is_allowed(destination)
     return {
         "outcome": found.outcome.value,
@@ -129,7 +132,15 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         "after": render_v2(found.after, now_ms, allowed=allowed),
         "contact": shown(found.contact or Contact(now_ms - asked_ts)),
         "refused": shown(found.refused) if found.refused else None,
-        "told": [name for name in told.names if is_sent and name not in down],
+        **told,
+    }
+
+
+def told_to(told: Told, processes: Processes | None) -> JsonDict:
+    """Return who was told, as answers have it: of each process whether it runs."""
+    down = processes.not_running if processes else frozenset()
+    return {
+        "told": [name for name in told.names if name not in down],
         "not_told": [name for name in told.others if name not in down],
         "not_told_error": told.error,
         "not_running": [n for n in (*told.names, *told.others) if n in down],

@@ -127,7 +127,7 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     if wanted is None:
         found = await services.reconnect_many.sort_out(body.destinations or ())
         if not body.ignore_unknown and (found.unknown or found.invalid):
-            raise _unusable(found)
+            raise unusable(found, "cannot be contacted")
         names = found.usable
         if body.ignore_unknown:
             left_out = {"unknown": len(found.unknown), "invalid": len(found.invalid)}
@@ -174,8 +174,13 @@ async def _preview(
     return matched, list(sample)
 
 
-def _unusable(found: SortedNames) -> SynapseError:
-    """Return the error for names that cannot be contacted."""
+def unusable(found: SortedNames, why: str) -> SynapseError:
+    """Return the error for names of a list of which nothing can be done.
+
+    Args:
+        found: The names.
+        why: What they cannot: "cannot be contacted".
+    """
     sorts: Mapping[str, Sequence[str]] = {
         "unknown": found.unknown,
         "invalid": found.invalid,
@@ -188,7 +193,7 @@ def _unusable(found: SortedNames) -> SynapseError:
     ]
     return SynapseError(
         HTTPStatus.BAD_REQUEST,
-        f"Key 'destinations' has names that cannot be contacted: {' and '.join(what)}; "
+        f"Key 'destinations' has names that {why}: {' and '.join(what)}; "
         "with 'ignore_unknown' they are left out",
         Codes.INVALID_PARAM,
         additional_fields={

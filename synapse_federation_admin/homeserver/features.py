@@ -29,6 +29,7 @@ class Feature(Enum):
     AUDIT = "audit"
     RECONNECT = "reconnect"
     RUNS = "runs"
+    FLUSH_CACHES = "flush_caches"
     DIAGNOSIS = "diagnosis"
     HISTORY = "history"
     METRICS = "metrics"

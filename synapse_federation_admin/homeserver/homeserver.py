@@ -44,6 +44,16 @@ class Homeserver(Background):
 
         return OwnSender(self._hs)
 
+    def drop_way(self, name: str) -> tuple[str, ...]:
+        """Forget what this process keeps in memory of the way to a server.
+
+        Returns:
+            What that was: of `well_known` and `srv`. Nothing, if it is no server name.
+        """
+        from synapse_federation_admin.homeserver.caches import drop_way
+
+        return drop_way(self._hs, name) if self.is_server_name(name) else ()
+
     def observe_traffic(self, observer: "TrafficObserver") -> None:
         """Have an observer told of this process's federation requests, from now on."""
         from synapse_federation_admin.homeserver.traffic import observe

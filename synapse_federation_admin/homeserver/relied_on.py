@@ -25,6 +25,7 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
     ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
     ((*_CONTACTS, _F.HISTORY), "retry_timings"),
     (_CONTACTS, "transactions"),
+    ((_F.FLUSH_CACHES,), "caches retry_timings"),
     ((_F.DIAGNOSIS,), "outbound"),
     ((_F.HISTORY,), "traffic"),
     ((_F.CONSOLE,), "pages sessions"),
@@ -168,6 +169,18 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         hs:
             get_clock().time get_reactor().getThreadPool
             get_federation_http_client().max_short_retries
+        """,
+    ),
+    (
+        (_F.FLUSH_CACHES,),
+        """
+        synapse.http.federation.well_known_resolver:
+            WellKnownResolver._well_known_cache
+            WellKnownResolver._had_valid_well_known_cache
+        hs:
+            get_federation_http_client
+            get_datastores().main._invalidate_cache_and_stream_bulk
+            get_datastores().main.get_destination_retry_timings
         """,
     ),
     ((_F.HISTORY,), "hs: register_sync_shutdown_handler"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forgets many destinations, but for those with which local users share rooms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 
 import attr
@@ -11,6 +11,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
+from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.criteria import wanted_by
@@ -22,11 +23,13 @@ from synapse_federation_admin.repair.forget import (
     audit_details,
     refusal,
 )
+from synapse_federation_admin.repair.reconnect_many import SortedNames
 from synapse_federation_admin.repair.runner import Action, in_pieces
 from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN
 from synapse_federation_admin.storage.outcomes import LeftOut
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
+from synapse_federation_admin.storage.sql import can_be_stored
 
 # Of how many destinations a pass over all members looks for shared rooms.
 _CANDIDATES = 20_000
@@ -71,16 +74,40 @@ class ForgetMany(Action):
     outcomes = (AUDIT_FORGOTTEN, _REFUSED, *(outcome.value for outcome in LeftOut))
 
     _homeserver: Homeserver
+    _destinations: DestinationStore
     _reader: DestinationReader
     _backlog: BacklogStore
     _shared_rooms: SharedRoomsStore
     _forget: Forget
 
+    async def sort_out(self, names: Iterable[str]) -> SortedNames:
+        """Sort the names of a list by whether they can be forgotten.
+
+        What bears no server name can be, too.
+        """
+        names = list(dict.fromkeys(names))
+        fitting = [name for name in names if len(name) <= limits.SERVER_NAME]
+        known = await self._destinations.get_many(list(filter(can_be_stored, fitting)))
+        return SortedNames(
+            usable=[name for name in fitting if name in known],
+            unknown=[name for name in fitting if name not in known],
+            invalid=[name for name in names if len(name) > limits.SERVER_NAME],
+        )
+
     async def preview(
-        self, wanted: DestinationFilter, *, drop_to_device: bool
+        self, wanted: DestinationFilter | Sequence[str], *, drop_to_device: bool
     ) -> ForgetPreview:
-        """Tell what a run would do; nothing is changed."""
+        """Tell what a run would do; nothing is changed.
+
+        Args:
+            wanted: Which destinations: those of a filter, or a list.
+            drop_to_device: Delete the to-device messages that wait as well.
+        """
         total, names = ForgetPreview(), list[str]()
+        if not isinstance(wanted, DestinationFilter):
+            for some in in_pieces(wanted, _CANDIDATES):
+                total = await self._preview_these(total, some, drop_to_device)
+            return total
         found = self._reader.of(attr.evolve(wanted, only_fitting=True), Sort())
         async with aclosing(found.pieces(None)) as pieces:
             async for rows in pieces:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.background import Send
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.storage.outcomes import Told
@@ -16,6 +17,25 @@ logger = logging.getLogger(__name__)
 # How long after the signal those processes are woken that do not have this version of
 # the module. They have heard by then that the retry timings are cleared.
 _OTHERS_AFTER_MS = 1000
+
+
+async def tell_all(homeserver: Homeserver, send: Send, names: Sequence[str]) -> Told:
+    """Send a signal about some destinations; return which processes were told."""
+    own_name, others = homeserver.instance_name, homeserver.other_instances
+    error = None
+    try:
+        await send(*names)
+    except CancelledError:
+        # Synapse is shutting down.
+        raise
+    except Exception as e:
+        logger.warning("Cannot tell other processes: %s", e)
+        error = f"The database failed: only this process ({own_name}) was told"
+    if homeserver.has_other_processes and not homeserver.can_tell_others:
+        error = f"Not connected to Redis: only this process ({own_name}) was told"
+    if error:
+        return Told((own_name,), tuple(others), error)
+    return Told((own_name, *others))
 
 
 class Wake:
@@ -42,26 +62,12 @@ class Wake:
         Returns:
             Who was told. Those that could not be learn of it when they can again.
         """
-        homeserver = self._homeserver
-        own_name, others = homeserver.instance_name, homeserver.other_instances
-        error = None
-        try:
-            await self._send(*names)
-        except CancelledError:
-            # Synapse is shutting down.
-            raise
-        except Exception as e:
-            logger.warning("Cannot wake other processes: %s", e)
-            error = f"The database failed: only this process ({own_name}) was told"
-        if homeserver.has_other_processes and not homeserver.can_tell_others:
-            error = f"Not connected to Redis: only this process ({own_name}) was told"
-        if homeserver.has_other_processes:
-            homeserver.run_in_background(
+        told = await tell_all(self._homeserver, self._send, names)
+        if self._homeserver.has_other_processes:
+            self._homeserver.run_in_background(
                 "federation_admin_wake", self._wake_others, names
             )
-        if error:
-            return Told((own_name,), tuple(others), error)
-        return Told((own_name, *others))
+        return told
 
     async def _wake_others(self, names: Sequence[str]) -> None:
         await self._homeserver.sleep_ms(_OTHERS_AFTER_MS)

@@ -34,6 +34,9 @@ class AuditAction(Enum):
     FORGET = "forget"
     CAP_BACKOFF = "cap_backoff"
 
+    # What processes keep in memory of one destination was dropped.
+    FLUSH_CACHES = "flush_caches"
+
     # A run as a whole, and that it was cancelled.
     BULK_RECONNECT = "bulk_reconnect"
     BULK_FORGET = "bulk_forget"

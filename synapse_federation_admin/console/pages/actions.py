@@ -126,9 +126,9 @@ async def _asked_reconnect(visit: Visit, error: SynapseError | None = None) -> P
 async def ask_forget(visit: Visit) -> Answered:
     """Tell what would be lost, and ask.
 
-    GET /_synapse/admin/federation/forget?all=true&<filters>
+    GET /_synapse/admin/federation/forget?name=a&name=b or ?all=true&<filters>
 
-    One server, `name=a`, has its own page. More than one cannot be named.
+    One server, `name=a`, has its own page.
     """
     selected = selection_of(visit)
     if len(selected.names) == 1:
@@ -147,7 +147,7 @@ async def forget(visit: Visit) -> Answered:
             visit,
             forgetting.forget_many,
             {
-                "filter": dict(selected.filters),
+                **_forget_of(selected),
                 "force": visit.text("force") == "true",
                 "drop_to_device": visit.text("drop_to_device") == "true",
                 "reason": visit.text("reason"),
@@ -158,20 +158,24 @@ async def forget(visit: Visit) -> Answered:
         return await _asked_forget(visit, e)
 
 
+def _forget_of(selected: Selection) -> dict[str, Any]:
+    if selected.names:
+        return {"destinations": list(selected.names), "ignore_unknown": True}
+    return {"filter": dict(selected.filters)}
+
+
 async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Answered:
     selected = selection_of(visit)
-    if selected.names or not selected.filters:
-        return Page(
-            "forget_which.html",
-            {"title": "Forget servers", "names": selected.names},
-            HTTPStatus.OK,
-        )
-    filters = dict(selected.filters)
+    if not selected.names and not selected.filters:
+        return Page("forget_which.html", {"title": "Forget servers"})
     found = await visit.ask(
-        forgetting.forget_many, {"filter": filters, "force": True, "dry_run": True}
+        forgetting.forget_many,
+        {**_forget_of(selected), "force": True, "dry_run": True},
     )
-    least = ChangeFilter.model_validate(filters).failing_for or 0
-    is_young = least < forgetting.DEAD_FOR_MS
+    is_young = False
+    if selected.filters:
+        least = ChangeFilter.model_validate(dict(selected.filters)).failing_for or 0
+        is_young = least < forgetting.DEAD_FOR_MS
     is_asked = is_young and visit.text("force") != "true"
     if error is not None and error.code == HTTPStatus.BAD_REQUEST and is_asked:
         error = invalid_param(

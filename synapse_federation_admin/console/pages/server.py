@@ -2,11 +2,12 @@
 """One server: what is wrong, since when, for whom, and what to do."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
+from synapse_federation_admin.api.flush_caches import flush_caches as flush_operation
 from synapse_federation_admin.api.outages import list_outages
 from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
 from synapse_federation_admin.api.shared_rooms import list_shared_rooms
@@ -30,6 +31,8 @@ _ROOMS = 10
 # What is kept for the page that it leads to, as the parameters of its address have it.
 _DIAGNOSIS = "diagnosis"
 _RECONNECT = "reconnect"
+_FLUSH = "flush"
+_KEPT = (_DIAGNOSIS, _RECONNECT, _FLUSH)
 
 _STAGES = {stage: STAGES[stage.value] for stage in StageName}
 _SIGNS = {outcome: SIGNS[outcome.value] for outcome in StageOutcome}
@@ -43,9 +46,9 @@ async def show_server(visit: Visit) -> Answered:
     With `contacts` the server is asked whom to tell: that may take ten seconds. A
     diagnosis, and a reconnect, lead here with the ID of what came of them.
     """
-    found = {what: _kept(visit, what) for what in (_DIAGNOSIS, _RECONNECT)}
-    lost = [what for what in found if visit.text(what) and found[what] is None]
-    return await _page(visit, found[_DIAGNOSIS], found[_RECONNECT], lost)
+    of = visit.parameters["name"]
+    kept = {what: visit.kept.find(f"{what} {of}", visit.text(what)) for what in _KEPT}
+    return await _page(visit, kept)
 
 
 async def diagnose(visit: Visit) -> Answered:
@@ -74,6 +77,15 @@ async def reconnect(visit: Visit) -> Answered:
     return _see(visit, _RECONNECT, found)
 
 
+async def flush_caches(visit: Visit) -> Answered:
+    """Have every process forget what it keeps of a server, and lead to who was told.
+
+    POST /_synapse/admin/federation/servers/<name>/flush
+    """
+    found = await visit.ask(flush_operation, destination=visit.parameters["name"])
+    return _see(visit, _FLUSH, found)
+
+
 def _see(visit: Visit, what: str, found: Any) -> See:
     """Keep what came of something, and lead to it."""
     name = visit.parameters["name"]
@@ -81,14 +93,9 @@ def _see(visit: Visit, what: str, found: Any) -> See:
     return See(f"/servers/{segment(name)}?{what}={key}")
 
 
-def _kept(visit: Visit, what: str) -> Any:
-    return visit.kept.find(f"{what} {visit.parameters['name']}", visit.text(what))
-
-
-async def _page(
-    visit: Visit, diagnosis: Any, reconnected: Any, lost: Sequence[str]
-) -> Answered:
+async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     name = visit.parameters["name"]
+    diagnosis = kept[_DIAGNOSIS]
     server = await visit.ask(get_destination, destination=name)
     outages = await _if_on(visit, list_outages, {"limit": _OUTAGES}, destination=name)
     audit = await _if_on(visit, read_audit, {"limit": _ENTRIES, "destination": name})
@@ -115,7 +122,7 @@ async def _page(
             "path": f"/servers/{segment(name)}",
             "is_failing": is_failing,
             "not_proven": words.is_unanswered(server),
-            "lost": lost,
+            "lost": [what for what in kept if visit.text(what) and not kept[what]],
             "cleared": words.cleared_ts(audit.entries, server)
             if audit and words.is_unanswered(server)
             else None,
@@ -127,7 +134,8 @@ async def _page(
             "support": support,
             "entries": None if audit is None else audit.entries,
             "diagnosis": diagnosis,
-            "reconnected": reconnected,
+            "reconnected": kept[_RECONNECT],
+            "flushed": kept[_FLUSH],
             "stages": _STAGES,
             "signs": _SIGNS,
             "cause": causes.cause,
