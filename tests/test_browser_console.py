@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console in a real browser, with a homeserver for which six servers fail.
 
+One homeserver for all tests, on PostgreSQL, so that its database can go away alone.
+
 What goes wrong in the browser itself fails each test: an error of a script, a request
 to another host, what the page's own policy forbids.
 """
@@ -16,7 +18,7 @@ from browser import PATIENCE_MS, Watched, axe_findings, axe_source, browser
 from playwright.sync_api import Browser, Page, expect
 
 from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
-from synapse_federation_admin.playground.client import CONSOLE
+from synapse_federation_admin.playground.client import CONSOLE, FEDERATION_V2
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.records import Behaviour
 from synapse_federation_admin.playground.world import Playground
@@ -42,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
     folder = tmp_path_factory.mktemp("world")
     # Who never answers is not waited for any longer.
     config = {"diagnosis": {"timeout": "4s"}, "contact_timeout": "4s"}
-    with Playground(folder, module_config=config) as world:
+    with Playground(folder, module_config=config, postgres=True) as world:
         world.prepare()
         # Who shares no room with us can be forgotten.
         world.client.send_to_device(f"@x:{GONE}", "a key for nobody")
@@ -159,6 +161,7 @@ def test_from_the_overview_to_a_repair(world: Playground, open_window: Open) -> 
         page.get_by_role("button", name="Reconnect").click()
     expect(page.locator("main")).to_contain_text("Connected")
 
+    page.set_viewport_size({"width": 1280, "height": 300})
     page.goto(address(world))
     with new_page(page):
         page.get_by_role("link", name="Servers", exact=True).click()
@@ -166,10 +169,18 @@ def test_from_the_overview_to_a_repair(world: Playground, open_window: Open) -> 
         go()
     assert urlsplit(page.url).path.endswith("/servers")
     expect(page.locator("tr[data-row]")).to_have_count(8)
+    page.mouse.wheel(0, 200)
+    page.wait_for_function("scrollY > 100")
+    with new_page(page):
+        page.locator("tr[data-row] a").last.click()
+    page.go_back()
+    page.wait_for_function("scrollY > 100")
 
 
 def paths(world: Playground) -> list[str]:
     """Return every kind of page that nothing has to be done for."""
+    runs = world.client.request("GET", f"{FEDERATION_V2}/runs")["runs"]
+    run_id = runs[0]["id"] if runs else start_run(world)
     return [
         "",
         "servers",
@@ -178,72 +189,169 @@ def paths(world: Playground) -> list[str]:
         server_path(world, Behaviour.DOWN),
         server_path(world, Behaviour.HEALTHY),
         f"{server_path(world, Behaviour.DOWN)}/forget",
+        f"servers/{quote(GONE, safe='')}/forget",
         f"{server_path(world, Behaviour.DOWN)}/reset",
         "reconnect?all=true&failing_for=0s",
+        "forget?all=true&failing_for=0s",
+        "cap_backoff?longest=1m",
         "runs",
+        f"runs/{run_id}",
         "audit",
         "us",
         "keys",
         "session",
         "nothing",
+        "servers?failing_for=long",
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+def start_run(world: Playground, **options: Any) -> str:
+    """Begin a run over all that fail, and return its ID."""
+    run = world.client.start_run(all_failing=True, **options)
+    return str(run["id"])
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
 def test_everybody_can_read_it(
-    world: Playground, open_window: Open, scheme: str
+    world: Playground, open_window: Open, scheme: str, width: int
 ) -> None:
-    """axe finds nothing on any page; at 360 pixels none is wider than the screen."""
-    page = open_window(color_scheme=scheme, allowed=REFUSED).page
+    """axe finds nothing on any page; at 360 pixels none is wider than the screen.
+
+    That is so of what is shown beside a page, too: a diagnosis, the keys.
+    """
+    page = open_window(
+        color_scheme=scheme,
+        viewport={"width": width, "height": 900},
+        allowed=(*REFUSED, "status of 400"),
+    ).page
     source = axe_source()
     found: list[str] = []
+
+    def look(what: str) -> None:
+        nonlocal found
+        found += [f"{what}: {each}" for each in axe_findings(page, source)]
+        if width == 360:
+            found += [f"{what}, too wide: {each}" for each in page.evaluate(TOO_WIDE)]
+
     for path in paths(world):
-        page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(address(world, path))
-        found += [f"{path}: {each}" for each in axe_findings(page, source)]
-        page.set_viewport_size({"width": 360, "height": 780})
-        found += [f"{path}, narrow: {each}" for each in axe_findings(page, source)]
-        found += [f"{path}, too wide: {each}" for each in page.evaluate(TOO_WIDE)]
+        look(path)
+    page.goto(address(world, server_path(world, Behaviour.BAD_GATEWAY)))
+    with new_page(page):
+        page.get_by_role("button", name="Diagnose").click()
+    expect(page.locator("ol.path")).to_be_visible()
+    page.keyboard.press("?")
+    expect(page.get_by_role("complementary")).to_be_visible()
+    look("a diagnosis, and the keys")
     assert found == []
 
 
 def test_without_script(world: Playground, open_window: Open) -> None:
-    """Without JavaScript a server is found, opened and diagnosed all the same."""
-    page = open_window(java_script_enabled=False).page
+    """Without JavaScript all is done but what needs to be live.
+
+    A server is found, opened and diagnosed; a selection is reconnected after a dry run,
+    and its run is seen to end; what was done is in the audit; signing out is out.
+    """
+    user = world.client.login("admin", world.admin.password)
+    page = open_window(java_script_enabled=False, token="", allowed=REFUSED).page
     remote = world.remotes[Behaviour.EXPIRED_CERTIFICATE]
     page.goto(address(world, "servers"))
+    page.get_by_text("With an access token").click()
+    page.get_by_label("Access token of a server admin").fill(user.access_token)
+    with new_page(page):
+        page.get_by_role("button", name="Sign in with this token").click()
     page.get_by_label("Name", exact=True).fill(remote.server_name)
     with new_page(page):
         page.get_by_role("button", name="Show").click()
+    select(page, remote.server_name)
     with new_page(page):
-        page.locator("tr[data-row] a").first.click()
+        page.get_by_role("button", name="Reconnect").click()
+    expect(page.locator("main")).to_contain_text(remote.server_name)
+    page.get_by_label("Why, for the audit").fill("without a script")
+    with new_page(page):
+        page.get_by_role("button", name="Reconnect").click()
+
+    def has_ended() -> bool:
+        page.reload()
+        return "1 of 1 done · ended" in page.locator("#run").inner_text()
+
+    wait_until(has_ended, "the run to end", PATIENCE_MS / 1000, 0.5)
+    page.goto(address(world, "servers"))
+    with new_page(page):
+        page.get_by_role("link", name=remote.server_name).click()
     with new_page(page):
         page.get_by_role("button", name="Diagnose").click()
     expect(page.locator(".advice")).to_contain_text("Expired TLS certificate")
+    page.goto(address(world, "audit"))
+    page.get_by_label("Server").fill(remote.server_name)
+    with new_page(page):
+        page.get_by_role("button", name="Filter").click()
+    expect(page.locator("main")).to_contain_text("without a script")
+    with new_page(page):
+        page.get_by_role("button", name="Sign out").click()
+    page.goto(address(world))
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Sign in")
 
 
 def test_by_keyboard(world: Playground, open_window: Open) -> None:
-    """With keys alone a server is found, selected, opened and diagnosed."""
+    """With keys alone a server is found, opened and diagnosed, and a run confirmed."""
     page = open_window().page
+    keys = page.keyboard
+    remote = world.remotes[Behaviour.WRONG_NAME_CERTIFICATE]
     page.goto(address(world))
     with new_page(page):
-        page.keyboard.type("gs")
-    page.keyboard.press("/")
+        keys.type("gs")
+    keys.press("/")
     expect(page.get_by_label("Name", exact=True)).to_be_focused()
-    page.keyboard.type(world.remotes[Behaviour.WRONG_NAME_CERTIFICATE].server_name)
+    keys.type(remote.server_name)
     with new_page(page):
-        page.keyboard.press("Enter")
-    page.keyboard.press("j")
-    page.keyboard.press("x")
+        keys.press("Enter")
+    keys.press("j")
+    keys.press("x")
     expect(page.locator("tr[data-row] input:checked")).to_have_count(1)
     with new_page(page):
-        page.keyboard.press("Enter")
+        keys.press("Enter")
     with new_page(page):
-        page.keyboard.press("d")
+        keys.press("d")
     expect(page.locator(".advice")).to_contain_text("certificate for another host")
+
+    page.go_back()
+    page.goto(address(world, "servers?failing_for=0s"))
+    keys.press("j")
+    keys.press("j")
+    keys.press("k")
+    keys.press("x")
     with new_page(page):
+        keys.press("r")
+    button = page.locator("main").get_by_role("button", name="Reconnect")
+    for _ in range(30):
+        if button.evaluate("each => each === document.activeElement"):
+            break
+        keys.press("Tab")
+    with new_page(page):
+        keys.press("Enter")
+    assert "/runs/" in page.url
+    for key, word in (("r", "Runs"), ("a", "Audit"), ("u", "Us"), ("o", "servers")):
+        with new_page(page):
+            keys.type(f"g{key}")
+        expect(page.get_by_role("heading", level=1)).to_contain_text(word)
+
+
+def test_help(world: Playground, open_window: Open) -> None:
+    """`?` shows the keys beside the page, which stays as it is; again, or Esc: gone."""
+    page = open_window().page
+    page.goto(address(world, "servers"))
+    page.keyboard.press("j")
+    row = page.locator("tr[data-row]").first
+    help_ = page.get_by_role("complementary", name="Keys")
+    for key in ("?", "Escape"):
         page.keyboard.press("?")
-    expect(page.get_by_role("heading", level=1)).to_contain_text("Keys")
+        expect(help_).to_contain_text("next row")
+        expect(help_).to_be_focused()
+        page.keyboard.press(key)
+        expect(help_).to_have_count(0)
+        expect(row).to_be_focused()
+    assert urlsplit(page.url).path.endswith("/servers")
 
 
 def select(page: Page, *names: str) -> None:
@@ -315,47 +423,165 @@ def test_export(world: Playground, open_window: Open, tmp_path: Path) -> None:
 
 
 def test_sessions_that_end(world: Playground, open_window: Open) -> None:
-    """A page of which the token has ended says so, and so does what is sent from it.
+    """A page of which the token has ended says so, and asks no more.
 
-    Another tab of the same browser is signed out, too, and signs in again.
+    So does that of a run which is under way, and what is sent. Once somebody has signed
+    in again in another tab, it goes on by itself.
     """
     user = world.client.login("admin", world.admin.password)
     window = open_window(token=user.access_token, allowed=REFUSED)
     page, other = window.page, window.context.new_page()
-    page.goto(address(world))
+    run_id = start_run(world, per_second=0.1)
+    page.goto(address(world, f"runs/{run_id}"))
     other.goto(address(world, server_path(world, Behaviour.DOWN)))
+    expect(page.locator("#run")).to_contain_text("running")
+    told = page.locator("[data-told]")
+    expect(told).to_contain_text("updated")
 
     world.synapse.client(user).request("POST", "/_matrix/client/v3/logout")
 
-    expect(page.locator("[data-updated]").first).to_contain_text("You are signed out")
+    expect(told).to_contain_text("You are signed out")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    expect(other.locator("[data-told]")).to_contain_text("You are signed out")
     with new_page(other):
         other.get_by_role("button", name="Diagnose").click()
     expect(other.locator("main")).to_contain_text("This session has ended")
     other.get_by_label("User").fill("admin")
     other.get_by_label("Password").fill(world.admin.password)
+    assert asked == []
     with new_page(other):
         other.get_by_role("button", name="Sign in", exact=True).click()
-    page.reload()
-    expect(page.locator("#verdict")).to_be_visible()
+    expect(told).not_to_contain_text("You are signed out")
+    expect(told).to_contain_text("updated")
+    with new_page(page):
+        page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#run")).to_contain_text("cancelled")
+
+
+# What a page marks, for good.
+REMEMBER_MARKS = """() => {
+    window.marked = [];
+    new MutationObserver((records) => {
+        for (const { target } of records) {
+            if (target.classList.contains("changed")) marked.push(target.textContent);
+        }
+    }).observe(document.body, {
+        attributes: true, attributeFilter: ["class"], subtree: true,
+    });
+}"""
+
+
+def test_two_admins(world: Playground, open_window: Open) -> None:
+    """What one admin does, another one sees, and is not disturbed by it.
+
+    Focus, what is selected, and the place stay; what has changed is marked. While text
+    is selected, nothing is asked. A second tab shows the same.
+    """
+    window = open_window(viewport={"width": 1280, "height": 400})
+    page, tab = window.page, window.context.new_page()
+    remote = world.remotes[Behaviour.WRONG_NAME_CERTIFICATE]
+    name = remote.server_name
+    page.goto(address(world))
+    tab.goto(address(world, "servers"))
+    row = tab.locator(f"tr[data-row='{name}']")
+    row.get_by_role("checkbox").check()
+    row.get_by_role("link").focus()
+    heading = page.get_by_role("heading", name="Last actions")
+    heading.scroll_into_view_if_needed()
+    heading.evaluate("each => document.getSelection().selectAllChildren(each)")
+    page.evaluate(REMEMBER_MARKS)
+    top = heading.bounding_box()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+
+    other = world.synapse.create_user("other", admin=True)
+    second = open_window(token=other.access_token).page
+    second.goto(address(world, f"servers/{quote(name, safe='')}"))
+    remote.switch(Behaviour.HEALTHY)
+    with new_page(second):
+        second.get_by_role("button", name="Reconnect").click()
+    expect(second.locator("main")).to_contain_text("Connected")
+
+    expect(row).to_contain_text("not failing")
+    expect(row.get_by_role("checkbox")).to_be_checked()
+    expect(row.get_by_role("link")).to_be_focused()
+    assert asked == []
+    page.evaluate("document.getSelection().empty()")
+    expect(page.locator("#done")).to_contain_text(other.user_id)
+    assert any(other.user_id in text for text in page.evaluate("marked"))
+    after = heading.bounding_box()
+    assert top is not None
+    assert after is not None
+    assert abs(top["y"] - after["y"]) < 1
+
+
+def test_hidden(world: Playground, open_window: Open) -> None:
+    """In a tab that nobody looks at nothing is asked; then all is made up for."""
+    window = open_window()
+    page = window.page
+    page.goto(address(world))
+    expect(page.locator("[data-told]")).to_contain_text("updated")
+    show = """value => {
+        Object.defineProperty(document, "hidden", {value, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(show, True)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    # Nobody else asks for both.
+    seen = open_window(
+        token=world.client.login("admin", world.admin.password).access_token
+    )
+    seen.page.goto(address(world))
+    for _ in range(2):
+        with seen.page.expect_request("**/changes?*"):
+            pass
+    assert asked == []
+    with page.expect_request("**/changes?*"):
+        page.evaluate(show, False)
 
 
 def test_homeserver_away(world: Playground, open_window: Open) -> None:
-    """A page says that the homeserver is away, and goes on once it is there again.
+    """A page says what is away, and goes on once it is there again, as it was.
 
-    What refreshes keeps what has the focus, what is selected, and the place.
+    That is the process, or the proxy's way to it, or its database. A page that is
+    opened meanwhile comes by itself.
     """
-    page = open_window(
-        allowed=("ERR_CONNECTION_REFUSED", "ERR_SOCKET_NOT_CONNECTED", "ERR_EMPTY")
-    ).page
+    window = open_window(
+        allowed=(
+            "ERR_CONNECTION_REFUSED",
+            "ERR_CONNECTION_RESET",
+            "ERR_SOCKET_NOT_CONNECTED",
+            "ERR_EMPTY",
+            "status of 502",
+            "status of 503",
+        )
+    )
+    page = window.page
     page.goto(address(world))
-    updated = page.locator("[data-updated]").first
+    told = page.locator("[data-told]")
     link = page.locator("#failing a").last
     link.focus()
 
     world.synapse.stop()
-    expect(updated).to_contain_text("does not answer")
+    expect(told).to_contain_text("The homeserver does not answer")
     world.synapse.start()
-    expect(updated).to_contain_text("updated")
-    expect(updated).not_to_contain_text("does not answer")
+    expect(told).not_to_contain_text("does not answer")
 
+    page.route("**/changes?*", lambda route: route.fulfill(status=502, body="Bad"))
+    expect(told).to_contain_text("A proxy answers HTTP 502")
+    page.unroute("**/changes?*")
+    expect(told).not_to_contain_text("HTTP 502")
+
+    assert world.synapse.postgres is not None
+    world.synapse.postgres.go_down()
+    expect(told).to_contain_text("The database of this homeserver cannot be reached")
+    late = window.context.new_page()
+    late.goto(address(world, "servers"))
+    expect(late.get_by_role("heading", level=1)).to_contain_text("database")
+    world.synapse.postgres.come_back()
+    expect(told).not_to_contain_text("database")
+    expect(told).to_contain_text("updated")
+    expect(late.locator("tr[data-row]").first).to_be_visible()
     expect(link).to_be_focused()

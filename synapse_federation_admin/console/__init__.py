@@ -29,9 +29,13 @@ How a page is added:
    (a list of name and reason) and `is_on("history")`; the filters are in `render.py`.
    Parts of `macros.html` are imported with `{% from "macros.html" import ... %}`.
 
-The script (`static/console.js`) refreshes what has `data-live="SECONDS"` and an `id`,
-moves with `j` and `k` over what has `data-row`, and presses with key r what has
-`data-key="r"`.
+The script (`static/console.js`) refreshes what has `data-live` and an `id`, moves with
+`j` and `k` over what has `data-row`, and presses with key r what has `data-key="r"`.
+
+`data-live="failed:30 runs:5"` refreshes a part when `pages/live.py` tells that there is
+a change of these kinds, 30 or 5 seconds after the last time at the soonest; with
+`data-about`, only if it is one of that server or run. What no change tells of is read
+anew after two minutes; with `data-live="15"`, every 15 seconds.
 """
 
 import re
@@ -117,4 +121,6 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/session/back", "service.come_back", opens=True),
     Route("POST", "/session/refresh", "service.renew", opens=True),
     Route("GET", "/keys", "help.show_keys"),
+    # For the script.
+    Route("GET", "/changes", "live.show_changes"),
 )

@@ -12,6 +12,7 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.console.cookie import Session
 from synapse_federation_admin.console.kept import Kept
+from synapse_federation_admin.homeserver.features import FeatureOffError
 
 # Parameters by name; a list where one is repeated.
 Values: TypeAlias = Mapping[str, str | list[str]]
@@ -115,3 +116,15 @@ class Visit:
         """
         self.services.features.require(*_NEEDS[operation.name])
         return await operation.ask(self.asked, values or {}, **parameters)
+
+    async def ask_if_on(
+        self,
+        operation: Operation[Any],
+        values: Mapping[str, object] | None = None,
+        **parameters: str,
+    ) -> Any:
+        """Call an operation as `ask`; None if it is off, as the foot tells."""
+        try:
+            return await self.ask(operation, values, **parameters)
+        except FeatureOffError:
+            return None

@@ -99,7 +99,7 @@ def make_older(
         synapse: runs, and does not keep retry timings in memory.
         servers: the server name of each neighbour.
     """
-    _change(synapse, _statements(servers, int(time.time() * 1000)))
+    change(synapse, _statements(servers, int(time.time() * 1000)))
 
 
 def _statements(
@@ -147,9 +147,10 @@ def _statements(
     return statements
 
 
-def _change(
+def change(
     synapse: SynapseServer, statements: Sequence[tuple[str, list[str | int]]]
 ) -> None:
+    """Execute statements, each with its values: names and numbers of our own."""
     if synapse.postgres is not None and synapse.database is not None:
         for statement, values in statements:
             # All of them are ours: names and numbers.

@@ -67,6 +67,7 @@ class Playground:
         folder: Path,
         *,
         workers: bool = False,
+        postgres: bool | None = None,
         is_populated: bool = False,
         module_config: Mapping[str, Any] | None = _MODULE_CONFIG,
         extra_config: Mapping[str, Any] | None = None,
@@ -78,6 +79,7 @@ class Playground:
         Args:
             folder: an existing folder for everything that is written.
             workers: run Synapse with workers, PostgreSQL and Redis.
+            postgres: use PostgreSQL; by default only with workers.
             is_populated: have more servers, rooms and people, and a made-up history.
             module_config: the module's configuration; None for a stock Synapse.
             extra_config: merged into homeserver.yaml.
@@ -103,6 +105,7 @@ class Playground:
             folder / "synapse",
             self.certificates,
             workers=workers,
+            postgres=postgres,
             module_config=module_config,
             extra_config=extra_config,
             extra_listeners=extra_listeners,
@@ -199,6 +202,15 @@ class Playground:
         Raises:
             PlaygroundError: a step did not succeed in time; the text says which.
         """
+        self.settle()
+        self.break_some()
+
+    def settle(self) -> None:
+        """Make a healthy federation: all of them have got a message.
+
+        Raises:
+            PlaygroundError: a step did not succeed in time; the text says which.
+        """
         remotes = [remote for _, remote in self.servers]
         self.progress("Joining all of them to rooms, over federation")
         self._make_rooms()
@@ -210,6 +222,14 @@ class Playground:
             "Synapse to note that each of them has got something",
             _DELIVERY_TIMEOUT_S,
         )
+
+    def break_some(self) -> None:
+        """Break those that are meant to fail, and wait until Synapse knows.
+
+        Raises:
+            PlaygroundError: a step did not succeed in time; the text says which.
+        """
+        remotes = [remote for _, remote in self.servers]
         self.progress(f"Breaking {len(self.failing)} of them, and sending again")
         for neighbour, remote in self.servers:
             remote.switch(neighbour.behaviour)

@@ -9,7 +9,6 @@ from synapse_federation_admin.api.runs import list_runs
 from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.visit import Answered, Page, Visit
-from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.wording import causes, outcomes
 from synapse_federation_admin.wording.verdict import (
@@ -38,9 +37,11 @@ async def overview(visit: Visit) -> Answered:
     """
     summary = await visit.ask(summarize)
     failing = sum(summary.failing.values())
-    runs = await _if_on(visit, list_runs, {"limit": _RUNS})
-    audit = await _if_on(visit, read_audit, {"limit": _ACTIONS})
-    needs = await _if_on(visit, needs_attention, {"limit": _NEEDY}) if failing else None
+    runs = await visit.ask_if_on(list_runs, {"limit": _RUNS})
+    audit = await visit.ask_if_on(read_audit, {"limit": _ACTIONS})
+    needs = None
+    if failing:
+        needs = await visit.ask_if_on(needs_attention, {"limit": _NEEDY})
     table = summary.failing_by_kind_and_age
     return Page(
         "overview.html",
@@ -57,6 +58,9 @@ async def overview(visit: Visit) -> Answered:
             if runs is None
             else [run for run in runs.runs if run.status in _UNDER_WAY],
             "needs": needs,
+            # What is being read is there soon, and no change tells that.
+            "is_read": summary.backlog.as_of_ts is None
+            or (needs is not None and needs.as_of_ts is None),
             "advice": causes.advice,
             "has_cause": words.is_why,
             "entries": None if audit is None else audit.entries,
@@ -64,14 +68,6 @@ async def overview(visit: Visit) -> Answered:
             "say": outcomes,
         },
     )
-
-
-async def _if_on(visit: Visit, operation: Any, values: dict[str, object]) -> Any:
-    """Return an answer; None where its feature is off, as the footer tells."""
-    try:
-        return await visit.ask(operation, values)
-    except FeatureOffError:
-        return None
 
 
 def verdict(summary: Any, failing: int) -> Verdict:

@@ -8,7 +8,6 @@ from synapse_federation_admin.api.status import get_status
 from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.history.correlation import CorrelationVerdict
-from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.storage.instances import InstanceState
 
 STATES = {
@@ -37,8 +36,8 @@ async def show_us(visit: Visit) -> Answered:
 
     GET /_synapse/admin/federation/us
     """
-    summary = await _if_on(visit, summarize)
-    instances = await _if_on(visit, list_instances)
+    summary = await visit.ask_if_on(summarize)
+    instances = await visit.ask_if_on(list_instances)
     status = await visit.ask(get_status)
     outlook = summary and summary.outlook
     return Page(
@@ -62,11 +61,3 @@ def _told(outlook: Any) -> tuple[str, str, str]:
     if outlook.verdict is CorrelationVerdict.NORMAL and not outlook.can_be_told:
         return "muted", "?", "Too few servers were tried lately to tell"
     return OUTLOOKS[outlook.verdict]
-
-
-async def _if_on(visit: Visit, operation: Any) -> Any:
-    """Return an answer; None where its feature is off, as the page tells."""
-    try:
-        return await visit.ask(operation)
-    except FeatureOffError:
-        return None

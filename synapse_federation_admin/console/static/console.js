@@ -10,23 +10,24 @@ const all = (selector, within = document) => [...within.querySelectorAll(selecto
 const THEMES = ["auto", "light", "dark"];
 const themeSwitch = document.querySelector("[data-theme-switch]");
 
-function storedTheme() {
-  try { return localStorage.getItem("federation-theme") ?? "auto"; } catch { return "auto"; }
-}
+// Where nothing can be stored, it holds for this page only.
+function stored(key) { try { return localStorage.getItem(key); } catch { return null; } }
+function store(key, value) { try { localStorage.setItem(key, value); } catch { /* none */ } }
 
-function showTheme(theme) {
+function showTheme() {
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
   if (themeSwitch) themeSwitch.textContent = `Theme: ${theme}`;
 }
 
-showTheme(storedTheme());
+let theme = stored("federation-theme") ?? "auto";
+showTheme();
 if (themeSwitch) {
   themeSwitch.hidden = false;
   themeSwitch.addEventListener("click", () => {
-    const next = THEMES[(THEMES.indexOf(storedTheme()) + 1) % THEMES.length];
-    try { localStorage.setItem("federation-theme", next); } catch { /* only this page */ }
-    showTheme(next);
+    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    store("federation-theme", theme);
+    showTheme();
   });
 }
 
@@ -59,130 +60,204 @@ function tellTimes() {
   }
 }
 
-// -- parts that refresh --------------------------------------------------------------
+// -- parts that are live -------------------------------------------------------------
 
-const parts = new Map();
+// It is asked what has changed; the page is read anew if that is shown on it, and after
+// a longer time also for the sake of what no change tells, such as what waits.
+const ASK_MS = 5e3;
+const SLOW_MS = 120e3;
+// What somebody who looks at the page has set, or this script has.
+const KEPT = new Set(["hidden", "open", "tabindex", "data-sent"]);
+
+const parse = (text) => new DOMParser().parseFromString(text, "text/html");
+const isBlank = (node) => node?.nodeType === Node.TEXT_NODE && !node.data.trim();
+const keyOf = (node) => node.id || node.dataset?.row || "";
+
+// Make what is there like what is new, and leave alone what is the same: so focus, what is
+// selected and what is open stay. Where it differs is added to `changed`.
+function morph(old, fresh, changed) {
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data === fresh.data) return;
+    old.data = fresh.data;
+    changed.add(old.parentElement);
+    return;
+  }
+  if (old.tagName === "TIME" && old.dateTime === fresh.dateTime) return;
+  for (const { name } of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && !KEPT.has(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of fresh.attributes) {
+    if (!KEPT.has(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  if (old.tagName === "TIME") {
+    old.textContent = fresh.textContent;
+    return;
+  }
+  const known = new Map([...old.childNodes].map((node) => [keyOf(node), node]));
+  const keys = new Set([...fresh.childNodes].map(keyOf));
+  let at = old.firstChild;
+  const drop = () => {
+    const [gone, space] = [at, at.nextSibling];
+    at = isBlank(space) ? space.nextSibling : space;
+    if (isBlank(space)) space.remove();
+    gone.remove();
+  };
+  for (const next of [...fresh.childNodes]) {
+    while (at && !keys.has(keyOf(at))) drop();
+    const key = keyOf(next);
+    const same = key ? known.get(key) : at && !keyOf(at) ? at : null;
+    if (same?.nodeName !== next.nodeName) {
+      const added = old.insertBefore(document.importNode(next, true), at);
+      if (!isBlank(added)) changed.add(added.nodeType === Node.TEXT_NODE ? old : added);
+      continue;
+    }
+    if (same === at) at = at.nextSibling;
+    else old.insertBefore(same, at);
+    morph(same, next, changed);
+  }
+  while (at) drop();
+}
+
+function update(pairs) {
+  const changed = new Set();
+  const active = document.activeElement;
+  const isSeen = (each) => each.getBoundingClientRect().top >= 0 && each.offsetParent !== null;
+  // What somebody looks at stays where it is on the screen.
+  const anchor = active.closest("main") && active.id !== "main" && isSeen(active)
+    ? active : all("main [data-row], main h1, main h2, main p").find(isSeen);
+  const top = anchor?.getBoundingClientRect().top;
+  for (const [old, fresh] of pairs) morph(old, fresh, changed);
+  if (active !== document.activeElement && active.isConnected) active.focus({ preventScroll: true });
+  if (anchor?.isConnected) window.scrollBy(0, anchor.getBoundingClientRect().top - top);
+  tellTimes();
+  const places = new Set([...changed].filter((each) => !each.closest("[data-quiet]"))
+    .map((each) => each.closest("tr, dd, li, h1, h2, p") ?? each));
+  for (const each of places) each.classList.add("changed");
+  setTimeout(() => places.forEach((each) => each.classList.remove("changed")), 2500);
+}
 
 function selectsText() {
   const selection = document.getSelection();
   return selection !== null && !selection.isCollapsed;
 }
 
-function isBusy(part) {
-  // A field in which somebody writes, or a list that is open, stays as it is.
-  const active = document.activeElement;
-  return part.contains(active) && active.matches("input:not([type=checkbox]), select, textarea");
+// `failed:30 runs:5`: where it has changed, read it, but so many seconds after the last
+// time at the soonest; `30` is every 30 seconds.
+const findParts = () => all("[data-live][id]").map((element) => ({
+  element,
+  about: element.dataset.about,
+  every: element.dataset.live.split(" ").map((each) => each.split(":").reverse()),
+}));
+let parts = findParts();
+const channel = parts.length && "BroadcastChannel" in window ? new BroadcastChannel("federation-changes") : null;
+let since = Number(document.body.dataset.now);
+let processes;
+let [nextAsk, nextRead, readAt, currentAt] = [0, 0, Date.now(), Date.now()];
+let isAsking = false;
+let isOver = false;
+let trouble = "";
+
+function plan() {
+  const paces = parts.flatMap((part) => part.every).filter(([, kind]) => !kind).map(([s]) => s * 1e3);
+  [readAt, nextRead] = [Date.now(), Date.now() + Math.min(SLOW_MS, ...paces)];
 }
 
-function keepState(old, fresh) {
-  for (const box of all("input[type=checkbox][value]", old)) {
-    const same = all("input[type=checkbox]", fresh).find(
-      (other) => other.name === box.name && other.value === box.value);
-    if (same) same.checked = box.checked;
+function hear(changes) {
+  // Others who look at this homeserver in this browser ask later, too.
+  [since, nextAsk] = [changes.as_of_ts, Date.now() + ASK_MS + Math.random() * 1e3];
+  const before = processes;
+  processes = String(changes.processes);
+  for (const { every, about } of parts) {
+    const paces = every.filter(([, kind]) => kind && (!changes.is_complete || (kind === "processes"
+      ? before !== undefined && before !== processes
+      : changes[kind].some((each) => !about || each === about))));
+    // Where too much has changed to tell, the slowest will do.
+    const pace = (changes.is_complete ? Math.min : Math.max)(...paces.map(([s]) => s * 1e3));
+    if (paces.length) nextRead = Math.min(nextRead, readAt + pace);
   }
-  const open = new Set(all("details[open][id]", old).map((each) => each.id));
-  for (const each of all("details[id]", fresh)) if (open.has(each.id)) each.open = true;
+  if (nextRead > Date.now()) currentAt = Date.now();
 }
 
-function placeOf(element, part) {
-  if (!part.contains(element)) return null;
-  const row = element.closest("[data-row]");
-  const key = element.id || element.getAttribute("href") || element.value || element.textContent;
-  return { tag: element.tagName, key, row: row?.dataset.row };
+async function get(url) {
+  const answer = await fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(30e3) });
+  if (answer.ok) return answer;
+  const said = parse(await answer.text()).querySelector("main h1")?.textContent;
+  // Where it lies with who asks, nothing is expected of asking again.
+  isOver = Boolean(said) && answer.status < 500;
+  const cause = said
+    ? (answer.status === SIGNED_OUT ? "You are signed out." : `${said}.`)
+    : `A proxy answers HTTP ${answer.status}: the homeserver behind it does not.`;
+  throw new Error("", { cause });
 }
 
-function find(place, part) {
-  return all(place.tag, part).find((element) => {
-    const key = element.id || element.getAttribute("href") || element.value || element.textContent;
-    const row = element.closest("[data-row]");
-    return key === place.key && row?.dataset.row === place.row;
-  }) ?? all("[data-row]", part).find((row) => place.row && row.dataset.row === place.row);
-}
-
-function mark(old, fresh) {
-  const before = new Set(all("tr, dd, li, h1, p", old).map((each) => each.textContent));
-  for (const each of all("tr, dd, li, h1, p", fresh)) {
-    if (!before.has(each.textContent) && !each.querySelector("time")) each.classList.add("changed");
-  }
-}
-
-function replace(part, fresh) {
-  fresh = document.importNode(fresh, true);
-  keepState(part, fresh);
-  if (fresh.isEqualNode(part)) return part;
-  const place = placeOf(document.activeElement, part);
-  const top = part.getBoundingClientRect().top;
-  const anchor = all("[data-row]", part).find((row) => row.getBoundingClientRect().top >= 0);
-  const anchorTop = anchor?.getBoundingClientRect().top;
-  mark(part, fresh);
-  part.replaceWith(fresh);
-  if (place) find(place, fresh)?.focus({ preventScroll: true });
-  // What somebody reads stays where it is.
-  const again = anchor && all("[data-row]", fresh).find((row) => row.dataset.row === anchor.dataset.row);
-  if (top < 0 && again) window.scrollBy(0, again.getBoundingClientRect().top - anchorTop);
-  return fresh;
-}
-
-function tell(text, isBad) {
-  const told = document.querySelector("[data-updated]");
-  if (!told) return;
-  told.textContent = text;
-  told.classList.toggle("bad", isBad);
-}
-
-let fetchedAt = Date.now();
-let failedSince = null;
-let isFetching = false;
-
-async function refresh(due) {
-  isFetching = true;
+async function look() {
+  isAsking = true;
   try {
-    const answer = await fetch(location.href, {
-      headers: { Accept: "text/html" }, credentials: "same-origin", signal: AbortSignal.timeout(30e3),
-    });
-    if (answer.status === SIGNED_OUT) {
-      failedSince = "You are signed out: load this page again";
-      return;
+    if (nextAsk <= Date.now()) {
+      const asked = since;
+      const changes = await (await get(`${document.body.dataset.changes}?since=${asked}`)).json();
+      hear(changes);
+      channel?.postMessage({ asked, changes });
     }
-    if (!answer.ok) throw new Error(String(answer.status));
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    if (document.hidden || selectsText()) return;
-    for (const id of due) {
-      const [part, next] = [document.getElementById(id), fresh.getElementById(id)];
-      if (part && next && !isBusy(part)) replace(part, next);
+    if (nextRead <= Date.now()) {
+      const fresh = parse(await (await get(location.href)).text());
+      if (document.hidden || selectsText()) return;
+      const pairs = parts.map(({ element }) => [element, fresh.getElementById(element.id)]);
+      update(pairs.filter((pair) => pair[1]));
       // A run that has ended is not asked for any more.
-      if (!next?.dataset.live) parts.delete(id);
+      parts = findParts();
+      plan();
+      currentAt = readAt;
     }
-    fetchedAt = Date.now();
-    failedSince = null;
-    tellTimes();
-  } catch {
-    failedSince ??= Date.now();
+    trouble = "";
+  } catch (error) {
+    trouble = error.cause ?? "The homeserver does not answer.";
+    nextAsk = Date.now() + ASK_MS;
   } finally {
-    isFetching = false;
-    const later = Date.now();
-    for (const id of due) if (parts.has(id)) parts.get(id).next = later + parts.get(id).every;
+    isAsking = false;
+    tell();
   }
+}
+
+function tell() {
+  const [why, when] = all("[data-told] > *");
+  if (!why || !parts.length && !trouble) return;
+  const isWrong = trouble !== "";
+  const ago = duration(Math.max(Date.now() - currentAt, 1000));
+  when.textContent = isWrong ? `Not updated for ${ago}.` : `updated ${ago} ago`;
+  why.parentElement.classList.toggle("bad", isWrong);
+  // It is read aloud once, so it is written once.
+  if (why.dataset.said === trouble) return;
+  why.dataset.said = why.textContent = trouble;
+  if (!isOver) return;
+  const again = document.createElement("a");
+  [again.href, again.textContent] = [location.href, "Load this page again"];
+  why.append(" ", again);
 }
 
 function tick() {
   if (document.hidden) return;
   if (!selectsText()) tellTimes();
-  if (parts.size === 0) return;
-  const due = [...parts].filter(([, part]) => part.next <= Date.now()).map(([id]) => id);
-  if (due.length && !isFetching && !selectsText()) refresh(due);
-  const told = typeof failedSince === "number"
-    ? `not updated for ${duration(Math.max(Date.now() - fetchedAt, 1000))}: the homeserver does not answer`
-    : failedSince ?? `updated ${duration(Math.max(Date.now() - fetchedAt, 1000))} ago`;
-  tell(told, failedSince !== null);
+  if (!parts.length) return;
+  if (!selectsText()) {
+    const next = trouble ? nextAsk : Math.min(nextAsk, nextRead);
+    if (!isAsking && !isOver && next <= Date.now()) look();
+  }
+  tell();
 }
 
-for (const part of all("[data-live][id]")) {
-  const every = Math.max(Number(part.dataset.live) || 10, 1) * 1000;
-  parts.set(part.id, { every, next: Date.now() + every });
+if (channel) {
+  channel.onmessage = ({ data: { asked, changes } }) => {
+    // Another tab has an answer: whoever is signed in, this one is, too.
+    if (isOver || trouble) [isOver, trouble] = [false, ""];
+    if (asked <= since) hear(changes);
+  };
 }
+plan();
+nextAsk = Date.now() + ASK_MS;
 setInterval(tick, 1000);
 document.addEventListener("visibilitychange", tick);
+tick();
 
 // A page that could not be had looks again.
 if ("retry" in document.body.dataset) {
@@ -199,31 +274,32 @@ if ("retry" in document.body.dataset) {
 
 const session = document.querySelector("form[data-renew]");
 
+// Where the service refuses to renew, it is not asked again before somebody signs in.
+let refused = "";
+
 async function renew() {
   // One tab does it; the others find the cookie renewed.
   await navigator.locks.request("federation-session", async () => {
-    const known = Number(sessionStorageGet("federation-expires") ?? 0);
-    if (known > now() + 60e3) return;
+    const known = stored("federation-expires") ?? "";
+    if (Number(known) > now() + 60e3 || known === refused) return;
     const answer = await fetch(session.action, {
       method: "POST", body: new URLSearchParams(new FormData(session)), credentials: "same-origin",
     });
-    if (answer.ok) sessionStorageSet("federation-expires", (await answer.json()).expires_ts);
+    if (answer.ok) store("federation-expires", (await answer.json()).expires_ts);
+    else if (answer.status < 500) refused = known;
   });
 }
 
-function sessionStorageGet(key) { try { return localStorage.getItem(key); } catch { return null; } }
-function sessionStorageSet(key, value) { try { localStorage.setItem(key, value); } catch { /* none */ } }
-
 if (session && navigator.locks) {
-  sessionStorageSet("federation-expires", session.dataset.renew);
+  store("federation-expires", session.dataset.renew);
   // Who comes after the access token has ended is let in by what renews it.
   if (session.dataset.back && Number(session.dataset.renew) < now()) {
     renew().then(() => {
-      if (Number(sessionStorageGet("federation-expires")) > now()) location.replace(session.dataset.back);
+      if (Number(stored("federation-expires")) > now()) location.replace(session.dataset.back);
     }).catch(() => {});
   }
   setInterval(() => {
-    const ends = Number(sessionStorageGet("federation-expires"));
+    const ends = Number(stored("federation-expires"));
     if (ends - now() < 90e3) renew().catch(() => {});
   }, 15e3);
 }
@@ -295,6 +371,38 @@ function press(key) {
   return Boolean(button);
 }
 
+// The keys are listed beside the page, which goes on; they are a page of their own, too.
+const helpLink = document.querySelector("[data-help]");
+let help = null;
+let beforeHelp = null;
+
+async function toggleHelp() {
+  if (help) {
+    help.remove();
+    help = null;
+    beforeHelp?.focus({ preventScroll: true });
+    return;
+  }
+  beforeHelp = document.activeElement;
+  try {
+    const list = parse(await (await fetch(helpLink.href)).text()).getElementById("keys");
+    help = document.createElement("aside");
+    const [heading, close] = ["h2", "button"].map((name) => document.createElement(name));
+    [help.className, help.tabIndex, heading.textContent, close.textContent] = ["help", -1, "Keys", "Close"];
+    help.setAttribute("aria-label", "Keys");
+    close.addEventListener("click", toggleHelp);
+    help.append(heading, list, close);
+    helpLink.closest("footer").before(help);
+    help.focus({ preventScroll: true });
+  } catch { location.assign(helpLink.href); }
+}
+
+helpLink?.addEventListener("click", (event) => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  toggleHelp();
+});
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   const target = event.target;
@@ -313,7 +421,8 @@ document.addEventListener("keydown", (event) => {
   else if (key === "j") move(1);
   else if (key === "k") move(-1);
   else if (key === "/") document.querySelector("[data-filter], main input[type=search]")?.focus();
-  else if (key === "?") document.querySelector("[data-help]")?.click();
+  else if (key === "?") helpLink?.click();
+  else if (key === "Escape" && help) toggleHelp();
   else if (key === "Enter" && target.matches("[data-row]")) (target.querySelector("[data-open]") ?? target.querySelector("a[href]"))?.click();
   else if (key === "x" && rowNow()) rowNow().querySelector("input[type=checkbox]")?.click();
   else if (/^[a-z]$/.test(key)) isOurs = press(key);

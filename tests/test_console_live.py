@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the script of a page asks before it reads the page anew."""
+
+from unittest import mock
+
+from module_case import FAILING, NAME
+from test_console import ConsoleTestCase
+
+from synapse_federation_admin.console.visit import Visit
+from synapse_federation_admin.history.outages import Outages
+from synapse_federation_admin.homeserver.features import Feature, FeatureOffError
+
+OTHER = "other.example"
+
+
+class LiveTestCase(ConsoleTestCase):
+    """GET changes of the console."""
+
+    def setUp(self) -> None:
+        # It would bring what is written here up to date.
+        patcher = mock.patch.object(Outages, "start")
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        super().setUp()
+
+    def test_changes(self) -> None:
+        """It tells whose requests failed, who was changed, and which processes run."""
+        self.reactor.advance(1000)
+        self.add_destination(NAME, *FAILING)
+        before = self.visit("GET", "/changes", self.admin_token).json_body
+        self.assertEqual((before["failed"], before["audit"]), ([], []))
+        self.assertFalse(before["is_complete"])
+        self.reactor.advance(6)
+        self.insert_failure(OTHER, "dns_failed", self.clock.time_msec())
+        reset = self.send(f"/servers/{NAME}/reset", self.admin_token)
+        self.assertEqual(reset.code, 303)
+
+        path = f"/changes?since={before['as_of_ts']}"
+        channel = self.visit("GET", path, self.admin_token)
+
+        found = channel.json_body
+        self.assertEqual(
+            channel.headers.getRawHeaders("Content-Type"), ["application/json"]
+        )
+        self.assertTrue(found["is_complete"])
+        self.assertEqual((found["failed"], found["audit"]), ([OTHER], [NAME]))
+        self.assertIn(["main", "running"], found["processes"])
+
+    def test_off(self) -> None:
+        """Where it is off, everything may have changed."""
+        off = FeatureOffError(Feature.AUDIT, "for the test")
+        with mock.patch.object(Visit, "ask", side_effect=off):
+            found = self.visit("GET", "/changes", self.admin_token).json_body
+        self.assertFalse(found["is_complete"])
+        self.assertEqual(found["failed"], [])
+
+    def test_wrong(self) -> None:
+        """What is no time is refused with a page that says so."""
+        channel = self.visit("GET", "/changes?since=now", self.admin_token)
+        self.assertEqual(channel.code, 400)
+        self.assertIn("since", channel.text_body)
