@@ -9,6 +9,7 @@ from typing import TypeVar
 from synapse.module_api import LoggingTransaction, ModuleApi
 from synapse.storage.engines import PostgresEngine
 from synapse.storage.engines._base import IsolationLevel
+from twisted.enterprise.adbapi import ConnectionLost
 
 from synapse_federation_admin.homeserver.metrics import DB_WORK, Metrics
 from synapse_federation_admin.homeserver.process import Process
@@ -80,6 +81,9 @@ class Database(Process):
         """
         module = self._hs.get_datastores().main.database_engine.module
         if getattr(error, "pgcode", None) == _READ_ONLY:
+            return True
+        if isinstance(error, ConnectionLost):
+            # It closed the connection in the midst of a transaction.
             return True
         if isinstance(error, module.InterfaceError):
             # The connection was closed. From SQLite's driver it is about an argument.
