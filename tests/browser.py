@@ -70,7 +70,7 @@ class Watched:
         if message.type in ("error", "warning"):
             text = f"{message.type}: {message.text}"
             if not any(allowed in text for allowed in self.allowed):
-                self.faults.append(text)
+                self.faults.append(f"{text} ({message.location.get('url')})")
 
     def _on_request(self, request: Request) -> None:
         if urlsplit(request.url).netloc != urlsplit(self.base_url).netloc:

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from module_case import V2, ModuleTestCase
 from synapse.rest.client import logout
+from twisted.enterprise.adbapi import ConnectionLost
 
 from synapse_federation_admin.console import ROUTES, render
 from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
@@ -256,6 +257,7 @@ class FaultsTestCase(ConsoleTestCase):
         What has happened is in the log, not on the page."""
         for error, status, text in (
             (OperationalError("database is locked"), 503, "cannot be reached"),
+            (ConnectionLost(), 503, "cannot be reached"),
             (ValueError("database is locked"), 500, "fault of this module"),
         ):
             for target in (
