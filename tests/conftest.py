@@ -110,11 +110,10 @@ def pytest_collection_modifyitems(
         deselected = [i for i in items if i.get_closest_marker("root")]
         config.hook.pytest_deselected(items=deselected)
         items[:] = [i for i in items if not i.get_closest_marker("root")]
-    # In CI they fail.
-    if find_chromium() is None and not os.environ.get("CI"):
-        deselected = [i for i in items if i.get_closest_marker("browser")]
+    for marker in missing_programs():
+        deselected = [i for i in items if i.get_closest_marker(marker)]
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [i for i in items if not i.get_closest_marker("browser")]
+        items[:] = [i for i in items if not i.get_closest_marker(marker)]
     if hasattr(config, "workerinput"):
         # What starts real processes mostly waits, for seconds. It comes first, lest one
         # process of pytest-xdist still waits when the others have nothing left to do.
@@ -144,9 +143,29 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     folder = config.stash.get(_OWN_FOLDER, None)
     lines = [] if folder is None else [f"files, kept if a test fails: {folder}"]
-    if find_chromium() is None and not os.environ.get("CI"):
-        lines.append("no Chromium: tests in a browser are left out")
+    lines += [
+        f"no {name}: tests marked `{marker}` are left out"
+        for marker, name in missing_programs().items()
+    ]
     return lines
+
+
+def missing_programs() -> dict[str, str]:
+    """Return the programs that this system lacks, by the marker of what needs them.
+
+    In CI such tests fail.
+    """
+    found = {"browser": find_chromium(), "nginx": find_nginx()}
+    names = {"browser": "Chromium", "nginx": "nginx"}
+    if os.environ.get("CI"):
+        return {}
+    return {marker: names[marker] for marker, path in found.items() if path is None}
+
+
+def find_nginx() -> str | None:
+    """Return the path of the system's nginx, if it has one."""
+    # Debian has it where only root looks.
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
 def find_chromium() -> str | None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from synapse.module_api import SynapseRequest
 from synapse.module_api.errors import SynapseError
@@ -159,11 +159,14 @@ class Desk:
         At the host of `public_baseurl` it is https if that is, even if a proxy does not
         say so.
         """
-        host = request.getHeader("Host") or "localhost"
         public = urlsplit(self.sessions.public_baseurl)
-        is_public = host.lower() == public.netloc.lower()
-        is_secure = request.isSecure() or (is_public and public.scheme == "https")
-        return f"{'https' if is_secure else 'http'}://{host}"
+        is_public = public.scheme == "https" and _is_at(request, public)
+        scheme = "https" if request.isSecure() or is_public else "http"
+        host = request.getHeader("Host") or "localhost"
+        return f"{scheme}://{host.removesuffix(f':{_PORTS[scheme]}')}"
+
+
+_PORTS = {"http": 80, "https": 443}
 
 
 def use_token(request: SynapseRequest, token: str) -> None:
@@ -180,11 +183,14 @@ def is_of_here(request: SynapseRequest, origin: str) -> bool:
     has anyway, and does not have to say which scheme it is.
     """
     try:
-        asked, sent = urlsplit(f"//{request.getHeader('Host')}"), urlsplit(origin)
-        port = {"http": 80, "https": 443}.get(sent.scheme)
-        return (asked.hostname, asked.port or port) == (
-            sent.hostname,
-            sent.port or port,
-        )
+        return _is_at(request, urlsplit(origin))
     except ValueError:
         return False
+
+
+def _is_at(request: SynapseRequest, address: SplitResult) -> bool:
+    asked, port = urlsplit(f"//{request.getHeader('Host')}"), _PORTS.get(address.scheme)
+    return (asked.hostname, asked.port or port) == (
+        address.hostname,
+        address.port or port,
+    )

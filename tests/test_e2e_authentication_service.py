@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signing in to the console of a real Synapse whose accounts are with a service.
+
+Synapse is configured for it as its release has it: `matrix_authentication_service`, or
+before 1.149 `experimental_features: msc3861`.
+"""
+
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import attr
+import httpx
+import pytest
+from authentication_service import ADMIN, API, DEVICE_GRANT, AuthenticationService
+from plain_browser import Page, PlainBrowser
+from reverse_proxy import reverse_proxy
+
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import CONSOLE
+from synapse_federation_admin.playground.processes import free_port, wait_until
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.nginx]
+
+IS_OLD = find_spec("synapse.api.auth.msc3861_delegated") is not None
+
+ADDRESS = "127.0.0.61"
+SECRET = "a-secret-of-both"
+
+Open = Callable[..., PlainBrowser]
+
+
+@attr.s(slots=True, auto_attribs=True)
+class World:
+    synapse: SynapseServer
+    service: AuthenticationService
+    certificates: CertificateAuthority
+    proxy: str
+    # A proxy that asks for a password itself, and passes on to what does not hear it.
+    other_proxy: str
+
+    def tell(self, method: str, path: str, body: Any) -> None:
+        """Tell Synapse something, as the service."""
+        response = httpx.request(
+            method,
+            self.synapse.url() + path,
+            json=body,
+            headers={"Authorization": f"Bearer {SECRET}"},
+            trust_env=False,
+        )
+        assert response.is_success, response.text
+
+    def add_user(self, name: str) -> None:
+        if IS_OLD:
+            user = quote(f"@{name}:{self.synapse.server_name}", safe="")
+            self.tell("PUT", f"/_synapse/admin/v2/users/{user}", {"admin": False})
+        else:
+            self.tell("POST", "/_synapse/mas/provision_user", {"localpart": name})
+
+    def add_device(self, user: str, device: str) -> None:
+        if IS_OLD:
+            user = quote(f"@{user}:{self.synapse.server_name}", safe="")
+            path = f"/_synapse/admin/v2/users/{user}/devices"
+            self.tell("POST", path, {"device_id": device})
+        else:
+            body = {"localpart": user, "device_id": device}
+            self.tell("POST", "/_synapse/mas/upsert_device", body)
+
+    def remove_device(self, user: str, device: str) -> None:
+        if IS_OLD:
+            user = quote(f"@{user}:{self.synapse.server_name}", safe="")
+            path = f"/_synapse/admin/v2/users/{user}/devices/{quote(device)}"
+            self.tell("DELETE", path, {})
+        else:
+            body = {"localpart": user, "device_id": device}
+            self.tell("POST", "/_synapse/mas/delete_device", body)
+
+
+def delegated(service: AuthenticationService) -> dict[str, Any]:
+    """Return what homeserver.yaml has of the service."""
+    if not IS_OLD:
+        keys = {"enabled": True, "endpoint": service.url, "secret": SECRET}
+        return {"matrix_authentication_service": keys}
+    keys = {
+        "enabled": True,
+        "issuer": f"{service.url}/",
+        "client_id": "0000000000000000000SYNAPSE",
+        "client_auth_method": "client_secret_post",
+        "client_secret": SECRET,
+        "admin_token": SECRET,
+    }
+    return {"experimental_features": {"msc3861": keys}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    certificates = CertificateAuthority(folder)
+    heard, port, other_port = free_port(), free_port(ADDRESS), free_port(ADDRESS)
+    password = folder / "password"
+    password.write_text("somebody:{PLAIN}else\n")
+    listener = {
+        "type": "http",
+        "port": heard,
+        "bind_addresses": ["127.0.0.1"],
+        "x_forwarded": True,
+        "resources": [{"names": ["client"]}],
+    }
+    with ExitStack() as stack:
+        service = stack.enter_context(
+            AuthenticationService("127.0.0.1", free_port(), SECRET)
+        )
+        synapse = stack.enter_context(
+            SynapseServer(
+                folder / "synapse",
+                certificates,
+                address=ADDRESS,
+                extra_config={
+                    "public_baseurl": f"https://{ADDRESS}:{port}/",
+                    "password_config": {"enabled": False},
+                    **delegated(service),
+                },
+                extra_listeners=[listener],
+            )
+        )
+        basic = f'auth_basic "Admins"; auth_basic_user_file {password};'
+        upstreams = {
+            port: (f"http://127.0.0.1:{heard}", ""),
+            other_port: (synapse.url(), basic),
+        }
+        stack.enter_context(
+            reverse_proxy(folder / "nginx", certificates, ADDRESS, upstreams)
+        )
+        addresses = (f"https://{ADDRESS}:{each}" for each in (port, other_port))
+        world = World(synapse, service, certificates, *addresses)
+        for name in ("admin", "bob"):
+            world.add_user(name)
+        service.homeserver = world
+        yield world
+
+
+@pytest.fixture
+def open_browser(world: World) -> Iterator[Open]:
+    """Opens browsers, by default behind the proxy."""
+    verify = ssl.create_default_context(cafile=str(world.certificates.path))
+    service = world.service
+    with ExitStack() as stack:
+        yield lambda base=world.proxy, **headers: stack.enter_context(
+            PlainBrowser(base, verify, headers)
+        )
+    service.user, service.lifetime_s, service.fails_with = "admin", 300, None
+    service.withheld.clear()
+    service.instead.clear()
+
+
+def begin(browser: PlainBrowser, path: str) -> Page:
+    """Ask for a page, and begin to sign in; return where that leads."""
+    page = browser.open(path)
+    assert page.status == 401
+    assert 'type="password" autocomplete="current' not in page.text
+    return browser.send(page, "/session/begin")
+
+
+def consent(browser: PlainBrowser, page: Page, answer: str = "yes") -> Page:
+    """Follow to the service, and allow it: until the form that goes on."""
+    page = browser.follow(page, "Go to the authentication service")
+    return browser.send(page, "/consent", answer=answer)
+
+
+def sign_in(browser: PlainBrowser, path: str = "/") -> Page:
+    """Sign in; return the page to which that leads."""
+    return browser.send(consent(browser, begin(browser, path)), "/session/back")
+
+
+def csrf(page: Page) -> str:
+    return re.findall('name="csrf" value="([0-9a-f]+)"', page.text)[0]
+
+
+def redirect_uri(page: Page) -> str:
+    query = urlsplit(page.link("Go to the authentication service")).query
+    return parse_qs(query)["redirect_uri"][0]
+
+
+def test_code_behind_a_proxy(world: World, open_browser: Open) -> None:
+    """Behind TLS, with a code: to the page that was asked for. Two tabs do it at once.
+
+    A code is taken once, and only in the browser in which it was asked for.
+    """
+    browser = open_browser()
+    tabs = {path: begin(browser, path) for path in ("/keys", "/audit?limit=7")}
+    for page in tabs.values():
+        assert redirect_uri(page) == f"{world.proxy}{CONSOLE}session/back"
+    came_back = {path: consent(browser, page) for path, page in tabs.items()}
+    assert len(world.service.clients) == 1
+    (client,) = world.service.clients.values()
+    assert client["application_type"] == "web"
+
+    stranger = open_browser()
+    stranger.open("/session")
+    refused = stranger.open(came_back["/keys"].url)
+    assert refused.status == 400
+    assert "not begun in this browser" in refused.text
+
+    for path in tabs:
+        # Loaded again, for it has the token of the form of another session by now.
+        page = browser.open(came_back[path].path)
+        page = browser.send(page, "/session/back")
+        assert (page.status, page.path) == (200, path), page.text
+        assert f"@admin:{world.synapse.server_name}" in page.text
+    # What the first tab has brought is not left behind.
+    assert [grant.user for grant in world.service.ended] == ["admin"]
+    assert browser.open("/").status == 200
+    again = browser.send(browser.open(came_back["/keys"].path), "/session/back")
+    assert again.status == 400
+    assert "invalid_grant" in again.text
+    for line in browser.told:
+        assert {"Secure", "HttpOnly", "SameSite=lax"} <= set(line.split("; ")), line
+        assert f"Path={CONSOLE}" in line
+
+    denied = open_browser()
+    page = consent(denied, begin(denied, "/"), "no")
+    assert page.status == 400
+    assert "access_denied" in page.text or "&lt;b&gt;No" in page.text
+    assert "<b>No" not in page.text
+
+
+def test_over_http_on_localhost(world: World, open_browser: Open) -> None:
+    """Over http on the machine itself, as through an SSH tunnel: with a code, too."""
+    browser = open_browser(world.synapse.url())
+    page = begin(browser, "/keys")
+    assert redirect_uri(page) == f"{world.synapse.url()}{CONSOLE}session/back"
+    page = browser.send(consent(browser, page), "/session/back")
+    assert (page.status, page.path) == (200, "/keys")
+    assert browser.told
+    assert not any("Secure" in line for line in browser.told)
+    page = browser.send(page, "/session/end")
+    assert page.path == "/session"
+
+
+def test_a_proxy_that_synapse_does_not_hear(world: World, open_browser: Open) -> None:
+    """Without `x_forwarded` the page says what is wrong, and signing in goes on: with a
+    code that is typed in at the service. What the proxy asks for itself stays there."""
+    browser = open_browser(world.other_proxy)
+    assert browser.open("/").status == 401
+    browser = open_browser(
+        world.other_proxy, Authorization="Basic c29tZWJvZHk6ZWxzZQ=="
+    )
+    page = browser.open("/keys")
+    assert page.status == 401
+    assert "x_forwarded: true" in page.text
+    page = browser.send(page, "/session/begin")
+    for name in ("authorization_pending", "slow_down"):
+        world.service.says_next.append(name)
+        page = browser.send(page, "/session/device")
+        assert "type this code" in page.text
+    link = page.link("Open the authentication service")
+    elsewhere = open_browser()
+    elsewhere.send(elsewhere.open(link), "/device_consent", answer="yes")
+    page = browser.send(page, "/session/device")
+    assert (page.status, page.path) == (200, "/keys"), page.text
+    clients = list(world.service.clients.values())
+    assert clients[-1]["grant_types"] == [DEVICE_GRANT, "refresh_token"]
+    assert "x_forwarded" not in open_browser().open("/").text
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("expired_token", "expired_token"), ("access_denied", "access_denied")],
+)
+def test_device_refused(world: World, open_browser: Open, said: str, told: str) -> None:
+    """A code that is too old, or that was refused, is told; and one can begin anew."""
+    browser = open_browser(
+        world.other_proxy, Authorization="Basic c29tZWJvZHk6ZWxzZQ=="
+    )
+    page = begin(browser, "/keys")
+    world.service.says_next.append(said)
+    page = browser.send(page, "/session/device")
+    assert page.status == 400
+    assert told in page.text
+    assert "type this code" in browser.send(page, "/session/begin").text
+
+
+def test_scope(world: World, open_browser: Open) -> None:
+    """Who cannot be an admin is told so: by the service, or where that gives a token
+    without the scope, by the console. A token without that of the API is not kept, and
+    leads no way round."""
+    service = world.service
+    service.user = "bob"
+    browser = open_browser()
+    page = browser.follow(begin(browser, "/"), "Go to the authentication service")
+    assert f"scope '{ADMIN}' not allowed" in page.tree.text_content()
+
+    service.withheld = {ADMIN}
+    service.admins.add("bob")
+    page = sign_in(browser)
+    service.admins.remove("bob")
+    assert page.status == 403
+    assert ADMIN in page.text
+    assert browser.send(page, "/session/end").path == "/session"
+
+    service.withheld = {API, ADMIN}
+    service.user = "admin"
+    ended = len(service.ended)
+    page = sign_in(browser)
+    assert page.status == 401
+    assert "grant" in page.text
+    assert "That did not work" in page.text
+    assert not any("mat_" in value for value in browser.cookies.values())
+    assert len(service.ended) == ended + 1
+
+
+def test_renewed(world: World, open_browser: Open) -> None:
+    """The access token is renewed before it ends, for the same forms; a refresh token
+    that was spent is worth nothing, and ends no session that goes on."""
+    browser = open_browser()
+    page = sign_in(browser)
+    assert "data-renew=" in page.text
+    form = {"csrf": csrf(page)}
+    before = browser.cookies
+    assert browser.post("/session/refresh", {}).status == 403
+    renewed = browser.post("/session/refresh", form)
+    assert renewed.status == 200
+    assert browser.cookies.keys() == before.keys()
+    assert all(browser.cookies[name] != before[name] for name in before)
+    page = browser.open("/")
+    assert (page.status, csrf(page)) == (200, form["csrf"])
+
+    thief = open_browser()
+    thief.open("/session")
+    thief.keep(before)
+    stolen = dict(before)
+    for cookie in thief._client.cookies.jar:
+        assert cookie.name in stolen
+    assert browser.open("/").status == 200
+
+
+def test_answers_that_are_none(world: World, open_browser: Open) -> None:
+    """What the service answers that is of no use is its fault, and none of ours."""
+    instead = world.service.instead
+    good = {"access_token": "a", "expires_in": 300, "refresh_token": "r"}
+    browser = open_browser()
+    for wrong in (
+        *({"error": ["slow_down"]}, {"error": {}}, {"access_token": "a b\r\n"}),
+        *({}, [], {"access_token": 1}, {"error": 1, "error_description": []}),
+    ):
+        page = consent(browser, begin(browser, "/"))
+        instead["/oauth2/token"] = wrong
+        page = browser.send(page, "/session/back")
+        assert page.status == 400, wrong
+        assert "refuses this" in page.text
+        instead.clear()
+    form = {"csrf": csrf(sign_in(browser))}
+    for more in ({"expires_in": "x"}, {"expires_in": -1}, {"refresh_token": 7}):
+        instead["/oauth2/token"] = {**good, **more}
+        assert browser.post("/session/refresh", form).status == 200, more
+    # What a browser just keeps gets through the proxy, too.
+    for length, status in ((4000, 200), (4100, 400)):
+        instead["/oauth2/token"] = {**good, "access_token": "a" * length}
+        assert browser.post("/session/refresh", form).status == status
+    instead["/oauth2/device"] = {**good, "verification_uri": "javascript:x"}
+    basic = "Basic c29tZWJvZHk6ZWxzZQ=="
+    page = begin(open_browser(world.other_proxy, Authorization=basic), "/")
+    assert page.status == 400
+    assert "javascript:" not in page.text
+
+
+def test_away(world: World, open_browser: Open) -> None:
+    """While the service is away every page says so, and looks again; the session stays,
+    also where one wants to sign out, for it has to be ended there."""
+    browser = open_browser()
+    page = sign_in(browser, "/keys")
+    form = {"csrf": csrf(page)}
+    kept = browser.cookies
+    # What Synapse knows of a token it keeps for two minutes.
+    assert browser.post("/session/refresh", form).status == 200
+    kept = browser.cookies
+    world.service.fails_with = 503
+    page = browser.open("/servers")
+    assert page.status == 503
+    assert "who is signed in stays so" in page.text
+    assert "data-retry" in page.text
+    assert browser.post("/session/refresh", form).status == 503
+    assert browser.post("/session/end", form).status == 503
+    assert browser.cookies == kept
+    world.service.fails_with = None
+    assert browser.open("/servers").status == 200
+
+    # In the midst of signing in: what was begun can go on.
+    other = open_browser()
+    page = consent(other, begin(other, "/keys"))
+    world.service.fails_with = 503
+    failed = other.send(page, "/session/back")
+    assert failed.status == 503
+    assert "data-retry" not in failed.text
+    world.service.fails_with = None
+    assert other.send(page, "/session/back").path == "/keys"
+
+
+def test_ended(world: World, open_browser: Open) -> None:
+    """Who comes after the access token has ended can sign in; the script renews it, and
+    leads to what was asked for."""
+    world.service.lifetime_s = 1
+    browser = open_browser()
+    page = browser.send(consent(browser, begin(browser, "/keys")), "/session/back")
+    asked = "/servers?status=online"
+    wait_until(lambda: browser.open(asked).status == 401, "the token to end", 60)
+    page = browser.open(asked)
+    assert "Sign in at the authentication service" in page.text
+    assert f'data-back="{CONSOLE.rstrip("/")}{asked}"' in page.text
+    world.service.lifetime_s = 300
+    assert browser.post("/session/refresh", {"csrf": csrf(page)}).status == 200
+    page = browser.open(asked)
+    assert page.status == 200
+    assert "data-back" not in page.text
+
+
+def test_signing_out(world: World, open_browser: Open) -> None:
+    """Signing out ends the session at the service; of what was pasted nothing ends."""
+    browser, other = open_browser(), open_browser()
+    page = sign_in(browser)
+    token = next(reversed(world.service.access))
+    ended = len(world.service.ended)
+    pasted = other.send(other.open("/keys"), "/session", how="token", token=token)
+    assert (pasted.status, pasted.path) == (200, "/keys")
+    other.send(pasted, "/session/end")
+    assert len(world.service.ended) == ended
+    assert browser.open("/").status == 200
+    page = browser.send(page, "/session/end")
+    assert page.path == "/session"
+    assert len(world.service.ended) == ended + 1
+    assert browser.open("/").status == 401
