@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from relied_on_table import ROW, written
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.api import ROUTES
@@ -126,3 +127,11 @@ def test_readme_commands_are_those_of_ci() -> None:
     """What CI runs is, to the letter, README's command for all tests."""
     command = read(".ci/run").splitlines()[-1]
     assert command in read("README.md")
+
+
+def test_relied_on() -> None:
+    """All that is relied on is in docs/architecture.md, with why, and what is off."""
+    text = read("docs/architecture.md")
+    assert written(text) == text, "run tests/relied_on_table.py"
+    for part, _, reason, _ in ROW.findall(text):
+        assert reason, part
