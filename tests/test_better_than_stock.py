@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The left column of README's table: what stock Synapse does, on both databases."""
+"""The middle column of the table in docs/api.md: what stock Synapse does, on both databases."""
 
 import pytest
 import synapse.rest.admin
