@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The middle column of the table in docs/api.md: what stock Synapse does, on both databases."""
+"""The middle column of the table in docs/api.md: what stock Synapse does."""
 
 import pytest
 import synapse.rest.admin

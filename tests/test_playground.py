@@ -20,6 +20,7 @@ from synapse_federation_admin.playground.world import Playground
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
+REPOSITORY = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "synapse_federation_admin.cli", "playground"]
 
 
@@ -100,6 +101,15 @@ def interactive(environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"
         process.kill()
 
 
+def curl_lines(document: str) -> Iterator[str]:
+    """Yield the commands of a document that ask the homeserver, a line each."""
+    for block in re.findall(r"^```(?:sh|console)\n(.+?)^```", document, re.M | re.S):
+        joined = block.replace("\\\n", " ")
+        for command in re.findall(r"^(?:\$ )?(curl .+)$", joined, re.MULTILINE):
+            if "localhost:8008" in command and "<" not in command:
+                yield command
+
+
 def read_until(process: "subprocess.Popen[str]", text: str) -> str:
     """Read the output up to a line that contains a text."""
     output = ""
@@ -114,7 +124,11 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
 def test_interactive(
     interactive: "subprocess.Popen[str]", environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """It shows commands that work when pasted, goes on, and ends on Ctrl-C."""
+    """It shows commands that work when pasted, goes on, and ends on Ctrl-C.
+
+    Those in README and the documents work, too, with its address, its token and one of
+    its servers.
+    """
     output = read_until(interactive, "until Ctrl-C")
     commands = re.findall(r"^\s*(curl .*)$", output, re.MULTILINE)
     assert len(commands) >= 5, output
@@ -125,6 +139,31 @@ def test_interactive(
         assert pasted.returncode == 0, (command, pasted.stderr)
         assert pasted.stdout.strip().startswith("{"), (command, pasted.stdout)
         assert "errcode" not in pasted.stdout, (command, pasted.stdout)
+    documented = dict.fromkeys(
+        command
+        for document in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]
+        for command in curl_lines(document.read_text())
+    )
+    assert len(documented) > 20
+    url = re.search(r"http://127\.0\.0\.1:\d+(?=/_synapse)", output)
+    token = re.search(r"Bearer (\S+?)[\"']", output)
+    assert url, output
+    assert token, output
+    for command in documented:
+        done = subprocess.run(
+            command.replace("http://localhost:8008", url[0])
+            .replace("matrix.example.org", "matrix.library.example:8448")
+            .replace("curl ", "curl -sS ", 1),
+            shell=True,
+            env={**environment, "TOKEN": token[1]},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        print(command, done.stdout[:200])
 
     link = re.search(r"^http://.*/console/.*$", output, re.MULTILINE)
     assert link, output
