@@ -202,6 +202,31 @@ class AttemptTestCase(TestCase):
         attempt.connection_failed("192.0.2.1", out)
         self.assertIs(attempt.explained(out), out)
 
+    def test_called_off_between(self) -> None:
+        """Of a host's addresses, what one of them said is told, or that one is silent.
+
+        While the well-known file is asked for, it is that which does not come.
+        """
+        refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
+        no_way = net.ConnectError(errno.ENETUNREACH)
+        timed_out = net.TCPTimedOutError(errno.ETIMEDOUT)
+        for met, last, is_fetching, expected in (
+            ([refused], CancelledError(), False, net.ConnectionRefusedError),
+            ([refused], net.TimeoutError(), False, net.ConnectionRefusedError),
+            ([timed_out, refused], timed_out, False, net.ConnectionRefusedError),
+            ([no_way], CancelledError(), False, net.TimeoutError),
+            ([no_way, timed_out], no_way, False, net.TCPTimedOutError),
+            ([refused], CancelledError(), True, ObstacleError),
+        ):
+            attempt = self.attempt()
+            attempt.is_fetching = is_fetching
+            names = [f"192.0.2.{number}" for number in range(3)]
+            attempt._host_of.update(dict.fromkeys(names, "a.example"))
+            attempt._connecting = 2
+            for name, error in zip(names, met, strict=False):
+                attempt.connection_failed(name, error)
+            self.assertIsInstance(attempt.explained(last), expected)
+
     def test_own_proxy(self) -> None:
         """That our own proxy is not connected to, or says nothing, is told as that."""
         attempt = self.attempt()

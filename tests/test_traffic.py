@@ -22,12 +22,19 @@ from synapse.http.matrixfederationclient import (
     MatrixFederationHttpClient,
     MatrixFederationRequest,
 )
-from synapse.logging.context import LoggingContext
+from synapse.logging.context import (
+    SENTINEL_CONTEXT,
+    LoggingContext,
+    PreserveLoggingContext,
+    current_context,
+    make_deferred_yieldable,
+    run_in_background,
+)
 from synapse.server import HomeServer
 from synapse.util import retryutils
 from synapse.util.clock import Clock
 from twisted.internet import error as net
-from twisted.internet.defer import Deferred, ensureDeferred, fail
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
 from twisted.internet.testing import MemoryReactor, StringTransport
 
 from synapse_federation_admin import limits
@@ -565,6 +572,36 @@ class ObserversTestCase(TrafficTestCase):
         waits.callback(None)
         self.assertEqual(seen, attempts)
         self.assertIsNone(current_attempt.get(None))
+
+    def test_log_context(self) -> None:
+        """What goes on after a request was called off ends in no log context.
+
+        Else whatever Synapse does next fails: its clock wants to begin in none.
+        """
+
+        async def asked(*_: object) -> Any:
+            for waits in waiting:
+                # Synapse takes that it is called off for an answer, and goes on.
+                with contextlib.suppress(CancelledError):
+                    await make_deferred_yieldable(waits)
+            return mock.Mock(code=200)
+
+        waiting: list[Deferred[None]] = [Deferred(), Deferred()]
+        agent = ObservedAgent(
+            mock.Mock(),
+            mock.Mock(request=lambda *args: ensureDeferred(asked(*args))),
+            lambda: Attempt(self.reactor, mock.Mock()),
+            mock.Mock(),
+            Relay(self.hs),
+            str,
+        )
+        with LoggingContext(name="a", server_name=NAME):
+            answer = run_in_background(agent.request, b"GET", b"matrix://a")
+            with PreserveLoggingContext():
+                answer.cancel()
+        self.failureResultOf(answer, CancelledError)
+        waiting[1].callback(None)
+        self.assertIs(current_context(), SENTINEL_CONTEXT)
 
     def test_other_client(self) -> None:
         """Where Synapse's client is another, or got otherwise, it is said what is lost.

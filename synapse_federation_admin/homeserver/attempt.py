@@ -302,25 +302,29 @@ class Attempt(BoundedReactor):
         address = next((a for a, error in self._refused if error is cause), None)
         if address is None and isinstance(cause, ProxyConnectError):
             return cause
-        if address is None and self._refused and not self.is_at_proxy:
-            # It is that the time was over, before all addresses were tried.
-            return self._refused[0][1]
         if address is None:
+            # It is that the time was over, before all addresses were tried.
             return self._what_is_late() or cause
-        host, number = self._host_of.get(address, address), number_of(cause)
+        host = self._host_of.get(address, address)
         if host in self.proxy_hosts:
             return ObstacleError(Obstacle.OWN_PROXY, host, cause)
-        if number not in NO_WAY:
+        address, cause = self._telling_most(host) or (address, cause)
+        if number_of(cause) not in NO_WAY:
             return cause
-        # Of several addresses, one to which there is a way tells more.
-        for other, error in self._refused:
-            if self._host_of.get(other) == host and number_of(error) not in NO_WAY:
-                return error
         is_ipv6 = ":" in address
         if has_route(socket.AF_INET6 if is_ipv6 else socket.AF_INET):
             return cause
         obstacle = Obstacle.NO_IPV6 if is_ipv6 else Obstacle.NO_IPV4
         return ObstacleError(obstacle, host, cause)
+
+    def _telling_most(self, host: str) -> tuple[str, BaseException] | None:
+        """Return of a host's addresses that which tells most, and what it has met.
+
+        Twisted tells what it has met last: one that refuses, where it has just waited
+        for another one, or has no way to it.
+        """
+        met = [each for each in self._refused if self._host_of.get(each[0]) == host]
+        return min(met, key=lambda each: _tells_little(each[1]), default=None)
 
     def _what_is_late(self) -> BaseException | None:
         """Return what the request waits for, but for the answer."""
@@ -332,13 +336,29 @@ class Attempt(BoundedReactor):
             return why
         if self.is_at_proxy:
             return ObstacleError(Obstacle.OWN_PROXY, cause=net.TimeoutError())
-        if self._connecting or self._refused:
-            return self._refused[0][1] if self._refused else net.TimeoutError()
+        if self._refused:
+            first = self._refused[0][0]
+            host = self._host_of.get(first, first)
+            _, met = self._telling_most(host) or self._refused[0]
+            is_waiting = self._connecting > 0
+            if is_waiting and self.is_fetching and not _tells_little(met):
+                return ObstacleError(Obstacle.LATE_FILE)
+            is_less = number_of(met) in NO_WAY
+            return net.TimeoutError() if is_waiting and is_less else met
+        if self._connecting:
+            return net.TimeoutError()
         if self.is_fetching:
             return ObstacleError(Obstacle.LATE_FILE)
         if self.is_shaking_hands:
             return ObstacleError(Obstacle.LATE_HANDSHAKE)
         return None
+
+
+def _tells_little(error: BaseException) -> int:
+    """Return how little it tells that an address was not connected to, from 0 on."""
+    if number_of(error) in NO_WAY:
+        return 2
+    return int(isinstance(error, net.TimeoutError | net.TCPTimedOutError))
 
 
 @implementer(IHostnameResolver)

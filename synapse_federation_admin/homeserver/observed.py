@@ -14,6 +14,7 @@ from synapse.http.federation.matrix_federation_agent import (
 from synapse.http.federation.well_known_resolver import (
     WellKnownResolver,
 )
+from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.python.failure import Failure
@@ -101,7 +102,11 @@ class ObservedAgent:
             return self._unobserved.request(method, uri, headers, bodyProducer)
         current = current_attempt.set(attempt)
         try:
-            asked = self._observed.request(method, uri, headers, bodyProducer)
+            # Called off, it may go on for long: Synapse takes that for an answer that
+            # there is no well-known file. It must not end in the caller's log context.
+            asked = run_in_background(
+                self._observed.request, method, uri, headers, bodyProducer
+            )
         finally:
             current_attempt.reset(current)
         is_called_off = False
