@@ -564,6 +564,18 @@ for line in (
             placed(lab, bad)
 
 
+@fault(
+    "srv-first-expired failing tls_expired/own_certificate",
+    "Another address of theirs works",
+)
+def _(lab: Laboratory, name: str) -> None:
+    """Synapse goes to the first that accepts a connection, and stays with it."""
+    bad, good = f"bad-{name}", f"good-{name}"
+    srv(lab, name, bad, good)
+    lab.serve(placed(lab, bad), 8448, homeserver(name), context=expired(lab, name))
+    lab.serve(placed(lab, good), 8448, homeserver(name), name)
+
+
 # Blocked addresses.
 
 

@@ -210,16 +210,17 @@ class AttemptTestCase(TestCase):
         refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
         no_way = net.ConnectError(errno.ENETUNREACH)
         timed_out = net.TCPTimedOutError(errno.ETIMEDOUT)
-        for met, last, is_fetching, expected in (
-            ([refused], CancelledError(), False, net.ConnectionRefusedError),
-            ([refused], net.TimeoutError(), False, net.ConnectionRefusedError),
-            ([timed_out, refused], timed_out, False, net.ConnectionRefusedError),
-            ([no_way], CancelledError(), False, net.TimeoutError),
-            ([no_way, timed_out], no_way, False, net.TCPTimedOutError),
-            ([refused], CancelledError(), True, ObstacleError),
+        for met, last, doing, expected in (
+            ([refused], CancelledError(), "", net.ConnectionRefusedError),
+            ([refused], net.TimeoutError(), "", net.ConnectionRefusedError),
+            ([timed_out, refused], timed_out, "", net.ConnectionRefusedError),
+            ([no_way], CancelledError(), "", net.TimeoutError),
+            ([no_way, timed_out], no_way, "", net.TCPTimedOutError),
+            ([refused], CancelledError(), "is_fetching", ObstacleError),
+            ([refused], net.TimeoutError(), "is_of_file", net.TimeoutError),
         ):
             attempt = self.attempt()
-            attempt.is_fetching = is_fetching
+            vars(attempt).update({doing: True} if doing else {})
             names = [f"192.0.2.{number}" for number in range(3)]
             attempt._host_of.update(dict.fromkeys(names, "a.example"))
             attempt._connecting = 2

@@ -191,7 +191,9 @@ class Senders:
         self._homeserver = homeserver
         self._tables = tables
         # By a clock that does not jump.
-        self._began_s = self._due_s = time.monotonic()
+        self._began_s = time.monotonic()
+        # When it is to write next; None before the first time, when much is begun.
+        self._due_s: float | None = None
         # When this process has last written that it runs, and since when it has done so
         # without a break.
         self._written_s = self._steady_s = self._began_s
@@ -212,11 +214,10 @@ class Senders:
     async def beat(self) -> None:
         """Write that this process runs."""
         now_s = time.monotonic()
+        late_s = 0 if self._due_s is None else now_s - self._due_s
         beat_txn = partial(
             instances.beat_txn,
-            instance=await self._own(
-                reactor_late_ms=max(0, int((now_s - self._due_s) * 1000))
-            ),
+            instance=await self._own(reactor_late_ms=max(0, int(late_s * 1000))),
             uptime_ms=int((now_s - self._began_s) * 1000),
             is_postgres=self._homeserver.is_postgres,
         )

@@ -47,12 +47,13 @@ def check_sender(sender: Sender, queued: int | None, *, now_ms: int) -> Stage:
         failure = Failure(FailureKind.SENDER_BEHIND, known, facts)
         return Stage.failed(StageName.SENDER, failure, findings)
     behind_ms = sender.behind_ms or 0
-    if sender.is_late and behind_ms < _STUCK_MS:
-        # Behind or not, that is why, or soon will be.
-        took_ms = sender.reactor_late_ms or 0
-        known = Reason.SENDER_NOT_SEEN
-        if took_ms >= REACTOR_LATE_MS:
-            known = Reason.SENDER_OVERLOADED
+    took_ms = sender.reactor_late_ms or 0
+    known = Reason.SENDER_NOT_SEEN
+    if took_ms >= REACTOR_LATE_MS:
+        known = Reason.SENDER_OVERLOADED
+    # One that is behind may be so for other reasons.
+    most_ms = _LATE_MS if known is Reason.SENDER_OVERLOADED else _STUCK_MS
+    if sender.is_late and behind_ms < most_ms:
         facts = Facts(instance=name, took_ms=took_ms)
         failure = Failure(FailureKind.SENDER_BEHIND, known, facts)
         return Stage.failed(StageName.SENDER, failure, findings, StageOutcome.WARNING)

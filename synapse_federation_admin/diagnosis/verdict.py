@@ -6,6 +6,7 @@ from http import HTTPStatus
 import attr
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.diagnosis.choice import is_chosen_bad, is_waited_for
 from synapse_federation_admin.diagnosis.explained import explained
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
@@ -93,6 +94,9 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
     real = stored.real if stored else RealTraffic(LastRequest.NOT_KNOWN)
     found = attr.evolve(_by_stages(stages, stored, own_name), real=real)
     sender = stages.get(StageName.SENDER)
+    if sender is not None and sender.reason is Reason.SENDER_OVERLOADED:
+        remarks = (*found.remarks, Remark.SENDER_OVERLOADED)
+        return attr.evolve(found, remarks=remarks)
     if sender is None or sender.outcome is not StageOutcome.FAILED:
         return found
     if found.effect is Effect.STOPS and found.kind in _NOT_SENT:
@@ -131,7 +135,8 @@ def _by_stages(
     failure = explained(stages, weak)
     is_file = failure.kind is FailureKind.WELL_KNOWN_INVALID
     remarks = (Remark.FOUND_WITHOUT_FILE,) if is_file else ()
-    return Situation(_effect_of(weak, failure), failure, remarks, left_ms)
+    effect = _effect_of(stages, weak, failure)
+    return Situation(effect, failure, remarks, left_ms)
 
 
 def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | None]:
@@ -196,6 +201,8 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     stored = stages.seen(StoredFindings)
     remarks = []
     also = _also(stages, stage)
+    if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
+        remarks.append(Remark.ANOTHER_WORKS)
     if also is not None and stage.name is StageName.WELL_KNOWN:
         remarks.append(Remark.FILE_IS_WHY)
     elif stage.kind is FailureKind.WELL_KNOWN_UNREACHABLE:
@@ -259,8 +266,10 @@ def _failing_stage(stages: Stages) -> Stage | None:
     if is_answered or authenticated.is_ours:
         # Without its version a homeserver can do.
         failed = [stage for stage in failed if stage.name is not StageName.VERSION]
-    if not failed or _uneven_stage(stages) is not None:
-        return None
+    uneven = _uneven_stage(stages)
+    if not failed or uneven is not None:
+        is_always = authenticated.outcome is StageOutcome.FAILED
+        return uneven if failed and is_always and is_chosen_bad(stages) else None
     first = failed[0]
     if first.name is StageName.KEYS and _met(first) is authenticated.kind:
         # It is not the keys: it answers so to everything.
@@ -362,7 +371,12 @@ def _slow_ms(stages: Stages) -> int:
 
 
 def _is_harmless(stages: Stages, stage: Stage) -> bool:
-    """Tell whether a file that is wrong is only the page of some web site."""
+    """Tell whether something does no harm: the page of some web site, not a file.
+
+    Or that a sender is overloaded that has come to all events so far.
+    """
+    if stage.reason is Reason.SENDER_OVERLOADED:
+        return True
     file = stages.seen(WellKnownFindings)
     return (
         stage.name is StageName.WELL_KNOWN
@@ -372,12 +386,12 @@ def _is_harmless(stages: Stages, stage: Stage) -> bool:
     )
 
 
-def _effect_of(stage: Stage, failure: Failure) -> Effect:
+def _effect_of(stages: Stages, stage: Stage, failure: Failure) -> Effect:
     """Return what comes of something that does not always stop requests."""
     if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
         if failure.kind is FailureKind.OTHER:
             return Effect.WORKS
-        if failure.kind is FailureKind.CONNECTION_TIMEOUT:
+        if failure.kind is FailureKind.CONNECTION_TIMEOUT and is_waited_for(stages):
             return Effect.WAITS_FOR_ADDRESS
         is_skipped = failure.kind in NOBODY_THERE
         return Effect.NEXT_ADDRESS if is_skipped else Effect.SOME_REQUESTS

@@ -83,9 +83,10 @@ class Effect(Worded):
     STOPS = ""
 
     NEXT_ADDRESS = (
-        "Federation works, but some addresses do not; Synapse then tries the next one.",
+        "Federation works, but some addresses do not; Synapse then tries the next one, "
+        "at most 0.3 s later.",
         "The server answers, but some addresses do not work; Synapse then tries the "
-        "next one.",
+        "next one, at most 0.3 s later.",
     )
     WAITS_FOR_ADDRESS = (
         "Federation works, but some addresses do not answer; Synapse waits up to 30 s "
@@ -115,6 +116,10 @@ class Remark(Enum):
 
     FILE_IS_WHY = "Without the file, requests go to the server name itself, port 8448."
     FILE_IS_LATE = "Synapse waits for the file, and gets no further."
+    ANOTHER_WORKS = (
+        "Another address of theirs works, but Synapse connects to this one first, and "
+        "stays with it."
+    )
     FOUND_WITHOUT_FILE = "Synapse finds the server without the file."
     HARMLESS_PAGE = (
         "Their web server returns a page for /.well-known/matrix/server, which does no "
@@ -123,6 +128,10 @@ class Remark(Enum):
     HARMLESS_TLS = (
         "TLS with their web server (port 443) fails, which does no harm: Synapse finds "
         "the server without it."
+    )
+    SENDER_OVERLOADED = (
+        "The process of this homeserver that sends there is overloaded: see the stage "
+        "'sender'."
     )
     THEY_REACH_US = "They reach this homeserver, but it does not reach them."
 
@@ -252,7 +261,12 @@ class Situation:
             effect is Effect.ANSWERS and left_ms is None
         ):
             advice.append(_RECONNECT)
-        elif self.failure and self.failure.facts.address and effect in _BY_ADDRESS:
+        elif (
+            self.failure
+            and self.failure.facts.address
+            and (effect in _BY_ADDRESS or kind is FailureKind.RESPONSE_TIMEOUT)
+            and effect is not Effect.STOPS
+        ):
             address = cut(self.failure.facts.address, limits.FACT)
             advice.append(_BAD_ADDRESS_ADVICE.format(address=address))
         elif self.failure is not None:

@@ -74,6 +74,7 @@ class Attempt(BoundedReactor):
         has_services: Whether there are SRV records.
         is_service_refused: Whether their SRV records say that there is no service.
         is_fetching: Whether the request waits for that file.
+        is_of_file: Whether that is all that it asks for.
         is_shaking_hands: Whether the connection made last is in its TLS handshake.
         is_at_proxy: Whether it waits for this homeserver's own proxy to connect.
         looked_up: The names that are being looked up.
@@ -106,6 +107,7 @@ class Attempt(BoundedReactor):
         self.has_services = False
         self.is_service_refused = False
         self.is_fetching = False
+        self.is_of_file = False
         self.is_shaking_hands = False
         self.is_at_proxy = False
         self.looked_up: list[str] = []
@@ -340,11 +342,12 @@ class Attempt(BoundedReactor):
             first = self._refused[0][0]
             host = self._host_of.get(first, first)
             _, met = self._telling_most(host) or self._refused[0]
-            is_waiting = self._connecting > 0
-            if is_waiting and self.is_fetching and not _tells_little(met):
+            if self._connecting <= 0:
+                return met
+            if self.is_fetching and not _tells_little(met):
                 return ObstacleError(Obstacle.LATE_FILE)
-            is_less = number_of(met) in NO_WAY
-            return net.TimeoutError() if is_waiting and is_less else met
+            is_less = self.is_of_file or number_of(met) in NO_WAY
+            return net.TimeoutError() if is_less else met
         if self._connecting:
             return net.TimeoutError()
         if self.is_fetching:

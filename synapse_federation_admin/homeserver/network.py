@@ -165,6 +165,7 @@ class Network:
     def web_agent(self, timeout_ms: int) -> IAgent:
         """Make what fetches one well-known file, within a time."""
         attempt = self._attempt(timeout_ms)
+        attempt.is_of_file = True
         return AttemptAgent(self._blocklisted(self._web_agent(attempt)), attempt)
 
     def _bounded(self) -> BoundedReactor:
