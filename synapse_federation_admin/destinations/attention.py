@@ -16,6 +16,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
+from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -24,12 +25,8 @@ from synapse_federation_admin.storage.sql import FAILING, any_of
 
 T = TypeVar("T")
 
-# How long an answer waits for what is looked for anew.
-_WAIT_MS = 150
-
-# How old what was found may become, and how many times as long as it took at least.
+# How old what was found may become at least.
 _KEEP_MS = 60_000
-_REST_FACTOR = 10
 
 # How many names one transaction goes through, how many rooms, and how many members.
 _NAMES = 10_000
@@ -137,9 +134,9 @@ class AttentionStore:
         self._homeserver = homeserver
         self._backlog = backlog
         self._last_failures = last_failures
-        self._found: Attention | None = None
-        # The times, in ms, at which it is not looked for anew.
-        self._rest = range(0)
+        self._found = Costly(
+            homeserver, "federation_admin_attention", self._find, keep_ms=_KEEP_MS
+        )
 
     async def get(self) -> Attention | None:
         """Return what was found last; None if nothing is known yet.
@@ -150,30 +147,10 @@ class AttentionStore:
         Raises:
             Exception: Whatever the database raises.
         """
-        if self._homeserver.now_ms() in self._rest:
-            return self._found
-        try:
-            return await self._homeserver.single_flight.run(
-                "federation_admin_attention",
-                "attention",
-                self._refresh,
-                joins=True,
-                timeout_ms=_WAIT_MS,
-            )
-        except TimeoutError:
-            return self._found
+        return await self._found.get()
 
-    async def _refresh(self) -> Attention:
+    async def _find(self) -> Attention:
         began_ms = self._homeserver.now_ms()
-        try:
-            self._found = found = await self._find(began_ms)
-        finally:
-            ended_ms = self._homeserver.now_ms()
-            rest_ms = max(_KEEP_MS, _REST_FACTOR * (ended_ms - began_ms))
-            self._rest = range(ended_ms, ended_ms + rest_ms)
-        return found
-
-    async def _find(self, began_ms: int) -> Attention:
         failing, waiting, has_all_names = await self._failing()
         rooms, users_in, has_all_rooms = await self._shared(failing)
         is_postgres = self._homeserver.is_postgres

@@ -10,11 +10,10 @@ SQLite takes some seconds for a pass over a million rows, and the homeserver has
 connection: there it is made in pieces, and then of new rows only.
 """
 
-from contextlib import suppress
-
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.storage.sql import Sql
@@ -29,12 +28,6 @@ MAY_BE_INVALID = {
     "OR LENGTH(destination) > 63 OR destination = '')",
 }
 
-# A pass that takes less is made whenever somebody asks. After one that takes longer,
-# the next is not made before so many times as long; how long it is waited for then.
-_CHEAP_MS = 50
-_REST_FACTOR = 10
-_WAIT_MS = 150
-
 # On SQLite, how many rows are passed in one transaction, and how often all of them are:
 # a new row may get the number of one that was deleted.
 _PIECE = 20_000
@@ -42,48 +35,35 @@ _ANEW_MS = 3_600_000
 
 
 class InvalidNames:
-    """Knows the names of rows that are none of servers.
-
-    Attributes:
-        names: Those found last; at most `limits.INVALID_NAMES`.
-    """
+    """Knows the names of rows that are none of servers."""
 
     def __init__(self, homeserver: Homeserver) -> None:
-        self.names: tuple[str, ...] = ()
         self._homeserver = homeserver
-        self._is_known = False
-        # The times, in ms, at which no pass is made, as the last one was costly.
-        self._rest = range(0)
+        self._found = Costly(
+            homeserver,
+            "federation_admin_invalid_names",
+            self._find,
+            waits_for_first=True,
+        )
         # On SQLite, up to which row all were passed, and when that began.
         self._passed_to = 0
         self._begun_ms = 0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those found last; at most `limits.INVALID_NAMES`."""
+        return self._found.latest or ()
+
     async def find(self) -> tuple[str, ...]:
         """Find them, unless it is too soon. Raises what the database raises."""
-        if self._homeserver.now_ms() not in self._rest:
-            # It goes on for those who ask later.
-            with suppress(TimeoutError):
-                await self._homeserver.single_flight.run(
-                    "federation_admin_invalid_names",
-                    (),
-                    self._find,
-                    timeout_ms=_WAIT_MS if self._is_known else None,
-                )
-        return self.names
+        return await self._found.get() or ()
 
-    async def _find(self) -> None:
-        began_ms = self._homeserver.now_ms()
+    async def _find(self) -> tuple[str, ...]:
         if self._homeserver.is_postgres:
-            self.names = await self._find_in(Sql("TRUE"))
-        else:
-            await self._find_in_pieces(began_ms)
-        self._is_known = True
-        ended_ms = self._homeserver.now_ms()
-        took_ms = ended_ms - began_ms
-        rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
-        self._rest = range(ended_ms, ended_ms + rest_ms)
+            return await self._find_in(Sql("TRUE"))
+        return await self._find_in_pieces(self._homeserver.now_ms())
 
-    async def _find_in_pieces(self, now_ms: int) -> None:
+    async def _find_in_pieces(self, now_ms: int) -> tuple[str, ...]:
         last = await self._homeserver.run_db_interaction(
             "federation_admin_invalid_names", _last_row_txn
         )
@@ -93,8 +73,8 @@ class InvalidNames:
         for row in range(passed_to, last, _PIECE):
             which = Sql("rowid > ? AND rowid <= ?", (row, min(row + _PIECE, last)))
             found += await self._find_in(which)
-        self.names = tuple(found[: limits.INVALID_NAMES])
         self._passed_to = last
+        return tuple(found[: limits.INVALID_NAMES])
 
     async def _find_in(self, rows: Sql) -> tuple[str, ...]:
         """Find those of some rows."""

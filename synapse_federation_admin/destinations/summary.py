@@ -15,6 +15,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.backlog import UNLISTED
+from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
@@ -28,14 +29,6 @@ from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql
 
 # How many names without a row are named.
 _SAMPLE = 10
-
-# How long an answer waits for a new backlog.
-_WAIT_MS = 150
-
-# Reading a backlog that takes less is always worth it. After one that takes longer, the
-# next is not begun before so many times as long.
-_CHEAP_MS = 50
-_REST_FACTOR = 10
 
 # On SQLite, in how many transactions the rooms that wait are counted if that takes
 # longer, or is not known yet: with a million destinations, one would hold the
@@ -142,32 +135,24 @@ class SummaryStore:
     def __init__(self, homeserver: Homeserver, invalid: InvalidNames) -> None:
         self._homeserver = homeserver
         self._invalid = invalid
-        self._backlog: TotalBacklog | None = None
+        self._backlog = Costly(
+            homeserver,
+            "federation_admin_summary_backlog",
+            lambda: self._read_backlog(homeserver.now_ms()),
+        )
         # How long the statements of the last backlog took: not how long they waited for
         # a connection, which says nothing of how long they would hold it.
         self._took_ms: float = _LONG_MS
-        # The times, in ms, at which no backlog is read, as the last one was costly.
-        self._rest = range(0)
 
     async def get(self) -> Summary:
         """Return the summary; computed once for all who ask at the same time.
 
         Where the backlog takes long, it is read to the end for those who ask later.
         """
-        single_flight = self._homeserver.single_flight
-        summary = await single_flight.run(
-            "federation_admin_summary", "counts", self._count
+        summary = await self._homeserver.single_flight.run(
+            "federation_admin_summary", (), self._count
         )
-        try:
-            backlog = await single_flight.run(
-                "federation_admin_summary",
-                "backlog",
-                self._refresh_backlog,
-                timeout_ms=_WAIT_MS,
-            )
-        except TimeoutError:
-            backlog = self._backlog
-        return attr.evolve(summary, backlog=backlog)
+        return attr.evolve(summary, backlog=await self._backlog.get())
 
     async def _count(self) -> Summary:
         names = await self._invalid.find()
@@ -176,20 +161,6 @@ class SummaryStore:
             "federation_admin_summary",
             partial(_count_txn, now_ms=now_ms, invalid=one_of(names, is_postgres)),
         )
-
-    async def _refresh_backlog(self) -> TotalBacklog | None:
-        """Read the backlog, unless it is too soon; return the newest that there is."""
-        began_ms = self._homeserver.now_ms()
-        if began_ms in self._rest:
-            return self._backlog
-        try:
-            self._backlog = await self._read_backlog(began_ms)
-        finally:
-            ended_ms = self._homeserver.now_ms()
-            took_ms = ended_ms - began_ms
-            rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
-            self._rest = range(ended_ms, ended_ms + rest_ms)
-        return self._backlog
 
     async def _read_backlog(self, now_ms: int) -> TotalBacklog:
         parts = [Sql("TRUE")]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may take long to read: read when somebody asks, and not too often."""
+
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+
+T = TypeVar("T")
+
+# How long who asks waits for what is read anew.
+_WAIT_MS = 150
+
+# Reading what takes less is always worth it. After what takes longer, the next is not
+# begun before so many times as long.
+_CHEAP_MS = 50
+_REST_FACTOR = 10
+
+
+class Costly(Generic[T]):
+    """Something that may take long to read.
+
+    It is read once for all who ask at the same time. Where that takes long, they get
+    what was read before, and it is read to the end for those who ask later.
+
+    Attributes:
+        latest: What was read last; None while nothing is known yet.
+    """
+
+    def __init__(
+        self,
+        homeserver: Homeserver,
+        desc: str,
+        read: Callable[[], Awaitable[T]],
+        *,
+        keep_ms: int = 0,
+        waits_for_first: bool = False,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            homeserver: The homeserver.
+            desc: Its name in metrics, and what tells it from others.
+            read: Reads it.
+            keep_ms: For how long at least it is not read anew.
+            waits_for_first: Whether who asks waits as long as it takes while nothing is
+                known.
+        """
+        self.latest: T | None = None
+        self._homeserver = homeserver
+        self._desc = desc
+        self._read = read
+        self._keep_ms = keep_ms
+        self._waits_for_first = waits_for_first
+        # The times, in ms, at which it is not read, as the last reading was costly.
+        self._rest = range(0)
+
+    async def get(self) -> T | None:
+        """Return the newest that there is. Raises what `read` raises."""
+        if self._homeserver.now_ms() in self._rest:
+            return self.latest
+        is_awaited = self._waits_for_first and self.latest is None
+        try:
+            return await self._homeserver.single_flight.run(
+                self._desc,
+                Costly,
+                self._refresh,
+                timeout_ms=None if is_awaited else _WAIT_MS,
+            )
+        except TimeoutError:
+            return self.latest
+
+    async def _refresh(self) -> T | None:
+        """Read it, unless that was just done; return the newest that there is."""
+        began_ms = self._homeserver.now_ms()
+        if began_ms in self._rest:
+            return self.latest
+        try:
+            self.latest = await self._read()
+        finally:
+            ended_ms = self._homeserver.now_ms()
+            took_ms = ended_ms - began_ms
+            rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
+            self._rest = range(ended_ms, ended_ms + max(rest_ms, self._keep_ms))
+        return self.latest
