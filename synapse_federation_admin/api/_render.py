@@ -18,6 +18,7 @@ from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationStatus,
 )
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "encode_v1",
     "encode_v2",
     "json_text",
+    "render_row",
     "render_v1",
     "render_v2",
 ]
@@ -75,6 +77,12 @@ def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
         "next_retry_ts": row.next_retry_ts,
         "allowed": allowed,
     }
+
+
+def render_row(homeserver: Homeserver, row: Destination) -> JsonDict:
+    """Render one destination as it is now."""
+    allowed = homeserver.is_allowed(row.destination)
+    return render_v2(row, homeserver.now_ms(), allowed=allowed)
 
 
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:

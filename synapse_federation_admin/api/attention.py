@@ -10,7 +10,7 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Lax
 from synapse_federation_admin.api.schemas.values import model_of, shown
@@ -107,17 +107,12 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
     is_by_users = query.order_by is AttentionOrder.LOCAL_USERS
     rows = found.by_users if is_by_users else found.by_waiting
     homeserver = services.homeserver
-    now_ms = homeserver.now_ms()
     return {
         "as_of_ts": found.as_of_ts,
         "is_complete": found.is_complete,
         "destinations": [
             {
-                **render_v2(
-                    each.row,
-                    now_ms,
-                    allowed=homeserver.is_allowed(each.row.destination),
-                ),
+                **render_row(homeserver, each.row),
                 "shared_rooms": each.shared_rooms,
                 "local_users": each.local_users,
                 "waiting": each.waiting,

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.reconnect_many import unusable
 from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
@@ -172,7 +172,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
     `lost` is what is or would be gone, `kept` what still waits or would: to-device
     messages, unless `drop_to_device` is true.
     """
-    services, homeserver = asked.services, asked.services.homeserver
+    services = asked.services
     await require_known(services, destination)
     found = await services.forget.forget(
         destination,
@@ -192,13 +192,10 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
                 "shared_rooms_path": shared_rooms_path(destination),
             },
         )
-    allowed = homeserver.is_allowed(destination)
     return {
         "dry_run": body.dry_run,
         "forgotten": found.forgotten,
-        "destination": render_v2(
-            found.destination, homeserver.now_ms(), allowed=allowed
-        ),
+        "destination": render_row(services.homeserver, found.destination),
         **found.waiting.shown(),
         "shared_rooms": found.shared_rooms,
         "shared_rooms_sample": shown(found.sample),

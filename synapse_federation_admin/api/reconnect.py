@@ -8,7 +8,7 @@ from synapse.module_api import JsonDict
 
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import model_of, shown
@@ -125,12 +125,11 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
     told = told_to(found.told, processes)
     if processes is not None and not processes.is_sent:
         told["told"] = []
-    now_ms, allowed = homeserver.now_ms(), homeserver.is_allowed(destination)
     return {
         "outcome": found.outcome.value,
-        "before": render_v2(found.before, now_ms, allowed=allowed),
-        "after": render_v2(found.after, now_ms, allowed=allowed),
-        "contact": shown(found.contact or Contact(now_ms - asked_ts)),
+        "before": render_row(homeserver, found.before),
+        "after": render_row(homeserver, found.after),
+        "contact": shown(found.contact or Contact(homeserver.now_ms() - asked_ts)),
         "refused": shown(found.refused) if found.refused else None,
         **told,
     }

@@ -8,7 +8,7 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin.api._base import Asked, Services, unknown_destination
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
-from synapse_federation_admin.api._render import render_v2
+from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.schemas.destinations import (
     DestinationDetail,
     DestinationsPage,
@@ -115,8 +115,7 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     wait for it, or requests to it were recorded. What belongs to a feature that is off
     is null.
     """
-    services, homeserver = asked.services, asked.services.homeserver
-    is_on = services.features.is_on
+    services, is_on = asked.services, asked.services.features.is_on
     row = await require_known(services, destination)
     backlog = shared = None
     if is_on(Feature.BACKLOG):
@@ -136,9 +135,8 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     not_yet_queued = await if_readable(
         lambda: _not_yet_queued(services, sender, destination)
     )
-    allowed = homeserver.is_allowed(destination)
     return {
-        **render_v2(row, homeserver.now_ms(), allowed=allowed),
+        **render_row(services.homeserver, row),
         "backlog": shown(backlog),
         "last_failure": shown(failures[0]) if failures else None,
         "availability": shown(availability[destination]) if availability else None,
@@ -202,13 +200,12 @@ async def render_rows(
         more["last_failure"] = {name: found[0] for name, found in failures.items()}
     if Include.AVAILABILITY in includes:
         more["availability"] = dict(await services.history.availability(names))
-    now_ms, turn = homeserver.now_ms(), homeserver.turn()
+    turn = homeserver.turn()
     rendered = []
     for row in rows:
         more_of_row = {
             key: shown(found.get(row.destination)) for key, found in more.items()
         }
-        allowed = homeserver.is_allowed(row.destination)
-        rendered.append({**render_v2(row, now_ms, allowed=allowed), **more_of_row})
+        rendered.append({**render_row(homeserver, row), **more_of_row})
         await turn.end_if_long()
     return rendered

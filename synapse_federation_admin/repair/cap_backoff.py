@@ -36,14 +36,14 @@ class CapOutcome(Enum):
     UNCHANGED = "unchanged"
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class CapBackoff(Action):
     """The action `cap_backoff`."""
 
     name = "cap_backoff"
     outcomes = tuple(outcome.value for outcome in CapOutcome)
 
-    def __init__(self, homeserver: Homeserver) -> None:
-        self._homeserver = homeserver
+    _homeserver: Homeserver
 
     async def preview(self, max_retry_interval_ms: int) -> tuple[int, list[str]]:
         """Return how many destinations have a longer backoff, and some of them."""

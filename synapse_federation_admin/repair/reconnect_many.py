@@ -86,6 +86,7 @@ class SortedNames:
     invalid: Sequence[str]
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class ReconnectMany(Action):
     """The action `reconnect`."""
 
@@ -97,19 +98,11 @@ class ReconnectMany(Action):
     )
     priority = _PRIORITY
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        destinations: DestinationStore,
-        audit: Audit,
-        wake: Wake,
-        follow_up: FollowUp,
-    ) -> None:
-        self._homeserver = homeserver
-        self._destinations = destinations
-        self._audit = audit
-        self._wake = wake
-        self._follow_up = follow_up
+    _homeserver: Homeserver
+    _destinations: DestinationStore
+    _audit: Audit
+    _wake: Wake
+    _follow_up: FollowUp
 
     async def sort_out(self, names: Iterable[str]) -> SortedNames:
         """Sort the names of a list by whether they can be contacted."""
@@ -129,9 +122,10 @@ class ReconnectMany(Action):
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
         homeserver = self._homeserver
-        await _Contacts(
+        contacts = _Contacts(
             homeserver, self._destinations, self._wake, self._follow_up, job
-        ).work()
+        )
+        await contacts.work()
         # What waits for the last of them is being sent.
         for _ in range(_LOOKS_AT_THE_END):
             if not await persist(homeserver, job.look) or not await persist(

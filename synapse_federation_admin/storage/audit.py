@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps who did what, when, why, and the outcome: in a table, and in the log."""
+"""Keeps who did what, when, why, and the outcome: in a table, and in the log.
+
+This file alone names `federation_admin_audit`, and so has all statements of it.
+"""
 
 import json
 import logging

@@ -7,7 +7,7 @@ that is cleared (`begin_missing_txn`), or when a failure is recorded. A homeserv
 has known half a million dead servers for years has no rows for them.
 
 Since when outages are recorded is the one row of `federation_admin_recording`. This
-file alone names these tables.
+file alone names these tables, and so has all statements of them.
 """
 
 import json
