@@ -12,6 +12,7 @@ from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import senders as module
+from synapse_federation_admin.destinations.queued import queued_position
 from synapse_federation_admin.destinations.senders import Sender, Senders
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import instances
@@ -47,8 +48,8 @@ def test_state(age_ms: int, has_ended: bool, late_ms: int, state: str) -> None:
 class SendersTestCase(MembersTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
-        homeserver = Homeserver(hs.get_module_api())
-        self.senders = Senders(homeserver, Tables(homeserver))
+        self.homeserver = Homeserver(hs.get_module_api())
+        self.senders = Senders(self.homeserver, Tables(self.homeserver))
         # Others that run have written that meanwhile.
         self.senders._steady_s -= 60
 
@@ -139,25 +140,25 @@ class OneProcessTestCase(SendersTestCase):
             )
         ]
         ours = self.sender()
-        self.assertIsNone(self.get_success(self.senders.queued_position(ours)))
+        self.assertIsNone(self.get_success(queued_position(self.homeserver, ours)))
         self.add_destination("a.example")
         self.run_sql(
             "INSERT INTO destination_rooms (destination, room_id, stream_ordering) "
             f"VALUES ('a.example', '{room_id}', {positions[-2]})"
         )
-        self.assertEqual(self.get_success(self.senders.queued_position(ours)), 0)
+        self.assertEqual(self.get_success(queued_position(self.homeserver, ours)), 0)
         with mock.patch.object(module, "_AT_ONCE", 2):
-            found = self.get_success(self.senders.queued_position(ours))
+            found = self.get_success(queued_position(self.homeserver, ours))
         self.assertEqual(found, positions[-5])
         other = attr.evolve(ours, instance="federation_sender1")
-        self.assertIsNone(self.get_success(self.senders.queued_position(other)))
+        self.assertIsNone(self.get_success(queued_position(self.homeserver, other)))
         # What stands for an event that is not there may be of before a restore: then
         # others may be, too, whose numbers are used again.
         self.run_sql(
             "INSERT INTO destination_rooms (destination, room_id, stream_ordering) "
             f"VALUES ('a.example', '{other_id}', {positions[-1]})"
         )
-        self.assertIsNone(self.get_success(self.senders.queued_position(ours)))
+        self.assertIsNone(self.get_success(queued_position(self.homeserver, ours)))
 
     def test_not_yet_queued(self) -> None:
         """Our events are counted to which it has not come: of all, and of its rooms."""

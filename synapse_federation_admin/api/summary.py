@@ -8,6 +8,7 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Kind, Nothing
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.destinations.queued import not_yet_queued
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus, IndexState
@@ -217,7 +218,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         "outlook": shown(outlook and with_senders(outlook, senders or ())),
         "senders": shown(senders),
         "not_yet_queued": await if_readable(
-            lambda: services.senders.not_yet_queued(senders)
+            lambda: not_yet_queued(services.homeserver, senders)
         )
         if senders
         else None,

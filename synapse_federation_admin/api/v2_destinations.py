@@ -17,6 +17,7 @@ from synapse_federation_admin.api.schemas.destinations import (
 )
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import shown
+from synapse_federation_admin.destinations.queued import not_yet_queued
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination, Position
 from synapse_federation_admin.history.store import if_readable
@@ -162,7 +163,7 @@ async def _not_yet_queued(
     if not sender.behind_events:
         return 0
     rooms = await services.shared_rooms.rooms_of(destination)
-    return await services.senders.not_yet_queued([sender], rooms)
+    return await not_yet_queued(services.homeserver, [sender], rooms)
 
 
 async def require_known(services: Services, destination: str) -> Destination:

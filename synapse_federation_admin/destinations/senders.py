@@ -7,7 +7,7 @@ a row of `federation_stream_position`. What it has not come to is in no queue.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -21,7 +21,6 @@ from synapse_federation_admin.homeserver.process import shown_instance
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import Instance, InstanceState
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql, any_of, where
 
 # A sender that is behind by so long does not keep up.
 _LONG_MS = 300_000
@@ -65,31 +64,6 @@ _POSITIONS = """
 # The last number that an event was given on PostgreSQL, also if it was not stored. NULL
 # if Synapse has no such sequence.
 _LAST_GIVEN = "SELECT pg_sequence_last_value(to_regclass('events_stream_seq'))"
-
-# The newest events that were queued for a destination, the last first.
-_QUEUED = """
-    SELECT r.stream_ordering, r.destination
-    FROM (
-        SELECT room_id, stream_ordering FROM events
-        ORDER BY stream_ordering DESC LIMIT ?
-    ) AS e
-    JOIN destination_rooms AS r
-        ON r.room_id = e.room_id AND r.stream_ordering = e.stream_ordering
-    ORDER BY r.stream_ordering DESC LIMIT ?
-"""
-
-# What was queued beyond a position. If the position is the newest of an event that is
-# queued, these are of events that are not there. They may have been, before a part of
-# the database was restored: then their numbers are used again, and a row that seems to
-# be of an event may be of the one that had its number before.
-_UNKNOWN = """
-    SELECT stream_ordering, destination FROM destination_rooms
-    WHERE stream_ordering > ? LIMIT ?
-"""
-
-# So many events Synapse's sender goes through at once
-# (`synapse/federation/sender/__init__.py`).
-_AT_ONCE = 100
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -270,85 +244,6 @@ class Senders:
         name = self._homeserver.sender_of(destination)
         senders = await self.all()
         return next((s for s in senders if s.instance == name), senders[0])
-
-    async def not_yet_queued(
-        self, senders: Sequence[Sender], rooms: Collection[str] | None = None
-    ) -> int:
-        """Count our events to which one of some senders at least has not come.
-
-        Args:
-            senders: Who. What lies between the newest event and the position of one
-                that is ahead is not known.
-            rooms: Those of these rooms; None: all.
-
-        Returns:
-            How many of the next 10,000 events of anybody are ours.
-        """
-        behind = [s.position or 0 for s in senders if s.behind_events]
-        if not behind or rooms == set():
-            return 0
-        homeserver = self._homeserver
-        server = f":{homeserver.server_name}"
-        conditions = [
-            Sql("SUBSTR(e.sender, LENGTH(e.sender) - ?) = ?", (len(server) - 1, server))
-        ]
-        if rooms is not None:
-            conditions.append(any_of("e.room_id", rooms, homeserver.is_postgres))
-        ours = where(conditions)
-
-        def count_txn(txn: LoggingTransaction) -> int:
-            txn.execute(
-                "SELECT COUNT(*) FROM (SELECT sender, room_id FROM events "  # noqa: S608
-                "WHERE stream_ordering > ? ORDER BY stream_ordering LIMIT ?"
-                f") AS e {ours.text}",
-                (min(behind), limits.EVENTS_COUNTED, *ours.args),
-            )
-            ((count,),) = txn.fetchall()
-            return int(count)
-
-        return await homeserver.run_db_interaction(
-            "federation_admin_not_yet_queued", count_txn
-        )
-
-    async def queued_position(self, sender: Sender) -> int | None:
-        """Return to where the position of a sender can be set back, and loses nothing.
-
-        An event that stands in `destination_rooms` for a destination of its was queued
-        by it. It goes through some events at once, so those shortly before it may not
-        have been: they are sent again.
-
-        Returns:
-            The stream ordering; None if none of the newest events proves any.
-        """
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_queued_position",
-            lambda txn: self._queued_txn(txn, sender.instance),
-        )
-
-    def _queued_txn(self, txn: LoggingTransaction, instance: str | None) -> int | None:
-        def own(statement: str, *args: int) -> int | None:
-            """Return the first that is queued by the sender."""
-            txn.execute(statement, args)
-            found: list[tuple[int, str]] = txn.fetchall()
-            # None: there is one sender for all.
-            senders = (instance, None)
-            return next(
-                (position for position, name in found if sender_of(name) in senders),
-                None,
-            )
-
-        sender_of = self._homeserver.sender_of
-        queued = own(_QUEUED, limits.EVENTS_COUNTED, limits.EVENTS_COUNTED)
-        if queued is None or own(_UNKNOWN, queued, limits.EVENTS_COUNTED):
-            return None
-        txn.execute(
-            "SELECT stream_ordering FROM events "
-            "WHERE stream_ordering < ? AND stream_ordering > 0 "
-            "ORDER BY stream_ordering DESC LIMIT 1 OFFSET ?",
-            (queued, _AT_ONCE),
-        )
-        row = txn.fetchone()
-        return int(row[0]) if row else 0
 
     async def read(self) -> Processes:
         """Return all processes; read once for all who ask at the same time."""

@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
+from synapse_federation_admin.destinations.queued import queued_position
 from synapse_federation_admin.destinations.senders import Senders
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses
@@ -248,7 +249,9 @@ class Diagnoses:
                 return Stage.skip(StageName.SENDER, SkipReason.SENDERS_OFF)
             sender = await senders.of(name)
             is_ahead = sender.ahead_events and not sender.is_down
-            queued = await senders.queued_position(sender) if is_ahead else None
+            queued = None
+            if is_ahead:
+                queued = await queued_position(self._homeserver, sender)
             return check_sender(sender, queued, now_ms=self._homeserver.now_ms())
 
         return await self._read(StageName.SENDER, way, read)
