@@ -9,17 +9,10 @@ from typing import Any
 import attr
 from synapse.module_api.errors import ConfigError
 
+from synapse_federation_admin.durations import parse_duration
+
 OLDEST_SYNAPSE = (1, 140)
 
-_UNIT_MS = {
-    "s": 1000,
-    "m": 60_000,
-    "h": 3_600_000,
-    "d": 86_400_000,
-    "w": 604_800_000,
-}
-# As `parse_duration` takes it.
-DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 
 # Parses the value of a key, for the attribute of the configuration; raises ConfigError.
 _Parse = Callable[[str, object], Any]
@@ -94,12 +87,6 @@ def parse_config(config: object) -> FederationAdminConfig:
     """
     values = _parse_section("", config)
     return FederationAdminConfig(**values)
-
-
-def parse_duration(text: str) -> int | None:
-    """Return the ms of a duration such as `7d`; None if it is none."""
-    match = DURATION.fullmatch(text)
-    return int(match[1]) * _UNIT_MS[match[2]] if match else None
 
 
 def _parse_section(section: str, values: object) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     known: dict[str, Any] = {}
 
     def answer(request: httpx.Request) -> httpx.Response:
-        found = known.get(request.url.path.rpartition("/federation")[2])
+        found = known.get(request.url.path.rpartition("/v2/federation")[2])
         if isinstance(found, list):
             found = found.pop(0)
         if isinstance(found, Exception):
@@ -383,6 +383,52 @@ def test_no_listener(tmp_path: Path) -> None:
     )
     path.write_text("server_name: x")
     assert read_listener([path, worker]).url == "http://127.0.0.1:7"
+
+
+def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an authentication service: a code for a browser; tokens are renewed."""
+    monkeypatch.delenv("FEDERATION_ADMIN_TOKEN")
+    base = "http://127.0.0.1:1"
+    answers["/_matrix/client/v3/login"] = {"flows": [{"type": "m.login.sso"}]}
+    answers["/_matrix/client/v1/auth_metadata"] = {
+        "token_endpoint": f"{base}/token",
+        "registration_endpoint": f"{base}/register",
+        "device_authorization_endpoint": f"{base}/device",
+        "revocation_endpoint": f"{base}/revoke",
+    }
+    answers["/register"] = {"client_id": "c1"}
+    answers["/device"] = {
+        "device_code": "d1",
+        "user_code": "ABCD-EFGH",
+        "verification_uri": "https://auth.example/link",
+        "interval": 0,
+    }
+    pending = httpx.Response(400, json={"error": "authorization_pending"})
+    answers["/token"] = [pending, {"access_token": "a1", "refresh_token": "r1"}]
+    answers["/_matrix/client/v3/account/whoami"] = {"user_id": "@a:x.example"}
+    answers["/status"] = {"module_version": "1"}
+    done = run("login")
+    assert done.exit_code == 0, done.output
+    assert "ABCD-EFGH" in done.stderr
+    assert "https://auth.example/link" in done.stderr
+    kept = json.loads(login_file().read_text())
+    assert (kept["user_id"], kept["access_token"]) == ("@a:x.example", "a1")
+
+    ended_token = {"errcode": "M_UNKNOWN_TOKEN", "error": "Token is not active"}
+    answers["/destinations"] = [httpx.Response(401, json=ended_token), {}]
+    answers["/token"] = [{"access_token": "a2", "refresh_token": "r2"}]
+    assert run("list").exit_code == 0
+    kept = json.loads(login_file().read_text())
+    assert kept["access_token"] == "a2"
+    assert kept["renewal"]["refresh_token"] == "r2"
+    assert login_file().stat().st_mode & 0o777 == 0o600
+
+    answers["/destinations"] = httpx.Response(401, json=ended_token)
+    answers["/token"] = httpx.Response(400, json={"error": "invalid_grant"})
+    assert run("list").exit_code == Exit.NOT_ALLOWED
+    answers["/revoke"] = {}
+    assert run("logout").exit_code == 0
+    assert not login_file().exists()
 
 
 # -- beside these ----------------------------------------------------------------------

@@ -57,14 +57,18 @@ class Client:
             transport = httpx.HTTPTransport(uds=socket)
         self._http = httpx.Client(
             base_url="http://localhost" if socket is not None else connection.url,
-            headers={"User-Agent": f"synapse-federation-admin/{__version__}"},
+            headers={
+                "User-Agent": f"synapse-federation-admin/{__version__}",
+                # Synapse takes no login from nowhere.
+                **({} if socket is None else {"X-Forwarded-For": "127.0.0.1"}),
+            },
             timeout=_TIMEOUT,
             # A proxy has no place between a machine and itself, and no token to see.
             trust_env=not connection.is_local,
             verify=_trusted(connection),
             transport=transport,
         )
-        self._token = connection.token
+        self._login, self._token = connection.login, connection.token
 
     def close(self) -> None:
         """Close its connections."""
@@ -101,6 +105,8 @@ class Client:
         """
         for left in reversed(range(_TRIES)):
             response = self._send(method, path, params, body)
+            if response.status_code == HTTPStatus.UNAUTHORIZED and self._renew():
+                response = self._send(method, path, params, body)
             answer = _object(response)
             wait_s = _asked_to_wait_s(response, answer)
             if wait_s is None or not left:
@@ -156,7 +162,19 @@ class Client:
 
     def use(self, login: Login) -> None:
         """Go on with another token."""
-        self._token = login.access_token
+        self._login, self._token = login, login.access_token
+
+    def _renew(self) -> bool:
+        """Get a new token, if it is one that ends; tell whether there is one."""
+        if self._login is None or not self._login.renewal:
+            return False
+        from synapse_federation_admin.cli.login import renewed
+
+        login = renewed(self, self._login)
+        if login is None:
+            return False
+        self.use(login)
+        return True
 
     def _headers(self) -> dict[str, str]:
         if self._token is None:

@@ -6,10 +6,15 @@ from pathlib import Path
 import click
 
 from synapse_federation_admin import __version__
+from synapse_federation_admin.cli.change import cap_backoff, forget, reconnect
 from synapse_federation_admin.cli.entry import NAME
+from synapse_federation_admin.cli.login import login, logout
 from synapse_federation_admin.cli.look import list_, status
 from synapse_federation_admin.cli.manual import man
+from synapse_federation_admin.cli.one import reset, show, tell
 from synapse_federation_admin.cli.options import shared
+from synapse_federation_admin.cli.records import audit, export
+from synapse_federation_admin.cli.runs import cancel, runs, watch
 from synapse_federation_admin.cli.why import why
 
 
@@ -24,6 +29,13 @@ def group() -> None:
     Exit status: 0 fine, 1 failed, 2 wrong usage, 3 the destination fails, 4 not
     allowed, 5 the homeserver cannot be reached.
     """
+
+
+@group.result_callback()
+@click.pass_context
+def _exit(ctx: click.Context, status: int | None) -> None:
+    """End with what a command has returned."""
+    ctx.exit(status or 0)
 
 
 @click.command()
@@ -59,5 +71,10 @@ def playground(workers: bool, check: bool, keep: Path | None) -> int:
     return Session(workers=workers, check_only=check).run(keep)
 
 
-for _command in (status, list_, why, man, playground):
+for _command in (
+    *(status, list_, show, why, tell),
+    *(reconnect, reset, forget, cap_backoff),
+    *(runs, watch, cancel, audit, export),
+    *(login, logout, man, playground),
+):
     group.add_command(_command)

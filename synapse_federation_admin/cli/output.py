@@ -9,7 +9,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -98,6 +99,15 @@ class Output:
             # Who reads it with a program wants no spaces that fill a table.
             lines = captured.get().split("\n")
             self.console.file.write("\n".join(each.rstrip() for each in lines))
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show that something takes a while, where somebody looks."""
+        if not self.is_live:
+            yield
+            return
+        with self._errors.status(plain(f"{text} …")):
+            yield
 
     def note(self, text: str, look: str = "") -> None:
         """Say something beside the data, on stderr."""

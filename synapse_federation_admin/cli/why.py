@@ -54,7 +54,8 @@ def why(asked: Asked, name: str, verbose: bool, check: str | None) -> int:
     well, and 3 if they do not.
     """
     try:
-        found = asked.client.post(f"/destinations/{segment(name)}/diagnose")
+        with asked.out.waiting(f"Looking at the way to {name}"):
+            found = asked.client.post(f"/destinations/{segment(name)}/diagnose")
     except FailedError as e:
         if check != "nagios":
             raise

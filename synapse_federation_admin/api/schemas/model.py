@@ -22,7 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
-from synapse_federation_admin.config import DURATION, parse_duration
+from synapse_federation_admin.durations import DURATION, parse_duration
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
 
 # Numbers go into 64 bits of both databases.

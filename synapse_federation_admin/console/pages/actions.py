@@ -14,10 +14,10 @@ from synapse_federation_admin.api import reconnect_many as reconnecting
 from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
-from synapse_federation_admin.config import parse_duration
 from synapse_federation_admin.console.pages.servers import query_of
 from synapse_federation_admin.console.render import segment, url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
+from synapse_federation_admin.durations import parse_duration
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.wording import outcomes
 

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that change many servers, or lose something: a dry run comes first."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from synapse_federation_admin.cli import options
+from synapse_federation_admin.cli.client import Json, segment
+from synapse_federation_admin.cli.exits import Exit, FailedError
+from synapse_federation_admin.cli.options import (
+    Asked,
+    complete_names,
+    pass_asked,
+    query,
+    reason_option,
+    shared,
+    yes_option,
+)
+from synapse_federation_admin.cli.output import grid, line, pill
+from synapse_federation_admin.cli.runs import see_through
+from synapse_federation_admin.durations import parse_duration
+from synapse_federation_admin.wording import outcomes
+from synapse_federation_admin.wording.amounts import count, counted, duration
+
+_dry_run = click.option(
+    "-n", "--dry-run", is_flag=True, help="Say what would be done, and change nothing."
+)
+_no_wait = click.option(
+    "--no-wait", is_flag=True, help="Begin the run, and do not wait for its end."
+)
+_names = click.argument(
+    "names", metavar="[NAME]...", nargs=-1, shell_complete=complete_names
+)
+
+_EXITS = {
+    "connected": Exit.FINE,
+    "still_failing": Exit.DESTINATION_FAILS,
+    "refused": Exit.DESTINATION_FAILS,
+    "forced": Exit.DESTINATION_FAILS,
+}
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg]
+    """A duration such as `7d`, as ms."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        found = value if isinstance(value, int) else parse_duration(str(value))
+        if found is None:
+            self.fail(
+                f"{value!r} is no duration: a number and one of s, m, h, d and w, such"
+                " as 7d.",
+                param,
+                ctx,
+            )
+        return found
+
+
+DURATION = _Duration()
+
+
+@click.command()
+@_names
+@options.from_api(options.FILTERS)
+@click.option("--all-failing", is_flag=True, help="All that are failing.")
+@click.option(
+    "--per-second",
+    type=float,
+    metavar="NUMBER",
+    help="How many contacts to begin per second: 5 by default, from 0.1 to"
+    " `bulk.max_per_second` of the configuration.",
+)
+@click.option("--timeout", type=DURATION, help="How long each has to answer: `10s`.")
+@click.option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="Leave out the names that are no valid server names, or that Synapse has no"
+    " row for.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="One server: clear and wake even if it does not answer.",
+)
+@reason_option
+@_dry_run
+@yes_option
+@_no_wait
+@shared
+@pass_asked
+def reconnect(
+    asked: Asked,
+    /,
+    names: tuple[str, ...],
+    all_failing: bool,
+    per_second: float | None,
+    timeout: int | None,
+    ignore_unknown: bool,
+    force: bool,
+    reason: str | None,
+    dry_run: bool,
+    yes: bool,
+    no_wait: bool,
+    **given: Any,
+) -> int:
+    """Contact servers, and reconnect those that answer.
+
+    Each is contacted first, and changed only if that works. One NAME is contacted at
+    once. For many, named or kept by a filter, a dry run comes first, then a question,
+    then a run, which is watched until it ends. The exit status is 3 if any still fails.
+    """
+    filters = query(given, options.FILTERS)
+    if sum(map(bool, (names, filters, all_failing))) != 1:
+        raise click.UsageError("Give names, or filters, or --all-failing.")
+    common = _given(reason=reason, timeout_ms=timeout)
+    if len(names) == 1 and not dry_run:
+        return _reconnect(asked, names[0], {**common, **_given(force=force)})
+    if force:
+        raise click.UsageError("--force is for one server.")
+    body = {
+        **common,
+        **_given(per_second=per_second, ignore_unknown=ignore_unknown),
+        **_given(destinations=list(names), filter=filters, all_failing=all_failing),
+    }
+    if per_second is not None:
+        body["per_second"] = per_second
+
+    def ask(found: Json) -> str:
+        _tell_sample(asked, "would be contacted", found["matched"], found["sample"])
+        left_out = sum(found.get("ignored", {}).values())
+        if left_out:
+            asked.out.note(
+                f"Left out: {count(left_out)} that Synapse has no row for, or that are"
+                " no server names."
+            )
+        return f"Reconnect {counted(found['matched'], 'server')}?"
+
+    return _run(asked, "/reconnect", body, ask, dry_run, yes, no_wait)
+
+
+def _given(**values: Any) -> Json:
+    return {name: value for name, value in values.items() if value}
+
+
+def _reconnect(asked: Asked, name: str, body: Json) -> int:
+    with asked.out.waiting(f"Contacting {name}"):
+        found = asked.client.post(f"/destinations/{segment(name)}/reconnect", body)
+    asked.out.answer(found, lambda: asked.out.show(*reconnected(name, found)))
+    return _EXITS.get(str(found.get("outcome")), Exit.FAILED)
+
+
+def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
+    """Write what came of a reconnect."""
+    told = outcomes.outcome("reconnect", str(found.get("outcome")))
+    contact = found.get("contact") or {}
+    yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(told.sign, told.word))
+    if error := contact.get("error"):
+        yield line(f"  {error.get('message')}.")
+    elif contact:
+        server = contact.get("server") or {}
+        what = " ".join(
+            str(v) for v in (server.get("name"), server.get("version")) if v
+        )
+        took = duration(contact.get("duration_ms", 0))
+        says = f"; it says that it is {what}" if what else ""
+        yield line(f"  It has taken an empty transaction in {took}{says}.")
+    if refused := found.get("refused"):
+        yield line(f"  {outcomes.refusal(refused)}")
+    if not_running := found.get("not_running"):
+        yield line(f"  Does not run: {', '.join(not_running)}", "yellow")
+    if not_told := found.get("not_told"):
+        yield line(f"  Could not be told: {', '.join(not_told)}", "yellow")
+
+
+@click.command()
+@_names
+@options.from_api(options.FILTERS)
+@click.option(
+    "--drop-to-device",
+    is_flag=True,
+    help="Delete the to-device messages that wait, too. Encrypted conversations depend"
+    " on them: if the destination should come back, it could not read what it was"
+    " sent.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take any filter: else --failing-for must be 30d or longer.",
+)
+@reason_option
+@_dry_run
+@yes_option
+@_no_wait
+@shared
+@pass_asked
+def forget(
+    asked: Asked,
+    /,
+    names: tuple[str, ...],
+    drop_to_device: bool,
+    force: bool,
+    reason: str | None,
+    dry_run: bool,
+    yes: bool,
+    no_wait: bool,
+    **given: Any,
+) -> int:
+    """Remove what Synapse keeps of servers that are gone for good.
+
+    One NAME, or all that the filters keep, but for those with which local users share
+    rooms. A dry run comes first, and then a question. It cannot be undone.
+    """
+    filters = query(given, options.FILTERS)
+    if bool(names) == bool(filters) or len(names) > 1:
+        raise click.UsageError("Give one name, or filters.")
+    body = _given(drop_to_device=drop_to_device, reason=reason)
+    if names:
+        return _forget(asked, names[0], body, dry_run, yes)
+
+    def ask(found: Json) -> str:
+        _tell_sample(asked, "would be forgotten", found["forgotten"], found["sample"])
+        if refused := found.get("refused"):
+            some = [str(each["destination"]) for each in found["refused_sample"]]
+            _tell_sample(
+                asked, "would stay: users share rooms with them", refused, some
+            )
+        _tell_lost(asked, found)
+        return f"Forget {counted(found['forgotten'], 'server')}? It cannot be undone."
+
+    body |= {"filter": filters, **_given(force=force)}
+    return _run(asked, "/forget", body, ask, dry_run, yes, no_wait)
+
+
+def _forget(asked: Asked, name: str, body: Json, dry_run: bool, yes: bool) -> int:
+    path, out = f"/destinations/{segment(name)}/forget", asked.out
+    found = asked.client.post(path, {**body, "dry_run": True})
+    if refused := found.get("refused"):
+        out.answer(found, lambda: out.show(str(refused)))
+        return Exit.FAILED
+    _tell_lost(asked, found)
+    if not dry_run:
+        _ask(f"Forget {line(name).plain}? It cannot be undone.", yes)
+        found = asked.client.post(path, {**body, "dry_run": False})
+    word = "forgotten" if found.get("forgotten") else "would be forgotten"
+    out.answer(found, lambda: out.show(Text.assemble(line(f"{name}: {word}"))))
+    return Exit.FINE
+
+
+def _tell_lost(asked: Asked, found: Json) -> None:
+    lost, kept = found.get("lost", {}), found.get("kept", {})
+    told = ", ".join(
+        counted(lost.get(key, 0), noun)
+        for key, noun in (
+            ("rooms", "room"),
+            ("to_device_messages", "to-device message"),
+            ("device_list_updates", "device change"),
+        )
+    )
+    waits = counted(kept.get("to_device_messages", 0), "to-device message")
+    asked.out.note(f"What waits and would be lost: {told}. Would still wait: {waits}.")
+
+
+@click.command("cap-backoff")
+@click.argument("longest", metavar="DURATION", type=DURATION)
+@reason_option
+@_dry_run
+@yes_option
+@_no_wait
+@shared
+@pass_asked
+def cap_backoff(
+    asked: Asked,
+    /,
+    longest: int,
+    reason: str | None,
+    dry_run: bool,
+    yes: bool,
+    no_wait: bool,
+) -> int:
+    """Shorten backoffs that are longer than DURATION, such as 1d.
+
+    For after `destination_max_retry_interval` was lowered in homeserver.yaml: backoffs
+    that are stored already stay as they are.
+    """
+
+    def ask(found: Json) -> str:
+        _tell_sample(asked, "would be shortened", found["matched"], found["sample"])
+        return f"Shorten {count(found['matched'])} to {duration(longest)}?"
+
+    body = {"max_retry_interval_ms": longest, **_given(reason=reason)}
+    return _run(asked, "/cap_backoff", body, ask, dry_run, yes, no_wait)
+
+
+# -- all of them -----------------------------------------------------------------------
+
+
+def _run(
+    asked: Asked,
+    path: str,
+    body: Json,
+    ask: Callable[[Json], str],
+    dry_run: bool,
+    yes: bool,
+    no_wait: bool,
+) -> int:
+    """Make the dry run, ask, begin the run, and see it through."""
+    found = asked.client.post(path, {**body, "dry_run": True})
+    question = ask(found)
+    if dry_run:
+        asked.out.answer(found, lambda: None)
+        return Exit.FINE
+    if not found.get("forgotten", found.get("matched")):
+        asked.out.note("There is nothing to do.")
+        asked.out.answer(found, lambda: None)
+        return Exit.FINE
+    _ask(question, yes)
+    try:
+        run = asked.client.post(path, {**body, "dry_run": False})
+    except FailedError as e:
+        if run_id := e.answer.get("id"):
+            raise FailedError(
+                f"A run of the same kind has not ended: watch {run_id}, or cancel"
+                f" {run_id}."
+            ) from e
+        raise
+    if no_wait:
+        asked.out.answer(run, lambda: asked.out.show(str(run["id"])))
+        return Exit.FINE
+    return see_through(asked, run)
+
+
+def _ask(question: str, yes: bool) -> None:
+    """Ask whether to go on.
+
+    Raises:
+        FailedError: No; or nobody can be asked.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise FailedError(
+            f"{question} Nobody can be asked here: give --yes.", Exit.USAGE
+        )
+    if not click.confirm(question, err=True):
+        raise FailedError("Nothing was changed.")
+
+
+def _tell_sample(asked: Asked, what: str, number: int, some: Sequence[str]) -> None:
+    asked.out.note(
+        f"{counted(number, 'server')} {what}:" if number else f"None {what}."
+    )
+    if some:
+        asked.out.errors.print(grid((line(name),) for name in some))
+    if number > len(some) > 0:
+        asked.out.note(f"  and {count(number - len(some))} more", "dim")

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about one server: `show`, `tell` and `reset`."""
+
+from collections.abc import Iterator
+
+import click
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from synapse_federation_admin.cli.client import V1, Json, segment
+from synapse_federation_admin.cli.exits import FailedError
+from synapse_federation_admin.cli.look import (
+    exact,
+    next_try,
+    share,
+    status_of,
+    why_of,
+)
+from synapse_federation_admin.cli.options import (
+    Asked,
+    name_argument,
+    pass_asked,
+    shared,
+)
+from synapse_federation_admin.cli.output import ago, grid, line, plain, table
+from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.wording.causes import advice, cause
+
+# So many outages and shared rooms are told.
+_OUTAGES = 5
+_ROOMS = 10
+
+
+@click.command()
+@name_argument
+@shared
+@pass_asked
+def show(asked: Asked, name: str) -> None:
+    """Show everything that is known of a server; nothing is sent to it.
+
+    `why` looks at the way to it now. With `-o json` it is the object of the API alone,
+    without outages and shared rooms.
+    """
+    path = f"/destinations/{segment(name)}"
+    found = asked.client.get(path)
+
+    def human() -> None:
+        outages = _if_on(asked, f"{path}/outages", _OUTAGES)
+        rooms = {}
+        if found.get("shared_rooms"):
+            rooms = _if_on(asked, f"{path}/shared_rooms", _ROOMS)
+        asked.out.show(*_shown(found, outages, rooms))
+
+    asked.out.answer(found, human)
+
+
+def _if_on(asked: Asked, path: str, limit: int) -> Json:
+    """Return an answer; an empty one where its feature is off."""
+    try:
+        return asked.client.get(path, {"limit": limit})
+    except FailedError as e:
+        if "errcode" not in e.answer:
+            raise
+        return {}
+
+
+def _shown(server: Json, outages: Json, rooms: Json) -> Iterator[RenderableType]:
+    yield line(server.get("destination"), "bold")
+    yield grid(_facts(server))
+    last = server.get("last_failure")
+    if last and why_of(server):
+        yield Padding(plain(f"{last.get('message')}."), (1, 0, 0, 2))
+        if told := advice(str(last.get("kind"))):
+            yield Padding(plain(f"→ {told}"), (0, 0, 0, 2))
+    if failures := server.get("failures"):
+        yield Text("\nWhy it failed", "bold")
+        made = table("Cause", "First", "Last", ">Count")
+        for each in failures:
+            made.add_row(
+                line(each["message"]),
+                Text(ago(each["first_ts"])),
+                Text(ago(each["last_ts"])),
+                Text(count(each["count"])),
+            )
+        yield Padding(made, (0, 0, 0, 2))
+    if outages.get("outages"):
+        yield Text("\nOutages", "bold")
+        yield grid(map(_outage, outages["outages"]))
+    if rooms.get("rooms"):
+        yield Text("\nShared rooms", "bold")
+        yield grid(map(_room, rooms["rooms"]))
+        if more := server["shared_rooms"] - len(rooms["rooms"]):
+            yield Text(f"  and {count(more)} more", "dim")
+
+
+def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
+    def known(key: str, unknown: str = "not known") -> str:
+        value = server.get(key)
+        return unknown if value is None else count(value)
+
+    yield "Status", status_of(server)
+    if server.get("next_retry_ts") is not None:
+        yield "Next try", next_try(server)
+        yield "Failing since", exact(server.get("failure_ts"))
+        yield "Last tried", exact(server.get("retry_last_ts"))
+    answered = ago(server.get("last_success_ts"), "not since that is recorded")
+    yield "They answered us", answered
+    reached = server.get("inbound", {}).get("last_transaction_ts")
+    yield "They reached us", ago(reached, "not within the last day")
+    days = share(server.get("availability"))
+    yield "Last 14 days", f"not failing {days} of the time"
+    backlog = server.get("backlog")
+    if backlog is None:
+        yield "What waits", "not known"
+    else:
+        yield "Rooms that wait", count(backlog.get("rooms", 0))
+        oldest = backlog.get("oldest_to_device_ts")
+        yield (
+            "To-device messages",
+            count(backlog.get("to_device_messages", 0))
+            + (f", the oldest queued {ago(oldest)}" if oldest else ""),
+        )
+        yield "Device changes", count(backlog.get("device_list_updates", 0))
+    yield "Not yet queued", known("not_yet_queued")
+    yield "Your users", known("local_users")
+    yield "Rooms shared", known("shared_rooms")
+    if sender := server.get("sender"):
+        state = str(sender.get("state")).replace("_", " ")
+        yield "Sent by", f"{sender.get('instance') or 'nobody'}: {state}"
+
+
+def _outage(outage: Json) -> tuple[RenderableType, ...]:
+    kinds = ", ".join(cause(str(kind)) for kind in outage.get("kinds", ())[:3])
+    if outage.get("end_ts") is None:
+        return exact(outage["start_ts"]), "lasts", line(kinds, "dim")
+    ended = outage.get("ended")
+    how = f", {ended}" if ended and ended != "recovered" else ""
+    lasted = f"{duration(outage['duration_ms'])}{how}"
+    return exact(outage["start_ts"]), line(lasted), line(kinds, "dim")
+
+
+def _room(room: Json) -> tuple[RenderableType, ...]:
+    ours = count(room.get("local_members", 0))
+    return (
+        line(room.get("room_id")),
+        line(room.get("name") or ""),
+        Text(
+            f"{ours} of yours, {count(room.get('their_members', 0))} of theirs", "dim"
+        ),
+    )
+
+
+@click.command()
+@name_argument
+@click.option(
+    "--contacts",
+    is_flag=True,
+    help="Ask their support file whom to tell, too: that may take ten seconds. With"
+    " `-o json`, the answers of the API to tell and support are each under its name.",
+)
+@shared
+@pass_asked
+def tell(asked: Asked, name: str, contacts: bool) -> None:
+    """Write a message to the admins of a server, which says what is seen from here.
+
+    Nothing is sent. Make a diagnosis first with `why`: then it says what is wrong.
+    """
+    out, path = asked.out, f"/destinations/{segment(name)}"
+    message = asked.client.get(f"{path}/tell")
+    support = asked.client.get(f"{path}/support") if contacts else None
+
+    def human() -> None:
+        if message.get("fault") == "us":
+            out.note(
+                "! The last diagnosis says that it is for us to act: there is no use in"
+                " sending this.",
+                "warn",
+            )
+        elif message.get("diagnosed_ts") is None:
+            out.note("Diagnose it first: then this says what exactly is wrong.", "dim")
+        if support is not None:
+            for each in _contacts(support):
+                out.note(each)
+        out.show(f"Subject: {message.get('subject')}", "", soft=True)
+        out.show(str(message.get("text")), soft=True)
+
+    both = message if support is None else {"tell": message, "support": support}
+    out.answer(both, human)
+
+
+def _contacts(support: Json) -> Iterator[str]:
+    for each in support.get("contacts", ()):
+        addresses = [each.get("matrix_id"), each.get("email_address")]
+        role = f" ({each['role']})" if each.get("role") else ""
+        yield f"Tell {', '.join(str(a) for a in addresses if a)}{role}"
+    if page := support.get("support_page"):
+        yield f"Their page: {page}"
+    if support.get("contacts") or support.get("support_page"):
+        return
+    if error := support.get("error"):
+        yield f"Their support file cannot be read: {error.get('message')}."
+    elif skipped := support.get("skipped"):
+        yield f"{skipped}."
+    else:
+        yield "They name nobody in a support file."
+
+
+@click.command()
+@name_argument
+@shared
+@pass_asked
+def reset(asked: Asked, name: str) -> None:
+    """Reset the connection to a server that fails: clear its backoff, and try it.
+
+    This is `reset_connection` of Synapse's documented API, which answers before it is
+    known what comes of it: `audit --destination NAME` has that. `reconnect` contacts
+    the server first, and says at once.
+    """
+    path = f"{V1}/destinations/{segment(name)}/reset_connection"
+    answer = asked.client.call("POST", path, body={})
+    asked.out.answer(
+        answer,
+        lambda: asked.out.show(
+            "Its backoff is cleared, and it is being tried. What comes of it:"
+            f" audit --destination {name}"
+        ),
+    )

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is on record: `audit` and `export`."""
+
+import sys
+from typing import Any
+
+import click
+from rich.text import Text
+
+from synapse_federation_admin.cli import options
+from synapse_federation_admin.cli.look import WIDE, exact
+from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
+from synapse_federation_admin.cli.output import ago, escaped, line, pill, table
+from synapse_federation_admin.wording import outcomes
+from synapse_federation_admin.wording.amounts import shown
+
+
+@click.command()
+@options.from_api(options.AUDIT)
+@shared
+@pass_asked
+def audit(asked: Asked, /, **given: Any) -> None:
+    """Who changed what, when and why, and what came of it. The newest first."""
+    answer = asked.client.get("/audit", query(given, options.AUDIT))
+    out = asked.out
+
+    def human() -> None:
+        entries = answer.get("entries", ())
+        if not entries:
+            out.note("Nothing was done that this keeps.")
+            return
+        is_wide = out.console.width >= WIDE
+        heads = ["When", "What", "Server", "Who", "Outcome"]
+        made = table(*heads, *(["Why"] if is_wide else []))
+        for each in entries:
+            told = outcomes.outcome(each["action"], each["outcome"])
+            by = f" by {each['puppeted_by']}" if each.get("puppeted_by") else ""
+            cells = [
+                Text(exact(each["ts"]) if is_wide else ago(each["ts"])),
+                line(outcomes.action(each["action"])),
+                line(each.get("destination") or f"run {each.get('run_id')}"),
+                line(f"{each.get('user_id')}{by}"),
+                pill(told.sign, told.word),
+            ]
+            if is_wide:
+                why = (each.get("reason"), outcomes.why(each.get("details", {})))
+                cells.append(line("; ".join(str(text) for text in why if text)))
+            made.add_row(*cells)
+        out.show(made)
+        if token := answer.get("next_token"):
+            out.note(f"There are more: --from {token}", "dim")
+
+    out.answer(answer, human)
+
+
+@click.command()
+@options.from_api(options.EXPORT)
+@shared
+@pass_asked
+def export(asked: Asked, /, **given: Any) -> None:
+    """Write all servers that the filters keep to stdout, however many they are.
+
+    The exit status is 0 only if what was written is complete.
+    """
+    params = query(given, options.EXPORT)
+    is_seen = sys.stdout.isatty()
+    # On a terminal nothing is obeyed; in JSON that is no change, and in a table of CSV
+    # it is made only there.
+    guard = shown if is_seen and params.get("format") == "csv" else None
+    if params.get("format", "ndjson") == "ndjson":
+        guard = escaped
+    with asked.client.stream("/destinations/export", params) as pieces:
+        for piece in pieces:
+            sys.stdout.write(guard(piece) if guard else piece)
+    sys.stdout.flush()

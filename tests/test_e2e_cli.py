@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line against one real homeserver."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import attr
+import pytest
+from click.testing import CliRunner, Result
+from fleet import Fleet, connect_sqlite, write_failing
+
+from synapse_federation_admin.cli import command_line
+from synapse_federation_admin.cli.connection import login_file
+from synapse_federation_admin.playground.certificates import CertificateAuthority
+from synapse_federation_admin.playground.client import User
+from synapse_federation_admin.playground.synapse import SynapseServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
+
+# What some operators find in their table.
+ODD = "a b/..?#[x]"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Homeserver:
+    synapse: SynapseServer
+    fleet: Fleet
+    admin: User
+    socket: Path
+
+
+@pytest.fixture(scope="module")
+def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    folder = tmp_path_factory.mktemp("cli")
+    certificates = CertificateAuthority(folder)
+    socket = folder / "main.sock"
+    listener = {
+        "type": "http",
+        "path": str(socket),
+        "resources": [{"names": ["client"]}],
+    }
+    with (
+        Fleet(certificates, up=3, dropping=1, refusing=2) as fleet,
+        SynapseServer(
+            folder / "synapse", certificates, extra_listeners=[listener]
+        ) as synapse,
+    ):
+        write_failing(synapse, fleet.names, failing_since_ts=1_000_000)
+        with closing(connect_sqlite(synapse.folder)) as connection, connection:
+            connection.execute("INSERT INTO destinations VALUES (?, 0, 0, 0, 0)", [ODD])
+        yield Homeserver(
+            synapse, fleet, synapse.create_user("admin", admin=True), socket
+        )
+
+
+@pytest.fixture(autouse=True)
+def _environment(
+    homeserver: Homeserver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("FEDERATION_ADMIN_URL", homeserver.synapse.url())
+    monkeypatch.setenv("FEDERATION_ADMIN_TOKEN", homeserver.admin.access_token)
+
+
+def run(*arguments: str, status: int = 0, **more: object) -> Result:
+    done = CliRunner().invoke(command_line(), arguments, **more)  # type: ignore[arg-type]
+    assert done.exit_code == status, (done.output, done.exception)
+    return done
+
+
+def answer(*arguments: str, status: int = 0) -> dict[str, object]:
+    found = json.loads(run("-o", "json", *arguments, status=status).stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_look(homeserver: Homeserver) -> None:
+    """Servers are looked at, all of them and one, for people and as the API has it."""
+    fleet = homeserver.fleet
+    text = run("status").stdout
+    assert "servers are failing" in text
+    assert "0 events behind" in text or "never begun" in text
+    assert set(answer("status")) == {"summary", "status", "runs"}
+
+    text = run("list", "--failing-for", "1w").stdout
+    assert all(name in text for name in fleet.names)
+    listed = answer("list", "--limit", "1", "--order-by", "failure_ts", "--total")
+    assert listed["total"] == len(fleet.names) + 1
+    token = str(listed["next_token"])
+    arguments = ("list", "--limit", "1", "--order-by", "failure_ts", "--total")
+    assert answer(*arguments, "--from", token)["destinations"] != listed["destinations"]
+
+    assert fleet.refusing[0] in run("show", fleet.refusing[0]).stdout
+    assert answer("show", ODD)["destination"] == ODD
+    assert ODD in run("show", ODD).stdout
+    assert "Subject: " in run("tell", fleet.refusing[0]).stdout
+
+    exported = run("export", "--failing-for", "1w").stdout.splitlines()
+    assert {json.loads(line)["destination"] for line in exported} == {*fleet.names}
+    assert run("export", "--format", "csv").stdout.startswith("destination,")
+
+
+def test_why(homeserver: Homeserver) -> None:
+    """A diagnosis is a text, an answer, or a check with the exit status of one."""
+    down = homeserver.fleet.refusing[0]
+    text = run("why", down, "-v", status=3).stdout
+    assert "✗  Connections" in text
+    assert "attempts" in text or "targets" in text or "addresses" in text
+    found = answer("why", down, status=3)
+    assert found["verdict"] == "failing"
+    assert str(found["explanation"]) in " ".join(text.split())
+    lines = run("why", down, "--format", "tap", status=3).stdout.splitlines()
+    assert lines[:2] == ["TAP version 13", "1..10"]
+    assert sum(line.startswith("not ok ") for line in lines) == 1
+    assert sum(line.startswith("ok ") for line in lines) == 9
+    text = run("why", down, "--format", "nagios", status=2).stdout
+    assert text.startswith(f"FEDERATION CRITICAL - {down}: ")
+    assert text.count("|") == 1
+    assert text.count("\n") == 1
+
+
+def test_change(homeserver: Homeserver) -> None:
+    """One is contacted at once; many only after a dry run and a yes."""
+    up, down = homeserver.fleet.up, homeserver.fleet.refusing
+    assert "✓ connected" in run("reconnect", up[0], "--reason", "back").stdout
+    assert "✗ still failing" in run("reconnect", down[0], status=3).stdout
+    assert answer("reconnect", down[0], status=3)["outcome"] == "still_failing"
+
+    many = ("reconnect", *up[1:], *down)
+    refused = run(*many, status=2)
+    assert "4 servers would be contacted" in refused.stderr
+    assert "give --yes" in refused.stderr
+    assert answer(*many, "--dry-run")["matched"] == 4
+    assert answer("runs")["runs"] == []
+
+    text = run(*many, "--yes", "--per-second", "50", status=3).stdout
+    assert "✓ connected" in text
+    assert "✗ still failing" in text
+    (made,) = answer("runs")["runs"]  # type: ignore[misc]
+    assert made["id"] in run("runs").stdout
+    assert answer("watch", made["id"], status=3)["done"] == 4
+    assert answer("cancel", made["id"])["status"] == "complete"
+    assert up[1] in run("audit", "--run-id", made["id"]).stdout
+
+    run("reset", up[0], status=1)
+    run("cap-backoff", "1h", status=2)
+    run_id = run("cap-backoff", "1h", "--yes", "--no-wait").stdout.strip()
+    assert "Cap backoff" in run("watch", run_id).stdout
+    assert "would be forgotten" in run("forget", down[1], "--dry-run").stdout
+    assert down[1] in run("list").stdout
+    run("forget", down[1], status=2)
+    assert "forgotten" in run("forget", down[1], "--yes").stdout
+    assert down[1] not in run("list").stdout
+    too_young = run("forget", "--status", "invalid", "--yes", status=2)
+    assert "30d" in too_young.stderr
+
+
+def test_login(homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a password; an ordinary user is told, and nothing is kept of them."""
+    for name in ("FEDERATION_ADMIN_URL", "FEDERATION_ADMIN_TOKEN"):
+        monkeypatch.delenv(name)
+    synapse, admin = homeserver.synapse, homeserver.admin
+    url, yaml = synapse.url(), str(synapse.folder / "homeserver.yaml")
+    run("login", "--url", url, "--user", "admin", input="wrong\n", status=4)
+    ordinary = synapse.create_user("ordinary")
+    password = f"{ordinary.password}\n"
+    run("login", "--url", url, "--user", "ordinary", input=password, status=4)
+    assert not login_file().exists()
+
+    # A socket is preferred.
+    done = run("login", "-c", yaml, "--user", "admin", input=f"{admin.password}\n")
+    assert "Logged in as @admin:" in done.stderr
+    assert json.loads(login_file().read_text())["url"] == f"unix:{homeserver.socket}"
+    assert admin.password not in login_file().read_text()
+    assert run("list").stdout == run("list", "-c", yaml).stdout
+    assert "no access token" in run("list", "--url", url, status=4).stderr
+    run("logout")
+    assert not login_file().exists()
+    run("list", "-c", yaml, status=4)
+
+    monkeypatch.setenv("FEDERATION_ADMIN_TOKEN", ordinary.access_token)
+    assert "server admin" in run("list", "-c", yaml, status=4).stderr
+    monkeypatch.setenv("FEDERATION_ADMIN_TOKEN", "wrong")
+    assert "not valid" in run("list", "-c", yaml, status=4).stderr
+
+
+def test_nobody_there(homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing listens, or something else does, it says so."""
+    down = homeserver.fleet.refusing[0]
+    assert "refused" in run("--url", f"http://{down}", "list", status=5).stderr
+    up = homeserver.fleet.up[0]
+    text = run("--url", f"https://{up}", "list", status=5).stderr
+    assert "certificate is not trusted" in text
+    monkeypatch.setenv("HTTP_PROXY", f"http://{down}")
+    assert "destination" in run("list", "-o", "minified").stdout
