@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All commands in one group."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from synapse_federation_admin.cli.login import login, logout
 from synapse_federation_admin.cli.look import list_, status
 from synapse_federation_admin.cli.manual import man
 from synapse_federation_admin.cli.one import reset, show, tell
-from synapse_federation_admin.cli.options import shared
+from synapse_federation_admin.cli.options import Asked, pass_asked, shared
 from synapse_federation_admin.cli.records import audit, export
 from synapse_federation_admin.cli.runs import cancel, runs, watch
 from synapse_federation_admin.cli.why import why
@@ -29,6 +30,25 @@ def group() -> None:
     Exit status: 0 fine, 1 failed, 2 wrong usage, 3 the destination fails, 4 not
     allowed, 5 the homeserver cannot be reached.
     """
+
+
+@click.command()
+@shared
+@pass_asked
+def top(asked: Asked) -> None:
+    """Look at what fails, live: a screen that is kept up to date.
+
+    Is it us; what fails by cause and age; servers as they come and go; what waits, our
+    senders, and the run under way. `?` tells the keys.
+    """
+    from synapse_federation_admin.cli.top import Top
+
+    if not sys.stdout.isatty():
+        raise click.UsageError("This needs a terminal; `status` does not.")
+    client = asked.client
+    # What is wrong is told before the screen changes.
+    client.get("/status")
+    Top(client).run()
 
 
 @group.result_callback()
@@ -72,7 +92,7 @@ def playground(workers: bool, check: bool, keep: Path | None) -> int:
 
 
 for _command in (
-    *(status, list_, show, why, tell),
+    *(status, top, list_, show, why, tell),
     *(reconnect, reset, forget, cap_backoff),
     *(runs, watch, cancel, audit, export),
     *(login, logout, man, playground),

@@ -137,13 +137,14 @@ def verdict_lines(summary: Json) -> Iterator[RenderableType]:
     yield grid([(Text(verdict.why),)])
 
 
-def heat(by_kind: Json) -> RenderableType:
+def heat(by_kind: Json, with_ages: bool = True) -> RenderableType:
     """Return what fails by cause and age, as a table."""
-    made = table("  Cause", *(f">{column.label}" for column in AGES), ">all")
+    ages = AGES if with_ages else ()
+    made = table("  Cause", *(f">{column.label}" for column in ages), ">all")
     for row in heat_table(by_kind):
         cells = [
             Text(count(number), _HEAT[strength]) if number else Text("·", "dim")
-            for number, strength in row.cells
+            for number, strength in row.cells[: len(ages)]
         ]
         made.add_row(line(f"  {cause(row.kind)}"), *cells, Text(count(row.total)))
     return made

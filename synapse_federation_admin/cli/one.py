@@ -50,7 +50,7 @@ def show(asked: Asked, name: str) -> None:
         rooms = {}
         if found.get("shared_rooms"):
             rooms = _if_on(asked, f"{path}/shared_rooms", _ROOMS)
-        asked.out.show(*_shown(found, outages, rooms))
+        asked.out.show(*shown_server(found, outages, rooms))
 
     asked.out.answer(found, human)
 
@@ -65,7 +65,14 @@ def _if_on(asked: Asked, path: str, limit: int) -> Json:
         return {}
 
 
-def _shown(server: Json, outages: Json, rooms: Json) -> Iterator[RenderableType]:
+def shown_server(server: Json, outages: Json, rooms: Json) -> Iterator[RenderableType]:
+    """Write all that is known of a server.
+
+    Args:
+        server: The object of the API.
+        outages: Its last outages, as the API has them; may be empty.
+        rooms: Shared rooms; likewise.
+    """
     yield line(server.get("destination"), "bold")
     yield grid(_facts(server))
     last = server.get("last_failure")

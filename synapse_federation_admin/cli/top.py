@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`top`: a live screen of what fails, as it comes and goes."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import attr
+from rich.console import Group, RenderableType
+from rich.text import Text
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.events import Resize
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Input, Static
+
+from synapse_federation_admin.cli.change import reconnected
+from synapse_federation_admin.cli.client import Client, Json, segment
+from synapse_federation_admin.cli.exits import FailedError
+from synapse_federation_admin.cli.look import (
+    UNDER_WAY,
+    failing_of,
+    heat,
+    next_try,
+    run_line,
+    senders,
+    verdict_lines,
+    waiting,
+    waiting_rows,
+    why_of,
+)
+from synapse_federation_admin.cli.one import shown_server
+from synapse_federation_admin.cli.output import grid, line, now_ms, since
+from synapse_federation_admin.cli.why import diagnosis
+
+# How often it asks what has changed; the API reads that once in five seconds for all.
+_CHANGES_S = 5.0
+
+# After how long all is read anew, where something has changed, and where nothing has.
+_AFTER_CHANGE_S = 10.0
+_AFTER_NOTHING_S = 30.0
+
+# So many servers are shown, and so long those that have come or gone are marked.
+_ROWS = 500
+_NEW_S = 60
+
+# From what width on the parts at the top are side by side, and all columns are shown.
+_WIDE = 110
+
+_KEYS = (
+    ("↑ ↓ PgUp PgDn", "choose a server"),
+    ("Enter", "show all that is known of it"),
+    ("d", "diagnose it: why it fails, and what to do"),
+    ("r", "contact it, and reconnect it if it answers"),
+    ("/", "keep the names that contain a text, or match `*` and `?`"),
+    ("Esc", "keep all again; close what is open"),
+    ("g", "read all anew"),
+    ("?", "these keys"),
+    ("q", "end"),
+)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Seen:
+    """What was read.
+
+    Attributes:
+        summary: The summary.
+        rows: The servers that fail, the last to begin first.
+        is_all: Whether those are all.
+        runs: The runs under way.
+    """
+
+    summary: Json
+    rows: Sequence[Json]
+    is_all: bool
+    runs: Sequence[Json]
+
+
+def read(client: Client, name: str) -> Seen:
+    """Read all that the screen shows.
+
+    Args:
+        client: Whom to ask.
+        name: Which servers: a text, or a pattern; "" for all.
+
+    Raises:
+        FailedError: It cannot be read.
+    """
+    params: Json = {
+        "failing_for": "0s",
+        "order_by": "failure_ts",
+        "dir": "b",
+        "limit": _ROWS,
+        "destination": name or None,
+    }
+    try:
+        include = {"include": ["failure", "backlog"]}
+        page = client.get("/destinations", {**params, **include})
+    except FailedError as e:
+        if e.answer.get("errcode") != "M_UNKNOWN":
+            raise
+        page = client.get("/destinations", params)
+    try:
+        runs = client.get("/runs", {"limit": 5}).get("runs", ())
+    except FailedError as e:
+        if e.answer.get("errcode") != "M_UNKNOWN":
+            raise
+        runs = ()
+    return Seen(
+        client.get("/summary"),
+        page.get("destinations", ()),
+        "next_token" not in page,
+        [run for run in runs if run.get("status") in UNDER_WAY],
+    )
+
+
+class _Box(ModalScreen[bool]):
+    """Something on top of the screen, until a key closes it."""
+
+    DEFAULT_CSS = """
+    _Box { align: center middle; }
+    _Box > VerticalScroll {
+        width: 90%; max-width: 120; height: auto; max-height: 90%;
+        border: round $primary; background: $surface; padding: 0 1;
+    }
+    _Box Static { height: auto; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter", "close(False)", "Close")
+    ]
+
+    def __init__(self, *what: RenderableType) -> None:
+        super().__init__()
+        self._what = what
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll():
+            yield Static(Group(*self._what), id="what")
+        yield Footer()
+
+    def replace(self, *what: RenderableType) -> None:
+        """Show something else in it."""
+        self._what = what
+        self.query_one("#what", Static).update(Group(*what))
+
+    def action_close(self, answer: bool) -> None:
+        """Close it, with an answer."""
+        self.dismiss(answer)
+
+
+class _Question(_Box):
+    """Something that is asked."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "close(True)", "Yes"),
+        Binding("n,escape,q", "close(False)", "No"),
+    ]
+
+
+class Top(App[None]):
+    """The screen."""
+
+    TITLE = "synapse-federation-admin"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #verdict, #run, #trouble { height: auto; padding: 0 1; }
+    #trouble { color: $error; display: none; }
+    #parts { height: auto; max-height: 45%; }
+    #parts > VerticalScroll { width: 3fr; height: auto; max-height: 100%; }
+    #side { width: 2fr; height: auto; }
+    #parts Static { height: auto; padding: 0 1; }
+    .narrow #parts { layout: vertical; max-height: 40%; overflow-y: auto; }
+    .narrow #parts > VerticalScroll, .narrow #side { width: 100%; }
+    #filter { display: none; height: 3; }
+    #servers { height: 1fr; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("d", "diagnose", "Diagnose"),
+        Binding("r", "reconnect", "Reconnect"),
+        Binding("g", "read", "Read anew", show=False),
+        Binding("question_mark", "keys", "Keys", key_display="?"),
+        Binding("escape", "all", "All", show=False),
+        Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
+    ]
+
+    def __init__(self, client: Client) -> None:
+        """Make the screen.
+
+        Args:
+            client: Whom to ask.
+        """
+        super().__init__()
+        self._client = client
+        self._wanted = ""
+        self._since: int | None = None
+        self._seen: Seen | None = None
+        self._read_at = 0.0
+        self._has_changed = False
+        # When each was said to have begun to fail, or to be back.
+        self._failed: dict[str, int] = {}
+        self._back: dict[str, int] = {}
+        self._busy = False
+
+    def compose(self) -> ComposeResult:
+        """Make the parts of the screen."""
+        yield Static(Text("Reading …", "dim"), id="verdict")
+        yield Static(id="trouble")
+        with Horizontal(id="parts"):
+            with VerticalScroll(can_focus=False):
+                yield Static(id="heat")
+            with Vertical(id="side"):
+                yield Static(id="waiting")
+                yield Static(id="senders")
+        yield Static(id="run")
+        yield Input(placeholder="a part of the name, or * and ?", id="filter")
+        yield DataTable(id="servers", cursor_type="row", zebra_stripes=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.query_one(DataTable).focus()
+        self.set_interval(_CHANGES_S, self._look)
+        self.set_interval(1.0, self._show_ages)
+        self._look()
+
+    def on_resize(self, event: Resize) -> None:
+        """Put what has no room side by side one below the other."""
+        self.set_class(event.size.width < _WIDE, "narrow")
+        self._show()
+
+    # -- what is read ------------------------------------------------------------------
+
+    @work(thread=True, exclusive=False, group="look")
+    def _look(self) -> None:
+        """Ask what has changed; read all, if that says so or it is long ago."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            self._look_once()
+        except FailedError as e:
+            told = f"{e.message} Trying again."
+            self.call_from_thread(self._tell_trouble, told)
+        finally:
+            self._busy = False
+
+    def _look_once(self) -> None:
+        changes = self._client.get("/changes", {"since": self._since})
+        is_first = self._since is None
+        self._since = changes.get("as_of_ts")
+        if not is_first:
+            self._failed |= {e["destination"]: e["ts"] for e in changes["failed"]}
+            self._back |= {e["destination"]: e["ts"] for e in changes["came_back"]}
+        self._has_changed |= any(
+            changes.get(what) for what in ("failed", "came_back", "runs", "audit")
+        ) or not changes.get("is_complete", True)
+        ago_s = time.monotonic() - self._read_at
+        after_s = _AFTER_CHANGE_S if self._has_changed else _AFTER_NOTHING_S
+        if self._seen is None or ago_s >= after_s:
+            self._has_changed = False
+            self._seen = read(self._client, self._wanted)
+            self._read_at = time.monotonic()
+        elif changes.get("runs"):
+            under_way = [r for r in changes["runs"] if r.get("status") in UNDER_WAY]
+            self._seen = attr.evolve(self._seen, runs=under_way)
+        self.call_from_thread(self._show)
+
+    def action_read(self) -> None:
+        """Read all anew."""
+        self._read_at = float("-inf")
+        self._look()
+
+    # -- what is shown -----------------------------------------------------------------
+
+    def _tell_trouble(self, text: str) -> None:
+        trouble = self.query_one("#trouble", Static)
+        trouble.display = bool(text)
+        trouble.update(line(f"✗ {text}") if text else "")
+
+    def _show(self) -> None:
+        seen = self._seen
+        if seen is None:
+            return
+        self._tell_trouble("")
+        summary = seen.summary
+        self._update("#verdict", *verdict_lines(summary))
+        by_kind = summary.get("failing_by_kind_and_age")
+        if by_kind:
+            is_small = self.size.width < 80
+            self._update("#heat", heat(by_kind, with_ages=not is_small))
+        else:
+            self._update("#heat", Text())
+        self._update(
+            "#waiting", Text("What waits", "bold"), grid(waiting_rows(summary))
+        )
+        self._update("#senders", Text("Our senders", "bold"), senders(summary))
+        self._update("#run", *(run_line(run) for run in seen.runs))
+        self.query_one("#run").display = bool(seen.runs)
+        self._show_rows(seen)
+
+    def _update(self, selector: str, *what: RenderableType) -> None:
+        self.query_one(selector, Static).update(Group(*what))
+
+    def _show_rows(self, seen: Seen) -> None:
+        table = self.query_one(DataTable)
+        chosen, at = self.chosen, table.cursor_row
+        table.clear(columns=True)
+        is_wide = self.size.width >= _WIDE
+        table.add_columns("", "Server", "Down for", "Why")
+        if is_wide:
+            table.add_columns("Next try", "Waits")
+        failing = {str(row["destination"]) for row in seen.rows}
+        newest = now_ms() - _NEW_S * 1000
+        self._back = {n: ts for n, ts in self._back.items() if ts >= newest}
+        self._failed = {n: ts for n, ts in self._failed.items() if ts >= newest}
+        for name in self._back:
+            if name not in failing and self._is_kept(name):
+                cells = [
+                    Text("✓", "green"),
+                    line(name, "green"),
+                    Text(),
+                    Text("is back"),
+                ]
+                table.add_row(*cells, *([Text(), Text()] if is_wide else []), key=name)
+        for row in seen.rows:
+            name = str(row["destination"])
+            began = row.get("failure_ts") or row.get("retry_last_ts") or 0
+            is_new = began >= newest
+            mark = Text("▲", "bold red") if is_new else Text(" ")
+            if not is_new and name in self._failed:
+                mark = Text("·", "red")
+            cells = [
+                mark,
+                line(name, "bold" if is_new else ""),
+                Text(since(began)),
+                line(why_of(row)),
+            ]
+            if is_wide:
+                cells += [Text(next_try(row)), Text(waiting(row.get("backlog")))]
+            table.add_row(*cells, key=name)
+        keys = [str(key.value) for key in table.rows]
+        if chosen in keys:
+            at = keys.index(chosen)
+        if keys:
+            table.move_cursor(row=min(at, len(keys) - 1), animate=False)
+        self._title(seen)
+
+    def _is_kept(self, name: str) -> bool:
+        """Tell whether a name that came back is one of those looked at."""
+        wanted = self._wanted.lower()
+        return "*" not in wanted and "?" not in wanted and wanted in name.lower()
+
+    def _title(self, seen: Seen) -> None:
+        table = self.query_one(DataTable)
+        table.border_title = None
+        told = f"{failing_of(seen.summary)} failing"
+        if self._wanted:
+            told += f", those like “{line(self._wanted).plain}”: {len(seen.rows)}"
+        if not seen.is_all:
+            told += f"; the {_ROWS} that began last"
+        self.sub_title = told
+
+    def _show_ages(self) -> None:
+        """Let time pass where nothing is read."""
+        if self._seen is not None and len(self.screen_stack) == 1:
+            table = self.query_one(DataTable)
+            for row in self._seen.rows:
+                began = row.get("failure_ts") or row.get("retry_last_ts") or 0
+                if now_ms() - began < 600_000 and row["destination"] in table.rows:
+                    column = list(table.columns)[2]
+                    table.update_cell(row["destination"], column, Text(since(began)))
+
+    @property
+    def chosen(self) -> str | None:
+        """The name of the server that is chosen."""
+        table = self.query_one(DataTable)
+        if not table.row_count:
+            return None
+        row = min(table.cursor_row, table.row_count - 1)
+        return str(list(table.rows)[row].value)
+
+    # -- keys --------------------------------------------------------------------------
+
+    def action_keys(self) -> None:
+        """Tell the keys."""
+        self.push_screen(_Box(Text("Keys", "bold"), grid(_KEYS)))
+
+    def action_filter(self) -> None:
+        """Ask which servers to show."""
+        asked = self.query_one("#filter", Input)
+        asked.value = self._wanted
+        asked.display = True
+        asked.focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Show those whose names were asked for."""
+        self._keep(event.value.strip())
+
+    def action_all(self) -> None:
+        """Show all servers again."""
+        self._keep("")
+
+    def _keep(self, name: str) -> None:
+        self.query_one("#filter").display = False
+        self.query_one(DataTable).focus()
+        if name != self._wanted:
+            self._wanted = name
+            self.action_read()
+
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        """Show all that is known of a server."""
+        name = str(event.row_key.value)
+
+        def ask() -> list[RenderableType]:
+            server = self._client.get(f"/destinations/{segment(name)}")
+            return list(shown_server(server, {}, {}))
+
+        self._ask(f"Reading {name} …", ask)
+
+    def action_diagnose(self) -> None:
+        """Diagnose the server that is chosen."""
+        name = self.chosen
+        if name is not None:
+            path = f"/destinations/{segment(name)}/diagnose"
+            self._ask(
+                f"Looking at the way to {name} …",
+                lambda: list(diagnosis(self._client.post(path))),
+            )
+
+    def action_reconnect(self) -> None:
+        """Contact the server that is chosen, if that is meant."""
+        name = self.chosen
+        if name is None:
+            return
+
+        def ask() -> list[RenderableType]:
+            path = f"/destinations/{segment(name)}/reconnect"
+            return list(reconnected(name, self._client.post(path)))
+
+        def answered(is_meant: bool | None) -> None:
+            if is_meant:
+                self._ask(f"Contacting {name} …", ask, then=self.action_read)
+
+        question = _Question(
+            line(f"Reconnect {name}?", "bold"),
+            Text("It is contacted, and changed only if it answers."),
+            Text("y: yes   n: no", "dim"),
+        )
+        self.push_screen(question, answered)
+
+    def _ask(
+        self,
+        told: str,
+        ask: Callable[[], list[RenderableType]],
+        then: Callable[[], Any] | None = None,
+    ) -> None:
+        """Show what is asked for, once it is there."""
+        box = _Box(line(told, "dim"))
+        self.push_screen(box)
+        self._answer(box, ask, then)
+
+    @work(thread=True, group="ask")
+    def _answer(
+        self,
+        box: _Box,
+        ask: Callable[[], list[RenderableType]],
+        then: Callable[[], Any] | None,
+    ) -> None:
+        try:
+            what = ask()
+        except FailedError as e:
+            what = [line(f"✗ {e.message}", "red")]
+        self.call_from_thread(self._answered, box, what)
+        if then is not None:
+            self.call_from_thread(then)
+
+    def _answered(self, box: _Box, what: list[RenderableType]) -> None:
+        # Who has closed it does not want to see it any more.
+        if box in self.screen_stack:
+            box.replace(*what)
