@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from attrs import frozen
 
 from synapse_federation_admin.playground.client import Json
+from synapse_federation_admin.playground.console import check_console
 from synapse_federation_admin.playground.processes import PlaygroundError, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, MessageKind
 from synapse_federation_admin.playground.world import (
@@ -111,6 +112,10 @@ def check(
         "what real requests failed with to be recorded",
         _RECORDED_TIMEOUT_S,
     )
+
+    progress("Opening the console")
+    expired = playground.remotes[Behaviour.EXPIRED_CERTIFICATE]
+    check_console(playground, expired, "Expired TLS certificate")
 
     progress("Asking why they fail")
     diagnoses = _diagnose(playground)

@@ -121,7 +121,7 @@ function morph(old, fresh, changed) {
 function update(pairs) {
   const changed = new Set();
   const active = document.activeElement;
-  const isSeen = (each) => each.getBoundingClientRect().top >= 0 && each.offsetParent !== null;
+  const isSeen = (each) => each.getBoundingClientRect().top >= -1 && each.offsetParent !== null;
   // What somebody looks at stays where it is on the screen.
   const anchor = active.closest("main") && active.id !== "main" && isSeen(active)
     ? active : all("main [data-row], main h1, main h2, main p").find(isSeen);
@@ -182,12 +182,11 @@ async function get(url) {
   const answer = await fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(30e3) });
   if (answer.ok) return answer;
   const said = parse(await answer.text()).querySelector("main h1")?.textContent;
-  // Where it lies with who asks, nothing is expected of asking again.
-  isOver = Boolean(said) && answer.status < 500;
-  const cause = said
+  const told = said
     ? (answer.status === SIGNED_OUT ? "You are signed out." : `${said}.`)
     : `A proxy answers HTTP ${answer.status}: the homeserver behind it does not.`;
-  throw new Error("", { cause });
+  // Where it lies with who asks, nothing is expected of asking again.
+  throw Object.assign(new Error(told), { told, isFinal: Boolean(said) && answer.status < 500 });
 }
 
 async function look() {
@@ -211,7 +210,8 @@ async function look() {
     }
     trouble = "";
   } catch (error) {
-    trouble = error.cause ?? "The homeserver does not answer.";
+    trouble = error.told ?? "The homeserver does not answer.";
+    isOver = Boolean(error.isFinal);
     nextAsk = Date.now() + ASK_MS;
   } finally {
     isAsking = false;
@@ -385,7 +385,7 @@ async function toggleHelp() {
   }
   beforeHelp = document.activeElement;
   try {
-    const list = parse(await (await fetch(helpLink.href)).text()).getElementById("keys");
+    const list = parse(await (await get(helpLink.href)).text()).getElementById("keys");
     help = document.createElement("aside");
     const [heading, close] = ["h2", "button"].map((name) => document.createElement(name));
     [help.className, help.tabIndex, heading.textContent, close.textContent] = ["help", -1, "Keys", "Close"];
@@ -423,7 +423,7 @@ document.addEventListener("keydown", (event) => {
   else if (key === "/") document.querySelector("[data-filter], main input[type=search]")?.focus();
   else if (key === "?") helpLink?.click();
   else if (key === "Escape" && help) toggleHelp();
-  else if (key === "Enter" && target.matches("[data-row]")) (target.querySelector("[data-open]") ?? target.querySelector("a[href]"))?.click();
+  else if (key === "Enter" && target.matches("[data-row]")) target.querySelector("a[href]")?.click();
   else if (key === "x" && rowNow()) rowNow().querySelector("input[type=checkbox]")?.click();
   else if (/^[a-z]$/.test(key)) isOurs = press(key);
   else isOurs = false;
