@@ -58,6 +58,10 @@ async def show_us(visit: Visit) -> Answered:
 
 def _told(outlook: Any) -> tuple[str, str, str]:
     """Return what is told of the outlook."""
-    if outlook.verdict is CorrelationVerdict.NORMAL and not outlook.can_be_told:
+    tried = outlook.last_hour
+    is_normal = outlook.verdict is CorrelationVerdict.NORMAL
+    if is_normal and tried.tried and not tried.failing:
+        return "good", "✓", "Nothing that was tried lately fails"
+    if is_normal and not outlook.can_be_told:
         return "muted", "?", "Too few servers were tried lately to tell"
     return OUTLOOKS[outlook.verdict]
