@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx, as `docs/console.md` has operators configure it."""
+"""nginx, as `contrib/proxy/nginx.conf` has operators configure it."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from synapse_federation_admin.playground.processes import (
     wait_until,
 )
 
-DOCUMENTED = Path(__file__).parent.parent / "docs" / "console.md"
+_LOCATION = Path(__file__).parent.parent / "contrib" / "proxy" / "nginx.conf"
 
 # What Synapse's own documentation has.
 _CLIENT = """
@@ -48,12 +48,6 @@ SERVERS
 """
 
 
-def documented_location() -> str:
-    """Return the part of nginx's configuration that the documentation has."""
-    (found,) = re.findall("```nginx\n(.*?)```", DOCUMENTED.read_text(), re.DOTALL)
-    return str(found)
-
-
 @contextmanager
 def reverse_proxy(
     folder: Path,
@@ -73,7 +67,7 @@ def reverse_proxy(
     assert program, "there is no nginx"
     folder.mkdir()
     files = certificates.files(address)
-    location, count = re.subn("allow .*?;", "allow 127.0.0.0/8;", documented_location())
+    location, count = re.subn("allow .*?;", "allow 127.0.0.0/8;", _LOCATION.read_text())
     assert count == 1
     servers = []
     for port, (upstream, more) in upstreams.items():

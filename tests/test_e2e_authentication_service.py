@@ -17,7 +17,10 @@ import attr
 import httpx
 import pytest
 from authentication_service import ADMIN, API, DEVICE_GRANT, AuthenticationService
+from browser import PATIENCE_MS, Watched, browser
 from plain_browser import Page, PlainBrowser
+from playwright.sync_api import Browser, expect
+from playwright.sync_api import Page as BrowserPage
 from reverse_proxy import reverse_proxy
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -31,6 +34,8 @@ IS_OLD = find_spec("synapse.api.auth.msc3861_delegated") is not None
 
 ADDRESS = "127.0.0.61"
 SECRET = "a-secret-of-both"
+
+TOKEN = "POST /oauth2/token"
 
 Open = Callable[..., PlainBrowser]
 
@@ -434,3 +439,85 @@ def test_signing_out(world: World, open_browser: Open) -> None:
     assert page.path == "/session"
     assert len(world.service.ended) == ended + 1
     assert browser.open("/").status == 401
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
+    with browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def window(world: World, chromium: Browser) -> Iterator[Watched]:
+    """A real browser's window, in which nothing goes wrong but what a test allows."""
+    window = Watched(chromium, world.synapse.url())
+    # What is not there for who asks: the browser writes it to its console.
+    window.allowed = ("status of 401", "status of 503")
+    yield window
+    window.close()
+    world.service.lifetime_s, world.service.fails_with = 300, None
+    # One is led to the service.
+    assert [f for f in window.faults if world.service.url not in f] == []
+
+
+def click_through(world: World, window: Watched, path: str) -> None:
+    """Sign in."""
+    page = window.page
+    page.goto(f"{world.synapse.url()}{CONSOLE.rstrip('/')}{path}")
+    page.get_by_role("button", name="authentication service").click()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("header")).to_contain_text("@admin:")
+
+
+def let_time_pass(tab: BrowserPage, seconds: int) -> None:
+    """Have the script of a page believe so; wait for what it then asks for."""
+    tab.clock.run_for(seconds * 1000)
+    tab.evaluate("navigator.locks.request('federation-session', () => {})")
+
+
+@pytest.mark.browser
+def test_two_tabs(world: World, window: Watched) -> None:
+    """Of two tabs one spends the refresh token, and both go on."""
+    world.service.lifetime_s = 80
+    window.context.clock.install()
+    click_through(world, window, "/keys")
+    world.service.lifetime_s = 300
+    tabs = [window.page, window.context.new_page()]
+    refreshed = [name for name in world.service.asked if name == TOKEN]
+    tabs[1].goto(tabs[0].url)
+    # Asked for when the page is loaded, and no more before it ends again.
+    for _ in range(4):
+        for tab in tabs:
+            let_time_pass(tab, 16)
+    spent = [name for name in world.service.asked if name == TOKEN]
+    assert len(spent) == len(refreshed) + 1
+    for tab in tabs:
+        tab.reload()
+        expect(tab.locator("header")).to_contain_text("@admin:")
+
+
+@pytest.mark.browser
+def test_comes_back_by_itself(world: World, window: Watched) -> None:
+    """Who comes after the access token has ended, while the service is away, is told
+    so, and is let in once it is there again."""
+    world.service.lifetime_s = 1
+    page = window.page
+    page.goto(f"{world.synapse.url()}{CONSOLE}keys")
+    window.context.route("**/session/refresh", lambda route: route.abort())
+    window.allowed += ("ERR_FAILED",)
+    page.get_by_role("button", name="authentication service").click()
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_url("**/keys")
+    wait_until(
+        lambda: page.reload().status == 401,  # type: ignore[union-attr]
+        "the token to end",
+        60,
+    )
+    world.service.fails_with = 503
+    window.context.unroute("**/session/refresh")
+    page.reload()
+    expect(page.locator("[data-told]")).to_contain_text("does not answer")
+    world.service.fails_with, world.service.lifetime_s = None, 300
+    expect(page.locator("header")).to_contain_text("@admin:")
+    assert page.url.endswith("/keys")

@@ -275,7 +275,7 @@ if ("retry" in document.body.dataset) {
 const session = document.querySelector("form[data-renew]");
 
 // Where the service refuses to renew, it is not asked again before somebody signs in.
-let refused = "";
+let refused = null;
 
 async function renew() {
   // One tab does it; the others find the cookie renewed.
@@ -287,21 +287,24 @@ async function renew() {
     });
     if (answer.ok) store("federation-expires", (await answer.json()).expires_ts);
     else if (answer.status < 500) refused = known;
+    const place = document.querySelector("[data-told] > [role=status]");
+    if (place && !parts.length) {
+      place.textContent = answer.status < 500 ? "" : "The authentication service does not answer. "
+        + "The session stays, and is renewed once it does.";
+    }
   });
+  // Who comes after the access token has ended is let in once it is renewed, by whichever tab.
+  const isNew = Number(stored("federation-expires")) > Number(session.dataset.renew);
+  if (session.dataset.back && isNew) location.replace(session.dataset.back);
 }
 
 if (session && navigator.locks) {
   store("federation-expires", session.dataset.renew);
-  // Who comes after the access token has ended is let in by what renews it.
-  if (session.dataset.back && Number(session.dataset.renew) < now()) {
-    renew().then(() => {
-      if (Number(stored("federation-expires")) > now()) location.replace(session.dataset.back);
-    }).catch(() => {});
-  }
-  setInterval(() => {
-    const ends = Number(stored("federation-expires"));
-    if (ends - now() < 90e3) renew().catch(() => {});
-  }, 15e3);
+  const look = () => {
+    if (Number(stored("federation-expires")) - now() < 90e3) renew().catch(() => {});
+  };
+  look();
+  setInterval(look, 15e3);
 }
 
 // -- forms ---------------------------------------------------------------------------
