@@ -411,6 +411,12 @@ def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(f"empty.{ZONE}", "TXT", "no address")
 
 
+@fault(f"alias-circle failing {ALIAS}", f"(CNAME) of between-alias-circle.{ZONE}")
+def _(lab: Laboratory, name: str) -> None:
+    lab.dns.add(name, "CNAME", f"between-{name}")
+    lab.dns.add(f"between-{name}", "CNAME", name)
+
+
 @fault(f"srv-dangling failing {ALIAS}", "Their SRV record names")
 def _(lab: Laboratory, name: str) -> None:
     srv(lab, name, f"alias-{name}")

@@ -291,6 +291,11 @@ def _(lab: Laboratory, name: str) -> None:
 
 # Others of the same kinds.
 
+site(
+    "wildcard-of-all failing tls_wrong_name/None",
+    "it is for *.example, not for",
+    certify=lambda lab, _: issued(lab, "*.example"),
+)
 site("wildcard ok", certify=lambda lab, _: issued(lab, f"*.{ZONE}"))
 site("file-port-0 failing well_known_invalid", file=m_server(f"a.{ZONE}:0"))
 site("file-large-port failing well_known_invalid", file=m_server(f"a.{ZONE}:84480"))

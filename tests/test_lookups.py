@@ -181,6 +181,14 @@ class AttemptTestCase(TestCase):
         with self.assertRaises(net.TimeoutError):
             _ = over.nameResolver
 
+    def test_punycode(self) -> None:
+        """A host is told as it stands in the DNS, and not in letters."""
+        for host in ("b\xfccher.example", "xn--bcher-kva.example"):
+            told = ObstacleError(Obstacle.NO_SUCH_HOST, host)
+            self.assertEqual(told.host, "xn--bcher-kva.example")
+        odd = ObstacleError(Obstacle.NO_SUCH_HOST, "\xfc" * 99)
+        self.assertEqual(odd.host, "\xfc" * 99)
+
     def test_two_addresses(self) -> None:
         """Of two addresses, one to which there is no way does not hide the other."""
         attempt = self.attempt()
@@ -217,6 +225,7 @@ class AttemptTestCase(TestCase):
             ([no_way], CancelledError(), "", net.TimeoutError),
             ([no_way, timed_out], no_way, "", net.TCPTimedOutError),
             ([refused], CancelledError(), "is_fetching", ObstacleError),
+            ([refused, refused], CancelledError(), "is_fetching", ObstacleError),
             ([refused], net.TimeoutError(), "is_of_file", net.TimeoutError),
         ):
             attempt = self.attempt()

@@ -141,7 +141,9 @@ def _with_facts(failure: Failure, certificate: Certificate | None) -> Failure:
     if failure.kind is FailureKind.TLS_WRONG_NAME:
         product = default_of([*certificate.names, certificate.subject])
         facts = attr.evolve(facts, names=certificate.names, said=product)
-        reason = Reason.DEFAULT_CERTIFICATE if product else failure.reason
+        # One with names that nobody accepts, such as "*.example", has some.
+        reason = None if certificate.names else failure.reason
+        reason = Reason.DEFAULT_CERTIFICATE if product else reason
         return attr.evolve(failure, reason=reason, facts=facts)
     return failure
 

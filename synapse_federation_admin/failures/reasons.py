@@ -452,7 +452,7 @@ class Reason(Worded):
     )
     NO_NAMES = (
         "no_names",
-        "it has no subjectAltName, and its CN does not count",
+        "it has no valid subjectAltName, and its CN does not count",
         None,
         None,
         "TLS certificate without host names",

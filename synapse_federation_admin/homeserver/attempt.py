@@ -342,10 +342,10 @@ class Attempt(BoundedReactor):
             first = self._refused[0][0]
             host = self._host_of.get(first, first)
             _, met = self._telling_most(host) or self._refused[0]
-            if self._connecting <= 0:
-                return met
             if self.is_fetching and not _tells_little(met):
                 return ObstacleError(Obstacle.LATE_FILE)
+            if self._connecting <= 0:
+                return met
             is_less = self.is_of_file or number_of(met) in NO_WAY
             return net.TimeoutError() if is_less else met
         if self._connecting:

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import Enum
 from traceback import clear_frames
 from urllib.parse import urlsplit
@@ -127,6 +127,10 @@ class ObstacleError(Exception):
     def __init__(
         self, obstacle: Obstacle, host: str = "", cause: BaseException | None = None
     ) -> None:
+        # As it stands in the DNS: Twisted makes letters of Punycode.
+        if not host.isascii():
+            with suppress(UnicodeError):
+                host = host.encode("idna").decode()
         super().__init__(f"{obstacle.value}: {host}" if host else obstacle.value)
         self.obstacle = obstacle
         self.host = host

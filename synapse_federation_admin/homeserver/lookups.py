@@ -245,7 +245,7 @@ class LookUps(SynapseLookUps):
             host: The host name.
             within_s: How long to wait for each answer.
         """
-        name = host
+        name, seen = host, {host}
         for _ in range(limits.ALIASES if self.is_real else 0):
             answers = await self.answers_about(name, within_s, dns.CNAME)
             aliases: list[Any] = [
@@ -253,9 +253,12 @@ class LookUps(SynapseLookUps):
                 for answer in answers or ()
                 if isinstance(answer.payload, dns.Record_CNAME)
             ]
-            if not aliases:
+            alias = aliases[0].name.name.decode("latin-1") if aliases else ""
+            if not alias or alias in seen:
+                # The end, or a circle.
                 break
-            name = aliases[0].name.name.decode("latin-1")
+            seen.add(alias)
+            name = alias
         return "" if name == host else name
 
 
