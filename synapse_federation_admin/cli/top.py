@@ -32,8 +32,9 @@ from synapse_federation_admin.cli.look import (
     why_of,
 )
 from synapse_federation_admin.cli.one import shown_server
-from synapse_federation_admin.cli.output import grid, line, now_ms, since
+from synapse_federation_admin.cli.output import grid, line, now_ms, pill, since
 from synapse_federation_admin.cli.why import diagnosis
+from synapse_federation_admin.wording.servers import SENDERS
 
 # How often it asks what has changed; the API reads that once in five seconds for all.
 _CHANGES_S = 5.0
@@ -117,6 +118,19 @@ def read(client: Client, name: str) -> Seen:
     )
 
 
+def brief(summary: Json) -> RenderableType:
+    """Return what waits, and how our senders are, in a line."""
+    backlog = summary.get("backlog", {})
+    is_known = backlog.get("as_of_ts") is not None
+    waits = waiting(backlog) if is_known else "not known yet"
+    told = Text.assemble(("Waits: ", "bold"), waits, ("  Senders: ", "bold"))
+    for sender in summary.get("senders") or ():
+        look, word = SENDERS.get(str(sender.get("state")), ("muted", ""))
+        name = line(sender.get("instance") or "nobody").plain
+        told.append_text(pill(look, f"{name} {word} "))
+    return told
+
+
 class _Box(ModalScreen[bool]):
     """Something on top of the screen, until a key closes it."""
 
@@ -166,14 +180,16 @@ class Top(App[None]):
     TITLE = "synapse-federation-admin"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #verdict, #run, #trouble { height: auto; padding: 0 1; }
+    #verdict, #run, #trouble, #brief { height: auto; padding: 0 1; }
     #trouble { color: $error; display: none; }
     #parts { height: auto; max-height: 45%; }
     #parts > VerticalScroll { width: 3fr; height: auto; max-height: 100%; }
     #side { width: 2fr; height: auto; }
     #parts Static { height: auto; padding: 0 1; }
-    .narrow #parts { layout: vertical; max-height: 40%; overflow-y: auto; }
-    .narrow #parts > VerticalScroll, .narrow #side { width: 100%; }
+    #brief { display: none; }
+    .narrow #parts { max-height: 35%; }
+    .narrow #brief { display: block; }
+    .narrow #side { display: none; }
     #filter { display: none; height: 3; }
     #servers { height: 1fr; }
     """
@@ -215,6 +231,7 @@ class Top(App[None]):
             with Vertical(id="side"):
                 yield Static(id="waiting")
                 yield Static(id="senders")
+        yield Static(id="brief")
         yield Static(id="run")
         yield Input(placeholder="a part of the name, or * and ?", id="filter")
         yield DataTable(id="servers", cursor_type="row", zebra_stripes=True)
@@ -277,13 +294,16 @@ class Top(App[None]):
     # -- what is shown -----------------------------------------------------------------
 
     def _tell_trouble(self, text: str) -> None:
+        if not self.query("#trouble"):
+            # It has ended meanwhile.
+            return
         trouble = self.query_one("#trouble", Static)
         trouble.display = bool(text)
         trouble.update(line(f"✗ {text}") if text else "")
 
     def _show(self) -> None:
         seen = self._seen
-        if seen is None:
+        if seen is None or not self.query("#trouble"):
             return
         self._tell_trouble("")
         summary = seen.summary
@@ -298,6 +318,7 @@ class Top(App[None]):
             "#waiting", Text("What waits", "bold"), grid(waiting_rows(summary))
         )
         self._update("#senders", Text("Our senders", "bold"), senders(summary))
+        self._update("#brief", brief(summary))
         self._update("#run", *(run_line(run) for run in seen.runs))
         self.query_one("#run").display = bool(seen.runs)
         self._show_rows(seen)
