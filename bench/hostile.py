@@ -36,8 +36,9 @@ from synapse_federation_admin.playground.remote import RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from dns_server import silent, with_resolver
+from dns_server import silent
 from fleet import select, write_failing
+from own_resolver import with_resolver
 
 FAILING_SINCE_TS = 1_600_000_000_000
 SAMPLED_EVERY_S = 0.1

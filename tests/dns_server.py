@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import dnslib
@@ -17,20 +16,6 @@ SERVFAIL = "SERVFAIL"
 SILENCE = "silence"
 
 _MAX_UDP = 512
-
-
-def with_resolver(folder: Path, address: str, options: str = "") -> list[str]:
-    """Return what starts a process with a resolver of its own, in a mount namespace.
-
-    Args:
-        folder: For a file.
-        address: Where the resolver is.
-        options: As in resolv.conf.
-    """
-    conf = folder / "resolv.conf"
-    conf.write_text(f"nameserver {address}\n{options}\n")
-    script = f'mount --bind "{conf}" /etc/resolv.conf && exec "$0" "$@"'
-    return ["unshare", "--mount", "sh", "-c", script]
 
 
 @contextmanager

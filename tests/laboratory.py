@@ -16,8 +16,9 @@ from email import message_from_string
 from pathlib import Path
 from typing import Any
 
-from dns_server import DnsServer, with_resolver
+from dns_server import DnsServer
 from listener import Listener
+from own_resolver import with_resolver
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.events import Identity

@@ -13,7 +13,7 @@ from typing import Any
 import attr
 import pytest
 from deadlines import SOON_S
-from dns_server import DnsServer, with_resolver
+from dns_server import DnsServer
 from faults import expired, m_server
 from fleet import connect_sqlite, write_failing
 from laboratory import (
@@ -27,6 +27,7 @@ from laboratory import (
     homeserver,
 )
 from listener import Listener
+from own_resolver import with_resolver
 
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.processes import free_port, wait_until

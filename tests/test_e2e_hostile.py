@@ -9,9 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dns_server import silent, with_resolver
+from dns_server import silent
 from fleet import read_rows, write_failing
 from laboratory import Laboratory, as_json
+from own_resolver import with_resolver
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.playground.certificates import CertificateAuthority
