@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator
 
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document

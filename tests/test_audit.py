@@ -335,8 +335,9 @@ class KeepTestCase(AuditTestCase):
         self.assertNotIn(late.entry_id, self.outcomes())
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, in steps in which background processes get on."""
-        self.pump(seconds / 100)
+        """Let time pass, and background processes get on."""
+        self.reactor.advance(seconds)
+        self.pump(0.01)
 
     def test_failed(self) -> None:
         """That something went wrong is written; if it can't be, that hides nothing."""

@@ -19,7 +19,11 @@ from shifted_clock import ShiftedClock
 
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import FEDERATION_V2, quoted
+from synapse_federation_admin.playground.client import (
+    FEDERATION_V2,
+    NO_AUTHORITIES,
+    quoted,
+)
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
@@ -46,7 +50,11 @@ class Scrape:
 
     def __init__(self, synapse: SynapseServer, port: int) -> None:
         url = f"http://127.0.0.1:{port}/_synapse/metrics"
-        text = httpx.get(url, trust_env=False).raise_for_status().text
+        text = (
+            httpx.get(url, trust_env=False, verify=NO_AUTHORITIES)
+            .raise_for_status()
+            .text
+        )
         self.server_name = synapse.server_name
         self.samples: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
         for family in text_string_to_metric_families(text):
