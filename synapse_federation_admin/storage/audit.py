@@ -22,6 +22,7 @@ from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FORGOTTEN,
     AUDIT_INTERRUPTED,
     AUDIT_PENDING,
+    WHOLE,
     Actor,
     AuditAction,
     AuditEntry,
@@ -48,34 +49,27 @@ ENTRIES = (
     "(SELECT destination, action, outcome, ts, ended_ts FROM federation_admin_audit)"
 )
 
-_COLUMNS = (
-    *("entry_id", "ts", "action", "destination", "user_id", "puppeted_by"),
-    *("instance", "outcome", "reason", "run_id", "ended_ts", "details"),
+_COLUMNS = tuple(
+    name
+    for kind in (AuditEntry, Actor)
+    for name in attr.fields_dict(kind)
+    if name != "actor"
 )
 _SELECTED = ", ".join(_COLUMNS)
 
-# What may take long is in the log when it begins, too.
-_LOGGED_TWICE = frozenset(
-    action.value
-    for action in (
-        AuditAction.BULK_RECONNECT,
-        AuditAction.BULK_FORGET,
-        AuditAction.BULK_CAP_BACKOFF,
-    )
+_OF_RECONNECT = tuple(
+    outcome.value
+    for outcome in ReconnectOutcome
+    if outcome is not ReconnectOutcome.PENDING
 )
 
 # The outcomes of each action here, but for runs; what never ends is not counted.
 OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
     AuditAction.RESET: (
-        *(ResetOutcome.RESET.value, ReconnectOutcome.CONNECTED.value),
-        *(ReconnectOutcome.REFUSED.value, ReconnectOutcome.STILL_FAILING.value),
-        ReconnectOutcome.INTERNAL.value,
+        ResetOutcome.RESET.value,
+        *(each for each in _OF_RECONNECT if each != ReconnectOutcome.FORCED.value),
     ),
-    AuditAction.RECONNECT: (
-        *(ReconnectOutcome.CONNECTED.value, ReconnectOutcome.STILL_FAILING.value),
-        *(ReconnectOutcome.REFUSED.value, ReconnectOutcome.FORCED.value),
-        *(ReconnectOutcome.INTERNAL.value, AUDIT_FAILED),
-    ),
+    AuditAction.RECONNECT: (*_OF_RECONNECT, AUDIT_FAILED),
     AuditAction.CANCEL: (RunStatus.CANCELLED.value,),
     AuditAction.FORGET: (AUDIT_FORGOTTEN,),
 }
@@ -179,8 +173,11 @@ class Audit:
             "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
             "details = ? WHERE entry_id = ? AND outcome = ?",
             (
-                *(entry.outcome, entry.ended_ts, _to_json(entry.details)),
-                *(entry.entry_id, AUDIT_PENDING),
+                entry.outcome,
+                entry.ended_ts,
+                _to_json(entry.details),
+                entry.entry_id,
+                AUDIT_PENDING,
             ),
         )
         if txn.rowcount:
@@ -426,11 +423,9 @@ def _to_json(details: Mapping[str, object]) -> str:
 
 def _log(entries: Collection[AuditEntry]) -> None:
     for entry in entries:
-        if (
-            entry.outcome == AUDIT_PENDING
-            and entry.ended_ts is None
-            and entry.action not in _LOGGED_TWICE
-        ):
+        is_begun = entry.outcome == AUDIT_PENDING and entry.ended_ts is None
+        # What may take long is in the log when it begins, too.
+        if is_begun and not entry.action.startswith(WHOLE):
             continue
         # As JSON, in ASCII: whatever a remote server or an admin has put into a name
         # or a reason, it is one line.

@@ -44,6 +44,9 @@ class AuditAction(Enum):
     CANCEL = "cancel"
 
 
+# With what the action of a run as a whole begins.
+WHOLE = "bulk_"
+
 # The outcome of what has not come to its end yet, and of what never will, because the
 # process that did it has ended.
 AUDIT_PENDING = "pending"

@@ -86,8 +86,12 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
         ) AS found
         """,  # noqa: S608
         (
-            *(now_ts, now_ts, *which.args),
-            *(now_ts - _NEW_ROW_MS, now_ts - _GIVEN_UP_MS, now_ts - SETTLED_MS),
+            now_ts,
+            now_ts,
+            *which.args,
+            now_ts - _NEW_ROW_MS,
+            now_ts - _GIVEN_UP_MS,
+            now_ts - SETTLED_MS,
         ),
     )
 

@@ -17,7 +17,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import Actor, AuditAction
+from synapse_federation_admin.storage.audit_entry import WHOLE, Actor, AuditAction
 from synapse_federation_admin.storage.run_values import (
     Run,
     RunError,
@@ -26,15 +26,13 @@ from synapse_federation_admin.storage.run_values import (
     RunStatus,
 )
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql, can_be_stored, delete_some
+from synapse_federation_admin.storage.sql import Sql, can_be_stored, delete_some, marks
 
 T = TypeVar("T")
 
 # The columns of a row that a run is made of, and those of them that are JSON objects.
-_COLUMNS = (
-    *("run_id", "action", "status", "entry_id", "user_id", "puppeted_by", "reason"),
-    *("criteria", "options", "created_ts", "updated_ts", "started_ts", "ended_ts"),
-    *("prepared_to", "matched", "outcomes", "totals", "errors", "rate", "error"),
+_COLUMNS = tuple(
+    name for kind in (Run, Actor) for name in attr.fields_dict(kind) if name != "actor"
 )
 _JSON = ("criteria", "options", "outcomes", "totals", "errors")
 
@@ -44,7 +42,7 @@ UNENDED = "(SELECT run_id FROM federation_admin_runs WHERE ended_ts IS NULL)"
 
 def whole_action(action: str) -> str:
     """Return the action by which a run as a whole is in the audit."""
-    return f"bulk_{action}"
+    return f"{WHOLE}{action}"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -77,21 +75,30 @@ class RunStore:
             run_id=run_id,
             details={"criteria": order.criteria, **order.options},
         )
+        row = {
+            "run_id": run_id,
+            "action": order.action,
+            "status": RunStatus.SCHEDULED.value,
+            "entry_id": entry.entry_id,
+            **attr.asdict(order.actor),
+            "reason": order.reason,
+            "criteria": json.dumps(order.criteria),
+            "options": json.dumps(order.options),
+            "names": json.dumps(order.names),
+            "created_ts": now_ts,
+            "updated_ts": now_ts,
+            "matched": 0,
+            "outcomes": "{}",
+            "totals": "{}",
+            "errors": "{}",
+        }
 
         def create_txn(txn: LoggingTransaction) -> tuple[Run, bool]:
             txn.execute(
-                "INSERT INTO federation_admin_runs ("
-                "run_id, action, status, entry_id, user_id, puppeted_by, reason, "
-                "criteria, options, names, created_ts, updated_ts, matched, outcomes, "
-                "totals, errors) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '{}', '{}', '{}') "
+                f"INSERT INTO federation_admin_runs ({', '.join(row)}) "  # noqa: S608
+                f"VALUES ({marks(row)}) "
                 "ON CONFLICT (action) WHERE ended_ts IS NULL DO NOTHING",
-                (
-                    *(run_id, order.action, RunStatus.SCHEDULED.value, entry.entry_id),
-                    *(order.actor.user_id, order.actor.puppeted_by, order.reason),
-                    *(json.dumps(order.criteria), json.dumps(order.options)),
-                    *(json.dumps(order.names), now_ts, now_ts),
-                ),
+                tuple(row.values()),
             )
             created = bool(txn.rowcount)
             if created:

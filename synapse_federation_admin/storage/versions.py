@@ -74,12 +74,11 @@ def add_column(
 
 # The kinds of failures, by the bits that stood for them in version 2.
 _KINDS_OF_BITS = (
-    *("invalid_name", "not_allowed", "ip_blocked", "well_known_invalid"),
-    *("well_known_unreachable", "dns_not_found", "dns_failed", "connection_refused"),
-    *("connection_timeout", "unreachable", "tls_expired", "tls_not_yet_valid"),
-    *("tls_wrong_name", "tls_untrusted", "tls_failed", "rejected", "rate_limited"),
-    *("gone", "http_error", "response_timeout", "invalid_response", "keys_missing"),
-    *("keys_invalid", "keys_expired", "other", "too_large"),
+    "invalid_name not_allowed ip_blocked well_known_invalid well_known_unreachable "
+    "dns_not_found dns_failed connection_refused connection_timeout unreachable "
+    "tls_expired tls_not_yet_valid tls_wrong_name tls_untrusted tls_failed rejected "
+    "rate_limited gone http_error response_timeout invalid_response keys_missing "
+    "keys_invalid keys_expired other too_large"
 )
 
 # Runs of version 2: each reconnects. What is kept as JSON had other keys, or columns.
@@ -114,7 +113,7 @@ def _to_version_3(txn: LoggingTransaction, is_postgres: bool) -> None:
     # The kinds seen in outages were bits, and are words.
     words = " || ".join(
         f"CASE WHEN kinds & {1 << bit} <> 0 THEN ' {kind}' ELSE '' END"
-        for bit, kind in enumerate(_KINDS_OF_BITS)
+        for bit, kind in enumerate(_KINDS_OF_BITS.split())
     )
     kinds_type = columns_of(txn, is_postgres, "outages").get("kinds")
     if kinds_type == "bigint":
