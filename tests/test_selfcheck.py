@@ -43,6 +43,7 @@ V1 = f"{ADMIN_PATH}/v1/federation/destinations"
 # Which features others are made of.
 NEEDS = {
     Feature.V1_RESET: {Feature.AUDIT},
+    Feature.FLUSH_CACHES: {Feature.AUDIT},
     Feature.RECONNECT: {Feature.AUDIT, Feature.BACKLOG},
     Feature.RUNS: {Feature.AUDIT, Feature.BACKLOG, Feature.SHARED_ROOMS},
     Feature.DIAGNOSIS: {Feature.BACKLOG},

@@ -11,7 +11,7 @@ from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet.testing import MemoryReactor
 
-from synapse_federation_admin.destinations import senders as module
+from synapse_federation_admin.destinations import queued as module
 from synapse_federation_admin.destinations.queued import queued_position
 from synapse_federation_admin.destinations.senders import Sender, Senders
 from synapse_federation_admin.homeserver.homeserver import Homeserver
