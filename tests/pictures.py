@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from browser import browser
+from browser import PATIENCE_MS, browser
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -73,15 +73,16 @@ class Camera:
                 if picture == "server" and diagnose.count():
                     diagnose.click()
                     self.page.locator("ol.path").wait_for()
-                for scheme in ("light", "dark"):
-                    self.page.emulate_media(color_scheme=scheme)
-                    self._save(f"{prefix}-{picture}-{scheme}{size}.png")
+                self.take_here(f"{prefix}-{picture}", size, is_full=self.is_all)
 
-    def _save(self, name: str) -> None:
-        file = self.folder / name
-        self.page.screenshot(path=file, full_page=self.is_all)
-        # As few bytes as tell the same.
-        Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
+    def take_here(self, picture: str, size: str = "", *, is_full: bool = False) -> None:
+        """Take the page that is there, light and dark."""
+        for scheme in ("light", "dark"):
+            self.page.emulate_media(color_scheme=scheme)
+            file = self.folder / f"{picture}-{scheme}{size}.png"
+            self.page.screenshot(path=file, full_page=is_full)
+            # As few bytes as tell the same.
+            Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
 
 
 def add_many(world: Playground) -> None:
@@ -126,6 +127,7 @@ def take_all(world: Playground, camera: Camera) -> None:
     options = {"per_second": 0.4, "reason": "after our provider's outage"}
     run = world.client.start_run(all_failing=True, **options)
     camera.take({**MAIN, "run": f"runs/{run['id']}", **OTHERS})
+    take_beside(world, camera)
     sender = world.synapse.processes[-1]
     world.synapse.stop(sender)
 
@@ -138,6 +140,22 @@ def take_all(world: Playground, camera: Camera) -> None:
     world.synapse.start(sender)
     add_many(world)
     camera.take({**MAIN, "run": f"runs/{run['id']}"}, "many")
+
+
+def take_beside(world: Playground, camera: Camera) -> None:
+    """Take what is shown beside a page: the keys, and what does not answer."""
+    page = camera.page
+    for size, (width, height) in SIZES.items():
+        page.set_viewport_size({"width": width, "height": height})
+        page.goto(f"{world.synapse.url()}{CONSOLE}")
+        page.keyboard.press("?")
+        page.get_by_role("complementary").wait_for()
+        camera.take_here("console-help", size)
+        page.keyboard.press("?")
+        world.synapse.stop()
+        page.get_by_text("does not answer").wait_for(timeout=PATIENCE_MS)
+        camera.take_here("console-away", size)
+        world.synapse.start()
 
 
 def main(folder: Path, is_all: bool) -> None:

@@ -7,6 +7,7 @@ What goes wrong in the browser itself fails each test: an error of a script, a r
 to another host, what the page's own policy forbids.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,14 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from browser import PATIENCE_MS, Watched, axe_findings, axe_source, browser
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
-from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
+from synapse_federation_admin.console.cookie import (
+    Origin,
+    Renewal,
+    Session,
+    cookie_name,
+)
 from synapse_federation_admin.playground.client import CONSOLE, FEDERATION_V2
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.records import Behaviour
@@ -78,18 +84,7 @@ def open_window(world: Playground, chromium: Browser) -> Iterator[Open]:
         if token != "":
             token = token or world.admin.access_token
             session = Session(Session.new().id, Origin.PASTED, token)
-            window.context.add_cookies(
-                [
-                    {
-                        "name": cookie_name(world.synapse.server_name),
-                        "value": session.value(),
-                        "domain": "127.0.0.1",
-                        "path": CONSOLE,
-                        "httpOnly": True,
-                        "sameSite": "Lax",
-                    }
-                ]
-            )
+            keep(world, window, "session", session.value())
         return window
 
     yield open_window
@@ -97,6 +92,19 @@ def open_window(world: Playground, chromium: Browser) -> Iterator[Open]:
     for window in opened:
         window.close()
     assert faults == []
+
+
+def keep(world: Playground, window: Watched, purpose: str, value: str) -> None:
+    """Have a browser keep one of the console's cookies."""
+    cookie = {
+        "name": cookie_name(world.synapse.server_name, purpose),
+        "value": value,
+        "domain": "127.0.0.1",
+        "path": CONSOLE,
+        "httpOnly": True,
+        "sameSite": "Lax",
+    }
+    window.context.add_cookies([cookie])
 
 
 def address(world: Playground, path: str = "") -> str:
@@ -371,7 +379,13 @@ def test_runs(world: Playground, open_window: Open) -> None:
     ]
     for pace, button, word in (("10", "", "ended"), ("0.1", "Cancel", "cancelled")):
         page.goto(address(world, "servers?failing_for=0s"))
+        all_of_page = page.get_by_label("Select all on this page")
+        all_of_page.check()
+        count = page.locator("tr[data-row]").count()
+        expect(page.locator("main")).to_contain_text(f"{count} selected")
+        all_of_page.uncheck()
         select(page, *names)
+        expect(page.locator("main")).to_contain_text("2 selected")
         with new_page(page):
             page.get_by_role("button", name="Reconnect").click()
         for name in names:
@@ -457,6 +471,27 @@ def test_sessions_that_end(world: Playground, open_window: Open) -> None:
     with new_page(page):
         page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#run")).to_contain_text("cancelled")
+
+
+def test_refused_renewal(world: Playground, open_window: Open) -> None:
+    """A service that refuses to renew a session is asked once, not for ever."""
+    window = open_window(allowed=REFUSED)
+    page = window.page
+    renewal = Renewal("client", int(time.time() * 1000) + 30_000, "spent")
+    keep(world, window, "renewal", renewal.value())
+    asked: list[str] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=401, json={})
+
+    page.route("**/session/refresh", refuse)
+    page.clock.install()
+    page.goto(address(world, "keys"))
+    page.clock.run_for(300_000)
+    # Behind all that wait for their turn.
+    page.evaluate("navigator.locks.request('federation-session', () => null)")
+    assert len(asked) == 1
 
 
 # What a page marks, for good.

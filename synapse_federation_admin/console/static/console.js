@@ -66,6 +66,7 @@ function tellTimes() {
 // a longer time also for the sake of what no change tells, such as what waits.
 const ASK_MS = 5e3;
 const SLOW_MS = 120e3;
+const MANY_S = 30;
 // What somebody who looks at the page has set, or this script has.
 const KEPT = new Set(["hidden", "open", "tabindex", "data-sent"]);
 
@@ -171,9 +172,9 @@ function hear(changes) {
     const paces = every.filter(([, kind]) => kind && (!changes.is_complete || (kind === "processes"
       ? before !== undefined && before !== processes
       : changes[kind].some((each) => !about || each === about))));
-    // Where too much has changed to tell, the slowest will do.
-    const pace = (changes.is_complete ? Math.min : Math.max)(...paces.map(([s]) => s * 1e3));
-    if (paces.length) nextRead = Math.min(nextRead, readAt + pace);
+    // Where more has changed than is told, a slow pace will do.
+    const pace = changes.is_complete ? Math.min(...paces.map(([seconds]) => seconds)) : MANY_S;
+    if (paces.length) nextRead = Math.min(nextRead, readAt + pace * 1e3);
   }
   if (nextRead > Date.now()) currentAt = Date.now();
 }
@@ -323,19 +324,15 @@ document.addEventListener("submit", (event) => {
   setTimeout(() => delete form.dataset.sent, 3000);
 });
 
-for (const box of all("[data-select-all]")) {
-  box.hidden = false;
-  box.addEventListener("change", () => {
-    for (const each of all("[data-row] input[type=checkbox]", box.closest("form, table"))) each.checked = box.checked;
-    countSelected();
-  });
-}
-
-function countSelected() {
-  const selected = all("[data-row] input[type=checkbox]:checked").length;
-  for (const each of all("[data-selected]")) each.textContent = selected ? `${selected} selected` : "";
-}
-document.addEventListener("change", countSelected);
+const selectAll = document.querySelector("[data-select-all]");
+if (selectAll) selectAll.hidden = false;
+document.addEventListener("change", ({ target }) => {
+  const boxes = all("[data-row] input[type=checkbox]");
+  if (target === selectAll) for (const box of boxes) box.checked = selectAll.checked;
+  const selected = boxes.filter((box) => box.checked).length;
+  const told = document.querySelector("[data-selected]");
+  if (told) told.textContent = selected ? `${selected} selected` : "what is selected";
+});
 
 for (const button of all("[data-copy]")) {
   button.hidden = false;
