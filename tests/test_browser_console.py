@@ -328,9 +328,9 @@ def test_by_keyboard(world: Playground, open_window: Open) -> None:
     keys.press("j")
     keys.press("j")
     keys.press("k")
-    keys.press("x")
     with new_page(page):
         keys.press("r")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Reconnect 1 server?")
     button = page.locator("main").get_by_role("button", name="Reconnect")
     for _ in range(30):
         if button.evaluate("each => each === document.activeElement"):

@@ -364,9 +364,12 @@ function move(step) {
 }
 
 function press(key) {
-  // That of the row, or else that of the page.
-  const button = rowNow()?.querySelector(`[data-key="${key}"]`)
-    ?? all(`[data-key="${key}"]`).find((each) => !each.closest("[data-row]"));
+  // That of the row, or else that of the page, which is for what is selected.
+  const own = rowNow()?.querySelector(`[data-key="${key}"]`);
+  const button = own ?? all(`[data-key="${key}"]`).find((each) => !each.closest("[data-row]"));
+  if (button && !own && !document.querySelector("[data-row] input:checked")) {
+    rowNow()?.querySelector("input[type=checkbox]")?.click();
+  }
   button?.click();
   return Boolean(button);
 }
