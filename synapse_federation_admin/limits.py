@@ -20,6 +20,10 @@ ADDRESS_SEARCHES = 5
 # Servers of which it is looked up in one round where they lead, for the same.
 CORRELATED_SERVERS = 50
 
+# Servers that fail with a certificate that is not trusted of which it is read who has
+# issued it.
+UNTRUSTED_SERVERS = 2000
+
 # Owners of failing servers, and kinds of their failures, that the correlation reads.
 CORRELATED_OWNERS = 20_000
 

@@ -272,11 +272,18 @@ def _wire_diagnosis(s: "Services") -> None:
             s.recorder.accepted_bytes(destination),
         )
 
+    async def others_untrusted(destination: str, issuer: str) -> int:
+        if not s.features.is_on(Feature.HISTORY):
+            return 0
+        count = lambda: history.others_untrusted(destination, issuer)  # noqa: E731
+        return await if_readable(count) or 0
+
     s.diagnoses = Diagnoses(
         s.homeserver,
         s.destinations,
         s.backlog,
         recorded,
+        others_untrusted,
         lambda: s.senders if s.features.is_on(Feature.SENDERS) else None,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )

@@ -60,6 +60,7 @@ LONGEST = Facts(
     also=(FailureKind.TLS_WRONG_NAME, FailureKind.TLS_UNTRUSTED),
     cause=Failure(FailureKind.INVALID_NAME, Reason.NAME_NOT_ASCII),
     is_relayed=True,
+    others=1999,
 )
 NAME = "n" * 300
 WAYS = (

@@ -10,10 +10,18 @@ from module_case import ModuleTestCase, SenderTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-from synapse_federation_admin.failures.kinds import FAILURE_KINDS
+from synapse_federation_admin.failures.kinds import (
+    FAILURE_KINDS,
+    Facts,
+    Failure,
+    FailureKind,
+    Reason,
+)
+from synapse_federation_admin.failures.situation import Effect, Situation
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+from synapse_federation_admin.history.store import HistoryStore
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
@@ -662,10 +670,53 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         self.get_success(attempts.look_up())
         self.assertEqual(find.call_count, 1)
 
+    def test_authority_of_many(self) -> None:
+        """Where others fail by the same authority, it may be this host's list."""
+        issuer, kind = "CN=New Root", "tls_untrusted"
+        names = ["a.one.example", "b.one.example", "two.example", "us.a.example"]
+        for name in [*names, "other.example", "past.example"]:
+            is_other, is_past = name == "other.example", name == "past.example"
+            self.add_failing(name, "http_error" if is_past else kind)
+            self.add_failure(name, kind, issuer="CN=b" if is_other else issuer)
+        history = HistoryStore(
+            homeserver := Homeserver(self.hs.get_module_api()), Tables(homeserver)
+        )
+        count = history.others_untrusted
+        # Who has one domain has any number of names below it.
+        for name, others in (("x.a.example", 2), ("new.org", 3)):
+            self.assertEqual(self.get_success(count(name, issuer)), others)
+        failure = Failure(
+            FailureKind.TLS_UNTRUSTED,
+            Reason.UNKNOWN_AUTHORITY,
+            Facts(host="new.org", issuer=issuer),
+        )
+        for others, fault in ((1, "them"), (2, "unknown")):
+            diagnoses = Diagnoses(
+                homeserver,
+                mock.Mock(),
+                mock.Mock(),
+                mock.Mock(),
+                mock.AsyncMock(return_value=others),
+                mock.Mock(),
+                timeout_ms=1000,
+            )
+            found = self.get_success(
+                diagnoses._with_others(
+                    mock.Mock(left_ms=lambda: 0),
+                    "new.org",
+                    Situation(Effect.STOPS, failure),
+                )
+            )
+            assert found.fault is not None
+            self.assertEqual(found.fault.value, fault)
+            is_told = "The servers of 2 others" in found.explanation
+            self.assertIs(is_told, others == 2)
+
     def test_literal_addresses(self) -> None:
         """Of a name that is an address, or no server's, nobody has to be asked."""
         diagnoses = Diagnoses(
             Homeserver(self.hs.get_module_api()),
+            mock.Mock(),
             mock.Mock(),
             mock.Mock(),
             mock.Mock(),

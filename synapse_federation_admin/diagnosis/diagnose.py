@@ -41,8 +41,9 @@ from synapse_federation_admin.diagnosis.well_known import (
     check_well_known,
     with_second_file,
 )
-from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import why_not_contacted
+from synapse_federation_admin.failures.situation import Situation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.newest import keep_newest
@@ -66,6 +67,10 @@ _CALLED_OFF_MS = 100
 
 # A connection that nobody wants any more ends so much after the diagnosis.
 _GRACE_MS = 1000
+
+# How long it may take to count servers that fail alike; and of how many others.
+_COUNT_MS = 500
+_SEVERAL = 2
 
 # How long it may take where addresses alone are looked for.
 _LOOK_MS = 5000
@@ -92,6 +97,7 @@ class Diagnoses:
         destinations: DestinationStore,
         backlog: BacklogStore,
         recorded: Callable[[str], Awaitable[Recorded | None]],
+        others_untrusted: Callable[[str, str], Awaitable[int]],
         senders: Callable[[], Senders | None],
         *,
         timeout_ms: int,
@@ -103,6 +109,8 @@ class Diagnoses:
             destinations: Knows Synapse's rows.
             backlog: Knows what waits.
             recorded: Returns what real requests to a server met; None: not known.
+            others_untrusted: Counts how many others have servers that fail, as that one
+                does, because an issuer is not trusted.
             senders: Returns who knows the processes that send; None if that is off.
             timeout_ms: How long one diagnosis may take.
         """
@@ -112,6 +120,7 @@ class Diagnoses:
         self._destinations = destinations
         self._backlog = backlog
         self._recorded = recorded
+        self._others_untrusted = others_untrusted
         self._outbound: Outbound | None = None
         # The newest at the end.
         self._made: dict[str, Diagnosis] = {}
@@ -217,7 +226,9 @@ class Diagnoses:
             partial(_guarded, stages, (*_DIRECT, *_ASKED), _check_way, way, name),
         )
         stages[StageName.CLOCK] = check_clock(stages)
-        situation = conclude(stages, self._homeserver.server_name)
+        situation = await self._with_others(
+            way, name, conclude(stages, self._homeserver.server_name)
+        )
         kind = situation.kind.value if situation.kind else ""
         self._homeserver.metrics(DIAGNOSES, situation.verdict.value, kind).inc()
         return Diagnosis(
@@ -228,6 +239,30 @@ class Diagnoses:
             situation=situation,
             stages=tuple(stages[stage] for stage in StageName),
             stored=stages.seen(StoredFindings),
+        )
+
+    async def _with_others(self, way: Way, name: str, found: Situation) -> Situation:
+        """Tell whether others fail by the same authority that this host does not know.
+
+        Then it may be what this host trusts that is old.
+        """
+        failure = found.failure
+        if failure is None or failure.reason is not Reason.UNKNOWN_AUTHORITY:
+            return found
+        try:
+            others = await self._homeserver.run_to_end(
+                "federation_admin_diagnosis",
+                lambda: self._others_untrusted(name, failure.facts.issuer),
+                max(way.left_ms(), _COUNT_MS),
+            )
+        except TimeoutError:
+            return found
+        if others < _SEVERAL:
+            return found
+        facts = attr.evolve(failure.facts, others=others)
+        reason = Reason.AUTHORITY_UNKNOWN_HERE
+        return attr.evolve(
+            found, failure=attr.evolve(failure, reason=reason, facts=facts)
         )
 
     async def _check_stored(self, way: Way, name: str) -> Stage:

@@ -357,6 +357,7 @@ class Facts:
         also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
         is_relayed: Whether another process of this homeserver has met it, and tells.
+        others: How many others have servers that fail by the same authority.
     """
 
     host: str = ""
@@ -385,6 +386,7 @@ class Facts:
     also: tuple[FailureKind, ...] = ()
     cause: "Failure | None" = None
     is_relayed: bool = False
+    others: int = 0
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -419,6 +419,14 @@ class Reason(Worded):
         "their admin for a certificate of a known authority. For your own: "
         "federation_custom_ca_list.",
     )
+    AUTHORITY_UNKNOWN_HERE = (
+        "authority_unknown_here",
+        "this host does not know the authority {issuer}",
+        "Update ca-certificates on this host, restart Synapse, and check that nothing "
+        "in between intercepts TLS. If it is a private authority, ask their admin for "
+        "a certificate of a known one.",
+        Fault.UNKNOWN,
+    )
     MISSING_INTERMEDIATE = (
         "missing_intermediate",
         "only their own certificate is sent, not that of the authority {issuer}",

@@ -20,6 +20,7 @@ from synapse_federation_admin.failures.text import (
     fault_of,
     lowered,
     message_of,
+    others_of,
     shown_duration,
     way_of,
 )
@@ -240,7 +241,7 @@ class Situation:
         sentences = [first or self.effect.value]
         if self.failure is not None:
             sentences += [f"{message_of(self.failure)}.", way_of(self.failure)]
-            sentences.append(cache_of(self.failure))
+            sentences += [cache_of(self.failure), others_of(self.failure)]
         elif self.backoff_left_ms is not None:
             sentences.append("Synapse still backs off from it.")
         sentences += [remark.value for remark in self.remarks]

@@ -102,6 +102,14 @@ def cache_of(failure: Failure) -> str:
     return f"Synapse uses the file that it has cached, for {left}, until {until}."
 
 
+def others_of(failure: Failure) -> str:
+    """Return a sentence of who else's servers fail so; "" if that is not known."""
+    others = failure.facts.others
+    if not others:
+        return ""
+    return f"The servers of {others} others fail by the same authority."
+
+
 def _by_link(failure: Failure) -> tuple[str | None, Fault | None]:
     """Return advice, and whose fault it is, by how a request came there last."""
     links = failure.facts.via

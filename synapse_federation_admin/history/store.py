@@ -21,9 +21,10 @@ from synapse_federation_admin.history.availability import (
     availability_of,
     first_day_ts,
 )
+from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import outages, records
+from synapse_federation_admin.storage import outages, recent_attempts, records
 from synapse_federation_admin.storage.outages import Outage
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.schema import Tables
@@ -103,6 +104,18 @@ class HistoryStore:
             for name, of in found.items()
         }
         return {name: of for name, of in believed.items() if of}
+
+    async def others_untrusted(self, destination: str, issuer: str) -> int:
+        """Count whose servers fail because this host does not trust an issuer.
+
+        Args:
+            destination: The server that is known to; its owner does not count.
+            issuer: The issuer, as it is recorded.
+        """
+        found = await self._run(
+            "untrusted", partial(recent_attempts.untrusted_txn, issuer=issuer)
+        )
+        return len(set(map(owner_of, found)) - {owner_of(destination)})
 
     async def last_success_ts(self, destination: str) -> int | None:
         """Return when a destination last answered well, to within five minutes."""

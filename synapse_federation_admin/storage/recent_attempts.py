@@ -14,6 +14,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.records import (
     ADDRESSES,
@@ -341,5 +342,25 @@ def not_looked_up_txn(
         "ORDER BY MAX(CASE WHEN s.owner IS NULL THEN 0 ELSE 1 END) DESC, RANDOM() "
         "LIMIT ?",
         (since_ts, _CANDIDATES, known_ms, since_ts, looked_ts, limit),
+    )
+    return [name for (name,) in txn.fetchall()]
+
+
+def untrusted_txn(txn: LoggingTransaction, issuer: str) -> list[str]:
+    """Return servers that fail because a certificate of an issuer is not trusted.
+
+    Of a bounded number of those that fail because one is not trusted.
+
+    Args:
+        txn: The transaction.
+        issuer: Who has issued it.
+    """
+    kind = FailureKind.TLS_UNTRUSTED.value
+    txn.execute(
+        f"SELECT f.destination FROM (SELECT destination FROM {OPEN_OUTAGES} AS o "  # noqa: S608
+        "WHERE o.last_kind = ? ORDER BY destination LIMIT ?) AS untrusted "
+        f"JOIN {FAILURES} AS f ON f.destination = untrusted.destination "
+        "AND f.kind = ? WHERE f.issuer = ?",
+        (kind, limits.UNTRUSTED_SERVERS, kind, issuer),
     )
     return [name for (name,) in txn.fetchall()]
