@@ -252,6 +252,7 @@ def _wire_diagnosis(s: "Services") -> None:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.diagnosis.support import SupportFiles
+    from synapse_federation_admin.history.owners import owner_of
     from synapse_federation_admin.history.store import HistoryStore, if_readable
 
     history = HistoryStore(s.homeserver, s.tables)
@@ -284,6 +285,7 @@ def _wire_diagnosis(s: "Services") -> None:
         s.backlog,
         recorded,
         others_untrusted,
+        owner_of,
         lambda: s.senders if s.features.is_on(Feature.SENDERS) else None,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )

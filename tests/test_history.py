@@ -697,6 +697,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
                 mock.Mock(),
                 mock.Mock(),
                 mock.AsyncMock(return_value=others),
+                owner_of,
                 mock.Mock(),
                 timeout_ms=1000,
             )
@@ -720,6 +721,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
             mock.Mock(),
             mock.Mock(),
             mock.Mock(),
+            owner_of,
             mock.Mock(),
             timeout_ms=1000,
         )

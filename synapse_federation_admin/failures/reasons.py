@@ -422,9 +422,9 @@ class Reason(Worded):
     AUTHORITY_UNKNOWN_HERE = (
         "authority_unknown_here",
         "this host does not know the authority {issuer}",
-        "Update ca-certificates on this host, restart Synapse, and check that nothing "
-        "in between intercepts TLS. If it is a private authority, ask their admin for "
-        "a certificate of a known one.",
+        "Update ca-certificates on this host and restart Synapse; check that nothing "
+        "in between intercepts TLS. If the authority is private, ask their admin for a "
+        "known one.",
         Fault.UNKNOWN,
     )
     MISSING_INTERMEDIATE = (
@@ -718,6 +718,19 @@ class Reason(Worded):
         "memory of this host, and see what uses them up.",
         Fault.US,
         "Out of resources",
+    )
+    OUR_CLOCK = (
+        "our_clock",
+        "their clock is {ahead} ours, and ours is wrong",
+        "Set the clock of this host (timedatectl), with NTP. Until then certificates, "
+        "keys and events seem to be too old or too new.",
+        Fault.US,
+    )
+    THEIR_CLOCK = (
+        "their_clock",
+        "their clock is {ahead} ours, and theirs is wrong",
+        "Tell their admin to set the clock of their host, with NTP.",
+        Fault.THEM,
     )
     CLOCK = (
         "clock",

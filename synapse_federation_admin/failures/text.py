@@ -19,6 +19,8 @@ from synapse_federation_admin.failures.kinds import (
 
 _NEITHER = (None, None)
 
+_CLOCKS = (Reason.CLOCK, Reason.OUR_CLOCK, Reason.THEIR_CLOCK)
+
 # A sentence without its full stop.
 _SENTENCE = limits.SENTENCE - 1
 
@@ -107,6 +109,9 @@ def others_of(failure: Failure) -> str:
     others = failure.facts.others
     if not others:
         return ""
+    if failure.reason in _CLOCKS:
+        whose = "theirs" if failure.reason is Reason.OUR_CLOCK else "ours"
+        return f"The clocks of {others} other servers, seen lately, agree with {whose}."
     return f"The servers of {others} others fail by the same authority."
 
 
@@ -146,9 +151,11 @@ def _words(failure: Failure) -> tuple[str, str, str]:
     ):
         # When a certificate becomes valid is for all of a chain alike.
         return kind.headline, kind.because, by_link or kind.advice
-    if kind is FailureKind.OTHER and reason is Reason.CLOCK:
+    if kind is FailureKind.OTHER and reason in _CLOCKS:
         # Nothing fails.
-        return "Clocks differ", reason.because, SET_CLOCK
+        is_known = reason is not Reason.CLOCK
+        what = reason.advice if is_known and reason.advice else SET_CLOCK
+        return "Clocks differ", reason.because, what
     advice = kind.advice if kind is HELPED_BY_RESET else reason.advice
     headline = reason.headline or kind.headline
     return headline, reason.because, advice or by_link or kind.advice
