@@ -274,7 +274,7 @@ def _cases(client: Client) -> Iterator[Case]:
             [_list(query) + f"&from={token}"],
         )
     found = client.get(f"{CONSOLE_PATH}/servers?failing_for=0s&order_by=failure_ts")
-    names = re.findall(r'data-row="([^"]+)"', found.decode())
+    names = re.findall(r'name="name" value="([^"]+)"', found.decode())
     for what, name in (
         ("a failing one", names[0]),
         ("one with a hostile name", hostile_names()[0]),

@@ -339,19 +339,6 @@ class StoriesTestCase(StoryTestCase):
         self.assertEqual(entry["outcome"], "connected")
         self.assertIsNone(entry["details"]["contact"]["error"])
 
-    def test_database_away_before(self) -> None:
-        """Who waits for a contact while the database is away gets it afterwards."""
-        away = self.store.database_engine.module.OperationalError("gone")
-        with mock.patch.object(
-            RetryTimings, "is_backing_off", side_effect=[away, away, False]
-        ):
-            self.reset()
-            self.assertEqual(self.probes, [])
-            self.wait(60)
-        self.assertEqual(self.probed, [NAME])
-        self.answer()
-        self.assertEqual(self.audit()[0]["outcome"], "connected")
-
     def test_survives(self) -> None:
         """What goes wrong for a while is logged, and does not end the work."""
         with (
@@ -364,6 +351,38 @@ class StoriesTestCase(StoryTestCase):
             self.tell("fail:9000 down 20")
         self.tell("130")
         self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
+
+
+class OneAtATimeTestCase(StoryTestCase):
+    """With one contact at a time."""
+
+    def setUp(self) -> None:
+        with mock.patch.object(limits, "CONTACTS", 1):
+            super().setUp()
+
+    def test_database_away_before(self) -> None:
+        """Who waits while the database is away keeps nobody from theirs."""
+        other, is_away = "other.example", True
+        self.add_destination(other, *FAILING)
+        away = self.store.database_engine.module.OperationalError("gone")
+
+        async def is_backing_off(_: RetryTimings, name: str) -> bool:
+            if is_away and name == NAME:
+                raise away
+            return False
+
+        with mock.patch.object(RetryTimings, "is_backing_off", is_backing_off):
+            self.reset()
+            self.assertEqual(self.probes, [])
+            self.reset(other)
+            self.assertEqual(self.probed, [other])
+            self.answer()
+            is_away = False
+            self.wait(60)
+        self.assertEqual(self.probed, [other, NAME])
+        self.answer()
+        outcomes = [entry["outcome"] for entry in self.audit()]
+        self.assertEqual(outcomes, ["connected", "connected"])
 
 
 class WithoutContactTestCase(StoryTestCase):

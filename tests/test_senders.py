@@ -15,6 +15,7 @@ from synapse_federation_admin.destinations import queued as module
 from synapse_federation_admin.destinations.queued import queued_position
 from synapse_federation_admin.destinations.senders import Sender, Senders
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.senders import OwnSender
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import InstanceState, state_of
 from synapse_federation_admin.storage.schema import Tables
@@ -43,6 +44,19 @@ def test_state(age_ms: int, has_ended: bool, late_ms: int, state: str) -> None:
     """A process runs if it was seen lately, is on time, and has not said goodbye."""
     found = state_of(age_ms, has_ended=has_ended, reactor_late_ms=late_ms)
     assert found is InstanceState(state)
+
+
+@pytest.mark.parametrize("poked", [-1, 5])
+def test_looks_for_events(poked: int) -> None:
+    """A sender that was started anew is told of what was stored before, once."""
+    hs = mock.Mock()
+    sender = hs.get_federation_sender()
+    sender._last_poked_id = poked
+    newest = hs.get_datastores().main.get_room_max_token()
+    newest.stream = 5
+    OwnSender(hs).look_for_events()
+    calls = [mock.call(newest)] if poked < newest.stream else []
+    assert sender.notify_new_events.call_args_list == calls
 
 
 class SendersTestCase(MembersTestCase):

@@ -208,12 +208,14 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (),
         """
         synapse.api.auth.mas: MasDelegatedAuth.auth_metadata
+        synapse.federation.sender:
+            FederationSender._last_poked_id FederationSender.notify_new_events
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._had_valid_well_known_cache
             WellKnownResolver._well_known_agent
         synapse.util.gai_resolver: GAIResolver._getThreadPool
         hs:
-            _module_web_resources
+            _module_web_resources get_datastores().main.get_room_max_token
             get_federation_http_client().agent._agent._agent._endpointFactory
             get_federation_http_client().agent._agent._pool
             get_federation_http_client().agent._agent._well_known_resolver

@@ -66,6 +66,19 @@ class OwnSender:
                 await sleep_ms(0)
         return InMemory(under_way, pdus, edus, oldest_ts)
 
+    def look_for_events(self) -> None:
+        """Have it queue what was stored while no process sent.
+
+        Synapse does so with the next event only, which on a quiet homeserver may be
+        hours away.
+        """
+        if not self.sends:
+            return
+        sender = cast("FederationSender", self._hs.get_federation_sender())
+        newest = self._hs.get_datastores().main.get_room_max_token()
+        if getattr(sender, "_last_poked_id", newest.stream) < newest.stream:
+            sender.notify_new_events(newest)
+
     @property
     def newest_position(self) -> int:
         """Up to which stream ordering all events are stored, as this process knows."""
