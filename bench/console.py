@@ -17,11 +17,12 @@ The first takes two hours.
 """
 
 import http.client
+import json
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -59,6 +60,10 @@ _LISTED = {
 _CLIENTS = 10
 _HEALTH_PAUSE_S = 0.05
 _SETTLED_S = 75
+
+# As the script of a page does: what has changed is asked, and the page is read anew.
+_ASKED_EVERY_S = 5
+_SLOW_S = 120
 
 # As long as a name of a row may be, and of what is longest once it is escaped.
 _NAME = 255
@@ -354,7 +359,8 @@ def _line(name: str, answers: list[Sample], pages: list[Sample], weight: int) ->
 
 def _people(homeserver: Homeserver, runs: int, seconds: int) -> list[str]:
     client = homeserver.client()
-    paths = [case.page for case in _cases(client)]
+    # One page each; of a list, the first or a later one.
+    paths = [case.page for case in _cases(client)][::2]
     without: list[Run] = []
     with_: list[Run] = []
     for number in range(runs):
@@ -407,11 +413,23 @@ def _look_on(homeserver: Homeserver, paths: Sequence[str], seconds: int) -> int:
 
     def look(path: str) -> None:
         client = homeserver.client()
-        while (left := ends - time.monotonic()) > 0:
-            body = client.get(CONSOLE_PATH + path).decode()
+        since, next_read = int(time.time() * 1000), 0.0
+        while time.monotonic() < ends:
+            if next_read <= time.monotonic():
+                body = client.get(CONSOLE_PATH + path).decode()
+                next(answers)
+                read = time.monotonic()
+                next_read = read + min(_paces(body, {""}), default=_SLOW_S)
+            changes = json.loads(client.get(f"{CONSOLE_PATH}/changes?since={since}"))
             next(answers)
-            every = min(map(int, re.findall(r'data-live="(\d+)"', body)), default=left)
-            time.sleep(min(every, max(0, ends - time.monotonic())))
+            since = changes["as_of_ts"]
+            kinds = {kind for kind, found in changes.items() if found}
+            if not changes["is_complete"]:
+                kinds = set(changes)
+            # Those run, and nobody stops.
+            kinds -= {"processes"}
+            next_read = min([next_read, *(read + s for s in _paces(body, kinds))])
+            time.sleep(max(0, min(_ASKED_EVERY_S, ends - time.monotonic())))
 
     threads = [
         threading.Thread(target=look, args=[paths[number % len(paths)]])
@@ -425,6 +443,18 @@ def _look_on(homeserver: Homeserver, paths: Sequence[str], seconds: int) -> int:
     for thread in threads:
         thread.join()
     return next(answers)
+
+
+def _paces(body: str, kinds: Container[str]) -> list[int]:
+    """Return after how many seconds what is live on a page is read anew.
+
+    Args:
+        body: The page.
+        kinds: What has changed; "" stands for what is read by time.
+    """
+    words = " ".join(re.findall(r'data-live="([^"]*)"', body)).split()
+    found = (word.rpartition(":")[::2] for word in words)
+    return [int(seconds) for kind, seconds in found if kind in kinds]
 
 
 _INTRODUCTION = """\

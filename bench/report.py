@@ -60,8 +60,8 @@ _INTRODUCTION = """\
 # Benchmarks
 
 This page is written by `python bench/scale.py`, and its last sections by
-`python bench/idle.py` and `python bench/traffic.py`, which `tox -e bench` runs: do not
-edit it by hand.
+`python bench/idle.py`, `python bench/traffic.py` and `python bench/console.py`, which
+`tox -e bench` runs: do not edit it by hand.
 
 Stock Synapse and Synapse with the module run side by side on identical copies of one
 database, one process each, on the machine below. The same requests go to each of them
