@@ -110,6 +110,8 @@ def test_options_are_parameters() -> None:
         ("/destinations/export", options.EXPORT),
         ("/audit", options.AUDIT),
         ("/runs", options.RUNS),
+        ("/attention", options.ATTENTION),
+        ("/unlisted", options.PAGES),
     ):
         described = paths[base + path]["get"]["parameters"]
         assert sorted(p.name for p in table) == sorted(d["name"] for d in described)

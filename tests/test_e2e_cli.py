@@ -8,11 +8,13 @@ from pathlib import Path
 
 import attr
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 from fleet import Fleet, connect_sqlite, write_failing
 
 from synapse_federation_admin.cli import command_line
 from synapse_federation_admin.cli.connection import login_file
+from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import User
 from synapse_federation_admin.playground.synapse import SynapseServer
@@ -93,6 +95,12 @@ def test_look(homeserver: Homeserver) -> None:
     arguments = ("list", "--limit", "1", "--order-by", "failure_ts", "--total")
     assert answer(*arguments, "--from", token)["destinations"] != listed["destinations"]
 
+    assert "main" in run("instances").stdout
+    assert answer("unlisted") == {"unlisted": []}
+    assert run("unlisted").stdout == ""
+    assert "destinations" in answer("attention", "--order-by", "waiting")
+    run("attention")
+
     assert fleet.refusing[0] in run("show", fleet.refusing[0]).stdout
     assert answer("show", ODD)["destination"] == ODD
     assert ODD in run("show", ODD).stdout
@@ -101,6 +109,21 @@ def test_look(homeserver: Homeserver) -> None:
     exported = run("export", "--failing-for", "1w").stdout.splitlines()
     assert {json.loads(line)["destination"] for line in exported} == {*fleet.names}
     assert run("export", "--format", "csv").stdout.startswith("destination,")
+
+
+def test_completion(homeserver: Homeserver) -> None:
+    """A shell completes commands, values, and the names of servers."""
+    shell = BashComplete(command_line(), {}, NAME, "_COMPLETE")
+
+    def completed(*words: str) -> list[str]:
+        found = shell.get_completions(list(words[:-1]), words[-1])
+        return sorted(item.value for item in found)
+
+    assert completed("rec") == ["reconnect"]
+    assert completed("list", "--status", "b") == ["backing_off"]
+    down = homeserver.fleet.refusing[0]
+    assert completed("why", down[:8]) == sorted(homeserver.fleet.refusing)
+    assert completed("--url", "http://127.0.0.1:9", "why", down[:8]) == []
 
 
 def test_why(homeserver: Homeserver) -> None:

@@ -24,6 +24,9 @@ V2 = "/_synapse/admin/v2/federation"
 # A diagnosis and a reconnect may take minutes, if they are configured so.
 _TIMEOUT = httpx.Timeout(180, connect=15)
 
+# A shell that completes a word has no use for what comes later.
+_HURRY_S = 3.0
+
 # How often, and for how long, a request that comes too soon is sent again.
 _TRIES = 4
 _LONGEST_WAIT_S = 15.0
@@ -69,6 +72,10 @@ class Client:
             transport=transport,
         )
         self._login, self._token = connection.login, connection.token
+
+    def hurry(self) -> None:
+        """Wait for no answer that is late: somebody sits and waits."""
+        self._http.timeout = httpx.Timeout(_HURRY_S)
 
     def close(self) -> None:
         """Close its connections."""

@@ -12,6 +12,7 @@ from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.cli.login import login, logout
 from synapse_federation_admin.cli.look import list_, status
 from synapse_federation_admin.cli.manual import man
+from synapse_federation_admin.cli.more import attention, instances, unlisted
 from synapse_federation_admin.cli.one import reset, show, tell
 from synapse_federation_admin.cli.options import Asked, pass_asked, shared
 from synapse_federation_admin.cli.records import audit, export
@@ -92,9 +93,10 @@ def playground(workers: bool, check: bool, keep: Path | None) -> int:
 
 
 for _command in (
-    *(status, top, list_, show, why, tell),
+    *(status, top, list_, attention, show, why, tell),
     *(reconnect, reset, forget, cap_backoff),
     *(runs, watch, cancel, audit, export),
+    *(instances, unlisted),
     *(login, logout, man, playground),
 ):
     group.add_command(_command)

@@ -193,13 +193,14 @@ def senders(summary: Json) -> RenderableType:
         (
             line(sender.get("instance") or "nobody"),
             pill(*SENDERS.get(str(sender["state"]), ("muted", str(sender["state"])))),
-            Text(_how_far(sender), "dim"),
+            Text(how_far(sender), "dim"),
         )
         for sender in found
     )
 
 
-def _how_far(sender: Json) -> str:
+def how_far(sender: Json) -> str:
+    """Return how far a process that sends has come."""
     seen = sender.get("seen_ts")
     is_late = seen and sender.get("state") != "running"
     told = f"seen {ago(seen)}; " if is_late else ""

@@ -5,6 +5,7 @@ The API's stand in tables, by which a test holds them against its own descriptio
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +147,15 @@ AUDIT = (
     Parameter("dir", "`b`: the newest first; `f`: the oldest first.", ("b", "f")),
 )
 
+ATTENTION = (
+    Parameter(
+        "order_by",
+        "What to sort by, the most first: `local_users`, or `waiting`.",
+        ("local_users", "waiting"),
+    ),
+    Parameter("limit", "The most to return.", least=1, most=50),
+)
+
 RUNS = (
     Parameter("limit", "The most runs to return.", least=1, most=100),
     Parameter("from", "The `next_token` of the page before."),
@@ -253,7 +263,9 @@ class Asked:
             self.given.get("ca_file"),
         )
         client = Client(found)
-        click.get_current_context().find_root().call_on_close(client.close)
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.find_root().call_on_close(client.close)
         return client
 
 
@@ -319,12 +331,13 @@ def complete_names(
 ) -> list[CompletionItem]:
     """Return the names of servers that begin with a text; none if nobody answers."""
     try:
-        asked = ctx.ensure_object(Asked)
-        answer = asked.client.call(
-            "GET",
-            f"{V1}/destinations",
-            params={"destination": incomplete, "limit": 200},
-        )
+        with closing(ctx.ensure_object(Asked).client) as client:
+            client.hurry()
+            answer = client.call(
+                "GET",
+                f"{V1}/destinations",
+                params={"destination": incomplete, "limit": 200},
+            )
         names = [str(row["destination"]) for row in answer["destinations"]]
     except (FailedError, KeyError, TypeError):
         return []

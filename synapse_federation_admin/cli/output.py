@@ -191,6 +191,12 @@ def table(*heads: str, title: str | None = None) -> Table:
     return made
 
 
+def user(user_id: Any, is_wide: bool) -> Text:
+    """Return a user ID, without the server where there is little room."""
+    told = str(user_id or "")
+    return line(told if is_wide else told.partition(":")[0])
+
+
 def grid(rows: Iterable[tuple[RenderableType, ...]], indent: int = 2) -> Table:
     """Return a table without a head: what, and how much."""
     made = Table.grid(padding=(0, 2, 0, 0))

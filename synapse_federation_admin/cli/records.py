@@ -10,7 +10,7 @@ from rich.text import Text
 from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.look import WIDE, exact
 from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
-from synapse_federation_admin.cli.output import ago, escaped, line, pill, table
+from synapse_federation_admin.cli.output import ago, escaped, line, pill, table, user
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import shown
 
@@ -34,12 +34,14 @@ def audit(asked: Asked, /, **given: Any) -> None:
         made = table(*heads, *(["Why"] if is_wide else []))
         for each in entries:
             told = outcomes.outcome(each["action"], each["outcome"])
-            by = f" by {each['puppeted_by']}" if each.get("puppeted_by") else ""
+            who = user(each.get("user_id"), is_wide)
+            if each.get("puppeted_by"):
+                who = Text.assemble(who, " by ", user(each["puppeted_by"], is_wide))
             cells = [
                 Text(exact(each["ts"]) if is_wide else ago(each["ts"])),
                 line(outcomes.action(each["action"])),
                 line(each.get("destination") or f"run {each.get('run_id')}"),
-                line(f"{each.get('user_id')}{by}"),
+                who,
                 pill(told.sign, told.word),
             ]
             if is_wide:

@@ -13,9 +13,17 @@ from rich.text import Text
 from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.look import UNDER_WAY, exact
+from synapse_federation_admin.cli.look import UNDER_WAY, WIDE, exact
 from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
-from synapse_federation_admin.cli.output import ago, grid, line, pill, table, until
+from synapse_federation_admin.cli.output import (
+    ago,
+    grid,
+    line,
+    pill,
+    table,
+    until,
+    user,
+)
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import cause
@@ -46,6 +54,9 @@ def runs(asked: Asked, /, **given: Any) -> None:
             out.note("No run was made yet.")
             return
         made = table("Run", "What", "Which", "Status", ">Done", "Who", "When")
+        # It is to be copied.
+        made.columns[0].no_wrap = True
+        is_wide = out.console.width >= WIDE
         for run in found:
             made.add_row(
                 line(run["id"]),
@@ -53,7 +64,7 @@ def runs(asked: Asked, /, **given: Any) -> None:
                 line(outcomes.which(run.get("criteria", {}))),
                 _status(run),
                 Text(f"{count(run['done'])} of {count(run['matched'])}"),
-                line(run.get("user_id", "")),
+                user(run.get("user_id"), is_wide),
                 Text(ago(run.get("created_ts"))),
             )
         out.show(made)
