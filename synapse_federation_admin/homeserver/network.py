@@ -24,7 +24,8 @@ from twisted.web.iweb import IAgent, IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin.homeserver.address_ranges import AddressRanges
-from synapse_federation_admin.homeserver.attempt import Attempt, AttemptAgent
+from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.attempt_agent import AttemptAgent
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.delegation import (
     AttemptSrvResolver,
