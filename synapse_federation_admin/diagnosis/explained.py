@@ -10,7 +10,10 @@ from synapse_federation_admin.diagnosis.findings import (
     KeysFindings,
     StageOutcome,
 )
-from synapse_federation_admin.diagnosis.resolution import WellKnownFindings
+from synapse_federation_admin.diagnosis.resolution import (
+    AddressesFindings,
+    WellKnownFindings,
+)
 from synapse_federation_admin.diagnosis.stages import (
     SkipReason,
     Stage,
@@ -20,6 +23,7 @@ from synapse_federation_admin.diagnosis.stages import (
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,
     TLS_KINDS,
+    Facts,
     Failure,
     FailureKind,
     Reason,
@@ -38,6 +42,27 @@ _TELLING = (
     Reason.LOGIN_PAGE,
     Reason.REDIRECT,
 )
+
+
+def is_us(stages: Stages, own_name: str) -> Failure | None:
+    """Return how the name leads to this homeserver itself; None if it does not."""
+    keys, file = stages.seen(KeysFindings), stages.seen(WellKnownFindings)
+    addresses = stages.seen(AddressesFindings)
+    led_to = (file.delegated_to if file else None) or ""
+    if led_to and (led_to.lower() == own_name.lower() or (keys and keys.is_us)):
+        facts = Facts(host=led_to)
+        return Failure(FailureKind.IS_US, Reason.DELEGATED_TO_US, facts)
+    if keys is None or not keys.is_us:
+        return None
+    targets = addresses.targets if addresses else ()
+    if addresses and addresses.services_total:
+        facts = Facts(host=targets[0].host if targets else "")
+        return Failure(FailureKind.IS_US, Reason.SERVICE_IS_US, facts)
+    first = next((t for t in targets if t.addresses), None)
+    facts = Facts()
+    if first is not None:
+        facts = Facts(address=first.addresses[0].address, port=first.port)
+    return Failure(FailureKind.IS_US, Reason.ADDRESS_IS_OURS, facts)
 
 
 def explained(stages: Stages, stage: Stage) -> Failure:

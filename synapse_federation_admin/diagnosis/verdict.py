@@ -7,7 +7,7 @@ import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.choice import is_chosen_bad, is_waited_for
-from synapse_federation_admin.diagnosis.explained import explained
+from synapse_federation_admin.diagnosis.explained import explained, is_us
 from synapse_federation_admin.diagnosis.findings import (
     AuthenticatedFindings,
     KeysFindings,
@@ -15,7 +15,6 @@ from synapse_federation_admin.diagnosis.findings import (
     StoredFindings,
 )
 from synapse_federation_admin.diagnosis.resolution import (
-    AddressesFindings,
     WellKnownFindings,
 )
 from synapse_federation_admin.diagnosis.stages import (
@@ -111,7 +110,7 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
 def _by_stages(
     stages: Stages, stored: StoredFindings | None, own_name: str
 ) -> Situation:
-    if (us := _is_us(stages, own_name)) is not None:
+    if (us := is_us(stages, own_name)) is not None:
         return Situation(Effect.STOPS, us)
     failing = _failing_stage(stages)
     if failing is not None:
@@ -159,27 +158,6 @@ def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | N
     if kind in _BY_ANSWER or is_just_now:
         return Effect.UNPROVEN, kind
     return Effect.ANSWERS, None
-
-
-def _is_us(stages: Stages, own_name: str) -> Failure | None:
-    """Return how the name leads to this homeserver itself; None if it does not."""
-    keys, file = stages.seen(KeysFindings), stages.seen(WellKnownFindings)
-    addresses = stages.seen(AddressesFindings)
-    led_to = (file.delegated_to if file else None) or ""
-    if led_to and (led_to.lower() == own_name.lower() or (keys and keys.is_us)):
-        facts = Facts(host=led_to)
-        return Failure(FailureKind.IS_US, Reason.DELEGATED_TO_US, facts)
-    if keys is None or not keys.is_us:
-        return None
-    targets = addresses.targets if addresses else ()
-    if addresses and addresses.services_total:
-        facts = Facts(host=targets[0].host if targets else "")
-        return Failure(FailureKind.IS_US, Reason.SERVICE_IS_US, facts)
-    first = next((t for t in targets if t.addresses), None)
-    facts = Facts()
-    if first is not None:
-        facts = Facts(address=first.addresses[0].address, port=first.port)
-    return Failure(FailureKind.IS_US, Reason.ADDRESS_IS_OURS, facts)
 
 
 def _may_connect(stages: Stages, stage: Stage) -> bool:
