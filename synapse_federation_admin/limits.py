@@ -73,6 +73,9 @@ BAD_FILE_BYTES = 4096
 # Diagnoses: the last of each server.
 KEPT_DIAGNOSES = 100
 
+# Rooms of servers of which it took long to read who is in them.
+KEPT_ROOMS = 20_000
+
 # What came of forms of the console, and for how long.
 KEPT_ANSWERS = 50
 KEPT_ANSWERS_MS = 600_000
@@ -81,6 +84,11 @@ KEPT_ANSWERS_MS = 600_000
 # these and a room that they share.
 ATTENTION_NAMES = 200_000
 ATTENTION_PAIRS = 500_000
+
+# Of how many of them, those with most, it is kept what waits, and which rooms they
+# share: how many local users each affects is counted when somebody asks.
+KEPT_WAITING = 20_000
+KEPT_SHARING = 20_000
 
 # -- done in one turn of the reactor ---------------------------------------------------
 
@@ -111,6 +119,10 @@ DESTINATIONS_FORGOTTEN = 20
 
 # Events that are counted of those to which a federation sender has not come.
 EVENTS_COUNTED = 10_000
+
+# Rooms that wait for a destination, the oldest, of which it is looked at whether what
+# waits is still there to be sent.
+WAITING_CHECKED = 10_000
 
 # How long a destination has not failed when the next outage of it begins: what fails
 # anew before is part of the last one. Longer than the job takes to end an outage. And

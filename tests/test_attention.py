@@ -9,7 +9,7 @@ import pytest
 from module_case import V2, MembersTestCase
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations import attention
+from synapse_federation_admin.destinations import attention, attention_rows
 
 pytestmark = pytest.mark.database
 
@@ -98,6 +98,60 @@ class AttentionTestCase(MembersTestCase):
         find.assert_not_called()
         self.assertEqual(len(self.ask_anew()), 2)
 
+    def test_list(self) -> None:
+        """The list keeps those for which something waited, the most first, by page.
+
+        And tells whom what fails affects, where that is known.
+        """
+        for number in range(5):
+            self.add_failing(f"{number}.example")
+            for room in range(number % 3):
+                self.add_room(f"{number}.example", f"!{room}:x", 6 + number)
+        self.add_failing("nothing.example")
+        for name in ("2.example", "4.example", "test"):
+            self.add_member("!1:x", f"@a:{name}")
+        self.add_member("!2:x", "@a:2.example")
+        self.add_member("!2:x", "@b:test")
+        expected = ["2.example", "1.example", "4.example"]
+        path = f"{V2}/destinations?has_backlog=true&include=local_users"
+        self.reactor.advance(601)
+        self.get_json(PATH)
+        body = self.get_json(path)
+        names = [row["destination"] for row in body["destinations"]]
+        self.assertEqual(names, expected)
+        users = {row["destination"]: row["local_users"] for row in body["destinations"]}
+        self.assertEqual(users, {"2.example": 2, "1.example": 0, "4.example": 1})
+        self.assertTrue(body["is_complete"])
+        self.assertGreater(body["as_of_ts"], self.clock.time_msec() - 1000)
+        # Page by page, while one comes back and another begins to fail.
+        for begin in range(3):
+            token, walked = "", []
+            while token is not None:
+                page = self.get_json(f"{path}&limit=1{token}")
+                walked += [row["destination"] for row in page["destinations"]]
+                found = page.get("next_token")
+                token = f"&from={found}" if found else None
+            self.assertEqual(walked, expected[begin:])
+            self.add_destination(expected[begin], 0, 0, None, 5)
+        self.assertEqual(self.get_json(f"{path}&failing_for=5m")["destinations"], [])
+        now_ms = self.clock.time_msec()
+        self.add_destination("new.example", now_ms, 10**7, now_ms, 5)
+        rows = self.get_json(f"{V2}/destinations?include=local_users")["destinations"]
+        users = {row["destination"]: row["local_users"] for row in rows}
+        self.assertEqual((users["new.example"], users["2.example"]), (None, None))
+        self.assertEqual((users["nothing.example"], users["0.example"]), (0, 0))
+        with patch.multiple(limits, KEPT_WAITING=1, KEPT_SHARING=1):
+            for name in expected:
+                self.add_failing(name)
+            self.reactor.advance(601)
+            self.get_json(PATH)
+            body = self.get_json(path)
+        self.assertEqual(len(body["destinations"]), 1)
+        self.assertFalse(body["is_complete"])
+        rows = self.get_json(f"{V2}/destinations?include=local_users")["destinations"]
+        users = {row["destination"]: row["local_users"] for row in rows}
+        self.assertEqual((users["2.example"], users["4.example"]), (2, None))
+
     def test_pieces(self) -> None:
         """However it is cut into pieces, it is what a plain computation finds."""
         randomness = random.Random(1)
@@ -139,8 +193,11 @@ class AttentionTestCase(MembersTestCase):
                 expected[name] = (len(rooms), len(users))
         self.assertGreater(len(expected), 5)
         for size in (1, 2, 3, 1000):
-            sizes = dict.fromkeys(("_NAMES", "_ROOMS", "_MEMBERS", "_COUNTED"), size)
-            with patch.multiple(attention, **sizes):
+            sizes = dict.fromkeys(("_NAMES", "_ROOMS", "_MEMBERS"), size)
+            with (
+                patch.multiple(attention_rows, **sizes),
+                patch.object(attention, "_COUNTED", size),
+            ):
                 found = self.ask_anew("?limit=50")
             counts = {
                 row["destination"]: (row["shared_rooms"], row["local_users"])
@@ -158,7 +215,7 @@ class AttentionTestCase(MembersTestCase):
             self.reactor.advance(601)
             with (
                 patch.object(limits, limit, 2),
-                patch.multiple(attention, _NAMES=1, _ROOMS=1),
+                patch.multiple(attention_rows, _NAMES=1, _ROOMS=1),
             ):
                 body = self.get_json(PATH)
             self.assertFalse(body["is_complete"])

@@ -5,8 +5,11 @@ import random
 from unittest.mock import patch
 
 import pytest
-from module_case import ModuleTestCase
+from module_case import V2, ModuleTestCase, quote
+from synapse.storage.database import LoggingTransaction
 
+from synapse_federation_admin import limits
+from synapse_federation_admin.console.pages.server import mend_unsendable
 from synapse_federation_admin.destinations import backlog
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -52,6 +55,56 @@ class BacklogTestCase(ModuleTestCase):
             self.of("new.example")["new.example"],
             Backlog(rooms=2, oldest_stream_ordering=7, can_catch_up=False),
         )
+
+    def test_unsendable(self) -> None:
+        """What is not there any more is counted, and the console's statement mends it.
+
+        Synapse's own store wakes the destination for it, finds nothing to send, and
+        does neither afterwards; what can be sent is left.
+        """
+        room_id = self.helper.create_room_as("user", tok=self.user_token)
+        (event_id, there), *_ = self.run_sql(
+            "SELECT event_id, stream_ordering FROM events ORDER BY stream_ordering DESC"
+        )
+        for name in ("a.example", "it's.example", "b.example", "new.example"):
+            self.add_destination(name, None, None, None, 1)
+            for number in range(3):
+                self.add_room(name, f"!{number}:x", 10**6 + number)
+        self.add_room("b.example", room_id, there)
+        self.add_destination("new.example")
+        self.add_room("new.example", room_id, there)
+
+        def told(name: str) -> tuple[int, int, int]:
+            found = self.get_json(f"{V2}/destinations/{quote(name)}")
+            rooms = found["backlog"]["rooms"]
+            return rooms, found["unsendable"], found["never_delivered"]
+
+        def woken() -> list[str]:
+            found = self.store.get_catch_up_outstanding_destinations(None)
+            return self.get_success(found)
+
+        def sent(name: str) -> list[str]:
+            return self.get_success(self.store.get_catch_up_room_event_ids(name, 1))
+
+        self.assertEqual(told("a.example"), (3, 3, 0))
+        self.assertEqual(told("b.example"), (4, 3, 0))
+        self.assertEqual(told("new.example"), (4, 3, 1))
+        self.assertEqual(woken()[:2], ["a.example", "b.example"])
+        self.assertEqual((sent("a.example"), sent("b.example")), ([], [event_id]))
+        for name in ("b.example", "it's.example", "new.example"):
+            self.run_delete(mend_unsendable(name))
+        self.assertEqual(woken(), ["a.example", "b.example", "new.example"])
+        self.assertEqual((sent("a.example"), sent("b.example")), ([], [event_id]))
+        self.assertEqual((told("b.example"), told("a.example")), ((1, 0, 0), (3, 3, 0)))
+        self.assertEqual(told("new.example"), (1, 0, 1))
+        with patch.object(limits, "WAITING_CHECKED", 2):
+            self.assertEqual(told("a.example"), (3, 2, 0))
+
+    def run_delete(self, statement: str) -> None:
+        def run_txn(txn: LoggingTransaction) -> None:
+            txn.execute(statement)
+
+        self.get_success(self.store.db_pool.runInteraction("test", run_txn))
 
     def test_synapse_agrees_on_rooms(self) -> None:
         """Synapse's sender takes as undelivered what we say waits, where it asks."""

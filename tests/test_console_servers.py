@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from markupsafe import escape
-from module_case import V2
+from module_case import V2, MembersTestCase
 from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
 from synapse_federation_admin import limits
@@ -51,7 +51,7 @@ def words_of(page: str) -> str:
     return " ".join(html.unescape(without).split())
 
 
-class PagesTest(HistoryTestCase):
+class PagesTest(HistoryTestCase, MembersTestCase):
     def default_config(self) -> dict[str, Any]:
         return {**super().default_config(), "federation_sender_instances": ["sender1"]}
 
@@ -206,6 +206,24 @@ class PagesTest(HistoryTestCase):
         more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
         self.assertIn(f'value="{escape(names[shown])}"', more)
 
+    def test_waiting(self) -> None:
+        """The list of what waits says as of when it is, and has no other order."""
+        self.add_fleet(3)
+        self.text("/")
+        page = self.page("/servers?has_backlog=true&failing_for=0s&order_by=failure_ts")
+        self.assertEqual(page.count("<tr data-row="), 1)
+        text = words_of(page)
+        self.assertIn("Servers for which something waits, and that match", text)
+        self.assertIn("last read, 1 s ago : where most waits first.", text)
+        self.assertIn("server000.example", text)
+        # A selection alone is what something can be done to.
+        self.assertNotIn("or all", text)
+        self.assertIn("Your users", text)
+        self.assertIn(
+            "No server matches.",
+            self.text("/servers?has_backlog=true&destination=nobody"),
+        )
+
     def test_export(self) -> None:
         """The file has what the filters keep."""
         self.add_fleet(3)
@@ -287,12 +305,31 @@ class PagesTest(HistoryTestCase):
         said = Support(
             "server001.example", self.now, contacts=(contact,), support_page=SAID
         )
+        for number in range(11):
+            room_id = f"!{number}{SAID}"
+            self.add_member(room_id, "@a:server001.example")
+            self.add_member(room_id, f"@{SAID}:test")
+            self.insert("room_stats_state", room_id=room_id, name=SAID * 5)
         patcher = mock.patch.object(SupportFiles, "of", return_value=said)
         patcher.start()
         self.addCleanup(patcher.stop)
         one = "/servers/server001.example?contacts=yes"
         self.assertIn("javascript:alert(1), https://evil.example/", self.text(one))
-        for path in ("/", "/servers", one, f"/servers/{name}"):
+        self.assertIn("1 of yours", self.text(one))
+        (more,) = re.findall(r'href="([^"]*)">More rooms<', self.page(one))
+        onwards = html.unescape(more).removeprefix(CONSOLE).partition("#")[0]
+        self.assertIn("The first rooms", self.text(onwards))
+        asks = [
+            f"/forget?name={name}&name=server001.example",
+            "/forget?all=true&failing_for=0s",
+        ]
+        asks += [
+            f"/reconnect?name={name}&name=server000.example",
+            f"/servers/{name}/forget",
+        ]
+        asks += ["/servers/server001.example/forget", f"/servers/{name}/reset"]
+        asks += ["/servers?has_backlog=true", onwards]
+        for path in ("/", "/servers", one, f"/servers/{name}", *asks):
             # These are the name itself, and are not shown.
             page = re.sub(r' (value|data-row)="[^"]*"', "", self.page(path))
             for never in (

@@ -97,6 +97,31 @@ class SharedRoomsTestCase(StoreTestCase):
             self.assertEqual(found, expected)
             self.assertEqual(counts, {n: s.rooms for n, s in found.items() if s.rooms})
 
+    def test_kept(self) -> None:
+        """What took a second is told for ten more, but not to who wants it as it is.
+
+        So a server's page, and all pages of its rooms, cost one pass.
+        """
+        self.add_member("!a:x", "@user:test")
+        self.add_member("!a:x", "@a:b.example")
+        now = iter(range(10**6, 10**9, 1000))
+        with patch.object(Homeserver, "now_ms", lambda _: next(now)):
+            self.assertEqual(self.of("b.example"), SharedRooms(1, 1))
+            self.add_member("!b:x", "@user:test")
+            self.add_member("!b:x", "@a:b.example")
+            self.assertEqual(self.of("b.example"), SharedRooms(1, 1))
+            page = self.shared_rooms.page("b.example", None, 10)
+            self.assertEqual(len(self.get_success(page)), 1)
+            fresh = self.shared_rooms.of("b.example", is_fresh=True)
+            self.assertEqual(self.get_success(fresh), SharedRooms(2, 1))
+            self.add_member("!c:x", "@user:test")
+            self.add_member("!c:x", "@a:b.example")
+            for _ in range(10):
+                next(now)
+            self.assertEqual(self.of("b.example"), SharedRooms(3, 1))
+        with patch.object(shared_rooms, "_USERS", 1):
+            self.assertEqual(self.of("b.example"), SharedRooms(3, 1))
+
     def test_asked_together(self) -> None:
         """Who asks for the same at the same time is answered from one computation."""
         self.add_member("!a:x", "@user:test")

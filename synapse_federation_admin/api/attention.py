@@ -15,10 +15,13 @@ from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Lax
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.history.availability import Availability
+from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.storage.records import RecordedFailure
 
 _Backlog: TypeAlias = model_of(Backlog)  # type: ignore[valid-type]
+_Availability: TypeAlias = model_of(Availability)  # type: ignore[valid-type]
 _RecordedFailure: TypeAlias = model_of(RecordedFailure)  # type: ignore[valid-type]
 
 
@@ -54,6 +57,10 @@ class AffectingDestination(Destination):
     backlog: _Backlog = Field(description="What waits for it.")
     last_failure: _RecordedFailure | None = Field(
         description="The last failure of a real request; null if none was recorded."
+    )
+    availability: _Availability | None = Field(
+        description="How much of the last 14 days it was not failing; null where the "
+        "module's own tables cannot be read."
     )
 
 
@@ -91,7 +98,8 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
                     "local_users": 40,
                     "waiting": 52,
                     "backlog": {"rooms": 12, "to_device_messages": 40, ...},
-                    "last_failure": {"kind": "tls_expired", ...}
+                    "last_failure": {"kind": "tls_expired", ...},
+                    "availability": {"share": 0.0, ...}
                 }
             ]
         }
@@ -105,7 +113,9 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
     if found is None:
         return {"as_of_ts": None, "is_complete": None, "destinations": []}
     is_by_users = query.order_by is AttentionOrder.LOCAL_USERS
-    rows = found.by_users if is_by_users else found.by_waiting
+    rows = (found.by_users if is_by_users else found.by_waiting)[: query.limit]
+    names = [each.row.destination for each in rows]
+    days = await if_readable(lambda: services.history.availability(names)) or {}
     homeserver = services.homeserver
     return {
         "as_of_ts": found.as_of_ts,
@@ -118,7 +128,8 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
                 "waiting": each.waiting,
                 "backlog": shown(each.backlog),
                 "last_failure": shown(each.last_failure),
+                "availability": shown(days.get(each.row.destination)),
             }
-            for each in rows[: query.limit]
+            for each in rows
         ],
     }

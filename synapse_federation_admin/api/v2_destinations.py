@@ -52,6 +52,8 @@ async def list_destinations(asked: Asked, query: DestinationsQuery) -> JsonDict:
     A key of a destination that `include` adds is null where nothing is recorded.
     """
     services = asked.services
+    if query.has_backlog:
+        return await _list_waiting(services, query)
     paging, sort = Paging(query), query.sort
     destinations = services.reader.of(query.wanted, sort)
     after, total = None, None
@@ -71,8 +73,48 @@ async def list_destinations(asked: Asked, query: DestinationsQuery) -> JsonDict:
     return {
         "destinations": await render_rows(services, rows, query.include),
         **({"total": total} if query.total else {}),
+        **await _as_of(services, query),
         **next_token,
     }
+
+
+async def _as_of(services: Services, query: DestinationsQuery) -> JsonDict:
+    if Include.LOCAL_USERS not in query.include:
+        return {}
+    found = await services.attention.get()
+    return {"as_of_ts": found.as_of_ts if found else None}
+
+
+async def _list_waiting(services: Services, query: DestinationsQuery) -> JsonDict:
+    """List those for which something waited when that was last looked for."""
+    services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
+    paging = Paging(query)
+    after: tuple[int, str] | None = tuple(paging.after) if paging.after else None
+    waiting = await services.attention.get()
+    rows: list[tuple[int, Destination]] = []
+    left = waiting.behind(after) if waiting else ()
+    destinations = services.reader.of(query.wanted, query.sort)
+    for begin in range(0, len(left), _LOOKED_FOR):
+        some = left[begin : begin + _LOOKED_FOR]
+        found = await destinations.among([name for _, name in some])
+        rows += [(count, found[name]) for count, name in some if name in found]
+        if len(rows) >= paging.limit:
+            break
+    shown_rows, next_token = paging.cut(
+        rows[: paging.limit], lambda last: [last[0], last[1].destination]
+    )
+    return {
+        "destinations": await render_rows(
+            services, [row for _, row in shown_rows], query.include
+        ),
+        "as_of_ts": waiting.as_of_ts if waiting else None,
+        "is_complete": bool(waiting and waiting.has_all_waiting),
+        **next_token,
+    }
+
+
+# Among how many of them a page is looked for at a time.
+_LOOKED_FOR = 500
 
 
 @operation(
@@ -86,6 +128,8 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     200 OK: the object of the list with all that may be included, and
 
         {
+            "unsendable": 0,
+            "never_delivered": 0,
             "failures": [
                 {
                     "kind": "tls_expired",
@@ -118,9 +162,12 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     """
     services, is_on = asked.services, asked.services.features.is_on
     row = await require_known(services, destination)
-    backlog = shared = None
+    backlog = unsendable = shared = None
     if is_on(Feature.BACKLOG):
         backlog = (await services.backlog.of([destination]))[destination]
+        unsendable = 0
+        if backlog.rooms:
+            unsendable = await services.backlog.unsendable(destination)
     read = await if_readable(lambda: services.history.failures([destination]))
     failures = (read or {}).get(destination, [])
     last_success_ts = await if_readable(
@@ -139,6 +186,8 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
     return {
         **render_row(services.homeserver, row),
         "backlog": shown(backlog),
+        "unsendable": unsendable,
+        "never_delivered": backlog and backlog.never_delivered(unsendable or 0),
         "last_failure": shown(failures[0]) if failures else None,
         "availability": shown(availability[destination]) if availability else None,
         "failures": shown(failures),
@@ -201,6 +250,9 @@ async def render_rows(
         more["last_failure"] = {name: found[0] for name, found in failures.items()}
     if Include.AVAILABILITY in includes:
         more["availability"] = dict(await services.history.availability(names))
+    if Include.LOCAL_USERS in includes:
+        services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
+        more["local_users"] = dict((await services.attention.local_users(rows))[1])
     turn = homeserver.turn()
     rendered = []
     for row in rows:

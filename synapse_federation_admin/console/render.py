@@ -30,6 +30,7 @@ from synapse_federation_admin.wording.amounts import (
     counted,
     cut,
     duration,
+    middle,
     shown,
     size,
 )
@@ -153,6 +154,7 @@ def _environment() -> Environment:
         counted=counted,
         bytes=size,
         cut=cut,
+        middle=middle,
         segment=segment,
         mark=mark,
     )

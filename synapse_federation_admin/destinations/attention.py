@@ -6,6 +6,7 @@ all rooms of local users are looked through, in pieces, in the background. That 
 only for somebody who asks, and what was found is told to all for some time.
 """
 
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
@@ -15,60 +16,25 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.attention_rows import (
+    failing_txn,
+    rooms_txn,
+)
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.records import RecordedFailure
-from synapse_federation_admin.storage.sql import FAILING, any_of
+from synapse_federation_admin.storage.sql import FAILING, MOMENT_MS, any_of
 
 T = TypeVar("T")
 
 # How old what was found may become at least.
 _KEEP_MS = 60_000
 
-# How many names one transaction goes through, how many rooms, and how many members.
-_NAMES = 10_000
-_ROOMS = 500
-_MEMBERS = 20_000
-
 # Of how many destinations one transaction counts the local users.
 _COUNTED = 10
-
-_SERVER = "SUBSTR(state_key, INSTR(state_key, ':') + 1)"
-_SERVER_ON_POSTGRES = "SUBSTRING(state_key FROM POSITION(':' IN state_key) + 1)"
-
-# What of `destinations` AS d fails in a part of the table, and how many rooms and
-# to-device messages wait for it.
-_WAITING = f"""
-    SELECT d.destination,
-        (
-            SELECT COUNT(*) FROM destination_rooms AS w
-            WHERE w.destination = d.destination
-            AND (
-                w.stream_ordering > d.last_successful_stream_ordering
-                OR d.last_successful_stream_ordering IS NULL
-            )
-        ) + (
-            SELECT COUNT(*) FROM device_federation_outbox AS w
-            WHERE w.destination = d.destination
-        )
-    FROM destinations AS d
-    WHERE {FAILING} AND d.destination > ? AND d.destination <= ?
-"""  # noqa: S608
-
-# The next rooms with local users, how many of them there are, and how many members.
-_LOCAL_ROOMS = """
-    SELECT l.room_id, l.users, COALESCE(s.joined_members, 0)
-    FROM (
-        SELECT room_id, COUNT(*) AS users FROM local_current_membership
-        WHERE membership = 'join' AND room_id > ?
-        GROUP BY room_id ORDER BY room_id LIMIT ?
-    ) AS l
-    LEFT JOIN room_stats_current AS s ON s.room_id = l.room_id
-    ORDER BY l.room_id
-"""
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -104,12 +70,38 @@ class Attention:
         is_complete: Whether everything was looked at: not more than there is room for.
         by_users: Those that affect most local users, the most first.
         by_waiting: Those for which most waits, the most first.
+        waiting: How many rooms and to-device messages wait for each, and its name: of
+            those for which most waits, the most first, and equal ones by name.
+        has_all_waiting: Whether these are all.
+        shared: The rooms that each shares, of those that share most.
+        has_all_shared: Whether these are all that share any.
+        users: How many local users each affects, of those that were asked for since.
     """
 
     as_of_ts: int
     is_complete: bool
     by_users: tuple[Affecting, ...]
     by_waiting: tuple[Affecting, ...]
+    waiting: tuple[tuple[int, str], ...]
+    has_all_waiting: bool
+    shared: Mapping[str, list[str]]
+    has_all_shared: bool
+    users: dict[str, int] = attr.Factory(dict)
+
+    def behind(self, after: tuple[int, str] | None) -> Sequence[tuple[int, str]]:
+        """Return for whom less waits than at a place in `waiting`, or as much.
+
+        The place need not be there any more.
+        """
+        if after is None:
+            return self.waiting
+        place = bisect_right(self.waiting, _place(after), key=_place)
+        return self.waiting[place:]
+
+
+def _place(waiting: tuple[int, str]) -> tuple[int, str]:
+    count, name = waiting
+    return -count, name
 
 
 class AttentionStore:
@@ -149,24 +141,61 @@ class AttentionStore:
         """
         return await self._found.get()
 
+    async def local_users(
+        self, rows: Sequence[Destination]
+    ) -> tuple[int | None, dict[str, int]]:
+        """Tell how many local users share a room with each of some that fail.
+
+        Returns:
+            As of when; None if nothing is known yet. And the numbers of those of which
+            that is known.
+
+        Raises:
+            Exception: Whatever the database raises.
+        """
+        found = await self.get()
+        if found is None:
+            return None, {}
+        known = found.users
+        # What began to fail since was not looked at.
+        were_failing = [
+            row.destination
+            for row in rows
+            if row.is_failing
+            and (row.failure_ts or row.retry_last_ts or 0) < found.as_of_ts - MOMENT_MS
+        ]
+        counted = [n for n in were_failing if n in found.shared and n not in known]
+        known.update(await self._count_users({n: found.shared[n] for n in counted}))
+        has_all = found.is_complete and found.has_all_shared
+        return found.as_of_ts, {
+            name: known.get(name, 0)
+            for name in were_failing
+            if name in known or has_all
+        }
+
     async def _find(self) -> Attention:
         began_ms = self._homeserver.now_ms()
         failing, waiting, has_all_names = await self._failing()
         rooms, users_in, has_all_rooms = await self._shared(failing)
         is_postgres = self._homeserver.is_postgres
 
-        def candidates_txn(txn: LoggingTransaction) -> list[Destination]:
+        def candidates_txn(
+            txn: LoggingTransaction,
+        ) -> tuple[list[Destination], Mapping[str, list[str]]]:
             # On this thread: with many it takes a while.
-            names = {*_candidates(rooms, users_in), *waiting}
+            waiting.sort(key=_place)
+            shared = _most_shared(rooms, users_in)
+            most = [name for _, name in waiting[: limits.TOLD_ATTENTION]]
+            names = {*_candidates(rooms, users_in), *most}
             these = any_of("destination", names, is_postgres)
             txn.execute(
                 f"SELECT {DESTINATION_COLUMNS} FROM destinations "  # noqa: S608
                 f"WHERE {FAILING} AND {these.text}",
                 these.args,
             )
-            return [Destination(*row) for row in txn.fetchall()]
+            return [Destination(*row) for row in txn.fetchall()], shared
 
-        rows = await self._run(candidates_txn)
+        rows, shared = await self._run(candidates_txn)
         names = [row.destination for row in rows]
         users = await self._count_users({name: rooms.get(name, []) for name in names})
         backlogs = await self._backlog.of(names)
@@ -186,21 +215,24 @@ class AttentionStore:
             has_all_names and has_all_rooms,
             _most(found, lambda each: (each.local_users, each.waiting)),
             _most(found, lambda each: (each.waiting, each.local_users)),
+            waiting=tuple(waiting[: limits.KEPT_WAITING]),
+            has_all_waiting=has_all_names and len(waiting) <= limits.KEPT_WAITING,
+            shared=shared,
+            has_all_shared=len(shared) == len(rooms),
         )
 
-    async def _failing(self) -> tuple[set[str], list[str], bool]:
-        """Return what fails, for which of that most waits, and whether that is all."""
+    async def _failing(self) -> tuple[set[str], list[tuple[int, str]], bool]:
+        """Return what fails, how much waits for whom, and whether that is all."""
         failing: set[str] = set()
-        most: list[tuple[int, str]] = []
+        waiting: list[tuple[int, str]] = []
         after: str | None = ""
         while after is not None:
-            found, after = await self._run(partial(_failing_txn, after=after))
+            found, after = await self._run(partial(failing_txn, after=after))
             failing.update(name for name, _ in found)
-            waiting = [(count, name) for name, count in found if count]
-            most = nlargest(limits.TOLD_ATTENTION, [*most, *waiting])
+            waiting += [(count, name) for name, count in found if count]
             if len(failing) >= limits.ATTENTION_NAMES:
                 break
-        return failing, [name for _, name in most], after is None
+        return failing, waiting, after is None
 
     async def _shared(
         self, failing: Collection[str]
@@ -218,7 +250,7 @@ class AttentionStore:
         while after is not None and left > 0:
             found, after = await self._run(
                 partial(
-                    _rooms_txn,
+                    rooms_txn,
                     after=after,
                     failing=failing,
                     is_postgres=self._homeserver.is_postgres,
@@ -292,57 +324,15 @@ def _candidates(
     return found
 
 
-def _failing_txn(
-    txn: LoggingTransaction, after: str
-) -> tuple[list[tuple[str, int]], str | None]:
-    """Read what fails of the next names, and how much waits for it.
-
-    Returns:
-        Names and counts, and the last name that was looked at; None if there are no
-        more.
-    """
-    txn.execute(
-        "SELECT MAX(destination), COUNT(*) FROM (SELECT destination FROM destinations "
-        "WHERE destination > ? ORDER BY destination LIMIT ?) AS next",
-        (after, _NAMES),
+def _most_shared(
+    rooms: Mapping[str, list[str]], users_in: Mapping[str, int]
+) -> Mapping[str, list[str]]:
+    """Return the rooms of those that share most."""
+    if len(rooms) <= limits.KEPT_SHARING:
+        return rooms
+    most = nlargest(
+        limits.KEPT_SHARING,
+        rooms,
+        key=lambda name: sum(map(users_in.__getitem__, rooms[name])),
     )
-    ((upto, count),) = txn.fetchall()
-    if upto is None:
-        return [], None
-    txn.execute(_WAITING, (after, upto))
-    return txn.fetchall(), upto if count == _NAMES else None
-
-
-def _rooms_txn(
-    txn: LoggingTransaction, *, after: str, failing: Collection[str], is_postgres: bool
-) -> tuple[dict[str, tuple[int, list[str]]], str | None]:
-    """Read in which of the next rooms of local users there are users of what fails.
-
-    Returns:
-        By room ID, how many local users are in it, and the servers; and the last room
-        that was looked at, None if there are no more.
-    """
-    txn.execute(_LOCAL_ROOMS, (after, _ROOMS))
-    read = txn.fetchall()
-    users: dict[str, int] = {}
-    left = _MEMBERS
-    for room_id, local, members in read:
-        if users and members > left:
-            break
-        users[room_id] = local
-        left -= members
-    if not users:
-        return {}, None
-    server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
-    these = any_of("room_id", users, is_postgres)
-    txn.execute(
-        f"SELECT DISTINCT room_id, {server} FROM current_state_events "  # noqa: S608
-        f"WHERE type = 'm.room.member' AND membership = 'join' AND {these.text}",
-        these.args,
-    )
-    found: dict[str, tuple[int, list[str]]] = {}
-    for room_id, name in txn:
-        if name in failing:
-            found.setdefault(room_id, (users[room_id], []))[1].append(name)
-    is_last = len(users) == len(read) < _ROOMS
-    return found, None if is_last else max(users)
+    return {name: rooms[name] for name in most}

@@ -20,6 +20,7 @@ from functools import partial
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import can_be_stored, rows_of_json
 
@@ -109,6 +110,10 @@ class Backlog:
         """`impossible`: nothing was delivered yet, and Synapse sends none by itself."""
         return CatchUp.POSSIBLE if self.can_catch_up else CatchUp.IMPOSSIBLE
 
+    def never_delivered(self, unsendable: int) -> int:
+        """Return of how many rooms Synapse sends nothing by itself, beside some."""
+        return 0 if self.can_catch_up else max(self.rooms - unsendable, 0)
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits."""
@@ -178,6 +183,23 @@ def waiting_txn(
     }
 
 
+# Of the oldest rooms that wait, those whose event is not there any more.
+_UNSENDABLE = """
+    SELECT COUNT(*) FROM (
+        SELECT w.stream_ordering
+        FROM destination_rooms AS w
+        LEFT JOIN destinations AS d ON d.destination = w.destination
+        WHERE w.destination = ? AND (
+            w.stream_ordering > d.last_successful_stream_ordering
+            OR d.last_successful_stream_ordering IS NULL
+        )
+        ORDER BY w.stream_ordering LIMIT ?
+    ) AS waiting
+    WHERE NOT EXISTS (
+        SELECT 1 FROM events AS e WHERE e.stream_ordering = waiting.stream_ordering
+    )
+"""
+
 # All names that something waits for, and that have no row.
 UNLISTED = """(
     SELECT destination FROM (
@@ -228,6 +250,31 @@ class BacklogStore:
                 )
             )
         return found
+
+    async def unsendable(self, name: str) -> int:
+        """Count the rooms that wait for a destination and whose event is gone.
+
+        So it is where history was purged, or a room deleted. Synapse wakes the
+        destination for them again and again, and has nothing to send: see
+        `_get_catch_up_room_event_ids_txn` in Synapse's store.
+
+        Returns:
+            How many of the oldest 10,000 that wait.
+
+        Raises:
+            Exception: Whatever the database raises.
+        """
+        if not can_be_stored(name):
+            return 0
+
+        def unsendable_txn(txn: LoggingTransaction) -> int:
+            txn.execute(_UNSENDABLE, (name, limits.WAITING_CHECKED))
+            ((count,),) = txn.fetchall()
+            return int(count)
+
+        return await self._homeserver.run_db_interaction(
+            "federation_admin_unsendable", unsendable_txn
+        )
 
 
 def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Backlog]:

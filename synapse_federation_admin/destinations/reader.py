@@ -39,7 +39,13 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql, can_be_stored, where
+from synapse_federation_admin.storage.sql import (
+    FAILING,
+    Sql,
+    any_of,
+    can_be_stored,
+    where,
+)
 
 T = TypeVar("T")
 
@@ -151,6 +157,22 @@ class DestinationList:
         if self._is_by_key:
             return await self._reader.run(read_txn)
         return await self._once("read", (after, limit), read_txn)
+
+    async def among(self, names: Sequence[str]) -> dict[str, Destination]:
+        """Return, by name, those of some names that fail and that the filter keeps."""
+        if not names or not await self._prepare():
+            return {}
+        these = any_of("destination", names, self._reader.homeserver.is_postgres)
+
+        def among_txn(txn: LoggingTransaction) -> dict[str, Destination]:
+            kept = where([these, Sql(FAILING), *self._conditions()])
+            txn.execute(
+                f"SELECT {DESTINATION_COLUMNS} FROM destinations {kept.text}",  # noqa: S608
+                kept.args,
+            )
+            return {row[0]: Destination(*row) for row in txn.fetchall()}
+
+        return await self._reader.run(among_txn)
 
     async def pieces(
         self, after: Position | None, limit: int = sys.maxsize

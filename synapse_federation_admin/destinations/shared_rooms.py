@@ -21,8 +21,15 @@ from synapse_federation_admin.storage.sql import any_of, can_be_stored
 
 T = TypeVar("T")
 
-# How many members one transaction looks at.
-_MEMBERS = 200_000
+# How many members one transaction looks at, and of how many users of a server it counts
+# in which rooms they are.
+_MEMBERS = 50_000
+_USERS = 2000
+
+# How many times as long as it took to read it is told again, and for how long at most:
+# what costs nothing is read anew.
+_KEEP_FACTOR = 10
+_KEEP_MS = 300_000
 
 _IS_MEMBER = "type = 'm.room.member'"
 
@@ -65,6 +72,23 @@ class SharedRoom:
     their_members: int
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Members:
+    """Who is joined in the rooms of a server.
+
+    Attributes:
+        theirs: How many of its users are in each of their rooms.
+        ours: How many of our users are in each of those where there are any.
+        local_users: How many of our users are in any of them.
+        upto_ms: Until when that is told.
+    """
+
+    theirs: Mapping[str, int]
+    ours: Mapping[str, int]
+    local_users: int
+    upto_ms: int
+
+
 class SharedRoomsStore:
     """Reads which rooms servers share with us.
 
@@ -74,12 +98,19 @@ class SharedRoomsStore:
 
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
+        # What took long to read, by name, the newest last.
+        self._known: dict[str, _Members] = {}
 
-    async def of(self, name: str) -> SharedRooms:
-        """Return what a server shares; once for all who ask at the same time."""
-        return await self._homeserver.single_flight.run(
-            "federation_admin_shared_rooms", name, partial(self._of, name)
-        )
+    async def of(self, name: str, *, is_fresh: bool = False) -> SharedRooms:
+        """Return what a server shares; once for all who ask at the same time.
+
+        Args:
+            name: The server name.
+            is_fresh: Read it now. Else what took long to read is told again for a
+                while.
+        """
+        found = await self._members(name, is_fresh=is_fresh)
+        return SharedRooms(len(found.ours), found.local_users)
 
     async def page(
         self, name: str, after: tuple[int, str] | None, limit: int
@@ -92,9 +123,8 @@ class SharedRoomsStore:
                 at the start.
             limit: The most to return.
         """
-        theirs, ours = await self._homeserver.single_flight.run(
-            "federation_admin_shared_rooms", ("page", name), partial(self._both, name)
-        )
+        found = await self._members(name)
+        theirs, ours = found.theirs, found.ours
         begin = None if after is None else (-after[0], after[1])
         places = ((-count, room_id) for room_id, count in ours.items())
         rooms = nsmallest(
@@ -111,7 +141,7 @@ class SharedRoomsStore:
 
     async def rooms_of(self, name: str) -> Mapping[str, int]:
         """Return the rooms in which users of a server are joined, and how many."""
-        return (await self._rooms_of([name])).get(name, {})
+        return (await self._members(name)).theirs
 
     async def counts(self, names: Collection[str]) -> dict[str, int]:
         """Count the rooms that some servers share with us, in one pass.
@@ -130,16 +160,35 @@ class SharedRoomsStore:
         counts = {name: len(found.keys() & shared) for name, found in rooms.items()}
         return {name: count for name, count in counts.items() if count}
 
-    async def _of(self, name: str) -> SharedRooms:
-        rooms = await self.rooms_of(name)
-        counts = "COUNT(DISTINCT room_id), COUNT(DISTINCT user_id)"
-        return SharedRooms(*(await self._local(counts, rooms))[0])
+    async def _members(self, name: str, *, is_fresh: bool = False) -> _Members:
+        known = self._known.get(name)
+        if known and not is_fresh and self._homeserver.now_ms() < known.upto_ms:
+            return known
+        return await self._homeserver.single_flight.run(
+            "federation_admin_shared_rooms", name, partial(self._read, name)
+        )
 
-    async def _both(self, name: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    async def _read(self, name: str) -> _Members:
         """Count a server's users in all of its rooms, and ours in those."""
-        theirs = await self.rooms_of(name)
-        ours = await self._local("room_id, COUNT(*)", theirs, "GROUP BY room_id")
-        return theirs, dict(ours)
+        began_ms = self._homeserver.now_ms()
+        theirs: Mapping[str, int] = (await self._rooms_of([name])).get(name, {})
+        ours: dict[str, int] = {}
+        local_users = 0
+        if theirs:
+            counted = await self._local("room_id, COUNT(*)", theirs, "GROUP BY room_id")
+            ours = dict(counted)
+            ((local_users,),) = await self._local("COUNT(DISTINCT user_id)", ours)
+        now_ms = self._homeserver.now_ms()
+        keep_ms = min(_KEEP_FACTOR * (now_ms - began_ms), _KEEP_MS)
+        found = _Members(theirs, ours, local_users, now_ms + keep_ms)
+        self._known.pop(name, None)
+        if keep_ms and len(theirs) <= limits.KEPT_ROOMS:
+            self._known[name] = found
+            while (
+                sum(len(of.theirs) for of in self._known.values()) > limits.KEPT_ROOMS
+            ):
+                del self._known[next(iter(self._known))]
+        return found
 
     async def _local(
         self, what: str, rooms: Collection[str], then: str = ""
@@ -163,16 +212,17 @@ class SharedRoomsStore:
         wanted = [name for name in names if can_be_stored(name)]
         after: str | None = "" if wanted else None
         while after is not None:
-            found, after = await self._run(
-                partial(
-                    _rooms_txn,
-                    names=wanted,
-                    after=after,
-                    is_postgres=self._homeserver.is_postgres,
-                )
+            is_postgres = self._homeserver.is_postgres
+            users, after = await self._run(
+                partial(_users_txn, names=wanted, after=after, is_postgres=is_postgres)
             )
-            for server, room_id, count in found:
-                rooms.setdefault(server, Counter())[room_id] += count
+            for begin in range(0, len(users), _USERS):
+                some = users[begin : begin + _USERS]
+                found = await self._run(
+                    partial(_rooms_txn, users=some, is_postgres=is_postgres)
+                )
+                for server, room_id, count in found:
+                    rooms.setdefault(server, Counter())[room_id] += count
         return rooms
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
@@ -181,12 +231,12 @@ class SharedRoomsStore:
         )
 
 
-def _rooms_txn(
+def _users_txn(
     txn: LoggingTransaction, *, names: Collection[str], after: str, is_postgres: bool
-) -> tuple[list[tuple[str, str, int]], str | None]:
-    """Read where users of some servers are joined, of the next members.
+) -> tuple[list[str], str | None]:
+    """Read the users of some servers, of the next members.
 
-    The users are looked for first, as the index has all that is needed for that.
+    The index has all that is needed for that.
 
     Args:
         txn: The transaction.
@@ -195,8 +245,7 @@ def _rooms_txn(
         is_postgres: Whether the database is PostgreSQL.
 
     Returns:
-        Server name, room ID and how many there are, and the last user ID that was read;
-        None if there are no more.
+        Their IDs, and the last one that was read; None if there are no more.
     """
     txn.execute(
         "SELECT MAX(state_key) FROM (SELECT state_key FROM current_state_events "  # noqa: S608
@@ -214,14 +263,22 @@ def _rooms_txn(
         f"AND {of_servers.text}",
         (after, upto, *of_servers.args),
     )
-    of_users = any_of("state_key", [user for (user,) in txn], is_postgres)
+    return [user for (user,) in txn], upto
+
+
+def _rooms_txn(
+    txn: LoggingTransaction, *, users: Collection[str], is_postgres: bool
+) -> list[tuple[str, str, int]]:
+    """Read in which rooms users are: server name, room ID, and how many they are."""
+    server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
+    of_users = any_of("state_key", users, is_postgres)
     txn.execute(
         f"SELECT {server}, room_id, COUNT(*) FROM current_state_events "  # noqa: S608
         f"WHERE {_IS_MEMBER} AND membership = 'join' AND {of_users.text} "
         "GROUP BY 1, 2",
         of_users.args,
     )
-    return txn.fetchall(), upto
+    return txn.fetchall()
 
 
 def _page_txn(

@@ -278,7 +278,7 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
     ),
     ((_F.SHARED_ROOMS,), "room_stats_state", "room_id name canonical_alias"),
     ((_F.SHARED_ROOMS,), "room_stats_current", "room_id joined_members"),
-    (_CONTACTS, "events", "stream_ordering"),
+    ((_F.BACKLOG, *_CONTACTS), "events", "stream_ordering"),
     (
         (_F.SENDERS,),
         "events",

@@ -176,7 +176,7 @@ class Forget:
         """
         seen = (await self.look([name]))[name]
         backlog = (await self._backlog.of([name]))[name]
-        shared_rooms = (await self._shared_rooms.of(name)).rooms
+        shared_rooms = (await self._shared_rooms.of(name, is_fresh=True)).rooms
         found = Forgotten(
             destination=seen.row or Destination(name, None, None, None, None),
             waiting=Waiting.of(backlog, drop_to_device=drop_to_device),

@@ -113,6 +113,7 @@ class Include(Enum):
     BACKLOG = "backlog"
     FAILURE = "failure"
     AVAILABILITY = "availability"
+    LOCAL_USERS = "local_users"
 
 
 class DestinationsQuery(Paged, SortedFilter):
@@ -122,7 +123,14 @@ class DestinationsQuery(Paged, SortedFilter):
         default=[],
         description="Adds to each destination what waits for it (`backlog`), why a "
         "real request to it last failed (`failure`), how much of the last 14 days it "
-        "was not failing (`availability`).",
+        "was not failing (`availability`), how many users of this server it affects "
+        "(`local_users`).",
+    )
+    has_backlog: bool = Field(
+        default=False,
+        description="Keep what is failing, and for which something waited when that "
+        "was last looked for, at `as_of_ts`; the most first, whatever `order_by` and "
+        "`dir` say, and without `total`.",
     )
     total: bool = Field(
         default=False,
@@ -195,6 +203,12 @@ class ListedDestination(Destination):
     availability: _Availability | None = Field(
         default=None, description="With `include=availability`."
     )
+    local_users: int | None = Field(
+        default_factory=absent,
+        description="With `include=local_users`: users of this server who share a "
+        "room with it, at `as_of_ts`; null if it was not failing then, or that is not "
+        "known.",
+    )
 
 
 class Inbound(Answer):
@@ -211,6 +225,16 @@ class DestinationDetail(Destination):
 
     backlog: _Backlog | None = Field(
         description="What waits for it; null while the feature `backlog` is off."
+    )
+    unsendable: int | None = Field(
+        description="Of `backlog.rooms`, of the oldest 10,000: those whose event is "
+        "not there any more. Synapse wakes the destination for them again and again, "
+        "and has nothing to send. Null as `backlog`."
+    )
+    never_delivered: int | None = Field(
+        description="The others of `backlog.rooms` where nothing was ever delivered "
+        "to it: Synapse sends nothing of them by itself, not even once it answers. 0 "
+        "where something was; null as `backlog`."
     )
     last_failure: _RecordedFailure | None = Field(
         description="The last failure of a real request; null if none was recorded."
@@ -251,5 +275,15 @@ class DestinationsPage(Answer):
     destinations: list[ListedDestination] = Field(description="The rows of the page.")
     total: int | None = Field(
         default=None, description="With `total=true`: how many rows the filters keep."
+    )
+    as_of_ts: int | None = Field(
+        default_factory=absent,
+        description="With `has_backlog` or `include=local_users`: when it was looked "
+        "for what waits and who is affected; null while nothing is known yet.",
+    )
+    is_complete: bool | None = Field(
+        default=None,
+        description="With `has_backlog`: false if there was more than there is room to "
+        "look at, or to keep.",
     )
     next_token: NextToken = None

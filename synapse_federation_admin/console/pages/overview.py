@@ -63,6 +63,7 @@ async def overview(visit: Visit) -> Answered:
             or (needs is not None and needs.as_of_ts is None),
             "advice": causes.advice,
             "has_cause": words.is_why,
+            "strip": words.strip,
             "entries": None if audit is None else audit.entries,
             "cause": causes.cause,
             "say": outcomes,

@@ -20,6 +20,7 @@ from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.diagnosis.findings import StageOutcome
 from synapse_federation_admin.diagnosis.stages import StageName
 from synapse_federation_admin.homeserver.features import FeatureOffError
+from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.wording import causes, outcomes
 from synapse_federation_admin.wording.stages import SIGNS, STAGES
 
@@ -41,7 +42,7 @@ _SIGNS = {outcome: SIGNS[outcome.value] for outcome in StageOutcome}
 async def show_server(visit: Visit) -> Answered:
     """Show everything that is known of a server.
 
-    GET /_synapse/admin/federation/servers/<name>?contacts=yes&diagnosis=<ID>
+    GET /_synapse/admin/federation/servers/<name>?contacts=yes&rooms=<token>
 
     With `contacts` the server is asked whom to tell: that may take ten seconds. A
     diagnosis, and a reconnect, lead here with the ID of what came of them.
@@ -99,10 +100,13 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     server = await visit.ask(get_destination, destination=name)
     outages = await _if_on(visit, list_outages, {"limit": _OUTAGES}, destination=name)
     audit = await _if_on(visit, read_audit, {"limit": _ENTRIES, "destination": name})
-    rooms = None
+    rooms, rooms_from = None, visit.text("rooms")
     if server.shared_rooms:
         rooms = await _if_on(
-            visit, list_shared_rooms, {"limit": _ROOMS}, destination=name
+            visit,
+            list_shared_rooms,
+            {"limit": _ROOMS, **({"from": rooms_from} if rooms_from else {})},
+            destination=name,
         )
     is_failing = server.next_retry_ts is not None
     # There is nothing to tell of a server that does not fail.
@@ -130,6 +134,7 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             "advice": causes.advice(last.kind) if last else "",
             "outages": outages,
             "rooms": rooms,
+            "are_first_rooms": not rooms_from,
             "message": message,
             "support": support,
             "entries": None if audit is None else audit.entries,
@@ -142,12 +147,27 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             "say": outcomes,
             "strip": words.strip,
             "is_unanswered": words.is_unanswered,
+            "mend": mend_unsendable(name) if is_server_name(name) else "",
             "raw": json.dumps(answer, indent=2, ensure_ascii=False),
             "api_path": "/_synapse/admin/v2/federation/destinations/" + segment(name),
             "as_json": lambda value: json.dumps(
                 value.model_dump(mode="json"), indent=2, ensure_ascii=False
             ),
         },
+    )
+
+
+def mend_unsendable(name: str) -> str:
+    """Return the statement that deletes what can never be sent to a server.
+
+    What is deleted is what `_get_catch_up_room_event_ids_txn` of Synapse's store never
+    finds, by the same condition.
+    """
+    quoted = name.replace("'", "''")
+    return (
+        f"DELETE FROM destination_rooms WHERE destination = '{quoted}'\n"  # noqa: S608
+        "AND NOT EXISTS (SELECT 1 FROM events\n"
+        "WHERE events.stream_ordering = destination_rooms.stream_ordering);"
     )
 
 

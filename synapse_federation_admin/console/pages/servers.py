@@ -16,13 +16,13 @@ from synapse_federation_admin.destinations.values import DestinationOrder
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.wording import causes
-from synapse_federation_admin.wording.amounts import cut, shown
+from synapse_federation_admin.wording.amounts import middle, shown
 
 # How many rows a page has; fewer where their names are so long that they would be more
 # than so many bytes, of which each row takes some beside the name.
 _ROWS = 50
 _ROWS_BYTES = 51_000
-_ROW_BYTES = 820
+_ROW_BYTES = 850
 
 # Of a name, what is shown.
 _NAME_SHOWN = 80
@@ -70,12 +70,18 @@ async def list_servers(visit: Visit) -> Answered:
     """
     query = query_of(visit)
     includes = _backlog_of(visit)
-    if visit.services.features.is_on(Feature.HISTORY):
+    is_on = visit.services.features.is_on
+    if is_on(Feature.HISTORY):
         includes += ["failure", "availability"]
+    if is_on(Feature.SHARED_ROOMS) and is_on(Feature.BACKLOG):
+        includes.append("local_users")
     start = visit.text("from")
+    has_backlog = bool(visit.text("has_backlog"))
+    # Which servers: what is on the address for the next page, and another order.
+    waiting = {"has_backlog": "true"} if has_backlog else {}
 
     async def read(most: int) -> Any:
-        values = {**query, **({"from": start} if start else {})}
+        values = {**query, **waiting, **({"from": start} if start else {})}
         more = {"include": includes, "limit": most, "total": True}
         return await visit.ask(list_destinations, {**values, **more})
 
@@ -90,6 +96,7 @@ async def list_servers(visit: Visit) -> Answered:
             "title": "Servers",
             "page": page,
             "query": query,
+            "waiting_only": waiting,
             "filters": filters,
             "is_first": not start,
             "includes": includes,
@@ -112,7 +119,7 @@ def how_many_fit(names: Sequence[str]) -> int:
     """Return for how many of the names there is room on a page: at least for one."""
     left = _ROWS_BYTES
     for number, name in enumerate(names):
-        shown_name = escape(shown(cut(name, _NAME_SHOWN)))
+        shown_name = escape(shown(middle(name, _NAME_SHOWN)))
         texts = (escape(name), segment(name), shown_name, shown_name)
         left -= _ROW_BYTES + sum(len(text.encode()) for text in texts)
         if left < 0:
