@@ -277,6 +277,8 @@ class DetailV2Test(V2TestCase):
                 **row,
                 "failures": [],
                 "last_success_ts": None,
+                "unsendable": 0,
+                "never_delivered": 0,
                 "shared_rooms": 0,
                 "local_users": 0,
                 "sender": {
