@@ -11,6 +11,8 @@ import httpx
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
 from fleet import CONTACT
+from openid_provider import OpenIDProvider, oidc_providers
+from plain_browser import PlainBrowser
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -20,7 +22,7 @@ from synapse_federation_admin.playground.configuration import (
     GENERIC_WORKER,
     MAIN,
 )
-from synapse_federation_admin.playground.processes import wait_until
+from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import (
     Behaviour,
     MessageKind,
@@ -39,6 +41,7 @@ class Cluster:
     synapse: SynapseServer
     admin: User
     certificates: CertificateAuthority
+    provider: OpenIDProvider
     # By the sender that they are for and the process through which they are reset.
     remotes: dict[tuple[str, str], RemoteServer]
 
@@ -63,7 +66,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     certificates = CertificateAuthority(folder)
     with (
-        SynapseServer(folder / "synapse", certificates, workers=True) as synapse,
+        OpenIDProvider("127.0.0.1", free_port()) as provider,
+        SynapseServer(
+            folder / "synapse",
+            certificates,
+            workers=True,
+            # It is not there yet when Synapse starts, for all that Synapse knows.
+            extra_config={"oidc_providers": oidc_providers(provider, discover=False)},
+        ) as synapse,
         ExitStack() as stack,
     ):
         admin = synapse.create_user("admin", admin=True)
@@ -94,7 +104,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for remote in remotes.values():
             client.send_to_device(f"@x:{remote.server_name}", "waiting too")
         wait_for("failure_ts")
-        yield Cluster(synapse, admin, certificates, remotes)
+        yield Cluster(synapse, admin, certificates, provider, remotes)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -199,3 +209,29 @@ def test_diagnosis(cluster: Cluster, process: str) -> None:
     for report in (good, bad):
         assert report["instance"] == process
         assert report["stored"]["is_known"] is False
+
+
+def test_signing_in(cluster: Cluster) -> None:
+    """One signs in to the console at a worker, with a password and by single sign-on,
+    for every process; and out at another one."""
+    cluster.provider.user = "admin"
+    addresses = {name: cluster.synapse.url(name) for name in PROCESSES}
+    verify = cluster.certificates.client_context()
+    password = {"user": "admin", "password": cluster.admin.password}
+    for is_single in (False, True):
+        with PlainBrowser(addresses[GENERIC_WORKER], verify, {}) as browser:
+            page = browser.open("/keys")
+            if is_single:
+                page = browser.follow(page, "Sign in with The <Provider>")
+                page = browser.follow(browser.send(page, "/confirm"), "Continue")
+                page = browser.send(page, "/session")
+            else:
+                page = browser.send(page, "/session", how="password", **password)
+            assert (page.status, page.path) == (200, "/keys"), page.text
+            assert 'answered by <span class="name">generic_worker<' in page.text
+            browser.base = addresses[MAIN]
+            page = browser.open("/keys")
+            assert 'answered by <span class="name">main<' in page.text
+            browser.send(page, "/session/end")
+            for browser.base in addresses.values():
+                assert browser.open("/keys").status == 401

@@ -72,14 +72,15 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.CONSOLE,),
         """
+        synapse.api.ratelimiting: Ratelimiter.ratelimit(key)
         synapse.http.client: SimpleHttpClient.request(data)
         synapse.http.server: DirectServeHtmlResource._async_render
         synapse.rest.client.login:
             LoginRestServlet.on_GET(request) LoginRestServlet.on_POST(request)
         synapse.rest.client.logout: LogoutRestServlet.on_POST(request)
         hs:
-            config.key.macaroon_secret_key get_clock get_reactor get_auth
-            get_proxied_http_client
+            config.key.macaroon_secret_key config.ratelimiting.rc_login_address
+            get_clock get_reactor get_auth get_proxied_http_client
         """,
     ),
     (

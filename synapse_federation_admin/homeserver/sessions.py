@@ -15,6 +15,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from synapse.api.ratelimiting import Ratelimiter
 from synapse.http.client import read_body_with_max_size
 from synapse.logging.context import make_deferred_yieldable
 from synapse.module_api import JsonDict, ModuleApi, SynapseRequest
@@ -56,6 +57,25 @@ class Sessions:
     @cached_property
     def _login(self) -> LoginRestServlet:
         return LoginRestServlet(self._hs)
+
+    @cached_property
+    def _tries(self) -> Ratelimiter:
+        return Ratelimiter(
+            self._hs.get_datastores().main,
+            self._hs.get_clock(),
+            self._hs.config.ratelimiting.rc_login_address,
+        )
+
+    async def count_try(self, request: SynapseRequest) -> None:
+        """Count what somebody whom nobody knows has the authentication service do.
+
+        Passwords that are tried Synapse counts itself, likewise by `rc_login.address`.
+
+        Raises:
+            SynapseError: 429, that were too many from this address.
+        """
+        address = getattr(request.getClientAddress(), "host", "")
+        await self._tries.ratelimit(None, address)
 
     def login_flows(self, request: SynapseRequest) -> Sequence[JsonDict]:
         """Return the ways to sign in that this homeserver announces itself.

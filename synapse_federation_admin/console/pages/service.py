@@ -14,6 +14,7 @@ from synapse_federation_admin.console.pages.session import (
     go_on,
     next_of,
     require_works,
+    told,
     ways,
 )
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
@@ -25,6 +26,7 @@ async def begin(visit: Visit, desk: Desk) -> Answered:
     if not desk.sessions.has_service:
         return ways(visit, desk)
     try:
+        await desk.sessions.count_try(visit.request)
         url = await desk.oauth.authorization_url(
             visit.session, desk.origin(visit.request), next_of(visit)
         )
@@ -134,7 +136,7 @@ async def _keep(visit: Visit, desk: Desk, tokens: Tokens, next_path: str) -> Ans
 def _failed(visit: Visit, desk: Desk, error: SynapseError) -> Answered:
     if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise error
-    return ways(visit, desk, error.msg, HTTPStatus(error.code))
+    return ways(visit, desk, told(error), HTTPStatus(error.code))
 
 
 def _on_device(fields: dict[str, str]) -> Page:

@@ -33,7 +33,7 @@ async def sign_in(visit: Visit, desk: Desk) -> Answered:
     except SynapseError as e:
         if e.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        return ways(visit, desk, e.msg + _when_again(e), HTTPStatus(e.code))
+        return ways(visit, desk, told(e), HTTPStatus(e.code))
     return See(next_of(visit))
 
 
@@ -93,10 +93,10 @@ async def _by_token(visit: Visit, desk: Desk) -> Session:
 _SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
 
 
-def _when_again(error: SynapseError) -> str:
-    """Say when to try again, after too many tries."""
+def told(error: SynapseError) -> str:
+    """Return what an error says; after too many tries, when to try again."""
     ms = getattr(error, "retry_after_ms", None)
-    return f": try again in {-(-ms // 1000)} s" if ms else ""
+    return f"{error.msg}: try again in {-(-ms // 1000)} s" if ms else error.msg
 
 
 async def require_works(visit: Visit, desk: Desk, token: str) -> None:
