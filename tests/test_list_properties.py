@@ -247,8 +247,10 @@ class ListPropertiesTest(ModuleTestCase):
     @given(
         st.lists(
             st.text("aZ0159.:[]-_/é", max_size=8)
-            | st.from_regex(
-                r"[a-z]{60,64}(\.[a-z]{60,64}){0,4}(:[0-9]{1,6})?", fullmatch=True
+            | st.builds(
+                lambda labels, port: ".".join("a" * n for n in labels) + port,
+                st.lists(st.integers(60, 64), min_size=1, max_size=5),
+                st.from_regex(r"(:[0-9]{1,6})?", fullmatch=True),
             )
             | st.from_regex(r"a(:{1,2}[0-9]{0,6})?\n?", fullmatch=True),
             unique=True,
