@@ -4,6 +4,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,15 @@ OWNERS = {
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return all of a file's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Yield the modules that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -87,13 +94,12 @@ def names_in_sql(path: Path) -> set[str]:
     a background process, which may be that of a table.
     """
     docstrings, first_args, found = set(), set(), set()
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    for node in nodes:
+    for node in nodes(path):
         if isinstance(node, ast.Expr):
             docstrings.add(node.value)
         elif isinstance(node, ast.Call):
             first_args.update(node.args[:1])
-    for node in nodes:
+    for node in nodes(path):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             continue
         is_name = node.value.removeprefix(PREFIX) in TABLES
@@ -133,9 +139,9 @@ def test_licence(path: Path) -> None:
     assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
 
 
-def awaits(nodes: list[ast.stmt]) -> bool:
+def awaits(statements: list[ast.stmt]) -> bool:
     """Tell whether statements wait for something, but for functions within."""
-    left: list[ast.AST] = list(nodes)
+    left: list[ast.AST] = list(statements)
     while left:
         node = left.pop()
         if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith):
@@ -157,7 +163,7 @@ def test_called_off(path: Path) -> None:
 
     Twisted's is an ordinary `Exception`.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.With) and awaits(node.body):
             managers = [ast.unparse(item.context_expr) for item in node.items]
             assert not re.search(r"suppress\(.*\b(Base)?Exception\b", str(managers))
