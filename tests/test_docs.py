@@ -17,6 +17,7 @@ from synapse_federation_admin.config import (
     FederationAdminConfig,
 )
 from synapse_federation_admin.destinations.values import DestinationStatus
+from synapse_federation_admin.homeserver.features import Feature
 
 pytestmark = pytest.mark.one_synapse
 
@@ -78,6 +79,13 @@ def test_statuses() -> None:
     for status in DestinationStatus:
         assert f"\n| `{status.value}` | " in api
         assert f"`{status.value}`" in of_gauge
+
+
+def test_features() -> None:
+    """Every feature that can be off has its line in docs/operations.md."""
+    text = read("docs/operations.md")
+    for feature in Feature:
+        assert re.search(rf"^\|[^|]*`{feature.value}`", text, re.MULTILINE), feature
 
 
 def test_commands() -> None:
