@@ -50,6 +50,7 @@ WATCHED_S = 90
 READERS = 200
 LISTED = 100_000
 UNREAD_S = 20
+TIMES = 5
 
 FLAPS_S = 60
 PAGE = 100
@@ -140,9 +141,9 @@ def readers(watch: Watch) -> str:
     )
     kept: list[str] = []
     with watch.watching():
-        # What stays the first time are pages of memory in which something small lies
+        # What stays the first times are pages of memory in which something small lies
         # that is used on: what is taken next finds room there.
-        for _ in range(2):
+        for _ in range(TIMES):
             before = process.memory_info().rss
             with ExitStack() as stack:
                 connections = []
@@ -165,7 +166,7 @@ def readers(watch: Watch) -> str:
             kept.append(f"+{(process.memory_info().rss - before) / 2**20:.0f} MiB")
     return (
         f"{codes.count(b'200')} of {READERS} served, {codes.count(b'429')} told when "
-        f"to come again; {kept[0]} afterwards, {kept[1]} after the second time"
+        f"to come again; {', '.join(kept)} kept after each of {TIMES} times"
     )
 
 
