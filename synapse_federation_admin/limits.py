@@ -149,8 +149,9 @@ CLIENT_PAUSE_S = 300
 CLIENT_PAUSE_WHILE_FULL_S = 15
 CLIENT_BYTES_PER_S = 16 * 1024
 
-# Bytes of a body, and of one with a list of names, and what else is in the latter: to
-# parse a larger one would hold everybody up.
+# Query parameters; bytes of a body, and of one with a list of names; and what else than
+# names is in either: to parse, or to refuse, more would hold everybody up.
+QUERY_PARAMETERS = 100
 BODY_BYTES = 64 * 1024
 NAMES_BODY_BYTES = 2 * 1024 * 1024
 FORM_BYTES = 64 * 1024

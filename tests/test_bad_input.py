@@ -331,12 +331,30 @@ class LargeBodyTestCase(ModuleTestCase):
                 self.assertEqual(self.ask("POST", reset, content=body).code, 200)
             decode.assert_not_called()
 
+    def test_many_fields(self) -> None:
+        """What a form brings is not looked at one by one."""
+        fields = "&".join(f"f{number}=1" for number in range(20_000))
+        with mock.patch("synapse_federation_admin.api._operation._validate") as look:
+            channel = self.make_request(
+                "POST",
+                f"{FEDERATION}/reconnect",
+                fields,
+                access_token=self.admin_token,
+                content_type=b"application/x-www-form-urlencoded",
+            )
+        look.assert_not_called()
+        self.assertEqual(channel.code, 400, channel.result)
+        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+
     def test_many_parts(self) -> None:
         """Nor is a body parsed that has more in it than a list of names."""
         path = f"{FEDERATION}/reconnect"
         count = limits.NAMES_BODY_BYTES // 20
         keys = ",".join(f'"{number:x}" \t: 1' for number in range(count))
+        few = ",".join(f'"{number}":1' for number in range(limits.BODY_PARTS + 1))
         for body in (
+            f"{{{few}}}",
+            "[" * (limits.BODY_BYTES - 1),
             f"{{{keys}}}",
             f'{{"filter": {{{keys}}}}}',
             f'{{"destinations": [{", ".join(["[]"] * count)}]}}',

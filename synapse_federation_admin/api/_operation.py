@@ -128,7 +128,7 @@ class Operation(Generic[I]):
         request.content.seek(0)
         if len(body) > self.body_bytes:
             problem = f"at most {self.body_bytes} bytes are taken"
-        elif len(body) > limits.BODY_BYTES and _parts(body) > limits.BODY_PARTS:
+        elif _parts(body) > limits.BODY_PARTS:
             problem = f"at most {limits.BODY_PARTS} objects, lists and keys are taken"
         else:
             return
@@ -158,7 +158,13 @@ def operation(
 def _parse_query(request: SynapseRequest, model: type[I]) -> I:
     known = json_schema(model)["properties"]
     values: dict[str, object] = {}
-    for key, given in (request.args or {}).items():
+    # Twisted counts the fields of a form among them.
+    args = request.args or {}
+    if len(args) > limits.QUERY_PARAMETERS:
+        raise invalid_param(
+            f"Query parameters: at most {limits.QUERY_PARAMETERS} are taken"
+        )
+    for key, given in args.items():
         name = key.decode("utf-8", "replace")
         if name in _SYNAPSES_OWN:
             continue
