@@ -190,6 +190,15 @@ def test_hostile_text(answers: dict[str, Any]) -> None:
         assert not set(done.output) & set("\x1b\x07\x9b\u202e"), done.output
 
 
+def test_other_version(answers: dict[str, Any]) -> None:
+    """What cannot be told of an answer of another version is told as such."""
+    answers["/destinations"] = {"destinations": [{"name": "x.example"}]}
+    done = run("list")
+    assert done.exit_code == Exit.FAILED
+    assert "another version of the module" in done.stderr
+    assert json.loads(run("list", "-o", "json").stdout) == answers["/destinations"]
+
+
 def test_serialized() -> None:
     """Each shape has the same values."""
     import yaml

@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.wording.amounts import SECOND_MS, duration, shown
 
 FORMATS = ("human", "json", "yaml", "minified")
@@ -77,7 +78,15 @@ class Output:
             human: Writes it for people.
         """
         if self.is_human:
-            human()
+            try:
+                human()
+            except (AttributeError, KeyError, TypeError, ValueError) as e:
+                # A bug, or the answer of another version, which is no reason to fail
+                # in a way that nobody understands.
+                raise FailedError(
+                    "The answer cannot be written for people; it may be that of another"
+                    f" version of the module. `-o json` writes it as it is. ({e!r})"
+                ) from e
         else:
             sys.stdout.write(serialized(answer, self.shape))
         sys.stdout.flush()
