@@ -252,6 +252,11 @@ def list_(asked: Asked, /, **given: Any) -> None:
         rows = answer.get("destinations", ())
         if rows:
             out.show(_table(rows, out.console.width))
+        if params.get("has_backlog"):
+            if answer.get("as_of_ts") is None:
+                out.note("It is being looked for what waits. Ask again in a moment.")
+            elif answer.get("is_complete") is False:
+                out.note("There was more than there is room to look at.")
         if "total" in answer:
             out.note(f"{count(answer['total'])} match.", "dim")
         elif not rows:
@@ -283,8 +288,10 @@ def _table(rows: list[Json], width: int) -> RenderableType:
     heads += ["Why"]
     heads += ["Waits", "14 days"] if is_wide else []
     has_days = any(row.get("availability") for row in rows)
+    has_users = any("local_users" in row for row in rows)
     if is_wide and not has_days:
         heads.pop()
+    heads += [">Users"] if has_users else []
     made = table(*heads)
     made.columns[0].ratio, made.columns[1].no_wrap = None, True
     made.columns[0].min_width = 15
@@ -297,6 +304,9 @@ def _table(rows: list[Json], width: int) -> RenderableType:
             cells.append(Text(waiting(row.get("backlog"))))
             if has_days:
                 cells.append(Text(share(row.get("availability"))))
+        if has_users:
+            users = row.get("local_users")
+            cells.append(Text(DASH if users is None else count(users)))
         made.add_row(*cells)
     return made
 

@@ -104,9 +104,16 @@ LIST = (
         "include",
         "Adds to each destination what waits for it (`backlog`), why a real request to "
         "it last failed (`failure`), how much of the last 14 days it was not failing "
-        "(`availability`).",
-        ("backlog", "failure", "availability"),
+        "(`availability`), how many users of this server it affects (`local_users`).",
+        ("backlog", "failure", "availability", "local_users"),
         is_many=True,
+    ),
+    Parameter(
+        "has_backlog",
+        "Keep what is failing, and for which something waited when that was last "
+        "looked for, at `as_of_ts`; the most first, whatever `order_by` and `dir` say, "
+        "and without `total`.",
+        is_flag=True,
     ),
     Parameter(
         "total",

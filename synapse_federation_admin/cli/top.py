@@ -2,7 +2,7 @@
 """`top`: a live screen of what fails, as it comes and goes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import attr
@@ -13,11 +13,10 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import Resize
-from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static
 
 from synapse_federation_admin.cli.change import reconnected
-from synapse_federation_admin.cli.client import Client, Json, segment
+from synapse_federation_admin.cli.client import Client, segment
 from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.cli.look import (
     UNDER_WAY,
@@ -32,9 +31,10 @@ from synapse_federation_admin.cli.look import (
     why_of,
 )
 from synapse_federation_admin.cli.one import shown_server
-from synapse_federation_admin.cli.output import grid, line, now_ms, pill, since
+from synapse_federation_admin.cli.output import grid, line, now_ms, since
+from synapse_federation_admin.cli.top_boxes import Box, Question
+from synapse_federation_admin.cli.top_reading import ROWS, Seen, brief, read
 from synapse_federation_admin.cli.why import diagnosis
-from synapse_federation_admin.wording.servers import SENDERS
 
 # How often it asks what has changed; the API reads that once in five seconds for all.
 _CHANGES_S = 5.0
@@ -43,8 +43,7 @@ _CHANGES_S = 5.0
 _AFTER_CHANGE_S = 10.0
 _AFTER_NOTHING_S = 30.0
 
-# So many servers are shown, and so long those that have come or gone are marked.
-_ROWS = 500
+# So long those that have come or gone are marked.
 _NEW_S = 60
 
 # From what width on the parts at the top are side by side, and all columns are shown.
@@ -61,117 +60,6 @@ _KEYS = (
     ("?", "these keys"),
     ("q", "end"),
 )
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Seen:
-    """What was read.
-
-    Attributes:
-        summary: The summary.
-        rows: The servers that fail, the last to begin first.
-        is_all: Whether those are all.
-        runs: The runs under way.
-    """
-
-    summary: Json
-    rows: Sequence[Json]
-    is_all: bool
-    runs: Sequence[Json]
-
-
-def read(client: Client, name: str) -> Seen:
-    """Read all that the screen shows.
-
-    Args:
-        client: Whom to ask.
-        name: Which servers: a text, or a pattern; "" for all.
-
-    Raises:
-        FailedError: It cannot be read.
-    """
-    params: Json = {
-        "failing_for": "0s",
-        "order_by": "failure_ts",
-        "dir": "b",
-        "limit": _ROWS,
-        "destination": name or None,
-    }
-    try:
-        include = {"include": ["failure", "backlog"]}
-        page = client.get("/destinations", {**params, **include})
-    except FailedError as e:
-        if e.answer.get("errcode") != "M_UNKNOWN":
-            raise
-        page = client.get("/destinations", params)
-    try:
-        runs = client.get("/runs", {"limit": 5}).get("runs", ())
-    except FailedError as e:
-        if e.answer.get("errcode") != "M_UNKNOWN":
-            raise
-        runs = ()
-    return Seen(
-        client.get("/summary"),
-        page.get("destinations", ()),
-        "next_token" not in page,
-        [run for run in runs if run.get("status") in UNDER_WAY],
-    )
-
-
-def brief(summary: Json) -> RenderableType:
-    """Return what waits, and how our senders are, in a line."""
-    backlog = summary.get("backlog", {})
-    is_known = backlog.get("as_of_ts") is not None
-    waits = waiting(backlog) if is_known else "not known yet"
-    told = Text.assemble(("Waits: ", "bold"), waits, ("  Senders: ", "bold"))
-    for sender in summary.get("senders") or ():
-        look, word = SENDERS.get(str(sender.get("state")), ("muted", ""))
-        name = line(sender.get("instance") or "nobody").plain
-        told.append_text(pill(look, f"{name} {word} "))
-    return told
-
-
-class _Box(ModalScreen[bool]):
-    """Something on top of the screen, until a key closes it."""
-
-    DEFAULT_CSS = """
-    _Box { align: center middle; }
-    _Box > VerticalScroll {
-        width: 90%; max-width: 120; height: auto; max-height: 90%;
-        border: round $primary; background: $surface; padding: 0 1;
-    }
-    _Box Static { height: auto; }
-    """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "close(False)", "Close")
-    ]
-
-    def __init__(self, *what: RenderableType) -> None:
-        super().__init__()
-        self._what = what
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll():
-            yield Static(Group(*self._what), id="what")
-        yield Footer()
-
-    def replace(self, *what: RenderableType) -> None:
-        """Show something else in it."""
-        self._what = what
-        self.query_one("#what", Static).update(Group(*what))
-
-    def action_close(self, answer: bool) -> None:
-        """Close it, with an answer."""
-        self.dismiss(answer)
-
-
-class _Question(_Box):
-    """Something that is asked."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "close(True)", "Yes"),
-        Binding("n,escape,q", "close(False)", "No"),
-    ]
 
 
 class Top(App[None]):
@@ -382,7 +270,7 @@ class Top(App[None]):
         if self._wanted:
             told += f", those like “{line(self._wanted).plain}”: {len(seen.rows)}"
         if not seen.is_all:
-            told += f"; the {_ROWS} that began last"
+            told += f"; the {ROWS} that began last"
         self.sub_title = told
 
     def _show_ages(self) -> None:
@@ -408,7 +296,7 @@ class Top(App[None]):
 
     def action_keys(self) -> None:
         """Tell the keys."""
-        self.push_screen(_Box(Text("Keys", "bold"), grid(_KEYS)))
+        self.push_screen(Box(Text("Keys", "bold"), grid(_KEYS)))
 
     def action_filter(self) -> None:
         """Ask which servers to show."""
@@ -466,7 +354,7 @@ class Top(App[None]):
             if is_meant:
                 self._ask(f"Contacting {name} …", ask, then=self.action_read)
 
-        question = _Question(
+        question = Question(
             line(f"Reconnect {name}?", "bold"),
             Text("It is contacted, and changed only if it answers."),
             Text("y: yes   n: no", "dim"),
@@ -480,14 +368,14 @@ class Top(App[None]):
         then: Callable[[], Any] | None = None,
     ) -> None:
         """Show what is asked for, once it is there."""
-        box = _Box(line(told, "dim"))
+        box = Box(line(told, "dim"))
         self.push_screen(box)
         self._answer(box, ask, then)
 
     @work(thread=True, group="ask")
     def _answer(
         self,
-        box: _Box,
+        box: Box,
         ask: Callable[[], list[RenderableType]],
         then: Callable[[], Any] | None,
     ) -> None:
@@ -499,7 +387,7 @@ class Top(App[None]):
         if then is not None:
             self.call_from_thread(then)
 
-    def _answered(self, box: _Box, what: list[RenderableType]) -> None:
+    def _answered(self, box: Box, what: list[RenderableType]) -> None:
         # Who has closed it does not want to see it any more.
         if box in self.screen_stack:
             box.replace(*what)
