@@ -3,12 +3,15 @@
 
 from unittest import mock
 
+import pytest
 from module_case import FAILING, NAME
 from test_console import ConsoleTestCase
 
 from synapse_federation_admin.console.visit import Visit
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.homeserver.features import Feature, FeatureOffError
+
+pytestmark = pytest.mark.one_synapse
 
 OTHER = "other.example"
 

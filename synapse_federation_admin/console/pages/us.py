@@ -45,7 +45,7 @@ async def show_us(visit: Visit) -> Answered:
         {
             "title": "Us",
             "outlook": outlook,
-            "told": _told(outlook) if outlook else None,
+            "told": told_of(outlook) if outlook else None,
             "senders": (summary and summary.senders) or [],
             "not_yet_queued": summary and summary.not_yet_queued,
             "indexes": summary and summary.indexes,
@@ -56,8 +56,8 @@ async def show_us(visit: Visit) -> Answered:
     )
 
 
-def _told(outlook: Any) -> tuple[str, str, str]:
-    """Return what is told of the outlook."""
+def told_of(outlook: Any) -> tuple[str, str, str]:
+    """Return what is told of the outlook: its class, its sign, a sentence."""
     tried = outlook.last_hour
     is_normal = outlook.verdict is CorrelationVerdict.NORMAL
     if is_normal and tried.tried and not tried.failing:
