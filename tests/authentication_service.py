@@ -88,6 +88,8 @@ class AuthenticationService(WebSite):
         self.used: set[str] = set()
         self.refresh: dict[str, Refresh] = {}
         self.ended: list[Grant] = []
+        # How often a refresh token came that had been spent.
+        self.respent = 0
 
     # -- what it announces, and whom it knows ------------------------------------------
 
@@ -316,6 +318,7 @@ class AuthenticationService(WebSite):
         ):
             return _error("invalid_grant")
         if token.next:
+            self.respent += 1
             # Spent already: taken again only while what came instead is unused.
             if self.refresh[token.next].next or token.next_access in self.used:
                 return _error("invalid_grant")
