@@ -101,6 +101,9 @@ def test_look(homeserver: Homeserver) -> None:
     assert "destinations" in answer("attention", "--order-by", "waiting")
     run("attention")
 
+    run("list", "--has-backlog", "--include", "local_users")
+    answer("list", "--has-backlog", "--include", "local_users")
+
     assert fleet.refusing[0] in run("show", fleet.refusing[0]).stdout
     assert answer("show", ODD)["destination"] == ODD
     assert ODD in run("show", ODD).stdout
