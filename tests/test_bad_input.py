@@ -14,6 +14,7 @@ from synapse.util.json import json_decoder
 from synapse_federation_admin import limits
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
+from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.one_synapse
 
@@ -330,6 +331,14 @@ class LargeBodyTestCase(ModuleTestCase):
             with mock.patch.object(json_decoder, "decode") as decode:
                 self.assertEqual(self.ask("POST", reset, content=body).code, 200)
             decode.assert_not_called()
+
+    def test_database_away(self) -> None:
+        """A database that is away, or full, is told; it is no fault of this module."""
+        full = self.store.database_engine.module.OperationalError("disk is full")
+        with mock.patch.object(Tables, "run", side_effect=full):
+            channel = self.ask("GET", f"{FEDERATION}/audit")
+        self.assertEqual(channel.code, 503, channel.result)
+        self.assertIn("database", channel.json_body["error"])
 
     def test_many_fields(self) -> None:
         """What a form brings is not looked at one by one."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import attr
 from synapse.module_api import JsonDict, SynapseRequest
+from synapse.module_api.errors import SynapseError
+from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.api._base import Asked, Services
 from synapse_federation_admin.homeserver.features import Feature
@@ -172,7 +174,22 @@ class Api:
             requester = await services.homeserver.require_admin(request)
             services.features.require(*route.needs)
             handler = self._handlers[route]
-            body = await handler(Asked(services, request, requester), **parameters)
+            try:
+                body = await handler(Asked(services, request, requester), **parameters)
+            except CancelledError:
+                raise
+            except Exception as e:
+                if not services.homeserver.is_database_away(e):
+                    raise
+                raise _database_away() from e
             return None if body is None else (HTTPStatus.OK, body)
 
         return answer
+
+
+def _database_away() -> SynapseError:
+    """Say that it is away, locked or full: no bug, which would be a 500."""
+    return SynapseError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The database of this homeserver cannot be used just now; try again later",
+    )

@@ -31,11 +31,13 @@ _EVERY_ROUTE = {
     401: "No access token (`M_MISSING_TOKEN`), or none that is valid "
     "(`M_UNKNOWN_TOKEN`).",
     403: "The user is no server admin (`M_FORBIDDEN`).",
-    500: "The homeserver failed, or its database (`M_UNKNOWN`).",
+    500: "The homeserver failed (`M_UNKNOWN`).",
+    503: "The database cannot be used just now: it is away, or full (`M_UNKNOWN`).",
 }
 _EVERY_V2 = {
     503: "This feature is switched off, since Synapse lacks something that it needs: "
-    "the text names both (`M_UNKNOWN`).",
+    "the text names both. Or the database cannot be used just now: it is away, or full "
+    "(`M_UNKNOWN`).",
 }
 _BAD_QUERY = "A query parameter is wrong: the text names it (`M_INVALID_PARAM`)."
 _BAD_BODY = (
