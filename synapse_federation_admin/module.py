@@ -307,10 +307,14 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     s.homeserver.learn_causes(described)
     s.history = HistoryStore(s.homeserver, s.tables)
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
+    starts: list[Start] = [s.recorder.start]
+    if s.features.is_on(Feature.RECONNECT):
+        ended = s.recorder.transaction_ended
+        starts.append(partial(s.homeserver.observe_transactions, ended))
     if not looks_up:
-        return s.recorder.start, Outages(s.homeserver, s.tables).start
+        return [*starts, Outages(s.homeserver, s.tables).start]
     outages = Outages(s.homeserver, s.tables, s.recent_attempts.correlation_txn)
-    return s.recorder.start, outages.start, s.recent_attempts.start
+    return [*starts, outages.start, s.recent_attempts.start]
 
 
 async def _find_none(_names: object) -> Any:

@@ -110,17 +110,6 @@ OTHERWISE = {
     "file-hole": ("well_known_unreachable", "connection_timeout"),
 }
 
-# What is recorded otherwise: whatever is in an answer of 200, Synapse's client takes it
-# for a success. Its retry limiter ends before the body is read, and so no failure is
-# logged, and nothing is backed off from.
-RECORDED: dict[str, tuple[str | None, ...]] = dict.fromkeys(
-    (
-        *("all-list", "all-no-type", "all-broken-json", "all-cut"),
-        *("login-page", "web-site", "broken-off", "chunks-broken-off"),
-    ),
-    (None,),
-)
-
 
 def met_on_the_way(report: dict[str, Any]) -> str | None:
     """Return the kind of what stops a request before it is answered well."""
@@ -231,7 +220,7 @@ def test_history(
     kind = met_on_the_way(reports[fault.label])
     if fault.verdict != "failing" or not is_contacted(reports[fault.label]):
         return
-    expected = (kind, *OTHERWISE.get(fault.label, ()), *RECORDED.get(fault.label, ()))
+    expected = (kind, *OTHERWISE.get(fault.label, ()))
     assert recorded.get(world.names[fault.label]) in expected
 
 

@@ -107,6 +107,39 @@ class RecorderTestCase(ModuleTestCase):
 
 
 class WritesTestCase(RecorderTestCase):
+    def test_no_answer(self) -> None:
+        """What is answered with 2xx and is no answer is a failure, and no outage."""
+        sent: Any = mock.Mock(destination="a.example")
+        error = RequestSendFailed(ValueError("no JSON"), can_retry=False)
+        for each in (error, None, RuntimeError("ours")):
+            self.recorder.transaction_ended(sent, each)
+            self.recorder.answered("a.example", 9)
+            if each is None:
+                # What was told already is not told again.
+                self.recorder.failed("b.example", refused())
+                sent.destination = "b.example"
+                self.recorder.transaction_ended(sent, error)
+                sent.destination = "a.example"
+        self.recorder.transaction_ended(sent, error)
+        self.pass_s(WRITE_S)
+        self.assertEqual(
+            self.counts(),
+            {
+                ("a.example", "invalid_response"): 1,
+                ("b.example", "connection_refused"): 1,
+            },
+        )
+        self.assertEqual(
+            [row["destination"] for row in self.rows("outages")], ["b.example"]
+        )
+        # And what is answered next is taken note of at once.
+        self.pass_s(1)
+        self.recorder.answered("a.example", 9)
+        self.pass_s(WRITE_S)
+        (failure,) = [r for r in self.rows() if r["destination"] == "a.example"]
+        (success,) = self.rows("successes")
+        self.assertGreater(success["last_ts"], failure["last_ts"])
+
     def test_transactions(self) -> None:
         """However many fail within three seconds, a thousand take one transaction."""
         with self.writes() as writes:

@@ -35,6 +35,7 @@ from synapse_federation_admin.history.unwritten import Batch, Unwritten
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.newest import keep_newest
+from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
     RecordedFailure,
@@ -140,6 +141,37 @@ class Recorder:
             refused_bytes=refused_bytes,
         )
         self._unwritten.add_failure(destination, recorded)
+        self._write_soon()
+
+    def transaction_ended(
+        self, transaction: Transaction, error: Exception | None
+    ) -> None:
+        """Take note of what was answered with 2xx, and is no answer all the same.
+
+        Synapse takes the status for a success, reads the rest, and has sent nothing. It
+        does not back off. Any other failure was told before this.
+        """
+        name = transaction.destination
+        if error is None or name not in self._known:
+            return
+        failure = failure_of(error)
+        if failure.kind is not FailureKind.INVALID_RESPONSE:
+            return
+        key, failures = (name, failure.kind.value), self._unwritten.failures
+        if key not in failures and not self._has_room(failures):
+            return
+        self._known.pop(name)
+        now_ts = self._homeserver.now_ms()
+        recorded = RecordedFailure(
+            kind=failure.kind.value,
+            message=message_of(failure),
+            first_ts=now_ts,
+            last_ts=now_ts,
+            count=1,
+            instance=self._homeserver.instance_name,
+            backs_off=False,
+        )
+        self._unwritten.add_failure(name, recorded)
         self._write_soon()
 
     def _take_found(self, destination: str, failure: Failure, found: Failure) -> None:
@@ -322,4 +354,5 @@ class Recorder:
                 self._unwritten.put_back(batch)
             raise
         for failure in batch.failed.values():
-            self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)
+            if failure.backs_off:
+                self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)

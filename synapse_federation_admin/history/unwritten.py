@@ -73,7 +73,15 @@ class Batch:
             by_destination.setdefault(key[0], []).append(failed[key])
         if failed:
             records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
-            outages.record_txn(txn, by_destination, is_postgres=is_postgres)
+            backed_off = {
+                name: [failure for failure in of if failure.backs_off]
+                for name, of in by_destination.items()
+            }
+            outages.record_txn(
+                txn,
+                {name: of for name, of in backed_off.items() if of},
+                is_postgres=is_postgres,
+            )
         outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
 
 

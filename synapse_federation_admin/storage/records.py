@@ -56,6 +56,7 @@ class RecordedFailure:
         issuer: Who issued the certificate that was not trusted; "" if that is not it.
         refused_bytes: How large the last of them was, if that was too large and none as
             large has been accepted since; else None.
+        backs_off: Whether Synapse backs off for it, so that it is part of an outage.
     """
 
     kind: Annotated[str, FailureKind]
@@ -66,11 +67,15 @@ class RecordedFailure:
     instance: str
     issuer: str = ""
     refused_bytes: int | None = None
+    backs_off: bool = True
 
     def before(self, later: "RecordedFailure") -> "RecordedFailure":
         """Return these and later ones of the same kind together."""
         return attr.evolve(
-            later, first_ts=self.first_ts, count=self.count + later.count
+            later,
+            first_ts=self.first_ts,
+            count=self.count + later.count,
+            backs_off=self.backs_off or later.backs_off,
         )
 
 
