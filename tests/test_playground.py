@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parent.parent
 REFUSED = (
     *("Unrecognized request", "Invalid username or password"),
     *("does not need to be reset", "has not ended", "Unknown run", "Local users share"),
+    "This needs a terminal",
 )
 NAME = "synapse-federation-admin"
 ASKS = rf"(?:curl|{NAME})"
