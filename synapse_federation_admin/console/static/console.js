@@ -199,7 +199,7 @@ async function look() {
       hear(changes);
       channel?.postMessage({ asked, changes });
     }
-    if (nextRead <= Date.now()) {
+    if (nextRead <= Date.now() && !document.hidden && !selectsText()) {
       const fresh = parse(await (await get(location.href)).text());
       if (document.hidden || selectsText()) return;
       const pairs = parts.map(({ element }) => [element, fresh.getElementById(element.id)]);
