@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 # What some operators find in their table.
 ODD = "a b/..?#[x]"
 
+# However busy the machine is, a server that is up answers within this.
+PATIENT = ("--timeout", "60s")
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Homeserver:
@@ -151,11 +154,11 @@ def test_why(homeserver: Homeserver) -> None:
 def test_change(homeserver: Homeserver) -> None:
     """One is contacted at once; many only after a dry run and a yes."""
     up, down = homeserver.fleet.up, homeserver.fleet.refusing
-    assert "✓ connected" in run("reconnect", up[0], "--reason", "back").stdout
+    assert "✓ connected" in run("reconnect", up[0], *PATIENT, "--reason", "back").stdout
     assert "✗ still failing" in run("reconnect", down[0], status=3).stdout
     assert answer("reconnect", down[0], status=3)["outcome"] == "still_failing"
 
-    many = ("reconnect", *up[1:], *down)
+    many = ("reconnect", *up[1:], *down, *PATIENT)
     refused = run(*many, status=2)
     assert "4 servers would be contacted" in refused.stderr
     assert "give --yes" in refused.stderr
