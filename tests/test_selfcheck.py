@@ -232,7 +232,9 @@ class NamesTestCase(SelfCheckTestCase):
             loaded.check(())
 
     # The names are the same; what one takes away our own code decides.
+    # It loads the module a hundred times and more.
     @pytest.mark.one_synapse
+    @pytest.mark.timeout(900)
     def test_every_name(self) -> None:
         """Each name that is relied on, hidden by itself: v1 works, and what needs it
         is off, and nothing else."""
