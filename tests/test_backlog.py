@@ -71,6 +71,9 @@ class BacklogTestCase(ModuleTestCase):
             for number in range(3):
                 self.add_room(name, f"!{number}:x", 10**6 + number)
         self.add_room("b.example", room_id, there)
+        # It was delivered, and purged.
+        self.add_room("b.example", "!delivered:x", 1)
+        self.run_delete("DELETE FROM events WHERE stream_ordering = 1")
         self.add_destination("new.example")
         self.add_room("new.example", room_id, there)
 
@@ -93,6 +96,10 @@ class BacklogTestCase(ModuleTestCase):
         self.assertEqual((sent("a.example"), sent("b.example")), ([], [event_id]))
         for name in ("b.example", "it's.example", "new.example"):
             self.run_delete(mend_unsendable(name))
+        (rooms,) = self.run_sql(
+            "SELECT COUNT(*) FROM destination_rooms WHERE destination = 'b.example'"
+        )
+        self.assertEqual(rooms, (2,), "what is delivered stays")
         self.assertEqual(woken(), ["a.example", "b.example", "new.example"])
         self.assertEqual((sent("a.example"), sent("b.example")), ([], [event_id]))
         self.assertEqual((told("b.example"), told("a.example")), ((1, 0, 0), (3, 3, 0)))

@@ -67,6 +67,16 @@ class FlushCachesTestCase(ModuleTestCase):
         )
         self.assertEqual(entry["reason"], "They have moved")
 
+    def test_no_name(self) -> None:
+        """What their file delegates to may be no server name: it is dropped, too."""
+        for delegated in (b"matrix.down.example:port", b"https://x/"):
+            self.files.set(b"down.example", delegated, 3600)
+            body = self.flush().json_body
+            self.assertIn("well_known", body["dropped"])
+            self.assertIsNone(body["not_told_error"])
+            self.assertIsNone(self.files.get(b"down.example", None))
+        self.assertNotIn(b"_matrix._tcp.down.example", SERVER_CACHE)
+
     def test_any_name(self) -> None:
         """With a port, or of an address, there is nothing; unknown is 404."""
         for name in ("down.example:8448", "[2001:db8::1]", "no server name"):

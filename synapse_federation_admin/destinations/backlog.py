@@ -111,7 +111,7 @@ class Backlog:
         return CatchUp.POSSIBLE if self.can_catch_up else CatchUp.IMPOSSIBLE
 
     def never_delivered(self, unsendable: int) -> int:
-        """Return of how many rooms Synapse sends nothing by itself, beside some."""
+        """Return on how many rooms Synapse does not catch up, beside some."""
         return 0 if self.can_catch_up else max(self.rooms - unsendable, 0)
 
     @property

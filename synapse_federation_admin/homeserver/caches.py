@@ -7,6 +7,7 @@ without them, nobody could check any more what it has signed, so they stay; one 
 not known is asked for anyway.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from synapse.http.federation.srv_resolver import SERVER_CACHE
@@ -39,7 +40,9 @@ def drop_way(hs: "HomeServer", name: str) -> tuple[str, ...]:
         if delegated != b"":
             dropped.append(WELL_KNOWN)
         if delegated:
-            hosts.append(parse_server_name(delegated.decode("ascii"))[0].lower())
+            # Synapse keeps what the file says, be it a server name or not.
+            with suppress(ValueError):
+                hosts.append(parse_server_name(delegated.decode("ascii"))[0].lower())
     for each in hosts:
         for service in _SERVICES:
             if SERVER_CACHE.pop(f"{service}.{each}".encode(), None) is not None:

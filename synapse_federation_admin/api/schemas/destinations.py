@@ -233,8 +233,9 @@ class DestinationDetail(Destination):
     )
     never_delivered: int | None = Field(
         description="The others of `backlog.rooms` where nothing was ever delivered "
-        "to it: Synapse sends nothing of them by itself, not even once it answers. 0 "
-        "where something was; null as `backlog`."
+        "to it: Synapse does not catch up on them, not even once it answers. It sends "
+        "only what its sender still has in memory. 0 where something was delivered; "
+        "null as `backlog`."
     )
     last_failure: _RecordedFailure | None = Field(
         description="The last failure of a real request; null if none was recorded."
