@@ -11,6 +11,7 @@ from typing import Any
 import attr
 import faults_answers  # noqa: F401  # adds to the catalogue
 import pytest
+from deadlines import AT_ONCE_S
 from faults import BLOCKED, CATALOGUE, Fault
 from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
@@ -88,7 +89,7 @@ def test_fault(reports: dict[str, Any], fault: Fault) -> None:
     report = reports[fault.label]
     assert report["verdict"] == fault.verdict, json.dumps(report, indent=1)
     assert fault.fits(report["kind"], report["reason"]), json.dumps(report, indent=1)
-    assert report["duration_ms"] <= DIAGNOSIS_S * 1000 + 2000
+    assert report["duration_ms"] < (DIAGNOSIS_S + AT_ONCE_S) * 1000
     assert fault.says in report["explanation"], report
     assert len(report["advice"]) <= limits.ADVICE
     for text in texts(report):
@@ -158,7 +159,7 @@ def test_reconnect(
     contact = contacts[world.names[fault.label]]
     error = contact["error"]
     assert error["kind"] in (kind, *OTHERWISE.get(fault.label, ())), error
-    assert contact["duration_ms"] < 10_000
+    assert contact["duration_ms"] < AT_ONCE_S * 1000
     assert error["message"].isascii()
     assert error["message"].isprintable()
     assert len(error["message"]) < 500
@@ -208,7 +209,7 @@ def recorded(
         return len(found) == len(names)
 
     with suppress(WaitTimeoutError):
-        wait_until(all_recorded, "all to be recorded", 90, 2)
+        wait_until(all_recorded, "all to be recorded", 180, 2)
     return found
 
 

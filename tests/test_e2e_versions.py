@@ -71,7 +71,6 @@ def version(synapse: SynapseServer) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
-@pytest.mark.timeout(300)
 def test_versions(tmp_path: Path) -> None:
     """One process is upgraded and taken back, beside another of this version.
 
@@ -116,7 +115,6 @@ def test_versions(tmp_path: Path) -> None:
         assert "Cannot write to the audit" in synapse.log_tail(GENERIC_WORKER, 1000)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [False, True], ids=["sqlite", "workers"])
 def test_version_2(tmp_path: Path, workers: bool) -> None:
     """What version 2 has recorded and begun is carried over; v1 answers all the time.

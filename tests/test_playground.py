@@ -48,7 +48,7 @@ def run(environment: dict[str, str], *options: str) -> subprocess.CompletedProce
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
 
@@ -148,7 +148,7 @@ def test_interactive(
     assert len(commands) >= 5, output
     for command in commands:
         pasted = subprocess.run(
-            command, shell=True, capture_output=True, text=True, timeout=30, check=False
+            command, shell=True, capture_output=True, text=True, timeout=60, check=False
         )
         assert pasted.returncode == 0, (command, pasted.stderr)
         assert pasted.stdout.strip().startswith("{"), (command, pasted.stdout)
@@ -180,7 +180,7 @@ def test_interactive(
             cwd=tmp_path_factory.mktemp("command"),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         if any(text in done.stdout + done.stderr for text in REFUSED):
@@ -201,7 +201,7 @@ def test_interactive(
     assert httpx.get(link[0]).status_code == 410
 
     interactive.send_signal(signal.SIGINT)
-    rest, _ = interactive.communicate(timeout=30)
+    rest, _ = interactive.communicate(timeout=120)
 
     assert interactive.returncode == 0, rest
     assert list(tmp_path.iterdir()) == []
@@ -228,7 +228,7 @@ def test_missing_extra() -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1

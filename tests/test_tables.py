@@ -270,7 +270,7 @@ class TablesTestCase(ModuleTestCase):
             # There is one process on SQLite.
             return
         self.drop()
-        barrier = threading.Barrier(6, timeout=30)
+        barrier = threading.Barrier(6, timeout=120)
         errors: list[Exception] = []
 
         def make() -> None:
