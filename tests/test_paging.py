@@ -21,6 +21,7 @@ VALUES: dict[str, Any] = {
     "destination": "a.example",
     "failing_for": "7d",
     "failing_under": "30d",
+    "has_backlog": True,
     "failure": ["tls_expired", "unknown"],
     "order_by": "failure_ts",
     "user": "@admin:test",

@@ -214,6 +214,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._had_valid_well_known_cache
             WellKnownResolver._well_known_agent
+        synapse.types: RoomStreamToken.stream
         synapse.util.gai_resolver: GAIResolver._getThreadPool
         hs:
             _module_web_resources get_datastores().main.get_room_max_token
