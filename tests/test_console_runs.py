@@ -110,8 +110,11 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
 
     def test_nothing_left(self) -> None:
         """Nothing matches any more: it is said, and there is nothing to begin."""
+        page = self.page("/forget?all=true&destination=nobody")
+        self.assertIn("<h1>There is nothing to forget</h1>", page)
         page = self.page("/reconnect?all=true&destination=nobody")
-        self.assertIn("no server matches", self.told(page))
+        self.assertIn("<h1>There is nothing to reconnect</h1>", page)
+        self.assertIn("No server matches", self.told(page))
         self.assertNotIn(
             '<form method="post" action="/_synapse/admin/federation/rec', page
         )

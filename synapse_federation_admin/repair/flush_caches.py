@@ -38,7 +38,7 @@ class FlushCaches:
     def __init__(self, homeserver: Homeserver, audit: Audit) -> None:
         self._homeserver = homeserver
         self._audit = audit
-        # What was dropped here for the names that are being flushed.
+        # What was dropped here of the names that this process was asked to flush.
         self._dropped: dict[str, tuple[str, ...]] = {}
         self._send = homeserver.signal("flush_caches", self._flush)
 
@@ -70,6 +70,7 @@ class FlushCaches:
             self._homeserver.retry_timings.invalidate_txn(txn, [name])
 
         await self._audit.run("federation_admin_flush_caches", begin_txn)
+        self._dropped[name] = ()
         try:
             told = await tell_all(self._homeserver, self._send, [name])
         finally:
@@ -85,4 +86,6 @@ class FlushCaches:
 
     def _flush(self, *names: str) -> None:
         for name in names:
-            self._dropped[name] = self._homeserver.drop_way(name)
+            dropped = self._homeserver.drop_way(name)
+            if name in self._dropped:
+                self._dropped[name] = dropped

@@ -110,7 +110,7 @@ async def _asked_reconnect(visit: Visit, error: SynapseError | None = None) -> P
     return _page(
         visit,
         "reconnect_many.html",
-        f"Reconnect {_servers(found.matched)}",
+        _title("reconnect", found.matched),
         error,
         selected=selected,
         found=found,
@@ -185,7 +185,7 @@ async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Answ
     return _page(
         visit,
         "forget_many.html",
-        f"Forget {_servers(found.forgotten)}",
+        _title("forget", found.forgotten),
         error,
         selected=selected,
         found=found,
@@ -271,6 +271,12 @@ def _page(
 def _back(visit: Visit) -> str:
     selected = selection_of(visit)
     return url("/servers", **selected.filters)
+
+
+def _title(what: str, number: int) -> str:
+    if not number:
+        return f"There is nothing to {what}"
+    return f"{what.capitalize()} {_servers(number)}"
 
 
 def _servers(number: int) -> str:

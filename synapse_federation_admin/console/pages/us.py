@@ -9,7 +9,7 @@ from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.storage.instances import InstanceState
 
 STATES = {
-    InstanceState.RUNNING: ("good", "runs"),
+    InstanceState.RUNNING: ("good", "running"),
     InstanceState.LATE: ("warn", "late"),
     InstanceState.GONE: ("bad", "gone"),
     InstanceState.NEVER_SEEN: ("bad", "never seen"),
