@@ -47,8 +47,8 @@ def off_without(root: str, path: str) -> set[Feature]:
     if root == "pydantic":
         return {Feature.V2}
     if root == "table":
-        tables = {table: needed_by for needed_by, table, _ in relied_on.COLUMNS}
-        return set(tables[path])
+        needing = [of for of, table, _ in relied_on.COLUMNS if table == path]
+        return set().union(*needing)
     named = {
         (root, path): needed_by
         for needed_by, root, path in hidden_name.relied_on_names()

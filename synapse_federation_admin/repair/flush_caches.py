@@ -11,12 +11,13 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.wake import tell_all
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import Actor, AuditAction
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_FLUSHED,
+    AUDIT_FLUSHED_IN_PART,
+    Actor,
+    AuditAction,
+)
 from synapse_federation_admin.storage.outcomes import Told
-
-# The outcome in the audit, if all were told, and if some were not.
-_FLUSHED = "flushed"
-_IN_PART = "flushed_in_part"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -78,7 +79,7 @@ class FlushCaches:
         await self._audit.end(
             self._audit.ended(
                 entry,
-                _IN_PART if told.error else _FLUSHED,
+                AUDIT_FLUSHED_IN_PART if told.error else AUDIT_FLUSHED,
                 {"told": list(told.names), "note": told.error or ""},
             )
         )

@@ -19,6 +19,8 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FAILED,
+    AUDIT_FLUSHED,
+    AUDIT_FLUSHED_IN_PART,
     AUDIT_FORGOTTEN,
     AUDIT_INTERRUPTED,
     AUDIT_PENDING,
@@ -72,6 +74,7 @@ OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
     AuditAction.RECONNECT: (*_OF_RECONNECT, AUDIT_FAILED),
     AuditAction.CANCEL: (RunStatus.CANCELLED.value,),
     AuditAction.FORGET: (AUDIT_FORGOTTEN,),
+    AuditAction.FLUSH_CACHES: (AUDIT_FLUSHED, AUDIT_FLUSHED_IN_PART),
 }
 
 # What is noted of entries when their destination has taken a transaction.

@@ -58,6 +58,10 @@ AUDIT_FAILED = "failed"
 # The outcome of a destination that was forgotten.
 AUDIT_FORGOTTEN = "forgotten"
 
+# The outcome of a flush, if all processes were told, and if some were not.
+AUDIT_FLUSHED = "flushed"
+AUDIT_FLUSHED_IN_PART = "flushed_in_part"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class AuditEntry:
