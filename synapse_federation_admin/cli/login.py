@@ -214,7 +214,8 @@ def _register(client: Client, service: Mapping[str, Any]) -> str:
         _endpoint(service, "registration_endpoint"),
         body={
             "client_name": _DEVICE_NAME,
-            "client_uri": "https://pypi.org/project/synapse-federation-admin/",
+            # It has no site of its own, and services want one.
+            "client_uri": service.get("issuer"),
             "grant_types": [_DEVICE_GRANT, "refresh_token"],
             "token_endpoint_auth_method": "none",
             "application_type": "native",
@@ -277,13 +278,16 @@ def _refused(answer: Json, key: str) -> FailedError:
 
 
 def renewed(client: Client, login: Login) -> Login | None:
-    """Return a login with a new token; None if it has none to be had.
+    """Return a login at the same homeserver with a new token; None if there is none.
 
     What another command has renewed meanwhile is taken: a refresh token is good once.
     """
     with _locked():
         kept = read_login()
         if kept is None or not kept.renewal.get("refresh_token"):
+            return None
+        if kept.url != login.url:
+            # Somebody has logged in elsewhere: that token is not for this homeserver.
             return None
         if kept.access_token != login.access_token:
             return kept

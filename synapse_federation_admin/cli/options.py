@@ -234,12 +234,19 @@ def _option(parameter: Parameter) -> Callable[[F], F]:
 
 
 def query(given: Mapping[str, Any], parameters: Iterable[Parameter]) -> dict[str, Any]:
-    """Return what was given of parameters of the API, as the API names them."""
+    """Return what was given of parameters of the API, as the API names them.
+
+    Raises:
+        UsageError: One is empty, as of a shell's variable that is not set: without it a
+            filter would keep more than was meant.
+    """
     found = {}
     for parameter in parameters:
         name = parameter.name
         value = given.get(f"{name}_" if name == "from" else name)
-        if value not in (None, (), "", False):
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise click.UsageError(f"--{name.replace('_', '-')} is empty.")
+        if value is not None and value != () and value is not False:
             found[name] = list(value) if isinstance(value, tuple) else value
     return found
 
