@@ -218,6 +218,25 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
                 self.get_success(resolver.get_well_known(b"a.example"))
         self.assertEqual(asked, [b"a.example"] * 2)
 
+    def test_requests(self) -> None:
+        """Requests side by side have a client each: what one meets is its own."""
+        outbound = Outbound(self.hs, max_lifetime_s=1)
+
+        async def answer(*_: object, **__: object) -> object:
+            return {}, {}
+
+        with mock.patch.object(
+            outbound,
+            "client",
+            side_effect=lambda *_: mock.Mock(get_json_with_headers=answer),
+        ) as client:
+            get = outbound.requests(
+                is_file_known=True, delegated_to=None, timeout_ms=1000
+            )
+            for _ in range(2):
+                self.get_success(get("a.example", "/path"))
+        self.assertEqual(client.call_count, 2)
+
     @unittest.override_config(
         {
             "ip_range_blacklist": [

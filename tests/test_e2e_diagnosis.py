@@ -109,9 +109,6 @@ OTHERWISE = {
     "late-hostile-file": ("well_known_invalid",),
     # A contact waits for the file for as long as it may.
     "file-hole": ("well_known_unreachable", "connection_timeout"),
-    # It closes as it answers: on a busy machine one of the requests of a diagnosis may
-    # meet that first.
-    "http2": ("invalid_response",),
 }
 
 

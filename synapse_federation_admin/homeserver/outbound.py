@@ -241,14 +241,19 @@ class Outbound(Network):
             delegation = WellKnownLookupResult(
                 delegated_to.encode("ascii") if delegated_to else None
             )
-        client = self.client(timeout_ms, delegation)
-        client.max_short_retries = 0
-        get = partial(
-            client.get_json_with_headers,
-            timeout=timeout_ms + GRACE_MS,
-            ignore_backoff=True,
-        )
-        return lambda *args: unobserved(get(*args))
+
+        def get(*args: Any) -> Awaitable[Any]:
+            # What one of them meets is not told of another that is under way.
+            client = self.client(timeout_ms, delegation)
+            client.max_short_retries = 0
+            get_json = partial(
+                client.get_json_with_headers,
+                timeout=timeout_ms + GRACE_MS,
+                ignore_backoff=True,
+            )
+            return unobserved(get_json(*args))
+
+        return get
 
     async def stored_keys(self, name: str) -> dict[str, str]:
         """Return the keys of a server that Synapse has stored.
