@@ -176,6 +176,8 @@ def test_change(homeserver: Homeserver) -> None:
     assert answer("cancel", made["id"])["status"] == "complete"
     assert up[1] in run("audit", "--run-id", made["id"]).stdout
 
+    # A time of nothing is judged, and does not go unseen.
+    assert "timeout" in run("reconnect", up[0], "--timeout", "0s", status=2).stderr
     run("reset", up[0], status=1)
     run("cap-backoff", "1h", status=2)
     run_id = run("cap-backoff", "1h", "--yes", "--no-wait").stdout.strip()
@@ -185,6 +187,7 @@ def test_change(homeserver: Homeserver) -> None:
     run("forget", down[1], status=2)
     assert "forgotten" in run("forget", down[1], "--yes").stdout
     assert down[1] not in run("list").stdout
+    assert "3 servers" in run("forget", *up, "--dry-run").stderr
     too_young = run("forget", "--status", "invalid", "--yes", status=2)
     assert "30d" in too_young.stderr
 

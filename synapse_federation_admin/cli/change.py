@@ -130,8 +130,6 @@ def reconnect(
         **_given(per_second=per_second, ignore_unknown=ignore_unknown),
         **_given(destinations=list(names), filter=filters, all_failing=all_failing),
     }
-    if per_second is not None:
-        body["per_second"] = per_second
 
     def ask(found: Json) -> str:
         _tell_sample(asked, "would be contacted", found["matched"], found["sample"])
@@ -147,7 +145,13 @@ def reconnect(
 
 
 def _given(**values: Any) -> Json:
-    return {name: value for name, value in values.items() if value}
+    # A number may be 0: that is for the API to judge.
+    left_out: tuple[object, ...] = (None, "", [], {})
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not False and value not in left_out
+    }
 
 
 def _reconnect(asked: Asked, name: str, body: Json) -> int:
@@ -215,14 +219,14 @@ def forget(
 ) -> int:
     """Remove what Synapse keeps of servers that are gone for good.
 
-    One NAME, or all that the filters keep, but for those with which local users share
-    rooms. A dry run comes first, and then a question. It cannot be undone.
+    Those that are named, or that the filters keep, but for those with which local users
+    share rooms. A dry run comes first, and then a question. It cannot be undone.
     """
     filters = query(given, options.FILTERS)
-    if bool(names) == bool(filters) or len(names) > 1:
-        raise click.UsageError("Give one name, or filters.")
+    if bool(names) == bool(filters):
+        raise click.UsageError("Give names, or filters.")
     body = _given(drop_to_device=drop_to_device, reason=reason)
-    if names:
+    if len(names) == 1:
         return _forget(asked, names[0], body, dry_run, yes)
 
     def ask(found: Json) -> str:
@@ -235,7 +239,7 @@ def forget(
         _tell_lost(asked, found)
         return f"Forget {counted(found['forgotten'], 'server')}? It cannot be undone."
 
-    body |= {"filter": filters, **_given(force=force)}
+    body |= _given(destinations=list(names), filter=filters, force=force)
     return _run(asked, "/forget", body, ask, dry_run, yes, no_wait)
 
 

@@ -20,7 +20,26 @@ from synapse_federation_admin.cli.runs import cancel, runs, watch
 from synapse_federation_admin.cli.why import why
 
 
-@click.group(name=NAME, context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Tells the whole first sentence of each command, however long the line."""
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002  # click gives it
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Write the table of commands: see click."""
+        told = [
+            (name, command.get_short_help_str(limit=1000))
+            for name, command in self.commands.items()
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(told)
+
+
+@click.group(
+    name=NAME, cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name=NAME)
 @shared
 def group() -> None:

@@ -112,6 +112,8 @@ def _has_password(client: Client) -> bool:
 
 def _by_password(client: Client, url: str, user: str | None) -> Login:
     if not user:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Without a terminal --user says who.")
         user = click.prompt("User", err=True)
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, err=True)

@@ -115,8 +115,11 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
     yield "They answered us", answered
     reached = server.get("inbound", {}).get("last_transaction_ts")
     yield "They reached us", ago(reached, "not within the last day")
-    days = share(server.get("availability"))
-    yield "Last 14 days", f"not failing {days} of the time"
+    availability = server.get("availability")
+    days = f"not failing {share(availability)} of the time"
+    if (availability or {}).get("share") == 1:
+        days = "not failing at any time"
+    yield "Last 14 days", days
     backlog = server.get("backlog")
     if backlog is None:
         yield "What waits", "not known"

@@ -130,18 +130,13 @@ class Recorder:
             up_ms = now_ts - recovered_ts
             if up_ms < limits.OUTAGES_APART_MS:
                 self._unwritten.add_up(destination, max(0, up_ms))
-        recorded = RecordedFailure(
-            kind=failure.kind.value,
-            message=message_of(failure),
-            first_ts=now_ts,
-            last_ts=now_ts,
-            count=1,
-            instance=self._homeserver.instance_name,
+        self._record(
+            destination,
+            failure,
+            now_ts,
             issuer=failure.facts.issuer,
             refused_bytes=refused_bytes,
         )
-        self._unwritten.add_failure(destination, recorded)
-        self._write_soon()
 
     def transaction_ended(
         self, transaction: Transaction, error: Exception | None
@@ -161,7 +156,10 @@ class Recorder:
         if key not in failures and not self._has_room(failures):
             return
         self._known.pop(name)
-        now_ts = self._homeserver.now_ms()
+        self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
+
+    def _record(self, name: str, failure: Failure, now_ts: int, **more: Any) -> None:
+        """Take note of one failure, to be written soon."""
         recorded = RecordedFailure(
             kind=failure.kind.value,
             message=message_of(failure),
@@ -169,7 +167,7 @@ class Recorder:
             last_ts=now_ts,
             count=1,
             instance=self._homeserver.instance_name,
-            backs_off=False,
+            **more,
         )
         self._unwritten.add_failure(name, recorded)
         self._write_soon()
