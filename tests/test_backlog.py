@@ -9,9 +9,12 @@ from module_case import V2, ModuleTestCase, quote
 from synapse.storage.database import LoggingTransaction
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.console.pages.server import mend_unsendable
 from synapse_federation_admin.destinations import backlog
-from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
+from synapse_federation_admin.destinations.backlog import (
+    Backlog,
+    BacklogStore,
+    mend_unsendable,
+)
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database

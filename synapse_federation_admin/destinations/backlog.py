@@ -277,6 +277,25 @@ class BacklogStore:
         )
 
 
+def mend_unsendable(name: str) -> str:
+    """Return the statement that deletes what can never be sent to a server.
+
+    What is deleted is what waits and `_get_catch_up_room_event_ids_txn` of Synapse's
+    store never finds. A row that Synapse gives a newer event meanwhile stays: on
+    PostgreSQL the number of that is looked for anew among those that were found.
+    """
+    quoted = name.replace("'", "''")
+    return (
+        f"DELETE FROM destination_rooms WHERE destination = '{quoted}'\n"  # noqa: S608
+        "AND stream_ordering IN (SELECT r.stream_ordering\n"
+        "FROM destination_rooms AS r\n"
+        "LEFT JOIN destinations AS d ON d.destination = r.destination\n"
+        "LEFT JOIN events AS e ON e.stream_ordering = r.stream_ordering\n"
+        f"WHERE r.destination = '{quoted}' AND e.stream_ordering IS NULL\n"
+        "AND r.stream_ordering > COALESCE(d.last_successful_stream_ordering, 0));"
+    )
+
+
 def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Backlog]:
     marks = ", ".join("?" * len(names))
 

@@ -17,9 +17,9 @@ from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
+from synapse_federation_admin.destinations.backlog import mend_unsendable
 from synapse_federation_admin.diagnosis.findings import StageOutcome
 from synapse_federation_admin.diagnosis.stages import StageName
-from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.wording import causes, outcomes
 from synapse_federation_admin.wording.stages import SIGNS, STAGES
@@ -98,12 +98,11 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     name = visit.parameters["name"]
     diagnosis = kept[_DIAGNOSIS]
     server = await visit.ask(get_destination, destination=name)
-    outages = await _if_on(visit, list_outages, {"limit": _OUTAGES}, destination=name)
-    audit = await _if_on(visit, read_audit, {"limit": _ENTRIES, "destination": name})
+    outages = await visit.ask_if_on(list_outages, {"limit": _OUTAGES}, destination=name)
+    audit = await visit.ask_if_on(read_audit, {"limit": _ENTRIES, "destination": name})
     rooms, rooms_from = None, visit.text("rooms")
     if server.shared_rooms:
-        rooms = await _if_on(
-            visit,
+        rooms = await visit.ask_if_on(
             list_shared_rooms,
             {"limit": _ROOMS, **({"from": rooms_from} if rooms_from else {})},
             destination=name,
@@ -115,7 +114,7 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
         message = await visit.ask(tell, destination=name)
     support = None
     if message and visit.text("contacts"):
-        support = await _if_on(visit, get_support, {}, destination=name)
+        support = await visit.ask_if_on(get_support, {}, destination=name)
     answer = server.model_dump(mode="json", exclude_unset=True)
     last = server.last_failure if words.is_why(server) else None
     return Page(
@@ -155,32 +154,3 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             ),
         },
     )
-
-
-def mend_unsendable(name: str) -> str:
-    """Return the statement that deletes what can never be sent to a server.
-
-    What is deleted is what waits and `_get_catch_up_room_event_ids_txn` of Synapse's
-    store never finds. A row that Synapse gives a newer event meanwhile stays: on
-    PostgreSQL the number of that is looked for anew among those that were found.
-    """
-    quoted = name.replace("'", "''")
-    return (
-        f"DELETE FROM destination_rooms WHERE destination = '{quoted}'\n"  # noqa: S608
-        "AND stream_ordering IN (SELECT r.stream_ordering\n"
-        "FROM destination_rooms AS r\n"
-        "LEFT JOIN destinations AS d ON d.destination = r.destination\n"
-        "LEFT JOIN events AS e ON e.stream_ordering = r.stream_ordering\n"
-        f"WHERE r.destination = '{quoted}' AND e.stream_ordering IS NULL\n"
-        "AND r.stream_ordering > COALESCE(d.last_successful_stream_ordering, 0));"
-    )
-
-
-async def _if_on(
-    visit: Visit, operation: Any, values: dict[str, object], **parameters: str
-) -> Any:
-    """Return an answer; None where its feature is off, as the footer tells."""
-    try:
-        return await visit.ask(operation, values, **parameters)
-    except FeatureOffError:
-        return None
