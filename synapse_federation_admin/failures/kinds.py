@@ -51,7 +51,6 @@ class FailureKind(Worded):
 
     def __init__(
         self,
-        _: str,
         headline: str,
         because: str,
         advice: str,
@@ -64,42 +63,36 @@ class FailureKind(Worded):
         self.fault = fault
 
     INVALID_NAME = (
-        "invalid_name",
         "Invalid server name",
         "",
         "Check the spelling. If nobody uses the name any more, forget the destination.",
         Fault.UNKNOWN,
     )
     NOT_ALLOWED = (
-        "not_allowed",
         "Not allowed by federation_domain_whitelist",
         "",
         "To federate with this server, add it there and restart Synapse.",
         Fault.US,
     )
     IP_BLOCKED = (
-        "ip_blocked",
         "IP address blocked",
         "it is in federation_ip_range_blacklist or ip_range_blacklist",
         UNBLOCK,
         Fault.UNKNOWN,
     )
     WELL_KNOWN_INVALID = (
-        "well_known_invalid",
         "Invalid /.well-known/matrix/server",
         "",
         'Tell their admin: the file has to be {{"m.server": "host:port"}}, and nothing '
         "else.",
     )
     WELL_KNOWN_UNREACHABLE = (
-        "well_known_unreachable",
         "Cannot fetch /.well-known/matrix/server",
         "",
         "Tell their admin: {host} port 443 has to serve the file, or to answer 404 if "
         "the server does not delegate.",
     )
     DNS_NOT_FOUND = (
-        "dns_not_found",
         "Host name not found in DNS",
         "the domain may be gone, or the resolver of this host does not work",
         "Check the spelling, and whether this host finds other names. If so, the "
@@ -107,7 +100,6 @@ class FailureKind(Worded):
         Fault.UNKNOWN,
     )
     DNS_FAILED = (
-        "dns_failed",
         "DNS lookup failed",
         "the name servers of the domain or the resolver of this host do not work",
         "If other servers fail in the same way, check the resolver of this host "
@@ -115,13 +107,11 @@ class FailureKind(Worded):
         Fault.UNKNOWN,
     )
     CONNECTION_REFUSED = (
-        "connection_refused",
         "Connection refused",
         "the server is down or its port is closed",
         "Wait until the server is up again, or tell their admin.",
     )
     CONNECTION_TIMEOUT = (
-        "connection_timeout",
         "Connection timed out",
         "the host is down, or a firewall drops the connection",
         "If other homeservers reach the server, check the firewall of this host. If "
@@ -129,7 +119,6 @@ class FailureKind(Worded):
         Fault.UNKNOWN,
     )
     UNREACHABLE = (
-        "unreachable",
         "No route to host",
         "the network has no route to the address of the server",
         "Check the routes and the firewall of this host. If other servers can be "
@@ -137,27 +126,23 @@ class FailureKind(Worded):
         Fault.UNKNOWN,
     )
     TLS_EXPIRED = (
-        "tls_expired",
         "Expired TLS certificate",
         "the server's certificate, or one in its chain, has expired",
         "Ask their admin to renew the certificate.",
     )
     TLS_NOT_YET_VALID = (
-        "tls_not_yet_valid",
         "TLS certificate not valid yet",
         "{starts}its start date is wrong, or the clock of this host",
         "Check the clock of this host. If it is right, tell their admin.",
         Fault.UNKNOWN,
     )
     TLS_WRONG_NAME = (
-        "tls_wrong_name",
         "TLS certificate for another host name",
         "it is {mismatch}",
         "Tell their admin: a certificate that includes {host} is needed; or their web "
         "server lacks that site, and shows its default one.",
     )
     TLS_UNTRUSTED = (
-        "tls_untrusted",
         "Untrusted certificate chain",
         "it does not lead to an authority that this homeserver trusts",
         "Ask their admin for the full chain of a trusted authority. If the "
@@ -165,52 +150,44 @@ class FailureKind(Worded):
         "Synapse.",
     )
     TLS_FAILED = (
-        "tls_failed",
         "TLS handshake failed",
         "the server does not speak TLS there, or none that this host accepts",
         "Tell their admin: the port does not speak TLS, has no TLS version in "
         "common with this host, or asks for a client certificate.",
     )
     REJECTED = (
-        "rejected",
         "Requests rejected",
         "the server is up, but does not accept them from this homeserver",
         CHECK_KEY,
         Fault.UNKNOWN,
     )
     RATE_LIMITED = (
-        "rate_limited",
         "Rate-limited by the remote server",
         "",
         "Wait. If it goes on, ask their admin to raise the limit for this homeserver.",
     )
     GONE = (
-        "gone",
         "Server permanently gone",
         "it answers {status}",
         "If their admin confirms it, forget the destination.",
     )
     HTTP_ERROR = (
-        "http_error",
         "HTTP error",
         "a web server answers, but no homeserver behind it",
         "Tell their admin: the homeserver is down, or the reverse proxy does not "
         "pass /_matrix on to it.",
     )
     RESPONSE_TIMEOUT = (
-        "response_timeout",
         "Response timed out",
         "the server accepts connections, but does not answer in time",
         "Wait, or tell their admin: the server is overloaded or stuck.",
     )
     INVALID_RESPONSE = (
-        "invalid_response",
         "Invalid response",
         "what answers is not a Matrix homeserver, or the response broke off",
         "Tell their admin: something other than a homeserver answers at their address.",
     )
     PROXY_FAILED = (
-        "proxy_failed",
         "This homeserver's own proxy does not connect",
         "",
         "Check https_proxy and no_proxy, and that the proxy runs. This tells nothing "
@@ -218,19 +195,16 @@ class FailureKind(Worded):
         Fault.US,
     )
     KEYS_MISSING = (
-        "keys_missing",
         "No signing keys",
         "/_matrix/key/v2/server returns none",
         KEYS_UNVERIFIED,
     )
     KEYS_INVALID = (
-        "keys_invalid",
         "Invalid signing keys",
         "the response of /_matrix/key/v2/server is wrong",
         KEYS_UNVERIFIED,
     )
     KEYS_EXPIRED = (
-        "keys_expired",
         "Expired signing keys",
         "they {expired}, by the clock of this host",
         "Check the clock of this host. If it is right, tell their admin: the "
@@ -238,28 +212,24 @@ class FailureKind(Worded):
         Fault.UNKNOWN,
     )
     OTHER = (
-        "other",
         "Unknown error",
         "",
         "See the stages of the diagnosis and the log of Synapse.",
         Fault.UNKNOWN,
     )
     TOO_LARGE = (
-        "too_large",
         "Request too large",
         "the server or its reverse proxy does not accept requests of this size",
         "Ask their admin to raise the size limit of their reverse proxy "
         "(client_max_body_size in nginx).",
     )
     SENDER_DOWN = (
-        "sender_down",
         "Federation sender down",
         "{instance}, the process that sends to this server, does not run",
         "Start {instance}, a process of this homeserver.",
         Fault.US,
     )
     SENDER_BEHIND = (
-        "sender_behind",
         "Federation sender behind",
         "{instance} has not sent what was written {ago} ago",
         "Check the log and the load of {instance}, a process of this homeserver. Just "
@@ -267,7 +237,6 @@ class FailureKind(Worded):
         Fault.US,
     )
     IS_US = (
-        "is_us",
         "Name of this homeserver itself",
         "what answers there has our own server_name and signing key",
         "Nothing can be sent to a name that leads back here. Check its DNS records and "
@@ -275,7 +244,6 @@ class FailureKind(Worded):
         Fault.UNKNOWN,
     )
     INTERNAL = (
-        "internal",
         "Internal error in synapse-federation-admin",
         "this tells nothing of the other server",
         "See the log of Synapse for the error, and report it.",

@@ -13,21 +13,19 @@ class How(Worded):
     name alone, has no link.
     """
 
-    def __init__(self, _: str, first: str, later: str = "") -> None:
+    def __init__(self, first: str, later: str = "") -> None:
         """Say what is told of the first link, and of one that comes after another."""
         self.first = first
         self.later = later
 
     # The server name has a port: nothing else is asked where the server is.
-    PORT = "port", "The server name itself has port {port}"
+    PORT = "The server name itself has port {port}"
 
-    FILE = "well_known", "Their well-known file names {to} port {port}"
+    FILE = "Their well-known file names {to} port {port}"
     FILE_WITHOUT_PORT = (
-        "well_known_without_port",
-        "Their well-known file names {to} without a port, which means {port}",
+        "Their well-known file names {to} without a port, which means {port}"
     )
     SERVICE = (
-        "srv",
         "Their SRV record names {to} port {port}",
         "Their well-known file names {from_}, and the SRV record of that names {to} "
         "port {port}",
@@ -35,14 +33,13 @@ class How(Worded):
 
     # The name to which a file delegates has a file of its own. Nobody follows that.
     SECOND_FILE = (
-        "second_well_known",
         "Their well-known file delegates on to {to} port {port}; nobody follows that",
         "Their well-known file names {from_}, and that delegates on to {to} port "
         "{port}, which nobody follows",
     )
 
     # Of the well-known file itself.
-    REDIRECT = "redirect", "Their web server redirects the file to {to}"
+    REDIRECT = "Their web server redirects the file to {to}"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

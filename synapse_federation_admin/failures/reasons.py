@@ -21,15 +21,21 @@ class Fault(Enum):
 
 
 class Worded(Enum):
-    """An enum whose members stand with what people are told: its value comes first."""
+    """An enum whose members stand with what people are told.
 
-    _value_: str
+    The value of each is its name in small letters.
+    """
 
-    def __new__(cls, value: str, *_: object) -> Self:
-        """Make a member of the value; the rest is for `__init__`."""
+    def __new__(cls, *_: object) -> Self:
+        """Make a member: texts may be the same, and `__init__` is given them."""
         member = object.__new__(cls)
-        member._value_ = value
+        member._value_ = len(cls.__members__)
         return member
+
+    @property
+    def value(self) -> str:
+        """What it is in the API, in tables and in metrics."""
+        return self.name.lower()
 
 
 UNBLOCK = (
@@ -55,7 +61,6 @@ class Reason(Worded):
 
     def __init__(
         self,
-        _: str,
         because: str,
         advice: str | None = None,
         fault: Fault | None = None,
@@ -68,16 +73,15 @@ class Reason(Worded):
         self.headline = headline
 
     # Server names.
-    NAME_IS_URL = "name_is_url", "a server name has no scheme and no path"
-    NAME_NOT_ASCII = "name_not_ascii", "it is not ASCII: use Punycode"
-    NAME_MALFORMED = "name_malformed", "a server name has the form host or host:port"
-    PORT_INVALID = "port_invalid", "the port is not a number from 1 to 65535"
-    IPV6_INVALID = "ipv6_invalid", "what is in brackets is not an IPv6 address"
-    LABEL_EMPTY = "label_empty", "a dot is at an end, or two are in a row"
-    LABEL_TOO_LONG = "label_too_long", "a label has more than 63 characters"
-    NAME_REFUSED = "name_refused", "Synapse does not accept it"
+    NAME_IS_URL = "a server name has no scheme and no path"
+    NAME_NOT_ASCII = "it is not ASCII: use Punycode"
+    NAME_MALFORMED = "a server name has the form host or host:port"
+    PORT_INVALID = "the port is not a number from 1 to 65535"
+    IPV6_INVALID = "what is in brackets is not an IPv6 address"
+    LABEL_EMPTY = "a dot is at an end, or two are in a row"
+    LABEL_TOO_LONG = "a label has more than 63 characters"
+    NAME_REFUSED = "Synapse does not accept it"
     OWN_NAME = (
-        "own_name",
         "it is the name of this homeserver itself",
         "Nothing to do: a homeserver does not send to itself.",
         Fault.US,
@@ -85,19 +89,16 @@ class Reason(Worded):
 
     # Our own federation senders.
     NOBODY_SENDS = (
-        "nobody_sends",
         "no process of this homeserver sends to other servers",
         "Set send_federation: true, or start a federation sender and name it in "
         "federation_sender_instances; then restart Synapse.",
     )
     SENDER_GONE = (
-        "sender_gone",
         "{instance}, which sends to this server, was last seen {ago} ago",
         "Start {instance}, a process of this homeserver. If it runs, it hangs: restart "
         "it.",
     )
     SENDER_NOT_SEEN = (
-        "sender_not_seen",
         "{instance}, which sends to this server, has shown no sign of life for 30 s",
         "Look again in a minute. If {instance}, a process of this homeserver, still "
         "gives none, it hangs or is stopped: see its log, and restart it.",
@@ -105,7 +106,6 @@ class Reason(Worded):
         "Federation sender late",
     )
     SENDER_OVERLOADED = (
-        "sender_overloaded",
         "{instance}, which sends to this server, is overloaded: its work waits {took}",
         "Check the CPU, the log and the database of {instance}, a process of this "
         "homeserver. More federation senders share the work.",
@@ -113,13 +113,11 @@ class Reason(Worded):
         "Federation sender late",
     )
     SENDER_NEVER_SEEN = (
-        "sender_never_seen",
         "{instance}, which is to send to this server, was never seen",
         "Start {instance}, a process of this homeserver, or take it out of "
         "federation_sender_instances and restart Synapse.",
     )
     POSITION_AHEAD = (
-        "position_ahead",
         "the position of {instance} is beyond the newest event: it sends none",
         "Stop Synapse, UPDATE federation_stream_position SET stream_id = {position} "
         "WHERE type = 'events' AND instance_name = '{target}'; start it.",
@@ -127,7 +125,6 @@ class Reason(Worded):
         "Federation sender ahead",
     )
     POSITION_LOST = (
-        "position_lost",
         "the position of {instance} is beyond the newest event: it sends none",
         "Stop Synapse, and set stream_id of {instance} in federation_stream_position "
         "(type 'events') back to an event that was sent for sure; then start it.",
@@ -137,144 +134,113 @@ class Reason(Worded):
 
     # Names that lead to this homeserver itself.
     DELEGATED_TO_US = (
-        "delegated_to_us",
         "its /.well-known/matrix/server delegates to {host}, which is this homeserver",
         "Nothing can be sent to a name that leads back here. If the name is yours, "
         "correct the file or forget the destination. If not, tell their admin.",
     )
     SERVICE_IS_US = (
-        "service_is_us",
         "its SRV record names {host}, which answers with our own signing key",
         "Nothing can be sent to a name that leads back here. If the name is yours, "
         "correct the record or forget the destination. If not, tell their admin.",
     )
-    ADDRESS_IS_OURS = (
-        "address_is_ours",
-        "its address is ours, and answers with our own signing key",
-    )
+    ADDRESS_IS_OURS = "its address is ours, and answers with our own signing key"
 
     # Blocked addresses.
     ADDRESS_IS_NAME = (
-        "address_is_name",
         "it is in federation_ip_range_blacklist or ip_range_blacklist",
         "To federate with this address, remove it from the blacklist and restart "
         "Synapse. ip_range_whitelist does not apply to server names.",
         Fault.US,
     )
     INTERNAL_NAME = (
-        "internal_name",
         "the server name is an internal address, which only its own network reaches",
         "Nobody has to act: no other server can reach this name. If it is not used "
         "here, forget the destination.",
     )
     SOME_ADDRESSES = (
-        "some_addresses",
         "because of one in federation_ip_range_blacklist or ip_range_blacklist, "
-        "Synapse uses none of the host",
+        "Synapse uses none of the host"
     )
     INTERNAL_ADDRESS = (
-        "internal_address",
         "an internal address, which only their own network reaches",
         "Tell their admin: others cannot reach {host}; a host with a public address is "
         "needed.",
         Fault.THEM,
     )
     SOME_INTERNAL = (
-        "some_internal",
         "one address of {host} is internal; so Synapse uses none of them",
         "Tell their admin: {host} must not have an internal address in the DNS.",
         Fault.THEM,
     )
-    LEADS_TO_BLOCKED = (
-        "leads_to_blocked",
-        "{host} leads to a blocked IP address",
-        UNBLOCK,
-        Fault.UNKNOWN,
-    )
+    LEADS_TO_BLOCKED = ("{host} leads to a blocked IP address", UNBLOCK, Fault.UNKNOWN)
     LEADS_TO_INTERNAL = (
-        "leads_to_internal",
         "its address is internal, which only their own network reaches",
         "Tell their admin: others cannot reach {host}; the file has to be at a public "
         "address.",
     )
 
     # The well-known file, and other answers.
-    BODY_TOO_LARGE = "body_too_large", "the response is too large{most}"
-    BODY_EMPTY = "body_empty", "the response is empty"
-    NOT_JSON = "not_json", "the response is not a JSON object{begins}"
+    BODY_TOO_LARGE = "the response is too large{most}"
+    BODY_EMPTY = "the response is empty"
+    NOT_JSON = "the response is not a JSON object{begins}"
     WEB_PAGE = (
-        "web_page",
         "a web page is there, not JSON",
         "Tell their admin: their web server has to serve the file at that path, or 404 "
         "if the server does not delegate.",
     )
     BYTE_ORDER_MARK = (
-        "byte_order_mark",
         "it begins with a byte order mark, which JSON does not allow",
         "Tell their admin: save the file as UTF-8 without a byte order mark (BOM).",
     )
     UTF_16 = (
-        "utf_16",
         "it is in UTF-16, where JSON has to be in UTF-8",
         "Tell their admin: save the file as UTF-8 without a byte order mark (BOM).",
     )
-    WRONG_CONTENT_TYPE = "wrong_content_type", "Content-Type is not application/json"
+    WRONG_CONTENT_TYPE = "Content-Type is not application/json"
     CLOSED = (
-        "closed",
         "the server closed the connection without a response",
         "Wait, or tell their admin: their homeserver or proxy closes connections "
         "without a response.",
     )
-    M_SERVER_MISSING = "m_server_missing", "m.server is missing{has}"
-    M_SERVER_NOT_A_STRING = (
-        "m_server_not_a_string",
-        "m.server is {said}, and not a string",
-    )
-    M_SERVER_EMPTY = "m_server_empty", "m.server is empty"
+    M_SERVER_MISSING = "m.server is missing{has}"
+    M_SERVER_NOT_A_STRING = "m.server is {said}, and not a string"
+    M_SERVER_EMPTY = "m.server is empty"
     M_SERVER_INVALID = (
-        "m_server_invalid",
         'm.server is "{said}"',
         'Tell their admin: m.server has to be "{right}", with no scheme and no path.',
     )
     REDIRECT_WITHOUT_TARGET = (
-        "redirect_without_target",
         "a redirect does not say where to",
         "Tell their admin: the redirect of the file needs a Location.",
     )
     REDIRECT_INVALID = (
-        "redirect_invalid",
         "a redirect does not lead to a web URL",
         "Tell their admin: correct the redirect of the file on their web server.",
     )
     TOO_MANY_REDIRECTS = (
-        "too_many_redirects",
         "one redirect leads to the next, more than 20 times",
         "Tell their admin: the redirects of the file on their web server have no end.",
     )
     WEB_CERTIFICATE = (
-        "web_certificate",
         "TLS with the web server fails",
         "Tell their admin: correct the certificate of their web server ({host} port "
         "443), from which the file comes.",
     )
-    WEB_STATUS = "web_status", "their web server answers with an error"
-    WEB_NO_ANSWER = "web_no_answer", "no answer from {host}"
+    WEB_STATUS = "their web server answers with an error"
+    WEB_NO_ANSWER = "no answer from {host}"
     WEB_LOOKUP = (
-        "web_lookup",
         "the DNS did not answer about {host}",
         "If other servers show it, too, check the resolver of this host. If not, tell "
         "their admin that their name servers do not always answer.",
         Fault.UNKNOWN,
     )
     CACHED_DELEGATION = (
-        "cached_delegation",
         "Synapse still uses {said}, for {left}, until {until}",
         "Wait until {until}, or restart Synapse and its workers, which then ask anew.",
         Fault.US,
         "Outdated delegation in Synapse's cache",
     )
     CACHED_ABSENCE = (
-        "cached_absence",
         "Synapse still finds no delegation there, for {left}, until {until}",
         "Wait until {until}, or restart Synapse and its workers, which then ask anew.",
         Fault.US,
@@ -282,123 +248,105 @@ class Reason(Worded):
     )
 
     # Hosts and connections.
-    NO_SUCH_HOST = "no_such_host", "{host} does not exist"
+    NO_SUCH_HOST = "{host} does not exist"
     NO_ADDRESS = (
-        "no_address",
         "{host} exists, but has no address",
         "Tell their admin: {host} has no A and no AAAA record in the DNS.",
         Fault.THEM,
         "Host without an address in DNS",
     )
     DANGLING_ALIAS = (
-        "dangling_alias",
         "{host} is an alias (CNAME) of {target}, which leads to no address",
         "Tell their admin: the CNAME record of {host} has to name a host that exists.",
         Fault.THEM,
     )
     NO_HOST_NAME = (
-        "no_host_name",
         "{host} is not a valid host name",
         "Tell their admin: server name, m.server and SRV record must be valid hosts.",
         Fault.THEM,
     )
-    DNS_NO_ANSWER = "dns_no_answer", "no answer about {host} in time"
-    DNS_SERVER_FAILURE = "dns_server_failure", "no answer, or an error, about {host}"
+    DNS_NO_ANSWER = "no answer about {host} in time"
+    DNS_SERVER_FAILURE = "no answer, or an error, about {host}"
     NAME_SERVERS_FAIL = (
-        "name_servers_fail",
         "no answer, or an error, about {host}, while other names are answered",
         "Tell their admin: the name servers of {host}, or its DNSSEC, do not work.",
         Fault.THEM,
     )
     SERVICE_SILENT = (
-        "service_silent",
         "no answer about the SRV record {host}, though the host is found",
         "Tell their admin: their name servers have to answer for SRV records, also "
         "where there are none.",
         Fault.THEM,
     )
     SERVICE_FAILS = (
-        "service_fails",
         "an error (SERVFAIL) for the SRV record {host}, though the host is found",
         "Tell their admin: their name servers have to answer for SRV records, also "
         "where there are none.",
         Fault.THEM,
     )
     RESOLVER_DEAD = (
-        "resolver_dead",
         "the resolver of this host does not work, for other names either",
         "Check the resolver of this host (/etc/resolv.conf): it finds no name at all. "
         "Their admin cannot help.",
         Fault.US,
     )
     NO_SERVICE = (
-        "no_service",
         'their SRV record has the target ".", which says that there is none',
         "Ask their admin whether they still federate. If not, forget the destination.",
         Fault.THEM,
         "No federation service",
     )
     NO_IPV4 = (
-        "no_ipv4",
         "the server has IPv4 addresses only, and this host has no IPv4",
         "Give this host IPv4 (NAT64 is enough), or ask their admin for an IPv6 "
         "address as well.",
         Fault.US,
     )
     NO_IPV6 = (
-        "no_ipv6",
         "the server has IPv6 addresses only, and this host has no IPv6",
         "Give this host IPv6, or ask their admin for an IPv4 address as well.",
         Fault.US,
     )
     MAY_LACK_DELEGATION = (
-        "may_lack_delegation",
         "the server is down, or /.well-known/matrix/server is not served: {status}",
         "Tell their admin: the homeserver is down or its port is closed, or "
         "their web server at port 443 has to serve /.well-known/matrix/server.",
         Fault.THEM,
     )
     PROXY_REFUSES = (
-        "proxy_refuses",
         "it answers that it does not connect to the server",
         "See the log of the proxy. If it connects to other servers, tell their admin.",
         Fault.UNKNOWN,
     )
     PROXY_AUTHENTICATION = (
-        "proxy_authentication",
         "it wants other credentials",
         "Check the user name and the password in https_proxy, and restart Synapse.",
     )
     ANOTHER_PROCESS = (
-        "another_process",
         "another process of this homeserver gets no answer; whether the server "
-        "accepts connections is not known here",
+        "accepts connections is not known here"
     )
 
     # TLS.
-    OWN_CERTIFICATE = "own_certificate", "the server's own certificate {expired}"
+    OWN_CERTIFICATE = "the server's own certificate {expired}"
     IN_CHAIN = (
-        "in_chain",
         "the certificate of the authority {subject}, in its chain, {expired}",
         "Tell their admin: their own certificate is valid, that of its authority is "
         "not. Renew the chain that is sent (fullchain.pem).",
     )
     STARTS_LATER = (
-        "starts_later",
         "it becomes valid only in {left}, by the clock of the server, too",
         "Tell their admin: the certificate begins in the future. It was issued with a "
         "wrong date.",
         Fault.THEM,
     )
     VALID_BY_THEIR_CLOCK = (
-        "valid_by_their_clock",
         "by the clock of the server, {ahead} ours, it is valid",
         "Check the clock of this host (timedatectl), and set it with NTP. If it is "
         "right, tell their admin that theirs is wrong.",
         Fault.UNKNOWN,
     )
     EXPIRES_SOON = (
-        "expires_soon",
         "the server's certificate ends in {left}, and then nothing gets through",
         "Tell their admin to renew the certificate now: automatic renewal seems to "
         "fail.",
@@ -406,21 +354,18 @@ class Reason(Worded):
         "TLS certificate ends soon",
     )
     SELF_SIGNED = (
-        "self_signed",
         "the certificate is self-signed",
         "Ask their admin for a certificate of a known authority, such as Let's "
         "Encrypt. If the server is your own, add it to federation_custom_ca_list and "
         "restart Synapse.",
     )
     UNKNOWN_AUTHORITY = (
-        "unknown_authority",
         "this host does not know the authority {issuer}",
         "If several servers fail so, update ca-certificates on this host. If not, ask "
         "their admin for a certificate of a known authority. For your own: "
         "federation_custom_ca_list.",
     )
     AUTHORITY_UNKNOWN_HERE = (
-        "authority_unknown_here",
         "this host does not know the authority {issuer}",
         "Update ca-certificates on this host and restart Synapse; check that nothing "
         "in between intercepts TLS. If the authority is private, ask their admin for a "
@@ -428,25 +373,18 @@ class Reason(Worded):
         Fault.UNKNOWN,
     )
     MISSING_INTERMEDIATE = (
-        "missing_intermediate",
         "only their own certificate is sent, not that of the authority {issuer}",
         "Tell their admin to serve the full chain (fullchain.pem, not cert.pem); if "
         "that authority is a private one, to use a known one. For your own: "
         "federation_custom_ca_list.",
     )
-    NOT_AN_AUTHORITY = (
-        "not_an_authority",
-        "its issuer is no authority",
-        _ASK_FOR_ANOTHER,
-    )
-    WRONG_PURPOSE = "wrong_purpose", "it is not for TLS servers", _ASK_FOR_ANOTHER
+    NOT_AN_AUTHORITY = ("its issuer is no authority", _ASK_FOR_ANOTHER)
+    WRONG_PURPOSE = ("it is not for TLS servers", _ASK_FOR_ANOTHER)
     NAME_NOT_PERMITTED = (
-        "name_not_permitted",
         "its authority may not issue it for this name",
         _ASK_FOR_ANOTHER,
     )
     WEAK_KEY = (
-        "weak_key",
         "the key of the server is too short for this host",
         "Ask their admin for a certificate with a stronger key: RSA with 2048 bits or "
         "more, or ECDSA.",
@@ -454,19 +392,16 @@ class Reason(Worded):
         "Weak TLS key",
     )
     WEAK_SIGNATURE = (
-        "weak_signature",
         "it is signed with an algorithm that is too weak for this host",
         "Ask their admin for a certificate that is signed with SHA-256.",
     )
     NO_NAMES = (
-        "no_names",
         "it has no valid subjectAltName, and its CN does not count",
         None,
         None,
         "TLS certificate without host names",
     )
     DEFAULT_CERTIFICATE = (
-        "default_certificate",
         "the server shows the default certificate of {said}, none for {host}",
         "Tell their admin: their web server or proxy has no site with a certificate "
         "for {host}, and shows its default one.",
@@ -474,13 +409,11 @@ class Reason(Worded):
         "Default TLS certificate",
     )
     NO_SUCH_SITE = (
-        "no_such_site",
         "their web server or proxy has no site with a certificate for {host}",
         "Tell their admin: add {host} as a site with a certificate to their web server "
         "or proxy, or let the name lead to the right one.",
     )
     PLAIN_HTTP = (
-        "plain_http",
         "the server answers without TLS, as plain HTTP does",
         "Tell their admin: homeservers speak HTTPS only. The port needs TLS with a "
         "certificate, or a reverse proxy that has it.",
@@ -488,13 +421,11 @@ class Reason(Worded):
         "No TLS on this port",
     )
     NO_COMMON_TLS = (
-        "no_common_tls",
         "the server and this host have no TLS version or cipher in common",
         "Tell their admin to allow TLS 1.2 or 1.3 with usual ciphers. If you have set "
         "federation_client_minimum_tls_version, check that, too.",
     )
     HANDSHAKE_REFUSED = (
-        "handshake_refused",
         "the server refuses: no TLS version or cipher in common, no site of this name, "
         "or it demands a client certificate",
         "Tell their admin: allow TLS 1.2 or 1.3 with usual ciphers, have a certificate "
@@ -502,117 +433,99 @@ class Reason(Worded):
         Fault.THEM,
     )
     CLIENT_CERTIFICATE = (
-        "client_certificate",
         "the server demands a client certificate, which homeservers do not have",
         "Tell their admin: do not demand client certificates for /_matrix/federation "
         "and /_matrix/key.",
         Fault.THEM,
     )
-    CLOSED_IN_HANDSHAKE = "closed_in_handshake", "the server closes the connection"
-    IN_HANDSHAKE = "in_handshake", "the server does not complete the TLS handshake"
+    CLOSED_IN_HANDSHAKE = "the server closes the connection"
+    IN_HANDSHAKE = "the server does not complete the TLS handshake"
 
     # HTTP: what answers, and what it means.
     BACKEND_DOWN = (
-        "backend_down",
         "their proxy{server} answers, but not the homeserver behind it",
         "Wait, or tell their admin: the homeserver behind their reverse proxy is down, "
         "or the proxy looks for it at the wrong port.",
     )
     HOMESERVER_FAILS = (
-        "homeserver_fails",
         "the homeserver itself answers with an error",
         "Wait, or tell their admin: the log of their homeserver has the reason.",
     )
     WEB_SERVER_FAILS = (
-        "web_server_fails",
         "their web server or homeserver{server} answers with an internal error",
         "Tell their admin: their web server or homeserver fails, and its log has the "
         "reason.",
     )
     NOT_ROUTED = (
-        "not_routed",
         "their web server{server} does not pass requests on to the homeserver",
         "Tell their admin: their reverse proxy has to pass /_matrix/federation and "
         "/_matrix/key on to the homeserver.",
     )
     FEDERATION_LISTENER_MISSING = (
-        "federation_listener_missing",
         "a homeserver answers, but it does not serve federation there",
         "Tell their admin: the listener or worker that answers lacks the resource "
         '"federation", or their proxy leads /_matrix/federation to the wrong one.',
     )
     DENIED_BY_POLICY = (
-        "denied_by_policy",
         "the server is up, and does not want to federate with this homeserver",
         "Ask their admin whether they block this homeserver "
         "(federation_domain_whitelist, a ban list). There is nothing to mend here.",
         Fault.THEM,
     )
     FORBIDDEN_BY_PROXY = (
-        "forbidden_by_proxy",
         "a web server or firewall{server} denies access, not the homeserver",
         "Ask their admin whether their reverse proxy or firewall blocks the address of "
         "this host, or /_matrix.",
         Fault.THEM,
     )
     SIGNATURE_REJECTED = (
-        "signature_rejected",
         "the server does not accept the signature of this homeserver",
         CHECK_KEY,
         Fault.UNKNOWN,
     )
     OTHER_HOMESERVER = (
-        "other_homeserver",
         "another homeserver than the one of this name answers there",
         "Tell their admin: the name, its DNS or its delegation leads to a homeserver "
         "with another server_name.",
         Fault.THEM,
     )
     LOGIN_PAGE = (
-        "login_page",
         "a login is demanded{server} in place of an answer of the homeserver",
         "Tell their admin: /_matrix/federation and /_matrix/key have to be open to "
         "other homeservers, without the login of their proxy.",
         Fault.THEM,
     )
     CHALLENGE_PAGE = (
-        "challenge_page",
         "a page that keeps robots out{server} answers in place of the homeserver",
         "Tell their admin: exempt /_matrix from their protection against robots. "
         "Homeservers are no browsers.",
         Fault.THEM,
     )
     REDIRECT = (
-        "redirect",
         "it redirects to {said}, which Synapse does not follow",
         "Tell their admin: /_matrix has to be answered at this address, without a "
         "redirect. To move the server, use /.well-known/matrix/server.",
     )
     WEB_SITE = (
-        "web_site",
         "a web page{server} answers in place of the homeserver",
         "Tell their admin: a web site answers where the homeserver is to be. Pass "
         "/_matrix on to the homeserver, or delegate to the right port.",
     )
     BROKE_OFF = (
-        "broke_off",
         "the connection ends in the middle of the response",
         "Wait, or tell their admin: their homeserver or proxy breaks off its "
         "responses.",
     )
     NO_HTTP = (
-        "no_http",
         "what answers there speaks no HTTP",
         "Tell their admin: another service than a homeserver answers at this port.",
     )
     HTTP2_ONLY = (
-        "http2_only",
         "the server speaks HTTP/2 only, and homeservers speak HTTP/1.1",
         "Tell their admin: allow HTTP/1.1 at this port.",
         Fault.THEM,
     )
     SLOW = (
-        "slow",
         "a request took {took} to be answered",
         "If messages arrive late there, tell their admin: the server is overloaded.",
         Fault.THEM,
@@ -621,44 +534,35 @@ class Reason(Worded):
 
     # Signed requests.
     UNSIGNED_TOO = (
-        "unsigned_too",
         "the server does not accept even those that need no signature",
         "Tell their admin: a firewall or proxy in front of the homeserver blocks this "
         "host.",
         Fault.THEM,
     )
-    VERSION_ONLY = (
-        "version_only",
-        "only the request for the version is answered so",
-    )
+    VERSION_ONLY = "only the request for the version is answered so"
     SIGNED_ERROR = (
-        "signed_error",
         _ONLY_OTHERS,
         "Tell their admin: the log of their homeserver has the reason.",
     )
     SIGNED_NOT_ROUTED = (
-        "signed_not_routed",
         _ONLY_OTHERS,
         "Tell their admin: their reverse proxy may pass only a part of /_matrix on "
         "to the homeserver.",
     )
-    SIGNED_UNANSWERED = "signed_unanswered", _ONLY_OTHERS, CHECK_KEY, Fault.UNKNOWN
+    SIGNED_UNANSWERED = (_ONLY_OTHERS, CHECK_KEY, Fault.UNKNOWN)
     UNKNOWN_REQUEST = (
-        "unknown_request",
         "whether the server accepts the signature of this homeserver is not known",
         "If messages do not arrive there, ask their admin.",
         None,
         "Unknown request",
     )
     CALLED_OFF = (
-        "called_off",
         "this homeserver called it off",
         "Nothing to do.",
         Fault.US,
         "Request cancelled",
     )
     BACKING_OFF = (
-        "backing_off",
         "Synapse backs off from the server",
         "Try again.",
         Fault.US,
@@ -666,43 +570,32 @@ class Reason(Worded):
     )
 
     # Signing keys.
-    KEYS_REQUEST = (
-        "keys_request",
-        "only /_matrix/key/v2/server does not answer well",
-        KEYS_UNVERIFIED,
-    )
-    NO_ED25519_KEY = "no_ed25519_key", "there is no ed25519 key"
+    KEYS_REQUEST = ("only /_matrix/key/v2/server does not answer well", KEYS_UNVERIFIED)
+    NO_ED25519_KEY = "there is no ed25519 key"
     OTHER_SERVER_NAME = (
-        "other_server_name",
         "they are for {said}",
         "The server there calls itself {said}: use that name if it is theirs, or "
         "tell their admin.",
     )
-    NO_SERVER_NAME = "no_server_name", "server_name is missing"
-    KEY_UNREADABLE = "key_unreadable", "Synapse cannot read {said}"
-    OLD_KEYS_NOT_AN_OBJECT = (
-        "old_keys_not_an_object",
-        "old_verify_keys is not an object",
-    )
-    NOT_SIGNED = "not_signed", "they are signed by none of them"
-    SIGNATURE_INVALID = "signature_invalid", "the signature by {said} is invalid"
-    VALID_UNTIL_MISSING = "valid_until_missing", "valid_until_ts is not an integer"
+    NO_SERVER_NAME = "server_name is missing"
+    KEY_UNREADABLE = "Synapse cannot read {said}"
+    OLD_KEYS_NOT_AN_OBJECT = "old_verify_keys is not an object"
+    NOT_SIGNED = "they are signed by none of them"
+    SIGNATURE_INVALID = "the signature by {said} is invalid"
+    VALID_UNTIL_MISSING = "valid_until_ts is not an integer"
     KEY_NOT_SIGNING = (
-        "key_not_signing",
         "they are not signed by {said}; Synapse accepts them",
         _KEYS_WRONG,
         None,
         "Signing keys partly invalid",
     )
     ONE_SIGNATURE_INVALID = (
-        "one_signature_invalid",
         "the signature by {said} is invalid; Synapse accepts them",
         _KEYS_WRONG,
         None,
         "Signing keys partly invalid",
     )
     OTHER_KEY_STORED = (
-        "other_key_stored",
         "Synapse has stored another key as {said}",
         "Ask their admin: the server was set up anew with a new key under an old "
         "ID, or the domain has a new owner.",
@@ -711,7 +604,6 @@ class Reason(Worded):
     )
 
     OUT_OF_RESOURCES = (
-        "out_of_resources",
         "this process has no file descriptor, thread or memory left; this tells "
         "nothing of the other server",
         "Raise the limit of open files of Synapse (LimitNOFILE in systemd), or the "
@@ -720,20 +612,17 @@ class Reason(Worded):
         "Out of resources",
     )
     OUR_CLOCK = (
-        "our_clock",
         "their clock is {ahead} ours, and ours is wrong",
         "Set the clock of this host (timedatectl), with NTP. Until then certificates, "
         "keys and events seem to be too old or too new.",
         Fault.US,
     )
     THEIR_CLOCK = (
-        "their_clock",
         "their clock is {ahead} ours, and theirs is wrong",
         "Tell their admin to set the clock of their host, with NTP.",
         Fault.THEM,
     )
     CLOCK = (
-        "clock",
         "their clock is {ahead} ours",
         f"{SET_CLOCK} If requests still fail then, ask their admin.",
         Fault.UNKNOWN,

@@ -23,13 +23,16 @@ def failure_told(description: str) -> Failure:
     """Return the failure that another process has met; see `description_of`."""
     try:
         kind, reason, facts = json.loads(description)
-        kinds = {kind.value: kind for kind in FailureKind}
-        facts["also"] = tuple(kinds[also] for also in facts.get("also", ()))
+        also = facts.pop("also", ())
         return Failure(
-            kinds[kind],
-            {None: None, **{reason.value: reason for reason in Reason}}[reason],
-            Facts(**facts, is_relayed=True),
+            FailureKind[kind.upper()],
+            Reason[reason.upper()] if reason else None,
+            Facts(
+                **facts,
+                also=tuple(FailureKind[kind.upper()] for kind in also),
+                is_relayed=True,
+            ),
         )
-    except (LookupError, ValueError, TypeError):
+    except (AttributeError, LookupError, ValueError, TypeError):
         # It has another release of this module.
         return Failure(FailureKind.OTHER, facts=Facts(is_relayed=True))

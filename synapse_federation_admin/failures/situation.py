@@ -61,8 +61,9 @@ class Verdict(Enum):
 class Effect(Worded):
     """What comes of a failure, or of there being none: as people are told it first."""
 
-    def __init__(self, _: str, unproven: str = "") -> None:
-        """Say what is told where the last real request failed, if that is otherwise."""
+    def __init__(self, told: str, unproven: str = "") -> None:
+        """Say what is told, and where the last real request failed, if otherwise."""
+        self.told = told
         self.unproven = unproven
 
     NONE = "Federation with this server works."
@@ -238,7 +239,7 @@ class Situation:
     def sentences(self) -> list[str]:
         """The same, sentence by sentence."""
         first = self._is_unproven and self.effect.unproven
-        sentences = [first or self.effect.value]
+        sentences = [first or self.effect.told]
         if self.failure is not None:
             sentences += [f"{message_of(self.failure)}.", way_of(self.failure)]
             sentences += [cache_of(self.failure), others_of(self.failure)]

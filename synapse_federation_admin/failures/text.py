@@ -17,8 +17,6 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 
-_NEITHER = (None, None)
-
 _CLOCKS = (Reason.CLOCK, Reason.OUR_CLOCK, Reason.THEIR_CLOCK)
 
 # A sentence without its full stop.
@@ -115,16 +113,17 @@ def others_of(failure: Failure) -> str:
     return f"The servers of {others} others fail by the same authority."
 
 
-def _by_link(failure: Failure) -> tuple[str | None, Fault | None]:
-    """Return advice, and whose fault it is, by how a request came there last."""
+def _by_link(failure: Failure) -> str | None:
+    """Return the advice by how a request came there last; their admin has to act."""
     links = failure.facts.via
-    return BY_LINK.get((failure.kind, links[-1].how), _NEITHER) if links else _NEITHER
+    return BY_LINK.get((failure.kind, links[-1].how)) if links else None
 
 
 def fault_of(failure: Failure) -> Fault:
     """Return whose fault it is: by the reason, by the way, or by the kind."""
-    by_reason = failure.reason.fault if failure.reason else None
-    return by_reason or _by_link(failure)[1] or failure.kind.fault
+    if failure.reason and failure.reason.fault:
+        return failure.reason.fault
+    return Fault.THEM if _by_link(failure) else failure.kind.fault
 
 
 def lowered(text: str) -> str:
@@ -144,7 +143,7 @@ def shown_duration(duration_ms: int) -> str:
 def _words(failure: Failure) -> tuple[str, str, str]:
     """Return the headline, what follows it, and advice, with the names of facts."""
     kind, reason = failure.kind, failure.reason
-    by_link = _by_link(failure)[0]
+    by_link = _by_link(failure)
     if reason is None or (
         kind is FailureKind.TLS_NOT_YET_VALID
         and reason in (Reason.OWN_CERTIFICATE, Reason.IN_CHAIN)

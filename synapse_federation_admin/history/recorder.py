@@ -177,8 +177,10 @@ class Recorder:
         key = (destination, failure.kind.value)
         waiting = self._unwritten.failures.pop(key, None)
         if waiting is not None:
-            more = {"message": message_of(found), "kind": found.kind.value}
-            self._unwritten.add_failure(destination, attr.evolve(waiting, **more))
+            really = attr.evolve(
+                waiting, message=message_of(found), kind=found.kind.value
+            )
+            self._unwritten.add_failure(destination, really)
 
     def recovered(self, destination: str, *, has_answered: bool = True) -> None:
         """Take note that a destination which was failing has answered.
