@@ -210,9 +210,10 @@ class Day:
             ended_ms = quick_ms if server in quick else self.clock.now_ms
             last = server.outages[-1] if server.outages else None
             if last and last.end and begun_ms - last.end[1] < limits.OUTAGES_APART_MS:
-                # It goes on.
+                # It goes on; what was sent as it came back may still be under way.
                 last.end = last.ended = None
                 last.kinds.add(KINDS[behaviour])
+                last.may_be |= CUT
             else:
                 new = Expected((begun_ms, ended_ms), {KINDS[behaviour]})
                 server.outages.append(new)
