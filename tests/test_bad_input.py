@@ -335,10 +335,15 @@ class LargeBodyTestCase(ModuleTestCase):
     def test_database_away(self) -> None:
         """A database that is away, or full, is told; it is no fault of this module."""
         full = self.store.database_engine.module.OperationalError("disk is full")
-        with mock.patch.object(Tables, "run", side_effect=full):
-            channel = self.ask("GET", f"{FEDERATION}/audit")
-        self.assertEqual(channel.code, 503, channel.result)
-        self.assertIn("database", channel.json_body["error"])
+        for of, name in (
+            (Tables, "run"),
+            # Who asks is read there, too.
+            (self.hs.get_auth(), "get_user_by_req"),
+        ):
+            with mock.patch.object(of, name, side_effect=full):
+                channel = self.ask("GET", f"{FEDERATION}/audit")
+            self.assertEqual(channel.code, 503, channel.result)
+            self.assertIn("database", channel.json_body["error"])
 
     def test_many_fields(self) -> None:
         """What a form brings is not looked at one by one."""

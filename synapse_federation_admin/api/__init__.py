@@ -171,11 +171,11 @@ class Api:
         ) -> tuple[int, JsonDict] | None:
             services = self._services
             services.features.require(Feature.BASE)
-            requester = await services.homeserver.require_admin(request)
-            services.features.require(*route.needs)
-            handler = self._handlers[route]
             try:
-                body = await handler(Asked(services, request, requester), **parameters)
+                requester = await services.homeserver.require_admin(request)
+                services.features.require(*route.needs)
+                asked = Asked(services, request, requester)
+                body = await self._handlers[route](asked, **parameters)
             except CancelledError:
                 raise
             except Exception as e:
