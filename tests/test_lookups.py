@@ -16,6 +16,7 @@ from twisted.internet import error as net
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 from twisted.internet.task import deferLater
+from twisted.names import dns
 from twisted.names.client import Resolver
 from twisted.trial.unittest import TestCase
 
@@ -159,6 +160,16 @@ class LookUpsTestCase(TestCase):
             with mock.patch.object(made, "_connectedProtocol", side_effect=none):
                 looking = self.look_ups.services("_matrix._tcp.a.example", 1)
             yield self.check_obstacle(looking, Obstacle.OUT_OF_RESOURCES)
+
+    @inlineCallbacks
+    def test_no_way(self) -> Generator[Any, Any, None]:
+        """Without a way to the name servers nobody answers: that is no bug."""
+        self.look_ups._services = made = Resolver(servers=[("127.0.0.1", 9)])
+        none = OSError(errno.ENETUNREACH, "Network is unreachable")
+        with mock.patch.object(made, "_connectedProtocol", side_effect=none):
+            asking = self.look_ups.answers_about("a.example", 1, dns.NS)
+            answers = yield Deferred.fromCoroutine(asking)
+        self.assertIsNone(answers)
 
 
 class AttemptTestCase(TestCase):

@@ -232,6 +232,8 @@ class LookUps(SynapseLookUps):
             dns_error.DomainError,
             dns_error.ResolverError,
             UnicodeError,
+            # There is no way to it.
+            OSError,
         ):
             return None
         return answers
