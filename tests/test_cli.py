@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line without a homeserver: what it says, and where it asks."""
 
+import io
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ from synapse_federation_admin.cli.connection import (
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.listeners import read_listener
 from synapse_federation_admin.cli.login import renewed
-from synapse_federation_admin.cli.output import serialized
+from synapse_federation_admin.cli.output import Output, serialized
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.diagnosis.stages import StageName, StageOutcome
@@ -204,11 +205,21 @@ def test_other_version(answers: dict[str, Any]) -> None:
     assert json.loads(run("list", "-o", "json").stdout) == answers["/destinations"]
 
 
-def test_serialized() -> None:
-    """Each shape has the same values."""
+@pytest.mark.parametrize(
+    ("encoding", "told"), [("utf-8", "✓ 1 → é"), ("ascii", "+ 1 -> \\xe9")]
+)
+def test_serialized(encoding: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shape has the same values, also where stdout does not have all letters."""
     import yaml
 
-    value = {"a": [1, None, True, "Größe \u202e\x9b\x1b"]}
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    Output("human").show("✓ 1 → é")
+    sys.stdout.flush()
+    assert written.getvalue().decode(encoding) == f"{told}\n"
+    value = {"a": [1, None, True, "Größe 😀 \u202e\x9b\x1b"]}
+    for shape in ("json", "minified", "yaml"):
+        assert serialized(value, shape).encode(encoding)
     assert json.loads(serialized(value, "json")) == value
     assert json.loads(serialized(value, "minified")) == value
     assert yaml.safe_load(serialized(value, "yaml")) == value
@@ -229,9 +240,15 @@ def test_serialized() -> None:
             "admin",
         ),
         (
-            httpx.Response(400, json={"errcode": "M_INVALID_PARAM", "error": "x"}),
+            httpx.Response(
+                400,
+                json={
+                    "errcode": "M_INVALID_PARAM",
+                    "error": "Key 'filter.failing_for' is x, unless 'force' is true",
+                },
+            ),
             2,
-            "x",
+            "Error: --failing-for is x, unless 'force' is true",
         ),
         (httpx.Response(404, json={"errcode": "M_NOT_FOUND", "error": "No"}), 1, "No"),
         (httpx.Response(503, json={"errcode": "M_UNKNOWN", "error": "off"}), 1, "off"),
@@ -456,11 +473,23 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("command", ["list", "export", "forget", "reconnect"])
-def test_empty_filter(answers: dict[str, Any], command: str) -> None:
-    """A filter that is empty, as of a variable that is not set, does not go unseen."""
-    done = run(command, "--destination", "", "--failing-for", "30d")
+def test_filters_are_seen(answers: dict[str, Any], command: str) -> None:
+    """A filter that is empty, as of a variable not set, or given twice is an error."""
+    for value, told in (("", "is empty"), ("x", "is given twice")):
+        one, more = ("--destination", value), ("--destination", "y")
+        done = run(command, *one, *(more if value else ()), "--failing-for", "30d")
+        assert done.exit_code == Exit.USAGE, done.output
+        assert f"--destination {told}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["show", "why", "tell", "reset", "reconnect", "forget", "watch"]
+)
+def test_empty_name(answers: dict[str, Any], command: str) -> None:
+    """Nor is a name that is empty taken for one."""
+    done = run(command, "")
     assert done.exit_code == Exit.USAGE, done.output
-    assert "--destination is empty" in done.stderr
+    assert "it is empty" in done.stderr
 
 
 # -- beside these ----------------------------------------------------------------------

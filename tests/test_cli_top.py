@@ -2,6 +2,7 @@
 """`top`, on a terminal of a test's own, wide and narrow."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
@@ -28,10 +29,13 @@ class Homeserver:
         self.changes: dict[str, Any] = {}
         self.asked: list[tuple[str, Any]] = []
         self.is_away = False
+        self.answers = threading.Event()
+        self.answers.set()
         self.runs: list[Any] = []
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
         self.asked.append((path, params))
+        assert self.answers.wait(2 * SOON_S)
         if self.is_away:
             raise FailedError("It cannot be reached.", Exit.UNREACHABLE)
         if path == "/changes":
@@ -129,6 +133,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often."""
     monkeypatch.setattr(top, "_CHANGES_S", 0.3)
     monkeypatch.setattr(top, "_AFTER_CHANGE_S", 0.0)
+    monkeypatch.setattr(top, "_SILENT_S", 0.5)
 
 
 def says(text: str) -> Callable[["Pilot[None]"], Awaitable[None]]:
@@ -153,6 +158,17 @@ def test_what_is_there(homeserver: Homeserver, width: int) -> None:
         assert "[red]evil[/red]⟨U+001B⟩[2J.example" in text
 
     play(homeserver, act, width)
+
+
+def test_resized(homeserver: Homeserver) -> None:
+    """What has no room any more goes as the terminal becomes narrow."""
+
+    async def act(pilot: "Pilot[None]") -> None:
+        assert "< 1 h" in on_screen(pilot)
+        await pilot.resize_terminal(60, 24)
+        await until(pilot, lambda: "< 1 h" not in on_screen(pilot))
+
+    play(homeserver, act)
 
 
 @pytest.mark.usefixtures("often")
@@ -203,6 +219,7 @@ def test_keys(homeserver: Homeserver) -> None:
         await pilot.press("escape", "slash", *"evil", "enter")
         table = pilot.app.query_one(DataTable)
         await until(pilot, lambda: table.row_count == 1)
+        assert "Shown: names like “evil” (Esc: all)" in on_screen(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: table.row_count == 2)
         await pilot.press("q")
@@ -212,7 +229,7 @@ def test_keys(homeserver: Homeserver) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_away(homeserver: Homeserver) -> None:
-    """Where Synapse is away it says so, keeps what it knows, and goes on after."""
+    """Where Synapse is away or hangs it says so, keeps what it knows, and goes on."""
 
     async def act(pilot: "Pilot[None]") -> None:
         homeserver.is_away = True
@@ -220,5 +237,9 @@ def test_away(homeserver: Homeserver) -> None:
         assert "down.example" in on_screen(pilot)
         homeserver.is_away = False
         await until(pilot, lambda: "Trying again" not in on_screen(pilot))
+        homeserver.answers.clear()
+        await says("No answer for")(pilot)
+        homeserver.answers.set()
+        await until(pilot, lambda: "No answer for" not in on_screen(pilot))
 
     play(homeserver, act)

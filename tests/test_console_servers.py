@@ -412,6 +412,10 @@ def test_which_are_failing() -> None:
     """The filter that keeps whatever fails is told in plain words."""
     wanted = {"failing_for_ms": 0, "status": ["backing_off", "retry_due"]}
     assert outcomes.which({"filter": wanted}) == "all that are failing"
+    wanted["status"].append("invalid")
+    assert outcomes.which({"filter": wanted}) == "all that are failing"
+    longest = {"max_retry_interval_ms": 3_600_000}
+    assert outcomes.which({"all_failing": True}, longest) == "backoffs longer than 1 h"
     assert outcomes.which({"filter": {"failing_for_ms": 0}}) == "all that are failing"
     told = outcomes.which({"filter": {"failing_for_ms": 0, "failing_under_ms": 60000}})
     assert told == "failing, failing for less than 1 min"

@@ -88,6 +88,20 @@ def test_features() -> None:
         assert re.search(rf"^\|[^|]*`{feature.value}`", text, re.MULTILINE), feature
 
 
+def test_tables() -> None:
+    """Every table of the module's own is explained, and dropped with the module."""
+    text = read("docs/operations.md")
+    made = re.findall(
+        r"EXISTS (federation_admin_\w+) \(",
+        read("synapse_federation_admin/storage/definitions.py"),
+    )
+    dropped = re.findall(r"^DROP TABLE IF EXISTS (\w+);$", text, re.MULTILINE)
+    explained = re.findall(r"^\| `(federation_admin_\w+)` \| .* \|", text, re.M)
+    # The schema's own is made elsewhere.
+    schema = "federation_admin_schema"
+    assert {*made, schema} == {*dropped} == {*explained} & {*made, schema}
+
+
 def test_commands() -> None:
     """Every command is in docs/cli.md with all its options, as it describes itself."""
     text = read("docs/cli.md")

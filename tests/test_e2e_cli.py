@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line against one real homeserver."""
 
+import fcntl
 import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +19,7 @@ import attr
 import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
+from deadlines import SOON_S
 from fleet import Fleet, connect_sqlite, write_failing
 
 from synapse_federation_admin.cli import client, command_line
@@ -190,6 +200,54 @@ def test_change(homeserver: Homeserver) -> None:
     assert "3 servers" in run("forget", *up, "--dry-run").stderr
     too_young = run("forget", "--status", "invalid", "--yes", status=2)
     assert "30d" in too_young.stderr
+
+
+def in_terminal(*arguments: str, asked: str, answered: str) -> tuple[int, str]:
+    """Run a command at a terminal, and answer once it asks; return how it ended."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    command = [sys.executable, "-m", "synapse_federation_admin.cli", *arguments]
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said, is_answered = "", False
+    deadline = time.monotonic() + 2 * SOON_S
+    try:
+        while True:
+            assert time.monotonic() < deadline, said
+            if not select.select([ours], [], [], 1)[0]:
+                continue
+            try:
+                said += os.read(ours, 65536).decode(errors="replace")
+            except OSError:
+                # As on Linux where nobody has the other end any more.
+                return process.wait(SOON_S), said
+            if asked in said and not is_answered:
+                is_answered = True
+                os.write(ours, answered.encode())
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_terminal(homeserver: Homeserver) -> None:
+    """At a terminal what changes many asks first; `top` is there until `q`."""
+    two = homeserver.fleet.up[1:]
+    status, said = in_terminal("reconnect", *two, asked="[y/N]", answered="n\n")
+    assert status == 1, said
+    assert "Reconnect 2 servers?" in said
+    assert "Nothing was changed" in said
+    status, said = in_terminal("top", asked="servers are failing", answered="q")
+    assert status == 0, said
+    # The screen of before is back.
+    assert "\x1b[?1049l" in said
 
 
 def test_login(homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import (
+    NAME,
     Asked,
     complete_names,
     pass_asked,
@@ -34,7 +35,11 @@ _no_wait = click.option(
     "--no-wait", is_flag=True, help="Begin the run, and do not wait for its end."
 )
 _names = click.argument(
-    "names", metavar="[NAME]...", nargs=-1, shell_complete=complete_names
+    "names",
+    metavar="[NAME]...",
+    type=NAME,
+    nargs=-1,
+    shell_complete=complete_names,
 )
 
 _EXITS = {

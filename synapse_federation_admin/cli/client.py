@@ -2,6 +2,7 @@
 """Requests to the API, and what their errors are told as."""
 
 import json
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
+import click
 import httpx
 
 from synapse_federation_admin import __version__
@@ -215,7 +217,10 @@ class Client:
         try:
             yield
         except httpx.TimeoutException as e:
-            raise FailedError(f"{url} does not answer.", Exit.UNREACHABLE) from e
+            raise FailedError(
+                f"{url} does not answer. Is that its URL, with the right scheme?",
+                Exit.UNREACHABLE,
+            ) from e
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
             raise FailedError(
                 f"{url} cannot be reached: {_reason(e)}", Exit.UNREACHABLE
@@ -246,7 +251,9 @@ class Client:
         if status == HTTPStatus.NOT_FOUND and code == "M_UNRECOGNIZED":
             return FailedError(self._unrecognized(), Exit.UNREACHABLE, answer)
         if status == HTTPStatus.BAD_REQUEST and code == "M_INVALID_PARAM":
-            return FailedError(text, Exit.USAGE, answer)
+            return FailedError(_as_options(text), Exit.USAGE, answer)
+        if text == "Unknown destination":
+            text += ". Names are exact, with the port: `list --destination` finds them."
         return FailedError(text or f"HTTP {status}, {code}", Exit.FAILED, answer)
 
     def _unrecognized(self) -> str:
@@ -323,7 +330,20 @@ def _reason(error: BaseException) -> str:
                 " authority of your own, name that by --ca-file or SSL_CERT_FILE."
             )
         at = at.__cause__ or at.__context__
-    return str(error) or type(error).__name__
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+    return f"{text}. Is that its URL, and does Synapse run?"
+
+
+def _as_options(text: str) -> str:
+    """Return what the API says of a parameter as what it is here: an option."""
+    context = click.get_current_context(silent=True)
+    known = {str(p.name).rstrip("_") for p in context.command.params} if context else ()
+
+    def option(found: "re.Match[str]") -> str:
+        name = found[1].removesuffix("_ms")
+        return f"--{name.replace('_', '-')}" if name in known else found[0]
+
+    return re.sub(r"(?:Query parameter |Key )?'(?:filter\.)?(\w+)'", option, text)
 
 
 def from_json(text: str) -> Json:

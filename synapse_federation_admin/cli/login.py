@@ -68,7 +68,8 @@ def login(asked: Asked, user: str | None, device: bool) -> None:
     url = client.connection.url
     if url.startswith("http:") and not client.connection.is_local:
         out.note(f"! {url} is not encrypted: others may read what is sent.", "warn")
-    service = None if not device and _has_password(client) else _service(client)
+    has_password = _has_password(client)
+    service = None if has_password and not device else _service(client, has_password)
     if service is None:
         kept = _by_password(client, url, user)
     else:
@@ -160,15 +161,18 @@ def _revoke(client: Client, kept: Login) -> None:
 # -- the device grant ------------------------------------------------------------------
 
 
-def _service(client: Client) -> Json:
+def _service(client: Client, has_password: bool) -> Json:
     """Return what the authentication service says of itself (RFC 8414)."""
     for path in _METADATA:
         status, answer = client.unauthenticated("GET", path)
         if status == HTTPStatus.OK and answer.get("token_endpoint"):
             return answer
+    instead = f"Set {TOKEN} to the access token of a server admin."
+    if has_password:
+        instead = "Log in with a password, without --device."
     raise FailedError(
-        "The homeserver takes no password here, and has no authentication service. Set"
-        f" {TOKEN} to the access token of a server admin."
+        f"The homeserver {'' if has_password else 'takes no password here, and '}has no"
+        f" authentication service. {instead}"
     )
 
 

@@ -18,6 +18,7 @@ from synapse_federation_admin.cli.output import (
     STYLES,
     ago,
     grid,
+    keep_names,
     line,
     now_ms,
     pill,
@@ -141,6 +142,7 @@ def heat(by_kind: Json, with_ages: bool = True) -> RenderableType:
     """Return what fails by cause and age, as a table."""
     ages = AGES if with_ages else ()
     made = table("  Cause", *(f">{column.label}" for column in ages), ">all")
+    made.columns[0].no_wrap, made.columns[0].overflow = True, "ellipsis"
     for row in heat_table(by_kind):
         cells = [
             Text(count(number), _HEAT[strength]) if number else Text("·", "dim")
@@ -293,8 +295,8 @@ def _table(rows: list[Json], width: int) -> RenderableType:
         heads.pop()
     heads += [">Users"] if has_users else []
     made = table(*heads)
-    made.columns[0].ratio, made.columns[1].no_wrap = None, True
-    made.columns[0].min_width = 15
+    made.columns[1].no_wrap = True
+    keep_names(made.columns[0], [row["destination"] for row in rows])
     for row in rows:
         cells: list[RenderableType] = [line(row["destination"]), status_of(row)]
         if is_wide:

@@ -233,6 +233,7 @@ def reset(asked: Asked, name: str) -> None:
         answer,
         lambda: asked.out.show(
             "Its backoff is cleared, and it is being tried. What comes of it:"
-            f" audit --destination {name}"
+            f" audit --destination {name}",
+            soft=True,
         ),
     )

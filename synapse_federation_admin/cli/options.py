@@ -228,7 +228,8 @@ def _option(parameter: Parameter) -> Callable[[F], F]:
         # `from` is no name that Python takes.
         f"{name}_" if name == "from" else name,
         help=told,
-        multiple=parameter.is_many,
+        # What stands twice is seen to, rather than the last one taken.
+        multiple=not parameter.is_flag,
         **flags,
     )
 
@@ -237,17 +238,22 @@ def query(given: Mapping[str, Any], parameters: Iterable[Parameter]) -> dict[str
     """Return what was given of parameters of the API, as the API names them.
 
     Raises:
-        UsageError: One is empty, as of a shell's variable that is not set: without it a
-            filter would keep more than was meant.
+        UsageError: One is empty, as of a shell's variable that is not set, or stands
+            twice: without it a filter would keep more than was meant.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for parameter in parameters:
         name = parameter.name
-        value = given.get(f"{name}_" if name == "from" else name)
-        if value == "" or (isinstance(value, tuple) and "" in value):
-            raise click.UsageError(f"--{name.replace('_', '-')} is empty.")
-        if value is not None and value != () and value is not False:
-            found[name] = list(value) if isinstance(value, tuple) else value
+        value = given[f"{name}_" if name == "from" else name]
+        if not value:
+            continue
+        if parameter.is_flag:
+            found[name] = True
+            continue
+        if "" in value or (len(value) > 1 and not parameter.is_many):
+            why = "is empty" if "" in value else "is given twice"
+            raise click.UsageError(f"--{name.replace('_', '-')} {why}.")
+        found[name] = list(value) if parameter.is_many else value[0]
     return found
 
 
@@ -362,11 +368,25 @@ def complete_names(
     ]
 
 
+class _Name(click.ParamType):  # type: ignore[type-arg]
+    """What something is called: never nothing, as of a variable that is not set."""
+
+    name = "name"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return value or self.fail("it is empty.", param, ctx)
+
+
+NAME = _Name()
+
+
 def name_argument(function: F) -> F:
     """Decorate a command with the name of a server."""
-    return click.argument("name", metavar="NAME", shell_complete=complete_names)(
-        function
-    )
+    return click.argument(
+        "name", metavar="NAME", type=NAME, shell_complete=complete_names
+    )(function)
 
 
 def reason_option(function: F) -> F:

@@ -5,6 +5,7 @@ What a remote server, or anybody, has chosen is shown and never obeyed: no contr
 character of it reaches a terminal, and nothing in it is taken for markup.
 """
 
+import codecs
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from synapse_federation_admin.cli.exits import FailedError
@@ -39,6 +40,14 @@ _UNSEEN = re.compile(
 )
 
 
+_NOT_ASCII = re.compile("[^\x00-\x7e]")
+
+# What is written where a terminal does not have a sign.
+_PLAIN = "synapse_federation_admin.plain"
+_SIGNS_OF_ALL = {"✓": "+", "✗": "x", DASH: "-", "→": "->", "·": ".", "…": "..."}
+_SIGNS_OF_ALL |= {"“": '"', "”": '"', "━": "-", "▲": "^"}
+
+
 class Output:
     """Writes answers, and what is to be said beside them.
 
@@ -48,10 +57,11 @@ class Output:
 
     def __init__(self, shape: str) -> None:
         self.shape = shape
+        codecs.register_error(_PLAIN, _plainly)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 # A terminal that has no ✓ is no reason to fail.
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors=_PLAIN)
         self.console = _console(sys.stdout)
         self._errors = _console(sys.stderr)
 
@@ -141,7 +151,7 @@ def serialized(answer: Any, shape: str) -> str:
         text = json.dumps(answer, ensure_ascii=False)
         found: str = yaml.safe_dump(
             answer,
-            allow_unicode=not _UNSEEN.search(text),
+            allow_unicode=escaped(text) == text,
             sort_keys=False,
             default_flow_style=False,
         )
@@ -156,9 +166,23 @@ def serialized(answer: Any, shape: str) -> str:
 def escaped(text: str) -> str:
     r"""Return JSON in which what is not seen, or turns what follows, is escaped.
 
-    Such characters stand in strings only, where it is the same with `\u`.
+    So is what stdout's encoding may not have. Such characters stand in strings only,
+    where it is the same with `\u`.
     """
-    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    is_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    these = _UNSEEN if is_all else _NOT_ASCII
+    return these.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Return signs that a terminal does not have as signs that all have."""
+    assert isinstance(error, UnicodeEncodeError)
+    unknown = error.object[error.start : error.end]
+    told = "".join(
+        _SIGNS_OF_ALL.get(each) or each.encode("ascii", "backslashreplace").decode()
+        for each in unknown
+    )
+    return told, error.end
 
 
 def plain(text: object, style: str = "") -> Text:
@@ -198,6 +222,11 @@ def table(*heads: str, title: str | None = None) -> Table:
             overflow="fold",
         )
     return made
+
+
+def keep_names(column: Column, names: Iterable[str]) -> None:
+    """Have the names of servers folded last, but for endless ones."""
+    column.min_width = min(max(map(len, names), default=0), 32)
 
 
 def user(user_id: Any, is_wide: bool) -> Text:

@@ -10,7 +10,15 @@ from rich.text import Text
 from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.look import WIDE, exact
 from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
-from synapse_federation_admin.cli.output import ago, escaped, line, pill, table, user
+from synapse_federation_admin.cli.output import (
+    escaped,
+    keep_names,
+    line,
+    pill,
+    since,
+    table,
+    user,
+)
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import shown
 
@@ -30,15 +38,16 @@ def audit(asked: Asked, /, **given: Any) -> None:
             out.note("Nothing was done that this keeps.")
             return
         is_wide = out.console.width >= WIDE
-        heads = ["When", "What", "Server", "Who", "Outcome"]
+        heads = ["When" if is_wide else "Ago", "What", "Server", "Who", "Outcome"]
         made = table(*heads, *(["Why"] if is_wide else []))
+        keep_names(made.columns[2], [each.get("destination") or "" for each in entries])
         for each in entries:
             told = outcomes.outcome(each["action"], each["outcome"])
             who = user(each.get("user_id"), is_wide)
             if each.get("puppeted_by"):
                 who = Text.assemble(who, " by ", user(each["puppeted_by"], is_wide))
             cells = [
-                Text(exact(each["ts"]) if is_wide else ago(each["ts"])),
+                Text(exact(each["ts"]) if is_wide else since(each["ts"])),
                 line(outcomes.action(each["action"])),
                 line(each.get("destination") or f"run {each.get('run_id')}"),
                 who,

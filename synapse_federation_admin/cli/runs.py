@@ -14,7 +14,13 @@ from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.look import UNDER_WAY, WIDE, exact
-from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
+from synapse_federation_admin.cli.options import (
+    NAME,
+    Asked,
+    pass_asked,
+    query,
+    shared,
+)
 from synapse_federation_admin.cli.output import (
     ago,
     grid,
@@ -36,7 +42,7 @@ _AWAY_S = 600.0
 # What a reconnect ends with where nothing is left to do.
 _WELL = {"connected", "no_longer_failing", "skipped"}
 
-_run_argument = click.argument("run_id", metavar="RUN")
+_run_argument = click.argument("run_id", metavar="RUN", type=NAME)
 
 
 @click.command()
@@ -61,7 +67,7 @@ def runs(asked: Asked, /, **given: Any) -> None:
             made.add_row(
                 line(run["id"]),
                 line(outcomes.action(run["action"])),
-                line(outcomes.which(run.get("criteria", {}))),
+                line(_which(run)),
                 _status(run),
                 Text(f"{count(run['done'])} of {count(run['matched'])}"),
                 user(run.get("user_id"), is_wide),
@@ -72,6 +78,10 @@ def runs(asked: Asked, /, **given: Any) -> None:
             out.note(f"There are more: --from {token}", "dim")
 
     out.answer(answer, human)
+
+
+def _which(run: Json) -> str:
+    return outcomes.which(run.get("criteria", {}), run.get("options", {}))
 
 
 def _status(run: Json) -> Text:
@@ -164,7 +174,7 @@ def _so_far(run: Json) -> str:
 
 
 def _told(run: Json) -> Iterator[RenderableType]:
-    head = f"{outcomes.action(run['action'])}: {outcomes.which(run['criteria'])} "
+    head = f"{outcomes.action(run['action'])}: {_which(run)} "
     yield Text.assemble((line(head).plain, "bold"), _status(run))
     yield grid(_facts(run))
     if run.get("error"):
@@ -180,7 +190,7 @@ def _told(run: Json) -> Iterator[RenderableType]:
     for name, number in run.get("totals", {}).items():
         yield line(f"  {TOTALS.get(name, name)}: {count(number)}")
     for kind, errors in run.get("errors", {}).items():
-        yield line(f"\n{cause(kind)}: {count(errors['count'])}".lstrip("\n"), "bold")
+        yield line(f"{cause(kind)}: {count(errors['count'])}", "bold")
         yield grid(
             (line(each["destination"]), line(each["message"]))
             for each in errors.get("recent", ())

@@ -20,7 +20,6 @@ from synapse_federation_admin.cli.client import Client, segment
 from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.cli.look import (
     UNDER_WAY,
-    failing_of,
     heat,
     next_try,
     run_line,
@@ -35,6 +34,7 @@ from synapse_federation_admin.cli.output import grid, line, now_ms, since
 from synapse_federation_admin.cli.top_boxes import Box, Question
 from synapse_federation_admin.cli.top_reading import ROWS, Seen, brief, read
 from synapse_federation_admin.cli.why import diagnosis
+from synapse_federation_admin.wording.amounts import count, duration
 
 # How often it asks what has changed; the API reads that once in five seconds for all.
 _CHANGES_S = 5.0
@@ -42,6 +42,9 @@ _CHANGES_S = 5.0
 # After how long all is read anew, where something has changed, and where nothing has.
 _AFTER_CHANGE_S = 10.0
 _AFTER_NOTHING_S = 30.0
+
+# An answer that takes longer is told as missing.
+_SILENT_S = 10.0
 
 # So long those that have come or gone are marked.
 _NEW_S = 60
@@ -68,13 +71,13 @@ class Top(App[None]):
     TITLE = "synapse-federation-admin"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #verdict, #run, #trouble, #brief { height: auto; padding: 0 1; }
+    #verdict, #run, #trouble, #brief, #which { height: auto; padding: 0 1; }
     #trouble { color: $error; display: none; }
     #parts { height: auto; max-height: 45%; }
     #parts > VerticalScroll { width: 3fr; height: auto; max-height: 100%; }
     #side { width: 2fr; height: auto; }
     #parts Static { height: auto; padding: 0 1; }
-    #brief { display: none; }
+    #brief, #which { display: none; }
     .narrow #parts { max-height: 35%; }
     .narrow #brief { display: block; }
     .narrow #side { display: none; }
@@ -107,7 +110,8 @@ class Top(App[None]):
         # When each was said to have begun to fail, or to be back.
         self._failed: dict[str, int] = {}
         self._back: dict[str, int] = {}
-        self._busy = False
+        # Since when an answer is waited for; None: for none.
+        self._waits_since: float | None = None
 
     def compose(self) -> ComposeResult:
         """Make the parts of the screen."""
@@ -121,6 +125,7 @@ class Top(App[None]):
                 yield Static(id="senders")
         yield Static(id="brief")
         yield Static(id="run")
+        yield Static(id="which")
         yield Input(placeholder="a part of the name, or * and ?", id="filter")
         yield DataTable(id="servers", cursor_type="row", zebra_stripes=True)
         yield Footer()
@@ -135,23 +140,23 @@ class Top(App[None]):
     def on_resize(self, event: Resize) -> None:
         """Put what has no room side by side one below the other."""
         self.set_class(event.size.width < _WIDE, "narrow")
-        self._show()
+        self.call_after_refresh(self._show)
 
     # -- what is read ------------------------------------------------------------------
 
     @work(thread=True, exclusive=False, group="look")
     def _look(self) -> None:
         """Ask what has changed; read all, if that says so or it is long ago."""
-        if self._busy:
+        if self._waits_since is not None:
             return
-        self._busy = True
+        self._waits_since = time.monotonic()
         try:
             self._look_once()
         except FailedError as e:
             told = f"{e.message} Trying again."
             self.call_from_thread(self._tell_trouble, told)
         finally:
-            self._busy = False
+            self._waits_since = None
 
     def _look_once(self) -> None:
         changes = self._client.get("/changes", {"since": self._since})
@@ -256,25 +261,31 @@ class Top(App[None]):
             at = keys.index(chosen)
         if keys:
             table.move_cursor(row=min(at, len(keys) - 1), animate=False)
-        self._title(seen)
+        self._tell_which(seen)
 
     def _is_kept(self, name: str) -> bool:
         """Tell whether a name that came back is one of those looked at."""
         wanted = self._wanted.lower()
         return "*" not in wanted and "?" not in wanted and wanted in name.lower()
 
-    def _title(self, seen: Seen) -> None:
-        table = self.query_one(DataTable)
-        table.border_title = None
-        told = f"{failing_of(seen.summary)} failing"
+    def _tell_which(self, seen: Seen) -> None:
+        """Tell which of those that fail are shown, if not all are."""
+        parts = []
         if self._wanted:
-            told += f", those like “{line(self._wanted).plain}”: {len(seen.rows)}"
+            parts.append(f"names like “{self._wanted}” (Esc: all)")
         if not seen.is_all:
-            told += f"; the {ROWS} that began last"
-        self.sub_title = told
+            parts.append(f"the {count(ROWS)} that began last")
+        which = self.query_one("#which", Static)
+        which.display = bool(parts)
+        which.update(line(f"Shown: {', '.join(parts)}", "yellow"))
 
     def _show_ages(self) -> None:
         """Let time pass where nothing is read."""
+        if self._waits_since is not None:
+            waited_s = time.monotonic() - self._waits_since
+            if waited_s > _SILENT_S:
+                told = duration(waited_s * 1000)
+                self._tell_trouble(f"No answer for {told}: this is what was before.")
         if self._seen is not None and len(self.screen_stack) == 1:
             table = self.query_one(DataTable)
             for row in self._seen.rows:

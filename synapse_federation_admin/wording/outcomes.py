@@ -2,6 +2,7 @@
 """Words for what is done, and for what comes of it. Pure."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attr
@@ -54,6 +55,8 @@ OUTCOMES = {
 }
 """What is told of each outcome: its sign, and a word."""
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 _OF_FORGET = {
     "refused": ("warn", "kept"),
     "no_longer_failing": ("muted", "not failing for so long any more"),
@@ -94,8 +97,15 @@ def outcome(of_action: str, name: str) -> Told:
     return Told(*(special.get(name) or OUTCOMES.get(name) or ("muted", name)))
 
 
-def which(criteria: Mapping[str, Any]) -> str:
-    """Return in words for which servers a run is."""
+def which(criteria: Mapping[str, Any], options: Mapping[str, Any] = _NOTHING) -> str:
+    """Return in words for which servers a run is.
+
+    Args:
+        criteria: Those of the run.
+        options: What else it was asked for.
+    """
+    if (longest := options.get("max_retry_interval_ms")) is not None:
+        return f"backoffs longer than {duration(longest)}"
     if criteria.get("all_failing"):
         return "all that are failing"
     if "destinations" in criteria:
@@ -109,7 +119,8 @@ def which(criteria: Mapping[str, Any]) -> str:
         is_glob = "*" in name or "?" in name
         told.append(f"name {'is like' if is_glob else 'contains'} “{cut(name, 80)}”")
     if statuses := wanted.get("status"):
-        is_failing = set(statuses) == {"backing_off", "retry_due"}
+        # What is no server name may be failing, too.
+        is_failing = {*statuses} - {"invalid"} == {"backing_off", "retry_due"}
         told.append(
             "failing"
             if is_failing
