@@ -10,12 +10,17 @@ from module_case import V2, ModuleTestCase
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis import support
+from synapse_federation_admin.diagnosis import support, well_known
 from synapse_federation_admin.diagnosis.answers import Answer
 from synapse_federation_admin.diagnosis.resolution import WellKnownRequest
 from synapse_federation_admin.diagnosis.support import Support, read_support
 from synapse_federation_admin.diagnosis.well_known import Fetched
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
+from synapse_federation_admin.homeserver.errors import (
+    Obstacle,
+    ObstacleError,
+    RequestSendFailed,
+)
 
 pytestmark = pytest.mark.one_synapse
 
@@ -144,3 +149,20 @@ class SupportTestCase(ModuleTestCase):
         with mock.patch.multiple(self.hs.config.federation, **whitelist):
             self.assertEqual(self.get_json(PATH)["error"]["kind"], "not_allowed")
         self.assertEqual(self.asked, [])
+
+
+class NothingLeftTestCase(ModuleTestCase):
+    """This process has no thread, or descriptor, left for a request."""
+
+    def test_nothing_left(self) -> None:
+        """That is told as it is, and asked again: it is no fault of anybody else."""
+        none = ObstacleError(Obstacle.OUT_OF_RESOURCES, "b.example")
+        failed = RequestSendFailed(none, can_retry=False)
+        with mock.patch.object(well_known, "ask", side_effect=failed) as asked:
+            for _ in range(2):
+                error = self.get_json(PATH)["error"]
+                self.assertIn("thread", error["message"])
+            self.assertEqual(asked.call_count, 2)
+            channel = self.ask("POST", PATH.replace("support", "diagnose"))
+        for stage in channel.json_body["stages"][1:7]:
+            self.assertEqual(stage["reason"], "out_of_resources", stage)

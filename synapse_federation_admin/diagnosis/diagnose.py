@@ -45,6 +45,7 @@ from synapse_federation_admin.diagnosis.well_known import (
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.situation import Situation
+from synapse_federation_admin.homeserver.errors import innermost, is_out_of_resources
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.newest import keep_newest
@@ -421,9 +422,13 @@ async def _guarded(
         await func(stages, *args)
     except CancelledError:
         raise
-    except Exception:
-        logger.exception("A stage of a diagnosis has failed")
-        failure = Failure(FailureKind.INTERNAL)
+    except Exception as e:
+        reason = None
+        if is_out_of_resources(innermost(e)):
+            reason = Reason.OUT_OF_RESOURCES
+        else:
+            logger.exception("A stage of a diagnosis has failed")
+        failure = Failure(FailureKind.INTERNAL, reason)
         stages.update({name: Stage.failed(name, failure) for name in names})
 
 

@@ -18,8 +18,10 @@ from synapse_federation_admin.diagnosis.stages import SkipReason
 from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.diagnosis.well_known import fetch
 from synapse_federation_admin.failures.bounds import json_object, word
+from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import why_not_contacted
+from synapse_federation_admin.homeserver.errors import RequestSendFailed
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.server_name import (
@@ -126,7 +128,11 @@ class SupportFiles:
         async def ask(way: Way) -> Support:
             if way.outbound.instances is not None:
                 return attr.evolve(nothing, skipped=SkipReason.ANOTHER_PROCESS)
-            requests, answer, _ = await fetch(way, server.host, PATH)
+            try:
+                requests, answer, _ = await fetch(way, server.host, PATH)
+            except RequestSendFailed as e:
+                # It could not be asked, by a fault of this side.
+                return attr.evolve(nothing, error=failure_of(e))
             last = requests[-1]
             found = attr.evolve(
                 nothing, url=requests[0].url, status=last.status, error=last.error
@@ -136,7 +142,8 @@ class SupportFiles:
             return read_support(found, answer.body)
 
         found = await self._diagnoses.in_turn(_TIMEOUT_MS, ask)
-        keep_newest(self._found, name, found, limits.KEPT_DIAGNOSES)
+        if found.error is None or not found.error.is_ours:
+            keep_newest(self._found, name, found, limits.KEPT_DIAGNOSES)
         return found
 
 

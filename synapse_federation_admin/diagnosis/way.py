@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from synapse.module_api import make_deferred_yieldable, run_in_background
+from twisted.internet.defer import FirstError, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
-from twisted.internet.defer import gatherResults
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
@@ -82,8 +82,12 @@ TimeIsOver = DeferredTimeoutError
 
 
 async def side_by_side(*funcs: Callable[[], Awaitable[T]]) -> list[T]:
-    """Run several things at once, and return what comes of each."""
-    results: list[T] = await make_deferred_yieldable(
-        gatherResults([run_in_background(func) for func in funcs], consumeErrors=True)
-    )
+    """Run several things at once; return what comes of each, or raise what one does."""
+    running = [run_in_background(func) for func in funcs]
+    try:
+        results: list[T] = await make_deferred_yieldable(
+            gatherResults(running, consumeErrors=True)
+        )
+    except FirstError as e:
+        e.subFailure.raiseException()
     return results

@@ -606,8 +606,8 @@ class Reason(Worded):
     OUT_OF_RESOURCES = (
         "this process has no file descriptor, thread or memory left; this tells "
         "nothing of the other server",
-        "Raise the limit of open files of Synapse (LimitNOFILE in systemd), or the "
-        "memory of this host, and see what uses them up.",
+        "Raise the limit of open files or threads of Synapse (LimitNOFILE, TasksMax in "
+        "systemd), or the memory of this host, and see what uses them up.",
         Fault.US,
         "Out of resources",
     )
