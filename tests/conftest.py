@@ -117,6 +117,13 @@ def _forked_processes() -> Iterator[None]:
         yield
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --postgres, import no file in which nothing is run: each process would."""
+    if config.getoption("--postgres") and collection_path.match("test_*.py"):
+        return "mark.database" not in collection_path.read_text("utf-8") or None
+    return None
+
+
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:

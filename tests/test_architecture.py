@@ -66,25 +66,21 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
-def named(path: Path) -> str:
-    return str(path.relative_to(PACKAGE))
-
-
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_imports(path: Path) -> None:
+def test_imports() -> None:
     """Rooms import downwards only, and nothing uses asyncio: Synapse runs on Twisted.
 
     Only the room `homeserver` uses of Synapse what is not its module API.
     """
-    room = path.relative_to(PACKAGE).parts[0]
-    assert room == "homeserver" or "._hs" not in path.read_text()
-    for module in imports(path):
-        top, _, rest = module.partition(".")
-        assert top != "asyncio"
-        if top == "synapse" and room != "homeserver":
-            assert module.startswith("synapse.module_api"), module
-        if top == PACKAGE.name and rest and room in ROOMS:
-            assert rest.partition(".")[0] in ROOMS[room] | {room}, module
+    for path in FILES:
+        room = path.relative_to(PACKAGE).parts[0]
+        assert room == "homeserver" or "._hs" not in path.read_text(), path
+        for module in imports(path):
+            top, _, rest = module.partition(".")
+            assert top != "asyncio", path
+            if top == "synapse" and room != "homeserver":
+                assert module.startswith("synapse.module_api"), (path, module)
+            if top == PACKAGE.name and rest and room in ROOMS:
+                assert rest.partition(".")[0] in ROOMS[room] | {room}, (path, module)
 
 
 def names_in_sql(path: Path) -> set[str]:
@@ -108,35 +104,25 @@ def names_in_sql(path: Path) -> set[str]:
     return found & set(TABLES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_tables_have_one_owner(path: Path) -> None:
-    """Every table is named in SQL by one file: what makes it aside, its owner."""
-    for table in names_in_sql(path):
-        allowed = {
-            OWNERS[table],
-            "storage/definitions.py",
-            "storage/versions.py",
-            # A history that never was.
-            "playground/population.py",
-        }
-        assert named(path) in allowed, table
-
-
-def test_every_table_has_an_owner() -> None:
-    """And the owner does name it."""
+def test_tables_have_one_owner() -> None:
+    """Every table is named in SQL by one file, its owner, and by what makes it."""
+    # The last has a history that never was.
+    makers = {"definitions.py", "versions.py", "population.py"}
+    naming = {path: names_in_sql(path) for path in FILES if path.name not in makers}
+    found = {
+        (table, str(path.relative_to(PACKAGE)))
+        for path, tables in naming.items()
+        for table in tables
+    }
+    assert found == set(OWNERS.items())
     assert set(OWNERS) == set(TABLES)
-    for table, owner in OWNERS.items():
-        assert table in names_in_sql(PACKAGE / owner), table
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*FILES, *(REPOSITORY / "tests").rglob("*.py")],
-    ids=lambda path: str(path.relative_to(REPOSITORY)),
-)
-def test_licence(path: Path) -> None:
+def test_licence() -> None:
     """Every file begins with its licence."""
-    assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    for path in [*FILES, *(REPOSITORY / "tests").rglob("*.py")]:
+        text = path.read_text()
+        assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
 
 
 def awaits(statements: list[ast.stmt]) -> bool:
@@ -156,17 +142,16 @@ def caught(handler: ast.ExceptHandler) -> set[str]:
     return set(re.findall(r"\w+", ast.unparse(handler.type) if handler.type else ""))
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_called_off(path: Path) -> None:
+def test_called_off() -> None:
     """What is called off does not go on: where all exceptions are caught of what is
     waited for, CancelledError is raised before, or whatever was caught at the end.
 
     Twisted's is an ordinary `Exception`.
     """
-    for node in nodes(path):
+    for path, node in ((file, each) for file in FILES for each in nodes(file)):
         if isinstance(node, ast.With) and awaits(node.body):
-            managers = [ast.unparse(item.context_expr) for item in node.items]
-            assert not re.search(r"suppress\(.*\b(Base)?Exception\b", str(managers))
+            managers = str([ast.unparse(item.context_expr) for item in node.items])
+            assert not re.search(r"suppress\(.*\b(Base)?Exception\b", managers), path
         if not isinstance(node, ast.Try) or not awaits(node.body):
             continue
         for handler in node.handlers:
@@ -175,4 +160,5 @@ def test_called_off(path: Path) -> None:
             if handler.type is None or caught(handler) & {"Exception", "BaseException"}:
                 ends = ast.unparse(handler.body[-1])
                 # Of a single flight, all who wait are told.
-                assert ends in ("raise", "result = Failure()"), handler.lineno
+                told = ("raise", "result = Failure()")
+                assert ends in told, (path, handler.lineno)

