@@ -14,6 +14,7 @@ from synapse.util.json import json_decoder
 from synapse_federation_admin import limits
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.one_synapse
@@ -344,6 +345,13 @@ class LargeBodyTestCase(ModuleTestCase):
                 channel = self.ask("GET", f"{FEDERATION}/audit")
             self.assertEqual(channel.code, 503, channel.result)
             self.assertIn("database", channel.json_body["error"])
+        homeserver = Homeserver(self.hs.get_module_api())
+        # As psycopg2 tells that it went while its answer was read.
+        went = self.store.database_engine.module.DatabaseError("server closed")
+        for is_postgres in (True, False):
+            with mock.patch.object(Homeserver, "is_postgres", is_postgres):
+                is_away = homeserver.is_database_away(went)
+            self.assertEqual(is_away, is_postgres)
 
     def test_many_fields(self) -> None:
         """What a form brings is not looked at one by one."""

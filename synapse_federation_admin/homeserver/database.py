@@ -88,6 +88,9 @@ class Database(Process):
         if isinstance(error, module.InterfaceError):
             # The connection was closed. From SQLite's driver it is about an argument.
             return self.is_postgres
+        if self.is_postgres and type(error) is module.DatabaseError:
+            # It went while its answer was read: psycopg2 has no other class for that.
+            return True
         if not isinstance(error, module.OperationalError):
             return False
         if self.is_postgres:

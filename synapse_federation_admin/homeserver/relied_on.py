@@ -63,6 +63,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_reactor().addSystemEventTrigger get_reactor().seconds
             get_auth().get_user_by_req run_as_background_process
             config.redis.redis_enabled config.worker.instance_map
+            get_datastores().main.database_engine.module.DatabaseError
             get_datastores().main.database_engine.module.InterfaceError
             get_datastores().main.database_engine.module.OperationalError
             get_datastores().main.db_pool.runInteraction(isolation_level)
