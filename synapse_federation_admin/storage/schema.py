@@ -200,8 +200,12 @@ def _upgrade(
             "Some tables of synapse-federation-admin are missing, and the others are "
             "those of a later version of it, which makes them again"
         )
-    for version in versions.VERSIONS[stored.version :] if existing else ():
-        if version.upgrade is not None:
+    if 0 < stored.version < versions.VERSIONS[0].number:
+        for name in existing:
+            txn.execute(f"DROP TABLE {PREFIX}{name}")
+        existing = set()
+    for version in versions.VERSIONS if existing else ():
+        if version.number > stored.version and version.upgrade is not None:
             version.upgrade(txn, is_postgres)
     for statements in wanted.values():
         for statement in statements:
@@ -251,7 +255,7 @@ def _stored_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersio
         return SchemaVersion()
     columns = [column[0] for column in txn.description or ()]
     found: Mapping[str, int] = dict(zip(columns, row, strict=True))
-    # Those of version 2 and earlier are for no other code.
+    # Builds of before version 3 write none.
     return SchemaVersion(
         found["version"], found.get("compat_version") or found["version"]
     )
