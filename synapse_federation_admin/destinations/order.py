@@ -40,8 +40,6 @@ class Segment:
         has_value: Whether its rows have a value, as the optional indexes hold them;
             else the name alone sorts it, and the primary key serves.
         after: In a segment by name: it begins behind this name. None: at the start.
-        value: The expression that sorts it; None: the name alone does.
-        direction: In which direction that does.
     """
 
     conditions: tuple[Sql, ...]
@@ -49,8 +47,6 @@ class Segment:
     names: Direction
     has_value: bool
     after: str | None = None
-    value: str | None = None
-    direction: Direction = Direction.FORWARDS
 
     @property
     def where(self) -> list[Sql]:
@@ -154,11 +150,7 @@ def _with_value(
     order = f"{column.value} {BEYOND[direction][1]}, {by_name(names)}"
     rows = Sql(column.has_value)
     if after is None:
-        return [
-            Segment(
-                (rows,), order, names, True, value=column.value, direction=direction
-            )
-        ]
+        return [Segment((rows,), order, names, True)]
     assert after.value is not None
     beyond = Sql(f"{column.value} {BEYOND[direction][0]} ?", (after.value,))
     tied = Sql(f"{column.value} = ?", (after.value,))

@@ -21,7 +21,6 @@ from twisted.internet.defer import Deferred
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
-from synapse_federation_admin.destinations.jump import row_at
 from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
@@ -242,13 +241,19 @@ class DestinationList:
         if total <= _LONG or self._is_by_key or is_postgres:
             skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
             return await self._once("position", (skipped, reverse), skip_txn)
-        row = await row_at(
-            self._reader.pass_over,
-            segments(self.sort, None, reverse=reverse),
-            self._conditions(),
-            skipped,
-        )
-        return None if row is None else self.position_of(row)
+        # One statement would hold the only connection for over a second.
+        after: Position | None = None
+        left = skipped + 1
+        while left:
+            size = min(left, _PASS_PIECE)
+            rows = await self._reader.pass_over(
+                partial(self._read_txn, after=after, limit=size, reverse=reverse)
+            )
+            if len(rows) < size:
+                return None
+            after = self.position_of(rows[-1])
+            left -= size
+        return after
 
     # -- in a transaction ---------------------------------------------------------
 
@@ -286,12 +291,20 @@ class DestinationList:
         return None
 
     def _read_txn(
-        self, txn: LoggingTransaction, after: Position | None, limit: int
+        self,
+        txn: LoggingTransaction,
+        after: Position | None,
+        limit: int,
+        *,
+        reverse: bool = False,
     ) -> list[Destination]:
-        """Return the next rows, segment by segment."""
+        """Return the next rows, segment by segment; from the list's end, if reverse."""
         rows: list[Destination] = []
         for segment in segments(
-            self.sort, after, indexed=self._reader.indexes.are_ready
+            self.sort,
+            after,
+            indexed=self._reader.indexes.are_ready,
+            reverse=reverse,
         ):
             if len(rows) < limit:
                 rows += self._segment_txn(txn, segment, limit - len(rows))
