@@ -11,7 +11,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.senders import InMemory
-from synapse_federation_admin.storage.sql import Sql, delete_some
+from synapse_federation_admin.storage.sql import Sql, delete_some, marks
 
 _TABLE = "federation_admin_instances"
 
@@ -27,6 +27,15 @@ REACTOR_LATE_MS = 5000
 
 # For so long it is told of one that is gone and that nobody expects.
 KEPT_MS = 7 * 86_400_000
+
+# The columns of what a process tells of itself.
+_TOLD = (
+    "module_version",
+    "synapse_version",
+    "sends",
+    *attr.fields_dict(InMemory),
+    "reactor_late_ms",
+)
 
 _NOW_ON_POSTGRES = "CAST(date_part('epoch', clock_timestamp()) * 1000 AS BIGINT)"
 _NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS BIGINT)"
@@ -110,28 +119,22 @@ def beat_txn(
         is_postgres: Whether it is PostgreSQL.
     """
     now = _NOW_ON_POSTGRES if is_postgres else _NOW
-    in_memory = instance.in_memory or InMemory()
+    changes = ", ".join(
+        f"{column} = EXCLUDED.{column}"
+        for column in ("seen_ts", "started_ts", "has_ended", *_TOLD)
+    )
     txn.execute(
-        f"INSERT INTO {_TABLE} (instance, seen_ts, started_ts, has_ended, "  # noqa: S608
-        "module_version, synapse_version, sends, destinations, pdus, edus, oldest_ts, "
-        f"reactor_late_ms) VALUES (?, {now}, {now} - ?, 0, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (instance) DO UPDATE SET "
-        "seen_ts = EXCLUDED.seen_ts, started_ts = EXCLUDED.started_ts, has_ended = 0, "
-        "module_version = EXCLUDED.module_version, "
-        "synapse_version = EXCLUDED.synapse_version, sends = EXCLUDED.sends, "
-        "destinations = EXCLUDED.destinations, pdus = EXCLUDED.pdus, "
-        "edus = EXCLUDED.edus, oldest_ts = EXCLUDED.oldest_ts, "
-        "reactor_late_ms = EXCLUDED.reactor_late_ms",
+        f"INSERT INTO {_TABLE} "  # noqa: S608
+        f"(instance, seen_ts, started_ts, has_ended, {', '.join(_TOLD)}) "
+        f"VALUES (?, {now}, {now} - ?, 0, {marks(_TOLD)}) "
+        f"ON CONFLICT (instance) DO UPDATE SET {changes}",
         (
             instance.name,
             uptime_ms,
             instance.module_version,
             instance.synapse_version,
             int(instance.sends),
-            in_memory.destinations,
-            in_memory.pdus,
-            in_memory.edus,
-            in_memory.oldest_ts,
+            *attr.astuple(instance.in_memory or InMemory()),
             instance.reactor_late_ms,
         ),
     )
@@ -147,31 +150,16 @@ def select_txn(txn: LoggingTransaction, *, is_postgres: bool) -> dict[str, Insta
     now = _NOW_ON_POSTGRES if is_postgres else _NOW
     txn.execute(
         f"SELECT {now} - seen_ts, has_ended, instance, seen_ts, started_ts, "  # noqa: S608
-        "module_version, synapse_version, sends, destinations, pdus, edus, oldest_ts, "
-        f"reactor_late_ms FROM {_TABLE}"
+        f"{', '.join(_TOLD)} FROM {_TABLE}"
     )
     found = {}
-    for (
-        age_ms,
-        has_ended,
-        name,
-        seen_ts,
-        started_ts,
-        module_version,
-        synapse_version,
-        sends,
-        *in_memory,
-        late_ms,
-    ) in txn.fetchall():
+    for age_ms, has_ended, name, *told, sends, d, p, e, oldest_ts, late_ms in txn:
         found[name] = Instance(
             name,
             state_of(age_ms, has_ended=bool(has_ended), reactor_late_ms=late_ms),
-            seen_ts=seen_ts,
-            started_ts=started_ts,
-            module_version=module_version,
-            synapse_version=synapse_version,
+            *told,
             sends=bool(sends),
-            in_memory=InMemory(*in_memory),
+            in_memory=InMemory(d, p, e, oldest_ts),
             reactor_late_ms=late_ms,
         )
     return found
