@@ -177,7 +177,6 @@ class AttentionStore:
         began_ms = self._homeserver.now_ms()
         failing, waiting, has_all_names = await self._failing()
         rooms, users_in, has_all_rooms = await self._shared(failing)
-        is_postgres = self._homeserver.is_postgres
 
         def candidates_txn(
             txn: LoggingTransaction,
@@ -187,7 +186,7 @@ class AttentionStore:
             shared = _most_shared(rooms, users_in)
             most = [name for _, name in waiting[: limits.TOLD_ATTENTION]]
             names = {*_candidates(rooms, users_in), *most}
-            these = any_of("destination", names, is_postgres)
+            these = any_of("destination", names)
             txn.execute(
                 f"SELECT {DESTINATION_COLUMNS} FROM destinations "  # noqa: S608
                 f"WHERE {FAILING} AND {these.text}",
@@ -267,12 +266,11 @@ class AttentionStore:
         """Count the local users in the rooms of each destination."""
         counts = dict.fromkeys(rooms, 0)
         names = [name for name, found in rooms.items() if found]
-        is_postgres = self._homeserver.is_postgres
 
         def count_txn(txn: LoggingTransaction, some: Sequence[str]) -> list[int]:
             found = []
             for name in some:
-                these = any_of("room_id", rooms[name], is_postgres)
+                these = any_of("room_id", rooms[name])
                 txn.execute(
                     "SELECT COUNT(DISTINCT user_id) FROM local_current_membership "  # noqa: S608
                     f"WHERE membership = 'join' AND {these.text}",

@@ -89,7 +89,7 @@ def rooms_txn(
     if not users:
         return {}, None
     server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
-    these = any_of("room_id", users, is_postgres)
+    these = any_of("room_id", users)
     txn.execute(
         f"SELECT DISTINCT room_id, {server} FROM current_state_events "  # noqa: S608
         f"WHERE type = 'm.room.member' AND membership = 'join' AND {these.text}",

@@ -22,7 +22,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import can_be_stored, rows_of_json
+from synapse_federation_admin.storage.sql import can_be_stored
 
 # How many names one transaction is about.
 _NAMES = 200
@@ -70,6 +70,8 @@ _NEXT = """
             SELECT MIN(w.stream_id) FROM device_lists_outbound_pokes AS w
             WHERE w.destination = n.destination
         )
+    FROM (SELECT key AS destination FROM json_each(?)) AS n
+    LEFT JOIN destinations AS d ON d.destination = n.destination
 """
 
 
@@ -161,16 +163,9 @@ class Waiting:
         return has_passed or (now.delivered or 0) > (self.delivered or 0)
 
 
-def waiting_txn(
-    txn: LoggingTransaction, names: Sequence[str], *, is_postgres: bool
-) -> dict[str, Waiting]:
+def waiting_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Waiting]:
     """Return what is sent next to each of some destinations."""
-    rows = rows_of_json("n", {"destination": "text"}, is_postgres)
-    txn.execute(
-        f"{_NEXT} FROM {rows} LEFT JOIN destinations AS d "
-        "ON d.destination = n.destination",
-        (json.dumps([{"destination": name} for name in names]),),
-    )
+    txn.execute(_NEXT, (json.dumps(dict.fromkeys(names)),))
     return {
         name: Waiting(
             delivered,

@@ -94,7 +94,7 @@ def conditions(
         found.append(Sql(FAILING))
     if wanted.statuses:
         found += _status_conditions(
-            wanted.statuses, now_ms, one_of(invalid, is_postgres)
+            wanted.statuses, now_ms, any_of("destination", invalid)
         )
     if wanted.failing_for_ms is not None:
         found.append(Sql(f"{FAILING_SINCE} <= ?", (now_ms - wanted.failing_for_ms,)))
@@ -154,16 +154,6 @@ def _row_conditions(statuses: frozenset[DestinationStatus], now_ms: int) -> list
     if failing:
         kept.append(" AND ".join([FAILING, *due]))
     return [Sql("(" + " OR ".join(f"({part})" for part in kept) + ")", args)]
-
-
-def one_of(names: Sequence[str], is_postgres: bool) -> Sql:
-    """Return the condition for one of many names, which a pass asks of every row.
-
-    PostgreSQL would go through a list for each of them.
-    """
-    if is_postgres:
-        return Sql("destination IN (SELECT UNNEST(CAST(? AS TEXT[])))", (list(names),))
-    return any_of("destination", names, is_postgres)
 
 
 def _like_literal(text: str) -> str:

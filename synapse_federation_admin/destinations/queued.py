@@ -63,7 +63,7 @@ async def not_yet_queued(
         Sql("SUBSTR(e.sender, LENGTH(e.sender) - ?) = ?", (len(server) - 1, server))
     ]
     if rooms is not None:
-        conditions.append(any_of("e.room_id", rooms, homeserver.is_postgres))
+        conditions.append(any_of("e.room_id", rooms))
     ours = where(conditions)
 
     def count_txn(txn: LoggingTransaction) -> int:

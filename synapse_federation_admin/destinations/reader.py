@@ -161,7 +161,7 @@ class DestinationList:
         """Return, by name, those of some names that fail and that the filter keeps."""
         if not names or not await self._prepare():
             return {}
-        these = any_of("destination", names, self._reader.homeserver.is_postgres)
+        these = any_of("destination", names)
 
         def among_txn(txn: LoggingTransaction) -> dict[str, Destination]:
             kept = where([these, Sql(FAILING), *self._conditions()])

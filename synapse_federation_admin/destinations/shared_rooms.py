@@ -135,7 +135,6 @@ class SharedRoomsStore:
                 _page_txn,
                 rooms={room_id: -count for count, room_id in rooms},
                 theirs=theirs,
-                is_postgres=self._homeserver.is_postgres,
             )
         )
 
@@ -194,7 +193,7 @@ class SharedRoomsStore:
         self, what: str, rooms: Collection[str], then: str = ""
     ) -> list[tuple[Any, ...]]:
         """Read something of the memberships of our users in some rooms."""
-        local = any_of("room_id", rooms, self._homeserver.is_postgres)
+        local = any_of("room_id", rooms)
 
         def select_txn(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
             txn.execute(
@@ -256,7 +255,7 @@ def _users_txn(
     if upto is None:
         return [], None
     server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
-    of_servers = any_of(server, names, is_postgres)
+    of_servers = any_of(server, names)
     txn.execute(
         "SELECT DISTINCT state_key FROM current_state_events "  # noqa: S608
         f"WHERE {_IS_MEMBER} AND state_key > ? AND state_key <= ? "
@@ -271,7 +270,7 @@ def _rooms_txn(
 ) -> list[tuple[str, str, int]]:
     """Read in which rooms users are: server name, room ID, and how many they are."""
     server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
-    of_users = any_of("state_key", users, is_postgres)
+    of_users = any_of("state_key", users)
     txn.execute(
         f"SELECT {server}, room_id, COUNT(*) FROM current_state_events "  # noqa: S608
         f"WHERE {_IS_MEMBER} AND membership = 'join' AND {of_users.text} "
@@ -286,7 +285,6 @@ def _page_txn(
     *,
     rooms: Mapping[str, int],
     theirs: Mapping[str, int],
-    is_postgres: bool,
 ) -> list[SharedRoom]:
     """Read what else is told of some rooms.
 
@@ -294,9 +292,8 @@ def _page_txn(
         txn: The transaction.
         rooms: How many of our users are in each, in their order.
         theirs: How many of the server's are in each.
-        is_postgres: Whether the database is PostgreSQL.
     """
-    these = any_of("room_id", rooms, is_postgres)
+    these = any_of("room_id", rooms)
     txn.execute(
         f"SELECT room_id, name, canonical_alias FROM room_stats_state "  # noqa: S608
         f"WHERE {these.text}",

@@ -54,7 +54,7 @@ class DestinationStore:
         Raises:
             Exception: Whatever the database raises.
         """
-        wanted = any_of("destination", names, self._homeserver.is_postgres)
+        wanted = any_of("destination", names)
 
         def get_many_txn(txn: LoggingTransaction) -> dict[str, Destination]:
             txn.execute(

@@ -21,11 +21,10 @@ from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
     NEXT_RETRY_TS,
     NOT_FAILING,
-    one_of,
 )
 from synapse_federation_admin.destinations.values import Destination, DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql
+from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql, any_of
 
 # How many names without a row are named.
 _SAMPLE = 10
@@ -156,10 +155,10 @@ class SummaryStore:
 
     async def _count(self) -> Summary:
         names = await self._invalid.find()
-        now_ms, is_postgres = self._homeserver.now_ms(), self._homeserver.is_postgres
+        now_ms, invalid = self._homeserver.now_ms(), any_of("destination", names)
         return await self._homeserver.run_db_interaction(
             "federation_admin_summary",
-            partial(_count_txn, now_ms=now_ms, invalid=one_of(names, is_postgres)),
+            partial(_count_txn, now_ms=now_ms, invalid=invalid),
         )
 
     async def _read_backlog(self, now_ms: int) -> TotalBacklog:

@@ -63,16 +63,16 @@ class Batch:
         # on.
         outages.add_up_txn(txn, {name: up[name].until_ms for name in sorted(up)})
         if self.since:
-            outages.begin_since_txn(txn, self.since, is_postgres=is_postgres)
+            outages.begin_since_txn(txn, self.since)
         if answered:
             records.add_successes_txn(
-                txn, [answered[name] for name in sorted(answered)], is_postgres
+                txn, [answered[name] for name in sorted(answered)]
             )
         by_destination: dict[str, list[RecordedFailure]] = {}
         for key in sorted(failed, key=lambda key: (key[0], failed[key].last_ts)):
             by_destination.setdefault(key[0], []).append(failed[key])
         if failed:
-            records.add_failures_txn(txn, by_destination, is_postgres=is_postgres)
+            records.add_failures_txn(txn, by_destination)
             backed_off = {
                 name: [failure for failure in of if failure.backs_off]
                 for name, of in by_destination.items()

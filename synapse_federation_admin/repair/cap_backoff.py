@@ -91,7 +91,7 @@ class CapBackoff(Action):
         self, txn: LoggingTransaction, longest_ms: int, results: Sequence[RunResult]
     ) -> Sequence[RunResult]:
         names = [result.destination for result in results]
-        these = any_of("destination", names, self._homeserver.is_postgres)
+        these = any_of("destination", names)
         which, args = f"{these.text} AND {_LONGER}", (*these.args, longest_ms)
         lock = "ORDER BY destination FOR UPDATE" if self._homeserver.is_postgres else ""
         txn.execute(

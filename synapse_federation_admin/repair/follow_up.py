@@ -200,7 +200,7 @@ class FollowUp:
             return entries, []
         timings = self._homeserver.retry_timings
         failing = timings.failing_txn(txn, names)
-        now = waiting_txn(txn, names, is_postgres=self._homeserver.is_postgres)
+        now = waiting_txn(txn, names)
         ended: list[AuditEntry] = []
         since: dict[str, int] = {}
         works: set[str] = set()

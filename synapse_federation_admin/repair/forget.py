@@ -218,8 +218,7 @@ class Forget:
     async def look(self, names: Sequence[str]) -> dict[str, Seen]:
         """Return what is there of some destinations."""
         return await self._homeserver.run_db_interaction(
-            "federation_admin_forget",
-            partial(_look_txn, names=names, is_postgres=self._homeserver.is_postgres),
+            "federation_admin_forget", partial(_look_txn, names=names)
         )
 
     def delete_txn(
@@ -244,20 +243,20 @@ class Forget:
         """
         is_postgres = self._homeserver.is_postgres
         if is_postgres:
-            wanted = any_of("destination", seen, is_postgres)
+            wanted = any_of("destination", seen)
             txn.execute(
                 f"SELECT 1 FROM destinations WHERE {wanted.text} "  # noqa: S608
                 "ORDER BY destination FOR UPDATE",
                 wanted.args,
             )
-        now = _look_txn(txn, list(seen), is_postgres)
+        now = _look_txn(txn, list(seen))
         names = sorted(name for name in seen if now[name] == seen[name])
         if names:
             if self._tables.has_history:
                 self._homeserver.retry_timings.before_clearing(txn, names)
                 records.delete_txn(txn, names)
             self._audit.interrupt_cleared_txn(txn, names)
-            these = any_of("destination", names, is_postgres)
+            these = any_of("destination", names)
             existing = existing_tables(txn, is_postgres)
             to_device = [_TO_DEVICE] if drop_to_device else []
             for table in (*_CHILDREN, *to_device, "destinations"):
@@ -291,10 +290,8 @@ def audit_details(seen: Seen, waiting: Waiting) -> dict[str, object]:
     return {"failure_ts": seen.row.failure_ts if seen.row else None, **waiting.shown()}
 
 
-def _look_txn(
-    txn: LoggingTransaction, names: Sequence[str], is_postgres: bool
-) -> dict[str, Seen]:
-    wanted = any_of("destination", names, is_postgres)
+def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Seen]:
+    wanted = any_of("destination", names)
     txn.execute(
         f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {wanted.text}",  # noqa: S608
         wanted.args,

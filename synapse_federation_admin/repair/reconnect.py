@@ -252,8 +252,7 @@ class Reconnect:
             before = after = self._destinations.get_txn(txn, name)
             waiting = None
             if clears:
-                is_postgres = homeserver.is_postgres
-                waiting = waiting_txn(txn, [name], is_postgres=is_postgres)[name]
+                waiting = waiting_txn(txn, [name])[name]
                 if before is not None and (before.is_failing or backs_off):
                     homeserver.retry_timings.clear_txn(txn, name)
                     after = self._destinations.get_txn(txn, name)

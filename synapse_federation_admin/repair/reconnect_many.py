@@ -320,15 +320,14 @@ class _Contacts:
         names = _connected(results)
         if not names:
             return results
-        is_postgres = self._homeserver.is_postgres
-        wanted = any_of("destination", names, is_postgres)
+        wanted = any_of("destination", names)
         txn.execute(
             "SELECT destination, failure_ts FROM destinations "  # noqa: S608
             f"WHERE {wanted.text} AND {FAILING} ORDER BY destination",
             wanted.args,
         )
         since = dict(txn.fetchall())
-        waiting = waiting_txn(txn, names, is_postgres=is_postgres)
+        waiting = waiting_txn(txn, names)
         for name in since:
             self._homeserver.retry_timings.clear_txn(txn, name)
         works = [name for name in names if waiting[name].is_nothing]

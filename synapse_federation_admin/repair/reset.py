@@ -251,8 +251,7 @@ class ConnectionReset:
             # As it is now: an earlier reset may just have got its own value back.
             row = self._destinations.get_txn(txn, name) or destination
             homeserver.retry_timings.clear_txn(txn, name, says_so=writes)
-            is_postgres = homeserver.is_postgres
-            waiting = waiting_txn(txn, [name], is_postgres=is_postgres)[name]
+            waiting = waiting_txn(txn, [name])[name]
             details = self._follow_up.details_of(row.failure_ts, waiting)
             cleared = self._audit.ended(entry, outcome, details)
             if writes:

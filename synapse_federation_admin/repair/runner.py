@@ -240,7 +240,7 @@ class Runner:
 
     def _rows(self, run: Run, action: Action, names: Sequence[str]) -> Sql:
         """Select what goes into the queue of some destinations that a run is for."""
-        these = any_of("d.destination", names, self._homeserver.is_postgres)
+        these = any_of("d.destination", names)
         condition = action.condition(run)
         return Sql(
             f"SELECT {action.priority} AS priority, d.destination, "  # noqa: S608

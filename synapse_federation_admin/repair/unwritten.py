@@ -110,7 +110,7 @@ class Unwritten:
         """Give back what is to be; return those of which nothing more is to come."""
         names = sorted(resets)
         timings = self._homeserver.retry_timings
-        now = waiting_txn(txn, names, is_postgres=self._homeserver.is_postgres)
+        now = waiting_txn(txn, names)
         works = {name for name in names if resets[name].waiting.was_taken(now[name])}
         failing = set(timings.failing_txn(txn, names)) - works
         timings.restore_failure_ts_txn(

@@ -306,9 +306,8 @@ class Audit:
         column: str = "destination",
     ) -> None:
         """Add to the details of such entries, by their destinations."""
-        is_postgres = self._homeserver.is_postgres
-        wanted = any_of(column, list(notes), is_postgres)
-        lock = "FOR UPDATE" if is_postgres else ""
+        wanted = any_of(column, list(notes))
+        lock = "FOR UPDATE" if self._homeserver.is_postgres else ""
         txn.execute(
             f"SELECT entry_id, {column}, details FROM federation_admin_audit "  # noqa: S608
             f"WHERE {wanted.text} AND outcome = 'pending' AND ended_ts IS NOT NULL "
@@ -325,9 +324,8 @@ class Audit:
 
     def lock_txn(self, txn: LoggingTransaction, ids: Collection[str]) -> set[str]:
         """Lock entries; return those that are still pending."""
-        is_postgres = self._homeserver.is_postgres
-        wanted = any_of("entry_id", ids, is_postgres)
-        lock = "FOR UPDATE" if is_postgres else ""
+        wanted = any_of("entry_id", ids)
+        lock = "FOR UPDATE" if self._homeserver.is_postgres else ""
         txn.execute(
             "SELECT entry_id FROM federation_admin_audit "  # noqa: S608
             f"WHERE {wanted.text} AND outcome = 'pending' ORDER BY entry_id {lock}",
@@ -339,7 +337,7 @@ class Audit:
         self, txn: LoggingTransaction, names: Collection[str]
     ) -> None:
         """End such entries of destinations: nobody will know what comes of them."""
-        wanted = any_of("destination", names, self._homeserver.is_postgres)
+        wanted = any_of("destination", names)
         txn.execute(
             "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
             "WHERE outcome = 'pending' AND ended_ts IS NOT NULL "

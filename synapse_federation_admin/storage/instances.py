@@ -153,13 +153,17 @@ def select_txn(txn: LoggingTransaction, *, is_postgres: bool) -> dict[str, Insta
         f"{', '.join(_TOLD)} FROM {_TABLE}"
     )
     found = {}
-    for age_ms, has_ended, name, *told, sends, d, p, e, oldest_ts, late_ms in txn:
+    for age_ms, has_ended, name, seen_ts, started_ts, *told, late_ms in txn:
+        module_version, synapse_version, sends, *in_memory = told
         found[name] = Instance(
             name,
             state_of(age_ms, has_ended=bool(has_ended), reactor_late_ms=late_ms),
-            *told,
+            seen_ts=seen_ts,
+            started_ts=started_ts,
+            module_version=module_version,
+            synapse_version=synapse_version,
             sends=bool(sends),
-            in_memory=InMemory(d, p, e, oldest_ts),
+            in_memory=InMemory(*in_memory),
             reactor_late_ms=late_ms,
         )
     return found

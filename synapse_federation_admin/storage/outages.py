@@ -31,7 +31,6 @@ from synapse_federation_admin.storage.sql import (
     delete_some,
     existing_tables,
     marks,
-    rows_of_json,
 )
 
 _TABLE = "federation_admin_outages"
@@ -250,34 +249,30 @@ def record_txn(
             that all writers have.
         is_postgres: Whether the database is PostgreSQL.
     """
-    rows = json.dumps(
-        [
-            {
-                "destination": name,
-                "first_ts": min(failure.first_ts for failure in of),
-                "last_ts": of[-1].last_ts,
-            }
-            for name, of in failures.items()
-        ]
-    )
-    columns = {"destination": "text", "first_ts": "bigint", "last_ts": "bigint"}
+    if not failures:
+        return
+    # Both databases call the columns of VALUES so.
+    rows = ", ".join(["(?, ?, ?)"] * len(failures))
     # Since when it fails Synapse's row knows best. What is written only after the
     # outage has ended in which it failed, because the job was quicker, begins none.
     new = Sql(
         f"""
-        SELECT new.destination, d.destination IS NOT NULL AS fails, new.last_ts,
-            CAST(NULL AS TEXT) AS kind,
-            CASE WHEN d.failure_ts < new.first_ts + {MOMENT_MS} THEN d.failure_ts
-                ELSE new.first_ts END AS since_ts
-        FROM {rows_of_json("new", columns, is_postgres)}
-        LEFT JOIN destinations AS d
-            ON d.destination = new.destination AND {FAILING}
+        SELECT new.column1 AS destination, d.destination IS NOT NULL AS fails,
+            new.column3 AS last_ts, CAST(NULL AS TEXT) AS kind,
+            CASE WHEN d.failure_ts < new.column2 + {MOMENT_MS} THEN d.failure_ts
+                ELSE new.column2 END AS since_ts
+        FROM (VALUES {rows}) AS new
+        LEFT JOIN destinations AS d ON d.destination = new.column1 AND {FAILING}
         """,  # noqa: S608
-        (rows,),
+        tuple(
+            value
+            for name, of in failures.items()
+            for value in (name, min(each.first_ts for each in of), of[-1].last_ts)
+        ),
     )
     _begin_txn(txn, new)
     # Locked, so that no kind gets lost that another process adds meanwhile.
-    which = any_of("destination", list(failures), is_postgres)
+    which = any_of("destination", list(failures))
     txn.execute(
         f"SELECT destination, kinds, last_kind FROM {_TABLE} "  # noqa: S608
         f"WHERE end_ts IS NULL AND {which.text} "
@@ -380,25 +375,18 @@ def begin_missing_txn(
     )
 
 
-def begin_since_txn(
-    txn: LoggingTransaction, failing_since: Mapping[str, int], *, is_postgres: bool
-) -> None:
+def begin_since_txn(txn: LoggingTransaction, failing_since: Mapping[str, int]) -> None:
     """Write outages of destinations whose row says no more since when they failed.
 
     Those that have an outage that lasts, or one that has ended since, have got theirs.
     """
-    rows = [
-        {"destination": name, "since_ts": ts}
-        for name, ts in sorted(failing_since.items())
-    ]
-    columns = {"destination": "text", "since_ts": "bigint"}
     _begin_txn(
         txn,
         Sql(
-            "SELECT destination, FALSE AS fails, since_ts, since_ts AS last_ts, "  # noqa: S608
-            "CAST(NULL AS TEXT) AS kind "
-            f"FROM {rows_of_json('new', columns, is_postgres)}",
-            (json.dumps(rows),),
+            "SELECT destination, FALSE AS fails, since_ts, since_ts AS last_ts, "
+            "CAST(NULL AS TEXT) AS kind FROM (SELECT key AS destination, "
+            "CAST(CAST(value AS TEXT) AS BIGINT) AS since_ts FROM json_each(?)) AS new",
+            (json.dumps(dict(sorted(failing_since.items()))),),
         ),
     )
 

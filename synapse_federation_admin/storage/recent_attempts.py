@@ -179,7 +179,7 @@ def recent_attempts_txn(
         (known_ms, *tried.args),
     )
     ((succeeded, working_owners),) = txn.fetchall()
-    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS, is_postgres)
+    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS)
     kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
     issuers = _most_common((issuer, *counts) for _, issuer, *counts in groups if issuer)
     return RecentAttempts(
@@ -205,7 +205,6 @@ def _owners_txn(
     since_ts: int,
     known_ms: int,
     recent_ts: int,
-    is_postgres: bool,
 ) -> list[OwnerAttempts]:
     """Read whose those are that fail and are known for long; see `RecentAttempts`.
 
@@ -215,7 +214,6 @@ def _owners_txn(
         since_ts: When the time begins in which they were tried.
         known_ms: For how long they have to have answered.
         recent_ts: Those that began to fail since.
-        is_postgres: Whether the database is PostgreSQL.
     """
     txn.execute(
         "SELECT s.owner, f.kind, COUNT(*) FILTER (WHERE o.start_ts >= ?), "  # noqa: S608
@@ -243,7 +241,7 @@ def _owners_txn(
     for owner, found in txn.fetchall():
         addresses[owner].update(json.loads(found))
     names = sorted(recent.keys() | addresses.keys())
-    wanted = any_of("s.owner", names, is_postgres)
+    wanted = any_of("s.owner", names)
     txn.execute(
         f"SELECT s.owner, COUNT(*) {tried.text} AND {_KNOWN} AND {wanted.text} "
         "GROUP BY s.owner",

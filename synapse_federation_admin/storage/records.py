@@ -23,7 +23,6 @@ from synapse_federation_admin.storage.sql import (
     Sql,
     delete_some,
     marks,
-    rows_of_json,
 )
 
 _FAILURES = "federation_admin_failures"
@@ -113,19 +112,12 @@ class RecordedSuccess:
         )
 
 
-# Their names and types, and how each changes if there is a row already: what was said
-# last is kept of what several processes say.
-_FAILURE_COLUMNS = {
-    "destination": "text",
-    "kind": "text",
-    "message": "text",
-    "first_ts": "bigint",
-    "last_ts": "bigint",
-    "count": "bigint",
-    "instance": "text",
-    "issuer": "text",
-    "refused_bytes": "bigint",
-}
+# How each column changes if there is a row already: what was said last is kept of what
+# several processes say.
+_FAILURE_COLUMNS = (
+    "destination",
+    *(name for name in attr.fields_dict(RecordedFailure) if name != "backs_off"),
+)
 # But not if that was by a clock that was ahead.
 _WAS_AHEAD = f"known.last_ts > EXCLUDED.last_ts + {AHEAD_MS}"
 _IS_LAST = f"(EXCLUDED.last_ts >= known.last_ts OR {_WAS_AHEAD})"
@@ -143,10 +135,7 @@ _CHANGES = f"""
 
 
 def add_failures_txn(
-    txn: LoggingTransaction,
-    failures: Mapping[str, Sequence[RecordedFailure]],
-    *,
-    is_postgres: bool,
+    txn: LoggingTransaction, failures: Mapping[str, Sequence[RecordedFailure]]
 ) -> None:
     """Add failures of destinations to those that are recorded.
 
@@ -154,20 +143,17 @@ def add_failures_txn(
         txn: The transaction.
         failures: By destination, at most one of each kind; in an order that all writers
             have, so that none waits for another in a circle.
-        is_postgres: Whether the database is PostgreSQL.
     """
-    rows = [
-        {"destination": destination, **attr.asdict(failure)}
-        for destination, of in failures.items()
-        for failure in sorted(of, key=lambda failure: failure.kind)
-    ]
-    names = ", ".join(_FAILURE_COLUMNS)
-    new = rows_of_json("new", _FAILURE_COLUMNS, is_postgres)
-    txn.execute(
-        f"INSERT INTO {_FAILURES} AS known ({names}) "  # noqa: S608
-        f"SELECT {names} FROM {new} WHERE TRUE "
+    txn.execute_batch(
+        f"INSERT INTO {_FAILURES} AS known ({', '.join(_FAILURE_COLUMNS)}) "  # noqa: S608
+        f"VALUES ({marks(_FAILURE_COLUMNS)}) "
         f"ON CONFLICT (destination, kind) DO UPDATE SET {_CHANGES}",
-        (json.dumps(rows),),
+        [
+            # All but whether it backs off.
+            (destination, *attr.astuple(failure)[:-1])
+            for destination, of in failures.items()
+            for failure in sorted(of, key=lambda failure: failure.kind)
+        ],
     )
 
 
@@ -201,16 +187,8 @@ def failures_txn(
     return dict(found)
 
 
-_SUCCESS_COLUMNS = {
-    "destination": "text",
-    "last_ts": "bigint",
-    "recovered_ts": "bigint",
-    "owner": "text",
-}
-
-
 def add_successes_txn(
-    txn: LoggingTransaction, successes: Sequence[RecordedSuccess], is_postgres: bool
+    txn: LoggingTransaction, successes: Sequence[RecordedSuccess]
 ) -> None:
     """Add when destinations answered to what is recorded; each of them once.
 
@@ -221,11 +199,9 @@ def add_successes_txn(
         "WHERE destination = ? AND refused_bytes <= ?",
         [(s.destination, s.accepted_bytes) for s in successes if s.accepted_bytes],
     )
-    names = ", ".join(_SUCCESS_COLUMNS)
-    new = rows_of_json("new", _SUCCESS_COLUMNS, is_postgres)
-    txn.execute(
-        f"INSERT INTO {_SUCCESSES} AS known ({names}, first_ts) "  # noqa: S608
-        f"SELECT {names}, last_ts FROM {new} WHERE TRUE "
+    txn.execute_batch(
+        f"INSERT INTO {_SUCCESSES} AS known "  # noqa: S608
+        "(destination, last_ts, recovered_ts, owner, first_ts) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (destination) DO UPDATE SET owner = EXCLUDED.owner, "
         f"first_ts = CASE WHEN {_WAS_AHEAD} THEN EXCLUDED.last_ts "
         "ELSE COALESCE(known.first_ts, known.last_ts) END, "
@@ -234,7 +210,10 @@ def add_successes_txn(
         f"recovered_ts = CASE WHEN {_WAS_AHEAD} OR known.recovered_ts IS NULL "
         "OR EXCLUDED.recovered_ts > known.recovered_ts "
         "THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END",
-        (json.dumps([attr.asdict(success) for success in successes]),),
+        [
+            (s.destination, s.last_ts, s.recovered_ts, s.owner, s.last_ts)
+            for s in successes
+        ],
     )
 
 

@@ -254,7 +254,7 @@ class Job:
     ) -> set[str]:
         """Delete destinations from the queue; return those that were in it."""
         names = [result.destination for result in results]
-        these = any_of("destination", names, self._homeserver.is_postgres)
+        these = any_of("destination", names)
         args = (self.run.run_id, *these.args)
         which = f"federation_admin_run_queue WHERE run_id = ? AND {these.text}"
         txn.execute(f"SELECT destination FROM {which}", args)  # noqa: S608

@@ -5,7 +5,7 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -36,7 +36,7 @@ class Sql:
     """An SQL text and the arguments for its parameters."""
 
     text: str
-    args: tuple[str | int | list[str], ...] = ()
+    args: tuple[str | int, ...] = ()
 
 
 def where(conditions: Sequence[Sql]) -> Sql:
@@ -52,16 +52,15 @@ def where(conditions: Sequence[Sql]) -> Sql:
     )
 
 
-def any_of(expression: str, values: Collection[str], is_postgres: bool) -> Sql:
+def any_of(expression: str, values: Collection[str]) -> Sql:
     """Return the condition that an expression has one of some values: of any number.
 
-    SQLite takes only so many parameters in one statement, so that they come as one.
+    SQLite takes only so many parameters in one statement, so that they come as one:
+    the keys of an object, which both databases read alike.
     """
-    if is_postgres:
-        return Sql(f"{expression} = ANY(?)", (list(values),))
     return Sql(
-        f"{expression} IN (SELECT value FROM json_each(?))",  # noqa: S608
-        (json.dumps(list(values)),),
+        f"{expression} IN (SELECT key FROM json_each(?))",  # noqa: S608
+        (json.dumps(dict.fromkeys(values)),),
     )
 
 
@@ -71,26 +70,6 @@ def can_be_stored(name: str) -> bool:
     PostgreSQL's `text` has no NUL, and its driver refuses one as an argument.
     """
     return "\0" not in name
-
-
-def rows_of_json(name: str, columns: Mapping[str, str], is_postgres: bool) -> str:
-    """Return what stands in a FROM for rows that come as one parameter.
-
-    Args:
-        name: The name of these rows there.
-        columns: By name, the types of their columns.
-        is_postgres: Whether it is for PostgreSQL.
-
-    Returns:
-        The text, with one parameter: a list of objects, as JSON.
-    """
-    if is_postgres:
-        typed = ", ".join(f"{column} {type_}" for column, type_ in columns.items())
-        return f"json_to_recordset(CAST(? AS json)) AS {name} ({typed})"
-    picked = ", ".join(
-        f"json_extract(value, '$.{column}') AS {column}" for column in columns
-    )
-    return f"(SELECT {picked} FROM json_each(?)) AS {name}"  # noqa: S608
 
 
 def marks(values: Collection[object]) -> str:
