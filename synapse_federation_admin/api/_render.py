@@ -21,18 +21,6 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
-__all__ = [
-    "CSV_COLUMNS",
-    "csv_fields",
-    "csv_line",
-    "encode_v1",
-    "encode_v2",
-    "json_text",
-    "render_row",
-    "render_v1",
-    "render_v2",
-]
-
 CSV_COLUMNS = (
     "destination",
     "retry_last_ts",

@@ -2,7 +2,7 @@
 """v2: the failing servers that matter most."""
 
 from enum import Enum
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 from pydantic import Field
 from synapse.module_api import JsonDict
@@ -11,18 +11,12 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_row
-from synapse_federation_admin.api.schemas.destinations import Destination
+from synapse_federation_admin.api.schemas.destinations import RecordedDestination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Lax
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.backlog import Backlog
-from synapse_federation_admin.history.availability import Availability
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.storage.records import RecordedFailure
-
-_Backlog: TypeAlias = model_of(Backlog)  # type: ignore[valid-type]
-_Availability: TypeAlias = model_of(Availability)  # type: ignore[valid-type]
-_RecordedFailure: TypeAlias = model_of(RecordedFailure)  # type: ignore[valid-type]
 
 
 class AttentionOrder(Enum):
@@ -44,7 +38,7 @@ class AttentionQuery(Input):
     )
 
 
-class AffectingDestination(Destination):
+class AffectingDestination(RecordedDestination):
     """A failing destination, and whom and what that affects."""
 
     shared_rooms: int = Field(
@@ -54,13 +48,8 @@ class AffectingDestination(Destination):
     waiting: int = Field(
         description="How many rooms and to-device messages wait for it."
     )
-    backlog: _Backlog = Field(description="What waits for it.")
-    last_failure: _RecordedFailure | None = Field(
-        description="The last failure of a real request; null if none was recorded."
-    )
-    availability: _Availability | None = Field(
-        description="How much of the last 14 days it was not failing; null where the "
-        "module's own tables cannot be read."
+    backlog: model_of(Backlog) = Field(  # type: ignore[valid-type]
+        description="What waits for it."
     )
 
 

@@ -8,8 +8,8 @@ from synapse.module_api import JsonDict
 
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api.reconnect import told_to
-from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
+from synapse_federation_admin.api.reconnect import Telling, told_to
+from synapse_federation_admin.api.schemas.model import Input, Reason
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.history.store import if_readable
 
@@ -20,7 +20,7 @@ class FlushBody(Input):
     reason: Reason = ""
 
 
-class FlushedCaches(Answer):
+class FlushedCaches(Telling):
     """What came of it."""
 
     destination: str = Field(description="The server name.")
@@ -28,20 +28,6 @@ class FlushedCaches(Answer):
         description="What this process had in memory: to what the well-known file "
         "delegates, or that there is none (`well_known`); SRV records (`srv`). What "
         "others had is not known."
-    )
-    told: list[str] = Field(
-        description="The processes that were told, and run; this one among them."
-    )
-    not_told: list[str] = Field(
-        description="Those that could not be told: they keep what they have until it "
-        "ends."
-    )
-    not_told_error: str | None = Field(
-        description="Why, for people; null if all were told."
-    )
-    not_running: list[str] = Field(
-        description="Those of which it is known that they do not run: they begin with "
-        "nothing in memory."
     )
 
 

@@ -13,7 +13,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_row
-from synapse_federation_admin.api.reconnect_many import unusable
+from synapse_federation_admin.api.reconnect_many import usable_of
 from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
 from synapse_federation_admin.api.schemas.model import (
@@ -250,18 +250,12 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
     services, drop_to_device = asked.services, body.drop_to_device
     wanted = body.filter.wanted if body.filter else None
     names: Sequence[str] = ()
-    ignored = {}
+    ignored: JsonDict = {}
     if wanted is None:
         sorted_out = await services.forget_many.sort_out(body.destinations or ())
-        if not body.ignore_unknown and (sorted_out.unknown or sorted_out.invalid):
-            raise unusable(sorted_out, "cannot be forgotten")
-        names = sorted_out.usable
-        if body.ignore_unknown:
-            left_out = {
-                "unknown": len(sorted_out.unknown),
-                "invalid": len(sorted_out.invalid),
-            }
-            ignored = {"ignored": left_out}
+        names, ignored = usable_of(
+            sorted_out, body.ignore_unknown, "cannot be forgotten"
+        )
     if not body.dry_run:
         which = criteria.shown(wanted) if wanted else criteria.listed(len(names))
         how = {"drop_to_device": drop_to_device}

@@ -35,7 +35,27 @@ class ReconnectBody(Input):
     reason: Reason = ""
 
 
-class Reconnected(Answer):
+class Telling(Answer):
+    """Which processes were told of something."""
+
+    told: list[str] = Field(
+        description="The processes that were told, and run; none where nobody is to "
+        "send."
+    )
+    not_told: list[str] = Field(
+        description="Those that could not be told: they go on with what they have in "
+        "memory, until they look anew."
+    )
+    not_told_error: str | None = Field(
+        description="Why, for people; null if all were told."
+    )
+    not_running: list[str] = Field(
+        description="Those of which it is known that they do not run: they begin with "
+        "nothing in memory."
+    )
+
+
+class Reconnected(Telling):
     """What came of a reconnect."""
 
     outcome: ReconnectOutcome = Field(
@@ -54,20 +74,6 @@ class Reconnected(Answer):
     refused: model_of(Refused) | None = Field(  # type: ignore[valid-type]
         description="The transaction that it has refused; null if it has not, or if "
         "the process that sends has not told."
-    )
-    told: list[str] = Field(
-        description="The processes that were told to send, and run; none where nobody "
-        "sends."
-    )
-    not_told: list[str] = Field(
-        description="Those that could not be told: they find out when they next look."
-    )
-    not_told_error: str | None = Field(
-        description="Why, for people; null if all were told."
-    )
-    not_running: list[str] = Field(
-        description="Those of which it is known that they do not run: they send once "
-        "they run again."
     )
 
 

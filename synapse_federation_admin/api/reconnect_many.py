@@ -123,15 +123,10 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     wanted = _wanted(body)
     per_second = _per_second(body, services.config.bulk_max_per_second)
     names: Sequence[str] = ()
-    ignored = {}
+    ignored: JsonDict = {}
     if wanted is None:
         found = await services.reconnect_many.sort_out(body.destinations or ())
-        if not body.ignore_unknown and (found.unknown or found.invalid):
-            raise unusable(found, "cannot be contacted")
-        names = found.usable
-        if body.ignore_unknown:
-            left_out = {"unknown": len(found.unknown), "invalid": len(found.invalid)}
-            ignored = {"ignored": left_out}
+        names, ignored = usable_of(found, body.ignore_unknown, "cannot be contacted")
     if body.dry_run:
         matched, sample = await _preview(services, wanted, names)
         return {"dry_run": True, "matched": matched, "sample": sample, **ignored}
@@ -174,13 +169,27 @@ async def _preview(
     return matched, list(sample)
 
 
-def unusable(found: SortedNames, why: str) -> SynapseError:
-    """Return the error for names of a list of which nothing can be done.
+def usable_of(
+    found: SortedNames, ignore_unknown: bool, why: str
+) -> tuple[Sequence[str], JsonDict]:
+    """Return the names of a list of which something can be done.
 
     Args:
         found: The names.
-        why: What they cannot: "cannot be contacted".
+        ignore_unknown: Whether the others are left out.
+        why: What those cannot: "cannot be contacted".
+
+    Returns:
+        The names; and how many are left out, as answers have it.
+
+    Raises:
+        SynapseError: 400 `M_INVALID_PARAM`: there are others, and they are not.
     """
+    if ignore_unknown:
+        left_out = {"unknown": len(found.unknown), "invalid": len(found.invalid)}
+        return found.usable, {"ignored": left_out}
+    if not (found.unknown or found.invalid):
+        return found.usable, {}
     sorts: Mapping[str, Sequence[str]] = {
         "unknown": found.unknown,
         "invalid": found.invalid,
@@ -191,7 +200,7 @@ def unusable(found: SortedNames, why: str) -> SynapseError:
         for sort, names in sorts.items()
         if names
     ]
-    return SynapseError(
+    raise SynapseError(
         HTTPStatus.BAD_REQUEST,
         f"Key 'destinations' has names that {why}: {' and '.join(what)}; "
         "with 'ignore_unknown' they are left out",

@@ -12,46 +12,27 @@ from urllib.parse import urlsplit
 
 import attr
 from synapse.api.errors import (
-    FederationDeniedError,
-    HttpResponseException,
-    LimitExceededError,
-    RequestSendFailed,
+    FederationDeniedError as FederationDeniedError,
 )
-from synapse.http.client import BodyExceededMaxSize
-from synapse.http.connectproxyclient import ProxyConnectError
+from synapse.api.errors import (
+    HttpResponseException as HttpResponseException,
+)
+from synapse.api.errors import (
+    LimitExceededError as LimitExceededError,
+)
+from synapse.api.errors import (
+    RequestSendFailed as RequestSendFailed,
+)
+from synapse.http.client import BodyExceededMaxSize as BodyExceededMaxSize
+from synapse.http.connectproxyclient import ProxyConnectError as ProxyConnectError
 from synapse.http.federation.well_known_resolver import WELL_KNOWN_MAX_SIZE
-from synapse.util.retryutils import NotRetryingDestination
+from synapse.util.retryutils import NotRetryingDestination as NotRetryingDestination
 from twisted.internet import error as net
 from twisted.web.client import (
     RequestGenerationFailed,
     RequestTransmissionFailed,
     ResponseFailed,
 )
-
-__all__ = [
-    "BAD_HOST",
-    "NO_RESULTS",
-    "NO_WAY",
-    "BodyExceededMaxSize",
-    "FederationDeniedError",
-    "FileAnswer",
-    "HttpResponseException",
-    "LimitExceededError",
-    "MetElsewhereError",
-    "NotRetryingDestination",
-    "Obstacle",
-    "ObstacleError",
-    "ProxyConnectError",
-    "RequestSendFailed",
-    "WithoutFileError",
-    "are_resources_out",
-    "forget_frames",
-    "has_route",
-    "host_in",
-    "innermost",
-    "is_out_of_resources",
-    "number_of",
-]
 
 # A request that failed for reasons of its own: while it was sent, or its body was made,
 # or answered.

@@ -189,6 +189,18 @@ class Destination(V1Destination):
     )
 
 
+class RecordedDestination(Destination):
+    """A destination, and what was recorded of it."""
+
+    last_failure: _RecordedFailure | None = Field(
+        description="The last failure of a real request; null if none was recorded."
+    )
+    availability: _Availability | None = Field(
+        description="How much of the last 14 days it was not failing; null where the "
+        "module's own tables cannot be read."
+    )
+
+
 class ListedDestination(Destination):
     """A destination in the list, with what `include` asks for."""
 
@@ -220,7 +232,7 @@ class Inbound(Answer):
     )
 
 
-class DestinationDetail(Destination):
+class DestinationDetail(RecordedDestination):
     """Everything about one destination."""
 
     backlog: _Backlog | None = Field(
@@ -236,13 +248,6 @@ class DestinationDetail(Destination):
         "to it: Synapse does not catch up on them, not even once it answers. It sends "
         "only what its sender still has in memory. 0 where something was delivered; "
         "null as `backlog`."
-    )
-    last_failure: _RecordedFailure | None = Field(
-        description="The last failure of a real request; null if none was recorded."
-    )
-    availability: _Availability | None = Field(
-        description="How much of the last 14 days it was not failing; null where the "
-        "module's own tables cannot be read."
     )
     failures: list[_RecordedFailure] = Field(
         description="Why real requests to it failed: one for each kind, the last first."
