@@ -47,11 +47,9 @@ _RUN = (
 def later(destination: str) -> Version:
     """Return the version after this one."""
 
-    def upgrade(txn: LoggingTransaction, is_postgres: bool) -> None:
-        add_column(txn, is_postgres, "audit", "weather", "TEXT")
-        add_column(
-            txn, is_postgres, "outages", "weather", "TEXT NOT NULL DEFAULT 'fine'"
-        )
+    def upgrade(txn: LoggingTransaction) -> None:
+        add_column(txn, "audit", "weather", "TEXT")
+        add_column(txn, "outages", "weather", "TEXT NOT NULL DEFAULT 'fine'")
         for row in _ROWS:
             txn.execute(row, (destination,))
         txn.execute(_RUN)

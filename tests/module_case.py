@@ -251,7 +251,7 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         )
 
         def beat_txn(txn: LoggingTransaction) -> None:
-            instances.beat_txn(txn, seen, 0, is_postgres=self.is_postgres)
+            instances.beat_txn(txn, seen, 0)
 
         self.get_success(Tables(homeserver).run("test", beat_txn))
         self.run_sql(

@@ -40,9 +40,7 @@ class ForgetTestCase(MembersTestCase):
         """Those of the tables that this Synapse has."""
         if not hasattr(self, "_tables"):
             existing = self.get_success(
-                self.store.db_pool.runInteraction(
-                    "test", existing_tables, self.is_postgres
-                )
+                self.store.db_pool.runInteraction("test", existing_tables)
             )
             self._tables = [table for table in TABLES if table in existing]
         return self._tables

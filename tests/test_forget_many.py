@@ -287,12 +287,12 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
         )
         look, waited = forget._look_txn, []
 
-        def look_and_queue(txn: Any, names: Any, is_postgres: bool) -> Any:
+        def look_and_queue(txn: Any, names: Any) -> Any:
             # The second time is in the transaction that deletes.
             if look_and_queue.calls:  # type: ignore[attr-defined]
                 waited.append(self.queue_elsewhere(names[0]))
             look_and_queue.calls = True  # type: ignore[attr-defined]
-            return look(txn, names, is_postgres)
+            return look(txn, names)
 
         look_and_queue.calls = False  # type: ignore[attr-defined]
         with mock.patch.object(forget, "_look_txn", look_and_queue):

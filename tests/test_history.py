@@ -411,7 +411,7 @@ class OutagesTest(HistoryTestCase):
         self.get_success(
             tables.run(
                 "test",
-                lambda txn: records.add_successes_txn(txn, [success], self.is_postgres),
+                lambda txn: records.add_successes_txn(txn, [success]),
             )
         )
         self.assertEqual(self.get_json(path)["last_success_ts"], self.now)

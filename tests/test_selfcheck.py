@@ -21,7 +21,6 @@ from prometheus_client import REGISTRY
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
 from synapse.server import HomeServer
-from synapse.storage.engines import PostgresEngine as PG
 from synapse.util.clock import Clock
 from test_architecture import imports
 from tests.server import FakeChannel, FakeSite, make_request
@@ -441,9 +440,7 @@ class WithoutHistoryTestCase(SelfCheckTestCase):
                 for each, class_ in zip(observed, classes, strict=True):
                     each.__class__ = class_
         existing = self.get_success(
-            self.store.db_pool.runInteraction(
-                "test", existing_tables, isinstance(self.store.database_engine, PG)
-            )
+            self.store.db_pool.runInteraction("test", existing_tables)
         )
         self.assertEqual(existing & {f"{PREFIX}{table}" for table in OF_HISTORY}, set())
         self.assertIn("federation_admin_audit", existing)

@@ -58,8 +58,9 @@ class InterruptedTransaction:
 class PlainTransaction:
     """A transaction of a connection of our own, as Synapse's shows it."""
 
-    def __init__(self, cursor: Any) -> None:
+    def __init__(self, cursor: Any, database_engine: Any) -> None:
         self._cursor = cursor
+        self.database_engine = database_engine
 
     @property
     def description(self) -> Any:
@@ -89,9 +90,7 @@ class TablesTestCase(ModuleTestCase):
 
     def existing(self) -> set[str]:
         found = self.get_success(
-            self.homeserver.run_db_interaction(
-                "test", lambda txn: existing_tables(txn, self.is_postgres)
-            )
+            self.homeserver.run_db_interaction("test", existing_tables)
         )
         return {name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX)}
 
@@ -132,8 +131,8 @@ class TablesTestCase(ModuleTestCase):
         later = Version(
             NEWEST.version + 1,
             compat=compat,
-            upgrade=lambda txn, is_postgres: add_column(
-                txn, is_postgres, "recording", "x", "INTEGER NOT NULL DEFAULT 5"
+            upgrade=lambda txn: add_column(
+                txn, "recording", "x", "INTEGER NOT NULL DEFAULT 5"
             ),
         )
         with mock.patch.object(versions, "VERSIONS", (*VERSIONS, later)):
@@ -278,6 +277,7 @@ class TablesTestCase(ModuleTestCase):
             # There is one process on SQLite.
             return
         self.drop()
+        engine = self.hs.get_datastores().main.database_engine
         barrier = threading.Barrier(6, timeout=120)
         errors: list[Exception] = []
 
@@ -286,7 +286,7 @@ class TablesTestCase(ModuleTestCase):
             try:
                 barrier.wait()
                 with connection, connection.cursor() as cursor:
-                    module._upgrade(PlainTransaction(cursor), True)  # type: ignore[arg-type]
+                    module._upgrade(PlainTransaction(cursor, engine))  # type: ignore[arg-type]
             except Exception as e:
                 errors.append(e)
             finally:

@@ -248,12 +248,7 @@ class AttentionStore:
         after: str | None = "" if failing else None
         while after is not None and left > 0:
             found, after = await self._run(
-                partial(
-                    rooms_txn,
-                    after=after,
-                    failing=failing,
-                    is_postgres=self._homeserver.is_postgres,
-                )
+                partial(rooms_txn, after=after, failing=failing)
             )
             for room_id, (users, servers) in found.items():
                 users_in[room_id] = users

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.sql import FAILING, any_of
 
 # How many names one transaction goes through, how many rooms, and how many members.
@@ -69,7 +70,7 @@ def failing_txn(
 
 
 def rooms_txn(
-    txn: LoggingTransaction, *, after: str, failing: Collection[str], is_postgres: bool
+    txn: LoggingTransaction, *, after: str, failing: Collection[str]
 ) -> tuple[dict[str, tuple[int, list[str]]], str | None]:
     """Read in which of the next rooms of local users there are users of what fails.
 
@@ -88,7 +89,7 @@ def rooms_txn(
         left -= members
     if not users:
         return {}, None
-    server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
+    server = _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
     these = any_of("room_id", users)
     txn.execute(
         f"SELECT DISTINCT room_id, {server} FROM current_state_events "  # noqa: S608

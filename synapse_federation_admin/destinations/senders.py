@@ -16,6 +16,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import __version__, limits
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.process import shown_instance
 from synapse_federation_admin.storage import instances
@@ -193,7 +194,6 @@ class Senders:
             instances.beat_txn,
             instance=await self._own(reactor_late_ms=max(0, int(late_s * 1000))),
             uptime_ms=int((now_s - self._began_s) * 1000),
-            is_postgres=self._homeserver.is_postgres,
         )
         try:
             await self._tables.run("federation_admin_heartbeat", beat_txn)
@@ -259,7 +259,6 @@ class Senders:
                 _read_txn,
                 now_ts=homeserver.now_ms(),
                 newest=homeserver.own_sender.newest_position,
-                is_postgres=homeserver.is_postgres,
             ),
         )
         own = homeserver.instance_name
@@ -292,7 +291,7 @@ class Senders:
 
 
 def _read_txn(
-    txn: LoggingTransaction, now_ts: int, newest: int, *, is_postgres: bool
+    txn: LoggingTransaction, now_ts: int, newest: int
 ) -> tuple[dict[str, Instance], dict[str, _Position]]:
     """Read who was seen, and how far each sender has come.
 
@@ -300,13 +299,12 @@ def _read_txn(
         txn: The transaction.
         now_ts: The time.
         newest: Up to which event this process knows that all are stored.
-        is_postgres: Whether it is PostgreSQL.
     """
-    seen = instances.select_txn(txn, is_postgres=is_postgres)
+    seen = instances.select_txn(txn)
     txn.execute(_POSITIONS, (limits.EVENTS_COUNTED, limits.EVENTS_COUNTED))
     rows: list[tuple[Any, ...]] = txn.fetchall()
     given = 0
-    if is_postgres:
+    if on_postgres(txn):
         # A sender may have come to the number of an event that was rolled back.
         txn.execute(_LAST_GIVEN)
         given = txn.fetchall()[0][0] or 0

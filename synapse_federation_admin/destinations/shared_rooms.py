@@ -16,6 +16,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import any_of, can_be_stored
 
@@ -211,15 +212,12 @@ class SharedRoomsStore:
         wanted = [name for name in names if can_be_stored(name)]
         after: str | None = "" if wanted else None
         while after is not None:
-            is_postgres = self._homeserver.is_postgres
             users, after = await self._run(
-                partial(_users_txn, names=wanted, after=after, is_postgres=is_postgres)
+                partial(_users_txn, names=wanted, after=after)
             )
             for begin in range(0, len(users), _USERS):
                 some = users[begin : begin + _USERS]
-                found = await self._run(
-                    partial(_rooms_txn, users=some, is_postgres=is_postgres)
-                )
+                found = await self._run(partial(_rooms_txn, users=some))
                 for server, room_id, count in found:
                     rooms.setdefault(server, Counter())[room_id] += count
         return rooms
@@ -231,7 +229,7 @@ class SharedRoomsStore:
 
 
 def _users_txn(
-    txn: LoggingTransaction, *, names: Collection[str], after: str, is_postgres: bool
+    txn: LoggingTransaction, *, names: Collection[str], after: str
 ) -> tuple[list[str], str | None]:
     """Read the users of some servers, of the next members.
 
@@ -241,7 +239,6 @@ def _users_txn(
         txn: The transaction.
         names: The server names.
         after: The user ID behind which to read.
-        is_postgres: Whether the database is PostgreSQL.
 
     Returns:
         Their IDs, and the last one that was read; None if there are no more.
@@ -254,7 +251,7 @@ def _users_txn(
     ((upto,),) = txn.fetchall()
     if upto is None:
         return [], None
-    server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
+    server = _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
     of_servers = any_of(server, names)
     txn.execute(
         "SELECT DISTINCT state_key FROM current_state_events "  # noqa: S608
@@ -266,10 +263,10 @@ def _users_txn(
 
 
 def _rooms_txn(
-    txn: LoggingTransaction, *, users: Collection[str], is_postgres: bool
+    txn: LoggingTransaction, *, users: Collection[str]
 ) -> list[tuple[str, str, int]]:
     """Read in which rooms users are: server name, room ID, and how many they are."""
-    server = _SERVER_ON_POSTGRES if is_postgres else _SERVER
+    server = _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
     of_users = any_of("state_key", users)
     txn.execute(
         f"SELECT {server}, room_id, COUNT(*) FROM current_state_events "  # noqa: S608

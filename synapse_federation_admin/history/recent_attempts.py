@@ -81,12 +81,10 @@ class RecentAttemptsStore:
 
     def correlation_txn(self, txn: LoggingTransaction) -> Correlation:
         """Tell whether servers fail together, and keep that for who asks next."""
-        now_ts, is_postgres = self._homeserver.now_ms(), self._homeserver.is_postgres
+        now_ts = self._homeserver.now_ms()
         known_ms = _known_ms(txn, now_ts)
         hour, lately = (
-            recent_attempts_txn(
-                txn, window_ms, known_ms, now_ts, is_postgres=is_postgres
-            )
+            recent_attempts_txn(txn, window_ms, known_ms, now_ts)
             for window_ms in (_HOUR_MS, _LATELY_MS)
         )
         found = correlate(hour, lately)

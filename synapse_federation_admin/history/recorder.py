@@ -13,7 +13,6 @@ one row for each kind. Old rows are deleted
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import attr
@@ -346,7 +345,7 @@ class Recorder:
         try:
             await self._tables.run(
                 "federation_admin_record",
-                partial(batch.write_txn, is_postgres=self._homeserver.is_postgres),
+                batch.write_txn,
                 read_committed=True,
             )
         except BaseException as e:

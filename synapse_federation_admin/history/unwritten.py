@@ -52,7 +52,7 @@ class Batch:
     since: Mapping[str, int]
     up: Mapping[str, UpTime]
 
-    def write_txn(self, txn: LoggingTransaction, *, is_postgres: bool) -> None:
+    def write_txn(self, txn: LoggingTransaction) -> None:
         """Write it.
 
         All is sorted, so that transactions of other processes rarely wait for each
@@ -77,11 +77,7 @@ class Batch:
                 name: [failure for failure in of if failure.backs_off]
                 for name, of in by_destination.items()
             }
-            outages.record_txn(
-                txn,
-                {name: of for name, of in backed_off.items() if of},
-                is_postgres=is_postgres,
-            )
+            outages.record_txn(txn, {name: of for name, of in backed_off.items() if of})
         outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
 
 

@@ -25,6 +25,11 @@ _SQLITE_ERROR = 1
 _READ_ONLY = "25006"
 
 
+def on_postgres(txn: LoggingTransaction) -> bool:
+    """Tell whether a transaction is one of PostgreSQL; else it is of SQLite."""
+    return isinstance(txn.database_engine, PostgresEngine)
+
+
 class Database(Process):
     """Runs transactions, and tells what their errors mean.
 

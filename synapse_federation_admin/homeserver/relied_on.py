@@ -55,7 +55,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.metrics: SERVER_NAME_LABEL
         synapse.storage.database:
             LoggingTransaction.after_callbacks LoggingTransaction.async_after_callbacks
-            LoggingTransaction.exception_callbacks
+            LoggingTransaction.exception_callbacks LoggingTransaction.database_engine
         synapse.storage.engines._base: IsolationLevel.READ_COMMITTED
         synapse.util.async_helpers: Linearizer.queue
         hs:

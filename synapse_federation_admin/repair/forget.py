@@ -241,8 +241,7 @@ class Forget:
         Returns:
             Those that were deleted: of which everything is as it was seen.
         """
-        is_postgres = self._homeserver.is_postgres
-        if is_postgres:
+        if self._homeserver.is_postgres:
             wanted = any_of("destination", seen)
             txn.execute(
                 f"SELECT 1 FROM destinations WHERE {wanted.text} "  # noqa: S608
@@ -257,7 +256,7 @@ class Forget:
                 records.delete_txn(txn, names)
             self._audit.interrupt_cleared_txn(txn, names)
             these = any_of("destination", names)
-            existing = existing_tables(txn, is_postgres)
+            existing = existing_tables(txn)
             to_device = [_TO_DEVICE] if drop_to_device else []
             for table in (*_CHILDREN, *to_device, "destinations"):
                 if table in existing:

@@ -69,9 +69,7 @@ class Housekeeping:
         if self._homeserver.runs_background_tasks and not self._tables.has_history:
             await self._homeserver.run_db_interaction(
                 "federation_admin_housekeeping",
-                partial(
-                    outages.end_recording_txn, is_postgres=self._homeserver.is_postgres
-                ),
+                outages.end_recording_txn,
             )
 
     async def interrupt_own(self, started_ts: int) -> None:

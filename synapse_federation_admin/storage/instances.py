@@ -10,6 +10,7 @@ from enum import Enum
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.senders import InMemory
 from synapse_federation_admin.storage.sql import Sql, delete_some, marks
 
@@ -107,18 +108,15 @@ def state_of(age_ms: int, *, has_ended: bool, reactor_late_ms: int) -> InstanceS
     return InstanceState.RUNNING
 
 
-def beat_txn(
-    txn: LoggingTransaction, instance: Instance, uptime_ms: int, *, is_postgres: bool
-) -> None:
+def beat_txn(txn: LoggingTransaction, instance: Instance, uptime_ms: int) -> None:
     """Write that a process runs.
 
     Args:
         txn: The transaction.
         instance: What is known of it; its times are not used.
         uptime_ms: For how long it has been running.
-        is_postgres: Whether it is PostgreSQL.
     """
-    now = _NOW_ON_POSTGRES if is_postgres else _NOW
+    now = _NOW_ON_POSTGRES if on_postgres(txn) else _NOW
     changes = ", ".join(
         f"{column} = EXCLUDED.{column}"
         for column in ("seen_ts", "started_ts", "has_ended", *_TOLD)
@@ -145,9 +143,9 @@ def end_txn(txn: LoggingTransaction, name: str) -> None:
     txn.execute(f"UPDATE {_TABLE} SET has_ended = 1 WHERE instance = ?", (name,))  # noqa: S608
 
 
-def select_txn(txn: LoggingTransaction, *, is_postgres: bool) -> dict[str, Instance]:
+def select_txn(txn: LoggingTransaction) -> dict[str, Instance]:
     """Return the processes that were seen, by name."""
-    now = _NOW_ON_POSTGRES if is_postgres else _NOW
+    now = _NOW_ON_POSTGRES if on_postgres(txn) else _NOW
     txn.execute(
         f"SELECT {now} - seen_ts, has_ended, instance, seen_ts, started_ts, "  # noqa: S608
         f"{', '.join(_TOLD)} FROM {_TABLE}"

@@ -19,6 +19,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, FailureKind
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.outage_ends import OutageEnd, ended_outages
 from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
@@ -225,21 +226,19 @@ def begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
     )
 
 
-def end_recording_txn(txn: LoggingTransaction, *, is_postgres: bool) -> None:
+def end_recording_txn(txn: LoggingTransaction) -> None:
     """Forget since when outages are recorded: they are not any more.
 
     Of the time until they are again nobody knows whether a destination was failing, and
     one row tells no gap.
     """
-    if _RECORDING in existing_tables(txn, is_postgres):
+    if _RECORDING in existing_tables(txn):
         txn.execute(f"DELETE FROM {_RECORDING}")  # noqa: S608
 
 
 def record_txn(
     txn: LoggingTransaction,
     failures: Mapping[str, Sequence[RecordedFailure]],
-    *,
-    is_postgres: bool,
 ) -> None:
     """Write that destinations fail: their outages begin, or have one more kind.
 
@@ -247,7 +246,6 @@ def record_txn(
         txn: The transaction. Each statement has to see the newest.
         failures: By destination, those of each kind, the last one last; in an order
             that all writers have.
-        is_postgres: Whether the database is PostgreSQL.
     """
     if not failures:
         return
@@ -276,7 +274,7 @@ def record_txn(
     txn.execute(
         f"SELECT destination, kinds, last_kind FROM {_TABLE} "  # noqa: S608
         f"WHERE end_ts IS NULL AND {which.text} "
-        f"ORDER BY destination {'FOR UPDATE' if is_postgres else ''}",
+        f"ORDER BY destination {'FOR UPDATE' if on_postgres(txn) else ''}",
         which.args,
     )
     changed = []

@@ -15,6 +15,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.records import (
     ADDRESSES,
@@ -140,8 +141,6 @@ def recent_attempts_txn(
     window_ms: int,
     known_ms: int,
     now_ts: int,
-    *,
-    is_postgres: bool,
 ) -> RecentAttempts:
     """Read what was tried in some time up to now.
 
@@ -150,7 +149,6 @@ def recent_attempts_txn(
         window_ms: In which time.
         known_ms: For how long a destination has to have answered to be known for long.
         now_ts: The time.
-        is_postgres: Whether the database is PostgreSQL.
     """
     since_ts = now_ts - window_ms
     txn.execute(
@@ -166,7 +164,7 @@ def recent_attempts_txn(
     failing, began, known = (
         sum(group[place] for group in groups) for place in range(2, 5)
     )
-    looked, addresses = _addresses_txn(txn, since_ts, known_ms, is_postgres)
+    looked, addresses = _addresses_txn(txn, since_ts, known_ms)
     tried = Sql(
         f"FROM {SUCCESSES} AS s "
         f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
@@ -279,7 +277,7 @@ def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def _addresses_txn(
-    txn: LoggingTransaction, since_ts: int, known_ms: int, is_postgres: bool
+    txn: LoggingTransaction, since_ts: int, known_ms: int
 ) -> tuple[int, list[tuple[Any, ...]]]:
     """Read where those lead that began to fail since a time, as far as is known.
 
@@ -290,7 +288,7 @@ def _addresses_txn(
     """
     each_address = (
         "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
-        if is_postgres
+        if on_postgres(txn)
         else "json_each(a.addresses) AS each"
     )
     source = (

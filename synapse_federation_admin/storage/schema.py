@@ -21,6 +21,7 @@ from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import versions
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX, TABLES
@@ -98,14 +99,13 @@ class Tables:
         """
         if self._is_ready and not anew:
             return
-        is_postgres = self._homeserver.is_postgres
         if not await self._homeserver.run_db_interaction(
             "federation_admin_tables",
-            lambda txn: _is_current(txn, is_postgres, self._wanted),
+            lambda txn: _is_current(txn, self._wanted),
         ):
             await self._homeserver.run_db_interaction(
                 "federation_admin_create_tables",
-                lambda txn: _upgrade(txn, is_postgres, self._wanted),
+                lambda txn: _upgrade(txn, self._wanted),
                 read_committed=True,
             )
         self._is_ready = True
@@ -149,10 +149,9 @@ class Tables:
 
     async def stored_version(self) -> SchemaVersion:
         """Return which tables there are. Raises what the database raises."""
-        is_postgres = self._homeserver.is_postgres
 
         def stored_version_txn(txn: LoggingTransaction) -> SchemaVersion:
-            return _stored_version(txn, _existing(txn, is_postgres))
+            return _stored_version(txn, _existing(txn))
 
         return await self._homeserver.run_db_interaction(
             "federation_admin_tables", stored_version_txn
@@ -167,31 +166,27 @@ def _is_undefined(error: Exception) -> bool:
     return any(text in str(error) for text in _UNDEFINED_TEXTS)
 
 
-def _is_current(
-    txn: LoggingTransaction, is_postgres: bool, wanted: Collection[str]
-) -> bool:
+def _is_current(txn: LoggingTransaction, wanted: Collection[str]) -> bool:
     """Tell, without a change or a lock, whether there is nothing to do.
 
     Raises:
         SchemaTooNewError: And nothing can be done.
     """
-    existing = _existing(txn, is_postgres)
+    existing = _existing(txn)
     version = _usable_version(txn, existing).version
     return version >= _newest() and all(name in existing for name in wanted)
 
 
-def _upgrade(
-    txn: LoggingTransaction, is_postgres: bool, wanted: _Statements = TABLES
-) -> None:
+def _upgrade(txn: LoggingTransaction, wanted: _Statements = TABLES) -> None:
     """Make what is missing, and bring the tables to the version of this code.
 
     On PostgreSQL that is done whole or not at all, by one process at a time. On SQLite,
     where there is one process, each statement takes effect by itself and can be run
     again.
     """
-    if is_postgres:
+    if on_postgres(txn):
         txn.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-    existing = _existing(txn, is_postgres)
+    existing = _existing(txn)
     stored = _usable_version(txn, existing)
     if stored.version > _newest():
         if all(name in existing for name in wanted):
@@ -206,7 +201,7 @@ def _upgrade(
         existing = set()
     for version in versions.VERSIONS if existing else ():
         if version.number > stored.version and version.upgrade is not None:
-            version.upgrade(txn, is_postgres)
+            version.upgrade(txn)
     for statements in wanted.values():
         for statement in statements:
             txn.execute(statement)
@@ -220,11 +215,11 @@ def _upgrade(
     logger.info("The tables of federation_admin are those of version %s", _newest())
 
 
-def _existing(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
+def _existing(txn: LoggingTransaction) -> set[str]:
     """Return the names of the tables that are there, without their prefix."""
     return {
         name.removeprefix(PREFIX)
-        for name in existing_tables(txn, is_postgres)
+        for name in existing_tables(txn)
         if name.startswith(PREFIX)
     }
 

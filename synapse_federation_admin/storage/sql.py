@@ -11,6 +11,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.database import on_postgres
 
 # What of Synapse's table `destinations` is failing. The optional indexes are over the
 # rows for which it is true, so it is written the same wherever it is used.
@@ -97,12 +98,12 @@ def delete_some(
     return txn.rowcount
 
 
-def existing_tables(txn: LoggingTransaction, is_postgres: bool) -> set[str]:
+def existing_tables(txn: LoggingTransaction) -> set[str]:
     """Return the names of all tables that there are, Synapse's and ours."""
     txn.execute(
         "SELECT tablename FROM pg_tables "
         "WHERE schemaname = ANY (current_schemas(false))"
-        if is_postgres
+        if on_postgres(txn)
         else "SELECT name FROM sqlite_master WHERE type = 'table'"
     )
     return {name for (name,) in txn.fetchall()}

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import attr
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.definitions import PREFIX
 
-# Is given the transaction, and whether it is PostgreSQL.
-Upgrade = Callable[[LoggingTransaction, bool], None]
+Upgrade = Callable[[LoggingTransaction], None]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -36,13 +36,12 @@ class Version:
 
 
 def add_column(
-    txn: LoggingTransaction, is_postgres: bool, table: str, column: str, definition: str
+    txn: LoggingTransaction, table: str, column: str, definition: str
 ) -> None:
     """Add a column to a table.
 
     Args:
         txn: The transaction.
-        is_postgres: Whether it is PostgreSQL.
         table: The table, without its prefix.
         column: The name of the column.
         definition: Its type and its constraints; for rows that are there, a default.
@@ -50,7 +49,7 @@ def add_column(
     txn.execute(
         "SELECT column_name FROM information_schema.columns "
         "WHERE table_schema = ANY (current_schemas(false)) AND table_name = ?"
-        if is_postgres
+        if on_postgres(txn)
         else "SELECT name FROM pragma_table_info(?)",
         (PREFIX + table,),
     )
@@ -59,18 +58,18 @@ def add_column(
         txn.execute(f"ALTER TABLE {PREFIX}{table} ADD COLUMN {column} {definition}")
 
 
-def _to_version_4(txn: LoggingTransaction, is_postgres: bool) -> None:
-    add_column(txn, is_postgres, "outages", "up_ms", "BIGINT NOT NULL DEFAULT 0")
+def _to_version_4(txn: LoggingTransaction) -> None:
+    add_column(txn, "outages", "up_ms", "BIGINT NOT NULL DEFAULT 0")
     txn.execute("DROP INDEX IF EXISTS federation_admin_outages_reset")
 
 
-def _to_version_5(txn: LoggingTransaction, is_postgres: bool) -> None:
-    add_column(txn, is_postgres, "successes", "first_ts", "BIGINT")
-    add_column(txn, is_postgres, "successes", "owner", "TEXT")
+def _to_version_5(txn: LoggingTransaction) -> None:
+    add_column(txn, "successes", "first_ts", "BIGINT")
+    add_column(txn, "successes", "owner", "TEXT")
 
 
-def _to_version_6(txn: LoggingTransaction, is_postgres: bool) -> None:
-    add_column(txn, is_postgres, "failures", "refused_bytes", "BIGINT")
+def _to_version_6(txn: LoggingTransaction) -> None:
+    add_column(txn, "failures", "refused_bytes", "BIGINT")
 
 
 # The last is that of this code. What has been released is not changed any more. Nothing
