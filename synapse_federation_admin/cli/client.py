@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to the API, and what their errors are told as."""
 
-import json
 import re
 import ssl
 import time
@@ -344,9 +343,3 @@ def _as_options(text: str) -> str:
         return f"--{name.replace('_', '-')}" if name in known else found[0]
 
     return re.sub(r"(?:Query parameter |Key )?'(?:filter\.)?(\w+)'", option, text)
-
-
-def from_json(text: str) -> Json:
-    """Return the object of a line of an export."""
-    found: Json = json.loads(text)
-    return found

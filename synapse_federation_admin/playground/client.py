@@ -238,14 +238,6 @@ class MatrixClient:
         """Read one destination."""
         return self.request("GET", f"{FEDERATION}/destinations/{quoted(server_name)}")
 
-    def destination_rooms(self, server_name: str, **params: str | int) -> Json:
-        """List the rooms for which events have been queued for a destination."""
-        return self.request(
-            "GET",
-            f"{FEDERATION}/destinations/{quoted(server_name)}/rooms",
-            params=params,
-        )
-
     def reconnect(self, server_name: str, **body: Any) -> Json:
         """Contact a destination, and reconnect it if it answers."""
         return self.request(
