@@ -29,7 +29,7 @@ ROOMS = {
     "diagnosis": BELOW,
     "api": BELOW | PLAIN | {"history", "repair", "diagnosis"},
     "console": BELOW | PLAIN | {"history", "repair", "diagnosis", "api", "wording"},
-    "playground": set(),
+    "playground": {"wording"},
     "wording": {"failures"},
 }
 

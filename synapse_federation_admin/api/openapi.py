@@ -7,16 +7,21 @@ python -m synapse_federation_admin.api.openapi docs
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import attr
 
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import declared_for, document
 from synapse_federation_admin.api._operation import json_schema
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.failures.text import advice_of, fault_of, gist_of
 
 # A table stands between two lines. The first names a route, for its parameters or its
 # body (`<!-- table: GET /v2/federation/audit -->`), or an object
-# (`<!-- table: Backlog -->`).
+# (`<!-- table: Backlog -->`), or the kinds and the reasons of failures, with examples.
 _TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -34,7 +39,63 @@ def with_tables(text: str) -> str:
     return _TABLE.sub(lambda match: match[1] + _table(match[2]) + match[3], text)
 
 
+# What is particular of the failures that are told as examples.
+_EXAMPLE = Facts(
+    host="matrix.example.org",
+    target="host.example.net",
+    status=404,
+    issuer="CN=R3",
+    subject="CN=R3",
+    server="nginx",
+    names=("www.example.org",),
+    ago_ms=259_200_000,
+    left_ms=43_200_000,
+    until_ts=1_795_475_024_352,
+    took_ms=7_000,
+    most_bytes=51_200,
+    instance="federation_sender1",
+    position=4711,
+    ahead_ms=7_200_000,
+)
+
+_SAID = {
+    Reason.M_SERVER_INVALID: "https://matrix.example.org",
+    Reason.M_SERVER_NOT_A_STRING: "a number",
+    Reason.NOT_JSON: "Not found",
+    Reason.CACHED_DELEGATION: "old.example.org",
+    Reason.DEFAULT_CERTIFICATE: "Traefik",
+    Reason.OTHER_SERVER_NAME: "other.example.org",
+    Reason.REDIRECT: "www.example.org",
+}
+
+
+def _kinds() -> str:
+    """Return the table of kinds: an example, who has to act, and what to do."""
+    rows = []
+    for kind in FailureKind:
+        failure = Failure(kind, None, attr.evolve(_EXAMPLE, status=410))
+        told = (gist_of(failure), fault_of(failure).value, advice_of(failure))
+        rows.append((kind.value, *told))
+    return _rows(("kind", "such as", "whose fault", "what to do"), rows)
+
+
+def _reasons() -> str:
+    """Return the table of reasons; "" where something is that of the kind."""
+    rows = []
+    for reason in Reason:
+        said = _SAID.get(reason, "ed25519:a")
+        facts = attr.evolve(_EXAMPLE, said=said)
+        failure = Failure(FailureKind.OTHER, reason, facts)
+        told = gist_of(failure).removeprefix(f"{FailureKind.OTHER.headline}: ")
+        whose = reason.fault.value if reason.fault else ""
+        advice = advice_of(failure) if reason.advice else ""
+        rows.append((reason.value, told, whose, advice))
+    return _rows(("reason", "such as", "whose fault", "what to do"), rows)
+
+
 def _table(name: str) -> str:
+    if name in ("kinds", "reasons"):
+        return _kinds() if name == "kinds" else _reasons()
     method, _, path = name.partition(" ")
     if not path:
         schemas = document()["components"]["schemas"]
@@ -60,7 +121,7 @@ def _table(name: str) -> str:
     return _rows((head, "meaning", "default"), rows)
 
 
-def _rows(head: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head)]
     lines += [(f"`{key}`", *cells) for key, *cells in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")

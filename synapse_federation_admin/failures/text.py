@@ -50,12 +50,17 @@ _OF_THE_SERVER = frozenset(
 
 def message_of(failure: Failure) -> str:
     """Return what is wrong: one sentence without its full stop, printable ASCII."""
-    headline, because, told = _words(failure)[0], _because(failure), _told(failure)
-    sentence = f"{headline}: {because}" if because else headline
+    sentence, told = gist_of(failure), _told(failure)
     # What there is no room for stands in the detail.
     while told and len(f"{sentence} ({', '.join(told)})") > _SENTENCE:
         told.pop()
     return cut(f"{sentence} ({', '.join(told)})" if told else sentence, _SENTENCE)
+
+
+def gist_of(failure: Failure) -> str:
+    """Likewise, without what is told in brackets."""
+    headline, because = _words(failure)[0], _because(failure)
+    return f"{headline}: {because}" if because else headline
 
 
 def detail_of(failure: Failure) -> str:

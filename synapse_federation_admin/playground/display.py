@@ -2,8 +2,11 @@
 """What the playground shows a person, on a terminal or in a file."""
 
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
@@ -17,10 +20,12 @@ from synapse_federation_admin.playground.client import (
     FEDERATION,
     FEDERATION_V2,
     Json,
-    quoted,
 )
 from synapse_federation_admin.playground.remote import Behaviour
 from synapse_federation_admin.playground.world import Playground
+from synapse_federation_admin.wording.amounts import SECOND_MS, duration
+
+NAME = "synapse-federation-admin"
 
 _STYLES = {
     Behaviour.HEALTHY: "green",
@@ -74,67 +79,34 @@ class Progress:
         return step
 
 
-def ago(ts: int | None, now_ts: int) -> str:
-    """Say how long ago a time was; both are milliseconds since the epoch."""
-    return "never" if not ts else f"{duration(now_ts - ts)} ago"
-
-
-def duration(ms: int) -> str:
-    """Say how long a number of milliseconds is, in its largest two units."""
-    seconds = max(0, round(ms / 1000))
-    parts = []
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(seconds, length)
-        if count:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"
-
-
-def destinations_table(
-    rows: Iterable[Json],
-    behaviour_of: Callable[[str], Behaviour | None],
-    *,
-    title: str | None = None,
+def servers_table(
+    rows: Iterable[Json], behaviour_of: Callable[[str], Behaviour | None]
 ) -> Table:
-    """Make a table of destinations as the API gives them, and what each really does."""
-    now_ts = int(time.time() * 1000)
-    table = Table(title=title, title_justify="left", expand=False)
-    table.add_column("destination", overflow="fold", min_width=15)
-    # Headings in lines of their own: together they fit 80 columns.
-    table.add_column("failure_ts", no_wrap=True)
-    table.add_column("retry_last_ts", no_wrap=True)
-    table.add_column("retry_\ninterval", no_wrap=True)
-    table.add_column("last_\nsuccessful_\nstream_\nordering", justify="right")
+    """Make a table of destinations: what each really does, and for how long it fails.
+
+    Args:
+        rows: as v1 gives them.
+        behaviour_of: how the server of a name behaves.
+    """
+    now_ms = int(time.time() * 1000)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for head in ("  Server", "What it does", "Failing for"):
+        table.add_column(head, overflow="fold")
     for row in rows:
-        behaviour = behaviour_of(row["destination"])
-        name = Text(row["destination"])
-        if behaviour is not None:
-            name.append(f"\n{behaviour.value}", _STYLES.get(behaviour, "red"))
+        behaviour = behaviour_of(row["destination"]) or Behaviour.HEALTHY
+        began = row["failure_ts"]
         table.add_row(
-            name,
-            _two_lines(row["failure_ts"], ago(row["failure_ts"], now_ts)),
-            _two_lines(row["retry_last_ts"], ago(row["retry_last_ts"], now_ts)),
-            _two_lines(row["retry_interval"], duration(row["retry_interval"])),
-            _value(row["last_successful_stream_ordering"]),
+            f"  {row['destination']}",
+            Text(behaviour.value, _STYLES.get(behaviour, "red")),
+            "" if began is None else duration(max(now_ms - began, SECOND_MS)),
         )
     return table
 
 
-def _two_lines(raw: int | None, human: str) -> Text:
-    text = Text(_value(raw))
-    if raw:
-        text.append(f"\n{human}", "dim")
-    return text
-
-
-def _value(raw: int | None) -> str:
-    return "null" if raw is None else str(raw)
-
-
-def curl_lines(
+def to_try(
     url: str, access_token: str, server_name: str, control_url: str
-) -> list[tuple[str, str]]:
-    """Make shell lines to play with, each with what it does.
+) -> list[tuple[str, list[str]]]:
+    """Make shell lines to play with, under what they do.
 
     Args:
         url: the base URL of a listener.
@@ -143,53 +115,38 @@ def curl_lines(
         control_url: the base URL of the switchboard.
     """
     token = shlex.quote(f"Authorization: Bearer {access_token}")
-    base = f"{url}{FEDERATION}/destinations"
-    one = f"{base}/{quoted(server_name)}"
-    v2 = f"{url}{FEDERATION_V2}"
-    one_v2 = f"{v2}/destinations/{quoted(server_name)}"
     # Synapse's answers do not end with a newline of their own.
-    get = f"curl -sS -w '\\n' -H {token}"
+    ask = f"curl -sS -w '\\n' -H {token}"
+    name = shlex.quote(server_name)
+    folder = shlex.quote(str(Path(sys.executable).parent))
     return [
         (
-            "All destinations, the latest failure first",
-            f"{get} {shlex.quote(f'{base}?order_by=failure_ts&dir=b')}",
+            "The command line, in another terminal",
+            [
+                *([] if shutil.which(NAME) else [f"export PATH={folder}:$PATH"]),
+                f"export FEDERATION_ADMIN_URL={shlex.quote(url)}",
+                f"export FEDERATION_ADMIN_TOKEN={shlex.quote(access_token)}",
+                f"{NAME} status",
+                f"{NAME} top",
+            ],
         ),
-        ("The one that is down", f"{get} {shlex.quote(one)}"),
+        ("One that is down: why, and what to do", [f"{NAME} why {name}"]),
         (
-            "Why it fails, and what to do",
-            f"{get} -X POST {shlex.quote(f'{one_v2}/diagnose')}",
+            "Bring it up (or: down, slow, hanging, bad_gateway ...), and reconnect it",
+            [
+                f"curl -sS -X PUT -d healthy {shlex.quote(f'{control_url}/')}{name}",
+                f"{NAME} reconnect {name}",
+            ],
         ),
-        ("The rooms that it shares with us", f"{get} {shlex.quote(f'{one}/rooms')}"),
+        ("Who did what, and what came of it", [f"{NAME} audit"]),
         (
-            "Bring it up (or: down, slow, hanging, bad_gateway ...)",
-            f"curl -sS -X PUT -d healthy {shlex.quote(f'{control_url}/{server_name}')}",
-        ),
-        (
-            "Reset its connection: what waits for it is sent at once",
-            f"{get} -X POST {shlex.quote(f'{one}/reset_connection')}",
-        ),
-        (
-            "Or, before and after: contact it, and see what comes of it",
-            f"{get} -X POST {shlex.quote(f'{one_v2}/reconnect')}",
-        ),
-        (
-            "Reconnect all that fail, and look how it goes",
-            f"{get} -d '{{\"all_failing\": true}}' {shlex.quote(f'{v2}/reconnect')}",
-        ),
-        ("", f"{get} {shlex.quote(f'{v2}/runs')}"),
-        (
-            "Who did what, and what came of it",
-            f"{get} {shlex.quote(f'{v2}/audit')}",
+            "The API: all in a few numbers; all servers as Synapse's own API has them",
+            [
+                f"{ask} {url}{FEDERATION_V2}/summary",
+                f"{ask} {url}{FEDERATION}/destinations",
+            ],
         ),
     ]
-
-
-def show_destinations(
-    console: Console, playground: Playground, rows: list[Json], title: str
-) -> None:
-    """Print the table of destinations."""
-    console.print()
-    console.print(destinations_table(rows, playground.behaviour_of, title=title))
 
 
 def show_diagnoses(console: Console, diagnoses: Iterable[Json]) -> None:
@@ -202,48 +159,41 @@ def show_diagnoses(console: Console, diagnoses: Iterable[Json]) -> None:
     console.print()
 
 
+def show_failing(console: Console, playground: Playground, rows: list[Json]) -> None:
+    """Print the servers that fail, and how many do."""
+    total = len(playground.servers)
+    console.print()
+    plain(console, f"{len(rows)} of {total} servers are failing, each in its own way:")
+    console.print(servers_table(rows, playground.behaviour_of))
+
+
 def show_playground(
     console: Console, playground: Playground, control_url: str, sign_in_url: str
 ) -> None:
-    """Print all that one needs to play: addresses, token, table, and curl lines."""
-    show_destinations(
-        console, playground, playground.destinations(), "Destinations, as the API says"
-    )
-    synapse = playground.synapse
+    """Print all that one needs to play: what fails, addresses, and lines to paste."""
+    rows = playground.destinations()
+    show_failing(console, playground, [row for row in rows if row["failure_ts"]])
+    synapse, admin = playground.synapse, playground.admin
+    down = playground.remotes[Behaviour.DOWN].server_name
+    lines = to_try(synapse.url(), admin.access_token, down, control_url)
+    console_lines = [f"{synapse.url()}{CONSOLE}", sign_in_url]
+    lines.insert(0, ("The console, and a link that signs you in, once", console_lines))
+    for what, commands in lines:
+        console.print()
+        console.print(Text(f"# {what}:", "dim"))
+        for command in commands:
+            plain(console, command)
     console.print()
-    facts = [("homeserver", synapse.server_name)]
-    facts += [(name, synapse.url(name)) for name in _admin_processes(playground)]
-    facts += [
-        ("admin", playground.admin.user_id),
-        ("password", playground.admin.password),
-        ("token", playground.admin.access_token),
-        ("files", str(playground.folder)),
-    ]
+    facts = [(name, synapse.url(name)) for name in _admin_processes(playground)]
+    facts += [("admin", f"{admin.user_id}, password {admin.password}")]
+    facts += [("files", str(playground.folder))]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         plain(console, f"{name:<{width}}  {value}")
-    down = playground.remotes[Behaviour.DOWN].server_name
-    token = playground.admin.access_token
-    for what, line in curl_lines(synapse.url(), token, down, control_url):
-        if what:
-            console.print()
-            console.print(Text(f"# {what}:", "dim"))
-        plain(console, line)
-    console.print()
-    console.print(Text("# The command line, in another terminal:", "dim"))
-    plain(console, f"export FEDERATION_ADMIN_URL={shlex.quote(synapse.url())}")
-    plain(console, f"export FEDERATION_ADMIN_TOKEN={shlex.quote(token)}")
-    plain(console, "synapse-federation-admin status")
-    plain(console, f"synapse-federation-admin why {shlex.quote(down)}")
-    console.print()
-    console.print(Text("# The console, and a link that signs you in, once:", "dim"))
-    plain(console, f"{synapse.url()}{CONSOLE}")
-    plain(console, sign_in_url)
 
 
-def show_result(console: Console, playground: Playground, result: CheckResult) -> None:
+def show_result(console: Console, result: CheckResult) -> None:
     """Print what the main job has shown."""
-    show_destinations(console, playground, [result.after], "After the reset")
     console.print()
     plain(
         console,

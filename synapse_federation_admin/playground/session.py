@@ -20,8 +20,8 @@ from synapse_federation_admin.playground.control import Control
 from synapse_federation_admin.playground.display import (
     Progress,
     plain,
-    show_destinations,
     show_diagnoses,
+    show_failing,
     show_playground,
     show_result,
 )
@@ -152,13 +152,7 @@ class Session:
     def _check(self, playground: Playground) -> None:
         def show(failing: list[Json]) -> None:
             self._progress.done()
-            total = len(playground.servers)
-            show_destinations(
-                self._console,
-                playground,
-                failing,
-                f"{len(failing)} of {total} destinations are failing",
-            )
+            show_failing(self._console, playground, failing)
 
         def show_why(diagnoses: list[Json]) -> None:
             self._progress.done()
@@ -166,7 +160,7 @@ class Session:
 
         result = check(playground, show, show_why)
         self._progress.done()
-        show_result(self._console, playground, result)
+        show_result(self._console, result)
 
     def _wait(self, playground: Playground) -> None:
         self._console.print()
