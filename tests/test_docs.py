@@ -10,6 +10,7 @@ from relied_on_table import ROW, written
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.api import ROUTES
+from synapse_federation_admin.api.openapi import with_tables
 from synapse_federation_admin.cli import command_line, manual
 from synapse_federation_admin.config import (
     CONFIG_KEYS,
@@ -128,6 +129,14 @@ def test_changelog() -> None:
     newest = re.search(r"^## \[?([\w.]+)", read("CHANGELOG.md"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == __version__
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_made_tables(document: Path) -> None:
+    """The tables of parameters, keys, kinds and reasons are current."""
+    text = document.read_text()
+    command = "python -m synapse_federation_admin.api.openapi docs"
+    assert text == with_tables(text), command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
