@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from conftest import find_nginx
 
@@ -46,6 +47,17 @@ http {
 SERVERS
 }
 """
+
+
+def listener(port: int) -> dict[str, Any]:
+    """Return the listener of a Synapse that stands behind a proxy."""
+    return {
+        "type": "http",
+        "port": port,
+        "bind_addresses": ["127.0.0.1"],
+        "x_forwarded": True,
+        "resources": [{"names": ["client"]}],
+    }
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from authentication_service import ADMIN, API, DEVICE_GRANT, AuthenticationServi
 from browser import PATIENCE_MS, Watched, browser
 from plain_browser import Page, PlainBrowser
 from playwright.sync_api import Browser, expect
-from reverse_proxy import reverse_proxy
+from reverse_proxy import listener, reverse_proxy
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import CONSOLE
@@ -108,13 +108,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     heard, port, other_port = free_port(), free_port(ADDRESS), free_port(ADDRESS)
     password = folder / "password"
     password.write_text("somebody:{PLAIN}else\n")
-    listener = {
-        "type": "http",
-        "port": heard,
-        "bind_addresses": ["127.0.0.1"],
-        "x_forwarded": True,
-        "resources": [{"names": ["client"]}],
-    }
     with ExitStack() as stack:
         service = stack.enter_context(
             AuthenticationService("127.0.0.1", free_port(), SECRET)
@@ -130,7 +123,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                     "rc_login": {"address": {"per_second": 0.001, "burst_count": 60}},
                     **delegated(service),
                 },
-                extra_listeners=[listener],
+                extra_listeners=[listener(heard)],
             )
         )
         basic = f'auth_basic "Admins"; auth_basic_user_file {password};'

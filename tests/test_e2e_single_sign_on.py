@@ -14,7 +14,7 @@ import attr
 import pytest
 from openid_provider import OpenIDProvider, oidc_providers
 from plain_browser import Page, PlainBrowser
-from reverse_proxy import reverse_proxy
+from reverse_proxy import listener, reverse_proxy
 
 from synapse_federation_admin.console import ROUTES
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -44,13 +44,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     certificates = CertificateAuthority(folder)
     heard, port = free_port(), free_port(ADDRESS)
-    listener = {
-        "type": "http",
-        "port": heard,
-        "bind_addresses": ["127.0.0.1"],
-        "x_forwarded": True,
-        "resources": [{"names": ["client"]}],
-    }
     with ExitStack() as stack:
         context = certificates.valid("127.0.0.1")
         provider = stack.enter_context(
@@ -66,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                     "oidc_providers": oidc_providers(provider),
                     "rc_login": {"address": {"per_second": 0.001, "burst_count": 20}},
                 },
-                extra_listeners=[listener],
+                extra_listeners=[listener(heard)],
                 environment={"SSL_CERT_FILE": str(certificates.path)},
             )
         )

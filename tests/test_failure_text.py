@@ -85,12 +85,15 @@ WHO = re.compile(
 
 
 def failures() -> Iterator[Failure]:
-    """Yield every kind with every reason, with no facts and the longest, by any way."""
+    """Yield failures with no facts and the longest: every kind by any way, and each
+    reason with a third of the kinds, in turn."""
     for kind in FailureKind:
-        for reason in (None, *Reason):
-            # How we got there is told of each by itself.
-            for via in WAYS if reason is None else WAYS[-1:]:
-                yield Failure(kind, reason, attr.evolve(LONGEST, via=via))
+        # How we got there is told of each by itself.
+        yield from (Failure(kind, None, attr.evolve(LONGEST, via=via)) for via in WAYS)
+        yield Failure(kind)
+    for number, reason in enumerate(Reason):
+        for kind in [*FailureKind][number % 3 :: 3]:
+            yield Failure(kind, reason, attr.evolve(LONGEST, via=WAYS[-1]))
             yield Failure(kind, reason)
 
 

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from typing import Any
 from unittest import mock
 
@@ -279,11 +280,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         self.assert_whole(self.run_of(run_id))
 
     @parameterized.expand(
-        [
-            (action, method)
-            for action in ACTIONS
-            for method in ("take", "add", "record", "complete")
-        ]
+        zip(cycle(ACTIONS), ("take", "add", "record", "complete"), strict=False)
     )
     def test_fails(self, action: str, method: str) -> None:
         """A bug is not tried again for ever: the run fails, and says why."""

@@ -38,6 +38,13 @@ class ComputingTestCase(ModuleTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.homeserver = Homeserver(hs.get_module_api())
+        self.lists = DestinationReader(
+            self.homeserver,
+            Tables(self.homeserver),
+            Features(),
+            DestinationIndexes(self.homeserver, False),
+            InvalidNames(self.homeserver),
+        )
         self.computing: list[Deferred[str]] = []
 
     async def compute(self) -> str:
@@ -170,14 +177,7 @@ class ComputeOnceTest(ComputingTestCase):
     def test_expensive_reads(self) -> None:
         """Ten who ask for an expensive page, or for a total, take two readings each."""
         self.add_destination("a.example", 5)
-        lists = DestinationReader(
-            self.homeserver,
-            Tables(self.homeserver),
-            Features(),
-            DestinationIndexes(self.homeserver, False),
-            InvalidNames(self.homeserver),
-        )
-        found = lists.of(
+        found = self.lists.of(
             DestinationFilter(),
             Sort(DestinationOrder.RETRY_LAST_TS, Direction.BACKWARDS),
         )
@@ -196,13 +196,6 @@ class ComputeOnceTest(ComputingTestCase):
 
     def test_passes(self) -> None:
         """Of the readings that may cost a pass, two run at a time."""
-        lists = DestinationReader(
-            self.homeserver,
-            Tables(self.homeserver),
-            Features(),
-            DestinationIndexes(self.homeserver, False),
-            InvalidNames(self.homeserver),
-        )
 
         async def compute(*args: object) -> list[Destination]:
             await self.compute()
@@ -211,9 +204,9 @@ class ComputeOnceTest(ComputingTestCase):
         with patch.object(self.homeserver, "run_db_interaction", compute):
             asked = [
                 ensureDeferred(
-                    lists.of(DestinationFilter(name_contains=str(number)), Sort()).read(
-                        None, 5
-                    )
+                    self.lists.of(
+                        DestinationFilter(name_contains=str(number)), Sort()
+                    ).read(None, 5)
                 )
                 for number in range(5)
             ]
@@ -231,14 +224,7 @@ class LongListTest(ComputingTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         self.row = Destination("a.example", None, None, None, None)
-        lists = DestinationReader(
-            self.homeserver,
-            Tables(self.homeserver),
-            Features(),
-            DestinationIndexes(self.homeserver, False),
-            InvalidNames(self.homeserver),
-        )
-        self.list = lists.of(DestinationFilter(), Sort())
+        self.list = self.lists.of(DestinationFilter(), Sort())
         replaced = patch.object(self.homeserver, "run_db_interaction", self.read)
         replaced.start()
         self.addCleanup(replaced.stop)

@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 from module_case import DESTINATIONS, FAILING, NAME, ResetTestCase
-from parameterized import parameterized
 
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -15,29 +14,24 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 class AnswersTestCase(ResetTestCase):
     """The answers, and the row afterwards."""
 
-    @parameterized.expand(
-        [
-            (b"",),
-            (b"{}",),
-            (b"{not json",),
-            (b"\xff\x00",),
-            (b"[1]",),
-            (b"null",),
+    def test_any_body(self) -> None:
+        """Any body will do: 200 `{}`, and the timings are cleared.
+
+        JSON that is wrong is in test_bad_input.
+        """
+        for body, content_type in (
+            (b"", None),
+            (b"{}", None),
             (b"a=b&c", "application/x-www-form-urlencoded"),
             (b"no boundary", "multipart/form-data"),
             (b"no boundary", "multipart/form-data; boundary=x"),
-        ]
-    )
-    def test_any_body(self, body: bytes, content_type: str | None = None) -> None:
-        """Any body will do: 200 `{}`, and the timings are cleared."""
-        self.add_destination(NAME, *FAILING)
-        headers = [("Content-Type", content_type)] if content_type else None
-
-        channel = self.reset(content=body, custom_headers=headers)
-
-        self.assertEqual(channel.code, 200, channel.result)
-        self.assertEqual(channel.json_body, {})
-        self.assertEqual(self.row(), (0, 0, None, 7))
+        ):
+            self.add_destination(NAME, *FAILING)
+            headers = [("Content-Type", content_type)] if content_type else None
+            channel = self.reset(content=body, custom_headers=headers)
+            self.assertEqual(channel.code, 200, (body, channel.result))
+            self.assertEqual(channel.json_body, {})
+            self.assertEqual(self.row(), (0, 0, None, 7))
 
     def test_caches(self) -> None:
         """Synapse's own view is cleared with the row, and seen failing before it."""
@@ -60,23 +54,21 @@ class AnswersTestCase(ResetTestCase):
         self.assertEqual(self.reset().code, 200)
         self.assertEqual(self.row(), (0, 0, None, 7))
 
-    @parameterized.expand([(None, None), (0, 0), (0, 50)])
-    def test_not_failing(self, last_ts: int | None, interval: int | None) -> None:
+    def test_not_failing(self) -> None:
         """What is not failing is 400 M_UNKNOWN, and stays as it was."""
-        self.add_destination(NAME, last_ts, interval)
-
-        channel = self.reset()
-
-        self.assertEqual(channel.code, 400)
-        self.assertEqual(
-            channel.json_body,
-            {
-                "errcode": "M_UNKNOWN",
-                "error": "The retry timing does not need to be reset for this "
-                "destination.",
-            },
-        )
-        self.assertEqual(self.row(), (0, interval or 0, None, None))
+        for last_ts, interval in ((None, None), (0, 0), (0, 50)):
+            self.add_destination(NAME, last_ts, interval)
+            channel = self.reset()
+            self.assertEqual(channel.code, 400)
+            self.assertEqual(
+                channel.json_body,
+                {
+                    "errcode": "M_UNKNOWN",
+                    "error": "The retry timing does not need to be reset for this "
+                    "destination.",
+                },
+            )
+            self.assertEqual(self.row(), (0, interval or 0, None, None))
 
     def test_twice(self) -> None:
         """The second of two resets finds nothing to reset."""
