@@ -11,7 +11,7 @@ from module_case import V2, MembersTestCase
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations import attention, attention_rows
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
 PATH = f"{V2}/attention"
 

@@ -13,6 +13,7 @@ HOUR_MS = 3_600_000
 
 
 @pytest.mark.database
+@pytest.mark.one_synapse
 class CapBackoffTestCase(RunsTestCase):
     def setUp(self) -> None:
         super().setUp()

@@ -10,7 +10,7 @@ from module_case import FAILING, NAME, V2, ResetTestCase
 from synapse_federation_admin import limits
 from synapse_federation_admin.history.outages import Outages
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
 
 class ChangesTestCase(ResetTestCase):

@@ -13,6 +13,8 @@ from twisted.web.client import ResponseNeverReceived
 
 from synapse_federation_admin.homeserver.errors import RequestSendFailed, forget_frames
 
+pytestmark = pytest.mark.one_synapse
+
 
 class Local:
     """A local of a frame."""

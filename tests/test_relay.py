@@ -18,6 +18,8 @@ from synapse_federation_admin.homeserver.errors import (
 )
 from synapse_federation_admin.homeserver.relay import Relay
 
+pytestmark = pytest.mark.one_synapse
+
 OUT = OSError(24, "Too many open files")
 
 
