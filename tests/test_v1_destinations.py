@@ -13,7 +13,6 @@ KEYS = {
 }
 
 
-@pytest.mark.database
 class ListTestCase(ModuleTestCase):
     """GET destinations."""
 
@@ -47,6 +46,7 @@ class ListTestCase(ModuleTestCase):
             },
         )
 
+    @pytest.mark.database
     def test_defaults(self) -> None:
         """Without parameters: the first 100, by name, ascending."""
         names = [f"host{number:03}.example" for number in range(101)]
@@ -56,6 +56,7 @@ class ListTestCase(ModuleTestCase):
         self.assertEqual(self.names(), names[:100])
         self.assertEqual(self.get_json(DESTINATIONS)["next_token"], "100")
 
+    @pytest.mark.database
     def test_pages(self) -> None:
         """`total` is always there; `next_token` only where there is a next page."""
         for number in range(5):
@@ -82,6 +83,7 @@ class ListTestCase(ModuleTestCase):
             token = {"next_token": next_token} if next_token else {}
             self.assertEqual(body, {"total": 5, **token})
 
+    @pytest.mark.database
     def test_filter(self) -> None:
         """`destination` is a substring in any case; `%`, `_`, `\\` are characters."""
         names = {"a_b.example", "axb.example", "UPPER.example", "50%.example"}
@@ -164,7 +166,6 @@ class ListTestCase(ModuleTestCase):
         self.assertEqual(self.ask("HEAD", DESTINATIONS).code, 200)
 
 
-@pytest.mark.database
 class DetailTestCase(ModuleTestCase):
     """GET destinations/<destination>."""
 
@@ -179,6 +180,7 @@ class DetailTestCase(ModuleTestCase):
             self.assertEqual(detail, listed)
             self.assertEqual(set(detail), KEYS)
 
+    @pytest.mark.database
     def test_exact_name(self) -> None:
         """The name is exact: case counts, and so does the port."""
         self.add_destination("Host.example:8448")
@@ -214,6 +216,7 @@ class DetailTestCase(ModuleTestCase):
                 reset = self.ask("POST", url + "/reset_connection")
                 self.assertEqual(reset.code, 200)
 
+    @pytest.mark.database
     def test_truth_of_the_table(self) -> None:
         """After a manual UPDATE, list and detail both show what is in the table."""
         self.get_success(
