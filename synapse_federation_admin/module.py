@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.pages import PagesResource
     from synapse_federation_admin.storage.records import RecordedFailure
 
-Start = Callable[[], None]
+Start = Callable[[], object]
 
 
 class FederationAdmin:
@@ -248,7 +248,7 @@ def _wire_flush_caches(s: "Services") -> None:
     s.flush_caches = FlushCaches(s.homeserver, s.audit)
 
 
-def _wire_diagnosis(s: "Services") -> None:
+def _wire_diagnosis(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.diagnosis.support import SupportFiles
@@ -290,6 +290,7 @@ def _wire_diagnosis(s: "Services") -> None:
         timeout_ms=s.config.diagnosis_timeout_ms,
     )
     s.support = SupportFiles(s.homeserver, s.diagnoses)
+    return (lambda: s.homeserver.transactions,)
 
 
 def _wire_history(s: "Services") -> Iterable[Start]:
@@ -310,7 +311,7 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     starts: list[Start] = [s.recorder.start]
     if s.features.is_on(Feature.RECONNECT):
         ended = s.recorder.transaction_ended
-        starts.append(partial(s.homeserver.observe_transactions, ended))
+        starts.append(lambda: s.homeserver.transactions.observe(ended))
     if not looks_up:
         return [*starts, Outages(s.homeserver, s.tables).start]
     outages = Outages(s.homeserver, s.tables, s.recent_attempts.correlation_txn)

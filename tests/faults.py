@@ -908,24 +908,24 @@ FAST, SLOW = (
 )
 NOT_ROUTED = "http_error/signed_not_routed"
 
-site("known-alias ok", query=as_json({"room_id": "!a:b"}))
+site("send-odd ok", send=as_json({"errcode": "M_UNKNOWN", "error": "?"}))
 site("shut-out failing not_allowed")
-site("rejects failing rejected", query=UNAUTHORIZED)
-site("shuts-us-out failing rejected", query=FORBIDDEN_BY_MATRIX)
+site("rejects failing rejected", send=UNAUTHORIZED)
+site("shuts-us-out failing rejected", send=FORBIDDEN_BY_MATRIX)
 # One that does not tell its version, and rejects us.
-site("rejects-and-hides failing rejected", version=PAGE_NOT_FOUND, query=UNAUTHORIZED)
+site("rejects-and-hides failing rejected", version=PAGE_NOT_FOUND, send=UNAUTHORIZED)
 # It may be waiting for our key.
-site("query-hangs failing response_timeout/signed_unanswered", query=hang)
+site("send-hangs failing response_timeout/signed_unanswered", send=hang)
 site("keys-limited failing rate_limited/keys_request", keys=LIMITED)
 site("keys-close failing keys_missing/closed", keys=close)
-site("query-500 failing http_error/signed_error", query=SERVER_ERROR)
-site(f"query-html failing {NOT_ROUTED}", query=PAGE_NOT_FOUND)
-site("query-limited failing rate_limited", query=LIMITED)
-site("query-unknown degraded http_error/unknown_request", query=UNRECOGNIZED)
+site("send-500 failing http_error/signed_error", send=SERVER_ERROR)
+site(f"send-html failing {NOT_ROUTED}", send=PAGE_NOT_FOUND)
+site("send-limited failing rate_limited", send=LIMITED)
+site(f"send-unknown failing {NOT_ROUTED}", send=UNRECOGNIZED)
 site(
-    "query-error failing http_error/signed_error",
+    "send-error failing http_error/signed_error",
     "HTTP 500 M_UNKNOWN",
-    query=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
+    send=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
 )
 site("no-version degraded http_error/version_only", version=http("404 Not Found"))
 site("version-shut degraded rejected/forbidden_by_proxy", version=FORBIDDEN)
@@ -935,7 +935,7 @@ site(
     "slow-clock-rejects failing rejected/clock",
     "behind ours",
     version=SLOW,
-    query=UNAUTHORIZED,
+    send=UNAUTHORIZED,
 )
 # Hostile servers.
 site("hostile-version ok", version=as_json({"server": {"name": TEXT, "version": TEXT}}))
@@ -949,15 +949,15 @@ site(
 )
 site(
     "garbage-status failing invalid_response",
-    query=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
+    send=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
 )
 site(
     "hostile-errcode failing rejected",
-    query=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
+    send=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
 )
 site(
     "hostile-status failing http_error",
-    query=b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900),
+    send=b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900),
 )
 site("hostile-keys failing keys_invalid/other_server_name", keys=as_json(HOSTILE_KEYS))
 site("deep-keys failing keys_invalid/not_json", keys=DEEP_LIST)
@@ -973,8 +973,8 @@ site(
     version=repeat(b"x", BEGUN_LIST, every_s=1),
 )
 site(
-    "slow-query failing response_timeout",
-    query=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
+    "slow-send failing response_timeout",
+    send=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
 )
 
 

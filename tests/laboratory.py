@@ -31,7 +31,6 @@ HTML = b"Content-Type: text/html\r\n"
 
 VERSION = "/_matrix/federation/v1/version"
 KEYS = "/_matrix/key/v2/server"
-QUERY = "/_matrix/federation/v1/query/directory"
 WELL_KNOWN = "/.well-known/matrix/server"
 
 # All of these are one to a laboratory.
@@ -52,7 +51,6 @@ def as_json(content: Any, headers: bytes = b"", status: str = "200 OK") -> bytes
     return http(status, json.dumps(content).encode(), JSON + headers)
 
 
-NOT_FOUND = as_json({"errcode": "M_NOT_FOUND", "error": "No"}, status="404 Not Found")
 UNRECOGNIZED = as_json(
     {"errcode": "M_UNRECOGNIZED", "error": "No"}, status="404 Not Found"
 )
@@ -85,20 +83,15 @@ def homeserver(name: str, **answers: Answer) -> dict[str, Answer]:
 
     Args:
         name: Its server name.
-        answers: By `version`, `keys`, `query`, `send`; by default what is sent is
-            answered as a query is, or accepted.
+        answers: By `version`, `keys`, `send`.
     """
-    query = answers.get("query", NOT_FOUND)
-    is_taken = query in (NOT_FOUND, UNRECOGNIZED)
-    sent = as_json({"pdus": {}}) if is_taken else query
     keys = as_json(Identity(name).server_keys())
     return {
         VERSION: answers.get(
             "version", as_json({"server": {"name": "lab", "version": "1.2"}})
         ),
         KEYS: answers.get("keys", keys),
-        QUERY: query,
-        SEND: answers.get("send", sent),
+        SEND: answers.get("send", as_json({"pdus": {}})),
     }
 
 

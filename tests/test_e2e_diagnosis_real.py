@@ -2,13 +2,15 @@
 """What real traffic met has the last word in a diagnosis, on real processes."""
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attr
 import pytest
 from deadlines import SOON_S
-from fleet import read_rows, select
+from fleet import CONTACT, read_rows, select
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -57,7 +59,10 @@ def world(
     with SynapseServer(
         folder / "synapse",
         certificates,
-        module_config={"history": {"enabled": request.param}},
+        module_config={
+            "history": {"enabled": request.param},
+            "diagnosis": {"timeout": "60s"},
+        },
     ) as synapse:
         admin = synapse.create_user("admin", admin=True)
         yield World(synapse, synapse.client(admin), certificates)
@@ -102,6 +107,35 @@ def test_refused(world: World, request: pytest.FixtureRequest) -> None:
     )
     says = "request succeeded" if has_history else "is not known"
     assert says in report["explanation"], report
+
+
+def test_under_way(world: World) -> None:
+    """While a real transaction is under way, no other is sent: it is the contact."""
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def special(path: str, _: bytes) -> None:
+        if "/key/" in path:
+            asked.set()
+        elif "/send/" in path:
+            goes_on.wait(SOON_S)
+
+    with world.remote(2) as remote:
+        remote.special = special
+        world.send(remote, "small")
+        is_sent = lambda: any("/send/" in r.path for r in remote.requests)  # noqa: E731
+        wait_until(is_sent, "it to be under way", SOON_S)
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(world.client.diagnose, remote.server_name)
+            try:
+                # It has begun with both at once.
+                assert asked.wait(SOON_S)
+            finally:
+                goes_on.set()
+            report = found.result(SOON_S)
+        (stage,) = [s for s in report["stages"] if s["name"] == "authenticated"]
+        assert stage["findings"]["is_real"] is True, report
+        assert (report["verdict"], stage["findings"]["status"]) == ("ok", 200), report
+        assert not any(CONTACT in r.path for r in remote.requests)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from dns_server import DnsServer
 from faults import expired, m_server
 from fleet import connect_sqlite, write_failing
 from laboratory import (
-    QUERY,
+    SEND,
     WELL_KNOWN,
     ZONE,
     Answer,
@@ -142,8 +142,8 @@ def test_what_is_sent(world: World) -> None:
     (key,) = stages["keys"]["keys"]
     assert key["is_self_signed"]
     assert key["stored"] is None
-    assert stages["authenticated"]["status"] == 404
-    assert stages["authenticated"]["path"] == QUERY
+    assert stages["authenticated"]["status"] == 200
+    assert f"{stages['authenticated']['path']}/" == SEND
     assert stages["clock"]["outcome"] == "skipped"
     assert stages["stored"]["is_known"] is False
     assert report["stored"] == stages["stored"]["findings"]
@@ -278,7 +278,7 @@ def test_one_report_for_all_who_ask(world: World) -> None:
     with ThreadPoolExecutor(20) as pool:
         reports = list(pool.map(world.diagnose, [name] * 20))
     assert all(report == reports[0] for report in reports)
-    assert len([path for path, _ in server.requests if path == QUERY]) == 1
+    assert len([path for path, _ in server.requests if path == SEND]) == 1
 
 
 def test_few_at_a_time(world: World) -> None:

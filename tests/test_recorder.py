@@ -111,16 +111,17 @@ class WritesTestCase(RecorderTestCase):
         """What is answered with 2xx and is no answer is a failure, and no outage."""
         sent: Any = mock.Mock(destination="a.example")
         error = RequestSendFailed(ValueError("no JSON"), can_retry=False)
-        for each in (error, None, RuntimeError("ours")):
-            self.recorder.transaction_ended(sent, each)
+        for sent.error in (error, None, RuntimeError("ours")):
+            self.recorder.transaction_ended(sent)
             self.recorder.answered("a.example", 9)
-            if each is None:
+            if sent.error is None:
                 # What was told already is not told again.
                 self.recorder.failed("b.example", refused())
-                sent.destination = "b.example"
-                self.recorder.transaction_ended(sent, error)
+                sent.destination, sent.error = "b.example", error
+                self.recorder.transaction_ended(sent)
                 sent.destination = "a.example"
-        self.recorder.transaction_ended(sent, error)
+        sent.error = error
+        self.recorder.transaction_ended(sent)
         self.pass_s(WRITE_S)
         self.assertEqual(
             self.counts(),

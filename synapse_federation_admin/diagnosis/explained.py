@@ -31,17 +31,18 @@ from synapse_federation_admin.failures.kinds import (
 
 _NOT_CONNECTED = (FailureKind.CONNECTION_REFUSED, FailureKind.CONNECTION_TIMEOUT)
 
-# With these it may be another one that answers than the homeserver.
+# With these it may be another one that answers than the homeserver: unless the reason
+# tells more.
 _ODD = (FailureKind.HTTP_ERROR, FailureKind.INVALID_RESPONSE, FailureKind.GONE)
-
-# These tell more than that only signed requests are not answered.
-_TELLING = (
-    Reason.BACKEND_DOWN,
-    Reason.BROKE_OFF,
-    Reason.CHALLENGE_PAGE,
-    Reason.LOGIN_PAGE,
-    Reason.REDIRECT,
+_BY_PLACE = (
+    None,
+    Reason.NOT_ROUTED,
+    Reason.FEDERATION_LISTENER_MISSING,
+    Reason.WEB_SITE,
 )
+
+# Whoever fails is not before the homeserver, for that answers others.
+_BY_HOMESERVER = (Reason.HOMESERVER_FAILS, Reason.WEB_SERVER_FAILS)
 
 
 def is_us(stages: Stages, own_name: str) -> Failure | None:
@@ -89,12 +90,14 @@ def explained(stages: Stages, stage: Stage) -> Failure:
 def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     """Return what exactly is wrong, if other stages tell it: the first that applies."""
     kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
-    # A homeserver answers, but not to what we sign.
-    is_signed = (
+    # A homeserver answers, but not to what real traffic is made of.
+    version, keys_stage = (stages[other] for other in unsigned)
+    other = keys_stage if version.outcome is StageOutcome.SKIPPED else version
+    is_sent = (
         name is StageName.AUTHENTICATED
-        and failure.reason is not Reason.UNKNOWN_REQUEST
-        and kind not in (FailureKind.REJECTED, FailureKind.RATE_LIMITED, *NOBODY_THERE)
-        and StageOutcome.OK in [stages[other].outcome for other in unsigned]
+        and kind not in NOBODY_THERE
+        and not stages.is_real
+        and other.outcome is StageOutcome.OK
     )
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
     is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
@@ -108,14 +111,11 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     rules = (
         (name is StageName.WELL_KNOWN, None),
         # It may be waiting for our answer, of which it needs the key.
-        (is_signed and is_late, Reason.SIGNED_UNANSWERED),
+        (is_sent and is_late, Reason.SIGNED_UNANSWERED),
+        (is_sent and kind is FailureKind.TOO_LARGE, Reason.EMPTY_TOO_LARGE),
+        (is_sent and failure.reason in _BY_HOMESERVER, Reason.SIGNED_ERROR),
         (
-            is_signed
-            and (stages.has_matrix_error or failure.reason is Reason.WEB_SERVER_FAILS),
-            Reason.SIGNED_ERROR,
-        ),
-        (
-            is_signed and kind in _ODD and failure.reason not in _TELLING,
+            is_sent and kind in _ODD and failure.reason in _BY_PLACE,
             Reason.SIGNED_NOT_ROUTED,
         ),
         # It is none of the kinds of keys.
@@ -132,8 +132,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
             name is StageName.VERSION
             and failure.reason is Reason.NOT_ROUTED
             and stage.outcome is StageOutcome.FAILED
-            and stages[StageName.AUTHENTICATED].outcome
-            in (StageOutcome.OK, StageOutcome.WARNING),
+            and stages[StageName.AUTHENTICATED].outcome is StageOutcome.OK,
             Reason.VERSION_ONLY,
         ),
         (is_late and is_another, Reason.ANOTHER_PROCESS),

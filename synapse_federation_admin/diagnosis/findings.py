@@ -9,6 +9,7 @@ and what was left out is counted.
 """
 
 from enum import Enum
+from http import HTTPStatus
 
 import attr
 
@@ -233,23 +234,27 @@ class KeysFindings:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class AuthenticatedFindings:
-    """What a server answers to a request that we have signed.
+    """What comes of a transaction: of the contact, or of a real one.
 
     Attributes:
-        path: The path of the request.
-        status: The HTTP status; None if there was no answer.
+        path: The path of the request, without the ID of the transaction.
+        status: The HTTP status; None if there was no answer, or not yet.
         errcode: The Matrix error in it.
+        is_real: Whether it was a real transaction, which was under way.
     """
 
     path: str
     status: int | None = None
     errcode: str | None = None
+    is_real: bool = False
 
     @property
     def summary(self) -> str:
         """What there is to say if nothing is wrong."""
-        no_alias = ": it answers that there is no such alias" if self.errcode else ""
-        return f"The server accepts the signature of this homeserver{no_alias}"
+        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
+            return "The server is busy with another transaction of this homeserver"
+        which = "a real" if self.is_real else "an empty"
+        return f"The server accepts {which} transaction of this homeserver"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

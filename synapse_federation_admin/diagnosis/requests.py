@@ -10,14 +10,12 @@ makes of it (`synapse/crypto/keyring.py`).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
-import attr
 from canonicaljson import encode_canonical_json
 from signedjson.key import decode_verify_key_bytes, is_signing_algorithm_supported
-from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 from unpaddedbase64 import decode_base64
@@ -35,26 +33,29 @@ from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.outbound import Get
+from synapse_federation_admin.homeserver.outbound import Requests
+from synapse_federation_admin.homeserver.transactions import SEND_PATH
 
 KEYS_PATH = "/_matrix/key/v2/server"
-QUERY_PATH = "/_matrix/federation/v1/query/directory"
 
-# An alias that nobody has: the request changes nothing anywhere.
-_ALIAS = "#synapse-federation-admin-diagnosis"
+# How often to look whether a real transaction was answered.
+_LOOK_MS = 50
+
+# The share of the time that is left when Synapse's client has to give up: so that it
+# says itself what it has met.
+SHARE_AFTER_REQUESTS = 0.07
 
 # What is wrong with an answer that came, and cannot be read.
 _UNREADABLE = (Reason.NOT_JSON, Reason.WRONG_CONTENT_TYPE, Reason.BODY_TOO_LARGE)
 
-# What a Matrix error tells of us, and not only of the request.
-_TELLING = (FailureKind.REJECTED, FailureKind.RATE_LIMITED)
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-async def check_keys(way: Way, get: Get, name: str) -> Stage:
+async def check_keys(way: Way, requests: Requests, name: str) -> Stage:
     """Ask a server for its keys, and judge them."""
-    found = await _ask(way, get, name, KEYS_PATH)
+    found = await _ask(way, requests.get(name, KEYS_PATH))
     if isinstance(found, Failure):
         findings = KeysFindings(status=found.facts.status, error=found)
         return Stage.failed(StageName.KEYS, no_keys(found), findings)
@@ -86,20 +87,35 @@ async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
         return None
 
 
-async def check_authenticated(way: Way, get: Get, name: str) -> Stage:
-    """Make a request that we sign, so that the server has to verify our key."""
-    found = await _ask(way, get, name, QUERY_PATH, {"room_alias": f"{_ALIAS}:{name}"})
-    return conclude(found if isinstance(found, Failure) else None)
+async def check_authenticated(way: Way, requests: Requests, name: str) -> Stage:
+    """Send what real traffic is made of: an empty transaction, signed.
+
+    Where a real one of this process is under way, that is waited for in its stead.
+    """
+    while (real := way.homeserver.transactions.under_way(name)) is not None:
+        while real.is_under_way:
+            if way.left_ms(reserve=SHARE_AFTER_REQUESTS) <= _LOOK_MS:
+                facts = Facts(took_ms=way.homeserver.now_ms() - real.begun_ts)
+                failure = Failure(FailureKind.OTHER, Reason.NOT_YET_ANSWERED, facts)
+                findings = AuthenticatedFindings(SEND_PATH, is_real=True)
+                outcome = StageOutcome.WARNING
+                return Stage.failed(StageName.AUTHENTICATED, failure, findings, outcome)
+            await way.homeserver.sleep_ms(_LOOK_MS)
+        if real.has_ended:
+            error = real.error and failure_of(real.error)
+            return conclude(error or None, is_real=True)
+    taken = await _ask(way, requests.send_empty(name))
+    if isinstance(taken, Failure):
+        return conclude(taken)
+    return conclude(None, is_busy=not taken)
 
 
-async def _ask(
-    way: Way, get: Get, name: str, path: str, args: dict[str, str] | None = None
-) -> tuple[JsonDict, dict[bytes, list[bytes]]] | Failure:
-    """Make a request; return the answer, or why there was none."""
+async def _ask(way: Way, request: Awaitable[T]) -> T | Failure:
+    """Make a request; return what comes of it, or why there was no answer."""
     try:
         # Synapse's client ends it by itself; but for the body of the answer it has as
         # much time again.
-        return await way.within(way.left_ms(), get, name, path, args)
+        return await way.within(way.left_ms(), lambda: request)
     except CancelledError:
         raise
     except Exception as e:
@@ -118,24 +134,24 @@ def no_keys(error: Failure) -> Failure:
     return Failure(FailureKind.KEYS_MISSING, Reason.CLOSED, facts)
 
 
-def conclude(failure: Failure | None) -> Stage:
-    """Return the stage `authenticated`: what the answer to a signed request means.
+def conclude(
+    failure: Failure | None, *, is_busy: bool = False, is_real: bool = False
+) -> Stage:
+    """Return the stage `authenticated`: what comes of a transaction.
 
     Args:
-        failure: What is wrong; None if the answer was one of 200.
+        failure: What is wrong; None if it was taken.
+        is_busy: Whether it was not, for the server is busy with another one of ours.
+        is_real: Whether it was a real one.
     """
     name = StageName.AUTHENTICATED
     if failure is None:
-        findings = AuthenticatedFindings(QUERY_PATH, HTTPStatus.OK.value)
+        code = HTTPStatus.TOO_MANY_REQUESTS if is_busy else HTTPStatus.OK
+        findings = AuthenticatedFindings(SEND_PATH, code.value, is_real=is_real)
         return Stage(name, StageOutcome.OK, findings=findings)
-    status, errcode = failure.facts.status, failure.facts.errcode
-    findings = AuthenticatedFindings(QUERY_PATH, status, errcode or None)
-    if status == HTTPStatus.NOT_FOUND and errcode == "M_NOT_FOUND":
-        return Stage(name, StageOutcome.OK, findings=findings)
-    if not errcode or status is None or status >= 500 or failure.kind in _TELLING:
-        return Stage.failed(name, failure, findings)
-    unknown = attr.evolve(failure, reason=Reason.UNKNOWN_REQUEST)
-    return Stage.failed(name, unknown, findings, StageOutcome.WARNING)
+    status, errcode = failure.facts.status, failure.facts.errcode or None
+    findings = AuthenticatedFindings(SEND_PATH, status, errcode, is_real=is_real)
+    return Stage.failed(name, failure, findings)
 
 
 def read_keys(

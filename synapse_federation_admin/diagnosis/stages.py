@@ -193,9 +193,15 @@ class Stages(dict[StageName, Stage]):
 
     @property
     def has_matrix_error(self) -> bool:
-        """Whether a signed request is answered with a Matrix error."""
-        signed = self.seen(AuthenticatedFindings)
-        return signed is not None and signed.errcode is not None
+        """Whether a transaction is answered with a Matrix error."""
+        sent = self.seen(AuthenticatedFindings)
+        return sent is not None and sent.errcode is not None
+
+    @property
+    def is_real(self) -> bool:
+        """Whether a real transaction was under way, and was waited for."""
+        sent = self.seen(AuthenticatedFindings)
+        return sent is not None and sent.is_real
 
     @property
     def is_led_elsewhere(self) -> bool:

@@ -9,7 +9,6 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.choice import is_chosen_bad, is_waited_for
 from synapse_federation_admin.diagnosis.explained import explained, is_us
 from synapse_federation_admin.diagnosis.findings import (
-    AuthenticatedFindings,
     KeysFindings,
     StageOutcome,
     StoredFindings,
@@ -146,10 +145,7 @@ def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | N
         if stored.refused_bytes:
             # That a small one was accepted since disproves nothing.
             return Effect.REFUSES_LARGE, FailureKind.TOO_LARGE
-        # Where Synapse still backs off, that it sends is not proven.
-        is_failing = stored.next_retry_ts is not None
-        is_answered = stored.last_request is LastRequest.SUCCEEDED
-        return Effect.ANSWERS if is_failing and is_answered else Effect.NONE, None
+        return Effect.NONE, None
     kind = stored.last_kind
     if kind is FailureKind.TOO_LARGE:
         return Effect.REFUSES, kind
@@ -157,21 +153,18 @@ def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | N
     is_just_now = (stored.last_failed_ago_ms or 0) < _JUST_NOW_MS
     if kind in _BY_ANSWER or is_just_now:
         return Effect.UNPROVEN, kind
-    return Effect.ANSWERS, None
+    return Effect.NONE, None
 
 
 def _may_connect(stages: Stages, stage: Stage) -> bool:
-    """Tell whether a contact may get through where a stage fails.
+    """Tell whether a reconnect may get through where a stage fails.
 
-    It takes nothing but the way there and that they accept our signature.
+    Its contact takes no keys, is small, and does not go by what Synapse has cached of a
+    file.
     """
-    if stage.name in (StageName.NAME, StageName.ADDRESSES, StageName.CONNECTIONS):
-        return False
-    if stage.name is StageName.WELL_KNOWN:
-        # By what Synapse has cached, a contact does not go.
-        return stage.kind is FailureKind.OTHER
-    unauthorized = (HTTPStatus.UNAUTHORIZED, HTTPStatus.GONE)
-    return stages.status(StageName.AUTHENTICATED) not in unauthorized
+    is_taken = stages[StageName.AUTHENTICATED].outcome is StageOutcome.OK
+    is_cached = stage.name is StageName.WELL_KNOWN and stage.kind is FailureKind.OTHER
+    return is_taken or is_cached or stages.is_real
 
 
 def _failing(stages: Stages, stage: Stage) -> Situation:
@@ -225,8 +218,6 @@ def _also(stages: Stages, stage: Stage) -> Failure | None:
 def _failing_stage(stages: Stages) -> Stage | None:
     """Return the stage because of which requests fail; None if they do not."""
     authenticated = stages[StageName.AUTHENTICATED]
-    if _lacks_federation(stages):
-        return stages[StageName.VERSION]
     failed = [
         stages[name] for name in _WAY if stages[name].outcome is StageOutcome.FAILED
     ]
@@ -234,7 +225,7 @@ def _failing_stage(stages: Stages) -> Stage | None:
     if file in failed and authenticated.outcome is not StageOutcome.OK:
         # What answers is at a path that the file names, and no homeserver.
         return file
-    if authenticated.outcome in (StageOutcome.OK, StageOutcome.WARNING):
+    if authenticated.outcome is StageOutcome.OK:
         # A request got through: what else fails, fails at times. But without its keys,
         # nothing that the server sends can be verified.
         failed = [stages[StageName.KEYS]] if stages[StageName.KEYS] in failed else []
@@ -255,17 +246,6 @@ def _failing_stage(stages: Stages) -> Stage | None:
     if _is_file_why(stages, first):
         return stages[StageName.WELL_KNOWN]
     return first
-
-
-def _lacks_federation(stages: Stages) -> bool:
-    """Tell whether a homeserver answers that knows no request of federation."""
-    version, signed = stages[StageName.VERSION], stages.seen(AuthenticatedFindings)
-    return (
-        version.outcome is StageOutcome.FAILED
-        and version.reason is Reason.FEDERATION_LISTENER_MISSING
-        and signed is not None
-        and signed.errcode == "M_UNRECOGNIZED"
-    )
 
 
 def _is_file_why(stages: Stages, failed: Stage) -> bool:
@@ -375,7 +355,7 @@ def _effect_of(stages: Stages, stage: Stage, failure: Failure) -> Effect:
         return Effect.NEXT_ADDRESS if is_skipped else Effect.SOME_REQUESTS
     if stage.name is StageName.VERSION:
         return Effect.NO_VERSION
-    if failure.reason is Reason.UNKNOWN_REQUEST:
+    if failure.reason is Reason.NOT_YET_ANSWERED:
         return Effect.ANSWERS_SOME
     return Effect.AT_TIMES if stage.name is StageName.CONNECTIONS else Effect.WORKS
 

@@ -49,7 +49,10 @@ CHECK_KEY = (
 )
 _KEYS_WRONG = "Tell their admin what is wrong with /_matrix/key/v2/server."
 KEYS_UNVERIFIED = f"{_KEYS_WRONG} Until then nothing that they send can be verified."
-_ONLY_OTHERS = "the server answers others, but not one that this homeserver signs"
+_ONLY_OTHERS = (
+    "the server answers others, but not /_matrix/federation/v1/send, by which messages "
+    "arrive"
+)
 _ASK_FOR_ANOTHER = "Ask their admin for another certificate."
 
 # What to do where clocks differ and nothing fails.
@@ -546,15 +549,23 @@ class Reason(Worded):
     )
     SIGNED_NOT_ROUTED = (
         _ONLY_OTHERS,
-        "Tell their admin: their reverse proxy may pass only a part of /_matrix on "
-        "to the homeserver.",
+        "Tell their admin: their reverse proxy has to pass all of /_matrix/federation "
+        "on to the homeserver, /send too, and to a worker that serves it.",
+        Fault.THEM,
     )
     SIGNED_UNANSWERED = (_ONLY_OTHERS, CHECK_KEY, Fault.UNKNOWN)
-    UNKNOWN_REQUEST = (
-        "whether the server accepts the signature of this homeserver is not known",
-        "If messages do not arrive there, ask their admin.",
-        None,
-        "Unknown request",
+    EMPTY_TOO_LARGE = (
+        "the server or its reverse proxy does not accept even an empty transaction",
+        "Tell their admin: at /_matrix/federation/v1/send their reverse proxy accepts "
+        "no bodies, or much too small ones (client_max_body_size in nginx).",
+        Fault.THEM,
+    )
+    NOT_YET_ANSWERED = (
+        "a transaction that was sent {took} ago is not answered yet",
+        "Wait: Synapse gives it a minute. If messages arrive late there, tell their "
+        "admin: the server is overloaded.",
+        Fault.THEM,
+        "Slow responses",
     )
     CALLED_OFF = (
         "this homeserver called it off",

@@ -62,17 +62,19 @@ class Effect(Worded):
     """What comes of a failure, or of there being none: as people are told it first."""
 
     def __init__(self, told: str, unproven: str = "") -> None:
-        """Say what is told, and where the last real request failed, if otherwise."""
+        """Say what is told, and where no real request proves it, if otherwise."""
         self.told = told
         self.unproven = unproven
 
-    NONE = "Federation with this server works."
+    NONE = (
+        "Federation with this server works.",
+        "The server accepts a small transaction of this homeserver.",
+    )
 
-    # The stages are in order; the last real request was not, or that is not known.
-    ANSWERS = "The server answers the requests of this diagnosis."
+    # The stages are in order; the last real request was not.
     UNPROVEN = (
-        "The server answers the requests of this diagnosis, but the last real request "
-        "failed."
+        "The server accepts a small transaction of this homeserver, but the last real "
+        "request failed."
     )
     REFUSES = "The server answers small requests, but not a real one."
 
@@ -176,7 +178,6 @@ _BY_ADDRESS = (Effect.NEXT_ADDRESS, Effect.WAITS_FOR_ADDRESS)
 # Of any other effect: that it works, but not always.
 _VERDICTS = {
     Effect.NONE: Verdict.OK,
-    Effect.ANSWERS: Verdict.OK,
     Effect.REFUSES: Verdict.FAILING,
     Effect.STOPS: Verdict.FAILING,
     Effect.NOT_KNOWN: Verdict.UNKNOWN,
@@ -227,8 +228,11 @@ class Situation:
         return _VERDICTS.get(self.effect, Verdict.DEGRADED)
 
     @property
-    def _is_unproven(self) -> bool:
-        return self.real is not None and self.real.last is LastRequest.FAILED
+    def _is_proven(self) -> bool:
+        """Whether the last real request succeeded, and Synapse does not back off."""
+        is_backing_off = self.backoff_left_ms is not None
+        last = self.real and self.real.last
+        return last is LastRequest.SUCCEEDED and not is_backing_off
 
     @property
     def explanation(self) -> str:
@@ -238,7 +242,7 @@ class Situation:
     @property
     def sentences(self) -> list[str]:
         """The same, sentence by sentence."""
-        first = self._is_unproven and self.effect.unproven
+        first = not self._is_proven and self.effect.unproven
         sentences = [first or self.effect.told]
         if self.failure is not None:
             sentences += [f"{message_of(self.failure)}.", way_of(self.failure)]
@@ -256,12 +260,11 @@ class Situation:
     def advice(self) -> str:
         """What to do next, for people."""
         effect, kind, left_ms = self.effect, self.kind, self.backoff_left_ms
+        has_failed = self.real is not None and self.real.last is LastRequest.FAILED
         advice = []
         if effect is Effect.NO_VERSION:
             advice.append(_NO_VERSION_ADVICE)
-        elif effect is Effect.UNPROVEN or (
-            effect is Effect.ANSWERS and left_ms is None
-        ):
+        elif effect is Effect.UNPROVEN:
             advice.append(_RECONNECT)
         elif (
             self.failure
@@ -273,7 +276,7 @@ class Situation:
             advice.append(_BAD_ADDRESS_ADVICE.format(address=address))
         elif self.failure is not None:
             advice.append(advice_of(self.failure))
-        elif left_ms is None:
+        elif left_ms is None and not has_failed:
             advice.append("Nothing to do.")
         if self.also is not None and self.also.kind in _NOT_CONNECTED:
             advice.append("Or the homeserver has to be at port 8448.")
@@ -283,7 +286,7 @@ class Situation:
             and not self.may_connect
         ):
             advice.append(_IN_VAIN)
-        if self._is_unproven and effect.unproven and left_ms is None:
+        if has_failed and effect.unproven and left_ms is None:
             advice.append(_RECONNECT)
         # To reconnect is to have it tried now, too.
         if left_ms is not None and effect is not Effect.UNPROVEN:

@@ -137,18 +137,16 @@ class Recorder:
             refused_bytes=refused_bytes,
         )
 
-    def transaction_ended(
-        self, transaction: Transaction, error: Exception | None
-    ) -> None:
+    def transaction_ended(self, transaction: Transaction) -> None:
         """Take note of what was answered with 2xx, and is no answer all the same.
 
         Synapse takes the status for a success, reads the rest, and has sent nothing. It
         does not back off. Any other failure was told before this.
         """
         name = transaction.destination
-        if error is None or name not in self._known:
+        if transaction.error is None or name not in self._known:
             return
-        failure = failure_of(error)
+        failure = failure_of(transaction.error)
         if failure.kind is not FailureKind.INVALID_RESPONSE:
             return
         key, failures = (name, failure.kind.value), self._unwritten.failures

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of this process's to other servers."""
 
-import secrets
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from synapse.module_api import JsonDict
@@ -12,6 +10,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.empty_transaction import send_empty
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
@@ -96,30 +95,11 @@ class Federation(Network):
         It is sent even if the destination is in backoff, and whatever comes of it, no
         retry timing is changed and nobody is woken.
 
-        An answer that it is still busy with another transaction of ours is as good as
-        any: it is sent by a server that has accepted our signature
-        (`synapse/federation/federation_server.py`).
+        An answer that it is still busy with another one is as good: see `send_empty`.
         """
-        # Synapse's own are numbers. What a server has seen once it answers from memory,
-        # and drops what is in it.
-        transaction_id = f"federation_admin_{secrets.token_hex(8)}"
-        transaction = {
-            "origin": self._hs.hostname,
-            "origin_server_ts": self._hs.get_clock().time_msec(),
-            "pdus": [],
-            "edus": [],
-        }
-        try:
-            await self.client(timeout_ms).put_json(
-                destination,
-                path=f"/_matrix/federation/v1/send/{transaction_id}",
-                data=transaction,
-                timeout=timeout_ms + GRACE_MS,
-                ignore_backoff=True,
-            )
-        except RequestSendFailed as e:
-            if not _is_busy(e.inner_exception):
-                raise
+        await send_empty(
+            self._hs, self.client(timeout_ms), destination, timeout_ms=timeout_ms
+        )
 
     async def version(self, destination: str, *, timeout_ms: int) -> JsonDict:
         """Ask a destination for the name and the version of its software.
@@ -174,12 +154,3 @@ class Federation(Network):
         from synapse_federation_admin.homeserver.outbound import Outbound
 
         return Outbound(self._hs, max_lifetime_s=max_lifetime_ms / 1000)
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Tell whether a server refuses a transaction only as it is busy with another."""
-    return (
-        isinstance(error, HttpResponseException)
-        and error.code == HTTPStatus.TOO_MANY_REQUESTS
-        and b"Too many concurrent transactions" in error.response
-    )

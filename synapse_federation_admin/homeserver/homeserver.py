@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.retry_timings import RetryTimings
     from synapse_federation_admin.homeserver.senders import OwnSender
     from synapse_federation_admin.homeserver.traffic import TrafficObserver
-    from synapse_federation_admin.homeserver.transactions import Ended
+    from synapse_federation_admin.homeserver.transactions import Transactions
 
 
 class Homeserver(Background):
@@ -44,6 +44,13 @@ class Homeserver(Background):
 
         return OwnSender(self._hs)
 
+    @cached_property
+    def transactions(self) -> "Transactions":
+        """What this process's federation sender sends, watched from now on."""
+        from synapse_federation_admin.homeserver.transactions import Transactions
+
+        return Transactions(self._hs)
+
     def drop_way(self, name: str) -> tuple[str, ...]:
         """Forget what this process keeps in memory of the way to a server.
 
@@ -59,14 +66,6 @@ class Homeserver(Background):
         from synapse_federation_admin.homeserver.traffic import observe
 
         observe(self._hs, observer)
-
-    def observe_transactions(self, ended: "Ended") -> None:
-        """Have a function told of each transaction of this process's that has ended."""
-        from synapse_federation_admin.homeserver.transactions import (
-            observe_transactions,
-        )
-
-        observe_transactions(self._hs, ended)
 
     def learn_causes(self, describe: Callable[[BaseException], str]) -> None:
         """Have the observer of traffic told what really stops requests.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out to other servers, each step by itself."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +17,7 @@ from synapse.http.federation.well_known_resolver import (
     WellKnownLookupResult,
     _cache_period_from_headers,
 )
+from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import http_proxy_endpoint
 from synapse.module_api import JsonDict, LoggingTransaction, make_deferred_yieldable
 from twisted.internet.endpoints import (
@@ -35,6 +36,7 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.empty_transaction import send_empty
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
@@ -46,10 +48,6 @@ from synapse_federation_admin.homeserver.way_out import (
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
-
-# Makes a GET request: the server name, the path, and the query parameters, if any.
-# Returns the body, and the headers; raises whatever Synapse's client raises.
-Get = Callable[..., Awaitable[tuple[JsonDict, dict[bytes, list[bytes]]]]]
 
 
 class Outbound(Network):
@@ -224,36 +222,23 @@ class Outbound(Network):
         *,
         is_file_known: bool,
         delegated_to: str | None,
-        timeout_ms: int,
-    ) -> Get:
-        """Return what makes signed GET requests through Synapse's federation client.
-
-        Past its retry limiter, and each of them once only.
+        left_ms: Callable[[], int],
+    ) -> "Requests":
+        """Return what makes requests through Synapse's federation client.
 
         Args:
             is_file_known: Whether it is known what the well-known file of the server
                 says; else that is asked for.
             delegated_to: What it says.
-            timeout_ms: How long they may take, from now on.
+            left_ms: Returns how long one may take, from now on.
         """
         delegation = None
         if is_file_known:
             delegation = WellKnownLookupResult(
                 delegated_to.encode("ascii") if delegated_to else None
             )
-
-        def get(*args: Any) -> Awaitable[Any]:
-            # What one of them meets is not told of another that is under way.
-            client = self.client(timeout_ms, delegation)
-            client.max_short_retries = 0
-            get_json = partial(
-                client.get_json_with_headers,
-                timeout=timeout_ms + GRACE_MS,
-                ignore_backoff=True,
-            )
-            return unobserved(get_json(*args))
-
-        return get
+        make_client = partial(self.client, delegation=delegation)
+        return Requests(self._hs, make_client, left_ms)
 
     async def stored_keys(self, name: str) -> dict[str, str]:
         """Return the keys of a server that Synapse has stored.
@@ -274,3 +259,51 @@ class Outbound(Network):
         return await self._hs.get_datastores().main.db_pool.runInteraction(
             "federation_admin_stored_keys", stored_keys_txn
         )
+
+
+class Requests:
+    """Requests of a diagnosis through Synapse's federation client, each once only.
+
+    They go past its retry limiter, and are no real traffic.
+    """
+
+    def __init__(
+        self,
+        hs: "HomeServer",
+        make_client: Callable[[int], MatrixFederationHttpClient],
+        left_ms: Callable[[], int],
+    ) -> None:
+        self._hs = hs
+        self._make_client = make_client
+        self._left_ms = left_ms
+
+    def _client(self, timeout_ms: int) -> MatrixFederationHttpClient:
+        # What one of them meets is not told of another that is under way.
+        client = self._make_client(timeout_ms)
+        client.max_short_retries = 0
+        return client
+
+    async def get(
+        self, destination: str, path: str
+    ) -> tuple[JsonDict, dict[bytes, list[bytes]]]:
+        """Return the body and the headers of an answer.
+
+        Raises:
+            Exception: Whatever Synapse's client raises.
+        """
+        timeout_ms = self._left_ms()
+        return await unobserved(
+            self._client(timeout_ms).get_json_with_headers(
+                destination,
+                path,
+                timeout=timeout_ms + GRACE_MS,
+                ignore_backoff=True,
+            )
+        )
+
+    async def send_empty(self, destination: str) -> bool:
+        """Make the contact: see `send_empty`."""
+        timeout_ms = self._left_ms()
+        client = self._client(timeout_ms)
+        contact = send_empty(self._hs, client, destination, timeout_ms=timeout_ms)
+        return await unobserved(contact)

@@ -24,7 +24,7 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
     (_CLASSIFIES, "errors"),
     ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
     ((*_CONTACTS, _F.HISTORY), "retry_timings"),
-    (_CONTACTS, "transactions"),
+    ((*_CONTACTS, _F.DIAGNOSIS), "transactions"),
     ((_F.FLUSH_CACHES,), "caches retry_timings"),
     ((_F.DIAGNOSIS,), "outbound"),
     ((_F.HISTORY,), "traffic"),
@@ -109,15 +109,13 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         _CONTACTS,
         """
         synapse.federation.units:
-            Transaction.destination Transaction.pdus Transaction.edus
-            Transaction.get_dict
+            Transaction.pdus Transaction.edus Transaction.get_dict
         synapse.notifier: Notifier.notify_remote_server_up
         synapse.replication.tcp.handler:
             ReplicationCommandHandler.connected
             ReplicationCommandHandler.send_remote_server_up
         hs:
             get_notifier get_replication_command_handler
-            get_federation_transport_client().send_transaction
             get_datastores().main._invalidate_cache_and_stream_bulk
             get_datastores().main._set_destination_retry_timings_txn
         """,
@@ -133,6 +131,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             FederationPolicyForHTTPS._verify_ssl_context
             SSLClientConnectionCreator._verifier
             SSLClientConnectionCreator.clientConnectionForTLS(_synapse_tls_verifier)
+        synapse.federation.units: Transaction.destination
         synapse.http.federation.matrix_federation_agent:
             MatrixFederationAgent(_srv_resolver)
             MatrixFederationAgent(_well_known_resolver)
@@ -155,7 +154,9 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             config.server.federation_ip_range_blocklist config.server.proxy_config
             config.server.user_agent_suffix
             config.worker.outbound_federation_restricted_to.instances
+            get_federation_transport_client().send_transaction
             get_federation_http_client().agent._agent._pool.persistent
+            get_federation_http_client().agent.request
             get_federation_http_client()._store
             get_federation_http_client()._send_request
         """,

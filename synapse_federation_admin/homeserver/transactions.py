@@ -4,27 +4,43 @@
 import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from canonicaljson import encode_canonical_json
 from synapse.util.retryutils import NotRetryingDestination
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+from twisted.web.iweb import IResponse
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
 
+SEND_PATH = "/_matrix/federation/v1/send"
+
+_SEND = f"{SEND_PATH}/".encode()
+
 
 class Transaction:
-    """A transaction that was sent. What is asked of it is found out then.
+    """A transaction that is sent. What is asked of it is found out then.
 
     Attributes:
         destination: To whom.
+        begun_ts: When it was sent first, in ms since the epoch.
+        is_under_way: Whether a request with it is: not while Synapse waits before it
+            sends it once more.
+        has_ended: Whether it was taken, or Synapse has given up on it for now.
+        error: Why it was not taken; None if it was, or if it has not ended.
     """
 
-    def __init__(self, transaction: Any) -> None:
+    def __init__(self, transaction: Any, begun_ts: int) -> None:
         self.destination: str = transaction.destination
+        self.begun_ts = begun_ts
+        self.is_under_way = True
+        self.has_ended = False
+        self.error: Exception | None = None
         self._transaction = transaction
 
     async def size(self, pause: Callable[[], Awaitable[None]]) -> int:
@@ -62,36 +78,95 @@ class Transaction:
         return types.count("m.direct_to_device")
 
 
-# Is told of each transaction, and why it was not taken; None if it was.
-Ended = Callable[[Transaction, Exception | None], None]
+# Is told of each transaction that has ended.
+Ended = Callable[[Transaction], None]
 
 
-def observe_transactions(hs: "HomeServer", ended: Ended) -> None:
-    """Have a function called whenever a transaction of this process's has ended.
+class Transactions:
+    """The transactions that this process is sending."""
 
-    That is: when it was taken, or when Synapse has given up on it for now. What goes
-    wrong in the function is logged, and changes nothing of it.
-    """
-    client = hs.get_federation_transport_client()
-    send = client.send_transaction
+    def __init__(self, hs: "HomeServer") -> None:
+        """Watch them, from now on."""
+        self._clock = hs.get_clock()
+        self._observers: list[Ended] = []
+        # Of each destination there is one at a time.
+        self._sending: dict[str, Transaction] = {}
+        self._watch_transactions(hs.get_federation_transport_client())
+        self._watch_requests(hs.get_federation_http_client().agent)
 
-    def tell(transaction: Any, error: Exception | None) -> None:
-        try:
-            ended(Transaction(transaction), error)
-        except Exception:
-            logger.exception("Could not take note of a transaction")
+    def observe(self, ended: Ended) -> None:
+        """Have a function told of each that has ended.
 
-    @wraps(send)
-    async def observed(transaction: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            answer = await send(transaction, *args, **kwargs)
-        except (CancelledError, NotRetryingDestination):
-            # It was not sent, or nobody knows what has come of it.
-            raise
-        except Exception as e:
-            tell(transaction, e)
-            raise
-        tell(transaction, None)
-        return answer
+        What goes wrong in it is logged, and changes nothing of it.
+        """
+        self._observers.append(ended)
 
-    client.send_transaction = observed  # type: ignore[method-assign]  # nothing else tells what was in it
+    def under_way(self, destination: str) -> Transaction | None:
+        """Return the transaction that is under way to a destination, if one is."""
+        sent = self._sending.get(destination)
+        return sent if sent is not None and sent.is_under_way else None
+
+    def _watch_transactions(self, client: Any) -> None:
+        send = client.send_transaction
+
+        @wraps(send)
+        async def observed(transaction: Any, *args: Any, **kwargs: Any) -> Any:
+            sent = Transaction(transaction, self._clock.time_msec())
+            self._sending[sent.destination] = sent
+            try:
+                answer = await send(transaction, *args, **kwargs)
+            except (CancelledError, NotRetryingDestination):
+                # It was not sent, or nobody knows what has come of it.
+                raise
+            except Exception as e:
+                sent.error = e
+                self._tell(sent)
+                raise
+            else:
+                self._tell(sent)
+            finally:
+                sent.is_under_way = False
+                self._sending.pop(sent.destination, None)
+            return answer
+
+        client.send_transaction = observed
+
+    def _tell(self, sent: Transaction) -> None:
+        sent.has_ended = True
+        for ended in self._observers:
+            try:
+                ended(sent)
+            except Exception:
+                logger.exception("Could not take note of a transaction")
+
+    def _watch_requests(self, agent: Any) -> None:
+        request = agent.request
+
+        @wraps(request)
+        def observed(method: bytes, uri: bytes, *args: Any, **kwargs: Any) -> Any:
+            answer = request(method, uri, *args, **kwargs)
+            try:
+                if _SEND in uri:
+                    self._asked(uri, answer)
+            except Exception:
+                # Whatever is wrong here, the request goes on.
+                logger.exception("A transaction is not observed")
+            return answer
+
+        agent.request = observed
+
+    def _asked(self, uri: bytes, answer: "Deferred[IResponse]") -> None:
+        """Take note of a request with a transaction."""
+        name = uri.partition(b"//")[2].partition(b"/")[0]
+        sent = self._sending.get(name.decode("ascii", "replace"))
+        if sent is not None:
+            sent.is_under_way = True
+            answer.addBoth(_answered, sent)
+
+
+def _answered(answer: IResponse | Failure, sent: Transaction) -> Any:
+    """Take note of an answer, or of none, after which it may be sent once more."""
+    code = HTTPStatus.BAD_GATEWAY if isinstance(answer, Failure) else answer.code
+    if code >= HTTPStatus.INTERNAL_SERVER_ERROR or code == HTTPStatus.TOO_MANY_REQUESTS:
+        sent.is_under_way = False
+    return answer

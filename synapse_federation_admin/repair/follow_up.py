@@ -87,7 +87,7 @@ class FollowUp:
         """Go on where the process before this one has stopped."""
         if not self._has_started:
             self._has_started = True
-            self._homeserver.observe_transactions(self._transaction_ended)
+            self._homeserver.transactions.observe(self._transaction_ended)
             self.begin()
 
     def begin(self) -> None:
@@ -275,17 +275,15 @@ class FollowUp:
 
     # -- what is told by the process that sends ----------------------------------------
 
-    def _transaction_ended(
-        self, transaction: Transaction, error: Exception | None
-    ) -> None:
+    def _transaction_ended(self, transaction: Transaction) -> None:
         """Take note of what a destination takes or refuses that was just woken."""
         name = transaction.destination
         if not self._wake.woken.pop(name, False) or len(self._notes) >= limits.WOKEN:
             return
-        if error is None:
+        if transaction.error is None:
             self._tell(name, TAKEN)
             return
-        failure = failure_of(error)
+        failure = failure_of(transaction.error)
         if failure.is_ours:
             told = shown_contact(Contact(0, failure=failure))["error"]
             self._tell(name, {"error": told})
