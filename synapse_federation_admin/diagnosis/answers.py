@@ -31,7 +31,11 @@ from synapse_federation_admin.diagnosis.stages import (
 )
 from synapse_federation_admin.failures.bounds import json_object, word
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.failures.responses import http_failure, page_reason
+from synapse_federation_admin.failures.responses import (
+    REDIRECTS,
+    http_failure,
+    page_reason,
+)
 from synapse_federation_admin.homeserver.errors import (
     BodyExceededMaxSize,
     RequestSendFailed,
@@ -39,7 +43,6 @@ from synapse_federation_admin.homeserver.errors import (
 from synapse_federation_admin.homeserver.outbound import Outbound
 
 VERSION_PATH = "/_matrix/federation/v1/version"
-REDIRECTS = (301, 302, 303, 307, 308)
 
 # `Date` is to the second, and the answer took its time.
 _UNSURE_MS = 2000

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.answers import REDIRECTS, Answer, ask
+from synapse_federation_admin.diagnosis.answers import Answer, ask
 from synapse_federation_admin.diagnosis.findings import StageOutcome
 from synapse_federation_admin.diagnosis.resolution import (
     CachedWellKnown,
@@ -46,6 +46,7 @@ from synapse_federation_admin.failures.kinds import (
     Link,
     Reason,
 )
+from synapse_federation_admin.failures.responses import REDIRECTS
 from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.network import GRACE_MS

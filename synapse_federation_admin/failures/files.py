@@ -92,7 +92,9 @@ def why_no_file(status: int, place: Facts) -> Failure | None:
     """Tell what an answer means that is not of status 200; None: there is no file."""
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return None
-    return unreachable(Reason.WEB_STATUS, attr.evolve(place, status=status))
+    is_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    reason = Reason.WEB_STATUS if is_error else Reason.NO_FILE_IN_IT
+    return unreachable(reason, attr.evolve(place, status=status))
 
 
 def read_file(body: bytes, content_type: bytes) -> tuple[str | None, Failure | None]:

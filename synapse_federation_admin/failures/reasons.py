@@ -230,6 +230,11 @@ class Reason(Worded):
         "443), from which the file comes.",
     )
     WEB_STATUS = "their web server answers with an error"
+    NO_FILE_IN_IT = (
+        "their web server answers {status}, with which Synapse takes no file",
+        "Tell their admin: the file has to come with status 200, or 404 if the server "
+        "does not delegate.",
+    )
     WEB_NO_ANSWER = "no answer from {host}"
     WEB_LOOKUP = (
         "the DNS did not answer about {host}",
@@ -508,6 +513,11 @@ class Reason(Worded):
         "it redirects to {said}, which Synapse does not follow",
         "Tell their admin: /_matrix has to be answered at this address, without a "
         "redirect. To move the server, use /.well-known/matrix/server.",
+    )
+    ODD_STATUS = (
+        "the server answers {status}, which is no answer to this request",
+        "Tell their admin: their web server, or a cache before it, has to pass "
+        "/_matrix on to the homeserver, and what that answers back as it is.",
     )
     WEB_SITE = (
         "a web page{server} answers in place of the homeserver",

@@ -16,6 +16,8 @@ _HTTP_KINDS: dict[int, FailureKind] = {
     HTTPStatus.TOO_MANY_REQUESTS: FailureKind.RATE_LIMITED,
 }
 
+REDIRECTS = (301, 302, 303, 307, 308)
+
 # A proxy answers so where the server behind it does not; from 520 on, Cloudflare.
 _BACKEND_DOWN = (502, 503, 504, *range(520, 531))
 
@@ -76,7 +78,7 @@ def http_failure(
     reason = (
         _by_errcode(status, errcode, said) if errcode else _by_page(status, page, to)
     )
-    if 300 <= status < 400:
+    if status in REDIRECTS:
         said = word(to, limits.TEXT) or "another URL"
     facts = Facts(
         status=status,
@@ -135,9 +137,11 @@ def _by_page(status: int, page: str, to: bytes | None) -> Reason | None:
     """Return what a web server or a proxy means."""
     url = bounded(to.decode("latin-1")).lower() if to else ""
     found = _page(page)
-    if 300 <= status < 400:
+    if status in REDIRECTS:
         is_login = any(part in url for part in _LOGIN_URLS)
         return Reason.LOGIN_PAGE if is_login else Reason.REDIRECT
+    if status < HTTPStatus.BAD_REQUEST:
+        return Reason.ODD_STATUS
     if found is not None:
         return found
     if _NO_CERTIFICATE in page:
