@@ -918,12 +918,12 @@ site("rejects-and-hides failing rejected", version=PAGE_NOT_FOUND, send=UNAUTHOR
 site("send-hangs failing response_timeout/signed_unanswered", send=hang)
 site("keys-limited failing rate_limited/keys_request", keys=LIMITED)
 site("keys-close failing keys_missing/closed", keys=close)
-site("send-500 failing http_error/signed_error", send=SERVER_ERROR)
+site("send-500 failing http_error/web_server_fails", "only /_matrix", send=SERVER_ERROR)
 site(f"send-html failing {NOT_ROUTED}", send=PAGE_NOT_FOUND)
 site("send-limited failing rate_limited", send=LIMITED)
 site(f"send-unknown failing {NOT_ROUTED}", send=UNRECOGNIZED)
 site(
-    "send-error failing http_error/signed_error",
+    "send-error failing http_error/homeserver_fails",
     "HTTP 500 M_UNKNOWN",
     send=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
 )

@@ -41,9 +41,6 @@ _BY_PLACE = (
     Reason.WEB_SITE,
 )
 
-# Whoever fails is not before the homeserver, for that answers others.
-_BY_HOMESERVER = (Reason.HOMESERVER_FAILS, Reason.WEB_SERVER_FAILS)
-
 
 def is_us(stages: Stages, own_name: str) -> Failure | None:
     """Return how the name leads to this homeserver itself; None if it does not."""
@@ -87,18 +84,22 @@ def explained(stages: Stages, stage: Stage) -> Failure:
     return attr.evolve(failure, reason=reason, facts=facts)
 
 
-def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
-    """Return what exactly is wrong, if other stages tell it: the first that applies."""
-    kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
-    # A homeserver answers, but not to what real traffic is made of.
-    version, keys_stage = (stages[other] for other in unsigned)
-    other = keys_stage if version.outcome is StageOutcome.SKIPPED else version
-    is_sent = (
-        name is StageName.AUTHENTICATED
-        and kind not in NOBODY_THERE
+def is_only_send(stages: Stages, stage: Stage) -> bool:
+    """Tell whether all is answered but the empty transaction."""
+    version, keys = stages[StageName.VERSION], stages[StageName.KEYS]
+    other = keys if version.outcome is StageOutcome.SKIPPED else version
+    return (
+        stage.name is StageName.AUTHENTICATED
+        and stage.kind not in NOBODY_THERE
         and not stages.is_real
         and other.outcome is StageOutcome.OK
     )
+
+
+def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
+    """Return what exactly is wrong, if other stages tell it: the first that applies."""
+    kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
+    is_sent = is_only_send(stages, stage)
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
     is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
     is_rejected = kind is FailureKind.REJECTED
@@ -113,7 +114,6 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
         # It may be waiting for our answer, of which it needs the key.
         (is_sent and is_late, Reason.SIGNED_UNANSWERED),
         (is_sent and kind is FailureKind.TOO_LARGE, Reason.EMPTY_TOO_LARGE),
-        (is_sent and failure.reason in _BY_HOMESERVER, Reason.SIGNED_ERROR),
         (
             is_sent and kind in _ODD and failure.reason in _BY_PLACE,
             Reason.SIGNED_NOT_ROUTED,

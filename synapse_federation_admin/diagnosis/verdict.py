@@ -7,7 +7,11 @@ import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.choice import is_chosen_bad, is_waited_for
-from synapse_federation_admin.diagnosis.explained import explained, is_us
+from synapse_federation_admin.diagnosis.explained import (
+    explained,
+    is_only_send,
+    is_us,
+)
 from synapse_federation_admin.diagnosis.findings import (
     KeysFindings,
     StageOutcome,
@@ -50,6 +54,17 @@ _WEAK = (
 
 # On the way that a request takes, what does not work stops it.
 _WAY = tuple(StageName)[:7]
+
+# With these it is told that no transaction is taken, or whom they do not take.
+_TELLS_IT = (
+    Reason.SIGNED_NOT_ROUTED,
+    Reason.SIGNED_UNANSWERED,
+    Reason.EMPTY_TOO_LARGE,
+    Reason.SIGNATURE_REJECTED,
+    Reason.OTHER_HOMESERVER,
+    Reason.DENIED_BY_POLICY,
+    Reason.CLOCK,
+)
 
 # Requests of Synapse's own client.
 _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
@@ -128,6 +143,9 @@ def _by_stages(
         slow = Failure(FailureKind.OTHER, Reason.SLOW, Facts(took_ms=took_ms))
         return Situation(Effect.WORKS, slow, (), left_ms)
     if weak is None:
+        is_busy = stages.status(StageName.AUTHENTICATED) == HTTPStatus.TOO_MANY_REQUESTS
+        if is_busy and real_effect is Effect.NONE:
+            real_effect = Effect.BUSY
         found = kind and Failure(kind)
         return Situation(real_effect, found, _harmless(stages), left_ms)
     failure = explained(stages, weak)
@@ -172,6 +190,9 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     stored = stages.seen(StoredFindings)
     remarks = []
     also = _also(stages, stage)
+    is_told = failure.reason in _TELLS_IT or failure.kind is FailureKind.RATE_LIMITED
+    if is_only_send(stages, stage) and not is_told:
+        remarks.append(Remark.ONLY_SEND)
     if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
         remarks.append(Remark.ANOTHER_WORKS)
     if also is not None and stage.name is StageName.WELL_KNOWN:
@@ -193,7 +214,15 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
 
 
 def _also(stages: Stages, stage: Stage) -> Failure | None:
-    """Return the second of two facts: of the file, and of where requests go without."""
+    """Return the second of two facts.
+
+    Of the file, and of where requests go without; of what we send, and of their keys.
+    """
+    keys = stages[StageName.KEYS]
+    if stage.name is StageName.AUTHENTICATED:
+        is_another = _met(keys) is not stage.kind
+        is_failed = keys.outcome is StageOutcome.FAILED
+        return keys.failure if is_failed and is_another else None
     file, found = stages[StageName.WELL_KNOWN], stages.seen(WellKnownFindings)
     if stage is file:
         others = (stages[name] for name in _BY_ADDRESS[:2])
@@ -240,8 +269,8 @@ def _failing_stage(stages: Stages) -> Stage | None:
         is_always = authenticated.outcome is StageOutcome.FAILED
         return uneven if failed and is_always and is_chosen_bad(stages) else None
     first = failed[0]
-    if first.name is StageName.KEYS and _met(first) is authenticated.kind:
-        # It is not the keys: it answers so to everything.
+    if first.name is StageName.KEYS and authenticated in failed:
+        # Whatever the keys are, nothing arrives there.
         first = authenticated
     if _is_file_why(stages, first):
         return stages[StageName.WELL_KNOWN]

@@ -185,7 +185,8 @@ class FailureKind(Worded):
     INVALID_RESPONSE = (
         "Invalid response",
         "what answers is not a Matrix homeserver, or the response broke off",
-        "Tell their admin: something other than a homeserver answers at their address.",
+        "Tell their admin: something other than a homeserver answers, or something "
+        "before it changes its responses.",
     )
     PROXY_FAILED = (
         "This homeserver's own proxy does not connect",

@@ -50,8 +50,8 @@ CHECK_KEY = (
 _KEYS_WRONG = "Tell their admin what is wrong with /_matrix/key/v2/server."
 KEYS_UNVERIFIED = f"{_KEYS_WRONG} Until then nothing that they send can be verified."
 _ONLY_OTHERS = (
-    "the server answers others, but not /_matrix/federation/v1/send, by which messages "
-    "arrive"
+    "other requests are answered, but not /_matrix/federation/v1/send, by which "
+    "messages arrive"
 )
 _ASK_FOR_ANOTHER = "Ask their admin for another certificate."
 
@@ -452,8 +452,8 @@ class Reason(Worded):
     # HTTP: what answers, and what it means.
     BACKEND_DOWN = (
         "their proxy{server} answers, but not the homeserver behind it",
-        "Wait, or tell their admin: the homeserver behind their reverse proxy is down, "
-        "or the proxy looks for it at the wrong port.",
+        "Wait, or tell their admin: the homeserver behind their reverse proxy, or one "
+        "of its workers, is down, or the proxy looks for it at the wrong port.",
     )
     HOMESERVER_FAILS = (
         "the homeserver itself answers with an error",
@@ -553,15 +553,12 @@ class Reason(Worded):
         Fault.THEM,
     )
     VERSION_ONLY = "only the request for the version is answered so"
-    SIGNED_ERROR = (
-        _ONLY_OTHERS,
-        "Tell their admin: the log of their homeserver has the reason.",
-    )
     SIGNED_NOT_ROUTED = (
         _ONLY_OTHERS,
         "Tell their admin: their reverse proxy has to pass all of /_matrix/federation "
         "on to the homeserver, /send too, and to a worker that serves it.",
         Fault.THEM,
+        "Transactions refused",
     )
     SIGNED_UNANSWERED = (_ONLY_OTHERS, CHECK_KEY, Fault.UNKNOWN)
     EMPTY_TOO_LARGE = (

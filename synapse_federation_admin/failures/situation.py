@@ -71,6 +71,12 @@ class Effect(Worded):
         "The server accepts a small transaction of this homeserver.",
     )
 
+    # It takes one transaction at a time.
+    BUSY = (
+        "Federation with this server works.",
+        "The server is reached, and still busy with a transaction of this homeserver.",
+    )
+
     # The stages are in order; the last real request was not.
     UNPROVEN = (
         "The server accepts a small transaction of this homeserver, but the last real "
@@ -118,6 +124,10 @@ class Effect(Worded):
 class Remark(Enum):
     """What else is to be said, in words."""
 
+    ONLY_SEND = (
+        "Other requests are answered: only /_matrix/federation/v1/send, by which "
+        "messages arrive, is not."
+    )
     FILE_IS_WHY = "Without the file, requests go to the server name itself, port 8448."
     FILE_IS_LATE = "Synapse waits for the file, and gets no further."
     ANOTHER_WORKS = (
@@ -178,6 +188,7 @@ _BY_ADDRESS = (Effect.NEXT_ADDRESS, Effect.WAITS_FOR_ADDRESS)
 # Of any other effect: that it works, but not always.
 _VERDICTS = {
     Effect.NONE: Verdict.OK,
+    Effect.BUSY: Verdict.OK,
     Effect.REFUSES: Verdict.FAILING,
     Effect.STOPS: Verdict.FAILING,
     Effect.NOT_KNOWN: Verdict.UNKNOWN,
