@@ -175,7 +175,10 @@ CASES = [
     # A failure comes before a warning.
     ("no_version http_error", stages(unreachable(None), NO_VERSION)),
     # One bad address among good ones, and something else that Synapse has met.
-    ("stops rejected", stages(ONE_EXPIRED, signed(Kind.REJECTED, 401))),
+    (
+        "stops rejected only_send",
+        stages(ONE_EXPIRED, signed(Kind.REJECTED, 401)),
+    ),
     # Where other processes go out, it is not known whether connections are taken.
     (
         "stops response_timeout another_process",

@@ -10,13 +10,13 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.empty_transaction import send_empty
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
 )
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.transactions import send_empty
 from synapse_federation_admin.homeserver.way_out import unobserved
 
 if TYPE_CHECKING:
