@@ -36,10 +36,10 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.federation import send_empty
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
-from synapse_federation_admin.homeserver.transactions import send_empty
 from synapse_federation_admin.homeserver.way_out import (
     cached_well_known,
     goes_through_proxy,

@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process's federation sender sends, what comes of it; and the contact."""
+"""What this process's federation sender sends, and what comes of it."""
 
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from canonicaljson import encode_canonical_json
+from synapse.util.retryutils import NotRetryingDestination
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
-from synapse_federation_admin.homeserver.errors import (
-    HttpResponseException,
-    NotRetryingDestination,
-    RequestSendFailed,
-)
-from synapse_federation_admin.homeserver.network import GRACE_MS
-
 if TYPE_CHECKING:
-    from synapse.http.matrixfederationclient import MatrixFederationHttpClient
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
@@ -178,62 +170,3 @@ def _answered(answer: IResponse | Failure, sent: Transaction) -> Any:
     if code >= HTTPStatus.INTERNAL_SERVER_ERROR or code == HTTPStatus.TOO_MANY_REQUESTS:
         sent.is_under_way = False
     return answer
-
-
-async def send_empty(
-    hs: "HomeServer",
-    client: "MatrixFederationHttpClient",
-    destination: str,
-    *,
-    timeout_ms: int,
-) -> bool:
-    """Send a destination an empty transaction, past the retry limiter.
-
-    It is sent even if the destination is in backoff, and whatever comes of it, no retry
-    timing is changed and nobody is woken.
-
-    Args:
-        hs: The homeserver.
-        client: Makes this request.
-        destination: The server name.
-        timeout_ms: How long it has to answer.
-
-    Returns:
-        Whether it was taken. If not, the server is still busy with another transaction
-        of ours, which is as good: it is so told by one that has accepted our signature
-        (`synapse/federation/federation_server.py`).
-
-    Raises:
-        Exception: Whatever Synapse's client raises.
-    """
-    # Synapse's own are numbers. What a server has seen once it answers from memory, and
-    # drops what is in it.
-    transaction_id = f"federation_admin_{secrets.token_hex(8)}"
-    transaction = {
-        "origin": hs.hostname,
-        "origin_server_ts": hs.get_clock().time_msec(),
-        "pdus": [],
-        "edus": [],
-    }
-    try:
-        await client.put_json(
-            destination,
-            path=f"{SEND_PATH}/{transaction_id}",
-            data=transaction,
-            timeout=timeout_ms + GRACE_MS,
-            ignore_backoff=True,
-        )
-    except RequestSendFailed as e:
-        if not _is_busy(e.inner_exception):
-            raise
-        return False
-    return True
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Tell whether a server refuses a transaction only as it is busy with another."""
-    return (
-        isinstance(error, HttpResponseException)
-        and error.code == HTTPStatus.TOO_MANY_REQUESTS
-        and b"Too many concurrent transactions" in error.response
-    )
