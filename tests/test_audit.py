@@ -240,11 +240,11 @@ class ReadTestCase(AuditTestCase):
         self.assertEqual(sorted(found), sorted(entries))
 
 
-@pytest.mark.database
 class KeepTestCase(AuditTestCase):
     def outcomes(self) -> dict[str, str]:
         return {e["entry_id"]: e["outcome"] for e in self.audit("?limit=1000")}
 
+    @pytest.mark.database
     def test_prune(self) -> None:
         """What is older than is to be kept goes, in pieces; nothing else does."""
         self.reactor.advance(20 * DAY_MS / 1000)
@@ -270,6 +270,7 @@ class KeepTestCase(AuditTestCase):
         # No other table has anything to delete.
         self.assertEqual([n for n in deleted if isinstance(n, int) and n], [3, 3, 1])
 
+    @pytest.mark.database
     def test_never_ends(self) -> None:
         """What has been pending for a day never ends; but a run may."""
         self.reactor.advance(5 * DAY_MS / 1000)
@@ -289,6 +290,7 @@ class KeepTestCase(AuditTestCase):
             },
         )
 
+    @pytest.mark.database
     def test_restart(self) -> None:
         """What a process was doing when it ended is interrupted when it starts.
 
@@ -363,6 +365,7 @@ class KeepTestCase(AuditTestCase):
         self.assertEqual((found["outcome"], found["details"]), ("connected", {"a": 1}))
 
     @parameterized.expand([((1, 2),), ((1,),)])
+    @pytest.mark.database
     def test_retried(self, writes: tuple[int, ...]) -> None:
         """What a transaction wrote is in the log once, if its last attempt did."""
         entry = self.log.entry(AuditAction.RESET, ADMIN, outcome="reset")
@@ -381,6 +384,7 @@ class KeepTestCase(AuditTestCase):
         self.assertEqual(len(self.audit()), len(writes) - 1)
         self.assertEqual(info.call_count, len(writes) - 1)
 
+    @pytest.mark.database
     def test_committed_first(self) -> None:
         """What a transaction wrote before it failed is not logged."""
         pending = self.write(outcome="pending")

@@ -39,10 +39,10 @@ class ReconnectTestCase(ProbeTestCase):
         return channel
 
 
-@pytest.mark.database
 class OutcomesTestCase(ReconnectTestCase):
     """What is answered and changed, by what comes of the contact."""
 
+    @pytest.mark.database
     def test_connected(self) -> None:
         """A destination that answers is cleared and woken; the audit knows of it."""
         with mock.patch.object(
@@ -159,6 +159,7 @@ class OutcomesTestCase(ReconnectTestCase):
         self.assertEqual(entry["outcome"], "connected")
         self.assertEqual(self.row(NAME), (0, 0, None, 7))
 
+    @pytest.mark.database
     def test_forced_in_vain(self) -> None:
         """What was forced, and is still failing, has failed since when it did before.
 
@@ -176,6 +177,7 @@ class OutcomesTestCase(ReconnectTestCase):
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "forced")
 
+    @pytest.mark.database
     def test_stale_cache(self) -> None:
         """What was changed by hand, and Synapse still backs off from, is cleared."""
         self.get_success(self.store.get_destination_retry_timings(NAME))
@@ -199,6 +201,7 @@ class OutcomesTestCase(ReconnectTestCase):
         self.reconnect("no.example")
         self.assertEqual(self.probed, ["no.example"])
 
+    @pytest.mark.database
     def test_unlisted(self) -> None:
         """A name for which something waits, but which has no row, is contacted.
 
@@ -245,6 +248,7 @@ class OutcomesTestCase(ReconnectTestCase):
             self.assertEqual(channel.json_body["outcome"], "connected")
             self.assertEqual(channel.json_body["contact"]["server"], server)
 
+    @pytest.mark.database
     def test_database_fails(self) -> None:
         """If the outcome can't be stored: 500, nothing is changed, nobody woken."""
         channel = self.reconnect()
@@ -260,6 +264,7 @@ class OutcomesTestCase(ReconnectTestCase):
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "failed")
 
+    @pytest.mark.database
     def test_audit_fails(self) -> None:
         """If the audit can't be written, nothing is done: no contact is made."""
         self.refuse_changes("federation_admin_audit")
@@ -349,10 +354,10 @@ class SeenThroughTestCase(ReconnectTestCase):
         self.assertEqual(self.row(NAME)[2], 500)
 
 
-@pytest.mark.database
 class ManyAskersTestCase(ReconnectTestCase):
     """However many ask, there is one contact."""
 
+    @pytest.mark.database
     def test_hundred(self) -> None:
         """A hundred askers cause one contact; each gets its outcome, and an entry."""
         channels = [self.reconnect() for _ in range(100)]
@@ -404,7 +409,6 @@ class ManyAskersTestCase(ReconnectTestCase):
         self.assertEqual(len(self.probes), limits.CONTACTS + 5)
 
 
-@pytest.mark.database
 class ToldTestCase(ReconnectTestCase):
     def test_told(self) -> None:
         """Told are those of the configuration that run; the others are named."""

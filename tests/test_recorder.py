@@ -36,7 +36,7 @@ from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.schema import Tables
 
 # What is told differs between Synapse's releases, and is in test_traffic.py.
-pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
+pytestmark = pytest.mark.one_synapse
 
 WRITE_S = 3.1
 
@@ -106,6 +106,7 @@ class RecorderTestCase(ModuleTestCase):
         return Recorder(homeserver, Tables(homeserver))
 
 
+@pytest.mark.database
 class WritesTestCase(RecorderTestCase):
     def test_no_answer(self) -> None:
         """What is answered with 2xx and is no answer is a failure, and no outage."""
@@ -255,6 +256,7 @@ class WritesTestCase(RecorderTestCase):
         return found
 
 
+@pytest.mark.database
 class BoundsTestCase(RecorderTestCase):
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -465,6 +467,7 @@ class OddTestCase(RecorderTestCase):
                 self.assertEqual(found is not None, has_answered)
 
 
+@pytest.mark.database
 class SuccessesTestCase(RecorderTestCase):
     def test_every_five_minutes(self) -> None:
         """That a destination answers is written at most every five minutes."""
