@@ -42,6 +42,9 @@ TABLE_PASSES = 2
 WAITING_CONTACTS = 10_000
 WOKEN = 10_000
 
+# Ends of what was cleared, for who waits for one.
+KEPT_ENDS = 1000
+
 # Refused transactions whose size is found out at once: they may have 10 MB each.
 TRANSACTIONS_MEASURED = 10
 

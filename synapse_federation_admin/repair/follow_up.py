@@ -15,14 +15,17 @@ is, and however much later:
 Neither is so for up to 25 minutes where Synapse goes on trying, and for longer where
 nothing is sent. After a day nobody waits for it any more
 (`synapse_federation_admin.repair.housekeeping`).
+
+Where the audit cannot be written a reset goes on all the same: what it has to give back
+is then in the memory of this process.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -33,6 +36,7 @@ from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Failure, FailureKind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.wake import Wake
@@ -44,6 +48,8 @@ from synapse_federation_admin.storage.outcomes import (
     Refused,
 )
 from synapse_federation_admin.storage.runs import RunStore
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +66,9 @@ _LOOK_SHARE = 10
 _TOLD_WITHIN_MS = 2000
 _TOLD_ALONE_WITHIN_MS = 10_000
 
+# For how long it is kept in memory what could not be written.
+_DAY_MS = 86_400_000
+
 
 class FollowUp:
     """Ends the entries of what was cleared, and gives back `failure_ts`."""
@@ -71,8 +80,10 @@ class FollowUp:
         self._audit = audit
         self._runs = runs
         self._wake = wake
-        # By their IDs, entries for whose end somebody waits; None until then.
-        self._ends: dict[str, AuditEntry | None] = {}
+        # By their IDs: entries that have ended, the newest last, for who waits for one;
+        # and those that the audit could not take.
+        self._ended: dict[str, AuditEntry] = {}
+        self._unwritten: dict[str, AuditEntry] = {}
         self._has_started = self._looking = self._noting = False
         # What is to be noted of destinations that were woken.
         self._notes: dict[str, Mapping[str, object]] = {}
@@ -99,19 +110,15 @@ class FollowUp:
                 "federation_admin_follow_up", self._look_while_any
             )
 
-    def watch(self, entry: AuditEntry) -> None:
-        """Have the end of an entry be known to `end_of`, until `unwatch`."""
-        self._ends[entry.entry_id] = None
-
-    def unwatch(self, entry: AuditEntry) -> None:
-        """Forget the end of an entry."""
-        self._ends.pop(entry.entry_id, None)
+    def keep(self, entry: AuditEntry) -> None:
+        """Keep an entry of what was cleared that the audit could not take."""
+        keep_newest(self._unwritten, entry.entry_id, entry, limits.WOKEN)
 
     async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
-        """Wait for the end of an entry that is watched; None if it does not end."""
+        """Wait for the end of an entry of this process; None if it does not end."""
         self.begin()
         for _ in range(timeout_ms // _TICK_MS):
-            if (ended := self._ends[entry.entry_id]) is not None:
+            if (ended := self._ended.get(entry.entry_id)) is not None:
                 return ended
             await self._homeserver.sleep_ms(_TICK_MS)
         return None
@@ -125,15 +132,22 @@ class FollowUp:
         """Write what came of the contact after a reset, as soon as that can be."""
         shown = {"contact": shown_contact(contact)}
         waiting: Any = entry.details["waiting"]
-        is_over = contact.failure is None and not waiting["perhaps"]
-        connected = ReconnectOutcome.CONNECTED.value
+        if contact.failure is None and not waiting["perhaps"]:
+            for kept in tuple(self._unwritten.values()):
+                if kept.destination == entry.destination:
+                    del self._unwritten[kept.entry_id]
+            connected = ReconnectOutcome.CONNECTED.value
+            ended = self._audit.ended(entry, connected, shown)
+            await self._until_written(lambda: self._audit.end(ended))
+        else:
+            await self._until_written(lambda: self._audit.note(entry.entry_id, shown))
+            self.begin()
+
+    async def _until_written(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Call something that uses the database, again and again while that is away."""
         while True:
             try:
-                if is_over:
-                    await self._audit.end(self._audit.ended(entry, connected, shown))
-                else:
-                    await self._audit.note(entry.entry_id, shown)
-                break
+                return await write()
             except CancelledError:
                 # Synapse is shutting down.
                 raise
@@ -141,9 +155,7 @@ class FollowUp:
                 if not self._homeserver.is_database_away(e):
                     raise
                 logger.warning("Cannot note what comes of a reset yet: %s", e)
-                await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
-        if not is_over:
-            self.begin()
+            await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
 
     async def _look_while_any(self) -> None:
         waited_ms = took_ms = 0
@@ -158,24 +170,22 @@ class FollowUp:
                 self._is_any, waited_ms = False, 0
                 try:
                     began_ms = self._homeserver.now_ms()
-                    self._is_any = await self._look() or self._is_any
+                    is_any = await self._until_written(self._look)
+                    self._is_any = is_any or self._is_any
                     took_ms = self._homeserver.now_ms() - began_ms
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
-                except Exception as e:
+                except Exception:
                     self._is_any = True
-                    if self._homeserver.is_database_away(e):
-                        logger.warning("The database is away after a reset: %s", e)
-                    else:
-                        logger.exception("Could not follow destinations after a reset")
+                    logger.exception("Could not follow destinations after a reset")
                     await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
         finally:
             self._looking = False
 
     async def _look(self) -> bool:
         """Look at all rows once; return whether there is anything left."""
-        is_any, after = False, None
+        is_any, after = await self._look_at_unwritten(), None
         while True:
             entries, ended = await self._audit.run(
                 "federation_admin_follow_up",
@@ -183,38 +193,37 @@ class FollowUp:
                 read_committed=True,
             )
             for entry in ended:
-                if entry.entry_id in self._ends:
-                    self._ends[entry.entry_id] = entry
+                keep_newest(self._ended, entry.entry_id, entry, limits.KEPT_ENDS)
             is_any = is_any or len(ended) < len(entries)
             if len(entries) < limits.CLEARED_LOOKED_AT:
                 return is_any
             after = (entries[-1].ts, entries[-1].entry_id)
+
+    async def _look_at_unwritten(self) -> bool:
+        """Look at what could not be written; return whether there is anything left."""
+
+        def look_txn(txn: LoggingTransaction) -> list[AuditEntry]:
+            ended = self._ended_txn(txn, some)
+            self._restore_txn(txn, ended)
+            return ended
+
+        entries = tuple(self._unwritten.values())
+        for begin in range(0, len(entries), limits.CLEARED_LOOKED_AT):
+            some = entries[begin : begin + limits.CLEARED_LOOKED_AT]
+            ended = await self._homeserver.run_db_interaction(
+                "federation_admin_follow_up", look_txn
+            )
+            old_ts = self._homeserver.now_ms() - _DAY_MS
+            for entry in (*ended, *(entry for entry in some if entry.ts < old_ts)):
+                self._unwritten.pop(entry.entry_id, None)
+        return bool(self._unwritten)
 
     def _look_txn(
         self, txn: LoggingTransaction, after: AuditPosition | None
     ) -> tuple[list[AuditEntry], list[AuditEntry]]:
         """Return the next entries, and as they have ended those of them that have."""
         entries = self._audit.cleared_txn(txn, after, limits.CLEARED_LOOKED_AT)
-        names = sorted({str(entry.destination) for entry in entries})
-        if not names:
-            return entries, []
-        timings = self._homeserver.retry_timings
-        failing = timings.failing_txn(txn, names)
-        now = waiting_txn(txn, names)
-        ended: list[AuditEntry] = []
-        since: dict[str, int] = {}
-        works: set[str] = set()
-        for entry in entries:
-            name = str(entry.destination)
-            outcome = self._outcome_of(entry, now[name], failing.get(name))
-            if outcome is None:
-                continue
-            failure_ts = entry.details.get("failure_ts")
-            if outcome is ReconnectOutcome.CONNECTED:
-                works.add(name)
-            elif isinstance(failure_ts, int):
-                since[name] = min(failure_ts, since.get(name, failure_ts))
-            ended.append(self._audit.ended(entry, outcome.value))
+        ended = self._ended_txn(txn, entries)
         if not ended:
             return entries, ended
         # In the order in which a run writes, so that neither waits for the other: first
@@ -222,7 +231,7 @@ class FollowUp:
         run_ids = sorted({entry.run_id for entry in ended if entry.run_id})
         for run_id in run_ids:
             self._runs.recount_txn(txn, run_id, AUDIT_PENDING, ())
-        timings.restore_failure_ts_txn(txn, since)
+        works = self._restore_txn(txn, ended)
         pending = self._audit.lock_txn(txn, [entry.entry_id for entry in ended])
         counted: dict[str, list[str]] = defaultdict(list)
         for entry in ended:
@@ -233,6 +242,38 @@ class FollowUp:
             self._runs.recount_txn(txn, run_id, AUDIT_PENDING, counted[run_id])
         self.works_txn(txn, works)
         return entries, ended
+
+    def _ended_txn(
+        self, txn: LoggingTransaction, entries: Sequence[AuditEntry]
+    ) -> list[AuditEntry]:
+        """Return those of some entries that have ended, with their end."""
+        names = sorted({str(entry.destination) for entry in entries})
+        if not names:
+            return []
+        failing = self._homeserver.retry_timings.failing_txn(txn, names)
+        now = waiting_txn(txn, names)
+        ended = []
+        for entry in entries:
+            name = str(entry.destination)
+            outcome = self._outcome_of(entry, now[name], failing.get(name))
+            if outcome is not None:
+                ended.append(self._audit.ended(entry, outcome.value))
+        return ended
+
+    def _restore_txn(
+        self, txn: LoggingTransaction, ended: Sequence[AuditEntry]
+    ) -> set[str]:
+        """Give back since when those fail that do; return those that work."""
+        since: dict[str, int] = {}
+        works: set[str] = set()
+        for entry in ended:
+            name, failure_ts = str(entry.destination), entry.details.get("failure_ts")
+            if entry.outcome == ReconnectOutcome.CONNECTED.value:
+                works.add(name)
+            elif isinstance(failure_ts, int):
+                since[name] = min(failure_ts, since.get(name, failure_ts))
+        self._homeserver.retry_timings.restore_failure_ts_txn(txn, since)
+        return works
 
     def works_txn(self, txn: LoggingTransaction, names: Collection[str]) -> None:
         """Note that destinations work: what was cleared of them was of use."""
@@ -318,19 +359,18 @@ class FollowUp:
             while self._notes:
                 some = dict(islice(self._notes.items(), limits.CLEARED_LOOKED_AT))
                 try:
-                    await self._audit.run(
-                        "federation_admin_audit",
-                        partial(self._audit.note_txn, notes=some),
-                        read_committed=True,
+                    await self._until_written(
+                        partial(
+                            self._audit.run,
+                            "federation_admin_audit",
+                            partial(self._audit.note_txn, notes=some),
+                            read_committed=True,
+                        )
                     )
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
-                except Exception as e:
-                    if self._homeserver.is_database_away(e):
-                        logger.warning("Cannot note what comes of a reset yet: %s", e)
-                        await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
-                        continue
+                except Exception:
                     # It would be one again.
                     logger.exception("Could not note what comes of a reset")
                 for name, note in some.items():

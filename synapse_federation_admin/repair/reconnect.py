@@ -155,8 +155,6 @@ class Reconnect:
         begun: "_Begun",
     ) -> Reconnected:
         """Return the result for one of those who have asked; end their entry."""
-        # Once it is cleared, it may end at any time.
-        self._follow_up.watch(entry)
         try:
             found = await self._homeserver.single_flight.run(
                 "federation_admin_reconnect_contact",
@@ -181,8 +179,6 @@ class Reconnect:
             if not begun.is_written:
                 await self._audit.end_as_failed(entry)
             raise
-        finally:
-            self._follow_up.unwatch(entry)
 
     async def _seen_through(
         self, name: str, found: Reconnected, entry: AuditEntry, until_ts: int

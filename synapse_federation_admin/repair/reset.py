@@ -20,7 +20,6 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.contact import contact_of
 from synapse_federation_admin.repair.follow_up import FollowUp
-from synapse_federation_admin.repair.unwritten import Unwritten
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import (
@@ -59,7 +58,6 @@ class ConnectionReset:
         self._audit = audit
         self._wake = wake
         self._follow_up = follow_up
-        self._unwritten = Unwritten(homeserver)
         self._timeout_ms = config.contact_timeout_ms
         self._lock = homeserver.linearizer("federation_admin_reset")
         self._slots = homeserver.linearizer(
@@ -172,7 +170,6 @@ class ConnectionReset:
             f"failed: {message_of(failure)}" if failure else "succeeded",
         )
         if failure is None:
-            self._unwritten.works(name)
             await self._wake.everywhere([name])
         await self._follow_up.contacted(entry, contact)
 
@@ -180,10 +177,17 @@ class ConnectionReset:
         homeserver = self._homeserver
         while True:
             async with self._slots(""), self._contacts_with(name):
-                # If another attempt has put it into backoff by now, ask all the same: a
-                # failure then leaves that as it is. Else it has to lead to one.
-                backs_off = await self._backs_off(name)
-                if backs_off is not None:
+                try:
+                    # If another attempt has put it into backoff by now, ask all the
+                    # same: a failure then leaves that as it is. Else it has to lead to
+                    # one.
+                    backs_off = await homeserver.retry_timings.is_backing_off(name)
+                except CancelledError:
+                    raise
+                except Exception as e:
+                    if not homeserver.is_database_away(e):
+                        raise
+                else:
                     request = homeserver.federation.contact(
                         name,
                         timeout_ms=self._timeout_ms,
@@ -196,25 +200,13 @@ class ConnectionReset:
                 "federation_admin_database_away", (), self._database_is_back, joins=True
             )
 
-    async def _backs_off(self, name: str) -> bool | None:
-        """Tell whether Synapse backs off; None: the database is away."""
-        homeserver = self._homeserver
-        try:
-            return await homeserver.retry_timings.is_backing_off(name)
-        except CancelledError:
-            raise
-        except Exception as e:
-            if not homeserver.is_database_away(e):
-                raise
-            return None
-
     async def _database_is_back(self) -> None:
         """Wait until the database can be used again."""
         homeserver = self._homeserver
         while True:
             await homeserver.sleep_ms(_DATABASE_AGAIN_MS)
             try:
-                await homeserver.run_db_interaction(
+                return await homeserver.run_db_interaction(
                     "federation_admin_database_away",
                     lambda txn: txn.execute("SELECT 1"),
                 )
@@ -229,8 +221,6 @@ class ConnectionReset:
                     self._waiting_contacts,
                     e,
                 )
-            else:
-                return
 
     async def _clear(
         self, destination: Destination, entry: AuditEntry, outcome: str
@@ -247,7 +237,7 @@ class ConnectionReset:
 
         def clear_txn(
             txn: LoggingTransaction, *, writes: bool
-        ) -> tuple[AuditEntry, int | None, Waiting]:
+        ) -> tuple[AuditEntry, Waiting]:
             # As it is now: an earlier reset may just have got its own value back.
             row = self._destinations.get_txn(txn, name) or destination
             homeserver.retry_timings.clear_txn(txn, name, says_so=writes)
@@ -256,22 +246,22 @@ class ConnectionReset:
             cleared = self._audit.ended(entry, outcome, details)
             if writes:
                 self._audit.insert_txn(txn, [cleared])
-            return cleared, row.failure_ts, waiting
+            return cleared, waiting
 
         desc = "federation_admin_clear_retry_timings"
         try:
-            cleared, _, waiting = await self._audit.run(
+            cleared, waiting = await self._audit.run(
                 desc, partial(clear_txn, writes=True)
             )
         except CancelledError:
             raise
         except Exception as e:
-            cleared, failure_ts, waiting = await homeserver.run_db_interaction(
+            cleared, waiting = await homeserver.run_db_interaction(
                 desc, partial(clear_txn, writes=False)
             )
             self._audit.log_unwritten(cleared, e)
-            if failure_ts is not None and outcome == AUDIT_PENDING:
-                self._unwritten.keep(name, failure_ts, waiting)
+            if outcome == AUDIT_PENDING:
+                self._follow_up.keep(cleared)
         return cleared, waiting.is_any
 
 
