@@ -264,14 +264,10 @@ def _wire_diagnosis(s: "Services") -> Iterable[Start]:
         return await if_readable(lambda: read(destination))
 
     async def read(destination: str) -> Recorded:
+        # What waits to be written is told, too.
+        await if_readable(s.recorder.write)
         failures = (await history.failures([destination])).get(destination, [])
-        success_ts = await history.last_success_ts(destination)
-        more, later_ts = s.recorder.waiting(destination)
-        return Recorded.of(
-            [*failures, *more],
-            [success_ts, later_ts],
-            s.recorder.accepted_bytes(destination),
-        )
+        return Recorded.of(failures, await history.last_success_ts(destination))
 
     async def others_untrusted(destination: str, issuer: str) -> int:
         if not s.features.is_on(Feature.HISTORY):

@@ -443,7 +443,7 @@ def recorded(failed_ts: int | None, success_ts: int | None) -> Recorded:
         for ts in (failed_ts, 1)
         if ts is not None
     ]
-    return Recorded.of(failures if failed_ts else [], [None, success_ts])
+    return Recorded.of(failures if failed_ts else [], success_ts)
 
 
 ONLINE = Destination(NAME, None, None, None, 1)

@@ -30,30 +30,11 @@ class Recorded:
 
     @classmethod
     def of(
-        cls,
-        failures: Sequence[RecordedFailure],
-        successes_ts: Sequence[int | None],
-        accepted_bytes: int = 0,
+        cls, failures: Sequence[RecordedFailure], success_ts: int | None
     ) -> "Recorded":
-        """Return the last of some failures and times of successes.
-
-        Args:
-            failures: The failures.
-            successes_ts: The times.
-            accepted_bytes: How large what was accepted is, if not written yet.
-        """
-        return cls(
-            max(failures, key=lambda failure: failure.last_ts, default=None),
-            max((ts for ts in successes_ts if ts is not None), default=None),
-            next(
-                (
-                    f.refused_bytes
-                    for f in failures
-                    if (f.refused_bytes or 0) > accepted_bytes
-                ),
-                None,
-            ),
-        )
+        """Return the last of some failures, the last of them first, and a success."""
+        refused = filter(None, (failure.refused_bytes for failure in failures))
+        return cls(next(iter(failures), None), success_ts, next(refused, None))
 
 
 def check_stored(

@@ -30,7 +30,7 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.history.refusals import Refusals
 from synapse_federation_admin.history.second_looks import SecondLooks
-from synapse_federation_admin.history.unwritten import Batch, Unwritten
+from synapse_federation_admin.history.unwritten import Unwritten
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.newest import keep_newest
@@ -74,10 +74,7 @@ class Recorder:
         self._is_writing = False
         self._refusals = Refusals(tables)
         self._second_looks = SecondLooks(homeserver, self._take_found)
-        # Those of whose outage there may be no row yet; and whether that is written.
         self._began_ts = homeserver.now_ms()
-        self._without_row: set[str] = set()
-        self._is_writing_rows = False
         self._wait_ms = _WRITE_EVERY_MS
         # Whether it has been said that there is no room, and that nothing is written.
         self._has_said_full = False
@@ -203,26 +200,19 @@ class Recorder:
             if since_ts < self._began_ts:
                 # No failure of it may be recorded: then Synapse's row, which it clears
                 # now, is all that there is.
-                self._without_row.add(destination)
-                await self._write_rows()
+                await self._homeserver.single_flight.run(
+                    "federation_admin_record", (), self._write_at_once
+                )
 
-    async def _write_rows(self) -> None:
-        """Write at once what may have no row; what comes meanwhile is written next."""
-        if self._is_writing_rows:
-            return
-        self._is_writing_rows = True
+    async def _write_at_once(self) -> None:
+        """Write what waits; if the database is away, it waits on."""
         try:
-            while self._without_row:
-                names = tuple(self._without_row)[: limits.RECORDS_WRITTEN]
-                self._without_row.difference_update(names)
-                await self._write_some(self._unwritten.take_answers(names))
+            await self.write()
         except CancelledError:
             raise
         except Exception as e:
             if not self._is_kept(e):
                 logger.exception("Some outages are not recorded")
-        finally:
-            self._is_writing_rows = False
 
     def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered."""
@@ -271,21 +261,6 @@ class Recorder:
                 len(waiting),
             )
         return False
-
-    def waiting(self, destination: str) -> tuple[list[RecordedFailure], int | None]:
-        """Return what of a destination is not written yet.
-
-        Returns:
-            Its failures, and when it last answered; None if it has not.
-        """
-        answer = self._unwritten.answers.get(destination)
-        failures = self._unwritten.failures_of(destination)
-        return failures, answer.answered_ts if answer else None
-
-    def accepted_bytes(self, destination: str) -> int:
-        """Return how large what it accepts is after a refusal, if not written yet."""
-        answer = self._unwritten.answers.get(destination)
-        return answer.accepted_bytes if answer else 0
 
     # -- what is written --------------------------------------------------------------
 
@@ -336,20 +311,16 @@ class Recorder:
             batch = self._unwritten.take()
             if not (batch.failed or batch.answered):
                 return
-            await self._write_some(batch)
-
-    async def _write_some(self, batch: Batch) -> None:
-        """Write in one transaction what was taken for it; see `write`."""
-        try:
-            await self._tables.run(
-                "federation_admin_record",
-                batch.write_txn,
-                read_committed=True,
-            )
-        except BaseException as e:
-            if self._is_kept(e):
-                self._unwritten.put_back(batch)
-            raise
-        for failure in batch.failed.values():
-            if failure.backs_off:
-                self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)
+            try:
+                await self._tables.run(
+                    "federation_admin_record",
+                    batch.write_txn,
+                    read_committed=True,
+                )
+            except BaseException as e:
+                if self._is_kept(e):
+                    self._unwritten.put_back(batch)
+                raise
+            for failure in batch.failed.values():
+                if failure.backs_off:
+                    self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came of requests and waits to be written, and how it is written."""
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import TypeVar
 
 import attr
@@ -14,8 +14,6 @@ from synapse_federation_admin.storage.records import RecordedFailure, RecordedSu
 
 # A destination, and a kind.
 Key = tuple[str, str]
-
-_KINDS = tuple(kind.value for kind in FailureKind)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -112,24 +110,20 @@ class Unwritten:
 
     def add_up(self, destination: str, up_ms: int) -> None:
         """Add for how long a destination that fails anew was not failing."""
-        is_first = not self.failures_of(destination)
-        up = UpTime(up_ms, 0) if is_first else UpTime(0, up_ms)
+        waits = any((destination, kind.value) in self.failures for kind in FailureKind)
+        up = UpTime(0, up_ms) if waits else UpTime(up_ms, 0)
         _add(self._up, destination, up)
-
-    def failures_of(self, destination: str) -> list[RecordedFailure]:
-        """Return the failures of a destination."""
-        keys = [(destination, kind) for kind in _KINDS]
-        return [self.failures[key] for key in keys if key in self.failures]
 
     def take(self) -> Batch:
         """Take some of it, the oldest."""
-        most = limits.RECORDS_WRITTEN
-        failed = {key: self.failures.pop(key) for key in tuple(self.failures)[:most]}
-        return self._with_times(failed, self._take_answers(tuple(self.answers)[:most]))
-
-    def take_answers(self, destinations: Iterable[str]) -> Batch:
-        """Take the answers of some destinations."""
-        return self._with_times({}, self._take_answers(destinations))
+        failed, answered = _take(self.failures), _take(self.answers)
+        since, up = self._since, self._up
+        return Batch(
+            failed,
+            answered,
+            {name: since.pop(name) for name in answered if name in since},
+            {name: up.pop(name) for name in {n for n, _ in failed} if name in up},
+        )
 
     def put_back(self, batch: Batch) -> None:
         """Put back what could not be written, before what has come meanwhile."""
@@ -141,25 +135,14 @@ class Unwritten:
             _add_before(self._up, name, up)
         self._since = {**self._since, **batch.since}
 
-    def _take_answers(self, names: Iterable[str]) -> dict[str, RecordedSuccess]:
-        return {name: self.answers.pop(name) for name in names if name in self.answers}
-
-    def _with_times(
-        self,
-        failed: Mapping[Key, RecordedFailure],
-        answered: Mapping[str, RecordedSuccess],
-    ) -> Batch:
-        since, up = self._since, self._up
-        return Batch(
-            failed,
-            answered,
-            {name: since.pop(name) for name in answered if name in since},
-            {name: up.pop(name) for name in {n for n, _ in failed} if name in up},
-        )
-
 
 K = TypeVar("K")
 R = TypeVar("R", RecordedFailure, RecordedSuccess, UpTime)
+
+
+def _take(waiting: MutableMapping[K, R]) -> dict[K, R]:
+    some = tuple(waiting)[: limits.RECORDS_WRITTEN]
+    return {key: waiting.pop(key) for key in some}
 
 
 def _add(waiting: MutableMapping[K, R], key: K, later: R) -> None:

@@ -98,11 +98,6 @@ class RecordedSuccess:
     owner: str
     accepted_bytes: int = 0
 
-    @property
-    def answered_ts(self) -> int | None:
-        """When it last answered; None if that is not known."""
-        return self.last_ts if self.last_ts >= (self.recovered_ts or 0) else None
-
     def before(self, later: "RecordedSuccess") -> "RecordedSuccess":
         """Return this and a later one together."""
         return attr.evolve(
