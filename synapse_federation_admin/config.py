@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module's configuration: parsed once, at start-up, into frozen classes."""
+"""The module's configuration: parsed once, at start-up, into a frozen class."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,11 +14,51 @@ from synapse_federation_admin.durations import parse_duration
 OLDEST_SYNAPSE = (1, 140)
 
 
-# Parses the value of a key, for the attribute of the configuration; raises ConfigError.
-_Parse = Callable[[str, object], Any]
+# Returns what a value of a key stands for; None if it may not be there.
+_Parse = Callable[[object], Any]
 
-_SECOND_MS = 1000
-_DAY_MS = 86_400_000
+
+def _field(key: str, default: object, expected: str, parse: _Parse) -> Any:
+    """Have an attribute for a key of the configuration.
+
+    Args:
+        key: Its name; that of a section is before the dot.
+        default: What it is where the key is not there.
+        expected: What may be there, for people.
+        parse: What parses it.
+    """
+    return attr.ib(
+        default=default, metadata={"key": key, "expected": expected, "parse": parse}
+    )
+
+
+def _flag(key: str, *, default: bool) -> Any:
+    def parse(value: object) -> bool | None:
+        return value if isinstance(value, bool) else None
+
+    return _field(key, default, "true or false", parse)
+
+
+def _number(key: str, default: int, *, most: int) -> Any:
+    def parse(value: object) -> int | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return None
+        return value if 1 <= value <= most else None
+
+    return _field(key, default, f"a number from 1 to {most}", parse)
+
+
+def _duration(key: str, default: str, least: str, most: str) -> Any:
+    default_ms, least_ms, most_ms = (
+        parse_duration(text) or 0 for text in (default, least, most)
+    )
+
+    def parse(value: object) -> int | None:
+        found_ms = parse_duration(value) if isinstance(value, str) else None
+        return found_ms if found_ms and least_ms <= found_ms <= most_ms else None
+
+    expected = f"a duration from {least} to {most}, such as {default}"
+    return _field(key, default_ms, expected, parse)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -32,24 +72,32 @@ class FederationAdminConfig:
         indexes: Whether to create the optional indexes on Synapse's `destinations`.
         audit_keep_for_ms: How long to keep what was done through this module.
         bulk_max_per_second: How many destinations a bulk run may contact per second.
+        console_enabled: Whether to serve the console.
         diagnosis_timeout_ms: How long the diagnosis of one destination may take.
-        outages_keep_for_ms: How long to keep outages, and failures of real requests.
         history_enabled: Whether to record outages, and failures of real requests.
         history_look_up_servers: Whether to look up where servers lead that fail, for
             which nobody has asked.
-        console_enabled: Whether to serve the console.
+        outages_keep_for_ms: How long to keep outages, and failures of real requests.
+            Availability is told of the last 14 days.
     """
 
-    contact_on_reset: bool = True
-    contact_timeout_ms: int = 10_000
-    indexes: bool = False
-    audit_keep_for_ms: int = 400 * _DAY_MS
-    bulk_max_per_second: int = 500
-    diagnosis_timeout_ms: int = 20_000
-    outages_keep_for_ms: int = 90 * _DAY_MS
-    history_enabled: bool = True
-    history_look_up_servers: bool = True
-    console_enabled: bool = True
+    contact_on_reset: bool = _flag("contact_on_reset", default=True)
+    contact_timeout_ms: int = _duration("contact_timeout", "10s", "1s", "60s")
+    indexes: bool = _flag("indexes", default=False)
+    audit_keep_for_ms: int = _duration("audit.keep_for", "400d", "1d", "36500d")
+    bulk_max_per_second: int = _number("bulk.max_per_second", 500, most=1000)
+    console_enabled: bool = _flag("console.enabled", default=True)
+    diagnosis_timeout_ms: int = _duration("diagnosis.timeout", "20s", "2s", "60s")
+    history_enabled: bool = _flag("history.enabled", default=True)
+    history_look_up_servers: bool = _flag("history.look_up_servers", default=True)
+    outages_keep_for_ms: int = _duration("outages.keep_for", "90d", "14d", "36500d")
+
+
+# Where each key is, by the key's name.
+_FIELDS = {field.metadata["key"]: field for field in attr.fields(FederationAdminConfig)}
+
+# Every key, for the test that all of them are documented.
+CONFIG_KEYS: tuple[str, ...] = tuple(_FIELDS)
 
 
 def require_supported_synapse(installed: str | None = None) -> None:
@@ -85,111 +133,44 @@ def parse_config(config: object) -> FederationAdminConfig:
         ConfigError: A key is unknown, or a value has the wrong type or is out of range.
             It names the key and says what was expected.
     """
-    values = _parse_section("", config)
-    return FederationAdminConfig(**values)
+    return FederationAdminConfig(**_parse_section((), config))
 
 
-def _parse_section(section: str, values: object) -> dict[str, Any]:
-    """Parse the keys of a section, which is "" for the whole.
-
-    Returns:
-        The values, by the names of the attributes above.
-    """
-    path = tuple(section.split(".")) if section else ()
-    of_section = f"{section}: " if section else ""
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
+def _parse_section(path: tuple[str, ...], values: object) -> dict[str, Any]:
+    """Return the values of a section, by the names of the attributes above."""
+    of_section = f"{'.'.join(path)}: " if path else ""
+    if not isinstance(values, Mapping | None):
         raise ConfigError(
             f"{of_section}expected a mapping of configuration keys, not "
             f"{_shown(values)}",
             path=path,
         )
-    known = [
-        key for key in (*_SECTIONS, *_PARSERS) if key.rpartition(".")[0] == section
-    ]
+    paths = [tuple(key.split(".")) for key in CONFIG_KEYS]
+    known = dict.fromkeys(of[len(path)] for of in paths if of[: len(path)] == path)
     found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{section}.{name}" if section else name
-        if key not in known:
-            names = ", ".join(key.rpartition(".")[2] for key in known)
+    for name, value in (values or {}).items():
+        where = (*path, str(name))
+        if name not in known:
             raise ConfigError(
-                f"{of_section}unknown key {_shown(name)}; the keys are: {names}",
-                path=(*path, str(name)),
+                f"{of_section}unknown key {_shown(name)}; the keys are: "
+                f"{', '.join(known)}",
+                path=where,
             )
-        if key in _SECTIONS:
-            found.update(_parse_section(key, value))
-        else:
-            field, parse = _PARSERS[key]
-            found[field] = parse(key, value)
+        field = _FIELDS.get(".".join(where))
+        if field is None:
+            found |= _parse_section(where, value)
+            continue
+        found[field.name] = field.metadata["parse"](value)
+        if found[field.name] is None:
+            raise ConfigError(
+                f"{'.'.join(where)}: expected {field.metadata['expected']}, not "
+                f"{_shown(value)}",
+                path=where,
+            )
     return found
-
-
-def _parse_bool(key: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _error(key, f"expected true or false, not {_shown(value)}")
-    return value
-
-
-def _duration(least_ms: int, most_ms: int, expected: str) -> _Parse:
-    """Return what parses durations from one to another."""
-
-    def parse(key: str, value: object) -> int:
-        duration_ms = parse_duration(value) if isinstance(value, str) else None
-        if duration_ms is not None and least_ms <= duration_ms <= most_ms:
-            return duration_ms
-        raise _error(key, f"expected a duration {expected}, not {_shown(value)}")
-
-    return parse
-
-
-def _parse_per_second(key: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000:
-        return value
-    raise _error(key, f"expected a number from 1 to 1000, not {_shown(value)}")
-
-
-def _error(key: str, text: str) -> ConfigError:
-    return ConfigError(f"{key}: {text}", path=tuple(key.split(".")))
 
 
 def _shown(value: object) -> str:
     """Return a value as an error message shows it: on one line and not endless."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-_MAX_KEEP_FOR_MS = 36_500 * _DAY_MS
-
-_PARSERS: dict[str, tuple[str, _Parse]] = {
-    "contact_on_reset": ("contact_on_reset", _parse_bool),
-    "contact_timeout": (
-        "contact_timeout_ms",
-        _duration(_SECOND_MS, 60 * _SECOND_MS, "from 1s to 60s, such as 10s"),
-    ),
-    "indexes": ("indexes", _parse_bool),
-    "audit.keep_for": (
-        "audit_keep_for_ms",
-        _duration(_DAY_MS, _MAX_KEEP_FOR_MS, "from 1d to 36500d, such as 400d"),
-    ),
-    "bulk.max_per_second": ("bulk_max_per_second", _parse_per_second),
-    "console.enabled": ("console_enabled", _parse_bool),
-    "diagnosis.timeout": (
-        "diagnosis_timeout_ms",
-        _duration(2 * _SECOND_MS, 60 * _SECOND_MS, "from 2s to 60s, such as 20s"),
-    ),
-    "history.enabled": ("history_enabled", _parse_bool),
-    "history.look_up_servers": ("history_look_up_servers", _parse_bool),
-    # Availability is told of the last 14 days.
-    "outages.keep_for": (
-        "outages_keep_for_ms",
-        _duration(14 * _DAY_MS, _MAX_KEEP_FOR_MS, "from 14d to 36500d, such as 90d"),
-    ),
-}
-_SECTIONS = tuple(
-    dict.fromkeys(key.partition(".")[0] for key in _PARSERS if "." in key)
-)
-
-# Every key, for the test that all of them are documented; that of a section is before
-# the dot.
-CONFIG_KEYS: tuple[str, ...] = tuple(_PARSERS)

@@ -253,26 +253,23 @@ def _wire_diagnosis(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.diagnosis.support import SupportFiles
     from synapse_federation_admin.history.owners import owner_of
-    from synapse_federation_admin.history.store import HistoryStore, if_readable
-
-    history = HistoryStore(s.homeserver, s.tables)
+    from synapse_federation_admin.history.store import if_readable
 
     async def recorded(destination: str) -> "Recorded | None":
         """Return what was recorded; None while nothing is, or it cannot be read."""
-        if not s.features.is_on(Feature.HISTORY):
-            return None
-        return await if_readable(lambda: read(destination))
 
-    async def read(destination: str) -> Recorded:
-        # What waits to be written is told, too.
-        await if_readable(s.recorder.write)
-        failures = (await history.failures([destination])).get(destination, [])
-        return Recorded.of(failures, await history.last_success_ts(destination))
+        async def read() -> Recorded:
+            # What waits to be written is told, too.
+            await if_readable(s.recorder.write)
+            failures = (await s.history.failures([destination])).get(destination, [])
+            return Recorded.of(failures, await s.history.last_success_ts(destination))
+
+        return await if_readable(read)
 
     async def others_untrusted(destination: str, issuer: str) -> int:
-        if not s.features.is_on(Feature.HISTORY):
-            return 0
-        count = lambda: history.others_untrusted(destination, issuer)  # noqa: E731
+        async def count() -> int:
+            return await s.history.others_untrusted(destination, issuer)
+
         return await if_readable(count) or 0
 
     s.diagnoses = Diagnoses(
