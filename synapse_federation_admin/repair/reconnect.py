@@ -14,7 +14,7 @@ from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.backlog import Waiting, waiting_txn
+from synapse_federation_admin.destinations.backlog import waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -51,6 +51,13 @@ _LONGEST_WAIT_MS = 60_000
 # How long it has to say what software it runs, which decides nothing.
 _SOFTWARE_TIMEOUT_MS = 2_000
 
+# With these the retry timings are cleared.
+_CLEARED = (
+    ReconnectOutcome.CONNECTED,
+    ReconnectOutcome.FORCED,
+    ReconnectOutcome.PENDING,
+)
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Reconnected:
@@ -62,7 +69,6 @@ class Reconnected:
         after: The destination afterwards, as far as it has come.
         contact: What came of the contact; None if it goes on.
         told: Which processes were told.
-        waiting: What waited when it was cleared; None if it was not.
         refused: What it refuses; None if it does not, or if that is not known.
     """
 
@@ -71,7 +77,6 @@ class Reconnected:
     after: Destination
     contact: Contact | None
     told: Told = attr.Factory(Told)
-    waiting: Waiting | None = None
     refused: Refused | None = None
 
 
@@ -134,54 +139,49 @@ class Reconnect:
         # Nothing is done before it is written.
         await self._audit.insert(entry)
         until_ts = asked_ts + timeout_ms
-        pending = Reconnected(ReconnectOutcome.PENDING, before, before, None)
-        begun = _Begun(pending)
+        found = Reconnected(ReconnectOutcome.PENDING, before, before, None)
+
+        async def finish() -> Reconnected:
+            nonlocal found
+            found = await self._reconnect(before, entry, force)
+            if found.outcome in _CLEARED and self._homeserver.is_server_name(name):
+                found = attr.evolve(found, told=await self._wake.everywhere([name]))
+            return await self._seen_through(found, entry, until_ts)
+
         try:
             return await self._homeserver.run_to_end(
                 "federation_admin_reconnect",
-                lambda: self._finish(name, before, entry, force, until_ts, begun),
+                finish,
                 max(until_ts - self._homeserver.now_ms(), 1),
             )
         except TimeoutError:
-            return begun.found
+            return found
 
-    async def _finish(
-        self,
-        name: str,
-        before: Destination,
-        entry: AuditEntry,
-        force: bool,
-        until_ts: int,
-        begun: "_Begun",
+    async def _reconnect(
+        self, before: Destination, entry: AuditEntry, force: bool
     ) -> Reconnected:
-        """Return the result for one of those who have asked; end their entry."""
+        """Contact a destination, and do what follows from that; end the entry."""
+        name = before.destination
         try:
-            found = await self._homeserver.single_flight.run(
+            contact = await self._homeserver.single_flight.run(
                 "federation_admin_reconnect_contact",
                 name,
-                lambda: self._contact(name, before, entry, force, begun),
+                lambda: self._contact(name),
                 joins=True,
             )
-            contact = found.contact
-            if force and contact is not None and contact.failure is not None:
-                forced = ReconnectOutcome.FORCED
-                found = await self._settle(name, before, contact, forced, entry)
-                begun.is_written = True
-            begun.found = found = attr.evolve(found, before=before)
-            if not begun.is_written:
-                await self._audit.end(self._ended(entry, found))
-                begun.is_written = True
-            return await self._seen_through(name, found, entry, until_ts)
+            outcome = outcome_of(contact)
+            if force and contact.failure is not None:
+                outcome = ReconnectOutcome.FORCED
+            return await self._settle(before, contact, outcome, entry)
         except CancelledError:
             # Synapse is shutting down.
             raise
         except Exception:
-            if not begun.is_written:
-                await self._audit.end_as_failed(entry)
+            await self._audit.end_as_failed(entry)
             raise
 
     async def _seen_through(
-        self, name: str, found: Reconnected, entry: AuditEntry, until_ts: int
+        self, found: Reconnected, entry: AuditEntry, until_ts: int
     ) -> Reconnected:
         """Wait for what comes of what waits, if anything does, and not for too long."""
         if found.outcome is ReconnectOutcome.FORCED:
@@ -196,106 +196,64 @@ class Reconnect:
         return attr.evolve(
             found,
             outcome=ReconnectOutcome(ended.outcome),
-            after=await self._destinations.get(name) or found.after,
+            after=await self._destinations.get(found.before.destination) or found.after,
             refused=Refused(**refused) if refused else None,
         )
 
-    async def _contact(
-        self,
-        name: str,
-        asked: Destination,
-        entry: AuditEntry,
-        force: bool,
-        begun: "_Begun",
-    ) -> Reconnected:
-        """Make the contact, and if it was answered well, clear and wake."""
-        homeserver = self._homeserver
+    async def _contact(self, name: str) -> Contact:
         async with self._slots(""):
-            contact = await probe(homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS)
-            if contact.failure is None:
-                contact = await with_software(
-                    homeserver, name, contact, timeout_ms=_SOFTWARE_TIMEOUT_MS
-                )
-        ends = None if force and contact.failure else entry
-        found = await self._settle(name, asked, contact, outcome_of(contact), ends)
-        begun.is_written = ends is not None
-        return found
+            contact = await probe(
+                self._homeserver, name, timeout_ms=_CONTACT_TIMEOUT_MS
+            )
+            if contact.failure is not None:
+                return contact
+            return await with_software(
+                self._homeserver, name, contact, timeout_ms=_SOFTWARE_TIMEOUT_MS
+            )
 
     async def _settle(
         self,
-        name: str,
-        asked: Destination,
+        before: Destination,
         contact: Contact,
         outcome: ReconnectOutcome,
-        entry: AuditEntry | None,
+        entry: AuditEntry,
     ) -> Reconnected:
-        """Clear and wake, if the outcome says so.
+        """Clear the retry timings, if the outcome says so.
 
         Args:
-            name: The destination.
-            asked: What was known of it when it was asked for.
+            before: What was known of the destination when it was asked for.
             contact: What came of the contact.
-            outcome: What comes of it all.
-            entry: Ends in the transaction in which this has effect.
+            outcome: What comes of it.
+            entry: Ends in the transaction in which this has effect, or waits from then
+                on for what comes of what waits.
         """
-        homeserver = self._homeserver
-        clears = outcome in (ReconnectOutcome.CONNECTED, ReconnectOutcome.FORCED)
+        homeserver, name = self._homeserver, before.destination
+        clears = outcome in _CLEARED
         # Where somebody has changed the row by hand, Synapse may still be backing off,
         # as it finds in its cache.
         backs_off = clears and await homeserver.retry_timings.is_backing_off(name)
 
         def settle_txn(txn: LoggingTransaction) -> Reconnected:
-            before = after = self._destinations.get_txn(txn, name)
-            waiting = None
+            row = after = self._destinations.get_txn(txn, name)
+            settled, ended = outcome, outcome.value
+            details: dict[str, object] = {"contact": shown_contact(contact)}
             if clears:
                 waiting = waiting_txn(txn, [name])[name]
-                if before is not None and (before.is_failing or backs_off):
+                if row is not None and (row.is_failing or backs_off):
                     homeserver.retry_timings.clear_txn(txn, name)
                     after = self._destinations.get_txn(txn, name)
-            found = Reconnected(
-                outcome,
-                before or asked,
-                after or asked,
-                contact,
-                waiting=waiting,
-            )
-            is_connected = outcome is ReconnectOutcome.CONNECTED
-            if is_connected and waiting and not waiting.is_nothing:
-                found = attr.evolve(found, outcome=ReconnectOutcome.PENDING)
-            elif is_connected:
-                self._audit.note_txn(txn, {name: TAKEN})
-            if entry is not None:
-                self._audit.end_txn(txn, self._ended(entry, found))
-            return found
+                if outcome is ReconnectOutcome.CONNECTED and waiting.is_nothing:
+                    self._audit.note_txn(txn, {name: TAKEN})
+                else:
+                    # Another who has asked may have cleared it before.
+                    since_ts = before.failure_ts
+                    if row is not None and row.failure_ts is not None:
+                        since_ts = row.failure_ts
+                    details |= self._follow_up.details_of(since_ts, waiting)
+                    ended = AUDIT_PENDING
+                    if outcome is ReconnectOutcome.CONNECTED:
+                        settled = ReconnectOutcome.PENDING
+            self._audit.end_txn(txn, self._audit.ended(entry, ended, details))
+            return Reconnected(settled, before, after or before, contact)
 
-        found = await self._audit.run("federation_admin_reconnect", settle_txn)
-        if clears and homeserver.is_server_name(name):
-            found = attr.evolve(found, told=await self._wake.everywhere([name]))
-        return found
-
-    def _ended(self, entry: AuditEntry, found: Reconnected) -> AuditEntry:
-        """Return an entry with its end, or as of what is cleared."""
-        outcome = found.outcome.value
-        details: dict[str, object] = {}
-        if found.contact:
-            details["contact"] = shown_contact(found.contact)
-        if found.outcome in (ReconnectOutcome.FORCED, ReconnectOutcome.PENDING):
-            # It is seen through from here on.
-            outcome = AUDIT_PENDING
-            details |= self._follow_up.details_of(
-                found.before.failure_ts, found.waiting or Waiting()
-            )
-        return self._audit.ended(entry, outcome, details)
-
-
-@attr.s(slots=True, auto_attribs=True, eq=False)
-class _Begun:
-    """How far a reconnect has come, for one of those who have asked.
-
-    Attributes:
-        found: What is told to them if they wait no longer.
-        is_written: Whether that is in their entry.
-    """
-
-    found: Reconnected
-    is_written: bool = False
+        return await self._audit.run("federation_admin_reconnect", settle_txn)
