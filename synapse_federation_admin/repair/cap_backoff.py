@@ -7,6 +7,7 @@ from then on; it does not touch those that are stored already.
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -69,13 +70,7 @@ class CapBackoff(Action):
 
     async def work(self, job: Job) -> None:
         """Shorten the backoffs of what is in the queue; see `Action.work`."""
-        longest_ms = _longest_ms(job.run)
-
-        def cap_txn(
-            txn: LoggingTransaction, results: Sequence[RunResult]
-        ) -> Sequence[RunResult]:
-            return self._cap_txn(txn, longest_ms, results)
-
+        cap_txn = partial(self._cap_txn, longest_ms=_longest_ms(job.run))
         # Those that are done leave the queue.
         while queued := await job.next(None, limits.BACKOFFS_CAPPED):
             now_ts = self._homeserver.now_ms()
@@ -88,7 +83,7 @@ class CapBackoff(Action):
             await self._homeserver.sleep_ms(_PAUSE_MS)
 
     def _cap_txn(
-        self, txn: LoggingTransaction, longest_ms: int, results: Sequence[RunResult]
+        self, txn: LoggingTransaction, results: Sequence[RunResult], longest_ms: int
     ) -> Sequence[RunResult]:
         names = [result.destination for result in results]
         these = any_of("destination", names)

@@ -90,9 +90,7 @@ def shown_contact(contact: Contact) -> JsonDict:
     failure = contact.failure
     return {
         "duration_ms": contact.duration_ms,
-        "server": None
-        if failure
-        else {"name": contact.server_name, "version": contact.server_version},
+        "server": attr.asdict(contact.server) if contact.server else None,
         "error": {
             "kind": failure.kind.value,
             "reason": failure.reason.value if failure.reason else None,

@@ -122,10 +122,18 @@ class ReconnectMany(Action):
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
         homeserver = self._homeserver
-        contacts = _Contacts(
-            homeserver, self._destinations, self._wake, self._follow_up, job
-        )
-        await contacts.work()
+        per_second = float(str(job.run.options["per_second"]))
+        most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
+        await _Contacts(
+            homeserver,
+            self._destinations,
+            self._wake,
+            self._follow_up,
+            job,
+            per_second,
+            int(str(job.run.options["timeout_ms"])),
+            Pace(per_second, most),
+        ).work()
         # What waits for the last of them is being sent.
         for _ in range(_LOOKS_AT_THE_END):
             if not await persist(homeserver, job.look) or not await persist(
@@ -135,39 +143,31 @@ class ReconnectMany(Action):
             await homeserver.sleep_ms(int(_LOOK_EVERY_S * 1000))
 
 
+@attr.s(slots=True, auto_attribs=True)
 class _Contacts:
     """Contacts what is in the queue of a run, as long as it is this process's.
 
     At a pace, many at once, and not too many.
     """
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        destinations: DestinationStore,
-        wake: Wake,
-        follow_up: FollowUp,
-        job: Job,
-    ) -> None:
-        self._homeserver = homeserver
-        self._destinations = destinations
-        self._wake = wake
-        self._follow_up = follow_up
-        self._job = job
-        self._per_second = float(str(job.run.options["per_second"]))
-        self._timeout_ms = int(str(job.run.options["timeout_ms"]))
-        # What has been read of the queue, and up to where.
-        self._ahead: deque[str] = deque()
-        self._position: tuple[int, str] | None = None
-        self._has_more = True
-        self._in_flight = 0
-        most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
-        self._pace = Pace(self._per_second, most)
-        # Whether the run says that it waits.
-        self._is_waiting = False
-        self._ended: deque[RunResult] = deque()
-        # What has kept a contact from having a result.
-        self._error: Exception | None = None
+    _homeserver: Homeserver
+    _destinations: DestinationStore
+    _wake: Wake
+    _follow_up: FollowUp
+    _job: Job
+    _per_second: float
+    _timeout_ms: int
+    _pace: Pace
+    # What has been read of the queue, and up to where.
+    _ahead: deque[str] = attr.Factory(deque)
+    _position: tuple[int, str] | None = None
+    _has_more: bool = True
+    _in_flight: int = 0
+    # Whether the run says that it waits.
+    _is_waiting: bool = False
+    _ended: deque[RunResult] = attr.Factory(deque)
+    # What has kept a contact from having a result.
+    _error: Exception | None = None
 
     async def work(self) -> None:
         """Do what is in the queue, once."""
