@@ -309,7 +309,7 @@ class Recorder:
         """
         for _ in range(2 * limits.WAITING_RECORDS // limits.RECORDS_WRITTEN):
             batch = self._unwritten.take()
-            if not (batch.failed or batch.answered):
+            if not (batch.failures or batch.answers):
                 return
             try:
                 await self._tables.run(
@@ -321,6 +321,6 @@ class Recorder:
                 if self._is_kept(e):
                     self._unwritten.put_back(batch)
                 raise
-            for failure in batch.failed.values():
+            for failure in batch.failures.values():
                 if failure.backs_off:
                     self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came of requests and waits to be written, and how it is written."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import TypeVar
 
 import attr
@@ -35,20 +35,20 @@ class UpTime:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Batch:
-    """What one transaction writes.
+class Unwritten:
+    """What waits to be written, or what of it one transaction writes.
 
     Attributes:
-        failed: Failures, by destination and kind.
-        answered: Answers, by destination.
+        failures: Failures, by destination and kind.
+        answers: Answers, by destination.
         since: Of those that have answered, since when they were failing.
         up: For how long those were not failing that fail.
     """
 
-    failed: Mapping[Key, RecordedFailure]
-    answered: Mapping[str, RecordedSuccess]
-    since: Mapping[str, int]
-    up: Mapping[str, UpTime]
+    failures: dict[Key, RecordedFailure] = attr.Factory(dict)
+    answers: dict[str, RecordedSuccess] = attr.Factory(dict)
+    since: dict[str, int] = attr.Factory(dict)
+    up: dict[str, UpTime] = attr.Factory(dict)
 
     def write_txn(self, txn: LoggingTransaction) -> None:
         """Write it.
@@ -56,7 +56,7 @@ class Batch:
         All is sorted, so that transactions of other processes rarely wait for each
         other in a circle; then Synapse runs one of them again.
         """
-        up, failed, answered = self.up, self.failed, self.answered
+        up, failed, answered = self.up, self.failures, self.answers
         # For how long an outage was over that the job has ended is known when it goes
         # on.
         outages.add_up_txn(txn, {name: up[name].until_ms for name in sorted(up)})
@@ -78,21 +78,6 @@ class Batch:
             outages.record_txn(txn, {name: of for name, of in backed_off.items() if of})
         outages.add_up_txn(txn, {name: up[name].within_ms for name in sorted(up)})
 
-
-class Unwritten:
-    """What waits to be written.
-
-    Attributes:
-        failures: Failures, by destination and kind.
-        answers: Answers, by destination.
-    """
-
-    def __init__(self) -> None:
-        self.failures: dict[Key, RecordedFailure] = {}
-        self.answers: dict[str, RecordedSuccess] = {}
-        self._since: dict[str, int] = {}
-        self._up: dict[str, UpTime] = {}
-
     def add_failure(self, destination: str, failure: RecordedFailure) -> None:
         """Add a failure to those of its kind."""
         _add(self.failures, (destination, failure.kind), failure)
@@ -106,34 +91,34 @@ class Unwritten:
 
         If it has failed and answered several times, the first counts.
         """
-        self._since.setdefault(destination, since_ts)
+        self.since.setdefault(destination, since_ts)
 
     def add_up(self, destination: str, up_ms: int) -> None:
         """Add for how long a destination that fails anew was not failing."""
         waits = any((destination, kind.value) in self.failures for kind in FailureKind)
         up = UpTime(0, up_ms) if waits else UpTime(up_ms, 0)
-        _add(self._up, destination, up)
+        _add(self.up, destination, up)
 
-    def take(self) -> Batch:
+    def take(self) -> "Unwritten":
         """Take some of it, the oldest."""
         failed, answered = _take(self.failures), _take(self.answers)
-        since, up = self._since, self._up
-        return Batch(
+        since, up = self.since, self.up
+        return Unwritten(
             failed,
             answered,
             {name: since.pop(name) for name in answered if name in since},
             {name: up.pop(name) for name in {n for n, _ in failed} if name in up},
         )
 
-    def put_back(self, batch: Batch) -> None:
+    def put_back(self, taken: "Unwritten") -> None:
         """Put back what could not be written, before what has come meanwhile."""
-        for key, failure in batch.failed.items():
+        for key, failure in taken.failures.items():
             _add_before(self.failures, key, failure)
-        for name, answer in batch.answered.items():
+        for name, answer in taken.answers.items():
             _add_before(self.answers, name, answer)
-        for name, up in batch.up.items():
-            _add_before(self._up, name, up)
-        self._since = {**self._since, **batch.since}
+        for name, up in taken.up.items():
+            _add_before(self.up, name, up)
+        self.since.update(taken.since)
 
 
 K = TypeVar("K")

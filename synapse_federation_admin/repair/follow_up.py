@@ -362,7 +362,7 @@ class FollowUp:
                     await self._until_written(
                         partial(
                             self._audit.run,
-                            "federation_admin_audit",
+                            "federation_admin_follow_up",
                             partial(self._audit.note_txn, notes=some),
                             read_committed=True,
                         )
