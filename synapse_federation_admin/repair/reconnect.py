@@ -96,6 +96,7 @@ class Reconnect:
         self._audit = audit
         self._wake = wake
         self._follow_up = follow_up
+        self._lock = homeserver.linearizer("federation_admin_reconnect")
         self._slots = homeserver.linearizer(
             "federation_admin_reconnect_contacts", limits.CONTACTS
         )
@@ -172,7 +173,9 @@ class Reconnect:
             outcome = outcome_of(contact)
             if force and contact.failure is not None:
                 outcome = ReconnectOutcome.FORCED
-            return await self._settle(before, contact, outcome, entry)
+            # One after the other: what the first clears the others find cleared.
+            async with self._lock(name):
+                return await self._settle(before, contact, outcome, entry)
         except CancelledError:
             # Synapse is shutting down.
             raise
