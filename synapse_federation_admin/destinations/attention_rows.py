@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from synapse.module_api import LoggingTransaction
 
+from synapse_federation_admin.destinations.backlog import WAITS
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.sql import FAILING, any_of
 
@@ -22,11 +23,7 @@ _WAITING = f"""
     SELECT d.destination,
         (
             SELECT COUNT(*) FROM destination_rooms AS w
-            WHERE w.destination = d.destination
-            AND (
-                w.stream_ordering > d.last_successful_stream_ordering
-                OR d.last_successful_stream_ordering IS NULL
-            )
+            WHERE w.destination = d.destination AND {WAITS}
         ) + (
             SELECT COUNT(*) FROM device_federation_outbox AS w
             WHERE w.destination = d.destination

@@ -27,18 +27,21 @@ from synapse_federation_admin.storage.sql import can_be_stored
 # How many names one transaction is about.
 _NAMES = 200
 
+# Which rows of `destination_rooms` AS w wait, with the row d of their destination.
+WAITS = (
+    "(w.stream_ordering > d.last_successful_stream_ordering "
+    "OR d.last_successful_stream_ordering IS NULL)"
+)
+
 # Each counts what waits for every destination w, says what the oldest of it is, and how
 # many rows of it Synapse will send by itself.
-_ROOMS = """
+_ROOMS = f"""
     SELECT w.destination, COUNT(*), MIN(w.stream_ordering),
         COUNT(d.last_successful_stream_ordering)
     FROM destination_rooms AS w
     LEFT JOIN destinations AS d ON d.destination = w.destination
-    WHERE (
-        w.stream_ordering > d.last_successful_stream_ordering
-        OR d.last_successful_stream_ordering IS NULL
-    )
-"""
+    WHERE {WAITS}
+"""  # noqa: S608
 _TO_DEVICE = """
     SELECT w.destination, COUNT(*), MIN(w.queued_ts), COUNT(*)
     FROM device_federation_outbox AS w WHERE TRUE
@@ -49,15 +52,11 @@ _DEVICE_LISTS = """
 """
 
 # What is first in each of these queues. An event that is there no more is not sent.
-_NEXT = """
+_NEXT = f"""
     SELECT n.destination, d.last_successful_stream_ordering,
         EXISTS (
             SELECT 1 FROM destination_rooms AS w
-            WHERE w.destination = n.destination
-            AND (
-                w.stream_ordering > d.last_successful_stream_ordering
-                OR d.last_successful_stream_ordering IS NULL
-            )
+            WHERE w.destination = n.destination AND {WAITS}
             AND EXISTS (
                 SELECT 1 FROM events AS e WHERE e.stream_ordering = w.stream_ordering
             )
@@ -72,7 +71,7 @@ _NEXT = """
         )
     FROM (SELECT key AS destination FROM json_each(?)) AS n
     LEFT JOIN destinations AS d ON d.destination = n.destination
-"""
+"""  # noqa: S608
 
 
 class CatchUp(Enum):
@@ -179,21 +178,18 @@ def waiting_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Wait
 
 
 # Of the oldest rooms that wait, those whose event is not there any more.
-_UNSENDABLE = """
+_UNSENDABLE = f"""
     SELECT COUNT(*) FROM (
         SELECT w.stream_ordering
         FROM destination_rooms AS w
         LEFT JOIN destinations AS d ON d.destination = w.destination
-        WHERE w.destination = ? AND (
-            w.stream_ordering > d.last_successful_stream_ordering
-            OR d.last_successful_stream_ordering IS NULL
-        )
+        WHERE w.destination = ? AND {WAITS}
         ORDER BY w.stream_ordering LIMIT ?
     ) AS waiting
     WHERE NOT EXISTS (
         SELECT 1 FROM events AS e WHERE e.stream_ordering = waiting.stream_ordering
     )
-"""
+"""  # noqa: S608
 
 # All names that something waits for, and that have no row.
 UNLISTED = """(

@@ -10,7 +10,6 @@ Since when outages are recorded is the one row of `federation_admin_recording`. 
 file alone names these tables, and so has all statements of them.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
@@ -32,6 +31,7 @@ from synapse_federation_admin.storage.sql import (
     delete_some,
     existing_tables,
     marks,
+    rows_of,
 )
 
 _TABLE = "federation_admin_outages"
@@ -249,24 +249,25 @@ def record_txn(
     """
     if not failures:
         return
-    # Both databases call the columns of VALUES so.
-    rows = ", ".join(["(?, ?, ?)"] * len(failures))
-    # Since when it fails Synapse's row knows best. What is written only after the
-    # outage has ended in which it failed, because the job was quicker, begins none.
+    rows = rows_of(
+        [
+            (name, min(failure.first_ts for failure in of), of[-1].last_ts)
+            for name, of in failures.items()
+        ]
+    )
+    # Both databases name the columns of VALUES so. Since when it fails Synapse's row
+    # knows best. What is written only after the outage has ended in which it failed,
+    # because the job was quicker, begins none.
     new = Sql(
         f"""
         SELECT new.column1 AS destination, d.destination IS NOT NULL AS fails,
             new.column3 AS last_ts, CAST(NULL AS TEXT) AS kind,
             CASE WHEN d.failure_ts < new.column2 + {MOMENT_MS} THEN d.failure_ts
                 ELSE new.column2 END AS since_ts
-        FROM (VALUES {rows}) AS new
+        FROM ({rows.text}) AS new
         LEFT JOIN destinations AS d ON d.destination = new.column1 AND {FAILING}
         """,  # noqa: S608
-        tuple(
-            value
-            for name, of in failures.items()
-            for value in (name, min(each.first_ts for each in of), of[-1].last_ts)
-        ),
+        rows.args,
     )
     _begin_txn(txn, new)
     # Locked, so that no kind gets lost that another process adds meanwhile.
@@ -378,13 +379,13 @@ def begin_since_txn(txn: LoggingTransaction, failing_since: Mapping[str, int]) -
 
     Those that have an outage that lasts, or one that has ended since, have got theirs.
     """
+    rows = rows_of(sorted(failing_since.items()))
     _begin_txn(
         txn,
         Sql(
-            "SELECT destination, FALSE AS fails, since_ts, since_ts AS last_ts, "
-            "CAST(NULL AS TEXT) AS kind FROM (SELECT key AS destination, "
-            "CAST(CAST(value AS TEXT) AS BIGINT) AS since_ts FROM json_each(?)) AS new",
-            (json.dumps(dict(sorted(failing_since.items()))),),
+            "SELECT column1 AS destination, FALSE AS fails, column2 AS since_ts, "  # noqa: S608
+            f"column2 AS last_ts, CAST(NULL AS TEXT) AS kind FROM ({rows.text}) AS new",
+            rows.args,
         ),
     )
 

@@ -23,6 +23,7 @@ from synapse_federation_admin.storage.sql import (
     Sql,
     delete_some,
     marks,
+    rows_of,
 )
 
 _FAILURES = "federation_admin_failures"
@@ -139,16 +140,18 @@ def add_failures_txn(
         failures: By destination, at most one of each kind; in an order that all writers
             have, so that none waits for another in a circle.
     """
-    txn.execute_batch(
-        f"INSERT INTO {_FAILURES} AS known ({', '.join(_FAILURE_COLUMNS)}) "  # noqa: S608
-        f"VALUES ({marks(_FAILURE_COLUMNS)}) "
-        f"ON CONFLICT (destination, kind) DO UPDATE SET {_CHANGES}",
+    new = rows_of(
         [
             # All but whether it backs off.
             (destination, *attr.astuple(failure)[:-1])
             for destination, of in failures.items()
             for failure in sorted(of, key=lambda failure: failure.kind)
-        ],
+        ]
+    )
+    txn.execute(
+        f"INSERT INTO {_FAILURES} AS known ({', '.join(_FAILURE_COLUMNS)}) "
+        f"{new.text} ON CONFLICT (destination, kind) DO UPDATE SET {_CHANGES}",
+        new.args,
     )
 
 
@@ -194,9 +197,15 @@ def add_successes_txn(
         "WHERE destination = ? AND refused_bytes <= ?",
         [(s.destination, s.accepted_bytes) for s in successes if s.accepted_bytes],
     )
-    txn.execute_batch(
-        f"INSERT INTO {_SUCCESSES} AS known "  # noqa: S608
-        "(destination, last_ts, recovered_ts, owner, first_ts) VALUES (?, ?, ?, ?, ?) "
+    new = rows_of(
+        [
+            (s.destination, s.last_ts, s.recovered_ts, s.owner, s.last_ts)
+            for s in successes
+        ]
+    )
+    txn.execute(
+        f"INSERT INTO {_SUCCESSES} AS known "
+        f"(destination, last_ts, recovered_ts, owner, first_ts) {new.text} "
         "ON CONFLICT (destination) DO UPDATE SET owner = EXCLUDED.owner, "
         f"first_ts = CASE WHEN {_WAS_AHEAD} THEN EXCLUDED.last_ts "
         "ELSE COALESCE(known.first_ts, known.last_ts) END, "
@@ -205,10 +214,7 @@ def add_successes_txn(
         f"recovered_ts = CASE WHEN {_WAS_AHEAD} OR known.recovered_ts IS NULL "
         "OR EXCLUDED.recovered_ts > known.recovered_ts "
         "THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END",
-        [
-            (s.destination, s.last_ts, s.recovered_ts, s.owner, s.last_ts)
-            for s in successes
-        ],
+        new.args,
     )
 
 

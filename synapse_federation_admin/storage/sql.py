@@ -6,6 +6,7 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 
 import json
 from collections.abc import Collection, Sequence
+from itertools import chain
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -37,7 +38,7 @@ class Sql:
     """An SQL text and the arguments for its parameters."""
 
     text: str
-    args: tuple[str | int, ...] = ()
+    args: tuple[str | int | None, ...] = ()
 
 
 def where(conditions: Sequence[Sql]) -> Sql:
@@ -71,6 +72,12 @@ def can_be_stored(name: str) -> bool:
     PostgreSQL's `text` has no NUL, and its driver refuses one as an argument.
     """
     return "\0" not in name
+
+
+def rows_of(rows: Sequence[Sequence[str | int | None]]) -> Sql:
+    """Return the VALUES of some rows: one at least, all as long."""
+    text = ", ".join(f"({marks(row)})" for row in rows)
+    return Sql(f"VALUES {text}", tuple(chain.from_iterable(rows)))
 
 
 def marks(values: Collection[object]) -> str:
