@@ -12,7 +12,7 @@ from contextlib import suppress
 import httpx
 import psutil
 import pytest
-from deadlines import AT_ONCE_S
+from deadlines import AT_ONCE_S, SOON_S
 from listener import Listener
 
 from synapse_federation_admin.playground import check as main_job
@@ -106,7 +106,7 @@ def test_hostile_answer(world: Playground, beginning: bytes, endless: bytes) -> 
     ended = threading.Event()
 
     def serve(accepted: socket.socket) -> None:
-        accepted.settimeout(20)
+        accepted.settimeout(SOON_S)
         with certificate.wrap_socket(accepted, server_side=True) as connection:
             connection.recv(65536)
             connection.sendall(beginning)
@@ -120,7 +120,7 @@ def test_hostile_answer(world: Playground, beginning: bytes, endless: bytes) -> 
     before = process.memory_info().rss
     with Listener(ADDRESS, port, serve):
         world.client.reset_connection(name)
-        assert ended.wait(15)
+        assert ended.wait(SOON_S)
 
     assert 0 < sum(sent) < 16 * 1024 * 1024
     assert process.memory_info().rss - before < 32 * 1024 * 1024
