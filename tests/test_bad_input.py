@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input, from a table: a clear answer, never a 500. On both databases."""
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -352,6 +353,14 @@ class LargeBodyTestCase(ModuleTestCase):
             with mock.patch.object(Homeserver, "is_postgres", is_postgres):
                 is_away = homeserver.is_database_away(went)
             self.assertEqual(is_away, is_postgres)
+
+    def test_no_descriptor(self) -> None:
+        """What is told of this process needs no file."""
+        none = OSError(errno.EMFILE, "Too many open files")
+        with mock.patch("importlib.metadata.Distribution.from_name", side_effect=none):
+            for path in ("status", "instances"):
+                channel = self.ask("GET", f"{FEDERATION}/{path}")
+                self.assertEqual(channel.code, 200, channel.result)
 
     def test_many_fields(self) -> None:
         """What a form brings is not looked at one by one."""

@@ -15,6 +15,9 @@ from synapse_federation_admin.api.schemas.model import Answer, Nothing
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.storage.versions import VERSIONS
 
+# It is in a file: when a request comes there may be no descriptor left.
+_SYNAPSE_VERSION = version("matrix-synapse")
+
 
 class FeatureState(Answer):
     """Whether a feature is on."""
@@ -107,7 +110,7 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
         reason = "the database cannot be read: the log says why"
     return {
         "module_version": __version__,
-        "synapse_version": version("matrix-synapse"),
+        "synapse_version": _SYNAPSE_VERSION,
         "instance": services.homeserver.instance_name,
         "features": {
             feature.value: {

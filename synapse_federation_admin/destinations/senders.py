@@ -26,6 +26,9 @@ from synapse_federation_admin.storage.schema import Tables
 # A sender that is behind by so long does not keep up.
 _LONG_MS = 300_000
 
+# It is in a file: later there may be no descriptor left.
+_SYNAPSE_VERSION = version("matrix-synapse")
+
 # One that runs has come to an event long before it is so old.
 _WAITS_MS = 45_000
 
@@ -221,7 +224,7 @@ class Senders:
             self._homeserver.instance_name,
             InstanceState.RUNNING,
             module_version=__version__,
-            synapse_version=version("matrix-synapse"),
+            synapse_version=_SYNAPSE_VERSION,
             sends=sender.sends,
             in_memory=await sender.in_memory(self._homeserver.sleep_ms),
             reactor_late_ms=reactor_late_ms,

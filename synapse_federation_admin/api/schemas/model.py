@@ -83,6 +83,11 @@ class Nothing(Input):
     """No parameter, and no key."""
 
 
+# What pydantic imports for its first schema is imported now: when a request comes there
+# may be no descriptor left.
+Nothing.model_json_schema()
+
+
 class Answer(Model):
     """What a request is answered with: described here, and made without it."""
 
