@@ -448,7 +448,10 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     assert (kept["user_id"], kept["access_token"]) == ("@a:x.example", "a1")
 
     ended_token = {"errcode": "M_UNKNOWN_TOKEN", "error": "Token is not active"}
-    answers["/destinations"] = [httpx.Response(401, json=ended_token), {}]
+    answers["/destinations"] = [
+        httpx.Response(401, json=ended_token),
+        {"destinations": []},
+    ]
     answers["/token"] = [{"access_token": "a2", "refresh_token": "r2"}]
     assert run("list").exit_code == 0
     kept = json.loads(login_file().read_text())

@@ -52,6 +52,8 @@ class Homeserver:
             return summary(len(self.failing))
         return row("down.example")
 
+    get_if_on = get
+
     def post(self, path: str, body: Any = None) -> Any:
         self.asked.append((path, body))
         if path.endswith("/reconnect"):

@@ -15,12 +15,11 @@ from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import (
     NAME,
     Asked,
+    F,
     complete_names,
     pass_asked,
     query,
-    reason_option,
     shared,
-    yes_option,
 )
 from synapse_federation_admin.cli.output import grid, line, pill
 from synapse_federation_admin.cli.runs import see_through
@@ -28,12 +27,28 @@ from synapse_federation_admin.durations import parse_duration
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import count, counted, duration
 
-_dry_run = click.option(
-    "-n", "--dry-run", is_flag=True, help="Say what would be done, and change nothing."
+_CAREFUL = (
+    click.option("--reason", metavar="TEXT", help="Why, for the audit."),
+    click.option(
+        "-n",
+        "--dry-run",
+        is_flag=True,
+        help="Say what would be done, and change nothing.",
+    ),
+    click.option("-y", "--yes", is_flag=True, help="Do it without asking."),
+    click.option(
+        "--no-wait", is_flag=True, help="Begin the run, and do not wait for its end."
+    ),
 )
-_no_wait = click.option(
-    "--no-wait", is_flag=True, help="Begin the run, and do not wait for its end."
-)
+
+
+def _careful(function: F) -> F:
+    """Decorate a command that first tells what it would do, and asks."""
+    for option in reversed(_CAREFUL):
+        function = option(function)
+    return function
+
+
 _names = click.argument(
     "names",
     metavar="[NAME]...",
@@ -95,10 +110,7 @@ DURATION = _Duration()
     is_flag=True,
     help="One server: clear and wake even if it does not answer.",
 )
-@reason_option
-@_dry_run
-@yes_option
-@_no_wait
+@_careful
 @shared
 @pass_asked
 def reconnect(
@@ -110,10 +122,6 @@ def reconnect(
     timeout: int | None,
     ignore_unknown: bool,
     force: bool,
-    reason: str | None,
-    dry_run: bool,
-    yes: bool,
-    no_wait: bool,
     **given: Any,
 ) -> int:
     """Contact servers, and reconnect those that answer.
@@ -125,8 +133,8 @@ def reconnect(
     filters = query(given, options.FILTERS)
     if sum(map(bool, (names, filters, all_failing))) != 1:
         raise click.UsageError("Give names, or filters, or --all-failing.")
-    common = _given(reason=reason, timeout_ms=timeout)
-    if len(names) == 1 and not dry_run:
+    common = _given(reason=given["reason"], timeout_ms=timeout)
+    if len(names) == 1 and not given["dry_run"]:
         return _reconnect(asked, names[0], {**common, **_given(force=force)})
     if force:
         raise click.UsageError("--force is for one server.")
@@ -146,7 +154,7 @@ def reconnect(
             )
         return f"Reconnect {counted(found['matched'], 'server')}?"
 
-    return _run(asked, "/reconnect", body, ask, dry_run, yes, no_wait)
+    return _run(asked, "/reconnect", body, ask, given)
 
 
 def _given(**values: Any) -> Json:
@@ -204,10 +212,7 @@ def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     is_flag=True,
     help="Take any filter: else --failing-for must be 30d or longer.",
 )
-@reason_option
-@_dry_run
-@yes_option
-@_no_wait
+@_careful
 @shared
 @pass_asked
 def forget(
@@ -216,10 +221,6 @@ def forget(
     names: tuple[str, ...],
     drop_to_device: bool,
     force: bool,
-    reason: str | None,
-    dry_run: bool,
-    yes: bool,
-    no_wait: bool,
     **given: Any,
 ) -> int:
     """Remove what Synapse keeps of servers that are gone for good.
@@ -230,9 +231,9 @@ def forget(
     filters = query(given, options.FILTERS)
     if bool(names) == bool(filters):
         raise click.UsageError("Give names, or filters.")
-    body = _given(drop_to_device=drop_to_device, reason=reason)
+    body = _given(drop_to_device=drop_to_device, reason=given["reason"])
     if len(names) == 1:
-        return _forget(asked, names[0], body, dry_run, yes)
+        return _forget(asked, names[0], body, given)
 
     def ask(found: Json) -> str:
         _tell_sample(asked, "would be forgotten", found["forgotten"], found["sample"])
@@ -245,18 +246,18 @@ def forget(
         return f"Forget {counted(found['forgotten'], 'server')}? It cannot be undone."
 
     body |= _given(destinations=list(names), filter=filters, force=force)
-    return _run(asked, "/forget", body, ask, dry_run, yes, no_wait)
+    return _run(asked, "/forget", body, ask, given)
 
 
-def _forget(asked: Asked, name: str, body: Json, dry_run: bool, yes: bool) -> int:
+def _forget(asked: Asked, name: str, body: Json, given: Json) -> int:
     path, out = f"/destinations/{segment(name)}/forget", asked.out
     found = asked.client.post(path, {**body, "dry_run": True})
     if refused := found.get("refused"):
         out.answer(found, lambda: out.show(str(refused)))
         return Exit.FAILED
     _tell_lost(asked, found)
-    if not dry_run:
-        _ask(f"Forget {line(name).plain}? It cannot be undone.", yes)
+    if not given["dry_run"]:
+        _ask(f"Forget {line(name).plain}? It cannot be undone.", given)
         found = asked.client.post(path, {**body, "dry_run": False})
     word = "forgotten" if found.get("forgotten") else "would be forgotten"
     out.answer(found, lambda: out.show(Text.assemble(line(f"{name}: {word}"))))
@@ -279,21 +280,10 @@ def _tell_lost(asked: Asked, found: Json) -> None:
 
 @click.command("cap-backoff")
 @click.argument("longest", metavar="DURATION", type=DURATION)
-@reason_option
-@_dry_run
-@yes_option
-@_no_wait
+@_careful
 @shared
 @pass_asked
-def cap_backoff(
-    asked: Asked,
-    /,
-    longest: int,
-    reason: str | None,
-    dry_run: bool,
-    yes: bool,
-    no_wait: bool,
-) -> int:
+def cap_backoff(asked: Asked, /, longest: int, **given: Any) -> int:
     """Shorten backoffs that are longer than DURATION, such as 1d.
 
     For after `destination_max_retry_interval` was lowered in homeserver.yaml: backoffs
@@ -304,33 +294,34 @@ def cap_backoff(
         _tell_sample(asked, "would be shortened", found["matched"], found["sample"])
         return f"Shorten {count(found['matched'])} to {duration(longest)}?"
 
-    body = {"max_retry_interval_ms": longest, **_given(reason=reason)}
-    return _run(asked, "/cap_backoff", body, ask, dry_run, yes, no_wait)
+    body = {"max_retry_interval_ms": longest, **_given(reason=given["reason"])}
+    return _run(asked, "/cap_backoff", body, ask, given)
 
 
 # -- all of them -----------------------------------------------------------------------
 
 
 def _run(
-    asked: Asked,
-    path: str,
-    body: Json,
-    ask: Callable[[Json], str],
-    dry_run: bool,
-    yes: bool,
-    no_wait: bool,
+    asked: Asked, path: str, body: Json, ask: Callable[[Json], str], given: Json
 ) -> int:
-    """Make the dry run, ask, begin the run, and see it through."""
+    """Make the dry run, ask, begin the run, and see it through.
+
+    Args:
+        asked: Whom to ask, and where to write.
+        path: Of the API.
+        body: What to send there.
+        ask: Tells what would be done, and returns the question.
+        given: What was given of `_CAREFUL`.
+    """
     found = asked.client.post(path, {**body, "dry_run": True})
     question = ask(found)
-    if dry_run:
+    is_nothing = not found.get("forgotten", found.get("matched"))
+    if is_nothing or given["dry_run"]:
+        if not given["dry_run"]:
+            asked.out.note("There is nothing to do.")
         asked.out.answer(found, lambda: None)
         return Exit.FINE
-    if not found.get("forgotten", found.get("matched")):
-        asked.out.note("There is nothing to do.")
-        asked.out.answer(found, lambda: None)
-        return Exit.FINE
-    _ask(question, yes)
+    _ask(question, given)
     try:
         run = asked.client.post(path, {**body, "dry_run": False})
     except FailedError as e:
@@ -340,19 +331,19 @@ def _run(
                 f" {run_id}."
             ) from e
         raise
-    if no_wait:
+    if given["no_wait"]:
         asked.out.answer(run, lambda: asked.out.show(str(run["id"])))
         return Exit.FINE
     return see_through(asked, run)
 
 
-def _ask(question: str, yes: bool) -> None:
+def _ask(question: str, given: Json) -> None:
     """Ask whether to go on.
 
     Raises:
         FailedError: No; or nobody can be asked.
     """
-    if yes:
+    if given["yes"]:
         return
     if not sys.stdin.isatty():
         raise FailedError(

@@ -94,6 +94,15 @@ class Client:
         """
         return self.call("GET", f"{V2}{path}", params=params)
 
+    def get_if_on(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
+        """Likewise; nothing where its feature is off, which `status` tells."""
+        try:
+            return self.get(path, params)
+        except FailedError as e:
+            if e.answer.get("errcode") != "M_UNKNOWN":
+                raise
+            return {}
+
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
         """Have something of v2 done; likewise."""
         return self.call("POST", f"{V2}{path}", body=body or {})

@@ -10,8 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from synapse_federation_admin.cli import options
-from synapse_federation_admin.cli.client import Json
-from synapse_federation_admin.cli.exits import FailedError
+from synapse_federation_admin.cli.client import Client, Json
 from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
 from synapse_federation_admin.cli.output import (
     DASH,
@@ -64,11 +63,8 @@ def status(asked: Asked) -> None:
     """
     client = asked.client
     answers = {"summary": client.get("/summary"), "status": client.get("/status")}
-    try:
-        answers["runs"] = client.get("/runs", {"limit": 5})
-    except FailedError as e:
-        if e.answer.get("errcode") != "M_UNKNOWN":
-            raise
+    if runs := client.get_if_on("/runs", {"limit": 5}):
+        answers["runs"] = runs
     asked.out.answer(answers, lambda: asked.out.show(*_status(answers)))
 
 
@@ -263,8 +259,7 @@ def list_(asked: Asked, /, **given: Any) -> None:
             out.note(f"{count(answer['total'])} match.", "dim")
         elif not rows:
             out.note("No server matches.")
-        if token := answer.get("next_token"):
-            out.note(f"There are more: --from {token}", "dim")
+        out.tell_more(answer)
 
     out.answer(answer, human)
 
@@ -273,14 +268,14 @@ def _listed(asked: Asked, params: Json) -> Json:
     """Return a page; for people, with why each fails, if that can be known."""
     if not asked.out.is_human:
         return asked.client.get("/destinations", params)
+    return with_why(asked.client, params)
+
+
+def with_why(client: Client, params: Json) -> Json:
+    """Return a page, with why each fails and what waits, if that can be known."""
     wanted = dict.fromkeys([*params.get("include", ()), "failure", "backlog"])
-    try:
-        return asked.client.get("/destinations", {**params, "include": list(wanted)})
-    except FailedError as e:
-        if e.answer.get("errcode") != "M_UNKNOWN":
-            raise
-    # A feature is off, and `status` says which.
-    return asked.client.get("/destinations", params)
+    page = client.get_if_on("/destinations", {**params, "include": list(wanted)})
+    return page or client.get("/destinations", params)
 
 
 def _table(rows: list[Json], width: int) -> RenderableType:

@@ -99,7 +99,6 @@ def unlisted(asked: Asked, /, **given: Any) -> None:
         for row in rows:
             made.add_row(line(row["destination"]), Text(waiting(row.get("backlog"))))
         out.show(made)
-        if token := answer.get("next_token"):
-            out.note(f"There are more: --from {token}", "dim")
+        out.tell_more(answer)
 
     out.answer(answer, human)

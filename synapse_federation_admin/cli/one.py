@@ -9,7 +9,6 @@ from rich.padding import Padding
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import V1, Json, segment
-from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.cli.look import (
     exact,
     next_try,
@@ -46,23 +45,14 @@ def show(asked: Asked, name: str) -> None:
     found = asked.client.get(path)
 
     def human() -> None:
-        outages = _if_on(asked, f"{path}/outages", _OUTAGES)
+        outages = asked.client.get_if_on(f"{path}/outages", {"limit": _OUTAGES})
         rooms = {}
         if found.get("shared_rooms"):
-            rooms = _if_on(asked, f"{path}/shared_rooms", _ROOMS)
+            limit = {"limit": _ROOMS}
+            rooms = asked.client.get_if_on(f"{path}/shared_rooms", limit)
         asked.out.show(*shown_server(found, outages, rooms))
 
     asked.out.answer(found, human)
-
-
-def _if_on(asked: Asked, path: str, limit: int) -> Json:
-    """Return an answer; an empty one where its feature is off."""
-    try:
-        return asked.client.get(path, {"limit": limit})
-    except FailedError as e:
-        if "errcode" not in e.answer:
-            raise
-        return {}
 
 
 def shown_server(server: Json, outages: Json, rooms: Json) -> Iterator[RenderableType]:

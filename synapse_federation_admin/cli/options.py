@@ -387,17 +387,3 @@ def name_argument(function: F) -> F:
     return click.argument(
         "name", metavar="NAME", type=NAME, shell_complete=complete_names
     )(function)
-
-
-def reason_option(function: F) -> F:
-    """Decorate a command with why something is done."""
-    return click.option("--reason", metavar="TEXT", help="Why, for the audit.")(
-        function
-    )
-
-
-def yes_option(function: F) -> F:
-    """Decorate a command that asks before it changes something."""
-    return click.option("-y", "--yes", is_flag=True, help="Do it without asking.")(
-        function
-    )

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,6 +127,11 @@ class Output:
             return
         with self._errors.status(plain(f"{text} …")):
             yield
+
+    def tell_more(self, answer: Mapping[str, Any]) -> None:
+        """Say how to come to the next page, if there is one."""
+        if token := answer.get("next_token"):
+            self.note(f"There are more: --from {token}", "dim")
 
     def note(self, text: str, look: str = "") -> None:
         """Say something beside the data, on stderr."""

@@ -58,8 +58,7 @@ def audit(asked: Asked, /, **given: Any) -> None:
                 cells.append(line("; ".join(str(text) for text in why if text)))
             made.add_row(*cells)
         out.show(made)
-        if token := answer.get("next_token"):
-            out.note(f"There are more: --from {token}", "dim")
+        out.tell_more(answer)
 
     out.answer(answer, human)
 

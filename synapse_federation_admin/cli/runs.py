@@ -74,8 +74,7 @@ def runs(asked: Asked, /, **given: Any) -> None:
                 Text(ago(run.get("created_ts"))),
             )
         out.show(made)
-        if token := answer.get("next_token"):
-            out.note(f"There are more: --from {token}", "dim")
+        out.tell_more(answer)
 
     out.answer(answer, human)
 

@@ -281,6 +281,9 @@ class Top(App[None]):
 
     def _show_ages(self) -> None:
         """Let time pass where nothing is read."""
+        if not self.query("#trouble"):
+            # It has ended meanwhile.
+            return
         if self._waits_since is not None:
             waited_s = time.monotonic() - self._waits_since
             if waited_s > _SILENT_S:

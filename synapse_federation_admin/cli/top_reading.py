@@ -8,8 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import Client, Json
-from synapse_federation_admin.cli.exits import FailedError
-from synapse_federation_admin.cli.look import UNDER_WAY, waiting
+from synapse_federation_admin.cli.look import UNDER_WAY, waiting, with_why
 from synapse_federation_admin.cli.output import line, pill
 from synapse_federation_admin.wording.servers import SENDERS
 
@@ -51,19 +50,8 @@ def read(client: Client, name: str) -> Seen:
         "limit": ROWS,
         "destination": name or None,
     }
-    try:
-        include = {"include": ["failure", "backlog"]}
-        page = client.get("/destinations", {**params, **include})
-    except FailedError as e:
-        if e.answer.get("errcode") != "M_UNKNOWN":
-            raise
-        page = client.get("/destinations", params)
-    try:
-        runs = client.get("/runs", {"limit": 5}).get("runs", ())
-    except FailedError as e:
-        if e.answer.get("errcode") != "M_UNKNOWN":
-            raise
-        runs = ()
+    page = with_why(client, params)
+    runs = client.get_if_on("/runs", {"limit": 5}).get("runs", ())
     return Seen(
         client.get("/summary"),
         page.get("destinations", ()),

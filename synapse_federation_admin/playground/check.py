@@ -47,12 +47,6 @@ _ARRIVAL_TIMEOUT_S = 90
 class CheckResult:
     """What the main job has shown. It exists only if all of it happened."""
 
-    destinations: list[Json]
-    """All destinations before the reset, as the API gave them."""
-    failing: list[Json]
-    """Those of them that were failing."""
-    diagnoses: list[Json]
-    """Why each of those fails, as the API said."""
     repaired: str
     """The server name of the server that was down and whose connection was reset."""
     first_contact_s: float
@@ -61,10 +55,6 @@ class CheckResult:
     """Seconds from the reset's answer until the waiting event was there."""
     to_device_s: float
     """Seconds from the reset's answer until the waiting to-device message was there."""
-    before: Json
-    """The destination before the reset."""
-    after: Json
-    """The destination after the messages had arrived."""
 
 
 def check(
@@ -87,8 +77,8 @@ def check(
     name = remote.server_name
 
     progress("Listing the destinations")
-    destinations = playground.destinations()
-    failing = [row for row in destinations if row["failure_ts"] is not None]
+    rows = playground.destinations()
+    failing = [row for row in rows if row["failure_ts"] is not None]
     found = {row["destination"] for row in failing}
     expected = {server.server_name for server in playground.failing}
     if found != expected:
@@ -118,8 +108,7 @@ def check(
     check_console(playground, expired, "Expired TLS certificate")
 
     progress("Asking why they fail")
-    diagnoses = _diagnose(playground)
-    show_diagnoses(diagnoses)
+    show_diagnoses(_diagnose(playground))
 
     progress(f"Bringing {name} up and resetting its connection")
     brought_up = time.monotonic()
@@ -142,19 +131,14 @@ def check(
         old = before["last_successful_stream_ordering"]
         return row if row["last_successful_stream_ordering"] > old else None
 
-    after = wait_until(delivered, f"Synapse to note the delivery to {name}", 30)
-    _require_cleared(after)
+    what = f"Synapse to note the delivery to {name}"
+    _require_cleared(wait_until(delivered, what, 30))
     contact = remote.wait_for_connection(brought_up, _ARRIVAL_TIMEOUT_S)
     return CheckResult(
-        destinations=destinations,
-        failing=failing,
-        diagnoses=diagnoses,
         repaired=name,
         first_contact_s=contact.monotonic - answered,
         pdu_s=pdu.monotonic - answered,
         to_device_s=to_device.monotonic - answered,
-        before=before,
-        after=after,
     )
 
 
