@@ -13,6 +13,7 @@ import click
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.cli.entry import NAME, command_line
+from synapse_federation_admin.cli.options import FILTERS
 
 _BEGIN = re.compile(
     r"(<!-- command: ([a-z-]*) -->\n).*?(<!-- end of command -->)", re.DOTALL
@@ -78,6 +79,11 @@ def _markdown(name: str, command: click.Command) -> Iterator[str]:
             yield each
             yield ""
     options = options_of(name, command)
+    filters = {each.name for each in FILTERS}
+    if name != "list" and filters <= {option.name for option in options}:
+        yield "Takes the filters of [`list`](#list): all options down to `--failure`."
+        yield ""
+        options = [option for option in options if option.name not in filters]
     if options:
         yield "| option | |"
         yield "| --- | --- |"
