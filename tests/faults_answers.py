@@ -14,14 +14,12 @@ from faults import (
     DAY,
     NOW,
     Build,
-    delegates,
     early,
     expired,
     fault,
     issue,
     issued,
     loaded,
-    m_server,
     placed,
     presenting,
     redirect,
@@ -214,8 +212,6 @@ SETTINGS = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + b"\x00\x03\x00\x00\x00\x80"
 GOAWAY = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + b"\x00" * 7 + b"\x01"
 for line, answer in {
     "proxy-502 http_error/backend_down": http("502 Bad Gateway", b"<html>", NGINX),
-    "proxy-503 http_error/backend_down": http("503 No", b"<html>", NGINX),
-    "cloudflare-521 http_error/backend_down": http("521 ", b"<html>", HTML),
     "fails-500 http_error/web_server_fails": http("500 No", b"<html>", NGINX),
     "matrix-500 http_error/homeserver_fails": as_json(
         {"errcode": "M_UNKNOWN", "error": "Internal server error"}, status="500 No"
@@ -234,7 +230,6 @@ for line, answer in {
     "login-redirect http_error/login_page": redirect(b"https://sso.lab/login?rd=x"),
     "login-page invalid_response/login_page": http("200 OK", LOGIN, HTML),
     "challenge rejected/challenge_page": http("403 No", CHALLENGE, HTML),
-    "challenge-503 http_error/challenge_page": http("503 No", CHALLENGE, HTML),
     "moved http_error/redirect": redirect(b"https://www.lab.example/matrix"),
     "web-site invalid_response/web_site": http("200 OK", b"<html>", NGINX),
     "nginx-certificate http_error/client_certificate": http(
@@ -250,7 +245,6 @@ for line, answer in {
     ),
     "headers-broken-off invalid_response/broke_off": b"HTTP/1.1 200 OK\r\nContent-",
     "http2 invalid_response/http2_only": SETTINGS + GOAWAY,
-    "http-505 http_error/http2_only": http("505 HTTP Version Not Supported"),
     "ssh invalid_response/no_http": b"SSH-2.0-OpenSSH_9.2\r\n" * 50,
 }.items():
     label, kind = line.split()
@@ -289,6 +283,24 @@ def _(lab: Laboratory, name: str) -> None:
     up(lab, name)
 
 
+# All is answered but what real traffic is made of.
+
+BUSY = {"errcode": "M_UNKNOWN", "error": "Too many concurrent transactions"}
+for line, answer in {
+    "204 invalid_response/wrong_content_type": http("204 No", b"", b""),
+    "304 http_error/odd_status": http("304 No", b"", b""),
+    "403 rejected/forbidden_by_proxy": http("403 No", b"<html>", NGINX),
+    "502 http_error/backend_down": http("502 No", b"<html>", NGINX),
+    "broken invalid_response/not_json": http("200 OK", b"{"),
+    "closes invalid_response/closed": b"",
+    "page invalid_response/wrong_content_type": http("200 OK", b"<html>", NGINX),
+    "redirect http_error/redirect": redirect(b"https://elsewhere.example/"),
+}.items():
+    site(f"send-{line.replace(' ', ' failing ')}", "only /_matrix", send=answer)
+site("send-410 failing gone/signed_not_routed", send=http("410 Gone", b""))
+site("send-413 failing too_large/empty_too_large", send=http("413 No", b"", HTML))
+site("send-busy ok", "still busy", send=as_json(BUSY, status="429 No"))
+
 # Others of the same kinds.
 
 site(
@@ -297,58 +309,22 @@ site(
     certify=lambda lab, _: issued(lab, "*.example"),
 )
 site("wildcard ok", certify=lambda lab, _: issued(lab, f"*.{ZONE}"))
-site("file-port-0 failing well_known_invalid", file=m_server(f"a.{ZONE}:0"))
-site("file-large-port failing well_known_invalid", file=m_server(f"a.{ZONE}:84480"))
-site("file-space failing well_known_invalid", file=m_server(f" a.{ZONE}:8448"))
-site("file-list degraded well_known_invalid", file=as_json([f"a.{ZONE}:8448"]))
-site("file-null degraded well_known_invalid", file=m_server(None))
 site("file-forbidden ok", file=http("403 Forbidden", b"<html>", HTML))
+site(
+    "file-204 degraded well_known_unreachable/no_file_in_it",
+    "their web server answers HTTP 204",
+    file=http("204 No", b"", b""),
+)
 site("keys-404 failing keys_missing", keys=http("404 Not Found", b"<html>", HTML))
-site("keys-empty failing keys_invalid/no_server_name", keys=as_json({}))
-site("version-list degraded invalid_response", version=as_json([1]))
-site("send-413 failing too_large/empty_too_large", send=http("413 No", b"<html>", HTML))
-site("send-502 failing http_error", send=http("502 No", b"<html>", NGINX))
-site("send-410 failing gone/signed_not_routed", send=http("410 Gone", b""))
-site("send-redirect failing http_error", send=redirect(b"https://elsewhere.example/"))
-serving("mail failing tls_failed", b"220 mail.lab.example ESMTP\r\n", plain=True)
-for status in ("400", "402", "405", "418", "451", "504", "520", "522", "525", "530"):
-    page = http(f"{status} No", b"<html>", NGINX)
-    serving(f"all-{status} failing http_error", page)
-
-
-@fault("file-to-refused-literal failing connection_refused", "names 127.")
-def _(lab: Laboratory, name: str) -> None:
-    delegates(lab, name, m_server(f"{lab.address()}:8448"))
-
-
-@fault("file-to-dropped failing connection_timeout", "Their well-known file names")
-def _(lab: Laboratory, name: str) -> None:
-    delegates(lab, name, m_server(f"{lab.hole()}:8448"))
-
-
-@fault("file-to-expired failing tls_expired/own_certificate", "names expired-host")
-def _(lab: Laboratory, name: str) -> None:
-    host = f"expired-host.{ZONE}"
-    delegates(lab, name, m_server(f"{host}:8448"))
-    made = expired(lab, host)
-    lab.serve(placed(lab, host), 8448, homeserver(name), context=made)
-
-
-@fault("srv-expired failing tls_expired/own_certificate", "Their SRV record names")
-def _(lab: Laboratory, name: str) -> None:
-    host = f"host-{name}"
-    srv(lab, name, host)
-    made = expired(lab, name)
-    lab.serve(placed(lab, host), 8448, homeserver(name), context=made)
+site(
+    "keys-and-send failing too_large",
+    "No signing keys",
+    keys=http("404 Not Found", b"<html>", HTML),
+    send=http("413 No", b"", HTML),
+)
 
 
 @fault("two-refused failing connection_refused", "and 1 more")
 def _(lab: Laboratory, name: str) -> None:
     placed(lab, name)
     placed(lab, name)
-
-
-@fault("two-holes failing connection_timeout", "and 1 more")
-def _(lab: Laboratory, name: str) -> None:
-    for _ in range(2):
-        placed(lab, name, lab.hole())
