@@ -345,13 +345,6 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(placed(lab, host), 10448, homeserver(name), other)
 
 
-@fault("delegated-literal ok")
-def _(lab: Laboratory, name: str) -> None:
-    address = placed(lab, name)
-    delegates(lab, name, m_server(f"{address}:10448"), address)
-    lab.serve(address, 10448, homeserver(name), address)
-
-
 @fault(
     "file-lookup degraded well_known_unreachable/web_lookup",
     "the DNS did not answer about no-answer",
@@ -368,13 +361,6 @@ def _(lab: Laboratory, name: str) -> None:
     other = f"files.{ZONE}"
     delegates(lab, name, redirect(f"https://{other}/there".encode()), up(lab, name))
     lab.serve(placed(lab, other), 443, {"/there": m_server(f"{name}:8448")}, other)
-
-
-@fault("srv-beside-well-known ok")
-def _(lab: Laboratory, name: str) -> None:
-    """Delegation wins over SRV records, here of nothing."""
-    delegates(lab, name, m_server(f"{name}:8448"), up(lab, name))
-    srv(lab, name, f"nothing.{ZONE}", port=9)
 
 
 # Names.
@@ -495,11 +481,6 @@ def _(lab: Laboratory, name: str) -> None:
     delegates(lab, name, m_server(f"once.{ZONE}"))
     delegates(lab, f"once.{ZONE}", m_server(f"twice.{ZONE}:443"))
     lab.serve(placed(lab, f"twice.{ZONE}"), 443, homeserver(name), f"twice.{ZONE}")
-
-
-@fault("file-wrong-port failing connection_refused", "names file-wrong-port")
-def _(lab: Laboratory, name: str) -> None:
-    delegates(lab, name, m_server(f"{name}:9000"), up(lab, name))
 
 
 @fault("srv-wrong-port failing connection_refused", "Their SRV record names")
@@ -642,12 +623,6 @@ def _(lab: Laboratory, name: str) -> None:
 @fault("only-ipv6 failing unreachable")
 def _(lab: Laboratory, name: str) -> None:
     lab.dns.add(name, "AAAA", NOWHERE_6)
-
-
-@fault("old-srv-refused failing unreachable/no_service")
-def _(lab: Laboratory, name: str) -> None:
-    up(lab, name)
-    lab.dns.add(f"_matrix._tcp.{name}", "SRV", (0, 0, 0, "."))
 
 
 @fault("ipv6-refused degraded connection_refused")
@@ -800,11 +775,6 @@ def _(lab: Laboratory, name: str) -> None:
 def _(lab: Laboratory, name: str) -> None:
     """Two facts again; it may be that the server is down."""
     lab.hole(placed(lab, name), 443)
-
-
-@fault("file-itself failing connection_refused", "without a port, which means 8448")
-def _(lab: Laboratory, name: str) -> None:
-    delegates(lab, name, m_server(name))
 
 
 @fault("web-page-and-srv failing connection_refused")

@@ -20,7 +20,6 @@ from synapse_federation_admin.diagnosis.answers import (
     Answer,
     check_clock,
     date_of,
-    read_version,
 )
 from synapse_federation_admin.diagnosis.connections import (
     conclude as conclude_connections,
@@ -323,23 +322,6 @@ def test_clock(ahead_ms: int, outcome: StageOutcome, found_ms: int) -> None:
     assert check_clock(Stages()).outcome is SKIPPED
 
 
-@pytest.mark.parametrize(
-    ("status", "headers", "body", "kind"),
-    [
-        (200, {"Content-Type": ["application/json; charset=utf-8"]}, b"{}", None),
-        (200, {"Content-Type": ["Application/JSON"]}, b"{}", "invalid_response"),
-        (204, {}, b"", "invalid_response"),
-        (302, {}, None, "http_error"),
-    ],
-)
-def test_version(
-    status: int, headers: dict[str, list[str]], body: bytes | None, kind: str | None
-) -> None:
-    """An answer of a homeserver, or what is none."""
-    found = read_version(Answer(status, Headers(headers), body), 1, NOW)
-    assert (found.error.kind.value if found.error else None) == kind
-
-
 def certificate(left_ms: int) -> Certificate:
     return Certificate(
         "CN=a",
@@ -507,21 +489,6 @@ def test_left_out() -> None:
     for none in (found(bad, left_out), found(left_out)):
         assert (none.outcome, none.kind) == (FAILED, FailureKind.CONNECTION_REFUSED)
     assert found().kind is FailureKind.UNREACHABLE
-
-
-def test_of_all() -> None:
-    """The first fault is told, how many more there are, and how else others fail."""
-    refused, late = Failure(FailureKind.CONNECTION_REFUSED), Failure(FailureKind.OTHER)
-    findings = ConnectionsFindings(())
-    for errors, outcome, more, also in (
-        ((None, None), OK, 0, ()),
-        ((refused, refused), FAILED, 1, ()),
-        ((None, refused, late, late), WARNING, 0, (FailureKind.OTHER,)),
-    ):
-        stage = Stage.of_all(StageName.CONNECTIONS, errors, findings)
-        assert stage.outcome is outcome
-        facts = stage.failure.facts if stage.failure else Facts()
-        assert (facts.more, facts.also) == (more, also)
 
 
 @pytest.mark.parametrize(

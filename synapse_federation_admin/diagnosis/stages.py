@@ -21,7 +21,7 @@ from synapse_federation_admin.diagnosis.resolution import (
     AddressesFindings,
     WellKnownFindings,
 )
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
+from synapse_federation_admin.failures.kinds import Failure, HasFailure
 from synapse_federation_admin.failures.situation import Situation
 from synapse_federation_admin.failures.text import message_of
 
@@ -80,7 +80,7 @@ F = TypeVar("F", bound=Findings)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Stage:
+class Stage(HasFailure):
     """What came of one stage of a diagnosis.
 
     Attributes:
@@ -153,16 +153,6 @@ class Stage:
     def skip(cls, name: StageName, why: SkipReason, told: str = "") -> "Stage":
         """Return a stage that was not tried."""
         return cls(name, StageOutcome.SKIPPED, skipped=why, told=told)
-
-    @property
-    def kind(self) -> FailureKind | None:
-        """What is wrong; None if nothing is."""
-        return self.failure.kind if self.failure else None
-
-    @property
-    def reason(self) -> Reason | None:
-        """What exactly, below the kind; None where that cannot be told."""
-        return self.failure.reason if self.failure else None
 
     @property
     def message(self) -> str:

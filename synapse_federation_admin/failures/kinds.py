@@ -377,3 +377,19 @@ class Failure:
     def is_ours(self) -> bool:
         """Whether it is a bug on this side, and tells nothing of the other server."""
         return self.kind is FailureKind.INTERNAL
+
+
+class HasFailure:
+    """What has a failure, or None for there being none."""
+
+    failure: Failure | None
+
+    @property
+    def kind(self) -> FailureKind | None:
+        """What is wrong; None if nothing is."""
+        return self.failure.kind if self.failure else None
+
+    @property
+    def reason(self) -> Reason | None:
+        """What exactly, below the kind; None where that cannot be told."""
+        return self.failure.reason if self.failure else None

@@ -10,7 +10,12 @@ from enum import Enum
 import attr
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.kinds import Failure, FailureKind, Fault, Reason
+from synapse_federation_admin.failures.kinds import (
+    Failure,
+    FailureKind,
+    Fault,
+    HasFailure,
+)
 from synapse_federation_admin.failures.reasons import Worded
 from synapse_federation_admin.failures.text import (
     HELPED_BY_RESET,
@@ -196,7 +201,7 @@ _VERDICTS = {
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class Situation:
+class Situation(HasFailure):
     """How it is between this homeserver and another server.
 
     Attributes:
@@ -217,16 +222,6 @@ class Situation:
     also: Failure | None = None
     real: RealTraffic | None = None
     may_connect: bool = False
-
-    @property
-    def kind(self) -> FailureKind | None:
-        """The cause; None if nothing is wrong."""
-        return self.failure.kind if self.failure else None
-
-    @property
-    def reason(self) -> Reason | None:
-        """What exactly, below the kind; None where that cannot be told."""
-        return self.failure.reason if self.failure else None
 
     @property
     def fault(self) -> Fault | None:
