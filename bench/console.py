@@ -64,6 +64,7 @@ _SETTLED_S = 75
 # As the script of a page does: what has changed is asked, and the page is read anew.
 _ASKED_EVERY_S = 5
 _SLOW_S = 120
+_MANY_S = 30
 
 # As long as a name of a row may be, and of what is longest once it is escaped.
 _NAME = 255
@@ -424,11 +425,12 @@ def _look_on(homeserver: Homeserver, paths: Sequence[str], seconds: int) -> int:
             next(answers)
             since = changes["as_of_ts"]
             kinds = {kind for kind, found in changes.items() if found}
-            if not changes["is_complete"]:
-                kinds = set(changes)
             # Those run, and nobody stops.
             kinds -= {"processes"}
-            next_read = min([next_read, *(read + s for s in _paces(body, kinds))])
+            paces = _paces(body, kinds)
+            if not changes["is_complete"] and _paces(body, set(changes)):
+                paces = [_MANY_S]
+            next_read = min([next_read, *(read + s for s in paces)])
             time.sleep(max(0, min(_ASKED_EVERY_S, ends - time.monotonic())))
 
     threads = [

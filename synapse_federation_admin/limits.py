@@ -177,6 +177,10 @@ CONTACT_CONNECTION_S = 150
 SERVICE_BYTES = 64 * 1024
 SERVICE_S = 20
 
+# How often signing in that was begun may go on, in a second and at once, by address.
+GOING_ON_HZ = 2
+GOING_ON_BURST = 60
+
 # Bytes of a cookie, name and value, that every browser keeps (RFC 6265, 6.1).
 COOKIE_BYTES = 4096
 

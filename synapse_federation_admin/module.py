@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from synapse_federation_admin.api import Services
     from synapse_federation_admin.destinations.senders import Sender
+    from synapse_federation_admin.destinations.summary import FailureAge
     from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.homeserver.pages import PagesResource
     from synapse_federation_admin.storage.records import RecordedFailure
@@ -140,13 +141,19 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.tables = Tables(s.homeserver, has_history=s.config.history_enabled)
     s.destinations = DestinationStore(s.homeserver)
     invalid = InvalidNames(s.homeserver)
-    s.summary = SummaryStore(s.homeserver, invalid)
     s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
     s.reader = DestinationReader(s.homeserver, s.tables, s.features, s.indexes, invalid)
     s.wake = Wake(s.homeserver)
     s.cursors = Cursors(s.homeserver.now_ms)
     s.backlog = BacklogStore(s.homeserver)
     s.shared_rooms = SharedRoomsStore(s.homeserver)
+
+    async def count_kinds(
+        now_ms: int,
+    ) -> "Mapping[str, Mapping[FailureAge, int]] | None":
+        return await if_readable(lambda: s.history.failing_by_kind(now_ms))
+
+    s.summary = SummaryStore(s.homeserver, invalid, count_kinds)
 
     async def last_failures(
         names: "Sequence[str]",
@@ -189,6 +196,7 @@ def _wire_follow_up(s: "Services") -> Start:
 
     if "follow_up" not in vars(s):
         s.follow_up = FollowUp(s.homeserver, s.audit, s.runs, s.wake)
+        s.homeserver.retry_timings.on_change = s.summary.forget
     return s.follow_up.start
 
 
@@ -323,10 +331,8 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
         """Return who sends; nobody while that is not known."""
         return await s.senders.all() if s.features.is_on(Feature.SENDERS) else ()
 
-    history = None
-    if s.features.is_on(Feature.HISTORY):
-        history = s.history, s.recent_attempts
-    monitor = Monitor(s.homeserver, s.summary, senders, history)
+    recent = s.recent_attempts if s.features.is_on(Feature.HISTORY) else None
+    monitor = Monitor(s.homeserver, s.summary, senders, recent)
     return (monitor.start,)
 
 

@@ -121,6 +121,8 @@ class AttentionTestCase(MembersTestCase):
         self.assertEqual(names, expected)
         users = {row["destination"]: row["local_users"] for row in body["destinations"]}
         self.assertEqual(users, {"2.example": 2, "1.example": 0, "4.example": 1})
+        some = self.get_json(f"{path}&total=true&limit=1&destination=?.example")
+        self.assertEqual((some["total"], len(some["destinations"])), (3, 1))
         self.assertTrue(body["is_complete"])
         self.assertGreater(body["as_of_ts"], self.clock.time_msec() - 1000)
         # Page by page, while one comes back and another begins to fail.

@@ -213,7 +213,7 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         page = self.page("/servers?has_backlog=true&failing_for=0s&order_by=failure_ts")
         self.assertEqual(page.count("<tr data-row="), 1)
         text = words_of(page)
-        self.assertIn("Servers for which something waits, and that match", text)
+        self.assertIn("1 server that matches, for which something waits", text)
         self.assertIn("last read, 1 s ago : where most waits first.", text)
         self.assertIn("server000.example", text)
         # A selection alone is what something can be done to.
@@ -225,8 +225,14 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         )
 
     def test_export(self) -> None:
-        """The file has what the filters keep."""
+        """The file has what the filters keep, or that for which something waits."""
         self.add_fleet(3)
+        self.text("/")
+        lines = self.page("/servers/export?format=csv&has_backlog=true").splitlines()
+        self.assertEqual(
+            [line.split(",")[0] for line in lines[1:]],
+            ["server000.example"],
+        )
         lines = self.page("/servers/export?format=ndjson&status=online").splitlines()
         names = [json.loads(line)["destination"] for line in lines]
         self.assertEqual(names, [f"fine{number}.example" for number in range(5)])
@@ -368,6 +374,13 @@ def sender(state: str) -> Any:
         (outlook("shared"), [], 3, "warn", "It is not us: they have something"),
         (outlook("us"), [sender("gone")], 0, "bad", "It is us."),
         (outlook("normal"), [sender("never_seen")], 0, "warn", "Not every sender"),
+        (
+            outlook("normal"),
+            [sender("nobody")],
+            0,
+            "bad",
+            "No process of ours is known",
+        ),
         (outlook("normal"), [sender("late")], 0, "warn", "One of our senders is late."),
         (None, None, 0, "muted", "Whether it is us is not known."),
         (None, None, 3, "warn", "Whether it is us is not known."),

@@ -45,7 +45,8 @@ class SummaryTestCaseBase(ModuleTestCase):
         super().prepare(reactor, clock, hs)
         reactor.advance(1000 * 24 * 3600)
         homeserver = Homeserver(hs.get_module_api())
-        self.summaries = SummaryStore(homeserver, InvalidNames(homeserver))
+        invalid = InvalidNames(homeserver)
+        self.summaries = SummaryStore(homeserver, invalid, no_kinds)
 
     def get(self) -> Summary:
         return self.get_success(self.summaries.get())
@@ -54,6 +55,10 @@ class SummaryTestCaseBase(ModuleTestCase):
         found = self.get().backlog
         assert found is not None
         return found
+
+
+async def no_kinds(_now_ms: int) -> None:
+    """Tell that why destinations fail cannot be read."""
 
 
 class InvalidNamesTestCase(ModuleTestCase):
@@ -94,6 +99,26 @@ class SummaryTestCase(SummaryTestCaseBase):
                 backlog=TotalBacklog(as_of_ts=self.clock.time_msec()),
             ),
         )
+
+    def test_kept(self) -> None:
+        """Where counting takes long it is done once in ten seconds, for all who ask;
+        and anew once this process has changed something, also meanwhile."""
+        with patch("synapse_federation_admin.destinations.costly._CHEAP_MS", 0):
+            began = self.get()
+            self.add_destination("a.example")
+            self.assertEqual(self.get(), began)
+            self.summaries.forget()
+            self.assertEqual(self.get().total, 1)
+            self.add_destination("b.example")
+            self.reactor.advance(11)
+            self.assertEqual(self.get().total, 2)
+            self.add_destination("c.example")
+            self.reactor.advance(11)
+            under_way = ensureDeferred(self.summaries.get())
+            self.summaries.forget()
+            self.get_success(under_way)
+            self.add_destination("d.example")
+            self.assertEqual(self.get().total, 4)
 
     def test_ages(self) -> None:
         """A failing destination is counted once, by how long ago it began to fail."""

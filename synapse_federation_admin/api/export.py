@@ -4,8 +4,10 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from http import HTTPStatus
 
 from synapse.module_api import JsonDict
+from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.api._base import Asked, Services
 from synapse_federation_admin.api._operation import operation
@@ -23,7 +25,10 @@ from synapse_federation_admin.api.schemas.destinations import (
 )
 from synapse_federation_admin.api.schemas.v1 import TOO_MANY
 from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.v2_destinations import waiting_pieces
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.values import Destination
+from synapse_federation_admin.homeserver.features import Feature
 
 # How many rows with their backlog are written at a time.
 _BACKLOG_PIECE = 1000
@@ -48,17 +53,23 @@ async def export_destinations(asked: Asked, query: ExportQuery) -> None:
     200 OK: the file. It is written while it is read; a failure half-way cuts the
     connection.
     """
+    services = asked.services
+    pieces = services.reader.of(query.wanted, query.sort).pieces(None)
+    if query.has_backlog:
+        pieces = await _waiting(services, query)
     await respond_in_chunks(
-        asked.services.homeserver,
+        services.homeserver,
         asked.request,
         _CONTENT_TYPES[query.format],
-        _chunks(asked.services, query),
+        _chunks(services, query, pieces),
         file_name=f"destinations.{query.format.value}",
     )
 
 
 async def _chunks(
-    services: Services, query: ExportQuery
+    services: Services,
+    query: ExportQuery,
+    pieces: AsyncGenerator[list[Destination], None],
 ) -> AsyncGenerator[bytes, None]:
     is_csv, includes_backlog = query.format is ExportFormat.CSV, bool(query.include)
     encode, end = (csv_line, "\r\n") if is_csv else (encode_v2, "\n")
@@ -66,7 +77,6 @@ async def _chunks(
     if is_csv:
         added = model_of(Backlog).model_fields if includes_backlog else ()
         yield f"{csv_fields((*CSV_COLUMNS, *added))}{end}".encode("ascii")
-    pieces = services.reader.of(query.wanted, query.sort).pieces(None)
     async with aclosing(pieces):
         async for rows in pieces:
             # With their backlog, each takes longer to write.
@@ -85,6 +95,25 @@ async def _chunks(
                         for line, row in zip(lines, part, strict=True)
                     ]
                 yield f"{end.join(lines)}{end}".encode()
+
+
+async def _waiting(
+    services: Services, query: ExportQuery
+) -> AsyncGenerator[list[Destination], None]:
+    """Return the pieces of what something waits for.
+
+    Raises:
+        SynapseError: 503, that is not known yet.
+    """
+    services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
+    found = await services.attention.get()
+    if found is None:
+        raise SynapseError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "It is being looked for what waits: ask again in a moment",
+        )
+    pieces = waiting_pieces(services, query, found)
+    return ([row for _, row in piece] async for piece in pieces)
 
 
 def _with_backlog(line: str, backlog: JsonDict, is_csv: bool) -> str:

@@ -2,7 +2,6 @@
 """v2: what of this module works here."""
 
 import logging
-from importlib.metadata import version
 
 from pydantic import Field
 from synapse.module_api import JsonDict
@@ -13,10 +12,8 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Nothing
 from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.storage.versions import VERSIONS
-
-# It is in a file: when a request comes there may be no descriptor left.
-_SYNAPSE_VERSION = version("matrix-synapse")
 
 
 class FeatureState(Answer):
@@ -110,7 +107,7 @@ async def get_status(asked: Asked, _: Nothing) -> JsonDict:
         reason = "the database cannot be read: the log says why"
     return {
         "module_version": __version__,
-        "synapse_version": _SYNAPSE_VERSION,
+        "synapse_version": SYNAPSE_VERSION,
         "instance": services.homeserver.instance_name,
         "features": {
             feature.value: {

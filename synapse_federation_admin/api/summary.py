@@ -15,6 +15,9 @@ from synapse_federation_admin.destinations.values import DestinationStatus, Inde
 from synapse_federation_admin.history.correlation import Correlation, with_senders
 from synapse_federation_admin.history.store import by_every_kind, if_readable
 
+# How old the outlook may be: it is of the last quarter of an hour, at least.
+_KEPT_MS = 10_000
+
 
 class TotalBacklog(Answer):
     """What waits for all destinations; each is null while nothing is known yet."""
@@ -194,15 +197,12 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
     """
     services = asked.services
     summary = await services.summary.get()
-    known = await if_readable(
-        lambda: services.history.failing_by_kind(summary.as_of_ts)
-    )
     table = None
-    if known is not None:
-        every = by_every_kind(summary.failing_by_age, known)
+    if summary.failing_by_kind is not None:
+        every = by_every_kind(summary.failing_by_age, summary.failing_by_kind)
         table = {kind: ages for kind, ages in every.items() if any(ages.values())}
     senders = await if_readable(lambda: services.senders.all())
-    outlook = await if_readable(lambda: services.recent_attempts.correlation())
+    outlook = await if_readable(lambda: services.recent_attempts.correlation(_KEPT_MS))
     states = await services.indexes.states()
     # None where nothing is known yet.
     waiting = summary.backlog

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: destinations with their status, found by what matters."""
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 
 from synapse.module_api import JsonDict
 
@@ -14,9 +14,11 @@ from synapse_federation_admin.api.schemas.destinations import (
     DestinationsPage,
     DestinationsQuery,
     Include,
+    SortedFilter,
 )
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import shown
+from synapse_federation_admin.destinations.attention import Attention
 from synapse_federation_admin.destinations.queued import not_yet_queued
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination, Position
@@ -89,31 +91,71 @@ async def _list_waiting(services: Services, query: DestinationsQuery) -> JsonDic
     """List those for which something waited when that was last looked for."""
     services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
     paging = Paging(query)
-    after: tuple[int, str] | None = tuple(paging.after) if paging.after else None
     waiting = await services.attention.get()
     rows: list[tuple[int, Destination]] = []
-    left = waiting.behind(after) if waiting else ()
-    destinations = services.reader.of(query.wanted, query.sort)
-    for begin in range(0, len(left), _LOOKED_FOR):
-        some = left[begin : begin + _LOOKED_FOR]
-        found = await destinations.among([name for _, name in some])
-        rows += [(count, found[name]) for count, name in some if name in found]
+    after = tuple(paging.after) if paging.after else None
+    async for piece in waiting_pieces(services, query, waiting, after):
+        rows += piece
         if len(rows) >= paging.limit:
             break
     shown_rows, next_token = paging.cut(
         rows[: paging.limit], lambda last: [last[0], last[1].destination]
     )
+    total = {}
+    if query.total:
+        total = {"total": await _count_waiting(services, query, waiting)}
     return {
         "destinations": await render_rows(
             services, [row for _, row in shown_rows], query.include
         ),
+        **total,
         "as_of_ts": waiting.as_of_ts if waiting else None,
         "is_complete": bool(waiting and waiting.has_all_waiting),
         **next_token,
     }
 
 
-# Among how many of them a page is looked for at a time.
+async def _count_waiting(
+    services: Services, query: SortedFilter, waiting: Attention | None
+) -> int:
+    """Count those that the filters keep, once for what was found."""
+    if waiting is None:
+        return 0
+    total = waiting.totals.get(query.wanted)
+    if total is None:
+        total = 0
+        async for piece in waiting_pieces(services, query, waiting):
+            total += len(piece)
+        waiting.totals[query.wanted] = total
+    return total
+
+
+async def waiting_pieces(
+    services: Services,
+    query: SortedFilter,
+    waiting: Attention | None,
+    after: tuple[int, str] | None = None,
+) -> AsyncGenerator[list[tuple[int, Destination]], None]:
+    """Read those that fail and that the filters keep, where most waits first.
+
+    Args:
+        services: The services.
+        query: The filters.
+        waiting: For what something waits; None: that is not known.
+        after: Behind which place to begin.
+
+    Yields:
+        How much waited for each, and its row.
+    """
+    left = waiting.behind(after) if waiting else ()
+    destinations = services.reader.of(query.wanted, query.sort)
+    for begin in range(0, len(left), _LOOKED_FOR):
+        some = left[begin : begin + _LOOKED_FOR]
+        found = await destinations.among([name for _, name in some])
+        yield [(count, found[name]) for count, name in some if name in found]
+
+
+# Among how many of them rows are looked for at a time.
 _LOOKED_FOR = 500
 
 

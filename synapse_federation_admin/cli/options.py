@@ -89,6 +89,12 @@ SORT = (
         "`f`: ascending; `b`: descending.",
         tuple(each.value for each in Direction),
     ),
+    Parameter(
+        "has_backlog",
+        "Keep what is failing, and for which something waited when that was last "
+        "looked for: the most first, whatever `order_by` and `dir` say.",
+        is_flag=True,
+    ),
 )
 
 PAGES = (
@@ -107,13 +113,6 @@ LIST = (
         "(`availability`), how many users of this server it affects (`local_users`).",
         ("backlog", "failure", "availability", "local_users"),
         is_many=True,
-    ),
-    Parameter(
-        "has_backlog",
-        "Keep what is failing, and for which something waited when that was last "
-        "looked for, at `as_of_ts`; the most first, whatever `order_by` and `dir` say, "
-        "and without `total`.",
-        is_flag=True,
     ),
     Parameter(
         "total",

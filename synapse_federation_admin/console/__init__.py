@@ -6,7 +6,7 @@ How a page is added:
 1. A row in `ROUTES`: the method, the path below the console with its parameters in
    angle brackets, the handler `<file in pages>.<function>`, what it needs, and, if it
    is in the navigation, its word and its key (`g` and then that key leads to it).
-2. The handler, in `console/pages/<file>.py`; it is imported when it is first asked for:
+2. The handler, in `console/pages/<file>.py`:
 
        async def list_runs(visit: Visit) -> Answered:
            found = await visit.ask(operations.list_runs, visit.query)

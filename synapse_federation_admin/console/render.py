@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 from zlib import crc32
 
 import attr
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2 import DictLoader, Environment, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
@@ -135,8 +135,12 @@ def _finalize(value: Any) -> Any:
 @cache
 def _environment() -> Environment:
     """Return what keeps compiled templates: one for this process."""
+    # Read at once: a homeserver that has no file descriptor left still shows its pages.
+    sources = {
+        path.name: path.read_text("utf-8") for path in (_HERE / "templates").iterdir()
+    }
     environment = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
+        loader=DictLoader(sources),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,

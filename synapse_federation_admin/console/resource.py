@@ -2,10 +2,10 @@
 """The edge of the console: who comes in, what is answered, with which headers."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -39,6 +39,7 @@ from synapse_federation_admin.console.visit import (
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.pages import PagesResource, respond
+from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.homeserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,13 @@ class Console:
         self._renderer = Renderer()
         self._kept = Kept(services.homeserver)
         self._is_compiled = False
+        # At once, as templates are: a page is to need no file when it is asked for.
+        for route in ROUTES:
+            with suppress(ImportError):
+                _handler_of(route)
         self._versions = {
             "module_version": __version__,
-            "synapse_version": version("matrix-synapse"),
+            "synapse_version": SYNAPSE_VERSION,
         }
 
     async def answer(self, request: SynapseRequest) -> None:
@@ -221,12 +226,8 @@ class Console:
         return await self._desk.known(check)
 
     async def _handle(self, route: Route, visit: Visit) -> Answered:
-        module, _, name = route.handler.partition(".")
-        handler = getattr(
-            import_module(f"synapse_federation_admin.console.pages.{module}"), name
-        )
         more = (self._desk,) if route.opens else ()
-        answered: Answered = await handler(visit, *more)
+        answered: Answered = await _handler_of(route)(visit, *more)
         return answered
 
     # -- what goes out -----------------------------------------------------------------
@@ -299,6 +300,14 @@ class Console:
                 if route.nav and all(map(features.is_on, route.needs))
             ],
         }
+
+
+def _handler_of(route: Route) -> Callable[..., Awaitable[Answered]]:
+    module, _, name = route.handler.partition(".")
+    found: Callable[..., Awaitable[Answered]] = getattr(
+        import_module(f"synapse_federation_admin.console.pages.{module}"), name
+    )
+    return found
 
 
 class _OwnHeaders(Headers):

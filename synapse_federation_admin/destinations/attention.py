@@ -23,7 +23,7 @@ from synapse_federation_admin.destinations.attention_rows import (
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
-from synapse_federation_admin.destinations.values import Destination
+from synapse_federation_admin.destinations.values import Destination, DestinationFilter
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.sql import FAILING, MOMENT_MS, any_of
@@ -76,6 +76,7 @@ class Attention:
         shared: The rooms that each shares, of those that share most.
         has_all_shared: Whether these are all that share any.
         users: How many local users each affects, of those that were asked for since.
+        totals: How many of `waiting` filters keep, of those that were asked for since.
     """
 
     as_of_ts: int
@@ -87,6 +88,7 @@ class Attention:
     shared: Mapping[str, list[str]]
     has_all_shared: bool
     users: dict[str, int] = attr.Factory(dict)
+    totals: dict[DestinationFilter, int] = attr.Factory(dict)
 
     def behind(self, after: tuple[int, str] | None) -> Sequence[tuple[int, str]]:
         """Return for whom less waits than at a place in `waiting`, or as much.

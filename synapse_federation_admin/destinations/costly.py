@@ -12,8 +12,9 @@ T = TypeVar("T")
 _WAIT_MS = 150
 
 # Reading what takes less is always worth it. After what takes longer, the next is not
-# begun before so many times as long.
-_CHEAP_MS = 50
+# begun before so long, nor before so many times as long as it took.
+_CHEAP_MS = 20
+_REST_MS = 10_000
 _REST_FACTOR = 10
 
 
@@ -35,6 +36,7 @@ class Costly(Generic[T]):
         *,
         keep_ms: int = 0,
         waits_for_first: bool = False,
+        waits_always: bool = False,
     ) -> None:
         """Read nothing yet.
 
@@ -45,41 +47,62 @@ class Costly(Generic[T]):
             keep_ms: For how long at least it is not read anew.
             waits_for_first: Whether who asks waits as long as it takes while nothing is
                 known.
+            waits_always: Whether they do at any time; what they get is 10 s old at
+                most.
         """
         self.latest: T | None = None
         self._homeserver = homeserver
         self._desc = desc
         self._read = read
         self._keep_ms = keep_ms
-        self._waits_for_first = waits_for_first
+        self._waits_for_first = waits_for_first or waits_always
+        self._waits_always = waits_always
         # The times, in ms, at which it is not read, as the last reading was costly.
+        self._rest = range(0)
+        self._changes = 0
+
+    @property
+    def _rests(self) -> bool:
+        is_missed = self._waits_for_first and self.latest is None
+        return not is_missed and self._homeserver.now_ms() in self._rest
+
+    def forget(self) -> None:
+        """Read it anew for who asks next, as this process has just changed it."""
+        self._changes += 1
         self._rest = range(0)
 
     async def get(self) -> T | None:
         """Return the newest that there is. Raises what `read` raises."""
-        if self._homeserver.now_ms() in self._rest:
+        if self._rests:
             return self.latest
-        is_awaited = self._waits_for_first and self.latest is None
+        is_first = self._waits_for_first and self.latest is None
         try:
             return await self._homeserver.single_flight.run(
                 self._desc,
                 Costly,
                 self._refresh,
-                timeout_ms=None if is_awaited else _WAIT_MS,
+                timeout_ms=None if is_first or self._waits_always else _WAIT_MS,
             )
         except TimeoutError:
             return self.latest
 
     async def _refresh(self) -> T | None:
         """Read it, unless that was just done; return the newest that there is."""
-        began_ms = self._homeserver.now_ms()
-        if began_ms in self._rest:
+        if self._rests:
             return self.latest
+        began_ms, changes = self._homeserver.now_ms(), self._changes
         try:
             self.latest = await self._read()
         finally:
             ended_ms = self._homeserver.now_ms()
             took_ms = ended_ms - began_ms
-            rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
-            self._rest = range(ended_ms, ended_ms + max(rest_ms, self._keep_ms))
+            if took_ms < _CHEAP_MS:
+                rest_ms = 0
+            elif self._waits_always:
+                rest_ms = _REST_MS - took_ms
+            else:
+                rest_ms = max(_REST_MS, _REST_FACTOR * took_ms)
+            # What was changed meanwhile may not be in it.
+            if changes == self._changes:
+                self._rest = range(ended_ms, ended_ms + max(rest_ms, self._keep_ms))
         return self.latest

@@ -9,7 +9,6 @@ a row of `federation_stream_position`. What it has not come to is in no queue.
 import time
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import attr
@@ -18,16 +17,16 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import __version__, limits
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.process import shown_instance
+from synapse_federation_admin.homeserver.process import (
+    SYNAPSE_VERSION,
+    shown_instance,
+)
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import Instance, InstanceState
 from synapse_federation_admin.storage.schema import Tables
 
 # A sender that is behind by so long does not keep up.
 _LONG_MS = 300_000
-
-# It is in a file: later there may be no descriptor left.
-_SYNAPSE_VERSION = version("matrix-synapse")
 
 # One that runs has come to an event long before it is so old.
 _WAITS_MS = 45_000
@@ -224,7 +223,7 @@ class Senders:
             self._homeserver.instance_name,
             InstanceState.RUNNING,
             module_version=__version__,
-            synapse_version=_SYNAPSE_VERSION,
+            synapse_version=SYNAPSE_VERSION,
             sends=sender.sends,
             in_memory=await sender.in_memory(self._homeserver.sleep_ms),
             reactor_late_ms=reactor_late_ms,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums all destinations up.
 
-The destinations are counted for every answer. What waits for them may take seconds to
-read, so an answer that would be late takes what was read before.
+Where counting them takes long, that is told to all who ask for some seconds. What waits
+for them may take seconds to read, so an answer that would be late takes what was read
+before.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import attr
@@ -90,6 +90,7 @@ class Summary:
         total: How many destinations there are.
         by_status: How many of them have each status; all are in it.
         failing_by_age: How many have been failing for how long; all are in it.
+        failing_by_kind: The same for each kind that is known; None if none can be read.
         backlog: What waits, which may be older; None if it is not known yet.
     """
 
@@ -97,6 +98,7 @@ class Summary:
     total: int
     by_status: Mapping[DestinationStatus, int]
     failing_by_age: Mapping[FailureAge, int]
+    failing_by_kind: Mapping[str, Mapping[FailureAge, int]] | None = None
     backlog: TotalBacklog | None = None
 
     @property
@@ -125,15 +127,25 @@ def by_age(younger: Sequence[int]) -> dict[FailureAge, int]:
     }
 
 
+# Counts what fails by kind and age, as of a time in ms; None if that cannot be read.
+CountKinds = Callable[[int], Awaitable[Mapping[str, Mapping[FailureAge, int]] | None]]
+
+
 class SummaryStore:
     """Sums all destinations up.
 
     Every method raises what the database raises.
     """
 
-    def __init__(self, homeserver: Homeserver, invalid: InvalidNames) -> None:
+    def __init__(
+        self, homeserver: Homeserver, invalid: InvalidNames, count_kinds: CountKinds
+    ) -> None:
         self._homeserver = homeserver
         self._invalid = invalid
+        self._count_kinds = count_kinds
+        self._counts = Costly(
+            homeserver, "federation_admin_summary", self._count, waits_always=True
+        )
         self._backlog = Costly(
             homeserver,
             "federation_admin_summary_backlog",
@@ -148,18 +160,26 @@ class SummaryStore:
 
         Where the backlog takes long, it is read to the end for those who ask later.
         """
-        summary = await self._homeserver.single_flight.run(
-            "federation_admin_summary", (), self._count
-        )
+        summary = await self._counts.get()
+        assert summary is not None
         return attr.evolve(summary, backlog=await self._backlog.get())
+
+    def forget(self) -> None:
+        """Count anew for who asks next: this process has changed some."""
+        self._counts.forget()
 
     async def _count(self) -> Summary:
         names = await self._invalid.find()
         now_ms, invalid = self._homeserver.now_ms(), any_of("destination", names)
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_summary",
-            partial(_count_txn, now_ms=now_ms, invalid=invalid),
+
+        def count_txn(txn: LoggingTransaction) -> Summary:
+            self._use_one_cpu_txn(txn)
+            return _count_txn(txn, now_ms, invalid)
+
+        summary = await self._homeserver.run_db_interaction(
+            "federation_admin_summary", count_txn
         )
+        return attr.evolve(summary, failing_by_kind=await self._count_kinds(now_ms))
 
     async def _read_backlog(self, now_ms: int) -> TotalBacklog:
         parts = [Sql("TRUE")]
@@ -191,9 +211,7 @@ class SummaryStore:
         """Read parts of the backlog, in one transaction."""
 
         def read_txn(txn: LoggingTransaction) -> list[list[tuple[Any, ...]]]:
-            if self._homeserver.is_postgres:
-                # Nobody waits for it: one CPU is enough.
-                txn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+            self._use_one_cpu_txn(txn)
             began_s = time.perf_counter()
             found = []
             for statement in statements:
@@ -205,6 +223,11 @@ class SummaryStore:
         return await self._homeserver.run_db_interaction(
             "federation_admin_summary_backlog", read_txn
         )
+
+    def _use_one_cpu_txn(self, txn: LoggingTransaction) -> None:
+        """Leave the others to the homeserver: what is read is good for some time."""
+        if self._homeserver.is_postgres:
+            txn.execute("SET LOCAL max_parallel_workers_per_gather = 0")
 
 
 def _count_txn(txn: LoggingTransaction, now_ms: int, invalid: Sql) -> Summary:

@@ -14,7 +14,7 @@ from synapse_federation_admin.history.correlation import (
     with_senders,
 )
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
-from synapse_federation_admin.history.store import HistoryStore, by_every_kind
+from synapse_federation_admin.history.store import by_every_kind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import (
     BACKLOG,
@@ -50,7 +50,7 @@ class Monitor:
         homeserver: Homeserver,
         summary: SummaryStore,
         senders: Callable[[], Awaitable[Sequence[Sender]]],
-        history: tuple[HistoryStore, RecentAttemptsStore] | None,
+        recent_attempts: RecentAttemptsStore | None,
     ) -> None:
         """Count nothing yet.
 
@@ -58,12 +58,12 @@ class Monitor:
             homeserver: The homeserver.
             summary: Counts destinations.
             senders: Returns who sends.
-            history: Knows what is recorded; None: nothing is.
+            recent_attempts: Knows what was tried lately; None: nothing is recorded.
         """
         self._homeserver = homeserver
         self._summary = summary
         self._senders = senders
-        self._history = history
+        self._recent_attempts = recent_attempts
         self._updated_ts = homeserver.now_ms()
         self._next_ts = 0
         self._is_read = False
@@ -122,22 +122,22 @@ class Monitor:
             metrics(SENDER_BEHIND, name).set(sender.behind_events or 0)
             metrics(SENDER_LAG, name).set((sender.behind_ms or 0) / 1000)
             metrics(SENDER_AHEAD, name).set(sender.ahead_events or 0)
-        if self._history is not None:
-            await self._update_recorded(*self._history, summary, senders)
+        if self._recent_attempts is not None:
+            await self._update_recorded(self._recent_attempts, summary, senders)
         self._updated_ts = now_ts
 
     async def _update_recorded(
         self,
-        history: HistoryStore,
         recent_attempts: RecentAttemptsStore,
         summary: Summary,
         senders: Sequence[Sender],
     ) -> None:
         """Bring those up to date that are of what is recorded."""
         metrics = self._homeserver.metrics
-        known = await history.failing_by_kind(summary.as_of_ts)
-        for kind, ages in by_every_kind(summary.failing_by_age, known).items():
-            metrics(FAILING, kind).set(sum(ages.values()))
+        known = summary.failing_by_kind
+        if known is not None:
+            for kind, ages in by_every_kind(summary.failing_by_age, known).items():
+                metrics(FAILING, kind).set(sum(ages.values()))
         correlation = with_senders(
             await recent_attempts.correlation(_CORRELATION_MS), senders
         )

@@ -3,6 +3,7 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # What the main process is called here, as in Synapse's `instance_map`; in its code it
 # is "master".
 MAIN = "main"
+
+# Read once, from a file.
+SYNAPSE_VERSION = version("matrix-synapse")
 
 
 class Process:

@@ -73,7 +73,9 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.CONSOLE,),
         """
-        synapse.api.ratelimiting: Ratelimiter.ratelimit(key)
+        synapse.api.ratelimiting:
+            Ratelimiter.ratelimit(key) Ratelimiter.ratelimit(rate_hz)
+            Ratelimiter.ratelimit(burst_count)
         synapse.http.client: SimpleHttpClient.request(data)
         synapse.http.server: DirectServeHtmlResource._async_render
         synapse.rest.client.login:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BeforeClearing = Callable[[LoggingTransaction, Sequence[str]], None]
 
 
-def _do_nothing(_txn: LoggingTransaction, _destinations: Sequence[str]) -> None:
+def _do_nothing(*_: object) -> None:
     pass
 
 
@@ -25,10 +25,12 @@ class RetryTimings:
     Attributes:
         before_clearing: Called in each transaction before it clears those of some
             destinations.
+        on_change: Called once some were changed here.
     """
 
     def __init__(self, hs: "HomeServer") -> None:
         self.before_clearing: BeforeClearing = _do_nothing
+        self.on_change: Callable[[], None] = _do_nothing
         self._store = hs.get_datastores().main
 
     async def is_backing_off(self, destination: str) -> bool:
@@ -67,6 +69,7 @@ class RetryTimings:
         if says_so:
             self.before_clearing(txn, [destination])
         self._store._set_destination_retry_timings_txn(txn, destination, None, 0, 0)
+        txn.call_after(self.on_change)
 
     def invalidate_txn(
         self, txn: LoggingTransaction, destinations: Collection[str]
@@ -80,6 +83,7 @@ class RetryTimings:
             self._store.get_destination_retry_timings,
             [(destination,) for destination in destinations],
         )
+        txn.call_after(self.on_change)
 
     def failing_txn(
         self, txn: LoggingTransaction, destinations: Collection[str]

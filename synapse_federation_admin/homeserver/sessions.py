@@ -66,16 +66,24 @@ class Sessions:
             self._hs.config.ratelimiting.rc_login_address,
         )
 
-    async def count_try(self, request: SynapseRequest) -> None:
+    async def count_try(
+        self, request: SynapseRequest, *, goes_on: bool = False
+    ) -> None:
         """Count what somebody whom nobody knows has the authentication service do.
 
         Passwords that are tried Synapse counts itself, likewise by `rc_login.address`.
+
+        Args:
+            request: The request.
+            goes_on: Whether it goes on with what was begun, by a limit of its own: a
+                page that waits for somebody to sign in asks every 5 seconds.
 
         Raises:
             SynapseError: 429, that were too many from this address.
         """
         address = getattr(request.getClientAddress(), "host", "")
-        await self._tries.ratelimit(None, address)
+        limit = (limits.GOING_ON_HZ, limits.GOING_ON_BURST) if goes_on else ()
+        await self._tries.ratelimit(None, (address, goes_on), *limit)
 
     def login_flows(self, request: SynapseRequest) -> Sequence[JsonDict]:
         """Return the ways to sign in that this homeserver announces itself.

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import attr
 
 # The states of senders of which nobody knows that they send.
-_UNSEEN = {"gone", "never_seen", "nobody"}
+_UNSEEN = {"gone", "never_seen"}
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -66,6 +66,8 @@ def is_it_us(
         return Verdict("bad", "It is us.", why)
     if verdict == "shared":
         return Verdict("warn", "It is not us: they have something in common.", why)
+    if "nobody" in senders:
+        return Verdict("bad", "No process of ours is known to send.", why)
     if _UNSEEN.intersection(senders):
         return Verdict("warn", "Not every sender of ours was seen lately.", why)
     if "late" in senders:

@@ -100,6 +100,11 @@ class SortedFilter(Filter):
     dir: Annotated[Direction, Lax] = Field(
         default=Direction.FORWARDS, description="`f`: ascending; `b`: descending."
     )
+    has_backlog: bool = Field(
+        default=False,
+        description="Keep what is failing, and for which something waited when that "
+        "was last looked for: the most first, whatever `order_by` and `dir` say.",
+    )
 
     @property
     def sort(self) -> Sort:
@@ -125,12 +130,6 @@ class DestinationsQuery(Paged, SortedFilter):
         "real request to it last failed (`failure`), how much of the last 14 days it "
         "was not failing (`availability`), how many users of this server it affects "
         "(`local_users`).",
-    )
-    has_backlog: bool = Field(
-        default=False,
-        description="Keep what is failing, and for which something waited when that "
-        "was last looked for, at `as_of_ts`; the most first, whatever `order_by` and "
-        "`dir` say, and without `total`.",
     )
     total: bool = Field(
         default=False,

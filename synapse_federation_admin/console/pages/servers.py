@@ -76,9 +76,8 @@ async def list_servers(visit: Visit) -> Answered:
     if is_on(Feature.SHARED_ROOMS) and is_on(Feature.BACKLOG):
         includes.append("local_users")
     start = visit.text("from")
-    has_backlog = bool(visit.text("has_backlog"))
     # Which servers: what is on the address for the next page, and another order.
-    waiting = {"has_backlog": "true"} if has_backlog else {}
+    waiting = _waiting_of(visit)
 
     async def read(most: int) -> Any:
         values = {**query, **waiting, **({"from": start} if start else {})}
@@ -136,6 +135,7 @@ async def export(visit: Visit) -> Answered:
     wanted = export_destinations.take(
         {
             **query,
+            **_waiting_of(visit),
             "format": visit.text("format", "csv"),
             "include": _backlog_of(visit),
         }
@@ -153,6 +153,11 @@ def query_of(visit: Visit) -> dict[str, Any]:
         if values:
             query[name] = values if name in _REPEATED else values[0]
     return query
+
+
+def _waiting_of(visit: Visit) -> dict[str, str]:
+    """Return what has a list keep that for which something waits, if it is to."""
+    return {"has_backlog": "true"} if visit.text("has_backlog") else {}
 
 
 def _backlog_of(visit: Visit) -> list[str]:

@@ -55,6 +55,7 @@ async def go_on_on_device(visit: Visit, desk: Desk) -> Answered:
     names = ("client_id", "device_code", "user_code", "uri", "complete")
     fields = {name: visit.text(name) for name in names}
     try:
+        await desk.sessions.count_try(visit.request, goes_on=True)
         tokens = await desk.oauth.finish_on_device(
             fields["client_id"], fields["device_code"], visit.now_ms
         )
@@ -62,6 +63,9 @@ async def go_on_on_device(visit: Visit, desk: Desk) -> Answered:
             return _on_device({**fields, "next": next_of(visit)})
         return await _keep(visit, desk, tokens, next_of(visit))
     except SynapseError as e:
+        if e.code == HTTPStatus.TOO_MANY_REQUESTS:
+            # Nothing was asked: the page asks again.
+            return _on_device({**fields, "next": next_of(visit)})
         return _failed(visit, desk, e)
 
 
@@ -84,6 +88,7 @@ async def come_back(visit: Visit, desk: Desk) -> Answered:
     """Have the service give tokens for its code."""
     state = visit.text("state")
     try:
+        await desk.sessions.count_try(visit.request, goes_on=True)
         tokens = await desk.oauth.exchange(
             visit.session,
             desk.origin(visit.request),
@@ -105,11 +110,12 @@ async def renew(visit: Visit, desk: Desk) -> Answered:
         status = HTTPStatus.UNAUTHORIZED
     else:
         try:
+            await desk.sessions.count_try(visit.request, goes_on=True)
             tokens = await desk.oauth.renew(renewal, visit.now_ms)
         except SynapseError as e:
-            # Away: the session stays.
-            is_away = e.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-            status = HTTPStatus(e.code) if is_away else HTTPStatus.UNAUTHORIZED
+            # Away, or asked too often: the session stays.
+            stays = e.code >= HTTPStatus.TOO_MANY_REQUESTS
+            status = HTTPStatus(e.code) if stays else HTTPStatus.UNAUTHORIZED
         else:
             session = attr.evolve(
                 visit.session, origin=Origin.SERVICE, token=tokens.access_token

@@ -2,7 +2,7 @@
 // What a page does by itself: parts that refresh, times that go on, keys, the theme.
 // Everything else is plain HTML, and works without this.
 
-const SIGNED_OUT = 401;
+const [SIGNED_OUT, TOO_MANY] = [401, 429];
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 // -- theme ---------------------------------------------------------------------------
@@ -287,10 +287,10 @@ async function renew() {
       method: "POST", body: new URLSearchParams(new FormData(session)), credentials: "same-origin",
     });
     if (answer.ok) store("federation-expires", (await answer.json()).expires_ts);
-    else if (answer.status < 500) refused = known;
+    else if (answer.status < TOO_MANY) refused = known;
     const place = document.querySelector("[data-told] > [role=status]");
     if (place && !parts.length) {
-      place.textContent = answer.status < 500 ? "" : "The authentication service does not answer. "
+      place.textContent = answer.status < TOO_MANY ? "" : "The authentication service does not answer. "
         + "The session stays, and is renewed once it does.";
     }
   });
@@ -366,6 +366,13 @@ function move(step) {
 function press(key) {
   // That of the row, or else that of the page, which is for what is selected.
   const own = rowNow()?.querySelector(`[data-key="${key}"]`);
+  const form = document.querySelector(`form[data-of-row="${key}"]`);
+  const link = rowNow()?.querySelector("a[href]");
+  if (form && link) {
+    form.action = `${link.href}/diagnose`;
+    form.requestSubmit();
+    return true;
+  }
   const button = own ?? all(`[data-key="${key}"]`).find((each) => !each.closest("[data-row]"));
   if (button && !own && !document.querySelector("[data-row] input:checked")) {
     rowNow()?.querySelector("input[type=checkbox]")?.click();
