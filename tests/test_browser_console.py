@@ -318,6 +318,11 @@ def test_by_keyboard(world: Playground, open_window: Open) -> None:
     keys.press("x")
     expect(page.locator("tr[data-row] input:checked")).to_have_count(1)
     with new_page(page):
+        keys.press("d")
+    expect(page.locator(".advice")).to_contain_text("certificate for another host")
+    page.go_back()
+    keys.press("j")
+    with new_page(page):
         keys.press("Enter")
     with new_page(page):
         keys.press("d")

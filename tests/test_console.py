@@ -91,6 +91,14 @@ class ConsoleTestCase(ModuleTestCase):
         return None
 
 
+def test_no_files() -> None:
+    """Where no file can be opened any more, there are pages all the same."""
+    render._environment.cache_clear()
+    renderer = render.Renderer()
+    with mock.patch.multiple("io", open=None), mock.patch("builtins.open", None):
+        renderer.compile()
+
+
 class AccessTestCase(ConsoleTestCase):
     """Walks over the table of pages, so that a new one cannot be forgotten."""
 

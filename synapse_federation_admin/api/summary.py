@@ -15,9 +15,6 @@ from synapse_federation_admin.destinations.values import DestinationStatus, Inde
 from synapse_federation_admin.history.correlation import Correlation, with_senders
 from synapse_federation_admin.history.store import by_every_kind, if_readable
 
-# How old the outlook may be: it is of the last quarter of an hour, at least.
-_KEPT_MS = 10_000
-
 
 class TotalBacklog(Answer):
     """What waits for all destinations; each is null while nothing is known yet."""
@@ -202,7 +199,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         every = by_every_kind(summary.failing_by_age, summary.failing_by_kind)
         table = {kind: ages for kind, ages in every.items() if any(ages.values())}
     senders = await if_readable(lambda: services.senders.all())
-    outlook = await if_readable(lambda: services.recent_attempts.correlation(_KEPT_MS))
+    outlook = await if_readable(lambda: services.recent_attempts.correlation())
     states = await services.indexes.states()
     # None where nothing is known yet.
     waiting = summary.backlog

@@ -7,6 +7,7 @@ from functools import partial
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages, records
@@ -47,6 +48,9 @@ class RecentAttemptsStore:
         self._homeserver = homeserver
         self._tables = tables
         self._find_addresses = find_addresses
+        self._told = Costly(
+            homeserver, "federation_admin_outlook", self._correlation, waits_always=True
+        )
         # What was read last, and when.
         self._latest: tuple[int, Correlation] | None = None
 
@@ -66,15 +70,17 @@ class RecentAttemptsStore:
     async def correlation(self, max_age_ms: int = 0) -> Correlation:
         """Tell whether servers fail together; once for all who ask at the same time.
 
+        Where reading it takes long, what was read in the last ten seconds is told.
+
         Args:
             max_age_ms: What was read before is good enough if it is no older.
         """
         now_ts = self._homeserver.now_ms()
         if self._latest and now_ts - max_age_ms < self._latest[0] <= now_ts:
             return self._latest[1]
-        return await self._homeserver.single_flight.run(
-            "federation_admin_outlook", (), self._correlation
-        )
+        found = await self._told.get()
+        assert found is not None
+        return found
 
     async def _correlation(self) -> Correlation:
         return await self._tables.run("federation_admin_outlook", self.correlation_txn)

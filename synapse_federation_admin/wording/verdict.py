@@ -67,9 +67,11 @@ def is_it_us(
     if verdict == "shared":
         return Verdict("warn", "It is not us: they have something in common.", why)
     if "nobody" in senders:
-        return Verdict("bad", "No process of ours is known to send.", why)
+        sentence = "No process of ours is known to send."
+        return Verdict("bad", sentence, "What is to be sent waits until one does.")
     if _UNSEEN.intersection(senders):
-        return Verdict("warn", "Not every sender of ours was seen lately.", why)
+        sentence = "Not every sender of ours was seen lately."
+        return Verdict("warn", sentence, "What one that does not run is to send waits.")
     if "late" in senders:
         return Verdict("warn", "One of our senders is late.", why)
     if failing and not can_be_told:

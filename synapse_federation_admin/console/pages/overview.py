@@ -5,6 +5,7 @@ from typing import Any
 
 from synapse_federation_admin.api.attention import needs_attention
 from synapse_federation_admin.api.audit import read_audit
+from synapse_federation_admin.api.changes import list_changes
 from synapse_federation_admin.api.runs import list_runs
 from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.pages import words
@@ -22,6 +23,11 @@ from synapse_federation_admin.wording.verdict import (
 _ACTIONS = 10
 _RUNS = 5
 _NEEDY = 10
+
+# After how many seconds what no change tells of is read anew: what is being read now,
+# and what may be older than a change, for it is told to all for some seconds.
+_SOON_S = 5
+_LATER_S = 10
 
 _UNDER_WAY = {
     RunStatus.SCHEDULED.value,
@@ -43,6 +49,14 @@ async def overview(visit: Visit) -> Answered:
     if failing:
         needs = await visit.ask_if_on(needs_attention, {"limit": _NEEDY})
     table = summary.failing_by_kind_and_age
+    later = await visit.ask_if_on(list_changes, {"since": str(summary.as_of_ts)})
+    pace = None
+    if summary.backlog.as_of_ts is None or (needs and needs.as_of_ts is None):
+        pace = _SOON_S
+    elif (needs and not needs.destinations) or (
+        later and (later.came_back or later.audit)
+    ):
+        pace = _LATER_S
     return Page(
         "overview.html",
         {
@@ -58,9 +72,7 @@ async def overview(visit: Visit) -> Answered:
             if runs is None
             else [run for run in runs.runs if run.status in _UNDER_WAY],
             "needs": needs,
-            # What is being read is there soon, and no change tells that.
-            "is_read": summary.backlog.as_of_ts is None
-            or (needs is not None and needs.as_of_ts is None),
+            "pace": pace,
             "advice": causes.advice,
             "has_cause": words.is_why,
             "strip": words.strip,
