@@ -12,10 +12,10 @@ T = TypeVar("T")
 _WAIT_MS = 150
 
 # Reading what takes less is always worth it. After what takes longer, the next is not
-# begun before so long, nor before so many times as long as it took.
-_CHEAP_MS = 20
-_REST_MS = 10_000
+# begun before so many times as long; or, where that is awaited, when it is so old.
+_CHEAP_MS = 50
 _REST_FACTOR = 10
+_MOST_MS = 10_000
 
 
 class Costly(Generic[T]):
@@ -96,12 +96,9 @@ class Costly(Generic[T]):
         finally:
             ended_ms = self._homeserver.now_ms()
             took_ms = ended_ms - began_ms
-            if took_ms < _CHEAP_MS:
-                rest_ms = 0
-            elif self._waits_always:
-                rest_ms = _REST_MS - took_ms
-            else:
-                rest_ms = max(_REST_MS, _REST_FACTOR * took_ms)
+            rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
+            if self._waits_always and took_ms >= _CHEAP_MS:
+                rest_ms = _MOST_MS - took_ms
             # What was changed meanwhile may not be in it.
             if changes == self._changes:
                 self._rest = range(ended_ms, ended_ms + max(rest_ms, self._keep_ms))
