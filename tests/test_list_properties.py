@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from module_case import ModuleTestCase
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
+from tests.utils import USE_POSTGRES_FOR_TESTS
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader as module
@@ -207,7 +208,8 @@ class ListPropertiesTest(ModuleTestCase):
         return [row async for piece in of.pieces(None, limit) for row in piece]
 
     @settings(
-        max_examples=250,
+        # By how names and NULL are sorted, PostgreSQL differs, and not by the rest.
+        max_examples=100 if USE_POSTGRES_FOR_TESTS else 250,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,
