@@ -58,8 +58,7 @@ EACH = 3
 # How far a time that is recorded may be from that of the line in the log.
 CLOSE_MS = 50
 
-# How long what is recorded may wait in memory, and how much of it `kill -9` may take.
-WRITTEN_S = 6
+# How much of what waits in memory to be written `kill -9` may take.
 LOST_S = 5
 
 CONFIG = {

@@ -415,11 +415,6 @@ def test_day(day: Day) -> None:
     Start and end, the way it ended, and the kinds; in the midst, at the end, and after
     a new start of everything.
     """
-    begun = time.monotonic()
-
-    def progress(what: str) -> None:
-        print(f"After {time.monotonic() - begun:.1f} s: {what}")
-
     servers = {
         "up": day.server(shares_room=True),
         "by itself": day.server(shares_room=True),
@@ -439,7 +434,7 @@ def test_day(day: Day) -> None:
         day.client.send_to_device(f"@x:{server.name}", "hello")
     day.wait(minutes=1)
 
-    progress("the first outages")
+    # The first outages.
     day.wait_until(1)
     first = {
         s["by itself"]: Behaviour.DOWN,
@@ -457,7 +452,7 @@ def test_day(day: Day) -> None:
     day.come_back(s["short"])
     day.wait(minutes=2)
 
-    progress("in the midst")
+    # In the midst.
     by_kind: dict[str, set[str]] = {}
     for server, behaviour in first.items():
         by_kind.setdefault(KINDS[behaviour], set()).add(server.name)
@@ -467,7 +462,7 @@ def test_day(day: Day) -> None:
     assert counted == {kind: len(names) for kind, names in by_kind.items()}
     assert not (wrong := day.check(servers)), "\n".join(wrong)
 
-    progress("repairs in vain")
+    # Repairs in vain.
     day.repair_in_vain(s["reset"], _reset)
     day.repair_in_vain(s["reconnect"], _reconnect)
     day.repair_in_vain(s["run"], _run)
@@ -475,7 +470,7 @@ def test_day(day: Day) -> None:
     day.wait(minutes=2)
     assert not (wrong := day.check(servers)), "\n".join(wrong)
 
-    progress("a restart in the midst")
+    # A restart in the midst.
     if is_cluster:
         day.restart(*FEDERATION_SENDERS)
     else:
@@ -484,7 +479,7 @@ def test_day(day: Day) -> None:
     day.wait(minutes=1)
     assert not (wrong := day.check(servers)), "\n".join(wrong)
 
-    progress("repairs")
+    # Repairs.
     day.repair(s["reset"], _reset)
     day.repair(s["reconnect"], _reconnect)
     day.repair(s["run"], _run)
@@ -495,14 +490,14 @@ def test_day(day: Day) -> None:
     assert not (wrong := day.check(servers)), "\n".join(wrong)
     assert not any(day.get("/summary")["failing_by_kind"].values())
 
-    progress("a kill between outages")
+    # A kill between outages.
     day.wait_until(5)
     day.kill()
     day.wait(minutes=5)
     day.start()
     day.wait(minutes=1)
 
-    progress("a kill in the midst, before anything is written")
+    # A kill in the midst, before anything is written.
     day.fail({s["run"]: Behaviour.DOWN, s["reset"]: Behaviour.DOWN})
     day.kill()
     day.wait(minutes=10)
@@ -517,7 +512,7 @@ def test_day(day: Day) -> None:
     day.wait(minutes=1)
     assert not (wrong := day.check(servers)), "\n".join(wrong)
 
-    progress("one after the other")
+    # One after the other.
     day.wait_until(10)
     close = ("by itself", "comes back", "reset", "reconnect", "forgotten", "short")
     day.fail({s[label]: Behaviour.DOWN for label in close})
@@ -540,14 +535,12 @@ def test_day(day: Day) -> None:
     day.come_back(*(s[label] for label in close))
     day.wait(minutes=2)
 
-    progress("the end")
+    # The end.
     day.wait_until(20)
     day.fail({s["hanging"]: Behaviour.DOWN})
     day.wait_until(23, 30)
     wrong = day.check(servers)
     day.restart()
     day.wait(minutes=2)
-    progress("after a new start")
     wrong += day.check(servers)
-    progress("done")
     assert wrong == []

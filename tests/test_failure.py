@@ -48,7 +48,6 @@ from synapse_federation_admin.homeserver.errors import (
     WithoutFileError,
 )
 
-UNVERIFIED = SSL.Error([("SSL routines", "", "certificate verify failed")])
 WRONG_NAME = VerificationError([DNSMismatch(mismatched_id=DNS_ID("a.example"))])
 
 
