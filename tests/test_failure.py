@@ -3,9 +3,7 @@
 
 import errno
 import json
-import re
 import socket
-from pathlib import Path
 
 import pytest
 from OpenSSL import SSL
@@ -341,16 +339,6 @@ def test_bounded() -> None:
     for text in ("", "plain", "'\"\\", "\0" * 1000, "\U0001f600" * 1000):
         assert len(bounded(text, 50)) <= 50
         assert bounded(text, 50).isprintable()
-
-
-def test_documented() -> None:
-    """Every kind that can occur has its line in docs/api.md."""
-    text = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
-    section = text.split("### Why a contact fails")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
-    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert documented[0] == "kind"
-    assert sorted(documented[1:]) == sorted(kind.value for kind in FailureKind)
 
 
 def test_huge_body() -> None:
