@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from earlier_version import EarlierVersion
 from fleet import select, write_failing
 from later_version import THIS, LaterVersion
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import ApiError, MatrixClient
 from synapse_federation_admin.playground.configuration import (
+    FEDERATION_SENDERS,
     GENERIC_WORKER,
     MAIN,
+    WORKERS,
 )
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
@@ -26,6 +29,10 @@ V2 = "/_synapse/admin/v2/federation"
 # Nobody listens there.
 NAMES = [f"127.3.0.{number}:1" for number in range(1, 6)]
 JUST_FAILING = "retry_last_ts = 1, retry_interval = 1, failure_ts = 1"
+# Where the runs of version 2 are.
+TASKS = (
+    "SELECT COUNT(*) FROM scheduled_tasks WHERE action = 'federation_admin_reconnects'"
+)
 
 
 def works(client: MatrixClient, reset: str) -> None:
@@ -56,7 +63,10 @@ def works(client: MatrixClient, reset: str) -> None:
 
 
 def version(synapse: SynapseServer) -> tuple[int, ...]:
-    """Return the version of the tables, and that of the oldest code for them."""
+    """Return the version of the tables, and that of the oldest code for them.
+
+    Version 2 has no second one.
+    """
     ((_, *found),) = select(synapse, "SELECT * FROM federation_admin_schema")
     return tuple(map(int, found))
 
@@ -103,3 +113,67 @@ def test_versions(tmp_path: Path) -> None:
         assert raised.value.status == 503
         assert "later version" in str(raised.value)
         assert "Cannot write to the audit" in synapse.log_tail(GENERIC_WORKER, 1000)
+
+
+@pytest.mark.parametrize("workers", [False, True], ids=["sqlite", "workers"])
+def test_version_2(tmp_path: Path, workers: bool) -> None:
+    """What version 2 has recorded and begun is carried over; v1 answers all the time.
+
+    On workers, a process of that version goes on beside the first of this one.
+    """
+    certificates = CertificateAuthority(tmp_path)
+    earlier = EarlierVersion(tmp_path / "earlier")
+    earlier.run(MAIN, *WORKERS)
+    with SynapseServer(
+        tmp_path / "synapse", certificates, workers=workers, wrapper=earlier.wrapper
+    ) as synapse:
+        admin = synapse.create_user("admin", admin=True)
+        write_failing(synapse, NAMES, failing_since_ts=1_000_000)
+        client = synapse.client(admin)
+        client.reset_connection(NAMES[0])
+        wait_until(
+            lambda: client.destination(NAMES[0])["failure_ts"], "it to fail again", 30
+        )
+        longest = {"max_retry_interval_ms": 86_400_000}
+        client.request("POST", f"{V2}/clamp", json=longest)
+        body = {"all_failing": True, "per_second": 0.2, "reason": "carried over"}
+        run = client.request("POST", f"{V2}/reconnects", json=body)
+        path = f"{V2}/reconnects/{run['id']}"
+        wait_until(lambda: client.request("GET", path)["done"], "progress", 90)
+        recorded = "SELECT * FROM federation_admin_outages WHERE kinds <> 0"
+        wait_until(lambda: select(synapse, recorded), "an outage with its kind", 90)
+        (tasks,) = select(synapse, TASKS)
+        assert int(tasks[0]) > 0
+
+        if workers:
+            earlier.run(MAIN, *FEDERATION_SENDERS)
+            worker = synapse.client(admin, GENERIC_WORKER)
+            synapse.restart(GENERIC_WORKER)
+            wait_until(lambda: version(synapse) == NOW, "an upgrade", 90)
+            for each in (client, worker):
+                assert len(each.destinations()["destinations"]) == len(NAMES)
+                select(synapse, f"UPDATE destinations SET {JUST_FAILING}")
+                each.reset_connection(NAMES[1])
+        synapse.process(MAIN).kill()
+        earlier.run()
+        synapse.start()
+        wait_until(lambda: select(synapse, TASKS) == [["0"]], "no old tasks", 90)
+        assert version(synapse) == NOW
+        begun = client.run(run["id"])
+        assert (begun["status"], begun["reason"]) == ("running", "carried over")
+        assert begun["matched"] == len(NAMES)
+        wait_until(
+            lambda: client.run(run["id"])["done"] > begun["done"] > 0, "progress", 30
+        )
+        client.request("DELETE", f"{V2}/runs/{run['id']}")
+        found = {(entry["action"], entry["outcome"]) for entry in client.audit()}
+        assert found >= {
+            ("reset", "reset"),
+            ("bulk_cap_backoff", "done"),
+            ("bulk_reconnect", "cancelled"),
+            ("reconnect", "still_failing"),
+        }
+        of_first = client.request("GET", f"{V2}/destinations/{NAMES[0]}/outages")
+        assert of_first["outages"][-1]["kinds"] == ["connection_refused"]
+        client.reset_connection(NAMES[2])
+        assert client.destination(NAMES[2])["failure_ts"] is None

@@ -344,3 +344,20 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
             self.assertEqual(self.get_json(RUNS)["runs"][0][column], shown)
             cancelled = self.ask("DELETE", f"{RUNS}/{run_id}").json_body
             self.assertEqual(cancelled["status"], "cancelled")
+
+    def test_old_tasks(self) -> None:
+        """Tasks of an earlier version go from Synapse's scheduler; others stay."""
+        for action in ("federation_admin_reconnects", "purge_history"):
+            values = {"id": action, "action": action, "status": "active"}
+            self.get_success(
+                self.store.db_pool.simple_insert(
+                    "scheduled_tasks", {**values, "timestamp": 1}
+                )
+            )
+        self.reactor.advance(3601)
+        self.wait(1)
+        left = self.get_success(
+            self.store.db_pool.simple_select_onecol("scheduled_tasks", None, "action")
+        )
+        self.assertIn("purge_history", left)
+        self.assertNotIn("federation_admin_reconnects", left)

@@ -159,14 +159,6 @@ class TablesTestCase(ModuleTestCase):
         self.upgrade_to(compat=NEWEST.version)
         self.assertEqual(self.version(), later)
 
-    def test_before_all_versions(self) -> None:
-        """Tables from which nothing leads here are made anew."""
-        self.run_sql(f"ALTER TABLE {PREFIX}runs RENAME TO {PREFIX}runs_before")
-        self.run_sql(f"UPDATE {PREFIX}schema SET version = 2, compat_version = 2")
-        self.ready()
-        self.assertEqual(self.version(), NEWEST)
-        self.assertEqual(self.existing(), set(TABLES))
-
     def test_dropped(self) -> None:
         """What is dropped while Synapse runs is made again by whoever uses it next."""
         tables = Tables(self.homeserver)

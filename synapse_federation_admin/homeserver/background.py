@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import Any, TypeVar
 
+from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
 from synapse.util.async_helpers import Linearizer
 from twisted.internet.defer import CancelledError, Deferred
@@ -160,6 +161,14 @@ class Background(Database):
                 received(*texts)
 
         return send
+
+    async def delete_tasks(self, action: str) -> None:
+        """Delete the tasks of a kind from Synapse's task scheduler."""
+
+        def delete_tasks_txn(txn: LoggingTransaction) -> None:
+            txn.execute("DELETE FROM scheduled_tasks WHERE action = ?", (action,))
+
+        await self.run_db_interaction("federation_admin_tasks", delete_tasks_txn)
 
     def linearizer(self, name: str, max_count: int = 1) -> KeyedLock:
         """Make a lock that is held per key, for log contexts as Synapse keeps them."""

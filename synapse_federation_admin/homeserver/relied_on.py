@@ -291,6 +291,7 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
         "stream_ordering received_ts sender room_id outlier rejection_reason",
     ),
     ((_F.SENDERS,), "federation_stream_position", "type instance_name stream_id"),
+    ((_F.RUNS,), "scheduled_tasks", "action"),
     ((_F.LISTS, _F.DIAGNOSIS), "received_transactions", "origin ts"),
     ((_F.DIAGNOSIS,), "server_signature_keys", "server_name key_id verify_key"),
 )

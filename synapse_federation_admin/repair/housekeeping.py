@@ -22,6 +22,10 @@ _EVERY_MS = 3_600_000
 # What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
 
+# The tasks that runs were in Synapse's scheduler until version 2 of the tables. It
+# stumbles over those that nobody registers any more.
+_OLD_TASKS = "federation_admin_reconnects"
+
 # Deletes rows of before a time, at most so many, and returns how many.
 _PruneTxn = Callable[..., int]
 
@@ -66,11 +70,14 @@ class Housekeeping:
 
     async def _look_back(self, started_ts: int) -> None:
         await self.interrupt_own(started_ts)
-        if self._homeserver.runs_background_tasks and not self._tables.has_history:
-            await self._homeserver.run_db_interaction(
-                "federation_admin_housekeeping",
-                outages.end_recording_txn,
-            )
+        if self._homeserver.runs_background_tasks:
+            # Again and again: a process of an earlier version may still make one.
+            await self._homeserver.delete_tasks(_OLD_TASKS)
+            if not self._tables.has_history:
+                await self._homeserver.run_db_interaction(
+                    "federation_admin_housekeeping",
+                    outages.end_recording_txn,
+                )
 
     async def interrupt_own(self, started_ts: int) -> None:
         """Make an end of what this process was doing when it ended, if it was.

@@ -243,11 +243,12 @@ class Audit:
                 "(ts < ? OR ts > ?) AND ended_ts IS NULL AND instance = ?",
                 (before_ts, self._homeserver.now_ms() + AHEAD_MS, instance),
             )
-        # The literal is that of the index. A run goes on; what it has cleared does not.
+        # The literal is that of the index. A run as a whole goes on; what was entered
+        # with its own ID as that of a run, in version 2 of the tables, does not.
         txn.execute(
             "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
-            "WHERE outcome = 'pending' AND (run_id IS NULL OR ended_ts IS NOT NULL) "
-            f"AND {which.text}",
+            "WHERE outcome = 'pending' AND (run_id IS NULL OR run_id = entry_id "
+            f"OR ended_ts IS NOT NULL) AND {which.text}",
             (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *which.args),
         )
 

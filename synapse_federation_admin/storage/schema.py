@@ -195,12 +195,8 @@ def _upgrade(txn: LoggingTransaction, wanted: _Statements = TABLES) -> None:
             "Some tables of synapse-federation-admin are missing, and the others are "
             "those of a later version of it, which makes them again"
         )
-    if 0 < stored.version < versions.VERSIONS[0].number:
-        for name in existing:
-            txn.execute(f"DROP TABLE {PREFIX}{name}")
-        existing = set()
-    for version in versions.VERSIONS if existing else ():
-        if version.number > stored.version and version.upgrade is not None:
+    for version in versions.VERSIONS[stored.version :] if existing else ():
+        if version.upgrade is not None:
             version.upgrade(txn)
     for statements in wanted.values():
         for statement in statements:
@@ -250,7 +246,7 @@ def _stored_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersio
         return SchemaVersion()
     columns = [column[0] for column in txn.description or ()]
     found: Mapping[str, int] = dict(zip(columns, row, strict=True))
-    # Builds of before version 3 write none.
+    # Those of version 2 and earlier are for no other code.
     return SchemaVersion(
         found["version"], found.get("compat_version") or found["version"]
     )
