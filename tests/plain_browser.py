@@ -30,9 +30,8 @@ class Page:
 
     def form(self, action: str) -> Any:
         """Return the form that is sent to a path which ends so."""
-        (form,) = [f for f in self.tree.forms if f.action.endswith(action)][:1] or [
-            None
-        ]
+        sent = (f for f in self.tree.forms if (f.action or "").endswith(action))
+        form = next(sent, None)
         assert form is not None, (action, self.status, self.url, self.text)
         return form
 
