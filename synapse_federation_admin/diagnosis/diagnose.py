@@ -24,11 +24,7 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     StoredFindings,
 )
-from synapse_federation_admin.diagnosis.requests import (
-    SHARE_AFTER_REQUESTS,
-    check_authenticated,
-    check_keys,
-)
+from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
 from synapse_federation_admin.diagnosis.resolution import AddressesFindings
 from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.stages import (
@@ -66,7 +62,9 @@ logger = logging.getLogger(__name__)
 # left would be too short.
 _SHARE_OF_WAIT = 0.25
 
-# How long it takes until what Synapse's client called off has ended.
+# The share of the time that is left when Synapse's client has to give up: so that it
+# says itself what it has met; and how long it takes until what it called off has ended.
+_SHARE_AFTER_REQUESTS = 0.07
 _CALLED_OFF_MS = 100
 
 # A connection that nobody wants any more ends so much after the diagnosis.
@@ -380,7 +378,7 @@ async def _ask(
 ) -> None:
     """Ask what only Synapse's own client can ask, where that would ask now."""
     begun_ms = way.now_ms
-    left_ms = partial(way.left_ms, reserve=SHARE_AFTER_REQUESTS)
+    left_ms = partial(way.left_ms, reserve=_SHARE_AFTER_REQUESTS)
     timeout_ms = left_ms()
     requests = way.outbound.requests(
         is_file_known=well_known is not None and not well_known.is_late,

@@ -85,13 +85,12 @@ def explained(stages: Stages, stage: Stage) -> Failure:
 
 
 def is_only_send(stages: Stages, stage: Stage) -> bool:
-    """Tell whether all is answered but the empty transaction."""
+    """Tell whether all is answered but a transaction."""
     version, keys = stages[StageName.VERSION], stages[StageName.KEYS]
     other = keys if version.outcome is StageOutcome.SKIPPED else version
     return (
         stage.name is StageName.AUTHENTICATED
         and stage.kind not in NOBODY_THERE
-        and not stages.is_real
         and other.outcome is StageOutcome.OK
     )
 
@@ -100,6 +99,8 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     """Return what exactly is wrong, if other stages tell it: the first that applies."""
     kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
     is_sent = is_only_send(stages, stage)
+    # A real one may be large, and take long.
+    is_empty = is_sent and not stages.is_real
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
     is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
     is_rejected = kind is FailureKind.REJECTED
@@ -112,8 +113,8 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     rules = (
         (name is StageName.WELL_KNOWN, None),
         # It may be waiting for our answer, of which it needs the key.
-        (is_sent and is_late, Reason.SIGNED_UNANSWERED),
-        (is_sent and kind is FailureKind.TOO_LARGE, Reason.EMPTY_TOO_LARGE),
+        (is_empty and is_late, Reason.SIGNED_UNANSWERED),
+        (is_empty and kind is FailureKind.TOO_LARGE, Reason.EMPTY_TOO_LARGE),
         (
             is_sent and kind in _ODD and failure.reason in _BY_PLACE,
             Reason.SIGNED_NOT_ROUTED,

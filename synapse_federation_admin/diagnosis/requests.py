@@ -38,12 +38,10 @@ from synapse_federation_admin.homeserver.transactions import SEND_PATH
 
 KEYS_PATH = "/_matrix/key/v2/server"
 
-# How often to look whether a real transaction was answered.
+# How often to look whether a real transaction was answered; and the share of the time
+# that is left for another one, if Synapse has to send it once more.
 _LOOK_MS = 50
-
-# The share of the time that is left when Synapse's client has to give up: so that it
-# says itself what it has met.
-SHARE_AFTER_REQUESTS = 0.07
+_SHARE_AFTER_REAL = 0.3
 
 # What is wrong with an answer that came, and cannot be read.
 _UNREADABLE = (Reason.NOT_JSON, Reason.WRONG_CONTENT_TYPE, Reason.BODY_TOO_LARGE)
@@ -94,7 +92,7 @@ async def check_authenticated(way: Way, requests: Requests, name: str) -> Stage:
     """
     while (real := way.homeserver.transactions.under_way(name)) is not None:
         while real.is_under_way:
-            if way.left_ms(reserve=SHARE_AFTER_REQUESTS) <= _LOOK_MS:
+            if way.left_ms(reserve=_SHARE_AFTER_REAL) <= _LOOK_MS:
                 facts = Facts(took_ms=way.homeserver.now_ms() - real.begun_ts)
                 failure = Failure(FailureKind.OTHER, Reason.NOT_YET_ANSWERED, facts)
                 findings = AuthenticatedFindings(SEND_PATH, is_real=True)
@@ -102,8 +100,8 @@ async def check_authenticated(way: Way, requests: Requests, name: str) -> Stage:
                 return Stage.failed(StageName.AUTHENTICATED, failure, findings, outcome)
             await way.homeserver.sleep_ms(_LOOK_MS)
         if real.has_ended:
-            error = real.error and failure_of(real.error)
-            return conclude(error or None, is_real=True)
+            error = failure_of(real.error) if real.error else None
+            return conclude(error, is_real=True)
     taken = await _ask(way, requests.send_empty(name))
     if isinstance(taken, Failure):
         return conclude(taken)

@@ -103,8 +103,20 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
         stages: All of them.
         own_name: The name of this homeserver.
     """
-    stored = stages.seen(StoredFindings)
+    stored, sent = stages.seen(StoredFindings), stages[StageName.AUTHENTICATED]
+    # A real transaction that has ended meanwhile is the last.
+    if stages.is_real and sent.outcome is StageOutcome.OK:
+        stored = attr.evolve(
+            stored or StoredFindings(is_known=True),
+            next_retry_ts=None,
+            last_request=LastRequest.SUCCEEDED,
+            last_succeeded_ago_ms=0,
+        )
     real = stored.real if stored else RealTraffic(LastRequest.NOT_KNOWN)
+    if stages.is_real and sent.outcome is StageOutcome.FAILED:
+        real = attr.evolve(
+            real, last=LastRequest.FAILED, failed_ago_ms=0, kind=sent.kind
+        )
     found = attr.evolve(_by_stages(stages, stored, own_name), real=real)
     sender = stages.get(StageName.SENDER)
     if sender is not None and sender.reason is Reason.SENDER_OVERLOADED:
@@ -191,7 +203,7 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     remarks = []
     also = _also(stages, stage)
     is_told = failure.reason in _TELLS_IT or failure.kind is FailureKind.RATE_LIMITED
-    if is_only_send(stages, stage) and not is_told:
+    if is_only_send(stages, stage) and not is_told and not stages.is_real:
         remarks.append(Remark.ONLY_SEND)
     if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
         remarks.append(Remark.ANOTHER_WORKS)

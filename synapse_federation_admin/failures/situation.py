@@ -113,7 +113,7 @@ class Effect(Worded):
         "Federation works for some requests and not for others, by the address that "
         "Synapse picks."
     )
-    ANSWERS_SOME = "The server answers this diagnosis, but not all of its requests."
+    ANSWERS_SOME = "The server answers other requests, but not yet a real transaction."
     AT_TIMES = "Federation works at times only."
     NO_VERSION = (
         "Federation works, but the server does not tell its version.",

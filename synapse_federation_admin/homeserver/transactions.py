@@ -28,7 +28,7 @@ class Transaction:
 
     Attributes:
         destination: To whom.
-        begun_ts: When it was sent first, in ms since the epoch.
+        begun_ts: When it was sent last, in ms since the epoch.
         is_under_way: Whether a request with it is: not while Synapse waits before it
             sends it once more.
         has_ended: Whether it was taken, or Synapse has given up on it for now.
@@ -160,7 +160,7 @@ class Transactions:
         name = uri.partition(b"//")[2].partition(b"/")[0]
         sent = self._sending.get(name.decode("ascii", "replace"))
         if sent is not None:
-            sent.is_under_way = True
+            sent.is_under_way, sent.begun_ts = True, self._clock.time_msec()
             answer.addBoth(_answered, sent)
 
 
