@@ -109,7 +109,7 @@ def explain_senders(names: Sequence[str]) -> str:
     others = f" and {more} more" if more > 0 else ""
     return (
         f"Of this homeserver's senders {told}{others} do not run, or have not come to "
-        "new events: see 'senders'"
+        "new events"
     )
 
 
