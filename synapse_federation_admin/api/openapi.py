@@ -84,7 +84,9 @@ def _reasons() -> str:
     rows = []
     for reason in Reason:
         said = _SAID.get(reason, "ed25519:a")
-        facts = attr.evolve(_EXAMPLE, said=said)
+        is_odd = reason in (Reason.NO_FILE_IN_IT, Reason.ODD_STATUS)
+        status = 204 if is_odd else _EXAMPLE.status
+        facts = attr.evolve(_EXAMPLE, said=said, status=status)
         failure = Failure(FailureKind.OTHER, reason, facts)
         told = gist_of(failure).removeprefix(f"{FailureKind.OTHER.headline}: ")
         whose = reason.fault.value if reason.fault else ""

@@ -100,7 +100,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     kind, name, unsigned = failure.kind, stage.name, (StageName.VERSION, StageName.KEYS)
     is_sent = is_only_send(stages, stage)
     # A real one may be large, and take long.
-    is_empty = is_sent and not stages.is_real
+    is_empty = is_sent and not stages.sent.is_real
     is_late = kind is FailureKind.RESPONSE_TIMEOUT
     is_another = stages[StageName.CONNECTIONS].skipped is SkipReason.ANOTHER_PROCESS
     is_rejected = kind is FailureKind.REJECTED

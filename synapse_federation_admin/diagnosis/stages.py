@@ -182,16 +182,9 @@ class Stages(dict[StageName, Stage]):
         return getattr(self[name].findings, "status", None)
 
     @property
-    def has_matrix_error(self) -> bool:
-        """Whether a transaction is answered with a Matrix error."""
-        sent = self.seen(AuthenticatedFindings)
-        return sent is not None and sent.errcode is not None
-
-    @property
-    def is_real(self) -> bool:
-        """Whether a real transaction was under way, and was waited for."""
-        sent = self.seen(AuthenticatedFindings)
-        return sent is not None and sent.is_real
+    def sent(self) -> AuthenticatedFindings:
+        """What comes of a transaction, if one was sent."""
+        return self.seen(AuthenticatedFindings) or AuthenticatedFindings("")
 
     @property
     def is_led_elsewhere(self) -> bool:

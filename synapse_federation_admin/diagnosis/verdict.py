@@ -105,7 +105,7 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
     """
     stored, sent = stages.seen(StoredFindings), stages[StageName.AUTHENTICATED]
     # A real transaction that has ended meanwhile is the last.
-    if stages.is_real and sent.outcome is StageOutcome.OK:
+    if stages.sent.is_real and sent.outcome is StageOutcome.OK:
         stored = attr.evolve(
             stored or StoredFindings(is_known=True),
             next_retry_ts=None,
@@ -113,7 +113,7 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
             last_succeeded_ago_ms=0,
         )
     real = stored.real if stored else RealTraffic(LastRequest.NOT_KNOWN)
-    if stages.is_real and sent.outcome is StageOutcome.FAILED:
+    if stages.sent.is_real and sent.outcome is StageOutcome.FAILED:
         real = attr.evolve(
             real, last=LastRequest.FAILED, failed_ago_ms=0, kind=sent.kind
         )
@@ -194,7 +194,7 @@ def _may_connect(stages: Stages, stage: Stage) -> bool:
     """
     is_taken = stages[StageName.AUTHENTICATED].outcome is StageOutcome.OK
     is_cached = stage.name is StageName.WELL_KNOWN and stage.kind is FailureKind.OTHER
-    return is_taken or is_cached or stages.is_real
+    return is_taken or is_cached or stages.sent.is_real
 
 
 def _failing(stages: Stages, stage: Stage) -> Situation:
@@ -203,7 +203,7 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     remarks = []
     also = _also(stages, stage)
     is_told = failure.reason in _TELLS_IT or failure.kind is FailureKind.RATE_LIMITED
-    if is_only_send(stages, stage) and not is_told and not stages.is_real:
+    if is_only_send(stages, stage) and not is_told and not stages.sent.is_real:
         remarks.append(Remark.ONLY_SEND)
     if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
         remarks.append(Remark.ANOTHER_WORKS)
@@ -270,10 +270,8 @@ def _failing_stage(stages: Stages) -> Stage | None:
         # A request got through: what else fails, fails at times. But without its keys,
         # nothing that the server sends can be verified.
         failed = [stages[StageName.KEYS]] if stages[StageName.KEYS] in failed else []
-    is_answered = (
-        stages.has_matrix_error or stages.status(StageName.KEYS) == HTTPStatus.OK
-    )
-    if is_answered or authenticated.is_ours:
+    has_keys = stages.status(StageName.KEYS) == HTTPStatus.OK
+    if has_keys or stages.sent.errcode or authenticated.is_ours:
         # Without its version a homeserver can do.
         failed = [stage for stage in failed if stage.name is not StageName.VERSION]
     uneven = _uneven_stage(stages)

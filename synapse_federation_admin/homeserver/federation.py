@@ -93,13 +93,7 @@ class Federation(Network):
                 raise
 
     async def probe(self, destination: str, *, timeout_ms: int) -> None:
-        """Send the same past the retry limiter.
-
-        It is sent even if the destination is in backoff, and whatever comes of it, no
-        retry timing is changed and nobody is woken.
-
-        An answer that it is still busy with another one is as good: see `send_empty`.
-        """
+        """Send the same past the retry limiter: see `send_empty`."""
         await send_empty(
             self._hs, self.client(timeout_ms), destination, timeout_ms=timeout_ms
         )

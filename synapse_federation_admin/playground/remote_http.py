@@ -97,8 +97,6 @@ class Handler(BaseHTTPRequestHandler):
             return 200, {"server": {"name": "playground", "version": "1"}}
         if self.command == "GET" and path == "/_matrix/key/v2/server":
             return 200, self._remote.identity.server_keys()
-        if self.command == "GET" and path == "/_matrix/federation/v1/query/directory":
-            return 404, {"errcode": "M_NOT_FOUND", "error": "Room alias not found"}
         sent = _SEND.match(path)
         if self.command == "PUT" and sent:
             self._remote.saw_transaction(unquote(sent.group(1)), json.loads(body))
