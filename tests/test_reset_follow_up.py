@@ -675,6 +675,16 @@ class NotesTestCase(SendsTestCase):
                 self.reactor.advance(0.1)
         self.assertIn(len(looks), range(2, 8))
 
+    def test_away_before(self) -> None:
+        """Once the database is back it is looked as often as before."""
+        self.reset()
+        look = mock.AsyncMock(side_effect=[RuntimeError("away"), *[True] * 20])
+        away = mock.patch.object(Homeserver, "is_database_away", return_value=True)
+        with mock.patch.object(FollowUp, "_look", look), away:
+            for _ in range(620):
+                self.reactor.advance(0.1)
+        self.assertGreater(look.await_count, 3)
+
 
 @pytest.mark.database
 class NeverDeliveredTestCase(StoryTestCase):

@@ -11,7 +11,7 @@ from synapse.logging.context import (
     PreserveLoggingContext,
 )
 from synapse.module_api import make_deferred_yieldable
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, fail
 
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.summary import (
@@ -350,6 +350,19 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         asked = self.ask()
         self.read()
         self.assertIsNotNone(self.successResultOf(asked).backlog)
+
+    def test_counting_fails(self) -> None:
+        """If counting fails, what was counted before is not told, however recent."""
+        self.ask()
+        self.read()
+        failing: Deferred[Summary] = Deferred()
+        readings = [fail(RuntimeError("full")), failing]
+        with patch.object(self.summaries._counts, "_read", readings.pop):
+            asked = self.ask()
+            self.later(60)
+            failing.errback(RuntimeError("away"))
+            self.failureResultOf(asked, RuntimeError)
+            self.failureResultOf(self.ask(), RuntimeError)
 
 
 def random_destination(

@@ -91,6 +91,9 @@ class Costly(Generic[T]):
         if self._rests:
             return self.latest
         began_ms, changes = self._homeserver.now_ms(), self._changes
+        if self._waits_always:
+            # If this fails, what was read before is not told in its stead.
+            self.latest = None
         try:
             self.latest = await self._read()
         finally:

@@ -159,6 +159,15 @@ class FollowUp:
 
     async def _look_while_any(self) -> None:
         waited_ms = took_ms = 0
+
+        async def look() -> bool:
+            nonlocal took_ms
+            began_ms = self._homeserver.now_ms()
+            is_any = await self._look()
+            # That the database was away before is no reason to look rarely now.
+            took_ms = self._homeserver.now_ms() - began_ms
+            return is_any
+
         try:
             while self._is_any:
                 await self._homeserver.sleep_ms(_TICK_MS)
@@ -169,10 +178,8 @@ class FollowUp:
                     continue
                 self._is_any, waited_ms = False, 0
                 try:
-                    began_ms = self._homeserver.now_ms()
-                    is_any = await self._until_written(self._look)
+                    is_any = await self._until_written(look)
                     self._is_any = is_any or self._is_any
-                    took_ms = self._homeserver.now_ms() - began_ms
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
@@ -193,7 +200,9 @@ class FollowUp:
                 read_committed=True,
             )
             for entry in ended:
-                keep_newest(self._ended, entry.entry_id, entry, limits.KEPT_ENDS)
+                # For those of a run nobody waits.
+                if entry.run_id is None:
+                    keep_newest(self._ended, entry.entry_id, entry, limits.KEPT_ENDS)
             is_any = is_any or len(ended) < len(entries)
             if len(entries) < limits.CLEARED_LOOKED_AT:
                 return is_any
