@@ -26,8 +26,8 @@ async def diagnose(asked: Asked, _: Nothing, destination: str) -> JsonDict:
 
     POST /_synapse/admin/v2/federation/destinations/<destination>/diagnose
 
-    The name may be any, known or not. The body is empty or `{}`. Nothing is changed,
-    and no retry timing.
+    The name may be any, known or not. The body is empty or `{}`. The server gets
+    an empty transaction; here nothing is changed, and no retry timing.
 
     200 OK
 

@@ -50,8 +50,8 @@ _NAGIOS_UNKNOWN = (3, "UNKNOWN")
 def why(asked: Asked, name: str, verbose: bool, check: str | None) -> int:
     """Diagnose a server: why federation with it fails, and what to do.
 
-    Nothing is changed by that. The exit status is 0 if requests get through, if not
-    well, and 3 if they do not.
+    The server gets an empty transaction; here nothing is changed. The exit status is 0
+    if requests get through, if not well, and 3 if they do not.
     """
     try:
         with asked.out.waiting(f"Looking at the way to {name}"):

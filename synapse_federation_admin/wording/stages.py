@@ -8,7 +8,7 @@ STAGES = {
     "connections": "Connections",
     "version": "Version",
     "keys": "Keys",
-    "authenticated": "Signed request",
+    "authenticated": "Transaction",
     "clock": "Clock",
     "sender": "Our sender",
     "stored": "Real traffic",
