@@ -228,13 +228,13 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         with mock.patch.object(
             outbound,
             "client",
-            side_effect=lambda *_: mock.Mock(get_json_with_headers=answer),
+            side_effect=lambda *_, **__: mock.Mock(get_json_with_headers=answer),
         ) as client:
-            get = outbound.requests(
-                is_file_known=True, delegated_to=None, timeout_ms=1000
+            requests = outbound.requests(
+                is_file_known=True, delegated_to=None, left_ms=lambda: 1000
             )
             for _ in range(2):
-                self.get_success(get("a.example", "/path"))
+                self.get_success(requests.get("a.example", "/path"))
         self.assertEqual(client.call_count, 2)
 
     @unittest.override_config(
