@@ -136,6 +136,8 @@ class AttentionTestCase(MembersTestCase):
             self.assertEqual(walked, expected[begin:])
             self.add_destination(expected[begin], 0, 0, None, 5)
         self.assertEqual(self.get_json(f"{path}&failing_for=5m")["destinations"], [])
+        file = self.ask("GET", f"{V2}/destinations/export?has_backlog=true")
+        self.assertEqual((file.code, file.result.get("body", b"")), (200, b""))
         now_ms = self.clock.time_msec()
         self.add_destination("new.example", now_ms, 10**7, now_ms, 5)
         rows = self.get_json(f"{V2}/destinations?include=local_users")["destinations"]

@@ -268,6 +268,23 @@ def test_without_file(file: FileAnswer, expected: str) -> None:
     assert failure_of(sent(there)).kind is FailureKind.TLS_UNTRUSTED
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        net.ConnectError(errno.ECONNRESET, "Connection reset by peer"),
+        net.ConnectError(errno.EPIPE, "Broken pipe"),
+        net.ConnectError(string=Failure(net.ConnectionLost())),
+        net.ConnectError(string=Failure(net.ConnectionDone())),
+    ],
+    ids=repr,
+)
+def test_closed_at_once(error: Exception) -> None:
+    """A server that closes a connection before Twisted has seen it made is there."""
+    failure = failure_of(sent(error))
+    assert failure.kind is FailureKind.TLS_FAILED
+    assert failure.reason is Reason.CLOSED_IN_HANDSHAKE
+
+
 @pytest.mark.parametrize("obstacle", Obstacle)
 def test_obstacle(obstacle: Obstacle) -> None:
     """What our own agents have met has a kind; that nothing is left is ours."""

@@ -145,14 +145,15 @@ async def waiting_pieces(
         after: Behind which place to begin.
 
     Yields:
-        How much waited for each, and its row.
+        How much waited for each, and its row; never an empty list.
     """
     left = waiting.behind(after) if waiting else ()
     destinations = services.reader.of(query.wanted, query.sort)
     for begin in range(0, len(left), _LOOKED_FOR):
         some = left[begin : begin + _LOOKED_FOR]
         found = await destinations.among([name for _, name in some])
-        yield [(count, found[name]) for count, name in some if name in found]
+        if found:
+            yield [(count, found[name]) for count, name in some if name in found]
 
 
 # Among how many of them rows are looked for at a time.

@@ -97,6 +97,9 @@ logger = logging.getLogger(__name__)
 # What this host says if it has no way to its name servers, or its firewall forbids it.
 _CANNOT_SEND = NO_WAY | {errno.EHOSTUNREACH, errno.ENETDOWN, errno.EPERM}
 
+# What the system says of a connection that is closed before it is seen to be made.
+_CLOSED_AT_ONCE = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN}
+
 _PROXY_STATUS = re.compile(r"Unexpected status on CONNECT: \D*([0-9]{3})")
 
 _Row = tuple[tuple[type[BaseException], ...], FailureKind, Reason | None]
@@ -319,7 +322,7 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         wants = status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
         why = Reason.PROXY_AUTHENTICATION if wants else Reason.PROXY_REFUSES
         return Failure(FailureKind.PROXY_FAILED, why, Facts(status=status))
-    if isinstance(cause, net.ConnectError) and cause.osError == errno.ECONNRESET:
+    if isinstance(cause, net.ConnectError) and _is_closed_at_once(cause):
         # There is a way: it was taken, and closed at once, before anything was said.
         return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE, facts)
     if isinstance(cause, DNSLookupError) and (found := NO_RESULTS.search(str(cause))):
@@ -335,6 +338,18 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
     if type(cause).__module__.startswith(_HTTP_CLIENT):
         return Failure(FailureKind.INVALID_RESPONSE, _reason_of_http(cause), facts)
     return Failure(FailureKind.INTERNAL, facts=facts)
+
+
+def _is_closed_at_once(error: net.ConnectError) -> bool:
+    """Tell whether a connection was made, and closed before Twisted has seen that.
+
+    It then has the error of the system, or a failure in place of a text.
+    """
+    reasons = (getattr(argument, "value", None) for argument in error.args)
+    return error.osError in _CLOSED_AT_ONCE or any(
+        isinstance(reason, net.ConnectionDone | net.ConnectionLost)
+        for reason in reasons
+    )
 
 
 def _reason_of_http(cause: BaseException) -> Reason | None:
