@@ -23,8 +23,9 @@ from synapse_federation_admin.diagnosis.answers import (
 )
 from synapse_federation_admin.diagnosis.connections import (
     conclude as conclude_connections,
+    plan,
+    without_route,
 )
-from synapse_federation_admin.diagnosis.connections import plan, without_route
 from synapse_federation_admin.diagnosis.findings import (
     Certificate,
     ClockFindings,

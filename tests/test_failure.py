@@ -16,8 +16,7 @@ from service_identity.hazmat import DNS_ID
 from synapse.http.client import BodyExceededMaxSize
 from synapse.module_api.errors import SynapseError
 from twisted.internet import error as net
-from twisted.internet.defer import CancelledError
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import CancelledError, TimeoutError as DeferredTimeoutError
 from twisted.names import error as dns
 from twisted.python.failure import Failure
 from twisted.web._newclient import (

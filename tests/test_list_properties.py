@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from module_case import ModuleTestCase
 from synapse.server import HomeServer
 from synapse.util.clock import Clock

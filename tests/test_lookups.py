@@ -12,8 +12,7 @@ import psutil
 from OpenSSL import SSL
 from parameterized import parameterized
 from synapse.util.gai_resolver import GAIResolver
-from twisted.internet import error as net
-from twisted.internet import reactor
+from twisted.internet import error as net, reactor
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 from twisted.internet.task import deferLater
 from twisted.names import dns
@@ -21,8 +20,7 @@ from twisted.names.client import Resolver
 from twisted.trial.unittest import TestCase
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver import attempt as attempts
-from synapse_federation_admin.homeserver import errors, lookups
+from synapse_federation_admin.homeserver import attempt as attempts, errors, lookups
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.errors import (
     Obstacle,

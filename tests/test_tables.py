@@ -16,8 +16,7 @@ from synapse.storage.database import LoggingTransaction
 from twisted.internet.defer import Deferred, fail
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import schema as module
-from synapse_federation_admin.storage import versions
+from synapse_federation_admin.storage import schema as module, versions
 from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 from synapse_federation_admin.storage.schema import (
     SchemaTooNewError,

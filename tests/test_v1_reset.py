@@ -4,7 +4,7 @@
 from unittest import mock
 
 import pytest
-from module_case import DESTINATIONS, FAILING, NAME, ResetTestCase
+from module_case import DESTINATIONS, FAILING, NAME, V2, ResetTestCase
 
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -45,6 +45,20 @@ class AnswersTestCase(ResetTestCase):
         self.assertIsNone(
             self.get_success(self.store.get_destination_retry_timings(NAME))
         )
+
+    def test_counts(self) -> None:
+        """Where the summary's counts are kept, a reset has them counted anew."""
+        self.add_destination(NAME, *FAILING)
+
+        def total() -> object:
+            return self.get_json(f"{V2}/summary")["total"]
+
+        with mock.patch("synapse_federation_admin.destinations.costly._CHEAP_MS", 0):
+            self.assertEqual(total(), 1)
+            self.add_destination("other.example")
+            self.assertEqual(total(), 1)
+            self.assertEqual(self.reset().code, 200)
+            self.assertEqual(total(), 2)
 
     def test_manual_update(self) -> None:
         """The table decides, where Synapse's cache knows nothing of the failure."""

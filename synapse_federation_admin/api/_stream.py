@@ -7,8 +7,11 @@ from http import HTTPStatus
 
 from synapse.module_api import SynapseRequest, make_deferred_yieldable
 from synapse.module_api.errors import Codes, SynapseError
-from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import (
+    Deferred,
+    DeferredSemaphore,
+    TimeoutError as DeferredTimeoutError,
+)
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 

@@ -5,8 +5,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from synapse.module_api import make_deferred_yieldable, run_in_background
-from twisted.internet.defer import FirstError, gatherResults
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import (
+    FirstError,
+    TimeoutError as DeferredTimeoutError,
+    gatherResults,
+)
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound

@@ -36,8 +36,7 @@ from OpenSSL import SSL
 from service_identity.exceptions import CertificateError, VerificationError
 from synapse.module_api.errors import SynapseError
 from twisted.internet import error as net
-from twisted.internet.defer import CancelledError
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import CancelledError, TimeoutError as DeferredTimeoutError
 from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
 from twisted.web.error import (

@@ -13,14 +13,8 @@ from urllib.parse import urlsplit
 import attr
 from synapse.api.errors import (
     FederationDeniedError as FederationDeniedError,
-)
-from synapse.api.errors import (
     HttpResponseException as HttpResponseException,
-)
-from synapse.api.errors import (
     LimitExceededError as LimitExceededError,
-)
-from synapse.api.errors import (
     RequestSendFailed as RequestSendFailed,
 )
 from synapse.http.client import BodyExceededMaxSize as BodyExceededMaxSize

@@ -18,13 +18,12 @@ from twisted.internet.defer import (
     CancelledError,
     Deferred,
     DeferredSemaphore,
+    TimeoutError as DeferredTimeoutError,
     fail,
     maybeDeferred,
 )
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.threads import deferToThreadPool
-from twisted.names import dns
-from twisted.names import error as dns_error
+from twisted.names import dns, error as dns_error
 from twisted.names.client import Resolver
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool

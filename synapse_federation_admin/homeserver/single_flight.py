@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 
 from synapse.logging.context import PreserveLoggingContext
 from synapse.module_api import make_deferred_yieldable
-from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import Deferred, TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 

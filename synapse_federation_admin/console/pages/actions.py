@@ -8,9 +8,11 @@ from typing import Any
 import attr
 from synapse.module_api.errors import SynapseError
 
-from synapse_federation_admin.api import cap_backoff as cap
-from synapse_federation_admin.api import forget as forgetting
-from synapse_federation_admin.api import reconnect_many as reconnecting
+from synapse_federation_admin.api import (
+    cap_backoff as cap,
+    forget as forgetting,
+    reconnect_many as reconnecting,
+)
 from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
