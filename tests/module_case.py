@@ -19,6 +19,7 @@ from twisted.web.resource import Resource
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import instances
+from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.instances import Instance
 from synapse_federation_admin.storage.schema import Tables
 from tests import unittest
@@ -107,6 +108,20 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
     @cached_property
     def user_token(self) -> str:
         return self._register("@user:test")
+
+    @cached_property
+    def homeserver(self) -> Homeserver:
+        """What the module's parts see of Synapse."""
+        return Homeserver(self.hs.get_module_api())
+
+    @cached_property
+    def tables(self) -> Tables:
+        return Tables(self.homeserver)
+
+    @cached_property
+    def log(self) -> Audit:
+        """What writes the audit."""
+        return Audit(self.homeserver, self.tables)
 
     def _register(self, user_id: str, *, admin: bool = False) -> str:
         """Register a user and return their access token.
@@ -245,7 +260,6 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
 
     def add_instance(self, name: str, age_ms: int = 0) -> None:
         """Write of another process, one that sends, that it was seen."""
-        homeserver = Homeserver(self.hs.get_module_api())
         seen = Instance(
             name, module_version="1", synapse_version="1", sends=True, reactor_late_ms=0
         )
@@ -253,7 +267,7 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         def beat_txn(txn: LoggingTransaction) -> None:
             instances.beat_txn(txn, seen, 0)
 
-        self.get_success(Tables(homeserver).run("test", beat_txn))
+        self.get_success(self.tables.run("test", beat_txn))
         self.run_sql(
             f"UPDATE federation_admin_instances SET seen_ts = seen_ts - {age_ms} "
             f"WHERE instance = '{name}'"

@@ -15,7 +15,6 @@ from synapse_federation_admin.destinations.backlog import (
     BacklogStore,
     mend_unsendable,
 )
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
 
@@ -25,7 +24,7 @@ class BacklogTestCase(ModuleTestCase):
 
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
-        self.backlogs = BacklogStore(Homeserver(hs.get_module_api()))
+        self.backlogs = BacklogStore(self.homeserver)
         self.stream_id = 0
 
     def of(self, *names: str) -> dict[str, Backlog]:

@@ -56,7 +56,7 @@ class HistoryTestCase(ModuleTestCase):
             patcher.start()
             self.addCleanup(patcher.stop)
         super().setUp()
-        self.get_success(Tables(Homeserver(self.hs.get_module_api())).ready())
+        self.get_success(self.tables.ready())
         self.now = NOON
 
     def add_failing(self, name: str, kind: str | None, ago: int = HOUR) -> None:
@@ -338,9 +338,7 @@ class OutagesTest(HistoryTestCase):
         then = self.now - HOUR
         for destination in (name, "b.example"):
             self.add_destination(destination, then, HOUR, then)
-        homeserver = Homeserver(self.hs.get_module_api())
-        outages = Outages(homeserver, Tables(homeserver))
-        self.get_success(outages.look())
+        self.get_success(Outages(self.homeserver, self.tables).look())
         (outage,) = self.get_json(f"{LIST}/b.example/outages")["outages"]
         self.assertEqual(outage["start_ts"], then)
         self.assertEqual(self.get_json(f"{LIST}/{name}/outages")["outages"], [])
@@ -394,13 +392,10 @@ class OutagesTest(HistoryTestCase):
         self.add_outage("d.example", -DAY)
         self.add_outage("d.example", DAY, -DAY)
         self.add_success("d.example", ago=-DAY)
-        homeserver = Homeserver(self.hs.get_module_api())
-        tables = Tables(homeserver)
-        audit = Audit(homeserver, tables)
         housekeeping = Housekeeping(
-            homeserver,
-            tables,
-            audit,
+            self.homeserver,
+            self.tables,
+            self.log,
             keep_for_ms=DAY,
             outages_keep_for_ms=90 * DAY,
         )
@@ -409,14 +404,14 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(self.ask("GET", path).code, 404)
         success = RecordedSuccess("d.example", self.now, None, "d.example")
         self.get_success(
-            tables.run(
+            self.tables.run(
                 "test",
                 lambda txn: records.add_successes_txn(txn, [success]),
             )
         )
         self.assertEqual(self.get_json(path)["last_success_ts"], self.now)
         self.run_sql("DELETE FROM federation_admin_successes WHERE last_ts = first_ts")
-        self.get_success(Outages(homeserver, tables).look())
+        self.get_success(Outages(self.homeserver, self.tables).look())
         self.get_success(housekeeping.prune())
 
         def left(table: str, columns: str) -> list[tuple[Any, ...]]:
@@ -493,13 +488,12 @@ class OutagesTest(HistoryTestCase):
         self.record_since(30 * DAY)
         self.add_destination("a.example")
         self.assertEqual(self.availability()["share"], 1.0)
-        homeserver = Homeserver(self.hs.get_module_api())
-        tables = Tables(homeserver, has_history=False)
+        tables = Tables(self.homeserver, has_history=False)
         for _ in range(2):
             Housekeeping(
-                homeserver,
+                self.homeserver,
                 tables,
-                Audit(homeserver, tables),
+                Audit(self.homeserver, tables),
                 keep_for_ms=DAY,
                 outages_keep_for_ms=90 * DAY,
             ).start()
@@ -508,7 +502,7 @@ class OutagesTest(HistoryTestCase):
             # And where there is no such table.
             self.run_sql("DROP TABLE federation_admin_recording")
         # It is switched on again.
-        self.get_success(Outages(homeserver, Tables(homeserver)).look())
+        self.get_success(Outages(self.homeserver, self.tables).look())
         self.assertEqual(self.availability()["since_ts"], self.now)
 
     def test_recorded_since(self) -> None:
@@ -641,8 +635,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
                 if name != "connection_timeout5.example"
             }
 
-        homeserver = Homeserver(self.hs.get_module_api())
-        attempts = RecentAttemptsStore(homeserver, Tables(homeserver), find)  # type: ignore[arg-type]
+        attempts = RecentAttemptsStore(self.homeserver, self.tables, find)  # type: ignore[arg-type]
         with mock.patch("synapse_federation_admin.limits.CORRELATED_SERVERS", 4):
             for _ in range(3):
                 self.get_success(attempts.look_up())
@@ -662,8 +655,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         """Where few servers began to fail, nobody looks where they lead."""
         self.add_many(4, "connection_timeout")
         find = mock.AsyncMock(return_value={})
-        homeserver = Homeserver(self.hs.get_module_api())
-        attempts = RecentAttemptsStore(homeserver, Tables(homeserver), find)
+        attempts = RecentAttemptsStore(self.homeserver, self.tables, find)
         self.get_success(attempts.look_up())
         find.assert_not_called()
         self.add_many(1, "unreachable")
@@ -678,10 +670,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
             is_other, is_past = name == "other.example", name == "past.example"
             self.add_failing(name, "http_error" if is_past else kind)
             self.add_failure(name, kind, issuer="CN=b" if is_other else issuer)
-        history = HistoryStore(
-            homeserver := Homeserver(self.hs.get_module_api()), Tables(homeserver)
-        )
-        count = history.others_untrusted
+        count = HistoryStore(self.homeserver, self.tables).others_untrusted
         # Who has one domain has any number of names below it.
         for name, others in (("x.a.example", 2), ("new.org", 3)):
             self.assertEqual(self.get_success(count(name, issuer)), others)
@@ -692,7 +681,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         )
         for others, fault in ((1, "them"), (2, "unknown")):
             diagnoses = Diagnoses(
-                homeserver,
+                self.homeserver,
                 mock.Mock(),
                 mock.Mock(),
                 mock.Mock(),
@@ -716,7 +705,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
     def test_literal_addresses(self) -> None:
         """Of a name that is an address, or no server's, nobody has to be asked."""
         diagnoses = Diagnoses(
-            Homeserver(self.hs.get_module_api()),
+            self.homeserver,
             mock.Mock(),
             mock.Mock(),
             mock.Mock(),

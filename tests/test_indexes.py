@@ -35,7 +35,6 @@ class IndexesTestCase(ModuleTestCase):
 
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
-        self.homeserver = Homeserver(hs.get_module_api())
         self.indexes = DestinationIndexes(self.homeserver, True)
         self.is_started = False
 

@@ -29,9 +29,7 @@ from synapse_federation_admin.destinations.values import (
     Sort,
 )
 from synapse_federation_admin.homeserver.features import Features
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
-from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql, where
 
 pytestmark = pytest.mark.one_synapse
@@ -131,12 +129,12 @@ class ListPropertiesTest(ModuleTestCase):
         self.store = hs.get_datastores().main
         self.db_pool = self.store.db_pool
         self.reactor.advance(NOW_MS / 1000 - self.reactor.seconds())
-        self.homeserver = homeserver = Homeserver(hs.get_module_api())
+        homeserver = self.homeserver
         # The harness lets a microsecond go by now and then; examples are to the ms.
         homeserver.now_ms = lambda: NOW_MS  # type: ignore[method-assign]
         self.reader = DestinationReader(
             homeserver,
-            Tables(homeserver),
+            self.tables,
             Features(),
             DestinationIndexes(homeserver, False),
             InvalidNames(homeserver),

@@ -16,10 +16,8 @@ from twisted.internet.testing import MemoryReactor
 from synapse_federation_admin import limits
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.history.recorder import Recorder
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outage_ends import changed_since, ended_outages
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES, begin_missing_txn
-from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
@@ -51,8 +49,6 @@ class OutagesTestCase(ModuleTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
         reactor.advance(10 * DAY / 1000)
-        self.homeserver = Homeserver(hs.get_module_api())
-        self.tables = Tables(self.homeserver)
         self.job = Outages(self.homeserver, self.tables)
         self.look()
         self.began = self.now

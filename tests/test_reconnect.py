@@ -13,7 +13,6 @@ from twisted.internet import error
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.schema import Tables
 
 REFUSED = error.ConnectionRefusedError()
 NOT_FAILING = (0, 0, None, 3)
@@ -290,10 +289,8 @@ class SeenThroughTestCase(ReconnectTestCase):
         """Have a sender find out that it is refused, as Synapse stores and tells it."""
         sent = {"status": 413, "bytes": 9, "pdus": 0, "edus": 1}
         refused = {"refused": {**sent, "to_device_messages": 1, **details}}
-        homeserver = Homeserver(self.hs.get_module_api())
-        audit = Audit(homeserver, Tables(homeserver))
         (entry,) = self.audit()
-        self.get_success(audit.note(entry["entry_id"], refused))
+        self.get_success(self.log.note(entry["entry_id"], refused))
         now_ms = self.clock.time_msec()
         self.get_success(
             self.store.set_destination_retry_timings(NAME, now_ms, now_ms, 600_000)

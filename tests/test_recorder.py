@@ -33,7 +33,6 @@ from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.traffic import _observers
 from synapse_federation_admin.storage import records
-from synapse_federation_admin.storage.schema import Tables
 
 # What is told differs between Synapse's releases, and is in test_traffic.py.
 pytestmark = pytest.mark.one_synapse
@@ -102,8 +101,7 @@ class RecorderTestCase(ModuleTestCase):
 
     def other(self) -> Recorder:
         """Make the recorder of another process."""
-        homeserver = Homeserver(self.hs.get_module_api())
-        return Recorder(homeserver, Tables(homeserver))
+        return Recorder(self.homeserver, self.tables)
 
 
 @pytest.mark.database
@@ -525,8 +523,7 @@ class SuccessesTestCase(RecorderTestCase):
             return name == "us.example"
 
         with mock.patch.object(Federation, "is_us", is_us):
-            homeserver = Homeserver(self.hs.get_module_api())
-            off = Recorder(homeserver, Tables(homeserver), looks_twice=False)
+            off = Recorder(self.homeserver, self.tables, looks_twice=False)
             off.failed("off.example", rejected("no"))
             self.assertEqual(looks, [])
             for _ in range(3):
@@ -600,20 +597,6 @@ class RequestsTestCase(RecorderTestCase):
         logging.getLogger("synapse.util.retryutils").info(
             relied_on.FAILED, destination, type(error), error, 60_000
         )
-
-    def test_request_is_not_disturbed(self) -> None:
-        """What is wrong inside of the recorder does not reach the request."""
-        with (
-            mock.patch.object(module, "failure_of", side_effect=KeyError("wrong")),
-            self.assertLogs(
-                "synapse_federation_admin.homeserver.traffic", "ERROR"
-            ) as logs,
-        ):
-            self.say("a.example", refused())
-        self.assertEqual(len(logs.records), 1)
-        self.say("a.example", refused())
-        self.pass_s(WRITE_S)
-        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 1})
 
     def test_not_kept(self) -> None:
         """The error, which holds on to the whole request, is not kept."""

@@ -292,11 +292,8 @@ class StoriesTestCase(StoryTestCase):
             self.reset()
         self.tell("fail:9000 60")
         self.assertEqual(self.row(NAME)[2], 9000)
-        homeserver = Homeserver(self.hs.get_module_api())
-        tables = Tables(homeserver)
-        audit = Audit(homeserver, tables)
-        runs = RunStore(homeserver, tables, audit)
-        FollowUp(homeserver, audit, runs, mock.Mock()).start()
+        runs = RunStore(self.homeserver, self.tables, self.log)
+        FollowUp(self.homeserver, self.log, runs, mock.Mock()).start()
         self.tell("1")
         self.assertEqual(self.row(NAME)[2], 500)
 
@@ -305,16 +302,14 @@ class StoriesTestCase(StoryTestCase):
         self.wait(1)
         with mock.patch.object(ConnectionReset, "_begin_contact"):
             self.reset()
-        homeserver = Homeserver(self.hs.get_module_api())
-        audit = Audit(homeserver, Tables(homeserver))
-        follow_up = FollowUp(homeserver, audit, mock.Mock(), mock.Mock())
+        follow_up = FollowUp(self.homeserver, self.log, mock.Mock(), mock.Mock())
         for probed in ([NAME], [NAME]):
             ConnectionReset(
                 parse_config({}),
-                homeserver,
+                self.homeserver,
                 mock.Mock(),
-                audit,
-                Wake(homeserver),
+                self.log,
+                Wake(self.homeserver),
                 follow_up,
             ).start()
             self.wait(1)

@@ -32,7 +32,6 @@ from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.homeserver import features, relied_on, selfcheck
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX
 from synapse_federation_admin.storage.sql import existing_tables
 
@@ -309,7 +308,6 @@ class NamesTestCase(SelfCheckTestCase):
 
         Each table is read with one that it does not have.
         """
-        homeserver = Homeserver(self.hs.get_module_api())
         for needed_by, table, columns in relied_on.COLUMNS:
             found = features.Features()
             gone = (needed_by, table, f"{columns} gone")
@@ -317,7 +315,7 @@ class NamesTestCase(SelfCheckTestCase):
                 self.subTest(table),
                 mock.patch.object(selfcheck, "COLUMNS", (gone,)),
             ):
-                self.get_success(selfcheck.check_columns(homeserver, found))
+                self.get_success(selfcheck.check_columns(self.homeserver, found))
                 is_off = {each for each in Feature if not found.is_on(each)}
                 self.assertEqual(is_off, set(needed_by))
 
@@ -334,15 +332,14 @@ class NamesTestCase(SelfCheckTestCase):
         database = self.store.database_engine.module
         gone = ((Feature.INDEXES,), "destinations", "gone")
         found = features.Features()
-        homeserver = Homeserver(self.hs.get_module_api())
-        real = homeserver.run_db_interaction
+        real = self.homeserver.run_db_interaction
         error = database.OperationalError("unable to open database file")
         away = mock.AsyncMock(side_effect=error)
         with (
             mock.patch.object(selfcheck, "COLUMNS", (gone,)),
-            mock.patch.object(homeserver, "run_db_interaction", away),
+            mock.patch.object(self.homeserver, "run_db_interaction", away),
         ):
-            checked = ensureDeferred(selfcheck.check_columns(homeserver, found))
+            checked = ensureDeferred(selfcheck.check_columns(self.homeserver, found))
             self.pump()
             self.assertEqual([f for f in Feature if not found.is_on(f)], [])
             away.side_effect = real

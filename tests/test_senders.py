@@ -14,11 +14,9 @@ from twisted.internet.testing import MemoryReactor
 from synapse_federation_admin.destinations import queued as module
 from synapse_federation_admin.destinations.queued import queued_position
 from synapse_federation_admin.destinations.senders import Sender, Senders
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.senders import OwnSender
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import InstanceState, state_of
-from synapse_federation_admin.storage.schema import Tables
 
 MINUTE_MS = 60_000
 
@@ -62,8 +60,7 @@ def test_looks_for_events(poked: int) -> None:
 class SendersTestCase(MembersTestCase):
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
-        self.homeserver = Homeserver(hs.get_module_api())
-        self.senders = Senders(self.homeserver, Tables(self.homeserver))
+        self.senders = Senders(self.homeserver, self.tables)
         # Others that run have written that meanwhile.
         self.senders._steady_s -= 60
 
@@ -331,7 +328,7 @@ class TwoSendersTestCase(SendersTestCase):
             "SELECT seen_ts FROM federation_admin_instances WHERE instance = 'main'"
         )
         self.get_success(
-            Homeserver(self.hs.get_module_api()).run_db_interaction(
+            self.homeserver.run_db_interaction(
                 "test", lambda txn: instances.prune_txn(txn, now_ts - week_ms, 10)
             )
         )

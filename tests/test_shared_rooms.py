@@ -25,7 +25,6 @@ class StoreTestCase(MembersTestCase):
 
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
-        self.homeserver = Homeserver(hs.get_module_api())
         self.shared_rooms = SharedRoomsStore(self.homeserver)
 
 
@@ -246,10 +245,6 @@ class InboundTestCase(StoreTestCase):
 
 class SenderTestCase(ModuleTestCase):
     """Homeserver.sender_of."""
-
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
-        self.homeserver = Homeserver(hs.get_module_api())
 
     def test_shards(self) -> None:
         """It is the one that Synapse has handle the destination, if any is known."""

@@ -26,8 +26,6 @@ from synapse_federation_admin.destinations.values import (
     Sort,
 )
 from synapse_federation_admin.homeserver.features import Features
-from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.one_synapse
 
@@ -37,10 +35,9 @@ class ComputingTestCase(ModuleTestCase):
 
     def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
         super().prepare(reactor, clock, hs)
-        self.homeserver = Homeserver(hs.get_module_api())
         self.lists = DestinationReader(
             self.homeserver,
-            Tables(self.homeserver),
+            self.tables,
             Features(),
             DestinationIndexes(self.homeserver, False),
             InvalidNames(self.homeserver),
@@ -283,7 +280,7 @@ class EveryTestCase(ModuleTestCase):
         )
         patcher.start()
         self.addCleanup(patcher.stop)
-        Homeserver(self.hs.get_module_api()).every(
+        self.homeserver.every(
             "federation_admin_test", 60_000, round_, first_after_ms=1000
         )
         self.pump(2)  # a hundred times

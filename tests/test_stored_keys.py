@@ -7,8 +7,6 @@ from signedjson.key import generate_signing_key, get_verify_key
 from synapse.storage.keys import FetchKeyResult
 from unpaddedbase64 import encode_base64
 
-from synapse_federation_admin.homeserver.homeserver import Homeserver
-
 
 @pytest.mark.database
 class StoredKeysTestCase(ModuleTestCase):
@@ -32,8 +30,7 @@ class StoredKeysTestCase(ModuleTestCase):
                     response_json={},
                 )
             )
-        homeserver = Homeserver(self.hs.get_module_api())
-        outbound = homeserver.federation.outbound(1000)
+        outbound = self.homeserver.federation.outbound(1000)
         found = self.get_success(outbound.stored_keys("a.example"))
         self.assertEqual(
             found,

@@ -21,7 +21,6 @@ from synapse_federation_admin.destinations.summary import (
     TotalBacklog,
 )
 from synapse_federation_admin.destinations.values import Destination, DestinationStatus
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.database
 
@@ -44,9 +43,8 @@ class SummaryTestCaseBase(ModuleTestCase):
     def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
         super().prepare(reactor, clock, hs)
         reactor.advance(1000 * 24 * 3600)
-        homeserver = Homeserver(hs.get_module_api())
-        invalid = InvalidNames(homeserver)
-        self.summaries = SummaryStore(homeserver, invalid, no_kinds)
+        invalid = InvalidNames(self.homeserver)
+        self.summaries = SummaryStore(self.homeserver, invalid, no_kinds)
 
     def get(self) -> Summary:
         return self.get_success(self.summaries.get())
@@ -70,7 +68,7 @@ class InvalidNamesTestCase(ModuleTestCase):
     def test_pieces(self) -> None:
         """Old and new rows are found, in pieces; all of them anew in an hour."""
         self.reactor.advance(1000 * 24 * 3600)
-        self.invalid = InvalidNames(Homeserver(self.hs.get_module_api()))
+        self.invalid = InvalidNames(self.homeserver)
         with patch("synapse_federation_admin.destinations.invalid._PIECE", 2):
             for name in ("a b", "a.example", "b.example", "c.example", "d e"):
                 self.add_destination(name)

@@ -15,7 +15,6 @@ from psycopg2.extensions import (
 from synapse.storage.database import LoggingTransaction
 from twisted.internet.defer import Deferred, fail
 
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import schema as module, versions
 from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 from synapse_federation_admin.storage.schema import (
@@ -77,10 +76,6 @@ class PlainTransaction:
 
 @pytest.mark.database
 class TablesTestCase(ModuleTestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        self.homeserver = Homeserver(self.hs.get_module_api())
-
     def ready(self) -> None:
         self.get_success(Tables(self.homeserver).ready())
 
