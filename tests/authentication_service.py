@@ -72,7 +72,9 @@ class AuthenticationService(WebSite):
         super().__init__(address, port)
         self.secret = secret
         self.homeserver: Homeserver | None = None
-        self.lifetime_s = 300
+        # It is reached over http here, and announces itself as a real one does.
+        self.issuer = "https://accounts.example.test/"
+        self.lifetime_s, self.interval_s = 300, 5
         # Who is signed in there, in whatever browser, and who may be an admin.
         self.user = "admin"
         self.admins = {"admin"}
@@ -104,7 +106,7 @@ class AuthenticationService(WebSite):
         }
         return as_json(
             {
-                "issuer": f"{self.url}/",
+                "issuer": self.issuer,
                 "account_management_uri": f"{self.url}/account/",
                 "jwks_uri": f"{self.url}/oauth2/keys.json",
                 "response_types_supported": ["code"],
@@ -249,7 +251,7 @@ class AuthenticationService(WebSite):
                 "verification_uri": f"{self.url}/link",
                 "verification_uri_complete": f"{self.url}/link?code={user_code}",
                 "expires_in": 1200,
-                "interval": 5,
+                "interval": self.interval_s,
             }
         )
 

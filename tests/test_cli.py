@@ -189,11 +189,24 @@ def test_hostile_text(answers: dict[str, Any]) -> None:
     outputs = [run("list"), *(run("list", "-o", o) for o in ("json", "minified"))]
     outputs += [run("list", "-o", "yaml"), run("why", HOSTILE, "-v")]
     outputs += [run("why", HOSTILE, "--format", f) for f in ("tap", "nagios")]
+    for shape, text in (("csv", HOSTILE), ("ndjson", json.dumps(HOSTILE))):
+        answers["/destinations/export"] = httpx.Response(200, text=text)
+        outputs.append(run("export", "--format", shape))
     for done in outputs:
         assert not isinstance(done.exception, KeyError | TypeError), done.exception
         assert "owned" in done.output
         assert "[red]" in done.output
         assert not set(done.output) & set("\x1b\x07\x9b\u202e"), done.output
+
+
+def test_not_all(answers: dict[str, Any]) -> None:
+    """Where not all are shown, it says how many, and how to see more."""
+    rows = [{"destination": f"{n}.example", "status": "online"} for n in range(10)]
+    answers["/destinations"] = {"destinations": rows, "next_token": "x"}
+    assert "10 are shown, and there are more: --from x" in run("list").stderr
+    answers["/attention"] = {"as_of_ts": 1, "destinations": rows}
+    assert "These 10 matter most; --limit" in run("attention").stderr
+    assert "--limit" not in run("attention", "--limit", "11").stderr
 
 
 def test_other_version(answers: dict[str, Any]) -> None:
@@ -258,6 +271,7 @@ def test_serialized(encoding: str, told: str, monkeypatch: pytest.MonkeyPatch) -
         (httpx.Response(200, text="[]"), 5, "does not answer as a homeserver"),
         (httpx.ConnectError("refused"), 5, "refused"),
         (httpx.ReadTimeout("late"), 5, "does not answer"),
+        (httpx.ConnectTimeout("The handshake operation timed out"), 5, "no TLS"),
     ],
 )
 def test_errors(answers: dict[str, Any], answer: Any, status: int, told: str) -> None:
@@ -321,11 +335,22 @@ def test_where(tmp_path: Path) -> None:
     )
     of_yaml = found(homeserver)
     assert (of_yaml.url, of_yaml.token) == ("http://127.0.0.1:1", "kept")
-    homeserver.write_text(homeserver.read_text().replace("k.example", "x.example"))
+    text = homeserver.read_text()
+    homeserver.write_text(text.replace("k.example", "x.example"))
     assert found(homeserver).token is None
+
+    # As Debian's packages have it: the name is in a file of its own.
+    homeserver.write_text(text.replace("server_name: k.example, ", ""))
+    assert found(homeserver).token is None
+    keep_login(
+        Login("http://127.0.0.1:1", "@a:k.example", "kept"), {"HOME": str(tmp_path)}
+    )
+    assert found(homeserver).token == "kept"
     kept.unlink()
     synadm.unlink()
-    assert found(SYNAPSE_CONFIG_PATH=str(homeserver)).url == "http://127.0.0.1:1"
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "x.yaml").write_text(text.replace("port: 1", "port: 2"))
+    assert found(SYNAPSE_CONFIG_PATH=str(homeserver)).url == "http://127.0.0.1:2"
     with pytest.raises(FailedError, match="not both"):
         found(homeserver, url="https://x.example")
 
@@ -470,7 +495,8 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     answers["/destinations"] = httpx.Response(401, json=ended_token)
     answers["/token"] = httpx.Response(400, json={"error": "invalid_grant"})
     assert run("list").exit_code == Exit.NOT_ALLOWED
-    answers["/revoke"] = {}
+    # As it is: 200, and nothing.
+    answers["/revoke"] = httpx.Response(200)
     assert run("logout").exit_code == 0
     assert not login_file().exists()
 

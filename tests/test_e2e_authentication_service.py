@@ -5,11 +5,16 @@ Synapse is configured for it as its release has it: `matrix_authentication_servi
 before 1.149 `experimental_features: msc3861`.
 """
 
+import json
+import os
 import re
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -18,10 +23,12 @@ import httpx
 import pytest
 from authentication_service import ADMIN, API, DEVICE_GRANT, AuthenticationService
 from browser import PATIENCE_MS, Watched, browser
+from deadlines import SOON_S
 from plain_browser import Page, PlainBrowser
 from playwright.sync_api import Browser, expect
 from reverse_proxy import listener, reverse_proxy
 
+from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import CONSOLE
 from synapse_federation_admin.playground.processes import free_port, wait_until
@@ -448,6 +455,83 @@ def test_signing_out(world: World, open_browser: Open) -> None:
     assert page.path == "/session"
     assert len(world.service.ended) == ended + 1
     assert browser.open("/").status == 401
+
+
+class CommandLine:
+    """The command line at the homeserver, as somebody without a terminal runs it."""
+
+    def __init__(self, world: World, home: Path) -> None:
+        self._command = [sys.executable, "-m", "synapse_federation_admin.cli"]
+        kept = {
+            name: value for name, value in os.environ.items() if "ADMIN" not in name
+        }
+        url = world.synapse.url()
+        self._environment = {**kept, "HOME": str(home), "FEDERATION_ADMIN_URL": url}
+        self.kept = home / ".config/synapse-federation-admin/login.json"
+
+    def begin(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*self._command, *arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, status: int = 0) -> str:
+        return self.end(self.begin(*arguments), status)
+
+    @staticmethod
+    def end(process: "subprocess.Popen[str]", status: int = 0) -> str:
+        """Return all that it said, once it has ended so."""
+        said = "".join(process.communicate(timeout=2 * SOON_S))
+        assert process.returncode == status, said
+        return said
+
+    def log_in(
+        self, browser: PlainBrowser, answer: str = "yes"
+    ) -> "subprocess.Popen[str]":
+        """Begin to log in, and answer what the service asks in a browser."""
+        process = self.begin("login")
+        assert process.stderr is not None
+        link = next(e for e in process.stderr if e.startswith("Or open "))
+        page = browser.open(link.removeprefix("Or open ").strip())
+        browser.send(page, "/device_consent", answer=answer)
+        return process
+
+
+def test_command_line(world: World, open_browser: Open, tmp_path: Path) -> None:
+    """`login` of the command line gives a code for a browser. Its token is renewed by
+    one of the commands that come at once; `logout` ends it at the service."""
+    service, browser = world.service, open_browser()
+    service.interval_s = 1
+    here = CommandLine(world, tmp_path)
+    ended, respent = len(service.ended), service.respent
+
+    assert "refused" in here.end(here.log_in(browser, "no"), Exit.NOT_ALLOWED)
+    service.withheld = {ADMIN}
+    assert "server admin" in here.end(here.log_in(browser), Exit.NOT_ALLOWED)
+    assert len(service.ended) == ended + 1
+    assert not here.kept.exists()
+    service.withheld = set()
+
+    said = here.end(here.log_in(browser))
+    assert f"Logged in as @admin:{world.synapse.server_name}" in said
+    assert here.kept.stat().st_mode & 0o777 == 0o600
+    assert '"destinations"' in here.run("list", "-o", "json")
+    kept = json.loads(here.kept.read_text())
+    here.kept.write_text(json.dumps({**kept, "access_token": "mat_that_has_ended"}))
+    asked = service.asked.count(TOKEN)
+    for process in [here.begin("status") for _ in range(2)]:
+        here.end(process)
+    assert service.asked.count(TOKEN) == asked + 1
+    assert service.respent == respent
+
+    here.run("logout")
+    assert not here.kept.exists()
+    assert len(service.ended) == ended + 2
+    assert "no access token" in here.run("list", status=Exit.NOT_ALLOWED)
 
 
 @pytest.fixture(scope="module")

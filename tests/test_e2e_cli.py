@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from deadlines import SOON_S
 from fleet import Fleet, connect_sqlite, write_failing
 
-from synapse_federation_admin.cli import client, command_line
+from synapse_federation_admin.cli import command_line, options
 from synapse_federation_admin.cli.connection import login_file
 from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -130,7 +130,7 @@ def test_look(homeserver: Homeserver) -> None:
 def test_completion(homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell completes commands, values, and the names of servers."""
     # However busy the machine is.
-    monkeypatch.setattr(client, "_HURRY_S", 60.0)
+    monkeypatch.setattr(options, "_HURRY_S", 60.0)
     shell = BashComplete(command_line(), {}, NAME, "_COMPLETE")
 
     def completed(*words: str) -> list[str]:

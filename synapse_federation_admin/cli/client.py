@@ -22,11 +22,9 @@ Json: TypeAlias = dict[str, Any]
 V1 = "/_synapse/admin/v1/federation"
 V2 = "/_synapse/admin/v2/federation"
 
-# A diagnosis and a reconnect may take minutes, if they are configured so.
-_TIMEOUT = httpx.Timeout(180, connect=15)
-
-# A shell that completes a word has no use for what comes later.
-_HURRY_S = 3.0
+# A diagnosis and a reconnect may take minutes, if they are configured so. What takes a
+# connection and no TLS, as a port for http, is told after the time to connect.
+_TIMEOUT = httpx.Timeout(180, connect=5)
 
 # How often, and for how long, a request that comes too soon is sent again.
 _TRIES = 4
@@ -74,9 +72,9 @@ class Client:
         )
         self._login, self._token = connection.login, connection.token
 
-    def hurry(self) -> None:
-        """Wait for no answer that is late: somebody sits and waits."""
-        self._http.timeout = httpx.Timeout(_HURRY_S)
+    def wait_for(self, seconds: float) -> None:
+        """Wait no longer for an answer: somebody sits and waits."""
+        self._http.timeout = httpx.Timeout(seconds, connect=min(seconds, 5))
 
     def close(self) -> None:
         """Close its connections."""
@@ -170,12 +168,23 @@ class Client:
         Raises:
             FailedError: It was not answered with an object of JSON.
         """
-        with self._told(path if "://" in path else None):
-            response = self._http.request(method, path, json=body, data=form)
+        response = self._anonymous(method, path, json=body, data=form)
         answer = _object(response)
         if answer is None:
             raise self._failed(response, answer)
         return response.status_code, answer
+
+    def send_form(self, url: str, form: Mapping[str, str]) -> int:
+        """Send a form, of whose answer the status alone counts; return that.
+
+        Raises:
+            FailedError: It was not answered.
+        """
+        return self._anonymous("POST", url, data=form).status_code
+
+    def _anonymous(self, method: str, path: str, **what: Any) -> httpx.Response:
+        with self._told(path if "://" in path else None):
+            return self._http.request(method, path, **what)
 
     def use(self, login: Login) -> None:
         """Go on with another token."""
@@ -225,10 +234,10 @@ class Client:
         try:
             yield
         except httpx.TimeoutException as e:
-            raise FailedError(
-                f"{url} does not answer. Is that its URL, with the right scheme?",
-                Exit.UNREACHABLE,
-            ) from e
+            why = "does not answer. Is that its URL, and does Synapse run?"
+            if "handshake" in str(e):
+                why = "takes the connection, but no TLS. Is that a port for http://?"
+            raise FailedError(f"{url} {why}", Exit.UNREACHABLE) from e
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
             raise FailedError(
                 f"{url} cannot be reached: {_reason(e)}", Exit.UNREACHABLE

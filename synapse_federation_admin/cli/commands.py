@@ -2,12 +2,14 @@
 """All commands in one group."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.cli.change import cap_backoff, forget, reconnect
+from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.cli.login import login, logout
 from synapse_federation_admin.cli.look import list_, status
@@ -68,7 +70,10 @@ def top(asked: Asked) -> None:
     client = asked.client
     # What is wrong is told before the screen changes.
     client.get("/status")
-    Top(client).run()
+    with closing(Client(client.connection)) as looking:
+        # Who hangs for longer may be back, and takes another request.
+        looking.wait_for(30)
+        Top(client, looking).run()
 
 
 @group.result_callback()

@@ -140,7 +140,7 @@ def find_connection(
 
 def _is_of(login: Login, url: str, listener: Listener | None) -> bool:
     """Tell whether a token that was kept is one of this homeserver."""
-    if listener is not None and login.server_name:
+    if listener is not None and listener.server_name and login.server_name:
         return login.server_name == listener.server_name
     return login.url == url
 
@@ -287,5 +287,7 @@ def _usual_listener(environment: Mapping[str, str]) -> Listener | None:
     # That of the official image's environment first.
     for name in (environment.get("SYNAPSE_CONFIG_PATH"), *_USUAL):
         if name and os.access(name, os.R_OK):
-            return read_listener([Path(name)])
+            # Debian's packages have the homeserver's name in a file of its own.
+            more = Path(name).with_name("conf.d")
+            return read_listener([Path(name), *([more] if more.is_dir() else [])])
     return None

@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -79,7 +79,8 @@ def login(asked: Asked, user: str | None, device: bool) -> None:
         client.get("/status")
     except FailedError as e:
         if e.exit_code == Exit.NOT_ALLOWED:
-            _revoke(client, kept)
+            with suppress(FailedError):
+                _revoke(client, kept)
         raise
     path = keep_login(kept)
     out.note(f"Logged in as {kept.user_id}. The token is kept in {path}.")
@@ -149,7 +150,13 @@ def _revoke(client: Client, kept: Login) -> None:
             "token": kept.renewal["refresh_token"],
             "client_id": kept.renewal["client_id"],
         }
-        client.unauthenticated("POST", endpoint, form=form)
+        # RFC 7009, 2.2: there is nothing in the answer.
+        status = client.send_form(endpoint, form)
+        if status != HTTPStatus.OK:
+            raise FailedError(
+                f"The authentication service does not end the session: HTTP {status}."
+                " It goes on there until it is ended in your account."
+            )
         return
     try:
         client.call("POST", "/_matrix/client/v3/logout", body={})

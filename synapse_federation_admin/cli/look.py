@@ -259,7 +259,7 @@ def list_(asked: Asked, /, **given: Any) -> None:
             out.note(f"{count(answer['total'])} match.", "dim")
         elif not rows:
             out.note("No server matches.")
-        out.tell_more(answer)
+        out.tell_more(answer, len(rows))
 
     out.answer(answer, human)
 

@@ -13,6 +13,9 @@ from synapse_federation_admin.cli.output import DASH, ago, line, pill, table
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.servers import SENDERS
 
+# So many of those that matter most, where nobody says how many.
+_FIRST = 10
+
 
 @click.command()
 @options.from_api(options.ATTENTION)
@@ -20,7 +23,8 @@ from synapse_federation_admin.wording.servers import SENDERS
 @pass_asked
 def attention(asked: Asked, /, **given: Any) -> None:
     """Who needs you: failing servers that affect many users, or have much waiting."""
-    answer = asked.client.get("/attention", query(given, options.ATTENTION))
+    params = {"limit": _FIRST, **query(given, options.ATTENTION)}
+    answer = asked.client.get("/attention", params)
     out = asked.out
 
     def human() -> None:
@@ -40,6 +44,8 @@ def attention(asked: Asked, /, **given: Any) -> None:
                     Text(waiting(row.get("backlog"))),
                 )
             out.show(made)
+            if len(rows) == params["limit"]:
+                out.note(f"These {len(rows)} matter most; --limit shows more.", "dim")
         if answer.get("is_complete") is False:
             out.note("There was more than there is room to look at.")
 
@@ -99,6 +105,6 @@ def unlisted(asked: Asked, /, **given: Any) -> None:
         for row in rows:
             made.add_row(line(row["destination"]), Text(waiting(row.get("backlog"))))
         out.show(made)
-        out.tell_more(answer)
+        out.tell_more(answer, len(rows))
 
     out.answer(answer, human)

@@ -28,6 +28,9 @@ from synapse_federation_admin.storage.audit_entry import AuditAction
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# A shell that completes a word has no use for what comes later.
+_HURRY_S = 3.0
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Parameter:
@@ -351,7 +354,7 @@ def complete_names(
     """Return the names of servers that begin with a text; none if nobody answers."""
     try:
         with closing(ctx.ensure_object(Asked).client) as client:
-            client.hurry()
+            client.wait_for(_HURRY_S)
             answer = client.call(
                 "GET",
                 f"{V1}/destinations",

@@ -128,10 +128,10 @@ class Output:
         with self._errors.status(plain(f"{text} …")):
             yield
 
-    def tell_more(self, answer: Mapping[str, Any]) -> None:
-        """Say how to come to the next page, if there is one."""
+    def tell_more(self, answer: Mapping[str, Any], shown: int) -> None:
+        """Say how many are shown, and how to come to the next page, if there is one."""
         if token := answer.get("next_token"):
-            self.note(f"There are more: --from {token}", "dim")
+            self.note(f"{shown} are shown, and there are more: --from {token}", "dim")
 
     def note(self, text: str, look: str = "") -> None:
         """Say something beside the data, on stderr."""

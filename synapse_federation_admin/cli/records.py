@@ -58,7 +58,7 @@ def audit(asked: Asked, /, **given: Any) -> None:
                 cells.append(line("; ".join(str(text) for text in why if text)))
             made.add_row(*cells)
         out.show(made)
-        out.tell_more(answer)
+        out.tell_more(answer, len(entries))
 
     out.answer(answer, human)
 
@@ -73,13 +73,9 @@ def export(asked: Asked, /, **given: Any) -> None:
     The exit status is 0 only if what was written is complete.
     """
     params = query(given, options.EXPORT)
-    is_seen = sys.stdout.isatty()
-    # On a terminal nothing is obeyed; in JSON that is no change, and in a table of CSV
-    # it is made only there.
-    guard = shown if is_seen and params.get("format") == "csv" else None
-    if params.get("format", "ndjson") == "ndjson":
-        guard = escaped
+    # JSON stays what it is. CSV has no way to write what no terminal should obey.
+    guard = shown if params.get("format") == "csv" else escaped
     with asked.client.stream("/destinations/export", params) as pieces:
         for piece in pieces:
-            sys.stdout.write(guard(piece) if guard else piece)
+            sys.stdout.write(guard(piece))
     sys.stdout.flush()

@@ -74,7 +74,7 @@ def runs(asked: Asked, /, **given: Any) -> None:
                 Text(ago(run.get("created_ts"))),
             )
         out.show(made)
-        out.tell_more(answer)
+        out.tell_more(answer, len(found))
 
     out.answer(answer, human)
 

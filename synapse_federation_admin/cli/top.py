@@ -34,7 +34,7 @@ from synapse_federation_admin.cli.output import grid, line, now_ms, since
 from synapse_federation_admin.cli.top_boxes import Box, Question
 from synapse_federation_admin.cli.top_reading import ROWS, Seen, brief, read
 from synapse_federation_admin.cli.why import diagnosis
-from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.wording.amounts import count, duration, middle, shown
 
 # How often it asks what has changed; the API reads that once in five seconds for all.
 _CHANGES_S = 5.0
@@ -51,6 +51,9 @@ _NEW_S = 60
 
 # From what width on the parts at the top are side by side, and all columns are shown.
 _WIDE = 110
+
+# What a narrow table has beside names and why they fail: a mark, for how long, spaces.
+_BESIDE = 19
 
 _KEYS = (
     ("↑ ↓ PgUp PgDn", "choose a server"),
@@ -85,7 +88,8 @@ class Top(App[None]):
     #servers { height: 1fr; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter", key_display="/"),
+        # Before the table takes it: what is typed right after it is the filter's.
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),
         Binding("d", "diagnose", "Diagnose"),
         Binding("r", "reconnect", "Reconnect"),
         Binding("g", "read", "Read anew", show=False),
@@ -94,14 +98,16 @@ class Top(App[None]):
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
     ]
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, looking: Client) -> None:
         """Make the screen.
 
         Args:
-            client: Whom to ask.
+            client: Whom to ask for what a key asks for.
+            looking: Whom to ask for what is shown; it does not wait for long.
         """
         super().__init__()
         self._client = client
+        self._looking = looking
         self._wanted = ""
         self._since: int | None = None
         self._seen: Seen | None = None
@@ -159,7 +165,7 @@ class Top(App[None]):
             self._waits_since = None
 
     def _look_once(self) -> None:
-        changes = self._client.get("/changes", {"since": self._since})
+        changes = self._looking.get("/changes", {"since": self._since})
         is_first = self._since is None
         self._since = changes.get("as_of_ts")
         if not is_first:
@@ -172,7 +178,7 @@ class Top(App[None]):
         after_s = _AFTER_CHANGE_S if self._has_changed else _AFTER_NOTHING_S
         if self._seen is None or ago_s >= after_s:
             self._has_changed = False
-            self._seen = read(self._client, self._wanted)
+            self._seen = read(self._looking, self._wanted)
             self._read_at = time.monotonic()
         elif changes.get("runs"):
             under_way = [r for r in changes["runs"] if r.get("status") in UNDER_WAY]
@@ -227,6 +233,10 @@ class Top(App[None]):
         table.add_columns("", "Server", "Down for", "Why")
         if is_wide:
             table.add_columns("Next try", "Waits")
+        whys = [why_of(row) for row in seen.rows]
+        # The end of a name is its owner's, and why it fails has to be seen.
+        room = self.size.width - _BESIDE - max(map(len, whys), default=0)
+        longest = 60 if is_wide else max(room, 12)
         failing = {str(row["destination"]) for row in seen.rows}
         newest = now_ms() - _NEW_S * 1000
         self._back = {n: ts for n, ts in self._back.items() if ts >= newest}
@@ -235,12 +245,12 @@ class Top(App[None]):
             if name not in failing and self._is_kept(name):
                 cells = [
                     Text("✓", "green"),
-                    line(name, "green"),
+                    line(middle(shown(name), longest), "green"),
                     Text(),
                     Text("is back"),
                 ]
                 table.add_row(*cells, *([Text(), Text()] if is_wide else []), key=name)
-        for row in seen.rows:
+        for row, why in zip(seen.rows, whys, strict=True):
             name = str(row["destination"])
             began = row.get("failure_ts") or row.get("retry_last_ts") or 0
             is_new = began >= newest
@@ -249,9 +259,9 @@ class Top(App[None]):
                 mark = Text("·", "red")
             cells = [
                 mark,
-                line(name, "bold" if is_new else ""),
+                line(middle(shown(name), longest), "bold" if is_new else ""),
                 Text(since(began)),
-                line(why_of(row)),
+                line(why),
             ]
             if is_wide:
                 cells += [Text(next_try(row)), Text(waiting(row.get("backlog")))]
@@ -312,12 +322,17 @@ class Top(App[None]):
         """Tell the keys."""
         self.push_screen(Box(Text("Keys", "bold"), grid(_KEYS)))
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Tell whether a key is ours: one that is typed into the filter is not."""
+        is_typed = action == "filter" and isinstance(self.focused, Input)
+        return not is_typed and super().check_action(action, parameters)
+
     def action_filter(self) -> None:
         """Ask which servers to show."""
         asked = self.query_one("#filter", Input)
         asked.value = self._wanted
         asked.display = True
-        asked.focus()
+        self.screen.set_focus(asked)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Show those whose names were asked for."""
