@@ -42,8 +42,8 @@ class DatabaseReport:
 
     title: str
     servers: Sequence[str]
-    """Stock first, then the module, then the module with indexes; and both as they
-    were before, if that is measured beside."""
+    """Stock first, then the module; and the module as it was before, if that is
+    measured beside."""
     v1: dict[str, dict[str, Figures]] = field(factory=dict)
     """By request, then by server."""
     v2: dict[str, dict[str, Figures]] = field(factory=dict)
@@ -53,8 +53,7 @@ class DatabaseReport:
     crowds: list[Greedy] = field(factory=list)
 
 
-STOCK, MODULE, INDEXED = "stock", "module", "module, `indexes: true`"
-BEFORE, BEFORE_INDEXED = "before", "before, `indexes: true`"
+STOCK, MODULE, BEFORE = "stock", "module", "before"
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -224,14 +223,13 @@ def _v2(report: DatabaseReport) -> list[list[str]]:
 def _beside(report: DatabaseReport) -> list[str]:
     if BEFORE not in report.servers:
         return []
-    return [f"{MODULE}, x before", f"{INDEXED}, x before"]
+    return [f"{MODULE}, x before"]
 
 
 def _compared(report: DatabaseReport, figures: dict[str, Figures]) -> list[str]:
     if BEFORE not in report.servers:
         return []
-    pairs = ((MODULE, BEFORE), (INDEXED, BEFORE_INDEXED))
-    return [_ratio(figures.get(a, "-"), figures.get(b, "-")) for a, b in pairs]
+    return [_ratio(figures.get(MODULE, "-"), figures.get(BEFORE, "-"))]
 
 
 def _greedy(row: Greedy) -> list[str]:

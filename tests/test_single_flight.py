@@ -15,7 +15,6 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader
-from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
@@ -39,7 +38,6 @@ class ComputingTestCase(ModuleTestCase):
             self.homeserver,
             self.tables,
             Features(),
-            DestinationIndexes(self.homeserver, False),
             InvalidNames(self.homeserver),
         )
         self.computing: list[Deferred[str]] = []

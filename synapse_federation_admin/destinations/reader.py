@@ -19,14 +19,12 @@ from synapse.module_api import (
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
     by_name,
     conditions,
-    is_of_failing,
     names_between,
 )
 from synapse_federation_admin.destinations.values import (
@@ -67,7 +65,6 @@ class DestinationReader:
     Attributes:
         homeserver: The homeserver.
         tables: The tables of the module's own.
-        indexes: The optional indexes.
         invalid: The names that are none of servers.
     """
 
@@ -76,12 +73,10 @@ class DestinationReader:
         homeserver: Homeserver,
         tables: Tables,
         features: Features,
-        indexes: DestinationIndexes,
         invalid: InvalidNames,
     ) -> None:
         self.homeserver = homeserver
         self.tables = tables
-        self.indexes = indexes
         self.invalid = invalid
         self._features = features
         self._passes = homeserver.linearizer(
@@ -300,12 +295,7 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the next rows, segment by segment; from the list's end, if reverse."""
         rows: list[Destination] = []
-        for segment in segments(
-            self.sort,
-            after,
-            indexed=self._reader.indexes.are_ready,
-            reverse=reverse,
-        ):
+        for segment in segments(self.sort, after, reverse=reverse):
             if len(rows) < limit:
                 rows += self._segment_txn(txn, segment, limit - len(rows))
         return rows
@@ -346,9 +336,8 @@ class DestinationList:
 
         Then it is looked for in some rows of the table by name first.
         """
-        are_indexed = self._reader.indexes.are_ready
-        if segment.has_value or (are_indexed and is_of_failing(self.wanted)):
-            # Sorted, or by an index.
+        if segment.has_value:
+            # Sorted: all of them are.
             return False
         return bool(segment.conditions) or not self.wanted.keeps_all
 

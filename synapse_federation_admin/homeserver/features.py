@@ -33,7 +33,6 @@ class Feature(Enum):
     DIAGNOSIS = "diagnosis"
     HISTORY = "history"
     METRICS = "metrics"
-    INDEXES = "indexes"
     SENDERS = "senders"
     CONSOLE = "console"
 
