@@ -36,8 +36,11 @@ class IdleTestCase(ModuleTestCase):
             for sample in metric.samples:
                 if sample.labels.get("server_name") != self.hs.hostname:
                     continue
-                if sample.name == f"{PREFIX}db_txn_duration_seconds_count":
-                    found[sample.labels["desc"]] = int(sample.value)
+                if sample.name == "synapse_storage_transaction_time_count_total":
+                    desc = sample.labels["desc"]
+                    if desc.startswith("federation_admin_"):
+                        name = desc.removeprefix("federation_admin_")
+                        found[name] = int(sample.value)
                 elif sample.name == f"{PREFIX}updated_timestamp_seconds":
                     self.updated_s = sample.value
                 elif sample.name == f"{PREFIX}destinations":

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synapse's database."""
 
-import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
@@ -11,7 +10,7 @@ from synapse.storage.engines import PostgresEngine
 from synapse.storage.engines._base import IsolationLevel
 from twisted.enterprise.adbapi import ConnectionLost
 
-from synapse_federation_admin.homeserver.metrics import DB_WORK, Metrics
+from synapse_federation_admin.homeserver.metrics import Metrics
 from synapse_federation_admin.homeserver.process import Process
 
 T = TypeVar("T")
@@ -70,7 +69,7 @@ class Database(Process):
         """
         return await self._hs.get_datastores().main.db_pool.runInteraction(
             desc,
-            self._measured(desc, func),
+            _begun_anew(func),
             isolation_level=IsolationLevel.READ_COMMITTED if read_committed else None,
         )
 
@@ -102,27 +101,22 @@ class Database(Process):
             return not str(error).startswith(("no such ", "near "))
         return bool(code != _SQLITE_ERROR)
 
-    def _measured(
-        self, desc: str, func: Callable[[LoggingTransaction], T]
-    ) -> Callable[[LoggingTransaction], T]:
-        """Have each attempt at a transaction begin anew, and be measured."""
-        name = desc.removeprefix("federation_admin_")
 
-        def attempt(txn: LoggingTransaction) -> T:
-            # What an attempt wants done after it goes if it is repeated: Synapse does
-            # it for every attempt, once one has succeeded.
-            for callbacks in (
-                txn.after_callbacks,
-                txn.async_after_callbacks,
-                txn.exception_callbacks,
-            ):
-                if callbacks:
-                    callbacks.clear()
-            began_s = time.perf_counter()
-            try:
-                return func(txn)
-            finally:
-                took_s = time.perf_counter() - began_s
-                self.metrics(DB_WORK, name).observe(took_s)
+def _begun_anew(
+    func: Callable[[LoggingTransaction], T],
+) -> Callable[[LoggingTransaction], T]:
+    """Have each attempt at a transaction begin anew."""
 
-        return attempt
+    def attempt(txn: LoggingTransaction) -> T:
+        # What an attempt wants done after it goes if it is repeated: Synapse does it
+        # for every attempt, once one has succeeded.
+        for callbacks in (
+            txn.after_callbacks,
+            txn.async_after_callbacks,
+            txn.exception_callbacks,
+        ):
+            if callbacks:
+                callbacks.clear()
+        return func(txn)
+
+    return attempt

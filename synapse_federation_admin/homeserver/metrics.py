@@ -7,10 +7,10 @@ label `server_name` is this homeserver's (`synapse/metrics/__init__.py`).
 
 from typing import TypeVar
 
-from prometheus_client import Counter, Gauge, Summary
+from prometheus_client import Counter, Gauge
 from synapse.metrics import SERVER_NAME_LABEL
 
-M = TypeVar("M", Counter, Gauge, Summary)
+M = TypeVar("M", Counter, Gauge)
 
 _PREFIX = "synapse_federation_admin_"
 
@@ -95,11 +95,6 @@ FEATURES = Gauge(
     f"{_PREFIX}feature",
     "1 if a feature is on, 0 if Synapse no longer has what it needs",
     [SERVER_NAME_LABEL, "feature"],
-)
-DB_WORK = Summary(
-    f"{_PREFIX}db_txn_duration_seconds",
-    "How long this module's own database transactions took",
-    [SERVER_NAME_LABEL, "desc"],
 )
 
 
