@@ -133,15 +133,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                     "tried": 500,
                     "failing": 300,
                     "began": 280,
-                    "share": 0.6,
-                    "shared": [
-                        {
-                            "type": "kind",
-                            "value": "dns_failed",
-                            "destinations": 290,
-                            "began": 280
-                        }
-                    ]
+                    "share": 0.6
                 },
                 "last_15_minutes": {...}
             },
