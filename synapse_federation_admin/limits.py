@@ -45,9 +45,6 @@ WOKEN = 10_000
 # Ends of what was cleared, for who waits for one.
 KEPT_ENDS = 1000
 
-# Refused transactions whose size is found out at once: they may have 10 MB each.
-TRANSACTIONS_MEASURED = 10
-
 # Failures and successes of real traffic that wait to be written.
 WAITING_RECORDS = 20_000
 

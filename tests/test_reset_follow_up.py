@@ -7,7 +7,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from canonicaljson import encode_canonical_json
 from module_case import FAILING, NAME, V2
 from parameterized import parameterized
 from probe_case import ANSWER, ContactTestCase
@@ -17,7 +16,6 @@ from twisted.internet.error import ConnectError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.config import parse_config
-from synapse_federation_admin.homeserver import transactions
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
@@ -174,7 +172,6 @@ class StoriesTestCase(StoryTestCase):
             transaction_id="1",
             pdus=[1],
             edus=[{"edu_type": "m.direct_to_device"}, {"edu_type": "m.presence"}],
-            get_dict=lambda: {"pdus": [1]},
         )
         client = self.hs.get_federation_transport_client()
         error = HttpResponseException(413, "Too large", b"{}")
@@ -192,7 +189,8 @@ class StoriesTestCase(StoryTestCase):
             entry["details"]["refused"],
             {
                 "status": 413,
-                "bytes": len(b'{"pdus":[1]}'),
+                # It was stopped before it was encoded.
+                "bytes": None,
                 "pdus": 1,
                 "edus": 2,
                 "to_device_messages": 1,
@@ -228,50 +226,13 @@ class StoriesTestCase(StoryTestCase):
         """Nor is it told as a refusal that the sender had nothing left."""
         self.add_to_device(NAME)
         self.reset()
-        self.send(OUT, pdus=[], edus=[], get_dict=dict)
+        self.send(OUT, pdus=[], edus=[])
         self.tell("fail:9000 5")
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "internal")
         self.assertEqual(entry["details"]["error"]["kind"], "internal")
         self.assertNotIn("refused", entry["details"])
         self.assertEqual(self.row(NAME)[2], 500)
-
-    def test_size(self) -> None:
-        """The size of what is refused is that of its body, found out piece by piece."""
-        pdus = [{"type": "ä", "n": number} for number in range(50)]
-        edus = [{"edu_type": "m.presence"}, {"edu_type": "m.typing"}]
-        for pieces in ({"pdus": pdus, "edus": edus}, {"pdus": pdus}, {"pdus": []}):
-            body = {"origin": "test", "origin_server_ts": 1, **pieces}
-            self.add_destination(NAME, *FAILING)
-            self.add_to_device(NAME)
-            self.reset()
-            with mock.patch.object(
-                transactions, "encode_canonical_json", wraps=encode_canonical_json
-            ) as encode:
-                self.send(
-                    HttpResponseException(413, "Too large", b"{}"),
-                    **{"pdus": [], "edus": [], **pieces},
-                    get_dict=lambda body=body: body,
-                )
-                # Where it is called, none of it is encoded but the first piece.
-                self.assertLessEqual(encode.call_count, 2)
-                self.wait(1)
-            self.tell("fail:9000 5")
-            refused = self.audit()[0]["details"]["refused"]
-            self.assertEqual(refused["bytes"], len(encode_canonical_json(body)))
-            self.take(NAME)
-
-    def test_sizes_are_bounded(self) -> None:
-        """While many others are measured, only what is in it is told."""
-        self.add_to_device(NAME)
-        self.reset()
-        with mock.patch.object(limits, "TRANSACTIONS_MEASURED", 0):
-            error = HttpResponseException(413, "Too large", b"{}")
-            self.send(error, pdus=[1], edus=[], get_dict=dict)
-            self.wait(0.1)
-        self.tell("fail:9000 5")
-        refused = self.audit()[0]["details"]["refused"]
-        self.assertEqual((refused["bytes"], refused["pdus"]), (None, 1))
 
     def test_no_host_name(self) -> None:
         """A name that is no server's is cleared, and nothing is waited for."""
@@ -514,7 +475,6 @@ class SendsTestCase(StoryTestCase):
                     transaction_id="1",
                     pdus=[],
                     edus=[{"edu_type": "m.typing"}],
-                    get_dict=lambda: {"pdus": []},
                 )
                 sent = client.send_transaction(transaction)
                 if error is None:

@@ -10,7 +10,7 @@ from synapse.api.errors import HttpResponseException, RequestSendFailed
 from twisted.internet.defer import Deferred, ensureDeferred
 
 from synapse_federation_admin.diagnosis.requests import check_authenticated
-from synapse_federation_admin.homeserver.transactions import Transactions
+from synapse_federation_admin.homeserver.transactions import Transaction, Transactions
 
 NAME = "a.example"
 SEND = b"matrix-federation://a.example/_matrix/federation/v1/send/1"
@@ -29,7 +29,7 @@ class World:
         self.answer: Deferred[Any] = Deferred()
         # What happens while a diagnosis waits.
         self.meanwhile: list[Any] = []
-        self.agent = SimpleNamespace(request=lambda *_: self.answer)
+        self.agent = SimpleNamespace(request=lambda *_, **__: self.answer)
         self.client = SimpleNamespace(send_transaction=self._send)
         hs: Any = mock.Mock()
         hs.get_clock().time_msec = lambda: self.now_ms
@@ -38,7 +38,8 @@ class World:
         self.transactions = Transactions(hs)
 
     def _send(self, _: Any) -> "Deferred[Any]":
-        self.agent.request(b"PUT", SEND)
+        body = SimpleNamespace(length=9)
+        self.agent.request(b"PUT", SEND, bodyProducer=body)
         return self.end
 
     def send(self) -> None:
@@ -114,10 +115,13 @@ def test_contact(contact: Any, expected: str) -> None:
 def test_real(code: int, expected: str) -> None:
     """While a real one is under way, that is the contact, and no other is made."""
     world = World(DOWN)
+    ended: list[Transaction] = []
+    world.transactions.observe(ended.append)
     world.send()
     world.meanwhile = [lambda: None, lambda: world.answered(code)]
     assert world.diagnosed() == expected
     assert world.transactions.under_way(NAME) is None
+    assert [sent.bytes for sent in ended] == ([9] if code in (200, 413) else [])
     # Once more, if it has not ended.
     world.answer = Deferred()
     world.agent.request(b"PUT", SEND)

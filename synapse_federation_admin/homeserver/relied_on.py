@@ -110,7 +110,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         _CONTACTS,
         """
         synapse.federation.units:
-            Transaction.pdus Transaction.edus Transaction.get_dict
+            Transaction.pdus Transaction.edus
         synapse.notifier: Notifier.notify_remote_server_up
         synapse.replication.tcp.handler:
             ReplicationCommandHandler.connected

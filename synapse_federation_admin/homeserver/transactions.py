@@ -2,12 +2,11 @@
 """What this process's federation sender sends, and what comes of it."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from canonicaljson import encode_canonical_json
 from synapse.util.retryutils import NotRetryingDestination
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -33,6 +32,7 @@ class Transaction:
             sends it once more.
         has_ended: Whether it was taken, or Synapse has given up on it for now.
         error: Why it was not taken; None if it was, or if it has not ended.
+        bytes: The size of its body; None if it was not seen.
     """
 
     def __init__(self, transaction: Any, begun_ts: int) -> None:
@@ -41,25 +41,8 @@ class Transaction:
         self.is_under_way = True
         self.has_ended = False
         self.error: Exception | None = None
+        self.bytes: int | None = None
         self._transaction = transaction
-
-    async def size(self, pause: Callable[[], Awaitable[None]]) -> int:
-        """Return how many bytes its body has.
-
-        It may be millions: it is encoded piece by piece, none larger than an event.
-
-        Args:
-            pause: Lets the reactor get on; is awaited after each piece.
-        """
-        body = self._transaction.get_dict()
-        lists = {key: body[key] for key in ("pdus", "edus") if key in body}
-        size = len(encode_canonical_json({**body, **dict.fromkeys(lists, ())}))
-        for pieces in lists.values():
-            size += max(len(pieces) - 1, 0)
-            for piece in pieces:
-                size += len(encode_canonical_json(piece))
-                await pause()
-        return size
 
     @property
     def pdus(self) -> int:
@@ -147,7 +130,8 @@ class Transactions:
             answer = request(method, uri, *args, **kwargs)
             try:
                 if _SEND in uri:
-                    self._asked(uri, answer)
+                    length = getattr(kwargs.get("bodyProducer"), "length", None)
+                    self._asked(uri, answer, length)
             except Exception:
                 # Whatever is wrong here, the request goes on.
                 logger.exception("A transaction is not observed")
@@ -155,12 +139,15 @@ class Transactions:
 
         agent.request = observed
 
-    def _asked(self, uri: bytes, answer: "Deferred[IResponse]") -> None:
+    def _asked(
+        self, uri: bytes, answer: "Deferred[IResponse]", length: int | None
+    ) -> None:
         """Take note of a request with a transaction."""
         name = uri.partition(b"//")[2].partition(b"/")[0]
         sent = self._sending.get(name.decode("ascii", "replace"))
         if sent is not None:
             sent.is_under_way, sent.begun_ts = True, self._clock.time_msec()
+            sent.bytes = length
             answer.addBoth(_answered, sent)
 
 

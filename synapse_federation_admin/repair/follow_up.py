@@ -91,8 +91,6 @@ class FollowUp:
         # These are counted: the clock of the host may be set.
         self._is_any = False
         self._quiet_ms = 0
-        # How many transactions are being measured.
-        self._measured = 0
 
     def start(self) -> None:
         """Go on where the process before this one has stopped."""
@@ -337,21 +335,8 @@ class FollowUp:
         if failure.is_ours:
             told = shown_contact(Contact(0, failure=failure))["error"]
             self._tell(name, {"error": told})
-        elif self._measured < limits.TRANSACTIONS_MEASURED:
-            self._homeserver.run_in_background(
-                "federation_admin_measure", self._measure, transaction, failure
-            )
         else:
-            self._tell(name, _refusal(transaction, failure, None))
-
-    async def _measure(self, transaction: Transaction, failure: Failure) -> None:
-        self._measured += 1
-        size = None
-        try:
-            size = await transaction.size(partial(self._homeserver.sleep_ms, 0))
-        finally:
-            self._measured -= 1
-        self._tell(transaction.destination, _refusal(transaction, failure, size))
+            self._tell(name, _refusal(transaction, failure))
 
     def _tell(self, name: str, note: Mapping[str, object]) -> None:
         """Have something be noted, soon, of what is pending of a destination."""
@@ -391,12 +376,10 @@ class FollowUp:
             self._noting = False
 
 
-def _refusal(
-    transaction: Transaction, failure: Failure, size: int | None
-) -> Mapping[str, object]:
+def _refusal(transaction: Transaction, failure: Failure) -> Mapping[str, object]:
     refused = Refused(
         status=failure.facts.status,
-        bytes=size,
+        bytes=transaction.bytes,
         pdus=transaction.pdus,
         edus=transaction.edus,
         to_device_messages=transaction.to_device_messages,

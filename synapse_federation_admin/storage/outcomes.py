@@ -59,7 +59,7 @@ class Refused:
 
     Attributes:
         status: The HTTP status; None if there was no answer.
-        bytes: The size of its body; None if too many were refused at once.
+        bytes: The size of its body; None if that is not known.
         pdus: How many PDUs were in it.
         edus: How many EDUs were in it.
         to_device_messages: How many of these were to-device messages.
