@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: have processes forget what they keep in memory of a server."""
 
-from typing import Literal
-
 from pydantic import Field
 from synapse.module_api import JsonDict
 
@@ -24,11 +22,6 @@ class FlushedCaches(Telling):
     """What came of it."""
 
     destination: str = Field(description="The server name.")
-    dropped: list[Literal["well_known", "srv"]] = Field(
-        description="What this process had in memory: to what the well-known file "
-        "delegates, or that there is none (`well_known`); SRV records (`srv`). What "
-        "others had is not known."
-    )
 
 
 @operation(
@@ -49,7 +42,6 @@ async def flush_caches(asked: Asked, body: FlushBody, destination: str) -> JsonD
 
         {
             "destination": "matrix.org",
-            "dropped": ["well_known"],
             "told": ["main", "federation_sender1"],
             "not_told": [],
             "not_told_error": null,
@@ -64,11 +56,10 @@ async def flush_caches(asked: Asked, body: FlushBody, destination: str) -> JsonD
     """
     services = asked.services
     await require_known(services, destination)
-    found = await services.flush_caches.flush(
+    told = await services.flush_caches.flush(
         destination, asked.actor, body.reason or None
     )
     return {
         "destination": destination,
-        "dropped": list(found.dropped),
-        **told_to(found.told, await if_readable(lambda: services.senders.read())),
+        **told_to(told, await if_readable(lambda: services.senders.read())),
     }

@@ -74,7 +74,6 @@ class Recorder:
         self._is_writing = False
         self._refusals = Refusals(tables)
         self._second_looks = SecondLooks(homeserver, self._take_found)
-        self._began_ts = homeserver.now_ms()
         self._wait_ms = _WRITE_EVERY_MS
         # Whether it has been said that there is no room, and that nothing is written.
         self._has_said_full = False
@@ -196,23 +195,9 @@ class Recorder:
         since_ts = await timings.failing_since_ts(destination)
         last_ts = now_ts if has_answered else now_ts - 1
         if self._add_success(destination, last_ts, now_ts) and since_ts is not None:
+            # No failure of it may be recorded: then Synapse's row, which it clears
+            # now, is all that there is.
             self._unwritten.add_since(destination, min(since_ts, now_ts))
-            if since_ts < self._began_ts:
-                # No failure of it may be recorded: then Synapse's row, which it clears
-                # now, is all that there is.
-                await self._homeserver.single_flight.run(
-                    "federation_admin_record", (), self._write_at_once
-                )
-
-    async def _write_at_once(self) -> None:
-        """Write what waits; if the database is away, it waits on."""
-        try:
-            await self.write()
-        except CancelledError:
-            raise
-        except Exception as e:
-            if not self._is_kept(e):
-                logger.exception("Some outages are not recorded")
 
     def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered."""

@@ -16,35 +16,24 @@ from synapse.util.stringutils import parse_server_name
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
-WELL_KNOWN = "well_known"
-SRV = "srv"
-
 _SERVICES = ("_matrix-fed._tcp", "_matrix._tcp")
 
 
-def drop_way(hs: "HomeServer", name: str) -> tuple[str, ...]:
-    """Forget the way to a server: the next request looks for it anew.
-
-    Returns:
-        What was dropped: of `well_known` and `srv`.
-    """
+def drop_way(hs: "HomeServer", name: str) -> None:
+    """Forget the way to a server: the next request looks for it anew."""
     host = parse_server_name(name)[0].lower()
-    dropped, hosts = [], [host]
+    hosts = [host]
     agent = hs.get_federation_http_client().agent
     # A process that does not go out itself has none.
     resolver = getattr(getattr(agent, "_agent", None), "_well_known_resolver", None)
     if resolver is not None:
         key = host.encode("ascii", "replace")
         resolver._had_valid_well_known_cache.pop(key, None)
-        delegated = resolver._well_known_cache.pop(key, b"")
-        if delegated != b"":
-            dropped.append(WELL_KNOWN)
+        delegated = resolver._well_known_cache.pop(key, None)
         if delegated:
             # Synapse keeps what the file says, be it a server name or not.
             with suppress(ValueError):
                 hosts.append(parse_server_name(delegated.decode("ascii"))[0].lower())
     for each in hosts:
         for service in _SERVICES:
-            if SERVER_CACHE.pop(f"{service}.{each}".encode(), None) is not None:
-                dropped.append(SRV)
-    return tuple(dict.fromkeys(dropped))
+            SERVER_CACHE.pop(f"{service}.{each}".encode(), None)

@@ -51,15 +51,12 @@ class Homeserver(Background):
 
         return Transactions(self._hs)
 
-    def drop_way(self, name: str) -> tuple[str, ...]:
-        """Forget what this process keeps in memory of the way to a server.
-
-        Returns:
-            What that was: of `well_known` and `srv`. Nothing, if it is no server name.
-        """
+    def drop_way(self, name: str) -> None:
+        """Forget what this process keeps in memory of the way to a server."""
         from synapse_federation_admin.homeserver.caches import drop_way
 
-        return drop_way(self._hs, name) if self.is_server_name(name) else ()
+        if self.is_server_name(name):
+            drop_way(self._hs, name)
 
     def observe_traffic(self, observer: "TrafficObserver") -> None:
         """Have an observer told of this process's federation requests, from now on."""

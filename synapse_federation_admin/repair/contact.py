@@ -15,7 +15,7 @@ from synapse_federation_admin.failures.second_look import may_be_more, second_lo
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.errors import forget_frames
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome
+from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome, Server
 
 
 async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contact:
@@ -51,7 +51,8 @@ async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contac
         # If it is a bug on this side, the failure says so.
         failure = failure_of(error)
         forget_frames(error)
-    return Contact(homeserver.now_ms() - begun_ms, failure=failure)
+    server = None if failure else Server()
+    return Contact(homeserver.now_ms() - begun_ms, server, failure)
 
 
 async def with_software(
@@ -69,11 +70,8 @@ async def with_software(
         return contact
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
-    return attr.evolve(
-        contact,
-        server_name=_said(says.get("name")),
-        server_version=_said(says.get("version")),
-    )
+    named = Server(_said(says.get("name")), _said(says.get("version")))
+    return attr.evolve(contact, server=named)
 
 
 def outcome_of(contact: Contact) -> ReconnectOutcome:

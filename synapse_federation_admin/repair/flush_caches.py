@@ -5,7 +5,6 @@ For one that has moved, or whose well-known file was put right: Synapse keeps th
 answer for a day and longer, also that there is none. Nothing is deleted from tables.
 """
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -20,31 +19,16 @@ from synapse_federation_admin.storage.audit_entry import (
 from synapse_federation_admin.storage.outcomes import Told
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Flushed:
-    """What came of it.
-
-    Attributes:
-        dropped: What this process had in memory: of `well_known`, `srv`.
-        told: Which processes were told.
-    """
-
-    dropped: tuple[str, ...]
-    told: Told
-
-
 class FlushCaches:
     """Has processes forget what they keep in memory of a server."""
 
     def __init__(self, homeserver: Homeserver, audit: Audit) -> None:
         self._homeserver = homeserver
         self._audit = audit
-        # What was dropped here of the names that this process was asked to flush.
-        self._dropped: dict[str, tuple[str, ...]] = {}
         self._send = homeserver.signal("flush_caches", self._flush)
 
-    async def flush(self, name: str, actor: Actor, reason: str | None) -> Flushed:
-        """Have every process forget what it keeps of a server.
+    async def flush(self, name: str, actor: Actor, reason: str | None) -> Told:
+        """Have every process forget what it keeps of a server; return who was told.
 
         Args:
             name: The server name.
@@ -60,7 +44,7 @@ class FlushCaches:
             lambda: self._flush_all(name, actor, reason),
         )
 
-    async def _flush_all(self, name: str, actor: Actor, reason: str | None) -> Flushed:
+    async def _flush_all(self, name: str, actor: Actor, reason: str | None) -> Told:
         entry = self._audit.entry(
             AuditAction.FLUSH_CACHES, actor, destination=name, reason=reason
         )
@@ -71,11 +55,7 @@ class FlushCaches:
             self._homeserver.retry_timings.invalidate_txn(txn, [name])
 
         await self._audit.run("federation_admin_flush_caches", begin_txn)
-        self._dropped[name] = ()
-        try:
-            told = await tell_all(self._homeserver, self._send, [name])
-        finally:
-            dropped = self._dropped.pop(name, ())
+        told = await tell_all(self._homeserver, self._send, [name])
         await self._audit.end(
             self._audit.ended(
                 entry,
@@ -83,10 +63,8 @@ class FlushCaches:
                 {"told": list(told.names), "note": told.error or ""},
             )
         )
-        return Flushed(dropped, told)
+        return told
 
     def _flush(self, *names: str) -> None:
         for name in names:
-            dropped = self._homeserver.drop_way(name)
-            if name in self._dropped:
-                self._dropped[name] = dropped
+            self._homeserver.drop_way(name)

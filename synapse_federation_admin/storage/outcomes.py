@@ -25,8 +25,8 @@ class Server:
         version: Its version; None if it does not say.
     """
 
-    name: str | None
-    version: str | None
+    name: str | None = None
+    version: str | None = None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -35,22 +35,13 @@ class Contact:
 
     Attributes:
         duration_ms: How long it took.
-        server_name: What the server software calls itself; None if it does not say.
-        server_version: Its version; None if it does not say.
+        server: What the server says of itself; None if it did not answer well.
         failure: Why it failed; None if it did not.
     """
 
     duration_ms: int
-    server_name: str | None = None
-    server_version: str | None = None
+    server: Server | None = None
     failure: Failure | None = None
-
-    @property
-    def server(self) -> Server | None:
-        """What the server says of itself; None if it did not answer well."""
-        if self.failure:
-            return None
-        return Server(self.server_name, self.server_version)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
