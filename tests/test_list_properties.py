@@ -181,10 +181,6 @@ class ListPropertiesTest(ModuleTestCase):
                 at = sort.position_of(expected[offset - 1])
                 found = self.result(of.position_at(offset, len(expected)))
                 self.assertEqual(found, at)
-                # The same in pieces, as in a list that is long.
-                with patch.object(module, "_LONG", 0):
-                    found = self.result(of.position_at(offset, len(expected)))
-                self.assertEqual(found, at)
 
     def walk(
         self, wanted: DestinationFilter, sort: Sort, limit: int

@@ -55,9 +55,6 @@ _WINDOWS = (1000, 8000)
 _PIECE = 4000
 _PASS_PIECE = 20_000
 
-# On SQLite, how many rows one statement may sort.
-_LONG = 100_000
-
 
 class DestinationReader:
     """Reads from Synapse's table `destinations`, never from a cache.
@@ -232,23 +229,8 @@ class DestinationList:
         """
         reverse = offset > total - offset
         skipped = total - offset if reverse else offset - 1
-        is_postgres = self._reader.homeserver.is_postgres
-        if total <= _LONG or self._is_by_key or is_postgres:
-            skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
-            return await self._once("position", (skipped, reverse), skip_txn)
-        # One statement would hold the only connection for over a second.
-        after: Position | None = None
-        left = skipped + 1
-        while left:
-            size = min(left, _PASS_PIECE)
-            rows = await self._reader.pass_over(
-                partial(self._read_txn, after=after, limit=size, reverse=reverse)
-            )
-            if len(rows) < size:
-                return None
-            after = self.position_of(rows[-1])
-            left -= size
-        return after
+        skip_txn = partial(self._skip_txn, skipped=skipped, reverse=reverse)
+        return await self._once("position", (skipped, reverse), skip_txn)
 
     # -- in a transaction ---------------------------------------------------------
 
@@ -286,16 +268,11 @@ class DestinationList:
         return None
 
     def _read_txn(
-        self,
-        txn: LoggingTransaction,
-        after: Position | None,
-        limit: int,
-        *,
-        reverse: bool = False,
+        self, txn: LoggingTransaction, after: Position | None, limit: int
     ) -> list[Destination]:
-        """Return the next rows, segment by segment; from the list's end, if reverse."""
+        """Return the next rows, segment by segment."""
         rows: list[Destination] = []
-        for segment in segments(self.sort, after, reverse=reverse):
+        for segment in segments(self.sort, after):
             if len(rows) < limit:
                 rows += self._segment_txn(txn, segment, limit - len(rows))
         return rows
