@@ -80,31 +80,20 @@ class Session:
         self._progress = Progress(self._console)
         self._signals = _Signals()
 
-    def run(self, keep: Path | None) -> int:
-        """Run, and return the exit status.
-
-        Args:
-            keep: a new or an empty folder to keep everything in; None for a temporary
-                one.
-        """
+    def run(self) -> int:
+        """Run, and return the exit status."""
         if sys.platform != "linux":
             # For 127.0.0.2 and on, and for children that end with their parent.
             plain(self._errors, "The playground runs on Linux only.")
             return 1
-        if keep is not None and _occupied(keep):
-            plain(
-                self._errors,
-                f"{keep} is not an empty folder: name one that is empty or not there.",
-            )
-            return 1
         with self._signals.caught():
-            return self._run_in_folder(keep)
+            return self._run_in_folder()
 
-    def _run_in_folder(self, keep: Path | None) -> int:
+    def _run_in_folder(self) -> int:
         folder: Path | None = None
         try:
             try:
-                folder = _make_folder(keep)
+                folder = Path(tempfile.mkdtemp(prefix="synapse-federation-admin-"))
                 status = self._play(folder)
             except Interrupted:
                 self._progress.failed()
@@ -114,11 +103,9 @@ class Session:
                 status = 1
             self._signals.hold()
         finally:
-            if folder is not None and keep is None:
+            if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-        if keep is not None:
-            plain(self._console, f"Everything is stopped. The files are in {folder}.")
-        elif folder is not None and folder.exists():
+        if folder is not None and folder.exists():
             plain(self._errors, f"Could not remove all of {folder}.")
             status = status or 1
         else:
@@ -188,16 +175,3 @@ class Session:
         )
         if rest:
             plain(self._errors, rest)
-
-
-def _occupied(folder: Path) -> bool:
-    if not folder.exists():
-        return False
-    return not folder.is_dir() or any(folder.iterdir())
-
-
-def _make_folder(keep: Path | None) -> Path:
-    if keep is None:
-        return Path(tempfile.mkdtemp(prefix="synapse-federation-admin-"))
-    keep.mkdir(parents=True, exist_ok=True)
-    return keep.resolve()
