@@ -17,9 +17,6 @@ from twisted.names import dns
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.resolution import (
     AddressesFindings,
-    CachedService,
-    ResolutionOutcome,
-    ResolutionStep,
     ServiceRecord,
     Target,
     TargetAddress,
@@ -42,15 +39,12 @@ from synapse_federation_admin.homeserver.server_name import ServerName
 
 _DEFAULT_PORT = 8448
 
-# The steps, by their numbers where the server delegates and where it does not: in the
-# order of the numbers.
-_LITERAL = ("3.1", "1", "an IP address")
-_PORT = ("3.2", "2", "a port in the name")
-_DELEGATION = ("3", "3", "delegation by /.well-known/matrix/server")
-_SERVICE = ("3.3", "4", "SRV records of _matrix-fed._tcp")
-_OLD_SERVICE = ("3.4", "5", "SRV records of _matrix._tcp (deprecated)")
-_FALLBACK = ("3.5", "6", f"the name itself, port {_DEFAULT_PORT}")
-_STEPS = (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
+# The steps, by their numbers where the server delegates and where it does not.
+_LITERAL = ("3.1", "1")
+_PORT = ("3.2", "2")
+_SERVICE = ("3.3", "4")
+_OLD_SERVICE = ("3.4", "5")
+_FALLBACK = ("3.5", "6")
 
 # The share of the time of a diagnosis: for the look-ups of SRV records, for those of
 # addresses, and for each that is to tell why these fail.
@@ -72,13 +66,11 @@ class Services:
         total: How many there are.
         failure: Why they could not be looked up, or that all that they say is that the
             service is not there.
-        cached: What Synapse has cached of them, if that differs.
     """
 
     records: tuple[ServiceRecord, ...] = ()
     total: int = 0
     failure: Failure | None = None
-    cached: CachedService | None = None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -92,7 +84,7 @@ class _Resolution:
         failure: Why it has failed.
     """
 
-    step: tuple[str, str, str]
+    step: tuple[str, str]
     hosts: tuple[tuple[str, int], ...]
     services: Sequence[Services] = ()
     failure: Failure | None = None
@@ -117,7 +109,6 @@ async def check_addresses(
             for host, port in found.hosts[: limits.DIAGNOSED_HOSTS]
         )
     )
-    place = 0 if is_delegated else 1
     if explains:
         failure = await _why_no_services(way, found.failure, name)
         found = attr.evolve(found, failure=failure)
@@ -126,21 +117,12 @@ async def check_addresses(
         )
     findings = AddressesFindings(
         resolved=name.netloc,
-        step=None if found.failure else found.step[place],
-        steps=tuple(
-            ResolutionStep(
-                step[place],
-                step[2],
-                _outcome_of(step, found, is_delegated=is_delegated),
-                found.failure if step is found.step else None,
-            )
-            for step in sorted(_STEPS, key=lambda step: step[place])
-        ),
+        is_delegated=is_delegated,
+        step=None if found.failure else found.step[0 if is_delegated else 1],
         services=tuple(
             r for each in found.services for r in each.records[: limits.TOLD_SERVICES]
         ),
         services_total=sum(each.total for each in found.services),
-        cached_services=tuple(each.cached for each in found.services if each.cached),
         targets=tuple(targets),
         targets_total=len(found.hosts),
     )
@@ -209,20 +191,6 @@ async def _whose_dns(way: Way, failure: Failure) -> Failure:
     return attr.evolve(failure, reason=reason)
 
 
-def _outcome_of(
-    step: tuple[str, str, str], found: _Resolution, *, is_delegated: bool
-) -> ResolutionOutcome:
-    """Return what came of a step."""
-    if step is found.step and found.failure:
-        return ResolutionOutcome.FAILED
-    if step is found.step or (step is _DELEGATION and is_delegated):
-        return ResolutionOutcome.USED
-    if _STEPS.index(step) > _STEPS.index(found.step):
-        return ResolutionOutcome.NOT_REACHED
-    is_name = step in (_LITERAL, _PORT)
-    return ResolutionOutcome.NOT_APPLICABLE if is_name else ResolutionOutcome.NOTHING
-
-
 async def _resolve(way: Way, name: ServerName) -> _Resolution:
     """Go through the steps."""
     if name.is_literal:
@@ -257,7 +225,7 @@ async def _look_up_services(way: Way, service: str) -> Services:
         reason = failure.reason or Reason.DNS_SERVER_FAILURE
         facts = attr.evolve(failure.facts, host=bounded(service))
         failure = Failure(FailureKind.DNS_FAILED, reason, facts)
-        return Services(failure=failure, cached=_cached(way, service))
+        return Services(failure=failure)
     found: list[Any] = [a for a in answers if isinstance(a.payload, dns.Record_SRV)]
     records = [
         ServiceRecord(
@@ -274,31 +242,10 @@ async def _look_up_services(way: Way, service: str) -> Services:
     # The root is the target of a service that is decidedly not there (RFC 2782).
     there = tuple(record for record in records if record.target not in ("", "."))
     is_refused = records and not there
-    cached = _cached(way, service)
-    shown = {bounded(f"{r.target}:{r.port}") for r in there}
-    if cached is not None and (cached.is_expired or shown == set(cached.targets)):
-        # Synapse goes by the same.
-        cached = None
     return Services(
         there,
         len(records),
         Failure(FailureKind.UNREACHABLE, Reason.NO_SERVICE) if is_refused else None,
-        cached,
-    )
-
-
-def _cached(way: Way, service: str) -> CachedService | None:
-    """Return what Synapse has cached; if it can look nothing up it goes by that."""
-    cached = way.outbound.cached_services(service)
-    if not cached:
-        return None
-    targets = sorted({bounded(f"{host}:{port}") for host, port, _ in cached})
-    expires_ts = min(expires_ts for _, _, expires_ts in cached)
-    return CachedService(
-        service,
-        tuple(targets[: limits.TOLD_SERVICES]),
-        expires_ts,
-        is_expired=expires_ts <= way.homeserver.now_ms(),
     )
 
 

@@ -166,7 +166,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (_F.DIAGNOSIS,),
         """
         synapse.config.server: ProxyConfig.get_proxies_dictionary
-        synapse.http.federation.srv_resolver: Server.port Server.expires
         synapse.http.federation.well_known_resolver: WellKnownResolver._well_known_cache
         synapse.http.matrixfederationclient:
             MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
