@@ -18,7 +18,6 @@ from synapse_federation_admin.api.schemas.model import (
     Text,
 )
 from synapse_federation_admin.api.schemas.values import model_of, shown
-from synapse_federation_admin.destinations.values import Direction
 from synapse_federation_admin.storage.audit_entry import (
     AuditAction,
     AuditEntry,
@@ -29,7 +28,7 @@ Time = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
 class AuditQuery(Paged):
-    """Which entries, and in which order."""
+    """Which entries."""
 
     destination: Text | None = Field(default=None, description="The exact name.")
     user: Text | None = Field(
@@ -45,10 +44,6 @@ class AuditQuery(Paged):
         default=None, description="Keep what began then or later."
     )
     until_ts: Time | None = Field(default=None, description="Keep what began before.")
-    dir: Annotated[Direction, Lax] = Field(
-        default=Direction.BACKWARDS,
-        description="`b`: the newest first; `f`: the oldest first.",
-    )
 
     @property
     def wanted(self) -> AuditFilter:
@@ -102,11 +97,7 @@ async def read_audit(asked: Asked, query: AuditQuery) -> JsonDict:
         }
     """
     paging = Paging(query)
-    found = await asked.services.audit.read(
-        query.wanted,
-        paging.after and tuple(paging.after),
-        paging.limit,
-        oldest_first=query.dir is Direction.FORWARDS,
-    )
+    after = paging.after and tuple(paging.after)
+    found = await asked.services.audit.read(query.wanted, after, paging.limit)
     entries, next_token = paging.cut(found, lambda last: [last.ts, last.entry_id])
     return {"entries": shown(entries), **next_token}

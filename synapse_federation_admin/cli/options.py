@@ -153,7 +153,6 @@ AUDIT = (
     Parameter("run_id", "What belongs to a run."),
     Parameter("since_ts", "Keep what began then or later.", least=0),
     Parameter("until_ts", "Keep what began before.", least=0),
-    Parameter("dir", "`b`: the newest first; `f`: the oldest first.", ("b", "f")),
 )
 
 ATTENTION = (

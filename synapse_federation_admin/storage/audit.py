@@ -347,31 +347,24 @@ class Audit:
         )
 
     async def read(
-        self,
-        wanted: AuditFilter,
-        after: AuditPosition | None,
-        limit: int,
-        *,
-        oldest_first: bool = False,
+        self, wanted: AuditFilter, after: AuditPosition | None, limit: int
     ) -> list[AuditEntry]:
-        """Read the next entries.
+        """Read the next entries, the newest first.
 
         Args:
             wanted: Which ones.
             after: The position behind which to begin; None is at the start.
             limit: The most entries to return.
-            oldest_first: In which order; else the newest comes first.
         """
-        beyond, order = (">", "ASC") if oldest_first else ("<", "DESC")
         conditions = _conditions(wanted)
         if after is not None:
-            conditions.append(Sql(f"(ts, entry_id) {beyond} (?, ?)", after))
+            conditions.append(Sql("(ts, entry_id) < (?, ?)", after))
         which = where(conditions)
 
         def read_txn(txn: LoggingTransaction) -> list[AuditEntry]:
             txn.execute(
                 f"SELECT {_SELECTED} FROM federation_admin_audit {which.text} "  # noqa: S608
-                f"ORDER BY ts {order}, entry_id {order} LIMIT ?",
+                "ORDER BY ts DESC, entry_id DESC LIMIT ?",
                 (*which.args, limit),
             )
             return [_to_entry(row) for row in txn.fetchall()]
