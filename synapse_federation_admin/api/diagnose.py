@@ -7,9 +7,7 @@ from synapse_federation_admin.api._base import Asked, unknown_destination
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import model_of, shown
-from synapse_federation_admin.diagnosis.diagnose import TooManyDiagnosesError
 from synapse_federation_admin.diagnosis.stages import Diagnosis
-from synapse_federation_admin.homeserver.errors import LimitExceededError
 
 
 @operation(
@@ -59,13 +57,7 @@ async def diagnose(asked: Asked, _: Nothing, destination: str) -> JsonDict:
     It takes at most as long as `diagnosis.timeout` says. Who asks while the server is
     being diagnosed gets the same diagnosis.
     """
-    diagnoses = asked.services.diagnoses
     if not destination:
         raise unknown_destination()
-    try:
-        found: JsonDict = shown(await diagnoses.diagnose(destination))
-        return found
-    except TooManyDiagnosesError:
-        raise LimitExceededError(
-            "federation_admin_diagnosis", retry_after_ms=diagnoses.timeout_ms
-        ) from None
+    found: JsonDict = shown(await asked.services.diagnoses.diagnose(destination))
+    return found

@@ -45,7 +45,11 @@ from synapse_federation_admin.diagnosis.well_known import (
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.situation import Situation
-from synapse_federation_admin.homeserver.errors import innermost, is_out_of_resources
+from synapse_federation_admin.homeserver.errors import (
+    LimitExceededError,
+    innermost,
+    is_out_of_resources,
+)
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.newest import keep_newest
@@ -84,10 +88,6 @@ _DIRECT = (
     StageName.VERSION,
 )
 _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
-
-
-class TooManyDiagnosesError(Exception):
-    """So many others are under way that no turn has come."""
 
 
 class Diagnoses:
@@ -140,7 +140,7 @@ class Diagnoses:
             name: The server name, valid or not, known or not.
 
         Raises:
-            TooManyDiagnosesError: There are too many others.
+            LimitExceededError: There are too many others.
         """
         return await self._homeserver.single_flight.run(
             "federation_admin_diagnosis", name, lambda: self._make(name), joins=True
@@ -196,7 +196,7 @@ class Diagnoses:
             func: What to do.
 
         Raises:
-            TooManyDiagnosesError: No turn came in time.
+            LimitExceededError: No turn came in time.
         """
         way = self._way(timeout_ms)
         wait_ms = way.left_ms(_SHARE_OF_WAIT)
@@ -205,7 +205,9 @@ class Diagnoses:
                 turn = self._turns("")
                 await way.within(wait_ms, stack.enter_async_context, turn)
             except TimeIsOver:
-                raise TooManyDiagnosesError from None
+                raise LimitExceededError(
+                    "federation_admin_diagnosis", retry_after_ms=self.timeout_ms
+                ) from None
             return await func(way)
 
     async def _make(self, name: str) -> Diagnosis:

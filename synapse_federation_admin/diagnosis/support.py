@@ -105,7 +105,7 @@ class SupportFiles:
             name: The server name, valid or not.
 
         Raises:
-            TooManyDiagnosesError: Too much else is under way.
+            LimitExceededError: Too much else is under way.
         """
         now_ms = self._homeserver.now_ms()
         known = self._found.get(name)

@@ -69,14 +69,6 @@ def selection_of(visit: Visit) -> Selection:
 # -- reconnect -------------------------------------------------------------------------
 
 
-async def ask_reconnect(visit: Visit) -> Answered:
-    """Tell which servers would be contacted, and ask.
-
-    GET /_synapse/admin/federation/reconnect?name=a&name=b or ?all=true&<filters>
-    """
-    return await _asked_reconnect(visit)
-
-
 async def reconnect(visit: Visit) -> Answered:
     """Begin a run that reconnects, and lead to it.
 
@@ -91,7 +83,7 @@ async def reconnect(visit: Visit) -> Answered:
             body["per_second"] = _number(rate)
         return await _begin(visit, reconnecting.reconnect_many, body)
     except SynapseError as e:
-        return await _asked_reconnect(visit, e)
+        return await ask_reconnect(visit, e)
 
 
 def _reconnect_of(selected: Selection) -> dict[str, Any]:
@@ -102,7 +94,11 @@ def _reconnect_of(selected: Selection) -> dict[str, Any]:
     return {"all_failing": True}
 
 
-async def _asked_reconnect(visit: Visit, error: SynapseError | None = None) -> Page:
+async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page:
+    """Tell which servers would be contacted, and ask.
+
+    GET /_synapse/admin/federation/reconnect?name=a&name=b or ?all=true&<filters>
+    """
     selected = selection_of(visit)
     found = await visit.ask(
         reconnecting.reconnect_many, {**_reconnect_of(selected), "dry_run": True}
@@ -125,19 +121,6 @@ async def _asked_reconnect(visit: Visit, error: SynapseError | None = None) -> P
 # -- forget ----------------------------------------------------------------------------
 
 
-async def ask_forget(visit: Visit) -> Answered:
-    """Tell what would be lost, and ask.
-
-    GET /_synapse/admin/federation/forget?name=a&name=b or ?all=true&<filters>
-
-    One server, `name=a`, has its own page.
-    """
-    selected = selection_of(visit)
-    if len(selected.names) == 1:
-        return See(f"/servers/{segment(selected.names[0])}/forget")
-    return await _asked_forget(visit)
-
-
 async def forget(visit: Visit) -> Answered:
     """Begin a run that forgets, and lead to it.
 
@@ -157,7 +140,7 @@ async def forget(visit: Visit) -> Answered:
             },
         )
     except SynapseError as e:
-        return await _asked_forget(visit, e)
+        return await ask_forget(visit, e)
 
 
 def _forget_of(selected: Selection) -> dict[str, Any]:
@@ -166,8 +149,16 @@ def _forget_of(selected: Selection) -> dict[str, Any]:
     return {"filter": dict(selected.filters)}
 
 
-async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Answered:
+async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Answered:
+    """Tell what would be lost, and ask.
+
+    GET /_synapse/admin/federation/forget?name=a&name=b or ?all=true&<filters>
+
+    One server, `name=a`, has its own page.
+    """
     selected = selection_of(visit)
+    if len(selected.names) == 1 and error is None:
+        return See(f"/servers/{segment(selected.names[0])}/forget")
     if not selected.names and not selected.filters:
         return Page("forget_which.html", {"title": "Forget servers"})
     found = await visit.ask(
@@ -198,14 +189,6 @@ async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Answ
 # -- cap backoffs ----------------------------------------------------------------------
 
 
-async def ask_cap(visit: Visit) -> Answered:
-    """Ask how long backoffs may be; tell which are longer, and ask again.
-
-    GET /_synapse/admin/federation/cap_backoff?longest=1d
-    """
-    return await _asked_cap(visit)
-
-
 async def cap_backoff(visit: Visit) -> Answered:
     """Begin a run that shortens backoffs, and lead to it.
 
@@ -213,15 +196,19 @@ async def cap_backoff(visit: Visit) -> Answered:
     """
     longest_ms = parse_duration(visit.text("longest"))
     if longest_ms is None:
-        return await _asked_cap(visit)
+        return await ask_cap(visit)
     body = {"max_retry_interval_ms": longest_ms, "reason": visit.text("reason")}
     try:
         return await _begin(visit, cap.cap_backoff, body)
     except SynapseError as e:
-        return await _asked_cap(visit, e)
+        return await ask_cap(visit, e)
 
 
-async def _asked_cap(visit: Visit, error: SynapseError | None = None) -> Page:
+async def ask_cap(visit: Visit, error: SynapseError | None = None) -> Page:
+    """Ask how long backoffs may be; tell which are longer, and ask again.
+
+    GET /_synapse/admin/federation/cap_backoff?longest=1d
+    """
     longest = visit.text("longest").strip()
     longest_ms = parse_duration(longest) if longest else None
     found = None

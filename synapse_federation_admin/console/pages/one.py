@@ -38,14 +38,6 @@ async def reset(visit: Visit) -> Answered:
     return See(_path(name))
 
 
-async def ask_forget(visit: Visit) -> Answered:
-    """Tell what would be lost of a server, and ask.
-
-    GET /_synapse/admin/federation/servers/<name>/forget
-    """
-    return await _asked_forget(visit)
-
-
 async def forget(visit: Visit) -> Answered:
     """Forget a server, and lead to what the audit says of it.
 
@@ -62,11 +54,15 @@ async def forget(visit: Visit) -> Answered:
     except SynapseError as e:
         if e.code not in (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT):
             raise
-        return await _asked_forget(visit, e)
+        return await ask_forget(visit, e)
     return See(url("/audit", destination=name).removeprefix(url("")))
 
 
-async def _asked_forget(visit: Visit, error: SynapseError | None = None) -> Page:
+async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Page:
+    """Tell what would be lost of a server, and ask.
+
+    GET /_synapse/admin/federation/servers/<name>/forget
+    """
     name = visit.parameters["name"]
     values: dict[str, Any] = {"dry_run": True}
     found = await visit.ask(forgetting.forget, values, destination=name)
