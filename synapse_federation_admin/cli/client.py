@@ -266,30 +266,18 @@ class Client:
             text = f"{text.rstrip('.')}. The access token has to be a server admin's."
             return FailedError(text, Exit.NOT_ALLOWED, answer)
         if status == HTTPStatus.NOT_FOUND and code == "M_UNRECOGNIZED":
-            return FailedError(self._unrecognized(), Exit.UNREACHABLE, answer)
+            text = (
+                f"The module at {url} is not loaded, or does not have that yet, or this"
+                " is no listener with the admin API. `modules` of homeserver.yaml has"
+                " to name synapse_federation_admin.FederationAdmin, and Synapse to be"
+                f" restarted. This is the command line of version {__version__}."
+            )
+            return FailedError(text, Exit.UNREACHABLE, answer)
         if status == HTTPStatus.BAD_REQUEST and code == "M_INVALID_PARAM":
             return FailedError(_as_options(text), Exit.USAGE, answer)
         if text == "Unknown destination":
             text += ". Names are exact, with the port: `list --destination` finds them."
         return FailedError(text or f"HTTP {status}, {code}", Exit.FAILED, answer)
-
-    def _unrecognized(self) -> str:
-        """Say why there is no such path."""
-        url = self.connection.url
-        try:
-            found = _object(self._send("GET", f"{V2}/status", None, None)) or {}
-        except FailedError:
-            found = {}
-        if version := found.get("module_version"):
-            return (
-                f"The module at {url} is of version {version}, and does not have that:"
-                f" this is the command line of version {__version__}."
-            )
-        return (
-            f"The module is not loaded at {url}, or this is no listener with the admin"
-            " API. `modules` of homeserver.yaml has to name"
-            " synapse_federation_admin.FederationAdmin, and Synapse to be restarted."
-        )
 
 
 def _object(response: httpx.Response) -> Json | None:
@@ -324,17 +312,12 @@ def _query(params: Mapping[str, Any]) -> httpx.QueryParams:
 
 
 def _trusted(connection: Connection) -> ssl.SSLContext:
-    """Return whom to trust: the system's authorities, or those that were named."""
+    """Return whom to trust: the system's authorities."""
     if connection.is_local and not connection.url.startswith("https:"):
         # To load them takes 25 ms.
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        # Goes by SSL_CERT_FILE and SSL_CERT_DIR, too.
-        return ssl.create_default_context(cafile=connection.ca_file)
-    except (OSError, ssl.SSLError) as e:
-        raise FailedError(
-            f"{connection.ca_file} has no certificates of authorities: {e}", Exit.USAGE
-        ) from e
+    # Goes by SSL_CERT_FILE and SSL_CERT_DIR, too.
+    return ssl.create_default_context()
 
 
 def _reason(error: BaseException) -> str:
@@ -344,7 +327,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(at, ssl.SSLCertVerificationError):
             return (
                 f"its certificate is not trusted: {at.verify_message}. If it is of an"
-                " authority of your own, name that by --ca-file or SSL_CERT_FILE."
+                " authority of your own, name that by SSL_CERT_FILE."
             )
         at = at.__cause__ or at.__context__
     text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

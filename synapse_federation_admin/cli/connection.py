@@ -61,14 +61,12 @@ class Connection:
         told_by: What said so, for people.
         token: An access token; None if there is none for this homeserver.
         login: What was kept of a login, if the token is from there.
-        ca_file: Authorities that are trusted in place of the system's.
     """
 
     url: str
     told_by: str
     token: str | None = attr.ib(default=None, repr=False)
     login: Login | None = None
-    ca_file: Path | None = None
 
     @property
     def socket(self) -> str | None:
@@ -87,7 +85,6 @@ class Connection:
 def find_connection(
     url: str | None,
     homeserver_yaml: Sequence[Path],
-    ca_file: Path | None,
     environment: Mapping[str, str] = os.environ,
 ) -> Connection:
     """Return where to ask, and as whom.
@@ -95,7 +92,6 @@ def find_connection(
     Args:
         url: As given in the arguments.
         homeserver_yaml: Likewise.
-        ca_file: Likewise.
         environment: The environment's variables.
 
     Raises:
@@ -127,7 +123,7 @@ def find_connection(
             Exit.USAGE,
         )
     url = checked_url(url)
-    found = Connection(url, told_by, ca_file=ca_file)
+    found = Connection(url, told_by)
     if token := environment.get(TOKEN):
         return attr.evolve(found, token=checked_token(token, TOKEN))
     if login and _is_of(login, url, listener):

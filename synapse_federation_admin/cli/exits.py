@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exit statuses, and what ends a command with one of them."""
 
-import shutil
-import sys
-import textwrap
 from enum import IntEnum
 from typing import IO, Any
 
@@ -40,11 +37,4 @@ class FailedError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write it to stderr."""
-        text = f"Error: {shown(self.message)}"
-        if sys.stderr.isatty():
-            # What is to be copied is not broken.
-            width = shutil.get_terminal_size().columns
-            text = textwrap.fill(
-                text, width, break_long_words=False, break_on_hyphens=False
-            )
-        click.echo(text, file=file, err=file is None)
+        click.echo(f"Error: {shown(self.message)}", file=file, err=file is None)

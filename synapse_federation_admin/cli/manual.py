@@ -22,7 +22,7 @@ _BEGIN = re.compile(
 # As a table of Markdown has it in a cell.
 BAR = "\\|"
 
-SHARED = ("output", "url", "homeserver_yaml", "ca_file", "help")
+SHARED = ("output", "url", "homeserver_yaml", "help")
 """The options that every command has, by their names in Python."""
 
 

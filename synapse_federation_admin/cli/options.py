@@ -281,7 +281,6 @@ class Asked:
         found = find_connection(
             self.given.get("url"),
             self.given.get("homeserver_yaml") or (),
-            self.given.get("ca_file"),
         )
         client = Client(found)
         context = click.get_current_context(silent=True)
@@ -330,14 +329,6 @@ def shared(function: F) -> F:
                 expose_value=False,
                 help="On the homeserver's own machine: its homeserver.yaml, which says"
                 " where it listens. A worker's file, or a folder, may follow.",
-            ),
-            click.option(
-                "--ca-file",
-                metavar="FILE",
-                type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                callback=_keep,
-                expose_value=False,
-                help="Certificates of authorities to trust in place of the system's.",
             ),
         )
     ):

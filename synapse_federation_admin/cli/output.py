@@ -5,7 +5,6 @@ What a remote server, or anybody, has chosen is shown and never obeyed: no contr
 character of it reaches a terminal, and nothing in it is taken for markup.
 """
 
-import codecs
 import json
 import re
 import sys
@@ -42,11 +41,6 @@ _UNSEEN = re.compile(
 
 _NOT_ASCII = re.compile("[^\x00-\x7e]")
 
-# What is written where a terminal does not have a sign.
-_PLAIN = "synapse_federation_admin.plain"
-_SIGNS_OF_ALL = {"✓": "+", "✗": "x", DASH: "-", "→": "->", "·": ".", "…": "..."}
-_SIGNS_OF_ALL |= {"“": '"', "”": '"', "━": "-", "▲": "^"}
-
 
 class Output:
     """Writes answers, and what is to be said beside them.
@@ -57,11 +51,10 @@ class Output:
 
     def __init__(self, shape: str) -> None:
         self.shape = shape
-        codecs.register_error(_PLAIN, _plainly)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 # A terminal that has no ✓ is no reason to fail.
-                stream.reconfigure(errors=_PLAIN)
+                stream.reconfigure(errors="replace")
         self.console = _console(sys.stdout)
         self._errors = _console(sys.stderr)
 
@@ -177,17 +170,6 @@ def escaped(text: str) -> str:
     is_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     these = _UNSEEN if is_all else _NOT_ASCII
     return these.sub(lambda found: json.dumps(found[0])[1:-1], text)
-
-
-def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Return signs that a terminal does not have as signs that all have."""
-    assert isinstance(error, UnicodeEncodeError)
-    unknown = error.object[error.start : error.end]
-    told = "".join(
-        _SIGNS_OF_ALL.get(each) or each.encode("ascii", "backslashreplace").decode()
-        for each in unknown
-    )
-    return told, error.end
 
 
 def plain(text: object, style: str = "") -> Text:
