@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -34,49 +33,16 @@ _STYLES = {
 
 
 class Progress:
-    """Shows the steps one after another, with the time that each took.
-
-    On a terminal the step at work has a spinner; elsewhere each step is one line when
-    it begins and nothing is overwritten.
-    """
+    """Shows the steps one after another, a line each, with the time that has passed."""
 
     def __init__(self, console: Console) -> None:
         """Show on a console."""
         self._console = console
-        self._step = ""
-        self._began = 0.0
-        self._status: Status | None = None
+        self._began = time.monotonic()
 
     def __call__(self, step: str) -> None:
-        """Begin a step; this ends the one before."""
-        self.done()
-        self._step, self._began = step, time.monotonic()
-        if self._console.is_terminal:
-            self._status = self._console.status(Text(f"{step} …"))
-            self._status.start()
-        else:
-            self._console.print(f"{step} ...", markup=False, highlight=False)
-
-    def done(self) -> None:
-        """End the step at work, if there is one; it succeeded."""
-        step = self._end()
-        if step and self._console.is_terminal:
-            took = time.monotonic() - self._began
-            line = Text.assemble(("✓ ", "green"), step, (f" ({took:.1f} s)", "dim"))
-            self._console.print(line)
-
-    def failed(self) -> None:
-        """End the step at work, if there is one; it did not succeed."""
-        step = self._end()
-        if step and self._console.is_terminal:
-            self._console.print(Text.assemble(("✗ ", "red"), step))
-
-    def _end(self) -> str:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-        step, self._step = self._step, ""
-        return step
+        """Begin a step."""
+        plain(self._console, f"{time.monotonic() - self._began:5.1f} s  {step}")
 
 
 def servers_table(

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of the `playground` command, from an empty folder to nothing left behind."""
 
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
 from synapse_federation_admin.playground.check import check
-from synapse_federation_admin.playground.client import Json
 from synapse_federation_admin.playground.control import Control
 from synapse_federation_admin.playground.display import (
     Progress,
@@ -87,29 +86,16 @@ class Session:
             plain(self._errors, "The playground runs on Linux only.")
             return 1
         with self._signals.caught():
-            return self._run_in_folder()
-
-    def _run_in_folder(self) -> int:
-        folder: Path | None = None
-        try:
             try:
-                folder = Path(tempfile.mkdtemp(prefix="synapse-federation-admin-"))
-                status = self._play(folder)
+                # What cannot be removed is an error.
+                with TemporaryDirectory(prefix="synapse-federation-admin-") as folder:
+                    status = self._play(Path(folder))
             except Interrupted:
-                self._progress.failed()
                 status = _INTERRUPTED
             except (PlaygroundError, OSError) as e:
                 self._fail(str(e))
-                status = 1
-            self._signals.hold()
-        finally:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-        if folder is not None and folder.exists():
-            plain(self._errors, f"Could not remove all of {folder}.")
-            status = status or 1
-        else:
-            plain(self._console, "Everything is stopped, the temporary folder removed.")
+                return 1
+        plain(self._console, "Everything is stopped, the temporary folder removed.")
         return status
 
     def _play(self, folder: Path) -> int:
@@ -122,7 +108,6 @@ class Session:
                 if self._check_only:
                     self._check(playground)
                 else:
-                    self._progress.done()
                     with Control(playground) as control:
                         show_playground(
                             self._console, playground, control.url, control.sign_in_url
@@ -137,16 +122,11 @@ class Session:
         return 0
 
     def _check(self, playground: Playground) -> None:
-        def show(failing: list[Json]) -> None:
-            self._progress.done()
-            show_failing(self._console, playground, failing)
-
-        def show_why(diagnoses: list[Json]) -> None:
-            self._progress.done()
-            show_diagnoses(self._console, diagnoses)
-
-        result = check(playground, show, show_why)
-        self._progress.done()
+        result = check(
+            playground,
+            partial(show_failing, self._console, playground),
+            partial(show_diagnoses, self._console),
+        )
         show_result(self._console, result)
 
     def _wait(self, playground: Playground) -> None:
@@ -168,7 +148,6 @@ class Session:
             plain(self._console, "\nStopping ...")
 
     def _fail(self, text: str) -> None:
-        self._progress.failed()
         first, _, rest = text.rstrip().partition("\n")
         self._errors.print(
             Text.assemble(("Error: ", "bold red"), first), soft_wrap=True
