@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure what the module costs a homeserver that federates.
 
-Real requests: 50 messages a second to 50 servers, half of which fail, to a stock
-Synapse and to one with the module, in turn. Writes its section of the page.
+Real requests: 50 messages a second to 50 servers, half of which fail. A stock Synapse
+and one with the module run at the same time, and the load goes from one to the other
+every few seconds: whatever else the machine does falls on both. Writes its section of
+the page.
 
     python bench/traffic.py
     python bench/traffic.py --database sqlite --seconds 40 --output /tmp/traffic.md
 
-The second takes eleven minutes.
+The second takes ten minutes.
 """
 
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -34,6 +37,8 @@ _TITLES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
 
 _SERVERS = 50
 _PER_SECOND = 50
+# How long the load stays with one of the two.
+_SLICE_S = 5
 # Until what Synapse and the module do after a start is over, and what they put off.
 _WARM_UP_S = 10
 _AFTER_S = 5
@@ -75,13 +80,14 @@ def main() -> None:
         for database in options.database or _TITLES:
             runs: dict[str, list[Run]] = {config: [] for config in CONFIGS}
             for number in range(options.runs):
-                # The other one first each time: a machine gets warm.
-                for config in sorted(CONFIGS, reverse=number % 2 == 0):
-                    say(f"traffic: {_TITLES[database]}, {config}, run {number + 1}")
-                    at = folder / f"{database}-{config}-{number}"
-                    runs[config].append(
-                        _run(at, certificates, config, database, options.seconds)
-                    )
+                say(f"traffic: {_TITLES[database]}, run {number + 1}")
+                # The other one is first each time.
+                order = sorted(CONFIGS, reverse=number % 2 == 0)
+                at = folder / f"{database}-{number}"
+                for config, run in _run(
+                    at, certificates, order, database, options.seconds
+                ).items():
+                    runs[config].append(run)
             lines += _table(_TITLES[database], runs)
     write_section(options.output, TRAFFIC, lines)
 
@@ -89,36 +95,72 @@ def main() -> None:
 def _run(
     folder: Path,
     certificates: CertificateAuthority,
-    config: str,
+    order: list[str],
     database: str,
     seconds: int,
-) -> Run:
+) -> dict[str, Run]:
     half = _SERVERS // 2
     with (
         Fleet(certificates, up=half, dropping=half // 2, refusing=half // 2 + 1) as f,
-        SynapseServer(
-            folder,
-            certificates,
-            postgres=database == "postgres",
-            module_config=CONFIGS[config],
-            extra_config=_FEDERATION,
-        ) as synapse,
+        ExitStack() as stack,
     ):
-        client = synapse.client(synapse.create_user("admin", admin=True))
-        process = psutil.Process(synapse.process("main").pid)
-        _send(client, f.names, _WARM_UP_S)
-        health = Health(synapse.layout.client_ports["main"], _HEALTH_PAUSE_S)
-        begun, cpu_s = time.monotonic(), sum(process.cpu_times()[:2])
-        _send(client, f.names, seconds)
-        ended = time.monotonic()
+        synapses = {
+            config: stack.enter_context(
+                SynapseServer(
+                    folder / config,
+                    certificates,
+                    postgres=database == "postgres",
+                    module_config=CONFIGS[config],
+                    extra_config=_FEDERATION,
+                )
+            )
+            for config in order
+        }
+        clients = {
+            config: synapse.client(synapse.create_user("admin", admin=True))
+            for config, synapse in synapses.items()
+        }
+        healths = {
+            config: Health(synapse.layout.client_ports["main"], _HEALTH_PAUSE_S)
+            for config, synapse in synapses.items()
+        }
+        for client in clients.values():
+            _send(client, f.names, _WARM_UP_S)
+        before = {config: _cpu_s(synapse) for config, synapse in synapses.items()}
+        slices: dict[str, list[tuple[float, float]]] = {config: [] for config in order}
+        for number in range(max(1, seconds // _SLICE_S)):
+            for config in reversed(order) if number % 2 else order:
+                begun = time.monotonic()
+                _send(clients[config], f.names, _SLICE_S)
+                slices[config].append((begun, time.monotonic()))
         time.sleep(_AFTER_S)
-        cpu_s = sum(process.cpu_times()[:2]) - cpu_s
-        health.stop()
-        failures = 0
-        if CONFIGS[config] is not None:
-            count = "SELECT COALESCE(SUM(count), 0) FROM federation_admin_failures"
-            failures = int(select(synapse, count)[0][0])
-    return Run(cpu_s, health.between(begun, ended), failures)
+        after = {config: _cpu_s(synapse) for config, synapse in synapses.items()}
+        for health in healths.values():
+            health.stop()
+        return {
+            config: Run(
+                after[config] - before[config],
+                [
+                    ms
+                    for begun, ended in slices[config]
+                    for ms in healths[config].between(begun, ended)
+                ],
+                _failures(synapse) if CONFIGS[config] is not None else 0,
+            )
+            for config, synapse in synapses.items()
+        }
+
+
+def _cpu_s(synapse: SynapseServer) -> float:
+    """Return the CPU time that a homeserver's process has had."""
+    times = psutil.Process(synapse.process("main").pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def _failures(synapse: SynapseServer) -> int:
+    """Return how many failures the module has recorded."""
+    count = "SELECT COALESCE(SUM(count), 0) FROM federation_admin_failures"
+    return int(select(synapse, count)[0][0])
 
 
 def _send(client: MatrixClient, names: list[str], seconds: int) -> None:
@@ -131,16 +173,22 @@ def _send(client: MatrixClient, names: list[str], seconds: int) -> None:
 
 def _table(title: str, runs: dict[str, list[Run]]) -> list[str]:
     lines = []
-    stock = statistics.median(run.cpu_s for run in runs["stock"])
     for config, of in runs.items():
         cpu_s = statistics.median(run.cpu_s for run in of)
+        # Of the two in the same run.
+        ratios = sorted(
+            run.cpu_s / stock.cpu_s
+            for run, stock in zip(of, runs["stock"], strict=True)
+        )
         p99_ms = statistics.median(
             statistics.quantiles(run.health_ms, n=100)[-1] for run in of
         )
         failures = statistics.median(run.failures for run in of)
-        spread = f"{min(run.cpu_s for run in of):.1f} to {max(r.cpu_s for r in of):.1f}"
+        times = f"{statistics.median(ratios):.3f}"
+        if CONFIGS[config] is not None:
+            times += f" ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         lines.append(
-            f"| {title}, {config} | {cpu_s:.2f} s ({spread}) | {cpu_s / stock:.3f} "
+            f"| {title}, {config} | {cpu_s:.2f} s | {times} "
             f"| {p99_ms:.1f} ms | {failures or '-'} |"
         )
     return lines
@@ -148,8 +196,10 @@ def _table(title: str, runs: dict[str, list[Run]]) -> list[str]:
 
 _INTRODUCTION = f"""\
 {_PER_SECOND} messages a second to {_SERVERS} servers, half of which fail, for
-{{seconds}} s: medians of {{runs}} runs in turn, one process each. What fails is tried
-again by each message. CPU time is that of Synapse's process.
+{{seconds}} s: medians of {{runs}} runs. Both run at the same time, one process each,
+and the load goes from one to the other every {_SLICE_S} s. What fails is tried again by
+each message. CPU time is that of Synapse's process; in brackets, the smallest and the
+largest ratio of a run.
 
 | | CPU | x stock | `/health`, 99th percentile | failures recorded |
 |---|---:|---:|---:|---:|"""
