@@ -134,7 +134,7 @@ def test_cluster(tmp_path: Path) -> None:
 
         # It says that it ends.
         synapse.stop(one)
-        assert senders(client)[one]["state"] == "gone"
+        wait_for_state(client, "gone", one)
         states = {
             each["instance"]: (each["state"], each["sends"])
             for each in worker.request("GET", f"{FEDERATION_V2}/instances")["instances"]

@@ -311,6 +311,9 @@ class TwoSendersTestCase(SendersTestCase):
         self.assertIn("sender1, sender2", outlook["explanation"])
         self.add_instance("sender1", 0)
         self.add_instance("sender2", 0)
+        # It is read once for all who ask within five seconds.
+        self.assertEqual(self.get_json(f"{V2}/summary")["outlook"], outlook)
+        self.reactor.advance(5)
         outlook = self.get_json(f"{V2}/summary")["outlook"]
         self.assertEqual(outlook["verdict"], "normal")
 

@@ -67,9 +67,11 @@ async def list_instances(asked: Asked, _: Nothing) -> JsonDict:
             ]
         }
 
-    What is null of a process is not known: it was never seen.
+    What is null of a process is not known: it was never seen. It is read at most every
+    five seconds, for all who ask.
     """
-    found = await asked.services.senders.read()
+    found = await asked.services.senders.lately.get()
+    assert found is not None
     senders = {sender.instance: shown(sender) for sender in found.senders}
     return {
         "instances": [

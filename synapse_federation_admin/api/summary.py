@@ -170,7 +170,8 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
     if summary.failing_by_kind is not None:
         every = by_every_kind(summary.failing_by_age, summary.failing_by_kind)
         table = {kind: ages for kind, ages in every.items() if any(ages.values())}
-    senders = await if_readable(lambda: services.senders.all())
+    processes = await if_readable(lambda: services.senders.lately.get())
+    senders = processes and processes.senders
     outlook = await if_readable(lambda: services.recent_attempts.correlation())
     # None where nothing is known yet.
     waiting = summary.backlog

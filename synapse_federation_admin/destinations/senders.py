@@ -15,6 +15,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import __version__, limits
+from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.process import (
@@ -24,6 +25,9 @@ from synapse_federation_admin.homeserver.process import (
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import Instance, InstanceState
 from synapse_federation_admin.storage.schema import Tables
+
+# For how long what was read is told to others who only look on.
+_KEEP_MS = 5000
 
 # A sender that is behind by so long does not keep up.
 _LONG_MS = 300_000
@@ -162,11 +166,22 @@ class Senders:
     """Knows the processes of this homeserver; tells the others that this one runs.
 
     What reads raises what the database raises.
+
+    Attributes:
+        lately: All processes, as they were some seconds ago at most: for those who look
+            on, and may be many.
     """
 
     def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
         self._tables = tables
+        self.lately = Costly(
+            homeserver,
+            "federation_admin_senders",
+            self._read,
+            keep_ms=_KEEP_MS,
+            waits_always=True,
+        )
         # By a clock that does not jump.
         self._began_s = time.monotonic()
         # When it is to write next; None before the first time, when much is begun.

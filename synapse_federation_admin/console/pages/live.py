@@ -5,8 +5,10 @@ import json
 from http import HTTPStatus
 
 from synapse_federation_admin.api.changes import list_changes
-from synapse_federation_admin.api.instances import list_instances
 from synapse_federation_admin.console.visit import Visit
+from synapse_federation_admin.history.changes import Changes
+from synapse_federation_admin.history.store import if_readable
+from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.pages import respond
 
 
@@ -27,22 +29,27 @@ async def show_changes(visit: Visit) -> None:
             "processes": [["main", "running"]]
         }
 
-    `audit` has the server of each entry; `processes` has all of them, with their state.
-    The rest is as the API's `changes` tells it. Where that is off, the answer is of
-    nothing, and not complete.
+    `audit` has the server of each entry; `processes` has all of them, with their state,
+    where that can be read. The rest is as the API's `changes` tells it. Where that is
+    off, the answer is of nothing, and not complete.
     """
-    found = await visit.ask_if_on(list_changes, {"since": visit.text("since", "0")})
-    processes = await visit.ask_if_on(list_instances)
+    services = visit.services
+    since_ts = list_changes.take({"since": visit.text("since", "0")}).since
+    # Without the objects that the API describes: it is asked all the time.
+    changes = Changes(visit.now_ms, is_complete=False)
+    if services.features.is_on(Feature.AUDIT):
+        changes = await services.changes.since(since_ts)
+    processes = await if_readable(lambda: services.senders.lately.get())
     answer = {
-        "as_of_ts": found.as_of_ts if found else visit.now_ms,
-        "is_complete": bool(found and found.is_complete),
-        "failed": [each.destination for each in found.failed] if found else [],
-        "came_back": [each.destination for each in found.came_back] if found else [],
-        "runs": [run.id for run in found.runs] if found else [],
-        "audit": [entry.destination for entry in found.audit] if found else [],
+        "as_of_ts": changes.as_of_ts,
+        "is_complete": changes.is_complete,
+        "failed": [each.destination for each in changes.failed],
+        "came_back": [each.destination for each in changes.came_back],
+        "runs": [run.run_id for run in changes.runs],
+        "audit": [entry.destination for entry in changes.audit],
         "processes": [
-            (each.instance, each.state.value)
-            for each in (processes.instances if processes else ())
+            (each.name, each.state.value)
+            for each in (processes.instances.values() if processes else ())
         ],
     }
     visit.request.setHeader(b"Content-Type", b"application/json")
