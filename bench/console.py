@@ -54,7 +54,7 @@ _DAY_MS = 24 * _HOUR_MS
 _LISTED = {
     "limit": 50,
     "total": "true",
-    "include": ["backlog", "failure", "availability"],
+    "include": ["backlog", "failure", "availability", "local_users"],
 }
 
 _CLIENTS = 10
