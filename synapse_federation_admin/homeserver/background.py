@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from synapse.module_api import LoggingTransaction
@@ -32,8 +32,10 @@ KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
 _REST_FACTOR = 100
 _LONGEST_REST_MS = 600_000
 
-# When to try again where the database is away, at the latest.
+# When to try again where the database is away: periodic work, at the latest, and all
+# else.
 _AGAIN_MS = 60_000
+_DATABASE_AGAIN_MS = 5_000
 
 # How long Synapse's shutdown waits for what is still to be done.
 _SHUTDOWN_S = 5
@@ -87,6 +89,41 @@ class Background(Database):
     def single_flight(self) -> SingleFlight:
         """Runs what many ask for at the same time once for all of them."""
         return SingleFlight(self.reactor, self.run_in_background)
+
+    async def await_database(self, func: Callable[[], Awaitable[T]]) -> T:
+        """Call something that uses the database; again while that is away.
+
+        Raises:
+            Exception: What else it raises.
+        """
+        while True:
+            try:
+                return await func()
+            except CancelledError:
+                # Synapse is shutting down.
+                raise
+            except Exception as e:
+                if not self.is_database_away(e):
+                    raise
+                is_back = partial(self._database_is_back, e)
+            # One looks, and says so, for all who wait.
+            await self.single_flight.run(
+                "federation_admin_database_away", (), is_back, joins=True
+            )
+
+    async def _database_is_back(self, error: Exception | None) -> None:
+        while error is not None:
+            logger.warning("What needs the database waits until it is back: %s", error)
+            await self.sleep_ms(_DATABASE_AGAIN_MS)
+            try:
+                error = await self.run_db_interaction(
+                    "federation_admin_database_away",
+                    lambda txn: txn.execute("SELECT 1"),
+                )
+            except CancelledError:
+                raise
+            except Exception as e:
+                error = e if self.is_database_away(e) else None
 
     def every(
         self,

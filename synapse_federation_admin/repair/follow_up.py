@@ -22,7 +22,7 @@ is then in the memory of this process.
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -66,6 +66,9 @@ _LOOK_SHARE = 10
 _TOLD_WITHIN_MS = 2000
 _TOLD_ALONE_WITHIN_MS = 10_000
 
+# How many at once write what came of contacts.
+_WRITES = 5
+
 # For how long it is kept in memory what could not be written.
 _DAY_MS = 86_400_000
 
@@ -80,6 +83,7 @@ class FollowUp:
         self._audit = audit
         self._runs = runs
         self._wake = wake
+        self._writes = homeserver.linearizer("federation_admin_contacted", _WRITES)
         # By their IDs: entries that have ended, the newest last, for who waits for one;
         # and those that the audit could not take.
         self._ended: dict[str, AuditEntry] = {}
@@ -136,24 +140,13 @@ class FollowUp:
                     del self._unwritten[kept.entry_id]
             connected = ReconnectOutcome.CONNECTED.value
             ended = self._audit.ended(entry, connected, shown)
-            await self._until_written(lambda: self._audit.end(ended))
+            write = partial(self._audit.end, ended)
         else:
-            await self._until_written(lambda: self._audit.note(entry.entry_id, shown))
-            self.begin()
-
-    async def _until_written(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Call something that uses the database, again and again while that is away."""
-        while True:
-            try:
-                return await write()
-            except CancelledError:
-                # Synapse is shutting down.
-                raise
-            except Exception as e:
-                if not self._homeserver.is_database_away(e):
-                    raise
-                logger.warning("Cannot note what comes of a reset yet: %s", e)
-            await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
+            write = partial(self._audit.note, entry.entry_id, shown)
+        # However many wait while the database is away, these few try.
+        async with self._writes(""):
+            await self._homeserver.await_database(write)
+        self.begin()
 
     async def _look_while_any(self) -> None:
         waited_ms = took_ms = 0
@@ -176,7 +169,7 @@ class FollowUp:
                     continue
                 self._is_any, waited_ms = False, 0
                 try:
-                    is_any = await self._until_written(look)
+                    is_any = await self._homeserver.await_database(look)
                     self._is_any = is_any or self._is_any
                 except CancelledError:
                     # Synapse is shutting down.
@@ -353,7 +346,7 @@ class FollowUp:
             while self._notes:
                 some = dict(islice(self._notes.items(), limits.CLEARED_LOOKED_AT))
                 try:
-                    await self._until_written(
+                    await self._homeserver.await_database(
                         partial(
                             self._audit.run,
                             "federation_admin_follow_up",

@@ -180,7 +180,7 @@ class Reconnect:
             # Synapse is shutting down.
             raise
         except Exception:
-            await self._audit.end_as_failed(entry)
+            self._audit.end_as_failed(entry)
             raise
 
     async def _seen_through(

@@ -36,9 +36,6 @@ logger = logging.getLogger(__name__)
 # the next real request tells.
 _AGAIN_AFTER_MS = (1_000, 5_000, 25_000)
 
-# When it is looked again whether the database is there, where it is away.
-_DATABASE_AGAIN_MS = 10_000
-
 
 class ConnectionReset:
     """Resets the connection to a destination, one reset per destination at a time."""
@@ -174,53 +171,24 @@ class ConnectionReset:
         await self._follow_up.contacted(entry, contact)
 
     async def _contact_once(self, name: str) -> Contact:
-        homeserver = self._homeserver
-        while True:
-            async with self._slots(""), self._contacts_with(name):
-                try:
-                    # If another attempt has put it into backoff by now, ask all the
-                    # same: a failure then leaves that as it is. Else it has to lead to
-                    # one.
-                    backs_off = await homeserver.retry_timings.is_backing_off(name)
-                except CancelledError:
-                    raise
-                except Exception as e:
-                    if not homeserver.is_database_away(e):
-                        raise
-                else:
-                    request = homeserver.federation.contact(
-                        name,
-                        timeout_ms=self._timeout_ms,
-                        ignore_backoff=backs_off,
-                        is_ours=is_ours,
-                    )
-                    return await contact_of(homeserver, request)
-            # Others do not wait for this one's place meanwhile, and one looks for all.
-            await homeserver.single_flight.run(
-                "federation_admin_database_away", (), self._database_is_back, joins=True
-            )
+        return await self._homeserver.await_database(
+            lambda: self._contact_in_turn(name)
+        )
 
-    async def _database_is_back(self) -> None:
-        """Wait until the database can be used again."""
+    async def _contact_in_turn(self, name: str) -> Contact:
+        """Contact once; others do not wait for its place while the database is away."""
         homeserver = self._homeserver
-        while True:
-            await homeserver.sleep_ms(_DATABASE_AGAIN_MS)
-            try:
-                return await homeserver.run_db_interaction(
-                    "federation_admin_database_away",
-                    lambda txn: txn.execute("SELECT 1"),
-                )
-            except CancelledError:
-                raise
-            except Exception as e:
-                if not homeserver.is_database_away(e):
-                    raise
-                logger.warning(
-                    "%s destinations that were reset wait to be contacted until the "
-                    "database is back: %s",
-                    self._waiting_contacts,
-                    e,
-                )
+        async with self._slots(""), self._contacts_with(name):
+            # If another attempt has put it into backoff by now, ask all the same: a
+            # failure then leaves that as it is. Else it has to lead to one.
+            backs_off = await homeserver.retry_timings.is_backing_off(name)
+            request = homeserver.federation.contact(
+                name,
+                timeout_ms=self._timeout_ms,
+                ignore_backoff=backs_off,
+                is_ours=is_ours,
+            )
+            return await contact_of(homeserver, request)
 
     async def _clear(
         self, destination: Destination, entry: AuditEntry, outcome: str

@@ -90,19 +90,16 @@ async def persist(homeserver: Homeserver, func: Callable[[], Awaitable[T]]) -> T
     while True:
         began_ms = homeserver.now_ms()
         try:
-            return await func()
+            return await homeserver.await_database(func)
         except (CancelledError, RunFailedError):
             raise
         except Exception as e:
             if homeserver.now_ms() - began_ms > _PROGRESS_MS:
                 retry_ms, failures = _FIRST_RETRY_MS, 0
-            if homeserver.is_database_away(e):
-                logger.warning("A run waits for the database: %s", e)
-            else:
-                failures += 1
-                logger.exception("Error %s of %s in a run", failures, _MOST_FAILURES)
-                if failures >= _MOST_FAILURES:
-                    raise RunFailedError(f"{type(e).__name__}: {e}") from e
+            failures += 1
+            logger.exception("Error %s of %s in a run", failures, _MOST_FAILURES)
+            if failures >= _MOST_FAILURES:
+                raise RunFailedError(f"{type(e).__name__}: {e}") from e
         await homeserver.sleep_ms(retry_ms)
         retry_ms = min(retry_ms * 2, _LONGEST_RETRY_MS)
 

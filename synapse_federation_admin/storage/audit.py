@@ -8,11 +8,11 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -212,18 +212,16 @@ class Audit:
 
         await self._tables.run("federation_admin_audit", end_txn)
 
-    async def end_as_failed(self, entry: AuditEntry) -> None:
-        """Write that something has gone wrong, if that can be written.
+    def end_as_failed(self, entry: AuditEntry) -> None:
+        """Have it be written that something has gone wrong, as soon as that can be.
 
         For where an exception is on its way, which shall not be hidden by another.
         """
-        try:
-            await self.end(self.ended(entry, AUDIT_FAILED))
-        except CancelledError:
-            # Synapse is shutting down.
-            raise
-        except Exception as e:
-            logger.warning("Cannot write to the audit: %s", e)
+        self._homeserver.run_in_background(
+            "federation_admin_audit",
+            self._homeserver.await_database,
+            partial(self.end, self.ended(entry, AUDIT_FAILED)),
+        )
 
     def interrupt_txn(
         self, txn: LoggingTransaction, before_ts: int, instance: str | None = None
