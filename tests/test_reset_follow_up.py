@@ -387,6 +387,7 @@ class ResetContactsTestCase(ContactTestCase):
         self.fail(9_000)
         self.answer(ConnectError())
         self.assertEqual(self.despite_backoff, [False, True])
+        self.wait(11)
         self.recover()
         self.answer()
         self.answer()
@@ -395,6 +396,18 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertEqual(len(self.probes), 3)
         outcomes = [entry["outcome"] for entry in self.audit()]
         self.assertEqual(outcomes, ["still_failing"] * 3)
+
+    def test_not_written(self) -> None:
+        """Who fails, and Synapse could not write it, is contacted again."""
+        self.reset()
+        self.answer(ConnectError())
+        self.wait(11)
+        self.assertEqual(self.probed, [NAME, NAME])
+        self.fail(9_000)
+        self.answer(ConnectError())
+        self.wait(20)
+        self.assertEqual(len(self.probes), 2)
+        self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
 
     def test_bounded_contacts(self) -> None:
         """So many are contacted at once; the others wait."""

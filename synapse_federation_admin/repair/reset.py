@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 # the next real request tells.
 _AGAIN_AFTER_MS = (1_000, 5_000, 25_000)
 
+# How long after a contact that has failed Synapse has to have begun its backoff.
+_WRITTEN_AFTER_MS = 10_000
+
 
 class ConnectionReset:
     """Resets the connection to a destination, one reset per destination at a time."""
@@ -169,6 +172,14 @@ class ConnectionReset:
         if failure is None:
             await self._wake.everywhere([name])
         await self._follow_up.contacted(entry, contact)
+        if failure is None or failure.is_ours:
+            return
+        # Synapse writes that it fails, once: not where the database is away just then.
+        await homeserver.sleep_ms(_WRITTEN_AFTER_MS)
+        if not await homeserver.await_database(
+            lambda: homeserver.retry_timings.is_backing_off(name)
+        ):
+            self._begin_contact(name, entry)
 
     async def _contact_once(self, name: str) -> Contact:
         return await self._homeserver.await_database(
