@@ -39,7 +39,6 @@ OTHERS = {
     "forget-many": "forget?all=true&failing_for=30d",
     "reset": "servers/{name}/reset",
     "cap-backoff": "cap_backoff?longest=1h",
-    "keys": "keys",
     "error": "servers?failing_for=long",
     "sign-in": "session",
 }
@@ -149,7 +148,7 @@ def take_beside(world: Playground, camera: Camera) -> None:
         page.set_viewport_size({"width": width, "height": height})
         page.goto(f"{world.synapse.url()}{CONSOLE}")
         page.keyboard.press("?")
-        page.get_by_role("complementary").wait_for()
+        page.get_by_text("next row").wait_for()
         camera.take_here("console-help", size)
         page.keyboard.press("?")
         world.synapse.stop()

@@ -316,7 +316,7 @@ class SigningInTestCase(ConsoleTestCase):
     def test_password(self) -> None:
         """With a password: to the page that was asked for; signing out ends the token,
         and a wrong password says so."""
-        fields = {"how": "password", "user": "alice", "next": "/keys"}
+        fields = {"how": "password", "user": "alice", "next": "/us"}
         channel = self.send("/session", password="wrong", **fields)
         self.assertEqual(channel.code, 403, channel.result)
         self.assertIn("Invalid username or password", channel.text_body)
@@ -327,7 +327,7 @@ class SigningInTestCase(ConsoleTestCase):
         channel = self.send("/session", password="secret", **fields)
         self.assertEqual(channel.code, 303, channel.result)
         location = channel.headers.getRawHeaders("Location")
-        self.assertEqual(location, [f"{CONSOLE}/keys"])
+        self.assertEqual(location, [f"{CONSOLE}/us"])
         session = self.kept(channel)
         assert session is not None
         self.assertEqual(session.origin, Origin.LOGIN)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 import pytest
 from markupsafe import escape
@@ -174,7 +174,7 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         # It is made in pieces, between which others have their turn.
         self.assertGreater(others.await_count, 100)
         self.assertLess(len(page.encode()), PAGE_BYTES)
-        self.assertEqual(page.count("<tr data-row="), 50)
+        self.assertEqual(page.count("<tr data-row>"), 50)
         text = words_of(page)
         self.assertIn("61 servers that match", text)
         self.assertIn("down for 90 d , next try in 59 min", text)
@@ -188,30 +188,57 @@ class PagesTest(HistoryTestCase, MembersTestCase):
             self.assertLessEqual(shapes.partition("</tr>")[0].count("<path"), 4)
         (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
         more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
-        self.assertEqual(more.count("<tr data-row="), 11)
+        self.assertEqual(more.count("<tr data-row>"), 11)
         self.assertNotIn('rel="next"', more)
         self.assertIn("No server matches.", self.text("/servers?destination=nobody"))
         self.assertIn("1 device change", self.text("/servers?destination=server000"))
 
     def test_long_names(self) -> None:
         """A page whose names are as long and hostile as can be has fewer rows."""
-        names = [f"{number:02}" + "'" * 253 for number in range(55)]
-        for name in names:
+        for character, length, least in (("'", 255, 15), ("x", 255, 35), ("y", 80, 50)):
+            names = [
+                f"{character}{number:02}".ljust(length, character)
+                for number in range(55)
+            ]
+            for name in names:
+                self.add_destination(name, self.now - 5, HOUR, self.now - DAY)
+            page = self.page(f"/servers?destination={quote(character * 9)}")
+            self.assertLess(len(page.encode()), PAGE_BYTES)
+            rows = page.count("<tr data-row>")
+            self.assertGreaterEqual(rows, least)
+            (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
+            more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
+            self.assertIn(f'value="{escape(names[rows])}"', more)
+
+    def test_name_with_controls(self) -> None:
+        """The field shows no control characters of what was asked for, and finds it."""
+        name = "evil\u202e.example"
+        self.add_destination(name, self.now - 5, HOUR, self.now - DAY)
+        for asked in ("L\u202e.EX", "evi?\u202e*", name):
+            page = self.page(f"/servers?destination={quote(asked)}")
+            (field,) = re.findall('name="destination" value="(.*?)"', page)
+            self.assertNotIn("\u202e", field)
+            for found in (page, self.page(f"/servers?destination={quote(field)}")):
+                self.assertIn("1 server that matches", words_of(found))
+
+    def test_dots(self) -> None:
+        """A name that browsers take for a folder has a page, too."""
+        for name in (".", ".."):
             self.add_destination(name, self.now - 5, HOUR, self.now - DAY)
-        page = self.page("/servers")
-        self.assertLess(len(page.encode()), PAGE_BYTES)
-        shown = page.count("<tr data-row=")
-        self.assertGreater(shown, 10)
-        (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
-        more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
-        self.assertIn(f'value="{escape(names[shown])}"', more)
+            page = self.page("/servers")
+            (path,) = re.findall(f'href="(.*?)">{re.escape(name)}</a>', page)
+            self.assertEqual(urljoin("http://a/servers", path), f"http://a/{path}")
+            page = self.page(f"/{path}")
+            self.assertIn(f'<h1><span class="name">{name}</span>', page)
+            self.assertIn(f"{path}/forget", page)
+            self.assertIn("This cannot be undone", self.text(f"/{path}/forget"))
 
     def test_waiting(self) -> None:
         """The list of what waits says as of when it is, and has no other order."""
         self.add_fleet(3)
         self.text("/")
         page = self.page("/servers?has_backlog=true&failing_for=0s&order_by=failure_ts")
-        self.assertEqual(page.count("<tr data-row="), 1)
+        self.assertEqual(page.count("<tr data-row>"), 1)
         text = words_of(page)
         self.assertIn("1 server that matches, for which something waits", text)
         self.assertIn("last read, 1 s ago : where most waits first.", text)

@@ -197,7 +197,7 @@ def test_code_behind_a_proxy(world: World, open_browser: Open) -> None:
     A code is taken once, and only in the browser in which it was asked for.
     """
     browser = open_browser()
-    tabs = {path: begin(browser, path) for path in ("/keys", "/audit?limit=7")}
+    tabs = {path: begin(browser, path) for path in ("/forget", "/audit?limit=7")}
     for page in tabs.values():
         assert redirect_uri(page) == f"{world.proxy}{CONSOLE}session/back"
     came_back = {path: consent(browser, page) for path, page in tabs.items()}
@@ -207,7 +207,7 @@ def test_code_behind_a_proxy(world: World, open_browser: Open) -> None:
 
     stranger = open_browser()
     stranger.open("/session")
-    refused = stranger.open(came_back["/keys"].url)
+    refused = stranger.open(came_back["/forget"].url)
     assert refused.status == 400
     assert "not begun in this browser" in refused.text
 
@@ -220,7 +220,7 @@ def test_code_behind_a_proxy(world: World, open_browser: Open) -> None:
     # What the first tab has brought is not left behind.
     assert [grant.user for grant in world.service.ended] == ["admin"]
     assert browser.open("/").status == 200
-    again = browser.send(browser.open(came_back["/keys"].path), "/session/back")
+    again = browser.send(browser.open(came_back["/forget"].path), "/session/back")
     assert again.status == 400
     assert "invalid_grant" in again.text
     for line in browser.told:
@@ -237,10 +237,10 @@ def test_code_behind_a_proxy(world: World, open_browser: Open) -> None:
 def test_over_http_on_localhost(world: World, open_browser: Open) -> None:
     """Over http on the machine itself, as through an SSH tunnel: with a code, too."""
     browser = open_browser(world.synapse.url())
-    page = begin(browser, "/keys")
+    page = begin(browser, "/forget")
     assert redirect_uri(page) == f"{world.synapse.url()}{CONSOLE}session/back"
     page = browser.send(consent(browser, page), "/session/back")
-    assert (page.status, page.path) == (200, "/keys")
+    assert (page.status, page.path) == (200, "/forget")
     assert browser.told
     assert not any("Secure" in line for line in browser.told)
     page = browser.send(page, "/session/end")
@@ -255,7 +255,7 @@ def test_a_proxy_that_synapse_does_not_hear(world: World, open_browser: Open) ->
     browser = open_browser(
         world.other_proxy, Authorization="Basic c29tZWJvZHk6ZWxzZQ=="
     )
-    page = browser.open("/keys")
+    page = browser.open("/forget")
     assert page.status == 401
     assert "x_forwarded: true" in page.text
     page = browser.send(page, "/session/begin")
@@ -267,7 +267,7 @@ def test_a_proxy_that_synapse_does_not_hear(world: World, open_browser: Open) ->
     elsewhere = open_browser()
     elsewhere.send(elsewhere.open(link), "/device_consent", answer="yes")
     page = browser.send(page, "/session/device")
-    assert (page.status, page.path) == (200, "/keys"), page.text
+    assert (page.status, page.path) == (200, "/forget"), page.text
     clients = list(world.service.clients.values())
     assert clients[-1]["grant_types"] == [DEVICE_GRANT, "refresh_token"]
     assert "x_forwarded" not in open_browser().open("/").text
@@ -282,7 +282,7 @@ def test_device_refused(world: World, open_browser: Open, said: str, told: str) 
     browser = open_browser(
         world.other_proxy, Authorization="Basic c29tZWJvZHk6ZWxzZQ=="
     )
-    page = begin(browser, "/keys")
+    page = begin(browser, "/forget")
     world.service.says_next.append(said)
     page = browser.send(page, "/session/device")
     assert page.status == 400
@@ -393,7 +393,7 @@ def test_away(world: World, open_browser: Open) -> None:
     """While the service is away every page says so, and looks again; the session stays,
     also where one wants to sign out, for it has to be ended there."""
     browser = open_browser()
-    page = sign_in(browser, "/keys")
+    page = sign_in(browser, "/forget")
     form = {"csrf": csrf(page)}
     kept = browser.cookies
     # What Synapse knows of a token it keeps for two minutes.
@@ -413,13 +413,13 @@ def test_away(world: World, open_browser: Open) -> None:
 
     # In the midst of signing in: what was begun can go on.
     other = open_browser()
-    page = consent(other, begin(other, "/keys"))
+    page = consent(other, begin(other, "/forget"))
     world.service.fails_with = 503
     failed = other.send(page, "/session/back")
     assert failed.status == 503
     assert "data-retry" not in failed.text
     world.service.fails_with = None
-    assert other.send(page, "/session/back").path == "/keys"
+    assert other.send(page, "/session/back").path == "/forget"
 
 
 def test_ended(world: World, open_browser: Open) -> None:
@@ -427,7 +427,7 @@ def test_ended(world: World, open_browser: Open) -> None:
     leads to what was asked for."""
     world.service.lifetime_s = 1
     browser = open_browser()
-    page = browser.send(consent(browser, begin(browser, "/keys")), "/session/back")
+    page = browser.send(consent(browser, begin(browser, "/forget")), "/session/back")
     asked = "/servers?status=online"
     wait_until(lambda: browser.open(asked).status == 401, "the token to end", 60)
     page = browser.open(asked)
@@ -446,8 +446,8 @@ def test_signing_out(world: World, open_browser: Open) -> None:
     page = sign_in(browser)
     token = next(reversed(world.service.access))
     ended = len(world.service.ended)
-    pasted = other.send(other.open("/keys"), "/session", how="token", token=token)
-    assert (pasted.status, pasted.path) == (200, "/keys")
+    pasted = other.send(other.open("/forget"), "/session", how="token", token=token)
+    assert (pasted.status, pasted.path) == (200, "/forget")
     other.send(pasted, "/session/end")
     assert len(world.service.ended) == ended
     assert browser.open("/").status == 200
@@ -570,7 +570,7 @@ def test_two_tabs(world: World, window: Watched) -> None:
     asked, respent = service.asked.count(TOKEN), service.respent
     service.lifetime_s = 80
     window.context.clock.install()
-    click_through(world, window, "/keys")
+    click_through(world, window, "/forget")
     service.lifetime_s = 300
     tabs = [window.page, window.context.new_page()]
     tabs[1].goto(tabs[0].url)
@@ -598,7 +598,7 @@ def test_comes_back_by_itself(world: World, window: Watched) -> None:
     window.allowed += ("ERR_FAILED",)
     page.get_by_role("button", name="authentication service").click()
     page.get_by_role("button", name="Continue").click()
-    page.wait_for_url("**/keys")
+    page.wait_for_url("**/forget")
     wait_until(
         lambda: page.reload().status == 401,  # type: ignore[union-attr]
         "the token to end",
@@ -610,4 +610,4 @@ def test_comes_back_by_itself(world: World, window: Watched) -> None:
     expect(page.locator("[data-told]")).to_contain_text("does not answer")
     world.service.fails_with, world.service.lifetime_s = None, 300
     expect(page.locator("header")).to_contain_text("@admin:")
-    assert page.url.endswith("/keys")
+    assert page.url.endswith("/forget")

@@ -139,7 +139,7 @@ def test_single_sign_on(world: World, open_browser: Open) -> None:
         again = browser.send(browser.open(link), "/session")
         assert again.status == 403
         assert "That did not work" in again.text
-        page = browser.send(browser.open("/keys"), "/session/end")
+        page = browser.send(browser.open("/forget"), "/session/end")
         assert page.path == "/session"
     world.provider.user = "dave"
     browser = open_browser()

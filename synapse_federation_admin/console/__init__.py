@@ -32,6 +32,8 @@ How a page is added:
 The script (`static/console.js`) refreshes what has `data-live` and an `id`, moves with
 `j` and `k` over what has `data-row`, and presses with key r what has `data-key="r"`.
 
+What has `data-row` without a value is told from others by where its first link leads.
+
 `data-live="failed:30 runs:5"` refreshes a part when `pages/live.py` tells that there is
 a change of these kinds, 30 or 5 seconds after the last time at the soonest; with
 `data-about`, only if it is one of that server or run. What no change tells of is read
@@ -79,7 +81,11 @@ class Route:
         found = re.fullmatch(pattern, path)
         if found is None:
             return None
-        return {name: unquote(value) for name, value in found.groupdict().items()}
+        # The end is that of `render.segment`.
+        return {
+            name: unquote(value).removesuffix("\0")
+            for name, value in found.groupdict().items()
+        }
 
 
 _F = Feature
@@ -120,7 +126,6 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/session/back", "service.show_back", opens=True),
     Route("POST", "/session/back", "service.come_back", opens=True),
     Route("POST", "/session/refresh", "service.renew", opens=True),
-    Route("GET", "/keys", "help.show_keys"),
     # For the script.
     Route("GET", "/changes", "live.show_changes"),
 )

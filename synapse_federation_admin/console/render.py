@@ -3,8 +3,8 @@
 
 Filters: `42 | count`, `9000000 | duration` ("2 h 30 min"), `ts | time` (the exact
 time), `ts | ago` ("39 d ago"; the exact time on hover), `ts | since` ("39 d"), `ts |
-until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, `name | segment` for a name that
-becomes a part of a path, and `name | mark` for that of a row.
+until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, and `name | segment` for a name
+that becomes a part of a path.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
-from zlib import crc32
 
 import attr
 from jinja2 import DictLoader, Environment, StrictUndefined, pass_context
@@ -118,13 +117,11 @@ def url(path: str, **query: Any) -> str:
 
 
 def segment(name: str) -> str:
-    """Return a name as a part of a path."""
-    return quote(name, safe="")
+    """Return a name as a part of a path.
 
-
-def mark(name: str) -> str:
-    """Return by what the row of a name is told from others when a page refreshes."""
-    return f"{crc32(name.encode('utf-8', 'replace')):08x}"
+    One that browsers would take for a folder has an end that no name can have.
+    """
+    return quote(f"{name}\0" if name in (".", "..") else name, safe="")
 
 
 def _finalize(value: Any) -> Any:
@@ -160,7 +157,6 @@ def _environment() -> Environment:
         cut=cut,
         middle=middle,
         segment=segment,
-        mark=mark,
     )
     return environment
 

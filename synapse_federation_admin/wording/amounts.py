@@ -16,7 +16,7 @@ _PLAIN_FROM = {"d": 3, "h": 6, "min": 10, "s": 0}
 
 # Control characters, but for a tab and the end of a line; those that turn the
 # direction of what follows; and those that are not seen.
-_CONTROLS = re.compile(
+CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
@@ -26,7 +26,7 @@ def shown(text: str) -> str:
     """Return a text with its control characters shown, not obeyed."""
     if text.isprintable():
         return text
-    return _CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    return CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def cut(text: str, most: int = 160) -> str:

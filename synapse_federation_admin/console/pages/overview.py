@@ -24,6 +24,10 @@ _ACTIONS = 10
 _RUNS = 5
 _NEEDY = 10
 
+# So many causes are seen at once, those of the most servers: else nobody gets to what
+# is below them on a phone.
+_CAUSES = 8
+
 # After how many seconds what no change tells of is read anew: what is being read now,
 # and what may be older than a change, for it is told to all for some seconds.
 _SOON_S = 5
@@ -67,6 +71,7 @@ async def overview(visit: Visit) -> Answered:
             "verdict": verdict(summary, failing),
             "table": None if table is None else causes.heat_table(_plain(table)),
             "ages": causes.AGES,
+            "most_causes": _CAUSES,
             "waits": waits(summary),
             "runs": None
             if runs is None

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
@@ -148,7 +149,8 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             "is_unanswered": words.is_unanswered,
             "mend": mend_unsendable(name) if is_server_name(name) else "",
             "raw": json.dumps(answer, indent=2, ensure_ascii=False),
-            "api_path": "/_synapse/admin/v2/federation/destinations/" + segment(name),
+            "api_path": "/_synapse/admin/v2/federation/destinations/"
+            + quote(name, safe=""),
             "as_json": lambda value: json.dumps(
                 value.model_dump(mode="json"), indent=2, ensure_ascii=False
             ),

@@ -15,17 +15,15 @@ from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.wording import causes
-from synapse_federation_admin.wording.amounts import middle, shown
+from synapse_federation_admin.repair import criteria
+from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording.amounts import CONTROLS, middle, shown
 
 # How many rows a page has; fewer where their names are so long that they would be more
 # than so many bytes, of which each row takes some beside the name.
 _ROWS = 50
-_ROWS_BYTES = 51_000
-_ROW_BYTES = 850
-
-# Of a name, what is shown.
-_NAME_SHOWN = 80
+_ROWS_BYTES = 50_000
+_ROW_BYTES = 720
 
 STATUSES = {
     "backing_off": "failing, waiting for the next try",
@@ -95,6 +93,8 @@ async def list_servers(visit: Visit) -> Answered:
             "title": "Servers",
             "page": page,
             "query": query,
+            "name": name_asked(str(query.get("destination", ""))),
+            "wanted": outcomes.which(criteria.shown(Filter(**filters).wanted)),
             "waiting_only": waiting,
             "filters": filters,
             "is_first": not start,
@@ -118,12 +118,22 @@ def how_many_fit(names: Sequence[str]) -> int:
     """Return for how many of the names there is room on a page: at least for one."""
     left = _ROWS_BYTES
     for number, name in enumerate(names):
-        shown_name = escape(shown(middle(name, _NAME_SHOWN)))
-        texts = (escape(name), segment(name), shown_name, shown_name)
+        shown_names = [escape(shown(middle(name, most))) for most in (40, 60)]
+        texts = (escape(name), segment(name), *shown_names)
         left -= _ROW_BYTES + sum(len(text.encode()) for text in texts)
         if left < 0:
             return max(number, 1)
     return len(names)
+
+
+def name_asked(name: str) -> str:
+    """Return what the field shows of a name that was asked for, and finds the same.
+
+    Control characters would be obeyed there, so that `?` stands for each.
+    """
+    found = CONTROLS.sub("?", name)
+    is_glob = found == name or "*" in name or "?" in name
+    return found if is_glob else f"*{found}*"
 
 
 async def export(visit: Visit) -> Answered:

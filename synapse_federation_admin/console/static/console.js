@@ -3,51 +3,43 @@
 // Everything else is plain HTML, and works without this.
 
 const [SIGNED_OUT, TOO_MANY] = [401, 429];
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const data = document.body.dataset;
+const find = (selector) => document.querySelector(selector);
+const all = (selector) => [...document.querySelectorAll(selector)];
 
 // -- theme ---------------------------------------------------------------------------
 
 const THEMES = ["auto", "light", "dark"];
-const themeSwitch = document.querySelector("[data-theme-switch]");
 
 // Where nothing can be stored, it holds for this page only.
 function stored(key) { try { return localStorage.getItem(key); } catch { return null; } }
 function store(key, value) { try { localStorage.setItem(key, value); } catch { /* none */ } }
 
-function showTheme() {
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-  if (themeSwitch) themeSwitch.textContent = `Theme: ${theme}`;
+const themeSwitch = find("[data-theme-switch]");
+function showTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  themeSwitch.textContent = `Theme: ${theme}`;
+  themeSwitch.onclick = () => {
+    const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    store("federation-theme", next);
+    showTheme(next);
+  };
 }
-
-let theme = stored("federation-theme") ?? "auto";
-showTheme();
-if (themeSwitch) {
-  themeSwitch.hidden = false;
-  themeSwitch.addEventListener("click", () => {
-    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    store("federation-theme", theme);
-    showTheme();
-  });
-}
+themeSwitch.hidden = false;
+showTheme(stored("federation-theme") ?? "auto");
 
 // -- times: as render.py says them ---------------------------------------------------
 
-const UNITS = [[86400e3, "d", 3], [3600e3, "h", 6], [60e3, "min", 10], [1e3, "s", 0]];
+const UNITS = [[86400e3, "d", 3], [3600e3, "h", 6], [60e3, "min", 10], [1e3, "s", 0], [1, "", 0]];
 // How far this machine's clock is from the homeserver's.
-const skew = Number(document.body.dataset.now || Date.now()) - Date.now();
+const skew = Number(data.now) - Date.now();
 const now = () => Date.now() + skew;
 
 function duration(ms) {
-  for (let i = 0; i < UNITS.length; i++) {
-    const [unit, word, plainFrom] = UNITS[i];
-    const amount = Math.floor(ms / unit);
-    if (amount < 1) continue;
-    const [nextUnit, nextWord] = UNITS[i + 1] ?? [1, ""];
-    const rest = Math.floor((ms % unit) / nextUnit);
-    return amount < plainFrom && rest ? `${amount} ${word} ${rest} ${nextWord}` : `${amount} ${word}`;
-  }
-  return "1 s";
+  const at = UNITS.findIndex(([unit]) => ms >= unit);
+  const [[unit, word, plainFrom], [nextUnit, nextWord]] = UNITS.slice(at, at + 2);
+  const [amount, rest] = [Math.floor(ms / unit), Math.floor((ms % unit) / nextUnit)];
+  return amount < plainFrom && rest ? `${amount} ${word} ${rest} ${nextWord}` : `${amount} ${word}`;
 }
 
 function tellTimes() {
@@ -68,11 +60,12 @@ const ASK_MS = 5e3;
 const SLOW_MS = 120e3;
 const MANY_S = 30;
 // What somebody who looks at the page has set, or this script has.
-const KEPT = new Set(["hidden", "open", "tabindex", "data-sent"]);
+const KEPT = new Set(["hidden", "open", "tabindex"]);
 
 const parse = (text) => new DOMParser().parseFromString(text, "text/html");
 const isBlank = (node) => node?.nodeType === Node.TEXT_NODE && !node.data.trim();
-const keyOf = (node) => node.id || node.dataset?.row || "";
+// The row of a server is told from others by where its name leads.
+const keyOf = (node) => node.id || (node.dataset?.row === "" ? node.querySelector("a").pathname : node.dataset?.row) || "";
 
 // Make what is there like what is new, and leave alone what is the same: so focus, what is
 // selected and what is open stay. Where it differs is added to `changed`.
@@ -137,10 +130,8 @@ function update(pairs) {
   setTimeout(() => places.forEach((each) => each.classList.remove("changed")), 2500);
 }
 
-function selectsText() {
-  const selection = document.getSelection();
-  return selection !== null && !selection.isCollapsed;
-}
+// A tab that nobody looks at, or in which text is selected, stays as it is.
+const isLeftAlone = () => document.hidden || document.getSelection()?.isCollapsed === false;
 
 // `failed:30 runs:5`: where it has changed, read it, but so many seconds after the last
 // time at the soonest; `30` is every 30 seconds.
@@ -151,12 +142,10 @@ const findParts = () => all("[data-live][id]").map((element) => ({
 }));
 let parts = findParts();
 const channel = parts.length && "BroadcastChannel" in window ? new BroadcastChannel("federation-changes") : null;
-let since = Number(document.body.dataset.now);
+let since = Number(data.now);
 let processes;
-let [nextAsk, nextRead, readAt, currentAt] = [0, 0, Date.now(), Date.now()];
-let isAsking = false;
-let isOver = false;
-let trouble = "";
+let [nextAsk, nextRead, readAt, currentAt] = [Date.now() + ASK_MS, 0, 0, Date.now()];
+let [isAsking, isOver, trouble] = [false, false, ""];
 
 function plan() {
   const paces = parts.flatMap((part) => part.every).filter(([, kind]) => !kind).map(([s]) => s * 1e3);
@@ -180,7 +169,7 @@ function hear(changes) {
 }
 
 async function get(url) {
-  const answer = await fetch(url, { credentials: "same-origin", signal: AbortSignal.timeout(30e3) });
+  const answer = await fetch(url, { signal: AbortSignal.timeout(30e3) });
   if (answer.ok) return answer;
   const said = parse(await answer.text()).querySelector("main h1")?.textContent;
   const told = said
@@ -195,13 +184,13 @@ async function look() {
   try {
     if (nextAsk <= Date.now()) {
       const asked = since;
-      const changes = await (await get(`${document.body.dataset.changes}?since=${asked}`)).json();
+      const changes = await (await get(`${data.changes}?since=${asked}`)).json();
       hear(changes);
       channel?.postMessage({ asked, changes });
     }
-    if (nextRead <= Date.now() && !document.hidden && !selectsText()) {
+    if (nextRead <= Date.now() && !isLeftAlone()) {
       const fresh = parse(await (await get(location.href)).text());
-      if (document.hidden || selectsText()) return;
+      if (isLeftAlone()) return;
       const pairs = parts.map(({ element }) => [element, fresh.getElementById(element.id)]);
       update(pairs.filter((pair) => pair[1]));
       // A run that has ended is not asked for any more.
@@ -221,29 +210,21 @@ async function look() {
 }
 
 function tell() {
-  const [why, when] = all("[data-told] > *");
-  if (!why || !parts.length && !trouble) return;
-  const isWrong = trouble !== "";
+  if (!parts.length) return;
+  const [why, again, when] = all("[data-told] > *");
   const ago = duration(Math.max(Date.now() - currentAt, 1000));
-  when.textContent = isWrong ? `Not updated for ${ago}.` : `updated ${ago} ago`;
-  why.parentElement.classList.toggle("bad", isWrong);
+  when.textContent = trouble ? `Not updated for ${ago}.` : `updated ${ago} ago`;
+  why.parentElement.classList.toggle("bad", Boolean(trouble));
+  again.hidden = !isOver;
   // It is read aloud once, so it is written once.
-  if (why.dataset.said === trouble) return;
-  why.dataset.said = why.textContent = trouble;
-  if (!isOver) return;
-  const again = document.createElement("a");
-  [again.href, again.textContent] = [location.href, "Load this page again"];
-  why.append(" ", again);
+  if (why.textContent !== trouble) why.textContent = trouble;
 }
 
 function tick() {
-  if (document.hidden) return;
-  if (!selectsText()) tellTimes();
-  if (!parts.length) return;
-  if (!selectsText()) {
-    const next = trouble ? nextAsk : Math.min(nextAsk, nextRead);
-    if (!isAsking && !isOver && next <= Date.now()) look();
-  }
+  if (isLeftAlone()) return;
+  tellTimes();
+  const next = trouble ? nextAsk : Math.min(nextAsk, nextRead);
+  if (parts.length && !isAsking && !isOver && next <= Date.now()) look();
   tell();
 }
 
@@ -255,25 +236,20 @@ if (channel) {
   };
 }
 plan();
-nextAsk = Date.now() + ASK_MS;
 setInterval(tick, 1000);
 document.addEventListener("visibilitychange", tick);
 tick();
 
 // A page that could not be had looks again.
-if ("retry" in document.body.dataset) {
-  setInterval(async () => {
-    if (document.hidden) return;
-    try {
-      const answer = await fetch(location.href, { credentials: "same-origin" });
-      if (answer.status < 500) location.reload();
-    } catch { /* the homeserver itself is away: again */ }
-  }, 5000);
+async function retry() {
+  const answer = document.hidden ? null : await fetch(location.href).catch(() => null);
+  if (answer?.status < 500) location.reload();
 }
+if ("retry" in data) setInterval(retry, ASK_MS);
 
 // -- the session of an authentication service ---------------------------------------
 
-const session = document.querySelector("form[data-renew]");
+const session = find("form[data-renew]");
 
 // Where the service refuses to renew, it is not asked again before somebody signs in.
 let refused = null;
@@ -284,14 +260,13 @@ async function renew() {
     const known = stored("federation-expires") ?? "";
     if (Number(known) > now() + 60e3 || known === refused) return;
     const answer = await fetch(session.action, {
-      method: "POST", body: new URLSearchParams(new FormData(session)), credentials: "same-origin",
+      method: "POST", body: new URLSearchParams(new FormData(session)),
     });
     if (answer.ok) store("federation-expires", (await answer.json()).expires_ts);
     else if (answer.status < TOO_MANY) refused = known;
-    const place = document.querySelector("[data-told] > [role=status]");
-    if (place && !parts.length) {
-      place.textContent = answer.status < TOO_MANY ? "" : "The authentication service does not answer. "
-        + "The session stays, and is renewed once it does.";
+    if (!parts.length) {
+      find("[data-told] > [role=status]").textContent = answer.status < TOO_MANY ? ""
+        : "The authentication service does not answer. The session stays, and is renewed once it does.";
     }
   });
   // Who comes after the access token has ended is let in once it is renewed, by whichever tab.
@@ -299,13 +274,13 @@ async function renew() {
   if (session.dataset.back && isNew) location.replace(session.dataset.back);
 }
 
+function renewInTime() {
+  if (Number(stored("federation-expires")) - now() < 90e3) renew().catch(() => {});
+}
 if (session && navigator.locks) {
   store("federation-expires", session.dataset.renew);
-  const look = () => {
-    if (Number(stored("federation-expires")) - now() < 90e3) renew().catch(() => {});
-  };
-  look();
-  setInterval(look, 15e3);
+  renewInTime();
+  setInterval(renewInTime, 15e3);
 }
 
 // -- forms ---------------------------------------------------------------------------
@@ -316,48 +291,45 @@ for (const form of all("form[data-submit]")) {
 }
 
 // Pressed twice, a button does its work once.
+const sent = new Set();
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.method !== "post" || event.defaultPrevented) return;
-  if (form.dataset.sent) { event.preventDefault(); return; }
-  form.dataset.sent = "yes";
-  setTimeout(() => delete form.dataset.sent, 3000);
+  if (form.method !== "post") return;
+  if (sent.has(form)) event.preventDefault();
+  sent.add(form);
+  setTimeout(() => sent.delete(form), 3000);
 });
 
-const selectAll = document.querySelector("[data-select-all]");
+const selectAll = find("[data-select-all]");
 if (selectAll) selectAll.hidden = false;
 document.addEventListener("change", ({ target }) => {
   const boxes = all("[data-row] input[type=checkbox]");
   if (target === selectAll) for (const box of boxes) box.checked = selectAll.checked;
   const selected = boxes.filter((box) => box.checked).length;
-  const told = document.querySelector("[data-selected]");
+  const told = find("[data-selected]");
   if (told) told.textContent = selected ? `${selected} selected` : "what is selected";
 });
 
 for (const button of all("[data-copy]")) {
   button.hidden = false;
-  button.addEventListener("click", async () => {
-    const source = document.getElementById(button.dataset.copy);
-    try { await navigator.clipboard.writeText(source.value ?? source.textContent); } catch {
-      source.focus(); source.select?.(); document.execCommand("copy");
-    }
-    button.textContent = "Copied";
+  button.addEventListener("click", () => {
+    document.getElementById(button.dataset.copy).select();
+    // What is newer is not there over http.
+    if (document.execCommand("copy")) button.textContent = "Copied";
+    button.focus();
   });
 }
 
 // -- keys ----------------------------------------------------------------------------
 
-let afterG = 0;
-
-function rowNow() {
-  return document.activeElement?.closest("[data-row]");
-}
+const TYPED = "input:not([type=checkbox]), select, textarea";
+const rowNow = () => document.activeElement.closest("[data-row]");
 
 function move(step) {
   const rows = all("[data-row]").filter((row) => row.offsetParent !== null);
-  if (!rows.length) return;
   const at = rows.indexOf(rowNow());
-  const row = rows[at < 0 ? (step > 0 ? 0 : rows.length - 1) : Math.min(Math.max(at + step, 0), rows.length - 1)];
+  const row = rows.at(at < 0 ? Math.min(step, 0) : Math.min(Math.max(at + step, 0), rows.length - 1));
+  if (!row) return;
   row.tabIndex = -1;
   row.focus();
   row.scrollIntoView({ block: "nearest" });
@@ -365,76 +337,52 @@ function move(step) {
 
 function press(key) {
   // That of the row, or else that of the page, which is for what is selected.
-  const own = rowNow()?.querySelector(`[data-key="${key}"]`);
-  const form = document.querySelector(`form[data-of-row="${key}"]`);
-  const link = rowNow()?.querySelector("a[href]");
-  if (form && link) {
-    form.action = `${link.href}/diagnose`;
+  const row = rowNow();
+  const own = row?.querySelector(`[data-key="${key}"]`);
+  const form = find(`form[data-of-row="${key}"]`);
+  if (form && row) {
+    form.action = `${row.querySelector("a[href]").href}/diagnose`;
     form.requestSubmit();
     return true;
   }
   const button = own ?? all(`[data-key="${key}"]`).find((each) => !each.closest("[data-row]"));
-  if (button && !own && !document.querySelector("[data-row] input:checked")) {
-    rowNow()?.querySelector("input[type=checkbox]")?.click();
-  }
+  if (button && !own && !find("[data-row] input:checked")) row?.querySelector("input")?.click();
   button?.click();
   return Boolean(button);
 }
 
-// The keys are listed beside the page, which goes on; they are a page of their own, too.
-const helpLink = document.querySelector("[data-help]");
-let help = null;
+const help = find("[data-help]");
 let beforeHelp = null;
 
-async function toggleHelp() {
-  if (help) {
-    help.remove();
-    help = null;
-    beforeHelp?.focus({ preventScroll: true });
-    return;
-  }
-  beforeHelp = document.activeElement;
-  try {
-    const list = parse(await (await get(helpLink.href)).text()).getElementById("keys");
-    help = document.createElement("aside");
-    const [heading, close] = ["h2", "button"].map((name) => document.createElement(name));
-    [help.className, help.tabIndex, heading.textContent, close.textContent] = ["help", -1, "Keys", "Close"];
-    help.setAttribute("aria-label", "Keys");
-    close.addEventListener("click", toggleHelp);
-    help.append(heading, list, close);
-    helpLink.closest("footer").before(help);
-    help.focus({ preventScroll: true });
-  } catch { location.assign(helpLink.href); }
+// The keys are listed beside the page, which goes on.
+function showHelp(isOpen) {
+  if (isOpen) beforeHelp = document.activeElement;
+  help.open = isOpen;
+  (isOpen ? help.querySelector("summary") : beforeHelp)?.focus({ preventScroll: true });
 }
 
-helpLink?.addEventListener("click", (event) => {
-  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  toggleHelp();
-});
-
+let afterG = 0;
 document.addEventListener("keydown", (event) => {
+  const { key, target } = event;
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-  const target = event.target;
-  if (target.matches("input:not([type=checkbox]):not([type=radio]), select, textarea, [contenteditable]")) {
-    if (event.key === "Escape") target.blur();
+  if (target.matches(TYPED)) {
+    if (key === "Escape") target.blur();
     return;
   }
-  const key = event.key;
   let isOurs = true;
   if (afterG > Date.now() - 2000 && /^[a-z]$/.test(key)) {
-    const link = document.querySelector(`[data-go="${key}"]`);
+    const link = find(`[data-go="${key}"]`);
     link?.click();
     isOurs = Boolean(link);
     afterG = 0;
   } else if (key === "g") afterG = Date.now();
   else if (key === "j") move(1);
   else if (key === "k") move(-1);
-  else if (key === "/") document.querySelector("[data-filter], main input[type=search]")?.focus();
-  else if (key === "?") helpLink?.click();
-  else if (key === "Escape" && help) toggleHelp();
+  else if (key === "/") find("[data-filter]")?.focus();
+  else if (key === "?" && help) showHelp(!help.open);
+  else if (key === "Escape" && help?.open) showHelp(false);
   else if (key === "Enter" && target.matches("[data-row]")) target.querySelector("a[href]")?.click();
-  else if (key === "x" && rowNow()) rowNow().querySelector("input[type=checkbox]")?.click();
+  else if (key === "x" && rowNow()) rowNow().querySelector("input")?.click();
   else if (/^[a-z]$/.test(key)) isOurs = press(key);
   else isOurs = false;
   if (isOurs) event.preventDefault();
