@@ -9,12 +9,20 @@ from unittest import mock
 from urllib.parse import urlencode
 
 from module_case import V2, ModuleTestCase
+from synapse.module_api.errors import SynapseError
 from synapse.rest.client import logout
 from twisted.enterprise.adbapi import ConnectionLost
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.console import ROUTES, render
-from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
+from synapse_federation_admin.console.cookie import (
+    Origin,
+    Renewal,
+    Session,
+    cookie_name,
+)
 from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.homeserver.sessions import Sessions
 
 COOKIE = cookie_name("test")
 CONSOLE = "/_synapse/admin/federation"
@@ -406,6 +414,55 @@ class SigningInTestCase(ConsoleTestCase):
         assert session is not None
         self.assertEqual(session.origin, Origin.NONE)
         self.assertIsNone(self.kept(self.visit("GET", "/session", "")))
+
+
+class TooOftenTestCase(ConsoleTestCase):
+    """Accounts are with a service, which nobody may have asked without end."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        away = SynapseError(503, "away")
+        for name, value in (
+            *(("has_service", True), ("login_flows", lambda *_: ())),
+            ("service", mock.AsyncMock(side_effect=away)),
+        ):
+            patcher = mock.patch.object(Sessions, name, value)
+            patcher.start()
+            self.addCleanup(patcher.stop)
+
+    def default_config(self) -> dict[str, Any]:
+        limit = {"per_second": 0.1, "burst_count": 3}
+        return {**super().default_config(), "rc_login": {"address": limit}}
+
+    def test_steps(self) -> None:
+        """Each step counts, by the address: then 429 says when to try again, the code
+        of a device is waited for all the same, and a session stays."""
+        cookie = cookie_name("test", "renewal")
+        renewal = Renewal("client", 0, "spent").value()
+        for path, most, status in (
+            *(("begin", 3, 429), ("device", 5, 200)),
+            *(("back", 5, 429), ("refresh", 5, 429)),
+        ):
+            # Each with as many tries as there may be.
+            self.reactor.advance(60)
+            form = {"csrf": self.form_token(""), "uri": "", "complete": ""}
+            headers = [
+                ("Cookie", f"{COOKIE}={Session(ID).value()}; {cookie}={renewal}"),
+            ]
+            with mock.patch.object(limits, "GOING_ON_BURST", 5):
+                for number in range(most + 1):
+                    is_last = number == most
+                    channel = self.visit(
+                        "POST", f"/session/{path}", None, form, headers
+                    )
+                    before = 400 if path == "back" else 503
+                    expected = status if is_last else before
+                    self.assertEqual(channel.code, expected, (path, number))
+            if path in ("begin", "back"):
+                self.assertRegex(channel.text_body, "try again in [0-9]+ s")
+            elif path == "device":
+                self.assertIn("data-submit", channel.text_body)
+            self.assertIsNone(self.kept(channel))
 
 
 class OffTestCase(ConsoleTestCase):

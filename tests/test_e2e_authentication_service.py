@@ -593,7 +593,7 @@ def test_comes_back_by_itself(world: World, window: Watched) -> None:
     so, and is let in once it is there again."""
     world.service.lifetime_s = 1
     page = window.page
-    page.goto(f"{world.synapse.url()}{CONSOLE}keys")
+    page.goto(f"{world.synapse.url()}{CONSOLE}forget")
     window.context.route("**/session/refresh", lambda route: route.abort())
     window.allowed += ("ERR_FAILED",)
     page.get_by_role("button", name="authentication service").click()
