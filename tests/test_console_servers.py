@@ -136,6 +136,12 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         for kind, count in summary["failing_by_kind"].items():
             link = f"{CONSOLE}/servers?failure={kind}"
             self.assertIn(f'<a href="{link}">{count}</a>', page)
+        # The causes of most servers are seen at once, the others where it is opened.
+        first, _, folded = page.partition("<details>")
+        self.assertEqual(first.count('<th scope="row">'), 8)
+        rest = len(summary["failing_by_kind"]) - 8
+        self.assertIn(f"<summary>{rest} more causes, ", folded)
+        self.assertEqual(folded.count('<th scope="row">'), rest)
         links = re.findall(r'<a class="h\d" href="(.*?)">(\d+)</a>', page)
         self.assertGreater(len(links), 20)
         for link, number in links[::7]:
@@ -399,7 +405,14 @@ def sender(state: str) -> Any:
         (outlook("normal", can_be_told=False), [], 3, "warn", "Whether it is us can"),
         (outlook("us"), [], 3, "bad", "It is us."),
         (outlook("us"), [sender("gone")], 0, "bad", "It is us."),
-        (outlook("normal"), [sender("never_seen")], 0, "warn", "Not every sender"),
+        (outlook("normal"), [sender("never_seen")], 0, "warn", "No sender of ours"),
+        (
+            outlook("normal"),
+            [sender("running"), sender("gone")],
+            0,
+            "warn",
+            "Not every",
+        ),
         (
             outlook("normal"),
             [sender("nobody")],

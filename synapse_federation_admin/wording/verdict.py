@@ -68,7 +68,9 @@ def is_it_us(
         sentence = "No process of ours is known to send."
         return Verdict("bad", sentence, "What is to be sent waits until one does.")
     if _UNSEEN.intersection(senders):
-        sentence = "Not every sender of ours was seen lately."
+        is_any_seen = not _UNSEEN.issuperset(senders)
+        which = "Not every sender" if is_any_seen else "No sender"
+        sentence = f"{which} of ours was seen lately."
         return Verdict("warn", sentence, "What one that does not run is to send waits.")
     if "late" in senders:
         return Verdict("warn", "One of our senders is late.", why)
