@@ -13,7 +13,7 @@ from synapse.module_api.errors import SynapseError
 from synapse.rest.client import logout
 from twisted.enterprise.adbapi import ConnectionLost
 
-from synapse_federation_admin import limits
+from synapse_federation_admin import __version__, limits
 from synapse_federation_admin.console import ROUTES, render
 from synapse_federation_admin.console.cookie import (
     Origin,
@@ -21,7 +21,8 @@ from synapse_federation_admin.console.cookie import (
     Session,
     cookie_name,
 )
-from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.homeserver.features import Feature, Features
+from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.homeserver.sessions import Sessions
 
 COOKIE = cookie_name("test")
@@ -288,6 +289,24 @@ class FaultsTestCase(ConsoleTestCase):
                 self.assertIn(text, channel.text_body)
                 self.assertNotIn("is locked", channel.text_body)
                 self.assertEqual("data-retry" in channel.text_body, status == 503)
+
+    def test_foot(self) -> None:
+        """The foot of each page tells versions, the process, and what is off, and why."""
+
+        def reason(_: Features, feature: Feature) -> str | None:
+            return "a <name> is missing" if feature is Feature.METRICS else None
+
+        with mock.patch.object(Features, "reason", reason):
+            for path in ("/", "/servers", "/us", "/audit", "/runs"):
+                page = self.visit("GET", path, self.admin_token).text_body
+                foot = page[page.index("<footer>") :]
+                for told in (
+                    f"synapse-federation-admin {__version__} · Synapse {SYNAPSE_VERSION}",
+                    'answered by <span class="name">main</span>',
+                    f"1 off: {Feature.METRICS.value}<",
+                    "a &lt;name&gt; is missing",
+                ):
+                    self.assertIn(told, foot, path)
 
     def test_compiled_in_a_thread(self) -> None:
         """Templates are compiled before the first page, and not in the reactor."""

@@ -16,7 +16,7 @@ from plain_browser import PlainBrowser
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import FEDERATION, User
+from synapse_federation_admin.playground.client import CONSOLE, FEDERATION, User
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -181,18 +181,19 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
 
 
 def test_other_listeners(cluster: Cluster) -> None:
-    """The replication listener and a sender's listener serve no admin API."""
+    """The replication listener and a sender's serve no admin API, and no console."""
     for url in (
         f"http://127.0.0.1:{cluster.synapse.layout.replication_port}",
         *(cluster.synapse.url(sender) for sender in FEDERATION_SENDERS),
     ):
-        answer = httpx.get(
-            f"{url}{FEDERATION}/destinations",
-            headers={"Authorization": f"Bearer {cluster.admin.access_token}"},
-            trust_env=False,
-        )
-        assert answer.status_code == 404
-        assert answer.json()["errcode"] == "M_UNRECOGNIZED"
+        for path in (f"{FEDERATION}/destinations", CONSOLE, f"{CONSOLE}session"):
+            answer = httpx.get(
+                f"{url}{path}",
+                headers={"Authorization": f"Bearer {cluster.admin.access_token}"},
+                trust_env=False,
+            )
+            assert answer.status_code == 404, path
+            assert answer.json()["errcode"] == "M_UNRECOGNIZED"
 
 
 @pytest.mark.parametrize("process", PROCESSES)
