@@ -291,7 +291,7 @@ class FaultsTestCase(ConsoleTestCase):
                 self.assertEqual("data-retry" in channel.text_body, status == 503)
 
     def test_foot(self) -> None:
-        """The foot of each page tells versions, the process, and what is off, and why."""
+        """The foot of each page has versions, the process, and what is off, and why."""
 
         def reason(_: Features, feature: Feature) -> str | None:
             return "a <name> is missing" if feature is Feature.METRICS else None
@@ -301,7 +301,7 @@ class FaultsTestCase(ConsoleTestCase):
                 page = self.visit("GET", path, self.admin_token).text_body
                 foot = page[page.index("<footer>") :]
                 for told in (
-                    f"synapse-federation-admin {__version__} · Synapse {SYNAPSE_VERSION}",
+                    f"-admin {__version__} · Synapse {SYNAPSE_VERSION}",
                     'answered by <span class="name">main</span>',
                     f"1 off: {Feature.METRICS.value}<",
                     "a &lt;name&gt; is missing",
