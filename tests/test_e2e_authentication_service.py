@@ -31,6 +31,7 @@ from reverse_proxy import listener, reverse_proxy
 from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import CONSOLE
+from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MAIN
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
@@ -124,6 +125,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 folder / "synapse",
                 certificates,
                 address=ADDRESS,
+                workers=True,
                 extra_config={
                     "public_baseurl": f"https://{ADDRESS}:{port}/",
                     "password_config": {"enabled": False},
@@ -234,13 +236,22 @@ def test_code_behind_a_proxy(world: World, open_browser: Open) -> None:
     assert "<b>No" not in page.text
 
 
-def test_over_http_on_localhost(world: World, open_browser: Open) -> None:
-    """Over http on the machine itself, as through an SSH tunnel: with a code, too."""
-    browser = open_browser(world.synapse.url())
+@pytest.mark.parametrize("process", [MAIN, GENERIC_WORKER])
+def test_over_http_on_localhost(world: World, open_browser: Open, process: str) -> None:
+    """Over http on the machine itself, as through an SSH tunnel: with a code, too.
+
+    At a worker as at the main process; the token is renewed there, and ended.
+    """
+    url = world.synapse.url(process)
+    browser = open_browser(url)
     page = begin(browser, "/forget")
-    assert redirect_uri(page) == f"{world.synapse.url()}{CONSOLE}session/back"
+    assert redirect_uri(page) == f"{url}{CONSOLE}session/back"
     page = browser.send(consent(browser, page), "/session/back")
     assert (page.status, page.path) == (200, "/forget")
+    assert f'answered by <span class="name">{process}<' in page.text
+    assert browser.post("/session/refresh", {"csrf": csrf(page)}).status == 200
+    page = browser.open("/forget")
+    assert page.status == 200
     assert browser.told
     assert not any("Secure" in line for line in browser.told)
     page = browser.send(page, "/session/end")
