@@ -221,11 +221,12 @@ function tell() {
 }
 
 function tick() {
-  if (isLeftAlone()) return;
-  tellTimes();
-  const next = trouble ? nextAsk : Math.min(nextAsk, nextRead);
-  if (parts.length && !isAsking && !isOver && next <= Date.now()) look();
-  tell();
+  if (!isLeftAlone()) {
+    tellTimes();
+    const next = trouble ? nextAsk : Math.min(nextAsk, nextRead);
+    if (parts.length && !isAsking && !isOver && next <= Date.now()) look();
+  }
+  if (!document.hidden) tell();
 }
 
 if (channel) {
