@@ -126,9 +126,12 @@ def which(criteria: Mapping[str, Any], options: Mapping[str, Any] = _NOTHING) ->
             if is_failing
             else " or ".join(_STATUSES.get(each, each) for each in statuses)
         )
-    if (least := wanted.get("failing_for_ms")) is not None:
+    least, under = wanted.get("failing_for_ms"), wanted.get("failing_under_ms")
+    if least and under is not None:
+        told.append(f"failing for {duration(least)} to {duration(under)}")
+    elif least is not None:
         told.append(f"failing for {duration(least)} or longer" if least else "failing")
-    if (under := wanted.get("failing_under_ms")) is not None:
+    if under is not None and not least:
         told.append(f"failing for less than {duration(under)}")
     if kinds := wanted.get("failure"):
         told.append("cause: " + " or ".join(map(cause, kinds)))
