@@ -291,9 +291,9 @@ class PagesTest(HistoryTestCase, MembersTestCase):
             "curl -H",
         ):
             self.assertIn(part, text)
-        # Of what is no server name nobody is asked.
+        # Of what is no server name nobody is asked, and nobody told.
         asked = self.text(f"/servers/{quote(HOSTILE, safe='')}?contacts=yes")
-        self.assertIn("Their support file cannot be read: Invalid server name", asked)
+        self.assertNotIn("Tell them", asked)
         fine = self.text("/servers/fine0.example")
         self.assertIn("No real request to it fails; the last answered well", fine)
         self.assertIn("22 Nov 2026, 12:00:00 UTC : 1 d", fine)
@@ -471,6 +471,10 @@ def test_which_are_failing() -> None:
     assert outcomes.which({"filter": {"failing_for_ms": 0}}) == "all that are failing"
     told = outcomes.which({"filter": {"failing_for_ms": 0, "failing_under_ms": 60000}})
     assert told == "failing, failing for less than 1 min"
+    told = outcomes.which(
+        {"filter": {"failing_for_ms": 60000, "failing_under_ms": 90000}}
+    )
+    assert told == "failing for 1 min to 1 min 30 s"
 
 
 @pytest.mark.parametrize(("turn_ms", "ended"), [(-1, 3), (600_000, 1)])

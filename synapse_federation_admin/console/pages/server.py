@@ -109,9 +109,9 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             destination=name,
         )
     is_failing = server.next_retry_ts is not None
-    # There is nothing to tell of a server that does not fail.
+    # There is nothing to tell of what does not fail, and nobody of what is no server.
     message = None
-    if is_failing or (diagnosis and diagnosis.kind):
+    if is_server_name(name) and (is_failing or (diagnosis and diagnosis.kind)):
         message = await visit.ask(tell, destination=name)
     support = None
     if message and visit.text("contacts"):
