@@ -135,7 +135,9 @@ class Console:
             request.setHeader(b"Location", url(answered.path).encode())
             respond(request, HTTPStatus.SEE_OTHER, b"")
             return
-        if not has_cookie and not session.token:
+        if not has_cookie and request.method != b"POST":
+            # Not to a form of another site: with those no browser sends the cookie that
+            # it has, and this one would take the place of it.
             self._desk.keep(request, session)
         await self._respond_page(request, answered, session, requester)
 
