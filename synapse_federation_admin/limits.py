@@ -247,8 +247,9 @@ NAMES_IN_A_SENTENCE = 3
 
 # -- told ------------------------------------------------------------------------------
 
-# Hosts in the summary of a stage.
+# Hosts in the summary of a stage; causes of one type in a correlation.
 TOLD_FINDINGS = 3
+TOLD_CAUSES = 10
 
 # Changes of each sort, and runs among them.
 TOLD_CHANGES = 200

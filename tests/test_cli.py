@@ -142,7 +142,7 @@ def test_words_are_for_all_values() -> None:
     assert [age.value for age in FailureAge] == [a.age for a in causes.AGES]
     assert [s.value for s in StageName] == list(stages.STAGES)
     assert {s.value for s in StageOutcome} == set(stages.SIGNS)
-    assert {v.value for v in CorrelationVerdict} == {"normal", "us"}
+    assert {v.value for v in CorrelationVerdict} == {"normal", "us", "shared"}
 
 
 def test_same_words_as_the_console() -> None:

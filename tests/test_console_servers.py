@@ -404,6 +404,7 @@ def sender(state: str) -> Any:
         (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
         (outlook("normal", can_be_told=False), [], 3, "warn", "Whether it is us can"),
         (outlook("us"), [], 3, "bad", "It is us."),
+        (outlook("shared"), [], 3, "warn", "It is not us: they have something"),
         (outlook("us"), [sender("gone")], 0, "bad", "It is us."),
         (outlook("normal"), [sender("never_seen")], 0, "warn", "No sender of ours"),
         (

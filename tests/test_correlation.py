@@ -9,8 +9,10 @@ from synapse_federation_admin.failures.kinds import OWN_KINDS, FailureKind
 from synapse_federation_admin.history.correlation import Correlation, correlate
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.storage.recent_attempts import (
+    CauseType,
     OwnerAttempts,
     RecentAttempts,
+    SharedCause,
 )
 
 pytestmark = pytest.mark.one_synapse
@@ -30,6 +32,7 @@ def tried(
     works: int | None = None,
     address: int = 0,
     looked: int | None = None,
+    issuer: int = 0,
 ) -> RecentAttempts:
     """Return what was tried, each server of an owner of its own.
 
@@ -43,10 +46,27 @@ def tried(
         works: How many of those that answered are; None: all.
         address: How many of those that began to fail lead to one address.
         looked: Of how many that is known; None: of all.
+        issuer: How many of them have certificates of one issuer.
     """
     before = before or {}
     all_began = sum(began.values())
     looked = all_began if looked is None else looked
+    causes = [
+        SharedCause(
+            CauseType.KIND,
+            kind,
+            began.get(kind, 0) + before.get(kind, 0),
+            began.get(kind, 0),
+            began.get(kind, 0) if known else 0,
+        )
+        for kind in {**began, **before}
+    ]
+    for type_, value, count in (
+        (CauseType.ADDRESS, "192.0.2.1", address),
+        (CauseType.ISSUER, "CN=R3", issuer),
+    ):
+        if count:
+            causes.append(SharedCause(type_, value, count, count, count))
     owners: list[OwnerAttempts] = []
     for kind, count in began.items() if known else ():
         for _ in range(count):
@@ -69,7 +89,10 @@ def tried(
         window_ms,
         failing=all_began + sum(before.values()),
         began=all_began,
+        known=all_began if known else 0,
         succeeded=succeeded,
+        looked=looked,
+        causes=tuple(causes),
         owners=tuple(owners),
         working_owners=succeeded if works is None else works,
     )
@@ -184,10 +207,16 @@ def test_quiet() -> None:
 
 
 def test_address() -> None:
-    """That those fail together which lead to one address is nothing of ours."""
-    for address, verdict in ((8, "normal"), (4, "us")):
-        found = judged({"connection_timeout": 9}, succeeded=1, address=address)
-        assert found.verdict.value == verdict
+    """Those that began to fail and lead to one address have that as their cause."""
+    found = judged({"connection_timeout": 9}, succeeded=1, address=8)
+    assert found.verdict.value == "shared"
+    assert found.explanation == (
+        "8 of 9 long-known servers that began to fail in the last 15 minutes lead to "
+        "the address 192.0.2.1: what runs there, or the way there, is the likely cause"
+    )
+    assert (
+        judged({"connection_timeout": 9}, succeeded=1, address=4).verdict.value == "us"
+    )
 
 
 @given(
@@ -300,8 +329,17 @@ def test_sample() -> None:
     """Where not all were looked up, twenty are enough to tell, and ten are not."""
     began = {"connection_refused": 1000}
     found = judged(began, succeeded=9, address=20, looked=20)
-    assert found.verdict.value == "normal"
+    assert found.verdict.value == "shared"
+    assert "20 of 20 long-known servers" in found.explanation
     assert judged(began, succeeded=9, address=10, looked=10).verdict.value == "us"
+
+
+def test_issuer() -> None:
+    """Certificates of one issuer are a cause, unless nobody is trusted any more."""
+    found = judged({"tls_expired": 8}, succeeded=50, issuer=8)
+    assert found.verdict.value == "shared"
+    assert "the issuer CN=R3: that is the likely cause" in found.explanation
+    assert judged({"tls_expired": 8}, issuer=8).verdict.value == "us"
 
 
 def test_hour() -> None:

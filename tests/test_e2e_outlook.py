@@ -151,7 +151,7 @@ def test_resolver(tmp_path: Path, broken: str) -> None:
 
 
 def test_address(tmp_path: Path) -> None:
-    """That those fail which lead to one address is no fault of ours."""
+    """When what fails leads to one address, that is told, and which."""
     with world(tmp_path) as w:
         shared = w.laboratory.address()
         names = [f"shared{number}.example" for number in range(6)]
@@ -161,10 +161,14 @@ def test_address(tmp_path: Path) -> None:
         w.grow_old([*names, *others])
         w.close(*names)
         w.fail(names)
-        assert w.outlook()["verdict"] == "us"
         # It is looked up where they lead soon after a start, and once a minute.
         w.synapse.restart()
-        wait_until(lambda: w.outlook()["verdict"] == "normal", "the look-ups", 90)
+        wait_until(lambda: w.outlook()["verdict"] == "shared", "a shared cause", 90)
+        found = w.outlook()
+    assert "6 of 6 long-known servers that began to fail" in found["explanation"]
+    assert f"lead to the address {shared}" in found["explanation"]
+    causes = {(c["type"], c["value"]) for c in found["last_hour"]["shared"]}
+    assert causes == {("kind", "connection_refused"), ("address", shared)}
 
 
 def test_made_up(tmp_path: Path) -> None:
@@ -269,3 +273,4 @@ def test_look_up_servers(tmp_path: Path) -> None:
                 # As long as it took, and as long again.
                 time.sleep(2 * took_s)
                 assert (asked, requests) == ([], [])
+                assert w.outlook()["verdict"] != "shared"

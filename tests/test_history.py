@@ -546,7 +546,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         return self.get_json(f"{V2}/summary")["outlook"]
 
     def test_us(self) -> None:
-        """Who was tried in which time is told."""
+        """Who was tried in which time, and with what they fail, is told."""
         self.add_many(6, "dns_failed")
         self.add_many(1, "gone", ago=20 * MINUTE)
         self.add_destination("up.example")
@@ -564,11 +564,16 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
             "85 % of long-known servers tried in the last 15 minutes",
             found["explanation"],
         )
+        cause = {"type": "kind", "value": "dns_failed", "destinations": 6, "began": 6}
         self.assertEqual(
             found["last_15_minutes"],
-            {"tried": 7, "failing": 6, "began": 6, "share": 0.8571},
+            {"tried": 7, "failing": 6, "began": 6, "share": 0.8571, "shared": [cause]},
         )
         self.assertEqual(found["last_hour"]["failing"], 7)
+        self.assertEqual(
+            [cause["value"] for cause in found["last_hour"]["shared"]],
+            ["dns_failed", "gone"],
+        )
 
     def test_known(self) -> None:
         """What has not worked for a day, and names below one domain, prove nothing."""
@@ -597,11 +602,28 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         )
         self.assertEqual(self.outlook()["verdict"], "us")
 
+    def test_issuer(self) -> None:
+        """The issuer that they share is told."""
+        self.add_many(6, "tls_expired", issuer="CN=R3, O=Somebody")
+        for number in range(7):
+            self.add_success(f"up{number}.example", worked=DAY)
+        found = self.outlook()
+        self.assertEqual(found["verdict"], "shared")
+        self.assertIn("CN=R3, O=Somebody", found["explanation"])
+        self.assertIn(
+            {
+                "type": "issuer",
+                "value": "CN=R3, O=Somebody",
+                "destinations": 6,
+                "began": 6,
+            },
+            found["last_hour"]["shared"],
+        )
+
     def test_address(self) -> None:
         """It is looked up where they lead, of some at a time, of each once."""
         self.add_many(6, "connection_timeout")
         self.add_many(1, "connection_timeout", worked=0, name="{}f.example")
-        self.assertEqual(self.outlook()["verdict"], "us")
         looked: list[list[str]] = []
 
         async def find(names: list[str]) -> dict[str, list[str]]:
@@ -610,7 +632,7 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
             return {
                 name: ["192.0.2.1", f"2001:db8::{name[18:20].rstrip('.')}"]
                 for name in names
-                if name != "connection_timeout0f.example"
+                if name != "connection_timeout5.example"
             }
 
         attempts = RecentAttemptsStore(self.homeserver, self.tables, find)  # type: ignore[arg-type]
@@ -621,8 +643,13 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         self.assertEqual(len({name for names in looked for name in names}), 7)
         # Those known for long come first.
         self.assertIn("connection_timeout0f.example", looked[1])
-        # Those that are known for long lead to one network.
-        self.assertEqual(self.outlook()["verdict"], "normal")
+        found = self.outlook()
+        self.assertEqual(found["verdict"], "shared")
+        self.assertIn("lead to the address 192.0.2.1", found["explanation"])
+        addresses = [c for c in found["last_hour"]["shared"] if c["type"] == "address"]
+        # What only one has is shared with nobody.
+        cause = {"type": "address", "value": "192.0.2.1"}
+        self.assertEqual(addresses, [{**cause, "destinations": 6, "began": 6}])
 
     def test_not_worth_looking(self) -> None:
         """Where few servers began to fail, nobody looks where they lead."""

@@ -133,7 +133,15 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                     "tried": 500,
                     "failing": 300,
                     "began": 280,
-                    "share": 0.6
+                    "share": 0.6,
+                    "shared": [
+                        {
+                            "type": "kind",
+                            "value": "dns_failed",
+                            "destinations": 290,
+                            "began": 280
+                        }
+                    ]
                 },
                 "last_15_minutes": {...}
             },

@@ -51,6 +51,27 @@ def explain_us(
     )
 
 
+def explain_shared(
+    value: str, began: int, of: int, window_ms: int, *, is_address: bool
+) -> str:
+    """Say that servers which began to fail have an address or an issuer in common.
+
+    Args:
+        value: The address, or who issued their certificates.
+        began: How many of them have it, of those known for long.
+        of: Of how many.
+        window_ms: Within which time they began to.
+        is_address: Whether it is an address.
+    """
+    what = f"have certificates of the issuer {value}: that"
+    if is_address:
+        what = f"lead to the address {value}: what runs there, or the way there,"
+    return (
+        f"{began} of {of} long-known servers that began to fail in the last "
+        f"{_minutes(window_ms)} {what} is the likely cause"
+    )
+
+
 def explain_nothing(
     failing: int, tried: int, window_ms: int, *, can_be_told: bool
 ) -> str:

@@ -13,10 +13,12 @@ from synapse_federation_admin.failures.together import (
     OurPart,
     explain_nothing,
     explain_senders,
+    explain_shared,
     explain_us,
 )
 from synapse_federation_admin.history.owners import network_of
 from synapse_federation_admin.storage.recent_attempts import (
+    CauseType,
     OwnerAttempts,
     RecentAttempts,
 )
@@ -83,13 +85,17 @@ class CorrelationVerdict(Enum):
     # This homeserver's: its resolver, its network, its clock.
     US = "us"
 
+    # That of something which several other servers share.
+    SHARED = "shared"
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Correlation:
-    """Whether servers began to fail together.
+    """Whether servers began to fail together, and what they share.
 
     Attributes:
-        verdict: `normal`; or `us`: the cause is likely to be this homeserver's.
+        verdict: `normal`; `us`: the cause is likely to be this homeserver's; `shared`:
+            something that several other servers share.
         explanation: The same for people, in a sentence.
         last_hour: What was tried in the last hour.
         lately: What was tried in the last 15 minutes.
@@ -116,10 +122,13 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
         (lately, _began_together),
         (last_hour, _began_together),
         (last_hour, _nothing_works),
+        (lately, _one_of_theirs),
+        (last_hour, _one_of_theirs),
     ):
-        explanation = judge(window)
-        if explanation is not None:
-            return Correlation(CorrelationVerdict.US, explanation, last_hour, lately)
+        found = judge(window)
+        if found is not None:
+            verdict, explanation = found
+            return Correlation(verdict, explanation, last_hour, lately)
     can_be_told = last_hour.working_owners + len(last_hour.owners) >= _LEAST
     explanation = explain_nothing(
         last_hour.failing,
@@ -132,7 +141,10 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
     )
 
 
-def _began_together(attempts: RecentAttempts) -> str | None:
+_Judgement = tuple[CorrelationVerdict, str] | None
+
+
+def _began_together(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause on our side, if many servers began to fail with it.
 
     Any homeserver knows servers that are long dead, and meets others that have never
@@ -142,7 +154,7 @@ def _began_together(attempts: RecentAttempts) -> str | None:
     return _ours(attempts, [owner.began for owner in attempts.owners], _MANY)
 
 
-def _nothing_works(attempts: RecentAttempts) -> str | None:
+def _nothing_works(attempts: RecentAttempts) -> _Judgement:
     """Tell of a cause on our side, if hardly a server is reached for an hour.
 
     Of those known for long that did not fail a day before.
@@ -152,8 +164,8 @@ def _nothing_works(attempts: RecentAttempts) -> str | None:
 
 def _ours(
     attempts: RecentAttempts, failing: Sequence[Mapping[str, int]], share: float
-) -> str | None:
-    """Tell what of ours may be the cause, in a sentence.
+) -> _Judgement:
+    """Tell what of ours may be the cause.
 
     Each owner counts once, however many servers they have, or less if others have
     servers in the same network: who wants to have us look broken, or healthy, would
@@ -185,8 +197,9 @@ def _ours(
             kinds = [kind.value for kind in family if kind.value in counts]
             with_them = sum(counts[kind] for kind in kinds)
             if with_them >= max(least, most * all_failing):
-                tried_all = all_failing + working
-                return explain_us(ours, kinds, with_them, tried_all, attempts.window_ms)
+                return CorrelationVerdict.US, explain_us(
+                    ours, kinds, with_them, all_failing + working, attempts.window_ms
+                )
     return None
 
 
@@ -216,6 +229,30 @@ def _lead_to_one(failing: Sequence[OwnerAttempts]) -> bool:
 
 def _networks(owner: OwnerAttempts) -> set[str]:
     return set(map(network_of, owner.addresses))
+
+
+def _one_of_theirs(attempts: RecentAttempts) -> _Judgement:
+    """Tell of a cause that those who began to fail share, and others do not."""
+    if attempts.known < _LEAST:
+        return None
+    causes = []
+    if attempts.looked >= min(attempts.known, _SAMPLE):
+        causes += [(c, attempts.looked) for c in attempts.causes_of(CauseType.ADDRESS)]
+    if attempts.succeeded:
+        # Else it may be our clock, and most servers have the same few issuers.
+        causes += [(c, attempts.known) for c in attempts.causes_of(CauseType.ISSUER)]
+    for cause, of in causes:
+        if cause.known < max(_LEAST, _MOST * of):
+            continue
+        explanation = explain_shared(
+            cause.value,
+            cause.known,
+            of,
+            attempts.window_ms,
+            is_address=cause.type is CauseType.ADDRESS,
+        )
+        return CorrelationVerdict.SHARED, explanation
+    return None
 
 
 def with_senders(found: Correlation, senders: Iterable[Sender]) -> Correlation:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which destinations were tried lately, and whose those are that fail.
+"""Which destinations were tried lately, and what those that fail have in common.
 
 Read from the tables of failures, outages, successes and addresses.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.records import (
     ADDRESSES,
@@ -24,6 +27,9 @@ from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
 
 _DAY_MS = 86_400_000
 
+# Of how many destinations a cause is shared, at least.
+_LEAST = 2
+
 # Of how many destinations, the last ones, it is seen where they lead.
 _CANDIDATES = 2000
 
@@ -33,8 +39,39 @@ _FAILING_NOW = f"""
     JOIN destinations AS d ON d.destination = f.destination AND {FAILING}
 """
 
-# Whether the success s is of a server that is known for long.
+# Whether the success s is of a server that is known for long; and the failure f.
 _KNOWN = "s.last_ts - s.first_ts >= ?"
+_IS_KNOWN = f"""EXISTS (
+    SELECT 1 FROM {SUCCESSES} AS s WHERE s.destination = f.destination AND {_KNOWN}
+)"""  # noqa: S608
+
+
+class CauseType(Enum):
+    """What failures may have in common."""
+
+    KIND = "kind"
+    ADDRESS = "address"
+    ISSUER = "issuer"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SharedCause:
+    """What several destinations that fail have in common.
+
+    Attributes:
+        type: What of them: the `kind` of the failure, the IP `address`, or the `issuer`
+            of certificates that are not trusted.
+        value: That kind, address or issuer.
+        destinations: How many of those that fail.
+        began: How many of them began to fail in that time.
+        known: How many of the latter are known for long.
+    """
+
+    type: CauseType
+    value: str
+    destinations: int
+    began: int
+    known: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -64,7 +101,11 @@ class RecentAttempts:
         window_ms: How long that is.
         failing: How many of them fail.
         began: How many of those began to fail in that time.
+        known: How many of the latter are known for long.
         succeeded: How many do not fail.
+        looked: Of how many that are known for long and began to fail it is known where
+            they lead.
+        causes: What those that fail have in common, the most common first.
         owners: Those known for long, by whose they are: if some of them fail that began
             to within a day, or if it was looked up where they lead.
         working_owners: How many others there are of whom one does not fail.
@@ -73,7 +114,10 @@ class RecentAttempts:
     window_ms: int
     failing: int
     began: int
+    known: int
     succeeded: int
+    looked: int
+    causes: tuple[SharedCause, ...]
     owners: tuple[OwnerAttempts, ...]
     working_owners: int
 
@@ -86,6 +130,10 @@ class RecentAttempts:
     def share(self) -> float | None:
         """The share that fails, from 0 to 1; None if none was tried."""
         return round(self.failing / self.total, 4) if self.total else None
+
+    def causes_of(self, type_: CauseType) -> list[SharedCause]:
+        """Return the causes of a type."""
+        return [cause for cause in self.causes if cause.type is type_]
 
 
 def recent_attempts_txn(
@@ -104,11 +152,19 @@ def recent_attempts_txn(
     """
     since_ts = now_ts - window_ms
     txn.execute(
-        "SELECT COUNT(*), COUNT(*) FILTER (WHERE o.start_ts >= ?) "  # noqa: S608
-        f"FROM {FAILURES} AS f {_FAILING_NOW} WHERE f.last_ts >= ?",
-        (since_ts, since_ts),
+        "SELECT f.kind, f.issuer, COUNT(*), "  # noqa: S608
+        "COUNT(*) FILTER (WHERE o.start_ts >= ?), "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_IS_KNOWN}) "
+        f"FROM {FAILURES} AS f {_FAILING_NOW} "
+        "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer",
+        (since_ts, since_ts, known_ms, since_ts),
     )
-    ((failing, began),) = txn.fetchall()
+    groups = txn.fetchall()
+    # Of each of the three counts, all groups together.
+    failing, began, known = (
+        sum(group[place] for group in groups) for place in range(2, 5)
+    )
+    looked, addresses = _addresses_txn(txn, since_ts, known_ms)
     tried = Sql(
         f"FROM {SUCCESSES} AS s "
         f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
@@ -122,11 +178,20 @@ def recent_attempts_txn(
     )
     ((succeeded, working_owners),) = txn.fetchall()
     owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS)
+    kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
+    issuers = _most_common((issuer, *counts) for _, issuer, *counts in groups if issuer)
     return RecentAttempts(
         window_ms,
         failing,
         began,
+        known,
         succeeded=succeeded,
+        looked=looked,
+        causes=(
+            *(SharedCause(CauseType.KIND, *kind) for kind in kinds),
+            *(SharedCause(CauseType.ISSUER, *i) for i in issuers if i[1] >= _LEAST),
+            *(SharedCause(CauseType.ADDRESS, *address) for address in addresses),
+        ),
         owners=tuple(owners),
         working_owners=working_owners - sum(owner.works > 0 for owner in owners),
     )
@@ -190,6 +255,62 @@ def _owners_txn(
         )
         for name in names
     ]
+
+
+def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Add up what groups of one value have; return the most common values first.
+
+    Args:
+        groups: Each a value, how many fail with it, how many of these began to in that
+            time, and how many of the latter are known for long.
+
+    Returns:
+        The values and these three counts.
+    """
+    added: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for value, *counts in groups:
+        added[value] = [
+            one + more for one, more in zip(added[value], counts, strict=True)
+        ]
+    most = sorted(added.items(), key=lambda item: (-item[1][0], item[0]))
+    return [(value, *counts) for value, counts in most[: limits.TOLD_CAUSES]]
+
+
+def _addresses_txn(
+    txn: LoggingTransaction, since_ts: int, known_ms: int
+) -> tuple[int, list[tuple[Any, ...]]]:
+    """Read where those lead that began to fail since a time, as far as is known.
+
+    Returns:
+        Of how many that is known that are known for long; and the addresses, each with
+        how many fail, how many of these began to fail since, and how many of the latter
+        are known for long.
+    """
+    each_address = (
+        "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
+        if on_postgres(txn)
+        else "json_each(a.addresses) AS each"
+    )
+    source = (
+        f"FROM (SELECT destination, addresses FROM {ADDRESSES} AS a "  # noqa: S608
+        "ORDER BY looked_ts DESC LIMIT ?) AS a "
+        f"JOIN {FAILURES} AS f ON f.destination = a.destination {_FAILING_NOW}"
+    )
+    txn.execute(
+        f"SELECT COUNT(*) {source} "
+        f"WHERE f.last_ts >= ? AND o.start_ts >= ? AND {_IS_KNOWN}",
+        (_CANDIDATES, since_ts, since_ts, known_ms),
+    )
+    ((looked,),) = txn.fetchall()
+    txn.execute(
+        "SELECT each.value, COUNT(*), COUNT(*) FILTER (WHERE o.start_ts >= ?), "
+        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_IS_KNOWN}) "
+        f"{source} CROSS JOIN {each_address} WHERE f.last_ts >= ? "
+        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 4 DESC, 2 DESC, 1 "
+        "LIMIT ?",
+        (since_ts, since_ts, known_ms, _CANDIDATES, since_ts, limits.TOLD_CAUSES),
+    )
+    return looked, txn.fetchall()
 
 
 def not_looked_up_txn(

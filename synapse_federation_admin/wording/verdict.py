@@ -64,6 +64,8 @@ def is_it_us(
     """
     if verdict == "us":
         return Verdict("bad", "It is us.", why)
+    if verdict == "shared":
+        return Verdict("warn", "It is not us: they have something in common.", why)
     if "nobody" in senders:
         sentence = "No process of ours is known to send."
         return Verdict("bad", sentence, "What is to be sent waits until one does.")

@@ -29,7 +29,7 @@ from synapse_federation_admin.history.correlation import Correlation
 from synapse_federation_admin.storage.audit_entry import AuditEntry
 from synapse_federation_admin.storage.instances import Instance
 from synapse_federation_admin.storage.outcomes import Contact
-from synapse_federation_admin.storage.recent_attempts import RecentAttempts
+from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.run_values import Run
 
@@ -48,7 +48,7 @@ _KEYS: Mapping[type[Any], str] = {
     "explanation=situation.explanation advice=situation.advice stages stored",
     Instance: "instance=name state seen_ts started_ts module_version synapse_version "
     "sends in_memory reactor_late_ms",
-    RecentAttempts: "tried=total failing began share",
+    RecentAttempts: "tried=total failing began share shared=causes",
     RecordedFailure: "kind message first_ts last_ts count instance",
     Run: "id=run_id action status user_id=actor.user_id puppeted_by=actor.puppeted_by "
     "reason criteria options created_ts started_ts updated_ts ended_ts matched done "
@@ -59,6 +59,7 @@ _KEYS: Mapping[type[Any], str] = {
     "behind_events=sender.behind_events behind_ms=sender.behind_ms "
     "ahead_events=sender.ahead_events queued_position",
     Stage: "name outcome kind reason message duration_ms findings",
+    SharedCause: "type value destinations began",
 }
 
 
