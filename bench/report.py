@@ -42,8 +42,8 @@ class DatabaseReport:
 
     title: str
     servers: Sequence[str]
-    """Stock first, then the module; and the module as it was before, if that is
-    measured beside."""
+    """Stock first, then the module, then the module with indexes; and both as they
+    were before, if that is measured beside."""
     v1: dict[str, dict[str, Figures]] = field(factory=dict)
     """By request, then by server."""
     v2: dict[str, dict[str, Figures]] = field(factory=dict)
@@ -53,7 +53,8 @@ class DatabaseReport:
     crowds: list[Greedy] = field(factory=list)
 
 
-STOCK, MODULE, BEFORE = "stock", "module", "before"
+STOCK, MODULE, INDEXED = "stock", "module", "module, `indexes: true`"
+BEFORE, BEFORE_INDEXED = "before", "before, `indexes: true`"
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -223,13 +224,14 @@ def _v2(report: DatabaseReport) -> list[list[str]]:
 def _beside(report: DatabaseReport) -> list[str]:
     if BEFORE not in report.servers:
         return []
-    return [f"{MODULE}, x before"]
+    return [f"{MODULE}, x before", f"{INDEXED}, x before"]
 
 
 def _compared(report: DatabaseReport, figures: dict[str, Figures]) -> list[str]:
     if BEFORE not in report.servers:
         return []
-    return [_ratio(figures.get(MODULE, "-"), figures.get(BEFORE, "-"))]
+    pairs = ((MODULE, BEFORE), (INDEXED, BEFORE_INDEXED))
+    return [_ratio(figures.get(a, "-"), figures.get(b, "-")) for a, b in pairs]
 
 
 def _greedy(row: Greedy) -> list[str]:

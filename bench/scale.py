@@ -27,6 +27,7 @@ import probe
 import report
 from copies import Copies, PostgresCopies, SqliteCopies, say
 from plan import (
+    SUMMARY,
     V1,
     V2,
     Case,
@@ -41,6 +42,8 @@ from plan import (
 )
 from report import (
     BEFORE,
+    BEFORE_INDEXED,
+    INDEXED,
     MODULE,
     STOCK,
     DatabaseReport,
@@ -48,15 +51,15 @@ from report import (
 )
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.processes import PlaygroundError
+from synapse_federation_admin.playground.processes import PlaygroundError, wait_until
 from synapse_federation_admin.playground.services import Postgres
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 Json = dict[str, Any]
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-_CONFIGS: dict[str, Json | None] = {STOCK: None, MODULE: {}}
-_BEFORE = {BEFORE: MODULE}
+_CONFIGS: dict[str, Json | None] = {STOCK: None, MODULE: {}, INDEXED: {"indexes": True}}
+_BEFORE = {BEFORE: MODULE, BEFORE_INDEXED: INDEXED}
 _ROWS = {"sqlite": 100_000, "postgres": 1_000_000}
 _GREEDY_REPETITIONS = 3
 _CROWD = 200
@@ -202,11 +205,18 @@ def _restart(synapse: SynapseServer) -> int:
 
 
 def _prepare(server: Server, result: DatabaseReport, count: int) -> None:
-    """Walk through all of v2 once."""
+    """Wait for the indexes, and walk through all of v2 once."""
+
+    def ready() -> bool:
+        _, summary = server.get(SUMMARY)
+        return bool(summary["indexes"]["ready"])
+
     try:
+        if server.name in (INDEXED, BEFORE_INDEXED):
+            wait_until(ready, "the indexes", 600, 0.5)
         found = walk_all(server)
     except (NotAnsweredError, PlaygroundError, KeyError) as e:
-        _remark(f"{result.title}, {server.name}: walk through v2: {e!r}")
+        _remark(f"{result.title}, {server.name}: indexes, or walk through v2: {e!r}")
         return
     result.walks[server.name] = server.walk_s
     if found != count:
@@ -247,13 +257,14 @@ def _measure_greedy(
     whole = f"{V1}?limit={count}"
     export = f"{V2}/export?format="
     row = '"destination":'
-    for server in servers:
+    plain = [s for s in servers if s.name not in (INDEXED, BEFORE_INDEXED)]
+    for server in plain:
         server.start_anew()
     tasks = [
-        *((s, f"v1 `limit={count}`", whole, row, count) for s in servers),
+        *((s, f"v1 `limit={count}`", whole, row, count) for s in plain),
         *(
             (s, f"v2 export, {kind}", export + kind, needle, expected)
-            for s in servers
+            for s in plain
             if s.has_module
             # CSV has a line of headings.
             for kind, needle, expected in (
@@ -298,6 +309,8 @@ def _measure_crowds(
     ]
     for name, paths, module_only in crowds:
         for server in servers:
+            if server.name in (INDEXED, BEFORE_INDEXED):
+                continue
             if module_only and not server.has_module:
                 continue
             say(f"{result.title}, {server.name}: {_CROWD} x {name}")

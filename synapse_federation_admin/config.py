@@ -69,6 +69,7 @@ class FederationAdminConfig:
         contact_on_reset: Whether `reset_connection` makes one real request to the
             destination, in the background.
         contact_timeout_ms: How long a destination has to answer that request.
+        indexes: Whether to create the optional indexes on Synapse's `destinations`.
         audit_keep_for_ms: How long to keep what was done through this module.
         bulk_max_per_second: How many destinations a bulk run may contact per second.
         console_enabled: Whether to serve the console.
@@ -82,6 +83,7 @@ class FederationAdminConfig:
 
     contact_on_reset: bool = _flag("contact_on_reset", default=True)
     contact_timeout_ms: int = _duration("contact_timeout", "10s", "1s", "60s")
+    indexes: bool = _flag("indexes", default=False)
     audit_keep_for_ms: int = _duration("audit.keep_for", "400d", "1d", "36500d")
     bulk_max_per_second: int = _number("bulk.max_per_second", 500, most=1000)
     console_enabled: bool = _flag("console.enabled", default=True)

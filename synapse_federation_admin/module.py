@@ -125,6 +125,7 @@ class FederationAdmin:
 def _wire_base(s: "Services", api: "ModuleApi") -> None:
     from synapse_federation_admin.destinations.attention import AttentionStore
     from synapse_federation_admin.destinations.backlog import BacklogStore
+    from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.invalid import InvalidNames
     from synapse_federation_admin.destinations.pagination import Cursors
     from synapse_federation_admin.destinations.reader import DestinationReader
@@ -140,7 +141,8 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     s.tables = Tables(s.homeserver, has_history=s.config.history_enabled)
     s.destinations = DestinationStore(s.homeserver)
     invalid = InvalidNames(s.homeserver)
-    s.reader = DestinationReader(s.homeserver, s.tables, s.features, invalid)
+    s.indexes = DestinationIndexes(s.homeserver, s.config.indexes)
+    s.reader = DestinationReader(s.homeserver, s.tables, s.features, s.indexes, invalid)
     s.wake = Wake(s.homeserver)
     s.cursors = Cursors(s.homeserver.now_ms)
     s.backlog = BacklogStore(s.homeserver)
@@ -334,6 +336,10 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
     return (monitor.start,)
 
 
+def _wire_indexes(s: "Services") -> Iterable[Start]:
+    return (s.indexes.start,)
+
+
 def _make_console(s: "Services", api: "ModuleApi") -> "PagesResource":
     s.features.require(Feature.V2)
     from synapse_federation_admin.console.resource import make_console
@@ -353,4 +359,5 @@ _WIRING: dict[Feature, Callable[["Services"], Iterable[Start] | None]] = {
     Feature.DIAGNOSIS: _wire_diagnosis,
     Feature.HISTORY: _wire_history,
     Feature.METRICS: _wire_metrics,
+    Feature.INDEXES: _wire_indexes,
 }

@@ -23,6 +23,7 @@ def test_defaults(empty: Any) -> None:
     assert FederationAdmin.parse_config(empty) == FederationAdminConfig(
         contact_on_reset=True,
         contact_timeout_ms=10_000,
+        indexes=False,
         audit_keep_for_ms=400 * 86_400_000,
         bulk_max_per_second=500,
     )
@@ -34,6 +35,7 @@ def test_values() -> None:
         {
             "contact_on_reset": False,
             "contact_timeout": "1m",
+            "indexes": True,
             "audit": {"keep_for": "2w"},
             "bulk": {"max_per_second": 7},
             "history": {"enabled": False, "look_up_servers": False},
@@ -42,6 +44,7 @@ def test_values() -> None:
     assert config == FederationAdminConfig(
         contact_on_reset=False,
         contact_timeout_ms=60_000,
+        indexes=True,
         audit_keep_for_ms=14 * 86_400_000,
         bulk_max_per_second=7,
         history_enabled=False,
@@ -57,6 +60,7 @@ def test_values() -> None:
         ({"x" * 1000: True}, "unknown key"),
         ({"contact_on_reset": "yes"}, "contact_on_reset: expected true or false"),
         ({"contact_on_reset": None}, "contact_on_reset: expected true or false"),
+        ({"indexes": "yes"}, "indexes: expected true or false"),
         ({"contact_timeout": 10}, "contact_timeout: expected a duration"),
         ({"contact_timeout": "0s"}, "from 1s to 60s"),
         ({"contact_timeout": "61s"}, "from 1s to 60s"),

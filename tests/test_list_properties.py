@@ -14,6 +14,7 @@ from tests.utils import USE_POSTGRES_FOR_TESTS
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader as module
+from synapse_federation_admin.destinations.indexes import INDEXES, DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.reader import (
     DestinationList,
@@ -29,6 +30,7 @@ from synapse_federation_admin.destinations.values import (
 )
 from synapse_federation_admin.homeserver.features import Features
 from synapse_federation_admin.homeserver.server_name import is_server_name
+from synapse_federation_admin.storage.sql import Sql, where
 
 pytestmark = pytest.mark.one_synapse
 
@@ -134,6 +136,7 @@ class ListPropertiesTest(ModuleTestCase):
             homeserver,
             self.tables,
             Features(),
+            DestinationIndexes(homeserver, False),
             InvalidNames(homeserver),
         )
 
@@ -209,16 +212,24 @@ class ListPropertiesTest(ModuleTestCase):
         filters | st.just(DestinationFilter()),
         sorts,
         st.integers(1, 12),
+        st.booleans(),
     )
-    @example([], DestinationFilter(), Sort(), 1)
+    @example([], DestinationFilter(), Sort(), 1, False)
     def test_lists(
         self,
         rows: list[Destination],
         wanted: DestinationFilter,
         sort: Sort,
         limit: int,
+        has_indexes: bool,
     ) -> None:
-        """A walk, a long list, a count and a jump find what a plain sort finds."""
+        """A walk, a long list, a count and a jump find what a plain sort finds.
+
+        With the optional indexes and without.
+        """
+        if has_indexes != self.reader.indexes.are_ready:
+            self.create_indexes() if has_indexes else self.drop_indexes()
+        self.reader.indexes.are_ready = has_indexes
         with patch.multiple(module, **PIECES):
             self.check(rows, wanted, sort, limit)
 
@@ -244,3 +255,54 @@ class ListPropertiesTest(ModuleTestCase):
             sorted(self.result(self.reader.invalid.find())),
             sorted(name for name in names if not is_server_name(name)),
         )
+
+    def test_indexes_serve(self) -> None:
+        """On SQLite, where there is an index for a list, it is read by that index."""
+        if self.is_postgres:
+            return
+        self.create_indexes()
+        self.reader.indexes.are_ready = True
+        select = module._select
+        plans: list[str] = []
+
+        def explain(
+            txn: Any, source: str, which: list[Sql], order: str, limit: int
+        ) -> list[Destination]:
+            kept = where(which)
+            txn.execute(
+                f"EXPLAIN QUERY PLAN SELECT * FROM {source} {kept.text} "
+                f"ORDER BY {order} LIMIT 5",
+                kept.args,
+            )
+            plans.append(str(txn.fetchall()))
+            return select(txn, source, which, order, limit)
+
+        failing = DestinationFilter(
+            statuses=frozenset(
+                {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}
+            )
+        )
+        newest = Sort(DestinationOrder.FAILURE_TS, Direction.BACKWARDS)
+        by_interval = Sort(DestinationOrder.RETRY_INTERVAL, Direction.BACKWARDS)
+        for wanted, sort, index in (
+            (failing, Sort(), "federation_admin_failing"),
+            (DestinationFilter(), newest, "federation_admin_failure_ts"),
+            (DestinationFilter(), by_interval, "federation_admin_retry_interval_desc"),
+        ):
+            with patch.object(module, "_select", explain):
+                self.result(self.reader.of(wanted, sort).read(None, 5))
+            self.assertIn(f"USING INDEX {index}", plans[0])
+            plans.clear()
+
+    def create_indexes(self) -> None:
+        self.run_all([index.create for index in INDEXES])
+
+    def drop_indexes(self) -> None:
+        self.run_all([f"DROP INDEX IF EXISTS {index.name}" for index in INDEXES])
+
+    def run_all(self, statements: list[str]) -> None:
+        def run_txn(txn: Any) -> None:
+            for statement in statements:
+                txn.execute(statement)
+
+        self.result(self.db_pool.runInteraction("indexes", run_txn))

@@ -330,7 +330,7 @@ class NamesTestCase(SelfCheckTestCase):
     def test_database_away(self) -> None:
         """While the database is away nothing is switched off; it is asked again."""
         database = self.store.database_engine.module
-        gone = ((Feature.METRICS,), "destinations", "gone")
+        gone = ((Feature.INDEXES,), "destinations", "gone")
         found = features.Features()
         real = self.homeserver.run_db_interaction
         error = database.OperationalError("unable to open database file")
@@ -345,7 +345,7 @@ class NamesTestCase(SelfCheckTestCase):
             away.side_effect = real
             self.pump(10)
         self.successResultOf(checked)
-        self.assertEqual([f for f in Feature if not found.is_on(f)], [Feature.METRICS])
+        self.assertEqual([f for f in Feature if not found.is_on(f)], [Feature.INDEXES])
 
     def test_pydantic(self) -> None:
         """Where Synapse sits on pydantic 1, v2 is off, and v1 works."""

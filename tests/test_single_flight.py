@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader
+from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.values import (
@@ -38,6 +39,7 @@ class ComputingTestCase(ModuleTestCase):
             self.homeserver,
             self.tables,
             Features(),
+            DestinationIndexes(self.homeserver, False),
             InvalidNames(self.homeserver),
         )
         self.computing: list[Deferred[str]] = []

@@ -429,8 +429,9 @@ class SummaryTest(V2TestCase):
         self.assertEqual(len(body["destinations"]), 2)
 
     def test_summary(self) -> None:
-        """The summary counts by status and by age."""
+        """The summary counts by status and by age, and tells the indexes' state."""
         body = self.get_json(f"{V2}/summary")
+        indexes = body.pop("indexes")
         self.assertEqual(body.pop("failing_by_kind"), {"unknown": 2})
         self.assertEqual(
             body.pop("failing_by_kind_and_age"), {"unknown": body["failing"]}
@@ -463,6 +464,9 @@ class SummaryTest(V2TestCase):
                 "not_yet_queued": 0,
             },
         )
+        self.assertEqual((indexes["enabled"], indexes["ready"]), (False, False))
+        self.assertEqual(set(indexes["states"].values()), {"missing"})
+        self.assertEqual(indexes["errors"], {})
         self.assertIn("total", self.refused(f"{V2}/summary?total=true"))
 
     def test_slow_backlog(self) -> None:

@@ -16,6 +16,7 @@ from synapse_federation_admin.storage.audit_entry import Actor
 if TYPE_CHECKING:
     from synapse_federation_admin.destinations.attention import AttentionStore
     from synapse_federation_admin.destinations.backlog import BacklogStore
+    from synapse_federation_admin.destinations.indexes import DestinationIndexes
     from synapse_federation_admin.destinations.pagination import Cursors
     from synapse_federation_admin.destinations.reader import DestinationReader
     from synapse_federation_admin.destinations.senders import Senders
@@ -60,6 +61,7 @@ class Services:
     destinations: "DestinationStore"
     reader: "DestinationReader"
     summary: "SummaryStore"
+    indexes: "DestinationIndexes"
     wake: "Wake"
     follow_up: "FollowUp"
     # Of the feature that is named beside it.

@@ -11,7 +11,7 @@ from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.queued import not_yet_queued
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import FailureAge
-from synapse_federation_admin.destinations.values import DestinationStatus
+from synapse_federation_admin.destinations.values import DestinationStatus, IndexState
 from synapse_federation_admin.history.correlation import Correlation, with_senders
 from synapse_federation_admin.history.store import by_every_kind, if_readable
 
@@ -41,6 +41,19 @@ class Unlisted(Answer):
 
     total: int | None = Field(description="How many; null while that is not known.")
     sample: list[str] = Field(description="Some of them.")
+
+
+class Indexes(Answer):
+    """The optional indexes on Synapse's table `destinations`."""
+
+    enabled: bool = Field(description="Whether the configuration asks for them.")
+    ready: bool = Field(description="Whether all of them are ready.")
+    states: dict[str, IndexState] = Field(
+        description="Each index: `ready` or `missing`."
+    )
+    errors: dict[str, str] = Field(
+        description="Why this process could not create an index."
+    )
 
 
 class Summary(Answer):
@@ -81,6 +94,7 @@ class Summary(Answer):
         description="Names for which something waits, but which Synapse has no row "
         "for: they are in no list, but each is found by its name."
     )
+    indexes: Indexes = Field(description="The optional indexes.")
 
 
 @operation(Nothing, Summary)
@@ -165,7 +179,13 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                 "oldest_to_device_ts": 1557332397936,
                 "device_list_updates": 7000
             },
-            "unlisted": {"total": 1, "sample": ["new.example"]}
+            "unlisted": {"total": 1, "sample": ["new.example"]},
+            "indexes": {
+                "enabled": true,
+                "ready": false,
+                "states": {"federation_admin_failing": "missing"},
+                "errors": {}
+            }
         }
 
     `backlog` and `unlisted` are as of `backlog.as_of_ts`. Where it takes long to read
@@ -181,6 +201,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
     processes = await if_readable(lambda: services.senders.lately.get())
     senders = processes and processes.senders
     outlook = await if_readable(lambda: services.recent_attempts.correlation())
+    states = await services.indexes.states()
     # None where nothing is known yet.
     waiting = summary.backlog
     return {
@@ -205,5 +226,11 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         "unlisted": {
             "total": waiting.unlisted if waiting else None,
             "sample": list(waiting.unlisted_sample) if waiting else [],
+        },
+        "indexes": {
+            "enabled": services.indexes.enabled,
+            "ready": all(state is IndexState.READY for state in states.values()),
+            "states": shown(states),
+            "errors": dict(services.indexes.errors),
         },
     }

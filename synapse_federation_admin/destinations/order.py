@@ -2,7 +2,8 @@
 """A sorted list of destinations, cut into segments which the database can read cheaply.
 
 The rows that have no value to sort by are sorted by their name alone, so they are a
-list of their own, which Synapse's primary key serves. Pure.
+list of their own, which Synapse's primary key serves; the others are one that an
+optional index over just those rows serves. Pure.
 """
 
 import attr
@@ -36,8 +37,8 @@ class Segment:
         conditions: Which rows are in it.
         order: Its ORDER BY.
         names: The direction of the names, of all rows or of those with equal values.
-        has_value: Whether its rows have a value; else the name alone sorts it, and the
-            primary key serves.
+        has_value: Whether its rows have a value, as the optional indexes hold them;
+            else the name alone sorts it, and the primary key serves.
         after: In a segment by name: it begins behind this name. None: at the start.
     """
 
@@ -95,13 +96,18 @@ _COLUMNS = {
 
 
 def segments(
-    sort: Sort, after: Position | None, *, reverse: bool = False
+    sort: Sort,
+    after: Position | None,
+    *,
+    indexed: bool = False,
+    reverse: bool = False,
 ) -> list[Segment]:
     """Cut a sorted list, or what of it comes behind a position, into segments.
 
     Args:
         sort: The order of the list.
         after: The position; None for the whole list.
+        indexed: Whether there are the optional indexes.
         reverse: Read the list from its end.
 
     Returns:
@@ -117,7 +123,9 @@ def segments(
     nones = [
         _sorted_by_name((Sql(column.has_none),), names, after if in_nones else None)
     ]
-    values = [_with_value(column, direction, names, after if in_values else None)]
+    values = _with_value(
+        column, direction, names, after if in_values else None, indexed=indexed
+    )
     if column.comes_last(sort) != reverse:
         return nones if in_nones else values + nones
     return values if in_values else nones + values
@@ -131,19 +139,31 @@ def _sorted_by_name(
 
 
 def _with_value(
-    column: _Column, direction: Direction, names: Direction, after: Position | None
-) -> Segment:
-    """Return the segment of the rows that have a value."""
+    column: _Column,
+    direction: Direction,
+    names: Direction,
+    after: Position | None,
+    *,
+    indexed: bool,
+) -> list[Segment]:
+    """Return the segments of the rows that have a value."""
     order = f"{column.value} {BEYOND[direction][1]}, {by_name(names)}"
     rows = Sql(column.has_value)
     if after is None:
-        return Segment((rows,), order, names, True)
+        return [Segment((rows,), order, names, True)]
     assert after.value is not None
     beyond = Sql(f"{column.value} {BEYOND[direction][0]} ?", (after.value,))
     tied = Sql(f"{column.value} = ?", (after.value,))
+    if indexed:
+        # Each of the two is read from where it begins.
+        return [
+            Segment((rows, tied), by_name(names), names, True, after.destination),
+            Segment((rows, beyond), order, names, True),
+        ]
+    # Each would be a pass over the table.
     (later,) = names_between(after.destination, None, names)
     either = Sql(
         f"({beyond.text} OR ({tied.text} AND {later.text}))",
         (*beyond.args, *tied.args, *later.args),
     )
-    return Segment((rows, either), order, names, True)
+    return [Segment((rows, either), order, names, True)]

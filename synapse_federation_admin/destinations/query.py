@@ -90,6 +90,7 @@ def conditions(
         pattern = _like_literal(wanted.name_glob).replace("*", "%").replace("?", "_")
         found.append(Sql(f"{name} LIKE ? ESCAPE '!'", (pattern,)))
     if is_of_failing(wanted):
+        # A condition of its own, so that an index over failing rows serves.
         found.append(Sql(FAILING))
     if wanted.statuses:
         found += _status_conditions(

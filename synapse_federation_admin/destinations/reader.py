@@ -19,12 +19,14 @@ from synapse.module_api import (
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.destinations.indexes import DestinationIndexes
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.order import Segment, segments
 from synapse_federation_admin.destinations.query import (
     DESTINATION_COLUMNS,
     by_name,
     conditions,
+    is_of_failing,
     names_between,
 )
 from synapse_federation_admin.destinations.values import (
@@ -62,6 +64,7 @@ class DestinationReader:
     Attributes:
         homeserver: The homeserver.
         tables: The tables of the module's own.
+        indexes: The optional indexes.
         invalid: The names that are none of servers.
     """
 
@@ -70,10 +73,12 @@ class DestinationReader:
         homeserver: Homeserver,
         tables: Tables,
         features: Features,
+        indexes: DestinationIndexes,
         invalid: InvalidNames,
     ) -> None:
         self.homeserver = homeserver
         self.tables = tables
+        self.indexes = indexes
         self.invalid = invalid
         self._features = features
         self._passes = homeserver.linearizer(
@@ -272,7 +277,9 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the next rows, segment by segment."""
         rows: list[Destination] = []
-        for segment in segments(self.sort, after):
+        for segment in segments(
+            self.sort, after, indexed=self._reader.indexes.are_ready
+        ):
             if len(rows) < limit:
                 rows += self._segment_txn(txn, segment, limit - len(rows))
         return rows
@@ -313,8 +320,9 @@ class DestinationList:
 
         Then it is looked for in some rows of the table by name first.
         """
-        if segment.has_value:
-            # Sorted: all of them are.
+        are_indexed = self._reader.indexes.are_ready
+        if segment.has_value or (are_indexed and is_of_failing(self.wanted)):
+            # Sorted, or by an index.
             return False
         return bool(segment.conditions) or not self.wanted.keeps_all
 

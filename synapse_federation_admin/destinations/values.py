@@ -195,3 +195,11 @@ class Position:
 
     value: int | None
     destination: str
+
+
+class IndexState(Enum):
+    """What there is of an optional index."""
+
+    READY = "ready"
+
+    MISSING = "missing"

@@ -57,6 +57,7 @@ class Database(Process):
         func: Callable[[LoggingTransaction], T],
         *,
         read_committed: bool = False,
+        autocommit: bool = False,
     ) -> T:
         """Run a function in a transaction, on a database thread.
 
@@ -66,11 +67,14 @@ class Database(Process):
             read_committed: Each statement sees the newest. For those that wait for a
                 lock first: what Synapse's ordinary transactions see is as old as their
                 first statement.
+            autocommit: On PostgreSQL, each statement is a transaction of its own: for
+                those that cannot be in one with others.
         """
         return await self._hs.get_datastores().main.db_pool.runInteraction(
             desc,
             _begun_anew(func),
             isolation_level=IsolationLevel.READ_COMMITTED if read_committed else None,
+            db_autocommit=autocommit,
         )
 
     def is_database_away(self, error: BaseException) -> bool:

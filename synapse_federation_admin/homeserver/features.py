@@ -33,6 +33,7 @@ class Feature(Enum):
     DIAGNOSIS = "diagnosis"
     HISTORY = "history"
     METRICS = "metrics"
+    INDEXES = "indexes"
     SENDERS = "senders"
     CONSOLE = "console"
 

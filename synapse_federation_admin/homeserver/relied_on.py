@@ -67,6 +67,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_datastores().main.database_engine.module.InterfaceError
             get_datastores().main.database_engine.module.OperationalError
             get_datastores().main.db_pool.runInteraction(isolation_level)
+            get_datastores().main.db_pool.runInteraction(db_autocommit)
         """,
     ),
     (
@@ -250,7 +251,7 @@ LOG_TEXTS_ARE_FOR = (Feature.HISTORY,)
 # What needs columns of Synapse's tables, the table, and the columns.
 COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
     (
-        (*_LISTS, *_CONTACTS, _F.DIAGNOSIS, _F.HISTORY, _F.METRICS),
+        (*_LISTS, *_CONTACTS, *(_F.DIAGNOSIS, _F.HISTORY, _F.METRICS, _F.INDEXES)),
         "destinations",
         "destination retry_last_ts retry_interval failure_ts "
         "last_successful_stream_ordering",

@@ -14,7 +14,8 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import on_postgres
 
-# What of Synapse's table `destinations` is failing.
+# What of Synapse's table `destinations` is failing. The optional indexes are over the
+# rows for which it is true, so it is written the same wherever it is used.
 FAILING = "retry_last_ts <> 0"
 
 # What of it bears a name that a server can have, by its length: longer ones do not fit

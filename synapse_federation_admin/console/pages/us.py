@@ -34,6 +34,7 @@ async def show_us(visit: Visit) -> Answered:
             "verdict": summary and verdict(summary, sum(summary.failing.values())),
             "senders": (summary and summary.senders) or [],
             "not_yet_queued": summary and summary.not_yet_queued,
+            "indexes": summary and summary.indexes,
             "instances": instances and instances.instances,
             "status": status,
             "states": STATES,
