@@ -165,7 +165,7 @@ ABSENT = (None, NOW + HOUR, True)
 )
 def test_file(file: Fetched, cached: Any, expected: str) -> None:
     """What a file means: the outcome, its kind, where it leads, where Synapse goes."""
-    found = conclude(file, cached=cached, max_bytes=9, now_ms=NOW)
+    found = conclude(file, lifetime_ms=1, cached=cached, max_bytes=9, now_ms=NOW)
     stage = found.stage
     kind = stage.kind.value if stage.kind else None
     words = (stage.outcome.value, kind, found.delegated_to, found.used)
@@ -190,7 +190,7 @@ def test_late_file() -> None:
         (CACHED, False),
         (STALE, False),
     ):
-        found = conclude(late, cached=cached, max_bytes=9, now_ms=NOW)
+        found = conclude(late, lifetime_ms=1, cached=cached, max_bytes=9, now_ms=NOW)
         assert found.is_late is is_late, cached
 
 
@@ -332,6 +332,7 @@ def certificate(left_ms: int) -> Certificate:
         0,
         0,
         left_ms,
+        0,
         "ab",
         1,
     )

@@ -141,6 +141,7 @@ def certificate(from_ms: int, until_ms: int) -> Certificate:
         NOW + from_ms,
         NOW + until_ms,
         until_ms,
+        until_ms // (24 * HOUR),
         "",
         1,
     )

@@ -67,9 +67,12 @@ def left_behind(folder: Path) -> list[str]:
 def test_check(environment: dict[str, str], tmp_path: Path, workers: bool) -> None:
     """`--check` does the main job, says how long it took, and leaves nothing behind.
 
-    So it does with `--workers`.
+    So it does with `--workers`; `--keep FOLDER` keeps files, but no process.
     """
-    done = run(environment, "--check", *(("--workers",) if workers else ()))
+    folder = tmp_path / "kept"
+    keep = ("--keep", str(folder))
+
+    done = run(environment, "--check", *(("--workers", *keep) if workers else ()))
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "19 of 30 servers are failing" in done.stdout
@@ -79,9 +82,18 @@ def test_check(environment: dict[str, str], tmp_path: Path, workers: bool) -> No
         )
         assert taken, done.stdout
         assert float(taken[1] or 0) < AT_ONCE_S
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    # A path is as long as it is.
+    lines = [line for line in done.stdout.splitlines() if "files are in" not in line]
+    assert max(map(len, lines)) <= 80
     assert left_behind(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    if not workers:
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert (folder / "synapse" / "homeserver.yaml").is_file()
+    assert (folder / "synapse" / "federation_sender_1.log").stat().st_size > 0
+    refused = run(environment, "--check", *keep)
+    assert refused.returncode == 1
+    assert "is not an empty folder" in refused.stderr
 
 
 @pytest.fixture

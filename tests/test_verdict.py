@@ -259,7 +259,7 @@ def priorities(*hosts: str) -> Stage:
         for number, host in enumerate(hosts)
     )
     targets = tuple(Target(host, 8448) for host in hosts)
-    found = AddressesFindings("a", False, None, services, 2, targets, 2)
+    found = AddressesFindings("a", None, (), services, 2, targets, 2)
     return stage(Name.ADDRESSES, findings=found)
 
 
@@ -460,7 +460,7 @@ OURS = KeysFindings(is_us=True)
             stages(
                 stage(
                     Name.ADDRESSES,
-                    findings=AddressesFindings("a", False, "4", services_total=1),
+                    findings=AddressesFindings("a", "4", (), services_total=1),
                 ),
                 stage(Name.KEYS, FAILED, Kind.IS_US, OURS),
             ),

@@ -3,6 +3,7 @@
 
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import click
 
@@ -96,7 +97,14 @@ def _exit(ctx: click.Context, status: int | None) -> None:
     "server that is down up, reset its connection, and see what was waiting for "
     "it arrive. The exit status is 0 only if all of that happened.",
 )
-def playground(workers: bool, check: bool) -> int:
+@click.option(
+    "--keep",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Keep configuration, logs and database in FOLDER, which must be empty "
+    "or not there yet.",
+)
+def playground(workers: bool, check: bool, keep: Path | None) -> int:
     """Try the module on a real Synapse with remote servers that misbehave.
 
     Starts a Synapse and thirty remote servers on 127.0.0.x, most of which fail,
@@ -105,7 +113,7 @@ def playground(workers: bool, check: bool) -> int:
     """
     from synapse_federation_admin.playground.session import Session
 
-    return Session(workers=workers, check_only=check).run()
+    return Session(workers=workers, check_only=check).run(keep)
 
 
 for _command in (

@@ -17,6 +17,8 @@ from twisted.names import dns
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.resolution import (
     AddressesFindings,
+    ResolutionOutcome,
+    ResolutionStep,
     ServiceRecord,
     Target,
     TargetAddress,
@@ -39,12 +41,15 @@ from synapse_federation_admin.homeserver.server_name import ServerName
 
 _DEFAULT_PORT = 8448
 
-# The steps, by their numbers where the server delegates and where it does not.
-_LITERAL = ("3.1", "1")
-_PORT = ("3.2", "2")
-_SERVICE = ("3.3", "4")
-_OLD_SERVICE = ("3.4", "5")
-_FALLBACK = ("3.5", "6")
+# The steps, by their numbers where the server delegates and where it does not: in the
+# order of the numbers.
+_LITERAL = ("3.1", "1", "an IP address")
+_PORT = ("3.2", "2", "a port in the name")
+_DELEGATION = ("3", "3", "delegation by /.well-known/matrix/server")
+_SERVICE = ("3.3", "4", "SRV records of _matrix-fed._tcp")
+_OLD_SERVICE = ("3.4", "5", "SRV records of _matrix._tcp (deprecated)")
+_FALLBACK = ("3.5", "6", f"the name itself, port {_DEFAULT_PORT}")
+_STEPS = (_LITERAL, _PORT, _DELEGATION, _SERVICE, _OLD_SERVICE, _FALLBACK)
 
 # The share of the time of a diagnosis: for the look-ups of SRV records, for those of
 # addresses, and for each that is to tell why these fail.
@@ -84,7 +89,7 @@ class _Resolution:
         failure: Why it has failed.
     """
 
-    step: tuple[str, str]
+    step: tuple[str, str, str]
     hosts: tuple[tuple[str, int], ...]
     services: Sequence[Services] = ()
     failure: Failure | None = None
@@ -109,6 +114,7 @@ async def check_addresses(
             for host, port in found.hosts[: limits.DIAGNOSED_HOSTS]
         )
     )
+    place = 0 if is_delegated else 1
     if explains:
         failure = await _why_no_services(way, found.failure, name)
         found = attr.evolve(found, failure=failure)
@@ -117,8 +123,16 @@ async def check_addresses(
         )
     findings = AddressesFindings(
         resolved=name.netloc,
-        is_delegated=is_delegated,
-        step=None if found.failure else found.step[0 if is_delegated else 1],
+        step=None if found.failure else found.step[place],
+        steps=tuple(
+            ResolutionStep(
+                step[place],
+                step[2],
+                _outcome_of(step, found, is_delegated=is_delegated),
+                found.failure if step is found.step else None,
+            )
+            for step in sorted(_STEPS, key=lambda step: step[place])
+        ),
         services=tuple(
             r for each in found.services for r in each.records[: limits.TOLD_SERVICES]
         ),
@@ -189,6 +203,20 @@ async def _whose_dns(way: Way, failure: Failure) -> Failure:
     is_theirs = any(answered)
     reason = Reason.NAME_SERVERS_FAIL if is_theirs else Reason.RESOLVER_DEAD
     return attr.evolve(failure, reason=reason)
+
+
+def _outcome_of(
+    step: tuple[str, str, str], found: _Resolution, *, is_delegated: bool
+) -> ResolutionOutcome:
+    """Return what came of a step."""
+    if step is found.step and found.failure:
+        return ResolutionOutcome.FAILED
+    if step is found.step or (step is _DELEGATION and is_delegated):
+        return ResolutionOutcome.USED
+    if _STEPS.index(step) > _STEPS.index(found.step):
+        return ResolutionOutcome.NOT_REACHED
+    is_name = step in (_LITERAL, _PORT)
+    return ResolutionOutcome.NOT_APPLICABLE if is_name else ResolutionOutcome.NOTHING
 
 
 async def _resolve(way: Way, name: ServerName) -> _Resolution:

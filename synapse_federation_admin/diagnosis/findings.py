@@ -49,6 +49,7 @@ class Certificate:
         not_before_ts: From when it is valid.
         not_after_ts: Until when.
         left_ms: How long that is from now; negative if it has expired.
+        days_left: The same in days, rounded down.
         sha256: Its fingerprint, in hexadecimal.
         chain_length: How many certificates the server has sent.
     """
@@ -60,6 +61,7 @@ class Certificate:
     not_before_ts: int
     not_after_ts: int
     left_ms: int
+    days_left: int
     sha256: str
     chain_length: int
 

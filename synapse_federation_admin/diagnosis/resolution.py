@@ -4,11 +4,32 @@
 As for `synapse_federation_admin.diagnosis.findings`.
 """
 
+from enum import Enum
+
 import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import Failure, How, Link
 from synapse_federation_admin.homeserver.server_name import ServerName
+
+
+class ResolutionOutcome(Enum):
+    """What came of one step of the resolution of a server name."""
+
+    # It led to where requests go.
+    USED = "used"
+
+    # There is nothing there for it: the next step is taken.
+    NOTHING = "nothing"
+
+    # It does not apply to a name of this form.
+    NOT_APPLICABLE = "not_applicable"
+
+    # It could not be taken, and so none is.
+    FAILED = "failed"
+
+    # A step before it was used, or failed.
+    NOT_REACHED = "not_reached"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -64,6 +85,7 @@ class WellKnownFindings:
         delegated_to: To which name requests go by that; None: the server's own.
         suggests_delegation: Whether anything looks as if the server meant to delegate:
             not a web site that answers with a page, whatever it is asked for.
+        lifetime_ms: How long Synapse would cache it.
         cached: What Synapse has cached; None if nothing.
     """
 
@@ -73,6 +95,7 @@ class WellKnownFindings:
     is_valid: bool | None = None
     delegated_to: str | None = None
     suggests_delegation: bool = False
+    lifetime_ms: int | None = None
     cached: CachedWellKnown | None = None
 
     @property
@@ -86,6 +109,23 @@ class WellKnownFindings:
         if self.m_server is None:
             return "No such file: the server does not delegate"
         return f"Delegates to {self.m_server}"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class ResolutionStep:
+    """A step of https://spec.matrix.org/v1.11/server-server-api/#resolving-server-names.
+
+    Attributes:
+        number: Its number there: `3.2`.
+        what: What it is about.
+        outcome: What came of it.
+        error: Why, if it failed.
+    """
+
+    number: str
+    what: str
+    outcome: ResolutionOutcome
+    error: Failure | None = None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -149,10 +189,8 @@ class AddressesFindings:
 
     Attributes:
         resolved: The name that was resolved: the delegated one, if there is one.
-        is_delegated: Whether it is that.
-        step: The number of the step that was used, in
-            https://spec.matrix.org/v1.11/server-server-api/#resolving-server-names;
-            None if it came to none.
+        step: The number of the step that was used; None if it came to none.
+        steps: Every step.
         services: The SRV records that were seen.
         services_total: How many there are.
         targets: The hosts, those first that are used first.
@@ -160,8 +198,8 @@ class AddressesFindings:
     """
 
     resolved: str
-    is_delegated: bool
     step: str | None
+    steps: tuple[ResolutionStep, ...]
     services: tuple[ServiceRecord, ...] = ()
     services_total: int = 0
     targets: tuple[Target, ...] = ()
@@ -175,8 +213,10 @@ class AddressesFindings:
             port: The port there.
         """
         found = ServerName.parse(self.resolved)
+        # Where the server delegates the number says so.
+        is_delegated = any(step.number.startswith("3.") for step in self.steps)
         links = []
-        if self.is_delegated:
+        if is_delegated:
             how = How.FILE_WITHOUT_PORT if found.port is None else How.FILE
             links.append(Link(how, found.host, found.port or 8448))
         elif found.port is not None and not found.is_literal:

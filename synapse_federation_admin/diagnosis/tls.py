@@ -21,6 +21,7 @@ from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind,
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import ServerName
 
+_DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000
 
 # With these it may be a clock that is wrong: theirs, or that of this host.
@@ -213,6 +214,7 @@ def _certificate(connection: SSL.Connection, now_ms: int) -> Certificate | None:
             not_before_ts=_ms(certificate, "not_valid_before"),
             not_after_ts=not_after_ts,
             left_ms=not_after_ts - now_ms,
+            days_left=(not_after_ts - now_ms) // _DAY_MS,
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
             chain_length=len(chain),
         )

@@ -89,9 +89,10 @@ async def check_well_known(way: Way, name: ServerName) -> WellKnown:
         why = SkipReason.NAME_IS_ADDRESS if is_literal else SkipReason.NAME_HAS_PORT
         return WellKnown(Stage.skip(StageName.WELL_KNOWN, why))
     fetched = await fetch(way, name.host)
-    outbound = way.outbound
+    outbound, answer = way.outbound, fetched[1]
     return conclude(
         fetched,
+        lifetime_ms=outbound.well_known_lifetime_ms(answer.headers) if answer else None,
         cached=outbound.cached_well_known(name.host),
         max_bytes=outbound.well_known_max_bytes,
         now_ms=way.homeserver.now_ms(),
@@ -238,6 +239,7 @@ def _place_of(requests: Sequence[WellKnownRequest]) -> Facts:
 def conclude(
     fetched: Fetched,
     *,
+    lifetime_ms: int | None,
     cached: tuple[str | None, int, bool] | None,
     max_bytes: int,
     now_ms: int,
@@ -246,6 +248,7 @@ def conclude(
 
     Args:
         fetched: The file.
+        lifetime_ms: How long Synapse would cache it.
         cached: What Synapse has cached: a name or None, until when, and whether that
             is used unasked.
         max_bytes: The size up to which Synapse reads the file.
@@ -293,6 +296,7 @@ def conclude(
         is_valid=None if m_server is None else problem is None,
         delegated_to=word(delegated_to),
         suggests_delegation=suggests or not (m_server is None and kept is None),
+        lifetime_ms=lifetime_ms if fresh else None,
         cached=shown,
     )
     error = requests[-1].error

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from synapse.http.client import read_body_with_max_size
 from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
 from synapse.http.federation.well_known_resolver import (
+    WELL_KNOWN_DEFAULT_CACHE_PERIOD,
+    WELL_KNOWN_MAX_CACHE_PERIOD,
     WELL_KNOWN_MAX_SIZE,
+    WELL_KNOWN_MIN_CACHE_PERIOD,
     WellKnownLookupResult,
+    _cache_period_from_headers,
 )
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import http_proxy_endpoint
@@ -26,6 +30,7 @@ from twisted.names.error import (
     DNSNameError,
     DNSNotImplementedError,
 )
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
@@ -182,6 +187,18 @@ class Outbound(Network):
             read_body_with_max_size(response, stream, max_bytes)
         )
         return stream.getvalue()
+
+    def well_known_lifetime_ms(self, headers: Headers) -> int:
+        """Tell how long Synapse caches a valid well-known file, by its headers."""
+        period_s = _cache_period_from_headers(
+            headers, time_now=self._hs.get_reactor().seconds
+        )
+        if period_s is None:
+            period_s = WELL_KNOWN_DEFAULT_CACHE_PERIOD
+        else:
+            period_s = min(period_s, WELL_KNOWN_MAX_CACHE_PERIOD)
+            period_s = max(period_s, WELL_KNOWN_MIN_CACHE_PERIOD)
+        return int(period_s * 1000)
 
     def cached_well_known(self, host: str) -> tuple[str | None, int, bool] | None:
         """Return what is cached of a well-known file: see `way_out`."""

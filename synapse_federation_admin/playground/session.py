@@ -79,23 +79,30 @@ class Session:
         self._progress = Progress(self._console)
         self._signals = _Signals()
 
-    def run(self) -> int:
-        """Run, and return the exit status."""
+    def run(self, keep: Path | None) -> int:
+        """Run, and return the exit status.
+
+        Args:
+            keep: a new or an empty folder to keep everything in; None for a temporary
+                one.
+        """
         if sys.platform != "linux":
             # For 127.0.0.2 and on, and for children that end with their parent.
             plain(self._errors, "The playground runs on Linux only.")
             return 1
         with self._signals.caught():
             try:
-                # What cannot be removed is an error.
-                with TemporaryDirectory(prefix="synapse-federation-admin-") as folder:
-                    status = self._play(Path(folder))
+                with _folder(keep) as folder:
+                    status = self._play(folder)
             except Interrupted:
                 status = _INTERRUPTED
             except (PlaygroundError, OSError) as e:
                 self._fail(str(e))
                 return 1
-        plain(self._console, "Everything is stopped, the temporary folder removed.")
+        if keep is None:
+            plain(self._console, "Everything is stopped, the temporary folder removed.")
+        else:
+            plain(self._console, f"Everything is stopped. The files are in {keep}.")
         return status
 
     def _play(self, folder: Path) -> int:
@@ -154,3 +161,19 @@ class Session:
         )
         if rest:
             plain(self._errors, rest)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Provide the folder for everything: the one to keep, or a temporary one."""
+    if keep is None:
+        # What cannot be removed is an error.
+        with TemporaryDirectory(prefix="synapse-federation-admin-") as folder:
+            yield Path(folder)
+        return
+    keep.mkdir(parents=True, exist_ok=True)
+    if any(keep.iterdir()):
+        raise PlaygroundError(
+            f"{keep} is not an empty folder: name one that is empty or not there."
+        )
+    yield keep.resolve()
