@@ -14,6 +14,7 @@ import attr
 import httpx
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from synapse_federation_admin.api._openapi import document
 from synapse_federation_admin.cli import command_line, manual, options
@@ -29,6 +30,7 @@ from synapse_federation_admin.cli.connection import (
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.listeners import read_listener
 from synapse_federation_admin.cli.login import renewed
+from synapse_federation_admin.cli.look import heat
 from synapse_federation_admin.cli.output import Output, serialized
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus
@@ -203,10 +205,18 @@ def test_not_all(answers: dict[str, Any]) -> None:
     """Where not all are shown, it says how many, and how to see more."""
     rows = [{"destination": f"{n}.example", "status": "online"} for n in range(10)]
     answers["/destinations"] = {"destinations": rows, "next_token": "x"}
-    assert "10 are shown, and there are more: --from x" in run("list").stderr
+    assert "There are more than these 10: --from x" in run("list").stderr
     answers["/attention"] = {"as_of_ts": 1, "destinations": rows}
     assert "These 10 matter most; --limit" in run("attention").stderr
     assert "--limit" not in run("attention", "--limit", "11").stderr
+
+
+def test_numbers_are_whole() -> None:
+    """Where there is no room for a table, no number loses a digit."""
+    ages = {"<1h": 1418, "<1d": 0, "<7d": 0, "<30d": 0, ">=30d": 0}
+    console = Console(width=60, file=io.StringIO())
+    console.print(heat({"tls_wrong_name": ages}))
+    assert console.file.getvalue().count("1,418") == 2  # type: ignore[attr-defined]
 
 
 def test_other_version(answers: dict[str, Any]) -> None:
@@ -292,6 +302,20 @@ def test_too_soon(answers: dict[str, Any]) -> None:
     body["retry_after_ms"] = 3_600_000
     answers["/destinations"] = httpx.Response(429, json=body)
     assert run("list").exit_code == 1
+
+
+def test_not_read(answers: dict[str, Any]) -> None:
+    """What ends who reads, as `| head` or a full disk, is not told as the network's."""
+    answers["/destinations/export"] = httpx.Response(200, text="x")
+
+    def read(client: Client) -> None:
+        with client.stream("/destinations/export", {}) as pieces:
+            next(pieces)
+            raise BrokenPipeError
+
+    client = Client(Connection("http://127.0.0.1:1", "a test", "x"))
+    with closing(client), pytest.raises(BrokenPipeError):
+        read(client)
 
 
 # -- where, and who --------------------------------------------------------------------

@@ -531,12 +531,13 @@ def test_command_line(world: World, open_browser: Open, tmp_path: Path) -> None:
     assert f"Logged in as @admin:{world.synapse.server_name}" in said
     assert here.kept.stat().st_mode & 0o777 == 0o600
     assert '"destinations"' in here.run("list", "-o", "json")
-    kept = json.loads(here.kept.read_text())
-    here.kept.write_text(json.dumps({**kept, "access_token": "mat_that_has_ended"}))
     asked = service.asked.count(TOKEN)
-    for process in [here.begin("status") for _ in range(2)]:
-        here.end(process)
-    assert service.asked.count(TOKEN) == asked + 1
+    for number, commands in enumerate((("status", "status"), ("export",)), 1):
+        kept = {**json.loads(here.kept.read_text()), "access_token": "mat_has_ended"}
+        here.kept.write_text(json.dumps(kept))
+        for process in [here.begin(command) for command in commands]:
+            here.end(process)
+        assert service.asked.count(TOKEN) == asked + number
     assert service.respent == respent
 
     here.run("logout")

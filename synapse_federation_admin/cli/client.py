@@ -5,7 +5,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -138,16 +138,25 @@ class Client:
         Raises:
             FailedError: It was not answered, with an error, or broke off.
         """
-        with (
-            self._told(),
-            self._http.stream(
-                "GET", f"{V2}{path}", params=_query(params), headers=self._headers()
-            ) as response,
-        ):
-            if response.status_code != HTTPStatus.OK:
-                response.read()
-                raise self._failed(response, _object(response))
-            yield response.iter_text()
+
+        def opened() -> AbstractContextManager[httpx.Response]:
+            url, query = f"{V2}{path}", _query(params)
+            return self._http.stream("GET", url, params=query, headers=self._headers())
+
+        with ExitStack() as stack:
+            with self._told():
+                response = stack.enter_context(opened())
+                if response.status_code == HTTPStatus.UNAUTHORIZED and self._renew():
+                    response = stack.enter_context(opened())
+                if response.status_code != HTTPStatus.OK:
+                    response.read()
+                    raise self._failed(response, _object(response))
+            yield self._pieces(response)
+
+    def _pieces(self, response: httpx.Response) -> Iterator[str]:
+        # What goes wrong with who takes them is no fault of the homeserver.
+        with self._told():
+            yield from response.iter_text()
 
     def unauthenticated(
         self,

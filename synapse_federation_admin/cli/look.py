@@ -41,6 +41,9 @@ UNDER_WAY = ("scheduled", "preparing", "running")
 # From what width on a table has the columns that are good to have.
 WIDE = 120
 
+# Below this there is room for what is most needed only.
+NARROW = 70
+
 # What was met this long before it began to fail is why it fails.
 _MOMENT_MS = 1000
 
@@ -65,16 +68,17 @@ def status(asked: Asked) -> None:
     answers = {"summary": client.get("/summary"), "status": client.get("/status")}
     if runs := client.get_if_on("/runs", {"limit": 5}):
         answers["runs"] = runs
-    asked.out.answer(answers, lambda: asked.out.show(*_status(answers)))
+    out = asked.out
+    out.answer(answers, lambda: out.show(*_status(answers, out.console.width)))
 
 
-def _status(answers: Json) -> Iterator[RenderableType]:
+def _status(answers: Json, width: int) -> Iterator[RenderableType]:
     summary = answers["summary"]
     yield from verdict_lines(summary)
     by_kind = summary.get("failing_by_kind_and_age")
     if by_kind:
         yield Text("\nFailing, by cause and age", "bold")
-        yield heat(by_kind)
+        yield heat(by_kind, with_ages=width >= NARROW)
     elif by_kind is None and failing_of(summary):
         yield Text("\nFailing, by cause and age", "bold")
         yield Text("  Not known: why requests fail is not recorded here.", "dim")
@@ -138,13 +142,15 @@ def heat(by_kind: Json, with_ages: bool = True) -> RenderableType:
     """Return what fails by cause and age, as a table."""
     ages = AGES if with_ages else ()
     made = table("  Cause", *(f">{column.label}" for column in ages), ">all")
-    made.columns[0].no_wrap, made.columns[0].overflow = True, "ellipsis"
     for row in heat_table(by_kind):
         cells = [
             Text(count(number), _HEAT[strength]) if number else Text("·", "dim")
             for number, strength in row.cells[: len(ages)]
         ]
         made.add_row(line(f"  {cause(row.kind)}"), *cells, Text(count(row.total)))
+    for column in made.columns[1:]:
+        # Where there is no room a cause is folded: a number that is cut is a wrong one.
+        column.min_width = max(len(str(e)) for e in (column.header, *column.cells))
     return made
 
 
@@ -290,8 +296,8 @@ def _table(rows: list[Json], width: int) -> RenderableType:
         heads.pop()
     heads += [">Users"] if has_users else []
     made = table(*heads)
-    made.columns[1].no_wrap = True
-    keep_names(made.columns[0], [row["destination"] for row in rows])
+    made.columns[1].no_wrap = width >= NARROW
+    keep_names(made.columns[0], [row["destination"] for row in rows], width)
     for row in rows:
         cells: list[RenderableType] = [line(row["destination"]), status_of(row)]
         if is_wide:

@@ -7,9 +7,16 @@ import click
 from rich.text import Text
 
 from synapse_federation_admin.cli import options
-from synapse_federation_admin.cli.look import WIDE, how_far, status_of, waiting, why_of
+from synapse_federation_admin.cli.look import (
+    NARROW,
+    WIDE,
+    how_far,
+    status_of,
+    waiting,
+    why_of,
+)
 from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
-from synapse_federation_admin.cli.output import DASH, ago, line, pill, table
+from synapse_federation_admin.cli.output import DASH, ago, keep_names, line, pill, table
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.servers import SENDERS
 
@@ -34,14 +41,19 @@ def attention(asked: Asked, /, **given: Any) -> None:
         elif not rows:
             out.note("No server that fails affects anybody, and nothing waits for any.")
         else:
-            made = table("Server", "Status", "Why", ">Users", "Waits")
+            has_room = out.console.width >= NARROW
+            made = table(
+                *("Server", "Status", "Why", ">Users"), *(["Waits"] * has_room)
+            )
+            names = [row["destination"] for row in rows]
+            keep_names(made.columns[0], names, out.console.width)
             for row in rows:
                 made.add_row(
                     line(row["destination"]),
                     status_of(row),
                     line(why_of(row)),
                     Text(count(row.get("local_users", 0))),
-                    Text(waiting(row.get("backlog"))),
+                    *([Text(waiting(row.get("backlog")))] * has_room),
                 )
             out.show(made)
             if len(rows) == params["limit"]:

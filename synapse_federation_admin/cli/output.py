@@ -124,7 +124,7 @@ class Output:
     def tell_more(self, answer: Mapping[str, Any], shown: int) -> None:
         """Say how many are shown, and how to come to the next page, if there is one."""
         if token := answer.get("next_token"):
-            self.note(f"{shown} are shown, and there are more: --from {token}", "dim")
+            self.note(f"There are more than these {shown}: --from {token}", "dim")
 
     def note(self, text: str, look: str = "") -> None:
         """Say something beside the data, on stderr."""
@@ -211,9 +211,15 @@ def table(*heads: str, title: str | None = None) -> Table:
     return made
 
 
-def keep_names(column: Column, names: Iterable[str]) -> None:
-    """Have the names of servers folded last, but for endless ones."""
-    column.min_width = min(max(map(len, names), default=0), 32)
+def keep_names(column: Column, names: Iterable[str], width: int) -> None:
+    """Have the names of servers folded last, but for endless ones.
+
+    Args:
+        column: In which they are.
+        names: All of them.
+        width: That of the terminal, of which they leave some to the others.
+    """
+    column.min_width = min(max(map(len, names), default=0), 32, width * 2 // 5)
 
 
 def user(user_id: Any, is_wide: bool) -> Text:

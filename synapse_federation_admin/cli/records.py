@@ -40,7 +40,8 @@ def audit(asked: Asked, /, **given: Any) -> None:
         is_wide = out.console.width >= WIDE
         heads = ["When" if is_wide else "Ago", "What", "Server", "Who", "Outcome"]
         made = table(*heads, *(["Why"] if is_wide else []))
-        keep_names(made.columns[2], [each.get("destination") or "" for each in entries])
+        names = [each.get("destination") or "" for each in entries]
+        keep_names(made.columns[2], names, out.console.width)
         for each in entries:
             told = outcomes.outcome(each["action"], each["outcome"])
             who = user(each.get("user_id"), is_wide)

@@ -19,6 +19,7 @@ from synapse_federation_admin.cli.change import reconnected
 from synapse_federation_admin.cli.client import Client, segment
 from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.cli.look import (
+    NARROW,
     UNDER_WAY,
     heat,
     next_try,
@@ -209,8 +210,8 @@ class Top(App[None]):
         self._update("#verdict", *verdict_lines(summary))
         by_kind = summary.get("failing_by_kind_and_age")
         if by_kind:
-            is_small = self.size.width < 80
-            self._update("#heat", heat(by_kind, with_ages=not is_small))
+            has_room = self.size.width >= NARROW
+            self._update("#heat", heat(by_kind, with_ages=has_room))
         else:
             self._update("#heat", Text())
         self._update(
@@ -236,7 +237,7 @@ class Top(App[None]):
         whys = [why_of(row) for row in seen.rows]
         # The end of a name is its owner's, and why it fails has to be seen.
         room = self.size.width - _BESIDE - max(map(len, whys), default=0)
-        longest = 60 if is_wide else max(room, 12)
+        longest = 60 if is_wide else max(room, self.size.width // 3)
         failing = {str(row["destination"]) for row in seen.rows}
         newest = now_ms() - _NEW_S * 1000
         self._back = {n: ts for n, ts in self._back.items() if ts >= newest}
