@@ -197,7 +197,6 @@ for label, number, reason in (
     ("no-site", 112, "no_such_site"),
     ("caddy", 80, "no_such_site"),
     ("http2-alert", 120, "http2_only"),
-    ("refused-handshake", 40, "handshake_refused"),
     ("old-version", 70, "no_common_tls"),
     ("certificate-alert", 116, "client_certificate"),
 ):

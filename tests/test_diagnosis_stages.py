@@ -202,7 +202,7 @@ def keys(**changes: Any) -> dict[str, Any]:
     content = {**identity.server_keys(), **changes}
     content.pop("signatures")
     content = {k: v for k, v in content.items() if v is not None}
-    return identity._signed(content)
+    return identity.signed(content)
 
 
 def judge(
@@ -237,7 +237,7 @@ def with_others(count: int) -> dict[str, Any]:
     content = identity.server_keys()
     content.pop("signatures")
     content["verify_keys"] = {**others, **content["verify_keys"]}
-    return identity._signed(content)
+    return identity.signed(content)
 
 
 def test_key_that_signs_is_found() -> None:

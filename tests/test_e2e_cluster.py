@@ -196,22 +196,6 @@ def test_other_listeners(cluster: Cluster) -> None:
             assert answer.json()["errcode"] == "M_UNRECOGNIZED"
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_diagnosis(cluster: Cluster, process: str) -> None:
-    """Each process finds out by itself what is wrong, on PostgreSQL as on SQLite."""
-    remote = RemoteServer("127.0.0.39", cluster.certificates)
-    client = cluster.synapse.client(cluster.admin, process)
-    with remote:
-        good = client.diagnose(remote.server_name)
-        remote.switch(Behaviour.EXPIRED_CERTIFICATE)
-        bad = client.diagnose(remote.server_name)
-    assert (good["verdict"], good["kind"]) == ("ok", None), good
-    assert (bad["verdict"], bad["kind"]) == ("failing", "tls_expired"), bad
-    for report in (good, bad):
-        assert report["instance"] == process
-        assert report["stored"]["is_known"] is False
-
-
 def test_signing_in(cluster: Cluster) -> None:
     """One signs in to the console at a worker, with a password and by single sign-on,
     for every process; and out at another one."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What real traffic met has the last word in a diagnosis, on real processes."""
 
-import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import Any
 import attr
 import pytest
 from deadlines import SOON_S
-from fleet import CONTACT, read_rows, select
+from fleet import CONTACT, read_rows
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -136,62 +135,3 @@ def test_under_way(world: World) -> None:
         assert stage["findings"]["is_real"] is True, report
         assert (report["verdict"], stage["findings"]["status"]) == ("ok", 200), report
         assert not any(CONTACT in r.path for r in remote.requests)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("senders")
-    certificates = CertificateAuthority(folder)
-    with SynapseServer(folder / "synapse", certificates, workers=True) as synapse:
-        admin = synapse.create_user("admin", admin=True)
-        yield World(synapse, synapse.client(admin), certificates)
-
-
-def test_sender(cluster: World) -> None:
-    """While the process that sends to a server stands still, nothing is well.
-
-    And where its position is beyond the newest event, the advised statement mends it.
-    """
-    client, synapse = cluster.client, cluster.synapse
-    with RemoteServer("127.0.0.190", cluster.certificates) as remote:
-        name = remote.server_name
-        room_id = client.create_room()
-        remote.join_room(room_id, synapse.server_name)
-        client.send_message(room_id, "first")
-        remote.wait_for_message(MessageKind.PDU, "first", SOON_S)
-
-        def diagnosed(kind: str | None) -> dict[str, Any] | None:
-            report = client.diagnose(name)
-            return report if report["kind"] == kind else None
-
-        (stage,) = [s for s in client.diagnose(name)["stages"] if s["name"] == "sender"]
-        sender = stage["findings"]["instance"]
-        assert stage["outcome"] == "ok", stage
-
-        synapse._processes[sender].pause()
-        try:
-            report = wait_until(lambda: diagnosed("sender_down"), "it to be missed", 90)
-        finally:
-            synapse._processes[sender].resume()
-        assert report is not None
-        assert (report["verdict"], report["reason"]) == ("failing", "sender_gone")
-        assert report["fault"] == "us"
-        assert sender in report["explanation"]
-        assert sender in report["advice"]
-        assert "does not help" not in report["advice"]
-        wait_until(lambda: diagnosed(None), "it to be back", SOON_S)
-
-        ahead = "UPDATE federation_stream_position SET stream_id = stream_id + 99999"
-        select(synapse, f"{ahead} WHERE type = 'events'")
-        report = diagnosed("sender_behind")
-        assert report is not None, client.diagnose(name)
-        assert (report["verdict"], report["reason"]) == ("failing", "position_ahead")
-        statement = re.search(r"(UPDATE.*);", report["advice"])
-        assert statement is not None, report
-        synapse.stop(sender)
-        select(synapse, statement[1])
-        synapse.start(sender)
-        # It begins with the next event.
-        client.send_message(room_id, "last")
-        remote.wait_for_message(MessageKind.PDU, "last", SOON_S)
-        wait_until(lambda: diagnosed(None), "the position to be in order", SOON_S)

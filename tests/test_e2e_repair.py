@@ -3,12 +3,11 @@
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import attr
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
-from fleet import CONTACT, Fleet, read_rows, write_failing
+from fleet import Fleet, read_rows, write_failing
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -19,7 +18,6 @@ from synapse_federation_admin.playground.configuration import (
     MAIN,
 )
 from synapse_federation_admin.playground.processes import wait_until
-from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
@@ -107,42 +105,6 @@ def test_reconnect(cluster: Cluster, sender: str, process: str) -> None:
     (entry,) = cluster.client().audit(destination=name)
     assert entry["instance"] == process
     assert entry["outcome"] == "connected"
-
-
-def test_hundred_askers(cluster: Cluster) -> None:
-    """A hundred who ask at once cause one contact by each process that they ask."""
-    # It takes its time, so that all of them ask before it has answered.
-    remote = RemoteServer("127.0.0.61", cluster.certificates, slowness_s=4)
-    name = remote.server_name
-    write_failing(cluster.synapse, [name], failing_since_ts=FAILING_SINCE_TS)
-    clients = [cluster.client(process) for process in PROCESSES]
-    with remote, ThreadPoolExecutor(100) as pool:
-        remote.switch(Behaviour.SLOW)
-        answers = list(
-            pool.map(
-                lambda number: clients[number % 2].reconnect(name, timeout_ms=30_000),
-                range(100),
-            )
-        )
-    assert {answer["outcome"] for answer in answers} == {"connected"}
-    assert {answer["before"]["status"] for answer in answers} == {"backing_off"}
-    assert len([r for r in remote.requests if CONTACT in r.path]) == len(PROCESSES)
-    assert len(cluster.client().audit(destination=name)) == 100
-
-
-def test_bulk_through_a_worker(cluster: Cluster) -> None:
-    """A run that is begun at a worker runs on main, and reaches every sender."""
-    names = [cluster.take(FEDERATION_SENDERS[number % 2]) for number in range(8)]
-    client = cluster.client(GENERIC_WORKER)
-    run = client.start_run(destinations=names, per_second=50)
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 90)
-    found = client.run(run["id"])
-    assert (found["status"], found["outcomes"]) == ("complete", {"connected": 8})
-    for name in names:
-        cluster.arrived(name, 30)
-    entries = client.audit(run_id=run["id"], action="reconnect")
-    assert {entry["instance"] for entry in entries} == {MAIN}
-    assert sorted(entry["destination"] for entry in entries) == sorted(names)
 
 
 def test_cancel_through_a_worker(cluster: Cluster) -> None:

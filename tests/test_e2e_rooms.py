@@ -45,6 +45,10 @@ def test_messages_arrive_after_reset(tmp_path_factory: pytest.TempPathFactory) -
             90,
         )
         since = bob.sync()["next_batch"]
+        report = alice.diagnose(there.server_name)
+        stages = {stage["name"]: stage for stage in report["stages"]}
+        assert report["verdict"] == stages["clock"]["outcome"] == "ok", report
+        assert stages["version"]["findings"]["server_name"] == "Synapse"
 
         there.stop()
         texts = ["while you are away", "and another"]

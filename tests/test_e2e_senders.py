@@ -116,6 +116,12 @@ def test_cluster(tmp_path: Path) -> None:
         assert one_of["sender"]["instance"] == two
         assert one_of["sender"]["state"] == "gone"
         assert one_of["sender"]["behind_events"] >= 1
+        report = worker.diagnose(name)
+        is_ = [report[key] for key in ("verdict", "kind", "reason", "fault")]
+        assert is_ == ["failing", "sender_down", "sender_gone", "us"], report
+        for text in (report["explanation"], report["advice"]):
+            assert two in text
+            assert "does not help" not in text
         answer = client.reconnect(name)
         assert set(answer["not_running"]) == set(ALL_SENDERS)
         assert not set(answer["told"]) & set(ALL_SENDERS)
@@ -131,6 +137,9 @@ def test_cluster(tmp_path: Path) -> None:
             lambda: detail(client, name)["not_yet_queued"] == 0, "none to wait", SOON_S
         )
         assert client.reconnect(name)["not_running"] == [NEVER_STARTED]
+        wait_until(
+            lambda: worker.diagnose(name)["verdict"] == "ok", "all to be well", SOON_S
+        )
 
         # It says that it ends.
         synapse.stop(one)
@@ -207,7 +216,8 @@ def test_ahead(tmp_path: Path) -> None:
         assert outlook(client) == "us"
 
         diagnosis = client.diagnose(remote.server_name)
-        assert diagnosis["kind"] == "sender_behind"
+        assert (diagnosis["verdict"], diagnosis["kind"]) == ("failing", "sender_behind")
+        assert diagnosis["reason"] == "position_ahead"
         (stage,) = [s for s in diagnosis["stages"] if s["name"] == "sender"]
         assert stage["findings"]["queued_position"] < found["sender"]["position"] - 900
         synapse.stop()
@@ -218,7 +228,9 @@ def test_ahead(tmp_path: Path) -> None:
         )
         statement = statement.replace("federation_sender1", "master")
         queued = str(stage["findings"]["queued_position"])
-        select(synapse, statement.replace("4711", queued))
+        statement = " ".join(statement.replace("4711", queued).split())
+        assert statement in diagnosis["advice"]
+        select(synapse, statement)
         synapse.start()
         # Synapse looks at all new events when there is another.
         client.create_room()

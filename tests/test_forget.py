@@ -224,19 +224,6 @@ class OneTestCase(ForgetTestCase):
         timings = self.store.get_destination_retry_timings(DEAD)
         self.assertIsNone(self.get_success(timings))
 
-    def test_comes_back(self) -> None:
-        """A destination that comes back later starts clean."""
-        self.add_everything(DEAD)
-        self.forget(dry_run=False, drop_to_device=True)
-        self.get_success(
-            self.store.store_destination_rooms_entries((DEAD,), "!waits:test", 30)
-        )
-        body = self.get_json(f"{V2}/destinations/{DEAD}")
-        self.assertEqual(body["status"], "unknown")
-        self.assertIsNone(body["failure_ts"])
-        self.assertIsNone(body["last_successful_stream_ordering"])
-        self.assertEqual(body["backlog"]["rooms"], 1)
-
     def test_database_fails(self) -> None:
         """If the database fails in the middle, everything is left."""
         self.add_everything(DEAD)

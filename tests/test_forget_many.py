@@ -7,7 +7,7 @@ from unittest import mock
 import psycopg2
 import pytest
 from run_case import RUNS, RunsTestCase
-from test_forget import DAY_MS, DEAD, NOW_DAYS, ForgetTestCase
+from test_forget import DAY_MS, NOW_DAYS, ForgetTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
@@ -318,19 +318,6 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
         finally:
             connection.close()
         return False
-
-    def test_room_through_synapse(self) -> None:
-        """A room made through Synapse is shared until the last of us has left it."""
-        self.add_everything(DEAD, LONG_DEAD)
-        room_id = self.helper.create_room_as("user", tok=self.user_token)
-        self.add_member(room_id, f"@someone:{DEAD}")
-        channel = self.forget(dry_run=False)
-        self.assertEqual((channel.code, channel.json_body["shared_rooms"]), (400, 1))
-        self.assertEqual(self.entries(self.forget_all())[DEAD], ["refused"])
-        self.assert_untouched(DEAD)
-        self.helper.leave(room_id, "@user:test", tok=self.user_token)
-        self.assertEqual(self.forget(dry_run=False).code, 200)
-        self.assert_gone(DEAD)
 
     def test_filter(self) -> None:
         """400 M_INVALID_PARAM, and there is no run. (More: test_bad_input.py.)"""

@@ -519,7 +519,7 @@ class SuccessesTestCase(RecorderTestCase):
 
         async def is_us(_: object, name: str, **kwargs: object) -> bool:
             looks.append(name)
-            await self.recorder._homeserver.sleep_ms(1000)
+            await self.homeserver.sleep_ms(1000)
             return name == "us.example"
 
         with mock.patch.object(Federation, "is_us", is_us):

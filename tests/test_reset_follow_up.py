@@ -634,7 +634,7 @@ class NotesTestCase(SendsTestCase):
 
         async def look(of: FollowUp) -> bool:
             looks.append(self.reactor.seconds())
-            await of._homeserver.sleep_ms(1000)
+            await self.homeserver.sleep_ms(1000)
             of.begin()
             return True
 

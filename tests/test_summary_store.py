@@ -322,7 +322,7 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         self.ask()
         self.read(300)
         hour = patch.object(
-            self.summaries._homeserver,
+            self.homeserver,
             "now_ms",
             return_value=self.clock.time_msec() - 1000,
         )

@@ -280,6 +280,7 @@ class RoomsTestCase(ModuleTestCase):
             ("?limit=0", "", None),
             (f"?from={2**64}", "", None),
             (f"?limit={2**64}", "01234", None),
+            ("?limit=5000&dir=b", "43210", None),
         ):
             body = self.get_json(self.url + query)
             rooms = "".join(room["room_id"][1] for room in body.pop("rooms"))

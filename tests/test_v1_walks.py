@@ -243,24 +243,6 @@ class LongListTestCase(ModuleTestCase):
         self.assertEqual(channel.code, 500)
         self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
 
-    def test_rooms(self) -> None:
-        """The rooms of a destination can be a long list as well."""
-        self.add_destination("host.example")
-        for number in range(3):
-            self.add_room("host.example", f"!{number}:test", number)
-        path = self.destination_path("host.example", "/rooms")
-        expected = self.get_json(path)
-
-        self.assertEqual(self.get_json(path + "?limit=5000"), expected)
-        self.assertEqual(len(expected["rooms"]), 3)
-        backwards = self.get_json(path + "?limit=5000&dir=b")
-        self.assertEqual(backwards["rooms"], expected["rooms"][::-1])
-        middle = self.get_json(path + "?limit=1&from=1")
-        self.assertEqual(
-            middle,
-            {"rooms": [expected["rooms"][1]], "total": 3, "next_token": "2"},
-        )
-
     def add_many(self, count: int) -> None:
         self.get_success(
             self.store.db_pool.simple_insert_many(

@@ -52,7 +52,7 @@ class Identity:
             "old_verify_keys": {},
             "valid_until_ts": int(time.time() * 1000) + 24 * 60 * 60 * 1000,
         }
-        return self._signed(keys)
+        return self.signed(keys)
 
     def authorization(
         self, method: str, uri: str, destination: str, content: Json | None
@@ -73,7 +73,7 @@ class Identity:
         }
         if content is not None:
             request["content"] = content
-        signatures = self._signed(request)["signatures"][self.server_name]
+        signatures = self.signed(request)["signatures"][self.server_name]
         ((key, signature),) = signatures.items()
         return (
             f'X-Matrix origin="{self.server_name}",destination="{destination}",'
@@ -96,9 +96,10 @@ class Identity:
             event.pop(key, None)
         event["hashes"] = {"sha256": encode_base64(_sha256(event))}
         event_id = "$" + encode_base64(_sha256(event), urlsafe=True)
-        return event_id, self._signed(event)
+        return event_id, self.signed(event)
 
-    def _signed(self, value: Json) -> Json:
+    def signed(self, value: Json) -> Json:
+        """Return an object of JSON with this server's signature."""
         return dict(sign_json(value, self.server_name, self._key))
 
 
