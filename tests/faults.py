@@ -514,6 +514,14 @@ def _(lab: Laboratory, name: str) -> None:
     srv(lab, name, ".")
 
 
+@fault("srv-refused-anew failing unreachable/no_service", "there is none. The last")
+def _(lab: Laboratory, name: str) -> None:
+    """The old record, which is not asked for then, still names a server."""
+    lab.dns.add(f"_matrix._tcp.{name}", "SRV", (0, 0, 8448, f"old-{name}"))
+    lab.serve(placed(lab, f"old-{name}"), 8448, homeserver(name), name)
+    srv(lab, name, ".")
+
+
 @fault("srv-underscore failing dns_not_found/no_host_name", "my_host")
 def _(lab: Laboratory, name: str) -> None:
     """Twisted does not connect to a host of such a name."""

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from faults import (
+    BEGUN_LIST,
     DAY,
     NOW,
     Build,
@@ -37,6 +38,7 @@ from laboratory import (
     as_json,
     homeserver,
     http,
+    repeat,
 )
 
 
@@ -124,6 +126,24 @@ def by_nobody(subject: str, *names: str) -> Build:
         lab.serve(placed(lab, name), 8448, homeserver(name), context=made)
 
     return build
+
+
+def staged(lab: Laboratory, name: str) -> ssl.SSLContext:
+    """Return a context with a certificate of an authority for tests."""
+    key = rsa.generate_private_key(65537, 2048)
+    authority = x509.Name(
+        [x509.NameAttribute(x509.NameOID.COMMON_NAME, "(STAGING) Let's Encrypt")]
+    )
+    names = x509.SubjectAlternativeName([x509.DNSName(name)])
+    by = (_issuer(authority, key), key)
+    return presenting(lab, name, key, issue(lab, name, key, names, by=by))
+
+
+site(
+    "staged failing tls_untrusted/not_for_the_public",
+    "the authority (STAGING) Let's Encrypt issues none",
+    certify=staged,
+)
 
 
 def _issuer(name: x509.Name, key: rsa.RSAPrivateKey) -> x509.Certificate:
@@ -231,6 +251,10 @@ for line, answer in {
     "challenge rejected/challenge_page": http("403 No", CHALLENGE, HTML),
     "moved http_error/redirect": redirect(b"https://www.lab.example/matrix"),
     "web-site invalid_response/web_site": http("200 OK", b"<html>", NGINX),
+    "misdirected http_error/misdirected": http("421 No", b"<html>", NGINX),
+    "firewall http_error/forbidden_by_proxy": http("406 No", b"<html>", HTML),
+    "large-page http_error/not_routed": http("404 No", b"<html>" * 20_000, HTML),
+    "empty invalid_response/body_empty": http("200 OK", b"", b"Server: Caddy\r\n"),
     "nginx-certificate http_error/client_certificate": http(
         "400 Bad Request", b"<html>No required SSL certificate was sent", NGINX
     ),
@@ -298,6 +322,33 @@ for line, answer in {
     site(f"send-{line.replace(' ', ' failing ')}", "only /_matrix", send=answer)
 site("send-410 failing gone/signed_not_routed", send=http("410 Gone", b""))
 site("send-413 failing too_large/empty_too_large", send=http("413 No", b"", HTML))
+site(
+    "send-headers-endless failing response_timeout/endless",
+    "the response has no end",
+    send=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n"),
+)
+# Its answer of 200 begins.
+site(
+    "send-body-endless failing response_timeout/signed_unanswered",
+    send=repeat(b" ", BEGUN_LIST, every_s=1),
+)
+# So others than Synapse reject what is signed, and Synapse where it gets no key.
+for label, code, errcode, text in (
+    (
+        "signature_rejected",
+        "403",
+        "M_FORBIDDEN",
+        "Failed to verify X-Matrix signatures.",
+    ),
+    ("other_homeserver", "403", "M_FORBIDDEN", "Invalid destination."),
+    ("signature_removed", "401", "M_UNAUTHORIZED", "Missing Authorization headers"),
+    ("our_key_not_fetched", "401", "M_UNAUTHORIZED", "Failed to find any key to sa"),
+):
+    site(
+        f"{label.replace('_', '-')} failing rejected/{label}",
+        f"HTTP {code} {errcode} {text}",
+        send=as_json({"errcode": errcode, "error": text}, status=f"{code} No"),
+    )
 site("send-busy ok", "still busy", send=as_json(BUSY, status="429 No"))
 
 # Others of the same kinds.

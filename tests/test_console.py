@@ -275,8 +275,8 @@ class FaultsTestCase(ConsoleTestCase):
         """A database that is away is 503, and looked for again; a fault of ours is 500.
         What has happened is in the log, not on the page."""
         for error, status, text in (
-            (OperationalError("database is locked"), 503, "cannot be reached"),
-            (ConnectionLost(), 503, "cannot be reached"),
+            (OperationalError("database is locked"), 503, "cannot be used"),
+            (ConnectionLost(), 503, "cannot be used"),
             (ValueError("database is locked"), 500, "fault of this module"),
         ):
             for target in (

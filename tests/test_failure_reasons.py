@@ -61,6 +61,28 @@ MISMATCH = error("M_UNAUTHORIZED", "Destination mismatch in auth header")
         # It is not said who wants what.
         (401, b"", None),
         (403, error("M_FORBIDDEN"), Reason.DENIED_BY_POLICY),
+        # So others than Synapse say what is no denial.
+        (403, error("M_FORBIDDEN", "Invalid destination."), Reason.OTHER_HOMESERVER),
+        (
+            403,
+            error("M_FORBIDDEN", "Failed to verify X-Matrix signatures."),
+            Reason.SIGNATURE_REJECTED,
+        ),
+        (
+            403,
+            error("M_FORBIDDEN", "Failed to fetch signing keys."),
+            Reason.OUR_KEY_NOT_FETCHED,
+        ),
+        (
+            401,
+            error("M_UNAUTHORIZED", "Failed to find any key to satisfy: _Fetch()"),
+            Reason.OUR_KEY_NOT_FETCHED,
+        ),
+        (
+            401,
+            error("M_UNAUTHORIZED", "Missing Authorization headers"),
+            Reason.SIGNATURE_REMOVED,
+        ),
         (403, error("M_UNKNOWN"), None),
         (403, PAGE, Reason.FORBIDDEN_BY_PROXY),
         (403, b"<title>Just a moment...</title>", Reason.CHALLENGE_PAGE),

@@ -15,7 +15,11 @@ from module_case import ModuleTestCase
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
 from twisted.internet import error as net
-from twisted.internet.defer import CancelledError, ensureDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    TimeoutError as DeferredTimeoutError,
+    ensureDeferred,
+)
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
@@ -118,6 +122,11 @@ class WritesTestCase(RecorderTestCase):
                 self.recorder.failed("b.example", refused())
                 sent.destination, sent.error = "b.example", error
                 self.recorder.transaction_ended(sent)
+                # It begins with 2xx, and has no end.
+                self.recorder.answered("c.example", 9)
+                late = RequestSendFailed(DeferredTimeoutError(), can_retry=True)
+                sent.destination, sent.error = "c.example", late
+                self.recorder.transaction_ended(sent)
                 sent.destination = "a.example"
         sent.error = error
         self.recorder.transaction_ended(sent)
@@ -127,6 +136,7 @@ class WritesTestCase(RecorderTestCase):
             {
                 ("a.example", "invalid_response"): 1,
                 ("b.example", "connection_refused"): 1,
+                ("c.example", "response_timeout"): 1,
             },
         )
         self.assertEqual(
@@ -137,7 +147,7 @@ class WritesTestCase(RecorderTestCase):
         self.recorder.answered("a.example", 9)
         self.pass_s(WRITE_S)
         (failure,) = [r for r in self.rows() if r["destination"] == "a.example"]
-        (success,) = self.rows("successes")
+        success = self.rows("successes")[0]
         self.assertGreater(success["last_ts"], failure["last_ts"])
 
     def test_transactions(self) -> None:

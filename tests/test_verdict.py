@@ -313,6 +313,15 @@ def test_choice(
     assert " ".join(words) == expected
 
 
+def test_one_of_several() -> None:
+    """Where one of several addresses takes no transaction, another one may."""
+    both = ConnectionsFindings(tuple(map(connection, ("192.0.2.1", "192.0.2.2"))))
+    refused = signed(HTTP_ERROR, 404)
+    found = conclude(stages(stage(Name.CONNECTIONS, findings=both), refused))
+    assert found.remarks == (Remark.ONE_OF_SEVERAL,)
+    assert conclude(stages(refused)).remarks == ()
+
+
 @pytest.mark.parametrize("name", ASKED)
 def test_warning(name: StageName) -> None:
     """A warning of any stage but the last makes it degraded."""
@@ -361,6 +370,7 @@ def real(kind: str, failed_ago_ms: int = 3_600_000, **changes: Any) -> Stage:
 UNDER_WAY = stage(
     Name.AUTHENTICATED, OK, None, AuthenticatedFindings("/path", 200, is_real=True)
 )
+BUSY = stage(Name.AUTHENTICATED, OK, None, AuthenticatedFindings("/path", 429))
 WEAK_KEYS = stage(Name.KEYS, WARNING, Kind.KEYS_INVALID)
 
 
@@ -397,6 +407,8 @@ WEAK_KEYS = stage(Name.KEYS, WARNING, Kind.KEYS_INVALID)
         ),
         # What the stages met themselves comes first.
         (not_connected(REFUSED, real("too_large")), "stops connection_refused"),
+        # That it is busy with one of ours is not that it accepts one.
+        (stages(real("rate_limited"), BUSY), "stays_busy rate_limited"),
         # A real one that was under way is the last.
         (stages(real("too_large"), UNDER_WAY), "none"),
     ],

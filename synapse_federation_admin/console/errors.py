@@ -35,9 +35,9 @@ def error_page(error: Exception, homeserver: "Homeserver", origin: Origin) -> Pa
         logger.warning("The console cannot reach the database: %s", error)
         return _page(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            "The database of this homeserver cannot be reached",
-            "Nothing is known of the servers until it is there again. This page looks "
-            "again by itself.",
+            "The database of this homeserver cannot be used just now",
+            "Nothing is known of the servers until it can. This page looks again by "
+            "itself.",
             retries=True,
         )
     logger.error("A page of the console has failed", exc_info=error)

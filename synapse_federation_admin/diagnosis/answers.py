@@ -145,18 +145,18 @@ def read_version(answer: Answer, duration_ms: int, now_ms: int) -> VersionFindin
     server = body.get("server") if body else None
     says = server if isinstance(server, dict) else {}
     error = None
-    if answer.is_too_large:
-        error = Failure(FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE)
-    elif not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+    if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
         error = http_failure(
             answer.status,
             answer.body or b"",
             server=answer.header("Server"),
             to=answer.header("Location"),
         )
+    elif answer.is_too_large:
+        error = Failure(FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE)
     # Synapse, too, wants it in small letters.
     elif content_type.partition(b";")[0].strip() != b"application/json":
-        reason = page_reason(answer.body or b"") or Reason.WRONG_CONTENT_TYPE
+        reason = page_reason(answer.body or b"")
         facts = Facts(server=word(answer.header("Server")) or "")
         error = Failure(FailureKind.INVALID_RESPONSE, reason, facts)
     elif body is None:

@@ -113,7 +113,7 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
     rules = (
         (name is StageName.WELL_KNOWN, None),
         # It may be waiting for our answer, of which it needs the key.
-        (is_empty and is_late, Reason.SIGNED_UNANSWERED),
+        (is_empty and is_late and failure.reason is None, Reason.SIGNED_UNANSWERED),
         (is_empty and kind is FailureKind.TOO_LARGE, Reason.EMPTY_TOO_LARGE),
         (
             is_sent and kind in _ODD and failure.reason in _BY_PLACE,
@@ -139,7 +139,8 @@ def _reason_of(stages: Stages, stage: Stage, failure: Failure) -> Reason | None:
         (is_late and is_another, Reason.ANOTHER_PROCESS),
         (is_rejected and are_rejected and is_by_key, Reason.UNSIGNED_TOO),
         (
-            is_clock_off and (is_rejected or kind is FailureKind.KEYS_EXPIRED),
+            is_clock_off
+            and ((is_rejected and is_by_key) or kind is FailureKind.KEYS_EXPIRED),
             Reason.CLOCK,
         ),
         # There is a web server, but neither delegation nor SRV records.

@@ -123,6 +123,9 @@ async def _ask(way: Way, request: Awaitable[T]) -> T | Failure:
 def no_keys(error: Failure) -> Failure:
     """Tell what it means that a request for keys has failed."""
     kind, reason, facts = error.kind, error.reason, error.facts
+    if reason is Reason.FEDERATION_LISTENER_MISSING:
+        # Keys are another resource of a listener.
+        reason = None
     if facts.status is not None and kind is not FailureKind.RATE_LIMITED:
         return Failure(FailureKind.KEYS_MISSING, reason, facts)
     if kind is not FailureKind.INVALID_RESPONSE:

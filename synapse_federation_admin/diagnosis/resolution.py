@@ -209,7 +209,7 @@ class AddressesFindings:
         """Return how requests come from the server name to a target.
 
         Args:
-            host: Its name; "" is the first that an SRV record names.
+            host: Its name; "" is what has SRV records, or none.
             port: The port there.
         """
         found = ServerName.parse(self.resolved)
@@ -222,7 +222,7 @@ class AddressesFindings:
         elif found.port is not None and not found.is_literal:
             links.append(Link(How.PORT, found.host, found.port))
         for record in self.services:
-            if not host or (record.target, record.port) == (host, port):
+            if (record.target, record.port) == (host, port):
                 links.append(Link(How.SERVICE, record.target, record.port))
                 break
         return tuple(links)

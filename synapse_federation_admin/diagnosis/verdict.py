@@ -13,6 +13,7 @@ from synapse_federation_admin.diagnosis.explained import (
     is_us,
 )
 from synapse_federation_admin.diagnosis.findings import (
+    ConnectionsFindings,
     KeysFindings,
     StageOutcome,
     StoredFindings,
@@ -61,6 +62,8 @@ _TELLS_IT = (
     Reason.SIGNED_UNANSWERED,
     Reason.EMPTY_TOO_LARGE,
     Reason.SIGNATURE_REJECTED,
+    Reason.SIGNATURE_REMOVED,
+    Reason.OUR_KEY_NOT_FETCHED,
     Reason.OTHER_HOMESERVER,
     Reason.DENIED_BY_POLICY,
     Reason.CLOCK,
@@ -68,6 +71,9 @@ _TELLS_IT = (
 
 # Requests of Synapse's own client.
 _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
+
+# What comes of it where the server is still busy with a transaction of ours.
+_BUSY = {Effect.NONE: Effect.BUSY, Effect.UNPROVEN: Effect.STAYS_BUSY}
 
 # What is said of each address by itself.
 _BY_ADDRESS = (StageName.ADDRESSES, StageName.CONNECTIONS, StageName.VERSION)
@@ -156,8 +162,8 @@ def _by_stages(
         return Situation(Effect.WORKS, slow, (), left_ms)
     if weak is None:
         is_busy = stages.status(StageName.AUTHENTICATED) == HTTPStatus.TOO_MANY_REQUESTS
-        if is_busy and real_effect is Effect.NONE:
-            real_effect = Effect.BUSY
+        if is_busy:
+            real_effect = _BUSY.get(real_effect, real_effect)
         found = kind and Failure(kind)
         return Situation(real_effect, found, _harmless(stages), left_ms)
     failure = explained(stages, weak)
@@ -207,6 +213,10 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
         remarks.append(Remark.ONLY_SEND)
     if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
         remarks.append(Remark.ANOTHER_WORKS)
+    found = stages.seen(ConnectionsFindings)
+    is_ok = [c.outcome is StageOutcome.OK for c in found.connections] if found else []
+    if is_only_send(stages, stage) and sum(is_ok) > 1:
+        remarks.append(Remark.ONE_OF_SEVERAL)
     if also is not None and stage.name is StageName.WELL_KNOWN:
         remarks.append(Remark.FILE_IS_WHY)
     elif stage.kind is FailureKind.WELL_KNOWN_UNREACHABLE:

@@ -142,6 +142,7 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.OWN_NAME: (FailureKind.IS_US, Reason.DELEGATED_TO_US),
     Obstacle.CLOSED_IN_HANDSHAKE: (FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE),
     Obstacle.LATE_HANDSHAKE: (FailureKind.RESPONSE_TIMEOUT, Reason.IN_HANDSHAKE),
+    Obstacle.NO_END: (FailureKind.RESPONSE_TIMEOUT, Reason.ENDLESS),
     Obstacle.NO_IPV4: (FailureKind.UNREACHABLE, Reason.NO_IPV4),
     Obstacle.NO_IPV6: (FailureKind.UNREACHABLE, Reason.NO_IPV6),
     Obstacle.OTHER_PROCESS: (FailureKind.SENDER_DOWN, None),

@@ -66,12 +66,17 @@ _DEFAULTS = {
     "synology": "Synology",
     "qnap": "QNAP",
     "fritz.box": "the router",
+    "myfritz.net": "the router",
     "opnsense": "OPNsense",
     "pfsense": "pfSense",
     "proxmox": "Proxmox",
     "snakeoil": "the operating system",
     "cn=localhost": "the web server",
 }
+
+# What is in the names of authorities that are not for the public, in small letters:
+# Cloudflare's, for what is behind it alone, and Let's Encrypt's for tests.
+_NOT_FOR_THE_PUBLIC = ("cloudflare origin", "(staging)")
 
 
 def reason_of_handshake(text: str) -> Reason | None:
@@ -106,6 +111,8 @@ def untrusted(error: UntrustedCertificateError) -> Failure:
         reason = Reason.IN_CHAIN if error.depth else Reason.OWN_CERTIFICATE
     elif error.code == _NO_ISSUER and not error.depth:
         reason = Reason.MISSING_INTERMEDIATE
+    if any(part in error.issuer.lower() for part in _NOT_FOR_THE_PUBLIC):
+        reason = Reason.NOT_FOR_THE_PUBLIC
     if product:
         reason = Reason.DEFAULT_CERTIFICATE
     facts = Facts(

@@ -95,8 +95,8 @@ class FailureKind(Worded):
     DNS_NOT_FOUND = (
         "Host name not found in DNS",
         "the domain may be gone, or the resolver of this host does not work",
-        "Check the spelling, and whether this host finds other names. If so, the "
-        "domain is gone: ask their admin, or forget the destination.",
+        "Check the spelling, and whether this host finds other names. If so, ask their "
+        "admin; if nobody uses the name any more, forget the destination.",
         Fault.UNKNOWN,
     )
     DNS_FAILED = (
@@ -233,8 +233,8 @@ class FailureKind(Worded):
     SENDER_BEHIND = (
         "Federation sender behind",
         "{instance} has not sent what was written {ago} ago",
-        "Check the log and the load of {instance}, a process of this homeserver. Just "
-        "started, it begins with the next event. If it does not get on, restart it.",
+        "Check the log and the load of {instance}, a process of this homeserver. If it "
+        "has just started, it begins with the next event. If not, restart it.",
         Fault.US,
     )
     IS_US = (

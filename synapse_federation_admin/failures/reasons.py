@@ -161,8 +161,8 @@ class Reason(Worded):
         "here, forget the destination.",
     )
     SOME_ADDRESSES = (
-        "because of one in federation_ip_range_blacklist or ip_range_blacklist, "
-        "Synapse uses none of the host"
+        "one address of {host} is in federation_ip_range_blacklist or "
+        "ip_range_blacklist; so Synapse uses none of them"
     )
     INTERNAL_ADDRESS = (
         "an internal address, which only their own network reaches",
@@ -185,7 +185,12 @@ class Reason(Worded):
     # The well-known file, and other answers.
     BODY_TOO_LARGE = "the response is too large{most}"
     BODY_EMPTY = "the response is empty"
-    NOT_JSON = "the response is not a JSON object{begins}"
+    ENDLESS = (
+        "the response has no end",
+        "Tell their admin: what answers there sends headers or an error page without "
+        "an end.",
+    )
+    NOT_JSON = "the response is not a valid JSON object{begins}"
     WEB_PAGE = (
         "a web page is there, not JSON",
         "Tell their admin: their web server has to serve the file at that path, or 404 "
@@ -386,10 +391,15 @@ class Reason(Worded):
         "that authority is a private one, to use a known one. For your own: "
         "federation_custom_ca_list.",
     )
-    NOT_AN_AUTHORITY = ("its issuer is no authority", _ASK_FOR_ANOTHER)
-    WRONG_PURPOSE = ("it is not for TLS servers", _ASK_FOR_ANOTHER)
+    NOT_FOR_THE_PUBLIC = (
+        "the authority {issuer} issues none that others are to trust",
+        "Tell their admin: it is a test certificate, or one that only their CDN "
+        "trusts. A certificate of a known authority is needed, such as Let's Encrypt.",
+    )
+    NOT_AN_AUTHORITY = ("the certificate's issuer is no authority", _ASK_FOR_ANOTHER)
+    WRONG_PURPOSE = ("the certificate is not for TLS servers", _ASK_FOR_ANOTHER)
     NAME_NOT_PERMITTED = (
-        "its authority may not issue it for this name",
+        "the certificate's authority may not issue it for this name",
         _ASK_FOR_ANOTHER,
     )
     WEAK_KEY = (
@@ -400,7 +410,7 @@ class Reason(Worded):
         "Weak TLS key",
     )
     WEAK_SIGNATURE = (
-        "it is signed with an algorithm that is too weak for this host",
+        "the certificate is signed with an algorithm that is too weak for this host",
         "Ask their admin for a certificate that is signed with SHA-256.",
     )
     NO_NAMES = (
@@ -469,6 +479,11 @@ class Reason(Worded):
         "Tell their admin: their reverse proxy has to pass /_matrix/federation and "
         "/_matrix/key on to the homeserver.",
     )
+    MISDIRECTED = (
+        "their web server{server} has no site of this name",
+        "Tell their admin: their web server or proxy needs a site of this name that "
+        "passes /_matrix on to the homeserver, or the name leads to the wrong one.",
+    )
     FEDERATION_LISTENER_MISSING = (
         "a homeserver answers, but it does not serve federation there",
         "Tell their admin: the listener or worker that answers lacks the resource "
@@ -489,6 +504,18 @@ class Reason(Worded):
     SIGNATURE_REJECTED = (
         "the server does not accept the signature of this homeserver",
         CHECK_KEY,
+        Fault.UNKNOWN,
+    )
+    SIGNATURE_REMOVED = (
+        "the signature of this homeserver does not arrive there",
+        "Tell their admin: their reverse proxy removes the header Authorization, and "
+        "has to pass it on to the homeserver.",
+        Fault.THEM,
+    )
+    OUR_KEY_NOT_FETCHED = (
+        "the server cannot fetch the signing key of this homeserver",
+        "Check from outside that /_matrix/key/v2/server of this homeserver is reached, "
+        "by its name. If so, tell their admin: their server does not reach this one.",
         Fault.UNKNOWN,
     )
     OTHER_HOMESERVER = (

@@ -21,6 +21,14 @@ REDIRECTS = (301, 302, 303, 307, 308)
 # A proxy answers so where the server behind it does not; from 520 on, Cloudflare.
 _BACKEND_DOWN = (502, 503, 504, *range(520, 531))
 
+# So firewalls answer, and who shuts countries out.
+_DENIED = (
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.NOT_ACCEPTABLE,
+    HTTPStatus.IM_A_TEAPOT,
+    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS,
+)
+
 # What is in a page that lets browsers through and nobody else, in small letters, and
 # in one that asks for a password.
 _CHALLENGES = (
@@ -34,6 +42,7 @@ _CHALLENGES = (
     "ddos protection",
     "checking your browser",
     "captcha",
+    "security checkpoint",
     "incapsula",
     "sucuri",
 )
@@ -53,9 +62,16 @@ _LOGIN_URLS = (
 # With which frames HTTP/2 begins (RFC 9113, 6.5 and 6.8).
 _HTTP2 = re.compile(rb"\0.{2}[\x04\x07]", re.DOTALL)
 
-# What Synapse says to whom it is not that a request is for
-# (`synapse/federation/transport/server/_base.py`).
-_OTHER_DESTINATION = "Destination mismatch"
+# What homeservers say, in small letters, where they reject a signed request; some of
+# them with 403 M_FORBIDDEN, as if they denied access. The first that is in their text.
+_REJECTIONS = (
+    ("destination mismatch", Reason.OTHER_HOMESERVER),
+    ("invalid destination", Reason.OTHER_HOMESERVER),
+    ("missing authorization", Reason.SIGNATURE_REMOVED),
+    ("failed to find any key", Reason.OUR_KEY_NOT_FETCHED),
+    ("failed to fetch", Reason.OUR_KEY_NOT_FETCHED),
+    ("signature", Reason.SIGNATURE_REJECTED),
+)
 
 # What nginx says where it wants a client certificate.
 _NO_CERTIFICATE = "no required ssl certificate was sent"
@@ -101,14 +117,15 @@ def reason_of_bytes(begins: bytes) -> Reason:
     return Reason.BROKE_OFF if is_http else Reason.NO_HTTP
 
 
-def page_reason(body: bytes) -> Reason | None:
-    """Return which page it is that comes in place of an answer; None if it is none.
+def page_reason(body: bytes) -> Reason:
+    """Return what it is that comes in place of an answer.
 
     Args:
         body: The body of an answer of 200 that is not of type `application/json`.
     """
     page = body[: limits.ERROR_BYTES].decode("utf-8", "replace").lower()
-    return _page(page) or (Reason.WEB_SITE if "<html" in page else None)
+    other = Reason.WRONG_CONTENT_TYPE if page else Reason.BODY_EMPTY
+    return _page(page) or (Reason.WEB_SITE if "<html" in page else other)
 
 
 def matrix_error(response: bytes) -> tuple[str, str]:
@@ -123,11 +140,15 @@ def matrix_error(response: bytes) -> tuple[str, str]:
 
 def _by_errcode(status: int, errcode: str, said: str) -> Reason | None:
     """Return what a homeserver means: it is one that answers with a Matrix error."""
-    if status == HTTPStatus.UNAUTHORIZED:
-        is_other = said.startswith(_OTHER_DESTINATION)
-        return Reason.OTHER_HOMESERVER if is_other else Reason.SIGNATURE_REJECTED
-    if status == HTTPStatus.FORBIDDEN and errcode == "M_FORBIDDEN":
-        return Reason.DENIED_BY_POLICY
+    if _HTTP_KINDS.get(status) is FailureKind.REJECTED:
+        told = said.lower()
+        by_text = (reason for part, reason in _REJECTIONS if part in told)
+        if (found := next(by_text, None)) is not None:
+            return found
+        if status == HTTPStatus.UNAUTHORIZED:
+            return Reason.SIGNATURE_REJECTED
+        if errcode == "M_FORBIDDEN":
+            return Reason.DENIED_BY_POLICY
     if errcode == "M_UNRECOGNIZED":
         return Reason.FEDERATION_LISTENER_MISSING
     return None if status in _HTTP_KINDS else Reason.HOMESERVER_FAILS
@@ -148,8 +169,10 @@ def _by_page(status: int, page: str, to: bytes | None) -> Reason | None:
         return Reason.CLIENT_CERTIFICATE
     if status == HTTPStatus.UNAUTHORIZED:
         return Reason.LOGIN_PAGE if "<html" in page else None
-    if status == HTTPStatus.FORBIDDEN:
+    if status in _DENIED:
         return Reason.FORBIDDEN_BY_PROXY
+    if status == HTTPStatus.MISDIRECTED_REQUEST:
+        return Reason.MISDIRECTED
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
         return Reason.NOT_ROUTED
     if status in (HTTPStatus.UPGRADE_REQUIRED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED):

@@ -87,6 +87,10 @@ class Effect(Worded):
         "The server accepts a small transaction of this homeserver, but the last real "
         "request failed."
     )
+    STAYS_BUSY = (
+        "The server is reached, and still busy with a transaction of this homeserver, "
+        "but the last real request failed."
+    )
     REFUSES = "The server answers small requests, but not a real one."
 
     REFUSES_LARGE = (
@@ -135,6 +139,9 @@ class Remark(Enum):
     )
     FILE_IS_WHY = "Without the file, requests go to the server name itself, port 8448."
     FILE_IS_LATE = "Synapse waits for the file, and gets no further."
+    ONE_OF_SEVERAL = (
+        "They have several addresses: another one than Synapse has met may accept it."
+    )
     ANOTHER_WORKS = (
         "Another address of theirs works, but Synapse connects to this one first, and "
         "stays with it."
@@ -186,6 +193,9 @@ class RealTraffic:
     kind: FailureKind | None = None
     succeeded_ago_ms: int | None = None
 
+
+# Where only the last real request failed.
+_UNPROVEN = (Effect.UNPROVEN, Effect.STAYS_BUSY)
 
 # Where an address is of no use, and another one is.
 _BY_ADDRESS = (Effect.NEXT_ADDRESS, Effect.WAITS_FOR_ADDRESS)
@@ -270,7 +280,7 @@ class Situation(HasFailure):
         advice = []
         if effect is Effect.NO_VERSION:
             advice.append(_NO_VERSION_ADVICE)
-        elif effect is Effect.UNPROVEN:
+        elif effect in _UNPROVEN:
             advice.append(_RECONNECT)
         elif (
             self.failure
@@ -295,7 +305,7 @@ class Situation(HasFailure):
         if has_failed and effect.unproven and left_ms is None:
             advice.append(_RECONNECT)
         # To reconnect is to have it tried now, too.
-        if left_ms is not None and effect is not Effect.UNPROVEN:
+        if left_ms is not None and effect not in _UNPROVEN:
             retries = "only when something is due"
             if left_ms > _NEVER_MS:
                 retries = "never by itself"

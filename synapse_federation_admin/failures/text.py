@@ -22,6 +22,9 @@ _CLOCKS = (Reason.CLOCK, Reason.OUR_CLOCK, Reason.THEIR_CLOCK)
 # A sentence without its full stop.
 _SENTENCE = limits.SENTENCE - 1
 
+# Less is not told in brackets, if it is cut.
+_LEAST = 30
+
 _DAY_MS = 86_400_000
 
 # Until which time times are told: the year 9999.
@@ -50,11 +53,11 @@ _OF_THE_SERVER = frozenset(
 
 def message_of(failure: Failure) -> str:
     """Return what is wrong: one sentence without its full stop, printable ASCII."""
-    sentence, told = gist_of(failure), _told(failure)
+    sentence, told = gist_of(failure), ", ".join(_told(failure))
     # What there is no room for stands in the detail.
-    while told and len(f"{sentence} ({', '.join(told)})") > _SENTENCE:
-        told.pop()
-    return cut(f"{sentence} ({', '.join(told)})" if told else sentence, _SENTENCE)
+    room = _SENTENCE - len(f"{sentence} ()")
+    is_told = told and room >= min(len(told), _LEAST)
+    return cut(f"{sentence} ({cut(told, room)})" if is_told else sentence, _SENTENCE)
 
 
 def gist_of(failure: Failure) -> str:

@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
 
+# What an answer of 2xx is that cannot be read, or has no end.
+_NO_ANSWER = (FailureKind.INVALID_RESPONSE, FailureKind.RESPONSE_TIMEOUT)
+
 
 class Recorder:
     """Takes note of what comes of this process's federation requests."""
@@ -143,7 +146,7 @@ class Recorder:
         if transaction.error is None or name not in self._known:
             return
         failure = failure_of(transaction.error)
-        if failure.kind is not FailureKind.INVALID_RESPONSE:
+        if failure.kind not in _NO_ANSWER:
             return
         key, failures = (name, failure.kind.value), self._unwritten.failures
         if key not in failures and not self._has_room(failures):

@@ -277,6 +277,8 @@ class Attempt(BoundedReactor):
             return ObstacleError(Obstacle.NO_HOST_NAME, str(cause)[len(BAD_HOST) :])
         if self.is_at_proxy:
             return ObstacleError(Obstacle.OWN_PROXY, cause=cause)
+        if isinstance(cause, net.ConnectionClosed) and self.is_dropped:
+            return ObstacleError(Obstacle.NO_END)
         if isinstance(cause, net.ConnectionClosed) and self.is_shaking_hands:
             return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
         return error

@@ -49,6 +49,8 @@ class BoundedReactor:
         self._reactor = reactor
         self.max_lifetime_s = max_lifetime_s
         self.max_received_bytes = max_received_bytes
+        # Whether more came in over a connection.
+        self.is_dropped = False
 
     def __getattr__(self, name: str) -> Any:
         """Return what the wrapped reactor has."""
@@ -114,6 +116,7 @@ class _BoundedProtocol(ProtocolWrapper):
         if self._bytes_left >= 0:
             super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's
         else:
+            self.factory.reactor.is_dropped = True
             self._drop()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # no default: always given

@@ -75,6 +75,9 @@ class Obstacle(Enum):
     CLOSED_IN_HANDSHAKE = "closed_in_handshake"
     LATE_HANDSHAKE = "late_handshake"
 
+    # The answer has no end. Synapse itself would read on.
+    NO_END = "no_end"
+
     # This host has no address of the only family that the host has.
     NO_IPV4 = "no_ipv4"
     NO_IPV6 = "no_ipv6"
