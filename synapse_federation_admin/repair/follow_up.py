@@ -15,9 +15,6 @@ is, and however much later:
 Neither is so for up to 25 minutes where Synapse goes on trying, and for longer where
 nothing is sent. After a day nobody waits for it any more
 (`synapse_federation_admin.repair.housekeeping`).
-
-Where the audit cannot be written a reset goes on all the same: what it has to give back
-is then in the memory of this process.
 """
 
 import logging
@@ -69,9 +66,6 @@ _TOLD_ALONE_WITHIN_MS = 10_000
 # How many at once write what came of contacts.
 _WRITES = 5
 
-# For how long it is kept in memory what could not be written.
-_DAY_MS = 86_400_000
-
 
 class FollowUp:
     """Ends the entries of what was cleared, and gives back `failure_ts`."""
@@ -84,10 +78,8 @@ class FollowUp:
         self._runs = runs
         self._wake = wake
         self._writes = homeserver.linearizer("federation_admin_contacted", _WRITES)
-        # By their IDs: entries that have ended, the newest last, for who waits for one;
-        # and those that the audit could not take.
+        # By their IDs: entries that have ended, the newest last, for who waits for one.
         self._ended: dict[str, AuditEntry] = {}
-        self._unwritten: dict[str, AuditEntry] = {}
         self._has_started = self._looking = self._noting = False
         # What is to be noted of destinations that were woken.
         self._notes: dict[str, Mapping[str, object]] = {}
@@ -112,10 +104,6 @@ class FollowUp:
                 "federation_admin_follow_up", self._look_while_any
             )
 
-    def keep(self, entry: AuditEntry) -> None:
-        """Keep an entry of what was cleared that the audit could not take."""
-        keep_newest(self._unwritten, entry.entry_id, entry, limits.WOKEN)
-
     async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
         """Wait for the end of an entry of this process; None if it does not end."""
         self.begin()
@@ -135,9 +123,6 @@ class FollowUp:
         shown = {"contact": shown_contact(contact)}
         waiting: Any = entry.details["waiting"]
         if contact.failure is None and not waiting["perhaps"]:
-            for kept in tuple(self._unwritten.values()):
-                if kept.destination == entry.destination:
-                    del self._unwritten[kept.entry_id]
             connected = ReconnectOutcome.CONNECTED.value
             ended = self._audit.ended(entry, connected, shown)
             write = partial(self._audit.end, ended)
@@ -183,7 +168,7 @@ class FollowUp:
 
     async def _look(self) -> bool:
         """Look at all rows once; return whether there is anything left."""
-        is_any, after = await self._look_at_unwritten(), None
+        is_any, after = False, None
         while True:
             entries, ended = await self._audit.run(
                 "federation_admin_follow_up",
@@ -198,25 +183,6 @@ class FollowUp:
             if len(entries) < limits.CLEARED_LOOKED_AT:
                 return is_any
             after = (entries[-1].ts, entries[-1].entry_id)
-
-    async def _look_at_unwritten(self) -> bool:
-        """Look at what could not be written; return whether there is anything left."""
-
-        def look_txn(txn: LoggingTransaction) -> list[AuditEntry]:
-            ended = self._ended_txn(txn, some)
-            self._restore_txn(txn, ended)
-            return ended
-
-        entries = tuple(self._unwritten.values())
-        for begin in range(0, len(entries), limits.CLEARED_LOOKED_AT):
-            some = entries[begin : begin + limits.CLEARED_LOOKED_AT]
-            ended = await self._homeserver.run_db_interaction(
-                "federation_admin_follow_up", look_txn
-            )
-            old_ts = self._homeserver.now_ms() - _DAY_MS
-            for entry in (*ended, *(entry for entry in some if entry.ts < old_ts)):
-                self._unwritten.pop(entry.entry_id, None)
-        return bool(self._unwritten)
 
     def _look_txn(
         self, txn: LoggingTransaction, after: AuditPosition | None

@@ -66,33 +66,6 @@ class ConnectionReset:
         self._contacts_with = homeserver.linearizer("federation_admin_reset_contact")
         self._waiting_contacts = 0
 
-    def start(self) -> None:
-        """Contact those that the process before this one had yet to contact."""
-        if self._contacts:
-            self._homeserver.run_in_background(
-                "federation_admin_contact",
-                self._contact_left,
-                self._homeserver.now_ms(),
-            )
-
-    async def _contact_left(self, started_ts: int) -> None:
-        after = None
-        while self._waiting_contacts < limits.WAITING_CONTACTS:
-            entries = await self._audit.run(
-                "federation_admin_contact",
-                partial(
-                    self._audit.cleared_txn,
-                    after=after,
-                    limit=limits.CLEARED_LOOKED_AT,
-                ),
-            )
-            for entry in entries:
-                if entry.ts < started_ts and _waits_for_contact(entry):
-                    self._begin_contact(str(entry.destination), entry)
-            if len(entries) < limits.CLEARED_LOOKED_AT:
-                return
-            after = (entries[-1].ts, entries[-1].entry_id)
-
     async def reset(self, name: str, actor: Actor) -> ResetOutcome:
         """Clear a destination's retry timings and have every process try it again.
 
@@ -117,12 +90,12 @@ class ConnectionReset:
                 or await self._homeserver.retry_timings.is_backing_off(name)
             ):
                 return ResetOutcome.NOT_FAILING
-            entry = self._audit.entry(AuditAction.RESET, actor, destination=name)
+            begun = self._audit.entry(AuditAction.RESET, actor, destination=name)
             # A row may bear a name that is no server's, from an event or a message that
             # was addressed to one. There is nobody to be woken or contacted.
             is_server = why_invalid(self._homeserver, name) is None
             outcome = AUDIT_PENDING if is_server else ResetOutcome.RESET.value
-            entry, waits = await self._clear(destination, entry, outcome)
+            entry, waits = await self._clear(destination, begun, outcome)
 
         if not is_server:
             return ResetOutcome.RESET
@@ -131,10 +104,11 @@ class ConnectionReset:
         else:
             # What waits is the contact.
             await self._wake.everywhere([name])
-        self._follow_up.begin()
+        if entry is not None:
+            self._follow_up.begin()
         return ResetOutcome.RESET
 
-    def _begin_contact(self, name: str, entry: AuditEntry) -> None:
+    def _begin_contact(self, name: str, entry: AuditEntry | None) -> None:
         if self._waiting_contacts >= limits.WAITING_CONTACTS:
             logger.warning(
                 "%s destinations that were reset wait to be contacted: %s is not",
@@ -147,7 +121,7 @@ class ConnectionReset:
             "federation_admin_contact", self._contact, name, entry
         )
 
-    async def _contact(self, name: str, entry: AuditEntry) -> None:
+    async def _contact(self, name: str, entry: AuditEntry | None) -> None:
         """Contact a destination, of which Synapse's retry limiter is to know.
 
         Nobody is woken before: two transactions at once would be one too many.
@@ -171,7 +145,8 @@ class ConnectionReset:
         )
         if failure is None:
             await self._wake.everywhere([name])
-        await self._follow_up.contacted(entry, contact)
+        if entry is not None:
+            await self._follow_up.contacted(entry, contact)
         if failure is None or failure.is_ours:
             return
         # Synapse writes that it fails, once: not where the database is away just then.
@@ -203,14 +178,14 @@ class ConnectionReset:
 
     async def _clear(
         self, destination: Destination, entry: AuditEntry, outcome: str
-    ) -> tuple[AuditEntry, bool]:
+    ) -> tuple[AuditEntry | None, bool]:
         """Clear the timings and write that it was done, in one transaction.
 
         They are cleared even if that cannot be written: v1 needs no tables of ours.
 
         Returns:
-            The entry as it is written, and whether anything waits that Synapse sends
-            once it is woken.
+            The entry as it is written, None if it is not, and whether anything waits
+            that Synapse sends once it is woken.
         """
         homeserver, name = self._homeserver, destination.destination
 
@@ -239,16 +214,5 @@ class ConnectionReset:
                 desc, partial(clear_txn, writes=False)
             )
             self._audit.log_unwritten(cleared, e)
-            if outcome == AUDIT_PENDING:
-                self._follow_up.keep(cleared)
+            return None, waiting.is_any
         return cleared, waiting.is_any
-
-
-def _waits_for_contact(entry: AuditEntry) -> bool:
-    """Tell whether a contact is what an entry waits for; of an odd one, it is not."""
-    try:
-        waiting = Waiting(**entry.details["waiting"])  # type: ignore[arg-type]
-    except (KeyError, TypeError):
-        return False
-    is_reset = entry.action == AuditAction.RESET.value
-    return is_reset and not waiting.is_any and not entry.details.get("contact")
