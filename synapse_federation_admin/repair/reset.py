@@ -14,7 +14,6 @@ from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import is_ours
-from synapse_federation_admin.failures.kinds import Reason
 from synapse_federation_admin.failures.names import why_invalid
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -31,10 +30,6 @@ from synapse_federation_admin.storage.audit_entry import (
 from synapse_federation_admin.storage.outcomes import Contact, ResetOutcome
 
 logger = logging.getLogger(__name__)
-
-# After how long a contact is made again for which this process had nothing left; then
-# the next real request tells.
-_AGAIN_AFTER_MS = (1_000, 5_000, 25_000)
 
 # How long after a contact that has failed Synapse has to have begun its backoff.
 _WRITTEN_AFTER_MS = 10_000
@@ -126,15 +121,10 @@ class ConnectionReset:
 
         Nobody is woken before: two transactions at once would be one too many.
         """
-        homeserver = self._homeserver
         try:
-            contact = await self._contact_once(name)
-            for after_ms in _AGAIN_AFTER_MS:
-                failure = contact.failure
-                if failure is None or failure.reason is not Reason.OUT_OF_RESOURCES:
-                    break
-                await homeserver.sleep_ms(after_ms)
-                contact = await self._contact_once(name)
+            contact = await self._homeserver.await_database(
+                lambda: self._contact_in_turn(name)
+            )
         finally:
             self._waiting_contacts -= 1
         failure = contact.failure
@@ -150,16 +140,11 @@ class ConnectionReset:
         if failure is None or failure.is_ours:
             return
         # Synapse writes that it fails, once: not where the database is away just then.
-        await homeserver.sleep_ms(_WRITTEN_AFTER_MS)
-        if not await homeserver.await_database(
-            lambda: homeserver.retry_timings.is_backing_off(name)
+        await self._homeserver.sleep_ms(_WRITTEN_AFTER_MS)
+        if not await self._homeserver.await_database(
+            lambda: self._homeserver.retry_timings.is_backing_off(name)
         ):
             self._begin_contact(name, entry)
-
-    async def _contact_once(self, name: str) -> Contact:
-        return await self._homeserver.await_database(
-            lambda: self._contact_in_turn(name)
-        )
 
     async def _contact_in_turn(self, name: str) -> Contact:
         """Contact once; others do not wait for its place while the database is away."""
