@@ -35,9 +35,8 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.second_look import dangling
-from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.errors import ObstacleError
-from synapse_federation_admin.homeserver.server_name import ServerName
+from synapse_federation_admin.homeserver.server_name import ServerName, is_internal
 
 _DEFAULT_PORT = 8448
 

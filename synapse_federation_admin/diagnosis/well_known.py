@@ -47,12 +47,12 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.responses import REDIRECTS
-from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.network import GRACE_MS
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
+    is_internal,
 )
 
 # The share of the time of a diagnosis; and to look up again what is blocked.

@@ -71,7 +71,6 @@ from synapse_federation_admin.failures.kinds import (
 )
 from synapse_federation_admin.failures.relayed import description_of, failure_told
 from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
-from synapse_federation_admin.homeserver.address_ranges import is_internal
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     NO_RESULTS,
@@ -89,6 +88,7 @@ from synapse_federation_admin.homeserver.errors import (
     innermost,
     is_out_of_resources,
 )
+from synapse_federation_admin.homeserver.server_name import is_internal
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ ended: a thread that asks the operating system cannot be called off.
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from socket import getaddrinfo
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from synapse.module_api import make_deferred_yieldable
 from synapse.util.gai_resolver import GAIResolver
@@ -35,6 +35,8 @@ from synapse_federation_admin.homeserver.errors import (
     are_resources_out,
     is_out_of_resources,
 )
+
+T = TypeVar("T")
 
 # After how many seconds Twisted's client asks a name server again.
 _ASKS_AGAIN_S = (1, 3, 11, 45)
@@ -118,6 +120,10 @@ class LookUps(SynapseLookUps):
     def free(self) -> int:
         """How many more host names can be looked up at once."""
         return self._turns.tokens
+
+    def in_thread(self, func: Callable[[], T]) -> "Deferred[T]":
+        """Call a function in one of the threads: it would hold everybody up."""
+        return deferToThreadPool(self._reactor, self._threads, func)
 
     def addresses(
         self,

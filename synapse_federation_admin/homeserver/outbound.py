@@ -108,10 +108,14 @@ class Outbound(Network):
             self.look_ups.addresses(host, port, within_ms / 1000)
         )
         addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
-        return {
-            address: self.is_blocked(address, as_server_name=as_server_name)
-            for address in addresses
-        }
+
+        def judged() -> dict[str, bool]:
+            return {
+                address: self.is_blocked(address, as_server_name=as_server_name)
+                for address in addresses
+            }
+
+        return await make_deferred_yieldable(self.look_ups.in_thread(judged))
 
     async def look_up_services(
         self, service: str, within_ms: int

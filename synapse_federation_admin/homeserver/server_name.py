@@ -6,7 +6,7 @@ https://spec.matrix.org/v1.11/appendices/#server-name
 
 import re
 from enum import Enum
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 import attr
 
@@ -103,6 +103,11 @@ def _why_not(name: str) -> NameFault:
     if host and not port.isdecimal() and "[" not in name and ":" not in host:
         return NameFault.PORT_INVALID
     return NameFault.NAME_MALFORMED if name.isascii() else NameFault.NAME_NOT_ASCII
+
+
+def is_internal(address: str) -> bool:
+    """Tell whether an IP address is of no use to others: private, or loopback."""
+    return not ip_address(address.partition("%")[0]).is_global
 
 
 def is_server_name(name: str) -> bool:
