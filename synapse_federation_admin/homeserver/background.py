@@ -3,7 +3,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Send = Callable[..., Awaitable[None]]
 
 # A lock that is held per key: `async with lock(key)`.
-KeyedLock = Callable[[str], AbstractAsyncContextManager[None]]
+KeyedLock = Callable[[Hashable], AbstractAsyncContextManager[None]]
 
 # After a round of periodic work: how many times as long as it took to wait at least,
 # but not longer than this.
@@ -88,7 +88,8 @@ class Background(Database):
     @cached_property
     def single_flight(self) -> SingleFlight:
         """Runs what many ask for at the same time once for all of them."""
-        return SingleFlight(self.reactor, self.run_in_background)
+        lock = self.linearizer("federation_admin_single_flight")
+        return SingleFlight(self.reactor, self.run_in_background, lock)
 
     async def await_database(self, func: Callable[[], Awaitable[T]]) -> T:
         """Call something that uses the database; again while that is away.

@@ -2,6 +2,8 @@
 """What many ask for at the same time runs once, in the background, for all of them."""
 
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 from synapse.logging.context import PreserveLoggingContext
@@ -20,7 +22,9 @@ class SingleFlight:
         self,
         reactor: IReactorTime,
         run_in_background: Callable[[str, Callable[[], Awaitable[None]]], None],
+        lock: Callable[[Hashable], AbstractAsyncContextManager[None]],
     ) -> None:
+        self._lock = lock
         self._reactor = reactor
         self._run_in_background = run_in_background
         self._newest: dict[Hashable, _Flight] = {}
@@ -54,9 +58,13 @@ class SingleFlight:
         waiter: Deferred[T] = Deferred()
         if timeout_ms is not None:
             waiter.addTimeout(timeout_ms / 1000, self._reactor)
-        flight = self._newest.get((desc, key))
+        of = (desc, key)
+        flight = self._newest.get(of)
         if flight is None or (flight.has_begun and not joins):
-            self._start(desc, (desc, key), func, waiter)
+            flight = self._newest[of] = _Flight()
+            # Before it runs: it may end at once.
+            flight.waiters.append(waiter)
+            self._run_in_background(desc, partial(self._run, of, func, flight))
         else:
             flight.waiters.append(waiter)
         try:
@@ -64,45 +72,27 @@ class SingleFlight:
         except DeferredTimeoutError as e:
             raise TimeoutError from e
 
-    def _start(
-        self,
-        desc: str,
-        key: Hashable,
-        func: Callable[[], Awaitable[Any]],
-        waiter: "Deferred[Any]",
+    async def _run(
+        self, of: Hashable, func: Callable[[], Awaitable[Any]], flight: "_Flight"
     ) -> None:
-        before = self._newest.get(key)
-        flight = self._newest[key] = _Flight()
-        # Before it runs: it may end at once.
-        flight.waiters.append(waiter)
-        over: Deferred[None] = Deferred()
-        if before is not None:
-            # Those who wait for it are told of its errors.
-            ended: Deferred[Any] = Deferred()
-            ended.addBoth(lambda _: None if over.called else over.callback(None))
-            before.waiters.append(ended)
-
-        async def run() -> None:
-            result: Any
-            try:
-                if before is not None:
-                    await make_deferred_yieldable(over)
+        """Run something in its turn, and tell all who wait for it."""
+        result: Any
+        try:
+            async with self._lock(of):
                 flight.has_begun = True
                 result = await func()
-            except Exception:
-                # Also if it is called off: all who wait are told.
-                result = Failure()
-            if self._newest[key] is flight:
-                del self._newest[key]
-            # The time of some is over, and others were called off.
-            waiting = [waiter for waiter in flight.waiters if not waiter.called]
-            with PreserveLoggingContext():
-                for waiter in waiting:
-                    waiter.callback(result)
-            if not waiting and isinstance(result, Failure):
-                result.raiseException()
-
-        self._run_in_background(desc, run)
+        except Exception:
+            # Also if it is called off: all who wait are told.
+            result = Failure()
+        if self._newest[of] is flight:
+            del self._newest[of]
+        # The time of some is over, and others were called off.
+        waiting = [waiter for waiter in flight.waiters if not waiter.called]
+        with PreserveLoggingContext():
+            for waiter in waiting:
+                waiter.callback(result)
+        if not waiting and isinstance(result, Failure):
+            result.raiseException()
 
 
 class _Flight:

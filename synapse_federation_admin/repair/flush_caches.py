@@ -54,7 +54,7 @@ class FlushCaches:
             # What processes believe of the backoff, where somebody has changed the row.
             self._homeserver.retry_timings.invalidate_txn(txn, [name])
 
-        await self._audit.run("federation_admin_flush_caches", begin_txn)
+        await self._audit.tables.run("federation_admin_flush_caches", begin_txn)
         told = await tell_all(self._homeserver, self._send, [name])
         await self._audit.end(
             self._audit.ended(

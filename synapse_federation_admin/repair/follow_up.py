@@ -38,7 +38,7 @@ from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import TAKEN, Audit, AuditPosition
-from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING, AuditEntry
+from synapse_federation_admin.storage.audit_entry import AuditEntry
 from synapse_federation_admin.storage.outcomes import (
     Contact,
     ReconnectOutcome,
@@ -170,7 +170,7 @@ class FollowUp:
         """Look at all rows once; return whether there is anything left."""
         is_any, after = False, None
         while True:
-            entries, ended = await self._audit.run(
+            entries, ended = await self._audit.tables.run(
                 "federation_admin_follow_up",
                 partial(self._look_txn, after=after),
                 read_committed=True,
@@ -196,7 +196,7 @@ class FollowUp:
         # the run, then destinations, then entries.
         run_ids = sorted({entry.run_id for entry in ended if entry.run_id})
         for run_id in run_ids:
-            self._runs.recount_txn(txn, run_id, AUDIT_PENDING, ())
+            self._runs.recount_txn(txn, run_id, ())
         works = self._restore_txn(txn, ended)
         pending = self._audit.lock_txn(txn, [entry.entry_id for entry in ended])
         counted: dict[str, list[str]] = defaultdict(list)
@@ -205,7 +205,7 @@ class FollowUp:
                 counted[entry.run_id].append(entry.outcome)
             self._audit.end_txn(txn, entry)
         for run_id in run_ids:
-            self._runs.recount_txn(txn, run_id, AUDIT_PENDING, counted[run_id])
+            self._runs.recount_txn(txn, run_id, counted[run_id])
         self.works_txn(txn, works)
         return entries, ended
 
@@ -314,7 +314,7 @@ class FollowUp:
                 try:
                     await self._homeserver.await_database(
                         partial(
-                            self._audit.run,
+                            self._audit.tables.run,
                             "federation_admin_follow_up",
                             partial(self._audit.note_txn, notes=some),
                             read_committed=True,

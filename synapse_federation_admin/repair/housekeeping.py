@@ -69,7 +69,12 @@ class Housekeeping:
             )
 
     async def _look_back(self, started_ts: int) -> None:
-        await self.interrupt_own(started_ts)
+        # An end of what this process was doing when it ended, if it was.
+        own = self._homeserver.instance_name
+        await self._tables.run(
+            "federation_admin_housekeeping",
+            lambda txn: self._audit.interrupt_txn(txn, started_ts, own),
+        )
         if self._homeserver.runs_background_tasks:
             # Again and again: a process of an earlier version may still make one.
             await self._homeserver.delete_tasks(_OLD_TASKS)
@@ -78,20 +83,6 @@ class Housekeeping:
                     "federation_admin_housekeeping",
                     outages.end_recording_txn,
                 )
-
-    async def interrupt_own(self, started_ts: int) -> None:
-        """Make an end of what this process was doing when it ended, if it was.
-
-        Args:
-            started_ts: When it has started again.
-
-        Raises what the database raises.
-        """
-        own = self._homeserver.instance_name
-        await self._tables.run(
-            "federation_admin_housekeeping",
-            lambda txn: self._audit.interrupt_txn(txn, started_ts, own),
-        )
 
     async def prune(self) -> None:
         """Delete what has been kept for long enough, in small pieces.

@@ -259,4 +259,4 @@ class Reconnect:
             self._audit.end_txn(txn, self._audit.ended(entry, ended, details))
             return Reconnected(settled, before, after or before, contact)
 
-        return await self._audit.run("federation_admin_reconnect", settle_txn)
+        return await self._audit.tables.run("federation_admin_reconnect", settle_txn)

@@ -189,7 +189,7 @@ class ConnectionReset:
 
         desc = "federation_admin_clear_retry_timings"
         try:
-            cleared, waiting = await self._audit.run(
+            cleared, waiting = await self._audit.tables.run(
                 desc, partial(clear_txn, writes=True)
             )
         except CancelledError:

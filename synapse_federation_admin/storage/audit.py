@@ -7,7 +7,7 @@ This file alone names `federation_admin_audit`, and so has all statements of it.
 import json
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -87,29 +87,16 @@ AuditPosition = tuple[int, str]
 class Audit:
     """Writes and reads the audit.
 
-    A method whose name ends in `_txn` is to be called in a transaction of `run`.
+    A method whose name ends in `_txn` is to be called in a transaction of the tables'.
     An entry is in the log when it has ended, once its transaction is committed.
     """
 
     def __init__(self, homeserver: Homeserver, tables: Tables) -> None:
         self._homeserver = homeserver
-        self._tables = tables
+        self.tables = tables
         for action, outcomes in OUTCOMES.items():
             for outcome in outcomes:
                 homeserver.metrics(REPAIRS, action.value, outcome)
-
-    async def run(
-        self,
-        desc: str,
-        func: Callable[[LoggingTransaction], T],
-        *,
-        read_committed: bool = False,
-    ) -> T:
-        """Run a function that calls methods of this one in a transaction.
-
-        See `synapse_federation_admin.storage.schema.Tables.run`.
-        """
-        return await self._tables.run(desc, func, read_committed=read_committed)
 
     @staticmethod
     def log_unwritten(entry: AuditEntry, error: Exception) -> None:
@@ -194,7 +181,7 @@ class Audit:
 
     async def insert(self, entry: AuditEntry) -> None:
         """Write a new entry. Raises what the database raises."""
-        await self._tables.run(
+        await self.tables.run(
             "federation_admin_audit", lambda txn: self.insert_txn(txn, [entry])
         )
 
@@ -210,7 +197,7 @@ class Audit:
             if entry.outcome == ReconnectOutcome.CONNECTED.value:
                 self.note_txn(txn, {str(entry.destination): TAKEN})
 
-        await self._tables.run("federation_admin_audit", end_txn)
+        await self.tables.run("federation_admin_audit", end_txn)
 
     def end_as_failed(self, entry: AuditEntry) -> None:
         """Have it be written that something has gone wrong, as soon as that can be.
@@ -288,11 +275,11 @@ class Audit:
             )
             return txn.fetchone() is not None
 
-        return await self._tables.run("federation_admin_audit", has_cleared_txn)
+        return await self.tables.run("federation_admin_audit", has_cleared_txn)
 
     async def note(self, entry_id: str, details: Mapping[str, object]) -> None:
         """Add to the details of such an entry. Raises what the database raises."""
-        await self._tables.run(
+        await self.tables.run(
             "federation_admin_audit",
             lambda txn: self.note_txn(txn, {entry_id: details}, "entry_id"),
             read_committed=True,
@@ -367,7 +354,7 @@ class Audit:
             )
             return [_to_entry(row) for row in txn.fetchall()]
 
-        return await self._tables.run("federation_admin_read_audit", read_txn)
+        return await self.tables.run("federation_admin_read_audit", read_txn)
 
 
 def _conditions(wanted: AuditFilter) -> list[Sql]:

@@ -17,7 +17,12 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import WHOLE, Actor, AuditAction
+from synapse_federation_admin.storage.audit_entry import (
+    AUDIT_PENDING,
+    WHOLE,
+    Actor,
+    AuditAction,
+)
 from synapse_federation_admin.storage.run_values import (
     Run,
     RunError,
@@ -235,20 +240,19 @@ class RunStore:
         return run
 
     def recount_txn(
-        self, txn: LoggingTransaction, run_id: str, before: str, after: Sequence[str]
+        self, txn: LoggingTransaction, run_id: str, after: Sequence[str]
     ) -> None:
-        """Count destinations under their last outcomes, also of a run that has ended.
+        """Count what was pending under its outcome, also of a run that has ended.
 
         Args:
             txn: The transaction.
             run_id: The run; nothing is changed if there is none.
-            before: The outcome under which they are counted.
-            after: Those that each of them has in truth.
+            after: The outcomes that each of them has in truth.
         """
         lock = "FOR UPDATE" if self.homeserver.is_postgres else ""
         for run in _select(txn, "run_id = ?", run_id, lock=lock):
             outcomes = Counter(run.outcomes)
-            outcomes.subtract({before: len(after)})
+            outcomes.subtract({AUDIT_PENDING: len(after)})
             outcomes.update(after)
             left = json.dumps({key: n for key, n in outcomes.items() if n})
             self.update_txn(txn, run_id, "outcomes = ?", left)
