@@ -179,14 +179,17 @@ class AttentionStore:
         began_ms = self._homeserver.now_ms()
         failing, waiting, has_all_names = await self._failing()
         rooms, users_in, has_all_rooms = await self._shared(failing)
+        # Letting go of many names takes a while, too: not in the turn that answers.
+        del failing
 
         def candidates_txn(
             txn: LoggingTransaction,
-        ) -> tuple[list[Destination], Mapping[str, list[str]]]:
+        ) -> tuple[list[Destination], list[tuple[int, str]], Mapping[str, list[str]]]:
             # On this thread: with many it takes a while.
-            waiting.sort(key=_place)
+            first = sorted(((n, name) for name, n in waiting.items()), key=_place)
+            del first[limits.KEPT_WAITING :]
             shared = _most_shared(rooms, users_in)
-            most = [name for _, name in waiting[: limits.TOLD_ATTENTION]]
+            most = [name for _, name in first[: limits.TOLD_ATTENTION]]
             names = {*_candidates(rooms, users_in), *most}
             these = any_of("destination", names)
             txn.execute(
@@ -194,9 +197,9 @@ class AttentionStore:
                 f"WHERE {FAILING} AND {these.text}",
                 these.args,
             )
-            return [Destination(*row) for row in txn.fetchall()], shared
+            return [Destination(*row) for row in txn.fetchall()], first, shared
 
-        rows, shared = await self._run(candidates_txn)
+        rows, most_waiting, shared = await self._run(candidates_txn)
         names = [row.destination for row in rows]
         users = await self._count_users({name: rooms.get(name, []) for name in names})
         backlogs = await self._backlog.of(names)
@@ -216,21 +219,21 @@ class AttentionStore:
             has_all_names and has_all_rooms,
             _most(found, lambda each: (each.local_users, each.waiting)),
             _most(found, lambda each: (each.waiting, each.local_users)),
-            waiting=tuple(waiting[: limits.KEPT_WAITING]),
-            has_all_waiting=has_all_names and len(waiting) <= limits.KEPT_WAITING,
+            waiting=tuple(most_waiting),
+            has_all_waiting=has_all_names and len(waiting) == len(most_waiting),
             shared=shared,
             has_all_shared=len(shared) == len(rooms),
         )
 
-    async def _failing(self) -> tuple[set[str], list[tuple[int, str]], bool]:
+    async def _failing(self) -> tuple[set[str], dict[str, int], bool]:
         """Return what fails, how much waits for whom, and whether that is all."""
         failing: set[str] = set()
-        waiting: list[tuple[int, str]] = []
+        waiting: dict[str, int] = {}
         after: str | None = ""
         while after is not None:
             found, after = await self._run(partial(failing_txn, after=after))
             failing.update(name for name, _ in found)
-            waiting += [(count, name) for name, count in found if count]
+            waiting.update((name, count) for name, count in found if count)
             if len(failing) >= limits.ATTENTION_NAMES:
                 break
         return failing, waiting, after is None
@@ -247,6 +250,7 @@ class AttentionStore:
         rooms: dict[str, list[str]] = {}
         users_in: dict[str, int] = {}
         left = limits.ATTENTION_PAIRS
+        turn = self._homeserver.turn()
         after: str | None = "" if failing else None
         while after is not None and left > 0:
             found, after = await self._run(
@@ -257,6 +261,7 @@ class AttentionStore:
                 left -= len(servers)
                 for server in servers:
                     rooms.setdefault(server, []).append(room_id)
+                await turn.end_if_long()
         return rooms, users_in, after is None
 
     async def _count_users(self, rooms: Mapping[str, list[str]]) -> dict[str, int]:
