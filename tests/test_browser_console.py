@@ -366,6 +366,36 @@ def test_help(world: Playground, open_window: Open) -> None:
     assert urlsplit(page.url).path.endswith("/servers")
 
 
+def test_on_paper(world: Playground, open_window: Open) -> None:
+    """Printed, a page is what it shows, without what is there to press."""
+    page = open_window().page
+    for path, shown in (("", "#failing tbody tr"), ("servers", "tr[data-row]")):
+        page.goto(address(world, path))
+        pressed = page.locator("nav a, button, input, summary, .updated")
+        page.emulate_media(media="print")
+        expect(page.locator(shown).last).to_be_visible()
+        expect(page.locator("footer")).to_contain_text("Synapse")
+        for each in pressed.all():
+            expect(each).to_be_hidden()
+        page.emulate_media(media="screen")
+
+
+def test_on_a_phone(world: Playground, open_window: Open) -> None:
+    """On a phone the list comes first: filters are folded, and work once opened."""
+    page = open_window(viewport={"width": 360, "height": 740}).page
+    page.goto(address(world, "servers"))
+    status = page.get_by_label("Status")
+    expect(status).to_be_hidden()
+    expect(page.locator("tr[data-row]").first).to_be_in_viewport()
+    page.get_by_text("Filter and order").click()
+    status.select_option("online")
+    with new_page(page):
+        page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("not failing")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    expect(status).to_be_visible()
+
+
 def select(page: Page, *names: str) -> None:
     for name in names:
         page.get_by_label(f"Select {name}", exact=True).check()

@@ -60,7 +60,7 @@ const ASK_MS = 5e3;
 const SLOW_MS = 120e3;
 const MANY_S = 30;
 // What somebody who looks at the page has set, or this script has.
-const KEPT = new Set(["hidden", "open", "tabindex"]);
+const KEPT = new Set(["hidden", "open", "tabindex", "aria-busy"]);
 
 const parse = (text) => new DOMParser().parseFromString(text, "text/html");
 const isBlank = (node) => node?.nodeType === Node.TEXT_NODE && !node.data.trim();
@@ -291,7 +291,7 @@ for (const form of all("form[data-submit]")) {
   setTimeout(() => form.requestSubmit(), Number(form.dataset.submit) * 1000);
 }
 
-// Pressed twice, a button does its work once.
+// Pressed twice, a button does its work once; until there is an answer it is shown as busy.
 const sent = new Set();
 document.addEventListener("submit", (event) => {
   const form = event.target;
@@ -299,7 +299,10 @@ document.addEventListener("submit", (event) => {
   if (sent.has(form)) event.preventDefault();
   sent.add(form);
   setTimeout(() => sent.delete(form), 3000);
+  if (event.submitter) event.submitter.ariaBusy = "true";
 });
+// Who comes back finds it as it was.
+window.addEventListener("pageshow", () => all("[aria-busy]").forEach((each) => each.removeAttribute("aria-busy")));
 
 const selectAll = find("[data-select-all]");
 if (selectAll) selectAll.hidden = false;
