@@ -81,7 +81,7 @@ class Camera:
             self.page.emulate_media(color_scheme=scheme)
             file = self.folder / f"{picture}-{scheme}{size}.png"
             self.page.screenshot(path=file, full_page=is_full)
-            # As few bytes as tell the same; the other way loses the colours of few words.
+            # As few bytes as tell the same, with the colours of few words, too.
             few = Image.open(file).convert("RGB").quantize(256, Quantize.FASTOCTREE)
             few.save(file, optimize=True)
 
