@@ -22,9 +22,10 @@ Json: TypeAlias = dict[str, Any]
 V1 = "/_synapse/admin/v1/federation"
 V2 = "/_synapse/admin/v2/federation"
 
-# A diagnosis and a reconnect may take minutes, if they are configured so. What takes a
-# connection and no TLS, as a port for http, is told after the time to connect.
-_TIMEOUT = httpx.Timeout(180, connect=5)
+# What takes a connection and no TLS, as a port for http, is told after the time to
+# connect. A diagnosis and a reconnect may take minutes, if they are configured so.
+_TIMEOUT = httpx.Timeout(60, connect=5)
+_LONG = httpx.Timeout(180, connect=5)
 
 # How often, and for how long, a request that comes too soon is sent again.
 _TRIES = 4
@@ -234,6 +235,7 @@ class Client:
                 params=_query(params or {}),
                 json=body,
                 headers=self._headers(),
+                timeout=_LONG if method == "POST" else httpx.USE_CLIENT_DEFAULT,
             )
 
     @contextmanager

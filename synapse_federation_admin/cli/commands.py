@@ -68,11 +68,12 @@ def top(asked: Asked) -> None:
     if not sys.stdout.isatty():
         raise click.UsageError("This needs a terminal; `status` does not.")
     client = asked.client
-    # What is wrong is told before the screen changes.
-    client.get("/status")
     with closing(Client(client.connection)) as looking:
         # Who hangs for longer may be back, and takes another request.
         looking.wait_for(30)
+        # What is wrong is told before the screen changes.
+        with asked.out.waiting(f"Asking {client.connection.url}"):
+            looking.get("/status")
         Top(client, looking).run()
 
 
