@@ -6,9 +6,9 @@ Synapse here that is not public.
 """
 
 import inspect
-import logging
 import re
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,8 @@ from synapse_federation_admin.homeserver.relied_on import (
 if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.homeserver import Homeserver
 
-logger = logging.getLogger(__name__)
-
 # A step of a path: `name`, `name()` or `name(inside)`.
 _STEP = re.compile(r"(\w+)((?:\(\w*\))?)")
-
-# How soon to look for the tables again if the database is away.
-_AGAIN_MS = 10_000
 
 
 def check_names(api: ModuleApi, features: Features) -> None:
@@ -135,20 +130,15 @@ async def check_columns(homeserver: "Homeserver", features: Features) -> None:
         def select_txn(txn: LoggingTransaction, select: str = select) -> None:
             txn.execute(select)
 
-        while True:
-            try:
-                await homeserver.run_db_interaction(
-                    "federation_admin_selfcheck", select_txn
-                )
-                break
-            except CancelledError:
-                # Synapse is shutting down.
-                raise
-            except Exception as e:
-                if not homeserver.is_database_away(e):
-                    said = str(e).partition("\n")[0]
-                    for feature in needed_by:
-                        features.switch_off(feature, f"Synapse's table {table}: {said}")
-                    break
-                logger.warning("Cannot look for Synapse's tables yet: %s", e)
-                await homeserver.sleep_ms(_AGAIN_MS)
+        look = partial(
+            homeserver.run_db_interaction, "federation_admin_selfcheck", select_txn
+        )
+        try:
+            await homeserver.await_database(look)
+        except CancelledError:
+            # Synapse is shutting down.
+            raise
+        except Exception as e:
+            said = str(e).partition("\n")[0]
+            for feature in needed_by:
+                features.switch_off(feature, f"Synapse's table {table}: {said}")
