@@ -166,7 +166,7 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     assert postgres is not None
     postgres.go_down()
     wait_until(
-        lambda: "A run waits for the database" in cluster.synapse.log_tail(MAIN, 1000),
+        lambda: "What needs the database waits" in cluster.synapse.log_tail(MAIN, 1000),
         "the run to meet it",
         90,
     )

@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.destinations.query import NEXT_RETRY_TS
 from synapse_federation_admin.destinations.values import IndexState
+from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import FAILING
 
@@ -88,12 +89,13 @@ _LOCK_TIMEOUT = "5s"
 # The indexes of the table that this session's `destinations` is: an index of the same
 # name in another schema is none of them.
 _SELECT_POSTGRES = """
-    SELECT c.relname FROM pg_index AS i
+    SELECT c.relname, i.indisvalid FROM pg_index AS i
     INNER JOIN pg_class AS c ON c.oid = i.indexrelid
-    WHERE i.indrelid = to_regclass('destinations') AND i.indisvalid = ?
+    WHERE i.indrelid = to_regclass('destinations')
 """
 _SELECT_SQLITE = """
-    SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'destinations'
+    SELECT name, TRUE FROM sqlite_master
+    WHERE type = 'index' AND tbl_name = 'destinations'
 """
 
 
@@ -128,20 +130,12 @@ class DestinationIndexes:
 
     async def states(self) -> dict[str, IndexState]:
         """Return the state of every index, by its name, from the catalogue."""
-        on_postgres = self._homeserver.is_postgres
-
-        def select_txn(txn: LoggingTransaction) -> set[str]:
-            if on_postgres:
-                return _postgres_txn(txn, valid=True)
-            txn.execute(_SELECT_SQLITE)
-            return {name for (name,) in txn}
-
         found = await self._homeserver.run_db_interaction(
-            "federation_admin_index_states", select_txn
+            "federation_admin_index_states", _existing_txn
         )
         return {
-            index.name: IndexState.READY if index.name in found else IndexState.MISSING
-            for index in INDEXES
+            i.name: IndexState.READY if found.get(i.name) else IndexState.MISSING
+            for i in INDEXES
         }
 
     async def _look(self) -> None:
@@ -181,7 +175,7 @@ class DestinationIndexes:
         def create_txn(txn: LoggingTransaction) -> None:
             txn.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
             try:
-                if index.name in _postgres_txn(txn, valid=False):
+                if _existing_txn(txn).get(index.name) is False:
                     # What is left of an attempt that was interrupted.
                     txn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index.name}")
                 txn.execute(index.create.replace("INDEX", "INDEX CONCURRENTLY", 1))
@@ -198,7 +192,7 @@ class DestinationIndexes:
         )
 
 
-def _postgres_txn(txn: LoggingTransaction, *, valid: bool) -> set[str]:
-    """Return the names of the table's indexes that can be used, or that cannot."""
-    txn.execute(_SELECT_POSTGRES, (valid,))
-    return {name for (name,) in txn}
+def _existing_txn(txn: LoggingTransaction) -> dict[str, bool]:
+    """Return, by name, whether each index of the table can be used."""
+    txn.execute(_SELECT_POSTGRES if on_postgres(txn) else _SELECT_SQLITE)
+    return dict(txn.fetchall())
