@@ -14,6 +14,7 @@ from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from run_case import RunsTestCase
 from twisted.internet import error
 
+from synapse_federation_admin.api.schemas.values import model_of
 from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.render import Renderer
 from synapse_federation_admin.storage.audit_entry import AuditAction
@@ -279,16 +280,21 @@ def test_words() -> None:
     assert {each.value for each in ReconnectOutcome} <= set(outcomes.OUTCOMES)
 
 
+def refused(*values: int | None) -> Any:
+    """Return a transaction that was refused, as the API answers it."""
+    return model_of(Refused)(**dict(zip(Refused.__slots__, values, strict=False)))
+
+
 @pytest.mark.parametrize(
     ("outcome", "more", "told"),
     [
         ("connected", {}, "Connected"),
         (
             "refused",
-            {"refused": Refused(413, 5000, 2, 1, 1)},
-            "It answered HTTP 413 to a transaction with 2 events and 1 EDU",
+            {"refused": refused(413, 5000, 2, 1, 1)},
+            "It answered HTTP 413 to a transaction with 2 events, 1 EDU",
         ),
-        ("refused", {"refused": Refused(None, None, None, None, None)}, "no answer"),
+        ("refused", {"refused": refused(*[None] * 5)}, "no answer"),
         ("refused", {}, "What exactly it has refused is not known"),
         ("still_failing", {"message": "Refused <b>"}, "Refused &lt;b&gt;. Nothing has"),
         ("pending", {}, "It is not known yet"),

@@ -25,10 +25,15 @@ from synapse_federation_admin.cli.output import (
     table,
     until,
 )
-from synapse_federation_admin.wording import outcomes
-from synapse_federation_admin.wording.amounts import count, counted, duration
+from synapse_federation_admin.wording import outcomes, servers
+from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import AGES, cause, heat_table
-from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
+from synapse_federation_admin.wording.servers import (
+    NOT_ALLOWED,
+    SENDERS,
+    STATUSES,
+    waiting,
+)
 from synapse_federation_admin.wording.verdict import (
     Verdict,
     how_many,
@@ -204,23 +209,11 @@ def senders(summary: Json) -> RenderableType:
 
 
 def how_far(sender: Json) -> str:
-    """Return how far a process that sends has come."""
+    """Return how far a process that sends has come, and when a late one was seen."""
     seen = sender.get("seen_ts")
     is_late = seen and sender.get("state") != "running"
     told = f"seen {ago(seen)}; " if is_late else ""
-    if ahead := sender.get("ahead_events"):
-        events = counted(ahead, "event")
-        return f"{told}ahead by {events}: as many to come are not sent"
-    if behind := sender.get("behind_events"):
-        more = " or more" if behind >= 10_000 else ""
-        late_ms = sender.get("behind_ms")
-        by = f", {duration(late_ms)}" if late_ms else ""
-        return f"{told}{counted(behind, 'event')}{more} behind{by}"
-    if not sender.get("instance"):
-        return told
-    if sender.get("position") is None:
-        return f"{told}it has never begun to send"
-    return f"{told}0 events behind"
+    return told + servers.how_far(sender)
 
 
 def run_line(run: Json) -> Text:
@@ -343,19 +336,6 @@ def why_of(row: Json) -> str:
     if not last or last.get("last_ts", 0) < began - _MOMENT_MS:
         return "not known" if "last_failure" in row else ""
     return cause(str(last["kind"]))
-
-
-def waiting(backlog: Json | None) -> str:
-    """Return what waits for a server, in words; a dash where nothing does."""
-    told = []
-    for key, word in (
-        ("rooms", "room"),
-        ("to_device_messages", "message"),
-        ("device_list_updates", "device change"),
-    ):
-        if number := (backlog or {}).get(key):
-            told.append(counted(number, word))
-    return ", ".join(told) or DASH
 
 
 def share(availability: Json | None) -> str:

@@ -12,13 +12,12 @@ from synapse_federation_admin.cli.look import (
     WIDE,
     how_far,
     status_of,
-    waiting,
     why_of,
 )
 from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
 from synapse_federation_admin.cli.output import DASH, ago, keep_names, line, pill, table
 from synapse_federation_admin.wording.amounts import count, duration
-from synapse_federation_admin.wording.servers import SENDERS
+from synapse_federation_admin.wording.servers import SENDERS, waiting
 
 # So many of those that matter most, where nobody says how many.
 _FIRST = 10

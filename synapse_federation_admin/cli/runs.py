@@ -187,7 +187,7 @@ def _told(run: Json) -> Iterator[RenderableType]:
             for each, number in told
         )
     for name, number in run.get("totals", {}).items():
-        yield line(f"  {TOTALS.get(name, name)}: {count(number)}")
+        yield line(f"  {outcomes.TOTALS.get(name, name)}: {count(number)}")
     for kind, errors in run.get("errors", {}).items():
         yield line(f"{cause(kind)}: {count(errors['count'])}", "bold")
         yield grid(
@@ -205,12 +205,3 @@ def _facts(run: Json) -> Iterator[tuple[RenderableType, ...]]:
     yield "Done", f"{count(run['done'])} of {count(run['matched'])}"
     if run.get("ended_ts") and run.get("started_ts"):
         yield "Took", duration(run["ended_ts"] - run["started_ts"])
-
-
-TOTALS = {
-    "lost_rooms": "Rooms lost",
-    "lost_to_device_messages": "Encrypted-message keys lost",
-    "lost_device_list_updates": "Device changes lost",
-    "kept_to_device_messages": "Encrypted-message keys kept",
-}
-"""What is told of each total of a run."""

@@ -26,7 +26,6 @@ from synapse_federation_admin.cli.look import (
     run_line,
     senders,
     verdict_lines,
-    waiting,
     waiting_rows,
     why_of,
 )
@@ -36,6 +35,7 @@ from synapse_federation_admin.cli.top_boxes import Box, Question
 from synapse_federation_admin.cli.top_reading import ROWS, Seen, brief, read
 from synapse_federation_admin.cli.why import diagnosis
 from synapse_federation_admin.wording.amounts import count, duration, middle, shown
+from synapse_federation_admin.wording.servers import waiting
 
 # How often it asks what has changed; the API reads that once in five seconds for all.
 _CHANGES_S = 5.0

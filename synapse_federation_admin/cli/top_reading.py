@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import Client, Json
-from synapse_federation_admin.cli.look import UNDER_WAY, waiting, with_why
+from synapse_federation_admin.cli.look import UNDER_WAY, with_why
 from synapse_federation_admin.cli.output import line, pill
-from synapse_federation_admin.wording.servers import SENDERS
+from synapse_federation_admin.wording.servers import SENDERS, waiting
 
 # So many servers are shown.
 ROWS = 500

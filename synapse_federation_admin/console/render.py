@@ -3,11 +3,13 @@
 
 Filters: `42 | count`, `9000000 | duration` ("2 h 30 min"), `ts | time` (the exact
 time), `ts | ago` ("39 d ago"; the exact time on hover), `ts | since` ("39 d"), `ts |
-until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, and `name | segment` for a name
-that becomes a part of a path.
+until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, `name | segment` for a name that
+becomes a part of a path, and `value | as_json`. What words there are for what is all
+templates can say: `say.outcome(...)`, `cause(kind)`.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -21,8 +23,10 @@ from jinja2 import DictLoader, Environment, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
+from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.background import Turn
+from synapse_federation_admin.wording import causes, outcomes, servers, stages
 from synapse_federation_admin.wording.amounts import (
     SECOND_MS,
     count,
@@ -157,6 +161,21 @@ def _environment() -> Environment:
         cut=cut,
         middle=middle,
         segment=segment,
+        as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    )
+    environment.globals.update(
+        url=url,
+        ages=causes.AGES,
+        cause=causes.cause,
+        has_cause=words.is_why,
+        is_unanswered=words.is_unanswered,
+        say=outcomes,
+        how_far=lambda sender: servers.how_far(sender.model_dump()),
+        signs=stages.SIGNS,
+        stages=stages.STAGES,
+        states=servers.SENDERS,
+        strip=words.strip,
+        waiting=lambda backlog: servers.waiting(backlog.model_dump()),
     )
     return environment
 
@@ -174,7 +193,7 @@ class Renderer:
         names = {re.sub(r"-\w{12}\.", ".", file.name): file.name for file in files}
         self._environment = _environment()
         self._environment.globals.update(
-            url=url, static=lambda name: url(f"/static/{names[name]}")
+            static=lambda name: url(f"/static/{names[name]}")
         )
 
     def compile(self) -> None:

@@ -55,6 +55,23 @@ OUTCOMES = {
 }
 """What is told of each outcome: its sign, and a word."""
 
+STATUSES = {
+    "backing_off": "failing and waiting for the next try",
+    "retry_due": "failing and due",
+    "invalid": "no server name",
+    "online": "not failing",
+    "unknown": "nothing sent yet",
+}
+"""What is told of each status that a filter keeps."""
+
+TOTALS = {
+    "lost_rooms": "Rooms lost",
+    "lost_to_device_messages": "Encrypted-message keys lost",
+    "lost_device_list_updates": "Device changes lost",
+    "kept_to_device_messages": "Encrypted-message keys kept",
+}
+"""What is told of each total of a run."""
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _OF_FORGET = {
@@ -124,7 +141,7 @@ def which(criteria: Mapping[str, Any], options: Mapping[str, Any] = _NOTHING) ->
         told.append(
             "failing"
             if is_failing
-            else " or ".join(_STATUSES.get(each, each) for each in statuses)
+            else " or ".join(STATUSES.get(each, each) for each in statuses)
         )
     least, under = wanted.get("failing_for_ms"), wanted.get("failing_under_ms")
     if least and under is not None:
@@ -138,15 +155,6 @@ def which(criteria: Mapping[str, Any], options: Mapping[str, Any] = _NOTHING) ->
     if set(told) == {"failing"}:
         return "all that are failing"
     return ", ".join(dict.fromkeys(told)) or "all"
-
-
-_STATUSES = {
-    "backing_off": "failing and waiting for the next try",
-    "retry_due": "failing and due",
-    "invalid": "no server name",
-    "online": "not failing",
-    "unknown": "nothing sent yet",
-}
 
 
 def why(details: Mapping[str, Any]) -> str:

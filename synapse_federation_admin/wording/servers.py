@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status of a server, and of a process of ours, in words. Pure."""
+"""A server's status and what waits for it, and a process of ours, in words. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from synapse_federation_admin.wording.amounts import counted, duration
 
 STATUSES = {
     "invalid": ("bad", "no server name"),
@@ -19,3 +24,33 @@ SENDERS = {
 
 NOT_ALLOWED = "not in federation_domain_whitelist"
 """What is told of a server that is shut out."""
+
+
+def waiting(backlog: Mapping[str, Any] | None) -> str:
+    """Return what waits for a server; a dash where nothing does."""
+    words = {
+        "rooms": "room",
+        "to_device_messages": "message",
+        "device_list_updates": "device change",
+    }
+    numbers = backlog or {}
+    told = [
+        counted(numbers[key], word) for key, word in words.items() if numbers.get(key)
+    ]
+    return ", ".join(told) or "\u2013"
+
+
+def how_far(sender: Mapping[str, Any]) -> str:
+    """Return how far a process that sends has come."""
+    if ahead := sender.get("ahead_events"):
+        events = counted(ahead, "event")
+        return f"ahead by {events}: as many to come are not sent"
+    if behind := sender.get("behind_events"):
+        more = " or more" if behind >= 10_000 else ""
+        late_ms = sender.get("behind_ms")
+        by = f", {duration(late_ms)}" if late_ms else ""
+        return f"{counted(behind, 'event')}{more} behind{by}"
+    if not sender.get("instance"):
+        return ""
+    is_begun = sender.get("position") is not None
+    return "0 events behind" if is_begun else "it has never begun to send"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audit: who did what, when, why, and what came of it."""
 
-import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -59,8 +58,6 @@ async def show_audit(visit: Visit) -> Answered:
                 each.value: outcomes.action(each.value) for each in AuditAction
             },
             "outcomes": {each: outcomes.outcome("", each).word for each in _OUTCOMES},
-            "say": outcomes,
-            "as_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         },
     )
 

@@ -8,10 +8,9 @@ from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.api.changes import list_changes
 from synapse_federation_admin.api.runs import list_runs
 from synapse_federation_admin.api.summary import summarize
-from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.storage.run_values import RunStatus
-from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording import causes
 from synapse_federation_admin.wording.verdict import (
     Verdict,
     how_many,
@@ -70,7 +69,6 @@ async def overview(visit: Visit) -> Answered:
             "how_many": how_many,
             "verdict": verdict(summary, failing),
             "table": None if table is None else causes.heat_table(_plain(table)),
-            "ages": causes.AGES,
             "most_causes": _CAUSES,
             "waits": waits(summary),
             "runs": None
@@ -79,11 +77,7 @@ async def overview(visit: Visit) -> Answered:
             "needs": needs,
             "pace": pace,
             "advice": causes.advice,
-            "has_cause": words.is_why,
-            "strip": words.strip,
             "entries": None if audit is None else audit.entries,
-            "cause": causes.cause,
-            "say": outcomes,
         },
     )
 

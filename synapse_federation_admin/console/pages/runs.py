@@ -4,7 +4,7 @@
 from synapse_federation_admin.api import runs
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
-from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording import outcomes
 
 # How many rows a page has.
 _ROWS = 20
@@ -28,7 +28,6 @@ async def list_runs(visit: Visit) -> Answered:
             "page": page,
             "is_first": not start,
             "is_live": any(run.ended_ts is None for run in page.runs),
-            "say": outcomes,
         },
     )
 
@@ -48,8 +47,6 @@ async def show_run(visit: Visit) -> Answered:
             "path": f"/runs/{segment(run.id)}",
             "is_live": run.ended_ts is None,
             "is_silent": is_silent and run.ended_ts is None,
-            "say": outcomes,
-            "cause": causes.cause,
         },
     )
 

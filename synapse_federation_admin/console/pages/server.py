@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One server: what is wrong, since when, for whom, and what to do."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -19,11 +18,8 @@ from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.destinations.backlog import mend_unsendable
-from synapse_federation_admin.diagnosis.findings import StageOutcome
-from synapse_federation_admin.diagnosis.stages import StageName
 from synapse_federation_admin.homeserver.server_name import is_server_name
-from synapse_federation_admin.wording import causes, outcomes
-from synapse_federation_admin.wording.stages import SIGNS, STAGES
+from synapse_federation_admin.wording import causes
 
 # So many outages, entries of the audit, and shared rooms are shown.
 _OUTAGES = 10
@@ -35,9 +31,6 @@ _DIAGNOSIS = "diagnosis"
 _RECONNECT = "reconnect"
 _FLUSH = "flush"
 _KEPT = (_DIAGNOSIS, _RECONNECT, _FLUSH)
-
-_STAGES = {stage: STAGES[stage.value] for stage in StageName}
-_SIGNS = {outcome: SIGNS[outcome.value] for outcome in StageOutcome}
 
 
 async def show_server(visit: Visit) -> Answered:
@@ -116,7 +109,6 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     support = None
     if message and visit.text("contacts"):
         support = await visit.ask_if_on(get_support, {}, destination=name)
-    answer = server.model_dump(mode="json", exclude_unset=True)
     last = server.last_failure if words.is_why(server) else None
     return Page(
         "server.html",
@@ -141,18 +133,9 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             "diagnosis": diagnosis,
             "reconnected": kept[_RECONNECT],
             "flushed": kept[_FLUSH],
-            "stages": _STAGES,
-            "signs": _SIGNS,
-            "cause": causes.cause,
-            "say": outcomes,
-            "strip": words.strip,
-            "is_unanswered": words.is_unanswered,
             "mend": mend_unsendable(name) if is_server_name(name) else "",
-            "raw": json.dumps(answer, indent=2, ensure_ascii=False),
+            "raw": server.model_dump(mode="json", exclude_unset=True),
             "api_path": "/_synapse/admin/v2/federation/destinations/"
             + quote(name, safe=""),
-            "as_json": lambda value: json.dumps(
-                value.model_dump(mode="json"), indent=2, ensure_ascii=False
-            ),
         },
     )

@@ -9,7 +9,6 @@ from markupsafe import escape
 from synapse_federation_admin.api.export import export_destinations
 from synapse_federation_admin.api.schemas.destinations import Filter
 from synapse_federation_admin.api.v2_destinations import list_destinations
-from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
@@ -24,15 +23,6 @@ from synapse_federation_admin.wording.amounts import CONTROLS, middle, shown
 _ROWS = 50
 _ROWS_BYTES = 50_000
 _ROW_BYTES = 720
-
-STATUSES = {
-    "backing_off": "failing, waiting for the next try",
-    "retry_due": "failing, next try due",
-    "invalid": "no server name",
-    "online": "not failing",
-    "unknown": "nothing sent yet",
-}
-"""What the filter by status offers."""
 
 SPANS = {
     "0s": "0 seconds",
@@ -99,17 +89,13 @@ async def list_servers(visit: Visit) -> Answered:
             "filters": filters,
             "is_first": not start,
             "includes": includes,
-            "statuses": STATUSES,
+            "statuses": outcomes.STATUSES,
             "causes": {kind: causes.cause(kind) for kind in FAILURE_KINDS},
             "spans": SPANS,
             "orders": {
                 order.value: ORDERS.get(order.value, order.value)
                 for order in DestinationOrder
             },
-            "cause": causes.cause,
-            "strip": words.strip,
-            "has_cause": words.is_why,
-            "is_unanswered": words.is_unanswered,
         },
     )
 

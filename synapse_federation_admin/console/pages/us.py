@@ -6,16 +6,6 @@ from synapse_federation_admin.api.status import get_status
 from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.pages.overview import verdict
 from synapse_federation_admin.console.visit import Answered, Page, Visit
-from synapse_federation_admin.storage.instances import InstanceState
-
-STATES = {
-    InstanceState.RUNNING: ("good", "running"),
-    InstanceState.LATE: ("warn", "late"),
-    InstanceState.GONE: ("bad", "gone"),
-    InstanceState.NEVER_SEEN: ("bad", "never seen"),
-    InstanceState.NOBODY: ("bad", "nobody sends"),
-}
-"""What is told of each state of a process: its sign, and a word."""
 
 
 async def show_us(visit: Visit) -> Answered:
@@ -37,6 +27,5 @@ async def show_us(visit: Visit) -> Answered:
             "indexes": summary and summary.indexes,
             "instances": instances and instances.instances,
             "status": status,
-            "states": STATES,
         },
     )
