@@ -3,6 +3,7 @@
 
 import errno
 import json
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -12,9 +13,10 @@ from parameterized import parameterized
 from probe_case import ANSWER, ContactTestCase
 from synapse.api.errors import HttpResponseException
 from twisted.internet.defer import CancelledError
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectionLost
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver import federation
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
@@ -31,7 +33,7 @@ OUT = OSError(errno.EMFILE, "Too many open files")
 ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError(), "out": OUT}
 
 # As it is where no test stands in for the network.
-CONTACT = Federation.contact
+CONTACT, PROBE = Federation.contact, Federation.probe
 
 # What happens after the reset of a destination that has failed since 500 and has got
 # event 7: how its contacts end, what Synapse stores, and the seconds that go by. Then
@@ -349,6 +351,22 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertEqual(len(self.probes), 3)
         outcomes = [entry["outcome"] for entry in self.audit()]
         self.assertEqual(outcomes, ["still_failing"] * 3)
+
+    def test_shutdown(self) -> None:
+        """That Synapse closes its connections as it ends is no answer of theirs."""
+        triggers: list[Callable[[], None]] = []
+        reactor = self.hs.get_reactor()
+        with mock.patch.object(
+            reactor, "addSystemEventTrigger", lambda _, __, do: triggers.append(do)
+        ):
+            homeserver = Homeserver(self.hs.get_module_api())
+        ends: tuple[type[Exception], ...] = (ConnectionLost, CancelledError)
+        for expected in ends:
+            with mock.patch.object(federation, "send_empty", side_effect=ends[0]):
+                asked = PROBE(homeserver.federation, NAME, timeout_ms=1000)
+                self.get_failure(asked, expected)
+            for ended in triggers:
+                ended()
 
     def test_not_written(self) -> None:
         """Who fails, and Synapse could not write it, is contacted again."""

@@ -18,9 +18,9 @@ from twisted.internet.defer import Deferred, fail
 from synapse_federation_admin.storage import schema as module, versions
 from synapse_federation_admin.storage.definitions import PREFIX, TABLES
 from synapse_federation_admin.storage.schema import (
-    SchemaTooNewError,
     SchemaVersion,
     Tables,
+    TablesUnusableError,
 )
 from synapse_federation_admin.storage.sql import existing_tables
 from synapse_federation_admin.storage.versions import VERSIONS, Version, add_column
@@ -144,7 +144,7 @@ class TablesTestCase(ModuleTestCase):
         self.assertEqual(self.run_sql(f"SELECT x FROM {PREFIX}recording")[0], (5,))
         # What of them is dropped, only the later version can make again.
         self.drop("addresses")
-        error = self.get_failure(Tables(self.homeserver).ready(), SchemaTooNewError)
+        error = self.get_failure(Tables(self.homeserver).ready(), TablesUnusableError)
         self.assertIn("missing", str(error.value))
         # If all of them are, everybody can, each their own.
         self.drop()
@@ -247,6 +247,23 @@ class TablesTestCase(ModuleTestCase):
         with mock.patch.object(self.homeserver, "run_db_interaction") as asked:
             self.get_success(tables.ready())
         asked.assert_not_called()
+
+    def test_denied(self) -> None:
+        """Tables that belong to somebody else are told, and are no bug."""
+        if not self.is_postgres:
+            # It has no users.
+            return
+
+        def denied_txn(txn: LoggingTransaction) -> None:
+            # With the transaction the role is gone.
+            txn.execute("CREATE ROLE somebody_else")
+            txn.execute("SET LOCAL ROLE somebody_else")
+            txn.execute("SELECT * FROM federation_admin_audit")
+
+        run = Tables(self.homeserver).run("test", denied_txn)
+        error = self.get_failure(run, TablesUnusableError).value
+        self.assertEqual(error.code, 503)
+        self.assertIn("denied for table federation_admin_audit", error.msg)
 
     def connect(self) -> Any:
         """Connect with PostgreSQL, past Synapse."""

@@ -40,7 +40,7 @@ from synapse_federation_admin.storage.records import (
     RecordedFailure,
     RecordedSuccess,
 )
-from synapse_federation_admin.storage.schema import SchemaTooNewError, Tables
+from synapse_federation_admin.storage.schema import Tables, TablesUnusableError
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ class Recorder:
         If that is a bug, it would be one again.
         """
         return isinstance(
-            error, (SchemaTooNewError, CancelledError)
+            error, (TablesUnusableError, CancelledError)
         ) or self._homeserver.is_database_away(error)
 
     async def write(self) -> None:

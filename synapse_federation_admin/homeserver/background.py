@@ -59,10 +59,19 @@ class Background(Database):
 
         Args:
             desc: Its name in metrics: one of a few, not one per destination.
-            func: What to run. What it raises is logged by Synapse.
+            func: What to run. What it raises is logged by Synapse, but that it was
+                called off as Synapse shuts down.
             args: Arguments for `func`.
         """
-        self._api.run_as_background_process(desc, func, *args)
+
+        async def run() -> None:
+            try:
+                await func(*args)
+            except CancelledError:
+                if not self.is_shutting_down:
+                    raise
+
+        self._api.run_as_background_process(desc, run)
 
     async def run_to_end(
         self,

@@ -34,8 +34,9 @@ _KEYS = "/_matrix/key/v2/server"
 class Federation(Network):
     """Asks other servers, with Synapse's federation client and its settings."""
 
-    def __init__(self, hs: "HomeServer") -> None:
+    def __init__(self, hs: "HomeServer", is_shutting_down: Callable[[], bool]) -> None:
         super().__init__(hs, max_lifetime_s=limits.CONTACT_CONNECTION_S)
+        self._is_shutting_down = is_shutting_down
 
     def can_be_host(self, host: str) -> bool:
         """Tell whether Synapse can connect to a host of this name, if there is one.
@@ -93,10 +94,20 @@ class Federation(Network):
                 raise
 
     async def probe(self, destination: str, *, timeout_ms: int) -> None:
-        """Send the same past the retry limiter: see `send_empty`."""
-        await send_empty(
-            self._hs, self.client(timeout_ms), destination, timeout_ms=timeout_ms
-        )
+        """Send the same past the retry limiter: see `send_empty`.
+
+        Raises:
+            CancelledError: Synapse is shutting down, and closes all connections: that
+                is no answer.
+        """
+        try:
+            await send_empty(
+                self._hs, self.client(timeout_ms), destination, timeout_ms=timeout_ms
+            )
+        except Exception as e:
+            if self._is_shutting_down():
+                raise CancelledError from e
+            raise
 
     async def version(self, destination: str, *, timeout_ms: int) -> JsonDict:
         """Ask a destination for the name and the version of its software.

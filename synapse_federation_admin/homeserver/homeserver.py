@@ -35,7 +35,7 @@ class Homeserver(Background):
         """Requests to other servers."""
         from synapse_federation_admin.homeserver.federation import Federation
 
-        return Federation(self._hs)
+        return Federation(self._hs, lambda: self.is_shutting_down)
 
     @cached_property
     def own_sender(self) -> "OwnSender":

@@ -25,11 +25,20 @@ SYNAPSE_VERSION = version("matrix-synapse")
 
 
 class Process:
-    """What this process is, what its configuration says, how to reach the others."""
+    """What this process is, what its configuration says, how to reach the others.
+
+    Attributes:
+        is_shutting_down: Whether it has been told to end.
+    """
 
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
         self._hs = api._hs
+        self.is_shutting_down = False
+        self._hs.get_reactor().addSystemEventTrigger("before", "shutdown", self._end)
+
+    def _end(self) -> None:
+        self.is_shutting_down = True
 
     @property
     def server_name(self) -> str:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
+from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
@@ -159,9 +160,14 @@ class FollowUp:
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
-                except Exception:
+                except Exception as e:
                     self._is_any = True
-                    logger.exception("Could not follow destinations after a reset")
+                    # What cannot be used says why; all else is a bug.
+                    logger.error(
+                        "Could not follow destinations after a reset: %s",
+                        e,
+                        exc_info=not isinstance(e, SynapseError),
+                    )
                     await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
         finally:
             self._looking = False

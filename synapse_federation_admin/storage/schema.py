@@ -38,15 +38,18 @@ logger = logging.getLogger(__name__)
 _LOCK = 0x6665_6461_7462_6C73  # "fedatbls"
 
 # What the database says of a table or a column that is not there: PostgreSQL's codes,
-# and the texts of SQLite, which has no codes for them.
+# and the texts of SQLite, which has no codes for them; and that it is not to be used.
 _UNDEFINED_CODES = frozenset({"42P01", "42703"})
+_DENIED_CODE = "42501"
 _UNDEFINED_TEXTS = ("no such table", "no such column", "has no column named")
 
 
-class SchemaTooNewError(SynapseError):
-    """The tables are those of a later version of this module, too late for this one.
+class TablesUnusableError(SynapseError):
+    """The tables are not to be used by this process.
 
-    Requests that need them are answered with it: 503 `M_UNKNOWN`.
+    They are those of a later version of this module, too late for this one, or belong
+    to another user of the database. Requests that need them are answered with it: 503
+    `M_UNKNOWN`.
     """
 
     def __init__(self, message: str) -> None:
@@ -94,7 +97,7 @@ class Tables:
                 cannot use `run`, which notices by itself that they were dropped.
 
         Raises:
-            SchemaTooNewError: They are those of a later version of this module.
+            TablesUnusableError: They are those of a later version of this module.
             Exception: Whatever the database raises; then the next call tries again.
         """
         if self._is_ready and not anew:
@@ -129,18 +132,24 @@ class Tables:
                 `Homeserver.run_db_interaction`.
 
         Raises:
-            SchemaTooNewError: As `ready`.
+            TablesUnusableError: As `ready`.
             Exception: What the database raises, or the function.
         """
         run = partial(
             self._homeserver.run_db_interaction, read_committed=read_committed
         )
-        await self.ready()
         try:
+            await self.ready()
             return await run(desc, func)
         except CancelledError:
             raise
         except Exception as e:
+            if _code_of(e) == _DENIED_CODE:
+                told = str(e).partition("\n")[0]
+                raise TablesUnusableError(
+                    "The tables of synapse-federation-admin must belong to Synapse's "
+                    f"database user: {told}"
+                ) from e
             if not _is_undefined(e):
                 raise
             logger.warning("Tables of federation_admin are missing: %s", e)
@@ -158,9 +167,14 @@ class Tables:
         )
 
 
+def _code_of(error: Exception) -> str | None:
+    """Return PostgreSQL's code for an error; None if it has none."""
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
 def _is_undefined(error: Exception) -> bool:
     """Tell whether an error of the database, of any driver, is "no such"."""
-    code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    code = _code_of(error)
     if code is not None:
         return code in _UNDEFINED_CODES
     return any(text in str(error) for text in _UNDEFINED_TEXTS)
@@ -170,7 +184,7 @@ def _is_current(txn: LoggingTransaction, wanted: Collection[str]) -> bool:
     """Tell, without a change or a lock, whether there is nothing to do.
 
     Raises:
-        SchemaTooNewError: And nothing can be done.
+        TablesUnusableError: And nothing can be done.
     """
     existing = _existing(txn)
     version = _usable_version(txn, existing).version
@@ -191,7 +205,7 @@ def _upgrade(txn: LoggingTransaction, wanted: _Statements = TABLES) -> None:
     if stored.version > _newest():
         if all(name in existing for name in wanted):
             return
-        raise SchemaTooNewError(
+        raise TablesUnusableError(
             "Some tables of synapse-federation-admin are missing, and the others are "
             "those of a later version of it, which makes them again"
         )
@@ -224,11 +238,11 @@ def _usable_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersio
     """Return the version of the tables that are there.
 
     Raises:
-        SchemaTooNewError: This code cannot use them.
+        TablesUnusableError: This code cannot use them.
     """
     stored = _stored_version(txn, existing)
     if stored.compat_version > _newest():
-        raise SchemaTooNewError(
+        raise TablesUnusableError(
             "The tables of synapse-federation-admin are those of a later version of "
             f"it ({stored.version}, for code of version {stored.compat_version} or "
             f"later; this one is {_newest()}): install that, or drop those whose names "
