@@ -304,6 +304,20 @@ def test_too_soon(answers: dict[str, Any]) -> None:
     assert run("list").exit_code == 1
 
 
+def test_patience() -> None:
+    """What only reads is not waited for as long as what may take minutes; `top` waits
+    for less, and asks again."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=request.extensions["timeout"])
+
+    here = Connection("http://127.0.0.1:1", "a test", "x")
+    with closing(Client(here, httpx.MockTransport(answer))) as client:
+        times = [client.get("/a")["read"], client.post("/a")["read"]]
+        client.wait_for(30)
+        assert [*times, client.get("/a")["read"]] == [60, 180, 30]
+
+
 def test_not_read(answers: dict[str, Any]) -> None:
     """What ends who reads, as `| head` or a full disk, is not told as the network's."""
     answers["/destinations/export"] = httpx.Response(200, text="x")
