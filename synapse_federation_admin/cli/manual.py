@@ -1,26 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The man page, and the parts of docs/cli.md that are made from the commands.
+"""What the commands say of themselves, and the man page that is made of it."""
 
-`python -m synapse_federation_admin.cli.manual docs` writes the latter anew.
-"""
-
-import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import click
 
 from synapse_federation_admin import __version__
 from synapse_federation_admin.cli.entry import NAME, command_line
-from synapse_federation_admin.cli.options import FILTERS
-
-_BEGIN = re.compile(
-    r"(<!-- command: ([a-z-]*) -->\n).*?(<!-- end of command -->)", re.DOTALL
-)
-
-# As a table of Markdown has it in a cell.
-BAR = "\\|"
 
 SHARED = ("output", "url", "homeserver_yaml", "help")
 """The options that every command has, by their names in Python."""
@@ -55,41 +41,6 @@ def written(option: click.Option) -> str:
     context = click.Context(click.Command("x"))
     record = option.get_help_record(context)
     return record[0].replace("  ", " ") if record else ""
-
-
-# -- docs/cli.md -----------------------------------------------------------------------
-
-
-def with_tables(text: str) -> str:
-    """Return docs/cli.md with what is made from the commands made anew."""
-    known = commands()
-
-    def section(found: "re.Match[str]") -> str:
-        name = found[2]
-        return found[1] + "\n".join(_markdown(name, known[name])) + "\n" + found[3]
-
-    return _BEGIN.sub(section, text)
-
-
-def _markdown(name: str, command: click.Command) -> Iterator[str]:
-    if name:
-        yield f"    {usage(name, command)}"
-        yield ""
-        for each in paragraphs(command):
-            yield each
-            yield ""
-    options = options_of(name, command)
-    filters = {each.name for each in FILTERS}
-    if name != "list" and filters <= {option.name for option in options}:
-        yield "Takes the filters of [`list`](#list): all options down to `--failure`."
-        yield ""
-        options = [option for option in options if option.name not in filters]
-    if options:
-        yield "| option | |"
-        yield "| --- | --- |"
-        for option in options:
-            cells = (f"`{written(option)}`", option.help or "")
-            yield f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
 # -- the man page ----------------------------------------------------------------------
@@ -148,8 +99,3 @@ def _roff(text: str) -> str:
 def man() -> None:
     """Write the man page: `synapse-federation-admin man | man -l -`."""
     click.echo(man_page(), nl=False)
-
-
-if __name__ == "__main__":
-    _path = Path(sys.argv[1]) / "cli.md"
-    _path.write_text(with_tables(_path.read_text()))

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what docs/ has of the API's models: openapi.json, and tables of api.md.
+"""Write what the documents have of the code: `python docs/_made.py`.
 
-python -m synapse_federation_admin.api.openapi docs
+That is openapi.json, the tables of the API's models, and what cli.md has of commands.
 """
 
 import json
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attr
+import click
 
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import declared_for, document
 from synapse_federation_admin.api._operation import json_schema
+from synapse_federation_admin.cli.manual import (
+    commands,
+    options_of,
+    paragraphs,
+    usage,
+    written,
+)
+from synapse_federation_admin.cli.options import FILTERS
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import advice_of, fault_of, gist_of
 
@@ -23,6 +31,13 @@ from synapse_federation_admin.failures.text import advice_of, fault_of, gist_of
 # body (`<!-- table: GET /v2/federation/audit -->`), or an object
 # (`<!-- table: Backlog -->`), or the kinds and the reasons of failures, with examples.
 _TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+_COMMAND = re.compile(
+    r"(<!-- command: ([a-z-]*) -->\n).*?(<!-- end of command -->)", re.DOTALL
+)
+
+# As a table of Markdown has it in a cell.
+BAR = "\\|"
 
 
 def openapi_json() -> str:
@@ -168,12 +183,47 @@ def _resolved(field: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+# -- cli.md ----------------------------------------------------------------------------
+
+
+def with_commands(text: str) -> str:
+    """Return docs/cli.md with what is made from the commands made anew."""
+    known = commands()
+
+    def section(found: "re.Match[str]") -> str:
+        name = found[2]
+        return found[1] + "\n".join(_markdown(name, known[name])) + "\n" + found[3]
+
+    return _COMMAND.sub(section, text)
+
+
+def _markdown(name: str, command: click.Command) -> Iterator[str]:
+    if name:
+        yield f"    {usage(name, command)}"
+        yield ""
+        for each in paragraphs(command):
+            yield each
+            yield ""
+    options = options_of(name, command)
+    filters = {each.name for each in FILTERS}
+    if name != "list" and filters <= {option.name for option in options}:
+        yield "Takes the filters of [`list`](#list): all options down to `--failure`."
+        yield ""
+        options = [option for option in options if option.name not in filters]
+    if options:
+        yield "| option | |"
+        yield "| --- | --- |"
+        for option in options:
+            cells = (f"`{written(option)}`", option.help or "")
+            yield f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+
+
 def main(folder: Path) -> None:
-    """Write both."""
+    """Write all of it."""
     (folder / "openapi.json").write_text(openapi_json())
     for page in sorted(folder.glob("*.md")):
-        page.write_text(with_tables(page.read_text()))
+        page.write_text(with_commands(with_tables(page.read_text())))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(__file__).parent)
