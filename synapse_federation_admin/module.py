@@ -207,7 +207,7 @@ def _wire_v1_reset(s: "Services") -> Iterable[Start]:
     s.reset = ConnectionReset(
         s.config, s.homeserver, s.destinations, s.audit, s.wake, s.follow_up
     )
-    return (follow_up,)
+    return (follow_up, s.reset.start)
 
 
 def _wire_reconnect(s: "Services") -> Iterable[Start]:

@@ -16,12 +16,15 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError, ConnectionLost
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.config import parse_config
 from synapse_federation_admin.homeserver import federation
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.follow_up import FollowUp
+from synapse_federation_admin.repair.reset import ConnectionReset
+from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
@@ -58,11 +61,14 @@ STORIES = {
     "A contact that hangs for long loses nothing": (
         "1860 fail:1860000 down 60 -> 1860000 500 7 1 still_failing"
     ),
-    "Of what this process had nothing left for the next real request tells": (
-        "out 3600 -> - - 7 1 pending"
+    "What this process had nothing left for is tried again": (
+        "out 11 out 21 answered 3600 -> - - 7 3 connected"
+    ),
+    "Not for ever, and then the next real request tells": (
+        "out 11 out 21 out 41 out 3600 -> - - 7 4 pending"
     ),
     "That it fails is then not told as proven": (
-        "out 5 fail:60000 60 -> 60000 500 7 1 internal"
+        "out 11 out 21 out 41 out 5 fail:90000 60 -> 90000 500 7 4 internal"
     ),
 }
 
@@ -185,7 +191,9 @@ class StoriesTestCase(StoryTestCase):
                 self.add_destination(name, *FAILING)
                 self.reset(name)
             self.wait(60)
-        self.assertEqual(self.probed, ["out.example", "bug.example"])
+        self.assertEqual(
+            self.probed, ["out.example", "bug.example"] + 2 * ["out.example"]
+        )
         for name in errors:
             self.assertEqual(self.row(name), (0, 0, None, 7))
 
@@ -233,6 +241,27 @@ class StoriesTestCase(StoryTestCase):
         FollowUp(self.homeserver, self.log, runs, mock.Mock()).start()
         self.tell("1")
         self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_contacted_after_restart(self) -> None:
+        """A contact that the process did not make is made by the next, once."""
+        self.wait(1)
+        with mock.patch.object(ConnectionReset, "_begin_contact"):
+            self.reset()
+        follow_up = FollowUp(self.homeserver, self.log, mock.Mock(), mock.Mock())
+        for probed in ([NAME], [NAME]):
+            ConnectionReset(
+                parse_config({}),
+                self.homeserver,
+                mock.Mock(),
+                self.log,
+                Wake(self.homeserver),
+                follow_up,
+            ).start()
+            self.wait(1)
+            self.assertEqual(self.probed, probed)
+            if self.audit()[0]["outcome"] == "pending":
+                self.answer()
+            self.assertEqual(self.audit()[0]["outcome"], "connected")
 
     def test_database_away(self) -> None:
         """What the contact met is written soon after the database is there again."""

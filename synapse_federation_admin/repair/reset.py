@@ -14,6 +14,7 @@ from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import is_ours
+from synapse_federation_admin.failures.kinds import Reason
 from synapse_federation_admin.failures.names import why_invalid
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -31,8 +32,11 @@ from synapse_federation_admin.storage.outcomes import Contact, ResetOutcome
 
 logger = logging.getLogger(__name__)
 
-# How long after a contact that has failed Synapse has to have begun its backoff.
-_WRITTEN_AFTER_MS = 10_000
+# How long after a contact that has failed Synapse has to have begun its backoff; else
+# it is made again, twice as late each time, up to the last; then the next real request
+# tells.
+_AGAIN_AFTER_MS = 10_000
+_LAST_AFTER_MS = 40_000
 
 
 class ConnectionReset:
@@ -60,6 +64,25 @@ class ConnectionReset:
         )
         self._contacts_with = homeserver.linearizer("federation_admin_reset_contact")
         self._waiting_contacts = 0
+
+    def start(self) -> None:
+        """Contact those that the process before this one had yet to contact."""
+        if self._contacts:
+            self._homeserver.run_in_background(
+                "federation_admin_contact",
+                self._contact_left,
+                self._homeserver.now_ms(),
+            )
+
+    async def _contact_left(self, started_ts: int) -> None:
+        left_txn = partial(
+            self._audit.cleared_txn, after=None, limit=limits.WAITING_CONTACTS
+        )
+        for entry in await self._homeserver.await_database(
+            lambda: self._audit.tables.run("federation_admin_contact", left_txn)
+        ):
+            if entry.ts < started_ts and _waits_for_contact(entry):
+                self._begin_contact(str(entry.destination), entry)
 
     async def reset(self, name: str, actor: Actor) -> ResetOutcome:
         """Clear a destination's retry timings and have every process try it again.
@@ -103,7 +126,9 @@ class ConnectionReset:
             self._follow_up.begin()
         return ResetOutcome.RESET
 
-    def _begin_contact(self, name: str, entry: AuditEntry | None) -> None:
+    def _begin_contact(
+        self, name: str, entry: AuditEntry | None, again_ms: int = _AGAIN_AFTER_MS
+    ) -> None:
         if self._waiting_contacts >= limits.WAITING_CONTACTS:
             logger.warning(
                 "%s destinations that were reset wait to be contacted: %s is not",
@@ -113,10 +138,12 @@ class ConnectionReset:
             return
         self._waiting_contacts += 1
         self._homeserver.run_in_background(
-            "federation_admin_contact", self._contact, name, entry
+            "federation_admin_contact", self._contact, name, entry, again_ms
         )
 
-    async def _contact(self, name: str, entry: AuditEntry | None) -> None:
+    async def _contact(
+        self, name: str, entry: AuditEntry | None, again_ms: int
+    ) -> None:
         """Contact a destination, of which Synapse's retry limiter is to know.
 
         Nobody is woken before: two transactions at once would be one too many.
@@ -137,14 +164,16 @@ class ConnectionReset:
             await self._wake.everywhere([name])
         if entry is not None:
             await self._follow_up.contacted(entry, contact)
-        if failure is None or failure.is_ours:
+        if failure is None or again_ms > _LAST_AFTER_MS:
+            return
+        if failure.is_ours and failure.reason is not Reason.OUT_OF_RESOURCES:
             return
         # Synapse writes that it fails, once: not where the database is away just then.
-        await self._homeserver.sleep_ms(_WRITTEN_AFTER_MS)
+        await self._homeserver.sleep_ms(again_ms)
         if not await self._homeserver.await_database(
             lambda: self._homeserver.retry_timings.is_backing_off(name)
         ):
-            self._begin_contact(name, entry)
+            self._begin_contact(name, entry, again_ms * 2)
 
     async def _contact_in_turn(self, name: str) -> Contact:
         """Contact once; others do not wait for its place while the database is away."""
@@ -201,3 +230,13 @@ class ConnectionReset:
             self._audit.log_unwritten(cleared, e)
             return None, waiting.is_any
         return cleared, waiting.is_any
+
+
+def _waits_for_contact(entry: AuditEntry) -> bool:
+    """Tell whether a contact is what an entry waits for; of an odd one, it is not."""
+    try:
+        waiting = Waiting(**entry.details["waiting"])  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        return False
+    is_reset = entry.action == AuditAction.RESET.value
+    return is_reset and not waiting.is_any and not entry.details.get("contact")
