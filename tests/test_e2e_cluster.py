@@ -205,18 +205,18 @@ def test_signing_in(cluster: Cluster) -> None:
     password = {"user": "admin", "password": cluster.admin.password}
     for is_single in (False, True):
         with PlainBrowser(addresses[GENERIC_WORKER], verify, {}) as browser:
-            page = browser.open("/keys")
+            page = browser.open("/forget")
             if is_single:
                 page = browser.follow(page, "Sign in with The <Provider>")
                 page = browser.follow(browser.send(page, "/confirm"), "Continue")
                 page = browser.send(page, "/session")
             else:
                 page = browser.send(page, "/session", how="password", **password)
-            assert (page.status, page.path) == (200, "/keys"), page.text
+            assert (page.status, page.path) == (200, "/forget"), page.text
             assert 'answered by <span class="name">generic_worker<' in page.text
             browser.base = addresses[MAIN]
-            page = browser.open("/keys")
+            page = browser.open("/forget")
             assert 'answered by <span class="name">main<' in page.text
             browser.send(page, "/session/end")
             for browser.base in addresses.values():
-                assert browser.open("/keys").status == 401
+                assert browser.open("/forget").status == 401
