@@ -270,6 +270,20 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         names = [json.loads(line)["destination"] for line in lines]
         self.assertEqual(names, [f"fine{number}.example" for number in range(5)])
 
+    def test_unlisted(self) -> None:
+        """Names for which something waits, but which are no servers yet, are listed."""
+        self.assertIn("There are none.", self.text("/unlisted"))
+        for number in range(51):
+            self.add_to_device(f"new{number:02}.example", self.now - DAY)
+        self.assertIn(f'<a href="{CONSOLE}/unlisted">51</a>', self.page("/"))
+        page = self.page("/unlisted")
+        self.assertEqual(page.count("<tr data-row>"), 50)
+        self.assertLess(len(page.encode()), PAGE_BYTES)
+        self.assertIn("new00.example 1 message 1 d ago", words_of(page))
+        (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
+        more = self.text(html.unescape(onwards).removeprefix(CONSOLE))
+        self.assertIn("new50.example", more)
+
     def test_server(self) -> None:
         """One server: its status, why, since when, for whom, and the raw answer."""
         self.add_fleet(3)

@@ -102,6 +102,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/servers/<name>/reconnect", "server.back_to_server"),
     Route("POST", "/servers/<name>/flush", "server.flush_caches", (_F.FLUSH_CACHES,)),
     Route("GET", "/servers/<name>/flush", "server.back_to_server"),
+    Route("GET", "/unlisted", "unlisted.show_unlisted", (_F.BACKLOG,)),
     Route("GET", "/us", "us.show_us", nav="Us", key="u"),
     Route("GET", "/runs", "runs.list_runs", (_F.AUDIT,), nav="Runs", key="r"),
     Route("GET", "/runs/<run_id>", "runs.show_run", (_F.AUDIT,)),
