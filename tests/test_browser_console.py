@@ -642,7 +642,7 @@ def test_homeserver_away(world: Playground, open_window: Open) -> None:
 
     assert world.synapse.postgres is not None
     world.synapse.postgres.go_down()
-    expect(told).to_contain_text("The database of this homeserver cannot be reached")
+    expect(told).to_contain_text("The database of this homeserver cannot be used")
     late = window.context.new_page()
     late.goto(address(world, "servers"))
     expect(late.get_by_role("heading", level=1)).to_contain_text("database")
