@@ -34,6 +34,12 @@ from synapse_federation_admin.playground.services import Postgres
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.load_profile("same")
 
+# What takes longest, which begins first: the others then fill what time is left.
+_LONGEST = (
+    *("test_e2e_outages", "test_playground", "test_e2e_diagnosis", "test_e2e_outlook"),
+    *("test_e2e_failures", "test_browser_console", "test_e2e_senders"),
+)
+
 # Where the files of this run's tests are.
 _OWN_FOLDER = pytest.StashKey[Path]()
 
@@ -142,7 +148,14 @@ def pytest_collection_modifyitems(
     if hasattr(config, "workerinput"):
         # What starts real processes mostly waits, for seconds. It comes first, lest one
         # process of pytest-xdist still waits when the others have nothing left to do.
-        items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[bool, int]:
+    """Return by what the turn of a test goes, among those that run at once."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    is_quick = item.get_closest_marker("e2e") is None
+    return is_quick, places.get(item.path.stem, len(places))
 
 
 def pytest_collection_finish() -> None:

@@ -144,6 +144,8 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
             self.assertIn("Nothing was heard of it", self.told(page))
             self.assertIn('data-live="', page)
             self.assertEqual(self.begun(self.send(page, f"{first}/cancel")), first)
+        self.look()
+        self.wait(2)
         page = self.page(first)
         self.assertIn("! cancelled", self.told(page))
         self.assertNotIn("data-live", page)

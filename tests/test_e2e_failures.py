@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hundreds of real failures of real requests, on every process, each of them recorded.
+"""A thousand real failures of real requests, on every process, each of them recorded.
 
 The truth is Synapse's own log: it has a line for each failure after which it backs off.
-What each of all the faults is called in what is recorded is in test_e2e_diagnosis.
 """
 
+import itertools
 import random
 import re
+import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attr
 import pytest
+import trustme
+from faults import BAD_GATEWAY, BLOCKED, DAY, NOW, PAGE_NOT_FOUND, context, loaded
 from fleet import select
-from test_e2e_cluster import SHARDS
-from test_e2e_restricted import KINDS
+from laboratory import Answer, Server, close, full, hang, http
+from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import (
@@ -36,18 +40,19 @@ from synapse_federation_admin.playground.configuration import (
 )
 from synapse_federation_admin.playground.processes import (
     PlaygroundError,
+    free_port,
     wait_until,
 )
-from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
+SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
 ASKING = (MAIN, GENERIC_WORKER)
 PROCESSES = (*ASKING, *FEDERATION_SENDERS)
 
 # How many failures there have to be, and how many of each destination.
-ALL = 300
+ALL = 1000
 EACH = 3
 
 # How far a time that is recorded may be from that of the line in the log.
@@ -57,6 +62,7 @@ CLOSE_MS = 50
 LOST_S = 5
 
 CONFIG = {
+    "federation_ip_range_blacklist": ["127.9.0.0/16", "127.0.0.1/32", "::1/128"],
     "federation": {
         "client_timeout": "3s",
         "max_short_retries": 0,
@@ -68,8 +74,46 @@ CONFIG = {
 
 KILLED = (GENERIC_WORKER, FEDERATION_SENDERS[0])
 
+# Where the servers are.
+ADDRESS = "127.0.0.70"
+
+OK, HUNG = http("200 OK"), "response_timeout"
+NO_HTTP = b"SSH-2.0-OpenSSH_9.2\r\n" * 50
+
+# By what a server does wrong: what that is to be called, what it answers, and which
+# certificate it has, if it speaks TLS.
+FAULTS: dict[str, tuple[str, Answer, str]] = {
+    "expired": ("tls_expired", OK, "expired"),
+    "not yet valid": ("tls_not_yet_valid", OK, "early"),
+    "wrong name": ("tls_wrong_name", OK, "wrong name"),
+    "other authority": ("tls_untrusted", OK, "other authority"),
+    "self-signed": ("tls_untrusted", OK, "self-signed"),
+    "no TLS": ("tls_failed", OK, ""),
+    "handshake": (HUNG, hang, ""),
+    "401": ("rejected", http("401 Unauthorized"), "valid"),
+    "403": ("rejected", http("403 Forbidden"), "valid"),
+    "404": ("http_error", PAGE_NOT_FOUND, "valid"),
+    "410": ("gone", http("410 Gone", b""), "valid"),
+    "429": ("rate_limited", http("429 Too Many Requests"), "valid"),
+    "502 in HTML": ("http_error", BAD_GATEWAY, "valid"),
+    "closes": ("invalid_response", close, "valid"),
+    "no HTTP": ("invalid_response", NO_HTTP, "valid"),
+}
+
+# And by what is wrong with a name.
+KINDS = {
+    "blocked address": "ip_blocked",
+    "blocked by name": "ip_blocked",
+    "no such name": "dns_not_found",
+    "refused": "connection_refused",
+    "no route": "unreachable",
+    "dropped": "connection_timeout",
+    **{what: kind for what, (kind, _, _) in FAULTS.items()},
+}
+# After these Synapse backs off only if it was sending.
+SENT_ONLY = {"410", "403", "404"}
 # Of which there is a destination that several processes meet.
-SHARED = (Behaviour.DOWN, Behaviour.EXPIRED_CERTIFICATE)
+SHARED = ("refused", "expired", "429")
 
 _LINE = re.compile(
     r"^\S+ \S+ - synapse\.util\.retryutils - \d+ - INFO - .*? - "
@@ -91,12 +135,12 @@ class Cluster:
     synapse: SynapseServer
     client: MatrixClient
     askers: dict[str, MatrixClient]
-    # By process, or "shared": the names of destinations, and what their failures are.
+    # By process, or "shared": the names of destinations, and what is wrong with them.
     names: dict[str, dict[str, str]]
 
     @property
-    def kinds(self) -> dict[str, str]:
-        return {name: kind for one in self.names.values() for name, kind in one.items()}
+    def faults(self) -> dict[str, str]:
+        return {name: what for one in self.names.values() for name, what in one.items()}
 
     def names_of(self, process: str) -> list[str]:
         return [*self.names[process], *self.names["shared"]]
@@ -184,12 +228,56 @@ def load(cluster: Cluster) -> Iterator[None]:
             over.set()
 
 
-def remote_of(process: str, certificates: CertificateAuthority) -> RemoteServer:
-    """Return a server to which a process sends, if that is one that sends."""
-    while True:
-        remote = RemoteServer("127.0.0.70", certificates)
-        if process in ASKING or SHARDS.should_handle(process, remote.server_name):
-            return remote
+class Faults:
+    """Makes servers that are wrong, and names that lead nowhere."""
+
+    def __init__(
+        self, folder: Path, certificates: CertificateAuthority, stack: ExitStack
+    ) -> None:
+        self._stack = stack
+        own = trustme.CA()
+        pems = own.cert_pem.bytes(), own.private_key_pem.bytes()
+        early = {"not_before": NOW + DAY, "not_after": NOW + 9 * DAY}
+        self._contexts = {
+            "": None,
+            "valid": certificates.valid(ADDRESS),
+            "expired": certificates.expired(ADDRESS),
+            "wrong name": certificates.wrong_name(),
+            "early": context(certificates._ca.issue_cert(ADDRESS, **early)),
+            "other authority": context(trustme.CA().issue_cert(ADDRESS)),
+            "self-signed": loaded(folder, "self", *pems),
+        }
+        ports = itertools.count(8000)
+        # One at each call.
+        self._names = {
+            "blocked address": lambda: f"{BLOCKED}:{next(ports)}",
+            "blocked by name": lambda: f"localhost:{next(ports)}",
+            "no such name": lambda: f"nosuch{next(ports)}.invalid:8448",
+            "refused": lambda: f"{ADDRESS}:{free_port(ADDRESS)}",
+            # Where the kernel has no route to.
+            "no route": lambda: f"224.0.0.1:{next(ports)}",
+        }
+
+    def names(
+        self, kinds: Iterable[str], fits: Callable[[str], bool] = lambda _: True
+    ) -> dict[str, str]:
+        """Make a destination of each kind; `fits` tells which names will do."""
+        return {
+            next(filter(fits, map(self._make, itertools.repeat(what)))): what
+            for what in kinds
+        }
+
+    def _make(self, what: str) -> str:
+        if what in self._names:
+            return self._names[what]()
+        port = free_port(ADDRESS)
+        if what == "dropped":
+            self._stack.enter_context(full(ADDRESS, port))
+        else:
+            _, answer, certificate = FAULTS[what]
+            server = Server(ADDRESS, port, self._contexts[certificate], answer)
+            self._stack.callback(server.close)
+        return f"{ADDRESS}:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +286,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("failures")
     certificates = CertificateAuthority(folder)
     with ExitStack() as stack:
-        names: dict[str, dict[str, str]] = {}
-        for process in (*PROCESSES, "shared"):
-            names[process] = {}
-            for behaviour in SHARED if process == "shared" else KINDS:
-                of = MAIN if process == "shared" else process
-                remote = stack.enter_context(remote_of(of, certificates))
-                remote.switch(behaviour)
-                names[process][remote.server_name] = KINDS[behaviour]
+        faults = Faults(folder, certificates, stack)
+        names = {
+            **{process: faults.names(KINDS.keys() - SENT_ONLY) for process in ASKING},
+            **{
+                sender: faults.names(KINDS, partial(SHARDS.should_handle, sender))
+                for sender in FEDERATION_SENDERS
+            },
+            "shared": faults.names(SHARED),
+        }
         synapse = stack.enter_context(
             SynapseServer(
                 folder / "synapse", certificates, workers=True, extra_config=CONFIG
@@ -221,16 +310,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def told(cluster: Cluster) -> list[Told]:
-    """Hundreds of failures, made while other requests go on, and all written."""
+    """A thousand failures, made while other requests go on, and all written."""
 
     def enough() -> bool:
         told = cluster.told()
         each = Counter(line.destination for line in told)
-        return len(told) >= ALL and all(each[name] >= EACH for name in cluster.kinds)
+        return len(told) >= ALL and all(each[name] >= EACH for name in cluster.faults)
 
     with load(cluster):
         wait_until(lambda: len(cluster.told()) > ALL / 2, "failures", 60, 0.5)
-        for name in random.sample(sorted(cluster.names[MAIN]), 3):
+        for name in random.sample(sorted(cluster.names[MAIN]), 5):
             answer = cluster.client.reconnect(name, timeout_ms=1000)
             assert answer["outcome"] in ("still_failing", "pending")
         cluster.client.diagnose(name)
@@ -250,11 +339,21 @@ def told(cluster: Cluster) -> list[Told]:
     return told
 
 
-def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
-    """Each of hundreds of failures is recorded, as what it is, and when it was.
+def kind_of_no_name() -> str:
+    """Return what a name that is not there is called, by what is asked here."""
+    try:
+        socket.getaddrinfo("nosuch.invalid", 8448)
+    except socket.gaierror as e:
+        # Without a network no name server says that it is not there.
+        return "dns_not_found" if e.errno == socket.EAI_NONAME else "dns_failed"
+    raise AssertionError
 
-    On four processes; what several of them meet is one row. Reconnects and diagnoses
-    are not recorded.
+
+def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
+    """Each of a thousand failures is recorded, as what it is, and when it was.
+
+    On four processes, of all kinds that real traffic has; what several of them meet is
+    one row. Reconnects and diagnoses are not recorded.
     """
     lines: dict[str, list[Told]] = defaultdict(list)
     for line in told:
@@ -263,12 +362,13 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
     assert {line.process for line in told} == set(PROCESSES)
     assert cluster.counts() == {name: len(found) for name, found in lines.items()}
 
-    for name, kind in cluster.kinds.items():
+    kinds = {**KINDS, "no such name": kind_of_no_name()}
+    for name, what in cluster.faults.items():
         (failure,) = cluster.failures(name)
         found = sorted(lines[name], key=lambda line: line.ts)
-        expected = (kind, len(found), found[-1].process)
+        expected = (kinds[what], len(found), found[-1].process)
         is_ = (failure["kind"], failure["count"], failure["instance"])
-        assert is_ == expected, name
+        assert is_ == expected, (name, what)
         assert abs(failure["first_ts"] - found[0].ts) <= CLOSE_MS, (failure, found)
         assert abs(failure["last_ts"] - found[-1].ts) <= CLOSE_MS, (failure, found)
         (outage,) = cluster.outages(name)
@@ -310,4 +410,4 @@ def test_killed_and_stopped(cluster: Cluster, told: list[Told]) -> None:
                 safe[line.destination] += line.ts < ended_ts[process] - may_lose_ms
         for name, count in all_.items():
             assert safe[name] <= counts.get(name, 0) <= count, (process, name)
-    assert len(lines) > len(told) + 50
+    assert len(lines) > len(told) + 100

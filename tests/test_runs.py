@@ -165,17 +165,6 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         self.assertEqual(len(self.audit("?action=cancel")), 1)
         self.make(action)
 
-    def test_cancel_before_it_begins(self) -> None:
-        """A run that no process has begun yet can be cancelled, and never begins."""
-        with self.nobody_begins():
-            run_id = self.make("reconnect")
-        self.assertEqual(self.run_of(run_id)["status"], "scheduled")
-        cancelled = self.ask("DELETE", f"{RUNS}/{run_id}").json_body
-        self.assertEqual(cancelled["status"], "cancelled")
-        self.look()
-        self.wait(2)
-        self.assertEqual(self.probes, [])
-
     def test_unknown(self) -> None:
         """A run that there is not is 404."""
         for run_id in ("abc", "", "%00", "%25"):

@@ -84,11 +84,6 @@ class AnswersTestCase(ResetTestCase):
             )
             self.assertEqual(self.row(), (0, interval or 0, None, None))
 
-    def test_twice(self) -> None:
-        """The second of two resets finds nothing to reset."""
-        self.add_destination(NAME, *FAILING)
-        self.assertEqual([self.reset().code, self.reset().code], [200, 400])
-
     def test_unknown(self) -> None:
         """An unknown destination is 404, and is not made known by that."""
         channel = self.reset("unknown.example")
