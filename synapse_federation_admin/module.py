@@ -311,8 +311,7 @@ def _wire_history(s: "Services") -> Iterable[Start]:
     s.recent_attempts = RecentAttemptsStore(s.homeserver, s.tables, find_addresses)
     starts: list[Start] = [s.recorder.start]
     if s.features.is_on(Feature.RECONNECT):
-        ended = s.recorder.transaction_ended
-        starts.append(lambda: s.homeserver.transactions.observe(ended))
+        starts.append(lambda: s.recorder.watch(s.homeserver.transactions))
     if not looks_up:
         return [*starts, Outages(s.homeserver, s.tables).start]
     outages = Outages(s.homeserver, s.tables, s.recent_attempts.correlation_txn)

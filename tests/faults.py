@@ -936,7 +936,7 @@ site("deep-keys failing keys_invalid/not_json", keys=DEEP_LIST)
 site("deep-version degraded invalid_response/not_json", version=DEEP_LIST)
 site("endless-body degraded invalid_response/body_too_large", version=ENDLESS_LIST)
 site(
-    "endless-headers degraded invalid_response",
+    "endless-headers degraded response_timeout/endless",
     version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", BEGUN),
 )
 site("endless-keys failing keys_invalid", keys=ENDLESS_LIST)

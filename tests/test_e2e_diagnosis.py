@@ -202,19 +202,19 @@ def test_log(world: World, reports: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def recorded(
     world: World, reports: dict[str, Any], contacts: dict[str, Any]
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What is recorded of real traffic with each that is not reached, by name."""
     names = [world.names[x] for x in not_reached(reports)]
     for name in names:
         world.client.reset_connection(name)
         world.client.send_to_device(f"@x:{name}", "hello")
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
 
     def all_recorded() -> bool:
         for name in set(names) - set(found):
             detail = world.client.request("GET", f"{DESTINATIONS}/{name}")
             if detail["last_failure"]:
-                found[name] = detail["last_failure"]["kind"]
+                found[name] = detail
         return len(found) == len(names)
 
     with suppress(WaitTimeoutError):
@@ -223,12 +223,18 @@ def recorded(
 
 
 def test_history(
-    world: World, reports: dict[str, Any], recorded: dict[str, str]
+    world: World, reports: dict[str, Any], recorded: dict[str, Any]
 ) -> None:
-    """What real traffic meets is recorded as what the diagnosis finds."""
-    told = {x: recorded.get(world.names[x]) for x in not_reached(reports)}
+    """What real traffic meets is recorded as what the diagnosis finds.
+
+    An answer of 2xx that cannot be read is no success, of a contact either.
+    """
     expected = not_reached(reports)
+    found = {x: recorded.get(world.names[x]) for x in expected}
+    told = {x: detail and detail["last_failure"]["kind"] for x, detail in found.items()}
     assert {x: k for x, k in told.items() if k not in expected[x]} == {}
+    refusing = {x: d for x, d in found.items() if x.startswith("send-")}
+    assert {x for x, detail in refusing.items() if detail["last_success_ts"]} == set()
 
 
 def texts(value: Any) -> Iterator[str]:

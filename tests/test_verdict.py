@@ -21,6 +21,7 @@ from synapse_federation_admin.diagnosis.findings import (
     KeysFindings,
     StageOutcome,
     StoredFindings,
+    VersionFindings,
 )
 from synapse_federation_admin.diagnosis.resolution import (
     AddressesFindings,
@@ -320,6 +321,14 @@ def test_one_of_several() -> None:
     found = conclude(stages(stage(Name.CONNECTIONS, findings=both), refused))
     assert found.remarks == (Remark.ONE_OF_SEVERAL,)
     assert conclude(stages(refused)).remarks == ()
+    # At the other one, no homeserver answers.
+    down = VersionFindings(1, error=Failure(HTTP_ERROR))
+    bad = connection("192.0.2.1", EXPIRED)
+    made = (bad, attr.evolve(connection("2001:db8::1"), version=down))
+    found = conclude(
+        stages(conclude_connections(ConnectionsFindings(made)), signed(EXPIRED))
+    )
+    assert (found.kind, found.remarks) == (EXPIRED, ())
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -171,6 +171,7 @@ class _Attempt:
         self._name = name
         self._connection = connection
         self._handshake = Handshake(way, name)
+        self._reactor = way.outbound.bounded()
         endpoint = way.outbound.endpoint(
             connection.address,
             connection.host,
@@ -178,6 +179,7 @@ class _Attempt:
             name=name.host,
             observer=self._handshake,
             timeout_s=way.left_ms(_SHARE_CONNECT) / 1000,
+            reactor=self._reactor,
         )
         self._endpoint = _OneEndpoint(endpoint)
         self._agent: IAgent = Agent.usingEndpointFactory(
@@ -194,7 +196,8 @@ class _Attempt:
         except (TimeIsOver, CancelledError):
             error = self._met(Failure(FailureKind.RESPONSE_TIMEOUT))
         except Exception as e:
-            error = self._met(failure_of(e))
+            endless = Failure(FailureKind.RESPONSE_TIMEOUT, Reason.ENDLESS)
+            error = self._met(endless if self._reactor.is_dropped else failure_of(e))
         handshake = self._handshake
         tls, begun = handshake.findings, handshake.begun_ms
         connection = attr.evolve(
@@ -241,7 +244,7 @@ class _Attempt:
         if handshake.begun_ms is None and is_late:
             return failure
         if is_late:
-            reason = None if handshake.findings else Reason.IN_HANDSHAKE
+            reason = failure.reason if handshake.findings else Reason.IN_HANDSHAKE
             return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
         if handshake.findings is None and kind is FailureKind.INVALID_RESPONSE:
             return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)

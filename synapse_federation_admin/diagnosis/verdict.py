@@ -192,6 +192,15 @@ def _met_by_real(stored: StoredFindings | None) -> tuple[Effect, FailureKind | N
     return Effect.NONE, None
 
 
+def _working(stages: Stages) -> int:
+    """Return at how many addresses a homeserver answers."""
+    found = stages.seen(ConnectionsFindings)
+    return sum(
+        c.outcome is StageOutcome.OK and not (c.version and c.version.error)
+        for c in (found.connections if found else ())
+    )
+
+
 def _may_connect(stages: Stages, stage: Stage) -> bool:
     """Tell whether a reconnect may get through where a stage fails.
 
@@ -211,11 +220,10 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     is_told = failure.reason in _TELLS_IT or failure.kind is FailureKind.RATE_LIMITED
     if is_only_send(stages, stage) and not is_told and not stages.sent.is_real:
         remarks.append(Remark.ONLY_SEND)
-    if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS:
+    working = _working(stages)
+    if stage.outcome is StageOutcome.WARNING and stage.name in _BY_ADDRESS and working:
         remarks.append(Remark.ANOTHER_WORKS)
-    found = stages.seen(ConnectionsFindings)
-    is_ok = [c.outcome is StageOutcome.OK for c in found.connections] if found else []
-    if is_only_send(stages, stage) and sum(is_ok) > 1:
+    if is_only_send(stages, stage) and working > 1:
         remarks.append(Remark.ONE_OF_SEVERAL)
     if also is not None and stage.name is StageName.WELL_KNOWN:
         remarks.append(Remark.FILE_IS_WHY)

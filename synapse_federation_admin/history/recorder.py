@@ -12,7 +12,7 @@ one row for each kind. Old rows are deleted
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attr
@@ -34,7 +34,10 @@ from synapse_federation_admin.history.unwritten import Unwritten
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.newest import keep_newest
-from synapse_federation_admin.homeserver.transactions import Transaction
+from synapse_federation_admin.homeserver.transactions import (
+    Transaction,
+    Transactions,
+)
 from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
     RecordedFailure,
@@ -78,6 +81,7 @@ class Recorder:
         self._refusals = Refusals(tables)
         self._second_looks = SecondLooks(homeserver, self._take_found)
         self._wait_ms = _WRITE_EVERY_MS
+        self._under_way: Callable[[str], Transaction | None] = lambda _: None
         # Whether it has been said that there is no room, and that nothing is written.
         self._has_said_full = False
         self._has_said_failing = False
@@ -92,6 +96,11 @@ class Recorder:
         self._homeserver.run_in_background(
             "federation_admin_refusals", self._refusals.read
         )
+
+    def watch(self, transactions: Transactions) -> None:
+        """Begin to take note of what comes of this process's transactions, too."""
+        self._under_way = transactions.under_way
+        transactions.observe(self.transaction_ended)
 
     # -- what is taken from the traffic, on the reactor ------------------------------
 
@@ -137,13 +146,16 @@ class Recorder:
         )
 
     def transaction_ended(self, transaction: Transaction) -> None:
-        """Take note of what was answered with 2xx, and is no answer all the same.
+        """Take note of what was taken; or answered with 2xx, and is no answer.
 
         Synapse takes the status for a success, reads the rest, and has sent nothing. It
         does not back off. Any other failure was told before this.
         """
         name = transaction.destination
-        if transaction.error is None or name not in self._known:
+        if transaction.error is None:
+            self._answered(name, transaction.bytes or 0)
+            return
+        if not transaction.is_answered:
             return
         failure = failure_of(transaction.error)
         if failure.kind not in _NO_ANSWER:
@@ -151,7 +163,7 @@ class Recorder:
         key, failures = (name, failure.kind.value), self._unwritten.failures
         if key not in failures and not self._has_room(failures):
             return
-        self._known.pop(name)
+        self._known.pop(name, None)
         self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
 
     def _record(self, name: str, failure: Failure, now_ts: int, **more: Any) -> None:
@@ -203,7 +215,15 @@ class Recorder:
             self._unwritten.add_since(destination, min(since_ts, now_ts))
 
     def answered(self, destination: str, size_bytes: int = 0) -> None:
-        """Take note that a destination has answered."""
+        """Take note that a destination has answered.
+
+        Whether it has taken a transaction is known once its answer was read.
+        """
+        sent = self._under_way(destination)
+        if sent is None or not sent.is_answered:
+            self._answered(destination, size_bytes)
+
+    def _answered(self, destination: str, size_bytes: int) -> None:
         now_ts = self._homeserver.now_ms()
         if accepted_bytes := self._refusals.disproved_bytes(destination, size_bytes):
             self._accepted(destination, accepted_bytes, now_ts)

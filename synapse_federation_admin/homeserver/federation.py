@@ -18,6 +18,7 @@ from synapse_federation_admin.homeserver.errors import (
 )
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.traffic import tell_answered
 from synapse_federation_admin.homeserver.transactions import SEND_PATH
 from synapse_federation_admin.homeserver.way_out import unobserved
 
@@ -100,14 +101,17 @@ class Federation(Network):
             CancelledError: Synapse is shutting down, and closes all connections: that
                 is no answer.
         """
+        client = self.client(timeout_ms)
+        contact = send_empty(self._hs, client, destination, timeout_ms=timeout_ms)
         try:
-            await send_empty(
-                self._hs, self.client(timeout_ms), destination, timeout_ms=timeout_ms
-            )
+            is_taken = await unobserved(contact)
         except Exception as e:
             if self._is_shutting_down():
                 raise CancelledError from e
             raise
+        # Not before its answer was read, which may be none.
+        if is_taken:
+            tell_answered(self._hs, destination)
 
     async def version(self, destination: str, *, timeout_ms: int) -> JsonDict:
         """Ask a destination for the name and the version of its software.

@@ -99,7 +99,7 @@ class Network:
             # Its agent asks another process. That is within a wrapper which keeps to
             # `ip_range_blacklist`.
             else MatrixFederationHttpClient(
-                cast("HomeServer", _HomeServerView(hs, self._bounded())), self.policy
+                cast("HomeServer", _HomeServerView(hs, self.bounded())), self.policy
             )
         )
         if outbound_instances(hs) is not None:
@@ -170,7 +170,8 @@ class Network:
         attempt.is_of_file = True
         return AttemptAgent(self._blocklisted(self._web_agent(attempt)), attempt)
 
-    def _bounded(self) -> BoundedReactor:
+    def bounded(self) -> BoundedReactor:
+        """Make what connects, with bounds."""
         return BoundedReactor(
             self._hs.get_reactor(), max_lifetime_s=self._max_lifetime_s
         )

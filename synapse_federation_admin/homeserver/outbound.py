@@ -35,6 +35,7 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.federation import send_empty
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
@@ -63,7 +64,7 @@ class Outbound(Network):
         """Make no connection yet: see `Network`."""
         super().__init__(hs, max_lifetime_s=max_lifetime_s)
         # All that Synapse wants of a reactor, and more.
-        self._reactor = cast(Any, self._bounded())
+        self._reactor = cast(Any, self.bounded())
         proxies = self._config.proxy_config
         self._proxy, self._proxy_credentials = http_proxy_endpoint(
             proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
@@ -152,6 +153,7 @@ class Outbound(Network):
         name: str,
         observer: TlsObserver,
         timeout_s: float,
+        reactor: BoundedReactor,
     ) -> IStreamClientEndpoint:
         """Make an endpoint of TLS connections to an address.
 
@@ -164,6 +166,7 @@ class Outbound(Network):
             name: The host name that the certificate has to be for.
             observer: Is told of the handshake.
             timeout_s: How long to try to connect.
+            reactor: Connects: one of `bounded`.
         """
         if address is None:
             assert self._proxy is not None
@@ -176,7 +179,7 @@ class Outbound(Network):
             )
         else:
             to = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-            endpoint = to(self._reactor, address, port, timeout=timeout_s)
+            endpoint = to(cast(Any, reactor), address, port, timeout=timeout_s)
         return wrapClientTLS(self.policy.observed(name, observer), endpoint)
 
     async def read_body(self, response: IResponse, max_bytes: int) -> bytes:

@@ -32,6 +32,7 @@ class Transaction:
             sends it once more.
         has_ended: Whether it was taken, or Synapse has given up on it for now.
         error: Why it was not taken; None if it was, or if it has not ended.
+        is_answered: Whether an answer of 2xx has begun.
         bytes: The size of its body; None if it was not seen.
     """
 
@@ -41,6 +42,7 @@ class Transaction:
         self.is_under_way = True
         self.has_ended = False
         self.error: Exception | None = None
+        self.is_answered = False
         self.bytes: int | None = None
         self._transaction = transaction
 
@@ -156,4 +158,5 @@ def _answered(answer: IResponse | Failure, sent: Transaction) -> Any:
     code = HTTPStatus.BAD_GATEWAY if isinstance(answer, Failure) else answer.code
     if code >= HTTPStatus.INTERNAL_SERVER_ERROR or code == HTTPStatus.TOO_MANY_REQUESTS:
         sent.is_under_way = False
+    sent.is_answered = code < HTTPStatus.MULTIPLE_CHOICES
     return answer
