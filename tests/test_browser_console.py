@@ -205,6 +205,7 @@ def paths(world: Playground) -> list[str]:
         "runs",
         f"runs/{run_id}",
         "audit",
+        "unlisted",
         "us",
         "session",
         "nothing",
