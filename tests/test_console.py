@@ -3,6 +3,7 @@
 
 import re
 from http.cookies import SimpleCookie
+from pathlib import Path
 from sqlite3 import OperationalError
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ from synapse.rest.client import logout
 from twisted.enterprise.adbapi import ConnectionLost
 
 from synapse_federation_admin import __version__, limits
+from synapse_federation_admin.api import ROUTES as API_ROUTES
 from synapse_federation_admin.console import ROUTES, render
 from synapse_federation_admin.console.cookie import (
     Origin,
@@ -21,6 +23,7 @@ from synapse_federation_admin.console.cookie import (
     Session,
     cookie_name,
 )
+from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.homeserver.sessions import Sessions
@@ -106,6 +109,17 @@ def test_no_files() -> None:
     renderer = render.Renderer()
     with mock.patch.multiple("io", open=None), mock.patch("builtins.open", None):
         renderer.compile()
+
+
+def test_everything_of_the_api() -> None:
+    """The pages ask for everything that the API gives, but its own description."""
+    pages = "".join(
+        path.read_text() for path in Path(words.__file__).parent.glob("*.py")
+    )
+    rooms = {route.handler.partition(".")[0] for route in API_ROUTES}
+    shown = {room for room in rooms if re.search(rf"\b{room}\b", pages)}
+    # What v1 lists, v2 lists.
+    assert rooms - shown == {"_openapi", "v1_destinations"}
 
 
 class AccessTestCase(ConsoleTestCase):

@@ -381,7 +381,8 @@ class PagesTest(HistoryTestCase, MembersTestCase):
             f"/servers/{name}/forget",
         ]
         asks += ["/servers/server001.example/forget", f"/servers/{name}/reset"]
-        asks += ["/servers?has_backlog=true", onwards]
+        self.add_to_device(f"a{HOSTILE}", self.now)
+        asks += ["/servers?has_backlog=true", onwards, "/unlisted"]
         for path in ("/", "/servers", one, f"/servers/{name}", *asks):
             # These are the name itself, and are not shown.
             page = re.sub(r' (value|data-row)="[^"]*"', "", self.page(path))
