@@ -20,6 +20,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
+from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.support import (
     Support,
@@ -200,7 +201,12 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         self.assertIn("1 device change", self.text("/servers?destination=server000"))
 
     def test_long_names(self) -> None:
-        """A page whose names are as long and hostile as can be has fewer rows."""
+        """A page whose names are as long and hostile as can be has fewer rows.
+
+        Those that match are counted once for it.
+        """
+        counts = mock.Mock(side_effect=DestinationList.count)
+        counting = mock.patch.object(DestinationList, "count", lambda it: counts(it))
         for character, length, least in (("'", 255, 15), ("x", 255, 35), ("y", 80, 50)):
             names = [
                 f"{character}{number:02}".ljust(length, character)
@@ -208,7 +214,11 @@ class PagesTest(HistoryTestCase, MembersTestCase):
             ]
             for name in names:
                 self.add_destination(name, self.now - 5, HOUR, self.now - DAY)
-            page = self.page(f"/servers?destination={quote(character * 9)}")
+            counts.reset_mock()
+            with counting:
+                page = self.page(f"/servers?destination={quote(character * 9)}")
+            counts.assert_called_once()
+            self.assertIn("55 servers that match", words_of(page))
             self.assertLess(len(page.encode()), PAGE_BYTES)
             rows = page.count("<tr data-row>")
             self.assertGreaterEqual(rows, least)

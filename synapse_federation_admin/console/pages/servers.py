@@ -67,15 +67,17 @@ async def list_servers(visit: Visit) -> Answered:
     # Which servers: what is on the address for the next page, and another order.
     waiting = _waiting_of(visit)
 
-    async def read(most: int) -> Any:
+    async def read(most: int, *, counts: bool = True) -> Any:
         values = {**query, **waiting, **({"from": start} if start else {})}
-        more = {"include": includes, "limit": most, "total": True}
+        more = {"include": includes, "limit": most, "total": counts}
         return await visit.ask(list_destinations, {**values, **more})
 
     page = await read(_ROWS)
     most = how_many_fit([row.destination for row in page.destinations])
     if most < len(page.destinations):
-        page = await read(most)
+        # They are not counted once more.
+        fewer = await read(most, counts=False)
+        page = fewer.model_copy(update={"total": page.total})
     filters = {key: value for key, value in query.items() if key in _FILTERS}
     return Page(
         "servers.html",
