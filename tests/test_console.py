@@ -494,7 +494,7 @@ class TooOftenTestCase(ConsoleTestCase):
                     expected = status if is_last else before
                     self.assertEqual(channel.code, expected, (path, number))
             if path in ("begin", "back"):
-                self.assertRegex(channel.text_body, "try again in [0-9]+ s")
+                self.assertRegex(channel.text_body, "try again in [0-9]+ s", path)
             elif path == "device":
                 self.assertIn("data-submit", channel.text_body)
             self.assertIsNone(self.kept(channel))

@@ -111,7 +111,11 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
 def tell_answered(hs: "HomeServer", destination: str) -> None:
     """Tell that a contact was taken, which is as good as real traffic."""
     if observer := _observers.get(hs.hostname):
-        observer.answered(destination, 0)
+        try:
+            observer.answered(destination, 0)
+        except Exception:
+            # Whatever is wrong here, the contact was taken.
+            logger.exception("Could not take note of a contact with '%s'", destination)
 
 
 def _watch(name: str, size_bytes: int) -> TakeCause:

@@ -96,7 +96,9 @@ _SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
 def told(error: SynapseError) -> str:
     """Return what an error says; after too many tries, when to try again."""
     ms = getattr(error, "retry_after_ms", None)
-    return f"{error.msg}: try again in {-(-ms // 1000)} s" if ms else error.msg
+    if ms is None:
+        return error.msg
+    return f"{error.msg}: try again in {max(1, -(-ms // 1000))} s"
 
 
 async def require_works(visit: Visit, desk: Desk, token: str) -> None:
