@@ -201,6 +201,14 @@ def test_hostile_text(answers: dict[str, Any]) -> None:
         assert not set(done.output) & set("\x1b\x07\x9b\u202e"), done.output
 
 
+def test_csv(answers: dict[str, Any]) -> None:
+    """The ends of rows stay what they are in CSV, wherever the answer is divided."""
+    pieces = iter([b"a,b\r", b"\n1,", b"2\r\n3,\x1b\r\n"])
+    answers["/destinations/export"] = httpx.Response(200, content=pieces)
+    told = run("export", "--format", "csv").stdout_bytes
+    assert told.decode() == "a,b\r\n1,2\r\n3,\u27e8U+001B\u27e9\r\n"
+
+
 def test_not_all(answers: dict[str, Any]) -> None:
     """Where not all are shown, it says how many, and how to see more."""
     rows = [{"destination": f"{n}.example", "status": "online"} for n in range(10)]

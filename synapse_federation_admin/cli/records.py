@@ -2,6 +2,7 @@
 """What is on record: `audit` and `export`."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -74,9 +75,18 @@ def export(asked: Asked, /, **given: Any) -> None:
     The exit status is 0 only if what was written is complete.
     """
     params = query(given, options.EXPORT)
-    # JSON stays what it is. CSV has no way to write what no terminal should obey.
-    guard = shown if params.get("format") == "csv" else escaped
+    is_csv = params.get("format") == "csv"
     with asked.client.stream("/destinations/export", params) as pieces:
-        for piece in pieces:
-            sys.stdout.write(guard(piece))
+        # JSON stays what it is.
+        for text in _csv_shown(pieces) if is_csv else map(escaped, pieces):
+            sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _csv_shown(pieces: Iterable[str]) -> Iterator[str]:
+    """Show what no terminal should obey, which CSV has no way to write, in each row."""
+    rest = ""
+    for piece in pieces:
+        *rows, rest = (rest + piece).split("\r\n")
+        yield "".join(f"{shown(row)}\r\n" for row in rows)
+    yield shown(rest)
