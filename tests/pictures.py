@@ -40,6 +40,7 @@ OTHERS = {
     "forget-many": "forget?all=true&failing_for=30d",
     "reset": "servers/{name}/reset",
     "cap-backoff": "cap_backoff?longest=1h",
+    "unlisted": "unlisted",
     "error": "servers?failing_for=long",
     "sign-in": "session",
 }
