@@ -324,9 +324,11 @@ class Top(App[None]):
         self.push_screen(Box(Text("Keys", "bold"), grid(_KEYS)))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Tell whether a key is ours: one that is typed into the filter is not."""
-        is_typed = action == "filter" and isinstance(self.focused, Input)
-        return not is_typed and super().check_action(action, parameters)
+        """Tell whether a key is ours: one for the filter, or for a box, is not."""
+        is_elsewhere = isinstance(self.focused, Input) or isinstance(self.screen, Box)
+        if action == "filter" and is_elsewhere:
+            return False
+        return super().check_action(action, parameters)
 
     def action_filter(self) -> None:
         """Ask which servers to show."""
