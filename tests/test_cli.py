@@ -237,7 +237,7 @@ def test_other_version(answers: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "told"), [("utf-8", "✓ 1 → é"), ("ascii", "? 1 ? ?")]
+    ("encoding", "told"), [("utf-8", "✓ 1 → é"), ("ascii", "+ 1 ? ?")]
 )
 def test_serialized(encoding: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each shape has the same values, also where stdout does not have all letters."""
