@@ -18,6 +18,7 @@ from twisted.internet.error import ConnectError, ConnectionLost
 from synapse_federation_admin import limits
 from synapse_federation_admin.config import parse_config
 from synapse_federation_admin.homeserver import federation
+from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
@@ -243,21 +244,26 @@ class StoriesTestCase(StoryTestCase):
         self.assertEqual(self.row(NAME)[2], 500)
 
     def test_contacted_after_restart(self) -> None:
-        """A contact that the process did not make is made by the next, once."""
+        """A contact that the process did not make is made by the next, once.
+
+        However many there are, they hold nobody up.
+        """
         self.wait(1)
         with mock.patch.object(ConnectionReset, "_begin_contact"):
             self.reset()
         follow_up = FollowUp(self.homeserver, self.log, mock.Mock(), mock.Mock())
-        for probed in ([NAME], [NAME]):
-            ConnectionReset(
-                parse_config({}),
-                self.homeserver,
-                mock.Mock(),
-                self.log,
-                Wake(self.homeserver),
-                follow_up,
-            ).start()
-            self.wait(1)
+        for probed, turns in (([NAME], 1), ([NAME], 0)):
+            with mock.patch.object(Turn, "end_if_long", autospec=True) as others:
+                ConnectionReset(
+                    parse_config({}),
+                    self.homeserver,
+                    mock.Mock(),
+                    self.log,
+                    Wake(self.homeserver),
+                    follow_up,
+                ).start()
+                self.wait(1)
+            self.assertEqual(others.await_count, turns)
             self.assertEqual(self.probed, probed)
             if self.audit()[0]["outcome"] == "pending":
                 self.answer()
@@ -408,6 +414,14 @@ class ResetContactsTestCase(ContactTestCase):
         self.wait(20)
         self.assertEqual(len(self.probes), 2)
         self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
+
+    def test_forgotten(self) -> None:
+        """Who was forgotten meanwhile is not: a failure would bring it back."""
+        self.reset()
+        self.answer(ConnectError())
+        self.run_sql(f"DELETE FROM destinations WHERE destination = '{NAME}'")
+        self.wait(11)
+        self.assertEqual(self.probed, [NAME])
 
     def test_bounded_contacts(self) -> None:
         """So many are contacted at once; the others wait."""

@@ -11,7 +11,7 @@ from module_case import ModuleTestCase
 from synapse.logging.context import LoggingContext, current_context
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader
@@ -103,7 +103,10 @@ class ComputeOnceTest(ComputingTestCase):
         self.assertEqual(self.successResultOf(other), "2")
 
     def test_failure(self) -> None:
-        """All who wait are told of a failure; the next one who asks is not."""
+        """All who wait are told of a failure; the next one who asks is not.
+
+        Nor is who is computed for while the next one is called off.
+        """
         asked = [self.ask() for _ in range(3)]
         self.computing.pop(0).errback(ValueError("no"))
         self.pump()
@@ -114,6 +117,10 @@ class ComputeOnceTest(ComputingTestCase):
         self.failureResultOf(asked[2], ValueError)
 
         again = self.ask()
+        with patch.object(
+            self.homeserver.single_flight, "_lock", side_effect=CancelledError
+        ):
+            self.failureResultOf(self.ask(), CancelledError)
         self.finish("yes")
         self.assertEqual(self.successResultOf(again), "yes")
 

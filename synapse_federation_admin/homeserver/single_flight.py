@@ -84,7 +84,8 @@ class SingleFlight:
         except Exception:
             # Also if it is called off: all who wait are told.
             result = Failure()
-        if self._newest[of] is flight:
+        # What was to run next may have been called off before.
+        if self._newest.get(of) is flight:
             del self._newest[of]
         # The time of some is over, and others were called off.
         waiting = [waiter for waiter in flight.waiters if not waiter.called]

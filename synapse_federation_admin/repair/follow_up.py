@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -46,8 +46,6 @@ from synapse_federation_admin.storage.outcomes import (
     Refused,
 )
 from synapse_federation_admin.storage.runs import RunStore
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 

@@ -78,11 +78,13 @@ class ConnectionReset:
         left_txn = partial(
             self._audit.cleared_txn, after=None, limit=limits.WAITING_CONTACTS
         )
+        turn = self._homeserver.turn()
         for entry in await self._homeserver.await_database(
             lambda: self._audit.tables.run("federation_admin_contact", left_txn)
         ):
             if entry.ts < started_ts and _waits_for_contact(entry):
                 self._begin_contact(str(entry.destination), entry)
+            await turn.end_if_long()
 
     async def reset(self, name: str, actor: Actor) -> ResetOutcome:
         """Clear a destination's retry timings and have every process try it again.
@@ -170,9 +172,11 @@ class ConnectionReset:
             return
         # Synapse writes that it fails, once: not where the database is away just then.
         await self._homeserver.sleep_ms(again_ms)
-        if not await self._homeserver.await_database(
-            lambda: self._homeserver.retry_timings.is_backing_off(name)
-        ):
+        row = await self._homeserver.await_database(
+            lambda: self._destinations.get(name)
+        )
+        # Nor is it there if it was forgotten meanwhile: a failure would bring it back.
+        if row is not None and not row.is_failing:
             self._begin_contact(name, entry, again_ms * 2)
 
     async def _contact_in_turn(self, name: str) -> Contact:

@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -41,8 +41,6 @@ from synapse_federation_admin.storage.sql import (
     marks,
     where,
 )
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
