@@ -395,6 +395,7 @@ def test_where(tmp_path: Path) -> None:
     kept.unlink()
     synadm.unlink()
     (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "nothing.yaml").write_text("# Nothing yet.\n")
     (tmp_path / "conf.d" / "x.yaml").write_text(text.replace("port: 1", "port: 2"))
     assert found(SYNAPSE_CONFIG_PATH=str(homeserver)).url == "http://127.0.0.1:2"
     with pytest.raises(FailedError, match="not both"):

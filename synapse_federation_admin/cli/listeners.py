@@ -67,6 +67,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise FailedError(f"{path} cannot be read: {e.strerror}", Exit.USAGE) from e
     except (yaml.YAMLError, ValueError) as e:
         raise FailedError(f"{path} is no YAML: {e}", Exit.USAGE) from e
+    if settings is None:
+        # There is nothing in it, which Synapse takes, too.
+        return {}
     if not isinstance(settings, dict):
         raise FailedError(f"{path} is no configuration of Synapse.", Exit.USAGE)
     return settings
