@@ -39,7 +39,7 @@ T = TypeVar("T")
 NOW_MS = 1_000_000
 
 # Small enough for a few rows to need several of each.
-PIECES = {"_WINDOWS": (3, 7), "_PIECE": 5, "_PASS_PIECE": 11}
+PIECES = {"_WINDOWS": (3, 7), "_PIECE": 5, "_PASS_PIECE": 11, "_LONG": 4}
 
 names = st.text("aAbB.%_!-:é*?1", min_size=1, max_size=4)
 times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000])

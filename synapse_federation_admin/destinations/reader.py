@@ -8,6 +8,7 @@ same time, and only a few such at a time.
 import sys
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import attr
@@ -56,6 +57,10 @@ _WINDOWS = (1000, 8000)
 # them, and where each time may cost a pass.
 _PIECE = 4000
 _PASS_PIECE = 20_000
+
+# From how many skipped rows on SQLite sorts faster without a LIMIT: 0.6 s in place of
+# 2.7 in the midst of a million. With one it keeps what it skips in a tree.
+_LONG = 50_000
 
 
 class DestinationReader:
@@ -259,12 +264,18 @@ class DestinationList:
                 if count <= skipped:
                     skipped -= count
                     continue
+            has_limit = (
+                self._reader.homeserver.is_postgres
+                or not segment.has_value
+                or skipped < _LONG
+            )
+            limit = f"LIMIT 1 OFFSET {skipped}" if has_limit else ""
             txn.execute(
                 f"SELECT {columns} FROM destinations {kept.text} "  # noqa: S608
-                f"ORDER BY {segment.order} LIMIT 1 OFFSET ?",
-                (*kept.args, skipped),
+                f"ORDER BY {segment.order} {limit}",
+                kept.args,
             )
-            row = txn.fetchone()
+            row = next(islice(txn, 0 if has_limit else skipped, None), None)
             if row is None:
                 return None
             if self.sort.is_by_name:
