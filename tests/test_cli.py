@@ -227,6 +227,23 @@ def test_numbers_are_whole() -> None:
     assert console.file.getvalue().count("1,418") == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut(
+    answers: dict[str, Any], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no room for a table, words are folded, and none is cut."""
+    entry = {"ts": 1, "action": "reconnect", "outcome": "still_failing"}
+    names = ["matrix.library.example:29984", f"{'x' * 90}.example"]
+    answers["/audit"] = {
+        "entries": [{**entry, "destination": name, "user_id": "@a"} for name in names]
+    }
+    monkeypatch.setenv("COLUMNS", str(width))
+    told = run("audit").stdout
+    assert max(map(len, told.splitlines())) <= width
+    assert told.count("xx") >= 45
+    assert all(told.count(word) == 2 for word in ("still", "failing", "@a"))
+
+
 def test_other_version(answers: dict[str, Any]) -> None:
     """What cannot be told of an answer of another version is told as such."""
     answers["/destinations"] = {"destinations": [{"name": "x.example"}]}

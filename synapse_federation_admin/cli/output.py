@@ -227,12 +227,16 @@ def table(*heads: str, title: str | None = None) -> Table:
 def keep_names(column: Column, names: Iterable[str], width: int) -> None:
     """Have the names of servers folded last, but for endless ones.
 
+    A width of its own, for what is only a least one makes a table wider than there is
+    room for, of which the end is then cut.
+
     Args:
         column: In which they are.
         names: All of them.
         width: That of the terminal, of which they leave some to the others.
     """
-    column.min_width = min(max(map(len, names), default=0), 32, width * 2 // 5)
+    longest = max(map(len, (str(column.header), *names)))
+    column.width = min(longest, width * 2 // 5)
 
 
 def user(user_id: Any, is_wide: bool) -> Text:

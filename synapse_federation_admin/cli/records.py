@@ -41,9 +41,9 @@ def audit(asked: Asked, /, **given: Any) -> None:
         is_wide = out.console.width >= WIDE
         heads = ["When" if is_wide else "Ago", "What", "Server", "Who", "Outcome"]
         made = table(*heads, *(["Why"] if is_wide else []))
-        names = [each.get("destination") or "" for each in entries]
+        names = [e.get("destination") or f"run {e.get('run_id')}" for e in entries]
         keep_names(made.columns[2], names, out.console.width)
-        for each in entries:
+        for each, name in zip(entries, names, strict=True):
             told = outcomes.outcome(each["action"], each["outcome"])
             who = user(each.get("user_id"), is_wide)
             if each.get("puppeted_by"):
@@ -51,7 +51,7 @@ def audit(asked: Asked, /, **given: Any) -> None:
             cells = [
                 Text(exact(each["ts"]) if is_wide else since(each["ts"])),
                 line(outcomes.action(each["action"])),
-                line(each.get("destination") or f"run {each.get('run_id')}"),
+                line(name),
                 who,
                 pill(told.sign, told.word),
             ]

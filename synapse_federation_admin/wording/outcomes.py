@@ -187,7 +187,7 @@ def refusal(refused: Mapping[str, Any]) -> str:
     ]
     keys = refused.get("to_device_messages")
     if keys:
-        parts.append(f"{count(keys)} of the EDUs with encrypted-message keys")
+        parts.append(f"{count(keys)} of them with encrypted-message keys")
     what = f"a transaction with {', '.join(parts)}" if parts else "what waits"
     if size is not None:
         what += f" ({count(size)} bytes)"
