@@ -258,10 +258,18 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         many = [f"2001:db8::{number:x}" for number in range(2000)]
         found = [(None, None, None, "", (address, 8448)) for address in (*few, *many)]
         outbound = Outbound(self.hs, max_lifetime_s=1)
-        with mock.patch.object(lookups, "getaddrinfo", return_value=found):
-            judged = self.get_success(
+
+        def judge() -> dict[str, bool]:
+            return self.get_success(
                 outbound.look_up("a.example", 8448, 1000, as_server_name=False)
             )
+
+        with mock.patch.object(lookups, "getaddrinfo", return_value=found):
+            judged = judge()
+            # Those of one host at a time.
+            locked = mock.Mock(side_effect=lambda *_, **__: outbound._judging.locked())
+            with mock.patch.object(outbound, "is_blocked", locked):
+                self.assertTrue(all(judge().values()))
         expected = {
             address: _is_ip_blocked(
                 IPAddress(address),

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 from synapse.http.client import read_body_with_max_size
@@ -65,6 +66,8 @@ class Outbound(Network):
         super().__init__(hs, max_lifetime_s=max_lifetime_s)
         # All that Synapse wants of a reactor, and more.
         self._reactor = cast(Any, self.bounded())
+        # Five threads at once would take every turn from the reactor, for 0.1 s.
+        self._judging = Lock()
         proxies = self._config.proxy_config
         self._proxy, self._proxy_credentials = http_proxy_endpoint(
             proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
@@ -111,10 +114,11 @@ class Outbound(Network):
         addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
 
         def judged() -> dict[str, bool]:
-            return {
-                address: self.is_blocked(address, as_server_name=as_server_name)
-                for address in addresses
-            }
+            with self._judging:
+                return {
+                    address: self.is_blocked(address, as_server_name=as_server_name)
+                    for address in addresses
+                }
 
         return await make_deferred_yieldable(self.look_ups.in_thread(judged))
 
