@@ -101,7 +101,7 @@ def _exit(ctx: click.Context, status: int | None) -> None:
 @click.option(
     "--keep",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Keep configuration, logs and database in FOLDER, which must be empty "
     "or not there yet.",
 )
