@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`top`: a live screen of what fails, as it comes and goes."""
+"""`top`: a live screen of what fails, as it comes and goes.
+
+One file of over 400 lines: what the screen shows and what its keys do is one state.
+"""
 
 import time
 from collections.abc import Callable

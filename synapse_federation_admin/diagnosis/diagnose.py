@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes diagnoses: all stages, side by side where they do not depend on each other."""
+"""Makes diagnoses: all stages, side by side where they do not depend on each other.
+
+One file of over 400 lines: which stage waits for which is read at one place.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
