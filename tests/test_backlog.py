@@ -58,6 +58,33 @@ class BacklogTestCase(ModuleTestCase):
             Backlog(rooms=2, oldest_stream_ordering=7, can_catch_up=False),
         )
 
+    def test_since_when(self) -> None:
+        """Of the oldest event that waits it is told since when, here and in the sum;
+        what is gone is not sent, and nobody knows when it came."""
+        for _ in range(2):
+            self.helper.create_room_as("user", tok=self.user_token)
+            self.reactor.advance(60)
+        (first_ts, first), *_, (second_ts, second) = self.run_sql(
+            "SELECT received_ts, stream_ordering FROM events ORDER BY stream_ordering"
+        )
+        self.assertGreater(second_ts, first_ts)
+        for name, *orderings in (
+            ("a.example", second, first),
+            ("b.example", second),
+            ("gone.example", first - 1),
+        ):
+            self.add_destination(name, None, None, None, min(orderings) - 1)
+            for number, stream_ordering in enumerate(orderings):
+                self.add_room(name, f"!{number}:x", stream_ordering)
+
+        def told(path: str) -> int | None:
+            return self.get_json(f"{V2}/{path}")["backlog"]["oldest_event_ts"]
+
+        paths = ("a.example", "b.example", "gone.example")
+        found = [told(f"destinations/{name}") for name in paths]
+        self.assertEqual(found, [first_ts, second_ts, None])
+        self.assertEqual(told("summary"), first_ts)
+
     def test_unsendable(self) -> None:
         """What is not there any more is counted, and the console's statement mends it.
 

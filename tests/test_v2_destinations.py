@@ -165,6 +165,7 @@ class ListV2Test(V2TestCase):
         nothing = {
             "rooms": 0,
             "oldest_stream_ordering": None,
+            "oldest_event_ts": None,
             "catch_up": "possible",
             "to_device_messages": 0,
             "oldest_to_device_ts": None,
@@ -441,6 +442,7 @@ class SummaryTest(V2TestCase):
                 "backlog": {
                     "as_of_ts": self.clock.time_msec(),
                     "rooms": 0,
+                    "oldest_event_ts": None,
                     "rooms_never_caught_up": 0,
                     "to_device_messages": 0,
                     "oldest_to_device_ts": None,

@@ -24,6 +24,10 @@ class TotalBacklog(Answer):
         description="Rooms with an event that a destination has not got: each counts "
         "once for each destination."
     )
+    oldest_event_ts: int | None = Field(
+        description="When the oldest of those rooms' newest events was received: it "
+        "waits at least since; null if there is none."
+    )
     rooms_never_caught_up: int | None = Field(
         description="Those of which `catch_up` is `impossible`."
     )
@@ -174,6 +178,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
             "backlog": {
                 "as_of_ts": 1557332397936,
                 "rooms": 1200,
+                "oldest_event_ts": 1557332397936,
                 "rooms_never_caught_up": 30,
                 "to_device_messages": 5000,
                 "oldest_to_device_ts": 1557332397936,

@@ -165,9 +165,14 @@ def waiting_rows(summary: Json) -> Iterator[tuple[RenderableType, ...]]:
     if backlog.get("as_of_ts") is None:
         yield (Text("Not known yet: it is being read.", "dim"),)
         return
-    oldest = backlog.get("oldest_to_device_ts")
+    event, oldest = backlog.get("oldest_event_ts"), backlog.get("oldest_to_device_ts")
     rows = [
-        ("Rooms", backlog.get("rooms"), "each counts once for each server"),
+        (
+            "Rooms",
+            backlog.get("rooms"),
+            (f"the oldest for at least {since(event)}; " if event else "")
+            + "each counts once for each server",
+        ),
         (
             "To-device messages",
             backlog.get("to_device_messages"),

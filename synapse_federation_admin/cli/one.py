@@ -22,7 +22,7 @@ from synapse_federation_admin.cli.options import (
     pass_asked,
     shared,
 )
-from synapse_federation_admin.cli.output import ago, grid, line, plain, table
+from synapse_federation_admin.cli.output import ago, grid, line, plain, since, table
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import advice, cause
 
@@ -114,7 +114,12 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
     if backlog is None:
         yield "What waits", "not known"
     else:
-        yield "Rooms that wait", count(backlog.get("rooms", 0))
+        event = backlog.get("oldest_event_ts")
+        yield (
+            "Rooms that wait",
+            count(backlog.get("rooms", 0))
+            + (f", the oldest for at least {since(event)}" if event else ""),
+        )
         oldest = backlog.get("oldest_to_device_ts")
         yield (
             "To-device messages",

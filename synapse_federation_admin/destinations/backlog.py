@@ -91,6 +91,8 @@ class Backlog:
         rooms: Rooms with an event that it has not got.
         oldest_stream_ordering: The oldest of those rooms' newest events; None if there
             is none.
+        oldest_event_ts: When that event was received, which waits at least since; None
+            if there is none, or if it is gone.
         can_catch_up: Whether Synapse will send those rooms' events at all: it does not
             where nothing has ever been delivered.
         to_device_messages: To-device messages that wait, among them the keys of
@@ -101,6 +103,7 @@ class Backlog:
 
     rooms: int = 0
     oldest_stream_ordering: int | None = None
+    oldest_event_ts: int | None = None
     can_catch_up: bool = True
     to_device_messages: int = 0
     oldest_to_device_ts: int | None = None
@@ -299,6 +302,15 @@ def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Ba
 
     rooms, to_device, device_lists = map(read, (_ROOMS, _TO_DEVICE, _DEVICE_LISTS))
     none = (0, None, 0)
+    received: dict[int | None, int | None] = {}
+    if oldest := sorted({oldest for _, oldest, _ in rooms.values() if oldest}):
+        marks = ", ".join("?" * len(oldest))
+        txn.execute(
+            "SELECT stream_ordering, received_ts FROM events "  # noqa: S608
+            f"WHERE stream_ordering IN ({marks})",
+            tuple(oldest),
+        )
+        received = dict(txn)
     backlogs = {}
     for name in names:
         room_count, oldest_stream_ordering, sendable = rooms.get(name, none)
@@ -307,6 +319,7 @@ def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Ba
         backlogs[name] = Backlog(
             rooms=room_count,
             oldest_stream_ordering=oldest_stream_ordering,
+            oldest_event_ts=received.get(oldest_stream_ordering),
             can_catch_up=sendable == room_count,
             to_device_messages=message_count,
             oldest_to_device_ts=oldest_ts,

@@ -58,6 +58,8 @@ class TotalBacklog:
         as_of_ts: When reading it began.
         rooms: Pairs of destination and room with an event that it has not got and that
             Synapse will send by itself, once it can.
+        oldest_event_ts: When the oldest of the newest events of `rooms` was received,
+            which waits at least since; None if there is none.
         rooms_never_caught_up: Such pairs in which it will not, because nothing has ever
             been delivered to the destination.
         to_device_messages: To-device messages that wait.
@@ -72,6 +74,7 @@ class TotalBacklog:
 
     as_of_ts: int
     rooms: int = 0
+    oldest_event_ts: int | None = None
     rooms_never_caught_up: int = 0
     to_device_messages: int = 0
     oldest_to_device_ts: int | None = None
@@ -195,10 +198,16 @@ class SummaryStore:
             unlisted,
         ) = await self._read(last, _SUM_TO_DEVICE, _COUNT_DEVICE_LISTS, _UNLISTED)
         counts.append(last_count)
+        oldest = min((found for *_, found in counts if found is not None), default=None)
+        oldest_event_ts = None
+        if oldest is not None:
+            (received,) = await self._read(_received(oldest))
+            oldest_event_ts = received[0][0] if received else None
         return TotalBacklog(
             as_of_ts=now_ms,
-            rooms=sum(count for count, _ in counts),
-            rooms_never_caught_up=sum(count for _, count in counts),
+            rooms=sum(count for count, *_ in counts),
+            oldest_event_ts=oldest_event_ts,
+            rooms_never_caught_up=sum(count for _, count, _ in counts),
             to_device_messages=to_device,
             oldest_to_device_ts=oldest_ts,
             oldest_stuck_to_device_ts=oldest_stuck_ts,
@@ -277,17 +286,28 @@ def _count_rooms(part: Sql) -> Sql:
     """Count, of some rows of `destination_rooms` AS w, those that wait.
 
     Returns:
-        The statement. It yields how many rows Synapse will send by itself, and how many
-        it will not.
+        The statement. It yields how many rows Synapse will send by itself, how many it
+        will not, and the stream ordering of the oldest that it will.
     """
     return Sql(
         "SELECT COUNT(*) FILTER (WHERE w.stream_ordering > "  # noqa: S608
         "d.last_successful_stream_ordering), "
-        "COUNT(*) FILTER (WHERE d.last_successful_stream_ordering IS NULL) "
+        "COUNT(*) FILTER (WHERE d.last_successful_stream_ordering IS NULL), "
+        "MIN(w.stream_ordering) FILTER (WHERE w.stream_ordering > "
+        "d.last_successful_stream_ordering) "
         "FROM destination_rooms AS w "
         "LEFT JOIN destinations AS d ON d.destination = w.destination "
         f"WHERE {part.text}",
         part.args,
+    )
+
+
+def _received(stream_ordering: int) -> Sql:
+    """Find out when an event was received; if it is gone, the next that is there."""
+    return Sql(
+        "SELECT received_ts FROM events WHERE stream_ordering >= ? "
+        "ORDER BY stream_ordering LIMIT 1",
+        (stream_ordering,),
     )
 
 

@@ -283,7 +283,8 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
     ),
     ((_F.SHARED_ROOMS,), "room_stats_state", "room_id name canonical_alias"),
     ((_F.SHARED_ROOMS,), "room_stats_current", "room_id joined_members"),
-    ((_F.BACKLOG, *_CONTACTS), "events", "stream_ordering"),
+    (_CONTACTS, "events", "stream_ordering"),
+    ((_F.BACKLOG, _F.METRICS), "events", "stream_ordering received_ts"),
     (
         (_F.SENDERS,),
         "events",

@@ -39,8 +39,8 @@ _KEYS: Mapping[type[Any], str] = {
     AuditEntry: "entry_id ts ended_ts action destination user_id=actor.user_id "
     "puppeted_by=actor.puppeted_by instance reason outcome run_id details",
     AvailableDay: "date share",
-    Backlog: "rooms oldest_stream_ordering catch_up to_device_messages "
-    "oldest_to_device_ts device_list_updates",
+    Backlog: "rooms oldest_stream_ordering oldest_event_ts catch_up "
+    "to_device_messages oldest_to_device_ts device_list_updates",
     Contact: "duration_ms server error=failure",
     Correlation: "verdict explanation can_be_told last_hour last_15_minutes=lately",
     Diagnosis: "destination checked_ts duration_ms instance verdict=situation.verdict "
