@@ -2,16 +2,14 @@
 """The console: who comes in, what each page says to whom, with which headers."""
 
 import re
-from http.cookies import SimpleCookie
 from pathlib import Path
 from sqlite3 import OperationalError
 from typing import Any
 from unittest import mock
-from urllib.parse import urlencode
 
-from module_case import V2, ModuleTestCase
+from console_case import CONSOLE, COOKIE, ID, ConsoleTestCase
+from module_case import V2
 from synapse.module_api.errors import SynapseError
-from synapse.rest.client import logout
 from twisted.enterprise.adbapi import ConnectionLost
 
 from synapse_federation_admin import __version__, limits
@@ -28,15 +26,10 @@ from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.homeserver.sessions import Sessions
 
-COOKIE = cookie_name("test")
-CONSOLE = "/_synapse/admin/federation"
-FORM = b"application/x-www-form-urlencoded"
-
 PAGES = [re.sub("<[a-z_]+>", "a", r.path) for r in ROUTES if r.method == "GET"]
 CHANGES = [re.sub("<[a-z_]+>", "a", r.path) for r in ROUTES if r.method == "POST"]
 OPEN = {r.path for r in ROUTES if r.opens}
 
-ID = "a" * 22
 OTHER_ID = "b" * 22
 
 HEADERS = {
@@ -47,60 +40,6 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-
-
-class ConsoleTestCase(ModuleTestCase):
-    """Makes requests as a browser does."""
-
-    servlets = [*ModuleTestCase.servlets, logout.register_servlets]
-
-    def visit(
-        self,
-        method: str,
-        path: str,
-        token: str | None = None,
-        form: dict[str, str] | None = None,
-        headers: list[tuple[str, str]] | None = None,
-        session_id: str = ID,
-        origin: Origin = Origin.PASTED,
-        **kwargs: Any,
-    ) -> Any:
-        """Make a request with the cookie of a session; None: without."""
-        cookies = []
-        if token is not None:
-            value = Session(session_id, origin, token).value()
-            cookies = [("Cookie", f"{COOKIE}={value}")]
-        return self.make_request(
-            method,
-            CONSOLE + path,
-            content=urlencode(form or {}),
-            content_type=FORM if method == "POST" else None,
-            custom_headers=[*cookies, *(headers or [])],
-            shorthand=False,
-            **kwargs,
-        )
-
-    def form_token(self, token: str, session_id: str = ID) -> str:
-        """Return the token that the forms of a session bring."""
-        channel = self.visit("GET", "/session", token, session_id=session_id)
-        return re.findall('name="csrf" value="([0-9a-f]+)"', channel.text_body)[0]
-
-    def send(self, path: str, by: str = "", **fields: str) -> Any:
-        """Send a form as a page of the session `ID` does."""
-        form = {**fields, "csrf": self.form_token(by)}
-        headers = [("Sec-Fetch-Site", "same-origin")]
-        return self.visit("POST", path, by, form, headers)
-
-    def kept(self, channel: Any) -> Session | None:
-        """Return the session that an answer has the browser keep."""
-        for line in channel.headers.getRawHeaders("Set-Cookie", []):
-            if found := SimpleCookie(line).get(COOKIE):
-                self.assertTrue(found["httponly"])
-                self.assertEqual(found["samesite"].lower(), "lax")
-                self.assertEqual(found["path"], f"{CONSOLE}/")
-                self.assertFalse(found["expires"] or found["max-age"])
-                return Session.parse(found.value)
-        return None
 
 
 def test_no_files() -> None:
@@ -369,9 +308,7 @@ class SigningInTestCase(ConsoleTestCase):
         self.assertIsNone(self.kept(channel))
 
         channel = self.send("/session", password="secret", **fields)
-        self.assertEqual(channel.code, 303, channel.result)
-        location = channel.headers.getRawHeaders("Location")
-        self.assertEqual(location, [f"{CONSOLE}/us"])
+        self.assertEqual(self.led_to(channel), "/us")
         session = self.kept(channel)
         assert session is not None
         self.assertEqual(session.origin, Origin.LOGIN)
@@ -429,8 +366,7 @@ class SigningInTestCase(ConsoleTestCase):
             channel = self.send(
                 "/session", how="token", token=self.admin_token, next=wrong
             )
-            location = channel.headers.getRawHeaders("Location")
-            self.assertEqual(location, [f"{CONSOLE}/"], wrong)
+            self.assertEqual(self.led_to(channel), "/", wrong)
         for asked, right in (
             *((path, path) for path in ("/servers?status=online", "/servers/a%2Fb")),
             # What only takes forms leads to the page that they are on.
@@ -439,8 +375,7 @@ class SigningInTestCase(ConsoleTestCase):
             channel = self.send(
                 "/session", how="token", token=self.admin_token, next=asked
             )
-            location = channel.headers.getRawHeaders("Location")
-            self.assertEqual(location, [CONSOLE + right])
+            self.assertEqual(self.led_to(channel), right)
 
     def test_first_visit(self) -> None:
         """A browser that comes for the first time is given a session ID, to which the
@@ -462,9 +397,7 @@ class TooOftenTestCase(ConsoleTestCase):
             *(("has_service", True), ("login_flows", lambda *_: ())),
             ("service", mock.AsyncMock(side_effect=away)),
         ):
-            patcher = mock.patch.object(Sessions, name, value)
-            patcher.start()
-            self.addCleanup(patcher.stop)
+            self.patch(Sessions, name, value)
 
     def default_config(self) -> dict[str, Any]:
         limit = {"per_second": 0.1, "burst_count": 3}

@@ -4,8 +4,8 @@
 from unittest import mock
 
 import pytest
+from console_case import ConsoleTestCase
 from module_case import FAILING, NAME
-from test_console import ConsoleTestCase
 
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.homeserver.features import Feature, Features
@@ -20,9 +20,7 @@ class LiveTestCase(ConsoleTestCase):
 
     def setUp(self) -> None:
         # It would bring what is written here up to date.
-        patcher = mock.patch.object(Outages, "start")
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(Outages, "start", lambda _: None)
         super().setUp()
 
     def test_changes(self) -> None:

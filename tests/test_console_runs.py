@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console changes something: what it tells first, asks, begins, and shows then."""
 
-import html
 import re
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
+from console_case import CONSOLE, ConsoleTestCase, words_of
 from module_case import MembersTestCase
 from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
@@ -15,7 +14,6 @@ from run_case import RunsTestCase
 from twisted.internet import error
 
 from synapse_federation_admin.api.schemas.values import model_of
-from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.render import Renderer
 from synapse_federation_admin.storage.audit_entry import AuditAction
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, Refused
@@ -24,11 +22,12 @@ from synapse_federation_admin.wording import outcomes
 
 pytestmark = pytest.mark.one_synapse
 
-CONSOLE = "/_synapse/admin/federation"
 HOSTILE = '<b onclick="x">\u202e'
 
 
-class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
+class ConsoleRunsTestCase(
+    ConsoleTestCase, RunsTestCase, ProbeTestCase, MembersTestCase
+):
     """As an admin in their browser."""
 
     def setUp(self) -> None:
@@ -39,44 +38,6 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         self.answers["a.example"] = ANSWER
         self.answers["b.example"] = error.ConnectionRefusedError()
         self.answers["c.example"] = error.ConnectionRefusedError()
-
-    def request(self, method: str, path: str, form: list[tuple[str, str]]) -> Any:
-        session = Session("a" * 22, Origin.PASTED, self.admin_token)
-        return self.make_request(
-            method,
-            CONSOLE + path,
-            content=urlencode(form),
-            content_type=b"application/x-www-form-urlencoded" if form else None,
-            custom_headers=[("Cookie", f"{cookie_name('test')}={session.value()}")],
-            shorthand=False,
-        )
-
-    def page(self, path: str, status: int = 200) -> str:
-        channel = self.request("GET", path, [])
-        self.assertEqual(channel.code, status, channel.result)
-        return channel.text_body  # type: ignore[no-any-return]
-
-    def send(self, page: str, path: str, *fields: tuple[str, str]) -> Any:
-        """Send the form of a page that leads to a path, with more fields."""
-        (form,) = re.findall(
-            f'<form method="post" action="{CONSOLE}{re.escape(path)}".*?</form>',
-            page,
-            re.S,
-        )
-        hidden = re.findall('type="hidden" name="(.*?)" value="(.*?)"', form)
-        given = [(name, html.unescape(value)) for name, value in hidden]
-        return self.request("POST", path, [*given, *fields])
-
-    def begun(self, channel: Any) -> str:
-        """Return the page that a form has led to, below the console."""
-        self.assertEqual(channel.code, 303, channel.result)
-        (location,) = channel.headers.getRawHeaders("Location")
-        return str(location).removeprefix(CONSOLE)
-
-    def told(self, page: str) -> str:
-        """Return what somebody reads on a page."""
-        main = page[page.index("<main") : page.index("</main>")]
-        return " ".join(html.unescape(re.sub("<.*?>", " ", main, flags=re.S)).split())
 
     @parameterized.expand(
         [
@@ -90,24 +51,24 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         """A selection, or all that match: told first, then asked, then it begins."""
         page = self.page(f"/reconnect{query}")
         servers = "1 server" if matched == 1 else f"{matched} servers"
-        self.assertIn(f"Reconnect {servers}?", self.told(page))
+        self.assertIn(f"Reconnect {servers}?", words_of(page))
         self.assertIn("b.example", page)
         self.assertEqual((self.probed, self.audit()), ([], []))
-        path = self.begun(
-            self.send(page, "/reconnect", ("per_second", "20"), ("reason", HOSTILE))
+        path = self.led_to(
+            self.submit(page, "/reconnect", ("per_second", "20"), ("reason", HOSTILE))
         )
         self.wait(2)
         self.assertEqual(len(self.probed), matched)
         run = self.run_of(path.rpartition("/")[2])
         self.assertEqual((run["matched"], run["options"]["per_second"]), (matched, 20))
         page = self.page(path)
-        told = self.told(page)
+        told = words_of(page)
         self.assertIn(f"{matched} of {matched} done", told)
         self.assertIn("✗ still failing", told)
         self.assertIn("Connection refused", told)
         self.assertNotIn("<b ", page)
         self.assertIn("⟨U+202E⟩", told)
-        self.assertIn("Reconnect", self.told(self.page("/runs")))
+        self.assertIn("Reconnect", self.text("/runs"))
 
     def test_nothing_left(self) -> None:
         """Nothing matches any more: it is said, and there is nothing to begin."""
@@ -115,7 +76,7 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         self.assertIn("<h1>There is nothing to forget</h1>", page)
         page = self.page("/reconnect?all=true&destination=nobody")
         self.assertIn("<h1>There is nothing to reconnect</h1>", page)
-        self.assertIn("No server matches", self.told(page))
+        self.assertIn("No server matches", words_of(page))
         self.assertNotIn(
             '<form method="post" action="/_synapse/admin/federation/rec', page
         )
@@ -124,30 +85,30 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         """A pace that cannot be is refused on the page that asked, and nothing done."""
         page = self.page("/reconnect?all=true")
         for pace in ("1e9", "quick"):
-            channel = self.send(page, "/reconnect", ("per_second", pace))
+            channel = self.submit(page, "/reconnect", ("per_second", pace))
             self.assertEqual(channel.code, 400)
-            self.assertIn("per_second", self.told(channel.text_body))
+            self.assertIn("per_second", words_of(channel.text_body))
         self.assertEqual(self.audit(), [])
 
     def test_cancel_and_another(self) -> None:
         """A second run is refused with a link to the first, which can be cancelled."""
         with self.nobody_begins():
             page = self.page("/reconnect?all=true")
-            first = self.begun(self.send(page, "/reconnect"))
-            channel = self.send(page, "/reconnect")
+            first = self.led_to(self.submit(page, "/reconnect"))
+            channel = self.submit(page, "/reconnect")
             self.assertEqual(channel.code, 409)
             self.assertIn(f'href="{CONSOLE}{first}"', channel.text_body)
             self.run_sql(
                 "UPDATE federation_admin_runs SET updated_ts = updated_ts - 200000"
             )
             page = self.page(first)
-            self.assertIn("Nothing was heard of it", self.told(page))
+            self.assertIn("Nothing was heard of it", words_of(page))
             self.assertIn('data-live="', page)
-            self.assertEqual(self.begun(self.send(page, f"{first}/cancel")), first)
+            self.assertEqual(self.led_to(self.submit(page, f"{first}/cancel")), first)
         self.look()
         self.wait(2)
         page = self.page(first)
-        self.assertIn("! cancelled", self.told(page))
+        self.assertIn("! cancelled", words_of(page))
         self.assertNotIn("data-live", page)
         self.assertNotIn("/cancel", page)
         self.assertEqual(self.probed, [])
@@ -161,43 +122,43 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         self.add_member("!room:test", "@someone:b.example")
         self.add_member("!room:test", "@user:test")
         page = self.page("/forget?all=true&destination=.example")
-        told = self.told(page)
+        told = words_of(page)
         self.assertIn("Forget 2 servers?", told)
         self.assertIn("b.example 1 room", told)
         self.assertEqual(len(self.names()), 3)
-        channel = self.send(page, "/forget")
+        channel = self.submit(page, "/forget")
         self.assertEqual(channel.code, 400)
-        self.assertIn("Tick below", self.told(channel.text_body))
-        path = self.begun(self.send(page, "/forget", ("force", "true")))
+        self.assertIn("Tick below", words_of(channel.text_body))
+        path = self.led_to(self.submit(page, "/forget", ("force", "true")))
         self.wait(2)
         self.assertEqual(self.names(), ["b.example"])
-        self.assertIn("✓ forgotten", self.told(self.page(path)))
-        self.assertIn("! kept", self.told(self.page(path)))
+        self.assertIn("✓ forgotten", self.text(path))
+        self.assertIn("! kept", self.text(path))
 
     def test_forget_needs_a_filter(self) -> None:
         """Never all; one by its name has its own page."""
         self.assertIn("Never all of them", self.page("/forget?all=true"))
-        channel = self.request("GET", "/forget?name=a.example", [])
-        self.assertEqual(self.begun(channel), "/servers/a.example/forget")
+        channel = self.visit("GET", "/forget?name=a.example", self.admin_token)
+        self.assertEqual(self.led_to(channel), "/servers/a.example/forget")
 
     def test_forget_selected(self) -> None:
         """Several that are selected are forgotten in one run, however young."""
         query = "?name=a.example&name=c.example&name=gone.example"
         page = self.page(f"/forget{query}")
-        told = self.told(page)
+        told = words_of(page)
         self.assertIn("Forget 2 servers?", told)
         self.assertIn("Left out: 1 that Synapse has no row for.", told)
-        path = self.begun(self.send(page, "/forget"))
+        path = self.led_to(self.submit(page, "/forget"))
         self.wait(2)
         self.assertEqual(self.names(), ["b.example"])
-        self.assertIn("2 that were selected", self.told(self.page(path)))
+        self.assertIn("2 that were selected", self.text(path))
 
     def test_flush(self) -> None:
         """Caches are flushed at once; who was told is there after a reload, too."""
         page = self.page("/servers/a.example")
-        path = self.begun(self.send(page, "/servers/a.example/flush"))
+        path = self.led_to(self.submit(page, "/servers/a.example/flush"))
         for _ in range(2):
-            told = self.told(self.page(path))
+            told = self.text(path)
             self.assertIn("✓ Caches flushed Dropped:", told)
             self.assertIn("Told: main .", told)
         self.assertEqual(len(self.audit("?action=flush_caches")), 1)
@@ -207,12 +168,12 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         self.add_to_device("a.example")
         path = "/servers/a.example/forget"
         page = self.page(path)
-        self.assertIn("Encrypted-message keys 1", self.told(page))
+        self.assertIn("Encrypted-message keys 1", words_of(page))
         self.assertIn("a.example", self.names())
-        then = self.begun(self.send(page, path, ("drop_to_device", "true")))
+        then = self.led_to(self.submit(page, path, ("drop_to_device", "true")))
         self.assertNotIn("a.example", self.names())
         self.assertEqual(then, "/audit?destination=a.example")
-        told = self.told(self.page(then))
+        told = self.text(then)
         self.assertIn("Forget a.example", told)
         self.assertIn("✓ forgotten", told)
 
@@ -222,9 +183,9 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         page = self.page(path)
         self.add_member("!room:test", "@someone:b.example")
         self.add_member("!room:test", "@user:test")
-        channel = self.send(page, path)
+        channel = self.submit(page, path)
         self.assertEqual(channel.code, 400)
-        told = self.told(channel.text_body)
+        told = words_of(channel.text_body)
         self.assertIn("It cannot be forgotten", told)
         self.assertIn("!room:test", told)
         self.assertIn("b.example", self.names())
@@ -233,36 +194,36 @@ class ConsoleRunsTestCase(RunsTestCase, ProbeTestCase, MembersTestCase):
         """What a reset does is said first; then it is done."""
         path = "/servers/a.example/reset"
         page = self.page(path)
-        self.assertIn("before anybody knows", self.told(page))
+        self.assertIn("before anybody knows", words_of(page))
         self.assertEqual(self.row("a.example")[1], LONG_FAILING[1])
-        self.assertEqual(self.begun(self.send(page, path)), "/servers/a.example")
+        self.assertEqual(self.led_to(self.submit(page, path)), "/servers/a.example")
         self.assertEqual(self.row("a.example")[1], 0)
-        self.assertIn("nothing to reset", self.told(self.page(path)))
+        self.assertIn("nothing to reset", self.text(path))
 
     def test_cap(self) -> None:
         """What is longer is told, then shortened; what is no duration is refused."""
-        self.assertIn("is no duration", self.told(self.page("/cap_backoff?longest=x")))
+        self.assertIn("is no duration", self.text("/cap_backoff?longest=x"))
         page = self.page("/cap_backoff?longest=1d")
-        self.assertIn("3 servers have a backoff", self.told(page))
-        path = self.begun(self.send(page, "/cap_backoff"))
+        self.assertIn("3 servers have a backoff", words_of(page))
+        path = self.led_to(self.submit(page, "/cap_backoff"))
         self.wait(2)
         self.assertEqual(self.row("a.example")[1], 86_400_000)
-        self.assertIn("✓ shortened", self.told(self.page(path)))
+        self.assertIn("✓ shortened", self.text(path))
 
     def test_audit(self) -> None:
         """Filters are in the URL; a wrong day is refused; none found is said so."""
-        self.request("POST", "/servers/a.example/reset", [])
-        self.send(self.page("/servers/a.example/reset"), "/servers/a.example/reset")
-        self.assertIn("Reset a.example", self.told(self.page("/audit")))
+        self.visit("POST", "/servers/a.example/reset", self.admin_token)
+        self.submit(self.page("/servers/a.example/reset"), "/servers/a.example/reset")
+        self.assertIn("Reset a.example", self.text("/audit"))
         for query in ("action=forget", "destination=b.example", "since=2999-01-01"):
             self.assertIn("No entry is like that", self.page(f"/audit?{query}"))
         query = "action=reset&user=%40admin:test&outcome=&until=2999-01-01"
-        self.assertIn("Reset a.example", self.told(self.page(f"/audit?{query}")))
+        self.assertIn("Reset a.example", self.text(f"/audit?{query}"))
         self.assertIn("must be a day", self.page("/audit?since=x", 400))
 
     def test_us(self) -> None:
         """The page has the outlook, the senders, the processes, and what works."""
-        told = self.told(self.page("/us"))
+        told = self.text("/us")
         for text in ("Us: test", "Our senders", "main", "✓ runs", "✓ reconnect"):
             self.assertIn(text, told)
         # As the overview has it.

@@ -3,21 +3,19 @@
 
 import html
 import json
-import os
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import quote, urljoin
 
 import pytest
+from console_case import CONSOLE, ConsoleTestCase, words_of
 from markupsafe import escape
 from module_case import V2, MembersTestCase
 from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.pages.overview import verdict
 from synapse_federation_admin.destinations.reader import DestinationList
@@ -36,8 +34,6 @@ from synapse_federation_admin.wording import causes, outcomes
 
 pytestmark = pytest.mark.one_synapse
 
-CONSOLE = "/_synapse/admin/federation"
-FORM = b"application/x-www-form-urlencoded"
 PAGE_BYTES = 60_000
 
 # A name that no server can have, but a row; and what a server may say.
@@ -45,14 +41,7 @@ HOSTILE = "<script>alert(1)</script>&\u202e" + "x" * 300
 SAID = 'https://evil.example/ <img src=x onerror="alert(1)"> \u202e\x07' + "y" * 2000
 
 
-def words_of(page: str) -> str:
-    """Return the text of a page, as somebody reads it."""
-    body = page[page.index("<main") : page.index("</main>")]
-    without = re.sub(r"<title>.*?</title>|<[^>]*>", " ", body)
-    return " ".join(html.unescape(without).split())
-
-
-class PagesTest(HistoryTestCase, MembersTestCase):
+class PagesTest(ConsoleTestCase, HistoryTestCase, MembersTestCase):
     def default_config(self) -> dict[str, Any]:
         return {**super().default_config(), "federation_sender_instances": ["sender1"]}
 
@@ -60,41 +49,10 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         super().setUp()
         self.add_instance("sender1")
 
-    def page(self, path: str, form: dict[str, str] | None = None) -> str:
-        """Return a page that answers 200; what is sent is sent as its form would."""
-        session = Session("a" * 22, Origin.PASTED, self.admin_token)
-        cookie = ("Cookie", f"{cookie_name('test')}={session.value()}")
-        if form is not None:
-            (token,) = re.findall('name="csrf" value="(.*?)"', self.page("/"))[:1]
-            form = {**form, "csrf": token}
-        channel = self.make_request(
-            "GET" if form is None else "POST",
-            CONSOLE + path,
-            content=urlencode(form or {}),
-            content_type=None if form is None else FORM,
-            custom_headers=[cookie],
-            shorthand=False,
-        )
-        if form is not None and channel.code == 303:
-            (self.led_to,) = channel.headers.getRawHeaders("Location")
-            return self.page(self.led_to.removeprefix(CONSOLE))
-        self.assertEqual(channel.code, 200, channel.result)
-        page: str = channel.text_body
-        # For a look at it with a browser.
-        if folder := os.environ.get("CONSOLE_PAGES"):
-            file = re.sub(r"\W+", "-", f"{self._testMethodName}{path}")[:80]
-            Path(folder, f"{file}.html").write_text(page)
-        return page
-
     def pass_time(self, seconds: int) -> None:
         """Have it be later for whoever asks what time it is."""
         self.now += seconds * 1000
-        patcher = mock.patch.object(Homeserver, "now_ms", return_value=self.now)
-        patcher.start()
-        self.addCleanup(patcher.stop)
-
-    def text(self, path: str) -> str:
-        return words_of(self.page(path))
+        self.patch(Homeserver, "now_ms", lambda _: self.now)
 
     def add_fleet(self, count: int = 60) -> None:
         """Write servers that fail with every kind, some that do not, and a name."""
@@ -193,8 +151,7 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         for row in rows:
             shapes = page.split(f'value="{html.escape(row["destination"])}"')[1]
             self.assertLessEqual(shapes.partition("</tr>")[0].count("<path"), 4)
-        (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
-        more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
+        more = self.next_page(page)
         self.assertEqual(more.count("<tr data-row>"), 11)
         self.assertNotIn('rel="next"', more)
         self.assertIn("No server matches.", self.text("/servers?destination=nobody"))
@@ -222,8 +179,7 @@ class PagesTest(HistoryTestCase, MembersTestCase):
             self.assertLess(len(page.encode()), PAGE_BYTES)
             rows = page.count("<tr data-row>")
             self.assertGreaterEqual(rows, least)
-            (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
-            more = self.page(html.unescape(onwards).removeprefix(CONSOLE))
+            more = self.next_page(page)
             self.assertIn(f'value="{escape(names[rows])}"', more)
 
     def test_name_with_controls(self) -> None:
@@ -290,9 +246,7 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         self.assertEqual(page.count("<tr data-row>"), 50)
         self.assertLess(len(page.encode()), PAGE_BYTES)
         self.assertIn("new00.example 1 message 1 d ago", words_of(page))
-        (onwards,) = re.findall(r'rel="next" href="(.*?)"', page)
-        more = self.text(html.unescape(onwards).removeprefix(CONSOLE))
-        self.assertIn("new50.example", more)
+        self.assertIn("new50.example", words_of(self.next_page(page)))
 
     def test_server(self) -> None:
         """One server: its status, why, since when, for whom, and the raw answer."""
@@ -326,14 +280,16 @@ class PagesTest(HistoryTestCase, MembersTestCase):
         """The stages of a diagnosis, each with its sign, its sentence and findings."""
         name = quote(HOSTILE, safe="")
         self.add_fleet(1)
-        page = self.page(f"/servers/{name}/diagnose", form={})
+        path = f"/servers/{name}"
+        asked = self.submit(self.page(path), f"{path}/diagnose")
+        here = self.led_to(asked)
+        page = self.page(here)
         text = words_of(page)
         self.assertIn("Invalid server name", text)
         self.assertIn("✗ nothing gets past here Name", text)
         self.assertIn("\u2013 not tried Delegation", text)
         self.assertEqual(page.count('<span class="mark'), 10)
         # Again and again: nothing is diagnosed for it.
-        here = self.led_to.removeprefix(CONSOLE)
         self.pass_time(20)
         with mock.patch.object(Diagnoses, "diagnose") as diagnosed:
             self.assertIn("diagnosed 20 s ago from main", self.text(here))
@@ -373,9 +329,7 @@ class PagesTest(HistoryTestCase, MembersTestCase):
             self.add_member(room_id, "@a:server001.example")
             self.add_member(room_id, f"@{SAID}:test")
             self.insert("room_stats_state", room_id=room_id, name=SAID * 5)
-        patcher = mock.patch.object(SupportFiles, "of", return_value=said)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(SupportFiles, "of", mock.AsyncMock(return_value=said))
         one = "/servers/server001.example?contacts=yes"
         self.assertIn("javascript:alert(1), https://evil.example/", self.text(one))
         self.assertIn("1 of yours", self.text(one))
