@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A homeserver of Synapse's test harness that has loaded this module."""
 
+import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import synapse.rest.admin
@@ -149,12 +152,60 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
     def get_json(self, path: str) -> Any:
         """Return the JSON of a GET that answers 200."""
         channel = self.ask("GET", path)
-        self.assertEqual(channel.code, 200, channel.result)
+        self.assertEqual(channel.code, 200, (path, channel.result))
         return channel.json_body
+
+    def pages(self, path: str) -> Iterator[Any]:
+        """Yield the pages of a list, as each leads to the next."""
+        page = path
+        while page:
+            body = self.get_json(page)
+            yield body
+            token = body.get("next_token")
+            page = f"{path}&from={quote(token)}" if token else ""
+
+    def exported(self, path: str) -> list[Any]:
+        """Return the objects of an export in NDJSON."""
+        channel = self.ask("GET", path)
+        self.assertEqual(channel.code, 200, (path, channel.result))
+        lines = channel.result.get("body", b"").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def assert_error(
+        self, channel: Any, code: int, errcode: str, said: str = ""
+    ) -> None:
+        """Check that a request is refused, and that the text says so."""
+        self.assertEqual(channel.code, code, channel.result)
+        self.assertEqual(channel.json_body["errcode"], errcode)
+        self.assertIn(said, channel.json_body["error"])
 
     def audit(self, query: str = "") -> list[dict[str, Any]]:
         """Return the audit, the newest first."""
         return self.get_json(f"{V2}/audit{query}")["entries"]  # type: ignore[no-any-return]
+
+    def outcomes(self, query: str = "") -> list[str]:
+        """Return what came of what is in the audit, of the newest first."""
+        return [entry["outcome"] for entry in self.audit(query)]
+
+    def reset(self, name: str = NAME, **kwargs: Any) -> Any:
+        path = self.destination_path(name, "/reset_connection")
+        return self.ask("POST", path, **kwargs)
+
+    def wakes(self) -> Any:
+        """Take note of whom this process wakes, in place of waking them."""
+        notifier = self.hs.get_notifier()
+        return mock.patch.object(notifier, "notify_remote_server_up")
+
+    def timings(self, name: str = NAME) -> Any:
+        """Return what Synapse, with its cache, believes of the backoff."""
+        return self.get_success(self.store.get_destination_retry_timings(name))
+
+    def store_failure(self, name: str = NAME, ts: int | None = None) -> int:
+        """Have Synapse store a failure, of now by default; return when that was."""
+        ts = self.clock.time_msec() if ts is None else ts
+        stored = self.store.set_destination_retry_timings(name, ts, ts, 600_000)
+        self.get_success(stored)
+        return ts
 
     def destination_path(self, name: str, rest: str = "") -> str:
         return f"{DESTINATIONS}/{quote(name, safe='')}{rest}"
@@ -323,14 +374,14 @@ class MembersTestCase(ModuleTestCase):
                 membership=membership,
             )
 
+    def share_room(self, name: str, room_id: str = "!shared:test") -> None:
+        """Have a user of ours and one of a server's be in a room."""
+        self.add_member(room_id, f"@someone:{name}")
+        self.add_member(room_id, "@user:test")
+
 
 class ResetTestCase(ModuleTestCase):
     """POST destinations/<destination>/reset_connection, without a contact."""
-
-    def reset(self, name: str = NAME, **kwargs: Any) -> Any:
-        return self.ask(
-            "POST", self.destination_path(name, "/reset_connection"), **kwargs
-        )
 
     def row(self, name: str = NAME) -> tuple[int, int, int | None, int | None]:
         """Return a destination's times, as GET shows them."""

@@ -3,9 +3,8 @@
 
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
-from module_case import FAILING, NAME, ModuleTestCase, ResetTestCase
+from module_case import FAILING, NAME, V2, ModuleTestCase, ResetTestCase, quote
 from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
@@ -39,9 +38,7 @@ class ProbeTestCase(ModuleTestCase):
             ("contact", self.contact),
             ("version", self.version),
         ):
-            patcher = mock.patch.object(Federation, request, stand_in)
-            patcher.start()
-            self.addCleanup(patcher.stop)
+            self.patch(Federation, request, stand_in)
 
     def probe(self, destination: str, *, timeout_ms: int) -> "Deferred[Any]":
         """Stand in for the network."""
@@ -87,12 +84,21 @@ class ProbeTestCase(ModuleTestCase):
         self.fire(self.probes[which][1], what)
         self.pump(0.01)
 
+    def reconnect(self, name: str = NAME, *, wait: bool = False, **body: Any) -> Any:
+        """Ask, and let the contact begin."""
+        channel = self.ask(
+            "POST",
+            f"{V2}/destinations/{quote(name, safe='')}/reconnect",
+            content=body,
+            await_result=wait,
+        )
+        self.pump(0.0001)
+        return channel
+
     def take(self, name: str) -> None:
         """Have a sender deliver the to-device messages that wait for a destination."""
-        self.get_success(
-            self.store.db_pool.simple_delete(
-                "device_federation_outbox", {"destination": name}, "test"
-            )
+        self.run_sql(
+            f"DELETE FROM device_federation_outbox WHERE destination = '{name}'"
         )
         self.pump(0.01)
 
@@ -134,11 +140,7 @@ class ContactTestCase(ProbeTestCase, ResetTestCase):
 
     def fail(self, failure_ts: int, name: str = NAME) -> None:
         """Have Synapse store a failure, as its retry limiter does it."""
-        self.get_success(
-            self.store.set_destination_retry_timings(
-                name, failure_ts, failure_ts, 600_000
-            )
-        )
+        self.store_failure(name, failure_ts)
 
     def recover(self) -> None:
         """Have Synapse store that it got through, as its retry limiter does it."""

@@ -33,6 +33,8 @@ from synapse_federation_admin.storage.schema import Tables
 # This process has no descriptor left.
 OUT = OSError(errno.EMFILE, "Too many open files")
 
+TOO_LARGE = HttpResponseException(413, "Too large", b"{}")
+
 # How a contact may end.
 ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError(), "out": OUT}
 
@@ -40,9 +42,10 @@ ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError(), "out": OUT}
 CONTACT, PROBE = Federation.contact, Federation.probe
 
 # What happens after the reset of a destination that has failed since 500 and has got
-# event 7: how its contacts end, what Synapse stores, and the seconds that go by. Then
-# when it failed last and since when it fails ("-": it does not), the last event that it
-# has got, how many contacts there were, and the outcome of the last reset.
+# event 7: how its contacts end, what Synapse stores, that the sender's transaction is
+# taken or refused, and the seconds that go by. Then when it failed last and since when
+# it fails ("-": it does not), the last event that it has got, how many contacts there
+# were, and the outcome of all resets.
 STORIES = {
     "What is still down fails since when it failed before": (
         "fail:9000 down 3 -> 9000 500 7 1 still_failing"
@@ -68,6 +71,9 @@ STORIES = {
     "Not for ever, and then the next real request tells": (
         "out 11 out 21 out 41 out 3600 -> - - 7 4 pending"
     ),
+    "Who fails, and Synapse could not write it, is contacted again": (
+        "down 11 fail:9000 down 20 -> 9000 500 7 2 still_failing"
+    ),
     "That it fails is then not told as proven": (
         "out 11 out 21 out 41 out 5 fail:90000 60 -> 90000 500 7 4 internal"
     ),
@@ -92,6 +98,12 @@ SENT_STORIES = {
         "97200 fail:97200000 200 -> 97200000 97200000 7 0 interrupted"
     ),
     "What has not been heard of is pending": "3600 -> - - 7 0 pending",
+    "What is refused may be told some seconds late": (
+        "3 fail:3000 5 refused 30 -> 3000 500 7 0 refused"
+    ),
+    "A transaction of messages that nobody keeps is taken": (
+        "taken 60 3600 fail:3660000 200 -> 3660000 3660000 7 0 connected"
+    ),
 }
 
 
@@ -118,12 +130,38 @@ class StoryTestCase(ContactTestCase):
         *row, contacts = (None if word == "-" else int(word) for word in numbers)
         last_ts, _, failure_ts, delivered = self.row(NAME)
         self.assertEqual([last_ts or None, failure_ts, delivered], row, proves)
-        timings = self.store.get_destination_retry_timings(NAME)
-        self.assertEqual(
-            getattr(self.get_success(timings), "failure_ts", None), failure_ts
-        )
+        self.assertEqual(getattr(self.timings(), "failure_ts", None), failure_ts)
         self.assertEqual(len(self.probes), contacts)
-        self.assertEqual(self.audit()[0]["outcome"], outcome)
+        newest = 1 + sum(map(events.split().count, ("reset", "reconnect")))
+        self.assertEqual(self.outcomes()[:newest], [outcome] * newest)
+
+    def taken(self) -> None:
+        self.send(None)
+
+    def refused(self) -> None:
+        self.send(TOO_LARGE)
+
+    def pending(self) -> None:
+        """Check that it is not known yet what comes of it."""
+        self.assertEqual(self.outcomes(), ["pending"])
+
+    def send(self, error: Exception | None, *names: str, **parts: Any) -> None:
+        """Have the sender's transactions be taken, or fail."""
+        client = self.hs.get_federation_transport_client()
+        # Below what observes it.
+        with mock.patch.object(client.client, "put_json", side_effect=error) as put:
+            put.return_value = {"pdus": {}}
+            for name in names or (NAME,):
+                transaction = mock.Mock(
+                    destination=name,
+                    transaction_id="1",
+                    **{"pdus": [], "edus": [{"edu_type": "m.typing"}], **parts},
+                )
+                sent = client.send_transaction(transaction)
+                if error is None:
+                    self.get_success(sent)
+                else:
+                    self.assertIs(self.get_failure(sent, Exception).value, error)
 
 
 @pytest.mark.database
@@ -152,21 +190,9 @@ class StoriesTestCase(StoryTestCase):
         """What the sender has told of the refusal is in the audit; then not again."""
         self.add_to_device(NAME)
         self.reset()
-        transaction = mock.Mock(
-            destination=NAME,
-            transaction_id="1",
-            pdus=[1],
-            edus=[{"edu_type": "m.direct_to_device"}, {"edu_type": "m.presence"}],
-        )
-        client = self.hs.get_federation_transport_client()
-        error = HttpResponseException(413, "Too large", b"{}")
-        # Below what observes it.
-        with mock.patch.object(client.client, "put_json", side_effect=error):
-            for _ in range(2):
-                sent = self.get_failure(
-                    client.send_transaction(transaction), HttpResponseException
-                )
-                self.assertIs(sent.value, error)
+        edus = [{"edu_type": "m.direct_to_device"}, {"edu_type": "m.presence"}]
+        for _ in range(2):
+            self.send(TOO_LARGE, pdus=[1], edus=edus)
         self.tell("fail:9000 3")
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "refused")
@@ -198,20 +224,11 @@ class StoriesTestCase(StoryTestCase):
         for name in errors:
             self.assertEqual(self.row(name), (0, 0, None, 7))
 
-    def send(self, error: Exception, **parts: Any) -> None:
-        """Have the sender fail to send a transaction."""
-        transaction = mock.Mock(destination=NAME, transaction_id="1", **parts)
-        client = self.hs.get_federation_transport_client()
-        # Below what observes it.
-        with mock.patch.object(client.client, "put_json", side_effect=error):
-            sent = self.get_failure(client.send_transaction(transaction), Exception)
-        self.assertIs(sent.value, error)
-
     def test_sender_has_nothing_left(self) -> None:
         """Nor is it told as a refusal that the sender had nothing left."""
         self.add_to_device(NAME)
         self.reset()
-        self.send(OUT, pdus=[], edus=[])
+        self.send(OUT)
         self.tell("fail:9000 5")
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "internal")
@@ -223,7 +240,7 @@ class StoriesTestCase(StoryTestCase):
         """A name that is no server's is cleared, and nothing is waited for."""
         self.add_destination("a_.example", *FAILING)
         self.reset("a_.example")
-        self.assertEqual(self.audit()[0]["outcome"], "reset")
+        self.assertEqual(self.outcomes()[0], "reset")
         self.assertEqual(self.probes, [])
         # Twisted connects to none with such a label, but Synapse tries.
         self.add_destination("a-.example", *FAILING)
@@ -265,9 +282,9 @@ class StoriesTestCase(StoryTestCase):
                 self.wait(1)
             self.assertEqual(others.await_count, turns)
             self.assertEqual(self.probed, probed)
-            if self.audit()[0]["outcome"] == "pending":
+            if self.outcomes()[0] == "pending":
                 self.answer()
-            self.assertEqual(self.audit()[0]["outcome"], "connected")
+            self.assertEqual(self.outcomes()[0], "connected")
 
     def test_database_away(self) -> None:
         """What the contact met is written soon after the database is there again."""
@@ -276,7 +293,7 @@ class StoriesTestCase(StoryTestCase):
         with mock.patch.object(Tables, "run", side_effect=away):
             self.answer()
             self.wait(3)
-        self.assertEqual(self.audit()[0]["outcome"], "pending")
+        self.assertEqual(self.outcomes()[0], "pending")
         self.wait(6)
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "connected")
@@ -325,8 +342,7 @@ class OneAtATimeTestCase(StoryTestCase):
             self.wait(60)
         self.assertEqual(self.probed, [other, NAME])
         self.answer()
-        outcomes = [entry["outcome"] for entry in self.audit()]
-        self.assertEqual(outcomes, ["connected", "connected"])
+        self.assertEqual(self.outcomes(), ["connected"] * 2)
 
 
 class WithoutContactTestCase(StoryTestCase):
@@ -358,11 +374,9 @@ class ResetContactsTestCase(ContactTestCase):
         """The reset does not wait for the contact; who has answered is woken again."""
         self.reset()
         self.assertEqual((self.probed, self.despite_backoff), ([NAME], [False]))
-        with mock.patch.object(
-            self.hs.get_notifier(), "notify_remote_server_up"
-        ) as notify:
+        with self.wakes() as woken:
             self.answer()
-        notify.assert_called_once_with(NAME)
+        woken.assert_called_once_with(NAME)
         self.assertEqual(self.row(NAME), (0, 0, None, 7))
 
     def test_one_at_a_time(self) -> None:
@@ -384,8 +398,7 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertEqual(self.despite_backoff, [False, True, False])
         self.wait(3600)
         self.assertEqual(len(self.probes), 3)
-        outcomes = [entry["outcome"] for entry in self.audit()]
-        self.assertEqual(outcomes, ["still_failing"] * 3)
+        self.assertEqual(self.outcomes(), ["still_failing"] * 3)
 
     def test_shutdown(self) -> None:
         """That Synapse closes its connections as it ends is no answer of theirs."""
@@ -402,18 +415,6 @@ class ResetContactsTestCase(ContactTestCase):
                 self.get_failure(asked, expected)
             for ended in triggers:
                 ended()
-
-    def test_not_written(self) -> None:
-        """Who fails, and Synapse could not write it, is contacted again."""
-        self.reset()
-        self.answer(ConnectError())
-        self.wait(11)
-        self.assertEqual(self.probed, [NAME, NAME])
-        self.fail(9_000)
-        self.answer(ConnectError())
-        self.wait(20)
-        self.assertEqual(len(self.probes), 2)
-        self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
 
     def test_forgotten(self) -> None:
         """Who was forgotten meanwhile is not: a failure would bring it back."""
@@ -487,66 +488,16 @@ class ResetContactsTestCase(ContactTestCase):
         self.assertIn("other.example", "".join(logs.output))
 
 
-class SendsTestCase(StoryTestCase):
-    """What this process's sender tells of transactions."""
-
-    def send(self, error: Exception | None, *names: str) -> None:
-        """Have the sender's transactions be taken, or fail."""
-        client = self.hs.get_federation_transport_client()
-        # Below what observes it.
-        with mock.patch.object(client.client, "put_json", side_effect=error) as put:
-            put.return_value = {"pdus": {}}
-            for name in names or (NAME,):
-                transaction = mock.Mock(
-                    destination=name,
-                    transaction_id="1",
-                    pdus=[],
-                    edus=[{"edu_type": "m.typing"}],
-                )
-                sent = client.send_transaction(transaction)
-                if error is None:
-                    self.get_success(sent)
-                else:
-                    self.get_failure(sent, type(error))
-
-    def outcomes(self) -> list[str]:
-        return [str(entry["outcome"]) for entry in self.audit()]
-
-
 @pytest.mark.database
-class TakenTestCase(SendsTestCase):
+class TakenTestCase(StoryTestCase):
     """What proves that a destination works ends what is pending of it."""
 
     config = {"contact_on_reset": False}
 
-    def check_later_failure(self) -> None:
-        """A later failure is a new one."""
-        self.tell("3600 fail:3600000 200")
-        self.assertEqual(self.row(NAME)[2], 3_600_000)
-
-    def test_other_messages(self) -> None:
-        """A transaction of messages that nobody keeps is taken."""
-        self.reset()
-        self.send(None)
-        self.tell("60")
-        self.assertEqual(self.outcomes(), ["connected"])
-        self.check_later_failure()
-
     def test_reconnected(self) -> None:
         """A reconnect that proves it ends an earlier reset, too."""
-        self.reset()
-        self.tell("100")
-        self.ask(
-            "POST",
-            f"{V2}/destinations/{NAME}/reconnect",
-            content={},
-            await_result=False,
-        )
-        self.pump(0.0001)
-        self.answer()
-        self.tell("120")
-        self.assertEqual(self.outcomes(), ["connected"] * 2)
-        self.check_later_failure()
+        story = "100 reconnect answered 3720 fail:3820000 200 -> "
+        self.check("a later failure is new", f"{story}3820000 3820000 7 1 connected")
 
     def test_pruned(self) -> None:
         """Changes of devices that Synapse deletes were not taken."""
@@ -589,10 +540,8 @@ class TakenTestCase(SendsTestCase):
 
 
 @pytest.mark.database
-class NotesTestCase(SendsTestCase):
+class NotesTestCase(StoryTestCase):
     """What is noted of refusals."""
-
-    ERROR = HttpResponseException(413, "Too large", b"{}")
 
     def test_together(self) -> None:
         """What many refuse is written together."""
@@ -604,7 +553,7 @@ class NotesTestCase(SendsTestCase):
         with mock.patch.object(
             Audit, "note_txn", autospec=True, side_effect=Audit.note_txn
         ) as note:
-            self.send(self.ERROR, *names)
+            self.send(TOO_LARGE, *names)
             self.tell("1")
         self.assertLess(note.call_count, 10)
         for name in names:
@@ -620,26 +569,13 @@ class NotesTestCase(SendsTestCase):
             mock.patch.object(Audit, "note_txn", side_effect=ValueError("bug")) as note,
             self.assertLogs(follow_up.__name__, "ERROR") as logs,
         ):
-            self.send(self.ERROR)
+            self.send(TOO_LARGE)
             self.tell("200")
         self.assertEqual((note.call_count, len(logs.output)), (1, 1))
-        self.send(self.ERROR)
+        self.send(TOO_LARGE)
         self.fail(9000)
         self.tell("60")
         self.assertEqual(self.outcomes(), ["still_failing"])
-
-    def test_late(self) -> None:
-        """Without a contact, what is refused may be told some seconds late."""
-        self.add_to_device(NAME)
-        self.reset()
-        self.tell("3")
-        now_ms = self.clock.time_msec()
-        self.fail(now_ms)
-        self.tell("5")
-        self.send(self.ERROR)
-        self.tell("30")
-        self.assertEqual(self.outcomes(), ["refused"])
-        self.assertEqual(self.row(NAME)[2], 500)
 
     def test_rests(self) -> None:
         """The longer a look takes, the longer the next one is waited for."""
@@ -676,15 +612,12 @@ class NeverDeliveredTestCase(StoryTestCase):
         super().setUp()
         self.run_sql("UPDATE destinations SET last_successful_stream_ordering = NULL")
         self.add_room(NAME, "!r:test", 9)
-        self.insert_event(9)
-
-    def insert_event(self, stream_ordering: int) -> None:
         self.insert(
             "events",
             event_id="$e",
             room_id="!r:test",
             type="m.room.message",
-            stream_ordering=stream_ordering,
+            stream_ordering=9,
             topological_ordering=1,
             depth=1,
             processed=True,
@@ -695,26 +628,15 @@ class NeverDeliveredTestCase(StoryTestCase):
 
     def test_reset(self) -> None:
         """It is contacted, and what is sent then decides."""
-        self.reset()
-        self.answer()
-        self.tell("60")
-        self.assertEqual(self.audit()[0]["outcome"], "pending")
-        self.tell("fail:90000 60")
-        self.assertEqual(self.row(NAME)[2], 500)
-        self.assertEqual(self.audit()[0]["outcome"], "refused")
+        story = "answered 60 pending fail:90000 60 -> 90000 500 - 1 refused"
+        self.check("what is sent then decides", story)
 
     def test_reconnect(self) -> None:
         """A reconnect tells within its time that this is not known."""
-        channel = self.ask(
-            "POST",
-            f"{V2}/destinations/{NAME}/reconnect",
-            content={"timeout_ms": 2000},
-            await_result=False,
-        )
-        self.pump(0.0001)
+        channel = self.reconnect(timeout_ms=2000)
         self.answer()
         self.tell("3")
         self.assertEqual(channel.json_body["outcome"], "pending")
         self.tell("fail:90000 60")
         self.assertEqual(self.row(NAME)[2], 500)
-        self.assertEqual(self.audit()[0]["outcome"], "refused")
+        self.assertEqual(self.outcomes()[0], "refused")
