@@ -180,14 +180,14 @@ def _wire_audit(s: "Services") -> Iterable[Start]:
     s.audit = Audit(s.homeserver, s.tables)
     s.runs = RunStore(s.homeserver, s.tables, s.audit)
     s.changes = ChangesStore(s.homeserver, s.tables, s.audit, s.runs)
-    s.housekeeping = Housekeeping(
+    housekeeping = Housekeeping(
         s.homeserver,
         s.tables,
         s.audit,
         keep_for_ms=s.config.audit_keep_for_ms,
         outages_keep_for_ms=s.config.outages_keep_for_ms,
     )
-    return (s.housekeeping.start,)
+    return (housekeeping.start,)
 
 
 def _wire_follow_up(s: "Services") -> Start:
@@ -244,7 +244,7 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
         s.homeserver,
         s.runs,
         s.reader,
-        s.housekeeping,
+        s.tables,
         [s.reconnect_many, s.forget_many, s.cap_backoff],
     )
     return follow_up, s.runner.start

@@ -332,7 +332,7 @@ class TwoSendersTestCase(SendersTestCase):
         )
         self.get_success(
             self.homeserver.run_db_interaction(
-                "test", lambda txn: instances.prune_txn(txn, now_ts - week_ms, 10)
+                "test", lambda txn: instances.OLD.delete_txn(txn, now_ts - week_ms, 10)
             )
         )
         found = self.run_sql("SELECT instance FROM federation_admin_instances")

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from synapse_federation_admin.repair.follow_up import FollowUp
     from synapse_federation_admin.repair.forget import Forget
     from synapse_federation_admin.repair.forget_many import ForgetMany
-    from synapse_federation_admin.repair.housekeeping import Housekeeping
     from synapse_federation_admin.repair.reconnect import Reconnect
     from synapse_federation_admin.repair.reconnect_many import ReconnectMany
     from synapse_federation_admin.repair.reset import ConnectionReset
@@ -72,7 +71,6 @@ class Services:
     attention: Annotated["AttentionStore", Feature.SHARED_ROOMS]
     senders: Annotated["Senders", Feature.SENDERS]
     audit: Annotated["Audit", Feature.AUDIT]
-    housekeeping: Annotated["Housekeeping", Feature.AUDIT]
     reconnect: Annotated["Reconnect", Feature.RECONNECT]
     runs: Annotated["RunStore", Feature.AUDIT]
     changes: Annotated["ChangesStore", Feature.AUDIT]

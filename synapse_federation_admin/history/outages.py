@@ -114,12 +114,8 @@ class Outages:
         now_ts = self._homeserver.now_ms()
         if now_ts < _RELEASED_TS:
             return
-        for prune_txn in (outages.prune_beyond_txn, records.prune_beyond_txn):
-            prune_some_txn = partial(
-                prune_txn, before_ts=now_ts + AHEAD_MS, limit=limits.ROWS_PRUNED
-            )
-            while await self._run(prune_some_txn) == limits.ROWS_PRUNED:
-                pass
+        for beyond in (outages.BEYOND, *records.BEYOND):
+            await self._tables.delete(beyond, now_ts + AHEAD_MS)
 
     def _look_txn(self, txn: LoggingTransaction, *, at_all: bool) -> bool:
         """Bring some outages up to date; return whether there may be more."""

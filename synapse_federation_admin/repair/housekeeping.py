@@ -5,14 +5,18 @@ Each process makes an end of what it was doing when it ended. The one that runs
 background tasks deletes, once an hour, what has been kept for long enough.
 """
 
-from collections.abc import Callable
 from functools import partial
 
-from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import instances, outages, records, run_queue
+from synapse_federation_admin.storage import (
+    audit as entries,
+    instances,
+    outages,
+    records,
+    run_queue,
+    runs,
+)
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
 
 # Nothing is deleted in the first hour: a clock that is ahead at start, by a year say,
@@ -25,9 +29,6 @@ _DAY_MS = 86_400_000
 # The tasks that runs were in Synapse's scheduler until version 2 of the tables. It
 # stumbles over those that nobody registers any more.
 _OLD_TASKS = "federation_admin_reconnects"
-
-# Deletes rows of before a time, at most so many, and returns how many.
-_PruneTxn = Callable[..., int]
 
 
 class Housekeeping:
@@ -45,12 +46,18 @@ class Housekeeping:
         self._homeserver = homeserver
         self._tables = tables
         self._audit = audit
-        self._keep_for_ms = keep_for_ms
-        self._of_history: tuple[tuple[_PruneTxn, int], ...] = (
-            (records.prune_txn, outages_keep_for_ms),
-            (records.prune_addresses_txn, _DAY_MS),
-            (outages.prune_txn, outages_keep_for_ms),
-        )
+        # What is not kept, and for how long it is.
+        self._expired = [
+            (entries.OLD, keep_for_ms),
+            (runs.OLD, keep_for_ms),
+            (run_queue.LEFT, 0),
+            (instances.OLD, instances.KEPT_MS),
+        ]
+        if tables.has_history:
+            self._expired += [
+                *((old, outages_keep_for_ms) for old in (*records.OLD, outages.OLD)),
+                (records.OLD_ADDRESSES, _DAY_MS),
+            ]
 
     def start(self) -> None:
         """Make an end of what this process has left at once, and begin to prune."""
@@ -94,24 +101,5 @@ class Housekeeping:
             "federation_admin_housekeeping",
             lambda txn: self._audit.interrupt_txn(txn, now_ts - _DAY_MS),
         )
-        for prune_txn, keep_for_ms in (
-            (self._audit.prune_txn, self._keep_for_ms),
-            (RunStore.prune_txn, self._keep_for_ms),
-            (run_queue.prune_txn, 0),
-            (instances.prune_txn, instances.KEPT_MS),
-            *(self._of_history if self._tables.has_history else ()),
-        ):
-            await self._prune(prune_txn, now_ts - keep_for_ms)
-
-    async def prune_runs(self) -> None:
-        """Delete what ended runs have not done. Raises what the database raises."""
-        await self._prune(run_queue.prune_txn, 0)
-
-    async def _prune(self, prune_txn: _PruneTxn, before_ts: int) -> None:
-        """Delete old rows of a table, as its owner does it, some at a time."""
-        prune_some_txn = partial(
-            prune_txn, before_ts=before_ts, limit=limits.ROWS_PRUNED
-        )
-        deleted = limits.ROWS_PRUNED
-        while deleted == limits.ROWS_PRUNED:
-            deleted = await self._tables.run("federation_admin_prune", prune_some_txn)
+        for expired, keep_for_ms in self._expired:
+            await self._tables.delete(expired, now_ts - keep_for_ms)

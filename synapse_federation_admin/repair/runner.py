@@ -25,11 +25,11 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.repair.criteria import wanted_by
-from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING
-from synapse_federation_admin.storage.run_queue import Job
+from synapse_federation_admin.storage.run_queue import LEFT, Job
 from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
 from synapse_federation_admin.storage.runs import RunStore, whole_action
+from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of
 
 logger = logging.getLogger(__name__)
@@ -112,13 +112,13 @@ class Runner:
         homeserver: Homeserver,
         runs: RunStore,
         reader: DestinationReader,
-        housekeeping: Housekeeping,
+        tables: Tables,
         actions: Sequence[Action],
     ) -> None:
         self._homeserver = homeserver
         self._runs = runs
         self._reader = reader
-        self._housekeeping = housekeeping
+        self._tables = tables
         self._actions = {action.name: action for action in actions}
         # Those that this process works on, and those that it leaves alone.
         self._working: dict[str, Job | None] = {}
@@ -209,7 +209,7 @@ class Runner:
                 await persist(
                     self._homeserver, lambda: self._runs.fail(run_id, error, mark)
                 )
-            await persist(self._homeserver, self._housekeeping.prune_runs)
+            await persist(self._homeserver, lambda: self._tables.delete(LEFT, 0))
         finally:
             self._working.pop(run_id, None)
 

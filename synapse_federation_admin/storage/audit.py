@@ -35,9 +35,9 @@ from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import (
     AHEAD_MS,
+    Expired,
     Sql,
     any_of,
-    delete_some,
     marks,
     where,
 )
@@ -77,6 +77,9 @@ OUTCOMES: Mapping[AuditAction, tuple[str, ...]] = {
 
 # What is noted of entries when their destination has taken a transaction.
 TAKEN: Mapping[str, object] = {"taken": True}
+
+# Entries that are old by when they began.
+OLD = Expired("federation_admin_audit", "entry_id", "ts < ?")
 
 # What is in the order of time, and where a page begins.
 AuditPosition = tuple[int, str]
@@ -234,12 +237,6 @@ class Audit:
             f"OR ended_ts IS NOT NULL) AND {which.text}",
             (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *which.args),
         )
-
-    @staticmethod
-    def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-        """Delete entries that began before a time; return how many."""
-        old = Sql("ts < ?", (before_ts,))
-        return delete_some(txn, "federation_admin_audit", "entry_id", old, limit)
 
     def cleared_txn(
         self, txn: LoggingTransaction, after: AuditPosition | None, limit: int

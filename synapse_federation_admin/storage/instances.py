@@ -12,7 +12,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.senders import InMemory
-from synapse_federation_admin.storage.sql import Sql, delete_some, marks
+from synapse_federation_admin.storage.sql import Expired, marks
 
 _TABLE = "federation_admin_instances"
 
@@ -28,6 +28,9 @@ REACTOR_LATE_MS = 5000
 
 # For so long it is told of one that is gone and that nobody expects.
 KEPT_MS = 7 * 86_400_000
+
+# Those that were seen before, or that are from a time as long after now.
+OLD = Expired(_TABLE, "instance", f"seen_ts < ? OR seen_ts > ? + {2 * KEPT_MS}")
 
 # The columns of what a process tells of itself.
 _TOLD = (
@@ -165,15 +168,3 @@ def select_txn(txn: LoggingTransaction) -> dict[str, Instance]:
             reactor_late_ms=late_ms,
         )
     return found
-
-
-def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete some rows of before a time, or of long after; return how many.
-
-    Args:
-        txn: The transaction.
-        before_ts: The time: `KEPT_MS` ago.
-        limit: The most to delete.
-    """
-    which = Sql("seen_ts < ? OR seen_ts > ?", (before_ts, before_ts + 2 * KEPT_MS))
-    return delete_some(txn, _TABLE, "instance", which, limit)

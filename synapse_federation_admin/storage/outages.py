@@ -26,9 +26,9 @@ from synapse_federation_admin.storage.sql import (
     FAILING_SINCE,
     FITS,
     MOMENT_MS,
+    Expired,
     Sql,
     any_of,
-    delete_some,
     existing_tables,
     marks,
     rows_of,
@@ -43,6 +43,11 @@ _DAY_MS = 86_400_000
 OPEN_OUTAGES = (
     f"(SELECT destination, start_ts, last_kind FROM {_TABLE} WHERE end_ts IS NULL)"  # noqa: S608
 )
+
+# Those that are old by when they ended, and those of after a time, which nobody can
+# know.
+OLD = Expired(_TABLE, "destination, start_ts", "end_ts < ?")
+BEYOND = Expired(_TABLE, "destination, start_ts", "start_ts > ? OR end_ts > ?")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -413,15 +418,3 @@ def end_txn(txn: LoggingTransaction, which: Sql, now_ts: int, limit: int) -> int
         (*over.args, limit),
     )
     return txn.rowcount
-
-
-def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete outages that ended before a time; return how many."""
-    old = Sql("end_ts < ?", (before_ts,))
-    return delete_some(txn, _TABLE, "destination, start_ts", old, limit)
-
-
-def prune_beyond_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete outages of after a time, which nobody can know; return how many."""
-    beyond = Sql("start_ts > ? OR end_ts > ?", (before_ts, before_ts))
-    return delete_some(txn, _TABLE, "destination, start_ts", beyond, limit)

@@ -20,8 +20,7 @@ from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.storage.sql import (
     AHEAD_MS,
     FAILING,
-    Sql,
-    delete_some,
+    Expired,
     marks,
     rows_of,
 )
@@ -37,6 +36,24 @@ SUCCESSES = (
     f"FROM {_SUCCESSES})"
 )
 ADDRESSES = f"(SELECT destination, looked_ts, addresses FROM {_ADDRESSES})"  # noqa: S608
+
+# What is old by when it came last; why something fails is kept for as long as it does.
+# What a clock wrote that was ahead, as nothing newer would replace it. And what was
+# looked up long ago.
+OLD = (
+    Expired(
+        _FAILURES,
+        "destination, kind",
+        "last_ts < ? AND NOT EXISTS (SELECT 1 FROM destinations AS d "  # noqa: S608
+        f"WHERE d.destination = {_FAILURES}.destination AND {FAILING})",
+    ),
+    Expired(_SUCCESSES, "destination", "last_ts < ?"),
+)
+BEYOND = (
+    Expired(_FAILURES, "destination, kind", "last_ts > ?"),
+    Expired(_SUCCESSES, "destination", "last_ts > ?"),
+)
+OLD_ADDRESSES = Expired(_ADDRESSES, "destination", "looked_ts < ?")
 
 # How often it is written of a destination that it answers, at most.
 SUCCESS_EVERY_MS = 300_000
@@ -257,46 +274,6 @@ def write_addresses_txn(
             for destination, addresses in found.items()
         ],
     )
-
-
-def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete failures and successes that are old; return the larger number of rows.
-
-    Why something fails is kept for as long as it does.
-
-    Args:
-        txn: The transaction.
-        before_ts: What came last before that is old.
-        limit: The most rows to delete of a table.
-    """
-    old = Sql("last_ts < ?", (before_ts,))
-    works = Sql(
-        f"{old.text} AND NOT EXISTS (SELECT 1 FROM destinations AS d "  # noqa: S608
-        f"WHERE d.destination = {_FAILURES}.destination AND {FAILING})",
-        old.args,
-    )
-    return max(
-        delete_some(txn, _FAILURES, "destination, kind", works, limit),
-        delete_some(txn, _SUCCESSES, "destination", old, limit),
-    )
-
-
-def prune_beyond_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete failures and successes of after a time; return the larger number of rows.
-
-    For what a clock wrote that was ahead: nothing newer would replace it.
-    """
-    beyond = Sql("last_ts > ?", (before_ts,))
-    return max(
-        delete_some(txn, _FAILURES, "destination, kind", beyond, limit),
-        delete_some(txn, _SUCCESSES, "destination", beyond, limit),
-    )
-
-
-def prune_addresses_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-    """Delete what was looked up before a time; return how many rows."""
-    old = Sql("looked_ts < ?", (before_ts,))
-    return delete_some(txn, _ADDRESSES, "destination", old, limit)
 
 
 def delete_txn(txn: LoggingTransaction, destinations: Sequence[str]) -> None:

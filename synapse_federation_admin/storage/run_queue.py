@@ -29,13 +29,18 @@ from synapse_federation_admin.storage.run_values import (
     RunStatus,
 )
 from synapse_federation_admin.storage.runs import UNENDED, RunStore
-from synapse_federation_admin.storage.sql import Sql, any_of, delete_some
+from synapse_federation_admin.storage.sql import Expired, Sql, any_of
 
 # Of each kind of error, how many are kept.
 _RECENT_ERRORS = 5
 
 # For how long back it is told how many are done per second.
 _LATELY_MS = 10_000
+
+# What runs have not done that have ended: at any time.
+LEFT = Expired(
+    "federation_admin_run_queue", "run_id, destination", f"run_id NOT IN {UNENDED}"
+)
 
 # Changes something of destinations, in the transaction in which their results are
 # written. Called with the results of those that are still in the queue, it returns
@@ -273,13 +278,6 @@ class Job:
             details=result.details,
         )
         return attr.evolve(entry, ts=result.ts, ended_ts=result.ended_ts)
-
-
-def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:  # noqa: ARG001
-    """Delete what runs have not done that have ended; return how many."""
-    left = Sql(f"run_id NOT IN {UNENDED}")
-    table = "federation_admin_run_queue"
-    return delete_some(txn, table, "run_id, destination", left, limit)
 
 
 def _with_error(before: RunErrors, result: RunResult) -> RunErrors:

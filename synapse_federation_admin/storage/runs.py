@@ -31,7 +31,7 @@ from synapse_federation_admin.storage.run_values import (
     RunStatus,
 )
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Sql, can_be_stored, delete_some, marks
+from synapse_federation_admin.storage.sql import Expired, can_be_stored, marks
 
 T = TypeVar("T")
 
@@ -43,6 +43,9 @@ _JSON = ("criteria", "options", "outcomes", "totals", "errors")
 
 # The IDs of the runs that have not ended, for statements of others.
 UNENDED = "(SELECT run_id FROM federation_admin_runs WHERE ended_ts IS NULL)"
+
+# Runs that are old by when they ended.
+OLD = Expired("federation_admin_runs", "run_id", "ended_ts < ?")
 
 
 def whole_action(action: str) -> str:
@@ -180,18 +183,6 @@ class RunStore:
         if can_be_stored(run_id):
             await self.run("cancel", cancel_txn)
         return await self.get(run_id)
-
-    @staticmethod
-    def prune_txn(txn: LoggingTransaction, before_ts: int, limit: int) -> int:
-        """Delete runs that ended before a time; return how many.
-
-        Args:
-            txn: The transaction.
-            before_ts: The time, in ms since the epoch.
-            limit: The most rows to delete.
-        """
-        old = Sql("ended_ts < ?", (before_ts,))
-        return delete_some(txn, "federation_admin_runs", "run_id", old, limit)
 
     async def run(
         self,

@@ -21,11 +21,12 @@ from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import versions
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX, TABLES
-from synapse_federation_admin.storage.sql import existing_tables
+from synapse_federation_admin.storage.sql import Expired, existing_tables
 
 T = TypeVar("T")
 
@@ -155,6 +156,16 @@ class Tables:
             logger.warning("Tables of federation_admin are missing: %s", e)
         await self.ready(anew=True)
         return await run(desc, func)
+
+    async def delete(self, expired: Expired, ts: int) -> None:
+        """Delete what is not kept any more as of a time, in small pieces.
+
+        Raises what the database raises.
+        """
+        delete_some_txn = partial(expired.delete_txn, ts=ts, limit=limits.ROWS_PRUNED)
+        deleted = limits.ROWS_PRUNED
+        while deleted == limits.ROWS_PRUNED:
+            deleted = await self.run("federation_admin_prune", delete_some_txn)
 
     async def stored_version(self) -> SchemaVersion:
         """Return which tables there are. Raises what the database raises."""

@@ -85,24 +85,35 @@ def marks(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def delete_some(
-    txn: LoggingTransaction, table: str, key: str, which: Sql, limit: int
-) -> int:
-    """Delete rows that meet a condition; return how many.
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Expired:
+    """Rows of a table that are not kept any more.
 
-    Args:
-        txn: The transaction.
+    Attributes:
         table: The table.
         key: The columns of its key.
-        which: The condition.
-        limit: The most rows to delete.
+        which: Their condition, with a parameter wherever it has the time by which they
+            are old, or of after which they are.
     """
-    txn.execute(
-        f"DELETE FROM {table} WHERE ({key}) IN "  # noqa: S608
-        f"(SELECT {key} FROM {table} WHERE {which.text} LIMIT ?)",
-        (*which.args, limit),
-    )
-    return txn.rowcount
+
+    table: str
+    key: str
+    which: str
+
+    def delete_txn(self, txn: LoggingTransaction, ts: int, limit: int) -> int:
+        """Delete some; return how many.
+
+        Args:
+            txn: The transaction.
+            ts: The time.
+            limit: The most rows to delete.
+        """
+        txn.execute(
+            f"DELETE FROM {self.table} WHERE ({self.key}) IN "  # noqa: S608
+            f"(SELECT {self.key} FROM {self.table} WHERE {self.which} LIMIT ?)",
+            (*(ts,) * self.which.count("?"), limit),
+        )
+        return txn.rowcount
 
 
 def existing_tables(txn: LoggingTransaction) -> set[str]:
