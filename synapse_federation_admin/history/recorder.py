@@ -136,7 +136,7 @@ class Recorder:
             # Longer ago, the job has found that the outage has ended.
             up_ms = now_ts - recovered_ts
             if up_ms < limits.OUTAGES_APART_MS:
-                self._unwritten.add_up(destination, max(0, up_ms))
+                self._unwritten.up_ms[destination] += max(0, up_ms)
         self._record(
             destination,
             failure,
