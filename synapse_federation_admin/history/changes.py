@@ -5,18 +5,18 @@ It is read only when somebody asks, and once for all who ask within some seconds
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Annotated
 
 import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.kinds import FailureKind
+from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import AuditEntry, AuditFilter
-from synapse_federation_admin.storage.outage_ends import OutageEnd
+from synapse_federation_admin.storage.outages import CameBack
+from synapse_federation_admin.storage.records import Failed
 from synapse_federation_admin.storage.run_values import Run
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
@@ -24,36 +24,6 @@ from synapse_federation_admin.storage.schema import Tables
 # For how long what was read is told to others, and how far back it goes.
 _KEEP_MS = 5000
 _WINDOW_MS = 600_000
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Failed:
-    """A destination to which a real request has failed.
-
-    Attributes:
-        destination: The server name.
-        kind: The cause.
-        ts: When it failed.
-    """
-
-    destination: str
-    kind: Annotated[str, FailureKind]
-    ts: int
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class CameBack:
-    """A destination whose outage has ended.
-
-    Attributes:
-        destination: The server name.
-        ended: `recovered` by itself, `reset` by an admin, or `forgotten`.
-        ts: When it ended.
-    """
-
-    destination: str
-    ended: Annotated[str, OutageEnd]
-    ts: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -88,18 +58,20 @@ class ChangesStore:
         self._tables = tables
         self._audit = audit
         self._runs = runs
-        self._read_now: Changes | None = None
+        self._found = Costly(
+            homeserver,
+            "federation_admin_changes",
+            self._refresh,
+            keep_ms=_KEEP_MS,
+            waits_always=True,
+        )
         # When each change was first read: what is written late is told all the same.
         self._seen_ts: Mapping[Hashable, int] = {}
 
     async def since(self, since_ts: int) -> Changes:
         """Return what was read for the first time after a time."""
-        found = self._read_now
-        now_ms = self._homeserver.now_ms()
-        if found is None or not found.as_of_ts <= now_ms < found.as_of_ts + _KEEP_MS:
-            found = await self._homeserver.single_flight.run(
-                "federation_admin_changes", "changes", self._refresh, joins=True
-            )
+        found = await self._found.get()
+        assert found is not None
         seen_ts = self._seen_ts
 
         def new(each: Hashable) -> bool:
@@ -125,14 +97,8 @@ class ChangesStore:
                 txn: LoggingTransaction,
             ) -> tuple[list[Failed], list[CameBack]]:
                 return (
-                    [
-                        Failed(*row)
-                        for row in records.failed_since_txn(txn, after_ts, most)
-                    ],
-                    [
-                        CameBack(*row)
-                        for row in outages.ended_since_txn(txn, after_ts, most)
-                    ],
+                    records.failed_since_txn(txn, after_ts, most),
+                    outages.ended_since_txn(txn, after_ts, most),
                 )
 
             failed, came_back = await self._tables.run(
@@ -148,7 +114,7 @@ class ChangesStore:
             *map(_state_of_entry, audit),
         }
         self._seen_ts = {key: self._seen_ts.get(key, now_ms) for key in keys}
-        found = Changes(
+        return Changes(
             now_ms,
             max(len(failed), len(came_back), len(audit)) < most
             and len(lately) < limits.TOLD_RUNS,
@@ -157,8 +123,6 @@ class ChangesStore:
             tuple(lately),
             tuple(audit),
         )
-        self._read_now = found
-        return found
 
 
 def _state_of_run(run: Run) -> Hashable:

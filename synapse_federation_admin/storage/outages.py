@@ -73,6 +73,21 @@ class Outage:
     kinds: tuple[Annotated[str, FailureKind], ...]
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class CameBack:
+    """A destination whose outage has ended.
+
+    Attributes:
+        destination: The server name.
+        ended: `recovered` by itself, `reset` by an admin, or `forgotten`.
+        ts: When it ended.
+    """
+
+    destination: str
+    ended: Annotated[str, OutageEnd]
+    ts: int
+
+
 # Outages that last and have no row, as `OPEN_OUTAGES`.
 _MISSING = f"""(
     SELECT d.destination,
@@ -153,15 +168,15 @@ def spans_txn(
 
 def ended_since_txn(
     txn: LoggingTransaction, after_ts: int, limit: int
-) -> list[tuple[str, str, int]]:
-    """Return which outages ended after a time, how, and when; the newest first."""
+) -> list[CameBack]:
+    """Return which outages ended after a time; the newest first."""
     txn.execute(
         f"SELECT destination, ended, end_ts FROM {_TABLE} "  # noqa: S608
         "WHERE end_ts IS NOT NULL AND end_ts > ? "
         "ORDER BY end_ts DESC LIMIT ?",
         (after_ts, limit),
     )
-    return [(name, ended or "", int(ts)) for name, ended, ts in txn.fetchall()]
+    return [CameBack(*row) for row in txn.fetchall()]
 
 
 def count_kinds_txn(

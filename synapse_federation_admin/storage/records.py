@@ -125,6 +125,21 @@ class RecordedSuccess:
         )
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Failed:
+    """A destination to which a real request has failed.
+
+    Attributes:
+        destination: The server name.
+        kind: The cause.
+        ts: When it failed.
+    """
+
+    destination: str
+    kind: Annotated[str, FailureKind]
+    ts: int
+
+
 # How each column changes if there is a row already: what was said last is kept of what
 # several processes say.
 _FAILURE_COLUMNS = (
@@ -174,14 +189,14 @@ def add_failures_txn(
 
 def failed_since_txn(
     txn: LoggingTransaction, after_ts: int, limit: int
-) -> list[tuple[str, str, int]]:
-    """Return to what requests failed after a time, why, and when; the newest first."""
+) -> list[Failed]:
+    """Return to what requests failed after a time; the newest first."""
     txn.execute(
         f"SELECT destination, kind, last_ts FROM {_FAILURES} "  # noqa: S608
         "WHERE last_ts > ? ORDER BY last_ts DESC LIMIT ?",
         (after_ts, limit),
     )
-    return [(name, kind, int(ts)) for name, kind, ts in txn.fetchall()]
+    return [Failed(*row) for row in txn.fetchall()]
 
 
 def failures_txn(
