@@ -254,7 +254,7 @@ async def _not_yet_queued(
         return None
     if not sender.behind_events:
         return 0
-    rooms = await services.shared_rooms.rooms_of(destination)
+    rooms = (await services.shared_rooms.of(destination)).theirs
     return await not_yet_queued(services.homeserver, [sender], rooms)
 
 

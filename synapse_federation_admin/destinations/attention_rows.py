@@ -6,16 +6,13 @@ from collections.abc import Collection
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.backlog import WAITS
-from synapse_federation_admin.homeserver.database import on_postgres
+from synapse_federation_admin.destinations.shared_rooms import server_of_member
 from synapse_federation_admin.storage.sql import FAILING, any_of
 
 # How many names one transaction goes through, how many rooms, and how many members.
 _NAMES = 10_000
 _ROOMS = 500
 _MEMBERS = 20_000
-
-_SERVER = "SUBSTR(state_key, INSTR(state_key, ':') + 1)"
-_SERVER_ON_POSTGRES = "SUBSTRING(state_key FROM POSITION(':' IN state_key) + 1)"
 
 # What of `destinations` AS d fails in a part of the table, and how many rooms and
 # to-device messages wait for it.
@@ -86,10 +83,9 @@ def rooms_txn(
         left -= members
     if not users:
         return {}, None
-    server = _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
     these = any_of("room_id", users)
     txn.execute(
-        f"SELECT DISTINCT room_id, {server} FROM current_state_events "  # noqa: S608
+        f"SELECT DISTINCT room_id, {server_of_member(txn)} FROM current_state_events "  # noqa: S608
         f"WHERE type = 'm.room.member' AND membership = 'join' AND {these.text}",
         these.args,
     )

@@ -10,7 +10,7 @@ are judged together.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -92,6 +92,8 @@ class Sender:
             None as `behind_events`.
         ahead_events: By how much its position is beyond the newest event: so many
             events to come are not sent; None as `behind_events`.
+        came_to_ms: How long ago the last event was received that it has come to; None
+            if that is not known.
         is_down: Whether it is known that it does not run.
         is_late: Whether it is known that it does not run as it should: it has not been
             seen for long, or its reactor is late.
@@ -99,12 +101,13 @@ class Sender:
     """
 
     instance: str | None
-    state: InstanceState
+    state: InstanceState = InstanceState.NEVER_SEEN
     seen_ts: int | None = None
     position: int | None = None
     behind_events: int | None = None
     behind_ms: int | None = None
     ahead_events: int | None = None
+    came_to_ms: int | None = None
     is_down: bool = False
     is_late: bool = False
     reactor_late_ms: int | None = None
@@ -113,6 +116,11 @@ class Sender:
     def is_behind(self) -> bool:
         """Whether events are not sent though it may run: it is far behind, or ahead."""
         return bool(self.ahead_events) or (self.behind_ms or 0) >= _LONG_MS
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether an event has been waiting for longer than for one that runs."""
+        return (self.behind_ms or 0) >= _WAITS_MS
 
     @property
     def stands_still(self) -> bool:
@@ -151,18 +159,6 @@ class Processes:
             for name, instance in self.instances.items()
             if is_down.get(name, instance.state is InstanceState.GONE)
         )
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Position:
-    """How far a sender has come: see `Sender`."""
-
-    position: int
-    behind_events: int
-    behind_ms: int
-    ahead_events: int
-    # How long ago the last event was received that it has come to; None if not known.
-    came_to_ms: int | None
 
 
 class Senders:
@@ -298,22 +294,22 @@ class Senders:
         return Processes(
             dict(sorted(seen.items())),
             tuple(
-                _sender(
+                _judged(
+                    positions.get(name, Sender(name)),
                     seen[name],
-                    positions.get(name),
                     homeserver.now_ms(),
                     could_write=self._could_all_write(),
                 )
                 for name in senders
             )
-            or (_nobody(positions, may_run=homeserver.has_other_processes),),
+            or (_nobody(positions.values(), may_run=homeserver.has_other_processes),),
         )
 
 
 def _read_txn(
     txn: LoggingTransaction, now_ts: int, newest: int
-) -> tuple[dict[str, Instance], dict[str, _Position]]:
-    """Read who was seen, and how far each sender has come.
+) -> tuple[dict[str, Instance], dict[str, Sender]]:
+    """Read who was seen, and how far each sender has come, by name.
 
     Args:
         txn: The transaction.
@@ -329,25 +325,25 @@ def _read_txn(
         txn.execute(_LAST_GIVEN)
         given = txn.fetchall()[0][0] or 0
     return seen, {
-        shown_instance(name): _Position(
-            position,
-            behind,
-            max(0, now_ts - oldest_ts) if oldest_ts else 0,
+        name: Sender(
+            name,
+            # Synapse writes -1 for who has never begun.
+            position=position if position >= 0 else None,
+            behind_events=behind,
+            behind_ms=max(0, now_ts - oldest_ts) if oldest_ts else 0,
             # What has reached another process may not have reached this one yet, and
             # the newest event may have been purged.
-            max(0, position - max(newest, last or 0, given)),
-            now_ts - came_to_ts if came_to_ts else None,
+            ahead_events=max(0, position - max(newest, last or 0, given)),
+            came_to_ms=now_ts - came_to_ts if came_to_ts else None,
         )
-        for name, position, behind, oldest_ts, came_to_ts, last in rows
+        for name, position, behind, oldest_ts, came_to_ts, last in (
+            (shown_instance(row[0]), *row[1:]) for row in rows
+        )
     }
 
 
-def _sender(
-    instance: Instance,
-    position: _Position | None,
-    now_ms: int,
-    *,
-    could_write: bool,
+def _judged(
+    sender: Sender, instance: Instance, now_ms: int, *, could_write: bool
 ) -> Sender:
     """Return a sender: down, if it is known that it does not run.
 
@@ -355,65 +351,45 @@ def _sender(
     It may run, as long as no event waits for it.
 
     Args:
+        sender: How far it has come.
         instance: What is known of the process.
-        position: How far it has come; None if it has never begun.
         now_ms: The time, in ms since the epoch.
         could_write: Whether it must have written meanwhile that it runs.
     """
     is_late = instance.state is InstanceState.LATE
     if instance.state is InstanceState.NEVER_SEEN:
-        is_down = position is None or _waits(position)
+        is_down = sender.behind_ms is None or sender.is_waited_for
     elif instance.state is not InstanceState.GONE or _has_gone_on(
-        instance, position, now_ms
+        sender, instance, now_ms
     ):
         is_down = False
     else:
-        is_down = could_write or (position is not None and _waits(position))
-    sender = Sender(
-        instance.name,
-        instance.state,
-        instance.seen_ts,
+        is_down = could_write or sender.is_waited_for
+    return attr.evolve(
+        sender,
+        state=instance.state,
+        seen_ts=instance.seen_ts,
         is_down=is_down,
         is_late=is_late and (could_write or instance.is_reactor_late),
         reactor_late_ms=instance.reactor_late_ms,
     )
-    return _at(sender, position)
 
 
-def _has_gone_on(instance: Instance, position: _Position | None, now_ms: int) -> bool:
+def _has_gone_on(sender: Sender, instance: Instance, now_ms: int) -> bool:
     """Tell whether a sender has come to events of after its last sign of life."""
-    came_to_ms = position.came_to_ms if position else None
-    if came_to_ms is None or instance.seen_ts is None:
+    if sender.came_to_ms is None or instance.seen_ts is None:
         return False
-    return 0 <= came_to_ms < now_ms - instance.seen_ts - _LATER_MS
+    return 0 <= sender.came_to_ms < now_ms - instance.seen_ts - _LATER_MS
 
 
-def _nobody(positions: Mapping[str, _Position], *, may_run: bool) -> Sender:
+def _nobody(senders: Iterable[Sender], *, may_run: bool) -> Sender:
     """Return who sends where nobody does: whoever will, begins where the last was.
 
     Args:
-        positions: How far those have come who did.
+        senders: How far those have come who did.
         may_run: Whether there are other processes. Where the sender is configured in
             the old way, one without this module may be it.
     """
-    last = min(positions.values(), key=lambda p: p.position, default=None)
-    is_down = not may_run or last is None or _waits(last)
-    return _at(Sender(None, InstanceState.NOBODY, is_down=is_down), last)
-
-
-def _waits(position: _Position) -> bool:
-    """Tell whether an event has been waiting for longer than for one that runs."""
-    return position.behind_ms >= _WAITS_MS
-
-
-def _at(sender: Sender, position: _Position | None) -> Sender:
-    if position is None:
-        return sender
-    return attr.evolve(
-        sender,
-        # Synapse writes -1 for who has never begun.
-        position=position.position if position.position >= 0 else None,
-        behind_events=position.behind_events,
-        behind_ms=position.behind_ms,
-        ahead_events=position.ahead_events,
-    )
+    last = min(senders, key=lambda sender: sender.position or 0, default=Sender(None))
+    is_down = not may_run or last.behind_ms is None or last.is_waited_for
+    return attr.evolve(last, instance=None, state=InstanceState.NOBODY, is_down=is_down)

@@ -39,17 +39,9 @@ _SERVER = "SUBSTR(state_key, INSTR(state_key, ':') + 1)"
 _SERVER_ON_POSTGRES = "SUBSTRING(state_key FROM POSITION(':' IN state_key) + 1)"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SharedRooms:
-    """The rooms that a server shares with us, by current membership.
-
-    Attributes:
-        rooms: Rooms in which users of ours and of that server are joined.
-        local_users: Our users who are joined in those rooms.
-    """
-
-    rooms: int = 0
-    local_users: int = 0
+def server_of_member(txn: LoggingTransaction) -> str:
+    """Return the expression of whose a member is, a row of `current_state_events`."""
+    return _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -74,8 +66,8 @@ class SharedRoom:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Members:
-    """Who is joined in the rooms of a server.
+class SharedRooms:
+    """Who is joined in the rooms of a server, by current membership.
 
     Attributes:
         theirs: How many of its users are in each of their rooms.
@@ -89,6 +81,11 @@ class _Members:
     local_users: int
     upto_ms: int
 
+    @property
+    def rooms(self) -> int:
+        """How many rooms there are in which users of ours and of that server are."""
+        return len(self.ours)
+
 
 class SharedRoomsStore:
     """Reads which rooms servers share with us.
@@ -100,7 +97,7 @@ class SharedRoomsStore:
     def __init__(self, homeserver: Homeserver) -> None:
         self._homeserver = homeserver
         # What took long to read, by name, the newest last.
-        self._known: dict[str, _Members] = {}
+        self._known: dict[str, SharedRooms] = {}
 
     async def of(self, name: str, *, is_fresh: bool = False) -> SharedRooms:
         """Return what a server shares; once for all who ask at the same time.
@@ -110,8 +107,12 @@ class SharedRoomsStore:
             is_fresh: Read it now. Else what took long to read is told again for a
                 while.
         """
-        found = await self._members(name, is_fresh=is_fresh)
-        return SharedRooms(len(found.ours), found.local_users)
+        known = self._known.get(name)
+        if known and not is_fresh and self._homeserver.now_ms() < known.upto_ms:
+            return known
+        return await self._homeserver.single_flight.run(
+            "federation_admin_shared_rooms", name, partial(self._read, name)
+        )
 
     async def page(
         self, name: str, after: tuple[int, str] | None, limit: int
@@ -124,7 +125,7 @@ class SharedRoomsStore:
                 at the start.
             limit: The most to return.
         """
-        found = await self._members(name)
+        found = await self.of(name)
         theirs, ours = found.theirs, found.ours
         begin = None if after is None else (-after[0], after[1])
         places = ((-count, room_id) for room_id, count in ours.items())
@@ -138,10 +139,6 @@ class SharedRoomsStore:
                 theirs=theirs,
             )
         )
-
-    async def rooms_of(self, name: str) -> Mapping[str, int]:
-        """Return the rooms in which users of a server are joined, and how many."""
-        return (await self._members(name)).theirs
 
     async def counts(self, names: Collection[str]) -> dict[str, int]:
         """Count the rooms that some servers share with us, in one pass.
@@ -160,15 +157,7 @@ class SharedRoomsStore:
         counts = {name: len(found.keys() & shared) for name, found in rooms.items()}
         return {name: count for name, count in counts.items() if count}
 
-    async def _members(self, name: str, *, is_fresh: bool = False) -> _Members:
-        known = self._known.get(name)
-        if known and not is_fresh and self._homeserver.now_ms() < known.upto_ms:
-            return known
-        return await self._homeserver.single_flight.run(
-            "federation_admin_shared_rooms", name, partial(self._read, name)
-        )
-
-    async def _read(self, name: str) -> _Members:
+    async def _read(self, name: str) -> SharedRooms:
         """Count a server's users in all of its rooms, and ours in those."""
         began_ms = self._homeserver.now_ms()
         theirs: Mapping[str, int] = (await self._rooms_of([name])).get(name, {})
@@ -180,7 +169,7 @@ class SharedRoomsStore:
             ((local_users,),) = await self._local("COUNT(DISTINCT user_id)", ours)
         now_ms = self._homeserver.now_ms()
         keep_ms = min(_KEEP_FACTOR * (now_ms - began_ms), _KEEP_MS)
-        found = _Members(theirs, ours, local_users, now_ms + keep_ms)
+        found = SharedRooms(theirs, ours, local_users, now_ms + keep_ms)
         self._known.pop(name, None)
         if keep_ms and len(theirs) <= limits.KEPT_ROOMS:
             self._known[name] = found
@@ -251,8 +240,7 @@ def _users_txn(
     ((upto,),) = txn.fetchall()
     if upto is None:
         return [], None
-    server = _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
-    of_servers = any_of(server, names)
+    of_servers = any_of(server_of_member(txn), names)
     txn.execute(
         "SELECT DISTINCT state_key FROM current_state_events "  # noqa: S608
         f"WHERE {_IS_MEMBER} AND state_key > ? AND state_key <= ? "
@@ -266,10 +254,9 @@ def _rooms_txn(
     txn: LoggingTransaction, *, users: Collection[str]
 ) -> list[tuple[str, str, int]]:
     """Read in which rooms users are: server name, room ID, and how many they are."""
-    server = _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
     of_users = any_of("state_key", users)
     txn.execute(
-        f"SELECT {server}, room_id, COUNT(*) FROM current_state_events "  # noqa: S608
+        f"SELECT {server_of_member(txn)}, room_id, COUNT(*) FROM current_state_events "  # noqa: S608
         f"WHERE {_IS_MEMBER} AND membership = 'join' AND {of_users.text} "
         "GROUP BY 1, 2",
         of_users.args,
