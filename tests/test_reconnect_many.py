@@ -375,7 +375,7 @@ class RunTestCase(ManyTestCase):
         channel = self.post("reconnect", destinations=names)
         self.assert_error(channel, 400, "M_INVALID_PARAM", "no.example")
         self.assertEqual(channel.json_body["unknown"], ["no.example", "A.example"])
-        self.assertEqual(channel.json_body["invalid"], [*nowhere, "no server"])
+        self.assertEqual(channel.json_body["invalid"], ["no server", *nowhere])
         self.assertIn("no server", channel.json_body["error"])
         self.assertEqual(self.get_json(RUNS)["runs"], [])
 

@@ -28,6 +28,7 @@ from synapse_federation_admin.api.shared_rooms import (
 )
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.repair import criteria
+from synapse_federation_admin.repair.forget import shown_loss
 from synapse_federation_admin.repair.forget_many import ForgetMany
 
 # For how long it has been failing what a filter forgets without `force`.
@@ -196,7 +197,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
         "dry_run": body.dry_run,
         "forgotten": found.forgotten,
         "destination": render_row(services.homeserver, found.destination),
-        **found.waiting.shown(),
+        **shown_loss(found.loss),
         "shared_rooms": found.shared_rooms,
         "shared_rooms_sample": shown(found.sample),
         "refused": found.refused,
@@ -270,7 +271,7 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
         "matched": found.matched,
         "forgotten": found.forgotten,
         "refused": found.refused,
-        **found.waiting.shown(),
+        **shown_loss(found.loss),
         "sample": list(found.sample),
         "refused_sample": [
             {"destination": name, "shared_rooms": count}

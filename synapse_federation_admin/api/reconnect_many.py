@@ -24,10 +24,8 @@ from synapse_federation_admin.destinations.query import is_of_failing
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.repair import criteria
-from synapse_federation_admin.repair.reconnect_many import (
-    ReconnectMany,
-    SortedNames,
-)
+from synapse_federation_admin.repair.criteria import SortedNames
+from synapse_federation_admin.repair.reconnect_many import ReconnectMany
 
 
 class ReconnectManyBody(Input):

@@ -13,9 +13,9 @@ update would refer to one that the server may have, and it would not notice what
 missed; without them, it asks anew.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from operator import add
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -66,58 +66,11 @@ class Seen:
 
     Attributes:
         row: The row in `destinations`; None if there is none.
-        newest_event: The newest event queued.
-        newest_message: The newest to-device message queued.
-        newest_update: The newest device list update queued.
+        newest: The newest event, to-device message and device list update queued.
     """
 
-    row: Destination | None = None
-    newest_event: int | None = None
-    newest_message: int | None = None
-    newest_update: int | None = None
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Waiting:
-    """What waits for destinations, and is or would be lost, and what is kept.
-
-    Attributes:
-        rooms: Rooms with an event that a destination has not got.
-        to_device_messages: To-device messages.
-        device_list_updates: Changes of local users' devices.
-        kept_messages: To-device messages that still wait, or would.
-    """
-
-    rooms: int = 0
-    to_device_messages: int = 0
-    device_list_updates: int = 0
-    kept_messages: int = 0
-
-    @classmethod
-    def of(cls, backlog: Backlog, *, drop_to_device: bool) -> "Waiting":
-        """Return what waits for one destination."""
-        messages = backlog.to_device_messages
-        return cls(
-            rooms=backlog.rooms,
-            to_device_messages=messages if drop_to_device else 0,
-            device_list_updates=backlog.device_list_updates,
-            kept_messages=0 if drop_to_device else messages,
-        )
-
-    def __add__(self, other: "Waiting") -> "Waiting":
-        """Return both together."""
-        return Waiting(*map(add, attr.astuple(self), attr.astuple(other)))
-
-    def shown(self) -> dict[str, dict[str, int]]:
-        """Return it as the API and the audit show it."""
-        return {
-            "lost": {
-                "rooms": self.rooms,
-                "to_device_messages": self.to_device_messages,
-                "device_list_updates": self.device_list_updates,
-            },
-            "kept": {"to_device_messages": self.kept_messages},
-        }
+    row: Destination | None
+    newest: tuple[int | None, ...]
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -126,7 +79,7 @@ class Forgotten:
 
     Attributes:
         destination: What its row said.
-        waiting: What was waiting for it.
+        loss: What is lost, or would be, and what is kept: see `loss_of`.
         shared_rooms: Rooms that users of ours share with it.
         sample: Some of these rooms.
         refused: Why it is not forgotten; None if it is, or would be.
@@ -135,7 +88,7 @@ class Forgotten:
     """
 
     destination: Destination
-    waiting: Waiting
+    loss: Counter[str]
     shared_rooms: int
     sample: tuple[SharedRoom, ...] = ()
     refused: str | None = None
@@ -179,7 +132,7 @@ class Forget:
         shared_rooms = (await self._shared_rooms.of(name, is_fresh=True)).rooms
         found = Forgotten(
             destination=seen.row or Destination(name, None, None, None, None),
-            waiting=Waiting.of(backlog, drop_to_device=drop_to_device),
+            loss=loss_of(backlog, drop_to_device=drop_to_device),
             shared_rooms=shared_rooms,
         )
         if shared_rooms:
@@ -195,7 +148,7 @@ class Forget:
             destination=name,
             reason=reason,
             outcome=AUDIT_FORGOTTEN,
-            details=audit_details(seen, found.waiting),
+            details=audit_details(seen, found.loss),
         )
 
         def forget_txn(txn: LoggingTransaction) -> bool:
@@ -284,9 +237,29 @@ def refusal(shared_rooms: int, sample: Sequence[SharedRoom] = ()) -> str:
     )
 
 
-def audit_details(seen: Seen, waiting: Waiting) -> dict[str, object]:
+def loss_of(backlog: Backlog, *, drop_to_device: bool) -> Counter[str]:
+    """Return what of a backlog is lost, and what is kept, as a run sums it up."""
+    messages = backlog.to_device_messages
+    return Counter(
+        lost_rooms=backlog.rooms,
+        lost_to_device_messages=messages if drop_to_device else 0,
+        lost_device_list_updates=backlog.device_list_updates,
+        kept_to_device_messages=0 if drop_to_device else messages,
+    )
+
+
+def shown_loss(loss: Counter[str]) -> dict[str, dict[str, int]]:
+    """Return it as the API and the audit show it."""
+    lost = ("rooms", "to_device_messages", "device_list_updates")
+    return {
+        "lost": {of: loss[f"lost_{of}"] for of in lost},
+        "kept": {"to_device_messages": loss["kept_to_device_messages"]},
+    }
+
+
+def audit_details(seen: Seen, loss: Counter[str]) -> dict[str, object]:
     """Return what the audit keeps of a destination that is forgotten."""
-    return {"failure_ts": seen.row.failure_ts if seen.row else None, **waiting.shown()}
+    return {"failure_ts": seen.row.failure_ts if seen.row else None, **shown_loss(loss)}
 
 
 def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Seen]:
@@ -309,6 +282,6 @@ def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Seen]:
         )
         newest.append(dict(txn.fetchall()))
     return {
-        name: Seen(rows.get(name), *(found.get(name) for found in newest))
+        name: Seen(rows.get(name), tuple(found.get(name) for found in newest))
         for name in names
     }

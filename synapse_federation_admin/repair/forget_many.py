@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forgets many destinations, but for those with which local users share rooms."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 
@@ -14,22 +15,20 @@ from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.criteria import wanted_by
+from synapse_federation_admin.repair.criteria import SortedNames, sort_out, wanted_by
 from synapse_federation_admin.repair.forget import (
     CHANGED,
     Forget,
     Seen,
-    Waiting,
     audit_details,
+    loss_of,
     refusal,
 )
-from synapse_federation_admin.repair.reconnect_many import SortedNames
 from synapse_federation_admin.repair.runner import Action, in_pieces
 from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN
 from synapse_federation_admin.storage.outcomes import LeftOut
 from synapse_federation_admin.storage.run_queue import Job
 from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
-from synapse_federation_admin.storage.sql import can_be_stored
 
 # Of how many destinations a pass over all members looks for shared rooms.
 _CANDIDATES = 20_000
@@ -53,7 +52,7 @@ class ForgetPreview:
         matched: How many destinations the filter keeps.
         forgotten: How many would be forgotten.
         refused: How many would not.
-        waiting: What waits for those that would be.
+        loss: What would be lost, and what is kept: see `loss_of`.
         sample: Some of those that would be.
         refused_sample: Some of those that would not, with the rooms that are shared.
     """
@@ -61,7 +60,7 @@ class ForgetPreview:
     matched: int = 0
     forgotten: int = 0
     refused: int = 0
-    waiting: Waiting = attr.Factory(Waiting)
+    loss: Counter[str] = attr.Factory(Counter)
     sample: tuple[str, ...] = ()
     refused_sample: tuple[tuple[str, int], ...] = ()
 
@@ -85,13 +84,8 @@ class ForgetMany(Action):
 
         What bears no server name can be, too.
         """
-        names = list(dict.fromkeys(names))
-        fitting = [name for name in names if len(name) <= limits.SERVER_NAME]
-        known = await self._destinations.get_many(list(filter(can_be_stored, fitting)))
-        return SortedNames(
-            usable=[name for name in fitting if name in known],
-            unknown=[name for name in fitting if name not in known],
-            invalid=[name for name in names if len(name) > limits.SERVER_NAME],
+        return await sort_out(
+            self._destinations, names, lambda name: len(name) <= limits.SERVER_NAME
         )
 
     async def preview(
@@ -122,15 +116,15 @@ class ForgetMany(Action):
     ) -> ForgetPreview:
         shared = await self._shared_rooms.counts(names)
         gone = [name for name in names if name not in shared]
-        waiting = total.waiting
+        loss = Counter(total.loss)
         for piece in in_pieces(gone, limits.DESTINATIONS_CHECKED):
             for backlog in (await self._backlog.of(piece)).values():
-                waiting += Waiting.of(backlog, drop_to_device=drop_to_device)
+                loss.update(loss_of(backlog, drop_to_device=drop_to_device))
         return ForgetPreview(
             matched=total.matched + len(names),
             forgotten=total.forgotten + len(gone),
             refused=total.refused + len(shared),
-            waiting=waiting,
+            loss=loss,
             sample=(*total.sample, *gone[:_SAMPLE])[:_SAMPLE],
             refused_sample=(*total.refused_sample, *sorted(shared.items()))[:_SAMPLE],
         )
@@ -165,9 +159,9 @@ class ForgetMany(Action):
         results = []
         for one in queued:
             name = one.destination
-            waiting = Waiting.of(backlogs[name], drop_to_device=drop_to_device)
+            loss = loss_of(backlogs[name], drop_to_device=drop_to_device)
             results.append(
-                self._result(job.run, one, now[name], waiting, shared.get(name, 0))
+                self._result(job.run, one, now[name], loss, shared.get(name, 0))
             )
 
         def forget_txn(
@@ -188,7 +182,12 @@ class ForgetMany(Action):
         return await job.record(results, forget_txn)
 
     def _result(
-        self, run: Run, queued: Queued, seen: Seen, waiting: Waiting, shared_rooms: int
+        self,
+        run: Run,
+        queued: Queued,
+        seen: Seen,
+        loss: Counter[str],
+        shared_rooms: int,
     ) -> RunResult:
         """Return the result for a destination, if nothing changes meanwhile."""
         now_ts = self._homeserver.now_ms()
@@ -205,15 +204,7 @@ class ForgetMany(Action):
             return attr.evolve(result, outcome=LeftOut.NO_LONGER_FAILING.value)
         if shared_rooms:
             return _refused(result, "shared_rooms", refusal(shared_rooms))
-        return attr.evolve(
-            result,
-            details=audit_details(seen, waiting),
-            totals={
-                f"{what}_{of}": count
-                for what, counts in waiting.shown().items()
-                for of, count in counts.items()
-            },
-        )
+        return attr.evolve(result, details=audit_details(seen, loss), totals=loss)
 
 
 def _refused(result: RunResult, kind: str, message: str) -> RunResult:

@@ -18,6 +18,7 @@ from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
+from synapse_federation_admin.repair.criteria import SortedNames, sort_out
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.pace import Pace
 from synapse_federation_admin.repair.runner import Action, persist
@@ -72,21 +73,6 @@ _LOOKS_AT_THE_END = 25
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class SortedNames:
-    """The names of a list, each once, by whether they can be contacted.
-
-    Attributes:
-        usable: Those that can.
-        unknown: Those that Synapse has no row for.
-        invalid: Those that are no valid server names.
-    """
-
-    usable: Sequence[str]
-    unknown: Sequence[str]
-    invalid: Sequence[str]
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
 class ReconnectMany(Action):
     """The action `reconnect`."""
 
@@ -106,17 +92,10 @@ class ReconnectMany(Action):
 
     async def sort_out(self, names: Iterable[str]) -> SortedNames:
         """Sort the names of a list by whether they can be contacted."""
-        names = list(dict.fromkeys(names))
-        valid = [
-            name
-            for name in names
-            if is_server_name(name) and self._homeserver.is_server_name(name)
-        ]
-        known = await self._destinations.get_many(valid)
-        return SortedNames(
-            usable=[name for name in valid if name in known],
-            unknown=[name for name in valid if name not in known],
-            invalid=sorted(set(names).difference(valid)),
+        return await sort_out(
+            self._destinations,
+            names,
+            lambda name: is_server_name(name) and self._homeserver.is_server_name(name),
         )
 
     async def work(self, job: Job) -> None:

@@ -83,23 +83,22 @@ class RunStore:
             run_id=run_id,
             details={"criteria": order.criteria, **order.options},
         )
-        row = {
-            "run_id": run_id,
-            "action": order.action,
-            "status": RunStatus.SCHEDULED.value,
-            "entry_id": entry.entry_id,
-            **attr.asdict(order.actor),
-            "reason": order.reason,
-            "criteria": json.dumps(order.criteria),
-            "options": json.dumps(order.options),
-            "names": json.dumps(order.names),
-            "created_ts": now_ts,
-            "updated_ts": now_ts,
-            "matched": 0,
-            "outcomes": "{}",
-            "totals": "{}",
-            "errors": "{}",
-        }
+        run = Run(
+            run_id,
+            order.action,
+            RunStatus.SCHEDULED.value,
+            entry.entry_id,
+            order.actor,
+            order.reason,
+            order.criteria,
+            order.options,
+            created_ts=now_ts,
+            updated_ts=now_ts,
+        )
+        row = attr.asdict(run, recurse=False) | {"names": order.names}
+        row |= attr.asdict(row.pop("actor"))
+        for column in (*_JSON, "names"):
+            row[column] = json.dumps(row[column])
 
         def create_txn(txn: LoggingTransaction) -> tuple[Run, bool]:
             txn.execute(
