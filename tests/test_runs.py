@@ -314,6 +314,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
             "action": "polish",
             "criteria": '{"filter": {"colour": "red"}}',
             "status": "paused",
+            "options": '{"drop_to_device": false, "on_sundays": true}',
             "outcomes": '{"shining": 3}',
         }
         for column, value in changes.items():
@@ -324,7 +325,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
                     "federation_admin_runs", {"run_id": run_id}, {column: value}, "test"
                 )
             )
-            if column in ("action", "criteria"):
+            if column != "outcomes":
                 self.look()
                 self.wait(1)
                 self.assertEqual(self.audit(f"?run_id={run_id}&action=forget"), [])

@@ -100,16 +100,19 @@ class DestinationReader:
             self._features.require(Feature.HISTORY)
         return DestinationList(self, wanted, sort)
 
-    async def pass_over(self, func: Callable[[LoggingTransaction], T]) -> T:
+    async def pass_over(
+        self, func: Callable[[LoggingTransaction], T], *, uses_own: bool = False
+    ) -> T:
         """Run a transaction that may cost a pass over the table, in its turn."""
         async with self._passes("pass"):
-            return await self.run(func)
+            return await self.run(func, uses_own=uses_own)
 
-    async def run(self, func: Callable[[LoggingTransaction], T]) -> T:
-        """Run a transaction."""
-        return await self.homeserver.run_db_interaction(
-            "federation_admin_list_destinations", func
-        )
+    async def run(
+        self, func: Callable[[LoggingTransaction], T], *, uses_own: bool = False
+    ) -> T:
+        """Run a transaction; `uses_own`: one that uses tables of the module's own."""
+        run = self.tables.run if uses_own else self.homeserver.run_db_interaction
+        return await run("federation_admin_list_destinations", func)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -122,6 +125,10 @@ class DestinationList:
     _reader: DestinationReader
     wanted: DestinationFilter
     sort: Sort
+
+    @property
+    def _uses_own(self) -> bool:
+        return bool(self.wanted.failures)
 
     @property
     def key(self) -> Hashable:
@@ -156,7 +163,7 @@ class DestinationList:
             return []
         read_txn = partial(self._read_txn, after=after, limit=limit)
         if self._is_by_key:
-            return await self._reader.run(read_txn)
+            return await self._reader.run(read_txn, uses_own=self._uses_own)
         return await self._once("read", (after, limit), read_txn)
 
     async def among(self, names: Sequence[str]) -> dict[str, Destination]:
@@ -173,7 +180,7 @@ class DestinationList:
             )
             return {row[0]: Destination(*row) for row in txn.fetchall()}
 
-        return await self._reader.run(among_txn)
+        return await self._reader.run(among_txn, uses_own=self._uses_own)
 
     async def pieces(
         self, after: Position | None, limit: int = sys.maxsize
@@ -223,7 +230,9 @@ class DestinationList:
         What many wait for is kept for longer than it is needed.
         """
         read_txn = partial(self._read_txn, after=after, limit=limit)
-        return run_in_background(self._reader.pass_over, read_txn)
+        return run_in_background(
+            self._reader.pass_over, read_txn, uses_own=self._uses_own
+        )
 
     async def position_at(self, offset: int, total: int) -> Position | None:
         """Return the position behind the first `offset` rows.
@@ -355,13 +364,11 @@ class DestinationList:
         return self.sort.is_by_name and self.wanted.keeps_all
 
     async def _prepare(self) -> bool:
-        """Have the tables be there, and known what has to be, for the filter.
+        """Have known what has to be, for the filter.
 
         Returns:
             Whether a row can meet the filter at all.
         """
-        if self.wanted.failures:
-            await self._reader.tables.ready(anew=True)
         if self.wanted.statuses:
             await self._reader.invalid.find()
         return can_be_stored(self.wanted.name_contains + self.wanted.name_glob)
@@ -373,7 +380,7 @@ class DestinationList:
         return await self._reader.homeserver.single_flight.run(
             f"federation_admin_{what}",
             (self.key, which),
-            lambda: self._reader.pass_over(func),
+            lambda: self._reader.pass_over(func, uses_own=self._uses_own),
         )
 
 

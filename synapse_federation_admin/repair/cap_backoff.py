@@ -43,6 +43,7 @@ class CapBackoff(Action):
 
     name = "cap_backoff"
     outcomes = tuple(outcome.value for outcome in CapOutcome)
+    options = frozenset({"max_retry_interval_ms"})
 
     _homeserver: Homeserver
 

@@ -71,6 +71,7 @@ class ForgetMany(Action):
 
     name = "forget"
     outcomes = (AUDIT_FORGOTTEN, _REFUSED, *(outcome.value for outcome in LeftOut))
+    options = frozenset({"drop_to_device"})
 
     _homeserver: Homeserver
     _destinations: DestinationStore

@@ -82,6 +82,7 @@ class ReconnectMany(Action):
         for outcome in (*ReconnectOutcome, *LeftOut)
         if outcome is not ReconnectOutcome.FORCED
     )
+    options = frozenset({"per_second", "timeout_ms"})
     priority = _PRIORITY
 
     _homeserver: Homeserver

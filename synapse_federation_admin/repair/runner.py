@@ -55,12 +55,14 @@ class Action(ABC):
     Attributes:
         name: Its name in the API, in the audit and in `federation_admin_runs`.
         outcomes: The outcomes that a destination can have.
+        options: The keys of its options.
         priority: The SQL expression of a destination's priority in the queue, of the
             columns of `destinations AS d`: the smallest comes first.
     """
 
     name: ClassVar[str]
     outcomes: ClassVar[Sequence[str]]
+    options: ClassVar[frozenset[str]]
     priority: ClassVar[str] = "0"
 
     def condition(self, run: Run) -> Sql:  # noqa: ARG002
@@ -170,13 +172,15 @@ class Runner:
         for run in await self._runs.unended():
             if run.run_id in self._working or run.run_id in self._left:
                 continue
-            action = self._actions.get(run.action)
             try:
+                action = self._actions[run.action]
                 wanted = wanted_by(run.criteria)
+                RunStatus(run.status)
+                if not run.options.keys() <= action.options:
+                    raise ValueError(run.options)
             except Exception:
-                # Whatever another version has written.
-                action = None
-            if action is None:
+                # Whatever another version has written: not knowing what it says, this
+                # one may do too much.
                 self._left.add(run.run_id)
                 logger.warning(
                     "Run %s (%s) is left alone, since another version has made it: "

@@ -88,20 +88,16 @@ class Tables:
         }
         self._is_ready = False
 
-    async def ready(self, *, anew: bool = False) -> None:
+    async def ready(self) -> None:
         """Return when the tables are there, in a version that this code can use.
 
         Several processes may do so at once.
-
-        Args:
-            anew: Look even if they were there before: one small transaction. For who
-                cannot use `run`, which notices by itself that they were dropped.
 
         Raises:
             TablesUnusableError: They are those of a later version of this module.
             Exception: Whatever the database raises; then the next call tries again.
         """
-        if self._is_ready and not anew:
+        if self._is_ready:
             return
         if not await self._homeserver.run_db_interaction(
             "federation_admin_tables",
@@ -154,7 +150,8 @@ class Tables:
             if not _is_undefined(e):
                 raise
             logger.warning("Tables of federation_admin are missing: %s", e)
-        await self.ready(anew=True)
+        self._is_ready = False
+        await self.ready()
         return await run(desc, func)
 
     async def delete(self, expired: Expired, ts: int) -> None:
