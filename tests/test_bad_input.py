@@ -14,6 +14,7 @@ from synapse.util.json import json_decoder
 from synapse_federation_admin import limits
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
+from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.schema import Tables
 
@@ -329,13 +330,21 @@ class LargeBodyTestCase(ModuleTestCase):
     def test_database_away(self) -> None:
         """A database that is away, or full, is told; it is no fault of this module."""
         full = self.store.database_engine.module.OperationalError("disk is full")
-        for of, name in (
-            (Tables, "run"),
+
+        async def goes(*_: object, **__: object) -> None:
+            await self.homeserver.sleep_ms(1)
+            raise full
+
+        for of, name, path in (
+            (Tables, "run", f"{FEDERATION}/audit"),
             # Who asks is read there, too.
-            (self.hs.get_auth(), "get_user_by_req"),
+            (self.hs.get_auth(), "get_user_by_req", f"{FEDERATION}/audit"),
+            # The first piece of a long list.
+            (DestinationReader, "run", f"{FEDERATION}/destinations/export"),
+            (DestinationReader, "run", f"{DESTINATIONS}?limit=100000"),
         ):
-            with mock.patch.object(of, name, side_effect=full):
-                channel = self.ask("GET", f"{FEDERATION}/audit")
+            with mock.patch.object(of, name, side_effect=goes):
+                channel = self.ask("GET", path)
             self.assertEqual(channel.code, 503, channel.result)
             self.assertIn("database", channel.json_body["error"])
         # As psycopg2 tells that it went while its answer was read.

@@ -193,6 +193,29 @@ class TablesTestCase(ModuleTestCase):
             self.assertEqual(reset.code, 200, reset.result)
         self.assertEqual(len(self.get_json(f"{v2}/audit")["entries"]), 1)
 
+    def test_index_dropped(self) -> None:
+        """So does an index that is dropped, where a statement needs it."""
+        self.run_sql(f"DROP INDEX {PREFIX}runs_unended")
+        self.add_destination("down.example", 1, 2, 1)
+        body = {"all_failing": True}
+        path = "/_synapse/admin/v2/federation/reconnect"
+        self.assertEqual(self.ask("POST", path, content=body).code, 200)
+        self.assertEqual(self.ask("POST", path, content=body).code, 409)
+
+    def test_column_dropped(self) -> None:
+        """Where a column is gone, that is told, and v1 works; so does the table once it
+        was dropped."""
+        self.run_sql(f"ALTER TABLE {PREFIX}audit RENAME COLUMN reason TO cause")
+        self.add_destination("down.example", 1, 2, 1)
+        reset = self.ask("POST", f"{DESTINATIONS}/down.example/reset_connection")
+        self.assertEqual(reset.code, 200, reset.result)
+        audit = "/_synapse/admin/v2/federation/audit"
+        channel = self.ask("GET", audit)
+        self.assertEqual(channel.code, 503, channel.result)
+        self.assertIn("reason", channel.json_body["error"])
+        self.drop("audit")
+        self.assertEqual(self.ask("GET", audit).code, 200)
+
     def test_too_new_while_it_runs(self) -> None:
         """If a later version takes the tables over, v1 works; the rest is told why."""
         self.upgrade_to(compat=NEWEST.version + 1)

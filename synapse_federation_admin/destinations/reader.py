@@ -208,8 +208,8 @@ class DestinationList:
         pending: Deferred[list[Destination]] | None = self._begin_to_read(after, size)
         try:
             while pending is not None:
-                rows = await make_deferred_yieldable(pending)
-                pending = None
+                reading, pending = pending, None
+                rows = await make_deferred_yieldable(reading)
                 limit -= len(rows)
                 if len(rows) == size and limit:
                     size = min(most, limit)

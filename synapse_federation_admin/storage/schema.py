@@ -38,18 +38,24 @@ logger = logging.getLogger(__name__)
 # The key of PostgreSQL's advisory lock: any number that nobody else uses.
 _LOCK = 0x6665_6461_7462_6C73  # "fedatbls"
 
-# What the database says of a table or a column that is not there: PostgreSQL's codes,
-# and the texts of SQLite, which has no codes for them; and that it is not to be used.
-_UNDEFINED_CODES = frozenset({"42P01", "42703"})
+# What the database says of a table, a column or a unique index that is not there:
+# PostgreSQL's codes, and the texts of SQLite, which has no codes for them; and that it
+# is not to be used.
+_UNDEFINED_CODES = frozenset({"42P01", "42703", "42P10"})
 _DENIED_CODE = "42501"
-_UNDEFINED_TEXTS = ("no such table", "no such column", "has no column named")
+_UNDEFINED_TEXTS = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "does not match any PRIMARY KEY or UNIQUE constraint",
+)
 
 
 class TablesUnusableError(SynapseError):
     """The tables are not to be used by this process.
 
-    They are those of a later version of this module, too late for this one, or belong
-    to another user of the database. Requests that need them are answered with it: 503
+    They are those of a later version of this module, too late for this one, belong to
+    another user of the database, or lack a column. Requests that need them are answered with it: 503
     `M_UNKNOWN`.
     """
 
@@ -103,12 +109,15 @@ class Tables:
             "federation_admin_tables",
             lambda txn: _is_current(txn, self._wanted),
         ):
-            await self._homeserver.run_db_interaction(
-                "federation_admin_create_tables",
-                lambda txn: _upgrade(txn, self._wanted),
-                read_committed=True,
-            )
+            await self._make()
         self._is_ready = True
+
+    async def _make(self) -> None:
+        await self._homeserver.run_db_interaction(
+            "federation_admin_create_tables",
+            lambda txn: _upgrade(txn, self._wanted),
+            read_committed=True,
+        )
 
     async def run(
         self,
@@ -119,8 +128,8 @@ class Tables:
     ) -> T:
         """Run a function that uses the tables in a transaction, on a database thread.
 
-        If one turns out to have been dropped, it is made again, and the function run
-        once more.
+        If one, or an index of it, turns out to have been dropped, that is made again,
+        and the function run once more.
 
         Args:
             desc: The transaction's name in metrics and logs.
@@ -129,7 +138,7 @@ class Tables:
                 `Homeserver.run_db_interaction`.
 
         Raises:
-            TablesUnusableError: As `ready`.
+            TablesUnusableError: As `ready`; or one is not as it was made.
             Exception: What the database raises, or the function.
         """
         run = partial(
@@ -142,17 +151,26 @@ class Tables:
             raise
         except Exception as e:
             if _code_of(e) == _DENIED_CODE:
-                told = str(e).partition("\n")[0]
                 raise TablesUnusableError(
                     "The tables of synapse-federation-admin must belong to Synapse's "
-                    f"database user: {told}"
+                    f"database user: {_told(e)}"
                 ) from e
             if not _is_undefined(e):
                 raise
             logger.warning("Tables of federation_admin are missing: %s", e)
-        self._is_ready = False
-        await self.ready()
-        return await run(desc, func)
+        await self._make()
+        try:
+            return await run(desc, func)
+        except CancelledError:
+            raise
+        except Exception as e:
+            if not _is_undefined(e):
+                raise
+            raise TablesUnusableError(
+                "A table is not as synapse-federation-admin expects it. If its name "
+                f"begins with {PREFIX}, drop it: it is made again. The database says: "
+                f"{_told(e)}"
+            ) from e
 
     async def delete(self, expired: Expired, ts: int) -> None:
         """Delete what is not kept any more as of a time, in small pieces.
@@ -173,6 +191,10 @@ class Tables:
         return await self._homeserver.run_db_interaction(
             "federation_admin_tables", stored_version_txn
         )
+
+
+def _told(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _code_of(error: Exception) -> str | None:
