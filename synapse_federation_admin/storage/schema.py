@@ -55,8 +55,8 @@ class TablesUnusableError(SynapseError):
     """The tables are not to be used by this process.
 
     They are those of a later version of this module, too late for this one, belong to
-    another user of the database, or lack a column. Requests that need them are answered with it: 503
-    `M_UNKNOWN`.
+    another user of the database, or lack a column. Requests that need them are answered
+    with it: 503 `M_UNKNOWN`.
     """
 
     def __init__(self, message: str) -> None:
