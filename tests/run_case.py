@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Begins runs, looks at them, and lets time pass for them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -10,6 +10,7 @@ from module_case import V2, ModuleTestCase
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.runner import Runner
+from synapse_federation_admin.storage.run_queue import Job
 
 RUNS = f"{V2}/runs"
 
@@ -49,6 +50,18 @@ class RunsTestCase(ModuleTestCase):
         with mock.patch.object(Homeserver, "runs_background_tasks", False):
             yield
 
+    @contextmanager
+    def once_prepared(self, happens: Callable[[], object]) -> Iterator[None]:
+        """Have something happen when a run has found what it is for."""
+        prepared = Job.prepared
+
+        async def after_that(job: Job) -> bool:
+            happens()
+            return await prepared(job)
+
+        with mock.patch.object(Job, "prepared", after_that):
+            yield
+
     def look(self) -> None:
         """Have the runner look for runs, as it does once a minute."""
         self.reactor.advance(61)
@@ -62,11 +75,8 @@ class RunsTestCase(ModuleTestCase):
         return found
 
     def left_in_queue(self) -> int:
-        return self.get_success(  # type: ignore[no-any-return]
-            self.store.db_pool.simple_select_one_onecol(
-                "federation_admin_run_queue", None, "COUNT(*)"
-            )
-        )
+        ((count,),) = self.run_sql("SELECT COUNT(*) FROM federation_admin_run_queue")
+        return int(count)
 
     @property
     def runner(self) -> Runner:

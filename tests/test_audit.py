@@ -9,7 +9,7 @@ from unittest import mock
 
 import attr
 import pytest
-from module_case import FAILING, NAME, V2, quote
+from module_case import FAILING, NAME, V2
 from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from synapse.storage.database import LoggingTransaction
@@ -53,20 +53,6 @@ class AuditTestCase(ProbeTestCase):
         self.get_success(self.log.insert(entry))
         return entry
 
-    def ids(self, query: str = "") -> list[str]:
-        return [entry["entry_id"] for entry in self.audit(query)]
-
-    def walk(self, query: str) -> list[str]:
-        """Return the IDs on all pages."""
-        found: list[str] = []
-        token = ""
-        while True:
-            body = self.get_json(f"{V2}/audit?{query}{token}")
-            found += [entry["entry_id"] for entry in body["entries"]]
-            if "next_token" not in body:
-                return found
-            token = f"&from={quote(body['next_token'])}"
-
 
 @pytest.mark.database
 class WhoTestCase(AuditTestCase):
@@ -74,7 +60,7 @@ class WhoTestCase(AuditTestCase):
         """A v1 reset is in it, with what it took away."""
         self.add_destination(NAME, *FAILING)
         before_ms = self.clock.time_msec()
-        self.ask("POST", self.destination_path(NAME, "/reset_connection"))
+        self.reset()
         (entry,) = self.audit()
         self.assertEqual(
             {k: entry[k] for k in ("action", "outcome", "destination", "user_id")},
@@ -90,8 +76,8 @@ class WhoTestCase(AuditTestCase):
         self.assertEqual((entry["reason"], entry["puppeted_by"]), (None, None))
         self.assertGreaterEqual(entry["ts"], before_ms)
         # What was refused changed nothing, and is not in it.
-        self.ask("POST", self.destination_path(NAME, "/reset_connection"))
-        self.ask("POST", self.destination_path("no.example", "/reset_connection"))
+        self.reset()
+        self.reset("no.example")
         self.assertEqual(len(self.audit()), 1)
 
     def test_puppet(self) -> None:
@@ -122,8 +108,7 @@ class WhoTestCase(AuditTestCase):
                 self.run_sql(stop)
             self.add_destination(NAME, *FAILING)
             with self.assertLogs(module.logger, "INFO") as logs:
-                path = self.destination_path(NAME, "/reset_connection")
-                self.assertEqual(self.ask("POST", path).code, 200)
+                self.assertEqual(self.reset().code, 200)
             self.assertEqual(self.row(NAME)[:3], (0, 0, None))
             warning, entry = logs.output[:2]
             self.assertIn("Cannot write to the audit", warning)
@@ -176,18 +161,17 @@ class ReadTestCase(AuditTestCase):
         for limit in (7, 30, 90, 91):
             for query, keeps in filters.items():
                 ids = [entry.entry_id for entry in entries if keeps(entry)]
-                self.assertEqual(self.walk(f"limit={limit}{query}"), ids[::-1])
+                pages = self.pages(f"{V2}/audit?limit={limit}{query}")
+                found = [e["entry_id"] for page in pages for e in page["entries"]]
+                self.assertEqual(found, ids[::-1])
 
     def test_written_meanwhile(self) -> None:
         """What is written while somebody pages makes no other entry come twice."""
         entries = [self.write(ts=number // 3).entry_id for number in range(9)]
         found: list[str] = []
-        token = ""
-        for number in range(5):
-            body = self.get_json(f"{V2}/audit?limit=2{token}")
-            found += [entry["entry_id"] for entry in body["entries"]]
-            token = f"&from={quote(body.get('next_token', ''))}"
-            self.write(ts=100 + number)
+        for page in self.pages(f"{V2}/audit?limit=2"):
+            found += [entry["entry_id"] for entry in page["entries"]]
+            self.write(ts=100 + len(found))
         self.assertEqual(sorted(found), sorted(entries))
 
 

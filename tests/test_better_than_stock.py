@@ -62,8 +62,8 @@ class StockTestCase(ModuleTestCase):
 
     def test_manual_update(self) -> None:
         """List and detail disagree after a manual UPDATE."""
-        self.get_success(self.store.set_destination_retry_timings("a", 5, 10, 20))
-        self.get_success(self.store.get_destination_retry_timings("a"))
+        self.store_failure("a", 5)
+        self.assertTrue(self.timings("a"))
         self.add_destination("a", 100, 200, 50)
         (listed,) = self.get_json(DESTINATIONS)["destinations"]
         self.assertNotEqual(listed, self.get_json(self.destination_path("a")))
@@ -72,5 +72,5 @@ class StockTestCase(ModuleTestCase):
         """A database that refuses a reset is answered with 200."""
         self.add_destination("a", 10, 20, 5)
         self.refuse_changes("destinations")
-        channel = self.ask("POST", self.destination_path("a", "/reset_connection"))
+        channel = self.reset("a")
         self.assertEqual((channel.code, channel.json_body), (200, {}))

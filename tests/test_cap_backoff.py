@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backoffs that are longer than a given time are shortened."""
 
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import pytest
 from run_case import RunsTestCase
-
-from synapse_federation_admin.storage.run_queue import Job
 
 HOUR_MS = 3_600_000
 
@@ -31,14 +30,11 @@ class CapBackoffTestCase(RunsTestCase):
             self.add_destination(name, *columns)
 
     def rows(self) -> dict[str, tuple[Any, ...]]:
-        found = self.get_success(
-            self.store.db_pool.simple_select_list(
-                "destinations",
-                None,
-                ("destination", "retry_last_ts", "retry_interval", "failure_ts"),
-            )
+        rows = self.run_sql(
+            "SELECT destination, retry_last_ts, retry_interval, failure_ts "
+            "FROM destinations"
         )
-        return {name: tuple(columns) for name, *columns in found}
+        return {name: tuple(columns) for name, *columns in rows}
 
     def test_too_long(self) -> None:
         """A name too long for a server counts in no run, and in no dry run."""
@@ -97,39 +93,22 @@ class CapBackoffTestCase(RunsTestCase):
 
     def test_recovers_meanwhile(self) -> None:
         """What is not longer any more when its turn comes stays as it is."""
-        prepared = Job.prepared
-
-        async def recover(job: Job) -> bool:
-            await self.store.db_pool.simple_update(
-                "destinations",
-                {"destination": "longest.example"},
-                {"retry_last_ts": 0, "retry_interval": 0, "failure_ts": None},
-                "test",
-            )
-            return await prepared(job)
-
-        with mock.patch.object(Job, "prepared", recover):
+        recover = partial(self.add_destination, "longest.example", 0, 0, None)
+        with self.once_prepared(recover):
             run = self.complete("cap_backoff", max_retry_interval_ms=2 * HOUR_MS)
         self.assertEqual(run["outcomes"], {"capped": 1, "unchanged": 1})
         self.assertEqual(self.rows()["longest.example"], (0, 0, None))
 
     def test_caches(self) -> None:
         """Synapse knows at once, and so do other processes."""
-        before = self.store.get_destination_retry_timings("longest.example")
-        timings = self.get_success(before)
-        assert timings is not None
-        self.assertEqual(timings.retry_interval, 10**12)
+        self.assertEqual(self.timings("longest.example").retry_interval, 10**12)
         with mock.patch.object(
             type(self.store),
             "_send_invalidation_to_replication_bulk",
             autospec=True,
         ) as told:
             self.complete("cap_backoff", max_retry_interval_ms=1000)
-        after = self.get_success(
-            self.store.get_destination_retry_timings("longest.example")
-        )
-        assert after is not None
-        self.assertEqual(after.retry_interval, 1000)
+        self.assertEqual(self.timings("longest.example").retry_interval, 1000)
         names = {key for call in told.call_args_list for (key,) in call.args[3]}
         self.assertEqual(
             names,

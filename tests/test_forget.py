@@ -90,10 +90,6 @@ class ForgetTestCase(MembersTestCase):
         )
         return counts
 
-    def share_room(self, name: str, room_id: str = "!shared:test") -> None:
-        self.add_member(room_id, f"@someone:{name}")
-        self.add_member(room_id, "@user:test")
-
     def forget(self, name: str = DEAD, **body: Any) -> Any:
         path = f"{V2}/destinations/{quote(name, safe='')}/forget"
         return self.ask("POST", path, content=body)
@@ -155,9 +151,7 @@ class OneTestCase(ForgetTestCase):
         self.share_room(DEAD, "!other:test")
         self.add_member("!old:test", f"@someone:{DEAD}", "leave")
         channel = self.forget(dry_run=False, drop_to_device=True)
-        self.assertEqual(channel.code, 400)
-        self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
-        self.assertIn("2 rooms", channel.json_body["error"])
+        self.assert_error(channel, 400, "M_UNKNOWN", "2 rooms")
         self.assertEqual(channel.json_body["shared_rooms"], 2)
         self.assertIn("(!other:test, ", channel.json_body["error"])
         listed = self.get_json(channel.json_body["shared_rooms_path"])["rooms"]
@@ -218,11 +212,9 @@ class OneTestCase(ForgetTestCase):
     def test_caches(self) -> None:
         """Synapse knows at once that it is not in backoff any more."""
         self.add_everything(DEAD)
-        timings = self.store.get_destination_retry_timings(DEAD)
-        self.assertIsNotNone(self.get_success(timings))
+        self.assertIsNotNone(self.timings(DEAD))
         self.forget(dry_run=False)
-        timings = self.store.get_destination_retry_timings(DEAD)
-        self.assertIsNone(self.get_success(timings))
+        self.assertIsNone(self.timings(DEAD))
 
     def test_database_fails(self) -> None:
         """If the database fails in the middle, everything is left."""

@@ -12,7 +12,6 @@ from test_forget import DAY_MS, NOW_DAYS, ForgetTestCase
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.repair import forget, forget_many
-from synapse_federation_admin.storage.run_queue import Job
 
 pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
@@ -191,29 +190,12 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
 
     def test_recovers_meanwhile(self) -> None:
         """What was failing for long when the run was made, and is not, stays."""
-        changes = {
-            self.dead[0]: (0, 0, None, 9),
-            self.dead[1]: (NOW_MS, 2 * DAY_MS, NOW_MS, 9),
-        }
-        prepared = Job.prepared
 
-        async def recover(job: Job) -> bool:
-            while changes:
-                name, (last, interval, since, delivered) = changes.popitem()
-                await self.store.db_pool.simple_update(
-                    "destinations",
-                    {"destination": name},
-                    {
-                        "retry_last_ts": last,
-                        "retry_interval": interval,
-                        "failure_ts": since,
-                        "last_successful_stream_ordering": delivered,
-                    },
-                    "test",
-                )
-            return await prepared(job)
+        def recover() -> None:
+            self.add_destination(self.dead[0], 0, 0, None, 9)
+            self.add_destination(self.dead[1], NOW_MS, 2 * DAY_MS, NOW_MS, 9)
 
-        with mock.patch.object(Job, "prepared", recover):
+        with self.once_prepared(recover):
             run = self.forget_all()
         self.assertEqual(
             run["outcomes"], {"forgotten": 4, "refused": 1, "no_longer_failing": 2}
@@ -332,7 +314,5 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
         ]
         for body, named in bodies:
             channel = self.post("forget", **{"dry_run": False, **body})
-            self.assertEqual(channel.code, 400, channel.result)
-            self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
-            self.assertIn(named, channel.json_body["error"])
+            self.assert_error(channel, 400, "M_INVALID_PARAM", named)
         self.assertEqual(self.get_json(RUNS)["runs"], [])

@@ -180,13 +180,8 @@ class RunTestCase(ManyTestCase):
         names = [f"host{number:04}.example" for number in range(2000)]
         self.add_failing(*names)
         ahead = [0, 0]
-        prepared, read, record = Job.prepared, Job.next, Job.record
-
-        async def recovered(job: Job) -> bool:
-            await self.store.db_pool.simple_update(
-                "destinations", {}, {"retry_last_ts": 0, "retry_interval": 0}, "test"
-            )
-            return await prepared(job)
+        read, record = Job.next, Job.record
+        recovered = "UPDATE destinations SET retry_last_ts = 0, retry_interval = 0"
 
         async def counted_read(job: Job, *args: Any) -> Any:
             found = await read(job, *args)
@@ -201,7 +196,7 @@ class RunTestCase(ManyTestCase):
         with (
             mock.patch.object(Job, "next", counted_read),
             mock.patch.object(Job, "record", counted_record),
-            mock.patch.object(Job, "prepared", recovered),
+            self.once_prepared(lambda: self.run_sql(recovered)),
         ):
             run_id = self.begin("reconnect", all_failing=True, per_second=500)
             self.wait(10)

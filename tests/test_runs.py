@@ -9,7 +9,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import quote
 from parameterized import parameterized
 from probe_case import ProbeTestCase
 from run_case import RUNS, RunsTestCase
@@ -106,16 +105,11 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         for action in ("reconnect", "cap_backoff", "forget", "cap_backoff", "forget"):
             made.append(self.make(action))
             self.wait(5 if action == "reconnect" else 1)
-        found: list[str] = []
-        query = "?limit=2"
-        while query:
-            body = self.get_json(RUNS + query)
-            found += [run["id"] for run in body["runs"]]
-            token = body.get("next_token")
-            query = f"?limit=2&from={quote(token)}" if token else ""
+        pages = self.pages(f"{RUNS}?limit=2")
+        found = [run["id"] for page in pages for run in page["runs"]]
         self.assertEqual(found, made[::-1])
         channel = self.ask("GET", f"{RUNS}?from=abc")
-        self.assertEqual(channel.json_body["errcode"], "M_INVALID_PARAM")
+        self.assert_error(channel, 400, "M_INVALID_PARAM")
 
     @parameterized.expand(EVERY_ACTION)
     def test_whole(self, action: str) -> None:
@@ -170,8 +164,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         for run_id in ("abc", "", "%00", "%25"):
             for method in ("GET", "DELETE"):
                 channel = self.ask(method, f"{RUNS}/{run_id}")
-                self.assertEqual(channel.code, 404, channel.result)
-                self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+                self.assert_error(channel, 404, "M_NOT_FOUND")
 
     def test_no_signal(self) -> None:
         """A run of which its process was not told is found within a minute."""
@@ -294,12 +287,7 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         """A bug here does not end a run that another process has taken meanwhile."""
 
         async def is_taken(job: Job, *_: Any) -> bool:
-            await self.store.db_pool.simple_update(
-                "federation_admin_runs",
-                {"run_id": job.run.run_id},
-                {"runner": "another"},
-                "test",
-            )
+            self.run_sql("UPDATE federation_admin_runs SET runner = 'another'")
             raise TypeError("a bug")
 
         with mock.patch.object(Job, "record", is_taken), self.assertLogs(level="ERROR"):
@@ -320,10 +308,9 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         for column, value in changes.items():
             with self.nobody_begins():
                 run_id = self.make("forget")
-            self.get_success(
-                self.store.db_pool.simple_update(
-                    "federation_admin_runs", {"run_id": run_id}, {column: value}, "test"
-                )
+            self.run_sql(
+                f"UPDATE federation_admin_runs SET {column} = '{value}' "
+                f"WHERE run_id = '{run_id}'"
             )
             if column != "outcomes":
                 self.look()
@@ -339,15 +326,9 @@ class RunnerTestCase(RunsTestCase, ProbeTestCase):
         """Tasks of an earlier version go from Synapse's scheduler; others stay."""
         for action in ("federation_admin_reconnects", "purge_history"):
             values = {"id": action, "action": action, "status": "active"}
-            self.get_success(
-                self.store.db_pool.simple_insert(
-                    "scheduled_tasks", {**values, "timestamp": 1}
-                )
-            )
+            self.insert("scheduled_tasks", **values, timestamp=1)
         self.reactor.advance(3601)
         self.wait(1)
-        left = self.get_success(
-            self.store.db_pool.simple_select_onecol("scheduled_tasks", None, "action")
-        )
-        self.assertIn("purge_history", left)
-        self.assertNotIn("federation_admin_reconnects", left)
+        left = self.run_sql("SELECT action FROM scheduled_tasks")
+        self.assertIn(("purge_history",), left)
+        self.assertNotIn(("federation_admin_reconnects",), left)

@@ -56,8 +56,7 @@ class SharedRoomsTestCase(StoreTestCase):
         servers = ["example.org", "EXAMPLE.org", "sub.example.org", "example.org:8448"]
         servers += ["b:example.org", "[2001:db8::1]:8448"]
         for number, server in enumerate(servers):
-            self.add_member(f"!{number}:x", "@user:test")
-            self.add_member(f"!{number}:x", f"@a:{server}")
+            self.share_room(server, f"!{number}:x")
         for name in servers:
             self.assertEqual(self.of(name), (1, 1), name)
         for name in ("db8::1]:8448", "org", "8448", "Example.org", "%", "example_org"):
@@ -102,19 +101,16 @@ class SharedRoomsTestCase(StoreTestCase):
 
         So a server's page, and all pages of its rooms, cost one pass.
         """
-        self.add_member("!a:x", "@user:test")
-        self.add_member("!a:x", "@a:b.example")
+        self.share_room("b.example", "!a:x")
         now = iter(range(10**6, 10**9, 1000))
         with patch.object(Homeserver, "now_ms", lambda _: next(now)):
             self.assertEqual(self.of("b.example"), (1, 1))
-            self.add_member("!b:x", "@user:test")
-            self.add_member("!b:x", "@a:b.example")
+            self.share_room("b.example", "!b:x")
             self.assertEqual(self.of("b.example"), (1, 1))
             page = self.shared_rooms.page("b.example", None, 10)
             self.assertEqual(len(self.get_success(page)), 1)
             self.assertEqual(self.of("b.example", is_fresh=True), (2, 1))
-            self.add_member("!c:x", "@user:test")
-            self.add_member("!c:x", "@a:b.example")
+            self.share_room("b.example", "!c:x")
             for _ in range(10):
                 next(now)
             self.assertEqual(self.of("b.example"), (3, 1))
@@ -123,8 +119,7 @@ class SharedRoomsTestCase(StoreTestCase):
 
     def test_asked_together(self) -> None:
         """Who asks for the same at the same time is answered from one computation."""
-        self.add_member("!a:x", "@user:test")
-        self.add_member("!a:x", "@a:b.example")
+        self.share_room("b.example", "!a:x")
         run = self.homeserver.run_db_interaction
         with patch.object(self.homeserver, "run_db_interaction", wraps=run) as ran:
             one = self.of("b.example")
@@ -185,20 +180,16 @@ class ListTestCase(StoreTestCase):
             if local:
                 expected.append((-local, room_id))
         expected.sort()
-        found, token = [], ""
-        while True:
-            page = self.get_json(f"{self.path}?limit=2{token}")
-            found += page["rooms"]
-            if "next_token" not in page:
-                break
-            token = f"&from={page['next_token']}"
+        first, *rest = self.pages(f"{self.path}?limit=2")
+        found = [room for page in (first, *rest) for room in page["rooms"]]
         places = [(-room["local_members"], room["room_id"]) for room in found]
         self.assertEqual(places, expected)
         self.assertEqual({room["name"] for room in found}, {None})
         self.assertEqual(found[0]["local_users"], [f"@{n:02}:test" for n in range(10)])
         # The token is of this list only.
-        other = f"{V2}/destinations/c.example/shared_rooms?limit=2{token}"
-        self.assertEqual(self.ask("GET", other).code, 400)
+        other = f"{V2}/destinations/c.example/shared_rooms?limit=2"
+        channel = self.ask("GET", f"{other}&from={first['next_token']}")
+        self.assertEqual(channel.code, 400)
 
 
 class InboundTestCase(StoreTestCase):
@@ -213,12 +204,8 @@ class InboundTestCase(StoreTestCase):
 
     def receive(self, origin: str, ts: int | None) -> None:
         self.events += 1
-        self.insert(
-            "received_transactions",
-            transaction_id=str(self.events),
-            origin=origin,
-            ts=ts,
-        )
+        values = {"transaction_id": str(self.events), "origin": origin, "ts": ts}
+        self.insert("received_transactions", **values)
 
     def test_received(self) -> None:
         """It is the time at which Synapse recorded the newest transaction."""

@@ -189,8 +189,7 @@ class TablesTestCase(ModuleTestCase):
             self.drop()
             self.assertEqual(self.ask("GET", path).code, 200, path)
             self.drop()
-            reset = self.ask("POST", f"{destination}/reset_connection")
-            self.assertEqual(reset.code, 200, reset.result)
+            self.assertEqual(self.reset().code, 200, path)
         self.assertEqual(len(self.get_json(f"{v2}/audit")["entries"]), 1)
 
     def test_index_dropped(self) -> None:
@@ -222,12 +221,9 @@ class TablesTestCase(ModuleTestCase):
         self.drop("audit")
         self.add_destination("down.example", 1, 2, 1)
         self.assertEqual(len(self.names()), 1)
-        reset = self.ask("POST", f"{DESTINATIONS}/down.example/reset_connection")
-        self.assertEqual(reset.code, 200, reset.result)
+        self.assertEqual(self.reset().code, 200)
         channel = self.ask("GET", "/_synapse/admin/v2/federation/audit")
-        self.assertEqual(channel.code, 503)
-        self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
-        self.assertIn("later version", channel.json_body["error"])
+        self.assert_error(channel, 503, "M_UNKNOWN", "later version")
 
     @parameterized.expand([("hangs", Deferred), ("is away", lambda: fail(Ended()))])
     def test_status(self, what: str, stored: Any) -> None:

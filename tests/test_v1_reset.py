@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1's reset_connection: what it answers and what it writes, on both databases."""
 
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,6 +14,11 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 @pytest.mark.database
 class AnswersTestCase(ResetTestCase):
     """The answers, and the row afterwards."""
+
+    def assert_answer(self, channel: Any, code: int, errcode: str, error: str) -> None:
+        """Check an error, to the letter."""
+        self.assertEqual(channel.code, code)
+        self.assertEqual(channel.json_body, {"errcode": errcode, "error": error})
 
     def test_any_body(self) -> None:
         """Any body will do: 200 `{}`, and the timings are cleared.
@@ -35,16 +41,10 @@ class AnswersTestCase(ResetTestCase):
 
     def test_caches(self) -> None:
         """Synapse's own view is cleared with the row, and seen failing before it."""
-        self.get_success(self.store.set_destination_retry_timings(NAME, 5, 10, 20))
-        self.assertTrue(
-            self.get_success(self.store.get_destination_retry_timings(NAME))
-        )
-
+        self.store_failure(ts=5)
+        self.assertTrue(self.timings())
         self.assertEqual(self.reset().code, 200)
-
-        self.assertIsNone(
-            self.get_success(self.store.get_destination_retry_timings(NAME))
-        )
+        self.assertIsNone(self.timings())
 
     def test_counts(self) -> None:
         """Where the summary's counts are kept, a reset has them counted anew."""
@@ -62,9 +62,8 @@ class AnswersTestCase(ResetTestCase):
 
     def test_manual_update(self) -> None:
         """The table decides, where Synapse's cache knows nothing of the failure."""
-        self.get_success(self.store.get_destination_retry_timings(NAME))
+        self.assertIsNone(self.timings())
         self.add_destination(NAME, *FAILING)
-
         self.assertEqual(self.reset().code, 200)
         self.assertEqual(self.row(), (0, 0, None, 7))
 
@@ -72,27 +71,18 @@ class AnswersTestCase(ResetTestCase):
         """What is not failing is 400 M_UNKNOWN, and stays as it was."""
         for last_ts, interval in ((None, None), (0, 0), (0, 50)):
             self.add_destination(NAME, last_ts, interval)
-            channel = self.reset()
-            self.assertEqual(channel.code, 400)
-            self.assertEqual(
-                channel.json_body,
-                {
-                    "errcode": "M_UNKNOWN",
-                    "error": "The retry timing does not need to be reset for this "
-                    "destination.",
-                },
+            self.assert_answer(
+                self.reset(),
+                400,
+                "M_UNKNOWN",
+                "The retry timing does not need to be reset for this destination.",
             )
             self.assertEqual(self.row(), (0, interval or 0, None, None))
 
     def test_unknown(self) -> None:
         """An unknown destination is 404, and is not made known by that."""
-        channel = self.reset("unknown.example")
-
-        self.assertEqual(channel.code, 404)
-        self.assertEqual(
-            channel.json_body,
-            {"errcode": "M_NOT_FOUND", "error": "Unknown destination"},
-        )
+        unknown = self.reset("unknown.example")
+        self.assert_answer(unknown, 404, "M_NOT_FOUND", "Unknown destination")
         self.assertEqual(self.get_json(DESTINATIONS)["total"], 0)
 
     def test_database_error(self) -> None:
@@ -107,27 +97,18 @@ class AnswersTestCase(ResetTestCase):
             self.add_destination(NAME, *FAILING)
             self.refuse_changes(table)
 
-            channel = self.reset()
-
-            self.assertEqual(channel.code, 500)
-            self.assertEqual(
-                channel.json_body,
-                {"errcode": "M_UNKNOWN", "error": "Internal server error"},
-            )
+            failed = self.reset()
+            self.assert_answer(failed, 500, "M_UNKNOWN", "Internal server error")
             self.assertEqual(self.row(), (1000, 2000, 500, 7))
             self.accept_changes(table)
 
     def test_cleared_by_hand(self) -> None:
         """Where only Synapse's cache still says that it is failing, a reset is one."""
-        self.get_success(self.store.set_destination_retry_timings(NAME, 5, 10, 20))
-        self.get_success(self.store.get_destination_retry_timings(NAME))
+        self.store_failure(ts=5)
+        self.assertTrue(self.timings())
         self.add_destination(NAME)
-
         self.assertEqual(self.reset().code, 200)
-
-        self.assertIsNone(
-            self.get_success(self.store.get_destination_retry_timings(NAME))
-        )
+        self.assertIsNone(self.timings())
         self.assertEqual(self.reset().code, 400)
 
     def test_no_server_name(self) -> None:
@@ -196,9 +177,7 @@ class AnswersTestCase(ResetTestCase):
 
     def test_is_woken(self) -> None:
         """Who is told by another process of the homeserver wakes its own sender."""
-        with mock.patch.object(
-            self.hs.get_notifier(), "notify_remote_server_up"
-        ) as woken:
+        with self.wakes() as woken:
             self.store._attempt_to_invalidate_cache(
                 "synapse_federation_admin.wake", ("a", "b")
             )

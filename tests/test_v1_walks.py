@@ -235,13 +235,10 @@ class LongListTestCase(ModuleTestCase):
 
     def test_failure_at_first(self) -> None:
         """A database that fails before anything is written is a 500 with an errcode."""
-        with patch.object(
-            Homeserver, "run_db_interaction", side_effect=RuntimeError("no")
-        ):
+        broken = RuntimeError("no")
+        with patch.object(Homeserver, "run_db_interaction", side_effect=broken):
             channel = self.ask("GET", f"{DESTINATIONS}?limit=5000")
-
-        self.assertEqual(channel.code, 500)
-        self.assertEqual(channel.json_body["errcode"], "M_UNKNOWN")
+        self.assert_error(channel, 500, "M_UNKNOWN")
 
     def add_many(self, count: int) -> None:
         self.get_success(
