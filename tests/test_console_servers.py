@@ -11,9 +11,9 @@ from urllib.parse import quote, urljoin
 
 import pytest
 from console_case import CONSOLE, ConsoleTestCase, words_of
+from history_case import DAY, HOUR, MINUTE, HistoryTestCase
 from markupsafe import escape
 from module_case import V2, MembersTestCase
-from test_history import DAY, HOUR, MINUTE, HistoryTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.console.pages import words

@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was recorded, as the API tells it: failures, outages, availability, outlook."""
 
-import json
 from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import ModuleTestCase, SenderTestCase
+from history_case import DAY, HOUR, LIST, MINUTE, NOON, HistoryTestCase
+from module_case import V2
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.failures.kinds import (
     FAILURE_KINDS,
-    Facts,
-    Failure,
-    FailureKind,
-    Reason,
 )
-from synapse_federation_admin.failures.situation import Effect, Situation
 from synapse_federation_admin.history.outages import Outages
-from synapse_federation_admin.history.owners import owner_of
-from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
-from synapse_federation_admin.history.store import HistoryStore
 from synapse_federation_admin.homeserver.federation import Federation
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.audit import Audit
@@ -31,80 +21,6 @@ from synapse_federation_admin.storage.records import RecordedSuccess
 from synapse_federation_admin.storage.schema import Tables
 
 pytestmark = pytest.mark.one_synapse
-
-V2 = "/_synapse/admin/v2/federation"
-LIST = f"{V2}/destinations"
-
-MINUTE = 60_000
-HOUR = 60 * MINUTE
-DAY = 24 * HOUR
-
-# 2026-11-24 12:00 UTC.
-NOON = 1_795_521_600_000
-
-
-class HistoryTestCase(ModuleTestCase):
-    """Writes what was recorded, with times before now."""
-
-    def setUp(self) -> None:
-        for patcher in (
-            # It would bring what is written here up to date.
-            mock.patch.object(Outages, "start"),
-            # The harness lets a microsecond go by now and then; tests are to the ms.
-            mock.patch.object(Homeserver, "now_ms", return_value=NOON),
-        ):
-            patcher.start()
-            self.addCleanup(patcher.stop)
-        super().setUp()
-        self.get_success(self.tables.ready())
-        self.now = NOON
-
-    def add_failing(self, name: str, kind: str | None, ago: int = HOUR) -> None:
-        """Write a destination that fails, and its outage."""
-        self.add_destination(name, self.now - MINUTE, HOUR, self.now - ago, 1)
-        self.add_outage(name, ago, kinds=kind or "", last_kind=kind)
-
-    def add_outage(
-        self, name: str, begin: int, end: int | None = None, **values: Any
-    ) -> None:
-        """Write an outage, by how long ago it began and ended."""
-        self.insert(
-            "federation_admin_outages",
-            destination=name,
-            start_ts=self.now - begin,
-            end_ts=None if end is None else self.now - end,
-            **{"ended": None if end is None else "recovered", "kinds": "", **values},
-        )
-
-    def record_since(self, ago: int) -> None:
-        self.insert("federation_admin_recording", only_row=1, since_ts=self.now - ago)
-
-    def add_success(
-        self, name: str, ago: int = MINUTE, worked: int = 0, **values: Any
-    ) -> None:
-        """Write when a destination last answered, and for how long it had by then."""
-        last_ts = self.now - ago
-        values = {"destination": name, "last_ts": last_ts, **values}
-        owner, first_ts = owner_of(name), last_ts - worked
-        self.insert(
-            "federation_admin_successes", owner=owner, first_ts=first_ts, **values
-        )
-
-    def add_failure(
-        self, name: str, kind: str, ago: int = MINUTE, **values: Any
-    ) -> None:
-        self.insert_failure(
-            name,
-            kind,
-            **{
-                "message": f"It is {kind}",
-                "first_ts": self.now - 2 * ago,
-                "last_ts": self.now - ago,
-                "count": 3,
-                "instance": "sender",
-                **values,
-            },
-        )
 
 
 @pytest.mark.database
@@ -157,9 +73,8 @@ class FailuresTest(HistoryTestCase):
         body = self.get_json(f"{LIST}?total=true&{query}")
         names = [row["destination"] for row in body["destinations"]]
         self.assertEqual(body["total"], len(names))
-        exported = self.ask("GET", f"{LIST}/export?{query}").result.get("body", b"")
-        lines = exported.decode().splitlines()
-        self.assertEqual([json.loads(line)["destination"] for line in lines], names)
+        exported = self.exported(f"{LIST}/export?{query}")
+        self.assertEqual([row["destination"] for row in exported], names)
         return names
 
     def test_filter(self) -> None:
@@ -313,8 +228,7 @@ class OutagesTest(HistoryTestCase):
         """Of what nobody knows there are none; of what was forgotten there are."""
         for name in ("nowhere.example", "", "%00"):
             channel = self.ask("GET", f"{LIST}/{name}/outages")
-            self.assertEqual(channel.code, 404, name)
-            self.assertEqual(channel.json_body["errcode"], "M_NOT_FOUND")
+            self.assert_error(channel, 404, "M_NOT_FOUND")
         self.add_destination("a.example")
         self.assertEqual(self.get_json(f"{LIST}/a.example/outages")["outages"], [])
         self.add_outage("gone.example", HOUR, MINUTE, ended="forgotten")
@@ -348,13 +262,12 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(run.code, 200, run.result)
         found = self.get_json(f"{V2}/runs/{run.json_body['id']}")
         self.assertEqual((found["matched"], found["status"]), (1, "complete"))
-        path = self.destination_path(name)
-        self.assertEqual(self.ask("POST", f"{path}/reset_connection").code, 200)
+        self.assertEqual(self.reset(name).code, 200)
         forgotten = self.ask(
             "POST", f"{LIST}/{name}/forget", content={"dry_run": False}
         )
         self.assertEqual(forgotten.code, 200, forgotten.result)
-        self.assertEqual(self.ask("GET", path).code, 404)
+        self.assertEqual(self.ask("GET", f"{LIST}/{name}").code, 404)
 
     def test_pruned(self) -> None:
         """What is old is deleted, but not what lasts, nor why; and what is to come."""
@@ -365,16 +278,8 @@ class OutagesTest(HistoryTestCase):
         self.add_failure("c.example", "gone", ago=80 * DAY)
         self.add_outage("a.example", 320 * DAY, 91 * DAY)
         self.add_outage("c.example", 320 * DAY, 89 * DAY)
-        self.insert(
-            "federation_admin_successes",
-            destination="a.example",
-            last_ts=self.now - 91 * DAY,
-        )
-        self.insert(
-            "federation_admin_successes",
-            destination="c.example",
-            last_ts=self.now - 89 * DAY,
-        )
+        self.add_success("a.example", ago=91 * DAY, worked=1)
+        self.add_success("c.example", ago=89 * DAY, worked=1)
         # More than are deleted at a time.
         self.run_sql(
             "INSERT INTO federation_admin_addresses WITH RECURSIVE n(i) AS (SELECT 0 "
@@ -519,203 +424,3 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(shares, [None] * 12 + [0.0, 1.0])
         self.assertEqual(found["since_ts"], self.now - DAY - 12 * HOUR)
         self.assertEqual(found["share"], 0.3333)
-
-
-@pytest.mark.database
-class OutlookTest(SenderTestCase, HistoryTestCase):
-    def add_many(
-        self,
-        count: int,
-        kind: str,
-        ago: int = MINUTE,
-        worked: int = DAY,
-        name: str = "{}.example",
-        **values: Any,
-    ) -> None:
-        """Write destinations that began to fail, and failed last, a time ago.
-
-        They had worked for a time before.
-        """
-        for number in range(count):
-            each = name.format(f"{kind}{number}")
-            self.add_failing(each, kind, ago=2 * ago)
-            self.add_failure(each, kind, ago=ago, **values)
-            self.add_success(each, ago=2 * HOUR, worked=worked)
-
-    def outlook(self) -> Any:
-        return self.get_json(f"{V2}/summary")["outlook"]
-
-    def test_us(self) -> None:
-        """Who was tried in which time, and with what they fail, is told."""
-        self.add_many(6, "dns_failed")
-        self.add_many(1, "gone", ago=20 * MINUTE)
-        self.add_destination("up.example")
-        self.add_success("up.example", worked=DAY)
-        # That was before the hour.
-        self.add_success("old.example", ago=2 * HOUR, worked=DAY)
-        # It has failed with another kind, but that was not the last.
-        self.add_failure("dns_failed1.example", "rejected", ago=2 * MINUTE)
-        # It is failing, but was not tried.
-        self.add_failing("long.example", "rejected", ago=DAY)
-        self.add_failure("long.example", "rejected", ago=5 * HOUR)
-        found = self.outlook()
-        self.assertEqual(found["verdict"], "us")
-        self.assertIn(
-            "85 % of long-known servers tried in the last 15 minutes",
-            found["explanation"],
-        )
-        cause = {"type": "kind", "value": "dns_failed", "destinations": 6, "began": 6}
-        self.assertEqual(
-            found["last_15_minutes"],
-            {"tried": 7, "failing": 6, "began": 6, "share": 0.8571, "shared": [cause]},
-        )
-        self.assertEqual(found["last_hour"]["failing"], 7)
-        self.assertEqual(
-            [cause["value"] for cause in found["last_hour"]["shared"]],
-            ["dns_failed", "gone"],
-        )
-
-    def test_known(self) -> None:
-        """What has not worked for a day, and names below one domain, prove nothing."""
-        self.add_many(6, "http_error", worked=DAY - 1)
-        self.add_many(40, "unreachable", name="{}.evil.example")
-        self.assertEqual(self.outlook()["verdict"], "normal")
-        self.add_many(20, "dns_failed")
-        # What answers now has not done so before, or is of the same owner.
-        for number in range(40):
-            self.add_success(f"new{number}.example")
-            self.add_success(f"up{number}.evil.example", worked=DAY)
-        self.assertEqual(self.outlook()["verdict"], "us")
-        for number in range(22):
-            self.add_success(f"up{number}.example", worked=DAY)
-        found = self.outlook()
-        self.assertEqual(found["verdict"], "normal", found["explanation"])
-
-    def test_little_recorded(self) -> None:
-        """Where less than four days are recorded, a quarter of that is long."""
-        self.add_many(6, "dns_failed", worked=HOUR)
-        self.assertEqual(self.outlook()["verdict"], "normal")
-        self.record_since(4 * HOUR + MINUTE)
-        self.assertEqual(self.outlook()["verdict"], "normal")
-        self.run_sql(
-            "UPDATE federation_admin_recording SET since_ts = since_ts + 60000"
-        )
-        self.assertEqual(self.outlook()["verdict"], "us")
-
-    def test_issuer(self) -> None:
-        """The issuer that they share is told."""
-        self.add_many(6, "tls_expired", issuer="CN=R3, O=Somebody")
-        for number in range(7):
-            self.add_success(f"up{number}.example", worked=DAY)
-        found = self.outlook()
-        self.assertEqual(found["verdict"], "shared")
-        self.assertIn("CN=R3, O=Somebody", found["explanation"])
-        self.assertIn(
-            {
-                "type": "issuer",
-                "value": "CN=R3, O=Somebody",
-                "destinations": 6,
-                "began": 6,
-            },
-            found["last_hour"]["shared"],
-        )
-
-    def test_address(self) -> None:
-        """It is looked up where they lead, of some at a time, of each once."""
-        self.add_many(6, "connection_timeout")
-        self.add_many(1, "connection_timeout", worked=0, name="{}f.example")
-        looked: list[list[str]] = []
-
-        async def find(names: list[str]) -> dict[str, list[str]]:
-            looked.append(names)
-            # One of them leads nowhere.
-            return {
-                name: ["192.0.2.1", f"2001:db8::{name[18:20].rstrip('.')}"]
-                for name in names
-                if name != "connection_timeout5.example"
-            }
-
-        attempts = RecentAttemptsStore(self.homeserver, self.tables, find)  # type: ignore[arg-type]
-        with mock.patch("synapse_federation_admin.limits.CORRELATED_SERVERS", 4):
-            for _ in range(3):
-                self.get_success(attempts.look_up())
-        self.assertEqual([len(names) for names in looked], [4, 3])
-        self.assertEqual(len({name for names in looked for name in names}), 7)
-        # Those known for long come first.
-        self.assertIn("connection_timeout0f.example", looked[1])
-        found = self.outlook()
-        self.assertEqual(found["verdict"], "shared")
-        self.assertIn("lead to the address 192.0.2.1", found["explanation"])
-        addresses = [c for c in found["last_hour"]["shared"] if c["type"] == "address"]
-        # What only one has is shared with nobody.
-        cause = {"type": "address", "value": "192.0.2.1"}
-        self.assertEqual(addresses, [{**cause, "destinations": 6, "began": 6}])
-
-    def test_not_worth_looking(self) -> None:
-        """Where few servers began to fail, nobody looks where they lead."""
-        self.add_many(4, "connection_timeout")
-        find = mock.AsyncMock(return_value={})
-        attempts = RecentAttemptsStore(self.homeserver, self.tables, find)
-        self.get_success(attempts.look_up())
-        find.assert_not_called()
-        self.add_many(1, "unreachable")
-        self.get_success(attempts.look_up())
-        self.assertEqual(find.call_count, 1)
-
-    def test_authority_of_many(self) -> None:
-        """Where others fail by the same authority, it may be this host's list."""
-        issuer, kind = "CN=New Root", "tls_untrusted"
-        names = ["a.one.example", "b.one.example", "two.example", "us.a.example"]
-        for name in [*names, "other.example", "past.example"]:
-            is_other, is_past = name == "other.example", name == "past.example"
-            self.add_failing(name, "http_error" if is_past else kind)
-            self.add_failure(name, kind, issuer="CN=b" if is_other else issuer)
-        count = HistoryStore(self.homeserver, self.tables).others_untrusted
-        # Who has one domain has any number of names below it.
-        for name, others in (("x.a.example", 2), ("new.org", 3)):
-            self.assertEqual(self.get_success(count(name, issuer)), others)
-        failure = Failure(
-            FailureKind.TLS_UNTRUSTED,
-            Reason.UNKNOWN_AUTHORITY,
-            Facts(host="new.org", issuer=issuer),
-        )
-        for others, fault in ((1, "them"), (2, "unknown")):
-            diagnoses = Diagnoses(
-                self.homeserver,
-                mock.Mock(),
-                mock.Mock(),
-                mock.Mock(),
-                mock.AsyncMock(return_value=others),
-                owner_of,
-                mock.Mock(),
-                timeout_ms=1000,
-            )
-            found = self.get_success(
-                diagnoses._with_others(
-                    mock.Mock(left_ms=lambda: 0),
-                    "new.org",
-                    Situation(Effect.STOPS, failure),
-                )
-            )
-            assert found.fault is not None
-            self.assertEqual(found.fault.value, fault)
-            is_told = "The servers of 2 others" in found.explanation
-            self.assertIs(is_told, others == 2)
-
-    def test_literal_addresses(self) -> None:
-        """Of a name that is an address, or no server's, nobody has to be asked."""
-        diagnoses = Diagnoses(
-            self.homeserver,
-            mock.Mock(),
-            mock.Mock(),
-            mock.Mock(),
-            mock.Mock(),
-            owner_of,
-            mock.Mock(),
-            timeout_ms=1000,
-        )
-        names = ["192.0.2.1:8448", "[2001:db8::1]", "no server"]
-        self.assertEqual(
-            self.get_success(diagnoses.find_addresses(names)),
-            {"192.0.2.1:8448": ["192.0.2.1"], "[2001:db8::1]": ["2001:db8::1"]},
-        )
