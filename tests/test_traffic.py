@@ -23,39 +23,21 @@ from synapse.http.matrixfederationclient import (
     MatrixFederationRequest,
 )
 from synapse.logging.context import (
-    SENTINEL_CONTEXT,
     LoggingContext,
-    PreserveLoggingContext,
-    current_context,
-    make_deferred_yieldable,
-    run_in_background,
 )
 from synapse.server import HomeServer
 from synapse.util import retryutils
 from synapse.util.clock import Clock
 from twisted.internet import error as net
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.testing import MemoryReactor, StringTransport
 
-from synapse_federation_admin import limits
-from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.homeserver import relied_on, traffic
-from synapse_federation_admin.homeserver.attempt import Attempt
-from synapse_federation_admin.homeserver.delegation import AttemptWellKnownResolver
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     Obstacle,
     ObstacleError,
-    WithoutFileError,
 )
-from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.observed import (
-    ObservedAgent,
-    TakeCause,
-    current_attempt,
-)
-from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 
 NAME = "a.example:8448"
@@ -122,9 +104,7 @@ class TrafficTestCase(unittest.HomeserverTestCase):
         # At 0 nothing can have failed: that stands for never.
         self.reactor.advance(1000)
         self.seen = Seen()
-        alone = mock.patch.dict(traffic._observers, clear=True)
-        alone.start()
-        self.addCleanup(alone.stop)
+        self.patch(traffic, "_observers", {})
         traffic.observe(hs, self.seen)
         self.client = MatrixFederationHttpClient(hs, None)
         self.reactor.lookups["a.example"] = "1.2.3.4"
@@ -219,6 +199,13 @@ class LinesTestCase(TrafficTestCase):
         self.failureResultOf(self.request("inside.example:8448"))
         return error
 
+    def assert_all_taken(self, error: BaseException) -> None:
+        first, (blocked, _) = self.seen.failures
+        self.assertEqual((first, blocked), ((NAME, error), "inside.example:8448"))
+        recovered = zip(self.seen.recoveries, self.seen.have_answered, strict=True)
+        self.assertEqual([*recovered], [("b.example", True), ("d.example", False)])
+        self.assertEqual(self.seen.answers, ["c.example:8448"])
+
     def test_lines(self) -> None:
         """Each is said once, with where Synapse's code says it."""
         with self.lines() as lines:
@@ -265,13 +252,7 @@ class LinesTestCase(TrafficTestCase):
         """All is taken whatever the level; just what the level allows is logged."""
         with self.lines(level, disabled) as lines:
             error = self.meet_all()
-        self.assertEqual(self.seen.failures[0], (NAME, error))
-        self.assertEqual(
-            [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
-        )
-        self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
-        self.assertEqual(self.seen.have_answered, [True, False])
-        self.assertEqual(self.seen.answers, ["c.example:8448"])
+        self.assert_all_taken(error)
         logged = {text: len(lines.of(text)) for text in relied_on.LOG_TEXTS}
         info = int(level <= logging.INFO and not disabled)
         debug = int(level <= logging.DEBUG and not disabled)
@@ -307,15 +288,11 @@ class LinesTestCase(TrafficTestCase):
                     else {module.__name__: {"level": level} for module in MODULES},
                 }
                 logging.config.dictConfig(config)
-                self.meet_all()
+                error = self.meet_all()
         finally:
             for one, was_disabled in known:
                 one.disabled = was_disabled
-        self.assertEqual(
-            [name for name, _ in self.seen.failures], [NAME, "inside.example:8448"]
-        )
-        self.assertEqual(self.seen.recoveries, ["b.example", "d.example"])
-        self.assertEqual(self.seen.answers, ["c.example:8448"])
+        self.assert_all_taken(error)
 
 
 class CountedTestCase(TrafficTestCase):
@@ -362,10 +339,16 @@ class CountedTestCase(TrafficTestCase):
 
 
 class ObserversTestCase(TrafficTestCase):
+    def observe(self, logger: logging.Logger) -> None:
+        """Have Synapse's loggers be another one, and be observed."""
+        with mock.patch.object(traffic.logging, "getLogger", return_value=logger):
+            traffic.observe(self.hs, self.seen)
+
     def test_two_homeservers(self) -> None:
         """With two homeservers in a process each is told of its own requests."""
         other = Seen()
-        traffic._observers["other.example"] = other
+        with mock.patch.object(self.hs, "hostname", "other.example"):
+            traffic.observe(self.hs, other)
         for name in (self.hs.hostname, "other.example", "third.example"):
             with LoggingContext(name="request", server_name=name):
                 retryutils.logger.info(
@@ -395,7 +378,7 @@ class ObserversTestCase(TrafficTestCase):
         theirs: list[object] = []
         logger = Theirs("theirs", logging.INFO)
         logger.addHandler(lines := Lines())
-        traffic._observe_logger(logger)
+        self.observe(logger)
         logger.info(relied_on.FAILED, NAME, KeyError, error := KeyError(), 1)
         self.assertIsInstance(logger, Theirs)
         self.assertEqual(theirs, [relied_on.FAILED])
@@ -407,7 +390,7 @@ class ObserversTestCase(TrafficTestCase):
         lines = Lines()
         logger = logging.Logger("own", logging.DEBUG)
         logger.addHandler(lines)
-        traffic._observe_logger(logger)
+        self.observe(logger)
 
         def helper() -> None:
             logger.info("a", stacklevel=2)
@@ -475,146 +458,3 @@ class ObserversTestCase(TrafficTestCase):
         traffic._watch("other.example", 5)(causes[0])
         self.fail_with(error, "b.example")
         self.assertEqual(self.seen.failures[-1], ("b.example", error))
-
-    def test_later_release(self) -> None:
-        """Who makes an observed request has all that Synapse's own agent has."""
-        client = MatrixFederationHttpClient(self.hs, mock.Mock())
-        direct = client.agent._agent  # type: ignore[attr-defined]  # IAgent's have none
-        direct.of_a_later_release = 5
-        with mock.patch.object(
-            self.hs, "get_federation_http_client", return_value=client
-        ):
-            Homeserver(self.hs.get_module_api()).learn_causes(str)
-        self.assertIsInstance(client.agent, ObservedAgent)
-        observed: Any = client.agent._observed
-        self.assertLessEqual(set(vars(direct)), set(vars(observed._agent)))
-        self.assertEqual(observed._agent.of_a_later_release, 5)
-
-    def test_redirected_nowhere(self) -> None:
-        """A redirect to what is no URL fails as it does in Synapse."""
-        inner, told, names = mock.Mock(), mock.Mock(), list[str]()
-
-        def watch(name: str, _: int) -> TakeCause:
-            names.append(name)
-            return told
-
-        agent = ObservedAgent(
-            mock.Mock(),
-            inner,
-            lambda: Attempt(self.reactor, mock.Mock()),
-            watch,
-            Relay(self.hs),
-            str,
-        )
-        for uri in (b"", b"elsewhere", b"https:", b"//", b"/path"):
-            inner.request.return_value = fail(AssertionError())
-            self.failureResultOf(agent.request(b"GET", uri), AssertionError)
-            told.assert_called_with(None)
-        self.assertEqual(set(names), {""})
-
-    def test_file_of_no_host(self) -> None:
-        """A file is done without as in Synapse, whatever is wrong in telling why."""
-        odd = b"https://[v1." + b"a" * limits.TEXT + b"]/"
-        for goes_through_proxy, is_told in (
-            (mock.Mock(return_value=False), True),
-            (mock.Mock(side_effect=AttributeError), False),
-        ):
-            attempt = Attempt(self.reactor, mock.Mock())
-
-            def ask(*_: object, urls: list[bytes] = attempt.file_urls) -> Any:
-                # A redirect has led there.
-                urls.append(odd)
-                return fail(net.ConnectionRefusedError())
-
-            def make(_: object, ask: Any = ask) -> Any:
-                return mock.Mock(request=ask)
-
-            resolver = AttemptWellKnownResolver(
-                mock.Mock(return_value=attempt),
-                make,
-                goes_through_proxy,
-                {},
-                server_name=self.hs.hostname,
-                clock=self.clock,
-                reactor=self.reactor,
-                user_agent=b"",
-            )
-            found = self.get_success(resolver.get_well_known(b"a.example"))
-            self.assertIsNone(found.delegated_server)
-            self.assertEqual(attempt.file is not None, is_told)
-            if attempt.file is not None:
-                error = WithoutFileError(attempt.file, net.ConnectionRefusedError())
-                self.assertIs(
-                    failure_of(error).kind, FailureKind.WELL_KNOWN_UNREACHABLE
-                )
-
-    def test_attempts(self) -> None:
-        """Each request has an attempt of its own, and none goes on after it."""
-        attempts = [Attempt(self.reactor, mock.Mock()) for _ in range(2)]
-        seen: list[Attempt] = []
-
-        async def asked(*_: object) -> Any:
-            await waits
-            seen.append(current_attempt.get())
-            return mock.Mock(code=200)
-
-        waits: Deferred[None] = Deferred()
-        agent = ObservedAgent(
-            mock.Mock(),
-            mock.Mock(request=lambda *args: ensureDeferred(asked(*args))),
-            iter(attempts).__next__,
-            mock.Mock(),
-            Relay(self.hs),
-            str,
-        )
-        for name in (b"a", b"b"):
-            agent.request(b"GET", b"matrix-federation://" + name)
-        waits.callback(None)
-        self.assertEqual(seen, attempts)
-        self.assertIsNone(current_attempt.get(None))
-
-    def test_log_context(self) -> None:
-        """What goes on after a request was called off ends in no log context.
-
-        Else whatever Synapse does next fails: its clock wants to begin in none.
-        """
-
-        async def asked(*_: object) -> Any:
-            for waits in waiting:
-                # Synapse takes that it is called off for an answer, and goes on.
-                with contextlib.suppress(CancelledError):
-                    await make_deferred_yieldable(waits)
-            return mock.Mock(code=200)
-
-        waiting: list[Deferred[None]] = [Deferred(), Deferred()]
-        agent = ObservedAgent(
-            mock.Mock(),
-            mock.Mock(request=lambda *args: ensureDeferred(asked(*args))),
-            lambda: Attempt(self.reactor, mock.Mock()),
-            mock.Mock(),
-            Relay(self.hs),
-            str,
-        )
-        with LoggingContext(name="a", server_name=NAME):
-            answer = run_in_background(agent.request, b"GET", b"matrix://a")
-            with PreserveLoggingContext():
-                answer.cancel()
-        self.failureResultOf(answer, CancelledError)
-        waiting[1].callback(None)
-        self.assertIs(current_context(), SENTINEL_CONTEXT)
-
-    def test_other_client(self) -> None:
-        """Where Synapse's client is another, or got otherwise, it is said what is lost.
-
-        It is no more than that: the rest of the history goes on, and the client stays.
-        """
-        other = mock.Mock(agent=mock.Mock(spec=[]))
-        homeserver = Homeserver(self.hs.get_module_api())
-        for getting in ({"return_value": other}, {"side_effect": AttributeError}):
-            with (
-                mock.patch.object(self.hs, "get_federation_http_client", **getting),
-                self.assertLogs(traffic.logger, "WARNING") as logs,
-            ):
-                homeserver.learn_causes(str)
-            self.assertIn("many alike", logs.records[0].getMessage())
-        self.assertNotIsInstance(other.agent, ObservedAgent)
