@@ -13,6 +13,7 @@ from typing import Any
 import attr
 import httpx
 import pytest
+from cli_case import be_at
 from click.testing import CliRunner, Result
 from rich.console import Console
 
@@ -21,14 +22,11 @@ from synapse_federation_admin.cli import command_line, manual, options
 from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.connection import (
     Connection,
-    Login,
-    find_connection,
     keep_login,
     login_file,
     read_login,
 )
-from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.listeners import read_listener
+from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.cli.login import renewed
 from synapse_federation_admin.cli.look import heat
 from synapse_federation_admin.cli.output import Output, serialized
@@ -60,13 +58,7 @@ main()
 
 @pytest.fixture(autouse=True)
 def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's own configuration says where to ask."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in list(os.environ):
-        if name.startswith("FEDERATION_ADMIN_") or name.endswith(("_proxy", "_PROXY")):
-            monkeypatch.delenv(name)
-    for name in ("XDG_CONFIG_HOME", "SYNAPSE_CONFIG_PATH"):
-        monkeypatch.delenv(name, raising=False)
+    be_at(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -274,33 +266,23 @@ def test_serialized(encoding: str, told: str, monkeypatch: pytest.MonkeyPatch) -
     assert serialized(value, "minified").count("\n") == 1
 
 
+def refused(status: int, errcode: str, error: str = "No") -> httpx.Response:
+    return httpx.Response(status, json={"errcode": errcode, "error": error})
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "told"),
     [
+        (refused(401, "M_UNKNOWN_TOKEN"), 4, "log"),
+        (refused(403, "M_FORBIDDEN"), 4, "admin"),
         (
-            httpx.Response(401, json={"errcode": "M_UNKNOWN_TOKEN", "error": "No"}),
-            4,
-            "log",
-        ),
-        (
-            httpx.Response(403, json={"errcode": "M_FORBIDDEN", "error": "No"}),
-            4,
-            "admin",
-        ),
-        (
-            httpx.Response(
-                400,
-                json={
-                    "errcode": "M_INVALID_PARAM",
-                    "error": "Key 'filter.failing_for' is x, unless 'force' is true",
-                },
-            ),
+            refused(400, "M_INVALID_PARAM", "Key 'filter.failing_for' is x, not 'y'"),
             2,
-            "Error: --failing-for is x, unless 'force' is true",
+            "Error: --failing-for is x, not 'y'",
         ),
-        (httpx.Response(404, json={"errcode": "M_NOT_FOUND", "error": "No"}), 1, "No"),
-        (httpx.Response(503, json={"errcode": "M_UNKNOWN", "error": "off"}), 1, "off"),
-        (httpx.Response(404, json={"errcode": "M_UNRECOGNIZED"}), 5, "not loaded"),
+        (refused(404, "M_NOT_FOUND"), 1, "No"),
+        (refused(503, "M_UNKNOWN", "off"), 1, "off"),
+        (refused(404, "M_UNRECOGNIZED"), 5, "not loaded"),
         (httpx.Response(502, text="<html>"), 5, "HTTP 502"),
         (httpx.Response(301, headers={"Location": "/x"}), 5, "leads to /x"),
         (httpx.Response(200, text="[]"), 5, "does not answer as a homeserver"),
@@ -357,154 +339,7 @@ def test_not_read(answers: dict[str, Any]) -> None:
         read(client)
 
 
-# -- where, and who --------------------------------------------------------------------
-
-
-def found(
-    *homeserver_yaml: Path, url: str | None = None, **environment: str
-) -> Connection:
-    known = {"HOME": os.environ["HOME"], **environment}
-    return find_connection(url, homeserver_yaml, known)
-
-
-def test_where(tmp_path: Path) -> None:
-    """The first that is there says where; a token goes to no other homeserver."""
-    with pytest.raises(FailedError, match="not known where") as failed:
-        found()
-    assert failed.value.exit_code == Exit.USAGE
-
-    synadm = tmp_path / ".config" / "synadm.yaml"
-    synadm.parent.mkdir()
-    synadm.write_text("{base_url: 'https://s.example/', token: of_synadm, user: a}")
-    assert (found().url, found().token) == ("https://s.example", "of_synadm")
-
-    kept = keep_login(
-        Login("https://k.example", "@a:k.example", "kept"), {"HOME": str(tmp_path)}
-    )
-    assert kept.stat().st_mode & 0o777 == 0o600
-    assert (found().url, found().token) == ("https://k.example", "kept")
-    assert found(url="https://s.example").token == "of_synadm"
-    assert found(url="https://other.example").token is None
-    assert found(url="https://k.example/").token == "kept"
-
-    by_name = found(FEDERATION_ADMIN_URL="http://e.example")
-    assert (by_name.url, by_name.token) == ("http://e.example", None)
-    assert found(FEDERATION_ADMIN_TOKEN="t").token == "t"
-
-    homeserver = tmp_path / "homeserver.yaml"
-    homeserver.write_text(
-        "{server_name: k.example, listeners: [{type: http, port: 1,"
-        " resources: [{names: [client]}]}]}"
-    )
-    of_yaml = found(homeserver)
-    assert (of_yaml.url, of_yaml.token) == ("http://127.0.0.1:1", "kept")
-    text = homeserver.read_text()
-    homeserver.write_text(text.replace("k.example", "x.example"))
-    assert found(homeserver).token is None
-
-    # As Debian's packages have it: the name is in a file of its own.
-    homeserver.write_text(text.replace("server_name: k.example, ", ""))
-    assert found(homeserver).token is None
-    keep_login(
-        Login("http://127.0.0.1:1", "@a:k.example", "kept"), {"HOME": str(tmp_path)}
-    )
-    assert found(homeserver).token == "kept"
-    kept.unlink()
-    synadm.unlink()
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d" / "nothing.yaml").write_text("# Nothing yet.\n")
-    (tmp_path / "conf.d" / "x.yaml").write_text(text.replace("port: 1", "port: 2"))
-    assert found(SYNAPSE_CONFIG_PATH=str(homeserver)).url == "http://127.0.0.1:2"
-    with pytest.raises(FailedError, match="not both"):
-        found(homeserver, url="https://x.example")
-
-
-def test_login_that_others_can_read(tmp_path: Path) -> None:
-    """A file with a token that others can read is not used, and it says why."""
-    path = keep_login(Login("https://k.example", "@a:k", "x"), {"HOME": str(tmp_path)})
-    path.chmod(0o640)
-    with pytest.raises(FailedError, match="chmod 600"):
-        found()
-    path.chmod(0o600)
-    path.write_text("[]")
-    with pytest.raises(FailedError, match="cannot be read"):
-        found()
-    assert path == login_file({"HOME": str(tmp_path)})
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "example.org",
-        "ftp://x",
-        "https://",
-        "https://a:b@x",
-        "https://x?y",
-        "http://x:y",
-    ],
-)
-def test_no_url(url: str) -> None:
-    """What is no base URL is told at once."""
-    with pytest.raises(FailedError) as failed:
-        found(url=url)
-    assert failed.value.exit_code == Exit.USAGE
-
-
-def listener(port: int, *names: str, **more: Any) -> dict[str, Any]:
-    return {"type": "http", "port": port, "resources": [{"names": list(names)}], **more}
-
-
-@pytest.mark.parametrize(
-    ("listeners", "url"),
-    [
-        ([listener(1, "client")], "http://127.0.0.1:1"),
-        ([listener(1, "federation"), listener(2, "client")], "http://127.0.0.1:2"),
-        (
-            [listener(1, "client", tls=True), listener(2, "client")],
-            "http://127.0.0.1:2",
-        ),
-        ([listener(1, "client", bind_addresses=["::"])], "http://[::1]:1"),
-        (
-            [listener(1, "client", bind_addresses=["::", "0.0.0.0"])],
-            "http://127.0.0.1:1",
-        ),
-        ([listener(1, "client", bind_addresses=["10.0.0.2"])], "http://10.0.0.2:1"),
-        ([listener(1, "client", bind_addresses=["fd00::2"])], "http://[fd00::2]:1"),
-        ([listener(1, "client", tls=True)], "https://127.0.0.1:1"),
-        (
-            [listener(1, "client"), listener(0, "client", path="/run/main.sock")],
-            "unix:/run/main.sock",
-        ),
-        (
-            [{"type": "metrics", "port": 3}, "nonsense", listener(1, "client")],
-            "http://127.0.0.1:1",
-        ),
-    ],
-)
-def test_listeners(tmp_path: Path, listeners: Any, url: str) -> None:
-    """Of all listeners it is one with the admin API, and of those the nearest."""
-    path = tmp_path / "homeserver.yaml"
-    path.write_text(json.dumps({"server_name": "x", "listeners": listeners}))
-    assert read_listener([path]).url == url
-
-
-def test_no_listener(tmp_path: Path) -> None:
-    """What has no such listener, or is no configuration, is told."""
-    path = tmp_path / "homeserver.yaml"
-    for text in ("server_name: x", "[]", "{", "listeners: [{type: http, port: 1}]"):
-        path.write_text(text)
-        with pytest.raises(FailedError) as failed:
-            read_listener([path])
-        assert failed.value.exit_code == Exit.USAGE
-    with pytest.raises(FailedError, match="cannot be read"):
-        read_listener([tmp_path / "none.yaml"])
-    worker = tmp_path / "conf.d"
-    worker.mkdir()
-    (worker / "w.yaml").write_text(
-        json.dumps({"worker_listeners": [listener(7, "client")]})
-    )
-    path.write_text("server_name: x")
-    assert read_listener([path, worker]).url == "http://127.0.0.1:7"
+# -- who, and for which ----------------------------------------------------------------
 
 
 def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,11 +371,8 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     kept = json.loads(login_file().read_text())
     assert (kept["user_id"], kept["access_token"]) == ("@a:x.example", "a1")
 
-    ended_token = {"errcode": "M_UNKNOWN_TOKEN", "error": "Token is not active"}
-    answers["/destinations"] = [
-        httpx.Response(401, json=ended_token),
-        {"destinations": []},
-    ]
+    ended_token = refused(401, "M_UNKNOWN_TOKEN")
+    answers["/destinations"] = [ended_token, {"destinations": []}]
     answers["/token"] = [{"access_token": "a2", "refresh_token": "r2"}]
     assert run("list").exit_code == 0
     kept = json.loads(login_file().read_text())
@@ -556,7 +388,7 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         assert renewed(client, here) is None
     keep_login(here)
 
-    answers["/destinations"] = httpx.Response(401, json=ended_token)
+    answers["/destinations"] = ended_token
     answers["/token"] = httpx.Response(400, json={"error": "invalid_grant"})
     assert run("list").exit_code == Exit.NOT_ALLOWED
     # As it is: 200, and nothing.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages of a diagnosis mean where they disagree.
 
-That every kind is found is proven by test_e2e_diagnosis.
+That every kind is found is proven by test_e2e_diagnosis. Each question has a table, of
+the same few stages: they stand together.
 """
 
 from typing import Any
@@ -55,6 +56,7 @@ OK, WARNING = StageOutcome.OK, StageOutcome.WARNING
 FAILED, SKIPPED = StageOutcome.FAILED, StageOutcome.SKIPPED
 
 Name, Kind = StageName, FailureKind
+SEND = Name.AUTHENTICATED
 
 
 def stage(
@@ -120,7 +122,7 @@ def signed(
 ) -> Stage:
     """Return the stage of a transaction that was not taken."""
     seen = AuthenticatedFindings("/path", status, is_real=is_real)
-    return stage(Name.AUTHENTICATED, FAILED, kind, seen)
+    return stage(SEND, FAILED, kind, seen)
 
 
 BACKOFF = StoredFindings(
@@ -143,6 +145,8 @@ DNS = Kind.DNS_FAILED
 SLOW_CLOCK = stage(Name.CLOCK, WARNING, Kind.OTHER, ClockFindings(0, 9, -7_200_000))
 ONE_EXPIRED = stage(Name.CONNECTIONS, WARNING, EXPIRED)
 NO_VERSION = stage(Name.VERSION, FAILED, HTTP_ERROR)
+NO_FILE = unreachable(EXPIRED)
+REJECTED, FAILS = signed(Kind.REJECTED, 401), signed(HTTP_ERROR, 500)
 BAD_FILE = stage(Name.WELL_KNOWN, FAILED, Kind.WELL_KNOWN_INVALID)
 # All but the name, and what is stored.
 ASKED = list(StageName)[1:8]
@@ -162,24 +166,15 @@ def not_connected(kind: FailureKind, *changed: Stage) -> Stages:
 CASES = [
     # A file that cannot be fetched is the cause only if there is a web server, and
     # nobody where Synapse looks then.
-    (
-        "stops connection_refused",
-        not_connected(REFUSED, unreachable(Kind.CONNECTION_TIMEOUT)),
-    ),
+    ("stops connection_refused", not_connected(REFUSED, unreachable(TIMEOUT))),
     ("stops tls_expired", not_connected(EXPIRED, unreachable(None))),
     # What fails beside a request that got through does not stop it.
     ("works well_known_invalid found_without_file", stages(BAD_FILE)),
-    (
-        "at_times tls_failed",
-        stages(stage(Name.CONNECTIONS, FAILED, Kind.TLS_FAILED)),
-    ),
+    ("at_times tls_failed", stages(stage(Name.CONNECTIONS, FAILED, Kind.TLS_FAILED))),
     # A failure comes before a warning.
     ("no_version http_error", stages(unreachable(None), NO_VERSION)),
     # One bad address among good ones, and something else that Synapse has met.
-    (
-        "stops rejected only_send",
-        stages(ONE_EXPIRED, signed(Kind.REJECTED, 401)),
-    ),
+    ("stops rejected only_send", stages(ONE_EXPIRED, REJECTED)),
     # Where other processes go out, it is not known whether connections are taken.
     (
         "stops response_timeout another_process",
@@ -191,14 +186,8 @@ CASES = [
     ("stops connection_refused", not_connected(REFUSED, cached())),
     ("works other cached_delegation", stages(cached())),
     # A file that does not come keeps Synapse from asking anything else; not here.
-    (
-        "stops http_error signed_not_routed",
-        stages(unreachable(LATE), signed(HTTP_ERROR, 500)),
-    ),
-    (
-        "stops response_timeout signed_unanswered",
-        stages(unreachable(EXPIRED), signed(LATE)),
-    ),
+    ("stops http_error signed_not_routed", stages(unreachable(LATE), FAILS)),
+    ("stops response_timeout signed_unanswered", stages(NO_FILE, signed(LATE))),
     # What is told of an empty one is not told of a real one, which may be large.
     ("stops response_timeout", stages(signed(LATE, is_real=True))),
     ("stops too_large", stages(signed(Kind.TOO_LARGE, 413, is_real=True))),
@@ -209,10 +198,7 @@ CASES = [
     # They reach us, and were reached.
     ("stops keys_expired", stages(EXPIRED_KEYS, stored(reaches_us=True))),
     # A clock that is off explains some kinds only.
-    (
-        "stops gone signed_not_routed",
-        failed_at(Name.AUTHENTICATED, Kind.GONE, SLOW_CLOCK),
-    ),
+    ("stops gone signed_not_routed", failed_at(SEND, Kind.GONE, SLOW_CLOCK)),
     # A bug on this side is no stage that failed: then nothing is known, but what is
     # proven stands.
     ("not_known internal", stages(*(stage(name, SKIPPED) for name in ASKED))),
@@ -220,9 +206,9 @@ CASES = [
     ("none", stages(*bugs(*ASKED[:5]))),
     (
         "stops connection_refused",
-        stages(stage(Name.CONNECTIONS, FAILED, REFUSED), *bugs(Name.AUTHENTICATED)),
+        stages(stage(Name.CONNECTIONS, FAILED, REFUSED), *bugs(SEND)),
     ),
-    ("not_known internal", stages(NO_VERSION, *bugs(Name.AUTHENTICATED))),
+    ("not_known internal", stages(NO_VERSION, *bugs(SEND))),
 ]
 
 
@@ -236,6 +222,9 @@ def test_situation(expected: str, given: Stages) -> None:
         words += [found.failure.kind.value, *([reason.value] if reason else [])]
     words += [remark.name.lower() for remark in found.remarks]
     assert " ".join(words) == expected
+
+
+ONE, TWO, SIX = "192.0.2.1", "192.0.2.2", "2001:db8::1"
 
 
 def connection(
@@ -264,42 +253,25 @@ def priorities(*hosts: str) -> Stage:
     return stage(Name.ADDRESSES, findings=found)
 
 
+FIRST_B, FIRST_C = priorities("b", "c"), priorities("c", "b")
+
+
 @pytest.mark.parametrize(
     ("connections", "changed", "expected"),
     [
         # The resolver gives now the one first, now the other.
-        ([("192.0.2.1", EXPIRED), ("192.0.2.2",)], (), "some_requests"),
+        ([(ONE, EXPIRED), (TWO,)], (), "some_requests"),
         # Synapse goes to the first of these, and stays with it.
-        ([("2001:db8::1", EXPIRED), ("192.0.2.1",)], (), "stops another_works"),
-        ([("192.0.2.1", EXPIRED), ("2001:db8::1",)], (), "stops another_works"),
+        ([(SIX, EXPIRED), (ONE,)], (), "stops another_works"),
+        ([(ONE, EXPIRED), (SIX,)], (), "stops another_works"),
         # But not if it is slow.
-        (
-            [("2001:db8::1", EXPIRED, "a", 400), ("192.0.2.1",)],
-            (),
-            "some_requests",
-        ),
-        (
-            [("192.0.2.1", EXPIRED, "b"), ("192.0.2.2", None, "c")],
-            (priorities("b", "c"),),
-            "stops another_works",
-        ),
-        (
-            [("192.0.2.1", EXPIRED, "b"), ("192.0.2.2", None, "c")],
-            (priorities("c", "b"),),
-            "some_requests",
-        ),
+        ([(SIX, EXPIRED, "a", 400), (ONE,)], (), "some_requests"),
+        ([(ONE, EXPIRED, "b"), (TWO, None, "c")], (FIRST_B,), "stops another_works"),
+        ([(ONE, EXPIRED, "b"), (TWO, None, "c")], (FIRST_C,), "some_requests"),
         # A host that is not connected to is passed over: of several, at once.
-        ([("192.0.2.1", TIMEOUT), ("192.0.2.2",)], (), "next_address"),
-        (
-            [("192.0.2.1", TIMEOUT), ("192.0.2.2",)],
-            (file(TIMEOUT),),
-            "waits_for_address",
-        ),
-        (
-            [("192.0.2.1", TIMEOUT, "b"), ("192.0.2.2", None, "c")],
-            (priorities("b", "c"),),
-            "waits_for_address",
-        ),
+        ([(ONE, TIMEOUT), (TWO,)], (), "next_address"),
+        ([(ONE, TIMEOUT), (TWO,)], (file(TIMEOUT),), "waits_for_address"),
+        ([(ONE, TIMEOUT, "b"), (TWO, None, "c")], (FIRST_B,), "waits_for_address"),
     ],
 )
 def test_choice(
@@ -316,15 +288,15 @@ def test_choice(
 
 def test_one_of_several() -> None:
     """Where one of several addresses takes no transaction, another one may."""
-    both = ConnectionsFindings(tuple(map(connection, ("192.0.2.1", "192.0.2.2"))))
+    both = ConnectionsFindings((connection(ONE), connection(TWO)))
     refused = signed(HTTP_ERROR, 404)
     found = conclude(stages(stage(Name.CONNECTIONS, findings=both), refused))
     assert found.remarks == (Remark.ONE_OF_SEVERAL,)
     assert conclude(stages(refused)).remarks == ()
     # At the other one, no homeserver answers.
     down = VersionFindings(1, error=Failure(HTTP_ERROR))
-    bad = connection("192.0.2.1", EXPIRED)
-    made = (bad, attr.evolve(connection("2001:db8::1"), version=down))
+    bad = connection(ONE, EXPIRED)
+    made = (bad, attr.evolve(connection(SIX), version=down))
     found = conclude(
         stages(conclude_connections(ConnectionsFindings(made)), signed(EXPIRED))
     )
@@ -343,7 +315,7 @@ def test_facts() -> None:
     found = conclude(stages(cached(), signed(REFUSED))).failure
     assert found is not None
     assert found.facts.cause == Failure(REFUSED)
-    found = conclude(stages(signed(Kind.REJECTED, 401), SLOW_CLOCK)).failure
+    found = conclude(stages(REJECTED, SLOW_CLOCK)).failure
     assert found is not None
     assert found.facts.ahead_ms == -7_200_000
 
@@ -376,10 +348,11 @@ def real(kind: str, failed_ago_ms: int = 3_600_000, **changes: Any) -> Stage:
     return stored(**found)
 
 
+SUCCEEDED = {"last_request": LastRequest.SUCCEEDED, "last_succeeded_ago_ms": 9000}
 UNDER_WAY = stage(
     Name.AUTHENTICATED, OK, None, AuthenticatedFindings("/path", 200, is_real=True)
 )
-BUSY = stage(Name.AUTHENTICATED, OK, None, AuthenticatedFindings("/path", 429))
+BUSY = stage(SEND, OK, None, AuthenticatedFindings("/path", 429))
 WEAK_KEYS = stage(Name.KEYS, WARNING, Kind.KEYS_INVALID)
 
 
@@ -402,16 +375,9 @@ WEAK_KEYS = stage(Name.KEYS, WARNING, Kind.KEYS_INVALID)
         (stages(real("too_large", failing_since_ts=9999)), "none"),
         (stages(real("of a later version")), "none"),
         # One has succeeded since, though Synapse backs off; none has that was as large.
-        (stages(real("too_large", last_request=LastRequest.SUCCEEDED)), "none"),
+        (stages(real("too_large", **SUCCEEDED)), "none"),
         (
-            stages(
-                real(
-                    "too_large",
-                    last_request=LastRequest.SUCCEEDED,
-                    last_succeeded_ago_ms=9000,
-                    refused_bytes=9,
-                )
-            ),
+            stages(real("too_large", **SUCCEEDED, refused_bytes=9)),
             "refuses_large too_large",
         ),
         # What the stages met themselves comes first.
@@ -457,34 +423,21 @@ def test_unknown_traffic() -> None:
     assert "is not known" in conclude(stages(skipped)).explanation
 
 
-OURS = KeysFindings(is_us=True)
+DELEGATED = Reason.DELEGATED_TO_US
+IS_US = keys(FAILED, Kind.IS_US, is_us=True)
+SERVICE = AddressesFindings("a", "4", (), services_total=1)
 
 
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
         # By our name, whatever answers there.
-        (
-            not_connected(REFUSED, file(delegated_to="Us.example")),
-            Reason.DELEGATED_TO_US,
-        ),
+        (not_connected(REFUSED, file(delegated_to="Us.example")), DELEGATED),
         # By our key, whatever the name.
+        (stages(file(delegated_to="matrix.us.example:443"), IS_US), DELEGATED),
+        (stages(IS_US), Reason.ADDRESS_IS_OURS),
         (
-            stages(
-                file(delegated_to="matrix.us.example:443"),
-                stage(Name.KEYS, FAILED, Kind.IS_US, OURS),
-            ),
-            Reason.DELEGATED_TO_US,
-        ),
-        (stages(stage(Name.KEYS, FAILED, Kind.IS_US, OURS)), Reason.ADDRESS_IS_OURS),
-        (
-            stages(
-                stage(
-                    Name.ADDRESSES,
-                    findings=AddressesFindings("a", "4", (), services_total=1),
-                ),
-                stage(Name.KEYS, FAILED, Kind.IS_US, OURS),
-            ),
+            stages(stage(Name.ADDRESSES, findings=SERVICE), IS_US),
             Reason.SERVICE_IS_US,
         ),
         (not_connected(REFUSED, file(delegated_to="them.example")), None),
@@ -504,8 +457,8 @@ def test_is_us(given: Stages, reason: Reason | None) -> None:
     [
         (not_connected(REFUSED), True),
         (failed_at(Name.ADDRESSES, DNS), True),
-        (stages(signed(Kind.REJECTED, 401)), True),
-        (stages(signed(HTTP_ERROR, 500)), True),
+        (stages(REJECTED), True),
+        (stages(FAILS), True),
         # A contact takes no keys, and is smaller than what is real.
         (stages(EXPIRED_KEYS), False),
         (stages(signed(Kind.TOO_LARGE, 413, is_real=True)), False),
@@ -522,81 +475,41 @@ def test_reset_in_vain(given: Stages, is_in_vain: bool) -> None:
 
 
 GONE = Sender("federation_sender1", InstanceState.GONE, 1, is_down=True)
+NEVER_SEEN = attr.evolve(GONE, state=InstanceState.NEVER_SEEN, seen_ts=None)
+NOBODY = Sender(None, InstanceState.NOBODY, is_down=True)
 RUNNING = Sender("federation_sender1", InstanceState.RUNNING, 9, 5, 0, 0, 0)
+AHEAD = attr.evolve(RUNNING, ahead_events=7)
+HUNG = attr.evolve(RUNNING, state=InstanceState.LATE, is_late=True)
+OVERLOADED = attr.evolve(RUNNING, is_late=True, reactor_late_ms=9000)
 HOUR_MS = 3_600_000
 
 
+def behind(events: int, ms: int) -> Sender:
+    return attr.evolve(RUNNING, behind_events=events, behind_ms=ms)
+
+
 @pytest.mark.parametrize(
-    ("sender", "queued", "expected", "advice"),
+    ("sender", "expected", "advice"),
     [
-        (GONE, None, "failing sender_down sender_gone", "Start federation_sender1"),
+        (GONE, "failing sender_down sender_gone", "Start federation_sender1"),
         (
-            attr.evolve(GONE, state=InstanceState.NEVER_SEEN, seen_ts=None),
-            None,
+            NEVER_SEEN,
             "failing sender_down sender_never_seen",
             "federation_sender_instances",
         ),
-        (
-            Sender(None, InstanceState.NOBODY, is_down=True),
-            None,
-            "failing sender_down nobody_sends",
-            "send_federation: true",
-        ),
-        (
-            attr.evolve(RUNNING, ahead_events=7),
-            4,
-            "failing sender_behind position_ahead",
-            "SET stream_id = 4 WHERE type = 'events' AND instance_name = "
-            "'federation_sender1'",
-        ),
-        (
-            attr.evolve(RUNNING, ahead_events=7, instance="main"),
-            4,
-            "failing sender_behind position_ahead",
-            "instance_name = 'master'",
-        ),
-        (
-            attr.evolve(RUNNING, ahead_events=7),
-            None,
-            "failing sender_behind position_lost",
-            "sent for sure",
-        ),
-        (
-            attr.evolve(RUNNING, behind_events=9, behind_ms=HOUR_MS),
-            None,
-            "failing sender_behind -",
-            "restart it",
-        ),
-        (
-            attr.evolve(RUNNING, behind_events=9, behind_ms=HOUR_MS // 2),
-            None,
-            "degraded sender_behind -",
-            "restart it",
-        ),
-        (
-            attr.evolve(RUNNING, behind_events=1, behind_ms=20_000),
-            None,
-            "degraded sender_behind -",
-            "the next event",
-        ),
-        (attr.evolve(RUNNING, behind_events=9, behind_ms=1000), None, "ok - -", ""),
-        (
-            attr.evolve(RUNNING, state=InstanceState.LATE, is_late=True),
-            None,
-            "degraded sender_behind sender_not_seen",
-            "it hangs or is stopped",
-        ),
-        (
-            attr.evolve(RUNNING, is_late=True, reactor_late_ms=9000),
-            None,
-            "ok - -",
-            "",
-        ),
+        (NOBODY, "failing sender_down nobody_sends", "send_federation: true"),
+        (AHEAD, "failing sender_behind position_lost", "sent for sure"),
+        (behind(9, HOUR_MS), "failing sender_behind -", "restart it"),
+        (behind(9, HOUR_MS // 2), "degraded sender_behind -", "restart it"),
+        (behind(1, 20_000), "degraded sender_behind -", "the next event"),
+        (behind(9, 1000), "ok - -", ""),
+        (HUNG, "degraded sender_behind sender_not_seen", "it hangs or is stopped"),
+        (OVERLOADED, "ok - -", ""),
     ],
 )
-def test_sender(sender: Sender, queued: int | None, expected: str, advice: str) -> None:
+def test_sender(sender: Sender, expected: str, advice: str) -> None:
     """Whatever the network says: what nobody sends does not leave."""
-    checked = check_sender(sender, queued, now_ms=9)
+    checked = check_sender(sender, None, now_ms=9)
     found = conclude(stages(checked))
     kind, reason = found.kind, found.reason
     words = (kind.value if kind else "-", reason.value if reason else "-")
@@ -610,3 +523,14 @@ def test_sender(sender: Sender, queued: int | None, expected: str, advice: str) 
         assert (both.kind, both.also) == (kind, Failure(REFUSED))
         never = conclude(failed_at(Name.NAME, Kind.INVALID_NAME, checked))
         assert never.kind is Kind.INVALID_NAME
+
+
+@pytest.mark.parametrize("instance", ["federation_sender1", "main"])
+def test_position(instance: str) -> None:
+    """Where it is known what was sent last, it is said how to go on from there."""
+    sender = attr.evolve(AHEAD, instance=instance)
+    found = conclude(stages(check_sender(sender, 4, now_ms=9)))
+    assert found.reason is Reason.POSITION_AHEAD
+    name = "master" if instance == "main" else instance
+    where = f"WHERE type = 'events' AND instance_name = '{name}'"
+    assert f"SET stream_id = 4 {where}" in found.advice
