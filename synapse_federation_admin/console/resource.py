@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from importlib import import_module
 from typing import Any
@@ -66,9 +67,8 @@ class Console:
         self._services = services
         self._api = api
         self._desk = Desk(Sessions(api), services.homeserver.server_name)
-        self._secret = self._desk.secret
+        self._visit = partial(Visit, services, self._desk, Kept(services.homeserver))
         self._renderer = Renderer()
-        self._kept = Kept(services.homeserver)
         self._is_compiled = False
         # At once, as templates are: a page is to need no file when it is asked for.
         for route in ROUTES:
@@ -109,22 +109,15 @@ class Console:
                 answered: Answered = See("/")
             else:
                 route, parameters = _find(request.method.decode("latin-1"), path)
-                visit_query = self._query(request)
+                query = self._query(request)
                 form = self._form(request, session, has_cookie=has_cookie)
-                requester = await self._requester(request, route)
-                visit = Visit(
-                    self._services,
-                    request,
-                    requester,
-                    session,
-                    request.uri.decode("latin-1").removeprefix(CONSOLE_PATH),
-                    parameters,
-                    visit_query,
-                    form,
-                    self._kept,
-                )
+                if not route.opens:
+                    check = self._services.homeserver.require_admin(request)
+                    requester = await self._desk.known(check)
                 self._services.features.require(*route.needs)
-                answered = await self._handle(route, visit)
+                answered = await _handler_of(route)(
+                    self._visit(request, session, query, requester, parameters, form)
+                )
         except CancelledError:
             raise
         except Exception as e:
@@ -151,11 +144,8 @@ class Console:
                 # What was sent is not sent again by itself.
                 page = attr.evolve(page, context={**page.context, "retries": False})
             return page
-        query = {"next": _here(request)}
-        visit = Visit(
-            self._services, request, None, session, "", {}, query, {}, self._kept
-        )
-        return ask_to_sign_in(visit, self._desk, why_signed_out(error))
+        visit = self._visit(request, session, {"next": _here(request)})
+        return ask_to_sign_in(visit, why_signed_out(error))
 
     # -- what comes in -----------------------------------------------------------------
 
@@ -215,22 +205,11 @@ class Console:
             )
         fields = dict(_values(body.decode("latin-1")))
         token = fields.pop("csrf", "")
-        if not isinstance(token, str) or not session.is_form_token(self._secret, token):
+        if not isinstance(token, str) or not session.is_form_token(
+            self._desk.secret, token
+        ):
             raise _forged("the page that it comes from belongs to another session")
         return fields
-
-    async def _requester(
-        self, request: SynapseRequest, route: Route
-    ) -> Requester | None:
-        if route.opens:
-            return None
-        check = self._services.homeserver.require_admin(request)
-        return await self._desk.known(check)
-
-    async def _handle(self, route: Route, visit: Visit) -> Answered:
-        more = (self._desk,) if route.opens else ()
-        answered: Answered = await _handler_of(route)(visit, *more)
-        return answered
 
     # -- what goes out -----------------------------------------------------------------
 
@@ -276,7 +255,7 @@ class Console:
         """Return what every page shows, or needs."""
         features, homeserver = self._services.features, self._services.homeserver
         here = request.path.decode("latin-1").removeprefix(CONSOLE_PATH)
-        token = session.form_token(self._secret)
+        token = session.form_token(self._desk.secret)
         renewal = self._desk.renewal(request)
         return {
             **self._versions,

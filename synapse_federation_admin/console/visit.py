@@ -11,6 +11,7 @@ from synapse_federation_admin.api import ROUTES, Services
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.console.cookie import Session
+from synapse_federation_admin.console.desk import Desk
 from synapse_federation_admin.console.kept import Kept
 from synapse_federation_admin.homeserver.features import FeatureOffError
 
@@ -53,25 +54,25 @@ class Visit:
 
     Attributes:
         services: What the homeserver and the features are reached through.
-        request: The request itself.
-        requester: Who is signed in, an admin; None only where a page opens to everyone.
-        session: Their session.
-        path: Below the console, as it was sent, with the query.
-        parameters: Those of the path, by name.
-        query: Those of the URL.
-        form: The fields of the form, without the token; empty in a GET.
+        desk: Signs people in and out.
         kept: What came of forms.
+        request: The request itself.
+        session: The session of who sends it.
+        query: The parameters of the URL.
+        requester: Who is signed in, an admin; None only where a page opens to everyone.
+        parameters: Those of the path, by name.
+        form: The fields of the form, without the token; empty in a GET.
     """
 
     services: Services
-    request: SynapseRequest
-    requester: Requester | None
-    session: Session
-    path: str
-    parameters: Mapping[str, str]
-    query: Values
-    form: Values
+    desk: Desk
     kept: Kept
+    request: SynapseRequest
+    session: Session
+    query: Values
+    requester: Requester | None = None
+    parameters: Mapping[str, str] = attr.Factory(dict)
+    form: Values = attr.Factory(dict)
 
     @property
     def now_ms(self) -> int:

@@ -8,36 +8,35 @@ import attr
 from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.console.cookie import Origin
-from synapse_federation_admin.console.desk import Desk
 from synapse_federation_admin.console.oauth import Tokens, is_web
 from synapse_federation_admin.console.pages.session import (
+    failed,
     go_on,
     next_of,
     require_works,
-    told,
     ways,
 )
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.homeserver.pages import respond
 
 
-async def begin(visit: Visit, desk: Desk) -> Answered:
+async def begin(visit: Visit) -> Answered:
     """Lead to the service; where it takes no redirect to here, show a code for it."""
-    if not desk.sessions.has_service:
-        return ways(visit, desk)
+    if not visit.desk.sessions.has_service:
+        return ways(visit)
     try:
-        await desk.sessions.count_try(visit.request)
-        url = await desk.oauth.authorization_url(
-            visit.session, desk.origin(visit.request), next_of(visit)
+        await visit.desk.sessions.count_try(visit.request)
+        url = await visit.desk.oauth.authorization_url(
+            visit.session, visit.desk.origin(visit.request), next_of(visit)
         )
         if url is not None:
             # By a page, not by a redirect: the service may redirect on, and browsers
             # would hold our policy for forms against that.
             context = {"title": "Signing in", "path": "", "fields": {}, "to": url}
             return Page("go_on.html", context)
-        client_id, answer = await desk.oauth.begin_on_device()
+        client_id, answer = await visit.desk.oauth.begin_on_device()
     except SynapseError as e:
-        return _failed(visit, desk, e)
+        return failed(visit, e)
     return _on_device(
         {
             "client_id": client_id,
@@ -50,68 +49,66 @@ async def begin(visit: Visit, desk: Desk) -> Answered:
     )
 
 
-async def go_on_on_device(visit: Visit, desk: Desk) -> Answered:
+async def go_on_on_device(visit: Visit) -> Answered:
     """Look whether somebody has signed in at the service, with the code."""
     names = ("client_id", "device_code", "user_code", "uri", "complete")
     fields = {name: visit.text(name) for name in names}
     try:
-        await desk.sessions.count_try(visit.request, goes_on=True)
-        tokens = await desk.oauth.finish_on_device(
+        await visit.desk.sessions.count_try(visit.request, goes_on=True)
+        tokens = await visit.desk.oauth.finish_on_device(
             fields["client_id"], fields["device_code"], visit.now_ms
         )
         if tokens is None:
             return _on_device({**fields, "next": next_of(visit)})
-        return await _keep(visit, desk, tokens, next_of(visit))
+        return await _keep(visit, tokens, next_of(visit))
     except SynapseError as e:
         if e.code == HTTPStatus.TOO_MANY_REQUESTS:
             # Nothing was asked: the page asks again.
             return _on_device({**fields, "next": next_of(visit)})
-        return _failed(visit, desk, e)
+        return failed(visit, e)
 
 
-async def show_back(visit: Visit, desk: Desk) -> Answered:
+async def show_back(visit: Visit) -> Answered:
     """Go on after the service: by a form, for what it has brought is spent once."""
     state, code = visit.text("state"), visit.text("code")
     try:
-        desk.oauth.sign_in_of(visit.session, state)
+        visit.desk.oauth.sign_in_of(visit.session, state)
     except SynapseError as e:
-        return _failed(visit, desk, e)
+        return failed(visit, e)
     if not code:
         said = visit.text("error_description") or visit.text("error")
-        return ways(
-            visit, desk, f"the authentication service says: {said}", HTTPStatus(400)
-        )
+        return ways(visit, f"the authentication service says: {said}", HTTPStatus(400))
     return go_on("/session/back", {"state": state, "code": code})
 
 
-async def come_back(visit: Visit, desk: Desk) -> Answered:
+async def come_back(visit: Visit) -> Answered:
     """Have the service give tokens for its code."""
     state = visit.text("state")
     try:
-        await desk.sessions.count_try(visit.request, goes_on=True)
-        tokens = await desk.oauth.exchange(
+        await visit.desk.sessions.count_try(visit.request, goes_on=True)
+        tokens = await visit.desk.oauth.exchange(
             visit.session,
-            desk.origin(visit.request),
+            visit.desk.origin(visit.request),
             state,
             visit.text("code"),
             visit.now_ms,
         )
-        next_path = desk.oauth.sign_in_of(visit.session, state).next
-        return await _keep(visit, desk, tokens, next_path)
+        next_path = visit.desk.oauth.sign_in_of(visit.session, state).next
+        return await _keep(visit, tokens, next_path)
     except SynapseError as e:
-        return _failed(visit, desk, e)
+        return failed(visit, e)
 
 
-async def renew(visit: Visit, desk: Desk) -> Answered:
+async def renew(visit: Visit) -> Answered:
     """Renew the access token before it ends: for the script, so in JSON."""
-    renewal = desk.renewal(visit.request)
+    renewal = visit.desk.renewal(visit.request)
     status, answer = HTTPStatus.OK, {}
     if renewal is None or not renewal.token:
         status = HTTPStatus.UNAUTHORIZED
     else:
         try:
-            await desk.sessions.count_try(visit.request, goes_on=True)
-            tokens = await desk.oauth.renew(renewal, visit.now_ms)
+            await visit.desk.sessions.count_try(visit.request, goes_on=True)
+            tokens = await visit.desk.oauth.renew(renewal, visit.now_ms)
         except SynapseError as e:
             # Away, or asked too often: the session stays.
             stays = e.code >= HTTPStatus.TOO_MANY_REQUESTS
@@ -120,29 +117,23 @@ async def renew(visit: Visit, desk: Desk) -> Answered:
             session = attr.evolve(
                 visit.session, origin=Origin.SERVICE, token=tokens.access_token
             )
-            desk.keep(visit.request, session, tokens.renewal)
+            visit.desk.keep(visit.request, session, tokens.renewal)
             answer = {"expires_ts": tokens.renewal.expires_ts}
     visit.request.setHeader(b"Content-Type", b"application/json")
     respond(visit.request, status, json.dumps(answer).encode())
     return None
 
 
-async def _keep(visit: Visit, desk: Desk, tokens: Tokens, next_path: str) -> Answered:
+async def _keep(visit: Visit, tokens: Tokens, next_path: str) -> Answered:
     """Keep tokens that Synapse takes; what it does not take would lead round."""
     session = visit.session.signed_in(Origin.SERVICE, tokens.access_token)
     try:
-        await require_works(visit, desk, tokens.access_token)
+        await require_works(visit, tokens.access_token)
     except SynapseError:
-        await desk.end_if_it_can(visit.request, session, tokens.renewal)
+        await visit.desk.end_if_it_can(visit.request, session, tokens.renewal)
         raise
-    await desk.replace(visit.request, visit.session, session, tokens.renewal)
+    await visit.desk.replace(visit.request, visit.session, session, tokens.renewal)
     return See(next_path)
-
-
-def _failed(visit: Visit, desk: Desk, error: SynapseError) -> Answered:
-    if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise error
-    return ways(visit, desk, told(error), HTTPStatus(error.code))
 
 
 def _on_device(fields: dict[str, str]) -> Page:

@@ -13,37 +13,34 @@ from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.console import ROUTES
 from synapse_federation_admin.console.cookie import Origin, Session, is_access_token
-from synapse_federation_admin.console.desk import Desk, use_token
+from synapse_federation_admin.console.desk import use_token
 from synapse_federation_admin.console.render import url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 
 _SSO = "m.login.sso"
 
 
-async def show_signing_in(visit: Visit, desk: Desk) -> Answered:
+async def show_signing_in(visit: Visit) -> Answered:
     """Show how to sign in, and lead to `next` then."""
-    return ways(visit, desk)
+    return ways(visit)
 
 
-async def sign_in(visit: Visit, desk: Desk) -> Answered:
+async def sign_in(visit: Visit) -> Answered:
     """Sign in by password, after single sign-on, or with an access token."""
     try:
-        session = await _SIGN_IN.get(visit.text("how"), _by_token)(visit, desk)
-        await desk.replace(visit.request, visit.session, session)
+        session = await _SIGN_IN.get(visit.text("how"), _by_token)(visit)
+        await visit.desk.replace(visit.request, visit.session, session)
     except SynapseError as e:
-        if e.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise
-        return ways(visit, desk, told(e), HTTPStatus(e.code))
+        return failed(visit, e)
     return See(next_of(visit))
 
 
-async def show_single_sign_on(visit: Visit, desk: Desk) -> Answered:
+async def show_single_sign_on(visit: Visit) -> Answered:
     """Go on after single sign-on: a form, for what it has brought is spent once."""
-    wanted = visit.session.sign(desk.secret, "sso", next_of(visit))
+    wanted = visit.session.sign(visit.desk.secret, "sso", next_of(visit))
     if not compare_digest(visit.text("state").encode(), wanted.encode()):
         return ways(
             visit,
-            desk,
             "this sign-in was not begun in this browser, or is an old one",
             HTTPStatus.BAD_REQUEST,
         )
@@ -51,18 +48,18 @@ async def show_single_sign_on(visit: Visit, desk: Desk) -> Answered:
     return go_on("/session", {**fields, "next": next_of(visit)})
 
 
-async def sign_out(visit: Visit, desk: Desk) -> Answered:
+async def sign_out(visit: Visit) -> Answered:
     """End the session; and the access token, if it was made for the console."""
-    await desk.end(visit.request, visit.session, desk.renewal(visit.request))
-    desk.keep(visit.request, Session.new())
+    desk, request = visit.desk, visit.request
+    await desk.end(request, visit.session, desk.renewal(request))
+    desk.keep(request, Session.new())
     return See("/session")
 
 
-async def _by_password(visit: Visit, desk: Desk) -> Session:
+async def _by_password(visit: Visit) -> Session:
     identifier = {"type": "m.id.user", "user": visit.text("user").strip()}
     return await _log_in(
         visit,
-        desk,
         {
             "type": "m.login.password",
             "identifier": identifier,
@@ -71,49 +68,53 @@ async def _by_password(visit: Visit, desk: Desk) -> Session:
     )
 
 
-async def _by_login_token(visit: Visit, desk: Desk) -> Session:
+async def _by_login_token(visit: Visit) -> Session:
     token = visit.text("login_token")
-    return await _log_in(visit, desk, {"type": "m.login.token", "token": token})
+    return await _log_in(visit, {"type": "m.login.token", "token": token})
 
 
-async def _log_in(visit: Visit, desk: Desk, body: Mapping[str, Any]) -> Session:
+async def _log_in(visit: Visit, body: Mapping[str, Any]) -> Session:
     name = {"initial_device_display_name": "Federation console"}
-    answer = await desk.sessions.log_in(visit.request, {**body, **name})
+    answer = await visit.desk.sessions.log_in(visit.request, {**body, **name})
     return visit.session.signed_in(Origin.LOGIN, answer["access_token"])
 
 
-async def _by_token(visit: Visit, desk: Desk) -> Session:
+async def _by_token(visit: Visit) -> Session:
     token = visit.text("token").strip()
     if not is_access_token(token):
         raise SynapseError(HTTPStatus.BAD_REQUEST, "This is no access token")
-    await require_works(visit, desk, token)
+    await require_works(visit, token)
     return visit.session.signed_in(Origin.PASTED, token)
 
 
 _SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
 
 
-def told(error: SynapseError) -> str:
-    """Return what an error says; after too many tries, when to try again."""
+def failed(visit: Visit, error: SynapseError) -> Page:
+    """Return the ways to sign in, with why one did not work.
+
+    Raises:
+        SynapseError: Another try would not work, either.
+    """
+    if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise error
     ms = getattr(error, "retry_after_ms", None)
-    if ms is None:
-        return error.msg
-    return f"{error.msg}: try again in {max(1, -(-ms // 1000))} s"
+    when = "" if ms is None else f": try again in {max(1, -(-ms // 1000))} s"
+    return ways(visit, f"{error.msg}{when}", HTTPStatus(error.code))
 
 
-async def require_works(visit: Visit, desk: Desk, token: str) -> None:
+async def require_works(visit: Visit, token: str) -> None:
     """Return if Synapse takes an access token, of whomever it is.
 
     Raises:
         SynapseError: 401, it does not; 503, it cannot tell.
     """
     use_token(visit.request, token)
-    await desk.known(visit.services.homeserver.require_user(visit.request))
+    await visit.desk.known(visit.services.homeserver.require_user(visit.request))
 
 
 def ways(
     visit: Visit,
-    desk: Desk,
     problem: str | None = None,
     status: HTTPStatus = HTTPStatus.OK,
 ) -> Page:
@@ -121,16 +122,16 @@ def ways(
 
     Args:
         visit: Who asks.
-        desk: The desk.
         problem: Why the last try did not work.
         status: The HTTP status.
     """
-    flows = {flow["type"]: flow for flow in desk.sessions.login_flows(visit.request)}
+    desk, request = visit.desk, visit.request
+    flows = {flow["type"]: flow for flow in desk.sessions.login_flows(request)}
     providers: list[tuple[str, str]] = []
     if _SSO in flows:
         state = visit.session.sign(desk.secret, "sso", next_of(visit))
         back = url("/session/sso", state=state, next=next_of(visit))
-        query = urlencode({"redirectUrl": desk.origin(visit.request) + back})
+        query = urlencode({"redirectUrl": desk.origin(request) + back})
         for provider in flows[_SSO].get("identity_providers") or [{}]:
             which = f"/{quote(provider['id'], safe='')}" if provider else ""
             path = f"/_matrix/client/v3/login/sso/redirect{which}?{query}"
@@ -144,7 +145,7 @@ def ways(
         "has_service": desk.sessions.has_service,
         "providers": providers,
         "user": visit.text("user"),
-        "is_proxy_unheard": _is_proxy_unheard(visit.request),
+        "is_proxy_unheard": _is_proxy_unheard(request),
     }
     return Page("sign_in.html", context, status)
 
@@ -155,15 +156,14 @@ def _is_proxy_unheard(request: SynapseRequest) -> bool:
     return said == "https" and not request.isSecure()
 
 
-def ask_to_sign_in(visit: Visit, desk: Desk, why: str | None) -> Page:
+def ask_to_sign_in(visit: Visit, why: str | None) -> Page:
     """Return the page for who wants one and is not signed in: it leads there then.
 
     Args:
         visit: Who asks; `next` is what they asked for.
-        desk: The desk.
         why: Why their session has ended; None: there was none.
     """
-    page = ways(visit, desk, why, HTTPStatus.UNAUTHORIZED)
+    page = ways(visit, why, HTTPStatus.UNAUTHORIZED)
     return attr.evolve(
         page, context={**page.context, "ended": True, "has_session": False}
     )
