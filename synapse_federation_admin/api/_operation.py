@@ -10,6 +10,7 @@ The docstring of the function is the contract; its first line is in the document
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
@@ -191,6 +192,9 @@ def _value(field: Mapping[str, Any], text: str) -> object:
         return int(text)
     if field.get("type") == "boolean":
         return {"true": True, "false": False}.get(text, text)
+    if field.get("type") == "number":
+        with suppress(ValueError):
+            return float(text)
     return text
 
 

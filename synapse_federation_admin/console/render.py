@@ -174,6 +174,7 @@ def _environment() -> Environment:
         signs=stages.SIGNS,
         stages=stages.STAGES,
         states=servers.SENDERS,
+        status_words=servers.STATUSES,
         strip=words.strip,
         waiting=lambda backlog: servers.waiting(backlog.model_dump()),
     )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changes many servers: first the dry run, then the question, then the run."""
+"""What changes servers: first the dry run, then the question, then it is done."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
 import attr
 from synapse.module_api.errors import SynapseError
@@ -16,12 +17,16 @@ from synapse_federation_admin.api import (
 from synapse_federation_admin.api._base import invalid_param
 from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
+from synapse_federation_admin.api.v1_reset_connection import reset_connection_v1
+from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages.servers import query_of
 from synapse_federation_admin.console.render import segment, url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.durations import parse_duration
+from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.wording import outcomes
+from synapse_federation_admin.wording.amounts import counted
 
 # The filters of the list.
 _FILTERS = tuple(ChangeFilter.model_fields)
@@ -34,39 +39,54 @@ class Selection:
     Attributes:
         names: Their names; empty: all that the filters keep.
         filters: The filters, as the API takes them.
-        fields: Both, as the fields of a form: each a name and a value.
     """
 
     names: tuple[str, ...]
     filters: Mapping[str, Any]
-    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """The keys of a body for the API that say which they are."""
+        if self.names:
+            return {"destinations": list(self.names), "ignore_unknown": True}
+        return {"filter": self.filters} if self.filters else {"all_failing": True}
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """The same as fields of a form: each a name and a value."""
+        if self.names:
+            return [("name", name) for name in self.names]
+        repeated = [
+            (key, [value] if isinstance(value, str) else value)
+            for key, value in self.filters.items()
+        ]
+        filters = [(key, each) for key, values in repeated for each in values]
+        return [("all", "true"), *filters]
 
     @property
     def told(self) -> str:
         """Which they are, in words."""
         if self.names:
-            return _servers(len(self.names))
+            return counted(len(self.names), "server")
         if not self.filters:
             return "all that are failing"
-        wanted = ChangeFilter.model_validate(dict(self.filters)).wanted
+        wanted = ChangeFilter.model_validate(self.filters).wanted
         return outcomes.which(criteria.shown(wanted))
+
+    @property
+    def back(self) -> str:
+        """The address of the list that they were selected from."""
+        return url("/servers", **self.filters)
 
 
 def selection_of(visit: Visit) -> Selection:
     """Return what is selected: `name`, repeated; or `all=true` and the filters."""
     names = tuple(dict.fromkeys(name for name in visit.texts("name") if name))
-    if names:
-        return Selection(names, {}, tuple(("name", name) for name in names))
-    filters = {key: value for key, value in query_of(visit).items() if key in _FILTERS}
-    fields = [("all", "true")]
-    for key, value in filters.items():
-        fields += [
-            (key, each) for each in ([value] if isinstance(value, str) else value)
-        ]
-    return Selection((), filters, tuple(fields))
+    query = {} if names else query_of(visit)
+    return Selection(names, {key: query[key] for key in _FILTERS if key in query})
 
 
-# -- reconnect -------------------------------------------------------------------------
+# -- many ------------------------------------------------------------------------------
 
 
 async def reconnect(visit: Visit) -> Answered:
@@ -74,24 +94,8 @@ async def reconnect(visit: Visit) -> Answered:
 
     POST /_synapse/admin/federation/reconnect
     """
-    body: dict[str, Any] = {
-        **_reconnect_of(selection_of(visit)),
-        "reason": visit.text("reason"),
-    }
-    try:
-        if rate := visit.text("per_second").strip():
-            body["per_second"] = _number(rate)
-        return await _begin(visit, reconnecting.reconnect_many, body)
-    except SynapseError as e:
-        return await ask_reconnect(visit, e)
-
-
-def _reconnect_of(selected: Selection) -> dict[str, Any]:
-    if selected.names:
-        return {"destinations": list(selected.names), "ignore_unknown": True}
-    if selected.filters:
-        return {"filter": dict(selected.filters)}
-    return {"all_failing": True}
+    body = selection_of(visit).body
+    return await _do(visit, reconnecting.reconnect_many, body, ask_reconnect)
 
 
 async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page:
@@ -101,7 +105,7 @@ async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page
     """
     selected = selection_of(visit)
     found = await visit.ask(
-        reconnecting.reconnect_many, {**_reconnect_of(selected), "dry_run": True}
+        reconnecting.reconnect_many, {**selected.body, "dry_run": True}
     )
     most = visit.services.config.bulk_max_per_second
     rate = min(5, most)
@@ -118,38 +122,16 @@ async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page
     )
 
 
-# -- forget ----------------------------------------------------------------------------
-
-
-async def forget(visit: Visit) -> Answered:
+async def forget_many(visit: Visit) -> Answered:
     """Begin a run that forgets, and lead to it.
 
     POST /_synapse/admin/federation/forget
     """
-    selected = selection_of(visit)
-    try:
-        return await _begin(
-            visit,
-            forgetting.forget_many,
-            {
-                **_forget_of(selected),
-                "force": visit.text("force") == "true",
-                "drop_to_device": visit.text("drop_to_device") == "true",
-                "reason": visit.text("reason"),
-                "dry_run": False,
-            },
-        )
-    except SynapseError as e:
-        return await ask_forget(visit, e)
+    body = {**selection_of(visit).body, "dry_run": False}
+    return await _do(visit, forgetting.forget_many, body, ask_forget_many)
 
 
-def _forget_of(selected: Selection) -> dict[str, Any]:
-    if selected.names:
-        return {"destinations": list(selected.names), "ignore_unknown": True}
-    return {"filter": dict(selected.filters)}
-
-
-async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Answered:
+async def ask_forget_many(visit: Visit, error: SynapseError | None = None) -> Answered:
     """Tell what would be lost, and ask.
 
     GET /_synapse/admin/federation/forget?name=a&name=b or ?all=true&<filters>
@@ -162,12 +144,11 @@ async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Answere
     if not selected.names and not selected.filters:
         return Page("forget_which.html", {"title": "Forget servers"})
     found = await visit.ask(
-        forgetting.forget_many,
-        {**_forget_of(selected), "force": True, "dry_run": True},
+        forgetting.forget_many, {**selected.body, "force": True, "dry_run": True}
     )
     is_young = False
     if selected.filters:
-        least = ChangeFilter.model_validate(dict(selected.filters)).failing_for or 0
+        least = ChangeFilter.model_validate(selected.filters).failing_for or 0
         is_young = least < forgetting.DEAD_FOR_MS
     is_asked = is_young and visit.text("force") != "true"
     if error is not None and error.code == HTTPStatus.BAD_REQUEST and is_asked:
@@ -186,9 +167,6 @@ async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Answere
     )
 
 
-# -- cap backoffs ----------------------------------------------------------------------
-
-
 async def cap_backoff(visit: Visit) -> Answered:
     """Begin a run that shortens backoffs, and lead to it.
 
@@ -197,11 +175,8 @@ async def cap_backoff(visit: Visit) -> Answered:
     longest_ms = parse_duration(visit.text("longest"))
     if longest_ms is None:
         return await ask_cap(visit)
-    body = {"max_retry_interval_ms": longest_ms, "reason": visit.text("reason")}
-    try:
-        return await _begin(visit, cap.cap_backoff, body)
-    except SynapseError as e:
-        return await ask_cap(visit, e)
+    body = {"max_retry_interval_ms": longest_ms}
+    return await _do(visit, cap.cap_backoff, body, ask_cap)
 
 
 async def ask_cap(visit: Visit, error: SynapseError | None = None) -> Page:
@@ -226,55 +201,119 @@ async def ask_cap(visit: Visit, error: SynapseError | None = None) -> Page:
     )
 
 
+# -- one -------------------------------------------------------------------------------
+
+
+async def reset(visit: Visit) -> Answered:
+    """Clear the retry timings of a server, and lead to it.
+
+    POST /_synapse/admin/federation/servers/<name>/reset
+    """
+    name = visit.parameters["name"]
+    visit.services.features.require(Feature.V1_RESET)
+    await reset_connection_v1(visit.asked, name)
+    return See(f"/servers/{segment(name)}")
+
+
+async def ask_reset(visit: Visit) -> Page:
+    """Say what a reset does, and ask.
+
+    GET /_synapse/admin/federation/servers/<name>/reset
+    """
+    name = visit.parameters["name"]
+    server = await visit.ask(get_destination, destination=name)
+    return _page(visit, "reset.html", f"Reset {name}", server=server)
+
+
+async def forget(visit: Visit) -> Answered:
+    """Forget a server, and lead to what the audit says of it.
+
+    POST /_synapse/admin/federation/servers/<name>/forget
+    """
+    name = visit.parameters["name"]
+    return await _do(
+        visit,
+        forgetting.forget,
+        {"dry_run": False},
+        ask_forget,
+        lambda _: f"/audit?{urlencode({'destination': name})}",
+        destination=name,
+    )
+
+
+async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Page:
+    """Tell what would be lost of a server, and ask.
+
+    GET /_synapse/admin/federation/servers/<name>/forget
+    """
+    name = visit.parameters["name"]
+    found = await visit.ask(forgetting.forget, {"dry_run": True}, destination=name)
+    return _page(visit, "forget.html", f"Forget {name}", error, found=found)
+
+
 # -- all of them -----------------------------------------------------------------------
 
 
-async def _begin(visit: Visit, operation: Operation[Any], body: Any) -> See:
-    run = await visit.ask(operation, body)
-    return See(f"/runs/{segment(run.id)}")
+def _run_path(run: Any) -> str:
+    return f"/runs/{segment(run.id)}"
 
 
-def _page(
-    visit: Visit, template: str, title: str, error: SynapseError | None, **more: Any
-) -> Page:
-    """Return a page that asks; after an error it says what is wrong.
+async def _do(
+    visit: Visit,
+    operation: Operation[Any],
+    body: Mapping[str, Any],
+    ask: Callable[[Visit, SynapseError], Awaitable[Answered]],
+    leads_to: Callable[[Any], str] = _run_path,
+    **parameters: str,
+) -> Answered:
+    """Do what a form asks for; what is refused is told on the page that has asked.
+
+    Args:
+        visit: With the form; its fields are keys of the body.
+        operation: What does it.
+        body: The other keys.
+        ask: Makes the page that has asked.
+        leads_to: Returns the page to go to then, by what the operation gives.
+        parameters: Those of the operation's path.
 
     Raises:
         SynapseError: It is none that the page can tell.
     """
-    if error is not None and error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise error
+    given = {
+        key: text for key in operation.takes.model_fields if (text := visit.text(key))
+    }
+    try:
+        found = await visit.ask(operation, {**given, **body}, **parameters)
+    except SynapseError as e:
+        if e.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        return await ask(visit, e)
+    return See(leads_to(found))
+
+
+def _page(
+    visit: Visit,
+    template: str,
+    title: str,
+    error: SynapseError | None = None,
+    **more: Any,
+) -> Page:
+    """Return a page that asks; after an error it says what is wrong."""
     # That of the run which has not ended yet.
     run_id = error.error_dict(None).get("id") if error else None
+    name = visit.parameters.get("name")
     context = {
         "title": title,
+        "path": None if name is None else f"/servers/{segment(name)}",
         "problem": None if run_id or error is None else error.msg,
         "run_path": f"/runs/{segment(run_id)}" if isinstance(run_id, str) else None,
         "reason": visit.text("reason"),
-        "back": _back(visit),
         **more,
     }
     return Page(template, context, error.code if error else HTTPStatus.OK)
 
 
-def _back(visit: Visit) -> str:
-    selected = selection_of(visit)
-    return url("/servers", **selected.filters)
-
-
 def _title(what: str, number: int) -> str:
     if not number:
         return f"There is nothing to {what}"
-    return f"{what.capitalize()} {_servers(number)}"
-
-
-def _servers(number: int) -> str:
-    return "1 server" if number == 1 else f"{number:,} servers"
-
-
-def _number(text: str) -> float | str:
-    """Return a number; what is none stays a text, which the API refuses."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return f"{what.capitalize()} {counted(number, 'server')}"
