@@ -13,8 +13,8 @@ from synapse_federation_admin.api.schemas.model import (
     Input,
     Reason,
 )
-from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.cap_backoff import CapBackoff
+from synapse_federation_admin.repair.criteria import ALL_FAILING
 
 
 class CapBackoffBody(Input):
@@ -54,6 +54,5 @@ async def cap_backoff(asked: Asked, body: CapBackoffBody) -> JsonDict:
     if body.dry_run:
         matched, sample = await asked.services.cap_backoff.preview(longest_ms)
         return {"dry_run": True, "matched": matched, "sample": sample}
-    which = criteria.shown(criteria.ALL_FAILING)
     how = {"max_retry_interval_ms": longest_ms}
-    return await start_run(asked, CapBackoff.name, which, how, body.reason)
+    return await start_run(asked, CapBackoff.name, ALL_FAILING, how, body.reason)

@@ -25,10 +25,10 @@ from synapse_federation_admin.api.schemas.destinations import (
 )
 from synapse_federation_admin.api.schemas.v1 import TOO_MANY
 from synapse_federation_admin.api.schemas.values import model_of, shown
-from synapse_federation_admin.api.v2_destinations import waiting_pieces
+from synapse_federation_admin.api.v2_destinations import destinations_of
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
-from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.destinations.waiting import WaitingList
 
 # How many rows with their backlog are written at a time.
 _BACKLOG_PIECE = 1000
@@ -54,14 +54,17 @@ async def export_destinations(asked: Asked, query: ExportQuery) -> None:
     connection.
     """
     services = asked.services
-    pieces = services.reader.of(query.wanted, query.sort).pieces(None)
-    if query.has_backlog:
-        pieces = await _waiting(services, query)
+    destinations = await destinations_of(services, query)
+    if isinstance(destinations, WaitingList) and destinations.found is None:
+        raise SynapseError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "It is being looked for what waits: ask again in a moment",
+        )
     await respond_in_chunks(
         services.homeserver,
         asked.request,
         _CONTENT_TYPES[query.format],
-        _chunks(services, query, pieces),
+        _chunks(services, query, destinations.pieces(None)),
         file_name=f"destinations.{query.format.value}",
     )
 
@@ -95,25 +98,6 @@ async def _chunks(
                         for line, row in zip(lines, part, strict=True)
                     ]
                 yield f"{end.join(lines)}{end}".encode()
-
-
-async def _waiting(
-    services: Services, query: ExportQuery
-) -> AsyncGenerator[list[Destination], None]:
-    """Return the pieces of what something waits for.
-
-    Raises:
-        SynapseError: 503, that is not known yet.
-    """
-    services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
-    found = await services.attention.get()
-    if found is None:
-        raise SynapseError(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "It is being looked for what waits: ask again in a moment",
-        )
-    pieces = waiting_pieces(services, query, found)
-    return ([row for _, row in piece] async for piece in pieces)
 
 
 def _with_backlog(line: str, backlog: JsonDict, is_csv: bool) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: remove what is kept of servers that are gone for good."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 
 from pydantic import Field, model_validator
@@ -14,7 +13,13 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.reconnect_many import usable_of
-from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
+from synapse_federation_admin.api.runs import (
+    CONFLICT,
+    Chosen,
+    Run,
+    RunPreview,
+    start_run,
+)
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
 from synapse_federation_admin.api.schemas.model import (
     Answer,
@@ -27,7 +32,6 @@ from synapse_federation_admin.api.shared_rooms import (
     shared_rooms_path,
 )
 from synapse_federation_admin.api.v2_destinations import require_known
-from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.repair.forget import shown_loss
 from synapse_federation_admin.repair.forget_many import ForgetMany
 
@@ -248,23 +252,17 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
     and nothing is changed. Refused are those with which local users share rooms, and in
     the run also those for which something changed meanwhile.
     """
-    services, drop_to_device = asked.services, body.drop_to_device
-    wanted = body.filter.wanted if body.filter else None
-    names: Sequence[str] = ()
+    services = asked.services
+    chosen: Chosen | None = body.filter.wanted if body.filter else None
     ignored: JsonDict = {}
-    if wanted is None:
-        sorted_out = await services.forget_many.sort_out(body.destinations or ())
-        names, ignored = usable_of(
-            sorted_out, body.ignore_unknown, "cannot be forgotten"
-        )
+    if chosen is None:
+        names = await services.forget_many.sort_out(body.destinations or ())
+        chosen, ignored = usable_of(names, body.ignore_unknown, "cannot be forgotten")
+    how = {"drop_to_device": body.drop_to_device}
     if not body.dry_run:
-        which = criteria.shown(wanted) if wanted else criteria.listed(len(names))
-        how = {"drop_to_device": drop_to_device}
-        run = await start_run(asked, ForgetMany.name, which, how, body.reason, names)
+        run = await start_run(asked, ForgetMany.name, chosen, how, body.reason)
         return {**run, **ignored}
-    found = await services.forget_many.preview(
-        names if wanted is None else wanted, drop_to_device=drop_to_device
-    )
+    found = await services.forget_many.preview(chosen, **how)
     return {
         **ignored,
         "dry_run": True,

@@ -14,7 +14,13 @@ from typing_extensions import Self
 from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import Asked, Services, invalid_param
 from synapse_federation_admin.api._operation import operation
-from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
+from synapse_federation_admin.api.runs import (
+    CONFLICT,
+    Chosen,
+    Run,
+    RunPreview,
+    start_run,
+)
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
 from synapse_federation_admin.api.schemas.model import (
     Input,
@@ -118,19 +124,17 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     and nothing is changed.
     """
     services = asked.services
-    wanted = _wanted(body)
     per_second = _per_second(body, services.config.bulk_max_per_second)
-    names: Sequence[str] = ()
+    chosen: Chosen | None = _wanted(body)
     ignored: JsonDict = {}
-    if wanted is None:
+    if chosen is None:
         found = await services.reconnect_many.sort_out(body.destinations or ())
-        names, ignored = usable_of(found, body.ignore_unknown, "cannot be contacted")
+        chosen, ignored = usable_of(found, body.ignore_unknown, "cannot be contacted")
     if body.dry_run:
-        matched, sample = await _preview(services, wanted, names)
+        matched, sample = await _preview(services, chosen)
         return {"dry_run": True, "matched": matched, "sample": sample, **ignored}
-    which = criteria.shown(wanted) if wanted else criteria.listed(len(names))
     how = {"per_second": per_second, "timeout_ms": body.timeout_ms}
-    run = await start_run(asked, ReconnectMany.name, which, how, body.reason, names)
+    run = await start_run(asked, ReconnectMany.name, chosen, how, body.reason)
     return {**run, **ignored}
 
 
@@ -154,17 +158,13 @@ def _per_second(body: ReconnectManyBody, most: float) -> float:
     return body.per_second
 
 
-async def _preview(
-    services: Services, wanted: DestinationFilter | None, names: Sequence[str]
-) -> tuple[int, list[str]]:
+async def _preview(services: Services, chosen: Chosen) -> tuple[int, list[str]]:
     """Return how many destinations a run would be for, and the names of some."""
-    matched, sample = len(names), names[:_SAMPLE]
-    if wanted is not None:
-        found = services.reader.of(attr.evolve(wanted, only_fitting=True), Sort())
-        rows = await found.read(None, _SAMPLE)
-        matched = await found.count()
-        sample = [row.destination for row in rows]
-    return matched, list(sample)
+    if not isinstance(chosen, DestinationFilter):
+        return len(chosen), list(chosen[:_SAMPLE])
+    found = services.reader.of(attr.evolve(chosen, only_fitting=True), Sort())
+    rows = await found.read(None, _SAMPLE)
+    return await found.count(), [row.destination for row in rows]
 
 
 def usable_of(

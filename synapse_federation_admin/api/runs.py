@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 from synapse.module_api import JsonDict
@@ -19,10 +19,13 @@ from synapse_federation_admin.api.schemas.model import (
     Paged,
 )
 from synapse_federation_admin.api.schemas.values import model_of, shown
-from synapse_federation_admin.destinations.values import Sort
+from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.storage import run_values
 from synapse_federation_admin.storage.run_values import RunOrder
+
+# Which destinations something is done to: those of a filter, or of a list.
+Chosen: TypeAlias = DestinationFilter | Sequence[str]
 
 
 class RunsQuery(Paged):
@@ -158,29 +161,30 @@ def shown_run(asked: Asked, run: run_values.Run | None) -> JsonDict:
 async def start_run(
     asked: Asked,
     action: str,
-    which: Mapping[str, object],
+    chosen: Chosen,
     how: Mapping[str, object],
     reason: str,
-    names: Sequence[str] = (),
 ) -> JsonDict:
     """Make a run, and answer it; see `RunOrder`.
 
     Args:
         asked: Who asks for it.
         action: What is done to each destination.
-        which: The criteria.
+        chosen: Which destinations.
         how: The options.
         reason: Why; "" if not said.
-        names: The destinations, where the criteria are a list.
 
     Raises:
-        FeatureOffError: The criteria are for what is not recorded.
+        FeatureOffError: The filter is for what is not recorded.
         SynapseError: 409 `M_UNKNOWN` if one of the same action has not ended.
     """
-    wanted = criteria.wanted_by(which)
-    if wanted is not None:
+    names: Sequence[str] = ()
+    if isinstance(chosen, DestinationFilter):
         # Before there is a run: so that it can be refused.
-        asked.services.reader.of(wanted, Sort())
+        asked.services.reader.of(chosen, Sort())
+        which = criteria.shown(chosen)
+    else:
+        names, which = chosen, criteria.listed(len(chosen))
     order = RunOrder(action, which, how, names, asked.actor, reason or None)
     run, created = await asked.services.runner.create(order)
     if not created:

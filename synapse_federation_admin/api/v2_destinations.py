@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: destinations with their status, found by what matters."""
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection
 
 from synapse.module_api import JsonDict
 
@@ -18,10 +18,11 @@ from synapse_federation_admin.api.schemas.destinations import (
 )
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import shown
-from synapse_federation_admin.destinations.attention import Attention
 from synapse_federation_admin.destinations.queued import not_yet_queued
+from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination, Position
+from synapse_federation_admin.destinations.waiting import WaitingList
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
 
@@ -53,11 +54,8 @@ async def list_destinations(asked: Asked, query: DestinationsQuery) -> JsonDict:
 
     A key of a destination that `include` adds is null where nothing is recorded.
     """
-    services = asked.services
-    if query.has_backlog:
-        return await _list_waiting(services, query)
-    paging, sort = Paging(query), query.sort
-    destinations = services.reader.of(query.wanted, sort)
+    services, paging = asked.services, Paging(query)
+    destinations = await destinations_of(services, query)
     after, total = None, None
     if paging.after is not None:
         value, name, total = paging.after
@@ -68,96 +66,33 @@ async def list_destinations(asked: Asked, query: DestinationsQuery) -> JsonDict:
         total = len(found) if is_whole else await destinations.count()
 
     def says(last: Destination) -> list[object]:
-        position = sort.position_of(last)
+        position = destinations.position_of(last)
         return [position.value, position.destination, total]
 
     rows, next_token = paging.cut(found, says)
-    return {
-        "destinations": await render_rows(services, rows, query.include),
-        **({"total": total} if query.total else {}),
-        **await _as_of(services, query),
-        **next_token,
-    }
-
-
-async def _as_of(services: Services, query: DestinationsQuery) -> JsonDict:
-    if Include.LOCAL_USERS not in query.include:
-        return {}
-    found = await services.attention.get()
-    return {"as_of_ts": found.as_of_ts if found else None}
-
-
-async def _list_waiting(services: Services, query: DestinationsQuery) -> JsonDict:
-    """List those for which something waited when that was last looked for."""
-    services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
-    paging = Paging(query)
-    waiting = await services.attention.get()
-    rows: list[tuple[int, Destination]] = []
-    after = tuple(paging.after) if paging.after else None
-    async for piece in waiting_pieces(services, query, waiting, after):
-        rows += piece
-        if len(rows) >= paging.limit:
-            break
-    shown_rows, next_token = paging.cut(
-        rows[: paging.limit], lambda last: [last[0], last[1].destination]
-    )
-    total = {}
+    shown_rows = await render_rows(services, rows, query.include)
+    answer: JsonDict = {"destinations": shown_rows}
     if query.total:
-        total = {"total": await _count_waiting(services, query, waiting)}
-    return {
-        "destinations": await render_rows(
-            services, [row for _, row in shown_rows], query.include
-        ),
-        **total,
-        "as_of_ts": waiting.as_of_ts if waiting else None,
-        "is_complete": bool(waiting and waiting.has_all_waiting),
-        **next_token,
-    }
+        answer["total"] = total
+    if isinstance(destinations, WaitingList):
+        waiting = destinations.found
+        answer["as_of_ts"] = waiting and waiting.as_of_ts
+        answer["is_complete"] = bool(waiting and waiting.has_all_waiting)
+    elif Include.LOCAL_USERS in query.include:
+        affected = await services.attention.get()
+        answer["as_of_ts"] = affected and affected.as_of_ts
+    return {**answer, **next_token}
 
 
-async def _count_waiting(
-    services: Services, query: SortedFilter, waiting: Attention | None
-) -> int:
-    """Count those that the filters keep, once for what was found."""
-    if waiting is None:
-        return 0
-    total = waiting.totals.get(query.wanted)
-    if total is None:
-        total = 0
-        async for piece in waiting_pieces(services, query, waiting):
-            total += len(piece)
-        waiting.totals[query.wanted] = total
-    return total
-
-
-async def waiting_pieces(
-    services: Services,
-    query: SortedFilter,
-    waiting: Attention | None,
-    after: tuple[int, str] | None = None,
-) -> AsyncGenerator[list[tuple[int, Destination]], None]:
-    """Read those that fail and that the filters keep, where most waits first.
-
-    Args:
-        services: The services.
-        query: The filters.
-        waiting: For what something waits; None: that is not known.
-        after: Behind which place to begin.
-
-    Yields:
-        How much waited for each, and its row; never an empty list.
-    """
-    left = waiting.behind(after) if waiting else ()
+async def destinations_of(
+    services: Services, query: SortedFilter
+) -> DestinationList | WaitingList:
+    """Return the list that a query is for; no row is read yet."""
     destinations = services.reader.of(query.wanted, query.sort)
-    for begin in range(0, len(left), _LOOKED_FOR):
-        some = left[begin : begin + _LOOKED_FOR]
-        found = await destinations.among([name for _, name in some])
-        if found:
-            yield [(count, found[name]) for count, name in some if name in found]
-
-
-# Among how many of them rows are looked for at a time.
-_LOOKED_FOR = 500
+    if not query.has_backlog:
+        return destinations
+    services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
+    return WaitingList(destinations, await services.attention.get())
 
 
 @operation(

@@ -23,7 +23,11 @@ from synapse_federation_admin.destinations.attention_rows import (
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
-from synapse_federation_admin.destinations.values import Destination, DestinationFilter
+from synapse_federation_admin.destinations.values import (
+    Destination,
+    DestinationFilter,
+    Position,
+)
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.sql import FAILING, MOMENT_MS, any_of
@@ -90,14 +94,15 @@ class Attention:
     users: dict[str, int] = attr.Factory(dict)
     totals: dict[DestinationFilter, int] = attr.Factory(dict)
 
-    def behind(self, after: tuple[int, str] | None) -> Sequence[tuple[int, str]]:
+    def behind(self, after: Position | None) -> Sequence[tuple[int, str]]:
         """Return for whom less waits than at a place in `waiting`, or as much.
 
         The place need not be there any more.
         """
         if after is None:
             return self.waiting
-        place = bisect_right(self.waiting, _place(after), key=_place)
+        last = _place((after.value or 0, after.destination))
+        place = bisect_right(self.waiting, last, key=_place)
         return self.waiting[place:]
 
 
