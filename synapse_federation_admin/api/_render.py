@@ -7,7 +7,6 @@ as text, many times faster, for long lists.
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as json_text
@@ -75,53 +74,44 @@ def render_row(homeserver: Homeserver, row: Destination) -> JsonDict:
 
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
     """Return the JSON of `render_v2`."""
-    name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
-    # Most rows do not fail: for them, all that v2 adds is known.
-    if retry_last_ts or not is_server_name(name):
-        next_retry_ts = json.dumps(row.next_retry_ts)
-        added = f'"{row.status(now_ms).value}","next_retry_ts":{next_retry_ts}'
-    else:
-        added = _ADDED_UNKNOWN if stream_ordering is None else _ADDED_ONLINE
+    status, next_retry_ts = _added(row, now_ms)
     return (
-        f'{{"destination":{json_text(name)},'
-        f'"retry_last_ts":{retry_last_ts or 0},'
-        f'"retry_interval":{retry_interval or 0},'
-        f'"failure_ts":{"null" if failure_ts is None else failure_ts},'
-        '"last_successful_stream_ordering":'
-        f"{'null' if stream_ordering is None else stream_ordering},"
-        f'"status":{added},"allowed":{"true" if allowed else "false"}}}'
+        f'{encode_v1(row)[:-1]},"status":"{status}",'
+        f'"next_retry_ts":{"null" if next_retry_ts is None else next_retry_ts},'
+        f'"allowed":{"true" if allowed else "false"}}}'
     )
-
-
-_ADDED_UNKNOWN = f'"{DestinationStatus.UNKNOWN.value}","next_retry_ts":null'
-_ADDED_ONLINE = f'"{DestinationStatus.ONLINE.value}","next_retry_ts":null'
 
 
 def csv_line(row: Destination, now_ms: int, *, allowed: bool) -> str:
     """Return the fields of `CSV_COLUMNS` as CSV, without an end of line."""
     name, retry_last_ts, retry_interval, failure_ts, stream_ordering = row
-    if retry_last_ts or not is_server_name(name):
-        added = f"{row.status(now_ms).value},{row.next_retry_ts or ''}"
-    else:
-        status = _UNKNOWN if stream_ordering is None else _ONLINE
-        added = f"{status},"
+    status, next_retry_ts = _added(row, now_ms)
     return (
         f"{name if _IS_PLAIN(name) else csv_fields([name])},"
         f"{retry_last_ts or 0},{retry_interval or 0},"
         f"{'' if failure_ts is None else failure_ts},"
         f"{'' if stream_ordering is None else stream_ordering},"
-        f"{added},{'true' if allowed else 'false'}"
+        f"{status},{'' if next_retry_ts is None else next_retry_ts},"
+        f"{'true' if allowed else 'false'}"
     )
 
+
+def _added(row: Destination, now_ms: int) -> tuple[str, int | None]:
+    """Return the status and when the next retry is."""
+    # Most rows do not fail: for them, it is known.
+    if row.retry_last_ts or not is_server_name(row.destination):
+        return row.status(now_ms).value, row.next_retry_ts
+    return _UNKNOWN if row.last_successful_stream_ordering is None else _ONLINE, None
+
+
+_UNKNOWN = DestinationStatus.UNKNOWN.value
+_ONLINE = DestinationStatus.ONLINE.value
 
 # Names that CSV need not quote: those of servers are such.
 _IS_PLAIN = re.compile(r"(?!-)[\w.:\[\]-]+", re.ASCII).fullmatch
 
 # With what a spreadsheet takes a text for a formula, also after the quote.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-_UNKNOWN = DestinationStatus.UNKNOWN.value
-_ONLINE = DestinationStatus.ONLINE.value
 
 
 def csv_fields(fields: Sequence[object]) -> str:
