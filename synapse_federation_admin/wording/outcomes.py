@@ -7,6 +7,7 @@ from typing import Any
 
 import attr
 
+from synapse_federation_admin.wording import servers
 from synapse_federation_admin.wording.amounts import count, cut, duration
 from synapse_federation_admin.wording.causes import cause
 
@@ -58,9 +59,7 @@ OUTCOMES = {
 STATUSES = {
     "backing_off": "failing and waiting for the next try",
     "retry_due": "failing and due",
-    "invalid": "no server name",
-    "online": "not failing",
-    "unknown": "nothing sent yet",
+    **{status: word for status, (_, word) in servers.STATUSES.items()},
 }
 """What is told of each status that a filter keeps."""
 
