@@ -291,11 +291,12 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
         self.later(10_000)
         self.add_to_device("a.example", 70, 2)
         for _ in range(2):
+            # It took long: nobody waits for it.
             asked = self.ask()
-            self.later(150)
+            self.later(0)
             self.assertEqual(self.successResultOf(asked).backlog, first)
         self.assertEqual(len(self.readings), 2)
-        self.read()
+        self.read(200)
         self.assertEqual(self.get_backlog().to_device_messages, 2)
 
     def test_rest(self) -> None:

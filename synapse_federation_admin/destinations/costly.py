@@ -8,7 +8,8 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 T = TypeVar("T")
 
-# How long who asks waits for what is read anew.
+# How long who asks waits for what is read anew; not at all, if there is something and
+# reading it took longer.
 _WAIT_MS = 150
 
 # Reading what takes less is always worth it. After what takes longer, the next is not
@@ -59,6 +60,7 @@ class Costly(Generic[T]):
         self._waits_always = waits_always
         # The times, in ms, at which it is not read, as the last reading was costly.
         self._rest = range(0)
+        self._took_ms = 0
         self._changes = 0
 
     @property
@@ -75,13 +77,17 @@ class Costly(Generic[T]):
         """Return the newest that there is. Raises what `read` raises."""
         if self._rests:
             return self.latest
-        is_first = self._waits_for_first and self.latest is None
+        timeout_ms: int | None = _WAIT_MS
+        if self._waits_always or (self._waits_for_first and self.latest is None):
+            timeout_ms = None
+        elif self.latest is not None and self._took_ms > _WAIT_MS:
+            timeout_ms = 0
         try:
             return await self._homeserver.single_flight.run(
                 self._desc,
                 Costly,
                 self._refresh,
-                timeout_ms=None if is_first or self._waits_always else _WAIT_MS,
+                timeout_ms=timeout_ms,
             )
         except TimeoutError:
             return self.latest
@@ -98,7 +104,7 @@ class Costly(Generic[T]):
             self.latest = await self._read()
         finally:
             ended_ms = self._homeserver.now_ms()
-            took_ms = ended_ms - began_ms
+            took_ms = self._took_ms = ended_ms - began_ms
             rest_ms = _REST_FACTOR * took_ms if took_ms >= _CHEAP_MS else 0
             if self._waits_always and took_ms >= _CHEAP_MS:
                 rest_ms = _MOST_MS - took_ms
