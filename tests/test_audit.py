@@ -183,6 +183,9 @@ class KeepTestCase(AuditTestCase):
     def test_prune(self) -> None:
         """What is older than is to be kept goes, in pieces; nothing else does."""
         self.reactor.advance(20 * DAY_MS / 1000)
+        # This process was seen by the clock of the database, which is not the test's.
+        self.pump(0.1)
+        self.run_sql("DELETE FROM federation_admin_instances")
         now_ms = self.clock.time_msec()
         for number in range(7):
             self.write(ts=now_ms - 10 * DAY_MS - 1 - number)
@@ -229,9 +232,18 @@ class KeepTestCase(AuditTestCase):
     def test_start(self) -> None:
         """What a process was doing when it ended is interrupted when it starts.
 
-        Not what others do, or a run. It prunes an hour later, for a clock may be wrong.
+        Not what others do, or a run. It prunes an hour later, for a clock may be wrong,
+        and not within the hour in which the clock was set.
         """
-        self.reactor.advance(20 * DAY_MS / 1000)
+        set_s = 1_800_000_000.0
+        self.reactor.advance(set_s)
+
+        def monotonic() -> float:
+            return self.reactor.seconds() - set_s
+
+        clock = mock.patch("time.monotonic", monotonic)
+        clock.start()
+        self.addCleanup(clock.stop)
         own = self.write(outcome="pending")
         too_old = self.write(ts=1)
         others = [
@@ -257,6 +269,10 @@ class KeepTestCase(AuditTestCase):
         self.wait(110)
         self.assertNotIn(too_old.entry_id, self.outcomes())
         late = self.write(ts=1)
+        # All timers go off.
+        set_s += 7200
+        self.wait(7200)
+        self.assertIn(late.entry_id, self.outcomes())
         self.wait(3600)
         self.assertNotIn(late.entry_id, self.outcomes())
 

@@ -204,9 +204,8 @@ def test_clock_was_ahead(tmp_path: Path) -> None:
             return all(o["end_ts"] and o["end_ts"] <= w.clock.now_ms for o in found)
 
         wait_until(has_ended, "the end of the outage", 200)
-        detail = w.get(f"destinations/{down}")
-        assert detail["availability"]["since_ts"] <= w.clock.now_ms
-        assert detail["availability"]["share"] is not None
+        # Which of the two clocks was wrong is taken for sure only after an hour.
+        assert w.get(f"destinations/{down}")["availability"]["share"] is None
 
 
 def test_look_up_servers(tmp_path: Path) -> None:

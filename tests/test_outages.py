@@ -208,17 +208,6 @@ class BeginTestCase(OutagesTestCase):
         )
         self.assertEqual(page["destinations"][0]["availability"]["share"], 0)
 
-    def test_clock_was_ahead(self) -> None:
-        """It is not recorded since a time that is still to come."""
-        self.run_sql(
-            f"UPDATE federation_admin_recording SET since_ts = {self.now + DAY}"
-        )
-        job = Outages(self.homeserver, self.tables)
-        self.get_success(job.look())
-        self.assertEqual(
-            self.count(f"federation_admin_recording WHERE since_ts <= {self.now}"), 1
-        )
-
     def test_recording_dropped(self) -> None:
         """Since when it is recorded is there again after the tables were dropped."""
         self.run_sql("DELETE FROM federation_admin_recording")

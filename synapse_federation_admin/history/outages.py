@@ -21,15 +21,12 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import outages, records
+from synapse_federation_admin.storage import outages
 from synapse_federation_admin.storage.outage_ends import SETTLED_MS, changed_since
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import AHEAD_MS, Sql
+from synapse_federation_admin.storage.sql import Sql
 
 T = TypeVar("T")
-
-# Before this code was written.
-_RELEASED_TS = 1_735_689_600_000
 
 # How often it is looked what has ended, and how soon after the start; and each how many
 # times at all outages: there may be many.
@@ -92,7 +89,6 @@ class Outages:
         # Again and again: the tables may have been dropped.
         if at_all or not self._has_begun:
             await self._run(self._begin_recording_txn)
-            await self._delete_beyond()
             self._has_begun = True
         while await self._run(partial(self._look_txn, at_all=at_all)):
             pass
@@ -104,18 +100,6 @@ class Outages:
         self, txn: LoggingTransaction, destinations: Sequence[str]
     ) -> None:
         outages.begin_missing_txn(txn, destinations, self._homeserver.now_ms())
-
-    async def _delete_beyond(self) -> None:
-        """Delete what a clock recorded that was ahead.
-
-        Unless it is this one that is wrong: it may be far behind for a while after the
-        host has started, if at all.
-        """
-        now_ts = self._homeserver.now_ms()
-        if now_ts < _RELEASED_TS:
-            return
-        for beyond in (outages.BEYOND, *records.BEYOND):
-            await self._tables.delete(beyond, now_ts + AHEAD_MS)
 
     def _look_txn(self, txn: LoggingTransaction, *, at_all: bool) -> bool:
         """Bring some outages up to date; return whether there may be more."""

@@ -135,7 +135,7 @@ class RecentAttemptsStore:
 
 def _known_ms(txn: LoggingTransaction, now_ts: int) -> int:
     """Return for how long a server has to have answered to be known for long."""
-    since_ts = outages.recorded_since_txn(txn)
+    since_ts = outages.recorded_since_txn(txn, now_ts)
     if since_ts is None:
         return _KNOWN_MS
     return min(_KNOWN_MS, max(0, now_ts - since_ts) // _KNOWN_SHARE)

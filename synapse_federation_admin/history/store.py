@@ -161,8 +161,11 @@ class HistoryStore:
         ]
 
     async def recorded_since_ts(self) -> int | None:
-        """Return since when outages are recorded; None if that has not begun yet."""
-        return await self._run("recording", outages.recorded_since_txn)
+        """Return since when outages are recorded; None if that is not known."""
+        now_ts = self._homeserver.now_ms()
+        return await self._run(
+            "recording", partial(outages.recorded_since_txn, now_ts=now_ts)
+        )
 
     async def availability(
         self, destinations: Sequence[str]

@@ -5,7 +5,9 @@ Each process makes an end of what it was doing when it ended. The one that runs
 background tasks deletes, once an hour, what has been kept for long enough.
 """
 
+import time
 from functools import partial
+from operator import sub
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import (
@@ -18,10 +20,15 @@ from synapse_federation_admin.storage import (
 )
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import AHEAD_MS
 
-# Nothing is deleted in the first hour: a clock that is ahead at start, by a year say,
-# is put right by then, and would have all that is kept deleted as too old.
+# Nothing is deleted in the first hour, nor in the one in which the clock was set: one
+# that is wrong by a year, say, is put right by then, and would have all that is kept
+# deleted as too old, or as of after now.
 _EVERY_MS = 3_600_000
+
+# Before this code was written: a clock that says so is wrong.
+_RELEASED_TS = 1_735_689_600_000
 
 # What is pending for longer will never end: its process is gone.
 _DAY_MS = 86_400_000
@@ -57,7 +64,11 @@ class Housekeeping:
             self._expired += [
                 *((old, outages_keep_for_ms) for old in (*records.OLD, outages.OLD)),
                 (records.OLD_ADDRESSES, _DAY_MS),
+                # What a clock recorded that was ahead.
+                *((beyond, -AHEAD_MS) for beyond in (*outages.BEYOND, *records.BEYOND)),
             ]
+        # By the clock of the host, and by one that nobody sets.
+        self._last_ms = (0.0, 0.0)
 
     def start(self) -> None:
         """Make an end of what this process has left at once, and begin to prune."""
@@ -68,10 +79,11 @@ class Housekeeping:
             first_after_ms=0,
         )
         if self._homeserver.runs_background_tasks:
+            self._last_ms = self._clocks_ms()
             self._homeserver.every(
                 "federation_admin_prune",
                 _EVERY_MS,
-                self.prune,
+                self._prune_if_sure,
                 first_after_ms=_EVERY_MS,
             )
 
@@ -90,6 +102,17 @@ class Housekeeping:
                     "federation_admin_housekeeping",
                     outages.end_recording_txn,
                 )
+
+    def _clocks_ms(self) -> tuple[float, float]:
+        return self._homeserver.now_ms(), time.monotonic() * 1000
+
+    async def _prune_if_sure(self) -> None:
+        """Prune, unless the clock was set since the last round: then it is too soon."""
+        before_ms, self._last_ms = self._last_ms, self._clocks_ms()
+        by_host_ms, really_ms = map(sub, self._last_ms, before_ms)
+        is_steady = abs(by_host_ms - really_ms) < AHEAD_MS
+        if is_steady and self._last_ms[0] > _RELEASED_TS:
+            await self.prune()
 
     async def prune(self) -> None:
         """Delete what has been kept for long enough, in small pieces.

@@ -22,6 +22,7 @@ from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.outage_ends import OutageEnd, ended_outages
 from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
+    AHEAD_MS,
     FAILING,
     FAILING_SINCE,
     FITS,
@@ -44,10 +45,13 @@ OPEN_OUTAGES = (
     f"(SELECT destination, start_ts, last_kind FROM {_TABLE} WHERE end_ts IS NULL)"  # noqa: S608
 )
 
-# Those that are old by when they ended, and those of after a time, which nobody can
-# know.
+# Those that are old by when they ended; and those of after a time, which nobody can
+# know, and that they are recorded since then.
 OLD = Expired(_TABLE, "destination, start_ts", "end_ts < ?")
-BEYOND = Expired(_TABLE, "destination, start_ts", "start_ts > ? OR end_ts > ?")
+BEYOND = (
+    Expired(_TABLE, "destination, start_ts", "start_ts > ? OR end_ts > ?"),
+    Expired(_RECORDING, "only_row", "since_ts > ?"),
+)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -202,9 +206,15 @@ def count_kinds_txn(
     return {kind: list(map(int, counts)) for kind, *counts in txn.fetchall()}
 
 
-def recorded_since_txn(txn: LoggingTransaction) -> int | None:
-    """Return since when outages are recorded; None if that has not begun yet."""
-    txn.execute(f"SELECT since_ts FROM {_RECORDING}")  # noqa: S608
+def recorded_since_txn(txn: LoggingTransaction, now_ts: int) -> int | None:
+    """Return since when outages are recorded; None if that is not known.
+
+    It has not begun yet, or that was written by a clock that was ahead.
+    """
+    txn.execute(
+        f"SELECT since_ts FROM {_RECORDING} WHERE since_ts <= ?",  # noqa: S608
+        (now_ts + AHEAD_MS,),
+    )
     row = txn.fetchone()
     return int(row[0]) if row else None
 
@@ -234,14 +244,10 @@ def fails_for(kinds: Collection[str]) -> Sql:
 
 
 def begin_recording_txn(txn: LoggingTransaction, now_ts: int) -> None:
-    """Write since when outages are recorded, if that has not been written yet.
-
-    Or was by a clock that was ahead.
-    """
+    """Write since when outages are recorded, if that has not been written yet."""
     txn.execute(
-        f"INSERT INTO {_RECORDING} AS known (only_row, since_ts) VALUES (1, ?) "  # noqa: S608
-        "ON CONFLICT (only_row) DO UPDATE SET since_ts = EXCLUDED.since_ts "
-        "WHERE known.since_ts > EXCLUDED.since_ts",
+        f"INSERT INTO {_RECORDING} (only_row, since_ts) VALUES (1, ?) "  # noqa: S608
+        "ON CONFLICT (only_row) DO NOTHING",
         (now_ts,),
     )
 
