@@ -386,6 +386,23 @@ class SigningInTestCase(ConsoleTestCase):
         self.assertEqual(session.origin, Origin.NONE)
         self.assertIsNone(self.kept(self.visit("GET", "/session", "")))
 
+    def test_strange_host(self) -> None:
+        """Whatever a client says to have asked for, single sign-on is offered."""
+        flows = [{"type": "m.login.sso"}]
+        for host in ("test:x", "test:99999", "[::1", "a b", "\u202e", "<b>"):
+            with mock.patch.object(Sessions, "login_flows", return_value=flows):
+                headers = [("Host", host)]
+                channel = self.visit("GET", "/", headers=headers)
+            self.assertEqual(channel.code, 401, (host, channel.result))
+            self.assertNotIn("<b>", channel.text_body)
+            leads = re.findall(
+                r"redirectUrl=https?%3A%2F%2F(.*?)%2F", channel.text_body
+            )
+            self.assertEqual(len(leads), 1)
+            self.assertEqual(
+                leads == ["localhost"], host in ("test:x", "test:99999", "[::1")
+            )
+
 
 class TooOftenTestCase(ConsoleTestCase):
     """Accounts are with a service, which nobody may have asked without end."""

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from synapse.module_api import SynapseRequest
 from synapse.module_api.errors import SynapseError
@@ -159,11 +159,12 @@ class Desk:
         At the host of `public_baseurl` it is https if that is, even if a proxy does not
         say so.
         """
-        public = urlsplit(self.sessions.public_baseurl)
-        is_public = public.scheme == "https" and _is_at(request, public)
+        public = self.sessions.public_baseurl
+        is_public = public.startswith("https:") and is_of_here(request, public)
         scheme = "https" if request.isSecure() or is_public else "http"
-        host = request.getHeader("Host") or "localhost"
-        return f"{scheme}://{host.removesuffix(f':{_PORTS[scheme]}')}"
+        host = request.getHeader("Host") or ""
+        origin = f"{scheme}://{host.removesuffix(f':{_PORTS[scheme]}')}"
+        return origin if is_of_here(request, origin) else f"{scheme}://localhost"
 
 
 _PORTS = {"http": 80, "https": 443}
@@ -177,20 +178,17 @@ def use_token(request: SynapseRequest, token: str) -> None:
 
 
 def is_of_here(request: SynapseRequest, origin: str) -> bool:
-    """Tell whether an `Origin` is that of the console.
+    """Tell whether an `Origin`, or an address, is that of the console.
 
-    By the host that the browser has asked for. A proxy may add the port that the scheme
-    has anyway, and does not have to say which scheme it is.
+    By the host that the browser has asked for, which may be anything. A proxy may add
+    the port that the scheme has anyway, and does not have to say which scheme it is.
     """
     try:
-        return _is_at(request, urlsplit(origin))
+        address, asked = urlsplit(origin), urlsplit(f"//{request.getHeader('Host')}")
+        port = _PORTS.get(address.scheme)
+        return (asked.hostname, asked.port or port) == (
+            address.hostname,
+            address.port or port,
+        )
     except ValueError:
         return False
-
-
-def _is_at(request: SynapseRequest, address: SplitResult) -> bool:
-    asked, port = urlsplit(f"//{request.getHeader('Host')}"), _PORTS.get(address.scheme)
-    return (asked.hostname, asked.port or port) == (
-        address.hostname,
-        address.port or port,
-    )
