@@ -7,7 +7,6 @@ while, and the page that follows begins there: within a walk no row is shown twi
 none that stands there all along is skipped.
 """
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
@@ -15,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import attr
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.newest import keep_newest
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -69,14 +69,11 @@ class Cursors(Generic[P]):
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
-        self._cursors: OrderedDict[Hashable, Cursor[P]] = OrderedDict()
+        self._cursors: dict[Hashable, Cursor[P]] = {}
 
     def remember(self, page: Hashable, cursor: Cursor[P]) -> None:
         """Remember where a page begins: where the one before it ended."""
-        self._cursors[page] = cursor
-        self._cursors.move_to_end(page)
-        if len(self._cursors) > limits.CURSORS:
-            self._cursors.popitem(last=False)
+        keep_newest(self._cursors, page, cursor, limits.CURSORS)
 
     def find(self, page: Hashable) -> Cursor[P] | None:
         """Return where a page begins.

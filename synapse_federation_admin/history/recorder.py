@@ -13,7 +13,7 @@ one row for each kind. Old rows are deleted
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attr
 from twisted.internet.defer import CancelledError
@@ -44,6 +44,8 @@ from synapse_federation_admin.storage.records import (
     RecordedSuccess,
 )
 from synapse_federation_admin.storage.schema import Tables, TablesUnusableError
+
+K = TypeVar("K")
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +127,7 @@ class Recorder:
         self._known.pop(destination, None)
         key = (destination, failure.kind.value)
         recovered_ts = self._recovered_ts.pop(destination, None)
-        failures = self._unwritten.failures
-        if key not in failures and not self._has_room(failures):
+        if not self._has_room(self._unwritten.failures, key):
             return
         refused_bytes = None
         if failure.kind is FailureKind.TOO_LARGE and size_bytes:
@@ -160,8 +161,8 @@ class Recorder:
         failure = failure_of(transaction.error)
         if failure.kind not in _NO_ANSWER:
             return
-        key, failures = (name, failure.kind.value), self._unwritten.failures
-        if key not in failures and not self._has_room(failures):
+        key = (name, failure.kind.value)
+        if not self._has_room(self._unwritten.failures, key):
             return
         self._known.pop(name, None)
         self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
@@ -249,8 +250,7 @@ class Recorder:
         """Have an answer be written, if there is room for it; return whether."""
         if len(name) > limits.SERVER_NAME:
             return False
-        answers = self._unwritten.answers
-        if name not in answers and not self._has_room(answers):
+        if not self._has_room(self._unwritten.answers, name):
             return False
         self._unwritten.add_answer(
             RecordedSuccess(name, ts, recovered_ts, owner_of(name), accepted_bytes)
@@ -258,8 +258,8 @@ class Recorder:
         self._write_soon()
         return True
 
-    def _has_room(self, waiting: Mapping[Any, Any]) -> bool:
-        if len(waiting) < limits.WAITING_RECORDS:
+    def _has_room(self, waiting: Mapping[K, Any], key: K) -> bool:
+        if key in waiting or len(waiting) < limits.WAITING_RECORDS:
             return True
         if not self._has_said_full:
             self._has_said_full = True

@@ -19,7 +19,7 @@ nothing is sent. After a day nobody waits for it any more
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -202,15 +202,13 @@ class FollowUp:
         for run_id in run_ids:
             self._runs.recount_txn(txn, run_id, ())
         works = self._restore_txn(txn, ended)
-        pending = self._audit.lock_txn(txn, [entry.entry_id for entry in ended])
         counted: dict[str, list[str]] = defaultdict(list)
-        for entry in ended:
-            if entry.run_id and entry.entry_id in pending:
+        for entry in sorted(ended, key=lambda entry: entry.entry_id):
+            if self._audit.end_txn(txn, entry) and entry.run_id:
                 counted[entry.run_id].append(entry.outcome)
-            self._audit.end_txn(txn, entry)
         for run_id in run_ids:
             self._runs.recount_txn(txn, run_id, counted[run_id])
-        self.works_txn(txn, works)
+        self._audit.works_txn(txn, works)
         return entries, ended
 
     def _ended_txn(
@@ -244,11 +242,6 @@ class FollowUp:
                 since[name] = min(failure_ts, since.get(name, failure_ts))
         self._homeserver.retry_timings.restore_failure_ts_txn(txn, since)
         return works
-
-    def works_txn(self, txn: LoggingTransaction, names: Collection[str]) -> None:
-        """Note that destinations work: what was cleared of them was of use."""
-        if names:
-            self._audit.note_txn(txn, dict.fromkeys(names, TAKEN))
 
     def _outcome_of(
         self, entry: AuditEntry, now: Waiting, failed_ts: int | None

@@ -26,7 +26,7 @@ from synapse_federation_admin.repair.contact import (
 )
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
-from synapse_federation_admin.storage.audit import TAKEN, Audit
+from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_PENDING,
     Actor,
@@ -246,7 +246,7 @@ class Reconnect:
                     homeserver.retry_timings.clear_txn(txn, name)
                     after = self._destinations.get_txn(txn, name)
                 if outcome is ReconnectOutcome.CONNECTED and waiting.is_nothing:
-                    self._audit.note_txn(txn, {name: TAKEN})
+                    self._audit.works_txn(txn, [name])
                 else:
                     # Another who has asked may have cleared it before.
                     since_ts = before.failure_ts

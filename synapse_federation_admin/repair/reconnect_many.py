@@ -107,6 +107,7 @@ class ReconnectMany(Action):
         await _Contacts(
             homeserver,
             self._destinations,
+            self._audit,
             self._wake,
             self._follow_up,
             job,
@@ -132,6 +133,7 @@ class _Contacts:
 
     _homeserver: Homeserver
     _destinations: DestinationStore
+    _audit: Audit
     _wake: Wake
     _follow_up: FollowUp
     _job: Job
@@ -311,7 +313,7 @@ class _Contacts:
         for name in since:
             self._homeserver.retry_timings.clear_txn(txn, name)
         works = [name for name in names if waiting[name].is_nothing]
-        self._follow_up.works_txn(txn, works)
+        self._audit.works_txn(txn, works)
 
         def seen_through(result: RunResult) -> RunResult:
             name = result.destination

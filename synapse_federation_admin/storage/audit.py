@@ -158,8 +158,12 @@ class Audit:
         )
         txn.call_after(self._log_and_count, entries)
 
-    def end_txn(self, txn: LoggingTransaction, entry: AuditEntry) -> None:
-        """Write what came of an entry that is there, unless it has ended already."""
+    def end_txn(self, txn: LoggingTransaction, entry: AuditEntry) -> bool:
+        """Write what came of an entry that is there, unless it has ended already.
+
+        Returns:
+            Whether it had not.
+        """
         txn.execute(
             "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
             "details = ? WHERE entry_id = ? AND outcome = ?",
@@ -171,8 +175,10 @@ class Audit:
                 AUDIT_PENDING,
             ),
         )
-        if txn.rowcount:
+        has_ended = bool(txn.rowcount)
+        if has_ended:
             txn.call_after(self._log_and_count, [entry])
+        return has_ended
 
     def _log_and_count(self, entries: Collection[AuditEntry]) -> None:
         _log(entries)
@@ -196,7 +202,7 @@ class Audit:
         def end_txn(txn: LoggingTransaction) -> None:
             self.end_txn(txn, entry)
             if entry.outcome == ReconnectOutcome.CONNECTED.value:
-                self.note_txn(txn, {str(entry.destination): TAKEN})
+                self.works_txn(txn, [str(entry.destination)])
 
         await self.tables.run("federation_admin_audit", end_txn)
 
@@ -303,16 +309,10 @@ class Audit:
             ],
         )
 
-    def lock_txn(self, txn: LoggingTransaction, ids: Collection[str]) -> set[str]:
-        """Lock entries; return those that are still pending."""
-        wanted = any_of("entry_id", ids)
-        lock = "FOR UPDATE" if self._homeserver.is_postgres else ""
-        txn.execute(
-            "SELECT entry_id FROM federation_admin_audit "  # noqa: S608
-            f"WHERE {wanted.text} AND outcome = 'pending' ORDER BY entry_id {lock}",
-            wanted.args,
-        )
-        return {entry_id for (entry_id,) in txn.fetchall()}
+    def works_txn(self, txn: LoggingTransaction, names: Collection[str]) -> None:
+        """Note that destinations work: what was cleared of them was of use."""
+        if names:
+            self.note_txn(txn, dict.fromkeys(names, TAKEN))
 
     def interrupt_cleared_txn(
         self, txn: LoggingTransaction, names: Collection[str]

@@ -15,7 +15,6 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import FailureKind
-from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 from synapse_federation_admin.storage.records import (
     ADDRESSES,
@@ -164,7 +163,7 @@ def recent_attempts_txn(
     failing, began, known = (
         sum(group[place] for group in groups) for place in range(2, 5)
     )
-    looked, addresses = _addresses_txn(txn, since_ts, known_ms)
+    looked, leading, by_owner = _addresses_txn(txn, since_ts, known_ms)
     tried = Sql(
         f"FROM {SUCCESSES} AS s "
         f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
@@ -177,9 +176,13 @@ def recent_attempts_txn(
         (known_ms, *tried.args),
     )
     ((succeeded, working_owners),) = txn.fetchall()
-    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS)
+    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS, by_owner)
     kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
-    issuers = _most_common((issuer, *counts) for _, issuer, *counts in groups if issuer)
+    issuers = _most_common(
+        ((issuer, *counts) for _, issuer, *counts in groups if issuer), _LEAST
+    )
+    # Of those that are known for long first.
+    addresses = _most_common(leading, _LEAST, by=2)
     return RecentAttempts(
         window_ms,
         failing,
@@ -189,7 +192,7 @@ def recent_attempts_txn(
         looked=looked,
         causes=(
             *(SharedCause(CauseType.KIND, *kind) for kind in kinds),
-            *(SharedCause(CauseType.ISSUER, *i) for i in issuers if i[1] >= _LEAST),
+            *(SharedCause(CauseType.ISSUER, *issuer) for issuer in issuers),
             *(SharedCause(CauseType.ADDRESS, *address) for address in addresses),
         ),
         owners=tuple(owners),
@@ -203,6 +206,7 @@ def _owners_txn(
     since_ts: int,
     known_ms: int,
     recent_ts: int,
+    addresses: Mapping[str, set[str]],
 ) -> list[OwnerAttempts]:
     """Read whose those are that fail and are known for long; see `RecentAttempts`.
 
@@ -212,6 +216,7 @@ def _owners_txn(
         since_ts: When the time begins in which they were tried.
         known_ms: For how long they have to have answered.
         recent_ts: Those that began to fail since.
+        addresses: Where those that are known for long lead, by owner.
     """
     txn.execute(
         "SELECT s.owner, f.kind, COUNT(*) FILTER (WHERE o.start_ts >= ?), "  # noqa: S608
@@ -228,16 +233,6 @@ def _owners_txn(
             began[owner][kind] = began_count
     if not recent:
         return []
-    txn.execute(
-        "SELECT s.owner, a.addresses FROM ("  # noqa: S608
-        f"SELECT destination, addresses FROM {ADDRESSES} AS a "
-        "ORDER BY looked_ts DESC LIMIT ?) AS a "
-        f"JOIN {SUCCESSES} AS s ON s.destination = a.destination AND {_KNOWN}",
-        (_CANDIDATES, known_ms),
-    )
-    addresses: dict[str, set[str]] = defaultdict(set)
-    for owner, found in txn.fetchall():
-        addresses[owner].update(json.loads(found))
     names = sorted(recent.keys() | addresses.keys())
     wanted = any_of("s.owner", names)
     txn.execute(
@@ -257,12 +252,16 @@ def _owners_txn(
     ]
 
 
-def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _most_common(
+    groups: Iterable[tuple[Any, ...]], least: int = 0, by: int = 0
+) -> list[tuple[Any, ...]]:
     """Add up what groups of one value have; return the most common values first.
 
     Args:
         groups: Each a value, how many fail with it, how many of these began to in that
             time, and how many of the latter are known for long.
+        least: With how many those have to fail that are returned.
+        by: By which of these counts they are sorted first.
 
     Returns:
         The values and these three counts.
@@ -272,45 +271,46 @@ def _most_common(groups: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         added[value] = [
             one + more for one, more in zip(added[value], counts, strict=True)
         ]
-    most = sorted(added.items(), key=lambda item: (-item[1][0], item[0]))
-    return [(value, *counts) for value, counts in most[: limits.TOLD_CAUSES]]
+    found = [(value, counts) for value, counts in added.items() if counts[0] >= least]
+    found.sort(key=lambda item: (-item[1][by], -item[1][0], item[0]))
+    return [(value, *counts) for value, counts in found[: limits.TOLD_CAUSES]]
 
 
 def _addresses_txn(
     txn: LoggingTransaction, since_ts: int, known_ms: int
-) -> tuple[int, list[tuple[Any, ...]]]:
-    """Read where those lead that began to fail since a time, as far as is known.
+) -> tuple[int, list[tuple[Any, ...]], Mapping[str, set[str]]]:
+    """Read where destinations lead, as far as that was looked up.
 
     Returns:
-        Of how many that is known that are known for long; and the addresses, each with
-        how many fail, how many of these began to fail since, and how many of the latter
-        are known for long.
+        Of how many of those that is known that are known for long and began to fail
+        since a time; the addresses of those that fail, as groups of one for
+        `_most_common`; and those of what is known for long, by owner.
     """
-    each_address = (
-        "json_array_elements_text(CAST(a.addresses AS json)) AS each (value)"
-        if on_postgres(txn)
-        else "json_each(a.addresses) AS each"
-    )
-    source = (
-        f"FROM (SELECT destination, addresses FROM {ADDRESSES} AS a "  # noqa: S608
+    txn.execute(
+        "SELECT a.addresses, s.owner, CASE WHEN f.destination = d.destination "  # noqa: S608
+        "THEN o.start_ts END "
+        f"FROM (SELECT destination, addresses FROM {ADDRESSES} AS a "
         "ORDER BY looked_ts DESC LIMIT ?) AS a "
-        f"JOIN {FAILURES} AS f ON f.destination = a.destination {_FAILING_NOW}"
+        f"LEFT JOIN {OPEN_OUTAGES} AS o ON o.destination = a.destination "
+        f"LEFT JOIN {FAILURES} AS f ON f.destination = a.destination "
+        "AND f.kind = o.last_kind AND f.last_ts >= ? "
+        f"LEFT JOIN destinations AS d ON d.destination = a.destination AND {FAILING} "
+        f"LEFT JOIN {SUCCESSES} AS s ON s.destination = a.destination AND {_KNOWN}",
+        (_CANDIDATES, since_ts, known_ms),
     )
-    txn.execute(
-        f"SELECT COUNT(*) {source} "
-        f"WHERE f.last_ts >= ? AND o.start_ts >= ? AND {_IS_KNOWN}",
-        (_CANDIDATES, since_ts, since_ts, known_ms),
-    )
-    ((looked,),) = txn.fetchall()
-    txn.execute(
-        "SELECT each.value, COUNT(*), COUNT(*) FILTER (WHERE o.start_ts >= ?), "
-        f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_IS_KNOWN}) "
-        f"{source} CROSS JOIN {each_address} WHERE f.last_ts >= ? "
-        f"GROUP BY each.value HAVING COUNT(*) >= {_LEAST} ORDER BY 4 DESC, 2 DESC, 1 "
-        "LIMIT ?",
-        (since_ts, since_ts, known_ms, _CANDIDATES, since_ts, limits.TOLD_CAUSES),
-    )
-    return looked, txn.fetchall()
+    looked = 0
+    groups: list[tuple[Any, ...]] = []
+    by_owner: dict[str, set[str]] = defaultdict(set)
+    for addresses, owner, start_ts in txn.fetchall():
+        found = json.loads(addresses)
+        if owner is not None:
+            by_owner[owner].update(found)
+        if start_ts is not None:
+            began = int(start_ts >= since_ts)
+            known = 0 if owner is None else began
+            looked += known
+            groups += [(address, 1, began, known) for address in found]
+    return looked, groups, by_owner
 
 
 def not_looked_up_txn(
