@@ -252,7 +252,7 @@ class SeenThroughTestCase(ReconnectTestCase):
         sent = {"status": 413, "bytes": 9, "pdus": 0, "edus": 1}
         refused = {"refused": {**sent, "to_device_messages": 1, **details}}
         (entry,) = self.audit()
-        self.get_success(self.log.note(entry["entry_id"], refused))
+        self.get_success(self.log.note({entry["entry_id"]: refused}, "entry_id"))
         self.store_failure()
 
     def test_taken(self) -> None:

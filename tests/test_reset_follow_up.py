@@ -412,15 +412,22 @@ class NotesTestCase(StoryTestCase):
     def test_rests(self) -> None:
         """The longer a look takes, the longer the next one is waited for."""
         self.reset()
+        look = FollowUp._look
         looks = []
 
-        async def look(of: FollowUp) -> bool:
+        async def begin_and_look(of: FollowUp) -> bool:
             looks.append(self.reactor.seconds())
-            await self.homeserver.sleep_ms(1000)
             of.begin()
-            return True
+            return await look(of)
 
-        with mock.patch.object(FollowUp, "_look", look):
+        async def run(*_: Any, **__: Any) -> Any:
+            await self.homeserver.sleep_ms(1000)
+            return [], []
+
+        with (
+            mock.patch.object(FollowUp, "_look", begin_and_look),
+            mock.patch.object(Tables, "run", run),
+        ):
             for _ in range(600):
                 self.reactor.advance(0.1)
         self.assertIn(len(looks), range(2, 8))

@@ -83,9 +83,9 @@ class FollowUp:
         # What is to be noted of destinations that were woken.
         self._notes: dict[str, Mapping[str, object]] = {}
         # Whether something was cleared since the last look, and for how long nothing.
-        # These are counted: the clock of the host may be set.
+        # These are counted: the clock of the host may be set. And how long that took.
         self._is_any = False
-        self._quiet_ms = 0
+        self._quiet_ms = self._took_ms = 0
 
     def start(self) -> None:
         """Go on where the process before this one has stopped."""
@@ -126,34 +126,25 @@ class FollowUp:
             ended = self._audit.ended(entry, connected, shown)
             write = partial(self._audit.end, ended)
         else:
-            write = partial(self._audit.note, entry.entry_id, shown)
+            write = partial(self._audit.note, {entry.entry_id: shown}, "entry_id")
         # However many wait while the database is away, these few try.
         async with self._writes(""):
             await self._homeserver.await_database(write)
         self.begin()
 
     async def _look_while_any(self) -> None:
-        waited_ms = took_ms = 0
-
-        async def look() -> bool:
-            nonlocal took_ms
-            began_ms = self._homeserver.now_ms()
-            is_any = await self._look()
-            # That the database was away before is no reason to look rarely now.
-            took_ms = self._homeserver.now_ms() - began_ms
-            return is_any
-
+        waited_ms = 0
         try:
             while self._is_any:
                 await self._homeserver.sleep_ms(_TICK_MS)
                 self._quiet_ms += _TICK_MS
                 waited_ms += _TICK_MS
-                least_ms = max(self._quiet_ms // 4, took_ms * _LOOK_SHARE)
+                least_ms = max(self._quiet_ms // 4, self._took_ms * _LOOK_SHARE)
                 if waited_ms < min(least_ms, _LOOK_RAREST_MS):
                     continue
                 self._is_any, waited_ms = False, 0
                 try:
-                    is_any = await self._homeserver.await_database(look)
+                    is_any = await self._homeserver.await_database(self._look)
                     self._is_any = is_any or self._is_any
                 except CancelledError:
                     # Synapse is shutting down.
@@ -173,6 +164,8 @@ class FollowUp:
     async def _look(self) -> bool:
         """Look at all rows once; return whether there is anything left."""
         is_any, after = False, None
+        # That the database was away before is no reason to look rarely.
+        began_ms = self._homeserver.now_ms()
         while True:
             entries, ended = await self._audit.tables.run(
                 "federation_admin_follow_up",
@@ -185,6 +178,7 @@ class FollowUp:
                     keep_newest(self._ended, entry.entry_id, entry, limits.KEPT_ENDS)
             is_any = is_any or len(ended) < len(entries)
             if len(entries) < limits.CLEARED_LOOKED_AT:
+                self._took_ms = self._homeserver.now_ms() - began_ms
                 return is_any
             after = (entries[-1].ts, entries[-1].entry_id)
 
@@ -310,12 +304,7 @@ class FollowUp:
                 some = dict(islice(self._notes.items(), limits.CLEARED_LOOKED_AT))
                 try:
                     await self._homeserver.await_database(
-                        partial(
-                            self._audit.tables.run,
-                            "federation_admin_follow_up",
-                            partial(self._audit.note_txn, notes=some),
-                            read_committed=True,
-                        )
+                        partial(self._audit.note, some)
                     )
                 except CancelledError:
                     # Synapse is shutting down.

@@ -278,11 +278,13 @@ class Audit:
 
         return await self.tables.run("federation_admin_audit", has_cleared_txn)
 
-    async def note(self, entry_id: str, details: Mapping[str, object]) -> None:
-        """Add to the details of such an entry. Raises what the database raises."""
+    async def note(
+        self, notes: Mapping[str, Mapping[str, object]], column: str = "destination"
+    ) -> None:
+        """Add to the details of such entries. Raises what the database raises."""
         await self.tables.run(
             "federation_admin_audit",
-            lambda txn: self.note_txn(txn, {entry_id: details}, "entry_id"),
+            lambda txn: self.note_txn(txn, notes, column),
             read_committed=True,
         )
 
@@ -292,7 +294,7 @@ class Audit:
         notes: Mapping[str, Mapping[str, object]],
         column: str = "destination",
     ) -> None:
-        """Add to the details of such entries, by their destinations."""
+        """Add to the details of such entries, by what is in a column of theirs."""
         wanted = any_of(column, list(notes))
         lock = "FOR UPDATE" if self._homeserver.is_postgres else ""
         txn.execute(

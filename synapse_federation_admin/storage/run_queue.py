@@ -150,7 +150,7 @@ class Job:
     async def record(
         self,
         results: Sequence[RunResult],
-        effect: Effect = lambda _, results: results,
+        effect: Effect,
     ) -> bool:
         """Write the results for some destinations, all of it or nothing.
 
