@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What exactly is wrong, by what a server says in a handshake or over HTTP.
 
-That real servers are told of so is proven by test_e2e_diagnosis.
+That real servers are told of so is proven by test_e2e_diagnosis: here is what none of
+its servers says.
 """
 
 import json
@@ -25,16 +26,10 @@ NOW = 1_800_000_000_000
     ("text", "reason"),
     [
         # OpenSSL 1.1 and 3.0; then 3.2 and later.
-        ("tlsv13 alert certificate required", Reason.CLIENT_CERTIFICATE),
         ("sslv3 alert handshake failure", Reason.HANDSHAKE_REFUSED),
         ("ssl/tls alert handshake failure", Reason.HANDSHAKE_REFUSED),
-        ("tlsv1 unrecognized name", Reason.NO_SUCH_SITE),
-        ("tlsv1 alert internal error", Reason.NO_SUCH_SITE),
-        ("tlsv1 alert protocol version", Reason.NO_COMMON_TLS),
-        ("unsupported protocol", Reason.NO_COMMON_TLS),
         ("wrong version number", Reason.PLAIN_HTTP),
         ("record layer failure, packet length too long", Reason.PLAIN_HTTP),
-        ("tlsv1 alert no application protocol", Reason.HTTP2_ONLY),
         ("dh key too small", Reason.WEAK_KEY),
         ("bad signature", None),
     ],
@@ -49,52 +44,25 @@ def error(errcode: str, said: str = "No") -> bytes:
 
 
 PAGE = b"<html><body>"
-MISMATCH = error("M_UNAUTHORIZED", "Destination mismatch in auth header")
 
 
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
         (401, error("M_UNAUTHORIZED"), Reason.SIGNATURE_REJECTED),
-        (401, MISMATCH, Reason.OTHER_HOMESERVER),
-        (401, PAGE, Reason.LOGIN_PAGE),
         # It is not said who wants what.
         (401, b"", None),
-        (403, error("M_FORBIDDEN"), Reason.DENIED_BY_POLICY),
         # So others than Synapse say what is no denial.
-        (403, error("M_FORBIDDEN", "Invalid destination."), Reason.OTHER_HOMESERVER),
-        (
-            403,
-            error("M_FORBIDDEN", "Failed to verify X-Matrix signatures."),
-            Reason.SIGNATURE_REJECTED,
-        ),
         (
             403,
             error("M_FORBIDDEN", "Failed to fetch signing keys."),
             Reason.OUR_KEY_NOT_FETCHED,
         ),
-        (
-            401,
-            error("M_UNAUTHORIZED", "Failed to find any key to satisfy: _Fetch()"),
-            Reason.OUR_KEY_NOT_FETCHED,
-        ),
-        (
-            401,
-            error("M_UNAUTHORIZED", "Missing Authorization headers"),
-            Reason.SIGNATURE_REMOVED,
-        ),
         (403, error("M_UNKNOWN"), None),
-        (403, PAGE, Reason.FORBIDDEN_BY_PROXY),
-        (403, b"<title>Just a moment...</title>", Reason.CHALLENGE_PAGE),
-        (404, error("M_UNRECOGNIZED"), Reason.FEDERATION_LISTENER_MISSING),
         (404, error("M_NOT_FOUND"), Reason.HOMESERVER_FAILS),
-        (404, PAGE, Reason.NOT_ROUTED),
         (410, b"", None),
         (413, error("M_TOO_LARGE"), None),
         (429, error("M_LIMIT_EXCEEDED"), None),
-        (500, error("M_UNKNOWN"), Reason.HOMESERVER_FAILS),
-        (500, PAGE, Reason.WEB_SERVER_FAILS),
-        (502, PAGE, Reason.BACKEND_DOWN),
         (503, b'<input type="password">', Reason.LOGIN_PAGE),
         (521, b"error code: 521", Reason.BACKEND_DOWN),
         (505, b"", Reason.HTTP2_ONLY),
@@ -126,30 +94,17 @@ def test_who_answers() -> None:
         ),
     ):
         assert message_of(failure) == sentence
-    login = http_failure(302, b"", to=b"https://sso.example/login")
-    assert login.reason is Reason.LOGIN_PAGE
 
 
-@pytest.mark.parametrize(
-    ("begins", "reason"),
-    [
-        (b"HT", Reason.BROKE_OFF),
-        (b"HTTP/1.1 200 OK\r\nConte", Reason.BROKE_OFF),
-        (b"\0\0\x12\4\0\0\0\0\0", Reason.HTTP2_ONLY),
-        (b"220 mail.example ESMTP", Reason.NO_HTTP),
-    ],
-)
-def test_no_answer(begins: bytes, reason: Reason) -> None:
-    """What comes in place of an answer is told by how it begins."""
-    assert reason_of_bytes(begins) is reason
+def test_no_answer() -> None:
+    """An answer may break off within its first word."""
+    assert reason_of_bytes(b"HT") is Reason.BROKE_OFF
 
 
 def test_default_certificates() -> None:
     """Those with which web servers come are nobody's; a name among others is."""
-    assert default_of(["CN=TRAEFIK DEFAULT CERT"]) == "Traefik"
-    assert default_of(["0a.1b.traefik.default", ""]) == "Traefik"
-    assert default_of(["CN=Plesk,O=Plesk"]) == "Plesk"
     assert default_of(["CN=localhost"]) == "the web server"
+    assert default_of(["0a.1b.traefik.default", ""]) == "Traefik"
     assert not default_of(["matrix.example", "localhost", "CN=matrix.example"])
 
 
