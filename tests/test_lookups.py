@@ -13,7 +13,13 @@ from OpenSSL import SSL
 from parameterized import parameterized
 from synapse.util.gai_resolver import GAIResolver
 from twisted.internet import error as net, reactor
-from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    fail,
+    inlineCallbacks,
+    succeed,
+)
 from twisted.internet.task import deferLater
 from twisted.names import dns
 from twisted.names.client import Resolver
@@ -22,14 +28,13 @@ from twisted.trial.unittest import TestCase
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver import attempt as attempts, errors, lookups
 from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.errors import (
     Obstacle,
     ObstacleError,
     ProxyConnectError,
 )
 from synapse_federation_admin.homeserver.lookups import LookUps
-
-FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 8448))]
 
 
 def sockets() -> list[int]:
@@ -62,7 +67,7 @@ class LookUpsTestCase(TestCase):
             self.answer.wait(15)
         if self.error is not None:
             raise self.error
-        return FOUND
+        return [_info("192.0.2.1")]
 
     @inlineCallbacks
     def check_obstacle(
@@ -88,12 +93,12 @@ class LookUpsTestCase(TestCase):
         self.assertEqual(self.look_ups._turns.waiting, [])
         # An address needs no turn.
         found = yield self.look_ups.addresses("192.0.2.1", 8448, 0)
-        self.assertEqual(found, FOUND)
+        self.assertEqual(found, [_info("192.0.2.1")])
         self.answer.set()
         while self.look_ups.free < 2:
             yield deferLater(reactor, 0.01)  # type: ignore[arg-type]
         found = yield self.look_ups.addresses("c.example", 8448, 5)
-        self.assertEqual(found, FOUND)
+        self.assertEqual(found, [_info("192.0.2.1")])
 
     @parameterized.expand(
         [
@@ -137,7 +142,8 @@ class LookUpsTestCase(TestCase):
         """The sockets of SRV look-ups are closed when the time is over."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
-            self.look_ups._services = Resolver(servers=[silent.getsockname()])
+            made = Resolver(servers=[silent.getsockname()])
+            self.patch(lookups, "Resolver", lambda *_, **__: made)
             before = len(sockets())
             looking = [
                 self.look_ups.services(f"_matrix._tcp.a{n}.example", 0.3)
@@ -152,7 +158,8 @@ class LookUpsTestCase(TestCase):
     @inlineCallbacks
     def test_no_socket_left(self) -> Generator[Any, Any, None]:
         """If there is no socket for an SRV look-up, that is ours, and passes."""
-        self.look_ups._services = made = Resolver(servers=[("127.0.0.1", 9)])
+        made = Resolver(servers=[("127.0.0.1", 9)])
+        self.patch(lookups, "Resolver", lambda *_, **__: made)
         none = net.CannotListenError("", 1, OSError(errno.EMFILE, "x"))
         for _ in range(2):
             with mock.patch.object(made, "_connectedProtocol", side_effect=none):
@@ -162,7 +169,8 @@ class LookUpsTestCase(TestCase):
     @inlineCallbacks
     def test_no_way(self) -> Generator[Any, Any, None]:
         """Without a way to the name servers nobody answers: that is no bug."""
-        self.look_ups._services = made = Resolver(servers=[("127.0.0.1", 9)])
+        made = Resolver(servers=[("127.0.0.1", 9)])
+        self.patch(lookups, "Resolver", lambda *_, **__: made)
         none = OSError(errno.ENETUNREACH, "Network is unreachable")
         with mock.patch.object(made, "_connectedProtocol", side_effect=none):
             asking = self.look_ups.answers_about("a.example", 1, dns.NS)
@@ -170,17 +178,39 @@ class LookUpsTestCase(TestCase):
         self.assertIsNone(answers)
 
 
+def _info(address: str) -> tuple[Any, ...]:
+    """Return an address as the operating system does."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return (family, socket.SOCK_STREAM, 6, "", (address, 8448))
+
+
 class AttemptTestCase(TestCase):
     """What an attempt tells of what has stopped it."""
 
-    def attempt(self, left_s: float = 10) -> Attempt:
-        now_s = reactor.seconds()  # type: ignore[attr-defined]
-        return Attempt(
-            reactor,
-            mock.Mock(is_real=True),
-            ends_s=now_s + left_s,
-            max_lifetime_s=1,
-        )
+    def attempt(
+        self, left_s: float = 10, connecting: int = 0, **hosts: list[str] | Exception
+    ) -> Attempt:
+        """Return one that connects to so many, and has looked hosts up.
+
+        Args:
+            left_s: How much time it has left.
+            connecting: To how many it is connecting.
+            hosts: By the first label of their names, what came of it.
+        """
+        look_ups = mock.Mock(is_real=True, most=None)
+        ends_s = reactor.seconds() + left_s  # type: ignore[attr-defined]
+        attempt = Attempt(reactor, look_ups, ends_s=ends_s, max_lifetime_s=1)
+        for label, found in hosts.items():
+            look_ups.addresses.return_value = (
+                fail(found)
+                if isinstance(found, Exception)
+                else succeed([_info(address) for address in found])
+            )
+            attempt.resolveHostName(mock.Mock(), f"{label}.example")
+        with mock.patch.object(BoundedReactor, "connectTCP"):
+            for _ in range(connecting):
+                attempt.connectTCP("192.0.2.1", 8448, mock.Mock())
+        return attempt
 
     def test_over(self) -> None:
         """From its end on it connects to nothing, and looks nothing up."""
@@ -200,8 +230,7 @@ class AttemptTestCase(TestCase):
 
     def test_two_addresses(self) -> None:
         """Of two addresses, one to which there is no way does not hide the other."""
-        attempt = self.attempt()
-        attempt._host_of.update({"192.0.2.1": "a.example", "2001:db8::1": "a.example"})
+        attempt = self.attempt(a=["192.0.2.1", "2001:db8::1"])
         refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
         no_way = net.ConnectError(errno.ENETUNREACH)
         for address, error in (("192.0.2.1", refused), ("2001:db8::1", no_way)):
@@ -237,21 +266,19 @@ class AttemptTestCase(TestCase):
             ([refused, refused], CancelledError(), "is_fetching", ObstacleError),
             ([refused], net.TimeoutError(), "is_of_file", net.TimeoutError),
         ):
-            attempt = self.attempt()
+            addresses = [f"192.0.2.{number}" for number in range(3)]
+            attempt = self.attempt(connecting=2, a=addresses)
             vars(attempt).update({doing: True} if doing else {})
-            names = [f"192.0.2.{number}" for number in range(3)]
-            attempt._host_of.update(dict.fromkeys(names, "a.example"))
-            attempt._connecting = 2
-            for name, error in zip(names, met, strict=False):
-                attempt.connection_failed(name, error)
+            for address, error in zip(addresses, met, strict=False):
+                attempt.connection_failed(address, error)
             self.assertIsInstance(attempt.explained(last), expected)
 
     def test_own_proxy(self) -> None:
         """That our own proxy is not connected to, or says nothing, is told as that."""
-        attempt = self.attempt()
-        attempt.proxy_hosts.add("proxy.example")
-        attempt._host_of["192.0.2.1"] = "proxy.example"
-        attempt._hosts["proxy.example"] = ObstacleError(Obstacle.NO_SUCH_HOST)
+        attempt = self.attempt(proxy=["192.0.2.1"])
+        lost = self.attempt(proxy=ObstacleError(Obstacle.NO_SUCH_HOST))
+        for each in (attempt, lost):
+            each.proxy_hosts.add("proxy.example")
         refused = net.ConnectionRefusedError(errno.ECONNREFUSED)
         attempt.connection_failed("192.0.2.1", refused)
         nowhere = net.DNSLookupError("no results for hostname lookup: proxy.example")
@@ -259,7 +286,7 @@ class AttemptTestCase(TestCase):
         asked.is_at_proxy = True
         for made, error in (
             (attempt, refused),
-            (attempt, nowhere),
+            (lost, nowhere),
             (asked, net.ConnectionLost()),
             (asked, CancelledError()),
             (asked, SSL.Error()),
@@ -285,7 +312,7 @@ class AttemptTestCase(TestCase):
             self.assertIs(getattr(told, "obstacle", None), obstacle)
         attempt, called_off = self.attempt(), CancelledError()
         self.assertIs(attempt.explained(called_off), called_off)
-        attempt._connecting = 1
+        attempt = self.attempt(connecting=1)
         self.assertIsInstance(attempt.explained(called_off), net.TimeoutError)
         attempt.connected()
         self.assertIs(attempt.explained(called_off), called_off)
