@@ -19,9 +19,9 @@ PATH = f"{V2}/attention"
 class AttentionTestCase(MembersTestCase):
     """GET attention."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
-        reactor.advance(1000 * 24 * 3600)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        self.reactor.advance(1000 * 24 * 3600)
 
     def add_failing(self, name: str) -> None:
         now_ms = self.clock.time_msec()

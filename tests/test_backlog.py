@@ -2,6 +2,7 @@
 """What waits for named destinations, on both databases."""
 
 import random
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.database
 class BacklogTestCase(ModuleTestCase):
     """BacklogStore.of."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.backlogs = BacklogStore(self.homeserver)
         self.stream_id = 0
 

@@ -292,8 +292,8 @@ class FaultsTestCase(ConsoleTestCase):
 class SigningInTestCase(ConsoleTestCase):
     """Signing in and out, at the homeserver itself."""
 
-    def prepare(self, reactor: Any, clock: Any, hs: Any) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.register_user("alice", "secret", admin=True)
 
     def test_password(self) -> None:

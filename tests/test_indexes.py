@@ -4,15 +4,13 @@
 import re
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import psycopg2
 import pytest
 from module_case import ModuleTestCase
-from synapse.server import HomeServer
 from synapse.storage.database import LoggingTransaction
-from synapse.util.clock import Clock
-from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import indexes as module
 from synapse_federation_admin.destinations.indexes import (
@@ -33,8 +31,8 @@ FIRST = INDEXES[0].name
 class IndexesTestCase(ModuleTestCase):
     """With what the database says of the indexes."""
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.indexes = DestinationIndexes(self.homeserver, True)
         self.is_started = False
 

@@ -8,10 +8,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from module_case import ModuleTestCase
-from synapse.server import HomeServer
-from synapse.util.clock import Clock
 from tests.utils import USE_POSTGRES_FOR_TESTS
-from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader as module
 from synapse_federation_admin.destinations.indexes import INDEXES, DestinationIndexes
@@ -125,8 +122,8 @@ def keeps(wanted: DestinationFilter, row: Destination) -> bool:
 
 @pytest.mark.database
 class ListPropertiesTest(ModuleTestCase):
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        self.store = hs.get_datastores().main
+    def prepare(self, *args: Any) -> None:
+        self.store = self.hs.get_datastores().main
         self.db_pool = self.store.db_pool
         self.reactor.advance(NOW_MS / 1000 - self.reactor.seconds())
         homeserver = self.homeserver

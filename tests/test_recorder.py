@@ -12,15 +12,12 @@ from unittest import mock
 
 import pytest
 from module_case import ModuleTestCase
-from synapse.server import HomeServer
-from synapse.util.clock import Clock
 from twisted.internet import error as net
 from twisted.internet.defer import (
     CancelledError,
     TimeoutError as DeferredTimeoutError,
     ensureDeferred,
 )
-from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseNeverReceived
 
@@ -60,9 +57,9 @@ def rejected(text: str) -> HttpResponseException:
 class RecorderTestCase(ModuleTestCase):
     """The recorder of the module, which Synapse has loaded."""
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
-        found = _observers[hs.hostname]
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        found = _observers[self.hs.hostname]
         assert isinstance(found, Recorder)
         self.recorder = found
         # The tables are there, and what is done at the start is over.

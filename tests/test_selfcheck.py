@@ -20,12 +20,9 @@ from OpenSSL import SSL
 from prometheus_client import REGISTRY
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
-from synapse.server import HomeServer
-from synapse.util.clock import Clock
 from test_architecture import imports
 from tests.server import FakeChannel, FakeSite, make_request
 from twisted.internet.defer import ensureDeferred
-from twisted.internet.testing import MemoryReactor
 from twisted.web.resource import Resource
 
 from synapse_federation_admin.api import ROUTES
@@ -85,8 +82,8 @@ SELF_CHECK = {module.__name__ for module in (features, relied_on, selfcheck)}
 class SelfCheckTestCase(ModuleTestCase):
     """Loads the module anew, with something hidden from it alone."""
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.add_destination("a.example", 10, 20, 5)
 
     @contextmanager

@@ -7,9 +7,6 @@ from unittest import mock
 import attr
 import pytest
 from module_case import V2, MembersTestCase
-from synapse.server import HomeServer
-from synapse.util.clock import Clock
-from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import queued as module
 from synapse_federation_admin.destinations.queued import queued_position
@@ -58,8 +55,8 @@ def test_looks_for_events(poked: int) -> None:
 
 
 class SendersTestCase(MembersTestCase):
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.senders = Senders(self.homeserver, self.tables)
         # Others that run have written that meanwhile.
         self.senders._steady_s -= 60

@@ -2,6 +2,7 @@
 """Who is affected by a server, and who sends to it, on both databases."""
 
 import random
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.database
 class StoreTestCase(MembersTestCase):
     """With a store, and rows to be written."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.shared_rooms = SharedRoomsStore(self.homeserver)
 
 
@@ -195,8 +196,8 @@ class ListTestCase(StoreTestCase):
 class InboundTestCase(StoreTestCase):
     """DestinationStore.last_inbound_ts."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.destinations = DestinationStore(self.homeserver)
 
     def last(self, name: str) -> int | None:

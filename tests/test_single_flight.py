@@ -3,16 +3,14 @@
 
 import gc
 from collections.abc import Awaitable
+from typing import Any
 from unittest.mock import patch
 from weakref import ref
 
 import pytest
 from module_case import ModuleTestCase
 from synapse.logging.context import LoggingContext, current_context
-from synapse.server import HomeServer
-from synapse.util.clock import Clock
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.testing import MemoryReactor
 
 from synapse_federation_admin.destinations import reader
 from synapse_federation_admin.destinations.indexes import DestinationIndexes
@@ -33,8 +31,8 @@ pytestmark = pytest.mark.one_synapse
 class ComputingTestCase(ModuleTestCase):
     """With computations that end when a test says so."""
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.lists = DestinationReader(
             self.homeserver,
             self.tables,
@@ -225,8 +223,8 @@ class ComputeOnceTest(ComputingTestCase):
 class LongListTest(ComputingTestCase):
     """The next piece of a long list is read while the last one is used."""
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.row = Destination("a.example", None, None, None, None)
         self.list = self.lists.of(DestinationFilter(), Sort())
         replaced = patch.object(self.homeserver, "run_db_interaction", self.read)

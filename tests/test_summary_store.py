@@ -2,6 +2,7 @@
 """All destinations in a few numbers, on both databases."""
 
 import random
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -40,9 +41,9 @@ AGES_MS = {
 class SummaryTestCaseBase(ModuleTestCase):
     """With a SummaryStore, and words for what waits."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
-        reactor.advance(1000 * 24 * 3600)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        self.reactor.advance(1000 * 24 * 3600)
         invalid = InvalidNames(self.homeserver)
         self.summaries = SummaryStore(self.homeserver, invalid, no_kinds)
 
@@ -238,8 +239,8 @@ class SummaryTestCase(SummaryTestCaseBase):
 class SlowBacklogTestCase(SummaryTestCaseBase):
     """SummaryStore.get where reading what waits takes as long as the test wants."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.readings: list[Deferred[None]] = []
         read_backlog = self.summaries._read_backlog
 

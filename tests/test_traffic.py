@@ -25,12 +25,10 @@ from synapse.http.matrixfederationclient import (
 from synapse.logging.context import (
     LoggingContext,
 )
-from synapse.server import HomeServer
 from synapse.util import retryutils
-from synapse.util.clock import Clock
 from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.internet.testing import StringTransport
 
 from synapse_federation_admin.homeserver import relied_on, traffic
 from synapse_federation_admin.homeserver.errors import (
@@ -99,14 +97,14 @@ class TrafficTestCase(unittest.HomeserverTestCase):
             "federation_ip_range_blacklist": ["10.0.0.0/8"],
         }
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        self.store = hs.get_datastores().main
+    def prepare(self, *args: Any) -> None:
+        self.store = self.hs.get_datastores().main
         # At 0 nothing can have failed: that stands for never.
         self.reactor.advance(1000)
         self.seen = Seen()
         self.patch(traffic, "_observers", {})
-        traffic.observe(hs, self.seen)
-        self.client = MatrixFederationHttpClient(hs, None)
+        traffic.observe(self.hs, self.seen)
+        self.client = MatrixFederationHttpClient(self.hs, None)
         self.reactor.lookups["a.example"] = "1.2.3.4"
         self.reactor.lookups["c.example"] = "1.2.3.5"
         self.reactor.lookups["inside.example"] = "10.1.2.3"
@@ -178,8 +176,8 @@ class TrafficTestCase(unittest.HomeserverTestCase):
 class LinesTestCase(TrafficTestCase):
     """Each template is what Synapse says: wording, arguments, level and logger."""
 
-    def prepare(self, reactor: MemoryReactor, clock: Clock, hs: HomeServer) -> None:
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.fail_with(HttpResponseException(500, "no", b""), "b.example")
         self.reactor.advance(3600)
         self.seen.failures.clear()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What clients rely on in v1's reading endpoints, on both databases."""
 
+from typing import Any
+
 import pytest
 from module_case import DESTINATIONS, ModuleTestCase
 
@@ -226,8 +228,8 @@ class DetailTestCase(ModuleTestCase):
 class RoomsTestCase(ModuleTestCase):
     """GET destinations/<destination>/rooms."""
 
-    def prepare(self, reactor, clock, hs):  # type: ignore[no-untyped-def]
-        super().prepare(reactor, clock, hs)
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
         self.add_destination("a.example")
         self.add_destination("other.example")
         for number in range(5):
