@@ -16,7 +16,6 @@ from synapse.federation.transport.server._base import Authenticator
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.storage.outage_ends import changed_since, ended_outages
 from synapse_federation_admin.storage.outages import OPEN_OUTAGES
 
