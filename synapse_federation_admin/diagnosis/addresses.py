@@ -31,7 +31,6 @@ from synapse_federation_admin.failures.kinds import (
     Facts,
     Failure,
     FailureKind,
-    Link,
     Reason,
 )
 from synapse_federation_admin.failures.second_look import dangling
@@ -140,22 +139,17 @@ async def check_addresses(
         targets_total=len(found.hosts),
     )
     if found.failure is not None:
-        failure = _placed(found.failure, findings.links())
+        failure = found.failure.but(via=findings.links())
         return Stage.failed(StageName.ADDRESSES, failure, findings)
     for_each = [
         attr.evolve(
-            t, error=t.error and _placed(t.error, findings.links(t.host, t.port))
+            t, error=t.error and t.error.but(via=findings.links(t.host, t.port))
         )
         for t in targets
     ]
     findings = attr.evolve(findings, targets=tuple(for_each))
     errors = [target.error for target in for_each]
     return Stage.of_all(StageName.ADDRESSES, errors, findings)
-
-
-def _placed(failure: Failure, links: tuple[Link, ...]) -> Failure:
-    """Add to a failure how the request came to where it was met."""
-    return attr.evolve(failure, facts=attr.evolve(failure.facts, via=links))
 
 
 async def _why_no_services(
@@ -170,11 +164,9 @@ async def _why_no_services(
             name.host, _DEFAULT_PORT, left_ms, as_server_name=False
         )
     except ObstacleError:
-        facts = attr.evolve(failure.facts, host=name.host)
-        return await _whose_dns(way, attr.evolve(failure, facts=facts))
+        return await _whose_dns(way, failure.but(host=name.host))
     is_late = failure.reason is Reason.DNS_NO_ANSWER
-    reason = Reason.SERVICE_SILENT if is_late else Reason.SERVICE_FAILS
-    return attr.evolve(failure, reason=reason)
+    return failure.but(Reason.SERVICE_SILENT if is_late else Reason.SERVICE_FAILS)
 
 
 async def _why_no_address(way: Way, target: Target) -> Target:
@@ -200,8 +192,7 @@ async def _whose_dns(way: Way, failure: Failure) -> Failure:
         *(partial(way.outbound.is_answered, name, left_ms) for name in names)
     )
     is_theirs = any(answered)
-    reason = Reason.NAME_SERVERS_FAIL if is_theirs else Reason.RESOLVER_DEAD
-    return attr.evolve(failure, reason=reason)
+    return failure.but(Reason.NAME_SERVERS_FAIL if is_theirs else Reason.RESOLVER_DEAD)
 
 
 def _outcome_of(

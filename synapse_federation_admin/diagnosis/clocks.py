@@ -60,9 +60,7 @@ def with_whose_clock(
         reason = Reason.THEIR_CLOCK
     else:
         return found
-    facts = attr.evolve(failure.facts, others=len(clocks))
-    failure = attr.evolve(failure, reason=reason, facts=facts)
-    return attr.evolve(found, failure=failure)
+    return attr.evolve(found, failure=failure.but(reason, others=len(clocks)))
 
 
 def _ahead_ms(made: Diagnosis) -> int | None:

@@ -250,7 +250,7 @@ class _Attempt:
             return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
         if failure.reason is Reason.CLOSED and self._endpoint.heard:
             reason = reason_of_bytes(self._endpoint.heard)
-            return attr.evolve(failure, reason=reason)
+            return failure.but(reason)
         return failure
 
     def _placed(self, failure: Failure | None) -> Failure | None:
@@ -258,14 +258,12 @@ class _Attempt:
         if failure is None:
             return None
         address = bounded(self._connection.address or self._connection.host)
-        facts = attr.evolve(
-            failure.facts,
+        return failure.but(
             host=failure.facts.host or self._name.host,
             address=address,
             port=self._connection.port,
             via=self._links,
         )
-        return attr.evolve(failure, facts=facts)
 
 
 def without_route(
@@ -281,7 +279,7 @@ def without_route(
     is_ipv6 = ":" in address
     if has_route(socket.AF_INET6 if is_ipv6 else socket.AF_INET):
         return connection
-    error = attr.evolve(error, reason=Reason.NO_IPV6 if is_ipv6 else Reason.NO_IPV4)
+    error = error.but(Reason.NO_IPV6 if is_ipv6 else Reason.NO_IPV4)
     return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
 
 

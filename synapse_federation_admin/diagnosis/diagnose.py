@@ -272,11 +272,8 @@ class Diagnoses:
             return found
         if others < _SEVERAL:
             return found
-        facts = attr.evolve(failure.facts, others=others)
-        reason = Reason.AUTHORITY_UNKNOWN_HERE
-        return attr.evolve(
-            found, failure=attr.evolve(failure, reason=reason, facts=facts)
-        )
+        why = failure.but(Reason.AUTHORITY_UNKNOWN_HERE, others=others)
+        return attr.evolve(found, failure=why)
 
     async def _check_stored(self, way: Way, name: str) -> Stage:
         async def read() -> Stage:

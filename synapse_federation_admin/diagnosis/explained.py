@@ -3,8 +3,6 @@
 
 from http import HTTPStatus
 
-import attr
-
 from synapse_federation_admin.diagnosis.findings import (
     ClockFindings,
     KeysFindings,
@@ -69,19 +67,18 @@ def explained(stages: Stages, stage: Stage) -> Failure:
     if failure.kind in TLS_KINDS or stage.name is StageName.CLOCK:
         return failure
     reason = _reason_of(stages, stage, failure) or failure.reason
-    facts = failure.facts
     clock = stages.seen(ClockFindings)
     file = stages.seen(WellKnownFindings)
     if reason is Reason.MAY_LACK_DELEGATION and file is not None:
-        facts = attr.evolve(facts, status=file.requests[-1].status)
+        failure = failure.but(status=file.requests[-1].status)
     if reason is Reason.CLOCK and clock is not None:
-        facts = attr.evolve(facts, ahead_ms=clock.ahead_ms)
+        failure = failure.but(ahead_ms=clock.ahead_ms)
     if stage.name is StageName.WELL_KNOWN and failure.kind is FailureKind.OTHER:
         # By what Synapse has cached: what it meets there.
         authenticated = stages[StageName.AUTHENTICATED]
         if authenticated.outcome is StageOutcome.FAILED:
-            facts = attr.evolve(facts, cause=authenticated.failure)
-    return attr.evolve(failure, reason=reason, facts=facts)
+            failure = failure.but(cause=authenticated.failure)
+    return failure.but(reason)
 
 
 def is_only_send(stages: Stages, stage: Stage) -> bool:

@@ -142,8 +142,7 @@ class Stage(HasFailure):
         more = len([error for error in others if error.kind is first.kind])
         also = dict.fromkeys((*first.facts.also, *(error.kind for error in others)))
         also.pop(first.kind, None)
-        facts = attr.evolve(first.facts, more=more, also=tuple(also))
-        stage = cls.failed(name, attr.evolve(first, facts=facts), findings)
+        stage = cls.failed(name, first.but(more=more, also=tuple(also)), findings)
         if stage.outcome is StageOutcome.SKIPPED or len(bad) == len(errors):
             return stage
         told = f"{len(bad)} of {len(errors)} fail: "

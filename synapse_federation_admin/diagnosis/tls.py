@@ -126,25 +126,23 @@ def problems_of(
         # That is what it is to be a default one.
         if not (is_default and failure.kind is FailureKind.TLS_WRONG_NAME)
     )
-    return (attr.evolve(first, facts=attr.evolve(first.facts, also=also)), *others)
+    return (first.but(also=also), *others)
 
 
 def _with_facts(failure: Failure, certificate: Certificate | None) -> Failure:
     """Add what the certificate tells."""
-    facts = failure.facts
     if certificate is None:
         return failure
     if failure.kind is FailureKind.TLS_EXPIRED and certificate.left_ms < 0:
         # Whatever else in the chain has.
-        facts = attr.evolve(facts, ago_ms=-certificate.left_ms)
-        return attr.evolve(failure, reason=Reason.OWN_CERTIFICATE, facts=facts)
+        return failure.but(Reason.OWN_CERTIFICATE, ago_ms=-certificate.left_ms)
     if failure.kind is FailureKind.TLS_WRONG_NAME:
         product = default_of([*certificate.names, certificate.subject])
-        facts = attr.evolve(facts, names=certificate.names, said=product)
         # One with names that nobody accepts, such as "*.example", has some.
         reason = None if certificate.names else failure.reason
         reason = Reason.DEFAULT_CERTIFICATE if product else reason
-        return attr.evolve(failure, reason=reason, facts=facts)
+        failure = attr.evolve(failure, reason=reason)
+        return failure.but(names=certificate.names, said=product)
     return failure
 
 

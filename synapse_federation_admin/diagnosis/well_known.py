@@ -31,6 +31,7 @@ from synapse_federation_admin.failures.bounds import (
 )
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.files import (
+    place_of,
     read_file,
     too_large,
     unreachable,
@@ -117,10 +118,9 @@ async def with_second_file(way: Way, name: ServerName, stage: Stage) -> Stage:
     if to.netloc == name.netloc:
         # It says of itself where it is.
         return stage
-    facts = stage.failure.facts
     link = Link(How.SECOND_FILE, bounded(to.host), to.port or 8448)
-    facts = attr.evolve(facts, via=(*facts.via[:1], link))
-    return attr.evolve(stage, failure=attr.evolve(stage.failure, facts=facts))
+    failure = stage.failure.but(via=(*stage.failure.facts.via[:1], link))
+    return attr.evolve(stage, failure=failure)
 
 
 async def fetch(
@@ -204,7 +204,7 @@ async def _blocked(way: Way, problem: Failure) -> Failure:
             host, 443, way.left_ms(_SHARE_AGAIN), as_server_name=False
         )
         if all(map(is_internal, filter(addresses.get, addresses))):
-            return attr.evolve(problem, reason=Reason.LEADS_TO_INTERNAL)
+            return problem.but(Reason.LEADS_TO_INTERNAL)
     return problem
 
 
@@ -231,9 +231,7 @@ def _judge(
 
 def _place_of(requests: Sequence[WellKnownRequest]) -> Facts:
     """Return at which host the last request was, and how it came there."""
-    url = requests[-1].url
-    via = (Link(How.REDIRECT, bounded(url, limits.FACT)),) if len(requests) > 1 else ()
-    return Facts(host=urlsplit(url).hostname or "", via=via)
+    return place_of(requests[-1].url, is_redirected=len(requests) > 1)
 
 
 def conclude(
@@ -257,13 +255,9 @@ def conclude(
     requests, answer, problem = fetched
     suggests, m_server = _suggests_delegation(fetched), None
     if answer is not None:
-        m_server, problem = read_file(
-            answer.body or b"", answer.header("Content-Type") or b""
-        )
-        if problem is not None:
-            place, facts = _place_of(requests), problem.facts
-            facts = attr.evolve(facts, host=place.host, via=place.via)
-            problem = attr.evolve(problem, facts=facts)
+        content_type = answer.header("Content-Type") or b""
+        place = _place_of(requests)
+        m_server, problem = read_file(answer.body or b"", content_type, place)
     # Synapse uses whatever is ASCII, and what that leads to is seen later.
     fresh = (
         m_server[: limits.DELEGATED_NAME] if m_server and m_server.isascii() else None
@@ -281,9 +275,7 @@ def conclude(
         if problem and not fresh and kept:
             # What fails for a while does not end what was cached.
             delegated_to = used = kept
-            left_ms = expires_ts - now_ms
-            facts = attr.evolve(problem.facts, left_ms=left_ms, until_ts=expires_ts)
-            failure = attr.evolve(problem, facts=facts)
+            failure = problem.but(left_ms=expires_ts - now_ms, until_ts=expires_ts)
         elif is_unasked:
             used = kept
             if differs and failure is None:

@@ -45,9 +45,9 @@ from twisted.web.error import (
     SchemeNotSupported,
 )
 
-from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.files import (
+    place_of,
     read_file,
     too_large,
     unreachable,
@@ -65,8 +65,6 @@ from synapse_federation_admin.failures.kinds import (
     Facts,
     Failure,
     FailureKind,
-    How,
-    Link,
     Reason,
 )
 from synapse_federation_admin.failures.relayed import description_of, failure_told
@@ -256,16 +254,13 @@ def _without_file(error: WithoutFileError) -> Failure:
     if why is None:
         return found
     if file.addresses and all(map(is_internal, file.addresses)):
-        why = attr.evolve(why, reason=Reason.LEADS_TO_INTERNAL)
-    return attr.evolve(why, facts=attr.evolve(why.facts, also=(found.kind,)))
+        why = why.but(Reason.LEADS_TO_INTERNAL)
+    return why.but(also=(found.kind,))
 
 
 def _why_without(file: FileAnswer) -> Failure | None:
     """Tell what is wrong with a file; None if there is no such file."""
-    via: tuple[Link, ...] = ()
-    if file.is_redirected:
-        via = (Link(How.REDIRECT, bounded(file.url, limits.FACT)),)
-    place = Facts(host=bounded(file.host), via=via)
+    place = place_of(file.url, is_redirected=file.is_redirected)
     if isinstance(file.error, BodyExceededMaxSize):
         return too_large(place, file.most_bytes)
     for redirected_in_vain, reason in _REDIRECTS:
@@ -283,11 +278,7 @@ def _why_without(file: FileAnswer) -> Failure | None:
         )
     if file.status != HTTPStatus.OK:
         return why_no_file(file.status or 0, place)
-    problem = read_file(file.body, file.content_type)[1]
-    if problem is None:
-        return None
-    facts = attr.evolve(problem.facts, host=place.host, via=place.via)
-    return attr.evolve(problem, facts=facts)
+    return read_file(file.body, file.content_type, place)[1]
 
 
 def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:

@@ -4,6 +4,7 @@
 import json
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from http import HTTPStatus
+from typing import Any
 
 import attr
 
@@ -14,9 +15,12 @@ from synapse_federation_admin.failures.kinds import (
     Facts,
     Failure,
     FailureKind,
+    How,
+    Link,
     Reason,
 )
 from synapse_federation_admin.failures.names import invalid_name
+from synapse_federation_admin.homeserver.errors import host_in
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
@@ -43,6 +47,12 @@ _UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 
 # How much of a file is told that is no JSON.
 _BEGINNING = 30
+
+
+def place_of(url: str, *, is_redirected: bool) -> Facts:
+    """Return at which host a file was asked for, and how a request came there."""
+    via = (Link(How.REDIRECT, bounded(url, limits.FACT)),) if is_redirected else ()
+    return Facts(host=bounded(host_in(url)), via=via)
 
 
 def unreachable(reason: Reason, place: Facts) -> Failure:
@@ -97,40 +107,43 @@ def why_no_file(status: int, place: Facts) -> Failure | None:
     return unreachable(reason, attr.evolve(place, status=status))
 
 
-def read_file(body: bytes, content_type: bytes) -> tuple[str | None, Failure | None]:
+def read_file(
+    body: bytes, content_type: bytes, place: Facts
+) -> tuple[str | None, Failure | None]:
     """Return what a file gives as `m.server`, and what is wrong with it.
 
     Args:
         body: The file.
         content_type: As the server says it.
+        place: Where it is.
     """
 
-    def invalid(reason: Reason, facts: Facts | None = None) -> Failure:
-        return Failure(FailureKind.WELL_KNOWN_INVALID, reason, facts or Facts())
+    def invalid(reason: Reason, **facts: Any) -> Failure:
+        found = attr.evolve(place, **facts)
+        return Failure(FailureKind.WELL_KNOWN_INVALID, reason, found)
 
     content = json_object(body)
     if content is None:
         reason = _why_not_json(content_type, body)
         said = bounded(body[:_BEGINNING].decode("latin-1"), _BEGINNING).strip()
         is_told = reason is Reason.NOT_JSON
-        return None, invalid(reason, Facts(said=said if is_told else ""))
+        return None, invalid(reason, said=said if is_told else "")
     m_server = content.get("m.server")
     if not isinstance(m_server, str):
         if "m.server" in content:
             told = word(json.dumps(m_server), _BEGINNING) or ""
-            return None, invalid(Reason.M_SERVER_NOT_A_STRING, Facts(said=told))
+            return None, invalid(Reason.M_SERVER_NOT_A_STRING, said=told)
         keys = [word(key, _BEGINNING) or "" for key in content]
         names = tuple(keys[: limits.NAMES_IN_A_SENTENCE])
-        return None, invalid(Reason.M_SERVER_MISSING, Facts(names=names))
+        return None, invalid(Reason.M_SERVER_MISSING, names=names)
     if not m_server:
         return m_server, invalid(Reason.M_SERVER_EMPTY)
     try:
         ServerName.parse(m_server)
     except InvalidServerNameError as e:
-        facts = Facts(
-            said=word(m_server) or "", cause=invalid_name(e), target=_meant(m_server)
-        )
-        return m_server, invalid(Reason.M_SERVER_INVALID, facts)
+        said, cause, meant = word(m_server) or "", invalid_name(e), _meant(m_server)
+        why = invalid(Reason.M_SERVER_INVALID, said=said, cause=cause, target=meant)
+        return m_server, why
     return m_server, None
 
 

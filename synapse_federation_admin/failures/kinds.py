@@ -18,6 +18,8 @@ for "it becomes valid only in 23 h; ". Advice says who has
 to act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
 """
 
+from typing import Any
+
 import attr
 
 from synapse_federation_admin.failures.links import How, Link
@@ -377,6 +379,14 @@ class Failure:
     def is_ours(self) -> bool:
         """Whether it is a bug on this side, and tells nothing of the other server."""
         return self.kind is FailureKind.INTERNAL
+
+    def but(self, reason: Reason | None = None, **facts: Any) -> "Failure":
+        """Return it with some other facts; and with another reason, if one is given."""
+        return attr.evolve(
+            self,
+            reason=reason or self.reason,
+            facts=attr.evolve(self.facts, **facts),
+        )
 
 
 class HasFailure:

@@ -3,7 +3,6 @@
 
 from http import HTTPStatus
 
-import attr
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.failures.bounds import word
@@ -60,5 +59,4 @@ def dangling(failure: Failure, alias: str) -> Failure:
     """
     if not alias:
         return failure
-    facts = attr.evolve(failure.facts, target=word(alias) or "")
-    return attr.evolve(failure, reason=Reason.DANGLING_ALIAS, facts=facts)
+    return failure.but(Reason.DANGLING_ALIAS, target=word(alias) or "")
