@@ -230,11 +230,8 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
             "client",
             side_effect=lambda *_, **__: mock.Mock(get_json_with_headers=answer),
         ) as client:
-            requests = outbound.requests(
-                is_file_known=True, delegated_to=None, left_ms=lambda: 1000
-            )
             for _ in range(2):
-                self.get_success(requests.get("a.example", "/path"))
+                self.get_success(outbound.get("a.example", "/path", timeout_ms=1000))
         self.assertEqual(client.call_count, 2)
 
     @unittest.override_config(

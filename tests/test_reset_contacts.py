@@ -13,7 +13,6 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError, ConnectionLost
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver import federation
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
@@ -75,7 +74,7 @@ class ResetContactsTestCase(ContactTestCase):
             homeserver = Homeserver(self.hs.get_module_api())
         ends: tuple[type[Exception], ...] = (ConnectionLost, CancelledError)
         for expected in ends:
-            with mock.patch.object(federation, "send_empty", side_effect=ends[0]):
+            with mock.patch.object(Federation, "send_empty", side_effect=ends[0]):
                 asked = PROBE(homeserver.federation, NAME, timeout_ms=1000)
                 self.get_failure(asked, expected)
             for ended in triggers:

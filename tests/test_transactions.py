@@ -58,7 +58,7 @@ class World:
         if self.meanwhile:
             self.meanwhile.pop(0)()
 
-    async def send_empty(self, _: str) -> Any:
+    async def send_empty(self, _: str, **__: object) -> Any:
         if isinstance(self.contact, Exception):
             raise self.contact
         return self.contact
@@ -76,11 +76,11 @@ class World:
                 sleep_ms=self.sleep_ms,
             ),
             left_ms=lambda reserve=0: self.left_ms - int(20_000 * reserve),
+            outbound=SimpleNamespace(send_empty=self.send_empty),
             within=within,
         )
-        requests: Any = SimpleNamespace(send_empty=self.send_empty)
         found: list[Any] = []
-        asked = ensureDeferred(check_authenticated(way, requests, NAME))
+        asked = ensureDeferred(check_authenticated(way, NAME, None))
         asked.addCallback(found.append)
         (stage,) = found
         seen, kind = stage.findings, stage.kind.value if stage.kind else None

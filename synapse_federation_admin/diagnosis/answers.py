@@ -40,7 +40,7 @@ from synapse_federation_admin.homeserver.errors import (
     BodyExceededMaxSize,
     RequestSendFailed,
 )
-from synapse_federation_admin.homeserver.outbound import Outbound
+from synapse_federation_admin.homeserver.outbound import read_body
 
 VERSION_PATH = "/_matrix/federation/v1/version"
 
@@ -82,13 +82,10 @@ class _HangUp(Protocol):
         self.transport.loseConnection()
 
 
-async def ask(
-    outbound: Outbound, agent: IAgent, url: str, headers: Headers, max_bytes: int
-) -> Answer:
+async def ask(agent: IAgent, url: str, headers: Headers, max_bytes: int) -> Answer:
     """Make a GET request.
 
     Args:
-        outbound: Reads bodies.
         agent: Makes the request.
         url: Of what.
         headers: The headers of the request.
@@ -106,7 +103,7 @@ async def ask(
         if response.code in REDIRECTS:
             response.deliverBody(_HangUp())
             return answer
-        body = await outbound.read_body(response, max_bytes)
+        body = await read_body(response, max_bytes)
     except CancelledError:
         raise
     except BodyExceededMaxSize:

@@ -224,11 +224,11 @@ class _Attempt:
         return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
 
     async def _ask(self) -> Answer:
-        outbound, host = self._way.outbound, self._connection.host_header
+        host, user_agent = self._connection.host_header, self._way.outbound.user_agent
         # As Synapse writes it, also with the port that HTTPS has anyway.
-        headers = Headers({"Host": [host], "User-Agent": [outbound.user_agent]})
+        headers = Headers({"Host": [host], "User-Agent": [user_agent]})
         url = f"https://{host}{VERSION_PATH}"
-        return await ask(outbound, self._agent, url, headers, limits.VERSION_BYTES)
+        return await ask(self._agent, url, headers, limits.VERSION_BYTES)
 
     def _met(self, failure: Failure) -> Failure:
         """Tell why there was no answer, by how far the connection has come."""

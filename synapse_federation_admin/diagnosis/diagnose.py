@@ -27,7 +27,11 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     StoredFindings,
 )
-from synapse_federation_admin.diagnosis.requests import check_authenticated, check_keys
+from synapse_federation_admin.diagnosis.requests import (
+    check_authenticated,
+    check_keys,
+    left_ms,
+)
 from synapse_federation_admin.diagnosis.resolution import AddressesFindings
 from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.stages import (
@@ -56,7 +60,7 @@ from synapse_federation_admin.homeserver.errors import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.newest import keep_newest
-from synapse_federation_admin.homeserver.outbound import Outbound
+from synapse_federation_admin.homeserver.outbound import Outbound, delegation_to
 from synapse_federation_admin.homeserver.server_name import (
     ServerName,
 )
@@ -69,9 +73,7 @@ logger = logging.getLogger(__name__)
 # left would be too short.
 _SHARE_OF_WAIT = 0.25
 
-# The share of the time that is left when Synapse's client has to give up: so that it
-# says itself what it has met; and how long it takes until what it called off has ended.
-_SHARE_AFTER_REQUESTS = 0.07
+# How long it takes until what Synapse's client has called off has ended.
 _CALLED_OFF_MS = 100
 
 # A connection that nobody wants any more ends so much after the diagnosis.
@@ -379,17 +381,12 @@ async def _ask(
     stages: Stages, way: Way, name: str, well_known: WellKnown | None
 ) -> None:
     """Ask what only Synapse's own client can ask, where that would ask now."""
-    begun_ms = way.now_ms
-    left_ms = partial(way.left_ms, reserve=_SHARE_AFTER_REQUESTS)
-    timeout_ms = left_ms()
-    requests = way.outbound.requests(
-        is_file_known=well_known is not None and not well_known.is_late,
-        delegated_to=well_known.used if well_known else None,
-        left_ms=left_ms,
-    )
+    begun_ms, timeout_ms, delegation = way.now_ms, left_ms(way), None
+    if well_known is not None and not well_known.is_late:
+        delegation = delegation_to(well_known.used)
     await side_by_side(
-        partial(_take, way, stages, check_keys(way, requests, name)),
-        partial(_take, way, stages, check_authenticated(way, requests, name)),
+        partial(_take, way, stages, check_keys(way, name, delegation)),
+        partial(_take, way, stages, check_authenticated(way, name, delegation)),
     )
     if way.since(begun_ms) >= timeout_ms:
         await way.homeserver.sleep_ms(_CALLED_OFF_MS)

@@ -33,10 +33,13 @@ from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.outbound import Requests
+from synapse_federation_admin.homeserver.outbound import Delegation
+from synapse_federation_admin.homeserver.requests import KEYS_PATH
 from synapse_federation_admin.homeserver.transactions import SEND_PATH
 
-KEYS_PATH = "/_matrix/key/v2/server"
+# The share of the time that is left when Synapse's client has to give up: so that it
+# says itself what it has met.
+_SHARE_AFTER_REQUESTS = 0.07
 
 # How often to look whether a real transaction was answered; and the share of the time
 # that is left for another one, if Synapse has to send it once more.
@@ -51,9 +54,19 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-async def check_keys(way: Way, requests: Requests, name: str) -> Stage:
+def left_ms(way: Way) -> int:
+    """Return how long a request through Synapse's client may take."""
+    return way.left_ms(reserve=_SHARE_AFTER_REQUESTS)
+
+
+async def check_keys(way: Way, name: str, delegation: Delegation | None) -> Stage:
     """Ask a server for its keys, and judge them."""
-    found = await _ask(way, requests.get(name, KEYS_PATH))
+    found = await _ask(
+        way,
+        way.outbound.get(
+            name, KEYS_PATH, timeout_ms=left_ms(way), delegation=delegation
+        ),
+    )
     if isinstance(found, Failure):
         findings = KeysFindings(status=found.facts.status, error=found)
         return Stage.failed(StageName.KEYS, no_keys(found), findings)
@@ -85,7 +98,9 @@ async def _stored_keys(way: Way, name: str) -> dict[str, str] | None:
         return None
 
 
-async def check_authenticated(way: Way, requests: Requests, name: str) -> Stage:
+async def check_authenticated(
+    way: Way, name: str, delegation: Delegation | None
+) -> Stage:
     """Send what real traffic is made of: an empty transaction, signed.
 
     Where a real one of this process is under way, that is waited for in its stead.
@@ -102,7 +117,10 @@ async def check_authenticated(way: Way, requests: Requests, name: str) -> Stage:
         if real.has_ended:
             error = failure_of(real.error) if real.error else None
             return conclude(error, is_real=True)
-    taken = await _ask(way, requests.send_empty(name))
+    sending = way.outbound.send_empty(
+        name, timeout_ms=left_ms(way), delegation=delegation
+    )
+    taken = await _ask(way, sending)
     if isinstance(taken, Failure):
         return conclude(taken)
     return conclude(None, is_busy=not taken)

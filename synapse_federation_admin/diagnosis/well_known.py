@@ -140,7 +140,6 @@ async def fetch(
             answer = await way.within(
                 left_ms + GRACE_MS,
                 ask,
-                outbound,
                 outbound.web_agent(left_ms),
                 url,
                 headers,

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of this process's to other servers."""
 
-import secrets
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from synapse.module_api import JsonDict
@@ -16,23 +14,19 @@ from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
 )
-from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.requests import KEYS_PATH, Requests
 from synapse_federation_admin.homeserver.traffic import tell_answered
-from synapse_federation_admin.homeserver.transactions import SEND_PATH
-from synapse_federation_admin.homeserver.way_out import unobserved
 
 if TYPE_CHECKING:
-    from synapse.http.matrixfederationclient import MatrixFederationHttpClient
     from synapse.server import HomeServer
 
     from synapse_federation_admin.homeserver.outbound import Outbound
 
 _VERSION = "/_matrix/federation/v1/version"
-_KEYS = "/_matrix/key/v2/server"
 
 
-class Federation(Network):
+class Federation(Requests):
     """Asks other servers, with Synapse's federation client and its settings."""
 
     def __init__(self, hs: "HomeServer", is_shutting_down: Callable[[], bool]) -> None:
@@ -101,10 +95,8 @@ class Federation(Network):
             CancelledError: Synapse is shutting down, and closes all connections: that
                 is no answer.
         """
-        client = self.client(timeout_ms)
-        contact = send_empty(self._hs, client, destination, timeout_ms=timeout_ms)
         try:
-            is_taken = await unobserved(contact)
+            is_taken = await self.send_empty(destination, timeout_ms=timeout_ms)
         except Exception as e:
             if self._is_shutting_down():
                 raise CancelledError from e
@@ -124,26 +116,13 @@ class Federation(Network):
         Raises:
             Exception: Whatever Synapse's client raises.
         """
-        return await unobserved(
-            self.client(timeout_ms).get_json(
-                destination,
-                path=_VERSION,
-                timeout=timeout_ms + GRACE_MS,
-                ignore_backoff=True,
-            )
-        )
+        body, _ = await self.get(destination, _VERSION, timeout_ms=timeout_ms)
+        return body
 
     async def is_us(self, destination: str, *, timeout_ms: int) -> bool:
         """Ask a destination for its keys; return whether they are our own."""
         try:
-            body = await unobserved(
-                self.client(timeout_ms).get_json(
-                    destination,
-                    path=_KEYS,
-                    timeout=timeout_ms + GRACE_MS,
-                    ignore_backoff=True,
-                )
-            )
+            body, _ = await self.get(destination, KEYS_PATH, timeout_ms=timeout_ms)
         except (HttpResponseException, RequestSendFailed):
             return False
         return self.are_own_keys(body)
@@ -166,62 +145,3 @@ class Federation(Network):
         from synapse_federation_admin.homeserver.outbound import Outbound
 
         return Outbound(self._hs, max_lifetime_s=max_lifetime_ms / 1000)
-
-
-async def send_empty(
-    hs: "HomeServer",
-    client: "MatrixFederationHttpClient",
-    destination: str,
-    *,
-    timeout_ms: int,
-) -> bool:
-    """Send a destination an empty transaction, past the retry limiter.
-
-    It is sent even if the destination is in backoff, and whatever comes of it, no retry
-    timing is changed and nobody is woken.
-
-    Args:
-        hs: The homeserver.
-        client: Makes this request.
-        destination: The server name.
-        timeout_ms: How long it has to answer.
-
-    Returns:
-        Whether it was taken. If not, the server is still busy with another transaction
-        of ours, which is as good: it is so told by one that has accepted our signature
-        (`synapse/federation/federation_server.py`).
-
-    Raises:
-        Exception: Whatever Synapse's client raises.
-    """
-    # Synapse's own are numbers. What a server has seen once it answers from memory, and
-    # drops what is in it.
-    transaction_id = f"federation_admin_{secrets.token_hex(8)}"
-    transaction = {
-        "origin": hs.hostname,
-        "origin_server_ts": hs.get_clock().time_msec(),
-        "pdus": [],
-        "edus": [],
-    }
-    try:
-        await client.put_json(
-            destination,
-            path=f"{SEND_PATH}/{transaction_id}",
-            data=transaction,
-            timeout=timeout_ms + GRACE_MS,
-            ignore_backoff=True,
-        )
-    except RequestSendFailed as e:
-        if not _is_busy(e.inner_exception):
-            raise
-        return False
-    return True
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Tell whether a server refuses a transaction only as it is busy with another."""
-    return (
-        isinstance(error, HttpResponseException)
-        and error.code == HTTPStatus.TOO_MANY_REQUESTS
-        and b"Too many concurrent transactions" in error.response
-    )

@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from urllib.request import (  # type: ignore[attr-defined]  # not documented, but old
+    proxy_bypass_environment,
+)
 
 from netaddr import IPAddress  # type: ignore[import-untyped]  # Synapse's
 from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
@@ -12,11 +15,7 @@ from synapse.http.federation.matrix_federation_agent import (
     MatrixFederationAgent,
     MatrixHostnameEndpoint,
 )
-from synapse.http.federation.srv_resolver import SrvResolver
-from synapse.http.federation.well_known_resolver import (
-    WellKnownLookupResult,
-    WellKnownResolver,
-)
+from synapse.http.federation.well_known_resolver import WellKnownLookupResult
 from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import ProxyAgent
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -50,7 +49,6 @@ from synapse_federation_admin.homeserver.observed import (
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.tls_policy import ContactPolicy
-from synapse_federation_admin.homeserver.way_out import goes_through_proxy
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -131,6 +129,13 @@ class Network:
             allowed and found in allowed
         )
 
+    def goes_through_proxy(self, host: str) -> bool:
+        """Tell whether Synapse's proxy is to connect to a host."""
+        proxies = self._config.proxy_config
+        return bool(proxies and proxies.https_proxy) and not proxy_bypass_environment(
+            host, proxies=proxies.get_proxies_dictionary()
+        )
+
     def are_own_keys(self, body: object) -> bool:
         """Tell whether an answer of `/_matrix/key/v2/server` is this homeserver's own.
 
@@ -160,8 +165,7 @@ class Network:
         """
         client = copy(self._client)
         if outbound_instances(self._hs) is None:
-            attempt = self._attempt(timeout_ms)
-            client.agent = self._contact_agent(attempt, delegation)
+            client.agent = self._contact_agent(timeout_ms, delegation)
         return client
 
     def web_agent(self, timeout_ms: int) -> IAgent:
@@ -219,7 +223,7 @@ class Network:
         well_known_resolver = AttemptWellKnownResolver(
             current_attempt.get,
             lambda attempt: self._blocklisted(self._web_agent(attempt, direct._pool)),
-            self._goes_through_proxy,
+            self.goes_through_proxy,
             {},
             well_known_cache=resolver._well_known_cache,
             had_well_known_cache=resolver._had_valid_well_known_cache,
@@ -255,9 +259,6 @@ class Network:
             describe,
         )
 
-    def _goes_through_proxy(self, host: str) -> bool:
-        return goes_through_proxy(self._hs, host)
-
     def _attempt(self, timeout_ms: int) -> Attempt:
         reactor = self._hs.get_reactor()
         return Attempt(
@@ -274,15 +275,15 @@ class Network:
         return policy
 
     def _contact_agent(
-        self, attempt: Attempt, delegation: WellKnownLookupResult | None
+        self, timeout_ms: int, delegation: WellKnownLookupResult | None
     ) -> IAgent:
         """Make what makes one request of our own, where this process goes out."""
-        pool = HTTPConnectionPool(cast(Any, attempt), persistent=False)
+        attempt = self._attempt(timeout_ms)
         resolver = ContactWellKnownResolver(
             attempt,
             delegation,
             lambda attempt: AttemptAgent(self._blocklisted(self._web_agent(attempt))),
-            self._goes_through_proxy,
+            self.goes_through_proxy,
             {},
             # Synapse remembers for an hour that a server has no such file, also if it
             # could not be reached: it would seem to be down when it is up.
@@ -291,18 +292,6 @@ class Network:
             reactor=cast(Any, attempt),
             **self._named,
         )
-        srv_resolver = ContactSrvResolver(attempt, self.look_ups)
-        agent = self._direct_agent(attempt, srv_resolver, resolver, pool)
-        return AttemptAgent(self._blocklisted(agent), attempt)
-
-    def _direct_agent(
-        self,
-        attempt: Attempt,
-        srv_resolver: SrvResolver,
-        well_known_resolver: WellKnownResolver,
-        pool: HTTPConnectionPool,
-    ) -> IAgent:
-        """Make what a client makes its requests with, where it goes out itself."""
         agent = MatrixFederationAgent(
             # All that Synapse wants of a reactor, and more.
             reactor=cast(Any, attempt),
@@ -310,13 +299,14 @@ class Network:
             ip_allowlist=self._config.federation_ip_range_allowlist,
             ip_blocklist=self._config.federation_ip_range_blocklist,
             proxy_config=self._config.proxy_config,
-            _srv_resolver=srv_resolver,
-            _well_known_resolver=well_known_resolver,
+            _srv_resolver=ContactSrvResolver(attempt, self.look_ups),
+            _well_known_resolver=resolver,
             **self._named,
         )
+        pool = HTTPConnectionPool(cast(Any, attempt), persistent=False)
         agent._agent._pool = pool
         agent._agent._endpointFactory._proxy_reactor = attempt.proxy_side
-        return agent
+        return AttemptAgent(self._blocklisted(agent), attempt)
 
     def _web_agent(
         self, attempt: Attempt, pool: HTTPConnectionPool | None = None

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out to other servers, each step by itself."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from io import BytesIO
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from synapse.http.client import read_body_with_max_size
 from synapse.http.connectproxyclient import HTTPConnectProxyEndpoint
 from synapse.http.federation.well_known_resolver import (
     WELL_KNOWN_DEFAULT_CACHE_PERIOD,
+    WELL_KNOWN_GRACE_PERIOD_FACTOR,
     WELL_KNOWN_MAX_CACHE_PERIOD,
     WELL_KNOWN_MAX_SIZE,
     WELL_KNOWN_MIN_CACHE_PERIOD,
     WellKnownLookupResult,
     _cache_period_from_headers,
 )
-from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.http.proxyagent import http_proxy_endpoint
-from synapse.module_api import JsonDict, LoggingTransaction, make_deferred_yieldable
+from synapse.module_api import LoggingTransaction, make_deferred_yieldable
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
@@ -37,21 +36,15 @@ from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
-from synapse_federation_admin.homeserver.federation import send_empty
-from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.process import outbound_instances
+from synapse_federation_admin.homeserver.requests import Requests
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
-from synapse_federation_admin.homeserver.way_out import (
-    cached_well_known,
-    goes_through_proxy,
-    unobserved,
-)
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 
-class Outbound(Network):
+class Outbound(Requests):
     """The way from this process to other servers, each step by itself.
 
     As Synapse's federation client goes it (`synapse/http/federation/`), with the same
@@ -62,8 +55,10 @@ class Outbound(Network):
     well_known_max_bytes = WELL_KNOWN_MAX_SIZE
 
     def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
-        """Make no connection yet: see `Network`."""
+        """Make no connection yet: see `Requests`."""
         super().__init__(hs, max_lifetime_s=max_lifetime_s)
+        # Each request is made once only.
+        self._client.max_short_retries = 0
         # All that Synapse wants of a reactor, and more.
         self._reactor = cast(Any, self.bounded())
         # Five threads at once would take every turn from the reactor, for 0.1 s.
@@ -82,10 +77,6 @@ class Outbound(Network):
         None if this one goes itself (`outbound_federation_restricted_to`).
         """
         return outbound_instances(self._hs)
-
-    def goes_through_proxy(self, host: str) -> bool:
-        """Tell whether Synapse's proxy is to connect to a host."""
-        return goes_through_proxy(self._hs, host)
 
     def verifies(self, host: str) -> bool:
         """Tell whether Synapse verifies the certificate of a host."""
@@ -186,19 +177,6 @@ class Outbound(Network):
             endpoint = to(cast(Any, reactor), address, port, timeout=timeout_s)
         return wrapClientTLS(self.policy.observed(name, observer), endpoint)
 
-    async def read_body(self, response: IResponse, max_bytes: int) -> bytes:
-        """Return the body of an answer.
-
-        Raises:
-            BodyExceededMaxSize: It is larger.
-            Exception: It broke off.
-        """
-        stream = BytesIO()
-        await make_deferred_yieldable(
-            read_body_with_max_size(response, stream, max_bytes)
-        )
-        return stream.getvalue()
-
     def well_known_lifetime_ms(self, headers: Headers) -> int:
         """Tell how long Synapse caches a valid well-known file, by its headers."""
         period_s = _cache_period_from_headers(
@@ -212,31 +190,29 @@ class Outbound(Network):
         return int(period_s * 1000)
 
     def cached_well_known(self, host: str) -> tuple[str | None, int, bool] | None:
-        """Return what is cached of a well-known file: see `way_out`."""
-        return cached_well_known(self._hs, host)
+        """Return what this process's federation client has cached of a well-known file.
 
-    def requests(
-        self,
-        *,
-        is_file_known: bool,
-        delegated_to: str | None,
-        left_ms: Callable[[], int],
-    ) -> "Requests":
-        """Return what makes requests through Synapse's federation client.
-
-        Args:
-            is_file_known: Whether it is known what the well-known file of the server
-                says; else that is asked for.
-            delegated_to: What it says.
-            left_ms: Returns how long one may take, from now on.
+        Returns:
+            The delegated name, None for there being none; when that ends, in ms since
+            the epoch; and whether it is used unasked. None: nothing is cached.
         """
-        delegation = None
-        if is_file_known:
-            delegation = WellKnownLookupResult(
-                delegated_to.encode("ascii") if delegated_to else None
+        agent = self._hs.get_federation_http_client().agent
+        resolver = getattr(getattr(agent, "_agent", None), "_well_known_resolver", None)
+        if resolver is None:
+            return None
+        try:
+            found, expires_s, ttl_s = resolver._well_known_cache.get_with_expiry(
+                host.lower().encode()
             )
-        make_client = partial(self.client, delegation=delegation)
-        return Requests(self._hs, make_client, left_ms)
+        except KeyError:
+            return None
+        left_s = expires_s - self._hs.get_clock().time()
+        if left_s <= 0:
+            return None
+        # In the last part of the time it asks anew, and keeps to it if that fails.
+        is_used = left_s > WELL_KNOWN_GRACE_PERIOD_FACTOR * ttl_s
+        name = found.decode("ascii") if found else None
+        return name, int(expires_s * 1000), is_used
 
     async def stored_keys(self, name: str) -> dict[str, str]:
         """Return the keys of a server that Synapse has stored.
@@ -259,49 +235,21 @@ class Outbound(Network):
         )
 
 
-class Requests:
-    """Requests of a diagnosis through Synapse's federation client, each once only.
+Delegation: TypeAlias = WellKnownLookupResult
 
-    They go past its retry limiter, and are no real traffic.
+
+def delegation_to(name: str | None) -> Delegation:
+    """Return that a well-known file delegates to a name; None: to nobody."""
+    return WellKnownLookupResult(name.encode("ascii") if name else None)
+
+
+async def read_body(response: IResponse, max_bytes: int) -> bytes:
+    """Return the body of an answer.
+
+    Raises:
+        BodyExceededMaxSize: It is larger.
+        Exception: It broke off.
     """
-
-    def __init__(
-        self,
-        hs: "HomeServer",
-        make_client: Callable[[int], MatrixFederationHttpClient],
-        left_ms: Callable[[], int],
-    ) -> None:
-        self._hs = hs
-        self._make_client = make_client
-        self._left_ms = left_ms
-
-    def _client(self, timeout_ms: int) -> MatrixFederationHttpClient:
-        # What one of them meets is not told of another that is under way.
-        client = self._make_client(timeout_ms)
-        client.max_short_retries = 0
-        return client
-
-    async def get(
-        self, destination: str, path: str
-    ) -> tuple[JsonDict, dict[bytes, list[bytes]]]:
-        """Return the body and the headers of an answer.
-
-        Raises:
-            Exception: Whatever Synapse's client raises.
-        """
-        timeout_ms = self._left_ms()
-        return await unobserved(
-            self._client(timeout_ms).get_json_with_headers(
-                destination,
-                path,
-                timeout=timeout_ms + GRACE_MS,
-                ignore_backoff=True,
-            )
-        )
-
-    async def send_empty(self, destination: str) -> bool:
-        """Make the contact: see `send_empty`."""
-        timeout_ms = self._left_ms()
-        client = self._client(timeout_ms)
-        contact = send_empty(self._hs, client, destination, timeout_ms=timeout_ms)
-        return await unobserved(contact)
+    stream = BytesIO()
+    await make_deferred_yieldable(read_body_with_max_size(response, stream, max_bytes))
+    return stream.getvalue()

@@ -126,7 +126,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (*_CONTACTS, _F.DIAGNOSIS),
         """
         hs: signing_key
-        synapse.config.server: ProxyConfig.https_proxy
+        synapse.config.server:
+            ProxyConfig.https_proxy ProxyConfig.get_proxies_dictionary
         synapse.crypto.context_factory:
             ConnectionVerifier.verify_context_info_cb ConnectionVerifier._verify_certs
             FederationPolicyForHTTPS.get_options
@@ -144,7 +145,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._make_well_known_request WellKnownResolver.get_well_known
         synapse.http.matrixfederationclient:
-            MatrixFederationHttpClient.get_json(ignore_backoff)
+            MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
             MatrixFederationHttpClient.put_json(ignore_backoff)
         synapse.util.retryutils:
             get_retry_limiter(our_server_name)
@@ -166,10 +167,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.DIAGNOSIS,),
         """
-        synapse.config.server: ProxyConfig.get_proxies_dictionary
         synapse.http.federation.well_known_resolver: WellKnownResolver._well_known_cache
-        synapse.http.matrixfederationclient:
-            MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
         hs:
             get_clock().time get_reactor().getThreadPool
             get_federation_http_client().max_short_retries

@@ -10,7 +10,7 @@ handlers remain the operator's, and not one line is more or less.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -28,7 +28,6 @@ from synapse_federation_admin.homeserver.relied_on import (
     MARKED_UP,
     RECOVERED,
 )
-from synapse_federation_admin.homeserver.way_out import is_unobserved
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -88,6 +87,9 @@ class _Watched:
 # begins others that run at once in contexts of their own.
 _watched: ContextVar[_Watched | None] = ContextVar("_watched", default=None)
 
+# Whether the request which is under way here is no real traffic.
+_is_unobserved: ContextVar[bool] = ContextVar("_is_unobserved", default=False)
+
 _Told = tuple[object, ...]
 
 T = TypeVar("T")
@@ -106,6 +108,15 @@ def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
         )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
+
+
+async def unobserved(request: Awaitable[T]) -> T:
+    """Await a request that is no real traffic: nobody is told that it was answered."""
+    _is_unobserved.set(True)
+    try:
+        return await request
+    finally:
+        _is_unobserved.set(False)
 
 
 def tell_answered(hs: "HomeServer", destination: str) -> None:
@@ -164,7 +175,7 @@ def _take_marked_up(args: _Told) -> None:
 def _take_answered(args: _Told) -> None:
     _, destination, code, _ = args
     observer = _of_this_request(_observers)
-    if is_unobserved():
+    if _is_unobserved.get():
         return
     if observer is not None and isinstance(code, int) and 200 <= code < 300:
         observer.answered(str(destination), _watched_of(str(destination)).size_bytes)
