@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage `connections`: each address by itself, with TLS and one request."""
 
-import socket
-from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -44,14 +42,12 @@ from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import (
-    Facts,
     Failure,
     FailureKind,
     Link,
     Reason,
 )
 from synapse_federation_admin.failures.responses import reason_of_bytes
-from synapse_federation_admin.homeserver.errors import has_route
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 # The share of the time of a diagnosis: to connect, and for all of it.
@@ -65,6 +61,10 @@ _NOT_CONNECTED = (
     FailureKind.CONNECTION_TIMEOUT,
     FailureKind.UNREACHABLE,
 )
+
+
+# This host has no route to any address of the family.
+_NO_ROUTE = (Reason.NO_IPV4, Reason.NO_IPV6)
 
 
 async def check_connections(
@@ -82,8 +82,7 @@ async def check_connections(
         if planned.outcome is StageOutcome.SKIPPED:
             return planned
         links = addresses.links(planned.host, planned.port)
-        attempt = _Attempt(way, name, planned, links)
-        return without_route(await attempt.connect(), has_route)
+        return without_route(await _Attempt(way, name, planned, links).connect())
 
     connections = await side_by_side(
         *(
@@ -171,7 +170,7 @@ class _Attempt:
         self._name = name
         self._connection = connection
         self._handshake = Handshake(way, name)
-        self._reactor = way.outbound.bounded()
+        self._attempt = way.outbound.attempt(way.left_ms(_SHARE))
         endpoint = way.outbound.endpoint(
             connection.address,
             connection.host,
@@ -179,7 +178,7 @@ class _Attempt:
             name=name.host,
             observer=self._handshake,
             timeout_s=way.left_ms(_SHARE_CONNECT) / 1000,
-            reactor=self._reactor,
+            attempt=self._attempt,
         )
         self._endpoint = _OneEndpoint(endpoint)
         self._agent: IAgent = Agent.usingEndpointFactory(
@@ -194,10 +193,9 @@ class _Attempt:
         try:
             answer = await self._way.within(self._way.left_ms(_SHARE), self._ask)
         except (TimeIsOver, CancelledError):
-            error = self._met(Failure(FailureKind.RESPONSE_TIMEOUT))
+            error = self._met(CancelledError())
         except Exception as e:
-            endless = Failure(FailureKind.RESPONSE_TIMEOUT, Reason.ENDLESS)
-            error = self._met(endless if self._reactor.is_dropped else failure_of(e))
+            error = self._met(e)
         handshake = self._handshake
         tls, begun = handshake.findings, handshake.begun_ms
         connection = attr.evolve(
@@ -230,27 +228,11 @@ class _Attempt:
         url = f"https://{host}{VERSION_PATH}"
         return await ask(self._agent, url, headers, limits.VERSION_BYTES)
 
-    def _met(self, failure: Failure) -> Failure:
-        """Tell why there was no answer, by how far the connection has come."""
-        kind, handshake = failure.kind, self._handshake
-        is_late = kind in (FailureKind.RESPONSE_TIMEOUT, FailureKind.CONNECTION_TIMEOUT)
-        if failure.is_ours or kind is FailureKind.PROXY_FAILED:
-            return failure
-        if handshake.begun_ms is None and is_late:
-            failure = Failure(FailureKind.CONNECTION_TIMEOUT)
-        if handshake.begun_ms is None and self._connection.address is None:
-            # It is the proxy itself that was not connected to.
-            return Failure(FailureKind.PROXY_FAILED, facts=Facts(cause=failure))
-        if handshake.begun_ms is None and is_late:
-            return failure
-        if is_late:
-            reason = failure.reason if handshake.findings else Reason.IN_HANDSHAKE
-            return Failure(FailureKind.RESPONSE_TIMEOUT, reason)
-        if handshake.findings is None and kind is FailureKind.INVALID_RESPONSE:
-            return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE)
+    def _met(self, error: Exception) -> Failure:
+        """Tell why there was no answer."""
+        failure = failure_of(self._attempt.explained(error))
         if failure.reason is Reason.CLOSED and self._endpoint.heard:
-            reason = reason_of_bytes(self._endpoint.heard)
-            return failure.but(reason)
+            return failure.but(reason_of_bytes(self._endpoint.heard))
         return failure
 
     def _placed(self, failure: Failure | None) -> Failure | None:
@@ -266,21 +248,15 @@ class _Attempt:
         )
 
 
-def without_route(
-    connection: Connection, has_route: Callable[[socket.AddressFamily], bool]
-) -> Connection:
+def without_route(connection: Connection) -> Connection:
     """Excuse an address of a family to which this host has no route.
 
     Synapse uses the others.
     """
-    error, address = connection.error, connection.address
-    if not address or not error or error.kind is not FailureKind.UNREACHABLE:
-        return connection
-    is_ipv6 = ":" in address
-    if has_route(socket.AF_INET6 if is_ipv6 else socket.AF_INET):
-        return connection
-    error = error.but(Reason.NO_IPV6 if is_ipv6 else Reason.NO_IPV4)
-    return attr.evolve(connection, outcome=StageOutcome.SKIPPED, error=error)
+    error = connection.error
+    if connection.address and error and error.reason in _NO_ROUTE:
+        return attr.evolve(connection, outcome=StageOutcome.SKIPPED)
+    return connection
 
 
 def _how_far(error: Failure | None) -> int:

@@ -97,7 +97,7 @@ class Network:
             # Its agent asks another process. That is within a wrapper which keeps to
             # `ip_range_blacklist`.
             else MatrixFederationHttpClient(
-                cast("HomeServer", _HomeServerView(hs, self.bounded())), self.policy
+                cast("HomeServer", _HomeServerView(hs, max_lifetime_s)), self.policy
             )
         )
         if outbound_instances(hs) is not None:
@@ -168,17 +168,21 @@ class Network:
             client.agent = self._contact_agent(timeout_ms, delegation)
         return client
 
+    def attempt(self, timeout_ms: int) -> Attempt:
+        """Begin one that may take so long."""
+        reactor = self._hs.get_reactor()
+        return Attempt(
+            reactor,
+            self.look_ups,
+            ends_s=reactor.seconds() + timeout_ms / 1000,
+            max_lifetime_s=self._max_lifetime_s,
+        )
+
     def web_agent(self, timeout_ms: int) -> IAgent:
         """Make what fetches one well-known file, within a time."""
-        attempt = self._attempt(timeout_ms)
+        attempt = self.attempt(timeout_ms)
         attempt.is_of_file = True
         return AttemptAgent(self._blocklisted(self._web_agent(attempt)), attempt)
-
-    def bounded(self) -> BoundedReactor:
-        """Make what connects, with bounds."""
-        return BoundedReactor(
-            self._hs.get_reactor(), max_lifetime_s=self._max_lifetime_s
-        )
 
     def _heard(
         self, send: Callable[..., Awaitable[IResponse]]
@@ -259,15 +263,6 @@ class Network:
             describe,
         )
 
-    def _attempt(self, timeout_ms: int) -> Attempt:
-        reactor = self._hs.get_reactor()
-        return Attempt(
-            reactor,
-            self.look_ups,
-            ends_s=reactor.seconds() + timeout_ms / 1000,
-            max_lifetime_s=self._max_lifetime_s,
-        )
-
     def _policy_of(self, attempt: Attempt) -> "ContactPolicy":
         """Return the policy, which tells an attempt of its TLS handshakes."""
         policy = copy(self.policy)
@@ -278,7 +273,7 @@ class Network:
         self, timeout_ms: int, delegation: WellKnownLookupResult | None
     ) -> IAgent:
         """Make what makes one request of our own, where this process goes out."""
-        attempt = self._attempt(timeout_ms)
+        attempt = self.attempt(timeout_ms)
         resolver = ContactWellKnownResolver(
             attempt,
             delegation,
@@ -337,9 +332,9 @@ class Network:
 class _HomeServerView:
     """A homeserver as it is, but for its reactor."""
 
-    def __init__(self, hs: "HomeServer", reactor: BoundedReactor) -> None:
+    def __init__(self, hs: "HomeServer", max_lifetime_s: float) -> None:
         self._hs = hs
-        self._reactor = reactor
+        self._reactor = BoundedReactor(hs.get_reactor(), max_lifetime_s=max_lifetime_s)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._hs, name)

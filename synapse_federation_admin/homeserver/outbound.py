@@ -35,7 +35,7 @@ from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
+from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.requests import Requests
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
@@ -59,16 +59,8 @@ class Outbound(Requests):
         super().__init__(hs, max_lifetime_s=max_lifetime_s)
         # Each request is made once only.
         self._client.max_short_retries = 0
-        # All that Synapse wants of a reactor, and more.
-        self._reactor = cast(Any, self.bounded())
         # Five threads at once would take every turn from the reactor, for 0.1 s.
         self._judging = Lock()
-        proxies = self._config.proxy_config
-        self._proxy, self._proxy_credentials = http_proxy_endpoint(
-            proxies.https_proxy.encode() if proxies and proxies.https_proxy else None,
-            self._reactor,
-            self.policy,
-        )
 
     @property
     def instances(self) -> list[str] | None:
@@ -148,7 +140,7 @@ class Outbound(Requests):
         name: str,
         observer: TlsObserver,
         timeout_s: float,
-        reactor: BoundedReactor,
+        attempt: Attempt,
     ) -> IStreamClientEndpoint:
         """Make an endpoint of TLS connections to an address.
 
@@ -161,21 +153,22 @@ class Outbound(Requests):
             name: The host name that the certificate has to be for.
             observer: Is told of the handshake.
             timeout_s: How long to try to connect.
-            reactor: Connects: one of `bounded`.
+            attempt: What connects, and is told what it meets.
         """
+        policy = self._policy_of(attempt)
+        # All that Synapse wants of a reactor, and more.
+        reactor, proxy_side = cast(Any, attempt), cast(Any, attempt.proxy_side)
         if address is None:
-            assert self._proxy is not None
+            url = (self._config.proxy_config.https_proxy or "").encode()
+            proxy, credentials = http_proxy_endpoint(url, proxy_side, policy)
+            assert proxy is not None
             endpoint: IStreamClientEndpoint = HTTPConnectProxyEndpoint(
-                self._reactor,
-                self._proxy,
-                host.encode(),
-                port,
-                self._proxy_credentials,
+                reactor, proxy, host.encode(), port, credentials
             )
         else:
             to = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-            endpoint = to(cast(Any, reactor), address, port, timeout=timeout_s)
-        return wrapClientTLS(self.policy.observed(name, observer), endpoint)
+            endpoint = to(reactor, address, port, timeout=timeout_s)
+        return wrapClientTLS(policy.observed(name, observer), endpoint)
 
     def well_known_lifetime_ms(self, headers: Headers) -> int:
         """Tell how long Synapse caches a valid well-known file, by its headers."""

@@ -126,7 +126,7 @@ class ContactPolicy(FederationPolicyForHTTPS):
         creator = SSLClientConnectionCreator(
             host.encode(), self._verify_ssl_context, False
         )
-        creator._verifier = _Verifier(host.encode(), False, observer)
+        creator._verifier = _Verifier(host.encode(), False, observer, self.attempt)
         return creator
 
 
