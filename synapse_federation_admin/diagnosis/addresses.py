@@ -186,12 +186,13 @@ async def _why_no_address(way: Way, target: Target) -> Target:
 async def _whose_dns(way: Way, failure: Failure) -> Failure:
     """Tell whose name servers do not answer: whether ours do about other names."""
     own = ServerName.parse(way.homeserver.server_name)
+    # The root, too.
     names = ["", *([] if own.is_literal else [own.host])]
-    left_ms = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS)
-    answered = await side_by_side(
-        *(partial(way.outbound.is_answered, name, left_ms) for name in names)
-    )
-    is_theirs = any(answered)
+    within_s = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS) / 1000
+    ask = way.outbound.look_ups.answers_about
+    answers = await side_by_side(*(partial(ask, n, within_s, dns.NS) for n in names))
+    # An answer that there is nothing is one.
+    is_theirs = any(answer is not None for answer in answers)
     return failure.but(Reason.NAME_SERVERS_FAIL if is_theirs else Reason.RESOLVER_DEAD)
 
 
@@ -230,9 +231,8 @@ async def _resolve(way: Way, name: ServerName) -> _Resolution:
 
 async def _look_up_services(way: Way, service: str) -> Services:
     try:
-        answers = await way.outbound.look_up_services(
-            service, way.left_ms(_SHARE_SERVICES)
-        )
+        within_s = way.left_ms(_SHARE_SERVICES) / 1000
+        answers = await way.outbound.look_ups.records(service, within_s, dns.SRV)
     except CancelledError:
         raise
     except Exception as e:

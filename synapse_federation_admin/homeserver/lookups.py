@@ -222,16 +222,25 @@ class LookUps(SynapseLookUps):
         answer.addErrback(failed)
         return answer
 
-    async def answers_about(
+    async def records(
         self, name: str, within_s: float, kind: int
-    ) -> Sequence[dns.RRHeader] | None:
-        """Return the records of a name; None if the resolver does not answer well."""
+    ) -> Sequence[dns.RRHeader]:
+        """Return the records of a name: see `services`; none, if it does not exist."""
         try:
             answers, _, _ = await make_deferred_yieldable(
                 self.services(name, within_s, kind)
             )
         except (dns_error.DNSNameError, dns_error.DNSNotImplementedError):
+            # Synapse takes both for there being none.
             return ()
+        return answers
+
+    async def answers_about(
+        self, name: str, within_s: float, kind: int
+    ) -> Sequence[dns.RRHeader] | None:
+        """Return the records of a name; None if the resolver does not answer well."""
+        try:
+            return await self.records(name, within_s, kind)
         except (
             ObstacleError,
             dns_error.DomainError,
@@ -241,7 +250,6 @@ class LookUps(SynapseLookUps):
             OSError,
         ):
             return None
-        return answers
 
     async def alias_of(self, host: str, within_s: float) -> str:
         """Return the last of the names of which a host name is an alias.

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way out to other servers, each step by itself."""
 
-from collections.abc import Sequence
 from io import BytesIO
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -25,11 +24,6 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.names import dns
-from twisted.names.error import (
-    DNSNameError,
-    DNSNotImplementedError,
-)
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 from unpaddedbase64 import encode_base64
@@ -104,32 +98,6 @@ class Outbound(Requests):
                 }
 
         return await make_deferred_yieldable(self.look_ups.in_thread(judged))
-
-    async def look_up_services(
-        self, service: str, within_ms: int
-    ) -> Sequence[dns.RRHeader]:
-        """Return the SRV records of a name.
-
-        Raises:
-            ObstacleError: There was no answer in time.
-            Exception: What the name servers say; or they say what is no answer.
-        """
-        try:
-            answers, _, _ = await make_deferred_yieldable(
-                self.look_ups.services(service, within_ms / 1000)
-            )
-        except (DNSNameError, DNSNotImplementedError):
-            # Synapse takes both for there being none.
-            return ()
-        return answers
-
-    async def is_answered(self, name: str, within_ms: int) -> bool:
-        """Tell whether the resolver of this host answers about a name; "" is the root.
-
-        An answer that there is nothing is one.
-        """
-        found = await self.look_ups.answers_about(name, within_ms / 1000, dns.NS)
-        return found is not None
 
     def endpoint(
         self,
