@@ -9,8 +9,10 @@ from typing import Any
 
 import attr
 import pytest
+from hypothesis import given, strategies as st
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
+from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.destinations.backlog import Backlog
@@ -58,6 +60,7 @@ from synapse_federation_admin.homeserver.certificates import UntrustedCertificat
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
+    is_server_name,
 )
 from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.storage.records import RecordedFailure
@@ -117,6 +120,16 @@ def test_no_name(name: str, reason: Reason) -> None:
     with pytest.raises(InvalidServerNameError) as found:
         ServerName.parse(name)
     assert invalid_name(found.value) == Failure(FailureKind.INVALID_NAME, reason)
+
+
+@given(
+    st.from_regex(r"[0-9A-Za-z.-]{1,9}(:[0-9]{1,5})?", fullmatch=True)
+    | st.ip_addresses().map(lambda address: f"[{address}]:1")
+)
+def test_accepted(name: str) -> None:
+    """What is a server name is one for Synapse, too."""
+    if is_server_name(name):
+        parse_and_validate_server_name(name)
 
 
 # The well-known file.

@@ -27,14 +27,10 @@ def why_invalid(homeserver: Homeserver, name: str) -> Failure | None:
         ServerName.parse(name)
     except InvalidServerNameError as e:
         return invalid_name(e)
-    if not homeserver.is_server_name(name):
-        reason = Reason.NAME_REFUSED
     # Host names are the same in capitals.
-    elif name.lower() == homeserver.server_name.lower():
-        reason = Reason.OWN_NAME
-    else:
-        return None
-    return Failure(FailureKind.INVALID_NAME, reason)
+    if name.lower() == homeserver.server_name.lower():
+        return Failure(FailureKind.INVALID_NAME, Reason.OWN_NAME)
+    return None
 
 
 def invalid_name(error: InvalidServerNameError) -> Failure:

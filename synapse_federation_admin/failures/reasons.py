@@ -83,7 +83,6 @@ class Reason(Worded):
     IPV6_INVALID = "what is in brackets is not an IPv6 address"
     LABEL_EMPTY = "a dot is at an end, or two are in a row"
     LABEL_TOO_LONG = "a label has more than 63 characters"
-    NAME_REFUSED = "Synapse does not accept it"
     OWN_NAME = (
         "it is the name of this homeserver itself",
         "Nothing to do: a homeserver does not send to itself.",

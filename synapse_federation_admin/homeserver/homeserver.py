@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from synapse_federation_admin.homeserver.background import Background
+from synapse_federation_admin.homeserver.server_name import is_server_name
 
 if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.federation import Federation
@@ -55,7 +56,7 @@ class Homeserver(Background):
         """Forget what this process keeps in memory of the way to a server."""
         from synapse_federation_admin.homeserver.caches import drop_way
 
-        if self.is_server_name(name):
+        if is_server_name(name):
             drop_way(self._hs, name)
 
     def observe_traffic(self, observer: "TrafficObserver") -> None:

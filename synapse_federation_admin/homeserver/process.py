@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from synapse.config.workers import MAIN_PROCESS_INSTANCE_NAME
 from synapse.module_api import ModuleApi, Requester, SynapseRequest
 from synapse.rest.admin._base import assert_user_is_admin
-from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.internet.interfaces import IReactorTime
 
 if TYPE_CHECKING:
@@ -125,17 +124,6 @@ class Process:
         It may come before what this process has just changed in Synapse's caches.
         """
         self._hs.get_replication_command_handler().send_remote_server_up(destination)
-
-    # -- server names ----------------------------------------------------------------
-
-    @staticmethod
-    def is_server_name(name: str) -> bool:
-        """Tell whether a name is one that Synapse would send a request to."""
-        try:
-            parse_and_validate_server_name(name)
-        except ValueError:
-            return False
-        return True
 
     @property
     def is_allowed(self) -> Callable[[str], bool]:

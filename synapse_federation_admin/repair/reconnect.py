@@ -18,6 +18,7 @@ from synapse_federation_admin.destinations.backlog import waiting_txn
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import Destination
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.repair.contact import (
     outcome_of,
     probe,
@@ -145,7 +146,7 @@ class Reconnect:
         async def finish() -> Reconnected:
             nonlocal found
             found = await self._reconnect(before, entry, force)
-            if found.outcome in _CLEARED and self._homeserver.is_server_name(name):
+            if found.outcome in _CLEARED and is_server_name(name):
                 found = attr.evolve(found, told=await self._wake.everywhere([name]))
             return await self._seen_through(found, entry, until_ts)
 

@@ -93,11 +93,7 @@ class ReconnectMany(Action):
 
     async def sort_out(self, names: Iterable[str]) -> SortedNames:
         """Sort the names of a list by whether they can be contacted."""
-        return await sort_out(
-            self._destinations,
-            names,
-            lambda name: is_server_name(name) and self._homeserver.is_server_name(name),
-        )
+        return await sort_out(self._destinations, names, is_server_name)
 
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
