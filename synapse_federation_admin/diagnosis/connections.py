@@ -48,6 +48,7 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.responses import reason_of_bytes
+from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 # The share of the time of a diagnosis: to connect, and for all of it.
@@ -82,7 +83,7 @@ async def check_connections(
         if planned.outcome is StageOutcome.SKIPPED:
             return planned
         links = addresses.links(planned.host, planned.port)
-        return without_route(await _Attempt(way, name, planned, links).connect())
+        return without_route(await _connect(way, name, planned, links))
 
     connections = await side_by_side(
         *(
@@ -155,97 +156,78 @@ class _OneEndpoint:
         return listening
 
 
-class _Attempt:
-    """Makes one connection."""
-
-    def __init__(
-        self,
-        way: Way,
-        name: ServerName,
-        connection: Connection,
-        links: tuple[Link, ...],
-    ) -> None:
-        self._way = way
-        self._links = links
-        self._name = name
-        self._connection = connection
-        self._handshake = Handshake(way, name)
-        self._attempt = way.outbound.attempt(way.left_ms(_SHARE))
-        endpoint = way.outbound.endpoint(
-            connection.address,
-            connection.host,
-            connection.port,
+async def _connect(
+    way: Way, name: ServerName, planned: Connection, links: tuple[Link, ...]
+) -> Connection:
+    """Make one connection; return it with all that came of it."""
+    handshake, attempt = Handshake(way, name), way.outbound.attempt(way.left_ms(_SHARE))
+    endpoint = _OneEndpoint(
+        way.outbound.endpoint(
+            planned.address,
+            planned.host,
+            planned.port,
             name=name.host,
-            observer=self._handshake,
+            observer=handshake,
             timeout_s=way.left_ms(_SHARE_CONNECT) / 1000,
-            attempt=self._attempt,
+            attempt=attempt,
         )
-        self._endpoint = _OneEndpoint(endpoint)
-        self._agent: IAgent = Agent.usingEndpointFactory(
-            way.homeserver.reactor, self._endpoint
-        )
+    )
 
-    async def connect(self) -> Connection:
-        """Return the connection with all that came of it."""
-        begun_ms = self._way.now_ms
-        answer: Answer | None = None
-        error: Failure | None = None
-        try:
-            answer = await self._way.within(self._way.left_ms(_SHARE), self._ask)
-        except (TimeIsOver, CancelledError):
-            error = self._met(CancelledError())
-        except Exception as e:
-            error = self._met(e)
-        handshake = self._handshake
-        tls, begun = handshake.findings, handshake.begun_ms
-        connection = attr.evolve(
-            self._connection,
-            connect_ms=None if begun is None else round(begun - begun_ms),
-            tls=tls,
-        )
-        is_accepted = tls is not None and not (tls.is_verified and tls.problems)
-        if not is_accepted:
-            problem = tls.problems[0] if tls and tls.problems else error
-            if tls and problem and answer:
-                now_ms = self._way.homeserver.now_ms()
-                date_ts = date_of(answer.headers)
-                problem = by_their_clock(problem, tls.certificate, date_ts, now_ms)
-            return attr.evolve(connection, error=self._placed(problem))
-        assert handshake.completed_ms is not None
-        duration_ms = self._way.since(handshake.completed_ms)
-        version = (
-            VersionFindings(duration_ms, error=error)
-            if answer is None
-            else read_version(answer, duration_ms, self._way.homeserver.now_ms())
-        )
-        version = attr.evolve(version, error=self._placed(version.error))
-        return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
-
-    async def _ask(self) -> Answer:
-        host, user_agent = self._connection.host_header, self._way.outbound.user_agent
-        # As Synapse writes it, also with the port that HTTPS has anyway.
-        headers = Headers({"Host": [host], "User-Agent": [user_agent]})
-        url = f"https://{host}{VERSION_PATH}"
-        return await ask(self._agent, url, headers, limits.VERSION_BYTES)
-
-    def _met(self, error: Exception) -> Failure:
-        """Tell why there was no answer."""
-        failure = failure_of(self._attempt.explained(error))
-        if failure.reason is Reason.CLOSED and self._endpoint.heard:
-            return failure.but(reason_of_bytes(self._endpoint.heard))
-        return failure
-
-    def _placed(self, failure: Failure | None) -> Failure | None:
-        """Add where it was met."""
-        if failure is None:
-            return None
-        address = bounded(self._connection.address or self._connection.host)
+    def placed(failure: Failure) -> Failure:
         return failure.but(
-            host=failure.facts.host or self._name.host,
-            address=address,
-            port=self._connection.port,
-            via=self._links,
+            host=failure.facts.host or name.host,
+            address=bounded(planned.address or planned.host),
+            port=planned.port,
+            via=links,
         )
+
+    begun_ms = way.now_ms
+    answer = await _ask(way, planned.host_header, endpoint, attempt)
+    now_ms = way.homeserver.now_ms()
+    tls, connected_ms = handshake.findings, handshake.begun_ms
+    connection = attr.evolve(
+        planned,
+        connect_ms=None if connected_ms is None else round(connected_ms - begun_ms),
+        tls=tls,
+    )
+    if tls is None or (tls.is_verified and tls.problems):
+        problem = tls.problems[0] if tls else None
+        if isinstance(answer, Failure):
+            problem = problem or answer
+        elif tls and problem:
+            date_ts = date_of(answer.headers)
+            problem = by_their_clock(problem, tls.certificate, date_ts, now_ms)
+        return attr.evolve(connection, error=problem and placed(problem))
+    assert handshake.completed_ms is not None
+    duration_ms = way.since(handshake.completed_ms)
+    version = (
+        VersionFindings(duration_ms, error=answer)
+        if isinstance(answer, Failure)
+        else read_version(answer, duration_ms, now_ms)
+    )
+    version = attr.evolve(version, error=version.error and placed(version.error))
+    return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
+
+
+async def _ask(
+    way: Way, host: str, endpoint: _OneEndpoint, attempt: Attempt
+) -> Answer | Failure:
+    """Ask for the version; return the answer, or why there is none."""
+    agent: IAgent = Agent.usingEndpointFactory(way.homeserver.reactor, endpoint)
+    # As Synapse writes it, also with the port that HTTPS has anyway.
+    headers = Headers({"Host": [host], "User-Agent": [way.outbound.user_agent]})
+    asking = partial(
+        ask, agent, f"https://{host}{VERSION_PATH}", headers, limits.VERSION_BYTES
+    )
+    try:
+        return await way.within(way.left_ms(_SHARE), asking)
+    except (TimeIsOver, CancelledError):
+        failure = failure_of(attempt.explained(CancelledError()))
+    except Exception as e:
+        failure = failure_of(attempt.explained(e))
+    if failure.reason is Reason.CLOSED and endpoint.heard:
+        return failure.but(reason_of_bytes(endpoint.heard))
+    return failure
 
 
 def without_route(connection: Connection) -> Connection:

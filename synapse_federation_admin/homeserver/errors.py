@@ -141,11 +141,6 @@ class FileAnswer:
     most_bytes: int = WELL_KNOWN_MAX_SIZE
     addresses: tuple[str, ...] = ()
 
-    @property
-    def host(self) -> str:
-        """The host of its URL; "" if none can be read in that."""
-        return host_in(self.url)
-
 
 def host_in(url: str) -> str:
     """Return the host of a URL, which may be any that a server redirects to.
