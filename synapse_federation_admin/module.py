@@ -341,9 +341,10 @@ def _wire_indexes(s: "Services") -> Iterable[Start]:
 
 def _make_console(s: "Services", api: "ModuleApi") -> "PagesResource":
     s.features.require(Feature.V2)
-    from synapse_federation_admin.console.resource import make_console
+    from synapse_federation_admin.console.resource import Console
+    from synapse_federation_admin.homeserver.pages import PagesResource
 
-    return make_console(s, api)
+    return PagesResource(api, Console(s, api).answer)
 
 
 # In the order in which they need each other. What each needs of Synapse is in

@@ -139,15 +139,6 @@ def test_words_are_for_all_values() -> None:
     assert {v.value for v in CorrelationVerdict} == {"normal", "us", "shared"}
 
 
-def test_same_words_as_the_console() -> None:
-    """The console's templates have the words of statuses that are told here."""
-    folder = Path(servers.__file__).parent.parent / "console" / "templates"
-    text = "".join(path.read_text() for path in folder.glob("*.html"))
-    words = [word for _, word in servers.STATUSES.values()]
-    for word in (*words, servers.NOT_ALLOWED):
-        assert word in text
-
-
 def test_needs_no_synapse() -> None:
     """It runs where Synapse, Twisted, pydantic and Jinja2 are not installed."""
     done = subprocess.run(

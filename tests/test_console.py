@@ -115,6 +115,20 @@ class AccessTestCase(ConsoleTestCase):
             # It may have one that it has not sent, as to a form of another site.
             self.assertIsNone(self.kept(channel))
 
+    def test_address_of_a_form(self) -> None:
+        """Opened by itself, it leads to its page; other methods are refused there."""
+        for path, page in (
+            ("/servers/a.example/diagnose", "/servers/a.example"),
+            ("/runs/7/cancel", "/runs/7"),
+            ("/session/end", "/"),
+        ):
+            channel = self.visit("GET", path, self.admin_token)
+            self.assertEqual(channel.code, 303, channel.result)
+            location = channel.headers.getRawHeaders("Location")
+            self.assertEqual(location, [f"/_synapse/admin/federation{page}"])
+        channel = self.visit("PUT", "/servers/a.example/diagnose", self.admin_token)
+        self.assertEqual(channel.code, 405, channel.result)
+
     def test_own_origin(self) -> None:
         """Without Sec-Fetch-Site, as over http, a form of ours comes without an origin,
         or with that of the console: whatever port a proxy adds."""

@@ -17,7 +17,6 @@ from module_case import V2, MembersTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.console.pages import words
-from synapse_federation_admin.console.pages.overview import verdict
 from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.support import (
@@ -31,6 +30,7 @@ from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording.verdict import verdict_of
 
 pytestmark = pytest.mark.one_synapse
 
@@ -363,16 +363,16 @@ class PagesTest(ConsoleTestCase, HistoryTestCase, MembersTestCase):
 
 
 def outlook(verdict: str, tried: int = 5, *, can_be_told: bool = True) -> Any:
-    return SimpleNamespace(
-        verdict=CorrelationVerdict(verdict),
-        explanation="Because",
-        can_be_told=can_be_told,
-        last_hour=SimpleNamespace(tried=tried),
-    )
+    return {
+        "verdict": CorrelationVerdict(verdict).value,
+        "explanation": "Because",
+        "can_be_told": can_be_told,
+        "last_hour": {"tried": tried},
+    }
 
 
 def sender(state: str) -> Any:
-    return SimpleNamespace(state=InstanceState(state))
+    return {"state": InstanceState(state).value}
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,8 @@ def test_verdict(
     outlook: Any, senders: Any, failing: int, look: str, sentence: str
 ) -> None:
     """The sentence never says more than the outlook and the senders prove."""
-    found = verdict(SimpleNamespace(outlook=outlook, senders=senders), failing)
+    summary = {"outlook": outlook, "senders": senders, "failing": {"<1h": failing}}
+    found = verdict_of(summary, "")
     assert (found.look, found.sentence[: len(sentence)]) == (look, sentence)
 
 

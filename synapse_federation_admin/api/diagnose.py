@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""v2: why federation with a server fails, and what to do."""
+"""v2: why federation with a server fails, what to do, and whom to ask."""
 
 from synapse.module_api import JsonDict
 
@@ -8,6 +8,7 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Nothing
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.diagnosis.stages import Diagnosis
+from synapse_federation_admin.diagnosis.support import Support
 
 
 @operation(
@@ -60,4 +61,46 @@ async def diagnose(asked: Asked, _: Nothing, destination: str) -> JsonDict:
     if not destination:
         raise unknown_destination()
     found: JsonDict = shown(await asked.services.diagnoses.diagnose(destination))
+    return found
+
+
+@operation(
+    Nothing,
+    model_of(Support),
+    errors={
+        404: "The name is empty.",
+        429: "Diagnoses are under way, and no turn came in time; `retry_after_ms` says "
+        "when to ask again.",
+    },
+)
+async def get_support(asked: Asked, _: Nothing, destination: str) -> JsonDict:
+    """Tell whom to ask about a server, as it says itself.
+
+    GET /_synapse/admin/v2/federation/destinations/<destination>/support
+
+    200 OK
+
+        {
+            "destination": "matrix.org",
+            "checked_ts": 1557332397936,
+            "url": "https://matrix.org/.well-known/matrix/support",
+            "status": 200,
+            "contacts": [
+                {
+                    "role": "m.role.admin",
+                    "matrix_id": "@admin:matrix.org",
+                    "email_address": null
+                }
+            ],
+            "left_out": 0,
+            "support_page": "https://matrix.org/support",
+            "error": null,
+            "skipped": null
+        }
+
+    The server is asked, within ten seconds; what it said is told again for ten minutes.
+    """
+    if not destination:
+        raise unknown_destination()
+    found: JsonDict = shown(await asked.services.support.of(destination))
     return found

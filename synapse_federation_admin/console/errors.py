@@ -79,13 +79,16 @@ def _of_synapse(error: SynapseError, origin: Origin) -> Page:
             "Only server admins of this homeserver may see how it federates. "
             f"Synapse says: {error.msg}",
         )
-    if status == HTTPStatus.NOT_FOUND:
-        return _page(status, "This was not found", error.msg)
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return _page(status, "This cannot be told just now", error.msg, retries=True)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _page(status, "The homeserver has failed", error.msg)
-    return _page(status, "This cannot be done", error.msg)
+    is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    other = "The homeserver has failed" if is_ours else "This cannot be done"
+    is_away = status == HTTPStatus.SERVICE_UNAVAILABLE
+    return _page(status, _TITLES.get(status, other), error.msg, retries=is_away)
+
+
+_TITLES = {
+    HTTPStatus.NOT_FOUND: "This was not found",
+    HTTPStatus.SERVICE_UNAVAILABLE: "This cannot be told just now",
+}
 
 
 def _page(status: HTTPStatus, title: str, text: str, *, retries: bool = False) -> Page:

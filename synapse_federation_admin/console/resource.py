@@ -39,7 +39,7 @@ from synapse_federation_admin.console.visit import (
 )
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.homeserver.pages import PagesResource, respond
+from synapse_federation_admin.homeserver.pages import respond
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.homeserver.sessions import Sessions
 
@@ -52,12 +52,6 @@ _POLICY = (
 
 # Those of a form, or of an address.
 _FIELDS = 2000
-
-
-def make_console(services: Services, api: ModuleApi) -> PagesResource:
-    """Return what answers below the console's path."""
-    services.features.require(Feature.BASE, Feature.V2)
-    return PagesResource(api, Console(services, api).answer)
 
 
 class Console:
@@ -105,10 +99,10 @@ class Console:
         session, has_cookie = self._take_session(request)
         requester: Requester | None = None
         try:
-            if not path:
-                answered: Answered = See("/")
+            route, parameters = _find(request.method.decode("latin-1"), path)
+            if route is None:
+                answered: Answered = See(page_of(path))
             else:
-                route, parameters = _find(request.method.decode("latin-1"), path)
                 query = self._query(request)
                 form = self._form(request, session, has_cookie=has_cookie)
                 if not route.opens:
@@ -325,16 +319,25 @@ def _values(text: str) -> Values:
     }
 
 
-def _find(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+def _find(method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
+    """Return the route, and the parameters in its path.
+
+    None where the address of a form was opened by itself, which leads to its page.
+
+    Raises:
+        SynapseError: There is none.
+    """
     wanted = "GET" if method == "HEAD" else method
-    has_path = False
-    for route in ROUTES:
-        parameters = route.match(path)
-        if parameters is not None:
-            if route.method == wanted:
-                return route, parameters
-            has_path = True
-    if has_path:
+    found = {
+        route.method: (route, parameters)
+        for route in reversed(ROUTES)
+        if (parameters := route.match(path)) is not None
+    }
+    if wanted in found:
+        return found[wanted]
+    if not path or (found and wanted == "GET"):
+        return None, {}
+    if found:
         raise SynapseError(
             HTTPStatus.METHOD_NOT_ALLOWED, f"Nothing is sent here with {method}"
         )

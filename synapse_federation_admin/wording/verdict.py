@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether it is us, in one sentence. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Any
 
 import attr
 
@@ -29,39 +30,22 @@ class Verdict:
         return {"good": "✓", "warn": "!", "bad": "✗", "muted": "?"}[self.look]
 
 
-def not_known(failing: int, see: str) -> Verdict:
-    """Say that it is not known, where what requests meet is not recorded.
-
-    Args:
-        failing: How many servers fail.
-        see: Where it stands why.
-    """
-    return Verdict(
-        "warn" if failing else "muted",
-        "Whether it is us is not known.",
-        f"What requests meet is not recorded here: {see}.",
-    )
-
-
-def is_it_us(
-    verdict: str,
-    why: str,
-    *,
-    can_be_told: bool,
-    tried: int,
-    failing: int,
-    senders: Collection[str],
-) -> Verdict:
+def verdict_of(summary: Mapping[str, Any], see: str) -> Verdict:
     """Say whether it is us, by the outlook and by our senders.
 
     Args:
-        verdict: Of the outlook.
-        why: What it rests on, in sentences.
-        can_be_told: Whether enough was tried to tell.
-        tried: How many servers were tried in the last hour.
-        failing: How many servers fail.
-        senders: The states of the processes that send.
+        summary: As the API answers it.
+        see: Where it stands why what requests meet is not recorded.
     """
+    outlook, failing = summary.get("outlook"), failing_of(summary)
+    if outlook is None:
+        return Verdict(
+            "warn" if failing else "muted",
+            "Whether it is us is not known.",
+            f"What requests meet is not recorded here: {see}.",
+        )
+    verdict, why = outlook.get("verdict"), f"{outlook.get('explanation')}."
+    senders = {sender.get("state") for sender in summary.get("senders") or ()}
     if verdict == "us":
         return Verdict("bad", "It is us.", why)
     if verdict == "shared":
@@ -69,18 +53,17 @@ def is_it_us(
     if "nobody" in senders:
         sentence = "No process of ours is known to send."
         return Verdict("bad", sentence, "What is to be sent waits until one does.")
-    if _UNSEEN.intersection(senders):
-        is_any_seen = not _UNSEEN.issuperset(senders)
-        which = "Not every sender" if is_any_seen else "No sender"
+    if senders & _UNSEEN:
+        which = "Not every sender" if senders - _UNSEEN else "No sender"
         sentence = f"{which} of ours was seen lately."
         return Verdict("warn", sentence, "What one that does not run is to send waits.")
     if "late" in senders:
         return Verdict("warn", "One of our senders is late.", why)
-    if failing and not can_be_told:
+    if failing and not outlook.get("can_be_told"):
         return Verdict("warn", "Whether it is us cannot be told yet.", why)
     if failing:
         return Verdict("warn", "Nothing suggests that it is us.", why)
-    if not tried:
+    if not outlook.get("last_hour", {}).get("tried"):
         return Verdict("good", "Nothing is known to be wrong.", why)
     return Verdict("good", "All is well.", why)
 
@@ -95,3 +78,8 @@ def how_many(total: int, failing: int) -> str:
     if total == 1:
         return "The one server that is known is not failing."
     return f"None of {total:,} servers is failing."
+
+
+def failing_of(summary: Mapping[str, Any]) -> int:
+    """Return how many servers fail, by a summary."""
+    return sum(summary.get("failing", {}).values())

@@ -11,12 +11,10 @@ from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.wording import causes
-from synapse_federation_admin.wording.verdict import (
-    Verdict,
-    how_many,
-    is_it_us,
-    not_known,
-)
+from synapse_federation_admin.wording.verdict import failing_of, how_many, verdict_of
+
+# Where it is told why what requests meet is not recorded.
+WHERE_WHY = "the foot of this page says why"
 
 # So many of the last actions are shown; of the last runs, those under way.
 _ACTIONS = 10
@@ -45,13 +43,15 @@ async def overview(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/
     """
     summary = await visit.ask(summarize)
-    failing = sum(summary.failing.values())
+    # As the API writes it, and the command line reads it.
+    told = summary.model_dump(mode="json")
+    failing = failing_of(told)
     runs = await visit.ask_if_on(list_runs, {"limit": _RUNS})
     audit = await visit.ask_if_on(read_audit, {"limit": _ACTIONS})
     needs = None
     if failing:
         needs = await visit.ask_if_on(needs_attention, {"limit": _NEEDY})
-    table = summary.failing_by_kind_and_age
+    table = told["failing_by_kind_and_age"]
     later = await visit.ask_if_on(list_changes, {"since": str(summary.as_of_ts)})
     pace = None
     if summary.backlog.as_of_ts is None or (needs and needs.as_of_ts is None):
@@ -67,8 +67,8 @@ async def overview(visit: Visit) -> Answered:
             "summary": summary,
             "failing": failing,
             "how_many": how_many,
-            "verdict": verdict(summary, failing),
-            "table": None if table is None else causes.heat_table(_plain(table)),
+            "verdict": verdict_of(told, WHERE_WHY),
+            "table": None if table is None else causes.heat_table(table),
             "most_causes": _CAUSES,
             "waits": waits(summary),
             "runs": None
@@ -80,34 +80,6 @@ async def overview(visit: Visit) -> Answered:
             "entries": None if audit is None else audit.entries,
         },
     )
-
-
-def verdict(summary: Any, failing: int) -> Verdict:
-    """Say whether it is us, by the outlook and by our senders.
-
-    Args:
-        summary: The answer of the API.
-        failing: How many servers fail.
-    """
-    outlook = summary.outlook
-    if outlook is None:
-        return not_known(failing, "the foot of this page says why")
-    return is_it_us(
-        outlook.verdict.value,
-        f"{outlook.explanation}.",
-        can_be_told=outlook.can_be_told,
-        tried=outlook.last_hour.tried,
-        failing=failing,
-        senders=[sender.state.value for sender in summary.senders or ()],
-    )
-
-
-def _plain(table: Any) -> dict[str, dict[str, int]]:
-    """Return what fails by kind and age, as the API writes it."""
-    return {
-        kind: {age.value: number for age, number in ages.items()}
-        for kind, ages in table.items()
-    }
 
 
 def waits(summary: Any) -> bool:

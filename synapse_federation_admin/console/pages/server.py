@@ -6,12 +6,14 @@ from typing import Any
 from urllib.parse import quote
 
 from synapse_federation_admin.api.audit import read_audit
-from synapse_federation_admin.api.diagnose import diagnose as diagnose_operation
+from synapse_federation_admin.api.diagnose import (
+    diagnose as diagnose_operation,
+    get_support,
+)
 from synapse_federation_admin.api.flush_caches import flush_caches as flush_operation
 from synapse_federation_admin.api.outages import list_outages
 from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
 from synapse_federation_admin.api.shared_rooms import list_shared_rooms
-from synapse_federation_admin.api.support import get_support
 from synapse_federation_admin.api.tell import tell
 from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import words
@@ -54,11 +56,6 @@ async def diagnose(visit: Visit) -> Answered:
     name = visit.parameters["name"]
     found = await visit.ask(diagnose_operation, destination=name)
     return _see(visit, _DIAGNOSIS, found)
-
-
-async def back_to_server(visit: Visit) -> Answered:
-    """Lead to the server, where an address of a button was opened by itself."""
-    return See(f"/servers/{segment(visit.parameters['name'])}")
 
 
 async def reconnect(visit: Visit) -> Answered:

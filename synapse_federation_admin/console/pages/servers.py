@@ -8,6 +8,7 @@ from markupsafe import escape
 
 from synapse_federation_admin.api.export import export_destinations
 from synapse_federation_admin.api.schemas.destinations import Filter
+from synapse_federation_admin.api.unlisted import list_unlisted
 from synapse_federation_admin.api.v2_destinations import list_destinations
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
@@ -141,6 +142,20 @@ async def export(visit: Visit) -> Answered:
     assert export_destinations.handler is not None
     await export_destinations.handler(visit.asked, wanted)
     return None
+
+
+async def show_unlisted(visit: Visit) -> Answered:
+    """List the names for which something waits, and which are in no list.
+
+    GET /_synapse/admin/federation/unlisted?from=
+    """
+    start = visit.text("from")
+    query = {"limit": _ROWS, **({"from": start} if start else {})}
+    page = await visit.ask(list_unlisted, query)
+    return Page(
+        "unlisted.html",
+        {"title": "Names not listed", "page": page, "is_first": not start},
+    )
 
 
 def query_of(visit: Visit) -> dict[str, Any]:

@@ -4,8 +4,9 @@
 from synapse_federation_admin.api.instances import list_instances
 from synapse_federation_admin.api.status import get_status
 from synapse_federation_admin.api.summary import summarize
-from synapse_federation_admin.console.pages.overview import verdict
+from synapse_federation_admin.console.pages.overview import WHERE_WHY
 from synapse_federation_admin.console.visit import Answered, Page, Visit
+from synapse_federation_admin.wording.verdict import verdict_of
 
 
 async def show_us(visit: Visit) -> Answered:
@@ -21,7 +22,8 @@ async def show_us(visit: Visit) -> Answered:
         {
             "title": "Us",
             "outlook": summary and summary.outlook,
-            "verdict": summary and verdict(summary, sum(summary.failing.values())),
+            "verdict": summary
+            and verdict_of(summary.model_dump(mode="json"), WHERE_WHY),
             "senders": (summary and summary.senders) or [],
             "not_yet_queued": summary and summary.not_yet_queued,
             "indexes": summary and summary.indexes,
