@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the documents have of the code: `python docs/_made.py`.
+"""Write what is made of the code: `python docs/_made.py`.
 
-That is openapi.json, the tables of the API's models, and what cli.md has of commands.
+That is openapi.json, the tables of the API's models, what cli.md has of commands, and
+the parameters of the API that the command line makes options of.
 """
 
 import json
@@ -13,9 +14,11 @@ from typing import Any
 import attr
 import click
 
+import synapse_federation_admin
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import declared_for, document
 from synapse_federation_admin.api._operation import json_schema
+from synapse_federation_admin.api.schemas.destinations import Filter
 from synapse_federation_admin.cli.manual import (
     commands,
     options_of,
@@ -23,7 +26,6 @@ from synapse_federation_admin.cli.manual import (
     usage,
     written,
 )
-from synapse_federation_admin.cli.options import FILTERS
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.text import advice_of, fault_of, gist_of
 
@@ -36,6 +38,8 @@ _COMMAND = re.compile(
     r"(<!-- command: ([a-z-]*) -->\n).*?(<!-- end of command -->)", re.DOTALL
 )
 
+PARAMETERS = Path(synapse_federation_admin.__file__).parent / "cli/parameters.json"
+
 # As a table of Markdown has it in a cell.
 BAR = "\\|"
 
@@ -43,6 +47,19 @@ BAR = "\\|"
 def openapi_json() -> str:
     """Return docs/openapi.json."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+def parameters_json() -> str:
+    """Return what the command line makes options of: of each path, what it takes."""
+    taken = {
+        path.removeprefix("/_synapse/admin/v2/federation"): methods["get"]["parameters"]
+        for path, methods in document()["paths"].items()
+        if "/v2/" in path
+        and "{" not in path
+        and methods.get("get", {}).get("parameters")
+    }
+    filters = [p for p in taken["/destinations"] if p["name"] in Filter.model_fields]
+    return json.dumps({"filter": filters, **taken}, indent=1, ensure_ascii=False) + "\n"
 
 
 def with_tables(text: str) -> str:
@@ -205,7 +222,7 @@ def _markdown(name: str, command: click.Command) -> Iterator[str]:
             yield each
             yield ""
     options = options_of(name, command)
-    filters = {each.name for each in FILTERS}
+    filters = {*Filter.model_fields}
     if name != "list" and filters <= {option.name for option in options}:
         yield "Takes the filters of [`list`](#list): all options down to `--failure`."
         yield ""
@@ -221,6 +238,8 @@ def _markdown(name: str, command: click.Command) -> Iterator[str]:
 def main(folder: Path) -> None:
     """Write all of it."""
     (folder / "openapi.json").write_text(openapi_json())
+    # Before the commands are loaded, whose options it makes.
+    PARAMETERS.write_text(parameters_json())
     for page in sorted(folder.glob("*.md")):
         page.write_text(with_commands(with_tables(page.read_text())))
 

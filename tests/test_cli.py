@@ -17,8 +17,7 @@ from cli_case import be_at
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from synapse_federation_admin.api._openapi import document
-from synapse_federation_admin.cli import command_line, manual, options
+from synapse_federation_admin.cli import command_line, manual
 from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.connection import (
     Connection,
@@ -99,33 +98,6 @@ def run(*arguments: str, **more: Any) -> Result:
 
 
 # -- what is told ----------------------------------------------------------------------
-
-
-def test_options_are_parameters() -> None:
-    """Options that are parameters of the API are all of them, as it describes them."""
-    paths = document()["paths"]
-    base = "/_synapse/admin/v2/federation"
-    for path, table in (
-        ("/destinations", options.LIST),
-        ("/destinations/export", options.EXPORT),
-        ("/audit", options.AUDIT),
-        ("/runs", options.RUNS),
-        ("/attention", options.ATTENTION),
-        ("/unlisted", options.PAGES),
-    ):
-        described = paths[base + path]["get"]["parameters"]
-        assert sorted(p.name for p in table) == sorted(d["name"] for d in described)
-        for each in table:
-            (found,) = (d for d in described if d["name"] == each.name)
-            schema = found["schema"]
-            inner = schema.get("items", schema)
-            told = found["description"].replace(" In ms since the epoch.", "")
-            assert told == each.help, each.name
-            assert set(inner.get("enum", ())) == set(each.choices), each.name
-            assert each.is_many == (schema.get("type") == "array")
-            assert each.is_flag == (schema.get("type") == "boolean")
-            if each.most is not None:
-                assert (schema["minimum"], schema["maximum"]) == (each.least, each.most)
 
 
 def test_words_are_for_all_values() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from _made import openapi_json
+from _made import PARAMETERS, openapi_json, parameters_json
 from module_case import ModuleTestCase
 
 from synapse_federation_admin.api import ROUTES
@@ -25,8 +25,9 @@ COMMAND = "python docs/_made.py"
 
 
 def test_file() -> None:
-    """docs/openapi.json is current."""
+    """docs/openapi.json is current, and what the command line has of it."""
     assert (DOCS / "openapi.json").read_text() == openapi_json(), COMMAND
+    assert PARAMETERS.read_text() == parameters_json(), COMMAND
 
 
 def test_routes() -> None:

@@ -9,7 +9,6 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import (
@@ -17,6 +16,7 @@ from synapse_federation_admin.cli.options import (
     Asked,
     F,
     complete_names,
+    from_api,
     pass_asked,
     query,
     shared,
@@ -89,7 +89,7 @@ DURATION = _Duration()
 
 @click.command()
 @_names
-@options.from_api(options.FILTERS)
+@from_api("filter")
 @click.option("--all-failing", is_flag=True, help="All that are failing.")
 @click.option(
     "--per-second",
@@ -130,7 +130,7 @@ def reconnect(
     once. For many, named or kept by a filter, a dry run comes first, then a question,
     then a run, which is watched until it ends. The exit status is 3 if any still fails.
     """
-    filters = query(given, options.FILTERS)
+    filters = query(given, "filter")
     if sum(map(bool, (names, filters, all_failing))) != 1:
         raise click.UsageError("Give names, or filters, or --all-failing.")
     common = _given(reason=given["reason"], timeout_ms=timeout)
@@ -199,7 +199,7 @@ def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
 
 @click.command()
 @_names
-@options.from_api(options.FILTERS)
+@from_api("filter")
 @click.option(
     "--drop-to-device",
     is_flag=True,
@@ -228,7 +228,7 @@ def forget(
     Those that are named, or that the filters keep, but for those with which local users
     share rooms. A dry run comes first, and then a question. It cannot be undone.
     """
-    filters = query(given, options.FILTERS)
+    filters = query(given, "filter")
     if bool(names) == bool(filters):
         raise click.UsageError("Give names, or filters.")
     body = _given(drop_to_device=drop_to_device, reason=given["reason"])

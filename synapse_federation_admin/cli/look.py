@@ -9,16 +9,22 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.client import Client, Json
-from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
+from synapse_federation_admin.cli.options import (
+    Asked,
+    from_api,
+    pass_asked,
+    query,
+    shared,
+)
 from synapse_federation_admin.cli.output import (
     DASH,
     STYLES,
+    Column,
     ago,
     grid,
-    keep_names,
     line,
+    listed,
     now_ms,
     pill,
     since,
@@ -211,7 +217,7 @@ def run_line(run: Json) -> Text:
 
 
 @click.command(name="list")
-@options.from_api(options.LIST)
+@from_api("/destinations")
 @shared
 @pass_asked
 def list_(asked: Asked, /, **given: Any) -> None:
@@ -220,14 +226,15 @@ def list_(asked: Asked, /, **given: Any) -> None:
     Without filters, all of them. Durations are a number and one of s, m, h, d and w:
     `--failing-for 7d`. `--failing-for 0s` keeps whatever fails.
     """
-    params = query(given, options.LIST)
+    params = query(given, "/destinations")
     out = asked.out
     answer = _listed(asked, params)
 
     def human() -> None:
         rows = answer.get("destinations", ())
         if rows:
-            out.show(_table(rows, out.console.width))
+            width = out.console.width
+            out.show(listed(rows, _columns(rows, width), width))
         if params.get("has_backlog"):
             if answer.get("as_of_ts") is None:
                 out.note("It is being looked for what waits. Ask again in a moment.")
@@ -256,34 +263,20 @@ def with_why(client: Client, params: Json) -> Json:
     return page or client.get("/destinations", params)
 
 
-def _table(rows: list[Json], width: int) -> RenderableType:
-    is_wide = width >= WIDE
-    heads = ["Server", "Status"]
-    heads += ["Next try"] if is_wide else []
-    heads += ["Why"]
-    heads += ["Waits", "14 days"] if is_wide else []
-    has_days = any(row.get("availability") for row in rows)
-    has_users = any("local_users" in row for row in rows)
-    if is_wide and not has_days:
-        heads.pop()
-    heads += [">Users"] if has_users else []
-    made = table(*heads)
-    made.columns[1].no_wrap = width >= NARROW
-    keep_names(made.columns[0], [row["destination"] for row in rows], width)
-    for row in rows:
-        cells: list[RenderableType] = [line(row["destination"]), status_of(row)]
-        if is_wide:
-            cells.append(Text(next_try(row)))
-        cells.append(line(why_of(row)))
-        if is_wide:
-            cells.append(Text(waiting(row.get("backlog"))))
-            if has_days:
-                cells.append(Text(share(row.get("availability"))))
-        if has_users:
-            users = row.get("local_users")
-            cells.append(Text(DASH if users is None else count(users)))
-        made.add_row(*cells)
-    return made
+def _columns(rows: list[Json], width: int) -> Iterator[Column]:
+    yield SERVER
+    yield Column("Status", status_of, is_whole=width >= NARROW)
+    yield Column("Next try", next_try, WIDE)
+    yield WHY
+    yield Column("Waits", lambda row: waiting(row.get("backlog")), WIDE)
+    if any(row.get("availability") for row in rows):
+        yield Column("14 days", lambda row: share(row.get("availability")), WIDE)
+    if any("local_users" in row for row in rows):
+        yield Column(">Users", lambda row: _users(row.get("local_users")))
+
+
+def _users(number: int | None) -> str:
+    return DASH if number is None else count(number)
 
 
 def status_of(row: Json) -> Text:
@@ -315,6 +308,10 @@ def why_of(row: Json) -> str:
     if not last or last.get("last_ts", 0) < began - _MOMENT_MS:
         return "not known" if "last_failure" in row else ""
     return cause(str(last["kind"]))
+
+
+SERVER = Column("Server", lambda row: str(row["destination"]), is_name=True)
+WHY = Column("Why", why_of)
 
 
 def share(availability: Json | None) -> str:

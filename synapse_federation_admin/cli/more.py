@@ -6,16 +6,23 @@ from typing import Any
 import click
 from rich.text import Text
 
-from synapse_federation_admin.cli import options
+from synapse_federation_admin.cli.client import Json
 from synapse_federation_admin.cli.look import (
     NARROW,
+    SERVER,
+    WHY,
     WIDE,
     how_far,
     status_of,
-    why_of,
 )
-from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
-from synapse_federation_admin.cli.output import DASH, ago, keep_names, line, pill, table
+from synapse_federation_admin.cli.options import (
+    Asked,
+    from_api,
+    pass_asked,
+    query,
+    shared,
+)
+from synapse_federation_admin.cli.output import DASH, Column, ago, listed, pill
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.servers import SENDERS, waiting
 
@@ -24,12 +31,12 @@ _FIRST = 10
 
 
 @click.command()
-@options.from_api(options.ATTENTION)
+@from_api("/attention")
 @shared
 @pass_asked
 def attention(asked: Asked, /, **given: Any) -> None:
     """Who needs you: failing servers that affect many users, or have much waiting."""
-    params = {"limit": _FIRST, **query(given, options.ATTENTION)}
+    params = {"limit": _FIRST, **query(given, "/attention")}
     answer = asked.client.get("/attention", params)
     out = asked.out
 
@@ -40,21 +47,14 @@ def attention(asked: Asked, /, **given: Any) -> None:
         elif not rows:
             out.note("No server that fails affects anybody, and nothing waits for any.")
         else:
-            has_room = out.console.width >= NARROW
-            made = table(
-                *("Server", "Status", "Why", ">Users"), *(["Waits"] * has_room)
+            columns = (
+                SERVER,
+                Column("Status", status_of),
+                WHY,
+                Column(">Users", lambda row: count(row.get("local_users", 0))),
+                Column("Waits", lambda row: waiting(row.get("backlog")), NARROW),
             )
-            names = [row["destination"] for row in rows]
-            keep_names(made.columns[0], names, out.console.width)
-            for row in rows:
-                made.add_row(
-                    line(row["destination"]),
-                    status_of(row),
-                    line(why_of(row)),
-                    Text(count(row.get("local_users", 0))),
-                    *([Text(waiting(row.get("backlog")))] * has_room),
-                )
-            out.show(made)
+            out.show(listed(rows, columns, out.console.width))
             if len(rows) == params["limit"]:
                 out.note(f"These {len(rows)} matter most; --limit shows more.", "dim")
         if answer.get("is_complete") is False:
@@ -71,40 +71,40 @@ def instances(asked: Asked) -> None:
     answer = asked.client.get("/instances")
     out = asked.out
 
-    def human() -> None:
-        is_wide = out.console.width >= WIDE
-        heads = ["Process", "State", "Sends", "Seen"]
-        heads += ["Module", "Synapse", "Reactor late"] if is_wide else []
-        made = table(*heads)
-        for each in answer.get("instances", ()):
-            state = str(each.get("state"))
-            look, word = SENDERS.get(state, ("muted", state))
-            sender, late_ms = each.get("sender"), each.get("reactor_late_ms")
-            cells = [
-                line(each.get("instance")),
-                pill(look, word),
-                Text(how_far(sender) if sender else DASH),
-                Text(ago(each.get("seen_ts"))),
-            ]
-            if is_wide:
-                cells += [
-                    line(each.get("module_version") or DASH),
-                    line(each.get("synapse_version") or DASH),
-                    Text(DASH if late_ms is None else duration(late_ms)),
-                ]
-            made.add_row(*cells)
-        out.show(made)
+    found = answer.get("instances", ())
+    columns = (
+        Column("Process", lambda each: str(each.get("instance"))),
+        Column("State", _state),
+        Column("Sends", lambda each: how_far(each["sender"]) if _sends(each) else DASH),
+        Column("Seen", lambda each: ago(each.get("seen_ts"))),
+        Column("Module", lambda each: each.get("module_version") or DASH, WIDE),
+        Column("Synapse", lambda each: each.get("synapse_version") or DASH, WIDE),
+        Column("Reactor late", _late, WIDE),
+    )
+    out.answer(answer, lambda: out.show(listed(found, columns, out.console.width)))
 
-    out.answer(answer, human)
+
+def _sends(instance: Json) -> bool:
+    return bool(instance.get("sender"))
+
+
+def _state(instance: Json) -> Text:
+    state = str(instance.get("state"))
+    return pill(*SENDERS.get(state, ("muted", state)))
+
+
+def _late(instance: Json) -> str:
+    late_ms = instance.get("reactor_late_ms")
+    return DASH if late_ms is None else duration(late_ms)
 
 
 @click.command()
-@options.from_api(options.PAGES)
+@from_api("/unlisted")
 @shared
 @pass_asked
 def unlisted(asked: Asked, /, **given: Any) -> None:
     """Names for which something waits, but which Synapse has no row for."""
-    answer = asked.client.get("/unlisted", query(given, options.PAGES))
+    answer = asked.client.get("/unlisted", query(given, "/unlisted"))
     out = asked.out
 
     def human() -> None:
@@ -112,10 +112,8 @@ def unlisted(asked: Asked, /, **given: Any) -> None:
         if not rows:
             out.note("There are none.")
             return
-        made = table("Name", "Waits")
-        for row in rows:
-            made.add_row(line(row["destination"]), Text(waiting(row.get("backlog"))))
-        out.show(made)
+        waits = Column("Waits", lambda row: waiting(row.get("backlog")))
+        out.show(listed(rows, (SERVER, waits), out.console.width))
         out.tell_more(answer, len(rows))
 
     out.answer(answer, human)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from synapse_federation_admin.cli.client import V1, Json, segment
 from synapse_federation_admin.cli.look import (
+    WIDE,
     exact,
     next_try,
     share,
@@ -22,7 +23,15 @@ from synapse_federation_admin.cli.options import (
     pass_asked,
     shared,
 )
-from synapse_federation_admin.cli.output import ago, grid, line, plain, since, table
+from synapse_federation_admin.cli.output import (
+    Column,
+    ago,
+    grid,
+    line,
+    listed,
+    plain,
+    since,
+)
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import advice, cause
 
@@ -72,14 +81,7 @@ def shown_server(server: Json, outages: Json, rooms: Json) -> Iterator[Renderabl
             yield Padding(plain(f"→ {told}"), (0, 0, 0, 2))
     if failures := server.get("failures"):
         yield Text("\nWhy it failed", "bold")
-        made = table("Cause", "First", "Last", ">Count")
-        for each in failures:
-            made.add_row(
-                line(each["message"]),
-                Text(ago(each["first_ts"])),
-                Text(ago(each["last_ts"])),
-                Text(count(each["count"])),
-            )
+        made = listed(failures, _FAILURES, WIDE)
         yield Padding(made, (0, 0, 0, 2))
     if outages.get("outages"):
         yield Text("\nOutages", "bold")
@@ -89,6 +91,14 @@ def shown_server(server: Json, outages: Json, rooms: Json) -> Iterator[Renderabl
         yield grid(map(_room, rooms["rooms"]))
         if more := server["shared_rooms"] - len(rooms["rooms"]):
             yield Text(f"  and {count(more)} more", "dim")
+
+
+_FAILURES = (
+    Column("Cause", lambda each: each["message"]),
+    Column("First", lambda each: ago(each["first_ts"])),
+    Column("Last", lambda each: ago(each["last_ts"])),
+    Column(">Count", lambda each: count(each["count"])),
+)
 
 
 def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:

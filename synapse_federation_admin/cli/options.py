@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that many commands have, and those that are parameters of the API.
+"""Options that many commands have, and those that are parameters of the API."""
 
-The API's stand in tables, by which a test holds them against its own description.
-"""
-
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import attr
 import click
 from click.shell_completion import CompletionItem
 
@@ -18,156 +15,20 @@ from synapse_federation_admin.cli.client import V1, Client
 from synapse_federation_admin.cli.connection import find_connection
 from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.cli.output import FORMATS, Output
-from synapse_federation_admin.destinations.values import (
-    DestinationOrder,
-    DestinationStatus,
-    Direction,
-)
-from synapse_federation_admin.failures.kinds import FAILURE_KINDS
-from synapse_federation_admin.storage.audit_entry import AuditAction
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+Parameter: TypeAlias = Mapping[str, Any]
 
 # A shell that completes a word has no use for what comes later.
 _HURRY_S = 3.0
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Parameter:
-    """A parameter of the API, which becomes an option.
-
-    Attributes:
-        name: Its name there: `order_by` becomes `--order-by`.
-        help: What it does.
-        choices: The values that this release knows; none: any.
-        is_many: Whether it may be given repeatedly.
-        is_flag: Whether it is `true` or left out.
-        least: The least number; None: it is no number.
-        most: The largest.
-    """
-
-    name: str
-    help: str
-    choices: tuple[str, ...] = ()
-    is_many: bool = False
-    is_flag: bool = False
-    least: int | None = None
-    most: int | None = None
-
-
-FILTERS = (
-    Parameter(
-        "status",
-        "Keep what has one of these statuses.",
-        tuple(each.value for each in DestinationStatus),
-        is_many=True,
-    ),
-    Parameter(
-        "destination",
-        "Keep the names that contain this text or, if `*` (any text) or `?` (any "
-        "character) is in it, match it as a whole; in any case of ASCII letters.",
-    ),
-    Parameter("failing_for", "Keep what has been failing for at least so long."),
-    Parameter("failing_under", "Keep what has been failing for less than so long."),
-    Parameter(
-        "failure",
-        "Keep what is failing, and whose last real request failed with one of these "
-        "kinds; `unknown` stands for what has not failed since the module was "
-        "installed.",
-        tuple(FAILURE_KINDS),
-        is_many=True,
-    ),
+PARAMETERS: Mapping[str, Sequence[Parameter]] = json.loads(
+    Path(__file__).with_name("parameters.json").read_text("utf-8")
 )
-"""Which destinations: of lists, exports and runs."""
-
-SORT = (
-    Parameter(
-        "order_by",
-        "What to sort by; `null` comes last in both directions, and equal values are "
-        "sorted by name.",
-        tuple(each.value for each in DestinationOrder),
-    ),
-    Parameter(
-        "dir",
-        "`f`: ascending; `b`: descending.",
-        tuple(each.value for each in Direction),
-    ),
-    Parameter(
-        "has_backlog",
-        "Keep what is failing, and for which something waited when that was last "
-        "looked for: the most first, whatever `order_by` and `dir` say.",
-        is_flag=True,
-    ),
-)
-
-PAGES = (
-    Parameter("limit", "The most rows to return.", least=1, most=1000),
-    Parameter("from", "The `next_token` of the page before."),
-)
-
-LIST = (
-    *FILTERS,
-    *SORT,
-    *PAGES,
-    Parameter(
-        "include",
-        "Adds to each destination what waits for it (`backlog`), why a real request to "
-        "it last failed (`failure`), how much of the last 14 days it was not failing "
-        "(`availability`), how many users of this server it affects (`local_users`).",
-        ("backlog", "failure", "availability", "local_users"),
-        is_many=True,
-    ),
-    Parameter(
-        "total",
-        "Adds how many rows the filters keep, counted at the first page that asks for "
-        "it.",
-        is_flag=True,
-    ),
-)
-
-EXPORT = (
-    *FILTERS,
-    *SORT,
-    Parameter(
-        "format",
-        "`ndjson`: an object as in the list in every line; `csv`: a table whose first "
-        "line names the columns, those of the backlog without `backlog.`.",
-        ("ndjson", "csv"),
-    ),
-    Parameter(
-        "include", "Adds what waits for each destination.", ("backlog",), is_many=True
-    ),
-)
-
-AUDIT = (
-    *PAGES,
-    Parameter("destination", "The exact name."),
-    Parameter("user", "The user who did it, or the admin who acted as that user."),
-    Parameter(
-        "action",
-        "Keep what has one of these actions.",
-        tuple(each.value for each in AuditAction),
-        is_many=True,
-    ),
-    Parameter("outcome", "The outcome."),
-    Parameter("run_id", "What belongs to a run."),
-    Parameter("since_ts", "Keep what began then or later.", least=0),
-    Parameter("until_ts", "Keep what began before.", least=0),
-)
-
-ATTENTION = (
-    Parameter(
-        "order_by",
-        "What to sort by, the most first: `local_users`, or `waiting`.",
-        ("local_users", "waiting"),
-    ),
-    Parameter("limit", "The most to return.", least=1, most=50),
-)
-
-RUNS = (
-    Parameter("limit", "The most runs to return.", least=1, most=100),
-    Parameter("from", "The `next_token` of the page before."),
-)
+"""What each path of the API takes, as its own description has it; `filter`: what says
+which destinations, of lists, exports and runs. `docs/_made.py` writes the file."""
 
 
 class _Known(click.ParamType):  # type: ignore[type-arg]
@@ -178,9 +39,9 @@ class _Known(click.ParamType):  # type: ignore[type-arg]
 
     name = "value"
 
-    def __init__(self, parameter: Parameter) -> None:
-        self._known = parameter.choices
-        self.name = "duration" if parameter.name.startswith("failing_") else "text"
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name = name
+        self._known = known
 
     def get_metavar(
         self,
@@ -200,61 +61,68 @@ class _Known(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(e) for e in self._known if e.startswith(incomplete)]
 
 
-def from_api(parameters: Iterable[Parameter]) -> Callable[[F], F]:
-    """Decorate a command with parameters of the API; it gets them by their names."""
+def from_api(path: str) -> Callable[[F], F]:
+    """Decorate a command with the options that are parameters of a path of the API."""
 
-    def decorate(function: F) -> F:
-        for parameter in reversed(tuple(parameters)):
+    def decorated(function: F) -> F:
+        for parameter in reversed(PARAMETERS[path]):
             function = _option(parameter)(function)
         return function
 
-    return decorate
+    return decorated
 
 
 def _option(parameter: Parameter) -> Callable[[F], F]:
-    name = parameter.name
-    told = parameter.help
-    if len(parameter.choices) > 3:
-        told = f"{told} One of {', '.join(parameter.choices)}."
-    kind: Any = _Known(parameter)
-    if parameter.least is not None:
-        kind = click.IntRange(parameter.least, parameter.most)
-    flags: dict[str, Any] = {"type": kind}
-    if parameter.is_flag:
+    name, schema = parameter["name"], parameter["schema"]
+    known = schema.get("items", schema).get("enum", ())
+    told = parameter["description"]
+    if len(known) > 3:
+        told = f"{told} One of {', '.join(known)}."
+    flags: dict[str, Any]
+    if schema["type"] == "boolean":
         flags = {"is_flag": True}
-    elif parameter.least is not None:
-        flags["metavar"] = "NUMBER"
+    elif schema["type"] == "integer":
+        most = schema["maximum"]
+        numbers = click.IntRange(schema["minimum"], most if most < 2**53 else None)
+        flags = {"type": numbers, "metavar": "NUMBER"}
+    else:
+        kind = "duration" if name.startswith("failing_") else "text"
+        flags = {"type": _Known(kind, known)}
     return click.option(
         f"--{name.replace('_', '-')}",
-        # `from` is no name that Python takes.
-        f"{name}_" if name == "from" else name,
+        _in_python(name),
         help=told,
         # What stands twice is seen to, rather than the last one taken.
-        multiple=not parameter.is_flag,
+        multiple="is_flag" not in flags,
         **flags,
     )
 
 
-def query(given: Mapping[str, Any], parameters: Iterable[Parameter]) -> dict[str, Any]:
-    """Return what was given of parameters of the API, as the API names them.
+def _in_python(name: str) -> str:
+    # `from` is no name that Python takes.
+    return f"{name}_" if name == "from" else name
+
+
+def query(given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return what was given of the parameters of a path, as the API names them.
 
     Raises:
         UsageError: One is empty, as of a shell's variable that is not set, or stands
             twice: without it a filter would keep more than was meant.
     """
     found: dict[str, Any] = {}
-    for parameter in parameters:
-        name = parameter.name
-        value = given[f"{name}_" if name == "from" else name]
+    for parameter in PARAMETERS[path]:
+        name, kind = parameter["name"], parameter["schema"]["type"]
+        value = given[_in_python(name)]
         if not value:
             continue
-        if parameter.is_flag:
+        if kind == "boolean":
             found[name] = True
             continue
-        if "" in value or (len(value) > 1 and not parameter.is_many):
+        if "" in value or (len(value) > 1 and kind != "array"):
             why = "is empty" if "" in value else "is given twice"
             raise click.UsageError(f"--{name.replace('_', '-')} {why}.")
-        found[name] = list(value) if parameter.is_many else value[0]
+        found[name] = list(value) if kind == "array" else value[0]
     return found
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import attr
 from rich.console import Console, RenderableType
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from synapse_federation_admin.cli.exits import FailedError
@@ -224,19 +225,47 @@ def table(*heads: str, title: str | None = None) -> Table:
     return made
 
 
-def keep_names(column: Column, names: Iterable[str], width: int) -> None:
-    """Have the names of servers folded last, but for endless ones.
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Column:
+    """A column of a table of what the API lists.
 
-    A width of its own, for what is only a least one makes a table wider than there is
-    room for, of which the end is then cut.
+    Attributes:
+        head: Its head; of numbers, with a `>` before it.
+        cell: Writes it of one of the list; a text is of anybody.
+        from_width: How wide a terminal has to be to show it.
+        is_name: Whether it is of the names of servers: they are folded last, but for
+            endless ones.
+        is_whole: Whether it is never folded.
+    """
+
+    head: str
+    cell: Callable[[Any], RenderableType]
+    from_width: int = 0
+    is_name: bool = False
+    is_whole: bool = False
+
+
+def listed(rows: Iterable[Any], columns: Iterable[Column], width: int) -> Table:
+    """Return a table of what the API lists.
 
     Args:
-        column: In which they are.
-        names: All of them.
-        width: That of the terminal, of which they leave some to the others.
+        rows: The list.
+        columns: What is told of each, where there is room for it.
+        width: That of the terminal.
     """
-    longest = max(map(len, (str(column.header), *names)))
-    column.width = min(longest, width * 2 // 5)
+    told = [column for column in columns if width >= column.from_width]
+    made = table(*(column.head for column in told))
+    for row in rows:
+        cells = (column.cell(row) for column in told)
+        made.add_row(*(line(each) if isinstance(each, str) else each for each in cells))
+    for column, its in zip(told, made.columns, strict=True):
+        its.no_wrap |= column.is_whole
+        if column.is_name:
+            # A width of its own, for what is only a least one makes a table wider than
+            # there is room for, of which the end is then cut.
+            longest = max(map(len, (column.head, *map(str, its.cells))))
+            its.width = min(longest, width * 2 // 5)
+    return made
 
 
 def user(user_id: Any, is_wide: bool) -> Text:

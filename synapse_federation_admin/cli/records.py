@@ -8,16 +8,21 @@ from typing import Any
 import click
 from rich.text import Text
 
-from synapse_federation_admin.cli import options
+from synapse_federation_admin.cli.client import Json
 from synapse_federation_admin.cli.look import WIDE, exact
-from synapse_federation_admin.cli.options import Asked, pass_asked, query, shared
+from synapse_federation_admin.cli.options import (
+    Asked,
+    from_api,
+    pass_asked,
+    query,
+    shared,
+)
 from synapse_federation_admin.cli.output import (
+    Column,
     escaped,
-    keep_names,
-    line,
+    listed,
     pill,
     since,
-    table,
     user,
 )
 from synapse_federation_admin.wording import outcomes
@@ -25,12 +30,12 @@ from synapse_federation_admin.wording.amounts import shown
 
 
 @click.command()
-@options.from_api(options.AUDIT)
+@from_api("/audit")
 @shared
 @pass_asked
 def audit(asked: Asked, /, **given: Any) -> None:
     """Who changed what, when and why, and what came of it. The newest first."""
-    answer = asked.client.get("/audit", query(given, options.AUDIT))
+    answer = asked.client.get("/audit", query(given, "/audit"))
     out = asked.out
 
     def human() -> None:
@@ -38,35 +43,46 @@ def audit(asked: Asked, /, **given: Any) -> None:
         if not entries:
             out.note("Nothing was done that this keeps.")
             return
-        is_wide = out.console.width >= WIDE
-        heads = ["When" if is_wide else "Ago", "What", "Server", "Who", "Outcome"]
-        made = table(*heads, *(["Why"] if is_wide else []))
-        names = [e.get("destination") or f"run {e.get('run_id')}" for e in entries]
-        keep_names(made.columns[2], names, out.console.width)
-        for each, name in zip(entries, names, strict=True):
-            told = outcomes.outcome(each["action"], each["outcome"])
-            who = user(each.get("user_id"), is_wide)
-            if each.get("puppeted_by"):
-                who = Text.assemble(who, " by ", user(each["puppeted_by"], is_wide))
-            cells = [
-                Text(exact(each["ts"]) if is_wide else since(each["ts"])),
-                line(outcomes.action(each["action"])),
-                line(name),
-                who,
-                pill(told.sign, told.word),
-            ]
-            if is_wide:
-                why = (each.get("reason"), outcomes.why(each.get("details", {})))
-                cells.append(line("; ".join(str(text) for text in why if text)))
-            made.add_row(*cells)
-        out.show(made)
+        width = out.console.width
+        is_wide = width >= WIDE
+        when = exact if is_wide else since
+        columns = (
+            Column("When" if is_wide else "Ago", lambda entry: when(entry["ts"])),
+            Column("What", lambda entry: outcomes.action(entry["action"])),
+            Column("Server", _server, is_name=True),
+            Column("Who", lambda entry: _who(entry, is_wide)),
+            Column("Outcome", _outcome),
+            Column("Why", _why, WIDE),
+        )
+        out.show(listed(entries, columns, width))
         out.tell_more(answer, len(entries))
 
     out.answer(answer, human)
 
 
+def _server(entry: Json) -> str:
+    return str(entry.get("destination") or f"run {entry.get('run_id')}")
+
+
+def _outcome(entry: Json) -> Text:
+    told = outcomes.outcome(entry["action"], entry["outcome"])
+    return pill(told.sign, told.word)
+
+
+def _who(entry: Json, is_wide: bool) -> Text:
+    who = user(entry.get("user_id"), is_wide)
+    if entry.get("puppeted_by"):
+        return Text.assemble(who, " by ", user(entry["puppeted_by"], is_wide))
+    return who
+
+
+def _why(entry: Json) -> str:
+    why = (entry.get("reason"), outcomes.why(entry.get("details", {})))
+    return "; ".join(str(text) for text in why if text)
+
+
 @click.command()
-@options.from_api(options.EXPORT)
+@from_api("/destinations/export")
 @shared
 @pass_asked
 def export(asked: Asked, /, **given: Any) -> None:
@@ -74,7 +90,7 @@ def export(asked: Asked, /, **given: Any) -> None:
 
     The exit status is 0 only if what was written is complete.
     """
-    params = query(given, options.EXPORT)
+    params = query(given, "/destinations/export")
     is_csv = params.get("format") == "csv"
     with asked.client.stream("/destinations/export", params) as pieces:
         # JSON stays what it is.

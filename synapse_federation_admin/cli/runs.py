@@ -10,23 +10,24 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from synapse_federation_admin.cli import options
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.look import UNDER_WAY, WIDE, exact
 from synapse_federation_admin.cli.options import (
     NAME,
     Asked,
+    from_api,
     pass_asked,
     query,
     shared,
 )
 from synapse_federation_admin.cli.output import (
+    Column,
     ago,
     grid,
     line,
+    listed,
     pill,
-    table,
     until,
     user,
 )
@@ -46,12 +47,12 @@ _run_argument = click.argument("run_id", metavar="RUN", type=NAME)
 
 
 @click.command()
-@options.from_api(options.RUNS)
+@from_api("/runs")
 @shared
 @pass_asked
 def runs(asked: Asked, /, **given: Any) -> None:
     """List what is being done, or was done, to many servers; the newest first."""
-    answer = asked.client.get("/runs", query(given, options.RUNS))
+    answer = asked.client.get("/runs", query(given, "/runs"))
     out = asked.out
 
     def human() -> None:
@@ -59,21 +60,18 @@ def runs(asked: Asked, /, **given: Any) -> None:
         if not found:
             out.note("No run was made yet.")
             return
-        made = table("Run", "What", "Which", "Status", ">Done", "Who", "When")
-        # It is to be copied.
-        made.columns[0].no_wrap = True
-        is_wide = out.console.width >= WIDE
-        for run in found:
-            made.add_row(
-                line(run["id"]),
-                line(outcomes.action(run["action"])),
-                line(_which(run)),
-                _status(run),
-                Text(f"{count(run['done'])} of {count(run['matched'])}"),
-                user(run.get("user_id"), is_wide),
-                Text(ago(run.get("created_ts"))),
-            )
-        out.show(made)
+        width = out.console.width
+        columns = (
+            # It is to be copied.
+            Column("Run", lambda run: run["id"], is_whole=True),
+            Column("What", lambda run: outcomes.action(run["action"])),
+            Column("Which", _which),
+            Column("Status", _status),
+            Column(">Done", _done),
+            Column("Who", lambda run: user(run.get("user_id"), width >= WIDE)),
+            Column("When", lambda run: ago(run.get("created_ts"))),
+        )
+        out.show(listed(found, columns, width))
         out.tell_more(answer, len(found))
 
     out.answer(answer, human)
@@ -81,6 +79,10 @@ def runs(asked: Asked, /, **given: Any) -> None:
 
 def _which(run: Json) -> str:
     return outcomes.which(run.get("criteria", {}), run.get("options", {}))
+
+
+def _done(run: Json) -> str:
+    return f"{count(run['done'])} of {count(run['matched'])}"
 
 
 def _status(run: Json) -> Text:
@@ -164,7 +166,7 @@ def _again(asked: Asked, run_id: str) -> Json:
 
 
 def _so_far(run: Json) -> str:
-    parts = [f"{count(run['done'])} of {count(run['matched'])}"]
+    parts = [_done(run)]
     if rate := run.get("rate_per_second"):
         parts.append(f"{rate:.1f} a second")
     if ends := run.get("estimated_end_ts"):
@@ -202,6 +204,6 @@ def _facts(run: Json) -> Iterator[tuple[RenderableType, ...]]:
     if run.get("reason"):
         yield "Why", line(run["reason"])
     yield "Asked for", exact(run.get("created_ts"))
-    yield "Done", f"{count(run['done'])} of {count(run['matched'])}"
+    yield "Done", _done(run)
     if run.get("ended_ts") and run.get("started_ts"):
         yield "Took", duration(run["ended_ts"] - run["started_ts"])
