@@ -6,6 +6,7 @@ exactly the installed version is fetched once, and cached outside of the reposit
 """
 
 import atexit
+import functools
 import gc
 import importlib.metadata
 import os
@@ -80,6 +81,7 @@ def _checked_answers() -> Iterator[None]:
     send = httpx.Client.send
     hasty = httpx.Timeout(5).as_dict()
 
+    @functools.wraps(send)
     def checked(client: httpx.Client, request: httpx.Request, **how: Any) -> Any:
         if request.extensions.get("timeout") == hasty:
             # What httpx has where nobody says how long: a busy machine takes longer.

@@ -4,8 +4,8 @@
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -42,6 +42,25 @@ def segment(name: str) -> str:
     )
 
 
+class _Authorization(httpx.Auth):
+    """Has requests carry the access token; one that has ended is renewed once."""
+
+    requires_response_body = True
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+
+    def auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send a request, and once more with a new token: see httpx."""
+        request.headers["Authorization"] = f"Bearer {self._client.token}"
+        response = yield request
+        if response.status_code == HTTPStatus.UNAUTHORIZED and self._client.renew():
+            request.headers["Authorization"] = f"Bearer {self._client.token}"
+            yield request
+
+
 class Client:
     """Speaks to one homeserver as one user."""
 
@@ -71,6 +90,7 @@ class Client:
             verify=_trusted(connection),
             transport=transport,
         )
+        self._authorization = _Authorization(self)
         self._login, self._token = connection.login, connection.token
 
     def wait_for(self, seconds: float) -> None:
@@ -120,9 +140,15 @@ class Client:
             FailedError: It was not answered, or with an error.
         """
         for left in reversed(range(_TRIES)):
-            response = self._send(method, path, params, body)
-            if response.status_code == HTTPStatus.UNAUTHORIZED and self._renew():
-                response = self._send(method, path, params, body)
+            with self._told():
+                response = self._http.request(
+                    method,
+                    path,
+                    params=_query(params or {}),
+                    json=body,
+                    auth=self._authorization,
+                    timeout=_LONG if method == "POST" else httpx.USE_CLIENT_DEFAULT,
+                )
             answer = _object(response)
             wait_s = _asked_to_wait_s(response, answer)
             if wait_s is None or not left:
@@ -139,16 +165,12 @@ class Client:
         Raises:
             FailedError: It was not answered, with an error, or broke off.
         """
-
-        def opened() -> AbstractContextManager[httpx.Response]:
-            url, query = f"{V2}{path}", _query(params)
-            return self._http.stream("GET", url, params=query, headers=self._headers())
-
+        opened = self._http.stream(
+            "GET", f"{V2}{path}", params=_query(params), auth=self._authorization
+        )
         with ExitStack() as stack:
             with self._told():
-                response = stack.enter_context(opened())
-                if response.status_code == HTTPStatus.UNAUTHORIZED and self._renew():
-                    response = stack.enter_context(opened())
+                response = stack.enter_context(opened)
                 if response.status_code != HTTPStatus.OK:
                     response.read()
                     raise self._failed(response, _object(response))
@@ -178,21 +200,23 @@ class Client:
         Raises:
             FailedError: It was not answered with an object of JSON.
         """
-        response = self._anonymous(method, path, json=body, data=form)
+        response = self.anonymous(method, path, json=body, data=form)
         answer = _object(response)
         if answer is None:
             raise self._failed(response, answer)
         return response.status_code, answer
 
-    def send_form(self, url: str, form: Mapping[str, str]) -> int:
-        """Send a form, of whose answer the status alone counts; return that.
+    def anonymous(self, method: str, path: str, **what: Any) -> httpx.Response:
+        """Send a request without a token.
+
+        Args:
+            method: The HTTP method.
+            path: The path, or a whole URL.
+            what: What else httpx is to send.
 
         Raises:
             FailedError: It was not answered.
         """
-        return self._anonymous("POST", url, data=form).status_code
-
-    def _anonymous(self, method: str, path: str, **what: Any) -> httpx.Response:
         with self._told(path if "://" in path else None):
             return self._http.request(method, path, **what)
 
@@ -200,7 +224,7 @@ class Client:
         """Go on with another token."""
         self._login, self._token = login, login.access_token
 
-    def _renew(self) -> bool:
+    def renew(self) -> bool:
         """Get a new token, if it is one that ends; tell whether there is one."""
         if self._login is None or not self._login.renewal:
             return False
@@ -212,31 +236,20 @@ class Client:
         self.use(login)
         return True
 
-    def _headers(self) -> dict[str, str]:
+    @property
+    def token(self) -> str:
+        """The access token.
+
+        Raises:
+            FailedError: There is none.
+        """
         if self._token is None:
             raise FailedError(
                 f"There is no access token for {self.connection.url}. Log in with"
                 f" `login`, or set {TOKEN} to that of a server admin.",
                 Exit.NOT_ALLOWED,
             )
-        return {"Authorization": f"Bearer {self._token}"}
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, Any] | None,
-        body: Mapping[str, Any] | None,
-    ) -> httpx.Response:
-        with self._told():
-            return self._http.request(
-                method,
-                path,
-                params=_query(params or {}),
-                json=body,
-                headers=self._headers(),
-                timeout=_LONG if method == "POST" else httpx.USE_CLIENT_DEFAULT,
-            )
+        return self._token
 
     @contextmanager
     def _told(self, url: str | None = None) -> Iterator[None]:

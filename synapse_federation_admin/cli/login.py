@@ -151,7 +151,7 @@ def _revoke(client: Client, kept: Login) -> None:
             "client_id": kept.renewal["client_id"],
         }
         # RFC 7009, 2.2: there is nothing in the answer.
-        status = client.send_form(endpoint, form)
+        status = client.anonymous("POST", endpoint, data=form).status_code
         if status != HTTPStatus.OK:
             raise FailedError(
                 f"The authentication service does not end the session: HTTP {status}."

@@ -159,6 +159,7 @@ def serialized(answer: Any, shape: str) -> str:
             allow_unicode=escaped(text) == text,
             sort_keys=False,
             default_flow_style=False,
+            width=_UNBOUNDED,
         )
         return found
     if shape == "minified":

@@ -2,7 +2,6 @@
 """`why`: a diagnosis, for people, and as a check for scripts and monitoring."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import click
 from rich.console import RenderableType
@@ -17,7 +16,7 @@ from synapse_federation_admin.cli.options import (
     pass_asked,
     shared,
 )
-from synapse_federation_admin.cli.output import DASH, STYLES, grid, line, plain
+from synapse_federation_admin.cli.output import STYLES, grid, line, plain, serialized
 from synapse_federation_admin.wording.amounts import duration
 from synapse_federation_admin.wording.stages import SIGNS, STAGES
 
@@ -96,7 +95,8 @@ def diagnosis(found: Json, verbose: bool = False) -> Iterator[RenderableType]:
     for stage in stages:
         yield grid([_stage(stage)])
         if findings := stage.get("findings"):
-            yield Padding(plain("\n".join(lines_of(findings)), "dim"), (0, 0, 0, 4))
+            told = serialized(findings, "yaml").rstrip()
+            yield Padding(plain(told, "dim"), (0, 0, 0, 4))
 
 
 def _stage(stage: Json) -> tuple[RenderableType, ...]:
@@ -112,26 +112,6 @@ def _stage(stage: Json) -> tuple[RenderableType, ...]:
         line(stage.get("message", ""), style),
         Text(duration(took) if took else "", "dim"),
     )
-
-
-def lines_of(value: Any, indent: str = "") -> Iterator[str]:
-    """Write an object of JSON as lines that can be read."""
-    if isinstance(value, dict):
-        pairs = [(f"{key}:", each) for key, each in value.items()]
-    else:
-        pairs = [("-", each) for each in value]
-    for head, each in pairs:
-        if isinstance(each, dict | list) and each:
-            yield f"{indent}{head}"
-            yield from lines_of(each, f"{indent}  ")
-        else:
-            yield f"{indent}{head} {line(_told(each))}"
-
-
-def _told(value: Any) -> object:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return DASH if value is None or value in ([], {}) else value
 
 
 def _nagios(found: Json, word: str) -> str:
