@@ -29,7 +29,7 @@ from synapse_federation_admin.cli.connection import (
 from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.cli.login import renewed
 from synapse_federation_admin.cli.look import heat
-from synapse_federation_admin.cli.output import Output, serialized
+from synapse_federation_admin.cli.output import Output, now_ms, serialized
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.diagnosis.stages import StageName, StageOutcome
@@ -149,6 +149,34 @@ def test_hostile_text(answers: dict[str, Any]) -> None:
         assert "owned" in done.output
         assert "[red]" in done.output
         assert not set(done.output) & set("\x1b\x07\x9b\u202e"), done.output
+
+
+def test_since_when(answers: dict[str, Any]) -> None:
+    """What waits is told since when, at least; what is not in backoff is not told to be
+    well while nothing has been answered."""
+    hour_ago = now_ms() - 3_600_500
+    backlog = {"rooms": 2, "oldest_event_ts": hour_ago}
+    row = {"destination": "a.example", "status": "online", "backlog": backlog}
+    unanswered = "! not in backoff, no answer since"
+    answers["/summary"] = {
+        "backlog": {**backlog, "as_of_ts": 1, "to_device_messages": 0},
+        "total": 1,
+    }
+    answers["/status"] = {}
+    answers["/runs"] = {"runs": []}
+    assert "Rooms  2  the oldest for at least 1 h; each counts" in run("status").stdout
+    failed = {"last_failure": {"kind": "other", "message": "x", "last_ts": 2}}
+    answers["/destinations/a.example"] = {**row, **failed, "last_success_ts": 1}
+    answers["/destinations/a.example/outages"] = {}
+    told = run("show", "a.example").stdout
+    assert "Rooms that wait     2, the oldest for at least 1 h" in told
+    assert unanswered in told
+    answers["/destinations/a.example"]["last_success_ts"] = 3
+    assert "✓ not failing" in run("show", "a.example").stdout
+    outage = {"availability": {"share": 0.5, "down_since_ts": 1}}
+    for more, word in ((failed, "✓ not failing"), (outage, unanswered)):
+        answers["/destinations"] = {"destinations": [{**row, **more}]}
+        assert word in run("list").stdout
 
 
 def test_csv(answers: dict[str, Any]) -> None:

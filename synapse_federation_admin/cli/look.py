@@ -253,12 +253,12 @@ def _listed(asked: Asked, params: Json) -> Json:
     """Return a page; for people, with why each fails, if that can be known."""
     if not asked.out.is_human:
         return asked.client.get("/destinations", params)
-    return with_why(asked.client, params)
+    return with_why(asked.client, params, "availability")
 
 
-def with_why(client: Client, params: Json) -> Json:
+def with_why(client: Client, params: Json, *more: str) -> Json:
     """Return a page, with why each fails and what waits, if that can be known."""
-    wanted = dict.fromkeys([*params.get("include", ()), "failure", "backlog"])
+    wanted = dict.fromkeys([*params.get("include", ()), "failure", "backlog", *more])
     page = client.get_if_on("/destinations", {**params, "include": list(wanted)})
     return page or client.get("/destinations", params)
 
@@ -285,11 +285,25 @@ def status_of(row: Json) -> Text:
     if found in ("backing_off", "retry_due"):
         began = row.get("failure_ts") or row.get("retry_last_ts")
         told = pill("bad", f"down for {since(began)}")
+    elif found != "invalid" and _is_unanswered(row):
+        told = pill("warn", "not in backoff, no answer since")
     else:
         told = pill(*STATUSES.get(found, ("muted", found)))
     if row.get("allowed") is False:
         told = Text.assemble(told, (f" ! {NOT_ALLOWED}", "yellow"))
     return told
+
+
+def _is_unanswered(row: Json) -> bool:
+    """Tell whether a server that is not in backoff has not answered since it failed.
+
+    So it is after a reset, until a request gets through: its outage lasts.
+    """
+    if (row.get("availability") or {}).get("down_since_ts") is not None:
+        return True
+    failed_ts = (row.get("last_failure") or {}).get("last_ts", 0)
+    # Lists do not have it, but the outage.
+    return bool(failed_ts > (row.get("last_success_ts", failed_ts) or 0))
 
 
 def next_try(row: Json) -> str:
