@@ -276,6 +276,16 @@ class PagesTest(ConsoleTestCase, HistoryTestCase, MembersTestCase):
         self.assertIn("No real request to it fails; the last answered well", fine)
         self.assertIn("22 Nov 2026, 12:00:00 UTC : 1 d", fine)
 
+    def test_since_when(self) -> None:
+        """What waits in rooms is told since when, at least: of all, and of a server."""
+        self.helper.create_room_as("user", tok=self.user_token)
+        self.run_sql(f"UPDATE events SET received_ts = {self.now - 2 * DAY}")
+        (newest,) = self.run_sql("SELECT max(stream_ordering) FROM events")
+        self.add_destination("waits.example", None, None, None, newest[0] - 1)
+        self.add_room("waits.example", "!a:x", newest[0])
+        for page in ("/", "/servers/waits.example"):
+            self.assertIn("Rooms 1 the oldest for at least 2 d", self.text(page))
+
     def test_diagnosed(self) -> None:
         """The stages of a diagnosis, each with its sign, its sentence and findings."""
         name = quote(HOSTILE, safe="")
