@@ -267,7 +267,7 @@ def start_postgres() -> None:
     server.__enter__()
     # Not earlier: Synapse's harness drops its database when the interpreter exits.
     atexit.register(folder.cleanup)
-    atexit.register(server.stop)
+    atexit.register(server.__exit__)
     database = server.create_database("federation_admin")
     os.environ.update(
         SYNAPSE_POSTGRES="1",

@@ -642,12 +642,12 @@ def test_homeserver_away(world: Playground, open_window: Open) -> None:
     expect(told).not_to_contain_text("HTTP 502")
 
     assert world.synapse.postgres is not None
-    world.synapse.postgres.go_down()
+    world.synapse.postgres.stop()
     expect(told).to_contain_text("The database of this homeserver cannot be used")
     late = window.context.new_page()
     late.goto(address(world, "servers"))
     expect(late.get_by_role("heading", level=1)).to_contain_text("database")
-    world.synapse.postgres.come_back()
+    world.synapse.postgres.start()
     expect(told).not_to_contain_text("database")
     expect(told).to_contain_text("updated")
     expect(late.locator("tr[data-row]").first).to_be_visible()

@@ -132,7 +132,7 @@ def test_redis_is_gone(cluster: Cluster) -> None:
     """Without Redis a destination is reconnected, and it is said who was not told."""
     redis = cluster.synapse.redis
     assert redis is not None
-    redis.go_down()
+    redis.stop()
     try:
         # Nothing waits for them: what does is sent when the sender next looks.
         for process, name in zip(PROCESSES, cluster.fleet.up[-2:], strict=True):
@@ -147,7 +147,7 @@ def test_redis_is_gone(cluster: Cluster) -> None:
             assert "Redis" in answer["not_told_error"]
             assert not read_rows(cluster.synapse)[name][0]
     finally:
-        redis.come_back()
+        redis.start()
     wait_until(
         lambda: not cluster.client().reconnect(cluster.fleet.up[0])["not_told"],
         "Redis to be used again",
@@ -164,13 +164,13 @@ def test_postgres_restarts(cluster: Cluster) -> None:
     wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 90)
     postgres = cluster.synapse.postgres
     assert postgres is not None
-    postgres.go_down()
+    postgres.stop()
     wait_until(
         lambda: "What needs the database waits" in cluster.synapse.log_tail(MAIN, 1000),
         "the run to meet it",
         90,
     )
-    postgres.come_back()
+    postgres.start()
     found = _wait_for_end(client, run["id"])
     assert (found["status"], found["matched"]) == ("complete", len(names))
     assert (found["done"], found["outcomes"]) == (

@@ -136,7 +136,7 @@ def check(
     contact = remote.wait_for_connection(brought_up, _ARRIVAL_TIMEOUT_S)
     return CheckResult(
         repaired=name,
-        first_contact_s=contact.monotonic - answered,
+        first_contact_s=contact - answered,
         pdu_s=pdu.monotonic - answered,
         to_device_s=to_device.monotonic - answered,
     )

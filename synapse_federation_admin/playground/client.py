@@ -58,6 +58,23 @@ def quoted(text: str) -> str:
     return quote(text, safe="")
 
 
+def answer_to(request: httpx.Request, client: httpx.Client) -> Json:
+    """Send a request and return the JSON object of its answer.
+
+    Raises:
+        ApiError: no answer, or one that is not 2xx.
+    """
+    url = str(request.url)
+    try:
+        response = client.send(request)
+    except httpx.HTTPError as e:
+        raise ApiError(request.method, url, 0, repr(e)) from e
+    if not response.is_success:
+        raise ApiError(request.method, url, response.status_code, response.text)
+    answer: Json = response.json()
+    return answer
+
+
 class MatrixClient:
     """Speaks to one listener of one homeserver, as one user or as nobody."""
 
@@ -111,22 +128,13 @@ class MatrixClient:
         Raises:
             ApiError: no answer, or one that is not 2xx.
         """
-        try:
-            response = self.http.request(
-                method,
-                path,
-                json=json,
-                params=params,
-                timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
-            )
-        except httpx.HTTPError as e:
-            raise ApiError(method, self.base_url + path, 0, repr(e)) from e
-        if not response.is_success:
-            raise ApiError(
-                method, str(response.url), response.status_code, response.text
-            )
-        answer: Json = response.json()
-        return answer
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
+        return answer_to(
+            self.http.build_request(
+                method, path, json=json, params=params, timeout=timeout
+            ),
+            self.http,
+        )
 
     # The Matrix client-server API.
 

@@ -36,19 +36,6 @@ class MessageKind(Enum):
 
     PDU = "PDU"
     TO_DEVICE = "to-device message"
-    EDU = "EDU"
-    """Any other EDU."""
-
-
-@frozen
-class Connection:
-    """A TCP connection that was accepted."""
-
-    monotonic: float
-    """Seconds, as `time.monotonic()`."""
-    ts: int
-    """Milliseconds since the epoch."""
-    behaviour: Behaviour
 
 
 @frozen
@@ -57,27 +44,18 @@ class Request:
 
     monotonic: float
     """Seconds, as `time.monotonic()`."""
-    ts: int
-    """Milliseconds since the epoch."""
-    method: str
     path: str
     """With the query."""
-    behaviour: Behaviour
 
 
 @frozen
 class Message:
-    """A PDU or an EDU that was received and accepted."""
+    """A PDU or a to-device message that was received and accepted."""
 
     monotonic: float
     """Seconds, as `time.monotonic()`."""
-    ts: int
-    """Milliseconds since the epoch."""
     kind: MessageKind
-    type: str
-    """The event's or the EDU's type."""
     content: Json
-    raw: Json
 
     def has(self, text: str) -> bool:
         """Tell whether a text occurs in the content."""

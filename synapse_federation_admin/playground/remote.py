@@ -16,13 +16,12 @@ from typing import TypeVar
 import httpx
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import ApiError, Json, quoted
+from synapse_federation_admin.playground.client import Json, answer_to, quoted
 from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.playground.names import Names
 from synapse_federation_admin.playground.processes import WaitTimeoutError, free_port
 from synapse_federation_admin.playground.records import (
     Behaviour,
-    Connection,
     Message,
     MessageKind,
     Request,
@@ -31,7 +30,6 @@ from synapse_federation_admin.playground.remote_http import Handler
 
 __all__ = [
     "Behaviour",
-    "Connection",
     "Message",
     "MessageKind",
     "RemoteServer",
@@ -93,7 +91,7 @@ class RemoteServer:
         self._client_context = certificates.client_context()
         self._behaviour = Behaviour.HEALTHY
         self._news = threading.Condition()
-        self._connections: list[Connection] = []
+        self._connections: list[float] = []
         self._requests: list[Request] = []
         self._messages: list[Message] = []
         self._transactions: set[str] = set()
@@ -111,8 +109,8 @@ class RemoteServer:
         return self._behaviour
 
     @property
-    def connections(self) -> list[Connection]:
-        """The connections that it has accepted, oldest first."""
+    def connections(self) -> list[float]:
+        """When it accepted each connection, as `time.monotonic()`, oldest first."""
         with self._news:
             return list(self._connections)
 
@@ -124,21 +122,18 @@ class RemoteServer:
 
     @property
     def messages(self) -> list[Message]:
-        """The PDUs and EDUs that it has received, oldest first."""
+        """The PDUs and to-device messages that it has received, oldest first."""
         with self._news:
             return list(self._messages)
 
-    def wait_for_connection(self, since: float, timeout_s: float) -> Connection:
-        """Wait for a connection accepted at or after a `time.monotonic()`.
+    def wait_for_connection(self, since: float, timeout_s: float) -> float:
+        """Wait for a connection accepted at or after a `time.monotonic()`; return when.
 
         Raises:
             WaitTimeoutError: there was none for `timeout_s` seconds.
         """
         return self._wait_for(
-            self._connections,
-            lambda connection: connection.monotonic >= since,
-            "a connection",
-            timeout_s,
+            self._connections, lambda at: at >= since, "a connection", timeout_s
         )
 
     def wait_for_request(
@@ -282,9 +277,7 @@ class RemoteServer:
             handle = accepted.dup()
             with self._news:
                 self._open.add(handle)
-                self._connections.append(
-                    Connection(time.monotonic(), int(time.time() * 1000), behaviour)
-                )
+                self._connections.append(time.monotonic())
                 self._news.notify_all()
             threading.Thread(
                 target=self._serve,
@@ -323,44 +316,28 @@ class RemoteServer:
 
     # Called by the connections' threads.
 
-    def saw_request(self, method: str, path: str, behaviour: Behaviour) -> None:
+    def saw_request(self, path: str) -> None:
         """Remember a request."""
         with self._news:
-            self._requests.append(
-                Request(
-                    time.monotonic(), int(time.time() * 1000), method, path, behaviour
-                )
-            )
+            self._requests.append(Request(time.monotonic(), path))
             self._news.notify_all()
 
     def saw_transaction(self, transaction_id: str, transaction: Json) -> None:
         """Remember what a transaction carried, unless it is a repetition."""
-        monotonic, ts = time.monotonic(), int(time.time() * 1000)
+        carried = [
+            *((MessageKind.PDU, pdu["content"]) for pdu in transaction.get("pdus", [])),
+            *(
+                (MessageKind.TO_DEVICE, edu["content"])
+                for edu in transaction.get("edus", [])
+                if edu["edu_type"] == "m.direct_to_device"
+            ),
+        ]
+        now = time.monotonic()
         with self._news:
-            if transaction_id in self._transactions:
-                return
-            self._transactions.add(transaction_id)
-            for pdu in transaction.get("pdus", []):
-                self._messages.append(
-                    Message(
-                        monotonic,
-                        ts,
-                        MessageKind.PDU,
-                        pdu["type"],
-                        pdu["content"],
-                        pdu,
-                    )
-                )
-            for edu in transaction.get("edus", []):
-                kind = (
-                    MessageKind.TO_DEVICE
-                    if edu["edu_type"] == "m.direct_to_device"
-                    else MessageKind.EDU
-                )
-                self._messages.append(
-                    Message(monotonic, ts, kind, edu["edu_type"], edu["content"], edu)
-                )
-            self._news.notify_all()
+            if transaction_id not in self._transactions:
+                self._transactions.add(transaction_id)
+                self._messages += [Message(now, *each) for each in carried]
+                self._news.notify_all()
 
     # Speaking to others.
 
@@ -417,13 +394,4 @@ class RemoteServer:
         request.headers["Authorization"] = self.identity.authorization(
             method, request.url.raw_path.decode("ascii"), homeserver, content
         )
-        try:
-            response = client.send(request)
-        except httpx.HTTPError as e:
-            raise ApiError(method, str(request.url), 0, repr(e)) from e
-        if not response.is_success:
-            raise ApiError(
-                method, str(request.url), response.status_code, response.text
-            )
-        answer: Json = response.json()
-        return answer
+        return answer_to(request, client)

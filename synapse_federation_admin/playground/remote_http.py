@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         behaviour = self._behaviour
-        self._remote.saw_request(self.command, self.path, behaviour)
+        self._remote.saw_request(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if behaviour in _PAGES:
             status, page = _PAGES[behaviour]

