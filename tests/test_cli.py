@@ -28,8 +28,8 @@ from synapse_federation_admin.cli.connection import (
 )
 from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.cli.login import renewed
-from synapse_federation_admin.cli.look import heat
 from synapse_federation_admin.cli.output import Output, now_ms, serialized
+from synapse_federation_admin.cli.words import heat
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.diagnosis.stages import StageName, StageOutcome

@@ -11,16 +11,7 @@ from rich.text import Text
 
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.options import (
-    NAME,
-    Asked,
-    F,
-    complete_names,
-    from_api,
-    pass_asked,
-    query,
-    shared,
-)
+from synapse_federation_admin.cli.options import NAME, Asked, F, command, complete_names
 from synapse_federation_admin.cli.output import grid, line, pill
 from synapse_federation_admin.cli.runs import see_through
 from synapse_federation_admin.durations import parse_duration
@@ -87,9 +78,8 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]
 DURATION = _Duration()
 
 
-@click.command()
+@command("filter")
 @_names
-@from_api("filter")
 @click.option("--all-failing", is_flag=True, help="All that are failing.")
 @click.option(
     "--per-second",
@@ -111,8 +101,6 @@ DURATION = _Duration()
     help="One server: clear and wake even if it does not answer.",
 )
 @_careful
-@shared
-@pass_asked
 def reconnect(
     asked: Asked,
     /,
@@ -122,6 +110,7 @@ def reconnect(
     timeout: int | None,
     ignore_unknown: bool,
     force: bool,
+    params: Json,
     **given: Any,
 ) -> int:
     """Contact servers, and reconnect those that answer.
@@ -130,8 +119,7 @@ def reconnect(
     once. For many, named or kept by a filter, a dry run comes first, then a question,
     then a run, which is watched until it ends. The exit status is 3 if any still fails.
     """
-    filters = query(given, "filter")
-    if sum(map(bool, (names, filters, all_failing))) != 1:
+    if sum(map(bool, (names, params, all_failing))) != 1:
         raise click.UsageError("Give names, or filters, or --all-failing.")
     common = _given(reason=given["reason"], timeout_ms=timeout)
     if len(names) == 1 and not given["dry_run"]:
@@ -141,7 +129,7 @@ def reconnect(
     body = {
         **common,
         **_given(per_second=per_second, ignore_unknown=ignore_unknown),
-        **_given(destinations=list(names), filter=filters, all_failing=all_failing),
+        **_given(destinations=list(names), filter=params, all_failing=all_failing),
     }
 
     def ask(found: Json) -> str:
@@ -197,9 +185,8 @@ def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
         yield line(f"  Could not be told: {', '.join(not_told)}", "yellow")
 
 
-@click.command()
+@command("filter")
 @_names
-@from_api("filter")
 @click.option(
     "--drop-to-device",
     is_flag=True,
@@ -213,14 +200,13 @@ def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     help="Take any filter: else --failing-for must be 30d or longer.",
 )
 @_careful
-@shared
-@pass_asked
 def forget(
     asked: Asked,
     /,
     names: tuple[str, ...],
     drop_to_device: bool,
     force: bool,
+    params: Json,
     **given: Any,
 ) -> int:
     """Remove what Synapse keeps of servers that are gone for good.
@@ -228,8 +214,7 @@ def forget(
     Those that are named, or that the filters keep, but for those with which local users
     share rooms. A dry run comes first, and then a question. It cannot be undone.
     """
-    filters = query(given, "filter")
-    if bool(names) == bool(filters):
+    if bool(names) == bool(params):
         raise click.UsageError("Give names, or filters.")
     body = _given(drop_to_device=drop_to_device, reason=given["reason"])
     if len(names) == 1:
@@ -245,7 +230,7 @@ def forget(
         _tell_lost(asked, found)
         return f"Forget {counted(found['forgotten'], 'server')}? It cannot be undone."
 
-    body |= _given(destinations=list(names), filter=filters, force=force)
+    body |= _given(destinations=list(names), filter=params, force=force)
     return _run(asked, "/forget", body, ask, given)
 
 
@@ -278,11 +263,9 @@ def _tell_lost(asked: Asked, found: Json) -> None:
     asked.out.note(f"What waits and would be lost: {told}. Would still wait: {waits}.")
 
 
-@click.command("cap-backoff")
+@command(name="cap-backoff")
 @click.argument("longest", metavar="DURATION", type=DURATION)
 @_careful
-@shared
-@pass_asked
 def cap_backoff(asked: Asked, /, longest: int, **given: Any) -> int:
     """Shorten backoffs that are longer than DURATION, such as 1d.
 

@@ -12,11 +12,16 @@ from synapse_federation_admin.cli.change import cap_backoff, forget, reconnect
 from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.cli.login import login, logout
-from synapse_federation_admin.cli.look import list_, status
+from synapse_federation_admin.cli.look import (
+    attention,
+    instances,
+    list_,
+    status,
+    unlisted,
+)
 from synapse_federation_admin.cli.manual import man
-from synapse_federation_admin.cli.more import attention, instances, unlisted
 from synapse_federation_admin.cli.one import reset, show, tell
-from synapse_federation_admin.cli.options import Asked, pass_asked, shared
+from synapse_federation_admin.cli.options import Asked, command, shared
 from synapse_federation_admin.cli.records import audit, export
 from synapse_federation_admin.cli.runs import cancel, runs, watch
 from synapse_federation_admin.cli.why import why
@@ -43,7 +48,6 @@ class _Group(click.Group):
     name=NAME, cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(__version__, prog_name=NAME)
-@shared
 def group() -> None:
     """See, explain and repair Matrix federation.
 
@@ -54,9 +58,7 @@ def group() -> None:
     """
 
 
-@click.command()
-@shared
-@pass_asked
+@command()
 def top(asked: Asked) -> None:
     """Look at what fails, live: a screen that is kept up to date.
 
@@ -75,6 +77,9 @@ def top(asked: Asked) -> None:
         with asked.out.waiting(f"Asking {client.connection.url}"):
             looking.get("/status")
         Top(client, looking).run()
+
+
+group.params += shared()
 
 
 @group.result_callback()

@@ -29,7 +29,7 @@ from synapse_federation_admin.cli.connection import (
     read_login,
 )
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.options import Asked, pass_asked, shared
+from synapse_federation_admin.cli.options import Asked, command
 from synapse_federation_admin.wording.amounts import shown
 
 _LOGIN = "/_matrix/client/v3/login"
@@ -47,7 +47,7 @@ _METADATA = (
 _POLL_S, _SLOWER_S, _LONGEST_S = 5.0, 5.0, 1800.0
 
 
-@click.command()
+@command()
 @click.option("--user", metavar="USER", help="Who logs in: a name or a user ID.")
 @click.option(
     "--device",
@@ -55,8 +55,6 @@ _POLL_S, _SLOWER_S, _LONGEST_S = 5.0, 5.0, 1800.0
     help="Log in at the authentication service, in a browser on any machine: without"
     " this, only where there is no password.",
 )
-@shared
-@pass_asked
 def login(asked: Asked, user: str | None, device: bool) -> None:
     """Log in as a server admin, and keep the access token for the commands to come.
 
@@ -86,9 +84,7 @@ def login(asked: Asked, user: str | None, device: bool) -> None:
     out.note(f"Logged in as {kept.user_id}. The token is kept in {path}.")
 
 
-@click.command()
-@shared
-@pass_asked
+@command()
 def logout(asked: Asked) -> None:
     """End the login that is kept, and remove its token."""
     kept = read_login()

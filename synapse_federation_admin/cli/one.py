@@ -9,20 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import V1, Json, segment
-from synapse_federation_admin.cli.look import (
-    WIDE,
-    exact,
-    next_try,
-    share,
-    status_of,
-    why_of,
-)
-from synapse_federation_admin.cli.options import (
-    Asked,
-    name_argument,
-    pass_asked,
-    shared,
-)
+from synapse_federation_admin.cli.options import Asked, command, name_argument
 from synapse_federation_admin.cli.output import (
     Column,
     ago,
@@ -32,6 +19,14 @@ from synapse_federation_admin.cli.output import (
     plain,
     since,
 )
+from synapse_federation_admin.cli.words import (
+    WIDE,
+    exact,
+    next_try,
+    share,
+    status_of,
+    why_of,
+)
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import advice, cause
 
@@ -40,10 +35,8 @@ _OUTAGES = 5
 _ROOMS = 10
 
 
-@click.command()
+@command()
 @name_argument
-@shared
-@pass_asked
 def show(asked: Asked, name: str) -> None:
     """Show everything that is known of a server; nothing is sent to it.
 
@@ -166,7 +159,7 @@ def _room(room: Json) -> tuple[RenderableType, ...]:
     )
 
 
-@click.command()
+@command()
 @name_argument
 @click.option(
     "--contacts",
@@ -174,8 +167,6 @@ def _room(room: Json) -> tuple[RenderableType, ...]:
     help="Ask their support file whom to tell, too: that may take ten seconds. With"
     " `-o json`, the answers of the API to tell and support are each under its name.",
 )
-@shared
-@pass_asked
 def tell(asked: Asked, name: str, contacts: bool) -> None:
     """Write a message to the admins of a server, which says what is seen from here.
 
@@ -221,10 +212,8 @@ def _contacts(support: Json) -> Iterator[str]:
         yield "They name nobody in a support file."
 
 
-@click.command()
+@command()
 @name_argument
-@shared
-@pass_asked
 def reset(asked: Asked, name: str) -> None:
     """Reset the connection to a server that fails: clear its backoff, and try it.
 

@@ -4,7 +4,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -61,18 +61,7 @@ class _Known(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(e) for e in self._known if e.startswith(incomplete)]
 
 
-def from_api(path: str) -> Callable[[F], F]:
-    """Decorate a command with the options that are parameters of a path of the API."""
-
-    def decorated(function: F) -> F:
-        for parameter in reversed(PARAMETERS[path]):
-            function = _option(parameter)(function)
-        return function
-
-    return decorated
-
-
-def _option(parameter: Parameter) -> Callable[[F], F]:
+def _option(parameter: Parameter) -> click.Option:
     name, schema = parameter["name"], parameter["schema"]
     known = schema.get("items", schema).get("enum", ())
     told = parameter["description"]
@@ -88,9 +77,8 @@ def _option(parameter: Parameter) -> Callable[[F], F]:
     else:
         kind = "duration" if name.startswith("failing_") else "text"
         flags = {"type": _Known(kind, known)}
-    return click.option(
-        f"--{name.replace('_', '-')}",
-        _in_python(name),
+    return click.Option(
+        [f"--{name.replace('_', '-')}", _in_python(name)],
         help=told,
         # What stands twice is seen to, rather than the last one taken.
         multiple="is_flag" not in flags,
@@ -103,8 +91,8 @@ def _in_python(name: str) -> str:
     return f"{name}_" if name == "from" else name
 
 
-def query(given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return what was given of the parameters of a path, as the API names them.
+def _query(given: dict[str, Any], path: str) -> dict[str, Any]:
+    """Take what was given of the parameters of a path, and name it as the API does.
 
     Raises:
         UsageError: One is empty, as of a shell's variable that is not set, or stands
@@ -113,7 +101,7 @@ def query(given: Mapping[str, Any], path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for parameter in PARAMETERS[path]:
         name, kind = parameter["name"], parameter["schema"]["type"]
-        value = given[_in_python(name)]
+        value = given.pop(_in_python(name))
         if not value:
             continue
         if kind == "boolean":
@@ -157,51 +145,66 @@ class Asked:
         return client
 
 
-pass_asked = click.make_pass_decorator(Asked, ensure=True)
-
-
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value not in (None, ()):
         ctx.ensure_object(Asked).given[str(param.name)] = value
 
 
-def shared(function: F) -> F:
-    """Decorate a command, or the group, with the options that all have."""
-    for option in reversed(
-        (
-            click.option(
-                "-o",
-                "--output",
-                type=click.Choice(FORMATS),
-                callback=_keep,
-                expose_value=False,
-                help="How to write what was found. `human`, the default, is for people"
-                " and changes between releases; `json` is the API's own answer, and"
-                " `minified` the same on one line.",
-            ),
-            click.option(
-                "--url",
-                metavar="URL",
-                callback=_keep,
-                expose_value=False,
-                help="Where the homeserver is: https://matrix.example.org, or"
-                " unix:/run/synapse/main.sock.",
-            ),
-            click.option(
-                "-c",
-                "--homeserver-yaml",
-                metavar="FILE",
-                type=click.Path(path_type=Path),
-                multiple=True,
-                callback=_keep,
-                expose_value=False,
-                help="On the homeserver's own machine: its homeserver.yaml, which says"
-                " where it listens. A worker's file, or a folder, may follow.",
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+def shared() -> list[click.Parameter]:
+    """Return the options that all commands have, and the group before them."""
+    kept: dict[str, Any] = {"callback": _keep, "expose_value": False}
+    return [
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(FORMATS),
+            help="How to write what was found. `human`, the default, is for people and"
+            " changes between releases; `json` is the API's own answer, and `minified`"
+            " the same on one line.",
+            **kept,
+        ),
+        click.Option(
+            ["--url"],
+            metavar="URL",
+            help="Where the homeserver is: https://matrix.example.org, or"
+            " unix:/run/synapse/main.sock.",
+            **kept,
+        ),
+        click.Option(
+            ["-c", "--homeserver-yaml"],
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="On the homeserver's own machine: its homeserver.yaml, which says"
+            " where it listens. A worker's file, or a folder, may follow.",
+            **kept,
+        ),
+    ]
+
+
+def command(
+    path: str = "", name: str | None = None
+) -> Callable[[Callable[..., int | None]], click.Command]:
+    """Make a command that is given whom to ask, and has the options that all have.
+
+    Args:
+        path: Of the API, whose parameters become options, and `params` of the function.
+        name: Of the command; that of the function by default.
+    """
+
+    def made(function: Callable[..., int | None]) -> click.Command:
+        @click.make_pass_decorator(Asked, ensure=True)
+        @wraps(function)
+        def called(asked: Asked, /, **given: Any) -> int | None:
+            if path:
+                given["params"] = _query(given, path)
+            return function(asked, **given)
+
+        taken = [_option(parameter) for parameter in PARAMETERS.get(path, ())]
+        found = click.command(name, params=taken)(called)
+        found.params += shared()
+        return found
+
+    return made
 
 
 def complete_names(

@@ -101,6 +101,28 @@ class Output:
             sys.stdout.write(serialized(answer, self.shape))
         sys.stdout.flush()
 
+    def answer_list(
+        self, answer: Mapping[str, Any], key: str, columns: Iterable["Column"], no: str
+    ) -> None:
+        """Write a page of a list of the API's.
+
+        Args:
+            answer: What the API has answered.
+            key: That of the list.
+            columns: For people: what is told of each.
+            no: Likewise: what is told where it is empty.
+        """
+
+        def human() -> None:
+            rows = answer.get(key, ())
+            if rows:
+                self.show(listed(rows, columns, self.console.width))
+                self.tell_more(answer, len(rows))
+            else:
+                self.note(no)
+
+        self.answer(answer, human)
+
     def show(self, *what: RenderableType, soft: bool = False) -> None:
         """Write something for people to stdout.
 

@@ -3,61 +3,42 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import click
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import Json
-from synapse_federation_admin.cli.look import WIDE, exact
-from synapse_federation_admin.cli.options import (
-    Asked,
-    from_api,
-    pass_asked,
-    query,
-    shared,
-)
+from synapse_federation_admin.cli.options import Asked, command
 from synapse_federation_admin.cli.output import (
     Column,
     escaped,
-    listed,
     pill,
     since,
     user,
 )
+from synapse_federation_admin.cli.words import WIDE, exact
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import shown
 
 
-@click.command()
-@from_api("/audit")
-@shared
-@pass_asked
-def audit(asked: Asked, /, **given: Any) -> None:
+@command("/audit")
+def audit(asked: Asked, params: Json) -> None:
     """Who changed what, when and why, and what came of it. The newest first."""
-    answer = asked.client.get("/audit", query(given, "/audit"))
-    out = asked.out
-
-    def human() -> None:
-        entries = answer.get("entries", ())
-        if not entries:
-            out.note("Nothing was done that this keeps.")
-            return
-        width = out.console.width
-        is_wide = width >= WIDE
-        when = exact if is_wide else since
-        columns = (
-            Column("When" if is_wide else "Ago", lambda entry: when(entry["ts"])),
-            Column("What", lambda entry: outcomes.action(entry["action"])),
-            Column("Server", _server, is_name=True),
-            Column("Who", lambda entry: _who(entry, is_wide)),
-            Column("Outcome", _outcome),
-            Column("Why", _why, WIDE),
-        )
-        out.show(listed(entries, columns, width))
-        out.tell_more(answer, len(entries))
-
-    out.answer(answer, human)
+    answer, is_wide = (
+        asked.client.get("/audit", params),
+        asked.out.console.width >= WIDE,
+    )
+    when = exact if is_wide else since
+    columns = (
+        Column("When" if is_wide else "Ago", lambda entry: when(entry["ts"])),
+        Column("What", lambda entry: outcomes.action(entry["action"])),
+        Column("Server", _server, is_name=True),
+        Column("Who", lambda entry: _who(entry, is_wide)),
+        Column("Outcome", _outcome),
+        Column("Why", _why, WIDE),
+    )
+    asked.out.answer_list(
+        answer, "entries", columns, "Nothing was done that this keeps."
+    )
 
 
 def _server(entry: Json) -> str:
@@ -81,16 +62,12 @@ def _why(entry: Json) -> str:
     return "; ".join(str(text) for text in why if text)
 
 
-@click.command()
-@from_api("/destinations/export")
-@shared
-@pass_asked
-def export(asked: Asked, /, **given: Any) -> None:
+@command("/destinations/export")
+def export(asked: Asked, params: Json) -> None:
     """Write all servers that the filters keep to stdout, however many they are.
 
     The exit status is 0 only if what was written is complete.
     """
-    params = query(given, "/destinations/export")
     is_csv = params.get("format") == "csv"
     with asked.client.stream("/destinations/export", params) as pieces:
         # JSON stays what it is.

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import click
 from rich.console import RenderableType
@@ -12,25 +11,17 @@ from rich.text import Text
 
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.look import UNDER_WAY, WIDE, exact
-from synapse_federation_admin.cli.options import (
-    NAME,
-    Asked,
-    from_api,
-    pass_asked,
-    query,
-    shared,
-)
+from synapse_federation_admin.cli.options import NAME, Asked, command
 from synapse_federation_admin.cli.output import (
     Column,
     ago,
     grid,
     line,
-    listed,
     pill,
     until,
     user,
 )
+from synapse_federation_admin.cli.words import UNDER_WAY, WIDE, exact
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import cause
@@ -46,35 +37,22 @@ _WELL = {"connected", "no_longer_failing", "skipped"}
 _run_argument = click.argument("run_id", metavar="RUN", type=NAME)
 
 
-@click.command()
-@from_api("/runs")
-@shared
-@pass_asked
-def runs(asked: Asked, /, **given: Any) -> None:
+@command("/runs")
+def runs(asked: Asked, params: Json) -> None:
     """List what is being done, or was done, to many servers; the newest first."""
-    answer = asked.client.get("/runs", query(given, "/runs"))
-    out = asked.out
-
-    def human() -> None:
-        found = answer.get("runs", ())
-        if not found:
-            out.note("No run was made yet.")
-            return
-        width = out.console.width
-        columns = (
-            # It is to be copied.
-            Column("Run", lambda run: run["id"], is_whole=True),
-            Column("What", lambda run: outcomes.action(run["action"])),
-            Column("Which", _which),
-            Column("Status", _status),
-            Column(">Done", _done),
-            Column("Who", lambda run: user(run.get("user_id"), width >= WIDE)),
-            Column("When", lambda run: ago(run.get("created_ts"))),
-        )
-        out.show(listed(found, columns, width))
-        out.tell_more(answer, len(found))
-
-    out.answer(answer, human)
+    answer = asked.client.get("/runs", params)
+    is_wide = asked.out.console.width >= WIDE
+    columns = (
+        # It is to be copied.
+        Column("Run", lambda run: run["id"], is_whole=True),
+        Column("What", lambda run: outcomes.action(run["action"])),
+        Column("Which", _which),
+        Column("Status", _status),
+        Column(">Done", _done),
+        Column("Who", lambda run: user(run.get("user_id"), is_wide)),
+        Column("When", lambda run: ago(run.get("created_ts"))),
+    )
+    asked.out.answer_list(answer, "runs", columns, "No run was made yet.")
 
 
 def _which(run: Json) -> str:
@@ -90,10 +68,8 @@ def _status(run: Json) -> Text:
     return pill(told.sign, told.word)
 
 
-@click.command()
+@command()
 @_run_argument
-@shared
-@pass_asked
 def watch(asked: Asked, run_id: str) -> int:
     """Look at a run until it ends, and tell what came of it.
 
@@ -104,10 +80,8 @@ def watch(asked: Asked, run_id: str) -> int:
     return see_through(asked, asked.client.get(f"/runs/{segment(run_id)}"))
 
 
-@click.command()
+@command()
 @_run_argument
-@shared
-@pass_asked
 def cancel(asked: Asked, run_id: str) -> None:
     """Cancel a run. What is already done stays done."""
     run = asked.client.call(

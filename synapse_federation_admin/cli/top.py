@@ -21,22 +21,22 @@ from textual.widgets import DataTable, Footer, Input, Static
 from synapse_federation_admin.cli.change import reconnected
 from synapse_federation_admin.cli.client import Client, segment
 from synapse_federation_admin.cli.exits import FailedError
-from synapse_federation_admin.cli.look import (
-    NARROW,
-    UNDER_WAY,
-    heat,
-    next_try,
-    run_line,
-    senders,
-    verdict_lines,
-    waiting_rows,
-    why_of,
-)
 from synapse_federation_admin.cli.one import shown_server
 from synapse_federation_admin.cli.output import grid, line, now_ms, since
 from synapse_federation_admin.cli.top_boxes import Box, Question
 from synapse_federation_admin.cli.top_reading import ROWS, Seen, brief, read
 from synapse_federation_admin.cli.why import diagnosis
+from synapse_federation_admin.cli.words import (
+    NARROW,
+    heat,
+    next_try,
+    run_line,
+    senders,
+    under_way,
+    verdict_lines,
+    waiting_rows,
+    why_of,
+)
 from synapse_federation_admin.wording.amounts import count, duration, middle, shown
 from synapse_federation_admin.wording.servers import waiting
 
@@ -185,8 +185,7 @@ class Top(App[None]):
             self._seen = read(self._looking, self._wanted)
             self._read_at = time.monotonic()
         elif changes.get("runs"):
-            under_way = [r for r in changes["runs"] if r.get("status") in UNDER_WAY]
-            self._seen = attr.evolve(self._seen, runs=under_way)
+            self._seen = attr.evolve(self._seen, runs=under_way(changes["runs"]))
         self.call_from_thread(self._show)
 
     def action_read(self) -> None:

@@ -8,8 +8,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import Client, Json
-from synapse_federation_admin.cli.look import UNDER_WAY, with_why
+from synapse_federation_admin.cli.look import with_why
 from synapse_federation_admin.cli.output import line, pill
+from synapse_federation_admin.cli.words import under_way
 from synapse_federation_admin.wording.servers import SENDERS, waiting
 
 # So many servers are shown.
@@ -56,7 +57,7 @@ def read(client: Client, name: str) -> Seen:
         client.get("/summary"),
         page.get("destinations", ()),
         "next_token" not in page,
-        [run for run in runs if run.get("status") in UNDER_WAY],
+        under_way(runs),
     )
 
 

@@ -10,12 +10,7 @@ from rich.text import Text
 
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.options import (
-    Asked,
-    name_argument,
-    pass_asked,
-    shared,
-)
+from synapse_federation_admin.cli.options import Asked, command, name_argument
 from synapse_federation_admin.cli.output import STYLES, grid, line, plain, serialized
 from synapse_federation_admin.wording.amounts import duration
 from synapse_federation_admin.wording.stages import SIGNS, STAGES
@@ -33,7 +28,7 @@ _NAGIOS = {"ok": (0, "OK"), "degraded": (1, "WARNING"), "failing": (2, "CRITICAL
 _NAGIOS_UNKNOWN = (3, "UNKNOWN")
 
 
-@click.command()
+@command()
 @name_argument
 @click.option("-v", "--verbose", is_flag=True, help="Tell what each stage has seen.")
 @click.option(
@@ -44,8 +39,6 @@ _NAGIOS_UNKNOWN = (3, "UNKNOWN")
     " `nagios`, one line, and the exit status is that of a monitoring plugin: 0 OK, 1"
     " WARNING, 2 CRITICAL, 3 UNKNOWN.",
 )
-@shared
-@pass_asked
 def why(asked: Asked, name: str, verbose: bool, check: str | None) -> int:
     """Diagnose a server: why federation with it fails, and what to do.
 

@@ -78,15 +78,12 @@ def answer_to(request: httpx.Request, client: httpx.Client) -> Json:
 class MatrixClient:
     """Speaks to one listener of one homeserver, as one user or as nobody."""
 
-    def __init__(
-        self, base_url: str, access_token: str = "", *, timeout_s: float = 30
-    ) -> None:
+    def __init__(self, base_url: str, access_token: str = "") -> None:
         """Make a client; it connects when it is used.
 
         Args:
             base_url: such as "http://127.0.0.1:8008".
             access_token: whose requests these are; empty for nobody's.
-            timeout_s: seconds until an unanswered request is an error.
         """
         self.base_url = base_url
         self.access_token = access_token
@@ -97,18 +94,10 @@ class MatrixClient:
             headers=(
                 {"Authorization": f"Bearer {access_token}"} if access_token else {}
             ),
-            timeout=timeout_s,
+            timeout=30,
             trust_env=False,
             verify=NO_AUTHORITIES,
         )
-
-    def __enter__(self) -> "MatrixClient":
-        """Do nothing: it connects when it is used."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close its connections."""
-        self.close()
 
     def close(self) -> None:
         """Close its connections."""

@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class SynapseServer:
         self, localpart: str, *, admin: bool = False, password: str = ""
     ) -> User:
         """Register a user, by default with a password nobody can guess."""
-        with MatrixClient(self.url()) as client:
+        with closing(MatrixClient(self.url())) as client:
             return client.register(
                 self.registration_secret,
                 localpart,

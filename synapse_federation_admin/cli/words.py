@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API answers, as a terminal tells it: servers, runs, senders, what waits."""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from synapse_federation_admin.cli.client import Json
+from synapse_federation_admin.cli.output import (
+    DASH,
+    STYLES,
+    Column,
+    ago,
+    grid,
+    line,
+    now_ms,
+    pill,
+    since,
+    table,
+    until,
+)
+from synapse_federation_admin.wording import outcomes, servers
+from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.wording.causes import AGES, cause, heat_table
+from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
+from synapse_federation_admin.wording.verdict import (
+    Verdict,
+    how_many,
+    is_it_us,
+    not_known,
+)
+
+UNDER_WAY = ("scheduled", "preparing", "running")
+
+# From what width on a table has the columns that are good to have.
+WIDE = 120
+
+# Below this there is room for what is most needed only.
+NARROW = 70
+
+# What was met this long before it began to fail is why it fails.
+_MOMENT_MS = 1000
+
+# How strong a number among others is shown, by its heat: 0 to 9.
+_HEAT = (
+    "dim",
+    *("default", "default", "yellow", "yellow", "yellow"),
+    *("dark_orange", "dark_orange", "red", "bold red"),
+)
+
+
+def under_way(runs: Iterable[Json]) -> list[Json]:
+    """Return those of some runs that have not ended."""
+    return [run for run in runs if run.get("status") in UNDER_WAY]
+
+
+def failing_of(summary: Json) -> int:
+    """Return how many servers fail, by a summary."""
+    return sum(summary.get("failing", {}).values())
+
+
+def verdict_of(summary: Json) -> Verdict:
+    """Return whether it is us, by a summary."""
+    outlook = summary.get("outlook")
+    failing = failing_of(summary)
+    if outlook is None:
+        return not_known(failing, "the features that are off say why")
+    return is_it_us(
+        str(outlook.get("verdict")),
+        f"{outlook.get('explanation')}.",
+        can_be_told=bool(outlook.get("can_be_told")),
+        tried=outlook.get("last_hour", {}).get("tried", 0),
+        failing=failing,
+        senders=[str(sender.get("state")) for sender in summary.get("senders") or ()],
+    )
+
+
+def verdict_lines(summary: Json) -> Iterator[RenderableType]:
+    """Write whether it is us, and how many fail."""
+    verdict = verdict_of(summary)
+    many = how_many(summary.get("total", 0), failing_of(summary))
+    look = STYLES.get(verdict.look, "")
+    yield Text.assemble(
+        (f"{verdict.sign} ", look), (f"{many} {verdict.sentence}", "bold")
+    )
+    yield grid([(Text(verdict.why),)])
+
+
+def heat(by_kind: Json, with_ages: bool = True) -> RenderableType:
+    """Return what fails by cause and age, as a table."""
+    ages = AGES if with_ages else ()
+    made = table("  Cause", *(f">{column.label}" for column in ages), ">all")
+    for row in heat_table(by_kind):
+        cells = [
+            Text(count(number), _HEAT[strength]) if number else Text("·", "dim")
+            for number, strength in row.cells[: len(ages)]
+        ]
+        made.add_row(line(f"  {cause(row.kind)}"), *cells, Text(count(row.total)))
+    for column in made.columns[1:]:
+        # Where there is no room a cause is folded: a number that is cut is a wrong one.
+        column.min_width = max(len(str(e)) for e in (column.header, *column.cells))
+    return made
+
+
+def waiting_rows(summary: Json) -> Iterator[tuple[RenderableType, ...]]:
+    """Write what waits for all of them."""
+    backlog = summary.get("backlog", {})
+    if backlog.get("as_of_ts") is None:
+        yield (Text("Not known yet: it is being read.", "dim"),)
+        return
+    event, oldest = backlog.get("oldest_event_ts"), backlog.get("oldest_to_device_ts")
+    rows = [
+        (
+            "Rooms",
+            backlog.get("rooms"),
+            (f"the oldest for at least {since(event)}; " if event else "")
+            + "each counts once for each server",
+        ),
+        (
+            "To-device messages",
+            backlog.get("to_device_messages"),
+            f"the oldest for {since(oldest)}" if oldest else "",
+        ),
+        ("Device changes", backlog.get("device_list_updates"), ""),
+        (
+            "Never sent by itself",
+            backlog.get("rooms_never_caught_up"),
+            "rooms; nothing was delivered to these servers yet",
+        ),
+        ("Not yet queued", summary.get("not_yet_queued"), "events of ours"),
+        (
+            "For names not listed",
+            summary.get("unlisted", {}).get("total"),
+            ", ".join(map(str, summary.get("unlisted", {}).get("sample", ())[:3])),
+        ),
+    ]
+    found = [row for row in rows if row[1]]
+    if not found:
+        yield (pill("good", "Nothing waits."),)
+    for name, number, more in found:
+        yield (name, Text(count(number), justify="right"), line(more, "dim"))
+
+
+def senders(summary: Json) -> RenderableType:
+    """Return the processes that send, and how far they are."""
+    found = summary.get("senders")
+    if found is None:
+        return Text("  Not known: the module's own tables cannot be read.", "dim")
+    return grid(
+        (
+            line(sender.get("instance") or "nobody"),
+            pill(*SENDERS.get(str(sender["state"]), ("muted", str(sender["state"])))),
+            Text(how_far(sender), "dim"),
+        )
+        for sender in found
+    )
+
+
+def how_far(sender: Json) -> str:
+    """Return how far a process that sends has come, and when a late one was seen."""
+    seen = sender.get("seen_ts")
+    is_late = seen and sender.get("state") != "running"
+    told = f"seen {ago(seen)}; " if is_late else ""
+    return told + servers.how_far(sender)
+
+
+def run_line(run: Json) -> Text:
+    """Return how far a run is, on one line."""
+    parts = [
+        f"{outcomes.action(run['action'])} {run['id']}:",
+        f"{count(run['done'])} of {count(run['matched'])}",
+    ]
+    parts += [
+        f"· {count(number)} {outcomes.outcome(run['action'], name).word}"
+        for name, number in run.get("outcomes", {}).items()
+    ]
+    if ends := run.get("estimated_end_ts"):
+        parts.append(f"· ends {until(ends)}")
+    return line(" ".join(parts))
+
+
+def status_of(row: Json) -> Text:
+    """Return the status of a server, in words."""
+    found = str(row.get("status"))
+    if found in ("backing_off", "retry_due"):
+        began = row.get("failure_ts") or row.get("retry_last_ts")
+        told = pill("bad", f"down for {since(began)}")
+    elif found != "invalid" and _is_unanswered(row):
+        told = pill("warn", "not in backoff, no answer since")
+    else:
+        told = pill(*STATUSES.get(found, ("muted", found)))
+    if row.get("allowed") is False:
+        told = Text.assemble(told, (f" ! {NOT_ALLOWED}", "yellow"))
+    return told
+
+
+def _is_unanswered(row: Json) -> bool:
+    """Tell whether a server that is not in backoff has not answered since it failed.
+
+    So it is after a reset, until a request gets through: its outage lasts.
+    """
+    if (row.get("availability") or {}).get("down_since_ts") is not None:
+        return True
+    failed_ts = (row.get("last_failure") or {}).get("last_ts", 0)
+    # Lists do not have it, but the outage.
+    return bool(failed_ts > (row.get("last_success_ts", failed_ts) or 0))
+
+
+def next_try(row: Json) -> str:
+    """Return when Synapse tries a server that fails again."""
+    if row.get("next_retry_ts") is None:
+        return DASH
+    return until(row["next_retry_ts"]) if row["status"] == "backing_off" else "when due"
+
+
+def why_of(row: Json) -> str:
+    """Return why a server fails, in a few words; "" if it does not."""
+    last = row.get("last_failure")
+    if row.get("next_retry_ts") is None:
+        return ""
+    began = row.get("failure_ts") or row.get("retry_last_ts") or 0
+    if not last or last.get("last_ts", 0) < began - _MOMENT_MS:
+        return "not known" if "last_failure" in row else ""
+    return cause(str(last["kind"]))
+
+
+SERVER = Column("Server", lambda row: str(row["destination"]), is_name=True)
+
+WHY = Column("Why", why_of)
+
+
+def share(availability: Json | None) -> str:
+    """Return how much of the last days a server was not failing."""
+    found = (availability or {}).get("share")
+    return DASH if found is None else f"{int(found * 1000) / 10:.1f} %"
+
+
+def exact(ts: Any) -> str:
+    """Return a time, exactly and relatively."""
+    try:
+        when = datetime.fromtimestamp(ts / 1000, timezone.utc)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return str(ts)
+    told = f"in {duration(ts - now_ms())}" if ts > now_ms() + 1000 else ago(ts)
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC ({told})"
