@@ -27,7 +27,6 @@ from synapse_federation_admin.cli.connection import (
     read_login,
 )
 from synapse_federation_admin.cli.exits import Exit
-from synapse_federation_admin.cli.login import renewed
 from synapse_federation_admin.cli.output import Output, now_ms, serialized
 from synapse_federation_admin.cli.words import heat
 from synapse_federation_admin.destinations.summary import FailureAge
@@ -370,8 +369,8 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     here = read_login()
     assert here is not None
     keep_login(attr.evolve(here, url="https://other.example", access_token="theirs"))
-    with closing(Client(Connection(here.url, "a test"))) as client:
-        assert renewed(client, here) is None
+    with closing(Client(Connection(here.url, "a test", login=here))) as client:
+        assert not client.renew()
     keep_login(here)
 
     answers["/destinations"] = ended_token

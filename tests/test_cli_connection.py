@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from cli_case import be_at
@@ -30,8 +31,8 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def found(
     *homeserver_yaml: Path, url: str | None = None, **environment: str
 ) -> Connection:
-    known = {"HOME": os.environ["HOME"], **environment}
-    return find_connection(url, homeserver_yaml, known)
+    with mock.patch.dict(os.environ, environment):
+        return find_connection(url, homeserver_yaml)
 
 
 def test_where(tmp_path: Path) -> None:
@@ -45,9 +46,7 @@ def test_where(tmp_path: Path) -> None:
     synadm.write_text("{base_url: 'https://s.example/', token: of_synadm, user: a}")
     assert (found().url, found().token) == ("https://s.example", "of_synadm")
 
-    kept = keep_login(
-        Login("https://k.example", "@a:k.example", "kept"), {"HOME": str(tmp_path)}
-    )
+    kept = keep_login(Login("https://k.example", "@a:k.example", "kept"))
     assert kept.stat().st_mode & 0o777 == 0o600
     assert (found().url, found().token) == ("https://k.example", "kept")
     assert found(url="https://s.example").token == "of_synadm"
@@ -72,9 +71,7 @@ def test_where(tmp_path: Path) -> None:
     # As Debian's packages have it: the name is in a file of its own.
     homeserver.write_text(text.replace("server_name: k.example, ", ""))
     assert found(homeserver).token is None
-    keep_login(
-        Login("http://127.0.0.1:1", "@a:k.example", "kept"), {"HOME": str(tmp_path)}
-    )
+    keep_login(Login("http://127.0.0.1:1", "@a:k.example", "kept"))
     assert found(homeserver).token == "kept"
     kept.unlink()
     synadm.unlink()
@@ -88,7 +85,7 @@ def test_where(tmp_path: Path) -> None:
 
 def test_login_that_others_can_read(tmp_path: Path) -> None:
     """A file with a token that others can read is not used, and it says why."""
-    path = keep_login(Login("https://k.example", "@a:k", "x"), {"HOME": str(tmp_path)})
+    path = keep_login(Login("https://k.example", "@a:k", "x"))
     path.chmod(0o640)
     with pytest.raises(FailedError, match="chmod 600"):
         found()
@@ -96,7 +93,7 @@ def test_login_that_others_can_read(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(FailedError, match="cannot be read"):
         found()
-    assert path == login_file({"HOME": str(tmp_path)})
+    assert path == login_file()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the API, and what their errors are told as."""
+"""Requests to the API."""
 
-import re
 import ssl
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -10,11 +9,19 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-import click
+import attr
 import httpx
 
 from synapse_federation_admin import __version__
-from synapse_federation_admin.cli.connection import TOKEN, Connection, Login
+from synapse_federation_admin.cli.connection import (
+    TOKEN,
+    Connection,
+    Login,
+    checked_token,
+    keep_login,
+    locked_login,
+)
+from synapse_federation_admin.cli.errors import failure, reason
 from synapse_federation_admin.cli.exits import Exit, FailedError
 
 Json: TypeAlias = dict[str, Any]
@@ -155,7 +162,7 @@ class Client:
                 break
             time.sleep(wait_s)
         if response.status_code != HTTPStatus.OK or answer is None:
-            raise self._failed(response, answer)
+            raise failure(response, answer, self.connection.url)
         return answer
 
     @contextmanager
@@ -173,7 +180,7 @@ class Client:
                 response = stack.enter_context(opened)
                 if response.status_code != HTTPStatus.OK:
                     response.read()
-                    raise self._failed(response, _object(response))
+                    raise failure(response, _object(response), self.connection.url)
             yield self._pieces(response)
 
     def _pieces(self, response: httpx.Response) -> Iterator[str]:
@@ -203,7 +210,7 @@ class Client:
         response = self.anonymous(method, path, json=body, data=form)
         answer = _object(response)
         if answer is None:
-            raise self._failed(response, answer)
+            raise failure(response, answer, self.connection.url)
         return response.status_code, answer
 
     def anonymous(self, method: str, path: str, **what: Any) -> httpx.Response:
@@ -225,15 +232,36 @@ class Client:
         self._login, self._token = login, login.access_token
 
     def renew(self) -> bool:
-        """Get a new token, if it is one that ends; tell whether there is one."""
-        if self._login is None or not self._login.renewal:
-            return False
-        from synapse_federation_admin.cli.login import renewed
+        """Get a new token, if it is one that ends; tell whether there is one.
 
-        login = renewed(self, self._login)
-        if login is None:
+        What another command has renewed meanwhile is taken: a refresh token is good
+        once.
+        """
+        login = self._login
+        if login is None or not login.renewal:
             return False
-        self.use(login)
+        with locked_login() as kept:
+            # Somebody may have logged in elsewhere: that token is not for here.
+            if kept is None or kept.url != login.url or not kept.renewal:
+                return False
+            if kept.access_token == login.access_token:
+                form = {
+                    "grant_type": "refresh_token",
+                    "refresh_token": kept.renewal["refresh_token"],
+                    "client_id": kept.renewal["client_id"],
+                }
+                endpoint = kept.renewal["token_endpoint"]
+                status, answer = self.unauthenticated("POST", endpoint, form=form)
+                if status != HTTPStatus.OK or "access_token" not in answer:
+                    return False
+                token = str(answer.get("refresh_token") or form["refresh_token"])
+                kept = attr.evolve(
+                    kept,
+                    access_token=checked_token(str(answer["access_token"]), "it"),
+                    renewal={**kept.renewal, "refresh_token": token},
+                )
+                keep_login(kept)
+        self.use(kept)
         return True
 
     @property
@@ -264,44 +292,8 @@ class Client:
             raise FailedError(f"{url} {why}", Exit.UNREACHABLE) from e
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
             raise FailedError(
-                f"{url} cannot be reached: {_reason(e)}", Exit.UNREACHABLE
+                f"{url} cannot be reached: {reason(e)}", Exit.UNREACHABLE
             ) from e
-
-    def _failed(self, response: httpx.Response, answer: Json | None) -> FailedError:
-        status, url = response.status_code, self.connection.url
-        if answer is None or not isinstance(answer.get("errcode"), str):
-            if response.is_redirect:
-                return FailedError(
-                    f"{url} leads to {response.headers.get('Location', 'elsewhere')}"
-                    " instead of answering: is that its URL?",
-                    Exit.UNREACHABLE,
-                )
-            return FailedError(
-                f"{url} does not answer as a homeserver does: HTTP {status}. It may be"
-                " the answer of a reverse proxy, or that of something else.",
-                Exit.UNREACHABLE,
-            )
-        code, text = answer["errcode"], str(answer.get("error", ""))
-        if status == HTTPStatus.UNAUTHORIZED:
-            text = f"The access token is not valid: {text.rstrip('.')}. Log in again"
-            text += " with `login`"
-            return FailedError(f"{text}, or set {TOKEN}.", Exit.NOT_ALLOWED, answer)
-        if status == HTTPStatus.FORBIDDEN:
-            text = f"{text.rstrip('.')}. The access token has to be a server admin's."
-            return FailedError(text, Exit.NOT_ALLOWED, answer)
-        if status == HTTPStatus.NOT_FOUND and code == "M_UNRECOGNIZED":
-            text = (
-                f"The module at {url} is not loaded, or does not have that yet, or this"
-                " is no listener with the admin API. `modules` of homeserver.yaml has"
-                " to name synapse_federation_admin.FederationAdmin, and Synapse to be"
-                f" restarted. This is the command line of version {__version__}."
-            )
-            return FailedError(text, Exit.UNREACHABLE, answer)
-        if status == HTTPStatus.BAD_REQUEST and code == "M_INVALID_PARAM":
-            return FailedError(_as_options(text), Exit.USAGE, answer)
-        if text == "Unknown destination":
-            text += ". Names are exact, with the port: `list --destination` finds them."
-        return FailedError(text or f"HTTP {status}, {code}", Exit.FAILED, answer)
 
 
 def _object(response: httpx.Response) -> Json | None:
@@ -342,29 +334,3 @@ def _trusted(connection: Connection) -> ssl.SSLContext:
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Goes by SSL_CERT_FILE and SSL_CERT_DIR, too.
     return ssl.create_default_context()
-
-
-def _reason(error: BaseException) -> str:
-    """Return why a request failed, in a few words."""
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate is not trusted: {at.verify_message}. If it is of an"
-                " authority of your own, name that by SSL_CERT_FILE."
-            )
-        at = at.__cause__ or at.__context__
-    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-    return f"{text}. Is that its URL, and does Synapse run?"
-
-
-def _as_options(text: str) -> str:
-    """Return what the API says of a parameter as what it is here: an option."""
-    context = click.get_current_context(silent=True)
-    known = {str(p.name).rstrip("_") for p in context.command.params} if context else ()
-
-    def option(found: "re.Match[str]") -> str:
-        name = found[1].removesuffix("_ms")
-        return f"--{name.replace('_', '-')}" if name in known else found[0]
-
-    return re.sub(r"(?:Query parameter |Key )?'(?:filter\.)?(\w+)'", option, text)

@@ -7,10 +7,12 @@ where it usually is. A token is sent to the homeserver only for which it was giv
 of `FEDERATION_ADMIN_TOKEN` to any, one that was kept to the one that it was kept for.
 """
 
+import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,21 +87,19 @@ class Connection:
 def find_connection(
     url: str | None,
     homeserver_yaml: Sequence[Path],
-    environment: Mapping[str, str] = os.environ,
 ) -> Connection:
     """Return where to ask, and as whom.
 
     Args:
         url: As given in the arguments.
         homeserver_yaml: Likewise.
-        environment: The environment's variables.
 
     Raises:
         FailedError: It is not said where, or what says so cannot be used.
     """
     if url and homeserver_yaml:
         raise FailedError("Give either --url or -c, not both.", Exit.USAGE)
-    login = read_login(environment)
+    login = read_login()
     synadm = None
     listener = None
     if url:
@@ -107,13 +107,13 @@ def find_connection(
     elif homeserver_yaml:
         listener = read_listener(homeserver_yaml)
         url, told_by = listener.url, str(homeserver_yaml[0])
-    elif url := environment.get(URL):
+    elif url := os.environ.get(URL):
         told_by = URL
     elif login:
-        url, told_by = login.url, str(login_file(environment))
-    elif synadm := _read_synadm(environment):
-        url, told_by = synadm.url, str(_synadm_file(environment))
-    elif listener := _usual_listener(environment):
+        url, told_by = login.url, str(login_file())
+    elif synadm := _read_synadm():
+        url, told_by = synadm.url, str(_synadm_file())
+    elif listener := _usual_listener():
         url, told_by = listener.url, "homeserver.yaml"
     else:
         raise FailedError(
@@ -124,11 +124,11 @@ def find_connection(
         )
     url = checked_url(url)
     found = Connection(url, told_by)
-    if token := environment.get(TOKEN):
+    if token := os.environ.get(TOKEN):
         return attr.evolve(found, token=checked_token(token, TOKEN))
     if login and _is_of(login, url, listener):
         return attr.evolve(found, token=login.access_token, login=login)
-    synadm = synadm or _read_synadm(environment)
+    synadm = synadm or _read_synadm()
     if synadm and _is_of(synadm, url, listener):
         return attr.evolve(found, token=synadm.access_token)
     return found
@@ -184,24 +184,25 @@ def checked_token(token: str, told_by: str) -> str:
 # -- what login has kept ---------------------------------------------------------------
 
 
-def _configuration(environment: Mapping[str, str]) -> Path:
-    home = environment.get("HOME") or os.path.expanduser("~")
-    folder = environment.get("XDG_CONFIG_HOME") or ""
-    return Path(folder if os.path.isabs(folder) else os.path.join(home, ".config"))
+def _home() -> Path:
+    # Path.home() fails for a user whom nobody has told of, as in containers.
+    return Path(os.path.expanduser("~"))
 
 
-def login_file(environment: Mapping[str, str] = os.environ) -> Path:
+def login_file() -> Path:
     """Return the path of the file that `login` writes."""
-    return _configuration(environment) / "synapse-federation-admin" / "login.json"
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or "")
+    folder = folder if folder.is_absolute() else _home() / ".config"
+    return folder / "synapse-federation-admin" / "login.json"
 
 
-def read_login(environment: Mapping[str, str] = os.environ) -> Login | None:
+def read_login() -> Login | None:
     """Return what `login` has kept; None if nobody has logged in.
 
     Raises:
         FailedError: The file can be read by others, or is none of ours.
     """
-    path = login_file(environment)
+    path = login_file()
     try:
         with path.open(encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -223,7 +224,7 @@ def read_login(environment: Mapping[str, str] = os.environ) -> Login | None:
         raise FailedError(f"{path} cannot be read: {e}. Log in again.") from e
 
 
-def keep_login(login: Login, environment: Mapping[str, str] = os.environ) -> Path:
+def keep_login(login: Login) -> Path:
     """Write a login for the commands to come, readable by its owner only.
 
     Returns:
@@ -232,7 +233,7 @@ def keep_login(login: Login, environment: Mapping[str, str] = os.environ) -> Pat
     Raises:
         FailedError: It cannot be written.
     """
-    path = login_file(environment)
+    path = login_file()
     new = path.with_suffix(".new")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -246,17 +247,24 @@ def keep_login(login: Login, environment: Mapping[str, str] = os.environ) -> Pat
     return path
 
 
+@contextmanager
+def locked_login() -> Iterator[Login | None]:
+    """Read what `login` has kept, and have no other command renew it meanwhile."""
+    with open(login_file().with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield read_login()
+
+
 # -- synadm's, and homeserver.yaml -----------------------------------------------------
 
 
-def _synadm_file(environment: Mapping[str, str]) -> Path:
+def _synadm_file() -> Path:
     # synadm knows no XDG_CONFIG_HOME.
-    home = environment.get("HOME") or os.path.expanduser("~")
-    return Path(home) / ".config" / "synadm.yaml"
+    return _home() / ".config" / "synadm.yaml"
 
 
-def _read_synadm(environment: Mapping[str, str]) -> Login | None:
-    path = _synadm_file(environment)
+def _read_synadm() -> Login | None:
+    path = _synadm_file()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -279,9 +287,9 @@ def _read_synadm(environment: Mapping[str, str]) -> Login | None:
     )
 
 
-def _usual_listener(environment: Mapping[str, str]) -> Listener | None:
+def _usual_listener() -> Listener | None:
     # That of the official image's environment first.
-    for name in (environment.get("SYNAPSE_CONFIG_PATH"), *_USUAL):
+    for name in (os.environ.get("SYNAPSE_CONFIG_PATH"), *_USUAL):
         if name and os.access(name, os.R_OK):
             # Debian's packages have the homeserver's name in a file of its own.
             more = Path(name).with_name("conf.d")

@@ -2,15 +2,14 @@
 """`login` and `logout`: a password, or the device grant of an authentication service.
 
 The device grant is RFC 8628, as Matrix has it (MSC4341): a code is entered in a
-browser, on any machine. What it gives ends soon, and is renewed as it is used.
+browser, on any machine. What it gives ends soon, and `Client` renews it.
 """
 
-import fcntl
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -281,49 +280,3 @@ def _endpoint(service: Mapping[str, Any], name: str) -> str:
 def _refused(answer: Json, key: str) -> FailedError:
     why = answer.get(key) or answer.get("error") or "it does not say why"
     return FailedError(f"The login is refused: {shown(str(why))}", Exit.NOT_ALLOWED)
-
-
-# -- tokens that end -------------------------------------------------------------------
-
-
-def renewed(client: Client, login: Login) -> Login | None:
-    """Return a login at the same homeserver with a new token; None if there is none.
-
-    What another command has renewed meanwhile is taken: a refresh token is good once.
-    """
-    with _locked():
-        kept = read_login()
-        if kept is None or not kept.renewal.get("refresh_token"):
-            return None
-        if kept.url != login.url:
-            # Somebody has logged in elsewhere: that token is not for this homeserver.
-            return None
-        if kept.access_token != login.access_token:
-            return kept
-        status, answer = client.unauthenticated(
-            "POST",
-            kept.renewal["token_endpoint"],
-            form={
-                "grant_type": "refresh_token",
-                "refresh_token": kept.renewal["refresh_token"],
-                "client_id": kept.renewal["client_id"],
-            },
-        )
-        if status != HTTPStatus.OK or "access_token" not in answer:
-            return None
-        renewal = dict(kept.renewal)
-        renewal["refresh_token"] = str(
-            answer.get("refresh_token") or renewal["refresh_token"]
-        )
-        token = checked_token(str(answer["access_token"]), "the answer")
-        kept = attr.evolve(kept, access_token=token, renewal=renewal)
-        keep_login(kept)
-        return kept
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Keep other commands from renewing the same token meanwhile."""
-    with open(login_file().with_suffix(".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
