@@ -265,6 +265,15 @@ def refused(status: int, errcode: str, error: str = "No") -> httpx.Response:
             2,
             "Error: --failing-for is x, not 'y'",
         ),
+        (
+            refused(
+                400,
+                "M_INVALID_PARAM",
+                "Query parameter 'dir': Input should be 'destination'",
+            ),
+            2,
+            "Error: --dir: Input should be 'destination'",
+        ),
         (refused(404, "M_NOT_FOUND"), 1, "No"),
         (refused(503, "M_UNKNOWN", "off"), 1, "off"),
         (refused(404, "M_UNRECOGNIZED"), 5, "not loaded"),

@@ -12,7 +12,7 @@ from rich.text import Text
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import NAME, Asked, F, command, complete_names
-from synapse_federation_admin.cli.output import grid, line, pill
+from synapse_federation_admin.cli.output import line, pill
 from synapse_federation_admin.cli.runs import see_through
 from synapse_federation_admin.durations import parse_duration
 from synapse_federation_admin.wording import outcomes
@@ -227,7 +227,8 @@ def forget(
             _tell_sample(
                 asked, "would stay: users share rooms with them", refused, some
             )
-        _tell_lost(asked, found)
+        if found["forgotten"]:
+            _tell_lost(asked, found)
         return f"Forget {counted(found['forgotten'], 'server')}? It cannot be undone."
 
     body |= _given(destinations=list(names), filter=params, force=force)
@@ -340,7 +341,7 @@ def _tell_sample(asked: Asked, what: str, number: int, some: Sequence[str]) -> N
     asked.out.note(
         f"{counted(number, 'server')} {what}:" if number else f"None {what}."
     )
-    if some:
-        asked.out.errors.print(grid((line(name),) for name in some))
+    for name in some:
+        asked.out.note(f"  {name}")
     if number > len(some) > 0:
         asked.out.note(f"  and {count(number - len(some))} more", "dim")

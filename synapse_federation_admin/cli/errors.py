@@ -84,4 +84,7 @@ def _as_options(text: str) -> str:
         name = found[1].removesuffix("_ms")
         return f"--{name.replace('_', '-')}" if name in known else found[0]
 
-    return re.sub(r"(?:Query parameter |Key )?'(?:filter\.)?(\w+)'", option, text)
+    # What follows are values, though one of them may be called like an option.
+    told, should, values = text.partition("Input should be")
+    told = re.sub(r"(?:Query parameter |Key )?'(?:filter\.)?(\w+)'", option, told)
+    return told + should + values

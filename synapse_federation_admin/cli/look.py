@@ -152,7 +152,7 @@ def attention(asked: Asked, params: Json) -> None:
         else:
             columns = (
                 SERVER,
-                Column("Status", status_of),
+                Column("Status", status_of, is_whole=out.console.width >= NARROW),
                 WHY,
                 Column(">Users", lambda row: count(row.get("local_users", 0))),
                 Column("Waits", lambda row: waiting(row.get("backlog")), NARROW),

@@ -102,7 +102,11 @@ class Output:
         sys.stdout.flush()
 
     def answer_list(
-        self, answer: Mapping[str, Any], key: str, columns: Iterable["Column"], no: str
+        self,
+        answer: Mapping[str, Any],
+        key: str,
+        columns: Iterable["Column"],
+        none: str,
     ) -> None:
         """Write a page of a list of the API's.
 
@@ -110,7 +114,7 @@ class Output:
             answer: What the API has answered.
             key: That of the list.
             columns: For people: what is told of each.
-            no: Likewise: what is told where it is empty.
+            none: Likewise: what is told where it is empty.
         """
 
         def human() -> None:
@@ -119,7 +123,7 @@ class Output:
                 self.show(listed(rows, columns, self.console.width))
                 self.tell_more(answer, len(rows))
             else:
-                self.note(no)
+                self.note(none)
 
         self.answer(answer, human)
 

@@ -36,9 +36,8 @@ def audit(asked: Asked, params: Json) -> None:
         Column("Outcome", _outcome),
         Column("Why", _why, WIDE),
     )
-    asked.out.answer_list(
-        answer, "entries", columns, "Nothing was done that this keeps."
-    )
+    none = "No entry matches." if params else "Nothing was done yet."
+    asked.out.answer_list(answer, "entries", columns, none)
 
 
 def _server(entry: Json) -> str:

@@ -126,6 +126,11 @@ def _statements(
                 [older_ms],
             ),
             (
+                "UPDATE federation_admin_successes SET last_ts = last_ts - ? "
+                "WHERE destination = ?",
+                [older_ms],
+            ),
+            (
                 "UPDATE federation_admin_failures SET first_ts = first_ts - ?, "
                 "count = count + ? WHERE destination = ?",
                 [older_ms, (older_ms // 600_000).bit_length()],
