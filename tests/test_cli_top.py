@@ -16,6 +16,7 @@ from textual.widgets import DataTable, Input, Static
 
 from synapse_federation_admin.cli import top
 from synapse_federation_admin.cli.exits import Exit, FailedError
+from synapse_federation_admin.wording import causes
 
 pytestmark = pytest.mark.one_synapse
 
@@ -160,8 +161,25 @@ def test_what_is_there(homeserver: Homeserver, width: int) -> None:
         # What somebody has chosen is no markup, and moves no terminal; a long name
         # leaves room for why it fails.
         name = "[red]evil[/red]⟨U+001B⟩[2J.example"
-        assert (name if width > 80 else "[red]evil[…[2J.example") in text
+        assert (name if width > 80 else "[red]evil…2J.example") in text
         assert "\x1b[2J" not in text
+
+    play(homeserver, act, width)
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_fits(
+    homeserver: Homeserver, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is longer than a narrow terminal is cut, rather than moved out of sight."""
+    homeserver.failing += [f"{n}.matrix.university.example" for n in range(90)]
+    monkeypatch.setattr(top, "why_of", lambda _: causes.cause("tls_wrong_name"))
+
+    async def act(pilot: "Pilot[None]") -> None:
+        table = pilot.app.query_one(DataTable)
+        await until(pilot, lambda: table.show_vertical_scrollbar)
+        assert not table.show_horizontal_scrollbar, table.virtual_size
+        assert "TLS certificate fo" in on_screen(pilot)
 
     play(homeserver, act, width)
 

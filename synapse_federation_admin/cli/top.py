@@ -37,7 +37,7 @@ from synapse_federation_admin.cli.words import (
     waiting_rows,
     why_of,
 )
-from synapse_federation_admin.wording.amounts import count, duration, middle, shown
+from synapse_federation_admin.wording.amounts import count, cut, duration, middle, shown
 from synapse_federation_admin.wording.servers import waiting
 
 # How often it asks what has changed; the API reads that once in five seconds for all.
@@ -56,8 +56,9 @@ _NEW_S = 60
 # From what width on the parts at the top are side by side, and all columns are shown.
 _WIDE = 110
 
-# What a narrow table has beside names and why they fail: a mark, for how long, spaces.
-_BESIDE = 19
+# What a narrow table has beside names and why they fail: a mark, for how long, spaces,
+# and a bar.
+_BESIDE = 21
 
 _KEYS = (
     ("↑ ↓ PgUp PgDn", "choose a server"),
@@ -238,8 +239,11 @@ class Top(App[None]):
             table.add_columns("Next try", "Waits")
         whys = [why_of(row) for row in seen.rows]
         # The end of a name is its owner's, and why it fails has to be seen.
-        room = self.size.width - _BESIDE - max(map(len, whys), default=0)
-        longest = 60 if is_wide else max(room, self.size.width // 3)
+        room, longest = self.size.width - _BESIDE, 60
+        if not is_wide:
+            most = max(map(len, whys), default=0)
+            longest = max(room - most, self.size.width // 3)
+            whys = [cut(why, room - longest) for why in whys]
         failing = {str(row["destination"]) for row in seen.rows}
         newest = now_ms() - _NEW_S * 1000
         self._back = {n: ts for n, ts in self._back.items() if ts >= newest}
