@@ -14,7 +14,6 @@ from synapse_federation_admin.cli.words import (
     SERVER,
     WHY,
     WIDE,
-    failing_of,
     heat,
     how_far,
     next_try,
@@ -28,6 +27,7 @@ from synapse_federation_admin.cli.words import (
 )
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.servers import SENDERS, waiting
+from synapse_federation_admin.wording.verdict import failing_of
 
 # So many of those that matter most, where nobody says how many.
 _FIRST = 10

@@ -26,12 +26,7 @@ from synapse_federation_admin.wording import outcomes, servers
 from synapse_federation_admin.wording.amounts import count, duration
 from synapse_federation_admin.wording.causes import AGES, cause, heat_table
 from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
-from synapse_federation_admin.wording.verdict import (
-    Verdict,
-    how_many,
-    is_it_us,
-    not_known,
-)
+from synapse_federation_admin.wording.verdict import failing_of, how_many, verdict_of
 
 UNDER_WAY = ("scheduled", "preparing", "running")
 
@@ -57,30 +52,9 @@ def under_way(runs: Iterable[Json]) -> list[Json]:
     return [run for run in runs if run.get("status") in UNDER_WAY]
 
 
-def failing_of(summary: Json) -> int:
-    """Return how many servers fail, by a summary."""
-    return sum(summary.get("failing", {}).values())
-
-
-def verdict_of(summary: Json) -> Verdict:
-    """Return whether it is us, by a summary."""
-    outlook = summary.get("outlook")
-    failing = failing_of(summary)
-    if outlook is None:
-        return not_known(failing, "the features that are off say why")
-    return is_it_us(
-        str(outlook.get("verdict")),
-        f"{outlook.get('explanation')}.",
-        can_be_told=bool(outlook.get("can_be_told")),
-        tried=outlook.get("last_hour", {}).get("tried", 0),
-        failing=failing,
-        senders=[str(sender.get("state")) for sender in summary.get("senders") or ()],
-    )
-
-
 def verdict_lines(summary: Json) -> Iterator[RenderableType]:
     """Write whether it is us, and how many fail."""
-    verdict = verdict_of(summary)
+    verdict = verdict_of(summary, "the features that are off say why")
     many = how_many(summary.get("total", 0), failing_of(summary))
     look = STYLES.get(verdict.look, "")
     yield Text.assemble(
