@@ -26,7 +26,8 @@ from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from faults import CATALOGUE, m_server, up
+from catalogue import CATALOGUE
+from faults import m_server, up
 from fleet import write_failing
 from laboratory import WELL_KNOWN, ZONE, Laboratory, homeserver
 

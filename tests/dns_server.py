@@ -73,6 +73,13 @@ class DnsServer:
     def add(self, name: str, kind: str, *values: Any) -> None:
         self.records.setdefault((name, kind), []).extend(values)
 
+    def ignore(self, *names: str) -> None:
+        """Answer nothing of what is asked to find a server by its name."""
+        for name in names:
+            for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
+                for kind in ("A", "AAAA", "SRV"):
+                    self.records[service + name, kind] = SILENCE
+
     def _serve_udp(self) -> None:
         while True:
             data, peer = self._udp.recvfrom(4096)

@@ -1,226 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More of the catalogue of faults: TLS and HTTP by reason, and what works, but."""
+"""The catalogue of faults: answers and keys, and what works, but."""
 
 import ssl
 import time
-import warnings
-from email.utils import formatdate
+from collections.abc import Callable
 
-import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
 from faults import (
+    BEGUN,
     BEGUN_LIST,
-    DAY,
-    NOW,
-    Build,
-    early,
-    expired,
+    ESC,
+    PAGE_NOT_FOUND,
+    TEXT,
     fault,
-    issue,
-    issued,
-    loaded,
     placed,
-    presenting,
     redirect,
     serving,
     site,
-    srv,
-    up,
 )
+from faults_tls import version
 from laboratory import (
     HTML,
     UNRECOGNIZED,
-    ZONE,
     Answer,
     Laboratory,
     as_json,
+    close,
+    hang,
     homeserver,
     http,
     repeat,
 )
 
+from synapse_federation_admin.playground.events import Identity
 
-def date(moment: float) -> bytes:
-    return f"Date: {formatdate(moment, usegmt=True)}\r\n".encode()
+# Answers, the same to everything.
 
-
-def version(moment: float) -> bytes:
-    """Return an answer of a server by whose clock it is a given time."""
-    return as_json({"server": {"name": "lab"}}, date(moment))
-
-
-def by_right_clock(connection: ssl.SSLSocket) -> None:
-    """Answer with the time of the answer."""
-    connection.sendall(version(time.time()))
-
-
-# Clocks and certificates.
-
-BACK = time.time() - 5 * 86_400
-AHEAD = time.time() + 2 * 86_400
-BY_THEIRS = "valid_by_their_clock"
-
-site(
-    f"our-clock-ahead failing tls_expired/{BY_THEIRS}",
-    "by the clock of the server, 5 days behind ours, it is valid",
-    certify=expired,
-    version=version(BACK),
-)
-site(
-    f"our-clock-behind failing tls_not_yet_valid/{BY_THEIRS}",
-    "by the clock of the server, 47 h ahead of ours, it is valid",
-    certify=early,
-    version=version(AHEAD),
-)
-site(
-    "starts-later failing tls_not_yet_valid/starts_later",
-    "valid only in 23 h",
-    certify=early,
-    version=by_right_clock,
-)
-site(
-    "expired-for-all failing tls_expired/own_certificate",
-    "expired 3 days ago",
-    certify=expired,
-    version=by_right_clock,
-)
-site(
-    "ends-soon degraded other/expires_soon",
-    "ends in 3 days",
-    certify=lambda lab, name: issued(
-        lab, name, not_before=NOW - 60 * DAY, not_after=NOW + 3 * DAY
-    ),
-)
-# One that lives for six days, and is to be renewed tomorrow.
-site(
-    "short-lived ok",
-    certify=lambda lab, name: issued(
-        lab, name, not_before=NOW - 3 * DAY, not_after=NOW + 3 * DAY
-    ),
-)
-
-
-def unknown_authorities(lab: Laboratory, name: str) -> ssl.SSLContext:
-    """Return a context with a chain that leads to an authority nobody knows."""
-    leaf = trustme.CA().create_child_ca().issue_cert(name)
-    chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
-    return loaded(lab.folder, name, chain, leaf.private_key_pem.bytes())
-
-
-def by_nobody(subject: str, *names: str) -> Build:
-    """Return what makes a server with a certificate of its own for another name."""
-
-    def build(lab: Laboratory, name: str) -> None:
-        key = rsa.generate_private_key(65537, 2048)
-        own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
-        certificate = issue(
-            lab,
-            subject,
-            key,
-            x509.SubjectAlternativeName([x509.DNSName(name) for name in names]),
-            by=(_issuer(own, key), key),
-        )
-        made = presenting(lab, name, key, certificate)
-        lab.serve(placed(lab, name), 8448, homeserver(name), context=made)
-
-    return build
-
-
-def staged(lab: Laboratory, name: str) -> ssl.SSLContext:
-    """Return a context with a certificate of an authority for tests."""
-    key = rsa.generate_private_key(65537, 2048)
-    authority = x509.Name(
-        [x509.NameAttribute(x509.NameOID.COMMON_NAME, "(STAGING) Let's Encrypt")]
-    )
-    names = x509.SubjectAlternativeName([x509.DNSName(name)])
-    by = (_issuer(authority, key), key)
-    return presenting(lab, name, key, issue(lab, name, key, names, by=by))
-
-
-site(
-    "staged failing tls_untrusted/not_for_the_public",
-    "the authority (STAGING) Let's Encrypt issues none",
-    certify=staged,
-)
-
-
-def _issuer(name: x509.Name, key: rsa.RSAPrivateKey) -> x509.Certificate:
-    return x509.CertificateBuilder(
-        name, name, key.public_key(), 1, NOW - DAY, NOW + DAY
-    ).sign(key, hashes.SHA256())
-
-
-site(
-    "unknown-authorities failing tls_untrusted/unknown_authority",
-    "does not know the authority Testing CA #",
-    certify=unknown_authorities,
-)
-fault(
-    "traefik failing tls_untrusted/default_certificate",
-    "default certificate of Traefik, none for traefik.lab.example",
-)(by_nobody("TRAEFIK DEFAULT CERT", "0a1b.2c3d.traefik.default"))
-fault(
-    "kubernetes failing tls_untrusted/default_certificate",
-    "default certificate of Kubernetes",
-)(by_nobody("Kubernetes Ingress Controller Fake Certificate", "ingress.local"))
-site(
-    "hosted failing tls_wrong_name/default_certificate",
-    "default certificate of Plesk",
-    certify=lambda lab, _: issued(lab, "plesk.hosting.example"),
-)
-
-
-def old_only(lab: Laboratory, name: str) -> ssl.SSLContext:
-    made = lab.certificates.valid(name)
-    made.set_ciphers("ALL:@SECLEVEL=0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        made.minimum_version = made.maximum_version = ssl.TLSVersion.TLSv1_1
-    return made
-
-
-def wants_certificate(lab: Laboratory, name: str) -> ssl.SSLContext:
-    made = lab.certificates.valid(name)
-    made.maximum_version = ssl.TLSVersion.TLSv1_2
-    made.verify_mode = ssl.CERT_REQUIRED
-    return made
-
-
-def other_cipher(lab: Laboratory, name: str) -> ssl.SSLContext:
-    made = lab.certificates.valid(name)
-    made.maximum_version = ssl.TLSVersion.TLSv1_2
-    made.set_ciphers("AES128-SHA256")
-    return made
-
-
-site("old-tls failing tls_failed/no_common_tls", certify=old_only)
-site(
-    "wants-certificate-before-13 failing tls_failed/handshake_refused",
-    "or it demands a client certificate",
-    certify=wants_certificate,
-)
-site(
-    "other-cipher failing tls_failed/handshake_refused",
-    "no TLS version or cipher in common",
-    certify=other_cipher,
-)
-
-
-def alert(number: int) -> bytes:
-    """Return a fatal alert of TLS."""
-    return b"\x15\x03\x03\x00\x02\x02" + bytes([number])
-
-
-for label, number, reason in (
-    ("no-site", 112, "no_such_site"),
-    ("caddy", 80, "no_such_site"),
-    ("http2-alert", 120, "http2_only"),
-    ("old-version", 70, "no_common_tls"),
-    ("certificate-alert", 116, "client_certificate"),
-):
-    serving(f"{label} failing tls_failed/{reason}", alert(number), plain=True)
+FORBIDDEN = http("403 Forbidden")
+LIMITED = http("429 Too Many Requests")
+SERVER_ERROR = http("500 Internal Server Error")
+FORBIDDEN_BY_MATRIX = as_json({"errcode": "M_FORBIDDEN"}, status="403 Forbidden")
+UNAUTHORIZED = as_json({"errcode": "M_UNAUTHORIZED"}, status="401 No")
+EVERYWHERE: dict[str, Answer] = {
+    "404 http_error": PAGE_NOT_FOUND,
+    "410 gone": http("410 Gone", b""),
+    "413 too_large": http("413 Payload Too Large"),
+    "list invalid_response": as_json([1]),
+    "no-type invalid_response": http("200 OK", b"{}", b""),
+    "odd-redirect http_error": redirect(b"\x1b[3\xff"),
+    "broken-json invalid_response": http("200 OK", b"{"),
+    "closes invalid_response": close,
+    "hangs response_timeout": hang,
+}
+for line, answer in EVERYWHERE.items():
+    label, kind = line.split()
+    serving(f"all-{label} failing {kind}", answer)
 
 # HTTP.
 
@@ -259,8 +92,7 @@ for line, answer in {
         "400 Bad Request", b"<html>No required SSL certificate was sent", NGINX
     ),
     "broken-off invalid_response/broke_off": (
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 100\r\n\r\n{"
+        BEGUN + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     ),
     "chunks-broken-off invalid_response/broke_off": (
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -292,18 +124,157 @@ def _(lab: Laboratory, name: str) -> None:
     lab.serve(placed(lab, name), 8448, answers, name)
 
 
-@fault("srv-one-hole degraded connection_timeout")
-def _(lab: Laboratory, name: str) -> None:
-    srv(lab, name, f"hole-{name}", f"good-{name}")
-    placed(lab, f"hole-{name}", lab.hole())
-    lab.serve(placed(lab, f"good-{name}"), 8448, homeserver(name), name)
+# Answers to one request.
+
+ENDLESS_LIST = repeat(b'"x", ' * 1000, BEGUN_LIST)
+DEEP_LIST = http("200 OK", b"[" * 50_000)
+FOLDED = b"Content-Type: a" + b"\r\n \x1b[31m\x07b" * 5000 + b"\r\n"
+HOSTILE_KEYS = {
+    "server_name": TEXT,
+    "verify_keys": {"ed25519:" + TEXT: {"key": TEXT}},
+    "signatures": TEXT,
+    "valid_until_ts": 10**400,
+}
+NOT_ROUTED = "http_error/signed_not_routed"
+
+site("send-odd ok", send=as_json({"errcode": "M_UNKNOWN", "error": "?"}))
+site("shut-out failing not_allowed")
+site("rejects failing rejected", send=UNAUTHORIZED)
+site("shuts-us-out failing rejected", send=FORBIDDEN_BY_MATRIX)
+# It may be waiting for our key.
+site("send-hangs failing response_timeout/signed_unanswered", send=hang)
+site("keys-limited failing rate_limited/keys_request", keys=LIMITED)
+site("keys-close failing keys_missing/closed", keys=close)
+site("send-500 failing http_error/web_server_fails", "only /_matrix", send=SERVER_ERROR)
+site(f"send-html failing {NOT_ROUTED}", send=PAGE_NOT_FOUND)
+site("send-limited failing rate_limited", send=LIMITED)
+site(f"send-unknown failing {NOT_ROUTED}", send=UNRECOGNIZED)
+site(
+    "send-error failing http_error/homeserver_fails",
+    "HTTP 500 M_UNKNOWN",
+    send=as_json({"errcode": "M_UNKNOWN"}, status="500 No"),
+)
+site("no-version degraded http_error/version_only", version=http("404 Not Found"))
+site("version-shut degraded rejected/forbidden_by_proxy", version=FORBIDDEN)
+# Clocks.
+site(
+    "fast-clock degraded other/clock",
+    "ahead of ours",
+    version=version(time.time() + 7200),
+)
+site(
+    "slow-clock-rejects failing rejected/clock",
+    "behind ours",
+    version=version(time.time() - 7200),
+    send=UNAUTHORIZED,
+)
+# Hostile servers.
+site("hostile-version ok", version=as_json({"server": {"name": TEXT, "version": TEXT}}))
+site(
+    "hostile-type degraded invalid_response/wrong_content_type",
+    version=http("200 OK", b"{}", b"Content-Type: %s\r\n" % ESC),
+)
+site(
+    "folded-type failing keys_invalid/wrong_content_type",
+    keys=http("200 OK", b"{}", FOLDED),
+)
+site(
+    "garbage-status failing invalid_response",
+    send=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
+)
+site(
+    "hostile-errcode failing rejected",
+    send=as_json({"errcode": TEXT, "error": TEXT}, status="401 " + "y" * 5000),
+)
+site(
+    "hostile-status failing http_error",
+    send=b"HTTP/1.1 500 %sz\r\nContent-Length: 0\r\n\r\n" % (ESC * 900),
+)
+site("hostile-keys failing keys_invalid/other_server_name", keys=as_json(HOSTILE_KEYS))
+site("deep-keys failing keys_invalid/not_json", keys=DEEP_LIST)
+site("deep-version degraded invalid_response/not_json", version=DEEP_LIST)
+site("endless-body degraded invalid_response/body_too_large", version=ENDLESS_LIST)
+site(
+    "endless-headers degraded response_timeout/endless",
+    version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", BEGUN),
+)
+site("endless-keys failing keys_invalid", keys=ENDLESS_LIST)
+site(
+    "slow-version degraded response_timeout",
+    version=repeat(b"x", BEGUN_LIST, every_s=1),
+)
+site(
+    "slow-send failing response_timeout",
+    send=repeat(b"x", b"HTTP/1.1 404 N\r\nX: ", every_s=1),
+)
 
 
-@fault("hole-first degraded connection_timeout")
-def _(lab: Laboratory, name: str) -> None:
-    hole = placed(lab, name, lab.hole())
-    lab.hole(hole, 443)
-    up(lab, name)
+# Keys.
+
+
+def keys(**changes: object) -> Callable[[str], bytes]:
+    """Return what makes an answer whose signature is right, but for what is wrong."""
+
+    def make(name: str) -> bytes:
+        identity = Identity(str(changes.get("server_name", name)))
+        content = identity.server_keys()
+        del content["signatures"]
+        return as_json(identity.signed({**content, **changes}))
+
+    return make
+
+
+def broken_signature(name: str) -> bytes:
+    content = Identity(name).server_keys()
+    content["valid_until_ts"] += 1
+    return as_json(content)
+
+
+def unsigned(name: str) -> bytes:
+    content = Identity(name).server_keys()
+    del content["signatures"]
+    return as_json(content)
+
+
+def second_unreadable(name: str) -> bytes:
+    good = Identity(name).server_keys()["verify_keys"]
+    return keys(verify_keys={**good, "ed25519:z": {"key": "AAAA"}})(name)
+
+
+YESTERDAY = int(time.time() * 1000) - 86_400_000
+MISSING, UNREADABLE = "keys_missing", "keys_invalid/key_unreadable"
+
+# It is not us whom they reject.
+site(f"keys-403 failing {MISSING}", "HTTP 403", keys=FORBIDDEN)
+site(
+    f"keys-odd failing {MISSING}/no_ed25519_key",
+    make_keys=keys(verify_keys={"rsa:1": {}}),
+)
+site(
+    "keys-signature failing keys_invalid/signature_invalid", make_keys=broken_signature
+)
+site("keys-unsigned failing keys_invalid/not_signed", make_keys=unsigned)
+site(
+    "keys-of-another failing keys_invalid/other_server_name",
+    "other.example",
+    make_keys=keys(server_name="other.example"),
+)
+site(
+    "keys-no-date failing keys_invalid/valid_until_missing",
+    make_keys=keys(valid_until_ts="soon"),
+)
+site("keys-a-list failing keys_invalid/not_json", keys=as_json([]))
+site("keys-expired failing keys_expired", make_keys=keys(valid_until_ts=YESTERDAY))
+# Of these Synapse takes none, for it cannot read one.
+site(
+    f"old-key-bad failing {UNREADABLE}",
+    make_keys=keys(old_verify_keys={"ed25519:o": {"key": "A"}}),
+)
+site(
+    "old-keys-a-list failing keys_invalid/old_keys_not_an_object",
+    make_keys=keys(old_verify_keys=[1]),
+)
+site(f"second-key-bad failing {UNREADABLE}", make_keys=second_unreadable)
 
 
 # All is answered but what real traffic is made of.
@@ -351,20 +322,6 @@ for label, code, errcode, text in (
     )
 site("send-busy ok", "still busy", send=as_json(BUSY, status="429 No"))
 
-# Others of the same kinds.
-
-site(
-    "wildcard-of-all failing tls_wrong_name/None",
-    "it is for *.example, not for",
-    certify=lambda lab, _: issued(lab, "*.example"),
-)
-site("wildcard ok", certify=lambda lab, _: issued(lab, f"*.{ZONE}"))
-site("file-forbidden ok", file=http("403 Forbidden", b"<html>", HTML))
-site(
-    "file-204 degraded well_known_unreachable/no_file_in_it",
-    "their web server answers HTTP 204",
-    file=http("204 No", b"", b""),
-)
 site("keys-404 failing keys_missing", keys=http("404 Not Found", b"<html>", HTML))
 site(
     "keys-and-send failing too_large",
@@ -372,9 +329,3 @@ site(
     keys=http("404 Not Found", b"<html>", HTML),
     send=http("413 No", b"", HTML),
 )
-
-
-@fault("two-refused failing connection_refused", "and 1 more")
-def _(lab: Laboratory, name: str) -> None:
-    placed(lab, name)
-    placed(lab, name)

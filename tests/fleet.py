@@ -5,19 +5,17 @@ Each has an address of its own in 127.0.0.0/8, by which it is told apart. They a
 nothing but what a contact and a federation sender ask.
 """
 
-import asyncio
-import re
 import sqlite3
 import ssl
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import closing
-from pathlib import Path
+from contextlib import ExitStack, closing
+from http.client import parse_headers
 from typing import Any
 
 import attr
+from listener import Listener, reset
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import free_port
@@ -70,12 +68,7 @@ class Fleet:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if up:
             self._context = certificates.valid(*(n.split(":")[0] for n in self.up))
-        self._loop = asyncio.new_event_loop()
-        self._over = asyncio.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(
-            target=self._loop.run_until_complete, args=[self._serve()], daemon=True
-        )
+        self._stack = ExitStack()
 
     @property
     def names(self) -> list[str]:
@@ -91,67 +84,38 @@ class Fleet:
         return {s.name for s in self.seen if "/send/" in s.path and text in s.body}
 
     def __enter__(self) -> "Fleet":
-        self._thread.start()
-        self._ready.wait(10)
+        up_port, dropping_port, _ = self._ports
+        for port, serve in ((up_port, self._answer), (dropping_port, self._drop)):
+            self._stack.enter_context(Listener("0.0.0.0", port, serve, backlog=1000))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
-        self._loop.close()
+        self._stack.close()
 
-    async def _serve(self) -> None:
-        up_port, dropping_port, _ = self._ports
-
-        async def listen(handle: Any, port: int, **options: Any) -> asyncio.Server:
-            return await asyncio.start_server(
-                handle, "0.0.0.0", port, backlog=1000, **options
-            )
-
-        servers = [
-            await listen(self._answer, up_port, ssl=self._context),
-            await listen(self._drop, dropping_port),
-        ]
-        self._ready.set()
-        await self._over.wait()
-        for server in servers:
-            server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        # What is closed is closed in the next rounds.
-        await asyncio.sleep(0.1)
-
-    def _record(self, writer: asyncio.StreamWriter, path: str = "", body: str = ""):
-        host, port = writer.get_extra_info("sockname")
+    def _record(self, connection: Any, path: str = "", body: str = "") -> None:
+        host, port = connection.getsockname()
         self.seen.append(Seen(f"{host}:{port}", time.monotonic(), path, body))
 
-    async def _answer(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                path = head.split(" ", 2)[1]
-                length = re.search(r"(?i)\r\ncontent-length: *(\d+)", head)
-                body = await reader.readexactly(int(length[1]) if length else 0)
-                self._record(writer, path, body.decode("utf-8", "replace"))
-                await asyncio.sleep(self._delay_s)
+    def _answer(self, connection: Any) -> None:
+        with (
+            self._context.wrap_socket(connection, server_side=True) as secure,
+            secure.makefile("rb") as stream,
+        ):
+            while line := stream.readline().decode("latin-1"):
+                path = line.split(" ")[1]
+                headers = parse_headers(stream)
+                body = stream.read(int(headers.get("Content-Length", 0)))
+                self._record(secure, path, body.decode("utf-8", "replace"))
+                time.sleep(self._delay_s)
                 answer = _TAKEN if "/send/" in path else _VERSION
-                writer.write(
+                secure.sendall(
                     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
                     b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer)
                 )
-                await writer.drain()
-        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
 
-    async def _drop(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._record(writer)
-        writer.transport.abort()
+    def _drop(self, connection: Any) -> None:
+        self._record(connection)
+        reset(connection)
 
 
 def _names(block: int, count: int, port: int) -> list[str]:
@@ -191,12 +155,9 @@ def select(synapse: SynapseServer, statement: str) -> list[Sequence[str]]:
     if synapse.postgres is not None and synapse.database is not None:
         text = synapse.postgres.execute(synapse.database, statement)
         return [line.split("|") for line in text.splitlines()]
-    with closing(connect_sqlite(synapse.folder)) as connection, connection:
+    database = sqlite3.connect(synapse.folder / "homeserver.db", timeout=30)
+    with closing(database) as connection, connection:
         return [
             ["" if value is None else str(value) for value in row]
             for row in connection.execute(statement)
         ]
-
-
-def connect_sqlite(folder: Path) -> sqlite3.Connection:
-    return sqlite3.connect(folder / "homeserver.db", timeout=30)

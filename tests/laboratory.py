@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from email import message_from_string
+from http.client import parse_headers
 from pathlib import Path
 from typing import Any
 
@@ -150,29 +150,22 @@ class Server:
             self._answer_request(connection)
 
     def _answer_request(self, connection: Any) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = connection.recv(65536)
-            if not data:
+        with connection.makefile("rb") as stream:
+            line = stream.readline().decode("latin-1")
+            if not line:
                 return
-            head += data
-        head, _, body = head.partition(b"\r\n\r\n")
-        first, _, fields = head.decode("latin-1").partition("\r\n")
-        headers = message_from_string(fields)
-        # What is not read when a connection is closed resets it.
-        left = int(headers.get("Content-Length", 0)) - len(body)
-        while left > 0 and (data := connection.recv(left)):
-            left -= len(data)
-        path = first.split(" ")[1].partition("?")[0]
+            headers = parse_headers(stream)
+            # What is not read when a connection is closed resets it.
+            stream.read(int(headers.get("Content-Length", 0)))
+        path = line.split(" ")[1].partition("?")[0]
         if path.startswith(SEND):
             path = SEND
         self.requests.append((path, headers.get("Host", "")))
         time.sleep(self._latency_s)
-        answer: Answer = UNRECOGNIZED
-        if isinstance(self._answers, Mapping):
-            answer = self._answers.get(path, UNRECOGNIZED)
-        else:
-            answer = self._answers
+        answers = self._answers
+        answer = (
+            answers.get(path, UNRECOGNIZED) if isinstance(answers, Mapping) else answers
+        )
         if callable(answer):
             answer(connection)
         else:

@@ -7,6 +7,7 @@ collected. So whatever listens in tests does it by this.
 """
 
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,11 @@ from contextlib import suppress
 _END_S = 20
 
 Serve = Callable[[socket.socket], None]
+
+
+def reset(connection: socket.socket) -> None:
+    """Have a connection be reset when it is closed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Listener:

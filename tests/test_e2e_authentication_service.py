@@ -26,6 +26,7 @@ from browser import PATIENCE_MS, Watched, browser
 from deadlines import SOON_S
 from plain_browser import Page, PlainBrowser
 from playwright.sync_api import Browser, expect
+from real_synapse import RealSynapse
 from reverse_proxy import listener, reverse_proxy
 
 from synapse_federation_admin.cli.exits import Exit
@@ -33,7 +34,6 @@ from synapse_federation_admin.playground.certificates import CertificateAuthorit
 from synapse_federation_admin.playground.client import CONSOLE
 from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MAIN
 from synapse_federation_admin.playground.processes import free_port, wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nginx]
 
@@ -49,9 +49,8 @@ Open = Callable[..., PlainBrowser]
 
 @attr.s(slots=True, auto_attribs=True)
 class World:
-    synapse: SynapseServer
+    synapse: RealSynapse
     service: AuthenticationService
-    certificates: CertificateAuthority
     proxy: str
     # A proxy that asks for a password itself, and passes on to what does not hear it.
     other_proxy: str
@@ -121,8 +120,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             AuthenticationService("127.0.0.1", free_port(), SECRET)
         )
         synapse = stack.enter_context(
-            SynapseServer(
-                folder / "synapse",
+            RealSynapse(
+                folder,
                 certificates,
                 address=ADDRESS,
                 workers=True,
@@ -144,7 +143,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             reverse_proxy(folder / "nginx", certificates, ADDRESS, upstreams)
         )
         addresses = (f"https://{ADDRESS}:{each}" for each in (port, other_port))
-        world = World(synapse, service, certificates, *addresses)
+        world = World(synapse, service, *addresses)
         for name in ("admin", "bob"):
             world.add_user(name)
         service.homeserver = world
@@ -154,7 +153,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def open_browser(world: World) -> Iterator[Open]:
     """Opens browsers, by default behind the proxy."""
-    verify = ssl.create_default_context(cafile=str(world.certificates.path))
+    verify = ssl.create_default_context(cafile=str(world.synapse.certificates.path))
     service = world.service
     with ExitStack() as stack:
         yield lambda base=world.proxy, address=None, **headers: stack.enter_context(

@@ -5,29 +5,27 @@ import fcntl
 import json
 import os
 import pty
-import select
 import struct
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
+from select import select as wait_for
 
 import attr
 import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 from deadlines import SOON_S
-from fleet import Fleet, connect_sqlite, write_failing
+from fleet import Fleet, select, write_failing
+from real_synapse import RealSynapse
 
 from synapse_federation_admin.cli import command_line, options
 from synapse_federation_admin.cli.connection import login_file
 from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import User
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
@@ -40,9 +38,8 @@ PATIENT = ("--timeout", "60s")
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Homeserver:
-    synapse: SynapseServer
+    synapse: RealSynapse
     fleet: Fleet
-    admin: User
     socket: Path
 
 
@@ -58,16 +55,11 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]
     }
     with (
         Fleet(certificates, up=3, dropping=1, refusing=2) as fleet,
-        SynapseServer(
-            folder / "synapse", certificates, extra_listeners=[listener]
-        ) as synapse,
+        RealSynapse(folder, certificates, extra_listeners=[listener]) as synapse,
     ):
         write_failing(synapse, fleet.names, failing_since_ts=1_000_000)
-        with closing(connect_sqlite(synapse.folder)) as connection, connection:
-            connection.execute("INSERT INTO destinations VALUES (?, 0, 0, 0, 0)", [ODD])
-        yield Homeserver(
-            synapse, fleet, synapse.create_user("admin", admin=True), socket
-        )
+        select(synapse, f"INSERT INTO destinations VALUES ('{ODD}', 0, 0, 0, 0)")
+        yield Homeserver(synapse, fleet, socket)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +69,7 @@ def _environment(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("FEDERATION_ADMIN_URL", homeserver.synapse.url())
-    monkeypatch.setenv("FEDERATION_ADMIN_TOKEN", homeserver.admin.access_token)
+    monkeypatch.setenv("FEDERATION_ADMIN_TOKEN", homeserver.synapse.admin.access_token)
 
 
 def run(*arguments: str, status: int = 0, **more: object) -> Result:
@@ -221,7 +213,7 @@ def in_terminal(*arguments: str, asked: str, answered: str) -> tuple[int, str]:
     try:
         while True:
             assert time.monotonic() < deadline, said
-            if not select.select([ours], [], [], 1)[0]:
+            if not wait_for([ours], [], [], 1)[0]:
                 continue
             try:
                 said += os.read(ours, 65536).decode(errors="replace")
@@ -254,7 +246,7 @@ def test_login(homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a password; an ordinary user is told, and nothing is kept of them."""
     for name in ("FEDERATION_ADMIN_URL", "FEDERATION_ADMIN_TOKEN"):
         monkeypatch.delenv(name)
-    synapse, admin = homeserver.synapse, homeserver.admin
+    synapse, admin = homeserver.synapse, homeserver.synapse.admin
     url, yaml = synapse.url(), str(synapse.folder / "homeserver.yaml")
     run("login", "--url", url, "--user", "admin", input="wrong\n", status=4)
     ordinary = synapse.create_user("ordinary")

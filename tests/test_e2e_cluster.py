@@ -4,71 +4,96 @@
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import attr
 import httpx
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
-from fleet import CONTACT
+from fleet import CONTACT, Fleet, read_rows, write_failing
 from openid_provider import OpenIDProvider, oidc_providers
 from plain_browser import PlainBrowser
-from synapse.config.workers import ShardedWorkerHandlingConfig
+from real_synapse import SHARDS, RealSynapse, remote_of
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import CONSOLE, FEDERATION, User
+from synapse_federation_admin.playground.client import (
+    CONSOLE,
+    FEDERATION,
+    FEDERATION_V2,
+)
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
     MAIN,
 )
-from synapse_federation_admin.playground.processes import free_port, wait_until
+from synapse_federation_admin.playground.processes import (
+    PlaygroundError,
+    free_port,
+    wait_until,
+)
 from synapse_federation_admin.playground.remote import (
     Behaviour,
     MessageKind,
     RemoteServer,
 )
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
 PROCESSES = (MAIN, GENERIC_WORKER)
-SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
+WAITING = "waiting for you"
+FAILING_SINCE_TS = int(time.time() * 1000) - 90 * 86_400_000
 
 
 @attr.s(slots=True, auto_attribs=True)
 class Cluster:
-    synapse: SynapseServer
-    admin: User
-    certificates: CertificateAuthority
+    synapse: RealSynapse
     provider: OpenIDProvider
     # By the sender that they are for and the process through which they are reset.
     remotes: dict[tuple[str, str], RemoteServer]
+    fleet: Fleet
+    # Which of those that are up nobody has reconnected yet.
+    fresh: list[str]
 
     def row(self, process: str, remote: RemoteServer) -> dict[str, int]:
         """Return what the list of a process has of a destination."""
-        client = self.synapse.client(self.admin, process)
+        client = self.synapse.as_admin(process)
         (row,) = client.destinations(destination=remote.server_name)["destinations"]
         return row
 
+    def take(self, sender: str) -> str:
+        """Return a server that is up but in backoff, and whose sender is this one."""
+        name = next(n for n in self.fresh if SHARDS.should_handle(sender, n))
+        self.fresh.remove(name)
+        return name
 
-def remote_of(sender: str, address: str, ca: CertificateAuthority) -> RemoteServer:
-    """Make a remote server to which a certain federation sender sends."""
-    while True:
-        remote = RemoteServer(address, ca)
-        if SHARDS.should_handle(sender, remote.server_name):
-            return remote
+    def arrived(self, name: str) -> float:
+        """Return when what was waiting for a server has arrived there."""
+        wait_until(
+            lambda: name in self.fleet.received(WAITING),
+            f"the message for {name}",
+            AT_ONCE_S,
+            0.005,
+        )
+        return next(
+            seen.monotonic
+            for seen in self.fleet.seen
+            if seen.name == name and WAITING in seen.body
+        )
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two servers of each sender, down, with a message and a to-device message."""
+    """Two servers of each sender, down, with a message and a to-device message.
+
+    And many that are in backoff, of which some are up, with a to-device message.
+    """
     folder = tmp_path_factory.mktemp("cluster")
     certificates = CertificateAuthority(folder)
     with (
         OpenIDProvider("127.0.0.1", free_port()) as provider,
-        SynapseServer(
-            folder / "synapse",
+        Fleet(certificates, up=200, dropping=100, delay_s=0.3) as fleet,
+        RealSynapse(
+            folder,
             certificates,
             workers=True,
             # It is not there yet when Synapse starts, for all that Synapse knows.
@@ -76,8 +101,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         ) as synapse,
         ExitStack() as stack,
     ):
-        admin = synapse.create_user("admin", admin=True)
-        client = synapse.client(admin)
+        client = synapse.as_admin()
         room_id = client.create_room()
 
         def wait_for(key: str) -> None:
@@ -104,7 +128,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for remote in remotes.values():
             client.send_to_device(f"@x:{remote.server_name}", "waiting too")
         wait_for("failure_ts")
-        yield Cluster(synapse, admin, certificates, provider, remotes)
+        write_failing(synapse, fleet.names, failing_since_ts=FAILING_SINCE_TS)
+        for name in fleet.up[:40]:
+            client.send_to_device(f"@x:{name}", WAITING)
+        yield Cluster(synapse, provider, remotes, fleet, fleet.up[:40])
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -118,7 +145,7 @@ def test_still_down(cluster: Cluster, sender: str, process: str) -> None:
     before = cluster.row(MAIN, remote)
     reset_ts = int(time.time() * 1000)
 
-    cluster.synapse.client(cluster.admin, process).reset_connection(remote.server_name)
+    cluster.synapse.as_admin(process).reset_connection(remote.server_name)
 
     for seen_from in PROCESSES:
 
@@ -138,7 +165,7 @@ def test_reset(cluster: Cluster, sender: str, process: str) -> None:
     From main and from the generic worker, for a destination of each sender.
     """
     remote = cluster.remotes[sender, process]
-    client = cluster.synapse.client(cluster.admin, process)
+    client = cluster.synapse.as_admin(process)
     remote.switch(Behaviour.HEALTHY)
 
     client.reset_connection(remote.server_name)
@@ -159,15 +186,12 @@ def test_reset(cluster: Cluster, sender: str, process: str) -> None:
 @pytest.mark.parametrize("process", PROCESSES)
 def test_nothing_queued(cluster: Cluster, process: str) -> None:
     """A destination for which nothing waits is contacted all the same."""
-    client = cluster.synapse.client(cluster.admin, process)
-    with RemoteServer("127.0.0.40", cluster.certificates) as remote:
+    client = cluster.synapse.as_admin(process)
+    with RemoteServer("127.0.0.40", cluster.synapse.certificates) as remote:
         remote.switch(Behaviour.DOWN)
         client.query_keys(f"@x:{remote.server_name}")
         wait_until(
-            lambda: (
-                remote.server_name
-                in {row["destination"] for row in client.destinations()["destinations"]}
-            ),
+            lambda: read_rows(cluster.synapse).get(remote.server_name),
             "Synapse to store the failure",
             90,
         )
@@ -189,7 +213,9 @@ def test_other_listeners(cluster: Cluster) -> None:
         for path in (f"{FEDERATION}/destinations", CONSOLE, f"{CONSOLE}session"):
             answer = httpx.get(
                 f"{url}{path}",
-                headers={"Authorization": f"Bearer {cluster.admin.access_token}"},
+                headers={
+                    "Authorization": f"Bearer {cluster.synapse.admin.access_token}"
+                },
                 trust_env=False,
             )
             assert answer.status_code == 404, path
@@ -201,8 +227,8 @@ def test_signing_in(cluster: Cluster) -> None:
     for every process; and out at another one."""
     cluster.provider.user = "admin"
     addresses = {name: cluster.synapse.url(name) for name in PROCESSES}
-    verify = cluster.certificates.client_context()
-    password = {"user": "admin", "password": cluster.admin.password}
+    verify = cluster.synapse.certificates.client_context()
+    password = {"user": "admin", "password": cluster.synapse.admin.password}
     for is_single in (False, True):
         with PlainBrowser(addresses[GENERIC_WORKER], verify, {}) as browser:
             page = browser.open("/forget")
@@ -220,3 +246,111 @@ def test_signing_in(cluster: Cluster) -> None:
             browser.send(page, "/session/end")
             for browser.base in addresses.values():
                 assert browser.open("/forget").status == 401
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sender", FEDERATION_SENDERS)
+def test_reconnect(cluster: Cluster, sender: str, process: str) -> None:
+    """What waits arrives as soon as it answers, from any sender, by any process.
+
+    Every process is told; and the row is clear, seen from everywhere.
+    """
+    name = cluster.take(sender)
+    answer = cluster.synapse.as_admin(process).reconnect(name, reason="back")
+    answered = time.monotonic()
+    assert answer["outcome"] == "connected", answer
+    assert answer["contact"]["server"] == {"name": "fleet", "version": "1"}
+    # The fleet takes 300 ms to answer.
+    assert 300 <= answer["contact"]["duration_ms"] < AT_ONCE_S * 1000
+    assert set(answer["told"]) == {*PROCESSES, *FEDERATION_SENDERS}
+    delay_s = cluster.arrived(name) - answered
+    print(f"{sender}, reconnected through {process}: {delay_s:+.3f} s")
+    assert delay_s < AT_ONCE_S
+    assert cluster.fleet.contacts[name] == 1
+    for seen_from in PROCESSES:
+        row = cluster.synapse.as_admin(seen_from).destination(name)
+        assert (row["retry_last_ts"], row["failure_ts"]) == (0, None)
+    (entry,) = cluster.synapse.as_admin().audit(destination=name)
+    assert entry["instance"] == process
+    assert entry["outcome"] == "connected"
+
+
+def test_cancel_through_a_worker(cluster: Cluster) -> None:
+    """A run that is cancelled at another process soon begins no contact any more."""
+    client = cluster.synapse.as_admin(GENERIC_WORKER)
+    run = client.start_run(destinations=cluster.fleet.dropping, per_second=20)
+    wait_until(lambda: client.run(run["id"])["done"] > 10, "the run to get on", 90)
+    cancelled = client.request("DELETE", f"{FEDERATION_V2}/runs/{run['id']}")
+    assert cancelled["status"] == "cancelled"
+
+    def is_quiet() -> bool:
+        before = len(cluster.fleet.seen)
+        time.sleep(2.5)
+        return len(cluster.fleet.seen) == before
+
+    wait_until(is_quiet, "contacts to end", SOON_S)
+    assert not set(cluster.fleet.dropping) <= set(cluster.fleet.contacts)
+    assert client.run(run["id"])["done"] == cancelled["done"]
+    assert len(client.audit(run_id=run["id"], action="reconnect")) == cancelled["done"]
+
+
+def test_redis_is_gone(cluster: Cluster) -> None:
+    """Without Redis a destination is reconnected, and it is said who was not told."""
+    redis = cluster.synapse.redis
+    assert redis is not None
+    redis.stop()
+    try:
+        # Nothing waits for them: what does is sent when the sender next looks.
+        for process, name in zip(PROCESSES, cluster.fleet.up[-2:], strict=True):
+            client = cluster.synapse.as_admin(process)
+            wait_until(
+                lambda client=client, name=name: client.reconnect(name)["not_told"],
+                "the process to notice",
+                90,
+            )
+            answer = client.reconnect(name)
+            assert answer["outcome"] == "connected"
+            assert "Redis" in answer["not_told_error"]
+            assert not read_rows(cluster.synapse)[name][0]
+    finally:
+        redis.start()
+    wait_until(
+        lambda: (
+            not cluster.synapse.as_admin().reconnect(cluster.fleet.up[0])["not_told"]
+        ),
+        "Redis to be used again",
+        90,
+    )
+
+
+def test_postgres_restarts(cluster: Cluster) -> None:
+    """PostgreSQL stops and starts in mid-run: it goes on, and counts nothing twice."""
+    client = cluster.synapse.as_admin()
+    # Those behind are contacted by the test above.
+    names = cluster.fleet.up[40:-2]
+    run = client.start_run(destinations=names, per_second=40)
+    wait_until(lambda: client.run(run["id"])["done"] > 20, "the run to get on", 90)
+    postgres = cluster.synapse.postgres
+    assert postgres is not None
+    postgres.stop()
+    wait_until(
+        lambda: "What needs the database waits" in cluster.synapse.log_tail(MAIN, 1000),
+        "the run to meet it",
+        90,
+    )
+    postgres.start()
+
+    def has_ended() -> bool:
+        # While Synapse's connections are those of before, it answers nothing of use.
+        with suppress(PlaygroundError):
+            return client.run(run["id"])["ended_ts"] is not None
+        return False
+
+    wait_until(has_ended, "the run to end", SOON_S, 0.2)
+    found = client.run(run["id"])
+    is_ = (found["status"], found["matched"], found["done"], found["outcomes"])
+    assert is_ == ("complete", len(names), len(names), {"connected": len(names)})
+    entries = client.audit(run_id=run["id"], action="reconnect")
+    assert sorted(entry["destination"] for entry in entries) == sorted(names)
+    contacts = cluster.fleet.contacts
+    assert {n: contacts[n] for n in names if contacts[n] != 1} == {}

@@ -9,22 +9,19 @@ from contextlib import suppress
 from typing import Any
 
 import attr
-import faults_answers  # noqa: F401  # adds to the catalogue
 import pytest
+from catalogue import CATALOGUE
 from deadlines import AT_ONCE_S
-from faults import BLOCKED, CATALOGUE
+from faults import BLOCKED
 from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
+from real_synapse import Admin, RealSynapse
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
-from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.processes import WaitTimeoutError, wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
-
-DESTINATIONS = "/_synapse/admin/v2/federation/destinations"
 
 # Longer than an answer that is slow, also where this machine has much to do.
 TIMEOUT_S = 8
@@ -35,8 +32,8 @@ CONTACT_MS = 3000
 
 @attr.s(slots=True, auto_attribs=True)
 class World:
-    synapse: SynapseServer
-    client: MatrixClient
+    synapse: RealSynapse
+    client: Admin
     names: dict[str, str]
 
 
@@ -56,8 +53,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             # One attempt, and no long one.
             "federation": {"client_timeout": f"{TIMEOUT_S}s", "max_long_retries": 0},
         }
-        with SynapseServer(
-            folder / "synapse",
+        with RealSynapse(
+            folder,
             laboratory.certificates,
             module_config={
                 "diagnosis": {"timeout": f"{DIAGNOSIS_S}s"},
@@ -68,8 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             wrapper=laboratory.wrapper,
         ) as synapse:
             write_failing(synapse, list(names.values()), failing_since_ts=1_000_000)
-            admin = synapse.create_user("admin", admin=True)
-            yield World(synapse, synapse.client(admin), names)
+            yield World(synapse, synapse.as_admin(), names)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +147,7 @@ def contacts(world: World, reports: dict[str, Any]) -> dict[str, Any]:
     run = world.client.start_run(
         destinations=names, timeout_ms=CONTACT_MS, ignore_unknown=True
     )
-    wait_until(lambda: world.client.run(run["id"])["ended_ts"], "the run to end", 60)
+    world.client.ended(run["id"])
     assert read_rows(world.synapse) == before
     entries = world.client.audit(run_id=run["id"], action="reconnect", limit=1000)
     return {entry["destination"]: entry["details"].get("contact") for entry in entries}
@@ -212,7 +208,7 @@ def recorded(
 
     def all_recorded() -> bool:
         for name in set(names) - set(found):
-            detail = world.client.request("GET", f"{DESTINATIONS}/{name}")
+            detail = world.client.detail(name)
             if detail["last_failure"]:
                 found[name] = detail
         return len(found) == len(names)

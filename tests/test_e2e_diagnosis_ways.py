@@ -7,15 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import attr
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
 from dns_server import DnsServer
-from faults import expired, m_server
-from fleet import connect_sqlite, write_failing
+from faults import m_server
+from faults_tls import expired
+from fleet import select, write_failing
 from laboratory import (
     SEND,
     WELL_KNOWN,
@@ -28,10 +29,10 @@ from laboratory import (
 )
 from listener import Listener
 from own_resolver import with_resolver
+from real_synapse import Admin, RealSynapse
 
-from synapse_federation_admin.playground.client import ApiError, MatrixClient
+from synapse_federation_admin.playground.client import ApiError
 from synapse_federation_admin.playground.processes import free_port, wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -41,8 +42,8 @@ TIMEOUT_S = 3
 @attr.s(slots=True, auto_attribs=True)
 class World:
     laboratory: Laboratory
-    synapse: SynapseServer
-    client: MatrixClient
+    synapse: RealSynapse
+    client: Admin
 
     def named(self, label: str) -> tuple[str, str]:
         """Return a name, and its address."""
@@ -69,10 +70,10 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("ways")
     with Laboratory(folder) as laboratory, start(laboratory, "synapse") as synapse:
-        yield World(laboratory, synapse, admin_of(synapse))
+        yield World(laboratory, synapse, synapse.as_admin())
 
 
-def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
+def start(laboratory: Laboratory, name: str, **kwargs: Any) -> RealSynapse:
     config = {
         "federation_ip_range_blacklist": [],
         "federation_certificate_verification_whitelist": [
@@ -80,7 +81,7 @@ def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
             f"pointing.{ZONE}",
         ],
     }
-    return SynapseServer(
+    return RealSynapse(
         laboratory.folder / name,
         laboratory.certificates,
         module_config={"diagnosis": {"timeout": f"{TIMEOUT_S}s"}},
@@ -88,15 +89,6 @@ def start(laboratory: Laboratory, name: str, **kwargs: Any) -> SynapseServer:
         wrapper=kwargs.pop("wrapper", laboratory.wrapper),
         **kwargs,
     )
-
-
-def admin_of(synapse: SynapseServer) -> MatrixClient:
-    return synapse.client(synapse.create_user("admin", admin=True))
-
-
-def run_sql(synapse: SynapseServer, statement: str, *values: Any) -> None:
-    with closing(connect_sqlite(synapse.folder)) as connection, connection:
-        connection.execute(statement, values)
 
 
 def test_what_is_sent(world: World) -> None:
@@ -153,13 +145,11 @@ def test_they_reach_us(world: World) -> None:
     """If they send to us while we fail to send to them, that is said in words."""
     name, _ = world.named("oneway")
     write_failing(world.synapse, [name], failing_since_ts=1_000_000)
-    run_sql(
+    select(
         world.synapse,
         "INSERT INTO received_transactions (transaction_id, origin, ts, "
         "response_code, response_json, has_been_referenced) "
-        "VALUES ('1', ?, ?, 200, '{}', 0)",
-        name,
-        int(time.time() * 1000) - 60_000,
+        f"VALUES ('1', '{name}', {int(time.time() * 1000) - 60_000}, 200, '{{}}', 0)",
     )
     report = world.diagnose(name)
     assert report["kind"] == "connection_refused"
@@ -217,7 +207,7 @@ def test_dead_resolver(world: World, said: str | None) -> None:
             server.default = said
         wrapper = with_resolver(folder, address, options)
         synapse = stack.enter_context(start(laboratory, folder.name, wrapper=wrapper))
-        report = admin_of(synapse).diagnose(f"a.{ZONE}")
+        report = synapse.as_admin().diagnose(f"a.{ZONE}")
     assert (report["verdict"], report["kind"]) == ("failing", "dns_failed"), report
     assert (report["reason"], report["fault"]) == ("resolver_dead", "us"), report
 
@@ -265,8 +255,7 @@ def test_led_to_ourselves(world: World) -> None:
         world.client.send_to_device(f"@x:{name}", "hello")
 
         def is_recorded(name: str = name) -> bool:
-            path = f"/_synapse/admin/v2/federation/destinations/{name}"
-            last = world.client.request("GET", path)["last_failure"]
+            last = world.client.detail(name)["last_failure"]
             return last is not None and last["kind"] == "is_us"
 
         wait_until(is_recorded, "real traffic to be recorded so", SOON_S)
@@ -404,7 +393,7 @@ def test_proxy(world: World) -> None:
         synapse = stack.enter_context(
             start(laboratory, "proxied", environment=environment)
         )
-        client = admin_of(synapse)
+        client = synapse.as_admin()
         through, past = map(client.diagnose, names.values())
         # With a port, so that no file is asked for.
         by_name = {f"{label}.{ZONE}:8448": of for label, of in refusals.items()}
@@ -424,11 +413,9 @@ def test_proxy(world: World) -> None:
         unproxied = f"{names['through']}:8448"
         client.send_to_device(f"@x:{unproxied}", "hello")
         found = client.diagnose(unproxied)
-        path = f"/_synapse/admin/v2/federation/destinations/{unproxied}"
-        wait_until(
-            lambda: client.request("GET", path)["last_failure"], "the failure", 60
+        recorded = wait_until(
+            lambda: client.detail(unproxied)["last_failure"], "the failure", SOON_S
         )
-        recorded = client.request("GET", path)["last_failure"]
         contact = client.reconnect(unproxied)["contact"]["error"]
     for failure in (found, contact, recorded):
         assert failure["kind"] == "proxy_failed", failure

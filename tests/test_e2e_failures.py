@@ -22,17 +22,14 @@ from typing import Any
 import attr
 import pytest
 import trustme
-from faults import BAD_GATEWAY, BLOCKED, DAY, NOW, PAGE_NOT_FOUND, context, loaded
+from faults import BAD_GATEWAY, BLOCKED, PAGE_NOT_FOUND
+from faults_tls import DAY, NOW, context, loaded
 from fleet import select
 from laboratory import Answer, Server, close, full, hang, http
-from synapse.config.workers import ShardedWorkerHandlingConfig
+from real_synapse import SHARDS, Admin, RealSynapse
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import (
-    FEDERATION_V2,
-    MatrixClient,
-    quoted,
-)
+from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -43,11 +40,9 @@ from synapse_federation_admin.playground.processes import (
     free_port,
     wait_until,
 )
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
-SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
 ASKING = (MAIN, GENERIC_WORKER)
 PROCESSES = (*ASKING, *FEDERATION_SENDERS)
 
@@ -132,8 +127,8 @@ class Told:
 
 @attr.s(slots=True, auto_attribs=True)
 class Cluster:
-    synapse: SynapseServer
-    client: MatrixClient
+    synapse: RealSynapse
+    client: Admin
     askers: dict[str, MatrixClient]
     # By process, or "shared": the names of destinations, and what is wrong with them.
     names: dict[str, dict[str, str]]
@@ -166,14 +161,9 @@ class Cluster:
 
     def failures(self, name: str) -> list[Any]:
         """Return what the detail of a destination has of its failures."""
-        path = f"{FEDERATION_V2}/destinations/{quoted(name)}"
-        body = self.client.request("GET", path)
+        body = self.client.detail(name)
         assert body["last_failure"] == body["failures"][0]
-        return body["failures"]
-
-    def outages(self, name: str) -> list[Any]:
-        path = f"{FEDERATION_V2}/destinations/{quoted(name)}/outages"
-        return self.client.request("GET", path)["outages"]  # type: ignore[no-any-return]
+        return body["failures"]  # type: ignore[no-any-return]
 
     def ask(self, process: str) -> None:
         """Have a process ask all of its destinations for keys."""
@@ -296,16 +286,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "shared": faults.names(SHARED),
         }
         synapse = stack.enter_context(
-            SynapseServer(
-                folder / "synapse", certificates, workers=True, extra_config=CONFIG
-            )
+            RealSynapse(folder, certificates, workers=True, extra_config=CONFIG)
         )
-        admin = synapse.create_user("admin", admin=True)
         askers = {
             process: synapse.client(synapse.create_user(process), process)
             for process in ASKING
         }
-        yield Cluster(synapse, synapse.client(admin), askers, names)
+        yield Cluster(synapse, synapse.as_admin(), askers, names)
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +358,7 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
         assert is_ == expected, (name, what)
         assert abs(failure["first_ts"] - found[0].ts) <= CLOSE_MS, (failure, found)
         assert abs(failure["last_ts"] - found[-1].ts) <= CLOSE_MS, (failure, found)
-        (outage,) = cluster.outages(name)
+        (outage,) = cluster.client.outages(name)
         assert outage["ended"] is None
         # By Synapse's row, which is another transaction's.
         assert abs(outage["start_ts"] - found[0].ts) < 1000, (outage, found)

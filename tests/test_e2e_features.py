@@ -10,13 +10,12 @@ import hidden_name
 import httpx
 import pytest
 from fleet import write_failing
+from real_synapse import RealSynapse
 from test_selfcheck import with_dependents
 
 from synapse_federation_admin.homeserver import relied_on
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
@@ -67,9 +66,7 @@ class Homeserver:
         self.file = folder / "hidden.json"
         self.file.write_text('["", ""]')
         wrapper = [sys.executable, hidden_name.__file__, str(self.file)]
-        self.synapse = SynapseServer(
-            folder / "synapse", CertificateAuthority(folder), wrapper=wrapper
-        )
+        self.synapse = RealSynapse(folder, wrapper=wrapper)
         self.http: httpx.Client
 
     def hide(self, root: str, path: str) -> None:
@@ -85,8 +82,7 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]
     """Start Synapse once; each test restarts it."""
     found = Homeserver(tmp_path_factory.mktemp("features"))
     with found.synapse:
-        admin = found.synapse.create_user("admin", admin=True)
-        found.http = found.synapse.client(admin).http
+        found.http = found.synapse.as_admin().http
         # None is left open while Synapse starts again.
         found.http.headers["Connection"] = "close"
         write_failing(found.synapse, NAMES.values(), failing_since_ts=1_000_000)

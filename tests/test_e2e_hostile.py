@@ -14,11 +14,10 @@ from dns_server import silent
 from fleet import read_rows, write_failing
 from laboratory import Laboratory, as_json
 from own_resolver import with_resolver
+from real_synapse import RealSynapse
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.one_synapse]
 
@@ -35,14 +34,9 @@ def test_silent_dns(tmp_path: Path) -> None:
     names = [f"host{number:04}.example" for number in range(600)]
     long = [f"{'a' * 64}.host{number}.example" for number in range(50)]
     wrapper = with_resolver(tmp_path, SILENT, "options timeout:2 attempts:1")
-    with (
-        silent(SILENT),
-        SynapseServer(
-            tmp_path / "synapse", CertificateAuthority(tmp_path), wrapper=wrapper
-        ) as synapse,
-    ):
+    with silent(SILENT), RealSynapse(tmp_path, wrapper=wrapper) as synapse:
         write_failing(synapse, [*names, *long], failing_since_ts=SINCE_TS)
-        client = synapse.client(synapse.create_user("admin", admin=True))
+        client = synapse.as_admin()
         process = psutil.Process(synapse.process("main").pid)
         descriptors = [process.num_fds()]
         run_id = client.start_run(all_failing=True, per_second=500, timeout_ms=1000)
@@ -81,15 +75,15 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         laboratory.serve(address, 8448, answer, *names)
         few = ["sh", "-c", 'ulimit -n 200 && exec "$0" "$@"', *laboratory.wrapper]
         synapse = stack.enter_context(
-            SynapseServer(
-                tmp_path / "synapse",
+            RealSynapse(
+                tmp_path,
                 laboratory.certificates,
                 extra_config={"federation_ip_range_blacklist": []},
                 wrapper=few,
             )
         )
         write_failing(synapse, names, failing_since_ts=SINCE_TS)
-        client = synapse.client(synapse.create_user("admin", admin=True))
+        client = synapse.as_admin()
         process = psutil.Process(synapse.process("main").pid)
         # Connections of others take what there is but for a few.
         port = synapse.layout.client_ports["main"]
@@ -102,12 +96,8 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         log = synapse.folder / "main.log"
         wait_until(lambda: text in log.read_text(), "nothing to be left", 90)
         held.close()
-        wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 60)
-        run = client.run(run_id)
+        run = client.ended(run_id)
         assert run["outcomes"] == {"connected": len(names)}, run
         assert run["errors"] == {}
-        failures = client.request(
-            "GET", "/_synapse/admin/v2/federation/destinations?include=failure"
-        )
-        for found in failures["destinations"]:
+        for found in client.v2("destinations", include="failure")["destinations"]:
             assert not found.get("failure"), found

@@ -13,12 +13,12 @@ import attr
 import httpx
 import psutil
 import pytest
+from fleet import select
+from real_synapse import Admin, RealSynapse
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import FEDERATION, MatrixClient
+from synapse_federation_admin.playground.client import FEDERATION
 from synapse_federation_admin.playground.processes import free_port, wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
@@ -36,13 +36,8 @@ LISTS = [
 class Homeserver:
     """A homeserver with many destinations, and its admin."""
 
-    synapse: SynapseServer
-    client: MatrixClient
-
-    def execute(self, statement: str) -> None:
-        assert self.synapse.postgres is not None
-        assert self.synapse.database is not None
-        self.synapse.postgres.execute(self.synapse.database, statement)
+    synapse: RealSynapse
+    client: Admin
 
     def transactions(self) -> int:
         """Return how many transactions lists have taken so far."""
@@ -82,25 +77,22 @@ class Homeserver:
 
 @pytest.fixture(scope="module")
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
-    folder = tmp_path_factory.mktemp("long")
-    with SynapseServer(
-        folder,
-        CertificateAuthority(folder),
+    with RealSynapse(
+        tmp_path_factory.mktemp("long"),
         postgres=True,
         extra_config={"enable_metrics": True},
         extra_listeners=[
             {"type": "metrics", "port": METRICS_PORT, "bind_addresses": ["127.0.0.1"]}
         ],
     ) as synapse:
-        user = synapse.create_user("admin", admin=True)
-        homeserver = Homeserver(synapse, synapse.client(user))
-        homeserver.execute(
+        select(
+            synapse,
             "INSERT INTO destinations (destination, retry_last_ts, failure_ts)"
             " SELECT md5(n::text) || '.example', n % 3, n % 5"
-            f" FROM generate_series(1, {ROWS}) AS n"
+            f" FROM generate_series(1, {ROWS}) AS n",
         )
-        homeserver.execute("ANALYZE destinations")
-        yield homeserver
+        select(synapse, "ANALYZE destinations")
+        yield Homeserver(synapse, synapse.as_admin())
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -137,7 +129,8 @@ def test_slow_reader(homeserver: Homeserver, path: str) -> None:
         # Less than half of it has been read: what the sockets hold, and a little more.
         assert stalled - begun < ROWS / 4000 / 2
         # A transaction left open would hold this up.
-        homeserver.execute("SET lock_timeout = '10s'; LOCK TABLE destinations")
+        lock = "SET lock_timeout = '10s'; LOCK TABLE destinations"
+        select(homeserver.synapse, lock)
         assert process.memory_info().rss - before < 16 << 20
         answer = head + read_all(connection)
     text = body_of(answer).decode()

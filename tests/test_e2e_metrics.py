@@ -15,18 +15,13 @@ import pytest
 import yaml
 from attrs import frozen
 from prometheus_client.parser import text_string_to_metric_families
+from real_synapse import RealSynapse
 from shifted_clock import ShiftedClock
 
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, UNKNOWN_KIND
-from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import (
-    FEDERATION_V2,
-    NO_AUTHORITIES,
-    quoted,
-)
+from synapse_federation_admin.playground.client import NO_AUTHORITIES
 from synapse_federation_admin.playground.processes import free_port, wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
@@ -48,7 +43,7 @@ KEEPING = ("topk", "bottomk", "limitk", "limit_ratio")
 class Scrape:
     """What a process has exported: by name, labels and values."""
 
-    def __init__(self, synapse: SynapseServer, port: int) -> None:
+    def __init__(self, synapse: RealSynapse, port: int) -> None:
         url = f"http://127.0.0.1:{port}/_synapse/metrics"
         text = (
             httpx.get(url, trust_env=False, verify=NO_AUTHORITIES)
@@ -86,19 +81,12 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A Synapse whose requests failed, with a reset, a reconnect and diagnoses."""
     folder = tmp_path_factory.mktemp("metrics")
-    certificates = CertificateAuthority(folder)
     clock = ShiftedClock(folder / "clock", time.time())
     port = free_port()
     with ExitStack() as stack:
-        remotes = []
-        for number, behaviour in enumerate(REMOTES):
-            remote = RemoteServer(f"127.0.0.{150 + number}", certificates)
-            remotes.append(stack.enter_context(remote))
-            remote.switch(behaviour)
         synapse = stack.enter_context(
-            SynapseServer(
-                folder / "synapse",
-                certificates,
+            RealSynapse(
+                folder,
                 extra_config={"enable_metrics": True},
                 extra_listeners=[
                     {"type": "metrics", "port": port, "bind_addresses": ["127.0.0.1"]}
@@ -106,7 +94,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 wrapper=clock.wrapper,
             )
         )
-        client = synapse.client(synapse.create_user("admin", admin=True))
+        remotes = []
+        for number, behaviour in enumerate(REMOTES):
+            remote = RemoteServer(f"127.0.0.{150 + number}", synapse.certificates)
+            remotes.append(stack.enter_context(remote))
+            remote.switch(behaviour)
+        client = synapse.as_admin()
         for remote in remotes:
             client.send_to_device(f"@user:{remote.server_name}", "hello")
         failing = len(remotes) - 1
@@ -118,10 +111,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         client.reconnect(remotes[0].server_name)
         reset_ts = clock.now_ms
         client.reset_connection(remotes[1].server_name)
-        path = f"{FEDERATION_V2}/destinations/{quoted(remotes[1].server_name)}"
 
         def is_recorded() -> bool:
-            failure = client.request("GET", path)["last_failure"]
+            failure = client.detail(remotes[1].server_name)["last_failure"]
             return failure is not None and failure["last_ts"] >= reset_ts
 
         wait_until(is_recorded, "the one that was reset to fail again", 90)

@@ -14,15 +14,10 @@ from typing import Any
 import attr
 import httpx
 import pytest
+from real_synapse import Admin, RealSynapse, remote_of
 from shifted_clock import ShiftedClock
-from synapse.config.workers import ShardedWorkerHandlingConfig
 
-from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import (
-    FEDERATION_V2,
-    MatrixClient,
-    quoted,
-)
+from synapse_federation_admin.playground.client import FEDERATION_V2, quoted
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -30,13 +25,11 @@ from synapse_federation_admin.playground.configuration import (
 )
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 # That an outage begins, on each Synapse, test_e2e_failures shows.
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 DAY_S = 86_400
-SHARDS = ShardedWorkerHandlingConfig(list(FEDERATION_SENDERS))
 
 # The clock goes in steps: several of them until a request that is under way fails.
 # Only where nothing happens does it go by hours.
@@ -116,22 +109,19 @@ class Day:
     """Has Synapse and remote servers go through a day."""
 
     def __init__(self, folder: Path, stack: ExitStack, *, workers: bool) -> None:
-        self.certificates = CertificateAuthority(folder)
         yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(1)
         self.midnight_s = yesterday.timestamp() // DAY_S * DAY_S
         self.clock = ShiftedClock(folder / "clock", self.midnight_s + 600)
         self.synapse = stack.enter_context(
-            SynapseServer(
-                folder / "synapse",
-                self.certificates,
+            RealSynapse(
+                folder,
                 workers=workers,
                 extra_config=SETTINGS,
                 wrapper=self.clock.wrapper,
             )
         )
-        admin = self.synapse.create_user("admin", admin=True)
         self.clients = [
-            self.synapse.client(admin, process)
+            self.synapse.as_admin(process)
             for process in (MAIN, GENERIC_WORKER)
             if process in self.synapse.processes
         ]
@@ -149,11 +139,8 @@ class Day:
     def server(self, *, shares_room: bool = False) -> Server:
         """Start a remote server, in turn one of each federation sender."""
         self._count += 1
-        sender = FEDERATION_SENDERS[self._count % 2]
-        while True:
-            remote = RemoteServer(f"127.0.0.{90 + self._count}", self.certificates)
-            if SHARDS.should_handle(sender, remote.server_name):
-                break
+        sender, address = FEDERATION_SENDERS[self._count % 2], 90 + self._count
+        remote = remote_of(sender, f"127.0.0.{address}", self.synapse.certificates)
         self._stack.enter_context(remote)
         if shares_room:
             remote.join_room(self.room_id, self.synapse.server_name)
@@ -258,13 +245,11 @@ class Day:
         httpx.get(
             f"https://{us}{path}",
             headers={"Authorization": header},
-            verify=self.certificates.client_context(),
+            verify=self.synapse.certificates.client_context(),
             trust_env=False,
         ).raise_for_status()
 
-    def repair(
-        self, server: Server, how: Callable[[MatrixClient, Server], Any]
-    ) -> None:
+    def repair(self, server: Server, how: Callable[[Admin, Server], Any]) -> None:
         """Repair the connection to a server, which is up."""
         self._until_quiet()
         server.remote.switch(Behaviour.HEALTHY)
@@ -274,7 +259,7 @@ class Day:
         self._ended(server, "reset", begun_ms)
 
     def repair_in_vain(
-        self, server: Server, how: Callable[[MatrixClient, Server], Any]
+        self, server: Server, how: Callable[[Admin, Server], Any]
     ) -> None:
         how(self.clients[-1], server)
         self._until(lambda: all(self.failing([server])), "it to fail again")
@@ -332,15 +317,12 @@ class Day:
 
     # -- what is recorded ------------------------------------------------------------
 
-    def get(self, path: str, **params: str | int) -> Any:
-        return self.client.request("GET", FEDERATION_V2 + path, params=params)
-
     def last_kind(self, server: Server) -> str | None:
-        found = self.get(f"/destinations/{quoted(server.name)}")["last_failure"]
+        found = self.client.detail(server.name)["last_failure"]
         return found["kind"] if found else None
 
     def names(self, **params: str | int) -> set[str]:
-        page = self.get("/destinations", **params)
+        page = self.client.v2("destinations", **params)
         return {row["destination"] for row in page["destinations"]}
 
     def check(self, servers: dict[str, Server]) -> list[str]:
@@ -359,8 +341,7 @@ class Day:
         for label, server in servers.items():
             recorded = []
             if server.outages:
-                found = self.get(f"/destinations/{quoted(server.name)}/outages")
-                recorded = found["outages"][::-1]
+                recorded = self.client.outages(server.name)[::-1]
             if len(recorded) != len(server.outages) or not all(
                 want.is_met_by(outage)
                 for outage, want in zip(recorded, server.outages, strict=True)
@@ -373,22 +354,21 @@ def _within(ts: int, span: tuple[int, int]) -> bool:
     return span[0] - EXACTLY_MS <= ts <= span[1] + EXACTLY_MS
 
 
-def _reset(client: MatrixClient, server: Server) -> None:
+def _reset(client: Admin, server: Server) -> None:
     client.reset_connection(server.name)
 
 
-def _reconnect(client: MatrixClient, server: Server) -> None:
+def _reconnect(client: Admin, server: Server) -> None:
     client.reconnect(server.name)
 
 
-def _force(client: MatrixClient, server: Server) -> None:
+def _force(client: Admin, server: Server) -> None:
     answer = client.reconnect(server.name, force=True)
     assert answer["outcome"] in ("forced", "connected"), answer
 
 
-def _run(client: MatrixClient, server: Server) -> None:
-    run_id = client.start_run(destinations=[server.name])["id"]
-    wait_until(lambda: client.run(run_id)["ended_ts"], "the run to end", 90, 0.05)
+def _run(client: Admin, server: Server) -> None:
+    client.ended(client.start_run(destinations=[server.name])["id"])
 
 
 @pytest.fixture(
@@ -451,7 +431,7 @@ def test_day(day: Day) -> None:
         by_kind.setdefault(KINDS[behaviour], set()).add(server.name)
     for kind, names in by_kind.items():
         assert day.names(failure=kind) == names
-    counted = day.get("/summary")["failing_by_kind"]
+    counted = day.client.v2("summary")["failing_by_kind"]
     assert counted == {kind: len(names) for kind, names in by_kind.items()}
     assert not (wrong := day.check(servers)), "\n".join(wrong)
 
@@ -481,7 +461,7 @@ def test_day(day: Day) -> None:
     day.recover([s["by itself"], s["hanging"], s["forced"]])
     day.wait(minutes=2)
     assert not (wrong := day.check(servers)), "\n".join(wrong)
-    assert not any(day.get("/summary")["failing_by_kind"].values())
+    assert not any(day.client.v2("summary")["failing_by_kind"].values())
 
     day.wait_until(5)
     # A kill in the midst, before anything is written.

@@ -10,14 +10,13 @@ from typing import Any
 
 import attr
 import pytest
-from dns_server import SILENCE
 from fleet import select
 from laboratory import ZONE, Answer, Laboratory, Server, as_json, hang
+from real_synapse import Admin, RealSynapse
 from shifted_clock import ShiftedClock
 
-from synapse_federation_admin.playground.client import ApiError, MatrixClient
+from synapse_federation_admin.playground.client import ApiError
 from synapse_federation_admin.playground.processes import wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 # What is recorded of failures, on each Synapse, test_e2e_failures shows.
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.one_synapse]
@@ -45,8 +44,8 @@ def receive(connection: ssl.SSLSocket) -> None:
 @attr.s(slots=True, auto_attribs=True)
 class World:
     laboratory: Laboratory
-    synapse: SynapseServer
-    client: MatrixClient
+    synapse: RealSynapse
+    client: Admin
     clock: ShiftedClock
     addresses: dict[str, str] = attr.Factory(dict)
     servers: dict[str, Server] = attr.Factory(dict)
@@ -71,9 +70,6 @@ class World:
         for name in names:
             self.client.send_to_device(f"@x:{name}", "hello")
 
-    def get(self, path: str) -> Any:
-        return self.client.request("GET", f"/_synapse/admin/v2/federation/{path}")
-
     def succeed(self, names: list[str]) -> None:
         """Send, and wait until it is known that they have answered."""
         since_ts = self.clock.now_ms
@@ -90,7 +86,7 @@ class World:
 
             def is_there(name: str = name) -> bool:
                 try:
-                    return bool(is_so(self.get(f"destinations/{name}")))
+                    return bool(is_so(self.client.detail(name)))
                 except ApiError as e:
                     if e.status != 404:
                         raise
@@ -107,7 +103,7 @@ class World:
         self.succeed(names)
 
     def outlook(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.get("summary")["outlook"]
+        found: dict[str, Any] = self.client.v2("summary")["outlook"]
         return found
 
 
@@ -116,16 +112,15 @@ def world(folder: Path, ahead_s: float = 0, **history: bool) -> Iterator[World]:
     clock = ShiftedClock(folder / "clock", time.time() + ahead_s)
     with (
         Laboratory(folder) as laboratory,
-        SynapseServer(
-            folder / "synapse",
+        RealSynapse(
+            folder,
             laboratory.certificates,
             module_config={"history": history},
             extra_config=QUICK,
             wrapper=[*laboratory.wrapper, *clock.wrapper],
         ) as synapse,
     ):
-        client = synapse.client(synapse.create_user("admin", admin=True))
-        yield World(laboratory, synapse, client, clock)
+        yield World(laboratory, synapse, synapse.as_admin(), clock)
 
 
 def test_resolver(tmp_path: Path) -> None:
@@ -135,10 +130,7 @@ def test_resolver(tmp_path: Path) -> None:
         w.serve(*names)
         w.grow_old(names)
         assert w.outlook()["verdict"] == "normal"
-        for name in names[:6]:
-            for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
-                for kind in ("A", "AAAA", "SRV"):
-                    w.laboratory.dns.records[service + name, kind] = SILENCE
+        w.laboratory.dns.ignore(*names[:6])
         w.fail(names[:6])
         found = w.outlook()
     assert found["verdict"] == "us", found
@@ -185,27 +177,26 @@ def test_clock_was_ahead(tmp_path: Path) -> None:
         w.clock.jump(-year_s)
         w.synapse.restart()
         now_ts = w.clock.now_ms
-        detail = w.get(f"destinations/{down}")
+        detail = w.client.detail(down)
         assert (detail["last_failure"], detail["last_success_ts"]) == (None, None)
-        (outage,) = w.get(f"destinations/{down}/outages")["outages"]
+        (outage,) = w.client.outages(down)
         assert outage["start_ts"] <= w.clock.now_ms
         w.succeed([up])
-        reset = f"/_synapse/admin/v1/federation/destinations/{down}/reset_connection"
-        w.client.request("POST", reset, json={})
+        w.client.reset_connection(down)
         w.fail([down])
-        detail = w.get(f"destinations/{down}")
+        detail = w.client.detail(down)
         assert now_ts <= detail["last_failure"]["last_ts"] <= w.clock.now_ms
         w.serve(down)
-        w.client.request("POST", reset, json={})
+        w.client.reset_connection(down)
         w.succeed([down])
 
         def has_ended() -> bool:
-            found = w.get(f"destinations/{down}/outages")["outages"]
+            found = w.client.outages(down)
             return all(o["end_ts"] and o["end_ts"] <= w.clock.now_ms for o in found)
 
         wait_until(has_ended, "the end of the outage", 200)
         # Which of the two clocks was wrong is taken for sure only after an hour.
-        assert w.get(f"destinations/{down}")["availability"]["share"] is None
+        assert w.client.detail(down)["availability"]["share"] is None
 
 
 def test_look_up_servers(tmp_path: Path) -> None:
@@ -223,12 +214,9 @@ def test_look_up_servers(tmp_path: Path) -> None:
             web = w.laboratory.serve(address, 443, {}, *names)
             w.fail(names)
             if not looks_up:
-                for service in ("", "_matrix-fed._tcp.", "_matrix._tcp."):
-                    for kind in ("A", "AAAA", "SRV"):
-                        name = f"{service}silent.{ZONE}"
-                        w.laboratory.dns.records[name, kind] = SILENCE
+                w.laboratory.dns.ignore(f"silent.{ZONE}")
                 w.fail([f"silent.{ZONE}"])
-                failure = w.get(f"destinations/silent.{ZONE}")["last_failure"]
+                failure = w.client.detail(f"silent.{ZONE}")["last_failure"]
                 # It is learnt of the request itself, which is made in any case.
                 assert failure["kind"] == "dns_failed"
             asked, requests = w.laboratory.dns.asked, web.requests

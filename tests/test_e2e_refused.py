@@ -5,8 +5,10 @@ All of them answer 200 to `/version` and `/key/v2/server`. On one process with S
 and on a cluster whose senders are processes of their own.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,13 +16,11 @@ import attr
 import pytest
 from deadlines import SOON_S
 from fleet import CONTACT, read_rows, write_failing
+from real_synapse import Admin, RealSynapse
 
-from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.configuration import GENERIC_WORKER, MAIN
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.remote import MessageKind, RemoteServer
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
@@ -70,25 +70,30 @@ SORTS: dict[str, Callable[[str, bytes], Answer | None]] = {
 
 @attr.s(slots=True, auto_attribs=True)
 class World:
-    synapse: SynapseServer
-    client: MatrixClient
-    user: MatrixClient
-    certificates: CertificateAuthority
+    synapse: RealSynapse
+    client: Admin
+    has_history: bool
     stack: ExitStack
     used: list[str] = attr.Factory(list)
 
-    def remote(self, sort: str, *, waits: bool = True) -> RemoteServer:
-        """Return a server that is in backoff, and for which something large waits."""
+    def start(self, sort: str) -> RemoteServer:
         address = f"127.0.0.{100 + len(self.used)}"
         self.used.append(address)
-        remote = RemoteServer(address, self.certificates)
+        remote = RemoteServer(address, self.synapse.certificates)
         remote.special = SORTS[sort]
-        self.stack.enter_context(remote)
+        return self.stack.enter_context(remote)
+
+    def remote(self, sort: str, *, waits: bool = True) -> RemoteServer:
+        """Return a server that is in backoff, and for which something large waits."""
+        remote = self.start(sort)
         name = remote.server_name
         write_failing(self.synapse, [name], failing_since_ts=FAILING_SINCE_TS)
         if waits:
-            self.user.send_to_device(f"@x:{name}", LARGE)
+            self.send(remote, LARGE)
         return remote
+
+    def send(self, remote: RemoteServer, text: str) -> None:
+        self.client.send_to_device(f"@x:{remote.server_name}", text)
 
     def settled(self, name: str) -> dict[str, Any]:
         """Return the only entry of a destination once it is known what came of it."""
@@ -105,28 +110,24 @@ class World:
         return read_rows(self.synapse)[name][2]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(False, id="one", marks=pytest.mark.one_synapse),
-        pytest.param(True, id="cluster"),
-    ],
-)
+ONE = pytest.param("one", marks=pytest.mark.one_synapse)
+
+
+@pytest.fixture(scope="module", params=[ONE, "cluster"])
 def world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
-    certificates = CertificateAuthority(folder)
+    """One process, a cluster, or one process that records nothing."""
+    has_history, is_cluster = request.param != "off", request.param == "cluster"
+    config = {"history": {"enabled": has_history}, "diagnosis": {"timeout": "60s"}}
     with (
-        SynapseServer(
-            folder / "synapse", certificates, workers=request.param
+        RealSynapse(
+            tmp_path_factory.mktemp("world"), workers=is_cluster, module_config=config
         ) as synapse,
         ExitStack() as stack,
     ):
-        admin = synapse.create_user("admin", admin=True)
-        process = GENERIC_WORKER if request.param else MAIN
-        client = synapse.client(admin, process)
-        yield World(synapse, client, synapse.client(admin), certificates, stack)
+        client = synapse.as_admin(GENERIC_WORKER if is_cluster else MAIN)
+        yield World(synapse, client, has_history, stack)
 
 
 def sent(remote: RemoteServer) -> tuple[int, int]:
@@ -208,8 +209,7 @@ def test_bulk(world: World) -> None:
     remotes = {sort: world.remote(sort) for sort in SORTS}
     names = {sort: remote.server_name for sort, remote in remotes.items()}
     run = world.client.start_run(destinations=[*names.values()], per_second=50)
-    wait_until(lambda: world.client.run(run["id"])["ended_ts"], "the run to end", 30)
-    found = world.client.run(run["id"])
+    found = world.client.ended(run["id"])
     assert found["outcomes"] == {"connected": 2, "refused": 1, "still_failing": 1}
     assert {sort: sent(remote) for sort, remote in remotes.items()} == {
         "unauthorized": (1, 0),
@@ -217,9 +217,7 @@ def test_bulk(world: World) -> None:
         "busy": (1, 1),
         "takes_all": (1, 1),
     }
-    listed = world.client.request(
-        "GET", "/_synapse/admin/v2/federation/destinations?failing_for=7d"
-    )
+    listed = world.client.v2("destinations", failing_for="7d")
     long_failing = {row["destination"] for row in listed["destinations"]}
     assert long_failing & {*names.values()} == {
         names["unauthorized"],
@@ -229,3 +227,72 @@ def test_bulk(world: World) -> None:
     assert entry["outcome"] == "refused"
     # Wherever it was begun.
     assert (entry["run_id"], entry["instance"]) == (run["id"], MAIN)
+
+
+@pytest.mark.parametrize("world", [ONE, "cluster", "off"], indirect=True)
+def test_diagnosis(world: World) -> None:
+    """Three seconds after a real request was refused, nothing is told to be well."""
+    remote = world.start("too_large")
+    name = remote.server_name
+    world.send(remote, "small")
+    remote.wait_for_message(MessageKind.TO_DEVICE, "small", SOON_S)
+    world.send(remote, LARGE)
+    # Synapse has met it; that may be written nowhere yet.
+    wait_until(lambda: read_rows(world.synapse).get(name), "a 413", SOON_S)
+    if world.has_history:
+        why = "why it was refused to be known"
+        wait_until(lambda: world.client.diagnose(name)["kind"], why, SOON_S)
+    world.client.diagnose(name)
+    # That it has answered the requests of a diagnosis says nothing of real ones.
+    report = world.client.diagnose(name)
+    said = f"{report['explanation']} {report['advice']}"
+    if world.has_history:
+        assert (report["verdict"], report["kind"]) == ("failing", "too_large")
+        assert report["stored"]["last_request"] == "failed"
+        assert report["stored"]["last_succeeded_ago_ms"] is not None
+        assert "the last success was" in report["explanation"], report
+    else:
+        assert (report["verdict"], report["kind"]) == ("degraded", None)
+        assert "why is not known" in report["explanation"], report
+    for untrue in ("Nothing to do", "works.", "does not help"):
+        assert untrue not in said
+    # Once it takes them, all is well again.
+    remote.special = takes_all
+    answer = world.client.reconnect(name, timeout_ms=30_000)
+    assert answer["outcome"] == "connected", answer
+    report = world.client.diagnose(name)
+    assert report["verdict"] == "ok", report
+    is_, says = ("not_known", "is not known")
+    if world.has_history:
+        is_, says = ("succeeded", "request succeeded")
+    assert report["stored"]["last_request"] == is_
+    assert says in report["explanation"], report
+
+
+@pytest.mark.parametrize("world", [ONE, "off"], indirect=True)
+def test_under_way(world: World) -> None:
+    """While a real transaction is under way, no other is sent: it is the contact."""
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def special(path: str, _: bytes) -> None:
+        if "/key/" in path:
+            asked.set()
+        elif "/send/" in path:
+            goes_on.wait(SOON_S)
+
+    remote = world.start("takes_all")
+    remote.special = special
+    world.send(remote, "small")
+    remote.wait_for_request(0, SOON_S, "/send/")
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(world.client.diagnose, remote.server_name)
+        try:
+            # It has begun with both at once.
+            assert asked.wait(SOON_S)
+        finally:
+            goes_on.set()
+        report = found.result(SOON_S)
+    (stage,) = [s for s in report["stages"] if s["name"] == "authenticated"]
+    assert stage["findings"]["is_real"] is True, report
+    assert (report["verdict"], stage["findings"]["status"]) == ("ok", 200), report
+    assert sent(remote)[0] == 0

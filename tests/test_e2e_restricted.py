@@ -3,15 +3,13 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from urllib.parse import quote
 
 import attr
 import pytest
 from fleet import read_rows, select, write_failing
-from test_e2e_cluster import SHARDS
+from real_synapse import SHARDS, RealSynapse, remote_of
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import FEDERATION_V2, User
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -19,7 +17,6 @@ from synapse_federation_admin.playground.configuration import (
 )
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
@@ -34,10 +31,8 @@ KINDS = {
 
 @attr.s(slots=True, auto_attribs=True)
 class Cluster:
-    synapse: SynapseServer
-    admin: User
+    synapse: RealSynapse
     remote: RemoteServer
-    certificates: CertificateAuthority
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +46,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     }
     with (
         RemoteServer("127.0.0.60", certificates) as remote,
-        SynapseServer(
-            folder / "synapse", certificates, workers=True, extra_config=config
-        ) as synapse,
+        RealSynapse(folder, certificates, workers=True, extra_config=config) as synapse,
     ):
         write_failing(synapse, [remote.server_name], failing_since_ts=1_000_000)
-        admin = synapse.create_user("admin", admin=True)
-        yield Cluster(synapse, admin, remote, certificates)
+        yield Cluster(synapse, remote)
 
 
 @pytest.mark.parametrize("process", [MAIN, GENERIC_WORKER])
@@ -73,7 +65,7 @@ def test_one(cluster: Cluster, behaviour: Behaviour, process: str) -> None:
     name = cluster.remote.server_name
     kind = KINDS.get(behaviour)
     cluster.remote.switch(behaviour)
-    client = cluster.synapse.client(cluster.admin, process)
+    client = cluster.synapse.as_admin(process)
     before = read_rows(cluster.synapse)[name]
 
     report = client.diagnose(name)
@@ -98,11 +90,10 @@ def test_one(cluster: Cluster, behaviour: Behaviour, process: str) -> None:
 
 def test_bulk(cluster: Cluster) -> None:
     """So does a bulk run on main, which may not go out itself either."""
-    client = cluster.synapse.client(cluster.admin)
+    client = cluster.synapse.as_admin()
     cluster.remote.switch(Behaviour.HEALTHY)
     run = client.start_run(destinations=[cluster.remote.server_name])
-    wait_until(lambda: client.run(run["id"])["ended_ts"], "the run to end", 90)
-    assert client.run(run["id"])["outcomes"] == {"connected": 1}
+    assert client.ended(run["id"])["outcomes"] == {"connected": 1}
 
 
 # What real requests of a process that may not go out meet, and how it is recorded.
@@ -116,29 +107,22 @@ def test_recorded(cluster: Cluster) -> None:
     Main, the worker and the sender that may not; what another process has met is told
     as if they had met it themselves.
     """
-    synapse, admin = cluster.synapse, cluster.admin
+    synapse, client = cluster.synapse, cluster.synapse.as_admin()
     expected: dict[str, tuple[str, str]] = {}
     with ExitStack() as stack:
+        # All of names that the sender would send to.
         for process in (MAIN, GENERIC_WORKER, SENDER):
             for behaviour, kind in RECORDED.items():
-                remote = RemoteServer("127.0.0.60", cluster.certificates)
-                while process == SENDER and not SHARDS.should_handle(
-                    SENDER, remote.server_name
-                ):
-                    remote = RemoteServer("127.0.0.60", cluster.certificates)
+                remote = remote_of(SENDER, "127.0.0.60", synapse.certificates)
                 stack.enter_context(remote)
                 remote.switch(behaviour)
                 expected[remote.server_name] = (kind, process)
             blocked = (f"127.9.0.{len(expected) + n}:8448" for n in range(200))
-            name = next(
-                name
-                for name in blocked
-                if process != SENDER or SHARDS.should_handle(SENDER, name)
-            )
+            name = next(n for n in blocked if SHARDS.should_handle(SENDER, n))
             expected[name] = ("ip_blocked", process)
         for process in (MAIN, GENERIC_WORKER):
             users = {f"@x:{n}": [] for n, (_, by) in expected.items() if by == process}
-            synapse.client(admin, process).request(
+            synapse.as_admin(process).request(
                 "POST",
                 "/_matrix/client/v3/keys/query",
                 params={"timeout": 3000},
@@ -146,19 +130,15 @@ def test_recorded(cluster: Cluster) -> None:
             )
         for name, (_, process) in expected.items():
             if process == SENDER:
-                synapse.client(admin).send_to_device(f"@x:{name}", "text")
+                client.send_to_device(f"@x:{name}", "text")
 
         def recorded() -> bool:
             rows = select(synapse, "SELECT destination FROM federation_admin_failures")
             return expected.keys() <= {name for (name,) in rows}
 
         wait_until(recorded, "all to be recorded", 90)
-    client = synapse.client(admin)
     for name, (kind, process) in expected.items():
-        body = client.request(
-            "GET", f"{FEDERATION_V2}/destinations/{quote(name, safe='')}"
-        )
-        (failure,) = body["failures"]
+        (failure,) = client.detail(name)["failures"]
         assert (failure["kind"], failure["instance"]) == (kind, process), (
             name,
             failure,

@@ -4,8 +4,8 @@
 from typing import Any
 
 import pytest
+from real_synapse import RealSynapse
 
-from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.synapse import SynapseServer
 
@@ -24,17 +24,18 @@ def messages(sync: dict[str, Any], room_id: str) -> list[str]:
 def test_messages_arrive_after_reset(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One is stopped, messages are sent, it comes back, reset: they are in /sync."""
     folder = tmp_path_factory.mktemp("rooms")
-    certificates = CertificateAuthority(folder)
     with (
-        SynapseServer(folder / "here", certificates, address="127.0.0.50") as here,
+        RealSynapse(folder, address="127.0.0.50") as here,
         # Without the module, and unable to reach us first: that alone would make
         # Synapse try it again.
         SynapseServer(
-            folder / "there", certificates, address="127.0.0.51", module_config=None
+            folder / "there",
+            here.certificates,
+            address="127.0.0.51",
+            module_config=None,
         ) as there,
     ):
-        alice_user = here.create_user("alice", admin=True)
-        alice = here.client(alice_user)
+        alice = here.as_admin()
         bob = there.client(there.create_user("bob"))
         room_id = alice.create_room()
         bob.join(room_id, here.server_name)

@@ -10,21 +10,16 @@ from typing import Any
 import pytest
 from deadlines import SOON_S
 from fleet import select
+from real_synapse import Admin, RealSynapse, remote_of
 from synapse.config.workers import ShardedWorkerHandlingConfig
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import (
-    FEDERATION_V2,
-    MatrixClient,
-    quoted,
-)
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
 )
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.remote import MessageKind, RemoteServer
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = pytest.mark.e2e
 
@@ -38,23 +33,16 @@ OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
 GONE_S = 120
 
 
-def senders(client: MatrixClient) -> dict[str | None, dict[str, Any]]:
-    found = client.request("GET", f"{FEDERATION_V2}/summary")["senders"]
+def senders(client: Admin) -> dict[str | None, dict[str, Any]]:
+    found = client.v2("summary")["senders"]
     return {sender["instance"]: sender for sender in found}
 
 
-def detail(client: MatrixClient, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = client.request(
-        "GET", f"{FEDERATION_V2}/destinations/{quoted(name)}"
-    )
-    return found
+def outlook(client: Admin) -> str:
+    return str(client.v2("summary")["outlook"]["verdict"])
 
 
-def outlook(client: MatrixClient) -> str:
-    return str(client.request("GET", f"{FEDERATION_V2}/summary")["outlook"]["verdict"])
-
-
-def wait_for_state(client: MatrixClient, state: str, *names: str) -> None:
+def wait_for_state(client: Admin, state: str, *names: str) -> None:
     wait_until(
         lambda: {senders(client)[name]["state"] for name in names} == {state},
         f"{names} to be {state}",
@@ -66,32 +54,23 @@ def wait_for_state(client: MatrixClient, state: str, *names: str) -> None:
 @contextmanager
 def remotes(certificates: CertificateAuthority) -> Iterator[dict[str, RemoteServer]]:
     """Have a remote server of each sender that is started, by the sender's name."""
-    found: dict[str, RemoteServer] = {}
     with ExitStack() as stack:
-        for number, sender in enumerate(FEDERATION_SENDERS, start=170):
-            while sender not in found:
-                remote = RemoteServer(f"127.0.0.{number}", certificates)
-                if SHARDS.should_handle(sender, remote.server_name):
-                    found[sender] = stack.enter_context(remote)
-        yield found
+        yield {
+            sender: stack.enter_context(
+                remote_of(sender, f"127.0.0.{number}", certificates, SHARDS)
+            )
+            for number, sender in enumerate(FEDERATION_SENDERS, start=170)
+        }
 
 
 def test_cluster(tmp_path: Path) -> None:
     """Who does not run is told from whichever process is asked, and never as told."""
-    certificates = CertificateAuthority(tmp_path)
+    config = {"federation_sender_instances": ALL_SENDERS}
     with (
-        SynapseServer(
-            tmp_path / "synapse",
-            certificates,
-            workers=True,
-            extra_config={"federation_sender_instances": ALL_SENDERS},
-        ) as synapse,
-        remotes(certificates) as found,
+        RealSynapse(tmp_path, workers=True, extra_config=config) as synapse,
+        remotes(synapse.certificates) as found,
     ):
-        client = synapse.client(synapse.create_user("admin", admin=True))
-        worker = synapse.client(
-            synapse.create_user("other", admin=True), GENERIC_WORKER
-        )
+        client, worker = synapse.as_admin(), synapse.as_admin(GENERIC_WORKER)
         room_id = client.create_room()
         for remote in found.values():
             remote.join_room(room_id, synapse.server_name)
@@ -109,9 +88,9 @@ def test_cluster(tmp_path: Path) -> None:
         client.send_message(room_id, "not yet")
         name = found[two].server_name
         wait_until(
-            lambda: detail(client, name)["not_yet_queued"], "an event to wait", SOON_S
+            lambda: client.detail(name)["not_yet_queued"], "an event to wait", SOON_S
         )
-        one_of = detail(worker, name)
+        one_of = worker.detail(name)
         assert one_of["status"] == "online"
         assert one_of["sender"]["instance"] == two
         assert one_of["sender"]["state"] == "gone"
@@ -134,7 +113,7 @@ def test_cluster(tmp_path: Path) -> None:
         for remote in found.values():
             remote.wait_for_message(MessageKind.PDU, "not yet", 30)
         wait_until(
-            lambda: detail(client, name)["not_yet_queued"] == 0, "none to wait", SOON_S
+            lambda: client.detail(name)["not_yet_queued"] == 0, "none to wait", SOON_S
         )
         assert client.reconnect(name)["not_running"] == [NEVER_STARTED]
         wait_until(
@@ -146,7 +125,7 @@ def test_cluster(tmp_path: Path) -> None:
         wait_for_state(client, "gone", one)
         states = {
             each["instance"]: (each["state"], each["sends"])
-            for each in worker.request("GET", f"{FEDERATION_V2}/instances")["instances"]
+            for each in worker.v2("instances")["instances"]
         }
         assert states == {
             "main": ("running", False),
@@ -159,14 +138,12 @@ def test_cluster(tmp_path: Path) -> None:
 
 def test_nobody(tmp_path: Path) -> None:
     """One process that is told not to send says that nobody does."""
-    certificates = CertificateAuthority(tmp_path)
+    config = {"send_federation": False}
     with (
-        SynapseServer(
-            tmp_path / "synapse", certificates, extra_config={"send_federation": False}
-        ) as synapse,
-        RemoteServer("127.0.0.174", certificates) as remote,
+        RealSynapse(tmp_path, extra_config=config) as synapse,
+        RemoteServer("127.0.0.174", synapse.certificates) as remote,
     ):
-        client = synapse.client(synapse.create_user("admin", admin=True))
+        client = synapse.as_admin()
         room_id = client.create_room()
         remote.join_room(room_id, synapse.server_name)
         client.send_message(room_id, "to nobody")
@@ -177,7 +154,7 @@ def test_nobody(tmp_path: Path) -> None:
         )
         answer = client.reconnect(remote.server_name)
         assert (answer["told"], answer["not_running"]) == ([], [])
-        found = detail(client, remote.server_name)
+        found = client.detail(remote.server_name)
         assert found["status"] == "online"
         assert found["sender"]["instance"] is None
         assert found["sender"]["state"] == "nobody"
@@ -188,12 +165,11 @@ def test_nobody(tmp_path: Path) -> None:
 
 def test_ahead(tmp_path: Path) -> None:
     """A position beyond the newest event is told, and put back as the docs say."""
-    certificates = CertificateAuthority(tmp_path)
     with (
-        SynapseServer(tmp_path / "synapse", certificates) as synapse,
-        RemoteServer("127.0.0.175", certificates) as remote,
+        RealSynapse(tmp_path) as synapse,
+        RemoteServer("127.0.0.175", synapse.certificates) as remote,
     ):
-        client = synapse.client(synapse.create_user("admin", admin=True))
+        client = synapse.as_admin()
         room_id = client.create_room()
         remote.join_room(room_id, synapse.server_name)
         client.send_message(room_id, "before")
@@ -209,7 +185,7 @@ def test_ahead(tmp_path: Path) -> None:
         )
         synapse.start()
         client.send_message(room_id, "after")
-        found = detail(client, remote.server_name)
+        found = client.detail(remote.server_name)
         assert found["status"] == "online"
         assert found["sender"]["state"] == "running"
         assert 900 < found["sender"]["ahead_events"] <= 1000

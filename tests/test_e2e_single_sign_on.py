@@ -14,29 +14,26 @@ import attr
 import pytest
 from openid_provider import OpenIDProvider, oidc_providers
 from plain_browser import Page, PlainBrowser
+from real_synapse import PASSWORD, RealSynapse
 from reverse_proxy import listener, reverse_proxy
 
 from synapse_federation_admin.console import ROUTES
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import CONSOLE, User
+from synapse_federation_admin.playground.client import CONSOLE
 from synapse_federation_admin.playground.processes import free_port
-from synapse_federation_admin.playground.synapse import SynapseServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nginx]
 
 ADDRESS = "127.0.0.62"
-PASSWORD = "of-the-admin"
 
 Open = Callable[..., PlainBrowser]
 
 
 @attr.s(slots=True, auto_attribs=True)
 class World:
-    synapse: SynapseServer
+    synapse: RealSynapse
     provider: OpenIDProvider
-    certificates: CertificateAuthority
     proxy: str
-    admin: User
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +47,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             OpenIDProvider("127.0.0.1", free_port(), context)
         )
         synapse = stack.enter_context(
-            SynapseServer(
-                folder / "synapse",
+            RealSynapse(
+                folder,
                 certificates,
                 address=ADDRESS,
                 extra_config={
@@ -67,17 +64,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         stack.enter_context(
             reverse_proxy(folder / "nginx", certificates, ADDRESS, upstreams)
         )
-        admin = synapse.create_user("admin", admin=True, password=PASSWORD)
         # Whom the provider knows, too; and whom it makes.
         synapse.create_user("carol", admin=True)
-        proxy = f"https://{ADDRESS}:{port}"
-        yield World(synapse, provider, certificates, proxy, admin)
+        yield World(synapse, provider, f"https://{ADDRESS}:{port}")
 
 
 @pytest.fixture
 def open_browser(world: World) -> Iterator[Open]:
     """Opens browsers, by default behind the proxy."""
-    verify = ssl.create_default_context(cafile=str(world.certificates.path))
+    verify = ssl.create_default_context(cafile=str(world.synapse.certificates.path))
     with ExitStack() as stack:
         yield lambda base=world.proxy, **more: stack.enter_context(
             PlainBrowser(base, verify, {}, **more)
@@ -103,7 +98,7 @@ def test_password(world: World, open_browser: Open) -> None:
         assert "Invalid username or password" in page.text
         page = with_password(browser, "/servers?status=online")
         assert (page.status, page.path) == (200, "/servers?status=online")
-        assert world.admin.user_id in page.text
+        assert world.synapse.admin.user_id in page.text
         assert all(("Secure" in line) == is_secure for line in browser.told)
         api = f"{world.synapse.url()}/_synapse/admin/v2/federation/status"
         cookie = "; ".join(f"{n}={v}" for n, v in browser.cookies.items())

@@ -2,15 +2,14 @@
 """Processes of two versions of this module on one database."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from earlier_version import EarlierVersion
 from fleet import select, write_failing
 from later_version import THIS, LaterVersion
+from real_synapse import Admin, RealSynapse
 
-from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import ApiError, MatrixClient
+from synapse_federation_admin.playground.client import FEDERATION_V2 as V2, ApiError
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -18,14 +17,12 @@ from synapse_federation_admin.playground.configuration import (
     WORKERS,
 )
 from synapse_federation_admin.playground.processes import wait_until
-from synapse_federation_admin.playground.synapse import SynapseServer
 from synapse_federation_admin.storage.versions import VERSIONS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 
 NOW = (THIS, VERSIONS[-1].compat)
 
-V2 = "/_synapse/admin/v2/federation"
 # Nobody listens there.
 NAMES = [f"127.3.0.{number}:1" for number in range(1, 6)]
 JUST_FAILING = "retry_last_ts = 1, retry_interval = 1, failure_ts = 1"
@@ -35,13 +32,9 @@ TASKS = (
 )
 
 
-def works(client: MatrixClient, reset: str) -> None:
+def works(client: Admin, reset: str) -> None:
     """Find everything to work, whatever the later version has written."""
     name = NAMES[0]
-
-    def get(path: str, **params: Any) -> Any:
-        return client.request("GET", V2 + path, params=params)
-
     assert len(client.destinations()["destinations"]) == len(NAMES)
     client.reset_connection(reset)
     assert "reset" in {
@@ -49,20 +42,19 @@ def works(client: MatrixClient, reset: str) -> None:
     }
     (entry,) = client.audit(destination=name)
     assert (entry["action"], entry["outcome"]) == ("teleport", "landed")
-    outages = get(f"/destinations/{name}/outages")["outages"]
-    found = [(outage["ended"], outage["kinds"]) for outage in outages]
-    assert ("gave_up", ["gone", "quantum"]) in found
-    found = get(f"/destinations/{name}")
+    ended = [(outage["ended"], outage["kinds"]) for outage in client.outages(name)]
+    assert ("gave_up", ["gone", "quantum"]) in ended
+    found = client.detail(name)
     assert "quantum" in {failure["kind"] for failure in found["failures"]}
     assert found["availability"] is not None
-    run = get("/runs/later")
+    run = client.run("later")
     assert (run["action"], run["status"]) == ("teleport", "landing")
-    assert get("/runs")["runs"][-1] == run
-    get("/destinations", include="failure", failure="unknown")
-    assert get("/summary")["outlook"] is not None
+    assert client.v2("runs")["runs"][-1] == run
+    client.v2("destinations", include="failure", failure="unknown")
+    assert client.v2("summary")["outlook"] is not None
 
 
-def version(synapse: SynapseServer) -> tuple[int, ...]:
+def version(synapse: RealSynapse) -> tuple[int, ...]:
     """Return the version of the tables, and that of the oldest code for them.
 
     Version 2 has no second one.
@@ -77,16 +69,10 @@ def test_versions(tmp_path: Path) -> None:
     Where the later tables are compatible, the earlier code works on, with them and
     after a start of its own. Where they are not, v1 works, and the rest is told why.
     """
-    certificates = CertificateAuthority(tmp_path)
     later = LaterVersion(tmp_path / "later.json", NAMES[0])
-    with SynapseServer(
-        tmp_path / "synapse", certificates, workers=True, wrapper=later.wrapper
-    ) as synapse:
-        admin = synapse.create_user("admin", admin=True)
+    with RealSynapse(tmp_path, workers=True, wrapper=later.wrapper) as synapse:
         write_failing(synapse, NAMES, failing_since_ts=1_000_000)
-        main, worker = (
-            synapse.client(admin, process) for process in (MAIN, GENERIC_WORKER)
-        )
+        main, worker = synapse.as_admin(), synapse.as_admin(GENERIC_WORKER)
         assert len(worker.audit()) == 0
         assert version(synapse) == NOW
 
@@ -121,15 +107,11 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
 
     On workers, a process of that version goes on beside the first of this one.
     """
-    certificates = CertificateAuthority(tmp_path)
     earlier = EarlierVersion(tmp_path / "earlier")
     earlier.run(MAIN, *WORKERS)
-    with SynapseServer(
-        tmp_path / "synapse", certificates, workers=workers, wrapper=earlier.wrapper
-    ) as synapse:
-        admin = synapse.create_user("admin", admin=True)
+    with RealSynapse(tmp_path, workers=workers, wrapper=earlier.wrapper) as synapse:
         write_failing(synapse, NAMES, failing_since_ts=1_000_000)
-        client = synapse.client(admin)
+        client = synapse.as_admin()
         client.reset_connection(NAMES[0])
         wait_until(
             lambda: client.destination(NAMES[0])["failure_ts"], "it to fail again", 30
@@ -147,7 +129,7 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
 
         if workers:
             earlier.run(MAIN, *FEDERATION_SENDERS)
-            worker = synapse.client(admin, GENERIC_WORKER)
+            worker = synapse.as_admin(GENERIC_WORKER)
             synapse.restart(GENERIC_WORKER)
             wait_until(lambda: version(synapse) == NOW, "an upgrade", 90)
             for each in (client, worker):
@@ -173,7 +155,6 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
             ("bulk_reconnect", "cancelled"),
             ("reconnect", "still_failing"),
         }
-        of_first = client.request("GET", f"{V2}/destinations/{NAMES[0]}/outages")
-        assert of_first["outages"][-1]["kinds"] == ["connection_refused"]
+        assert client.outages(NAMES[0])[-1]["kinds"] == ["connection_refused"]
         client.reset_connection(NAMES[2])
         assert client.destination(NAMES[2])["failure_ts"] is None

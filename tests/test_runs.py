@@ -18,7 +18,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.repair import cap_backoff, forget_many, runner
 from synapse_federation_admin.storage.run_queue import Job
 
-# Every Synapse has the runs of test_cap_backoff.py and test_e2e_repair.py.
+# Every Synapse has the runs of test_cap_backoff.py and test_e2e_cluster.py.
 pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
 NAMES = [f"host{number:03}.example" for number in range(30)]
