@@ -116,7 +116,7 @@ def test_reconnect(synapse: RealSynapse) -> None:
     ("action", "outcome", "count", "body"),
     [
         ("cap_backoff", "capped", 4000, {"max_retry_interval_ms": 2 * HOUR_MS}),
-        ("forget", "forgotten", 200, {"filter": {"failing_for": "30d"}}),
+        ("forget", "forgotten", 400, {"filter": {"failing_for": "30d"}}),
     ],
 )
 def test_without_contacts(
@@ -128,7 +128,7 @@ def test_without_contacts(
     write_failing(synapse, names, failing_since_ts=1_000_000)
     before = read_rows(synapse)
     run = synapse.as_admin().start_run(action, dry_run=False, **body)
-    run, entries = killed(synapse, run["id"], 0.1)
+    run, entries = killed(synapse, run["id"], 0.4)
     assert run["outcomes"] == {outcome: len(names)}
     assert sorted(entry["destination"] for entry in entries) == names
     assert {entry["outcome"] for entry in entries} == {outcome}
