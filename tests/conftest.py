@@ -37,7 +37,8 @@ settings.load_profile("same")
 
 # What takes longest, which begins first: the others then fill what time is left.
 _LONGEST = (
-    *("test_e2e_outages", "test_playground", "test_e2e_diagnosis", "test_e2e_outlook"),
+    *("test_e2e_outages", "test_e2e_bulk_kill", "test_playground", "test_e2e_cluster"),
+    *("test_e2e_diagnosis", "test_e2e_outlook", "test_e2e_refused"),
     *("test_e2e_failures", "test_browser_console", "test_e2e_senders"),
 )
 
@@ -135,18 +136,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    if config.getoption("--postgres"):
-        deselected = [i for i in items if i.get_closest_marker("database") is None]
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [i for i in items if i.get_closest_marker("database")]
-    if os.geteuid() != 0:
-        deselected = [i for i in items if i.get_closest_marker("root")]
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [i for i in items if not i.get_closest_marker("root")]
-    for marker in missing_programs():
-        deselected = [i for i in items if i.get_closest_marker(marker)]
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [i for i in items if not i.get_closest_marker(marker)]
+    left_out = {*missing_programs(), *(["root"] if os.geteuid() else [])}
+    needed = {"database"} if config.getoption("--postgres") else set()
+
+    def is_run(item: pytest.Item) -> bool:
+        markers = {marker.name for marker in item.iter_markers()}
+        return needed <= markers and not left_out & markers
+
+    config.hook.pytest_deselected(items=[i for i in items if not is_run(i)])
+    items[:] = filter(is_run, items)
     if hasattr(config, "workerinput"):
         # What starts real processes mostly waits, for seconds. It comes first, lest one
         # process of pytest-xdist still waits when the others have nothing left to do.

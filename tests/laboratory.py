@@ -189,7 +189,7 @@ class Laboratory:
         self.network = f"127.88.{number}"
         self._next = 0
         self.certificates = CertificateAuthority(folder)
-        self.authority = self.certificates._ca
+        self.authority = self.certificates.ca
         self.dns = DnsServer(f"{self.network}.53")
 
     def __enter__(self) -> "Laboratory":

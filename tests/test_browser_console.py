@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console in a real browser, with a homeserver for which six servers fail.
 
-One homeserver for all tests, on PostgreSQL, so that its database can go away alone.
+One homeserver for all tests, and so one file; on PostgreSQL, so that its database can
+go away alone.
 
 What goes wrong in the browser itself fails each test: an error of a script, a request
 to another host, what the page's own policy forbids.

@@ -233,7 +233,7 @@ class Faults:
             "valid": certificates.valid(ADDRESS),
             "expired": certificates.expired(ADDRESS),
             "wrong name": certificates.wrong_name(),
-            "early": context(certificates._ca.issue_cert(ADDRESS, **early)),
+            "early": context(certificates.ca.issue_cert(ADDRESS, **early)),
             "other authority": context(trustme.CA().issue_cert(ADDRESS)),
             "self-signed": loaded(folder, "self", *pems),
         }

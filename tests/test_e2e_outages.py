@@ -26,8 +26,7 @@ from synapse_federation_admin.playground.configuration import (
 from synapse_federation_admin.playground.processes import wait_until
 from synapse_federation_admin.playground.remote import Behaviour, RemoteServer
 
-# That an outage begins, on each Synapse, test_e2e_failures shows.
-pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
+pytestmark = pytest.mark.e2e
 
 DAY_S = 86_400
 
@@ -373,7 +372,7 @@ def _run(client: Admin, server: Server) -> None:
 
 @pytest.fixture(
     params=[
-        pytest.param(False, id="sqlite"),
+        pytest.param(False, id="sqlite", marks=pytest.mark.one_synapse),
         pytest.param(True, id="cluster"),
     ]
 )

@@ -2,7 +2,6 @@
 """One real Synapse process on SQLite, and remote servers that fail for real."""
 
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -153,7 +152,7 @@ def test_other_listeners(world: Playground) -> None:
 
     All Unix sockets share one tag: each still serves only what it carries.
     """
-    authority = ssl.create_default_context(cafile=str(world.certificates.path))
+    authority = world.certificates.client_context()
     for base, socket_name, status in (
         (world.synapse.federation_url, None, 404),
         (f"http://127.0.0.1:{METRICS_PORT}", None, 404),

@@ -5,7 +5,6 @@ Synapse, with its rate limits, stands behind nginx, and an OpenID provider besid
 """
 
 import re
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from urllib.parse import urlsplit
@@ -72,7 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def open_browser(world: World) -> Iterator[Open]:
     """Opens browsers, by default behind the proxy."""
-    verify = ssl.create_default_context(cafile=str(world.synapse.certificates.path))
+    verify = world.synapse.certificates.client_context()
     with ExitStack() as stack:
         yield lambda base=world.proxy, **more: stack.enter_context(
             PlainBrowser(base, verify, {}, **more)

@@ -27,14 +27,14 @@ class CertificateAuthority:
             folder: an existing folder for the PEM files.
         """
         self._folder = folder
-        self._ca = trustme.CA()
+        self.ca = trustme.CA()
         self.path = folder / "ca.pem"
         """The authority's own certificate, for whoever has to trust it."""
-        self._ca.cert_pem.write_to_path(self.path)
+        self.ca.cert_pem.write_to_path(self.path)
 
     def files(self, address: str) -> CertificateFiles:
         """Write a valid certificate for an IP address to files."""
-        leaf = self._ca.issue_cert(address)
+        leaf = self.ca.issue_cert(address)
         files = CertificateFiles(
             certificate=self._folder / f"{address}.pem",
             private_key=self._folder / f"{address}.key",
@@ -48,13 +48,13 @@ class CertificateAuthority:
 
     def valid(self, *hosts: str) -> ssl.SSLContext:
         """Make a server's TLS context with a valid certificate for names, addresses."""
-        return self._server_context(self._ca.issue_cert(*hosts))
+        return self._server_context(self.ca.issue_cert(*hosts))
 
     def expired(self, host: str) -> ssl.SSLContext:
         """Make one whose certificate was valid until yesterday."""
         now = datetime.datetime.now(datetime.timezone.utc)
         return self._server_context(
-            self._ca.issue_cert(
+            self.ca.issue_cert(
                 host,
                 not_before=now - datetime.timedelta(days=90),
                 not_after=now - datetime.timedelta(days=1),
@@ -63,7 +63,7 @@ class CertificateAuthority:
 
     def wrong_name(self) -> ssl.SSLContext:
         """Make one whose certificate is for a name that nobody asks for."""
-        return self._server_context(self._ca.issue_cert("elsewhere.example"))
+        return self._server_context(self.ca.issue_cert("elsewhere.example"))
 
     def untrusted(self, host: str) -> ssl.SSLContext:
         """Make one whose certificate is of an authority that nobody knows."""
