@@ -93,7 +93,7 @@ class World:
         return remote
 
     def send(self, remote: RemoteServer, text: str) -> None:
-        self.client.send_to_device(f"@x:{remote.server_name}", text)
+        self.synapse.as_admin().send_to_device(f"@x:{remote.server_name}", text)
 
     def settled(self, name: str) -> dict[str, Any]:
         """Return the only entry of a destination once it is known what came of it."""

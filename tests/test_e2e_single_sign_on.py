@@ -63,6 +63,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         stack.enter_context(
             reverse_proxy(folder / "nginx", certificates, ADDRESS, upstreams)
         )
+        # Who signs in with a password.
+        assert synapse.admin.password == PASSWORD
         # Whom the provider knows, too; and whom it makes.
         synapse.create_user("carol", admin=True)
         yield World(synapse, provider, f"https://{ADDRESS}:{port}")
