@@ -27,6 +27,7 @@ from twisted.web.resource import Resource
 
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.config import FederationAdminConfig
+from synapse_federation_admin.console import ROUTES as PAGES
 from synapse_federation_admin.homeserver import features, relied_on, selfcheck
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX
@@ -208,6 +209,11 @@ class Loaded:
             elif endpoint.method == "GET":
                 channel = self.ask("GET", path)
                 case.assertIn(channel.code, (200, 404, 503), (endpoint, channel.result))
+        for page in () if Feature.CONSOLE in off else PAGES:
+            # Of those that are not off, each is there.
+            if not off.intersection(page.needs):
+                file = page.handler.partition(".")[0]
+                import_module(f"{PACKAGE}.console.pages.{file}")
         status = self.ask("GET", f"{ADMIN_PATH}/v2/federation/status")
         if status.code == 200:
             told = status.json_body["features"]

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One server: what is wrong, since when, for whom, and what to do."""
+"""One server: what is wrong, since when, for whom, and what to do.
+
+What only some of this needs is imported there: if a feature is off, that may fail.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from synapse_federation_admin.api.audit import read_audit
-from synapse_federation_admin.api.diagnose import (
-    diagnose as diagnose_operation,
-    get_support,
-)
-from synapse_federation_admin.api.flush_caches import flush_caches as flush_operation
 from synapse_federation_admin.api.outages import list_outages
-from synapse_federation_admin.api.reconnect import reconnect as reconnect_operation
 from synapse_federation_admin.api.shared_rooms import list_shared_rooms
 from synapse_federation_admin.api.tell import tell
 from synapse_federation_admin.api.v2_destinations import get_destination
@@ -20,6 +17,7 @@ from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.destinations.backlog import mend_unsendable
+from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.wording import causes
 
@@ -53,8 +51,10 @@ async def diagnose(visit: Visit) -> Answered:
 
     POST /_synapse/admin/federation/servers/<name>/diagnose
     """
+    from synapse_federation_admin.api.diagnose import diagnose
+
     name = visit.parameters["name"]
-    found = await visit.ask(diagnose_operation, destination=name)
+    found = await visit.ask(diagnose, destination=name)
     return _see(visit, _DIAGNOSIS, found)
 
 
@@ -63,9 +63,11 @@ async def reconnect(visit: Visit) -> Answered:
 
     POST /_synapse/admin/federation/servers/<name>/reconnect
     """
+    from synapse_federation_admin.api.reconnect import reconnect
+
     name = visit.parameters["name"]
     values: dict[str, object] = {"reason": visit.text("reason")}
-    found = await visit.ask(reconnect_operation, values, destination=name)
+    found = await visit.ask(reconnect, values, destination=name)
     return _see(visit, _RECONNECT, found)
 
 
@@ -74,7 +76,9 @@ async def flush_caches(visit: Visit) -> Answered:
 
     POST /_synapse/admin/federation/servers/<name>/flush
     """
-    found = await visit.ask(flush_operation, destination=visit.parameters["name"])
+    from synapse_federation_admin.api.flush_caches import flush_caches
+
+    found = await visit.ask(flush_caches, destination=visit.parameters["name"])
     return _see(visit, _FLUSH, found)
 
 
@@ -104,7 +108,10 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     if is_server_name(name) and (is_failing or (diagnosis and diagnosis.kind)):
         message = await visit.ask(tell, destination=name)
     support = None
-    if message and visit.text("contacts"):
+    features = visit.services.features
+    if message and visit.text("contacts") and features.is_on(Feature.DIAGNOSIS):
+        from synapse_federation_admin.api.diagnose import get_support
+
         support = await visit.ask_if_on(get_support, {}, destination=name)
     last = server.last_failure if words.is_why(server) else None
     return Page(
