@@ -37,7 +37,9 @@ PUBLIC = {
 
 def reached() -> set[str]:
     """Return every attribute on the way to a name that is listed."""
-    return PUBLIC.union(*(re.findall(r"\w+", path) for _, _, path in relied_on_names()))
+    # What is given to functions is none.
+    paths = (re.sub(r"\(\*[^)]*\)", "", path) for _, _, path in relied_on_names())
+    return PUBLIC.union(*(re.findall(r"\w+", path) for path in paths))
 
 
 ATTRIBUTES = reached()

@@ -330,6 +330,14 @@ class NamesTestCase(SelfCheckTestCase):
             self.assertFalse(selfcheck.says(module, text, "other"))
             self.assertFalse(selfcheck.says(module, f"{text} now", args))
 
+    def test_calls(self) -> None:
+        """A function counts only if it can be called as it is called here."""
+        held = mock.Mock(f=lambda a, b=1, *, c: (a, b, c))
+        for args in ("a c", "c a b"):
+            selfcheck.find(held, f"f(*{args})")
+        for args in ("a", "a b c d"):
+            self.assertRaises(TypeError, selfcheck.find, held, f"f(*{args})")
+
     def test_database_away(self) -> None:
         """While the database is away nothing is switched off; it is asked again."""
         database = self.store.database_engine.module

@@ -32,8 +32,9 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
 )
 
 # What needs which other names: behind a module or `hs`, the homeserver object, those
-# that are in it. A name is a path of attributes: `get_clock()` is called, and `f(a)` is
-# a function that has a parameter, or uses a name, `a`.
+# that are in it. A name is a path of attributes: `get_clock()` is called, `f(a)` is a
+# function that has a parameter, or uses a name, `a`, and `f(*a b)` one that can be
+# called with these arguments and no others.
 NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.MOUNT,),
@@ -53,6 +54,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         (_F.BASE,),
         """
         synapse.metrics: SERVER_NAME_LABEL
+        synapse.rest.admin._base: assert_user_is_admin(*auth requester)
         synapse.storage.database:
             LoggingTransaction.after_callbacks LoggingTransaction.async_after_callbacks
             LoggingTransaction.exception_callbacks LoggingTransaction.database_engine
@@ -61,30 +63,38 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         hs:
             hostname get_instance_name get_clock().time_msec
             get_reactor().addSystemEventTrigger get_reactor().seconds
-            get_auth().get_user_by_req run_as_background_process
+            get_auth().get_user_by_req(*request) run_as_background_process(*desc func)
             config.redis.redis_enabled config.worker.instance_map
             get_datastores().main.database_engine.module.DatabaseError
             get_datastores().main.database_engine.module.InterfaceError
             get_datastores().main.database_engine.module.OperationalError
-            get_datastores().main.db_pool.runInteraction(isolation_level)
-            get_datastores().main.db_pool.runInteraction(db_autocommit)
+            get_datastores().main.db_pool.runInteraction(*
+                desc func isolation_level db_autocommit)
         """,
     ),
     (
         (_F.CONSOLE,),
         """
         synapse.api.ratelimiting:
-            Ratelimiter.ratelimit(key) Ratelimiter.ratelimit(rate_hz)
-            Ratelimiter.ratelimit(burst_count)
-        synapse.http.client: SimpleHttpClient.request(data)
+            Ratelimiter(*store clock cfg)
+            Ratelimiter.ratelimit(*self requester key rate_hz burst_count)
+        synapse.http.client:
+            SimpleHttpClient.request(*self method uri data headers)
+            read_body_with_max_size(*response stream max_size)
         synapse.http.server: DirectServeHtmlResource._async_render
         synapse.rest.client.login:
-            LoginRestServlet.on_GET(request) LoginRestServlet.on_POST(request)
-        synapse.rest.client.logout: LogoutRestServlet.on_POST(request)
+            LoginRestServlet(*hs) LoginRestServlet.on_GET(*self request)
+            LoginRestServlet.on_POST(*self request)
+        synapse.rest.client.logout:
+            LogoutRestServlet(*hs) LogoutRestServlet.on_POST(*self request)
         hs:
             config.key.macaroon_secret_key config.ratelimiting.rc_login_address
             get_clock get_reactor get_auth get_proxied_http_client
         """,
+    ),
+    (
+        (*_LISTS, _F.CONSOLE),
+        "synapse.http.server: finish_request(*request) set_cors_headers(*request)",
     ),
     (
         # Synapse's own servlets on workers, where ours cannot answer.
@@ -112,14 +122,16 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """
         synapse.federation.units:
             Transaction.pdus Transaction.edus
-        synapse.notifier: Notifier.notify_remote_server_up
+        synapse.notifier: Notifier.notify_remote_server_up(*self server)
         synapse.replication.tcp.handler:
             ReplicationCommandHandler.connected
-            ReplicationCommandHandler.send_remote_server_up
+            ReplicationCommandHandler.send_remote_server_up(*self server)
         hs:
             get_notifier get_replication_command_handler
-            get_datastores().main._invalidate_cache_and_stream_bulk
-            get_datastores().main._set_destination_retry_timings_txn
+            get_datastores().main._invalidate_cache_and_stream_bulk(*
+                txn cache_func key_tuples)
+            get_datastores().main._set_destination_retry_timings_txn(*
+                txn destination failure_ts retry_last_ts retry_interval)
         """,
     ),
     (
@@ -135,21 +147,37 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             SSLClientConnectionCreator._verifier
             SSLClientConnectionCreator.clientConnectionForTLS(_synapse_tls_verifier)
         synapse.federation.units: Transaction.destination
+        synapse.http.client:
+            BlocklistingAgentWrapper(*agent ip_blocklist)
+            BlocklistingReactorWrapper(*reactor ip_allowlist ip_blocklist)
         synapse.http.federation.matrix_federation_agent:
-            MatrixFederationAgent(_srv_resolver)
-            MatrixFederationAgent(_well_known_resolver)
+            MatrixFederationAgent(*
+                reactor tls_client_options_factory ip_allowlist ip_blocklist
+                proxy_config _srv_resolver _well_known_resolver
+                server_name clock user_agent)
             MatrixHostnameEndpoint(parsed_uri)
             MatrixHostnameEndpointFactory._proxy_reactor
         synapse.http.federation.srv_resolver:
             Server.host SrvResolver.resolve_service SrvResolver(dns_client)
         synapse.http.federation.well_known_resolver:
-            WellKnownResolver._make_well_known_request WellKnownResolver.get_well_known
+            WellKnownResolver(*
+                agent well_known_cache had_well_known_cache reactor
+                server_name clock user_agent)
+            WellKnownResolver._make_well_known_request(*self server_name retry)
+            WellKnownResolver.get_well_known(*self server_name)
         synapse.http.matrixfederationclient:
-            MatrixFederationHttpClient.get_json_with_headers(ignore_backoff)
-            MatrixFederationHttpClient.put_json(ignore_backoff)
+            MatrixFederationHttpClient.get_json_with_headers(*
+                self destination path timeout ignore_backoff)
+            MatrixFederationHttpClient.put_json(*
+                self destination path data timeout ignore_backoff)
+        synapse.http.proxyagent:
+            ProxyAgent(*reactor proxy_reactor pool contextFactory proxy_config)
         synapse.util.retryutils:
-            get_retry_limiter(our_server_name)
+            get_retry_limiter(*
+                destination our_server_name hs clock store ignore_backoff
+                notifier replication_client backoff_on_all_error_codes)
             RetryDestinationLimiter.__exit__(backoff_on_failure)
+        synapse.util.gai_resolver: HostResolution(*name)
         twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             version_string get_reactor().nameResolver
@@ -167,7 +195,14 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     (
         (_F.DIAGNOSIS,),
         """
-        synapse.http.federation.well_known_resolver: WellKnownResolver._well_known_cache
+        synapse.http.client: read_body_with_max_size(*response stream max_size)
+        synapse.http.connectproxyclient:
+            HTTPConnectProxyEndpoint(*reactor proxy_endpoint host port proxy_creds)
+        synapse.http.federation.well_known_resolver:
+            WellKnownResolver._well_known_cache
+            _cache_period_from_headers(*headers time_now)
+        synapse.http.proxyagent:
+            http_proxy_endpoint(*proxy reactor tls_options_factory)
         hs:
             get_clock().time get_reactor().getThreadPool
             get_federation_http_client().max_short_retries
@@ -181,11 +216,15 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             WellKnownResolver._had_valid_well_known_cache
         hs:
             get_federation_http_client
-            get_datastores().main._invalidate_cache_and_stream_bulk
+            get_datastores().main._invalidate_cache_and_stream_bulk(*
+                txn cache_func key_tuples)
             get_datastores().main.get_destination_retry_timings
         """,
     ),
-    ((_F.HISTORY,), "hs: register_sync_shutdown_handler"),
+    (
+        (_F.HISTORY,),
+        "hs: register_sync_shutdown_handler(*phase eventType shutdown_func)",
+    ),
     (_CLASSIFIES, "hs: config.worker.worker_replication_secret"),
     (
         (*_CONTACTS, _F.HISTORY),

@@ -29,8 +29,10 @@ from synapse_federation_admin.homeserver.relied_on import (
 if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.homeserver import Homeserver
 
-# A step of a path: `name`, `name()` or `name(inside)`.
-_STEP = re.compile(r"(\w+)((?:\(\w*\))?)")
+# A path, which may have spaces in brackets; and a step of it: `name`, `name()` or
+# `name(inside)`.
+_PATH = re.compile(r"(?:[^\s(]|\([^)]*\))+")
+_STEP = re.compile(r"(\w+)((?:\([^)]*\))?)")
 
 
 def check_names(api: ModuleApi, features: Features) -> None:
@@ -68,11 +70,15 @@ def names() -> Iterator[tuple[tuple[Feature, ...], str, str]]:
     """Yield each name that is listed: the features, the root, the path from it."""
     for needed_by, text in NAMES:
         root = ""
-        for word in text.split():
-            if word.endswith(":"):
-                root = word[:-1]
+        for path in _PATH.findall(text):
+            if path.endswith(":"):
+                root = path[:-1]
             else:
-                yield tuple(needed_by), root, word
+                yield (
+                    tuple(needed_by),
+                    root,
+                    " ".join(path.split()).replace("(* ", "(*"),
+                )
 
 
 def find(found: Any, path: str) -> None:
@@ -89,6 +95,8 @@ def find(found: Any, path: str) -> None:
         found = getattr(found, name)
         if inside == "()":
             found = found()
+        elif inside.startswith("(*"):
+            inspect.signature(found).bind(**dict.fromkeys(inside[2:-1].split()))
         elif inside:
             _require_name(found, inside[1:-1])
 
