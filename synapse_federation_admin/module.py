@@ -335,10 +335,6 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
     return (monitor.start,)
 
 
-def _wire_indexes(s: "Services") -> Iterable[Start]:
-    return (s.indexes.start,)
-
-
 def _make_console(s: "Services", api: "ModuleApi") -> "PagesResource":
     s.features.require(Feature.V2)
     from synapse_federation_admin.console.resource import Console
@@ -359,5 +355,5 @@ _WIRING: dict[Feature, Callable[["Services"], Iterable[Start] | None]] = {
     Feature.DIAGNOSIS: _wire_diagnosis,
     Feature.HISTORY: _wire_history,
     Feature.METRICS: _wire_metrics,
-    Feature.INDEXES: _wire_indexes,
+    Feature.INDEXES: lambda s: (s.indexes.start,),
 }

@@ -73,7 +73,7 @@ def test_every_list() -> None:
         token = token_of(model, values, *of)
         for other_number, (other, other_values, other_of) in enumerate(LISTS):
             if number == other_number:
-                assert read(token, model, values, *of) == [7, "x"]
+                assert read(token, model, values, *of) == (7, "x")
             else:
                 assert refuses(token, other, other_values, *other_of)
 
@@ -85,7 +85,7 @@ def test_the_same_list() -> None:
         {"limit": 5, "include": ["backlog"], "total": True},
         {"status": ["backing_off", "retry_due", "backing_off"]},
     ):
-        assert read(token, DestinationsQuery, {**QUERY, **more}) == [7, "x"]
+        assert read(token, DestinationsQuery, {**QUERY, **more}) == (7, "x")
 
 
 def test_changed() -> None:

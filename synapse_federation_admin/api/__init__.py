@@ -79,6 +79,7 @@ class Route:
 
 
 _V1 = f"{_PREFIX}/v1/federation/destinations"
+_V1_ONE = f"{_V1}/<destination>"
 _V2 = f"{_PREFIX}/v2/federation"
 _ALL = f"{_V2}/destinations"
 _ONE = f"{_V2}/destinations/<destination>"
@@ -88,22 +89,12 @@ _F = Feature
 
 ROUTES: tuple[Route, ...] = (
     Route(_F.V1_LISTS, "GET", _V1, "v1_destinations.list_destinations_v1"),
-    Route(
-        _F.V1_LISTS,
-        "GET",
-        f"{_V1}/<destination>",
-        "v1_destinations.get_destination_v1",
-    ),
-    Route(
-        _F.V1_LISTS,
-        "GET",
-        f"{_V1}/<destination>/rooms",
-        "v1_destinations.list_rooms_v1",
-    ),
+    Route(_F.V1_LISTS, "GET", _V1_ONE, "v1_destinations.get_destination_v1"),
+    Route(_F.V1_LISTS, "GET", f"{_V1_ONE}/rooms", "v1_destinations.list_rooms_v1"),
     Route(
         _F.V1_RESET,
         "POST",
-        f"{_V1}/<destination>/reset_connection",
+        f"{_V1_ONE}/reset_connection",
         "v1_reset_connection.reset_connection_v1",
     ),
     Route(_F.LISTS, "GET", _ALL, "v2_destinations.list_destinations"),

@@ -85,7 +85,8 @@ class Operation(Generic[I]):
 
         Args:
             asked: Who asks.
-            values: The query parameters, as texts or values, or the keys of the body.
+            values: The query parameters, as texts or values, or the keys of the body;
+                what is "" or None is as if it were not there.
             parameters: Those of the path.
 
         Raises:
@@ -105,14 +106,8 @@ class Operation(Generic[I]):
         Raises:
             SynapseError: 400, as the API answers.
         """
-        known = json_schema(self.takes)["properties"]
-        typed = {
-            name: _value(known.get(name, {}), value)
-            if isinstance(value, str)
-            else value
-            for name, value in values.items()
-        }
-        return _validate(self.takes, typed, "parameter")
+        given = {name: v for name, v in values.items() if v not in ("", None)}
+        return _validate(self.takes, _typed(self.takes, given), "parameter")
 
     def _parse(self, request: SynapseRequest) -> I:
         if request.method != b"POST":
@@ -158,7 +153,7 @@ def operation(
 
 def _parse_query(request: SynapseRequest, model: type[I]) -> I:
     known = json_schema(model)["properties"]
-    values: dict[str, object] = {}
+    texts_of: dict[str, object] = {}
     # Twisted counts the fields of a form among them.
     args = request.args or {}
     if len(args) > limits.QUERY_PARAMETERS:
@@ -176,13 +171,20 @@ def _parse_query(request: SynapseRequest, model: type[I]) -> I:
             raise invalid_param(
                 f"Query parameter '{bounded(name, 100)}' must be UTF-8"
             ) from None
-        if field.get("type") == "array":
-            values[name] = texts
-        elif len(texts) > 1 and field:
+        is_list = field.get("type") == "array"
+        if len(texts) > 1 and field and not is_list:
             raise invalid_param(f"Query parameter '{name}' must be given only once")
-        else:
-            values[name] = _value(field, texts[0])
-    return _validate(model, values, "query parameter")
+        texts_of[name] = texts if is_list else texts[0]
+    return _validate(model, _typed(model, texts_of), "query parameter")
+
+
+def _typed(model: type[Model], values: Mapping[str, object]) -> dict[str, object]:
+    """Return values of which those that are texts have the types of a model."""
+    known = json_schema(model)["properties"]
+    return {
+        name: _value(known.get(name, {}), value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def _value(field: Mapping[str, Any], text: str) -> object:

@@ -28,7 +28,7 @@ class Paging:
     """One page of a list.
 
     Attributes:
-        after: What its token says; None at the first page.
+        after: What its token says, a tuple if that is several; None at the first page.
     """
 
     def __init__(self, query: Paged, *of: str) -> None:
@@ -84,7 +84,7 @@ class Paging:
             says = json.loads(token[_CHECKSUM_BYTES:])
             # Base64 has several texts for the same bytes: the whole text is compared.
             if self._token(says) == text:
-                return says
+                return tuple(says) if isinstance(says, list) else says
         except (ValueError, RecursionError):
             pass
         raise invalid_param(

@@ -97,7 +97,7 @@ async def read_audit(asked: Asked, query: AuditQuery) -> JsonDict:
         }
     """
     paging = Paging(query)
-    after = paging.after and tuple(paging.after)
-    found = await asked.services.audit.read(query.wanted, after, paging.limit)
+    audit = asked.services.audit
+    found = await audit.read(query.wanted, paging.after, paging.limit)
     entries, next_token = paging.cut(found, lambda last: [last.ts, last.entry_id])
     return {"entries": shown(entries), **next_token}

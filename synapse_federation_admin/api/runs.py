@@ -87,8 +87,7 @@ async def list_runs(asked: Asked, query: RunsQuery) -> JsonDict:
     200 OK: `{"runs": [...], "next_token": "..."}`, the newest first.
     """
     paging = Paging(query)
-    before = paging.after and tuple(paging.after)
-    found = await asked.services.runs.read(before, paging.limit)
+    found = await asked.services.runs.read(paging.after, paging.limit)
     runs, next_token = paging.cut(found, lambda last: [last.created_ts, last.run_id])
     return {"runs": [shown_run(asked, run) for run in runs], **next_token}
 

@@ -58,7 +58,7 @@ async def list_shared_rooms(
     """
     paging = Paging(query, destination)
     found = await asked.services.shared_rooms.page(
-        destination, tuple(paging.after) if paging.after else None, paging.limit
+        destination, paging.after, paging.limit
     )
     rooms, next_token = paging.cut(
         found, lambda last: [last.local_members, last.room_id]

@@ -117,8 +117,10 @@ class OAuth:
 
     async def exchange(
         self, session: Session, origin: str, state: str, code: str, now_ms: int
-    ) -> Tokens:
+    ) -> tuple[Tokens, str]:
         """Return the tokens for the code with which the service has sent somebody back.
+
+        And the page to go to then.
 
         Raises:
             SynapseError: 400, it refuses the code; 503, it is away.
@@ -132,7 +134,8 @@ class OAuth:
             "client_id": sign_in.client_id,
             "code_verifier": session.sign(self._secret, "verifier", state),
         }
-        return await self._tokens(service, sign_in.client_id, form, now_ms)
+        tokens = await self._tokens(service, sign_in.client_id, form, now_ms)
+        return tokens, sign_in.next
 
     async def begin_on_device(self) -> tuple[str, Mapping[str, Any]]:
         """Begin a sign-in that goes on in another window or on another device.

@@ -10,7 +10,6 @@ templates can say: `say.outcome(...)`, `cause(kind)`.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
@@ -190,12 +189,11 @@ class Renderer:
     """
 
     def __init__(self) -> None:
-        files = [_read(path) for path in sorted((_HERE / "static").iterdir())]
-        self.static = {file.name: file for file in files}
-        names = {re.sub(r"-\w{12}\.", ".", file.name): file.name for file in files}
+        files = {path.name: _read(path) for path in (_HERE / "static").iterdir()}
+        self.static = {file.name: file for file in files.values()}
         self._environment = _environment()
         self._environment.globals.update(
-            static=lambda name: url(f"/static/{names[name]}")
+            static=lambda name: url(f"/static/{files[name].name}")
         )
 
     def compile(self) -> None:

@@ -68,10 +68,6 @@ class Console:
         for route in ROUTES:
             with suppress(ImportError):
                 _handler_of(route)
-        self._versions = {
-            "module_version": __version__,
-            "synapse_version": SYNAPSE_VERSION,
-        }
 
     async def answer(self, request: SynapseRequest) -> None:
         """Answer a request, whatever comes of it."""
@@ -252,7 +248,8 @@ class Console:
         token = session.form_token(self._desk.secret)
         renewal = self._desk.renewal(request)
         return {
-            **self._versions,
+            "module_version": __version__,
+            "synapse_version": SYNAPSE_VERSION,
             "me": requester.user.to_string() if requester else None,
             "has_session": bool(session.token),
             "renews_at": renewal.expires_ts if renewal and renewal.token else None,

@@ -279,9 +279,7 @@ async def _do(
     Raises:
         SynapseError: It is none that the page can tell.
     """
-    given = {
-        key: text for key in operation.takes.model_fields if (text := visit.text(key))
-    }
+    given = {key: visit.text(key) for key in operation.takes.model_fields}
     try:
         found = await visit.ask(operation, {**given, **body}, **parameters)
     except SynapseError as e:

@@ -28,31 +28,27 @@ async def show_audit(visit: Visit) -> Answered:
     Beside those of the API there are `since` and `until`: days such as 2026-11-27, of
     UTC, both included. An empty parameter is as none.
     """
-    given = {name: value for name in _TEXTS if (value := visit.text(name).strip())}
-    days = {name: day for name in ("since", "until") if (day := visit.text(name))}
+    given = {name: visit.text(name).strip() for name in (*_TEXTS, "since", "until")}
     actions = [each for each in visit.texts("action") if each]
     start = visit.text("from")
-    query: dict[str, Any] = {**given, "action": actions, "limit": _ROWS}
-    if "since" in days:
-        query["since_ts"] = _day_ts(days["since"], "since")
-    if "until" in days:
-        query["until_ts"] = _day_ts(days["until"], "until", later=1)
-    if start:
-        query["from"] = start
+    query: dict[str, Any] = {
+        **{name: given[name] for name in _TEXTS},
+        "action": actions,
+        "since_ts": _day_ts(given["since"], "since"),
+        "until_ts": _day_ts(given["until"], "until", later=1),
+        "limit": _ROWS,
+        "from": start,
+    }
+    filters = {name: value for name, value in given.items() if value}
     page = await visit.ask(read_audit, query)
     return Page(
         "audit.html",
         {
             "title": "Audit",
             "page": page,
-            "filters": {**given, **days, "action": actions},
-            "shown": {
-                **dict.fromkeys((*_TEXTS, "since", "until"), ""),
-                **given,
-                **days,
-                "action": actions[0] if actions else "",
-            },
-            "is_filtered": bool(given or days or actions),
+            "filters": {**filters, "action": actions},
+            "shown": {**given, "action": actions[0] if actions else ""},
+            "is_filtered": bool(filters or actions),
             "is_first": not start,
             "actions": {
                 each.value: outcomes.action(each.value) for each in AuditAction
@@ -62,8 +58,13 @@ async def show_audit(visit: Visit) -> Answered:
     )
 
 
-def _day_ts(text: str, name: str, *, later: int = 0) -> int:
-    """Return when a day of UTC begins, or one that is so many days later."""
+def _day_ts(text: str, name: str, *, later: int = 0) -> int | None:
+    """Return when a day of UTC begins, or one that is so many days later.
+
+    None if no day is said.
+    """
+    if not text:
+        return None
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone.utc)
         return int((day + timedelta(days=later)).timestamp() * 1000)

@@ -19,8 +19,7 @@ async def list_runs(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/runs?from=
     """
     start = visit.text("from")
-    query = {"limit": _ROWS, **({"from": start} if start else {})}
-    page = await visit.ask(runs.list_runs, query)
+    page = await visit.ask(runs.list_runs, {"limit": _ROWS, "from": start})
     return Page(
         "runs.html",
         {

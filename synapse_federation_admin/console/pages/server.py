@@ -99,7 +99,7 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     if server.shared_rooms:
         rooms = await visit.ask_if_on(
             list_shared_rooms,
-            {"limit": _ROOMS, **({"from": rooms_from} if rooms_from else {})},
+            {"limit": _ROOMS, "from": rooms_from},
             destination=name,
         )
     is_failing = server.next_retry_ts is not None

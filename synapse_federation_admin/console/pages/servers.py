@@ -68,9 +68,8 @@ async def list_servers(visit: Visit) -> Answered:
     waiting = _waiting_of(visit)
 
     async def read(most: int, *, counts: bool = True) -> Any:
-        values = {**query, **waiting, **({"from": start} if start else {})}
-        more = {"include": includes, "limit": most, "total": counts}
-        return await visit.ask(list_destinations, {**values, **more})
+        more = {"include": includes, "limit": most, "total": counts, "from": start}
+        return await visit.ask(list_destinations, {**query, **waiting, **more})
 
     page = await read(_ROWS)
     most = how_many_fit([row.destination for row in page.destinations])
@@ -152,8 +151,7 @@ async def show_unlisted(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/unlisted?from=
     """
     start = visit.text("from")
-    query = {"limit": _ROWS, **({"from": start} if start else {})}
-    page = await visit.ask(list_unlisted, query)
+    page = await visit.ask(list_unlisted, {"limit": _ROWS, "from": start})
     return Page(
         "unlisted.html",
         {"title": "Names not listed", "page": page, "is_first": not start},

@@ -86,14 +86,13 @@ async def come_back(visit: Visit) -> Answered:
     state = visit.text("state")
     try:
         await visit.desk.sessions.count_try(visit.request, goes_on=True)
-        tokens = await visit.desk.oauth.exchange(
+        tokens, next_path = await visit.desk.oauth.exchange(
             visit.session,
             visit.desk.origin(visit.request),
             state,
             visit.text("code"),
             visit.now_ms,
         )
-        next_path = visit.desk.oauth.sign_in_of(visit.session, state).next
         return await _keep(visit, tokens, next_path)
     except SynapseError as e:
         return failed(visit, e)
