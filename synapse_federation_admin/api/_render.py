@@ -56,24 +56,19 @@ def encode_v1(row: Destination) -> str:
     )
 
 
-def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
-    """Render the keys of v1, and those of v2 that the row itself tells."""
+def render_row(homeserver: Homeserver, row: Destination) -> JsonDict:
+    """Render the keys of v1, and those of v2 that the row itself tells now."""
+    status, next_retry_ts = _added(row, homeserver.now_ms())
     return {
         **render_v1(row),
-        "status": row.status(now_ms).value,
-        "next_retry_ts": row.next_retry_ts,
-        "allowed": allowed,
+        "status": status,
+        "next_retry_ts": next_retry_ts,
+        "allowed": homeserver.is_allowed(row.destination),
     }
 
 
-def render_row(homeserver: Homeserver, row: Destination) -> JsonDict:
-    """Render one destination as it is now."""
-    allowed = homeserver.is_allowed(row.destination)
-    return render_v2(row, homeserver.now_ms(), allowed=allowed)
-
-
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
-    """Return the JSON of `render_v2`."""
+    """Return the JSON of `render_row`, at a time."""
     status, next_retry_ts = _added(row, now_ms)
     return (
         f'{encode_v1(row)[:-1]},"status":"{status}",'

@@ -5,7 +5,7 @@ import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from synapse.module_api.errors import Codes, SynapseError
+from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin.console.cookie import Origin
 from synapse_federation_admin.console.visit import Page
@@ -46,18 +46,6 @@ def error_page(error: Exception, homeserver: "Homeserver", origin: Origin) -> Pa
         "This page has failed",
         "That is a fault of this module; the log of Synapse has what went wrong.",
     )
-
-
-def is_signed_out(error: Exception) -> bool:
-    """Tell whether an error says that nobody is signed in."""
-    return isinstance(error, SynapseError) and error.code == HTTPStatus.UNAUTHORIZED
-
-
-def why_signed_out(error: Exception) -> str | None:
-    """Return why a session has ended; None if there was none."""
-    if not isinstance(error, SynapseError) or error.errcode == Codes.MISSING_TOKEN:
-        return None
-    return error.msg
 
 
 def _of_synapse(error: SynapseError, origin: Origin) -> Page:

@@ -3,7 +3,7 @@
 
 Filters: `42 | count`, `9000000 | duration` ("2 h 30 min"), `ts | time` (the exact
 time), `ts | ago` ("39 d ago"; the exact time on hover), `ts | since` ("39 d"), `ts |
-until` ("in 6 h"), `1024 | bytes`, `text | cut(80)`, `name | segment` for a name that
+until` ("in 6 h"), `text | cut(80)`, `name | segment` for a name that
 becomes a part of a path, and `value | as_json`. What words there are for what is all
 templates can say: `say.outcome(...)`, `cause(kind)`.
 """
@@ -34,7 +34,6 @@ from synapse_federation_admin.wording.amounts import (
     duration,
     middle,
     shown,
-    size,
 )
 
 _HERE = Path(__file__).parent
@@ -156,7 +155,6 @@ def _environment() -> Environment:
         duration=duration,
         count=count,
         counted=counted,
-        bytes=size,
         cut=cut,
         middle=middle,
         segment=segment,

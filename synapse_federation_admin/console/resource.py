@@ -22,11 +22,7 @@ from synapse_federation_admin.api import Services
 from synapse_federation_admin.console import ROUTES, Route
 from synapse_federation_admin.console.cookie import Session
 from synapse_federation_admin.console.desk import Desk, is_of_here, use_token
-from synapse_federation_admin.console.errors import (
-    error_page,
-    is_signed_out,
-    why_signed_out,
-)
+from synapse_federation_admin.console.errors import error_page
 from synapse_federation_admin.console.kept import Kept
 from synapse_federation_admin.console.pages.session import ask_to_sign_in, page_of
 from synapse_federation_admin.console.render import Renderer, url
@@ -128,14 +124,15 @@ class Console:
         self, error: Exception, request: SynapseRequest, session: Session
     ) -> Page:
         """Return what says that an error happened: for a 401, how to sign in."""
-        if not is_signed_out(error):
-            page = error_page(error, self._services.homeserver, session.origin)
-            if request.method == b"POST":
-                # What was sent is not sent again by itself.
-                page = attr.evolve(page, context={**page.context, "retries": False})
-            return page
-        visit = self._visit(request, session, {"next": _here(request)})
-        return ask_to_sign_in(visit, why_signed_out(error))
+        if isinstance(error, SynapseError) and error.code == HTTPStatus.UNAUTHORIZED:
+            visit = self._visit(request, session, {"next": _here(request)})
+            has_ended = error.errcode != Codes.MISSING_TOKEN
+            return ask_to_sign_in(visit, error.msg if has_ended else None)
+        page = error_page(error, self._services.homeserver, session.origin)
+        if request.method == b"POST":
+            # What was sent is not sent again by itself.
+            page = attr.evolve(page, context={**page.context, "retries": False})
+        return page
 
     # -- what comes in -----------------------------------------------------------------
 

@@ -50,18 +50,6 @@ def counted(number: int, noun: str) -> str:
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
-def size(number: int) -> str:
-    """Return a number of bytes: `1.4 MB`."""
-    if number < 1000:
-        return f"{number} B"
-    amount = float(number)
-    for unit in ("kB", "MB", "GB", "TB"):
-        amount /= 1000
-        if amount < 1000 or unit == "TB":
-            break
-    return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:,.0f} {unit}"
-
-
 def duration(ms: float) -> str:
     """Return a duration as a person says it: `39 d`, `2 h 5 min`, `0.13 s`."""
     if ms < SECOND_MS:

@@ -4,7 +4,6 @@
 from collections.abc import Mapping
 from hmac import compare_digest
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import attr
@@ -28,7 +27,7 @@ async def show_signing_in(visit: Visit) -> Answered:
 async def sign_in(visit: Visit) -> Answered:
     """Sign in by password, after single sign-on, or with an access token."""
     try:
-        session = await _SIGN_IN.get(visit.text("how"), _by_token)(visit)
+        session = await _signed_in(visit)
         await visit.desk.replace(visit.request, visit.session, session)
     except SynapseError as e:
         return failed(visit, e)
@@ -56,38 +55,27 @@ async def sign_out(visit: Visit) -> Answered:
     return See("/session")
 
 
-async def _by_password(visit: Visit) -> Session:
-    identifier = {"type": "m.id.user", "user": visit.text("user").strip()}
-    return await _log_in(
-        visit,
-        {
-            "type": "m.login.password",
-            "identifier": identifier,
-            "password": visit.text("password"),
-        },
-    )
+async def _signed_in(visit: Visit) -> Session:
+    """Return the session in which somebody has signed in, as their form says.
 
-
-async def _by_login_token(visit: Visit) -> Session:
-    token = visit.text("login_token")
-    return await _log_in(visit, {"type": "m.login.token", "token": token})
-
-
-async def _log_in(visit: Visit, body: Mapping[str, Any]) -> Session:
-    name = {"initial_device_display_name": "Federation console"}
-    answer = await visit.desk.sessions.log_in(visit.request, {**body, **name})
-    return visit.session.signed_in(Origin.LOGIN, answer["access_token"])
-
-
-async def _by_token(visit: Visit) -> Session:
+    Raises:
+        SynapseError: Synapse does not let them in, or takes no such token.
+    """
+    user = {"type": "m.id.user", "user": visit.text("user").strip()}
+    password = {"identifier": user, "password": visit.text("password")}
+    bodies: Mapping[str, Mapping[str, object]] = {
+        "password": {"type": "m.login.password", **password},
+        "login_token": {"type": "m.login.token", "token": visit.text("login_token")},
+    }
+    if (body := bodies.get(visit.text("how"))) is not None:
+        name = {"initial_device_display_name": "Federation console"}
+        answer = await visit.desk.sessions.log_in(visit.request, {**body, **name})
+        return visit.session.signed_in(Origin.LOGIN, answer["access_token"])
     token = visit.text("token").strip()
     if not is_access_token(token):
         raise SynapseError(HTTPStatus.BAD_REQUEST, "This is no access token")
     await require_works(visit, token)
     return visit.session.signed_in(Origin.PASTED, token)
-
-
-_SIGN_IN = {"password": _by_password, "login_token": _by_login_token}
 
 
 def failed(visit: Visit, error: SynapseError) -> Page:
