@@ -155,6 +155,12 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
         self.assertEqual(channel.code, 200, (path, channel.result))
         return channel.json_body
 
+    def post_json(self, path: str, **body: Any) -> Any:
+        """Return the JSON of a POST that answers 200."""
+        channel = self.ask("POST", path, content=body)
+        self.assertEqual(channel.code, 200, (path, channel.result))
+        return channel.json_body
+
     def pages(self, path: str) -> Iterator[Any]:
         """Yield the pages of a list, as each leads to the next."""
         page = path

@@ -21,9 +21,7 @@ class AccessTestCase(ModuleTestCase):
     def setUp(self) -> None:
         super().setUp()
         # Contacts would go out to nowhere.
-        patcher = mock.patch.object(Federation, "probe", side_effect=OSError)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(Federation, "probe", mock.Mock(side_effect=OSError))
 
     def default_config(self) -> dict[str, Any]:
         # Diagnoses would, too.

@@ -18,9 +18,7 @@ class ChangesTestCase(ResetTestCase):
 
     def setUp(self) -> None:
         # It would bring what is written here up to date.
-        patcher = mock.patch.object(Outages, "start")
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(Outages, "start", lambda _: None)
         super().setUp()
         self.reactor.advance(1000 * 24 * 3600)
 
@@ -75,12 +73,9 @@ class ChangesTestCase(ResetTestCase):
         """A run is told when it is made, and again when it has changed."""
         since = self.changes(0)["as_of_ts"]
         self.add_destination(NAME, *FAILING)
-        body = {"max_retry_interval_ms": 1, "dry_run": False}
-        channel = self.ask("POST", f"{V2}/cap_backoff", content=body)
-        self.assertEqual(channel.code, 200, channel.result)
+        run = self.post_json(f"{V2}/cap_backoff", max_retry_interval_ms=1)
         found = self.changes(since)
-        ids = [run["id"] for run in found["runs"]]
-        self.assertEqual(ids, [channel.json_body["id"]])
+        self.assertEqual([each["id"] for each in found["runs"]], [run["id"]])
         actions = [entry["action"] for entry in found["audit"]]
         self.assertIn("bulk_cap_backoff", actions)
 

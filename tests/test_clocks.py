@@ -31,40 +31,22 @@ def untimely(reason: Reason = Reason.VALID_BY_THEIR_CLOCK) -> Situation:
 
 
 LIKE = -2 * HOUR + 20_000
+A, B, C = ((f"{label}.org", LIKE) for label in "abc")
+UNKNOWN = ("valid_by_their_clock", "unknown")
 
 
 @pytest.mark.parametrize(
     ("others", "reason", "fault"),
     [
-        ([("a.org", LIKE), ("b.org", LIKE), ("c.org", LIKE)], "our_clock", "us"),
+        ([A, B, C], "our_clock", "us"),
         ([("a.org", 0), ("b.org", 900), ("c.org", 0)], "their_clock", "them"),
         # Too few, of one owner, of its own, of long ago, or of two minds.
-        ([("a.org", LIKE), ("b.org", LIKE)], "valid_by_their_clock", "unknown"),
-        (
-            [("a.org", LIKE), ("x.b.org", LIKE), ("y.b.org", LIKE)],
-            "valid_by_their_clock",
-            "unknown",
-        ),
-        (
-            [("a.org", LIKE), ("b.org", LIKE), ("x.late.org", LIKE)],
-            "valid_by_their_clock",
-            "unknown",
-        ),
-        (
-            [("a.org", LIKE), ("b.org", LIKE), ("c.org", LIKE, 2 * HOUR)],
-            "valid_by_their_clock",
-            "unknown",
-        ),
-        (
-            [("a.org", LIKE), ("b.org", LIKE), ("c.org", LIKE), ("d.org", 0)],
-            "valid_by_their_clock",
-            "unknown",
-        ),
-        (
-            [("a.org", LIKE), ("b.org", LIKE), ("c.org", None)],
-            "valid_by_their_clock",
-            "unknown",
-        ),
+        ([A, B], *UNKNOWN),
+        ([A, ("x.b.org", LIKE), ("y.b.org", LIKE)], *UNKNOWN),
+        ([A, B, ("x.late.org", LIKE)], *UNKNOWN),
+        ([A, B, ("c.org", LIKE, 2 * HOUR)], *UNKNOWN),
+        ([A, B, C, ("d.org", 0)], *UNKNOWN),
+        ([A, B, ("c.org", None)], *UNKNOWN),
     ],
 )
 def test_whose(others: list[tuple[str, int | None]], reason: str, fault: str) -> None:

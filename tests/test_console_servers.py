@@ -13,7 +13,7 @@ import pytest
 from console_case import CONSOLE, ConsoleTestCase, words_of
 from history_case import DAY, HOUR, MINUTE, HistoryTestCase
 from markupsafe import escape
-from module_case import V2, MembersTestCase
+from module_case import V2, MembersTestCase, SenderTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.console.pages import words
@@ -41,14 +41,7 @@ HOSTILE = "<script>alert(1)</script>&\u202e" + "x" * 300
 SAID = 'https://evil.example/ <img src=x onerror="alert(1)"> \u202e\x07' + "y" * 2000
 
 
-class PagesTest(ConsoleTestCase, HistoryTestCase, MembersTestCase):
-    def default_config(self) -> dict[str, Any]:
-        return {**super().default_config(), "federation_sender_instances": ["sender1"]}
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.add_instance("sender1")
-
+class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCase):
     def pass_time(self, seconds: int) -> None:
         """Have it be later for whoever asks what time it is."""
         self.now += seconds * 1000
@@ -117,16 +110,12 @@ class PagesTest(ConsoleTestCase, HistoryTestCase, MembersTestCase):
     def test_done(self) -> None:
         """What is done, and what was, stands on the overview and at the server."""
         self.add_fleet(2)
-        answer = self.ask(
-            "POST",
-            self.destination_path("server000.example", "/reset_connection"),
-        )
-        self.assertEqual(answer.code, 200, answer.result)
+        self.assertEqual(self.reset("server000.example").code, 200)
         done = r"Reset (server000.example )?@admin:test \W+ not known yet"
         self.assertRegex(self.text("/"), done)
         self.assertRegex(self.text("/servers/server000.example"), done)
-        body = {"destinations": ["server001.example"], "per_second": 0.1}
-        run = self.ask("POST", f"{V2}/reconnect", content=body).json_body
+        names = ["server001.example"]
+        run = self.post_json(f"{V2}/reconnect", destinations=names, per_second=0.1)
         page = self.page("/")
         self.assertIn(f'href="{CONSOLE}/runs/{run["id"]}">Reconnect</a>', page)
         self.assertIn("Run under way", words_of(page))
@@ -315,8 +304,7 @@ class PagesTest(ConsoleTestCase, HistoryTestCase, MembersTestCase):
         name = "server000.example"
         self.add_fleet(1)
         self.assertIn("down for 1 min", self.text(f"/servers/{name}"))
-        path = self.destination_path(name, "/reset_connection")
-        self.assertEqual(self.ask("POST", path).code, 200)
+        self.assertEqual(self.reset(name).code, 200)
         self.pass_time(10)
         text = self.text(f"/servers/{name}")
         cleared = "! backoff cleared 10 s ago , no answer since; was down for"

@@ -9,10 +9,8 @@ from typing import Any
 
 import attr
 import pytest
-from hypothesis import given, strategies as st
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
-from synapse.util.stringutils import parse_and_validate_server_name
 from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.destinations.backlog import Backlog
@@ -54,13 +52,10 @@ from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.failures.names import invalid_name
 from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import (
-    InvalidServerNameError,
     ServerName,
-    is_server_name,
 )
 from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.storage.records import RecordedFailure
@@ -73,63 +68,6 @@ HOUR = 3_600_000
 
 OK, WARNING = StageOutcome.OK, StageOutcome.WARNING
 FAILED, SKIPPED = StageOutcome.FAILED, StageOutcome.SKIPPED
-
-
-@pytest.mark.parametrize(
-    ("name", "host", "port", "is_literal"),
-    [
-        ("a.example", "a.example", None, False),
-        ("A-1.example:8448", "A-1.example", 8448, False),
-        ("1.2.3.4", "1.2.3.4", None, True),
-        ("1.2.3.4:1", "1.2.3.4", 1, True),
-        ("1.2.3.999", "1.2.3.999", None, False),
-        ("[2001:db8::1]", "2001:db8::1", None, True),
-        ("[::ffff:1.2.3.4]:65535", "::ffff:1.2.3.4", 65535, True),
-        ("a" * 63 + ".example", "a" * 63 + ".example", None, False),
-    ],
-)
-def test_name(name: str, host: str, port: int | None, is_literal: bool) -> None:
-    """Names of the specification's grammar, and what they are made of."""
-    parsed = ServerName.parse(name)
-    assert (parsed.host, parsed.port, parsed.is_literal) == (host, port, is_literal)
-    assert parsed.netloc == name
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("", Reason.NAME_MALFORMED),
-        ("a b", Reason.NAME_MALFORMED),
-        ("https://a.example", Reason.NAME_IS_URL),
-        ("a.example/b", Reason.NAME_IS_URL),
-        ("m\u00fcller.example", Reason.NAME_NOT_ASCII),
-        ("a.example:x", Reason.PORT_INVALID),
-        ("a.example:0", Reason.PORT_INVALID),
-        ("a.example:65536", Reason.PORT_INVALID),
-        ("a..example", Reason.LABEL_EMPTY),
-        ("a.example.", Reason.LABEL_EMPTY),
-        ("a" * 64 + ".example", Reason.LABEL_TOO_LONG),
-        ("[1.2.3]", Reason.IPV6_INVALID),
-        ("[::1", Reason.NAME_MALFORMED),
-        ("::1", Reason.NAME_MALFORMED),
-        ("a.example\n", Reason.NAME_MALFORMED),
-    ],
-)
-def test_no_name(name: str, reason: Reason) -> None:
-    """What is no server name, and why."""
-    with pytest.raises(InvalidServerNameError) as found:
-        ServerName.parse(name)
-    assert invalid_name(found.value) == Failure(FailureKind.INVALID_NAME, reason)
-
-
-@given(
-    st.from_regex(r"[0-9A-Za-z.-]{1,9}(:[0-9]{1,5})?", fullmatch=True)
-    | st.ip_addresses().map(lambda address: f"[{address}]:1")
-)
-def test_accepted(name: str) -> None:
-    """What is a server name is one for Synapse, too."""
-    if is_server_name(name):
-        parse_and_validate_server_name(name)
 
 
 # The well-known file.

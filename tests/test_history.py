@@ -56,11 +56,10 @@ class FailuresTest(HistoryTestCase):
         # Of an invalid name no stage goes out.
         self.add_destination("no server", 5, 5, 5)
         self.add_failure("no server", "rejected")
-        channel = self.ask("POST", f"{LIST}/no%20server/diagnose")
-        self.assertEqual(channel.code, 200, channel.result)
+        report = self.post_json(f"{LIST}/no%20server/diagnose")
         expected = self.get_json(f"{LIST}/no%20server")["last_failure"]
         self.assertEqual(expected["kind"], "rejected")
-        self.assertEqual(channel.json_body["stored"]["last_failure"], expected)
+        self.assertEqual(report["stored"]["last_failure"], expected)
 
     def test_last_success(self) -> None:
         """The detail tells when it last answered, even if there is no row."""
@@ -157,19 +156,15 @@ class FailuresTest(HistoryTestCase):
         self.add_failing("a.example", "tls_expired")
         self.add_failing("b.example", "dns_failed")
 
-        def post(**body: Any) -> Any:
-            return self.ask("POST", f"{V2}/reconnect", content=body)
-
-        dry = post(filter={"failure": ["tls_expired"]}, dry_run=True)
-        self.assertEqual((dry.code, dry.json_body["matched"]), (200, 1))
-        wrong = post(filter={"failure": ["expired"]})
-        self.assertEqual(wrong.code, 400)
-        self.assertIn("'filter.failure'", wrong.json_body["error"])
+        path = f"{V2}/reconnect"
+        dry = self.post_json(path, filter={"failure": ["tls_expired"]}, dry_run=True)
+        self.assertEqual(dry["matched"], 1)
+        wrong = self.ask("POST", path, content={"filter": {"failure": ["expired"]}})
+        self.assert_error(wrong, 400, "M_INVALID_PARAM", "'filter.failure'")
         with mock.patch.object(Federation, "probe", side_effect=ValueError):
-            run = post(filter={"failure": ["dns_failed"]})
+            run = self.post_json(path, filter={"failure": ["dns_failed"]})
             self.pump()
-        self.assertEqual(run.code, 200, run.result)
-        found = self.get_json(f"{V2}/runs/{run.json_body['id']}")
+        found = self.get_json(f"{V2}/runs/{run['id']}")
         self.assertEqual(found["criteria"]["filter"]["failure"], ["dns_failed"])
 
 
@@ -240,8 +235,7 @@ class OutagesTest(HistoryTestCase):
         self.add_failing("a.example", "gone")
         self.add_failure("a.example", "gone")
         path = f"{LIST}/a.example"
-        channel = self.ask("POST", f"{path}/forget", content={"dry_run": False})
-        self.assertEqual(channel.code, 200, channel.result)
+        self.post_json(f"{path}/forget", dry_run=False)
         self.assertEqual(self.ask("GET", path).code, 404)
         (outage,) = self.get_json(f"{path}/outages")["outages"]
         self.assertEqual(outage["kinds"], ["gone"])
@@ -257,16 +251,12 @@ class OutagesTest(HistoryTestCase):
         self.assertEqual(outage["start_ts"], then)
         self.assertEqual(self.get_json(f"{LIST}/{name}/outages")["outages"], [])
         with mock.patch.object(Federation, "probe", side_effect=ValueError):
-            run = self.ask("POST", f"{V2}/reconnect", content={"all_failing": True})
+            run = self.post_json(f"{V2}/reconnect", all_failing=True)
             self.pump(1)
-        self.assertEqual(run.code, 200, run.result)
-        found = self.get_json(f"{V2}/runs/{run.json_body['id']}")
+        found = self.get_json(f"{V2}/runs/{run['id']}")
         self.assertEqual((found["matched"], found["status"]), (1, "complete"))
         self.assertEqual(self.reset(name).code, 200)
-        forgotten = self.ask(
-            "POST", f"{LIST}/{name}/forget", content={"dry_run": False}
-        )
-        self.assertEqual(forgotten.code, 200, forgotten.result)
+        self.post_json(f"{LIST}/{name}/forget", dry_run=False)
         self.assertEqual(self.ask("GET", f"{LIST}/{name}").code, 404)
 
     def test_pruned(self) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is taken note of, and how it comes into the database."""
+"""What is taken note of, and how it comes into the database.
+
+All of it asks one recorder, in the same few words: it stands together.
+"""
 
 import json
 import logging

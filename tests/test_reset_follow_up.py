@@ -344,12 +344,8 @@ class TakenTestCase(StoryTestCase):
         """What is forgotten was not taken."""
         self.add_to_device(NAME)
         self.reset()
-        forgotten = self.ask(
-            "POST",
-            f"{V2}/destinations/{NAME}/forget",
-            content={"drop_to_device": True, "dry_run": False},
-        )
-        self.assertEqual(forgotten.code, 200, forgotten.result)
+        path = f"{V2}/destinations/{NAME}/forget"
+        self.post_json(path, drop_to_device=True, dry_run=False)
         self.tell("60")
         self.assertEqual(self.outcomes(), ["forgotten", "interrupted"])
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which processes run, and how far those are that send."""
 
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -66,6 +67,9 @@ class SendersTestCase(MembersTestCase):
             f"UPDATE federation_stream_position SET stream_id = {position} "
             "WHERE type = 'events'"
         )
+
+    def all(self) -> Sequence[Sender]:
+        return self.get_success(self.senders.all())
 
     def sender(self, destination: str = "a.example") -> Sender:
         return self.get_success(self.senders.of(destination))
@@ -259,7 +263,7 @@ class TwoSendersTestCase(SendersTestCase):
     def test_states(self) -> None:
         """What was never seen is told apart from what is gone."""
         self.add_instance("sender1", MINUTE_MS)
-        one, two = self.get_success(self.senders.all())
+        one, two = self.all()
         self.assertEqual((one.instance, two.instance), ("sender1", "sender2"))
         self.assertIs(one.state, InstanceState.GONE)
         self.assertIs(two.state, InstanceState.NEVER_SEEN)
@@ -269,21 +273,19 @@ class TwoSendersTestCase(SendersTestCase):
     def test_late(self) -> None:
         """Who has not been seen for 30 s is late, not down; so is one held up."""
         # However slow this machine is.
-        lasting = mock.patch.object(instances, "_GONE_MS", 3_600_000)
-        lasting.start()
-        self.addCleanup(lasting.stop)
+        self.patch(instances, "_GONE_MS", 3_600_000)
         self.add_instance("sender1", 40_000)
         self.add_instance("sender2", 0)
         self.run_sql(
             "UPDATE federation_admin_instances SET reactor_late_ms = 7000 "
             "WHERE instance = 'sender2'"
         )
-        for sender in self.get_success(self.senders.all()):
+        for sender in self.all():
             self.assertIs(sender.state, InstanceState.LATE)
             self.assertEqual((sender.is_late, sender.is_down), (True, False))
         # Where nobody could write, nobody is late by that.
         self.senders._written_s -= 60
-        one, two = self.get_success(self.senders.all())
+        one, two = self.all()
         self.assertEqual((one.is_late, two.is_late), (False, True))
 
     def test_seen(self) -> None:
@@ -348,28 +350,27 @@ class TwoSendersTestCase(SendersTestCase):
         self.add_position("sender1", newest)
         # However long nobody has written anything.
         self.reactor.advance(3600)
-        one, two = self.get_success(self.senders.all())
+        one, two = self.all()
         self.assertIs(one.state, InstanceState.NEVER_SEEN)
-        self.assertFalse(one.is_down)
-        self.assertTrue(two.is_down)
+        self.assertEqual((one.is_down, two.is_down), (False, True))
         self.helper.create_room_as("@admin:test", tok=self.admin_token)
         self.reactor.advance(40)
-        self.assertFalse(self.get_success(self.senders.all())[0].is_down)
+        self.assertFalse(self.all()[0].is_down)
         self.reactor.advance(10)
-        self.assertTrue(self.get_success(self.senders.all())[0].is_down)
+        self.assertTrue(self.all()[0].is_down)
 
     def test_module_taken_out(self) -> None:
         """Who has come to events since it was last seen runs."""
         self.add_instance("sender1", 10 * MINUTE_MS)
         self.add_position("sender1", 1_000_000)
-        self.assertTrue(self.get_success(self.senders.all())[0].is_down)
+        self.assertTrue(self.all()[0].is_down)
         now_ms = self.clock.time_msec()
         self.run_sql(
             f"UPDATE federation_admin_instances SET seen_ts = {now_ms - 600_000} "
             "WHERE instance = 'sender1'"
         )
         self.helper.create_room_as("@admin:test", tok=self.admin_token)
-        one = self.get_success(self.senders.all())[0]
+        one = self.all()[0]
         self.assertIs(one.state, InstanceState.GONE)
         self.assertFalse(one.is_down)
 
@@ -378,13 +379,13 @@ class TwoSendersTestCase(SendersTestCase):
         self.add_instance("sender1", MINUTE_MS)
         self.add_position("sender1", 1)
         for is_steady in (True, False):
-            one = self.get_success(self.senders.all())[0]
+            one = self.all()[0]
             self.assertIs(one.is_down, is_steady)
             self.senders._written_s -= 60
             self.get_success(self.senders.beat())
         # It has been long enough ago.
         self.senders._steady_s -= 60
-        self.assertTrue(self.get_success(self.senders.all())[0].is_down)
+        self.assertTrue(self.all()[0].is_down)
 
     def test_not_running(self) -> None:
         """Another process is told as not running only if it was seen before."""

@@ -23,6 +23,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
+from synapse_federation_admin.homeserver import background
 from synapse_federation_admin.homeserver.features import Features
 
 pytestmark = pytest.mark.one_synapse
@@ -227,9 +228,7 @@ class LongListTest(ComputingTestCase):
         super().prepare(*args)
         self.row = Destination("a.example", None, None, None, None)
         self.list = self.lists.of(DestinationFilter(), Sort())
-        replaced = patch.object(self.homeserver, "run_db_interaction", self.read)
-        replaced.start()
-        self.addCleanup(replaced.stop)
+        self.patch(self.homeserver, "run_db_interaction", self.read)
 
     async def read(self, *_: object) -> list[Destination]:
         await self.compute()
@@ -279,12 +278,7 @@ class EveryTestCase(ModuleTestCase):
             now_s += takes_s
             self.reactor.rightNow += leaps_s
 
-        patcher = patch(
-            "synapse_federation_admin.homeserver.background.time.monotonic",
-            lambda: now_s,
-        )
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(background.time, "monotonic", lambda: now_s)
         self.homeserver.every(
             "federation_admin_test", 60_000, round_, first_after_ms=1000
         )

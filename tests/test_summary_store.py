@@ -250,9 +250,7 @@ class SlowBacklogTestCase(SummaryTestCaseBase):
             await make_deferred_yieldable(reading)
             return await read_backlog(now_ms)
 
-        patcher = patch.object(self.summaries, "_read_backlog", read_slowly)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(self.summaries, "_read_backlog", read_slowly)
 
     def ask(self) -> "Deferred[Summary]":
         deferred = ensureDeferred(self.summaries.get())
