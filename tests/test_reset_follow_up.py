@@ -19,6 +19,7 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.follow_up import FollowUp
+from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.repair.reset import ConnectionReset
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
@@ -90,7 +91,7 @@ SENT_STORIES = {
         "36000 fail:36000000 200 -> 36000000 500 7 0 still_failing"
     ),
     "A day later nobody remembers": (
-        "97200 fail:97200000 200 -> 97200000 97200000 7 0 interrupted"
+        "97200 prune fail:97200000 200 -> 97200000 97200000 7 0 interrupted"
     ),
     "What has not been heard of is pending": "3600 -> - - 7 0 pending",
     "What is refused may be told some seconds late": (
@@ -135,6 +136,12 @@ class StoryTestCase(ContactTestCase):
 
     def refused(self) -> None:
         self.send(TOO_LARGE)
+
+    def prune(self) -> None:
+        """Have it be too late for what has been pending for a day."""
+        kept = {"keep_for_ms": 10**12, "outages_keep_for_ms": 10**12}
+        keeper = Housekeeping(self.homeserver, self.tables, self.log, **kept)
+        self.get_success(keeper.prune())
 
     def pending(self) -> None:
         """Check that it is not known yet what comes of it."""
