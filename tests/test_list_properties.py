@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every list, by every order and filter, is a plain sort of the plain rows."""
 
+import random
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -36,7 +37,13 @@ T = TypeVar("T")
 NOW_MS = 1_000_000
 
 # Small enough for a few rows to need several of each.
-PIECES = {"_WINDOWS": (3, 7), "_PIECE": 5, "_PASS_PIECE": 11, "_LONG": 4}
+PIECES = {
+    "_WINDOWS": (3, 7),
+    "_LARGEST_WINDOW": 9,
+    "_PIECE": 5,
+    "_PASS_PIECE": 11,
+    "_LONG": 4,
+}
 
 names = st.text("aAbB.%_!-:é*?1", min_size=1, max_size=4)
 times = st.sampled_from([None, 0, 0, 1, 2, 400_000, 500_000, NOW_MS, 1_500_000])
@@ -259,21 +266,6 @@ class ListPropertiesTest(ModuleTestCase):
             return
         self.create_indexes()
         self.reader.indexes.are_ready = True
-        select = module._select
-        plans: list[str] = []
-
-        def explain(
-            txn: Any, source: str, which: list[Sql], order: str, limit: int
-        ) -> list[Destination]:
-            kept = where(which)
-            txn.execute(
-                f"EXPLAIN QUERY PLAN SELECT * FROM {source} {kept.text} "
-                f"ORDER BY {order} LIMIT 5",
-                kept.args,
-            )
-            plans.append(str(txn.fetchall()))
-            return select(txn, source, which, order, limit)
-
         failing = DestinationFilter(
             statuses=frozenset(
                 {DestinationStatus.BACKING_OFF, DestinationStatus.RETRY_DUE}
@@ -286,10 +278,49 @@ class ListPropertiesTest(ModuleTestCase):
             (DestinationFilter(), newest, "federation_admin_failure_ts"),
             (DestinationFilter(), by_interval, "federation_admin_retry_interval_desc"),
         ):
-            with patch.object(module, "_select", explain):
-                self.result(self.reader.of(wanted, sort).read(None, 5))
-            self.assertIn(f"USING INDEX {index}", plans[0])
-            plans.clear()
+            self.assertIn(f"USING INDEX {index}", self.plans(wanted, sort, 5)[0])
+
+    def test_rare(self) -> None:
+        """What no row meets takes a pass; what one in a hundred does takes none."""
+        due = DestinationFilter(statuses=frozenset({DestinationStatus.RETRY_DUE}))
+        for every, takes_pass in ((100, False), (20_000, True)):
+            rows = [
+                Destination(f"{n}.example", n % 2, 2 * NOW_MS, None, n)
+                if n % every
+                else Destination(f"{n}.example", 1, 0, None, n)
+                for n in range(1, 12_001)
+            ]
+            # Nor do rows lie in the table in the order of their names.
+            random.Random(1).shuffle(rows)
+            self.fill(rows)
+            if self.is_postgres:
+                self.run_all(["ANALYZE destinations"])
+            *_, last = self.plans(due, Sort(), 100)
+            by_key = (
+                "Index Scan using dest" if self.is_postgres else "INDEX sqlite_auto"
+            )
+            self.assertEqual(by_key in last, not takes_pass, last)
+
+    def plans(self, wanted: DestinationFilter, sort: Sort, limit: int) -> list[str]:
+        """Return how the database reads a page, statement by statement."""
+        select = module._select
+        plans = []
+
+        def explain(
+            txn: Any, source: str, which: list[Sql], order: str, limit: int
+        ) -> list[Destination]:
+            kept = where(which)
+            txn.execute(
+                f"EXPLAIN {'' if self.is_postgres else 'QUERY PLAN'} "
+                f"SELECT * FROM {source} {kept.text} ORDER BY {order} LIMIT {limit}",
+                kept.args,
+            )
+            plans.append(str(txn.fetchall()))
+            return select(txn, source, which, order, limit)
+
+        with patch.object(module, "_select", explain):
+            self.result(self.reader.of(wanted, sort).read(None, limit))
+        return plans
 
     def create_indexes(self) -> None:
         self.run_all([index.create for index in INDEXES])

@@ -49,9 +49,11 @@ from synapse_federation_admin.storage.sql import (
 
 T = TypeVar("T")
 
-# Through how many names a page is looked for at first, and then, before it takes a pass
-# over the table.
+# Through how many names a page is looked for at first, and then; and through how many
+# at the most, where that is likely to find the rest, before it takes a pass over the
+# table.
 _WINDOWS = (1000, 8000)
+_LARGEST_WINDOW = 32_000
 
 # How many rows a long list takes at a time: where the primary key leads the database to
 # them, and where each time may cost a pass.
@@ -309,31 +311,37 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the first rows of a segment."""
         which = [*segment.where, *self._conditions()]
-        source = "destinations"
+        source, order = "destinations", segment.order
         rows: list[Destination] = []
         if self._is_guess(segment):
-            after = segment.after
-            for size in _WINDOWS:
+            after, looked, size = segment.after, 0, _WINDOWS[0]
+            while looked < _WINDOWS[1] or size <= _LARGEST_WINDOW:
+                size = max(size, 2 * limit)
                 behind = where(names_between(after, None, segment.names))
                 txn.execute(
                     f"SELECT destination FROM destinations {behind.text} "  # noqa: S608
                     f"ORDER BY {by_name(segment.names)} LIMIT 1 OFFSET ?",
-                    (*behind.args, max(size, 2 * limit) - 1),
+                    (*behind.args, size - 1),
                 )
                 row = txn.fetchone()
                 end: str | None = row[0] if row else None
                 window = names_between(after, end, segment.names)
                 rows += _select(
-                    txn, source, [*which, *window], segment.order, limit - len(rows)
+                    txn, source, [*which, *window], order, limit - len(rows)
                 )
                 if end is None or len(rows) == limit:
                     return rows
-                after = end
+                after, looked = end, looked + size
+                size = _WINDOWS[1]
+                if looked >= size:
+                    size = 2 * looked * (limit - len(rows)) // max(len(rows), 1)
             which += names_between(after, None, segment.names)
-            if not self._reader.homeserver.is_postgres:
-                # The primary key would lead it to each row, all over the file.
+            # The primary key would lead it to each row, all over the file.
+            if self._reader.homeserver.is_postgres:
+                order = order.replace("destination", "destination || ''")
+            else:
                 source = "destinations NOT INDEXED"
-        return rows + _select(txn, source, which, segment.order, limit - len(rows))
+        return rows + _select(txn, source, which, order, limit - len(rows))
 
     def _is_guess(self, segment: Segment) -> bool:
         """Tell whether nobody can know through how many rows a segment is read.
