@@ -7,7 +7,7 @@ One file of over 400 lines: which stage waits for which is read at one place.
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import attr
@@ -52,6 +52,7 @@ from synapse_federation_admin.diagnosis.well_known import (
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.situation import Situation
+from synapse_federation_admin.homeserver.background import KeyedLock
 from synapse_federation_admin.homeserver.errors import (
     LimitExceededError,
     innermost,
@@ -95,48 +96,42 @@ _DIRECT = (
 _ASKED = (StageName.KEYS, StageName.AUTHENTICATED)
 
 
+@attr.s(auto_attribs=True, eq=False)
 class Diagnoses:
-    """Makes diagnoses: one at a time of each destination, few of them at once."""
+    """Makes diagnoses: one at a time of each destination, few of them at once.
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        destinations: DestinationStore,
-        backlog: BacklogStore,
-        recorded: Callable[[str], Awaitable[Recorded | None]],
-        others_untrusted: Callable[[str, str], Awaitable[int]],
-        owner_of: Callable[[str], str],
-        senders: Callable[[], Senders | None],
-        *,
-        timeout_ms: int,
-    ) -> None:
-        """Make no diagnosis yet.
+    Args:
+        homeserver: Reaches Synapse.
+        destinations: Knows Synapse's rows.
+        backlog: Knows what waits.
+        recorded: Returns what real requests to a server met; None: not known.
+        others_untrusted: Counts how many others have servers that fail, as that one
+            does, because an issuer is not trusted.
+        owner_of: Returns whose a server is.
+        senders: Returns who knows the processes that send; None if that is off.
+        timeout_ms: How long one diagnosis may take.
+    """
 
-        Args:
-            homeserver: Reaches Synapse.
-            destinations: Knows Synapse's rows.
-            backlog: Knows what waits.
-            recorded: Returns what real requests to a server met; None: not known.
-            others_untrusted: Counts how many others have servers that fail, as that one
-                does, because an issuer is not trusted.
-            owner_of: Returns whose a server is.
-            senders: Returns who knows the processes that send; None if that is off.
-            timeout_ms: How long one diagnosis may take.
-        """
-        self._senders = senders
-        self.timeout_ms = timeout_ms
-        self._homeserver = homeserver
-        self._destinations = destinations
-        self._backlog = backlog
-        self._recorded = recorded
-        self._others_untrusted = others_untrusted
-        self._owner_of = owner_of
-        self._outbound: Outbound | None = None
-        # The newest at the end.
-        self._made: dict[str, Diagnosis] = {}
-        self._turns = homeserver.linearizer(
+    _homeserver: Homeserver
+    _destinations: DestinationStore
+    _backlog: BacklogStore
+    _recorded: Callable[[str], Awaitable[Recorded | None]]
+    _others_untrusted: Callable[[str, str], Awaitable[int]]
+    _owner_of: Callable[[str], str]
+    _senders: Callable[[], Senders | None]
+    timeout_ms: int
+    # The newest at the end.
+    _made: dict[str, Diagnosis] = attr.ib(init=False, factory=dict)
+
+    @cached_property
+    def _turns(self) -> KeyedLock:
+        return self._homeserver.linearizer(
             "federation_admin_diagnosis", limits.DIAGNOSES
         )
+
+    @cached_property
+    def _outbound(self) -> Outbound:
+        return self._homeserver.federation.outbound(self.timeout_ms + _GRACE_MS)
 
     async def diagnose(self, name: str) -> Diagnosis:
         """Return a diagnosis; of one that is under way, to all who ask for it.
@@ -178,20 +173,13 @@ class Diagnoses:
                     if addresses:
                         found[name] = addresses
 
-        if self._way_out().instances is None:
+        if self._outbound.instances is None:
             # Else this process is not to go out.
             await side_by_side(*(partial(look, name) for name in names))
         return found
 
-    def _way_out(self) -> Outbound:
-        if self._outbound is None:
-            self._outbound = self._homeserver.federation.outbound(
-                self.timeout_ms + _GRACE_MS
-            )
-        return self._outbound
-
     def _way(self, timeout_ms: int) -> Way:
-        return Way(self._homeserver, self._way_out(), timeout_ms)
+        return Way(self._homeserver, self._outbound, timeout_ms)
 
     async def in_turn(self, timeout_ms: int, func: Callable[[Way], Awaitable[T]]) -> T:
         """Go out to other servers when it is its turn.

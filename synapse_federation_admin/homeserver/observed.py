@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import attr
 from synapse.http.client import BlocklistingAgentWrapper
 from synapse.http.federation.matrix_federation_agent import (
     MatrixFederationAgent,
@@ -41,42 +42,34 @@ Watch = Callable[[str, int], TakeCause]
 
 
 @implementer(IAgent)
+@attr.s(auto_attribs=True, eq=False)
 class ObservedAgent:
     """Makes Synapse's own requests as Synapse does, and tells what has stopped them.
 
     Synapse gets what it would have got: a response, or the same exception; but where it
     makes another process's request, and only returns the exception's text, that tells.
+
+    Args:
+        unobserved: Synapse's agent: makes requests if they cannot be observed.
+        observed: Makes them as that does, and tells the current attempt.
+        begin: Begins an attempt.
+        watch: Is told of a request that begins. Returns what is told what has stopped
+            it, before Synapse hears of it; None: nothing has, or Synapse tells.
+        relay: Tells other processes whose requests these are.
+        describe: Says for them what has stopped one.
     """
 
-    def __init__(
-        self,
-        agent: BlocklistingAgentWrapper,
-        observed: IAgent,
-        begin: Callable[[], Attempt],
-        watch: Watch,
-        relay: Relay,
-        describe: Callable[[BaseException], str],
-    ) -> None:
-        """Wrap Synapse's agent.
+    _unobserved: BlocklistingAgentWrapper
+    _observed: IAgent
+    _begin: Callable[[], Attempt]
+    _watch: Watch
+    _relay: Relay
+    _describe: Callable[[BaseException], str]
 
-        Args:
-            agent: Makes requests if they cannot be observed.
-            observed: Makes them as `agent` does, and tells the current attempt.
-            begin: Begins an attempt.
-            watch: Is told of a request that begins. Returns what is told what has
-                stopped it, before Synapse hears of it; None: nothing has, or Synapse
-                tells.
-            relay: Tells other processes whose requests these are.
-            describe: Says for them what has stopped one.
-        """
-        # There it is looked for what is cached of well-known files.
-        self._agent = agent._agent
-        self._unobserved = agent
-        self._observed = observed
-        self._begin = begin
-        self._watch = watch
-        self._relay = relay
-        self._describe = describe
+    @property
+    def _agent(self) -> IAgent:
+        """There it is looked for what is cached of well-known files."""
+        return self._unobserved._agent
 
     def request(
         self,

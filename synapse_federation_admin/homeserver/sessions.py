@@ -155,7 +155,8 @@ class Sessions:
         if form is None:
             media_type, data = "application/json", json.dumps(body).encode()
         else:
-            media_type, data = "application/x-www-form-urlencoded", _encoded(form)
+            media_type = "application/x-www-form-urlencoded"
+            data = urlencode(form).encode()
         headers = Headers({"Content-Type": [media_type]})
         headers.addRawHeader("Accept", "application/json")
         content = BytesIO()
@@ -181,10 +182,6 @@ def _answer(response: IResponse, content: bytes) -> tuple[int, Mapping[str, Any]
     except ValueError:
         found = {}
     return response.code, found if isinstance(found, dict) else {}
-
-
-def _encoded(form: Mapping[str, str]) -> bytes:
-    return urlencode(form).encode()
 
 
 # It says so of itself: nobody's session has ended by that.
