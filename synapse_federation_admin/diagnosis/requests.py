@@ -31,7 +31,7 @@ from synapse_federation_admin.diagnosis.findings import (
 from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
-from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.classify import failure_of, result_or_failure
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.homeserver.outbound import Delegation
 from synapse_federation_admin.homeserver.requests import KEYS_PATH
@@ -128,14 +128,9 @@ async def check_authenticated(
 
 async def _ask(way: Way, request: Awaitable[T]) -> T | Failure:
     """Make a request; return what comes of it, or why there was no answer."""
-    try:
-        # Synapse's client ends it by itself; but for the body of the answer it has as
-        # much time again.
-        return await way.within(way.left_ms(), lambda: request)
-    except CancelledError:
-        raise
-    except Exception as e:
-        return failure_of(e)
+    # Synapse's client ends it by itself; but for the body of the answer it has as much
+    # time again.
+    return await result_or_failure(way.within(way.left_ms(), lambda: request))
 
 
 def no_keys(error: Failure) -> Failure:

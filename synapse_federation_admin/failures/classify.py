@@ -29,7 +29,9 @@ that this process has no descriptor, thread or memory left.
 import errno
 import logging
 import re
+from collections.abc import Awaitable
 from http import HTTPStatus
+from typing import TypeVar
 
 import attr
 from OpenSSL import SSL
@@ -83,13 +85,15 @@ from synapse_federation_admin.homeserver.errors import (
     ObstacleError,
     ProxyConnectError,
     WithoutFileError,
+    forget_frames,
     innermost,
     is_out_of_resources,
 )
 from synapse_federation_admin.homeserver.server_name import is_internal
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
 
 # What this host says if it has no way to its name servers, or its firewall forbids it.
 _CANNOT_SEND = NO_WAY | {errno.EHOSTUNREACH, errno.ENETDOWN, errno.EPERM}
@@ -103,8 +107,6 @@ _Row = tuple[tuple[type[BaseException], ...], FailureKind, Reason | None]
 
 # What an exception of a type stands for: the first that fits.
 _KINDS: tuple[_Row, ...] = (
-    ((VerificationError, CertificateError), FailureKind.TLS_WRONG_NAME, None),
-    ((SSL.Error,), FailureKind.TLS_FAILED, None),
     ((DNSLookupError,), FailureKind.DNS_NOT_FOUND, None),
     ((dns.DNSQueryTimeoutError,), FailureKind.DNS_FAILED, Reason.DNS_NO_ANSWER),
     (
@@ -196,6 +198,22 @@ def failure_of(error: BaseException) -> Failure:
     return failure
 
 
+async def result_or_failure(request: Awaitable[T]) -> T | Failure:
+    """Await a request; return what comes of it, or why it failed.
+
+    Raises:
+        CancelledError: It was called off, as Synapse shuts down.
+    """
+    try:
+        return await request
+    except CancelledError:
+        raise
+    except Exception as error:
+        failure = failure_of(error)
+        forget_frames(error)
+        return failure
+
+
 def is_ours(error: BaseException) -> bool:
     """Tell whether a request failed by this side's fault; nothing is logged."""
     return _found(error).is_ours
@@ -233,11 +251,13 @@ def _stopped_by(error: ObstacleError) -> Failure:
         late = Failure(FailureKind.RESPONSE_TIMEOUT)
         return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, facts=Facts(cause=late))
     kind, found = _OBSTACLES[error.obstacle]
-    if error.obstacle is Obstacle.UNTOLD:
-        return Failure(kind, found, Facts(is_relayed=True))
     met = error.__cause__
-    exception = bounded(f"{type(met).__name__}: {met}") if met else ""
-    return Failure(kind, found, Facts(host=bounded(error.host), exception=exception))
+    facts = Facts(
+        host=bounded(error.host),
+        exception=bounded(f"{type(met).__name__}: {met}") if met else "",
+        is_relayed=error.obstacle is Obstacle.UNTOLD,
+    )
+    return Failure(kind, found, facts)
 
 
 def _without_file(error: WithoutFileError) -> Failure:

@@ -3,12 +3,9 @@
 
 from http import HTTPStatus
 
-from twisted.internet.defer import CancelledError
-
 from synapse_federation_admin.failures.bounds import word
-from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.classify import result_or_failure
 from synapse_federation_admin.failures.kinds import Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.errors import forget_frames
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 _NOT_FOUND = (Reason.NO_SUCH_HOST, Reason.NO_ADDRESS)
@@ -33,21 +30,14 @@ async def second_look(
         timeout_ms: How long the server has to answer.
     """
     federation = homeserver.federation
-    try:
-        if failure.facts.status == HTTPStatus.UNAUTHORIZED:
-            # So this homeserver answers itself, if a name leads back to it: it is not
-            # for us.
-            is_us = await federation.is_us(name, timeout_ms=timeout_ms)
-            return Failure(FailureKind.IS_US) if is_us else failure
-        alias = await federation.alias_of(failure.facts.host)
-    except CancelledError:
-        raise
-    except Exception as error:
-        # If it is a bug on this side, that is logged.
-        failure_of(error)
-        forget_frames(error)
-        return failure
-    return dangling(failure, alias)
+    if failure.facts.status == HTTPStatus.UNAUTHORIZED:
+        # So this homeserver answers itself, if a name leads back to it: it is not for
+        # us.
+        asked = federation.is_us(name, timeout_ms=timeout_ms)
+        is_us = await result_or_failure(asked) is True
+        return Failure(FailureKind.IS_US) if is_us else failure
+    alias = await result_or_failure(federation.alias_of(failure.facts.host))
+    return failure if isinstance(alias, Failure) else dangling(failure, alias)
 
 
 def dangling(failure: Failure, alias: str) -> Failure:

@@ -5,15 +5,14 @@ from collections.abc import Awaitable
 
 import attr
 from synapse.module_api import JsonDict
-from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded
-from synapse_federation_admin.failures.classify import failure_of
+from synapse_federation_admin.failures.classify import result_or_failure
+from synapse_federation_admin.failures.kinds import Failure
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.second_look import may_be_more, second_look
 from synapse_federation_admin.failures.text import message_of
-from synapse_federation_admin.homeserver.errors import forget_frames
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome, Server
 
@@ -41,32 +40,22 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
 async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contact:
     """Await a request, and return what came of it."""
     begun_ms = homeserver.now_ms()
-    failure = None
-    try:
-        await request
-    except CancelledError:
-        # Synapse is shutting down.
-        raise
-    except Exception as error:
-        # If it is a bug on this side, the failure says so.
-        failure = failure_of(error)
-        forget_frames(error)
-    server = None if failure else Server()
-    return Contact(homeserver.now_ms() - begun_ms, server, failure)
+    # If it is a bug on this side, the failure says so.
+    found = await result_or_failure(request)
+    duration_ms = homeserver.now_ms() - begun_ms
+    if isinstance(found, Failure):
+        return Contact(duration_ms, failure=found)
+    return Contact(duration_ms, Server())
 
 
 async def with_software(
     homeserver: Homeserver, name: str, contact: Contact, *, timeout_ms: int
 ) -> Contact:
     """Ask a server that has answered what it runs; if it does not say, that is that."""
-    try:
-        body = await homeserver.federation.version(name, timeout_ms=timeout_ms)
-    except CancelledError:
-        # Synapse is shutting down.
-        raise
-    except Exception as error:
-        failure_of(error)
-        forget_frames(error)
+    body = await result_or_failure(
+        homeserver.federation.version(name, timeout_ms=timeout_ms)
+    )
+    if isinstance(body, Failure):
         return contact
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
