@@ -75,10 +75,10 @@ class Recorder:
         self._tables = tables
         self._looks_twice = looks_twice
         self._unwritten = Unwritten()
-        # When those have recovered that have not failed anew, the newest last.
+        # By destination, the newest last: when it recovered, until it fails again; and
+        # when an answer of it was last noted.
         self._recovered_ts: dict[str, int] = {}
-        # When it was last taken note of that a destination answered, the newest last.
-        self._known: dict[str, int] = {}
+        self._answered_ts: dict[str, int] = {}
         self._is_writing = False
         self._refusals = Refusals(tables)
         self._second_looks = SecondLooks(homeserver, self._take_found)
@@ -124,7 +124,7 @@ class Recorder:
         now_ts = self._homeserver.now_ms()
         if self._looks_twice:
             failure = self._second_looks.better(destination, failure)
-        self._known.pop(destination, None)
+        self._answered_ts.pop(destination, None)
         key = (destination, failure.kind.value)
         recovered_ts = self._recovered_ts.pop(destination, None)
         if not self._has_room(self._unwritten.failures, key):
@@ -164,7 +164,7 @@ class Recorder:
         key = (name, failure.kind.value)
         if not self._has_room(self._unwritten.failures, key):
             return
-        self._known.pop(name, None)
+        self._answered_ts.pop(name, None)
         self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
 
     def _record(self, name: str, failure: Failure, now_ts: int, **more: Any) -> None:
@@ -229,11 +229,13 @@ class Recorder:
         if accepted_bytes := self._refusals.disproved_bytes(destination, size_bytes):
             self._accepted(destination, accepted_bytes, now_ts)
             return
-        known_ts = self._known.get(destination)
+        known_ts = self._answered_ts.get(destination)
         if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
             return
         if self._add_success(destination, now_ts, None):
-            keep_newest(self._known, destination, now_ts, limits.ANSWERING_DESTINATIONS)
+            keep_newest(
+                self._answered_ts, destination, now_ts, limits.ANSWERING_DESTINATIONS
+            )
 
     def _accepted(self, name: str, size_bytes: int, now_ts: int) -> None:
         """Take note that it has accepted what is as large as what it had refused."""

@@ -163,6 +163,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             WellKnownResolver(*
                 agent well_known_cache had_well_known_cache reactor
                 server_name clock user_agent)
+            WellKnownLookupResult.delegated_server
             WellKnownResolver._make_well_known_request(*self server_name retry)
             WellKnownResolver.get_well_known(*self server_name)
         synapse.http.matrixfederationclient:

@@ -54,11 +54,11 @@ logger = logging.getLogger(__name__)
 _TICK_MS = 100
 _LOOK_RAREST_MS = 60_000
 
-# How many times as long as a look has taken the next one is waited for.
+# After a look the next one waits for at least so many times as long as it took.
 _LOOK_SHARE = 10
 
-# How long after a failure the process that has sent may take to tell what it was; and
-# if no contact has told it, either.
+# How long after a failure the process that sends may take to note what it met: where a
+# contact has failed, too, and where none has.
 _TOLD_WITHIN_MS = 2000
 _TOLD_ALONE_WITHIN_MS = 10_000
 
@@ -82,9 +82,10 @@ class FollowUp:
         self._has_started = self._looking = self._noting = False
         # What is to be noted of destinations that were woken.
         self._notes: dict[str, Mapping[str, object]] = {}
-        # Whether something was cleared since the last look, and for how long nothing.
-        # These are counted: the clock of the host may be set. And how long that took.
+        # Whether anything is left to look at.
         self._is_any = False
+        # For how long nothing was cleared, counted by ticks, since the clock of the host
+        # may be set; and how long the last look took.
         self._quiet_ms = self._took_ms = 0
 
     def start(self) -> None:
