@@ -84,8 +84,8 @@ class FollowUp:
         self._notes: dict[str, Mapping[str, object]] = {}
         # Whether anything is left to look at.
         self._is_any = False
-        # For how long nothing was cleared, counted by ticks, since the clock of the host
-        # may be set; and how long the last look took.
+        # For how long nothing was cleared, counted by ticks: the clock of the host may
+        # be set; and how long the last look took.
         self._quiet_ms = self._took_ms = 0
 
     def start(self) -> None:

@@ -136,14 +136,14 @@ class RunStore:
         )
 
     async def names(self, run_id: str) -> list[str]:
-        """Return the names of a run that is for a list of destinations."""
+        """Return the names of a run that is for a list; none if it is not there."""
 
         def names_txn(txn: LoggingTransaction) -> str:
             txn.execute(
                 "SELECT names FROM federation_admin_runs WHERE run_id = ?", (run_id,)
             )
-            ((names,),) = txn.fetchall()
-            return str(names)
+            row = txn.fetchone()
+            return str(row[0]) if row else "[]"
 
         names: list[str] = json.loads(await self.run("names", names_txn))
         return names

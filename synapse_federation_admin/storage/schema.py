@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 # The key of PostgreSQL's advisory lock: any number that nobody else uses.
 _LOCK = 0x6665_6461_7462_6C73  # "fedatbls"
 
+# How often something is tried where what it uses turns out to be missing.
+_TRIES = 3
+
 # What the database says of a table, a column or a unique index that is not there:
 # PostgreSQL's codes, and the texts of SQLite, which has no codes for them; and that it
 # is not to be used.
@@ -129,7 +132,7 @@ class Tables:
         """Run a function that uses the tables in a transaction, on a database thread.
 
         If one, or an index of it, turns out to have been dropped, that is made again,
-        and the function run once more.
+        and so is the attempt.
 
         Args:
             desc: The transaction's name in metrics and logs.
@@ -144,33 +147,30 @@ class Tables:
         run = partial(
             self._homeserver.run_db_interaction, read_committed=read_committed
         )
-        try:
-            await self.ready()
-            return await run(desc, func)
-        except CancelledError:
-            raise
-        except Exception as e:
-            if _code_of(e) == _DENIED_CODE:
-                raise TablesUnusableError(
-                    "The tables of synapse-federation-admin must belong to Synapse's "
-                    f"database user: {_told(e)}"
-                ) from e
-            if not _is_undefined(e):
+        error: Exception | None = None
+        # It may be dropped again as soon as it was made.
+        for attempt in range(_TRIES):
+            try:
+                await (self._make() if attempt else self.ready())
+                return await run(desc, func)
+            except CancelledError:
                 raise
-            logger.warning("Tables of federation_admin are missing: %s", e)
-        await self._make()
-        try:
-            return await run(desc, func)
-        except CancelledError:
-            raise
-        except Exception as e:
-            if not _is_undefined(e):
-                raise
-            raise TablesUnusableError(
-                "A table is not as synapse-federation-admin expects it. If its name "
-                f"begins with {PREFIX}, drop it: it is made again. The database says: "
-                f"{_told(e)}"
-            ) from e
+            except Exception as e:
+                if _code_of(e) == _DENIED_CODE:
+                    raise TablesUnusableError(
+                        "The tables of synapse-federation-admin must belong to "
+                        f"Synapse's database user: {_told(e)}"
+                    ) from e
+                if not _is_undefined(e):
+                    raise
+                logger.warning("Tables of federation_admin are missing: %s", e)
+                error = e
+        assert error is not None
+        raise TablesUnusableError(
+            "A table is not as synapse-federation-admin expects it. If its name begins "
+            f"with {PREFIX}, drop it: it is made again. The database says: "
+            f"{_told(error)}"
+        ) from error
 
     async def delete(self, expired: Expired, ts: int) -> None:
         """Delete what is not kept any more as of a time, in small pieces.
