@@ -27,7 +27,8 @@ How a page is added:
    Beside what the handler gives there are `url("/servers", name=...)`, `csrf_field()`
    for every form with `method="post"`, `now_ms`, `me`, `server_name`, `features_off`
    (a list of name and reason) and `is_on("history")`; the filters are in `render.py`.
-   Parts of `macros.html` are imported with `{% from "macros.html" import ... %}`.
+   Parts of `macros.html` are imported with `{% from "macros.html" import ... with
+   context %}`: `button`, `asking` and `hidden` bring `csrf_field()` along.
 
 The script (`static/console.js`) refreshes what has `data-live` and an `id`, moves with
 `j` and `k` over what has `data-row`, and presses with key r what has `data-key="r"`.
