@@ -17,11 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import attr
 from pydantic import ValidationError
-from synapse.module_api import (
-    JsonDict,
-    SynapseRequest,
-    parse_json_object_from_request,
-)
+from synapse.module_api import JsonDict, SynapseRequest, parse_json_object_from_request
 from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin import limits

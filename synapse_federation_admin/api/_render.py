@@ -13,10 +13,7 @@ from json.encoder import encode_basestring_ascii as json_text
 
 from synapse.module_api import JsonDict
 
-from synapse_federation_admin.destinations.values import (
-    Destination,
-    DestinationStatus,
-)
+from synapse_federation_admin.destinations.values import Destination, DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 

@@ -9,10 +9,7 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.runs import CONFLICT, Run, RunPreview, start_run
-from synapse_federation_admin.api.schemas.model import (
-    Input,
-    Reason,
-)
+from synapse_federation_admin.api.schemas.model import Input, Reason
 from synapse_federation_admin.repair.cap_backoff import CapBackoff
 from synapse_federation_admin.repair.criteria import ALL_FAILING
 

@@ -21,16 +21,9 @@ from synapse_federation_admin.api.runs import (
     start_run,
 )
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
-from synapse_federation_admin.api.schemas.model import (
-    Answer,
-    Input,
-    Reason,
-)
+from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import shown
-from synapse_federation_admin.api.shared_rooms import (
-    SharedRoomModel,
-    shared_rooms_path,
-)
+from synapse_federation_admin.api.shared_rooms import SharedRoomModel, shared_rooms_path
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.repair.forget import shown_loss
 from synapse_federation_admin.repair.forget_many import ForgetMany

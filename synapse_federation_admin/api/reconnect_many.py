@@ -22,10 +22,7 @@ from synapse_federation_admin.api.runs import (
     start_run,
 )
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
-from synapse_federation_admin.api.schemas.model import (
-    Input,
-    Reason,
-)
+from synapse_federation_admin.api.schemas.model import Input, Reason
 from synapse_federation_admin.destinations.query import is_of_failing
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.bounds import bounded

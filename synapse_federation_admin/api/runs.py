@@ -12,12 +12,7 @@ from synapse.module_api.errors import Codes, SynapseError
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
-from synapse_federation_admin.api.schemas.model import (
-    Answer,
-    NextToken,
-    Nothing,
-    Paged,
-)
+from synapse_federation_admin.api.schemas.model import Answer, NextToken, Nothing, Paged
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.repair import criteria

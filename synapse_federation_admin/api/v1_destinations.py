@@ -12,11 +12,7 @@ import attr
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.api._base import (
-    Asked,
-    invalid_param,
-    unknown_destination,
-)
+from synapse_federation_admin.api._base import Asked, invalid_param, unknown_destination
 from synapse_federation_admin.api._render import encode_v1, render_v1
 from synapse_federation_admin.api._stream import respond_in_chunks
 from synapse_federation_admin.destinations.pagination import Listing, Page

@@ -26,13 +26,7 @@ from synapse_federation_admin.console.errors import error_page
 from synapse_federation_admin.console.kept import Kept
 from synapse_federation_admin.console.pages.session import ask_to_sign_in, page_of
 from synapse_federation_admin.console.render import Renderer, url
-from synapse_federation_admin.console.visit import (
-    Answered,
-    Page,
-    See,
-    Values,
-    Visit,
-)
+from synapse_federation_admin.console.visit import Answered, Page, See, Values, Visit
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.pages import respond
