@@ -135,6 +135,9 @@ OUTAGES_A_DAY = 6
 # A longer list of names is for a filter, or for several runs.
 NAMES_OF_A_RUN = 50_000
 
+# For how long it has been failing what a filter forgets without `force`.
+DEAD_FOR_MS = 30 * 86_400_000
+
 # Rows of a page of v1: a longer one is written while it is read.
 PLAIN_PAGE = 1000
 

@@ -28,9 +28,6 @@ from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.repair.forget import shown_loss
 from synapse_federation_admin.repair.forget_many import ForgetMany
 
-# For how long it has been failing what a filter forgets without `force`.
-DEAD_FOR_MS = 30 * 86_400_000
-
 
 class ForgetBody(Input):
     """How to forget a destination."""
@@ -74,7 +71,7 @@ class ForgetManyBody(ForgetBody):
             )
         if self.filter is None or self.force:
             return self
-        if (self.filter.failing_for or 0) < DEAD_FOR_MS:
+        if (self.filter.failing_for or 0) < limits.DEAD_FOR_MS:
             raise ValueError(
                 "Key 'filter.failing_for' must be at least 30d, unless 'force' is true"
             )

@@ -9,16 +9,17 @@ How a page is added:
 2. The handler, in `console/pages/<file>.py`:
 
        async def list_runs(visit: Visit) -> Answered:
-           found = await visit.ask(operations.list_runs, visit.query)
+           found = await visit.ask("list_runs", visit.query)
            return Page("runs.html", {"title": "Runs", "runs": found.runs})
 
    - `visit.parameters["run_id"]` is from the path, decoded; `visit.query` has the
      parameters of the URL (a text, or a list of texts where one is repeated), and
      `visit.form` those of a form that was sent (the same; only in a POST).
-   - `await visit.ask(OPERATION, values, **path_parameters)` calls an operation of v2 in
-     this process and returns the object that its model describes: an absent key is
-     None, an enum is a member. There is no other way to data. What it raises becomes a
-     page that says so; a page that can do without catches `FeatureOffError`.
+   - `await visit.ask(HANDLER, values, **path_parameters)` calls an operation of v2 in
+     this process, by the name of its handler, and returns the object that its model
+     describes: an absent key is None, an enum is a member. There is no other way to
+     data. What it raises becomes a page that says so; a page that can do without asks
+     by `ask_if_on`.
    - A GET changes nothing. A POST was checked (the form's token, where it comes from)
      before the handler is called, and returns `See("/runs/7")`, which leads there, or a
      page. A handler that has written the answer itself returns None.

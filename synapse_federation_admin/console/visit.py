@@ -9,7 +9,6 @@ from synapse.module_api import Requester, SynapseRequest
 
 from synapse_federation_admin.api import ROUTES, Services
 from synapse_federation_admin.api._base import Asked
-from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.console.cookie import Session
 from synapse_federation_admin.console.desk import Desk
 from synapse_federation_admin.console.kept import Kept
@@ -18,8 +17,8 @@ from synapse_federation_admin.homeserver.features import FeatureOffError
 # Parameters by name; a list where one is repeated.
 Values: TypeAlias = Mapping[str, str | list[str]]
 
-# What each operation of the API needs.
-_NEEDS = {route.name: route.needs for route in ROUTES}
+# The operations of the API.
+_OPERATIONS = {route.name: route for route in ROUTES}
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -95,16 +94,29 @@ class Visit:
         assert self.requester is not None
         return Asked(self.services, self.request, self.requester)
 
+    def operation(self, name: str) -> Any:
+        """Return an operation of the API, which may be in what cannot be imported.
+
+        Args:
+            name: That of its handler.
+
+        Raises:
+            FeatureOffError: What it needs is off.
+        """
+        route = _OPERATIONS[name]
+        self.services.features.require(*route.needs)
+        return route.load()
+
     async def ask(
         self,
-        operation: Operation[Any],
+        name: str,
         values: Mapping[str, object] | None = None,
         **parameters: str,
     ) -> Any:
         """Call an operation of the API.
 
         Args:
-            operation: The operation.
+            name: That of its handler.
             values: Its query parameters, as texts or values, or the keys of its body.
             parameters: Those of its path.
 
@@ -115,17 +127,17 @@ class Visit:
             SynapseError: As the API answers; a `FeatureOffError` if what it needs is
                 off.
         """
-        self.services.features.require(*_NEEDS[operation.name])
-        return await operation.ask(self.asked, values or {}, **parameters)
+        asks = self.operation(name).ask
+        return await asks(self.asked, values or {}, **parameters)
 
     async def ask_if_on(
         self,
-        operation: Operation[Any],
+        name: str,
         values: Mapping[str, object] | None = None,
         **parameters: str,
     ) -> Any:
         """Call an operation as `ask`; None if it is off, as the foot tells."""
         try:
-            return await self.ask(operation, values, **parameters)
+            return await self.ask(name, values, **parameters)
         except FeatureOffError:
             return None

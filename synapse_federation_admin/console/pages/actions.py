@@ -9,21 +9,13 @@ from urllib.parse import urlencode
 import attr
 from synapse.module_api.errors import SynapseError
 
-from synapse_federation_admin.api import (
-    cap_backoff as cap,
-    forget as forgetting,
-    reconnect_many as reconnecting,
-)
+from synapse_federation_admin import limits
 from synapse_federation_admin.api._base import invalid_param
-from synapse_federation_admin.api._operation import Operation
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter
-from synapse_federation_admin.api.v1_reset_connection import reset_connection_v1
-from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages.servers import query_of
 from synapse_federation_admin.console.render import segment, url
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.durations import parse_duration
-from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import counted
@@ -95,7 +87,7 @@ async def reconnect(visit: Visit) -> Answered:
     POST /_synapse/admin/federation/reconnect
     """
     body = selection_of(visit).body
-    return await _do(visit, reconnecting.reconnect_many, body, ask_reconnect)
+    return await _do(visit, "reconnect_many", body, ask_reconnect)
 
 
 async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page:
@@ -104,9 +96,7 @@ async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page
     GET /_synapse/admin/federation/reconnect?name=a&name=b or ?all=true&<filters>
     """
     selected = selection_of(visit)
-    found = await visit.ask(
-        reconnecting.reconnect_many, {**selected.body, "dry_run": True}
-    )
+    found = await visit.ask("reconnect_many", {**selected.body, "dry_run": True})
     most = visit.services.config.bulk_max_per_second
     rate = min(5, most)
     return _page(
@@ -128,7 +118,7 @@ async def forget_many(visit: Visit) -> Answered:
     POST /_synapse/admin/federation/forget
     """
     body = {**selection_of(visit).body, "dry_run": False}
-    return await _do(visit, forgetting.forget_many, body, ask_forget_many)
+    return await _do(visit, "forget_many", body, ask_forget_many)
 
 
 async def ask_forget_many(visit: Visit, error: SynapseError | None = None) -> Answered:
@@ -144,12 +134,12 @@ async def ask_forget_many(visit: Visit, error: SynapseError | None = None) -> An
     if not selected.names and not selected.filters:
         return Page("forget_which.html", {"title": "Forget servers"})
     found = await visit.ask(
-        forgetting.forget_many, {**selected.body, "force": True, "dry_run": True}
+        "forget_many", {**selected.body, "force": True, "dry_run": True}
     )
     is_young = False
     if selected.filters:
         least = ChangeFilter.model_validate(selected.filters).failing_for or 0
-        is_young = least < forgetting.DEAD_FOR_MS
+        is_young = least < limits.DEAD_FOR_MS
     is_asked = is_young and visit.text("force") != "true"
     if error is not None and error.code == HTTPStatus.BAD_REQUEST and is_asked:
         error = invalid_param(
@@ -176,7 +166,7 @@ async def cap_backoff(visit: Visit) -> Answered:
     if longest_ms is None:
         return await ask_cap(visit)
     body = {"max_retry_interval_ms": longest_ms}
-    return await _do(visit, cap.cap_backoff, body, ask_cap)
+    return await _do(visit, "cap_backoff", body, ask_cap)
 
 
 async def ask_cap(visit: Visit, error: SynapseError | None = None) -> Page:
@@ -189,7 +179,7 @@ async def ask_cap(visit: Visit, error: SynapseError | None = None) -> Page:
     found = None
     if longest_ms:
         body = {"max_retry_interval_ms": longest_ms, "dry_run": True}
-        found = await visit.ask(cap.cap_backoff, body)
+        found = await visit.ask("cap_backoff", body)
     return _page(
         visit,
         "cap_backoff.html",
@@ -210,8 +200,7 @@ async def reset(visit: Visit) -> Answered:
     POST /_synapse/admin/federation/servers/<name>/reset
     """
     name = visit.parameters["name"]
-    visit.services.features.require(Feature.V1_RESET)
-    await reset_connection_v1(visit.asked, name)
+    await visit.operation("reset_connection_v1")(visit.asked, name)
     return See(f"/servers/{segment(name)}")
 
 
@@ -221,7 +210,7 @@ async def ask_reset(visit: Visit) -> Page:
     GET /_synapse/admin/federation/servers/<name>/reset
     """
     name = visit.parameters["name"]
-    server = await visit.ask(get_destination, destination=name)
+    server = await visit.ask("get_destination", destination=name)
     return _page(visit, "reset.html", f"Reset {name}", server=server)
 
 
@@ -233,7 +222,7 @@ async def forget(visit: Visit) -> Answered:
     name = visit.parameters["name"]
     return await _do(
         visit,
-        forgetting.forget,
+        "forget",
         {"dry_run": False},
         ask_forget,
         lambda _: f"/audit?{urlencode({'destination': name})}",
@@ -247,7 +236,7 @@ async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Page:
     GET /_synapse/admin/federation/servers/<name>/forget
     """
     name = visit.parameters["name"]
-    found = await visit.ask(forgetting.forget, {"dry_run": True}, destination=name)
+    found = await visit.ask("forget", {"dry_run": True}, destination=name)
     return _page(visit, "forget.html", f"Forget {name}", error, found=found)
 
 
@@ -260,7 +249,7 @@ def _run_path(run: Any) -> str:
 
 async def _do(
     visit: Visit,
-    operation: Operation[Any],
+    operation: str,
     body: Mapping[str, Any],
     ask: Callable[[Visit, SynapseError], Awaitable[Answered]],
     leads_to: Callable[[Any], str] = _run_path,
@@ -270,7 +259,7 @@ async def _do(
 
     Args:
         visit: With the form; its fields are keys of the body.
-        operation: What does it.
+        operation: What does it, by the name of its handler.
         body: The other keys.
         ask: Makes the page that has asked.
         leads_to: Returns the page to go to then, by what the operation gives.
@@ -279,7 +268,9 @@ async def _do(
     Raises:
         SynapseError: It is none that the page can tell.
     """
-    given = {key: visit.text(key) for key in operation.takes.model_fields}
+    given = {
+        key: visit.text(key) for key in visit.operation(operation).takes.model_fields
+    }
     try:
         found = await visit.ask(operation, {**given, **body}, **parameters)
     except SynapseError as e:

@@ -6,7 +6,6 @@ from typing import Any
 
 from synapse.module_api.errors import Codes, SynapseError
 
-from synapse_federation_admin.api.audit import read_audit
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.storage.audit_entry import AuditAction
 from synapse_federation_admin.wording import outcomes
@@ -40,7 +39,7 @@ async def show_audit(visit: Visit) -> Answered:
         "from": start,
     }
     filters = {name: value for name, value in given.items() if value}
-    page = await visit.ask(read_audit, query)
+    page = await visit.ask("read_audit", query)
     return Page(
         "audit.html",
         {

@@ -4,7 +4,6 @@
 import json
 from http import HTTPStatus
 
-from synapse_federation_admin.api.changes import list_changes
 from synapse_federation_admin.console.visit import Visit
 from synapse_federation_admin.history.changes import Changes
 from synapse_federation_admin.history.store import if_readable
@@ -34,11 +33,11 @@ async def show_changes(visit: Visit) -> None:
     off, the answer is of nothing, and not complete.
     """
     services = visit.services
-    since_ts = list_changes.take({"since": visit.text("since", "0")}).since
     # Without the objects that the API describes: it is asked all the time.
     changes = Changes(visit.now_ms, is_complete=False)
     if services.features.is_on(Feature.AUDIT):
-        changes = await services.changes.since(since_ts)
+        query = visit.operation("list_changes").take({"since": visit.text("since")})
+        changes = await services.changes.since(query.since)
     processes = await if_readable(lambda: services.senders.lately.get())
     answer = {
         "as_of_ts": changes.as_of_ts,

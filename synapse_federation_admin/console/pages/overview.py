@@ -3,11 +3,6 @@
 
 from typing import Any
 
-from synapse_federation_admin.api.attention import needs_attention
-from synapse_federation_admin.api.audit import read_audit
-from synapse_federation_admin.api.changes import list_changes
-from synapse_federation_admin.api.runs import list_runs
-from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.wording import causes
@@ -42,17 +37,17 @@ async def overview(visit: Visit) -> Answered:
 
     GET /_synapse/admin/federation/
     """
-    summary = await visit.ask(summarize)
+    summary = await visit.ask("summarize")
     # As the API writes it, and the command line reads it.
     told = summary.model_dump(mode="json")
     failing = failing_of(told)
-    runs = await visit.ask_if_on(list_runs, {"limit": _RUNS})
-    audit = await visit.ask_if_on(read_audit, {"limit": _ACTIONS})
+    runs = await visit.ask_if_on("list_runs", {"limit": _RUNS})
+    audit = await visit.ask_if_on("read_audit", {"limit": _ACTIONS})
     needs = None
     if failing:
-        needs = await visit.ask_if_on(needs_attention, {"limit": _NEEDY})
+        needs = await visit.ask_if_on("needs_attention", {"limit": _NEEDY})
     table = told["failing_by_kind_and_age"]
-    later = await visit.ask_if_on(list_changes, {"since": str(summary.as_of_ts)})
+    later = await visit.ask_if_on("list_changes", {"since": str(summary.as_of_ts)})
     pace = None
     if summary.backlog.as_of_ts is None or (needs and needs.as_of_ts is None):
         pace = _SOON_S

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs: what is done to many servers, one after the other, and how far it is."""
 
-from synapse_federation_admin.api import runs
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.wording import outcomes
@@ -19,7 +18,7 @@ async def list_runs(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/runs?from=
     """
     start = visit.text("from")
-    page = await visit.ask(runs.list_runs, {"limit": _ROWS, "from": start})
+    page = await visit.ask("list_runs", {"limit": _ROWS, "from": start})
     return Page(
         "runs.html",
         {
@@ -36,7 +35,7 @@ async def show_run(visit: Visit) -> Answered:
 
     GET /_synapse/admin/federation/runs/<run_id>
     """
-    run = await visit.ask(runs.get_run, run_id=visit.parameters["run_id"])
+    run = await visit.ask("get_run", run_id=visit.parameters["run_id"])
     is_silent = visit.now_ms - run.updated_ts > _SILENT_MS
     return Page(
         "run.html",
@@ -56,5 +55,5 @@ async def cancel_run(visit: Visit) -> Answered:
     POST /_synapse/admin/federation/runs/<run_id>/cancel
     """
     run_id = visit.parameters["run_id"]
-    await visit.ask(runs.cancel_run, run_id=run_id)
+    await visit.ask("cancel_run", run_id=run_id)
     return See(f"/runs/{segment(run_id)}")

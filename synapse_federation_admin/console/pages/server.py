@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One server: what is wrong, since when, for whom, and what to do.
+"""One server: what is wrong, since when, for whom, and what to do."""
 
-What only some of this needs is imported there: if a feature is off, that may fail.
-"""
-
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote
 
-from synapse_federation_admin.api.audit import read_audit
-from synapse_federation_admin.api.outages import list_outages
-from synapse_federation_admin.api.shared_rooms import list_shared_rooms
-from synapse_federation_admin.api.tell import tell
-from synapse_federation_admin.api.v2_destinations import get_destination
 from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.destinations.backlog import mend_unsendable
-from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.wording import causes
 
@@ -41,64 +30,20 @@ async def show_server(visit: Visit) -> Answered:
     With `contacts` the server is asked whom to tell: that may take ten seconds. A
     diagnosis, and a reconnect, lead here with the ID of what came of them.
     """
-    of = visit.parameters["name"]
-    kept = {what: visit.kept.find(f"{what} {of}", visit.text(what)) for what in _KEPT}
-    return await _page(visit, kept)
-
-
-async def diagnose(visit: Visit) -> Answered:
-    """Diagnose a server, and lead to where what was found is above what is known.
-
-    POST /_synapse/admin/federation/servers/<name>/diagnose
-    """
-    from synapse_federation_admin.api.diagnose import diagnose
-
     name = visit.parameters["name"]
-    found = await visit.ask(diagnose, destination=name)
-    return _see(visit, _DIAGNOSIS, found)
-
-
-async def reconnect(visit: Visit) -> Answered:
-    """Reconnect a server, and lead to what came of it.
-
-    POST /_synapse/admin/federation/servers/<name>/reconnect
-    """
-    from synapse_federation_admin.api.reconnect import reconnect
-
-    name = visit.parameters["name"]
-    values: dict[str, object] = {"reason": visit.text("reason")}
-    found = await visit.ask(reconnect, values, destination=name)
-    return _see(visit, _RECONNECT, found)
-
-
-async def flush_caches(visit: Visit) -> Answered:
-    """Have every process forget what it keeps of a server, and lead to who was told.
-
-    POST /_synapse/admin/federation/servers/<name>/flush
-    """
-    from synapse_federation_admin.api.flush_caches import flush_caches
-
-    found = await visit.ask(flush_caches, destination=visit.parameters["name"])
-    return _see(visit, _FLUSH, found)
-
-
-def _see(visit: Visit, what: str, found: Any) -> See:
-    """Keep what came of something, and lead to it."""
-    name = visit.parameters["name"]
-    key = visit.kept.keep(f"{what} {name}", found)
-    return See(f"/servers/{segment(name)}?{what}={key}")
-
-
-async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
-    name = visit.parameters["name"]
+    kept = {what: visit.kept.find(f"{what} {name}", visit.text(what)) for what in _KEPT}
     diagnosis = kept[_DIAGNOSIS]
-    server = await visit.ask(get_destination, destination=name)
-    outages = await visit.ask_if_on(list_outages, {"limit": _OUTAGES}, destination=name)
-    audit = await visit.ask_if_on(read_audit, {"limit": _ENTRIES, "destination": name})
+    server = await visit.ask("get_destination", destination=name)
+    outages = await visit.ask_if_on(
+        "list_outages", {"limit": _OUTAGES}, destination=name
+    )
+    audit = await visit.ask_if_on(
+        "read_audit", {"limit": _ENTRIES, "destination": name}
+    )
     rooms, rooms_from = None, visit.text("rooms")
     if server.shared_rooms:
         rooms = await visit.ask_if_on(
-            list_shared_rooms,
+            "list_shared_rooms",
             {"limit": _ROOMS, "from": rooms_from},
             destination=name,
         )
@@ -106,13 +51,10 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
     # There is nothing to tell of what does not fail, and nobody of what is no server.
     message = None
     if is_server_name(name) and (is_failing or (diagnosis and diagnosis.kind)):
-        message = await visit.ask(tell, destination=name)
+        message = await visit.ask("tell", destination=name)
     support = None
-    features = visit.services.features
-    if message and visit.text("contacts") and features.is_on(Feature.DIAGNOSIS):
-        from synapse_federation_admin.api.diagnose import get_support
-
-        support = await visit.ask_if_on(get_support, {}, destination=name)
+    if message and visit.text("contacts"):
+        support = await visit.ask_if_on("get_support", {}, destination=name)
     last = server.last_failure if words.is_why(server) else None
     return Page(
         "server.html",
@@ -143,3 +85,35 @@ async def _page(visit: Visit, kept: Mapping[str, Any]) -> Answered:
             + quote(name, safe=""),
         },
     )
+
+
+async def diagnose(visit: Visit) -> Answered:
+    """Diagnose a server, and lead to where what was found is above what is known.
+
+    POST /_synapse/admin/federation/servers/<name>/diagnose
+    """
+    return await _do(visit, "diagnose", _DIAGNOSIS)
+
+
+async def reconnect(visit: Visit) -> Answered:
+    """Reconnect a server, and lead to what came of it.
+
+    POST /_synapse/admin/federation/servers/<name>/reconnect
+    """
+    return await _do(visit, "reconnect", _RECONNECT)
+
+
+async def flush_caches(visit: Visit) -> Answered:
+    """Have every process forget what it keeps of a server, and lead to who was told.
+
+    POST /_synapse/admin/federation/servers/<name>/flush
+    """
+    return await _do(visit, "flush_caches", _FLUSH)
+
+
+async def _do(visit: Visit, operation: str, what: str) -> See:
+    """Do something to a server, keep what came of it, and lead to that."""
+    name = visit.parameters["name"]
+    found = await visit.ask(operation, destination=name)
+    key = visit.kept.keep(f"{what} {name}", found)
+    return See(f"/servers/{segment(name)}?{what}={key}")

@@ -7,8 +7,6 @@ from typing import Any
 from markupsafe import escape
 
 from synapse_federation_admin.api.schemas.destinations import Filter
-from synapse_federation_admin.api.unlisted import list_unlisted
-from synapse_federation_admin.api.v2_destinations import list_destinations
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
@@ -69,7 +67,7 @@ async def list_servers(visit: Visit) -> Answered:
 
     async def read(most: int, *, counts: bool = True) -> Any:
         more = {"include": includes, "limit": most, "total": counts, "from": start}
-        return await visit.ask(list_destinations, {**query, **waiting, **more})
+        return await visit.ask("list_destinations", {**query, **waiting, **more})
 
     page = await read(_ROWS)
     most = how_many_fit([row.destination for row in page.destinations])
@@ -128,11 +126,9 @@ async def export(visit: Visit) -> Answered:
 
     GET /_synapse/admin/federation/servers/export?format=csv&failing_for=7d
     """
-    # Not above: the pages of runs need what is in this file, but nothing of lists.
-    from synapse_federation_admin.api.export import export_destinations
-
+    operation = visit.operation("export_destinations")
     query = query_of(visit)
-    wanted = export_destinations.take(
+    wanted = operation.take(
         {
             **query,
             **_waiting_of(visit),
@@ -140,8 +136,7 @@ async def export(visit: Visit) -> Answered:
             "include": _backlog_of(visit),
         }
     )
-    assert export_destinations.handler is not None
-    await export_destinations.handler(visit.asked, wanted)
+    await operation.handler(visit.asked, wanted)
     return None
 
 
@@ -151,7 +146,7 @@ async def show_unlisted(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/unlisted?from=
     """
     start = visit.text("from")
-    page = await visit.ask(list_unlisted, {"limit": _ROWS, "from": start})
+    page = await visit.ask("list_unlisted", {"limit": _ROWS, "from": start})
     return Page(
         "unlisted.html",
         {"title": "Names not listed", "page": page, "is_first": not start},

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Us: whether it is this homeserver, its senders and processes, what works here."""
 
-from synapse_federation_admin.api.instances import list_instances
-from synapse_federation_admin.api.status import get_status
-from synapse_federation_admin.api.summary import summarize
 from synapse_federation_admin.console.pages.overview import WHERE_WHY
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.wording.verdict import verdict_of
@@ -14,9 +11,9 @@ async def show_us(visit: Visit) -> Answered:
 
     GET /_synapse/admin/federation/us
     """
-    summary = await visit.ask_if_on(summarize)
-    instances = await visit.ask_if_on(list_instances)
-    status = await visit.ask(get_status)
+    summary = await visit.ask_if_on("summarize")
+    instances = await visit.ask_if_on("list_instances")
+    status = await visit.ask("get_status")
     return Page(
         "us.html",
         {
