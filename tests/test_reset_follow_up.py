@@ -168,17 +168,6 @@ class StoryTestCase(ContactTestCase):
 
 @pytest.mark.database
 class StoriesTestCase(StoryTestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        # Time passes, and the clock is right: what is old is pruned.
-        housekeeping = "synapse_federation_admin.repair.housekeeping"
-        for patcher in (
-            mock.patch("time.monotonic", self.reactor.seconds),
-            mock.patch(f"{housekeeping}._RELEASED_TS", 0),
-        ):
-            patcher.start()
-            self.addCleanup(patcher.stop)
-
     @parameterized.expand(STORIES.items())
     def test_contacted(self, proves: str, story: str) -> None:
         """With a contact, as nothing waits."""
