@@ -11,11 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from http.client import parse_headers
 from typing import Any
 
 import attr
-from listener import Listener, reset
+from listener import Listener, requests, reset
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.processes import free_port
@@ -97,17 +96,12 @@ class Fleet:
         self.seen.append(Seen(f"{host}:{port}", time.monotonic(), path, body))
 
     def _answer(self, connection: Any) -> None:
-        with (
-            self._context.wrap_socket(connection, server_side=True) as secure,
-            secure.makefile("rb") as stream,
-        ):
-            while line := stream.readline().decode("latin-1"):
-                path = line.split(" ")[1]
-                headers = parse_headers(stream)
-                body = stream.read(int(headers.get("Content-Length", 0)))
-                self._record(secure, path, body.decode("utf-8", "replace"))
+        with self._context.wrap_socket(connection, server_side=True) as secure:
+            for request in requests(secure):
+                body = request.body.decode("utf-8", "replace")
+                self._record(secure, request.target, body)
                 time.sleep(self._delay_s)
-                answer = _TAKEN if "/send/" in path else _VERSION
+                answer = _TAKEN if "/send/" in request.target else _VERSION
                 secure.sendall(
                     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
                     b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer)

@@ -12,12 +12,11 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from http.client import parse_headers
 from pathlib import Path
 from typing import Any
 
 from dns_server import DnsServer
-from listener import Listener
+from listener import Listener, requests
 from own_resolver import with_resolver
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -150,17 +149,13 @@ class Server:
             self._answer_request(connection)
 
     def _answer_request(self, connection: Any) -> None:
-        with connection.makefile("rb") as stream:
-            line = stream.readline().decode("latin-1")
-            if not line:
-                return
-            headers = parse_headers(stream)
-            # What is not read when a connection is closed resets it.
-            stream.read(int(headers.get("Content-Length", 0)))
-        path = line.split(" ")[1].partition("?")[0]
+        request = next(requests(connection), None)
+        if request is None:
+            return
+        path = request.target.partition("?")[0]
         if path.startswith(SEND):
             path = SEND
-        self.requests.append((path, headers.get("Host", "")))
+        self.requests.append((path, request.headers.get("Host", "")))
         time.sleep(self._latency_s)
         answers = self._answers
         answer = (

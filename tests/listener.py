@@ -9,13 +9,39 @@ collected. So whatever listens in tests does it by this.
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from email.message import Message
+from http.client import parse_headers
+from typing import Any
+
+import attr
 
 # How long a connection may take to find out that it is over.
 _END_S = 20
 
 Serve = Callable[[socket.socket], None]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Request:
+    method: str
+    target: str
+    headers: Message
+    body: bytes
+
+
+def requests(connection: Any) -> Iterator[Request]:
+    """Yield the HTTP requests of a connection, as they come.
+
+    All of each is read: a connection that is closed before is reset.
+    """
+    with connection.makefile("rb") as stream:
+        while line := stream.readline().decode("latin-1"):
+            method, target, _ = line.split(" ", 2)
+            headers = parse_headers(stream)
+            body = stream.read(int(headers.get("Content-Length", 0)))
+            yield Request(method, target, headers, body)
 
 
 def reset(connection: socket.socket) -> None:

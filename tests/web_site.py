@@ -2,15 +2,17 @@
 """A small web site on a real socket, for what stands in for other people's services."""
 
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import attr
+from listener import Listener, Request, requests
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -60,60 +62,46 @@ class WebSite:
         self.instead: dict[str, Any] = {}
         # What was asked for: `POST /oauth2/token`.
         self.asked: list[str] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site._handle(self)
-
-            def do_POST(self) -> None:
-                site._handle(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer((address, port), Handler)
-        if context is not None:
-            self._server.socket = context.wrap_socket(
-                self._server.socket, server_side=True
-            )
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._context = context
+        self._listener = Listener(address, port, self._serve)
 
     def __enter__(self) -> Any:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._listener.close()
 
-    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
-        length = int(handler.headers.get("Content-Length") or 0)
-        body = handler.rfile.read(length)
-        is_json = "json" in (handler.headers.get("Content-Type") or "")
-        target = urlsplit(handler.path)
+    def _serve(self, connection: socket.socket) -> None:
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_side=True)
+        with connection:
+            # One: some take a connection that is about to be closed for their next.
+            for request in islice(requests(connection), 1):
+                connection.sendall(self._answered(request))
+
+    def _answered(self, request: Request) -> bytes:
+        is_json = "json" in request.headers.get("Content-Type", "")
+        target = urlsplit(request.target)
         asked = Asked(
-            handler.command,
+            request.method,
             target.path,
             dict(parse_qsl(target.query)),
-            {} if is_json else dict(parse_qsl(body.decode())),
-            json.loads(body) if is_json and body else None,
-            handler.headers.get("Authorization") or "",
+            {} if is_json else dict(parse_qsl(request.body.decode())),
+            json.loads(request.body) if is_json and request.body else None,
+            request.headers.get("Authorization", ""),
         )
         with self._lock:
             self.asked.append(f"{asked.method} {asked.path}")
             answer = self._answer(asked)
-        handler.send_response(answer.status)
-        handler.send_header("Content-Type", answer.media_type)
-        handler.send_header("Content-Length", str(len(answer.body)))
-        # Else some take a connection that is about to be closed for their next request.
-        handler.send_header("Connection", "close")
-        if answer.location is not None:
-            handler.send_header("Location", answer.location)
-        handler.end_headers()
-        handler.wfile.write(answer.body)
+        head = [
+            f"HTTP/1.1 {int(answer.status)} Answered",
+            f"Content-Type: {answer.media_type}",
+            f"Content-Length: {len(answer.body)}",
+            "Connection: close",
+            *([] if answer.location is None else [f"Location: {answer.location}"]),
+        ]
+        return "\r\n".join([*head, "", ""]).encode() + answer.body
 
     def _answer(self, asked: Asked) -> Answer:
         if self.fails_with is not None:
