@@ -191,6 +191,15 @@ class OneTestCase(ForgetTestCase):
             self.assertEqual(self.forget(dry_run=False, drop_to_device=True).code, 200)
             self.run_sql("DELETE FROM federation_admin_audit")
 
+    def test_capped_meanwhile(self) -> None:
+        """That its backoff is shortened meanwhile keeps it from nothing."""
+        self.add_everything(DEAD)
+        cap = "UPDATE destinations SET retry_interval = 1"
+        with self.before_deletion(lambda: self.run_sql(cap)):
+            channel = self.forget(dry_run=False, drop_to_device=True)
+        self.assertEqual(channel.code, 200, channel.result)
+        self.assertEqual(self.left(DEAD), {})
+
     def test_disconnected(self) -> None:
         """If the client goes away, it is forgotten all the same."""
         self.add_everything(DEAD)

@@ -57,6 +57,10 @@ _TO_DEVICE = "device_federation_outbox"
 CHANGED = "Something was sent to this destination, or failed, meanwhile: try again"
 
 
+def _without_interval(row: Destination | None) -> Destination | None:
+    return row and row._replace(retry_interval=None)
+
+
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Seen:
     """What was there when shared rooms were looked for.
@@ -65,11 +69,12 @@ class Seen:
     somebody has joined a room.
 
     Attributes:
-        row: The row in `destinations`; None if there is none.
+        row: The row in `destinations`; None if there is none. A backoff that is of
+            another length is no sign of anything: an admin may have capped it.
         newest: The newest event, to-device message and device list update queued.
     """
 
-    row: Destination | None
+    row: Destination | None = attr.ib(eq=_without_interval)
     newest: tuple[int | None, ...]
 
 
