@@ -39,6 +39,8 @@ class AccessTestCase(ModuleTestCase):
                 self.check(method, target, None, 401, "M_MISSING_TOKEN")
                 self.check(method, target, "syt_no_such", 401, "M_UNKNOWN_TOKEN")
                 self.check(method, target, self.user_token, 403, "M_FORBIDDEN")
+            no_ascii = f"{path}?access_token=%C3%A9"
+            self.check(method, no_ascii, None, 401, "M_UNKNOWN_TOKEN")
         (row,) = self.get_json("/_synapse/admin/v1/federation/destinations")[
             "destinations"
         ]

@@ -3,12 +3,14 @@
 
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from importlib.metadata import version
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING
 
 from synapse.config.workers import MAIN_PROCESS_INSTANCE_NAME
 from synapse.module_api import ModuleApi, Requester, SynapseRequest
+from synapse.module_api.errors import Codes, SynapseError
 from synapse.rest.admin._base import assert_user_is_admin
 from twisted.internet.interfaces import IReactorTime
 
@@ -152,7 +154,13 @@ class Process:
         Raises:
             SynapseError: 401 without a valid access token.
         """
-        return await self._hs.get_auth().get_user_by_req(request)
+        try:
+            return await self._hs.get_auth().get_user_by_req(request)
+        except UnicodeDecodeError as e:
+            # It is not ASCII.
+            raise SynapseError(
+                HTTPStatus.UNAUTHORIZED, "Invalid access token", Codes.UNKNOWN_TOKEN
+            ) from e
 
 
 def shown_instance(instance: str) -> str:
