@@ -119,10 +119,7 @@ class ResetContactsTestCase(ContactTestCase):
         """What a remote server puts into an error is logged escaped, and cut."""
         with self.assertLogs("synapse_federation_admin", "INFO") as logs:
             self.reset()
-            said = {
-                "errcode": "M_X",
-                "error": "forged\n2026-01-01 \x1b[31m",
-            }
+            said = {"errcode": "M_X", "error": "forged\n2026-01-01 \x1b[31m"}
             body = json.dumps(said).encode()
             self.answer(HttpResponseException(403, "Forbidden", body))
             self.fail(9_000)

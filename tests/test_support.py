@@ -113,9 +113,7 @@ class SupportTestCase(ModuleTestCase):
             self.asked.append((host, path))
             return self.fetched
 
-        patcher = mock.patch.object(support, "fetch", fetch)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(support, "fetch", fetch)
 
     def test_kept(self) -> None:
         """What the server says is told, and told again for ten minutes."""

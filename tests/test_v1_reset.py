@@ -40,11 +40,21 @@ class AnswersTestCase(ResetTestCase):
             self.assertEqual(self.row(), (0, 0, None, 7))
 
     def test_caches(self) -> None:
-        """Synapse's own view is cleared with the row, and seen failing before it."""
-        self.store_failure(ts=5)
-        self.assertTrue(self.timings())
-        self.assertEqual(self.reset().code, 200)
-        self.assertIsNone(self.timings())
+        """What is failing by the table, or by Synapse's cache alone, is cleared.
+
+        Synapse's own view is cleared with it: then there is nothing to reset.
+        """
+        for cached, row in ((5, None), (5, ()), (None, FAILING)):
+            self.run_sql("DELETE FROM destinations")
+            if cached:
+                self.store_failure(ts=cached)
+            self.assertEqual(self.timings() is not None, cached is not None)
+            if row is not None:
+                self.add_destination(NAME, *row)
+            self.assertEqual(self.reset().code, 200, (cached, row))
+            self.assertIsNone(self.timings())
+            self.assertFalse(self.row()[0])
+            self.assertEqual(self.reset().code, 400)
 
     def test_counts(self) -> None:
         """Where the summary's counts are kept, a reset has them counted anew."""
@@ -59,13 +69,6 @@ class AnswersTestCase(ResetTestCase):
             self.assertEqual(total(), 1)
             self.assertEqual(self.reset().code, 200)
             self.assertEqual(total(), 2)
-
-    def test_manual_update(self) -> None:
-        """The table decides, where Synapse's cache knows nothing of the failure."""
-        self.assertIsNone(self.timings())
-        self.add_destination(NAME, *FAILING)
-        self.assertEqual(self.reset().code, 200)
-        self.assertEqual(self.row(), (0, 0, None, 7))
 
     def test_not_failing(self) -> None:
         """What is not failing is 400 M_UNKNOWN, and stays as it was."""
@@ -101,15 +104,6 @@ class AnswersTestCase(ResetTestCase):
             self.assert_answer(failed, 500, "M_UNKNOWN", "Internal server error")
             self.assertEqual(self.row(), (1000, 2000, 500, 7))
             self.accept_changes(table)
-
-    def test_cleared_by_hand(self) -> None:
-        """Where only Synapse's cache still says that it is failing, a reset is one."""
-        self.store_failure(ts=5)
-        self.assertTrue(self.timings())
-        self.add_destination(NAME)
-        self.assertEqual(self.reset().code, 200)
-        self.assertIsNone(self.timings())
-        self.assertEqual(self.reset().code, 400)
 
     def test_no_server_name(self) -> None:
         """A row whose name is no server's is cleared; there is nobody to be woken."""
