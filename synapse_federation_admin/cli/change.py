@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import NAME, Asked, F, command, complete_names
-from synapse_federation_admin.cli.output import line, pill
+from synapse_federation_admin.cli.output import line, pill, plain
 from synapse_federation_admin.cli.runs import see_through
 from synapse_federation_admin.durations import parse_duration
 from synapse_federation_admin.wording import outcomes
@@ -165,20 +166,8 @@ def _reconnect(asked: Asked, name: str, body: Json) -> int:
 def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     """Write what came of a reconnect."""
     told = outcomes.outcome("reconnect", str(found.get("outcome")))
-    contact = found.get("contact") or {}
     yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(told.sign, told.word))
-    if error := contact.get("error"):
-        yield line(f"  {error.get('message')}.")
-    elif contact:
-        server = contact.get("server") or {}
-        what = " ".join(
-            str(v) for v in (server.get("name"), server.get("version")) if v
-        )
-        took = duration(contact.get("duration_ms", 0))
-        says = f"; it says that it is {what}" if what else ""
-        yield line(f"  It has taken an empty transaction in {took}{says}.")
-    if refused := found.get("refused"):
-        yield line(f"  {outcomes.refusal(refused)}")
+    yield Padding(plain(outcomes.reconnected(found)), (0, 0, 0, 2))
     if not_running := found.get("not_running"):
         yield line(f"  Does not run: {', '.join(not_running)}", "yellow")
     if not_told := found.get("not_told"):

@@ -176,6 +176,38 @@ def _at(value: Any, *path: str) -> Any:
     return value
 
 
+def reconnected(found: Mapping[str, Any]) -> str:
+    """Return what came of a reconnect, in sentences.
+
+    Args:
+        found: What the API has answered.
+    """
+    contact = found.get("contact") or {}
+    error, server = contact.get("error") or {}, contact.get("server") or {}
+    why = cut(str(error.get("message") or ""), 400)
+    names = (server.get("name"), server.get("version"))
+    itself = " ".join(cut(str(each), 80) for each in names if each)
+    refused = found.get("refused")
+    what = refusal(refused) if refused else "What exactly it has refused is not known."
+    told = {
+        "connected": "It has taken an empty transaction in"
+        f" {duration(contact.get('duration_ms') or 0)}, and the first of what waited,"
+        " if anything did. It is not failing any more."
+        + (f" It says that it is {itself}." if itself else ""),
+        "refused": f"{what} It takes an empty transaction. It is in backoff again,"
+        " failing since when it was before.",
+        "still_failing": f"{why or 'It has not taken the empty transaction'}. Nothing"
+        " has changed.",
+        "pending": "Within the time it has not answered, or neither taken nor refused"
+        " what waits. The attempt goes on; the audit has what comes of it.",
+        "forced": f"{why or 'It has not answered'}. Its backoff is cleared even so. If"
+        " it fails again, it is failing since when it was before.",
+        "internal": f"{why or 'What waits could not be sent'}. It tells nothing of that"
+        " server; the log of Synapse has it.",
+    }
+    return told.get(str(found.get("outcome")), why)
+
+
 def refusal(refused: Mapping[str, Any]) -> str:
     """Return what a server has refused, in a sentence."""
     status, size = refused.get("status"), refused.get("bytes")
