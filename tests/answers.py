@@ -2,11 +2,12 @@
 """Holds every answer that a test gets against the OpenAPI document."""
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from jsonschema_rs import Draft202012Validator
+from jsonschema_rs import Draft202012Validator, ValidationError
 
 from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import document
@@ -47,6 +48,13 @@ def check_answer(
         return
     assert str(status) in operation, f"{what} is not in the document"
     _check(operation[str(status)][media_type], answer, what)
+
+
+def errors_of(method: str, path: str, answer: Any) -> Iterator[ValidationError]:
+    """Return what is wrong with a sample of an answer, 200."""
+    operation = _operation(method, path)
+    assert operation is not None, path
+    return _validator(operation["200"]["application/json"]).iter_errors(answer)
 
 
 def _check(reference: str, answer: Any, what: str) -> None:

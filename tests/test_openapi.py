@@ -2,6 +2,7 @@
 """The OpenAPI document, and what of docs/ is made from it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from _made import PARAMETERS, openapi_json, parameters_json
+from answers import errors_of
 from module_case import ModuleTestCase
 
 from synapse_federation_admin.api import ROUTES
@@ -28,6 +30,35 @@ def test_file() -> None:
     """docs/openapi.json is current, and what the command line has of it."""
     assert (DOCS / "openapi.json").read_text() == openapi_json(), COMMAND
     assert PARAMETERS.read_text() == parameters_json(), COMMAND
+
+
+def samples() -> Iterator[tuple[str, str, Any]]:
+    """Yield method, path and answer of the documents' samples; `...` is a key there."""
+    for page in ("api.md", "diagnosis.md"):
+        text = (DOCS / page).read_text()
+        for block in re.findall(r"^```console\n\$ curl (.*?)^```", text, re.M | re.S):
+            command, begin, rest = block.partition("\n{")
+            if begin:
+                (path,) = re.findall(r"localhost:8008([^ ?'\n]+)", command)
+                rest = re.sub(r"([{,]\s*)\.\.\.(?=\s*})", r'\1"...": 0', begin + rest)
+                answer = re.sub(r"(,\s*)\.\.\.(?=\s*])", r'\1"..."', rest)
+                yield "POST" if "POST" in command else "GET", path, json.loads(answer)
+
+
+def test_samples() -> None:
+    """Each sample of an answer has the keys and types of the document, but for what it
+    leaves out."""
+    found = list(samples())
+    assert len(found) > 10
+    for method, path, answer in found:
+        for error in errors_of(method, path, answer):
+            at = answer
+            for step in error.instance_path:
+                at = at[step]
+            what = error.schema_path[-1]
+            is_of_keys = what in ("required", "additionalProperties")
+            is_left_out = "..." in at if is_of_keys else '"..."' in json.dumps(at)
+            assert is_left_out, f"{path}: {error}"
 
 
 def test_routes() -> None:
