@@ -155,6 +155,9 @@ def test_reconnect(world: World, sort: str, outcome: str, got: tuple[int, int]) 
     connected = outcome == "connected"
     assert (answer["after"]["failure_ts"] is None) is connected
     assert (world.failing_since(name) is None) is connected
+    if connected and world.has_history and len(world.synapse.processes) == 1:
+        # At once, not only when it is written next; a sender of its own may take that.
+        assert world.client.detail(name)["last_success_ts"] is not None
     if not connected:
         assert world.failing_since(name) == FAILING_SINCE_TS
     if outcome == "refused":

@@ -127,6 +127,8 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         force=body.force,
         reason=body.reason or None,
     )
+    # What it has met is told to whoever asks next.
+    await if_readable(lambda: services.recorder.write())
     processes = await if_readable(lambda: services.senders.read())
     told = told_to(found.told, processes)
     if processes is not None and not processes.is_sent:
