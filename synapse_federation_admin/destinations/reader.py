@@ -334,6 +334,7 @@ class DestinationList:
                 after, looked = end, looked + size
                 size = _WINDOWS[1]
                 if looked >= size:
+                    # Twice as many as hold the rest, if it goes on like this.
                     size = 2 * looked * (limit - len(rows)) // max(len(rows), 1)
             which += names_between(after, None, segment.names)
             # The primary key would lead it to each row, all over the file.
