@@ -206,7 +206,7 @@ class WorkerWithoutBaseTestCase(ListenersTestCase):
     listeners = [listener(1, "client")]
 
     def setUp(self) -> None:
-        with hidden("hs", "get_auth().get_user_by_req"):
+        with hidden("hs", "get_auth().get_user_by_req(*request)"):
             super().setUp()
 
     def test_synapses_own_answer(self) -> None:
