@@ -301,6 +301,17 @@ class ListPropertiesTest(ModuleTestCase):
             )
             self.assertEqual(by_key in last, not takes_pass, last)
 
+    def test_nearly_full(self) -> None:
+        """What the first names nearly fill is not looked for in steps without end."""
+        due = DestinationFilter(statuses=frozenset({DestinationStatus.RETRY_DUE}))
+        self.fill(
+            [
+                Destination(f"{n:05}.example", int(n < 99), 0, None, n)
+                for n in range(12_000)
+            ]
+        )
+        self.assertLess(len(self.plans(due, Sort(), 100)), 5)
+
     def plans(self, wanted: DestinationFilter, sort: Sort, limit: int) -> list[str]:
         """Return how the database reads a page, statement by statement."""
         select = module._select

@@ -50,10 +50,11 @@ from synapse_federation_admin.storage.sql import (
 T = TypeVar("T")
 
 # Through how many names a page is looked for at first, and then; and through how many
-# at the most, where that is likely to find the rest, before it takes a pass over the
-# table.
+# at the most, where that is likely to find the rest. After so many times, it takes a
+# pass over the table.
 _WINDOWS = (1000, 8000)
 _LARGEST_WINDOW = 32_000
+_MOST_WINDOWS = 3
 
 # How many rows a long list takes at a time: where the primary key leads the database to
 # them, and where each time may cost a pass.
@@ -315,7 +316,7 @@ class DestinationList:
         rows: list[Destination] = []
         if self._is_guess(segment):
             after, looked, size = segment.after, 0, _WINDOWS[0]
-            while looked < _WINDOWS[1] or size <= _LARGEST_WINDOW:
+            for _ in range(_MOST_WINDOWS):
                 size = max(size, 2 * limit)
                 behind = where(names_between(after, None, segment.names))
                 txn.execute(
@@ -331,11 +332,12 @@ class DestinationList:
                 )
                 if end is None or len(rows) == limit:
                     return rows
-                after, looked = end, looked + size
-                size = _WINDOWS[1]
+                after, looked, size = end, looked + size, _WINDOWS[1]
                 if looked >= size:
                     # Twice as many as hold the rest, if it goes on like this.
                     size = 2 * looked * (limit - len(rows)) // max(len(rows), 1)
+                    if size > _LARGEST_WINDOW:
+                        break
             which += names_between(after, None, segment.names)
             # The primary key would lead it to each row, all over the file.
             if self._reader.homeserver.is_postgres:
