@@ -320,12 +320,15 @@ def test_patience() -> None:
 
 
 def test_not_read(answers: dict[str, Any]) -> None:
-    """What ends who reads, as `| head` or a full disk, is not told as the network's."""
-    answers["/destinations/export"] = httpx.Response(200, text="x")
+    """A long answer is read as it comes; and what ends who reads, as `| head` or a full
+    disk, is not told as the network's."""
+    sent = iter([b"x", b"y"])
+    answers["/destinations/export"] = httpx.Response(200, content=sent)
 
     def read(client: Client) -> None:
         with client.stream("/destinations/export", {}) as pieces:
-            next(pieces)
+            assert next(pieces) == "x"
+            assert list(sent) == [b"y"]
             raise BrokenPipeError
 
     client = Client(Connection("http://127.0.0.1:1", "a test", "x"))

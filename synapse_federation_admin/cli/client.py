@@ -52,8 +52,6 @@ def segment(name: str) -> str:
 class _Authorization(httpx.Auth):
     """Has requests carry the access token; one that has ended is renewed once."""
 
-    requires_response_body = True
-
     def __init__(self, client: "Client") -> None:
         self._client = client
 
@@ -257,7 +255,9 @@ class Client:
                 token = str(answer.get("refresh_token") or form["refresh_token"])
                 kept = attr.evolve(
                     kept,
-                    access_token=checked_token(str(answer["access_token"]), "it"),
+                    access_token=checked_token(
+                        str(answer["access_token"]), "the answer"
+                    ),
                     renewal={**kept.renewal, "refresh_token": token},
                 )
                 keep_login(kept)
