@@ -58,6 +58,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.storage.database:
             LoggingTransaction.after_callbacks LoggingTransaction.async_after_callbacks
             LoggingTransaction.exception_callbacks LoggingTransaction.database_engine
+            LoggingTransaction.call_after LoggingTransaction.execute_batch
         synapse.storage.engines._base: IsolationLevel.READ_COMMITTED
         synapse.util.async_helpers: Linearizer.queue
         hs:
