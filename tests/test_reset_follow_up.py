@@ -435,6 +435,24 @@ class NotesTestCase(StoryTestCase):
                 self.reactor.advance(0.1)
         self.assertIn(len(looks), range(2, 8))
 
+    def test_rested(self) -> None:
+        """That a look took long keeps nobody waiting when there was nothing left."""
+        other = "other.example"
+        self.add_destination(other, *FAILING)
+        self.add_to_device(other)
+
+        async def run(*_: Any, **__: Any) -> Any:
+            await self.homeserver.sleep_ms(3000)
+            return [], []
+
+        self.reset()
+        with mock.patch.object(Tables, "run", run):
+            self.wait(5)
+        self.reset(other)
+        self.send(None, other)
+        self.tell("5")
+        self.assertEqual(self.outcomes()[0], "connected")
+
     def test_away_before(self) -> None:
         """Once the database is back it is looked as often as before."""
         self.reset()

@@ -134,7 +134,7 @@ class FollowUp:
         self.begin()
 
     async def _look_while_any(self) -> None:
-        waited_ms = 0
+        waited_ms = self._took_ms = 0
         try:
             while self._is_any:
                 await self._homeserver.sleep_ms(_TICK_MS)
