@@ -88,6 +88,14 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
             ["dns_failed", "gone"],
         )
 
+    def test_clock_was_ahead(self) -> None:
+        """What was recorded by a clock that was ahead was not tried lately."""
+        self.add_many(6, "dns_failed", ago=-DAY)
+        self.add_success("up.example", ago=-DAY, worked=DAY)
+        found = self.outlook()
+        self.assertNotEqual(found["verdict"], "us")
+        self.assertEqual(found["last_hour"]["tried"], 0)
+
     def test_known(self) -> None:
         """What has not worked for a day, and names below one domain, prove nothing."""
         self.add_many(6, "http_error", worked=DAY - 1)

@@ -97,8 +97,8 @@ class ChangesStore:
                 txn: LoggingTransaction,
             ) -> tuple[list[Failed], list[CameBack]]:
                 return (
-                    records.failed_since_txn(txn, after_ts, most),
-                    outages.ended_since_txn(txn, after_ts, most),
+                    records.failed_since_txn(txn, after_ts, now_ms, most),
+                    outages.ended_since_txn(txn, after_ts, now_ms, most),
                 )
 
             failed, came_back = await self._tables.run(

@@ -171,14 +171,14 @@ def spans_txn(
 
 
 def ended_since_txn(
-    txn: LoggingTransaction, after_ts: int, limit: int
+    txn: LoggingTransaction, after_ts: int, now_ts: int, limit: int
 ) -> list[CameBack]:
-    """Return which outages ended after a time; the newest first."""
+    """Return which outages ended after a time, up to now; the newest first."""
     txn.execute(
         f"SELECT destination, ended, end_ts FROM {_TABLE} "  # noqa: S608
-        "WHERE end_ts IS NOT NULL AND end_ts > ? "
+        "WHERE end_ts IS NOT NULL AND end_ts > ? AND end_ts <= ? "
         "ORDER BY end_ts DESC LIMIT ?",
-        (after_ts, limit),
+        (after_ts, now_ts + AHEAD_MS, limit),
     )
     return [CameBack(*row) for row in txn.fetchall()]
 

@@ -22,7 +22,7 @@ from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
     SUCCESSES,
 )
-from synapse_federation_admin.storage.sql import FAILING, Sql, any_of
+from synapse_federation_admin.storage.sql import AHEAD_MS, FAILING, Sql, any_of
 
 _DAY_MS = 86_400_000
 
@@ -150,33 +150,33 @@ def recent_attempts_txn(
         now_ts: The time.
     """
     since_ts = now_ts - window_ms
-    txn.execute(
+    statement = (
         "SELECT f.kind, f.issuer, COUNT(*), "  # noqa: S608
         "COUNT(*) FILTER (WHERE o.start_ts >= ?), "
         f"COUNT(*) FILTER (WHERE o.start_ts >= ? AND {_IS_KNOWN}) "
         f"FROM {FAILURES} AS f {_FAILING_NOW} "
-        "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer",
-        (since_ts, since_ts, known_ms, since_ts),
+        "WHERE f.last_ts >= ? GROUP BY f.kind, f.issuer"
     )
+    txn.execute(_upto(now_ts, statement), (since_ts, since_ts, known_ms, since_ts))
     groups = txn.fetchall()
     # Of each of the three counts, all groups together.
     failing, began, known = (
         sum(group[place] for group in groups) for place in range(2, 5)
     )
-    looked, leading, by_owner = _addresses_txn(txn, since_ts, known_ms)
-    tried = Sql(
+    looked, leading, by_owner = _addresses_txn(txn, since_ts, known_ms, now_ts)
+    found = (
         f"FROM {SUCCESSES} AS s "
         f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
-        "WHERE s.last_ts >= ? AND d.destination IS NULL",
-        (since_ts - SUCCESS_EVERY_MS,),
+        "WHERE s.last_ts >= ? AND d.destination IS NULL"
     )
+    tried = Sql(_upto(now_ts, found), (since_ts - SUCCESS_EVERY_MS,))
     txn.execute(
         f"SELECT COUNT(*), COUNT(DISTINCT s.owner) FILTER (WHERE {_KNOWN}) "
         f"{tried.text}",
         (known_ms, *tried.args),
     )
     ((succeeded, working_owners),) = txn.fetchall()
-    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts - _DAY_MS, by_owner)
+    owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts, by_owner)
     kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
     issuers = _most_common(
         ((issuer, *counts) for _, issuer, *counts in groups if issuer), _LEAST
@@ -200,12 +200,25 @@ def recent_attempts_txn(
     )
 
 
+def _upto(now_ts: int, statement: str) -> str:
+    """Return a statement that leaves out what a clock has recorded that was ahead."""
+    for rows, ts in (
+        (FAILURES, "last_ts"),
+        # By the index of those that last, which are few.
+        (OPEN_OUTAGES, "+start_ts"),
+        (SUCCESSES, "last_ts"),
+    ):
+        believed = f"(SELECT * FROM {rows} AS r WHERE {ts} <= {now_ts + AHEAD_MS})"  # noqa: S608
+        statement = statement.replace(rows, believed)
+    return statement
+
+
 def _owners_txn(
     txn: LoggingTransaction,
     tried: Sql,
     since_ts: int,
     known_ms: int,
-    recent_ts: int,
+    now_ts: int,
     addresses: Mapping[str, set[str]],
 ) -> list[OwnerAttempts]:
     """Read whose those are that fail and are known for long; see `RecentAttempts`.
@@ -215,15 +228,18 @@ def _owners_txn(
         tried: The FROM and the WHERE of those s that were tried and do not fail.
         since_ts: When the time begins in which they were tried.
         known_ms: For how long they have to have answered.
-        recent_ts: Those that began to fail since.
+        now_ts: The time.
         addresses: Where those that are known for long lead, by owner.
     """
-    txn.execute(
+    statement = (
         "SELECT s.owner, f.kind, COUNT(*) FILTER (WHERE o.start_ts >= ?), "  # noqa: S608
         f"COUNT(*) FROM {FAILURES} AS f {_FAILING_NOW} "
         f"JOIN {SUCCESSES} AS s ON s.destination = f.destination AND {_KNOWN} "
-        "WHERE f.last_ts >= ? AND o.start_ts >= ? GROUP BY s.owner, f.kind LIMIT ?",
-        (since_ts, known_ms, since_ts, recent_ts, limits.CORRELATED_OWNERS),
+        "WHERE f.last_ts >= ? AND o.start_ts >= ? GROUP BY s.owner, f.kind LIMIT ?"
+    )
+    recent_ts, most = now_ts - _DAY_MS, limits.CORRELATED_OWNERS
+    txn.execute(
+        _upto(now_ts, statement), (since_ts, known_ms, since_ts, recent_ts, most)
     )
     began: dict[str, dict[str, int]] = defaultdict(dict)
     recent: dict[str, dict[str, int]] = defaultdict(dict)
@@ -277,7 +293,7 @@ def _most_common(
 
 
 def _addresses_txn(
-    txn: LoggingTransaction, since_ts: int, known_ms: int
+    txn: LoggingTransaction, since_ts: int, known_ms: int, now_ts: int
 ) -> tuple[int, list[tuple[Any, ...]], Mapping[str, set[str]]]:
     """Read where destinations lead, as far as that was looked up.
 
@@ -286,7 +302,7 @@ def _addresses_txn(
         since a time; the addresses of those that fail, as groups of one for
         `_most_common`; and those of what is known for long, by owner.
     """
-    txn.execute(
+    statement = (
         "SELECT a.addresses, s.owner, CASE WHEN f.destination = d.destination "  # noqa: S608
         "THEN o.start_ts END "
         f"FROM (SELECT destination, addresses FROM {ADDRESSES} AS a "
@@ -295,9 +311,9 @@ def _addresses_txn(
         f"LEFT JOIN {FAILURES} AS f ON f.destination = a.destination "
         "AND f.kind = o.last_kind AND f.last_ts >= ? "
         f"LEFT JOIN destinations AS d ON d.destination = a.destination AND {FAILING} "
-        f"LEFT JOIN {SUCCESSES} AS s ON s.destination = a.destination AND {_KNOWN}",
-        (_CANDIDATES, since_ts, known_ms),
+        f"LEFT JOIN {SUCCESSES} AS s ON s.destination = a.destination AND {_KNOWN}"
     )
+    txn.execute(_upto(now_ts, statement), (_CANDIDATES, since_ts, known_ms))
     looked = 0
     groups: list[tuple[Any, ...]] = []
     by_owner: dict[str, set[str]] = defaultdict(set)

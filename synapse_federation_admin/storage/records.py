@@ -188,13 +188,13 @@ def add_failures_txn(
 
 
 def failed_since_txn(
-    txn: LoggingTransaction, after_ts: int, limit: int
+    txn: LoggingTransaction, after_ts: int, now_ts: int, limit: int
 ) -> list[Failed]:
-    """Return to what requests failed after a time; the newest first."""
+    """Return to what requests failed after a time, up to now; the newest first."""
     txn.execute(
         f"SELECT destination, kind, last_ts FROM {_FAILURES} "  # noqa: S608
-        "WHERE last_ts > ? ORDER BY last_ts DESC LIMIT ?",
-        (after_ts, limit),
+        "WHERE last_ts > ? AND last_ts <= ? ORDER BY last_ts DESC LIMIT ?",
+        (after_ts, now_ts + AHEAD_MS, limit),
     )
     return [Failed(*row) for row in txn.fetchall()]
 
