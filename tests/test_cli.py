@@ -150,6 +150,13 @@ def test_hostile_text(answers: dict[str, Any]) -> None:
         assert not set(done.output) & set("\x1b\x07\x9b\u202e"), done.output
 
 
+def test_name_of_several_lines(answers: dict[str, Any]) -> None:
+    """A name with ends of lines in it writes none of its own into a dry run."""
+    answers["/reconnect"] = {"matched": 1, "sample": ["a.example\n\tNone else"]}
+    told = run("reconnect", "--all-failing", "--dry-run").stderr
+    assert told == "1 server would be contacted:\n  a.example  None else\n"
+
+
 def test_since_when(answers: dict[str, Any]) -> None:
     """What waits is told since when, at least; what is not in backoff is not told to be
     well while nothing has been answered."""

@@ -331,6 +331,6 @@ def _tell_sample(asked: Asked, what: str, number: int, some: Sequence[str]) -> N
         f"{counted(number, 'server')} {what}:" if number else f"None {what}."
     )
     for name in some:
-        asked.out.note(f"  {name}")
+        asked.out.note(f"  {line(name)}")
     if number > len(some) > 0:
         asked.out.note(f"  and {count(number - len(some))} more", "dim")
