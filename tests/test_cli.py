@@ -390,6 +390,10 @@ def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     keep_login(attr.evolve(here, url="https://other.example", access_token="theirs"))
     with closing(Client(Connection(here.url, "a test", login=here))) as client:
         assert not client.renew()
+        # Another command has renewed it: a refresh token is good once.
+        keep_login(attr.evolve(here, access_token="a3"))
+        assert client.renew()
+        assert client.token == "a3"
     keep_login(here)
 
     answers["/destinations"] = ended_token
