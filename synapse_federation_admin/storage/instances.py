@@ -30,7 +30,7 @@ REACTOR_LATE_MS = 5000
 KEPT_MS = 7 * 86_400_000
 
 # Those that were seen before, or that are from a time as long after now.
-OLD = Expired(_TABLE, "instance", f"seen_ts < ? OR seen_ts > ? + {2 * KEPT_MS}")
+OLD = Expired(_TABLE, "instance", f"seen_ts < ? OR seen_ts - {2 * KEPT_MS} > ?")
 
 # The columns of what a process tells of itself.
 _TOLD = (
