@@ -23,10 +23,8 @@ from synapse_federation_admin.wording.amounts import shown
 @command("/audit")
 def audit(asked: Asked, params: Json) -> None:
     """Who changed what, when and why, and what came of it. The newest first."""
-    answer, is_wide = (
-        asked.client.get("/audit", params),
-        asked.out.console.width >= WIDE,
-    )
+    answer = asked.client.get("/audit", params)
+    is_wide = asked.out.console.width >= WIDE
     when = exact if is_wide else since
     columns = (
         Column("When" if is_wide else "Ago", lambda entry: when(entry["ts"])),
