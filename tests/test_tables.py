@@ -168,6 +168,8 @@ class TablesTestCase(ModuleTestCase):
                 found = tables.run("test", insert, read_committed=read_committed)
                 self.assertEqual(self.get_success(found), 7)
                 self.assertEqual(self.existing(), set(TABLES))
+        self.drop("schema")
+        self.assertEqual(self.get_success(tables.stored_version()), NEWEST)
 
     def test_dropped_while_it_runs(self) -> None:
         """Every answer is as ever after the tables were dropped: v1's, and ours."""

@@ -183,14 +183,25 @@ class Tables:
             deleted = await self.run("federation_admin_prune", delete_some_txn)
 
     async def stored_version(self) -> SchemaVersion:
-        """Return which tables there are. Raises what the database raises."""
+        """Return which tables there are. Raises what the database raises.
+
+        That of their version is made again here: nobody else needs it while Synapse
+        runs.
+        """
 
         def stored_version_txn(txn: LoggingTransaction) -> SchemaVersion:
             return _stored_version(txn, _existing(txn))
 
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_tables", stored_version_txn
+        read = partial(
+            self._homeserver.run_db_interaction,
+            "federation_admin_tables",
+            stored_version_txn,
         )
+        found = await read()
+        if self._is_ready and not found.version:
+            await self._make()
+            found = await read()
+        return found
 
 
 def _told(error: Exception) -> str:
