@@ -125,6 +125,14 @@ def test_licence() -> None:
         assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
 
 
+def test_long_files_say_why() -> None:
+    """A file of over 400 lines says at its head why it is one file."""
+    for path in FILES:
+        text = path.read_text()
+        told = ast.get_docstring(ast.parse(text)) or ""
+        assert text.count("\n") <= 400 or re.search(r"\bfile\b", told), path
+
+
 def awaits(statements: list[ast.stmt]) -> bool:
     """Tell whether statements wait for something, but for functions within."""
     left: list[ast.AST] = list(statements)

@@ -3,6 +3,8 @@
 
 Whatever may cost a pass over the table is read once for all who ask for the same at the
 same time, and only a few such at a time.
+
+One file of over 400 lines: by which way a page is found is decided at one place.
 """
 
 import sys
