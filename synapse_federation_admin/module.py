@@ -260,7 +260,6 @@ def _wire_diagnosis(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.diagnosis.support import SupportFiles
-    from synapse_federation_admin.history.owners import owner_of
     from synapse_federation_admin.history.store import if_readable
 
     async def recorded(destination: str) -> "Recorded | None":
@@ -286,7 +285,6 @@ def _wire_diagnosis(s: "Services") -> Iterable[Start]:
         s.backlog,
         recorded,
         others_untrusted,
-        owner_of,
         lambda: s.senders if s.features.is_on(Feature.SENDERS) else None,
         timeout_ms=s.config.diagnosis_timeout_ms,
     )

@@ -16,7 +16,6 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.situation import Effect, Situation
-from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.history.store import HistoryStore
 
@@ -50,7 +49,6 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
             self.homeserver,
             *(mock.Mock(), mock.Mock(), mock.Mock()),
             mock.AsyncMock(return_value=others),
-            owner_of,
             mock.Mock(),
             timeout_ms=1000,
         )

@@ -20,7 +20,6 @@ from synapse_federation_admin.destinations.senders import Senders
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.diagnosis.addresses import check_addresses
 from synapse_federation_admin.diagnosis.answers import check_clock, check_version
-from synapse_federation_admin.diagnosis.clocks import with_whose_clock
 from synapse_federation_admin.diagnosis.connections import check_connections
 from synapse_federation_admin.diagnosis.findings import (
     ConnectionsFindings,
@@ -107,7 +106,6 @@ class Diagnoses:
         recorded: Returns what real requests to a server met; None: not known.
         others_untrusted: Counts how many others have servers that fail, as that one
             does, because an issuer is not trusted.
-        owner_of: Returns whose a server is.
         senders: Returns who knows the processes that send; None if that is off.
         timeout_ms: How long one diagnosis may take.
     """
@@ -117,7 +115,6 @@ class Diagnoses:
     _backlog: BacklogStore
     _recorded: Callable[[str], Awaitable[Recorded | None]]
     _others_untrusted: Callable[[str, str], Awaitable[int]]
-    _owner_of: Callable[[str], str]
     _senders: Callable[[], Senders | None]
     timeout_ms: int
     # The newest at the end.
@@ -228,10 +225,6 @@ class Diagnoses:
         stages[StageName.CLOCK] = check_clock(stages)
         situation = conclude(stages, self._homeserver.server_name)
         situation = await self._with_others(way, name, situation)
-        others = [made for each, made in self._made.items() if each != name]
-        situation = with_whose_clock(
-            situation, name, others, self._owner_of, self._homeserver.now_ms()
-        )
         kind = situation.kind.value if situation.kind else ""
         self._homeserver.metrics(DIAGNOSES, situation.verdict.value, kind).inc()
         return Diagnosis(

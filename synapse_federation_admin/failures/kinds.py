@@ -328,8 +328,7 @@ class Facts:
         also: What else is wrong with the same thing, or with other addresses.
         cause: What it comes from: of a well-known file, what the request met.
         is_relayed: Whether another process of this homeserver has met it, and tells.
-        others: How many others have servers that fail by the same authority, or whose
-            clocks agree with one of two that differ.
+        others: How many others have servers that fail by the same authority.
     """
 
     host: str = ""

@@ -655,17 +655,6 @@ class Reason(Worded):
         Fault.US,
         "Out of resources",
     )
-    OUR_CLOCK = (
-        "their clock is {ahead} ours, and ours is wrong",
-        "Set the clock of this host (timedatectl), with NTP. Until then certificates, "
-        "keys and events seem to be too old or too new.",
-        Fault.US,
-    )
-    THEIR_CLOCK = (
-        "their clock is {ahead} ours, and theirs is wrong",
-        "Tell their admin to set the clock of their host, with NTP.",
-        Fault.THEM,
-    )
     CLOCK = (
         "their clock is {ahead} ours",
         f"{SET_CLOCK} If requests still fail then, ask their admin.",

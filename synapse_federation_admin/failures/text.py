@@ -17,8 +17,6 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 
-_CLOCKS = (Reason.CLOCK, Reason.OUR_CLOCK, Reason.THEIR_CLOCK)
-
 # A sentence without its full stop.
 _SENTENCE = limits.SENTENCE - 1
 
@@ -113,12 +111,9 @@ def cache_of(failure: Failure) -> str:
 def others_of(failure: Failure) -> str:
     """Return a sentence of who else's servers fail so; "" if that is not known."""
     others = failure.facts.others
-    if not others:
-        return ""
-    if failure.reason in _CLOCKS:
-        whose = "theirs" if failure.reason is Reason.OUR_CLOCK else "ours"
-        return f"The clocks of {others} other servers, seen lately, agree with {whose}."
-    return f"The servers of {others} others fail by the same authority."
+    return (
+        f"The servers of {others} others fail by the same authority." if others else ""
+    )
 
 
 def _by_link(failure: Failure) -> str | None:
@@ -158,11 +153,9 @@ def _words(failure: Failure) -> tuple[str, str, str]:
     ):
         # When a certificate becomes valid is for all of a chain alike.
         return kind.headline, kind.because, by_link or kind.advice
-    if kind is FailureKind.OTHER and reason in _CLOCKS:
+    if kind is FailureKind.OTHER and reason is Reason.CLOCK:
         # Nothing fails.
-        is_known = reason is not Reason.CLOCK
-        what = reason.advice if is_known and reason.advice else SET_CLOCK
-        return "Clocks differ", reason.because, what
+        return "Clocks differ", reason.because, SET_CLOCK
     advice = kind.advice if kind is HELPED_BY_RESET else reason.advice
     headline = reason.headline or kind.headline
     return headline, reason.because, advice or by_link or kind.advice
