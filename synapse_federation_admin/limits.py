@@ -52,9 +52,6 @@ WAITING_RECORDS = 20_000
 # beyond, that is written more often.
 ANSWERING_DESTINATIONS = 50_000
 
-# Servers of which it is known how large a request was that they refused.
-REFUSALS = 10_000
-
 # Failures that are looked at twice, at once, and of which it is known what that found.
 SECOND_LOOKS = 5
 LOOKED_AT = 2000

@@ -556,7 +556,7 @@ class SuccessesTestCase(RecorderTestCase):
     def test_refused(self) -> None:
         """A refusal of what is large stands until something as large is accepted.
 
-        Also where the process is started anew in between.
+        By any process. That is written at once, and what is no larger is not.
         """
 
         def standing(recorder: Recorder) -> int | None:
@@ -578,11 +578,14 @@ class SuccessesTestCase(RecorderTestCase):
         self.assertIsNone(standing(self.recorder))
         self.recorder.failed("a.example", too_large, 4000)
         self.assertEqual(standing(self.recorder), 4000)
-        self.get_success(anew._refusals.read())
         anew.answered("a.example", 3599)
         self.assertEqual(standing(anew), 4000)
         anew.answered("a.example", 4000)
         self.assertIsNone(standing(anew))
+        with self.writes() as written:
+            anew.answered("a.example", 4000)
+            self.pass_s(WRITE_S)
+        self.assertEqual(written, [])
 
     @mock.patch.object(limits, "ANSWERING_DESTINATIONS", 10)
     def test_few_are_known(self) -> None:

@@ -28,7 +28,6 @@ from synapse_federation_admin.failures.kinds import (
 )
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
-from synapse_federation_admin.history.refusals import Refusals
 from synapse_federation_admin.history.second_looks import SecondLooks
 from synapse_federation_admin.history.unwritten import Unwritten
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -76,11 +75,10 @@ class Recorder:
         self._looks_twice = looks_twice
         self._unwritten = Unwritten()
         # By destination, the newest last: when it recovered, until it fails again; and
-        # when an answer of it was last noted.
+        # when an answer of it was last noted, and to how large a request at the most.
         self._recovered_ts: dict[str, int] = {}
-        self._answered_ts: dict[str, int] = {}
+        self._noted: dict[str, tuple[int, int]] = {}
         self._is_writing = False
-        self._refusals = Refusals(tables)
         self._second_looks = SecondLooks(homeserver, self._take_found)
         self._wait_ms = _WRITE_EVERY_MS
         self._under_way: Callable[[str], Transaction | None] = lambda _: None
@@ -95,9 +93,6 @@ class Recorder:
                 self._homeserver.metrics(FAILURES, kind.value)
         self._homeserver.observe_traffic(self)
         self._homeserver.before_shutdown("federation_admin_record", self.write)
-        self._homeserver.run_in_background(
-            "federation_admin_refusals", self._refusals.read
-        )
 
     def watch(self, transactions: Transactions) -> None:
         """Begin to take note of what comes of this process's transactions, too."""
@@ -124,26 +119,23 @@ class Recorder:
         now_ts = self._homeserver.now_ms()
         if self._looks_twice:
             failure = self._second_looks.better(destination, failure)
-        self._answered_ts.pop(destination, None)
+        self._noted.pop(destination, None)
         key = (destination, failure.kind.value)
         recovered_ts = self._recovered_ts.pop(destination, None)
         if not self._has_room(self._unwritten.failures, key):
             return
-        refused_bytes = None
-        if failure.kind is FailureKind.TOO_LARGE and size_bytes:
-            refused_bytes = size_bytes
-            self._refusals.refused(destination, size_bytes)
         if recovered_ts is not None:
             # Longer ago, the job has found that the outage has ended.
             up_ms = now_ts - recovered_ts
             if up_ms < limits.OUTAGES_APART_MS:
                 self._unwritten.up_ms[destination] += max(0, up_ms)
+        is_too_large = failure.kind is FailureKind.TOO_LARGE
         self._record(
             destination,
             failure,
             now_ts,
             issuer=failure.facts.issuer,
-            refused_bytes=refused_bytes,
+            refused_bytes=size_bytes or None if is_too_large else None,
         )
 
     def transaction_ended(self, transaction: Transaction) -> None:
@@ -164,7 +156,7 @@ class Recorder:
         key = (name, failure.kind.value)
         if not self._has_room(self._unwritten.failures, key):
             return
-        self._answered_ts.pop(name, None)
+        self._noted.pop(name, None)
         self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
 
     def _record(self, name: str, failure: Failure, now_ts: int, **more: Any) -> None:
@@ -226,25 +218,14 @@ class Recorder:
 
     def _answered(self, destination: str, size_bytes: int) -> None:
         now_ts = self._homeserver.now_ms()
-        if accepted_bytes := self._refusals.disproved_bytes(destination, size_bytes):
-            self._accepted(destination, accepted_bytes, now_ts)
+        noted_ts, most_bytes = self._noted.get(destination, (None, 0))
+        is_noted = noted_ts is not None and now_ts - noted_ts < SUCCESS_EVERY_MS
+        # A larger one may disprove that it refuses what is large.
+        if is_noted and size_bytes <= most_bytes:
             return
-        known_ts = self._answered_ts.get(destination)
-        if known_ts is not None and now_ts - known_ts < SUCCESS_EVERY_MS:
-            return
-        if self._add_success(destination, now_ts, None):
-            keep_newest(
-                self._answered_ts, destination, now_ts, limits.ANSWERING_DESTINATIONS
-            )
-
-    def _accepted(self, name: str, size_bytes: int, now_ts: int) -> None:
-        """Take note that it has accepted what is as large as what it had refused."""
-        if not self._add_success(name, now_ts, None, size_bytes):
-            return
-        self._refusals.forget(name)
-        key, failures = (name, FailureKind.TOO_LARGE.value), self._unwritten.failures
-        if key in failures:
-            failures[key] = attr.evolve(failures[key], refused_bytes=None)
+        if self._add_success(destination, now_ts, None, size_bytes):
+            noted = now_ts, max(size_bytes, most_bytes)
+            keep_newest(self._noted, destination, noted, limits.ANSWERING_DESTINATIONS)
 
     def _add_success(
         self, name: str, ts: int, recovered_ts: int | None, accepted_bytes: int = 0

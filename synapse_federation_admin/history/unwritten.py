@@ -9,8 +9,13 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.storage import outages, records
-from synapse_federation_admin.storage.records import RecordedFailure, RecordedSuccess
+from synapse_federation_admin.storage.records import (
+    AS_LARGE,
+    RecordedFailure,
+    RecordedSuccess,
+)
 
 # A destination, and a kind.
 Key = tuple[str, str]
@@ -64,8 +69,12 @@ class Unwritten:
         _add(self.failures, (destination, failure.kind), failure)
 
     def add_answer(self, answer: RecordedSuccess) -> None:
-        """Add that a destination has answered."""
+        """Add that a destination has answered, which may disprove what it refused."""
         _add(self.answers, answer.destination, answer)
+        key = (answer.destination, FailureKind.TOO_LARGE.value)
+        failure = self.failures.get(key)
+        if failure and answer.accepted_bytes >= AS_LARGE * (failure.refused_bytes or 0):
+            self.failures[key] = attr.evolve(failure, refused_bytes=None)
 
     def add_since(self, destination: str, since_ts: int) -> None:
         """Add since when a destination was failing that has answered.

@@ -55,7 +55,12 @@ BEYOND = (
 )
 OLD_ADDRESSES = Expired(_ADDRESSES, "destination", "looked_ts < ?")
 
-# How often it is written of a destination that it answers, at most.
+# What is sent anew may lack some small part of what was refused as too large: from this
+# share of it on it is as large.
+AS_LARGE = 0.9
+
+# How often it is written of a destination that it answers, at most: but for a request
+# that is larger than what it has accepted before.
 SUCCESS_EVERY_MS = 300_000
 
 
@@ -106,8 +111,8 @@ class RecordedSuccess:
         recovered_ts: When it last did so after it had failed, exactly; None if it has
             not. Later than `last_ts` if it has asked us something in place of that.
         owner: Whose it is.
-        accepted_bytes: How large a request was that it accepted, after it had refused
-            one that was no larger; else 0.
+        accepted_bytes: How large a request was that it accepted; 0 if that is not
+            known.
     """
 
     destination: str
@@ -224,11 +229,17 @@ def add_successes_txn(
 
     What they have accepted is not too large for them any more.
     """
-    txn.execute_batch(
-        f"UPDATE {_FAILURES} SET refused_bytes = NULL "  # noqa: S608
-        "WHERE destination = ? AND refused_bytes <= ?",
-        [(s.destination, s.accepted_bytes) for s in successes if s.accepted_bytes],
-    )
+    accepted = [
+        (s.destination, s.accepted_bytes) for s in successes if s.accepted_bytes
+    ]
+    if accepted:
+        rows = rows_of(accepted)
+        txn.execute(
+            f"UPDATE {_FAILURES} AS known SET refused_bytes = NULL "  # noqa: S608
+            f"FROM ({rows.text}) AS new WHERE known.destination = new.column1 "
+            f"AND known.refused_bytes * {AS_LARGE} <= new.column2",
+            rows.args,
+        )
     new = rows_of(
         [
             (s.destination, s.last_ts, s.recovered_ts, s.owner, s.last_ts)
@@ -248,21 +259,6 @@ def add_successes_txn(
         "THEN EXCLUDED.recovered_ts ELSE known.recovered_ts END",
         new.args,
     )
-
-
-def refusals_txn(txn: LoggingTransaction, limit: int) -> dict[str, int]:
-    """Return how large requests were that destinations refuse as too large.
-
-    Args:
-        txn: The transaction.
-        limit: Of how many at most, the last ones.
-    """
-    txn.execute(
-        f"SELECT destination, refused_bytes FROM {_FAILURES} "  # noqa: S608
-        "WHERE kind = ? AND refused_bytes IS NOT NULL ORDER BY last_ts DESC LIMIT ?",
-        (FailureKind.TOO_LARGE.value, limit),
-    )
-    return dict(txn.fetchall())
 
 
 def last_success_ts_txn(txn: LoggingTransaction, destination: str) -> int | None:
