@@ -4,6 +4,7 @@
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from synapse.storage.database import LoggingTransaction
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.process import Process
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage import audit as module
 from synapse_federation_admin.storage.audit_entry import (
@@ -227,6 +229,32 @@ class KeepTestCase(AuditTestCase):
                 run.entry_id: "pending",
             },
         )
+
+    @pytest.mark.database
+    def test_away(self) -> None:
+        """What a process was doing that is away is interrupted, by the one that runs
+        background tasks; not of one that is seen, nor while this one is not."""
+        for name, age_ms in (("seen", 590_000), ("away", 610_000)):
+            self.add_instance(name, age_ms)
+        before = {
+            self.write(outcome="pending", instance=name).entry_id: outcome
+            for name, outcome in (
+                ("seen", "pending"),
+                ("away", "interrupted"),
+                ("unheard of", "pending"),
+            )
+        }
+        look = partial(self.housekeeping._look_back, 0)
+        own = "FROM federation_admin_instances WHERE instance = 'main'"
+        self.run_sql(f"DELETE {own}")
+        self.get_success(look())
+        self.assertEqual(self.outcomes(), dict.fromkeys(before, "pending"))
+        self.add_instance("main")
+        with mock.patch.object(Process, "runs_background_tasks", False):
+            self.get_success(look())
+        self.assertEqual(self.outcomes(), dict.fromkeys(before, "pending"))
+        self.get_success(look())
+        self.assertEqual(self.outcomes(), before)
 
     @pytest.mark.database
     def test_start(self) -> None:

@@ -194,6 +194,13 @@ class AccessTestCase(ConsoleTestCase):
             self.assertEqual(kept, "public, max-age=31536000, immutable")
             total += len(channel.result["body"])
         self.assertTrue(10_000 < total <= 40_000, total)
+        # One whose requests come all at once has them answered one after the other.
+        channel = self.make_request(
+            "GET", f"{CONSOLE}/static/none", shorthand=False, await_result=False
+        )
+        self.assertFalse(channel.is_finished())
+        channel.await_result()
+        self.assertEqual(channel.code, 404)
 
     def test_cookie_is_for_pages_only(self) -> None:
         """The cookie is worth nothing to the API, and a page takes nothing else: no

@@ -16,6 +16,7 @@ from synapse_federation_admin.config import parse_config
 from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.process import Process
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.follow_up import FollowUp
@@ -260,6 +261,19 @@ class StoriesTestCase(StoryTestCase):
         runs = RunStore(self.homeserver, self.tables, self.log)
         FollowUp(self.homeserver, self.log, runs, mock.Mock()).start()
         self.tell("1")
+        self.assertEqual(self.row(NAME)[2], 500)
+
+    def test_away(self) -> None:
+        """Where a process is away that has reset it, such as one that was renamed, the
+        one that runs background tasks finds out what comes of it."""
+        self.add_to_device(NAME)
+        with mock.patch.object(Process, "instance_name", "renamed"):
+            self.reset()
+        self.add_instance("renamed", 590_000)
+        self.tell("fail:9000 601 pending")
+        self.add_instance("renamed", 610_000)
+        self.tell("600")
+        self.assertEqual(self.outcomes(), ["still_failing"])
         self.assertEqual(self.row(NAME)[2], 500)
 
     def test_contacted_after_restart(self) -> None:

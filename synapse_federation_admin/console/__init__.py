@@ -43,6 +43,7 @@ anew after two minutes; with `data-live="15"`, every 15 seconds.
 """
 
 import re
+from functools import cache
 from urllib.parse import unquote
 
 import attr
@@ -79,8 +80,7 @@ class Route:
 
         None if it is another path.
         """
-        pattern = re.sub("<([a-z_]+)>", r"(?P<\1>[^/]+)", self.path)
-        found = re.fullmatch(pattern, path)
+        found = _pattern(self.path).fullmatch(path)
         if found is None:
             return None
         # The end is that of `render.segment`.
@@ -88,6 +88,11 @@ class Route:
             name: unquote(value).removesuffix("\0")
             for name, value in found.groupdict().items()
         }
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub("<([a-z_]+)>", r"(?P<\1>[^/]+)", path))
 
 
 _F = Feature

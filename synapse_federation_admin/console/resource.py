@@ -77,6 +77,8 @@ class Console:
             request.setHeader(name.encode(), value.encode())
         path = request.path.decode("latin-1").removeprefix(CONSOLE_PATH)
         if path.startswith("/static/"):
+            # Between requests that come one behind the other, others have their turn.
+            await self._services.homeserver.turn().end_if_long()
             self._answer_static(request, path.removeprefix("/static/"))
             return
         if not self._is_compiled:

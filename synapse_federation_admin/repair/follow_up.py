@@ -62,6 +62,9 @@ _LOOK_SHARE = 10
 _TOLD_WITHIN_MS = 2000
 _TOLD_ALONE_WITHIN_MS = 10_000
 
+# How often to look for what a process has cleared that is away.
+_AWAY_EVERY_MS = 600_000
+
 # How many at once write what came of contacts.
 _WRITES = 5
 
@@ -94,6 +97,13 @@ class FollowUp:
             self._has_started = True
             self._homeserver.transactions.observe(self._transaction_ended)
             self.begin()
+            if self._homeserver.runs_background_tasks:
+                self._homeserver.every(
+                    "federation_admin_follow_up",
+                    _AWAY_EVERY_MS,
+                    self._begin_again,
+                    first_after_ms=_AWAY_EVERY_MS,
+                )
 
     def begin(self) -> None:
         """Look at what has been cleared, from now on and until nothing is left."""
@@ -103,6 +113,9 @@ class FollowUp:
             self._homeserver.run_in_background(
                 "federation_admin_follow_up", self._look_while_any
             )
+
+    async def _begin_again(self) -> None:
+        self.begin()
 
     async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
         """Wait for the end of an entry of this process; None if it does not end."""

@@ -17,6 +17,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
+from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.audit_entry import (
     AUDIT_FAILED,
     AUDIT_FLUSHED,
@@ -225,15 +226,18 @@ class Audit:
         Args:
             txn: The transaction.
             before_ts: The time, in ms since the epoch.
-            instance: The process; None for any.
+            instance: The process, this one; None for any. Likewise what those began
+                that are away, whenever that was, where background tasks are run.
         """
         which = Sql("ts < ?", (before_ts,))
         if instance is not None:
             # What has been cleared is followed up by the next process.
             # Nor may the clock of the last one have been right.
+            away = self._away(txn)
             which = Sql(
-                "(ts < ? OR ts > ?) AND ended_ts IS NULL AND instance = ?",
-                (before_ts, self._homeserver.now_ms() + AHEAD_MS, instance),
+                "ended_ts IS NULL AND "
+                f"(((ts < ? OR ts > ?) AND instance = ?) OR {away.text})",
+                (before_ts, self._homeserver.now_ms() + AHEAD_MS, instance, *away.args),
             )
         # The literal is that of the index. A run as a whole goes on; what was entered
         # with its own ID as that of a run, in version 2 of the tables, does not.
@@ -244,12 +248,24 @@ class Audit:
             (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *which.args),
         )
 
+    def _away(self, txn: LoggingTransaction) -> Sql:
+        """Return the condition for what this process has to end in another's stead.
+
+        That is what a process began that is away, as one that was renamed, or taken out
+        of the configuration: where background tasks are run.
+        """
+        if not self._homeserver.runs_background_tasks:
+            return Sql("1 = 0")
+        those = instances.away(txn, self._homeserver.instance_name)
+        return Sql(f"instance IN {those.text}", those.args)
+
     def cleared_txn(
         self, txn: LoggingTransaction, after: AuditPosition | None, limit: int
     ) -> list[AuditEntry]:
-        """Return entries of this process of which it is not known yet what comes of it.
+        """Return entries of which this process has to find out what comes of them.
 
-        That is: `pending`, with an `ended_ts`. The retry timings were cleared then.
+        That is: `pending`, with an `ended_ts`, when the retry timings were cleared; its
+        own, and those of processes that are away.
 
         Args:
             txn: The transaction.
@@ -257,11 +273,12 @@ class Audit:
             limit: The most to return.
         """
         beyond = "" if after is None else "AND (ts, entry_id) > (?, ?)"
+        away = self._away(txn)
         txn.execute(
             f"SELECT {_SELECTED} FROM federation_admin_audit "  # noqa: S608
-            "WHERE outcome = 'pending' AND instance = ? AND ended_ts IS NOT NULL "
-            f"{beyond} ORDER BY ts, entry_id LIMIT ?",
-            (self._homeserver.instance_name, *(after or ()), limit),
+            f"WHERE outcome = 'pending' AND (instance = ? OR {away.text}) "
+            f"AND ended_ts IS NOT NULL {beyond} ORDER BY ts, entry_id LIMIT ?",
+            (self._homeserver.instance_name, *away.args, *(after or ()), limit),
         )
         return [_to_entry(row) for row in txn.fetchall()]
 

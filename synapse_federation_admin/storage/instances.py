@@ -12,7 +12,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.senders import InMemory
-from synapse_federation_admin.storage.sql import Expired, marks
+from synapse_federation_admin.storage.sql import Expired, Sql, marks
 
 _TABLE = "federation_admin_instances"
 
@@ -25,6 +25,10 @@ _GONE_MS = 60_000
 
 # How late its reactor may be.
 REACTOR_LATE_MS = 5000
+
+# One that has not been seen for so long is not about to come back: another follows up
+# what it has begun.
+_AWAY_MS = 600_000
 
 # For so long it is told of one that is gone and that nobody expects.
 KEPT_MS = 7 * 86_400_000
@@ -144,6 +148,21 @@ def beat_txn(txn: LoggingTransaction, instance: Instance, uptime_ms: int) -> Non
 def end_txn(txn: LoggingTransaction, name: str) -> None:
     """Write that a process ends."""
     txn.execute(f"UPDATE {_TABLE} SET has_ended = 1 WHERE instance = ?", (name,))  # noqa: S608
+
+
+def away(txn: LoggingTransaction, own: str) -> Sql:
+    """Return the subquery of the names of those that are away, for statements.
+
+    None are where the process that asks, `own`, has not been seen, either: then it is
+    not known that those run that have not been.
+    """
+    now = _NOW_ON_POSTGRES if on_postgres(txn) else _NOW
+    return Sql(
+        f"(SELECT other.instance FROM {_TABLE} AS other, {_TABLE} AS own "  # noqa: S608
+        f"WHERE own.instance = ? AND {now} - own.seen_ts < {_AWAY_MS} "
+        f"AND {now} - other.seen_ts >= {_AWAY_MS})",
+        (own,),
+    )
 
 
 def select_txn(txn: LoggingTransaction) -> dict[str, Instance]:
