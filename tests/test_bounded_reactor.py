@@ -28,7 +28,6 @@ from zope.interface import implementer
 from synapse_federation_admin.failures.classify import is_ours
 from synapse_federation_admin.homeserver import lookups, network
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
-from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 from tests import unittest
@@ -166,7 +165,7 @@ class BoundedReactorTestCase(TestCase):
 class ContactConnectionsTestCase(unittest.HomeserverTestCase):
     """The connections of the client for contacts, in Synapse's harness."""
 
-    def contact(self, contacting: Federation) -> StringTransport:
+    def contact(self, contacting: Homeserver) -> StringTransport:
         """Make a contact, answer it, and return the connection that it has made."""
         self.reactor.lookups.update({ip: ip for ip in ("1.2.3.4", "127.0.0.1")})
         before = len(self.reactor.tcpClients)
@@ -195,7 +194,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
     def check_one_connection_each(self) -> None:
         # Without TLS.
         with mock.patch.object(network.Network, "_policy_of", return_value=None):
-            contacting = Homeserver(self.hs.get_module_api()).federation
+            contacting = Homeserver(self.hs.get_module_api())
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)
 

@@ -41,7 +41,8 @@ _NAMES = 50
 async def if_readable(read: Callable[[], Awaitable[T]]) -> T | None:
     """Return what was recorded; None if that cannot be read, or recording is off.
 
-    For what is told beside other things, which do without the tables of this module.
+    For what is told beside other things, which do without the tables of this module;
+    also to write what waits to be recorded before it is read.
     """
     try:
         return await read()
@@ -50,7 +51,7 @@ async def if_readable(read: Callable[[], Awaitable[T]]) -> T | None:
     except FeatureOffError:
         return None
     except Exception as e:
-        logger.warning("What was recorded cannot be read: %s", e)
+        logger.warning("The tables of what is recorded cannot be used: %s", e)
         return None
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from synapse.module_api import JsonDict
-from synapse.util.retryutils import get_retry_limiter
 from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint
 
@@ -40,53 +39,6 @@ class Federation(Requests):
         """
         endpoint = HostnameEndpoint(self._hs.get_reactor(), host, 443)
         return not endpoint._badHostname
-
-    async def contact(
-        self,
-        destination: str,
-        *,
-        timeout_ms: int,
-        ignore_backoff: bool,
-        is_ours: Callable[[Exception], bool],
-    ) -> None:
-        """Send a destination an empty transaction, as real traffic is sent.
-
-        Whitelist, IP blocklist, proxy, `outbound_federation_restricted_to`,
-        certificates, signature and the retry limiter are Synapse's; only the connection
-        is bounded. The limiter puts a destination that does not take it into backoff,
-        and takes one that does out of it, as after a transaction of a sender's.
-
-        Args:
-            destination: The server name.
-            timeout_ms: How long it has to answer.
-            ignore_backoff: Ask even if it is in backoff; a failure then leaves the
-                retry timings as they are.
-            is_ours: Tells whether it failed by our own fault; the retry timings are
-                then left as they are, too.
-
-        Raises:
-            Exception: Whatever Synapse's client raises.
-        """
-        hs = self._hs
-        limiter = await get_retry_limiter(
-            destination=destination,
-            our_server_name=hs.hostname,
-            hs=hs,
-            clock=hs.get_clock(),
-            store=hs.get_datastores().main,
-            ignore_backoff=ignore_backoff,
-            notifier=hs.get_notifier(),
-            replication_client=hs.get_replication_command_handler(),
-            backoff_on_all_error_codes=True,
-        )
-        with limiter:
-            try:
-                await self.probe(destination, timeout_ms=timeout_ms)
-            except Exception as e:
-                # Synapse is shutting down, or it is ours.
-                if isinstance(e, CancelledError) or is_ours(e):
-                    limiter.backoff_on_failure = False
-                raise
 
     async def probe(self, destination: str, *, timeout_ms: int) -> None:
         """Send the same past the retry limiter: see `send_empty`.

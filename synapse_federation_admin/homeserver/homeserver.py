@@ -38,6 +38,43 @@ class Homeserver(Background):
 
         return Federation(self._hs, lambda: self.is_shutting_down)
 
+    async def contact(
+        self,
+        destination: str,
+        *,
+        timeout_ms: int,
+        ignore_backoff: bool,
+        is_ours: Callable[[Exception], bool],
+    ) -> None:
+        """Send a destination an empty transaction, as real traffic is sent.
+
+        Whitelist, IP blocklist, proxy, `outbound_federation_restricted_to`,
+        certificates, signature and the retry limiter are Synapse's; only the connection
+        is bounded. The limiter puts a destination that does not take it into backoff,
+        and takes one that does out of it, as after a transaction of a sender's.
+
+        Args:
+            destination: The server name.
+            timeout_ms: How long it has to answer.
+            ignore_backoff: Ask even if it is in backoff; a failure then leaves the
+                retry timings as they are.
+            is_ours: Tells whether it failed by our own fault; the retry timings are
+                then left as they are, too.
+
+        Raises:
+            Exception: Whatever Synapse's client raises.
+        """
+        from synapse_federation_admin.homeserver.limiter import contact
+
+        await contact(
+            self._hs,
+            self.federation,
+            destination,
+            timeout_ms=timeout_ms,
+            ignore_backoff=ignore_backoff,
+            is_ours=is_ours,
+        )
+
     @cached_property
     def own_sender(self) -> "OwnSender":
         """The federation sender of this process, if it has one."""

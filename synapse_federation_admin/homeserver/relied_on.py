@@ -23,6 +23,7 @@ FILES: tuple[tuple[Collection[Feature], str], ...] = (
     (_LISTS, "responses"),
     (_CLASSIFIES, "errors"),
     ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
+    ((_F.V1_RESET,), "limiter"),
     ((*_CONTACTS, _F.HISTORY), "retry_timings"),
     ((*_CONTACTS, _F.DIAGNOSIS), "transactions"),
     ((_F.FLUSH_CACHES,), "caches retry_timings"),
@@ -136,6 +137,16 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         """,
     ),
     (
+        (_F.V1_RESET,),
+        """
+        synapse.util.retryutils:
+            get_retry_limiter(*
+                destination our_server_name hs clock store ignore_backoff
+                notifier replication_client backoff_on_all_error_codes)
+            RetryDestinationLimiter.__exit__(backoff_on_failure)
+        """,
+    ),
+    (
         (*_CONTACTS, _F.DIAGNOSIS),
         """
         hs: signing_key
@@ -174,11 +185,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
                 self destination path data timeout ignore_backoff)
         synapse.http.proxyagent:
             ProxyAgent(*reactor proxy_reactor pool contextFactory proxy_config)
-        synapse.util.retryutils:
-            get_retry_limiter(*
-                destination our_server_name hs clock store ignore_backoff
-                notifier replication_client backoff_on_all_error_codes)
-            RetryDestinationLimiter.__exit__(backoff_on_failure)
         synapse.util.gai_resolver: HostResolution(*name)
         twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
