@@ -79,7 +79,7 @@ site(
 )
 
 
-@fault(f"web-expired failing {UNREACHABLE}/web_certificate", "expired 3 days ago")
+@fault(f"web-expired failing {UNREACHABLE}/web_certificate", "expired 3 d ago")
 def _(lab: Laboratory, name: str) -> None:
     """Two facts: the file cannot be fetched, and port 8448 is closed."""
     made = expired(lab, name)

@@ -205,7 +205,7 @@ def staged(lab: Laboratory, name: str) -> ssl.SSLContext:
 # TLS.
 
 EXPIRED = "tls_expired/own_certificate"
-site(f"expired failing {EXPIRED}", "expired 3 days ago", certify=expired)
+site(f"expired failing {EXPIRED}", "expired 3 d ago", certify=expired)
 site(
     "early failing tls_not_yet_valid/own_certificate",
     "valid only in 23 h",
@@ -331,7 +331,7 @@ BY_THEIRS = "valid_by_their_clock"
 
 site(
     f"our-clock-ahead failing tls_expired/{BY_THEIRS}",
-    "by the clock of the server, 5 days behind ours, it is valid",
+    "by the clock of the server, 5 d behind ours, it is valid",
     certify=expired,
     version=version(BACK),
 )
@@ -349,13 +349,13 @@ site(
 )
 site(
     "expired-for-all failing tls_expired/own_certificate",
-    "expired 3 days ago",
+    "expired 3 d ago",
     certify=expired,
     version=by_right_clock,
 )
 site(
     "ends-soon degraded other/expires_soon",
-    "ends in 3 days",
+    "ends in 3 d",
     certify=lambda lab, name: issued(
         lab, name, not_before=NOW - 60 * DAY, not_after=NOW + 3 * DAY
     ),

@@ -21,7 +21,7 @@ BELOW = {"homeserver", "failures", "storage", "destinations"}
 PLAIN = {"config", "durations"}
 ROOMS = {
     "homeserver": set(),
-    "failures": {"homeserver"},
+    "failures": {"homeserver", "durations"},
     "storage": {"homeserver", "failures"},
     "destinations": BELOW,
     "history": BELOW,
@@ -29,8 +29,8 @@ ROOMS = {
     "diagnosis": BELOW,
     "api": BELOW | PLAIN | {"history", "repair", "diagnosis"},
     "console": BELOW | PLAIN | {"history", "repair", "diagnosis", "api", "wording"},
-    "playground": {"wording"},
-    "wording": {"failures"},
+    "playground": {"wording", "durations"},
+    "wording": {"failures", "durations"},
 }
 
 # The file that owns each table of the module's own.

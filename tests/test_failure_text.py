@@ -160,7 +160,7 @@ def test_facts() -> None:
             FailureKind.TLS_EXPIRED,
             Reason.OWN_CERTIFICATE,
             Facts(ago_ms=3 * DAY_MS, also=(FailureKind.TLS_WRONG_NAME,)),
-            "Expired TLS certificate: the server's own certificate expired 3 days ago; "
+            "Expired TLS certificate: the server's own certificate expired 3 d ago; "
             "also: TLS certificate for another host name",
         ),
         (
@@ -191,7 +191,7 @@ def test_advice() -> None:
     assert in_vain not in Situation(Effect.STOPS, limited).advice
     assert Situation(Effect.NONE).advice == "Nothing to do."
     assert Situation(Effect.NONE, backoff_left_ms=31 * 3_600_000).advice == (
-        "Synapse retries only in 31 h: reset the connection."
+        "Synapse retries only in 1 d 7 h: reset the connection."
     )
 
 
@@ -280,6 +280,6 @@ def test_advice_about_clocks() -> None:
 
 
 def test_durations() -> None:
-    """In the largest unit of which there are two."""
-    shown = [shown_duration(n * 1000) for n in (0, 119, 120, 7199, 7200, 172_800)]
-    assert shown == ["0 s", "119 s", "2 min", "119 min", "2 h", "2 days"]
+    """As everywhere else; and of what was just now, that it was a second ago."""
+    shown = [shown_duration(n * 1000) for n in (0, 107, 660, 7199, 172_800, 604_800)]
+    assert shown == ["1 s", "1 min 47 s", "11 min", "1 h 59 min", "2 d", "7 d"]

@@ -178,15 +178,22 @@ class ListV2Test(V2TestCase):
     def test_csv(self) -> None:
         """The CSV has a line of names, for NULL an empty field, and any name in one.
 
-        What a spreadsheet would take for a formula has a quote before it.
+        What a spreadsheet would take for a formula has a quote before it, and what a
+        terminal would obey is shown.
         """
-        names = ["a\nb", "a\rb", "a\r\nb", " a ", "a\tb", "é;ü", "'a'", "a=1"]
-        formulas = ["=1+1", "+1", "-1", "-a.example", "@a", "\ta", "\ra", '=a,"b"']
-        for name in (*names, *formulas, 'a,"b".example'):
+        names = ["a\nb", " a ", "a\tb", "é;ü", "'a'", "a=1"]
+        formulas = ["=1+1", "+1", "-1", "-a.example", "@a", "\ta", "\n=a", '=a,"b"']
+        obeyed = {
+            "a\rb": "a⟨U+000D⟩b",
+            "\x1b]0;owned\x07": "⟨U+001B⟩]0;owned⟨U+0007⟩",
+            "=\u202ea": "'=⟨U+202E⟩a",
+        }
+        for name in (*names, *formulas, *obeyed, 'a,"b".example'):
             self.add_destination(name, None, None, 0, 0)
         rows = {r["destination"]: r for r in self.table(f"{LIST}/export?format=csv")}
-        self.assertEqual(len(rows), 4 + len(names) + len(formulas) + 1)
-        self.assertLess({*names, *(f"'{formula}" for formula in formulas)}, set(rows))
+        self.assertEqual(len(rows), 4 + len(names) + len(formulas) + len(obeyed) + 1)
+        written = {*names, *obeyed.values(), *(f"'{formula}" for formula in formulas)}
+        self.assertLess(written, set(rows))
         self.assertEqual(
             rows['a,"b".example'],
             {

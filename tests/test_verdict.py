@@ -394,7 +394,7 @@ def test_real_traffic(given: Stages, expected: str) -> None:
     words = [found.effect.name.lower(), *([found.kind.value] if found.kind else [])]
     assert " ".join(words) == expected
     assert (
-        "The last real request succeeded 0 s" in found.explanation
+        "The last real request succeeded 1 s" in found.explanation
     ) is given.sent.is_real
     for text in (found.explanation, found.advice):
         assert ("works." in text or "Nothing to do" in text) is given.sent.is_real

@@ -14,6 +14,7 @@ from json.encoder import encode_basestring_ascii as json_text
 from synapse.module_api import JsonDict
 
 from synapse_federation_admin.destinations.values import Destination, DestinationStatus
+from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
@@ -103,22 +104,22 @@ _ONLINE = DestinationStatus.ONLINE.value
 _IS_PLAIN = re.compile(r"(?!-)[\w.:\[\]-]+", re.ASCII).fullmatch
 
 # With what a spreadsheet takes a text for a formula, also after the quote.
-_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 
 
 def csv_fields(fields: Sequence[object]) -> str:
     """Return fields as CSV (RFC 4180), without an end of line; None is an empty one.
 
-    A text that a spreadsheet would take for a formula gets a `'` before it: anybody can
-    make a destination's name up.
+    Anybody can make a destination's name up. CSV is read by people: a text that a
+    spreadsheet would take for a formula gets a `'` before it, and what a terminal would
+    obey is shown.
     """
     text = io.StringIO()
-    fields = [
-        f"'{field}"
-        if isinstance(field, str) and field.startswith(_BEGINS_FORMULA)
-        else field
-        for field in fields
-    ]
+    fields = [_harmless(f) if isinstance(f, str) else f for f in fields]
     # It quotes such ends of lines only as it writes itself.
     csv.writer(text, lineterminator="\r\n").writerow(fields)
     return text.getvalue().removesuffix("\r\n")
+
+
+def _harmless(field: str) -> str:
+    return f"'{shown(field)}" if field.startswith(_BEGINS_FORMULA) else shown(field)

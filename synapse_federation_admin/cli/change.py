@@ -15,9 +15,9 @@ from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import NAME, Asked, F, command, complete_names
 from synapse_federation_admin.cli.output import line, pill, plain
 from synapse_federation_admin.cli.runs import see_through
-from synapse_federation_admin.durations import parse_duration
+from synapse_federation_admin.durations import duration, parse_duration
 from synapse_federation_admin.wording import outcomes
-from synapse_federation_admin.wording.amounts import count, counted, duration
+from synapse_federation_admin.wording.amounts import count, counted
 
 _CAREFUL = (
     click.option("--reason", metavar="TEXT", help="Why, for the audit."),

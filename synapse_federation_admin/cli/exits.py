@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import click
 
-from synapse_federation_admin.wording.amounts import shown
+from synapse_federation_admin.failures.bounds import shown
 
 
 class Exit(IntEnum):

@@ -29,7 +29,7 @@ from synapse_federation_admin.cli.connection import (
 )
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import Asked, command
-from synapse_federation_admin.wording.amounts import shown
+from synapse_federation_admin.failures.bounds import shown
 
 _LOGIN = "/_matrix/client/v3/login"
 _PASSWORD = "m.login.password"  # noqa: S105

@@ -25,7 +25,8 @@ from synapse_federation_admin.cli.words import (
     verdict_lines,
     waiting_rows,
 )
-from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.durations import duration
+from synapse_federation_admin.wording.amounts import count
 from synapse_federation_admin.wording.servers import SENDERS, waiting
 from synapse_federation_admin.wording.verdict import failing_of
 

@@ -27,7 +27,8 @@ from synapse_federation_admin.cli.words import (
     status_of,
     why_of,
 )
-from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.durations import duration
+from synapse_federation_admin.wording.amounts import count
 from synapse_federation_admin.wording.causes import advice, cause
 
 # So many outages and shared rooms are told.

@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from synapse_federation_admin.cli.exits import FailedError
-from synapse_federation_admin.wording.amounts import SECOND_MS, duration, shown
+from synapse_federation_admin.durations import SECOND_MS, duration
+from synapse_federation_admin.failures.bounds import shown
 
 FORMATS = ("human", "json", "yaml", "minified")
 

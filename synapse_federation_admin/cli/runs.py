@@ -22,8 +22,9 @@ from synapse_federation_admin.cli.output import (
     user,
 )
 from synapse_federation_admin.cli.words import UNDER_WAY, WIDE, exact
+from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import outcomes
-from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.wording.amounts import count
 from synapse_federation_admin.wording.causes import cause
 
 # How often a run is looked at, and for how long Synapse may be away meanwhile, as when

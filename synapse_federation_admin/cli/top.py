@@ -37,7 +37,9 @@ from synapse_federation_admin.cli.words import (
     waiting_rows,
     why_of,
 )
-from synapse_federation_admin.wording.amounts import count, cut, duration, middle, shown
+from synapse_federation_admin.durations import duration
+from synapse_federation_admin.failures.bounds import shown
+from synapse_federation_admin.wording.amounts import count, cut, middle
 from synapse_federation_admin.wording.servers import waiting
 
 # How often it asks what has changed; the API reads that once in five seconds for all.

@@ -11,8 +11,9 @@ from rich.text import Text
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import Asked, command, name_argument
-from synapse_federation_admin.cli.output import STYLES, grid, line, plain, serialized
-from synapse_federation_admin.wording.amounts import duration
+from synapse_federation_admin.cli.output import STYLES, grid, line, plain
+from synapse_federation_admin.durations import duration
+from synapse_federation_admin.wording.findings import told
 from synapse_federation_admin.wording.stages import SIGNS, STAGES
 
 _STYLES = {**STYLES, "fail": "red", "skipped": "dim"}
@@ -88,8 +89,8 @@ def diagnosis(found: Json, verbose: bool = False) -> Iterator[RenderableType]:
     for stage in stages:
         yield grid([_stage(stage)])
         if findings := stage.get("findings"):
-            told = serialized(findings, "yaml").rstrip()
-            yield Padding(plain(told, "dim"), (0, 0, 0, 4))
+            seen = "\n".join(told(findings))
+            yield Padding(plain(seen, "dim"), (0, 0, 0, 4))
 
 
 def _stage(stage: Json) -> tuple[RenderableType, ...]:
@@ -126,8 +127,8 @@ def _tap(found: Json) -> Iterator[str]:
         name = str(stage.get("name"))
         # A number sign would begin a directive.
         message = str(stage.get("message", "")).replace("#", "♯")
-        told = str(line(f"{STAGES.get(name, name)}: {message}"))
+        said = str(line(f"{STAGES.get(name, name)}: {message}"))
         skip = " # SKIP" if stage.get("outcome") == "skipped" else ""
-        yield f"{'ok' if is_ok else 'not ok'} {number} - {told}{skip}"
+        yield f"{'ok' if is_ok else 'not ok'} {number} - {said}{skip}"
         if not is_ok and found.get("advice"):
             yield f"# {line(found['advice'])}"

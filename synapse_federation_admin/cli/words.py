@@ -22,8 +22,9 @@ from synapse_federation_admin.cli.output import (
     table,
     until,
 )
+from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import outcomes, servers
-from synapse_federation_admin.wording.amounts import count, duration
+from synapse_federation_admin.wording.amounts import count
 from synapse_federation_admin.wording.causes import AGES, cause, heat_table
 from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
 from synapse_federation_admin.wording.verdict import failing_of, how_many, verdict_of

@@ -4,8 +4,8 @@
 Filters: `42 | count`, `9000000 | duration` ("2 h 30 min"), `ts | time` (the exact
 time), `ts | ago` ("39 d ago"; the exact time on hover), `ts | since` ("39 d"), `ts |
 until` ("in 6 h"), `text | cut(80)`, `name | segment` for a name that
-becomes a part of a path, and `value | as_json`. What words there are for what is all
-templates can say: `say.outcome(...)`, `cause(kind)`.
+becomes a part of a path, `what | findings` (lines), and `value | as_json`. What words
+there are for what is all templates can say: `say.outcome(...)`, `cause(kind)`.
 """
 
 import hashlib
@@ -23,18 +23,12 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.durations import SECOND_MS, duration
+from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.background import Turn
-from synapse_federation_admin.wording import causes, outcomes, servers, stages
-from synapse_federation_admin.wording.amounts import (
-    SECOND_MS,
-    count,
-    counted,
-    cut,
-    duration,
-    middle,
-    shown,
-)
+from synapse_federation_admin.wording import causes, findings, outcomes, servers, stages
+from synapse_federation_admin.wording.amounts import count, counted, cut, middle
 
 _HERE = Path(__file__).parent
 
@@ -158,6 +152,7 @@ def _environment() -> Environment:
         cut=cut,
         middle=middle,
         segment=segment,
+        findings=findings.told,
         as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
     environment.globals.update(

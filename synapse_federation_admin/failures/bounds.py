@@ -2,15 +2,30 @@
 """What comes from outside, as it may be read and told."""
 
 import json
+import re
 from typing import Any
 
 from synapse_federation_admin import limits
 
+# Control characters, but for a tab and the end of a line; those that turn the
+# direction of what follows; and those that are not seen.
+CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def shown(text: str) -> str:
+    """Return a text with its control characters shown, not obeyed."""
+    if text.isprintable():
+        return text
+    return CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
 
 def bounded(text: str, most: int = limits.TEXT) -> str:
     """Return a text as one line of printable ASCII that is not endless."""
-    shown = ascii(text[:most])[1:-1]
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
+    found = ascii(text[:most])[1:-1]
+    return found if len(found) <= most else found[: most - 3] + "..."
 
 
 def word(value: object, most: int = limits.WORD) -> str | None:

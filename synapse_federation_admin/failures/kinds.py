@@ -9,7 +9,7 @@ A text begins with the field's term, the one to search for, and is about the oth
 server ("the server", "their admin") or about this one ("this host", "this homeserver").
 In what follows the headline, and in advice, `{host}`, `{port}`, `{said}` and
 `{target}` stand for these facts, `{status}` for "HTTP 404", `{expired}` for "expired 3
-days ago", `{mismatch}` for "for a.example, not for b.example", `{ahead}` for "2 h ahead
+d ago", `{mismatch}` for "for a.example, not for b.example", `{ahead}` for "2 h ahead
 of" or "2 h behind",
 `{left}` for "23 h", `{until}` for "14:05 UTC", `{begins}` for ': it begins with "<"',
 `{has}` for "; it has a, b", `{most}` for " (more than 50 KiB)", `{issuer}` and

@@ -8,6 +8,7 @@ made here: kind, reason and facts are there for that.
 from datetime import datetime, timezone
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.durations import SECOND_MS, duration
 from synapse_federation_admin.failures.by_link import BY_LINK
 from synapse_federation_admin.failures.kinds import (
     SET_CLOCK,
@@ -135,12 +136,8 @@ def lowered(text: str) -> str:
 
 
 def shown_duration(duration_ms: int) -> str:
-    """Return a duration as a person reads it: `3 days`, `31 h`, `5 min`, `12 s`."""
-    seconds = duration_ms // 1000
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
+    """Return a duration as it stands in a sentence: in no less than seconds."""
+    return duration(max(duration_ms, SECOND_MS))
 
 
 def _words(failure: Failure) -> tuple[str, str, str]:

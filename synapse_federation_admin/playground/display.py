@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from synapse_federation_admin.durations import SECOND_MS, duration
 from synapse_federation_admin.playground.check import CheckResult
 from synapse_federation_admin.playground.client import (
     CONSOLE,
@@ -22,7 +23,6 @@ from synapse_federation_admin.playground.client import (
 )
 from synapse_federation_admin.playground.remote import Behaviour
 from synapse_federation_admin.playground.world import Playground
-from synapse_federation_admin.wording.amounts import SECOND_MS, duration
 
 NAME = "synapse-federation-admin"
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import attr
 
+from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import servers
-from synapse_federation_admin.wording.amounts import count, cut, duration
+from synapse_federation_admin.wording.amounts import count, cut
 from synapse_federation_admin.wording.causes import cause
 
 ACTIONS = {

@@ -4,7 +4,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from synapse_federation_admin.wording.amounts import counted, duration
+from synapse_federation_admin.durations import duration
+from synapse_federation_admin.wording.amounts import counted
 
 STATUSES = {
     "invalid": ("bad", "no server name"),

@@ -10,11 +10,12 @@ from synapse_federation_admin.api.schemas.destinations import Filter
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
+from synapse_federation_admin.failures.bounds import CONTROLS, shown
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.wording import causes, outcomes
-from synapse_federation_admin.wording.amounts import CONTROLS, middle, shown
+from synapse_federation_admin.wording.amounts import middle
 
 # How many rows a page has; fewer where their names are so long that they would be more
 # than so many bytes, of which each row takes some beside the name.
