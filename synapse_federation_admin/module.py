@@ -88,10 +88,13 @@ class FederationAdmin:
                     features.switch_off(feature, e)
             return None
 
+        def require_base() -> None:
+            for feature in Feature:
+                if feature is not Feature.MOUNT:
+                    guarded(feature, features.require, Feature.BASE)
+
         guarded(Feature.BASE, _wire_base, services, api)
-        for feature in Feature:
-            if feature is not Feature.MOUNT:
-                guarded(feature, features.require, Feature.BASE)
+        require_base()
         for feature, wire in _WIRING.items():
             found: Iterable[Start] | None = guarded(feature, wire, services)
             starts += [(feature, start) for start in found or ()]
@@ -107,6 +110,7 @@ class FederationAdmin:
             from synapse_federation_admin.homeserver.selfcheck import check_columns
 
             await check_columns(services.homeserver, features)
+            require_base()
             for feature, start in starts:
                 guarded(feature, start)
 

@@ -20,9 +20,10 @@ from OpenSSL import SSL
 from prometheus_client import REGISTRY
 from synapse.http.server import JsonResource
 from synapse.rest.admin import register_servlets
+from synapse.storage.database import DatabasePool
 from test_architecture import imports
 from tests.server import FakeChannel, FakeSite, make_request
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.web.resource import Resource
 
 from synapse_federation_admin.api import ROUTES
@@ -78,6 +79,16 @@ def without_homeserver() -> set[str]:
 
 # What is not imported anew: what is hidden from it is hidden there.
 SELF_CHECK = {module.__name__ for module in (features, relied_on, selfcheck)}
+
+
+_run = DatabasePool.runInteraction
+
+
+async def refusing(pool: DatabasePool, *args: Any, **kwargs: Any) -> Any:
+    """Run a transaction as Synapse does, but not as this module wants it."""
+    if "isolation_level" in kwargs:
+        raise TypeError("unexpected keyword argument 'isolation_level'")
+    return await _run(pool, *args, **kwargs)
 
 
 class SelfCheckTestCase(ModuleTestCase):
@@ -209,6 +220,9 @@ class Loaded:
             elif endpoint.method == "GET":
                 channel = self.ask("GET", path)
                 case.assertIn(channel.code, (200, 404, 503), (endpoint, channel.result))
+        if Feature.CONSOLE in off:
+            page = self.ask("GET", f"{ADMIN_PATH}/federation/")
+            case.assertEqual(page.code, 404 if unwanted else 503, page.result)
         for page in () if Feature.CONSOLE in off else PAGES:
             # Of those that are not off, each is there.
             if not off.intersection(page.needs):
@@ -305,6 +319,14 @@ class NamesTestCase(SelfCheckTestCase):
                 self.assertIsNone(found[key])
             self.assertEqual(loaded.ask("GET", f"{path}/b.example").code, 404)
 
+    def test_no_transaction(self) -> None:
+        """Where no transaction can be run, Synapse's own servlets answer v1."""
+        with (
+            mock.patch.object(DatabasePool, "runInteraction", refusing),
+            self.loaded() as loaded,
+        ):
+            loaded.check(set(Feature) - {Feature.MOUNT})
+
     @pytest.mark.database
     def test_every_column(self) -> None:
         """So with the columns of Synapse's tables, which are looked at later.
@@ -337,6 +359,22 @@ class NamesTestCase(SelfCheckTestCase):
             selfcheck.find(held, f"f(*{args})")
         for args in ("a", "a b c d"):
             self.assertRaises(TypeError, selfcheck.find, held, f"f(*{args})")
+
+    def test_awaited(self) -> None:
+        """A function that is called counts only if it need not be awaited; one that is
+        awaited, only if it can be."""
+
+        async def coroutine() -> None: ...
+
+        def later() -> "Deferred[None]": ...
+
+        called = mock.Mock(f=lambda: None, put_json=coroutine)
+        for path in ("f", "f(*)", "put_json"):
+            selfcheck.find(called, path)
+        selfcheck.find(mock.Mock(put_json=later), "put_json(*)")
+        awaited = mock.Mock(f=coroutine, put_json=lambda: None)
+        for path in ("f", "f(*)", "put_json", "put_json(*)"):
+            self.assertRaises(TypeError, selfcheck.find, awaited, path)
 
     def test_database_away(self) -> None:
         """While the database is away nothing is switched off; it is asked again."""

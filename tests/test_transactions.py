@@ -134,3 +134,11 @@ def test_not_yet_answered() -> None:
     world.send()
     world.meanwhile = [lambda: None] * 365 + [lambda: world.answered(502)]
     assert world.diagnosed() == "warning other None True"
+
+
+def test_not_as_expected() -> None:
+    """A transaction of which nothing can be told is sent all the same."""
+    world = World()
+    sent = ensureDeferred(world.client.send_transaction(SimpleNamespace()))
+    world.end.callback({"pdus": {}})
+    assert sent.result == {"pdus": {}}

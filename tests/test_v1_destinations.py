@@ -2,9 +2,12 @@
 """What clients rely on in v1's reading endpoints, on both databases."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from module_case import DESTINATIONS, ModuleTestCase
+from module_case import DESTINATIONS, FAILING, NAME, ModuleTestCase
+
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 KEYS = {
     "destination",
@@ -283,3 +286,29 @@ class RoomsTestCase(ModuleTestCase):
 
         path = self.destination_path("unknown.example", "/rooms?limit=x")
         self.assert_error(self.ask("GET", path), 404, "M_NOT_FOUND")
+
+
+class BugTestCase(ModuleTestCase):
+    """This module fails to answer, as something of Synapse's is not as it was."""
+
+    def test_bug(self) -> None:
+        """Synapse's own servlets answer, with its own check of who asks."""
+        self.add_destination(NAME, *FAILING)
+        one = self.destination_path(NAME)
+        for method in ("run_db_interaction", "require_admin"):
+            with (
+                self.subTest(method),
+                patch.object(Homeserver, method, side_effect=TypeError("no")),
+                self.assertLogs("synapse_federation_admin", "ERROR") as logs,
+            ):
+                for path in (DESTINATIONS, f"{DESTINATIONS}?limit=5000"):
+                    self.assertEqual(self.get_json(path)["total"], 1)
+                self.assertEqual(self.get_json(one)["destination"], NAME)
+                self.assertEqual(self.get_json(f"{one}/rooms")["total"], 0)
+                refused = self.ask("GET", one, token=self.user_token)
+                self.assertEqual(refused.code, 403)
+                self.assertEqual(self.reset("unknown.example").code, 404)
+            self.assertTrue(all(record.exc_info for record in logs.records))
+        with patch.object(Homeserver, "run_db_interaction", side_effect=TypeError):
+            self.assertEqual(self.reset().code, 200)
+        self.assertIsNone(self.get_json(one)["failure_ts"])

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP API: its routes, and what answers there."""
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import attr
 from synapse.module_api import JsonDict, SynapseRequest
@@ -15,6 +16,8 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin.api._base import Asked, Services
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.servlets import HttpServer
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ROUTES", "Api", "Route", "Services"]
 
@@ -85,6 +88,9 @@ _ALL = f"{_V2}/destinations"
 _ONE = f"{_V2}/destinations/<destination>"
 _RUN = f"{_V2}/runs/<run_id>"
 
+# Its pages, where it does not answer itself.
+_CONSOLE = re.compile(f"^{_PREFIX}/federation(?:/.*)?$")
+
 _F = Feature
 
 ROUTES: tuple[Route, ...] = (
@@ -131,10 +137,16 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+# What Python raises where something of Synapse's is not what it was, and the self-check
+# could not see that.
+_NOT_AS_EXPECTED = (AttributeError, ImportError, LookupError, NameError, TypeError)
+
+
 class Api:
     """Registers what answers at each path.
 
-    Where a feature is off, v1 is left to Synapse's own servlets, and v2 says why.
+    Where a feature is off, v1 is left to Synapse's own servlets, and v2 says why. So is
+    a request of v1 that this module fails to answer by a bug.
     """
 
     def __init__(self, services: Services) -> None:
@@ -150,6 +162,8 @@ class Api:
                     self._handlers[route] = route.load()
                 except Exception as e:
                     features.switch_off(route.feature, e)
+        if features.is_missing(Feature.CONSOLE):
+            http_server.register_paths("GET", [_CONSOLE], _console_off, "console_off")
         for route in ROUTES:
             if not route.is_v1 or all(map(features.is_on, route.needs)):
                 http_server.register_paths(
@@ -170,12 +184,25 @@ class Api:
             except CancelledError:
                 raise
             except Exception as e:
-                if not services.homeserver.is_database_away(e):
+                if services.homeserver.is_database_away(e):
+                    raise _database_away() from e
+                is_bug = isinstance(e, _NOT_AS_EXPECTED)
+                if not (is_bug and route.is_v1) or request.startedWriting:
                     raise
-                raise _database_away() from e
+                logger.exception("Synapse's own servlet answers %s", route.name)
+                own = services.homeserver.own_v1(route.method, route.path)
+                return await own(request, **parameters)
             return None if body is None else (HTTPStatus.OK, body)
 
         return answer
+
+
+async def _console_off(_: SynapseRequest) -> NoReturn:
+    """Say so to somebody of whom nobody knows who it is: why is for admins."""
+    raise SynapseError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"The feature 'console' is off: the homeserver's log and {_V2}/status say why",
+    )
 
 
 def _database_away() -> SynapseError:

@@ -13,6 +13,8 @@ from synapse.rest.admin.media import register_servlets_for_media_repo
 from twisted.internet.address import UNIXAddress
 from twisted.web.resource import Resource
 
+from synapse_federation_admin.homeserver.servlets import own_servlets
+
 if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
     from synapse.server import HomeServer
@@ -149,19 +151,12 @@ def _register_v1_on_worker(hs: "HomeServer", http_server: HttpServer) -> None:
     if hs.config.worker.worker_app is None:
         return
     try:
-        from synapse.rest.admin.federation import (
-            DestinationMembershipRestServlet,
-            DestinationResetConnectionRestServlet,
-            DestinationRestServlet,
-            ListDestinationsRestServlet,
-        )
+        servlets = own_servlets(hs)
     except ImportError as e:
         logger.info("Only servlets of this module can answer v1 here: %s", e)
         return
-    DestinationMembershipRestServlet(hs).register(http_server)
-    DestinationResetConnectionRestServlet(hs).register(http_server)
-    DestinationRestServlet(hs).register(http_server)
-    ListDestinationsRestServlet(hs).register(http_server)
+    for servlet in servlets.values():
+        servlet.register(http_server)
 
 
 class _Listeners:

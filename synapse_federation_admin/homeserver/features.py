@@ -71,6 +71,10 @@ class Features:
         """Return why a feature is off; None if it is on."""
         return self._reasons.get(feature)
 
+    def is_missing(self, feature: Feature) -> bool:
+        """Tell whether a feature is off that the configuration wants."""
+        return feature in self._reasons.keys() - self._unwanted
+
     def require(self, *features: Feature) -> None:
         """Go on only if all of some features are on.
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+from synapse.module_api import JsonDict
 
 from synapse_federation_admin.homeserver.background import Background
 from synapse_federation_admin.homeserver.server_name import is_server_name
@@ -88,6 +90,14 @@ class Homeserver(Background):
         from synapse_federation_admin.homeserver.transactions import Transactions
 
         return Transactions(self._hs)
+
+    def own_v1(
+        self, method: str, path: str
+    ) -> Callable[..., Awaitable[tuple[int, JsonDict]]]:
+        """Return what answers a route of v1 in Synapse itself, with its own checks."""
+        from synapse_federation_admin.homeserver.servlets import own_v1
+
+        return own_v1(self._hs, method, path)
 
     def drop_way(self, name: str) -> None:
         """Forget what this process keeps in memory of the way to a server."""

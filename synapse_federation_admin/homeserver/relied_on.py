@@ -99,9 +99,10 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         "synapse.http.server: finish_request(*request) set_cors_headers(*request)",
     ),
     (
-        # Synapse's own servlets on workers, where ours cannot answer.
+        # Synapse's own servlets, where ours cannot answer.
         (),
         """
+        synapse.http.site: SynapseRequest._requester
         synapse.rest.admin.federation:
             DestinationMembershipRestServlet DestinationResetConnectionRestServlet
             DestinationRestServlet ListDestinationsRestServlet
@@ -273,6 +274,14 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     ),
 )
 
+# Those of them that are functions and are awaited; all others are only called.
+AWAITED = """
+    _async_render _make_well_known_request _send_request assert_user_is_admin
+    auth_metadata get_destination_retry_timings get_json_with_headers get_retry_limiter
+    get_user_by_req get_well_known on_POST put_json ratelimit request resolve_service
+    runInteraction send_transaction
+"""
+
 # What Synapse logs, to the letter; where; and the arguments of it.
 FAILED = "Connection to %s was unsuccessful (%s(%s)); backoff now %i"
 RECOVERED = "Connection to %s was successful; clearing backoff"
@@ -295,6 +304,8 @@ LOG_TEXTS_ARE_FOR = (Feature.HISTORY,)
 
 # What needs columns of Synapse's tables, the table, and the columns.
 COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
+    # Whether a transaction can be run at all.
+    ((_F.BASE,), "schema_version", "version"),
     (
         (*_LISTS, *_CONTACTS, *(_F.DIAGNOSIS, _F.HISTORY, _F.METRICS, _F.INDEXES)),
         "destinations",

@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.relied_on import (
+    AWAITED,
     COLUMNS,
     FILES,
     LOG_TEXTS,
@@ -99,6 +100,22 @@ def find(found: Any, path: str) -> None:
             inspect.signature(found).bind(**dict.fromkeys(inside[2:-1].split()))
         elif inside:
             _require_name(found, inside[1:-1])
+    _require_awaited(name, found)
+
+
+def _require_awaited(name: str, found: Any) -> None:
+    """Raise if what a path ends with is awaited here, and is none to be; or otherwise.
+
+    A function that became a coroutine would do nothing, and say nothing of it.
+    """
+    is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(found))
+    is_awaited = name in AWAITED.split()
+    if is_coroutine and not is_awaited:
+        raise TypeError(f"{name} has to be awaited")
+    if is_awaited and not is_coroutine:
+        returned = str(inspect.signature(found).return_annotation)
+        if "Awaitable" not in returned and "Deferred" not in returned:
+            raise TypeError(f"{name} cannot be awaited")
 
 
 def _require_name(function: Any, name: str) -> None:

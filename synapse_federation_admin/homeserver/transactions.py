@@ -96,8 +96,13 @@ class Transactions:
 
         @wraps(send)
         async def observed(transaction: Any, *args: Any, **kwargs: Any) -> Any:
-            sent = Transaction(transaction, self._clock.time_msec())
-            self._sending[sent.destination] = sent
+            try:
+                sent = Transaction(transaction, self._clock.time_msec())
+                self._sending[sent.destination] = sent
+            except Exception:
+                # Whatever is wrong here, the transaction is sent.
+                logger.exception("A transaction is not observed")
+                return await send(transaction, *args, **kwargs)
             try:
                 answer = await send(transaction, *args, **kwargs)
             except (CancelledError, NotRetryingDestination):
