@@ -22,7 +22,7 @@ from synapse_federation_admin.destinations.attention_rows import (
 )
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
 from synapse_federation_admin.destinations.costly import Costly
-from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
+from synapse_federation_admin.destinations.query import rows_txn
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationFilter,
@@ -30,7 +30,7 @@ from synapse_federation_admin.destinations.values import (
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.records import RecordedFailure
-from synapse_federation_admin.storage.sql import FAILING, MOMENT_MS, any_of
+from synapse_federation_admin.storage.sql import FAILING, MOMENT_MS, Sql, any_of
 
 T = TypeVar("T")
 
@@ -197,12 +197,8 @@ class AttentionStore:
             most = [name for _, name in first[: limits.TOLD_ATTENTION]]
             names = {*_candidates(rooms, users_in), *most}
             these = any_of("destination", names)
-            txn.execute(
-                f"SELECT {DESTINATION_COLUMNS} FROM destinations "  # noqa: S608
-                f"WHERE {FAILING} AND {these.text}",
-                these.args,
-            )
-            return [Destination(*row) for row in txn.fetchall()], first, shared
+            rows = rows_txn(txn, [Sql(FAILING), these])
+            return list(rows.values()), first, shared
 
         rows, most_waiting, shared = await self._run(candidates_txn)
         names = [row.destination for row in rows]

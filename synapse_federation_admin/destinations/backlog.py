@@ -22,7 +22,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import can_be_stored
+from synapse_federation_admin.storage.sql import Sql, can_be_stored
 
 # How many names one transaction is about.
 _NAMES = 200
@@ -261,14 +261,11 @@ class BacklogStore:
         if not can_be_stored(name):
             return 0
 
-        def unsendable_txn(txn: LoggingTransaction) -> int:
-            txn.execute(_UNSENDABLE, (name, limits.WAITING_CHECKED))
-            ((count,),) = txn.fetchall()
-            return int(count)
-
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_unsendable", unsendable_txn
+        unsendable = Sql(_UNSENDABLE, (name, limits.WAITING_CHECKED))
+        ((count,),) = await self._homeserver.run_db_interaction(
+            "federation_admin_unsendable", unsendable.select_txn
         )
+        return int(count)
 
 
 def mend_unsendable(name: str) -> str:

@@ -32,6 +32,7 @@ MAY_BE_INVALID = {
 # a new row may get the number of one that was deleted.
 _PIECE = 20_000
 _ANEW_MS = 3_600_000
+_LAST_ROW = Sql("SELECT COALESCE(MAX(rowid), 0) FROM destinations")
 
 
 class InvalidNames:
@@ -64,8 +65,8 @@ class InvalidNames:
         return await self._find_in_pieces(self._homeserver.now_ms())
 
     async def _find_in_pieces(self, now_ms: int) -> tuple[str, ...]:
-        last = await self._homeserver.run_db_interaction(
-            "federation_admin_invalid_names", _last_row_txn
+        ((last,),) = await self._homeserver.run_db_interaction(
+            "federation_admin_invalid_names", _LAST_ROW.select_txn
         )
         passed_to, found = self._passed_to, list(self.names)
         if last < passed_to or not 0 <= now_ms - self._begun_ms < _ANEW_MS:
@@ -95,9 +96,3 @@ class InvalidNames:
         return await self._homeserver.run_db_interaction(
             "federation_admin_invalid_names", find_txn
         )
-
-
-def _last_row_txn(txn: LoggingTransaction) -> int:
-    txn.execute("SELECT COALESCE(MAX(rowid), 0) FROM destinations")
-    ((last,),) = txn.fetchall()
-    return int(last)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked, as SQL text and arguments: pure, and the same on both databases.
+"""What may be asked, as SQL text and arguments: the same on both databases.
 
 Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
@@ -7,7 +7,10 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 import re
 from collections.abc import Sequence
 
+from synapse.module_api import LoggingTransaction
+
 from synapse_federation_admin.destinations.values import (
+    Destination,
     DestinationFilter,
     DestinationStatus,
     Direction,
@@ -19,6 +22,7 @@ from synapse_federation_admin.storage.sql import (
     FITS,
     Sql,
     any_of,
+    where,
 )
 
 _ASCII_CAPITALS = re.compile("[A-Z]+")
@@ -40,6 +44,18 @@ _FAILING_STATUSES = {
     DestinationStatus.BACKING_OFF: f"{NEXT_RETRY_TS} > ?",
     DestinationStatus.RETRY_DUE: f"{NEXT_RETRY_TS} <= ?",
 }
+
+
+def rows_txn(
+    txn: LoggingTransaction, conditions: Sequence[Sql]
+) -> dict[str, Destination]:
+    """Return, by name, the rows of `destinations` that meet all conditions."""
+    kept = where(conditions)
+    found = Sql(
+        f"SELECT {DESTINATION_COLUMNS} FROM destinations {kept.text}",  # noqa: S608
+        kept.args,
+    )
+    return {row[0]: Destination(*row) for row in found.select_txn(txn)}
 
 
 # By direction: how what comes behind a row compares with it, and the order.

@@ -66,19 +66,16 @@ async def not_yet_queued(
         conditions.append(any_of("e.room_id", rooms))
     ours = where(conditions)
 
-    def count_txn(txn: LoggingTransaction) -> int:
-        txn.execute(
-            "SELECT COUNT(*) FROM (SELECT sender, room_id FROM events "  # noqa: S608
-            "WHERE stream_ordering > ? ORDER BY stream_ordering LIMIT ?"
-            f") AS e {ours.text}",
-            (min(behind), limits.EVENTS_COUNTED, *ours.args),
-        )
-        ((count,),) = txn.fetchall()
-        return int(count)
-
-    return await homeserver.run_db_interaction(
-        "federation_admin_not_yet_queued", count_txn
+    statement = Sql(
+        "SELECT COUNT(*) FROM (SELECT sender, room_id FROM events "  # noqa: S608
+        "WHERE stream_ordering > ? ORDER BY stream_ordering LIMIT ?"
+        f") AS e {ours.text}",
+        (min(behind), limits.EVENTS_COUNTED, *ours.args),
     )
+    ((count,),) = await homeserver.run_db_interaction(
+        "federation_admin_not_yet_queued", statement.select_txn
+    )
+    return int(count)
 
 
 async def queued_position(homeserver: Homeserver, sender: Sender) -> int | None:
@@ -104,8 +101,7 @@ def _queued_txn(
 ) -> int | None:
     def own(statement: str, *args: int) -> int | None:
         """Return the first that is queued by the sender."""
-        txn.execute(statement, args)
-        found: list[tuple[int, str]] = txn.fetchall()
+        found: list[tuple[int, str]] = Sql(statement, args).select_txn(txn)
         # None: there is one sender for all.
         senders = (instance, None)
         return next(

@@ -31,6 +31,7 @@ from synapse_federation_admin.destinations.query import (
     conditions,
     is_of_failing,
     names_between,
+    rows_txn,
 )
 from synapse_federation_admin.destinations.values import (
     Destination,
@@ -151,8 +152,8 @@ class DestinationList:
 
         def count_txn(txn: LoggingTransaction) -> int:
             kept = where(self._conditions())
-            txn.execute(f"SELECT COUNT(*) FROM destinations {kept.text}", kept.args)  # noqa: S608
-            ((count,),) = txn.fetchall()
+            statement = f"SELECT COUNT(*) FROM destinations {kept.text}"  # noqa: S608
+            ((count,),) = Sql(statement, kept.args).select_txn(txn)
             return int(count)
 
         return await self._once("count", (), count_txn)
@@ -175,17 +176,10 @@ class DestinationList:
         """Return, by name, those of some names that fail and that the filter keeps."""
         if not names or not await self._prepare():
             return {}
-        these = any_of("destination", names)
-
-        def among_txn(txn: LoggingTransaction) -> dict[str, Destination]:
-            kept = where([these, Sql(FAILING), *self._conditions()])
-            txn.execute(
-                f"SELECT {DESTINATION_COLUMNS} FROM destinations {kept.text}",  # noqa: S608
-                kept.args,
-            )
-            return {row[0]: Destination(*row) for row in txn.fetchall()}
-
-        return await self._reader.run(among_txn, uses_own=self._uses_own)
+        these = [any_of("destination", names), Sql(FAILING), *self._conditions()]
+        return await self._reader.run(
+            partial(rows_txn, conditions=these), uses_own=self._uses_own
+        )
 
     async def pieces(
         self, after: Position | None, limit: int = sys.maxsize

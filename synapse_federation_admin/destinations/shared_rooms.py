@@ -18,7 +18,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import any_of, can_be_stored
+from synapse_federation_admin.storage.sql import Sql, any_of, can_be_stored
 
 T = TypeVar("T")
 
@@ -184,16 +184,12 @@ class SharedRoomsStore:
     ) -> list[tuple[Any, ...]]:
         """Read something of the memberships of our users in some rooms."""
         local = any_of("room_id", rooms)
-
-        def select_txn(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
-            txn.execute(
-                f"SELECT {what} FROM local_current_membership "  # noqa: S608
-                f"WHERE membership = 'join' AND {local.text} {then}",
-                local.args,
-            )
-            return txn.fetchall()
-
-        return await self._run(select_txn)
+        statement = Sql(
+            f"SELECT {what} FROM local_current_membership "  # noqa: S608
+            f"WHERE membership = 'join' AND {local.text} {then}",
+            local.args,
+        )
+        return await self._run(statement.select_txn)
 
     async def _rooms_of(self, names: Collection[str]) -> dict[str, Counter[str]]:
         """Count the users of some servers in each room, by server."""

@@ -2,19 +2,20 @@
 """Asks for one destination, and its rooms. Answers come from tables, never a cache."""
 
 from collections.abc import AsyncGenerator, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.destinations.query import BEYOND, DESTINATION_COLUMNS
+from synapse_federation_admin.destinations.query import BEYOND, rows_txn
 from synapse_federation_admin.destinations.values import (
     Destination,
     DestinationRoom,
     Direction,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import any_of, can_be_stored
+from synapse_federation_admin.storage.sql import Sql, any_of, can_be_stored
 
 # How many rooms one transaction reads.
 _PIECE = 4000
@@ -41,12 +42,7 @@ class DestinationStore:
     @staticmethod
     def get_txn(txn: LoggingTransaction, name: str) -> Destination | None:
         """Return the same in a transaction, of a name that can be stored at all."""
-        txn.execute(
-            f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE destination = ?",  # noqa: S608
-            (name,),
-        )
-        row = txn.fetchone()
-        return Destination(*row) if row else None
+        return rows_txn(txn, [Sql("destination = ?", (name,))]).get(name)
 
     async def get_many(self, names: Sequence[str]) -> dict[str, Destination]:
         """Return, by name, the rows that there are of some names.
@@ -54,17 +50,9 @@ class DestinationStore:
         Raises:
             Exception: Whatever the database raises.
         """
-        wanted = any_of("destination", names)
-
-        def get_many_txn(txn: LoggingTransaction) -> dict[str, Destination]:
-            txn.execute(
-                f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {wanted.text}",  # noqa: S608
-                wanted.args,
-            )
-            return {row[0]: Destination(*row) for row in txn.fetchall()}
-
         return await self._homeserver.run_db_interaction(
-            "federation_admin_get_destinations", get_many_txn
+            "federation_admin_get_destinations",
+            partial(rows_txn, conditions=[any_of("destination", names)]),
         )
 
     async def last_inbound_ts(self, name: str) -> int | None:
@@ -76,22 +64,18 @@ class DestinationStore:
         Raises:
             Exception: Whatever the database raises.
         """
-
-        def newest_txn(txn: LoggingTransaction) -> int | None:
-            # Newest first, as the index has them: mostly one of the first is of it.
-            txn.execute(
-                "SELECT ts FROM received_transactions "
-                "WHERE origin = ? AND ts IS NOT NULL ORDER BY ts DESC LIMIT 1",
-                (name,),
-            )
-            row = txn.fetchone()
-            return row[0] if row else None
-
         if not can_be_stored(name):
             return None
-        return await self._homeserver.run_db_interaction(
-            "federation_admin_last_inbound", newest_txn
+        # Newest first, as the index has them: mostly one of the first is of it.
+        newest = Sql(
+            "SELECT ts FROM received_transactions "
+            "WHERE origin = ? AND ts IS NOT NULL ORDER BY ts DESC LIMIT 1",
+            (name,),
         )
+        found = await self._homeserver.run_db_interaction(
+            "federation_admin_last_inbound", newest.select_txn
+        )
+        return found[0][0] if found else None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -148,14 +132,10 @@ class RoomList:
     async def _select(
         self, columns: str, rest: str, *args: str | int
     ) -> list[tuple[Any, ...]]:
-        def select_txn(txn: LoggingTransaction) -> list[tuple[Any, ...]]:
-            txn.execute(
-                f"SELECT {columns} FROM destination_rooms "  # noqa: S608
-                f"WHERE destination = ? {rest}",
-                (self.destination, *args),
-            )
-            return txn.fetchall()
-
+        statement = Sql(
+            f"SELECT {columns} FROM destination_rooms WHERE destination = ? {rest}",  # noqa: S608
+            (self.destination, *args),
+        )
         return await self.homeserver.run_db_interaction(
-            "federation_admin_list_destination_rooms", select_txn
+            "federation_admin_list_destination_rooms", statement.select_txn
         )

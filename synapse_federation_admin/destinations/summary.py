@@ -18,11 +18,11 @@ from synapse_federation_admin.destinations.backlog import UNLISTED
 from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.query import (
-    DESTINATION_COLUMNS,
     NEXT_RETRY_TS,
     NOT_FAILING,
+    rows_txn,
 )
-from synapse_federation_admin.destinations.values import Destination, DestinationStatus
+from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql, any_of
 
@@ -224,8 +224,7 @@ class SummaryStore:
             began_s = time.perf_counter()
             found = []
             for statement in statements:
-                txn.execute(statement.text, statement.args)
-                found.append(txn.fetchall())
+                found.append(statement.select_txn(txn))
             self._took_ms += (time.perf_counter() - began_s) * 1000
             return found
 
@@ -267,12 +266,8 @@ def _count_txn(txn: LoggingTransaction, now_ms: int, invalid: Sql) -> Summary:
         DestinationStatus.BACKING_OFF: backing_off,
         DestinationStatus.RETRY_DUE: failing - backing_off,
     }
-    txn.execute(
-        f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {invalid.text}",  # noqa: S608
-        invalid.args,
-    )
-    for row in txn.fetchall():
-        by_status[Destination(*row).status_of_row(now_ms)] -= 1
+    for row in rows_txn(txn, [invalid]).values():
+        by_status[row.status_of_row(now_ms)] -= 1
         by_status[DestinationStatus.INVALID] += 1
     return Summary(
         as_of_ts=now_ms,

@@ -22,7 +22,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
-from synapse_federation_admin.destinations.query import DESTINATION_COLUMNS
+from synapse_federation_admin.destinations.query import rows_txn
 from synapse_federation_admin.destinations.shared_rooms import (
     SharedRoom,
     SharedRoomsStore,
@@ -39,6 +39,7 @@ from synapse_federation_admin.storage.audit_entry import (
 )
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import (
+    Sql,
     any_of,
     existing_tables,
 )
@@ -269,23 +270,19 @@ def audit_details(seen: Seen, loss: Counter[str]) -> dict[str, object]:
 
 def _look_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Seen]:
     wanted = any_of("destination", names)
-    txn.execute(
-        f"SELECT {DESTINATION_COLUMNS} FROM destinations WHERE {wanted.text}",  # noqa: S608
-        wanted.args,
-    )
-    rows = {row[0]: Destination(*row) for row in txn.fetchall()}
+    rows = rows_txn(txn, [wanted])
     newest: list[dict[str, int]] = []
     for table, column in (
         ("destination_rooms", "stream_ordering"),
         (_TO_DEVICE, "stream_id"),
         ("device_lists_outbound_pokes", "stream_id"),
     ):
-        txn.execute(
+        found = Sql(
             f"SELECT destination, MAX({column}) FROM {table} "  # noqa: S608
             f"WHERE {wanted.text} GROUP BY destination",
             wanted.args,
         )
-        newest.append(dict(txn.fetchall()))
+        newest.append(dict(found.select_txn(txn)))
     return {
         name: Seen(rows.get(name), tuple(found.get(name) for found in newest))
         for name in names

@@ -284,16 +284,12 @@ class Audit:
 
     async def has_cleared(self, run_id: str) -> bool:
         """Tell whether there is such an entry of a run."""
-
-        def has_cleared_txn(txn: LoggingTransaction) -> bool:
-            txn.execute(
-                "SELECT 1 FROM federation_admin_audit WHERE outcome = 'pending' "
-                "AND instance = ? AND run_id = ? AND ended_ts IS NOT NULL LIMIT 1",
-                (self._homeserver.instance_name, run_id),
-            )
-            return txn.fetchone() is not None
-
-        return await self.tables.run("federation_admin_audit", has_cleared_txn)
+        one = Sql(
+            "SELECT 1 FROM federation_admin_audit WHERE outcome = 'pending' "
+            "AND instance = ? AND run_id = ? AND ended_ts IS NOT NULL LIMIT 1",
+            (self._homeserver.instance_name, run_id),
+        )
+        return bool(await self.tables.run("federation_admin_audit", one.select_txn))
 
     async def note(
         self, notes: Mapping[str, Mapping[str, object]], column: str = "destination"

@@ -132,17 +132,17 @@ class Job:
     async def next(self, after: tuple[int, str] | None, limit: int) -> list[Queued]:
         """Return what comes next in the queue, after a position in it."""
         beyond = "AND (priority, destination) > (?, ?)" if after else ""
+        rows = Sql(
+            "SELECT destination, priority, was_failing "  # noqa: S608
+            f"FROM federation_admin_run_queue WHERE run_id = ? {beyond} "
+            "ORDER BY priority, destination LIMIT ?",
+            (self.run.run_id, *(after or ()), limit),
+        )
 
         def next_txn(txn: LoggingTransaction) -> list[Queued]:
-            txn.execute(
-                "SELECT destination, priority, was_failing "  # noqa: S608
-                f"FROM federation_admin_run_queue WHERE run_id = ? {beyond} "
-                "ORDER BY priority, destination LIMIT ?",
-                (self.run.run_id, *(after or ()), limit),
-            )
             return [
                 Queued(name, priority, bool(was_failing))
-                for name, priority, was_failing in txn.fetchall()
+                for name, priority, was_failing in rows.select_txn(txn)
             ]
 
         return await self._runs.run("next", next_txn)

@@ -31,7 +31,7 @@ from synapse_federation_admin.storage.run_values import (
     RunStatus,
 )
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Expired, can_be_stored, marks
+from synapse_federation_admin.storage.sql import Expired, Sql, can_be_stored, marks
 
 T = TypeVar("T")
 
@@ -137,15 +137,9 @@ class RunStore:
 
     async def names(self, run_id: str) -> list[str]:
         """Return the names of a run that is for a list; none if it is not there."""
-
-        def names_txn(txn: LoggingTransaction) -> str:
-            txn.execute(
-                "SELECT names FROM federation_admin_runs WHERE run_id = ?", (run_id,)
-            )
-            row = txn.fetchone()
-            return str(row[0]) if row else "[]"
-
-        names: list[str] = json.loads(await self.run("names", names_txn))
+        statement = "SELECT names FROM federation_admin_runs WHERE run_id = ?"
+        rows = await self.run("names", Sql(statement, (run_id,)).select_txn)
+        names: list[str] = json.loads(rows[0][0]) if rows else []
         return names
 
     async def fail(self, run_id: str, error: str, mark: str | None) -> None:

@@ -7,6 +7,7 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 import json
 from collections.abc import Collection, Sequence
 from itertools import chain
+from typing import Any
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -39,6 +40,11 @@ class Sql:
 
     text: str
     args: tuple[str | int | None, ...] = ()
+
+    def select_txn(self, txn: LoggingTransaction) -> list[tuple[Any, ...]]:
+        """Return the rows of a whole statement."""
+        txn.execute(self.text, self.args)
+        return txn.fetchall()
 
 
 def where(conditions: Sequence[Sql]) -> Sql:
