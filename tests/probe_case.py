@@ -9,6 +9,7 @@ from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.homeserver.federation import Federation
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 ANSWER = {"server": {"name": "Fake", "version": "1"}}
 
@@ -33,12 +34,9 @@ class ProbeTestCase(ModuleTestCase):
         self.answers: dict[str, Any] = {}
         # What they say of their software, if they are asked.
         self.software: Any = ANSWER
-        for request, stand_in in (
-            ("probe", self.probe),
-            ("contact", self.contact),
-            ("version", self.version),
-        ):
-            self.patch(Federation, request, stand_in)
+        self.patch(Federation, "probe", self.probe)
+        self.patch(Homeserver, "contact", self.contact)
+        self.patch(Federation, "version", self.version)
 
     def probe(self, destination: str, *, timeout_ms: int) -> "Deferred[Any]":
         """Stand in for the network."""

@@ -14,7 +14,6 @@ from twisted.internet.error import ConnectError
 
 from synapse_federation_admin.config import parse_config
 from synapse_federation_admin.homeserver.background import Turn
-from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.process import Process
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
@@ -36,7 +35,7 @@ TOO_LARGE = HttpResponseException(413, "Too large", b"{}")
 ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError(), "out": OUT}
 
 # As it is where no test stands in for the network.
-CONTACT = Federation.contact
+CONTACT = Homeserver.contact
 
 # What happens after the reset of a destination that has failed since 500 and has got
 # event 7: how its contacts end, what Synapse stores, that the sender's transaction is
@@ -216,7 +215,7 @@ class StoriesTestCase(StoryTestCase):
         """What fails by a fault of this side is not put into backoff by the contact."""
         errors = {"out.example": OUT, "bug.example": KeyError("a bug")}
         self.answers.update(errors)
-        with mock.patch.object(Federation, "contact", CONTACT):
+        with mock.patch.object(Homeserver, "contact", CONTACT):
             for name in errors:
                 self.add_destination(name, *FAILING)
                 self.reset(name)
