@@ -237,6 +237,12 @@ site(
 serving("resets failing tls_failed/closed_in_handshake", reset, plain=True)
 serving("no-tls failing tls_failed", http("400 Bad Request"), plain=True)
 serving("closes-handshake failing tls_failed/closed_in_handshake", close, plain=True)
+# The alert close_notify.
+serving(
+    "ends-handshake failing tls_failed/closed_in_handshake",
+    b"\x15\x03\x03\x00\x02\x01\x00",
+    plain=True,
+)
 serving("hangs-handshake failing response_timeout/in_handshake", hang, plain=True)
 # The certificate has to be for the server name, not for where SRV leads to.
 by_srv(
