@@ -41,8 +41,7 @@ async def respond_in_chunks(
     """Answer 200 with a body that comes in chunks.
 
     The next chunk is asked for when the client has taken those before. If the client
-    goes away, no further chunk is. A body of one chunk goes out like any other answer.
-    For HEAD no chunk is asked for.
+    goes away, no further chunk is. For HEAD no chunk is asked for.
 
     Of all that this process answers so, some are under way at once; the others wait for
     their turn for some seconds, and then it is for the client to come again. One whose
@@ -90,25 +89,19 @@ async def _write(
     chunks: AsyncGenerator[bytes, None],
     file_name: str | None,
 ) -> None:
-    held: bytes | None = None
     async with aclosing(chunks):
         async for chunk in chunks:
-            if held is not None:
-                if not writer.has_begun:
-                    _begin(request, file_name)
-                    writer.begin()
-                await writer.write(held)
+            if not writer.has_begun:
+                _begin(request, file_name)
+                writer.begin()
+            await writer.write(chunk)
             if writer.is_gone:
                 return
-            held = chunk
-    if writer.has_begun:
-        await writer.write(held or b"")
-        writer.end()
-    elif not writer.is_gone:
-        request.setHeader(b"Content-Length", str(len(held or b"")).encode("ascii"))
+    if not writer.has_begun:
         _begin(request, file_name)
-        request.write(held or b"")
+        writer.begin()
     if not writer.is_gone:
+        request.unregisterProducer()
         finish_request(request)
 
 
@@ -143,13 +136,12 @@ def _too_many() -> SynapseError:
 def _begin(request: SynapseRequest, file_name: str | None) -> None:
     """Set what only an answer has that succeeds."""
     request.setResponseCode(HTTPStatus.OK)
-    set_cors_headers(request)
+    # The console, whose answers all have a policy, lets no other origin in.
+    if not request.responseHeaders.hasHeader(b"Content-Security-Policy"):
+        set_cors_headers(request)
     if file_name is not None:
         disposition = f'attachment; filename="{file_name}"'
         request.setHeader(b"Content-Disposition", disposition.encode("ascii"))
-        request.responseHeaders.addRawHeader(
-            b"Access-Control-Expose-Headers", b"Content-Disposition"
-        )
 
 
 @implementer(IPushProducer)
@@ -179,11 +171,6 @@ class _Writer:
         self.has_begun = True
         if not self.is_gone:
             self._request.registerProducer(self, True)
-
-    def end(self) -> None:
-        """Write no more."""
-        if not self.is_gone:
-            self._request.unregisterProducer()
 
     async def write(self, data: bytes) -> None:
         """Write, a little each time that the connection takes something.

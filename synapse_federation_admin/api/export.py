@@ -77,9 +77,11 @@ async def _chunks(
     is_csv, includes_backlog = query.format is ExportFormat.CSV, bool(query.include)
     encode, end = (csv_line, "\r\n") if is_csv else (encode_v2, "\n")
     is_allowed = services.homeserver.is_allowed
+    # Written with the first rows: what fails before is answered as an error.
+    head = ""
     if is_csv:
         added = model_of(Backlog).model_fields if includes_backlog else ()
-        yield f"{csv_fields((*CSV_COLUMNS, *added))}{end}".encode("ascii")
+        head = f"{csv_fields((*CSV_COLUMNS, *added))}{end}"
     async with aclosing(pieces):
         async for rows in pieces:
             # With their backlog, each takes longer to write.
@@ -97,7 +99,10 @@ async def _chunks(
                         _with_backlog(line, shown(found[row.destination]), is_csv)
                         for line, row in zip(lines, part, strict=True)
                     ]
-                yield f"{end.join(lines)}{end}".encode()
+                yield f"{head}{end.join(lines)}{end}".encode()
+                head = ""
+    if head:
+        yield head.encode()
 
 
 def _with_backlog(line: str, backlog: JsonDict, is_csv: bool) -> str:

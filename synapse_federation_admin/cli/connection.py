@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import attr
 
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.listeners import Listener, read_listener
+from synapse_federation_admin.cli.listeners import read_listener
 
 URL = "FEDERATION_ADMIN_URL"
 TOKEN = "FEDERATION_ADMIN_TOKEN"  # noqa: S105
@@ -48,11 +48,6 @@ class Login:
     access_token: str = attr.ib(repr=False)
     renewal: Mapping[str, str] = attr.ib(repr=False, factory=dict)
 
-    @property
-    def server_name(self) -> str:
-        """The homeserver that the token is of."""
-        return self.user_id.partition(":")[2]
-
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Connection:
@@ -60,13 +55,11 @@ class Connection:
 
     Attributes:
         url: The base URL: `https://matrix.example.org`, or `unix:/run/synapse.sock`.
-        told_by: What said so, for people.
         token: An access token; None if there is none for this homeserver.
         login: What was kept of a login, if the token is from there.
     """
 
     url: str
-    told_by: str
     token: str | None = attr.ib(default=None, repr=False)
     login: Login | None = None
 
@@ -100,45 +93,28 @@ def find_connection(
     if url and homeserver_yaml:
         raise FailedError("Give either --url or -c, not both.", Exit.USAGE)
     login = read_login()
-    synadm = None
-    listener = None
-    if url:
-        told_by = "--url"
-    elif homeserver_yaml:
-        listener = read_listener(homeserver_yaml)
-        url, told_by = listener.url, str(homeserver_yaml[0])
-    elif url := os.environ.get(URL):
-        told_by = URL
-    elif login:
-        url, told_by = login.url, str(login_file())
-    elif synadm := _read_synadm():
-        url, told_by = synadm.url, str(_synadm_file())
-    elif listener := _usual_listener():
-        url, told_by = listener.url, "homeserver.yaml"
-    else:
+    synadm = _read_synadm()
+    if homeserver_yaml:
+        url = read_listener(homeserver_yaml)
+    url = url or os.environ.get(URL)
+    if not url and (kept := login or synadm):
+        url = kept.url
+    url = url or _usual_listener()
+    if not url:
         raise FailedError(
             "It is not known where the homeserver is. Give --url"
             f" https://matrix.example.org, or set {URL}; on the homeserver's own"
             " machine give -c homeserver.yaml; or log in once with `login`.",
             Exit.USAGE,
         )
-    url = checked_url(url)
-    found = Connection(url, told_by)
+    found = Connection(checked_url(url))
     if token := os.environ.get(TOKEN):
         return attr.evolve(found, token=checked_token(token, TOKEN))
-    if login and _is_of(login, url, listener):
+    if login and login.url == found.url:
         return attr.evolve(found, token=login.access_token, login=login)
-    synadm = synadm or _read_synadm()
-    if synadm and _is_of(synadm, url, listener):
+    if synadm and synadm.url == found.url:
         return attr.evolve(found, token=synadm.access_token)
     return found
-
-
-def _is_of(login: Login, url: str, listener: Listener | None) -> bool:
-    """Tell whether a token that was kept is one of this homeserver."""
-    if listener is not None and listener.server_name and login.server_name:
-        return login.server_name == listener.server_name
-    return login.url == url
 
 
 def checked_url(url: str) -> str:
@@ -287,7 +263,7 @@ def _read_synadm() -> Login | None:
     )
 
 
-def _usual_listener() -> Listener | None:
+def _usual_listener() -> str | None:
     # That of the official image's environment first.
     for name in (os.environ.get("SYNAPSE_CONFIG_PATH"), *_USUAL):
         if name and os.access(name, os.R_OK):

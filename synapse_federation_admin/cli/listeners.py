@@ -5,29 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attr
-
 from synapse_federation_admin.cli.exits import Exit, FailedError
 
 # What listens on all addresses listens on these.
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Listener:
-    """Where a homeserver listens.
+def read_listener(paths: Sequence[Path]) -> str:
+    """Return the base URL of a listener that serves the admin API.
 
-    Attributes:
-        url: Its base URL, which may be a unix socket's.
-        server_name: The homeserver's name.
-    """
-
-    url: str
-    server_name: str
-
-
-def read_listener(paths: Sequence[Path]) -> Listener:
-    """Return a listener that serves the admin API, by the configuration of Synapse.
+    It may be a unix socket's.
 
     Args:
         paths: homeserver.yaml, and what Synapse is given with it: a worker's file, or a
@@ -53,8 +40,7 @@ def read_listener(paths: Sequence[Path]) -> Listener:
             " which is where the admin API is.",
             Exit.USAGE,
         )
-    best = min(found, key=_rank)
-    return Listener(_url(best), str(settings.get("server_name", "")))
+    return _url(min(found, key=_rank))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -90,7 +90,7 @@ def logout(asked: Asked) -> None:
     if kept is None:
         asked.out.note("Nobody is logged in.")
         return
-    client = Client(Connection(checked_url(kept.url), "", kept.access_token, kept))
+    client = Client(Connection(checked_url(kept.url), kept.access_token, kept))
     try:
         _revoke(client, kept)
     finally:

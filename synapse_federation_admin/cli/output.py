@@ -5,7 +5,7 @@ What a remote server, or anybody, has chosen is shown and never obeyed: no contr
 character of it reaches a terminal, and nothing in it is taken for markup.
 """
 
-import codecs
+import io
 import json
 import re
 import sys
@@ -44,10 +44,6 @@ _UNSEEN = re.compile(
 
 _NOT_ASCII = re.compile("[^\x00-\x7e]")
 
-# What came of something is told by these, also where a terminal does not have them.
-_PLAIN = "synapse_federation_admin.plain"
-_PLAIN_SIGNS = {"✓": "+", "✗": "x", DASH: "-"}
-
 
 class Output:
     """Writes answers, and what is to be said beside them.
@@ -58,11 +54,9 @@ class Output:
 
     def __init__(self, shape: str) -> None:
         self.shape = shape
-        codecs.register_error(_PLAIN, _plainly)
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                # A terminal that has no ✓ is no reason to fail.
-                stream.reconfigure(errors=_PLAIN)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal that has no ✓ is no reason to fail.
+            sys.stdout.reconfigure(errors="backslashreplace")
         self.console = _console(sys.stdout)
         self._errors = _console(sys.stderr)
 
@@ -205,13 +199,6 @@ def escaped(text: str) -> str:
     is_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     these = _UNSEEN if is_all else _NOT_ASCII
     return these.sub(lambda found: json.dumps(found[0])[1:-1], text)
-
-
-def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Return what is written in place of signs that a terminal does not have."""
-    assert isinstance(error, UnicodeEncodeError)
-    unknown = error.object[error.start : error.end]
-    return "".join(_PLAIN_SIGNS.get(each, "?") for each in unknown), error.end
 
 
 def plain(text: object, style: str = "") -> Text:

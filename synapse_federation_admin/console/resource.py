@@ -2,7 +2,7 @@
 """The edge of the console: who comes in, what is answered, with which headers."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -15,7 +15,6 @@ from markupsafe import Markup
 from synapse.module_api import ModuleApi, Requester, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 from twisted.internet.defer import CancelledError
-from twisted.web.http_headers import Headers
 
 from synapse_federation_admin import __version__, limits
 from synapse_federation_admin.api import Services
@@ -61,9 +60,6 @@ class Console:
 
     async def answer(self, request: SynapseRequest) -> None:
         """Answer a request, whatever comes of it."""
-        # What answers of the API set for other origins is not for pages.
-        given = dict(request.responseHeaders.getAllRawHeaders())
-        request.responseHeaders = _OwnHeaders(given)
         for name, value in (
             ("Content-Security-Policy", _POLICY),
             ("X-Content-Type-Options", "nosniff"),
@@ -273,25 +269,6 @@ def _handler_of(route: Route) -> Callable[..., Awaitable[Answered]]:
         import_module(f"synapse_federation_admin.console.pages.{module}"), name
     )
     return found
-
-
-class _OwnHeaders(Headers):
-    """Takes no header that lets other origins in (CORS)."""
-
-    def setRawHeaders(  # type: ignore[override]  # Twisted's has overloads
-        self, name: str | bytes, values: Sequence[str] | Sequence[bytes]
-    ) -> None:
-        if not _is_cors(name):
-            super().setRawHeaders(name, values)
-
-    def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
-        if not _is_cors(name):
-            super().addRawHeader(name, value)
-
-
-def _is_cors(name: str | bytes) -> bool:
-    text = name if isinstance(name, str) else name.decode("latin-1")
-    return text.lower().startswith("access-control-")
 
 
 def _values(text: str) -> Values:

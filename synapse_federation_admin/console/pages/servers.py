@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of servers: filters in the URL, any order, a selection."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import escape
-
 from synapse_federation_admin.api.schemas.destinations import Filter
-from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
-from synapse_federation_admin.failures.bounds import CONTROLS, shown
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.wording import causes, outcomes
-from synapse_federation_admin.wording.amounts import middle
 
-# How many rows a page has; fewer where their names are so long that they would be more
-# than so many bytes, of which each row takes some beside the name.
+# How many rows a page has.
 _ROWS = 50
-_ROWS_BYTES = 50_000
-_ROW_BYTES = 720
 
 SPANS = {
     "0s": "0 seconds",
@@ -65,17 +56,8 @@ async def list_servers(visit: Visit) -> Answered:
     start = visit.text("from")
     # Which servers: what is on the address for the next page, and another order.
     waiting = _waiting_of(visit)
-
-    async def read(most: int, *, counts: bool = True) -> Any:
-        more = {"include": includes, "limit": most, "total": counts, "from": start}
-        return await visit.ask("list_destinations", {**query, **waiting, **more})
-
-    page = await read(_ROWS)
-    most = how_many_fit([row.destination for row in page.destinations])
-    if most < len(page.destinations):
-        # They are not counted once more.
-        fewer = await read(most, counts=False)
-        page = fewer.model_copy(update={"total": page.total})
+    more = {"include": includes, "limit": _ROWS, "total": True, "from": start}
+    page = await visit.ask("list_destinations", {**query, **waiting, **more})
     filters = {key: value for key, value in query.items() if key in _FILTERS}
     return Page(
         "servers.html",
@@ -83,7 +65,7 @@ async def list_servers(visit: Visit) -> Answered:
             "title": "Servers",
             "page": page,
             "query": query,
-            "name": name_asked(str(query.get("destination", ""))),
+            "name": query.get("destination", ""),
             "wanted": outcomes.which(criteria.shown(Filter(**filters).wanted)),
             "waiting_only": waiting,
             "filters": filters,
@@ -98,28 +80,6 @@ async def list_servers(visit: Visit) -> Answered:
             },
         },
     )
-
-
-def how_many_fit(names: Sequence[str]) -> int:
-    """Return for how many of the names there is room on a page: at least for one."""
-    left = _ROWS_BYTES
-    for number, name in enumerate(names):
-        shown_names = [escape(shown(middle(name, most))) for most in (40, 60)]
-        texts = (escape(name), segment(name), *shown_names)
-        left -= _ROW_BYTES + sum(len(text.encode()) for text in texts)
-        if left < 0:
-            return max(number, 1)
-    return len(names)
-
-
-def name_asked(name: str) -> str:
-    """Return what the field shows of a name that was asked for, and finds the same.
-
-    Control characters would be obeyed there, so that `?` stands for each.
-    """
-    found = CONTROLS.sub("?", name)
-    is_glob = found == name or "*" in name or "?" in name
-    return found if is_glob else f"*{found}*"
 
 
 async def export(visit: Visit) -> Answered:
