@@ -211,7 +211,7 @@ def test_come_and_go(homeserver: Homeserver) -> None:
         }
         homeserver.runs = [
             {"id": "r1", "action": "reconnect", "status": "running", "done": 1}
-            | {"matched": 9, "outcomes": {}}
+            | {"matched": 9, "outcomes": {}, "ended_ts": None}
         ]
         await until(pilot, lambda: "new.example" in on_screen(pilot))
         await until(pilot, lambda: "is back" in on_screen(pilot))

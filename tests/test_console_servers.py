@@ -4,7 +4,6 @@
 import html
 import json
 import re
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 from urllib.parse import quote, urljoin
@@ -27,7 +26,7 @@ from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.instances import InstanceState
-from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording import causes, outcomes, servers
 from synapse_federation_admin.wording.verdict import verdict_of
 
 pytestmark = pytest.mark.one_synapse
@@ -380,25 +379,22 @@ def test_verdict(
 )
 def test_is_why(failure_ts: int | None, last_ts: int, is_why: bool) -> None:
     """A failure that is recorded a moment before Synapse's own time is the cause."""
-    server = SimpleNamespace(
-        failure_ts=failure_ts,
-        retry_last_ts=9500,
-        last_failure=SimpleNamespace(last_ts=last_ts),
-    )
-    assert words.is_why(server) is is_why
+    times = {"failure_ts": failure_ts, "retry_last_ts": 9500}
+    server = {**times, "last_failure": {"last_ts": last_ts}}
+    assert servers.is_why(server) is is_why
 
 
 @pytest.mark.parametrize(
     ("success_ts", "failure_ts", "is_so"),
     [(None, None, False), (None, 5, True), (4, 5, True), (6, 5, False)],
 )
-def test_failed_last(
+def test_unanswered(
     success_ts: int | None, failure_ts: int | None, is_so: bool
 ) -> None:
     """A server that was reset is not said to work before it has answered."""
-    last = None if failure_ts is None else SimpleNamespace(last_ts=failure_ts)
-    server = SimpleNamespace(last_success_ts=success_ts, last_failure=last)
-    assert words.failed_last(server) is is_so
+    last = None if failure_ts is None else {"last_ts": failure_ts}
+    server = {"last_success_ts": success_ts, "last_failure": last}
+    assert servers.is_unanswered(server) is is_so
 
 
 def test_which_are_failing() -> None:
@@ -432,7 +428,7 @@ def test_turn(turn_ms: int, ended: int) -> None:
 
 def test_strip() -> None:
     """A strip has one shape for each state, told in words."""
-    days = [SimpleNamespace(date="", share=share) for share in (None, 0, 0.5, 1, 1)]
+    days = [{"date": "", "share": share} for share in (None, 0, 0.5, 1, 1)]
     found = words.strip(days)
     assert [name for name, _ in found.paths] == ["down", "part", "up", "none"]
     assert found.told == "Last 5 days: 1 down, 1 in part down, 2 up, 1 not recorded"

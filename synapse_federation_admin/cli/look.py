@@ -21,12 +21,12 @@ from synapse_federation_admin.cli.words import (
     senders,
     share,
     status_of,
-    under_way,
     verdict_lines,
     waiting_rows,
 )
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording.amounts import count
+from synapse_federation_admin.wording.outcomes import under_way
 from synapse_federation_admin.wording.servers import SENDERS, waiting
 from synapse_federation_admin.wording.verdict import failing_of
 

@@ -21,7 +21,7 @@ from synapse_federation_admin.cli.output import (
     until,
     user,
 )
-from synapse_federation_admin.cli.words import UNDER_WAY, WIDE, exact
+from synapse_federation_admin.cli.words import WIDE, exact
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import count
@@ -105,7 +105,7 @@ def see_through(asked: Asked, run: Json) -> int:
     with progress:
         task = progress.add_task(outcomes.action(run["action"]), told="", total=None)
         try:
-            while run["status"] in UNDER_WAY:
+            while run["ended_ts"] is None:
                 is_known = run["status"] == "running"
                 progress.update(
                     task,

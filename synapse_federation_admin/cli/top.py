@@ -32,7 +32,6 @@ from synapse_federation_admin.cli.words import (
     next_try,
     run_line,
     senders,
-    under_way,
     verdict_lines,
     waiting_rows,
     why_of,
@@ -40,6 +39,7 @@ from synapse_federation_admin.cli.words import (
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.wording.amounts import count, cut, middle
+from synapse_federation_admin.wording.outcomes import under_way
 from synapse_federation_admin.wording.servers import waiting
 
 # How often it asks what has changed; the API reads that once in five seconds for all.

@@ -10,7 +10,7 @@ from rich.text import Text
 from synapse_federation_admin.cli.client import Client, Json
 from synapse_federation_admin.cli.look import with_why
 from synapse_federation_admin.cli.output import line, pill
-from synapse_federation_admin.cli.words import under_way
+from synapse_federation_admin.wording.outcomes import under_way
 from synapse_federation_admin.wording.servers import SENDERS, waiting
 
 # So many servers are shown.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API answers, as a terminal tells it: servers, runs, senders, what waits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -29,16 +29,11 @@ from synapse_federation_admin.wording.causes import AGES, cause, heat_table
 from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
 from synapse_federation_admin.wording.verdict import failing_of, how_many, verdict_of
 
-UNDER_WAY = ("scheduled", "preparing", "running")
-
 # From what width on a table has the columns that are good to have.
 WIDE = 120
 
 # Below this there is room for what is most needed only.
 NARROW = 70
-
-# What was met this long before it began to fail is why it fails.
-_MOMENT_MS = 1000
 
 # How strong a number among others is shown, by its heat: 0 to 9.
 _HEAT = (
@@ -46,11 +41,6 @@ _HEAT = (
     *("default", "default", "yellow", "yellow", "yellow"),
     *("dark_orange", "dark_orange", "red", "bold red"),
 )
-
-
-def under_way(runs: Iterable[Json]) -> list[Json]:
-    """Return those of some runs that have not ended."""
-    return [run for run in runs if run.get("status") in UNDER_WAY]
 
 
 def verdict_lines(summary: Json) -> Iterator[RenderableType]:
@@ -163,25 +153,13 @@ def status_of(row: Json) -> Text:
     if found in ("backing_off", "retry_due"):
         began = row.get("failure_ts") or row.get("retry_last_ts")
         told = pill("bad", f"down for {since(began)}")
-    elif found != "invalid" and _is_unanswered(row):
+    elif found != "invalid" and servers.is_unanswered(row):
         told = pill("warn", "not in backoff, no answer since")
     else:
         told = pill(*STATUSES.get(found, ("muted", found)))
     if row.get("allowed") is False:
         told = Text.assemble(told, (f" ! {NOT_ALLOWED}", "yellow"))
     return told
-
-
-def _is_unanswered(row: Json) -> bool:
-    """Tell whether a server that is not in backoff has not answered since it failed.
-
-    So it is after a reset, until a request gets through: its outage lasts.
-    """
-    if (row.get("availability") or {}).get("down_since_ts") is not None:
-        return True
-    failed_ts = (row.get("last_failure") or {}).get("last_ts", 0)
-    # Lists do not have it, but the outage.
-    return bool(failed_ts > (row.get("last_success_ts", failed_ts) or 0))
 
 
 def next_try(row: Json) -> str:
@@ -193,13 +171,11 @@ def next_try(row: Json) -> str:
 
 def why_of(row: Json) -> str:
     """Return why a server fails, in a few words; "" if it does not."""
-    last = row.get("last_failure")
     if row.get("next_retry_ts") is None:
         return ""
-    began = row.get("failure_ts") or row.get("retry_last_ts") or 0
-    if not last or last.get("last_ts", 0) < began - _MOMENT_MS:
+    if not servers.is_why(row):
         return "not known" if "last_failure" in row else ""
-    return cause(str(last["kind"]))
+    return cause(str(row["last_failure"]["kind"]))
 
 
 SERVER = Column("Server", lambda row: str(row["destination"]), is_name=True)

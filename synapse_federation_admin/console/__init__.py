@@ -10,14 +10,14 @@ How a page is added:
 
        async def list_runs(visit: Visit) -> Answered:
            found = await visit.ask("list_runs", visit.query)
-           return Page("runs.html", {"title": "Runs", "runs": found.runs})
+           return Page("runs.html", {"title": "Runs", "runs": found["runs"]})
 
    - `visit.parameters["run_id"]` is from the path, decoded; `visit.query` has the
      parameters of the URL (a text, or a list of texts where one is repeated), and
      `visit.form` those of a form that was sent (the same; only in a POST).
    - `await visit.ask(HANDLER, values, **path_parameters)` calls an operation of v2 in
-     this process, by the name of its handler, and returns the object that its model
-     describes: an absent key is None, an enum is a member. There is no other way to
+     this process, by the name of its handler, and returns the object of JSON with which
+     the API answers; what may be absent is asked for by `get`. There is no other way to
      data. What it raises becomes a page that says so; a page that can do without asks
      by `ask_if_on`.
    - A GET changes nothing. A POST was checked (the form's token, where it comes from)

@@ -28,7 +28,7 @@ class Kept:
 
         Args:
             of: What it is of: `diagnosis`, and the server.
-            answer: The object that the model of the API describes.
+            answer: That of the API.
         """
         key = secrets.token_urlsafe(9)
         kept = (self._homeserver.now_ms(), of, answer)

@@ -159,17 +159,17 @@ def _environment() -> Environment:
         url=url,
         ages=causes.AGES,
         cause=causes.cause,
-        has_cause=words.is_why,
-        is_unanswered=words.is_unanswered,
+        has_cause=servers.is_why,
+        is_unanswered=servers.is_unanswered,
         not_allowed=servers.NOT_ALLOWED,
         not_failing=servers.STATUSES,
         say=outcomes,
-        how_far=lambda sender: servers.how_far(sender.model_dump()),
+        how_far=servers.how_far,
         signs=stages.SIGNS,
         stages=stages.STAGES,
         states=servers.SENDERS,
         strip=words.strip,
-        waiting=lambda backlog: servers.waiting(backlog.model_dump()),
+        waiting=servers.waiting,
     )
     return environment
 

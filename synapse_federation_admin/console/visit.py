@@ -121,7 +121,7 @@ class Visit:
             parameters: Those of its path.
 
         Returns:
-            The object that its model describes.
+            The object of JSON that its model describes.
 
         Raises:
             SynapseError: As the API answers; a `FeatureOffError` if what it needs is

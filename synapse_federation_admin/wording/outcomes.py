@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words for what is done, and for what comes of it. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -101,6 +101,11 @@ def action(name: str) -> str:
 def run_status(status: str) -> Told:
     """Return the status of a run in words."""
     return Told(*RUN_STATUSES.get(status, ("muted", status)))
+
+
+def under_way(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return those of some runs that have not ended."""
+    return [run for run in runs if run["ended_ts"] is None]
 
 
 def outcome(of_action: str, name: str) -> Told:

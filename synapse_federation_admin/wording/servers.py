@@ -23,8 +23,36 @@ SENDERS = {
 }
 """What is told of each state of a process that sends."""
 
+# What was met this long before a server began to fail is why it fails.
+_MOMENT_MS = 1000
+
 NOT_ALLOWED = "not in federation_domain_whitelist"
 """What is told of a server that is shut out."""
+
+
+def is_why(server: Mapping[str, Any]) -> bool:
+    """Tell whether the last failure of a server is why it fails.
+
+    What was met before it began to fail is not.
+    """
+    if not (last := server.get("last_failure")):
+        return False
+    since_ts = server.get("failure_ts") or server.get("retry_last_ts") or 0
+    return bool(last["last_ts"] >= since_ts - _MOMENT_MS)
+
+
+def is_unanswered(server: Mapping[str, Any]) -> bool:
+    """Tell whether a server that is not in backoff has not answered since it failed.
+
+    So it is after a reset, until a request gets through: its outage lasts.
+    """
+    if server.get("next_retry_ts") is not None:
+        return False
+    if (server.get("availability") or {}).get("down_since_ts") is not None:
+        return True
+    failed_ts = (server.get("last_failure") or {}).get("last_ts", 0)
+    # Lists do not have it, but the outage.
+    return bool(failed_ts > (server.get("last_success_ts", failed_ts) or 0))
 
 
 def waiting(backlog: Mapping[str, Any] | None) -> str:

@@ -102,13 +102,13 @@ async def ask_reconnect(visit: Visit, error: SynapseError | None = None) -> Page
     return _page(
         visit,
         "reconnect_many.html",
-        _title("reconnect", found.matched),
+        _title("reconnect", found["matched"]),
         error,
         selected=selected,
         found=found,
         most=most,
         rate=rate,
-        takes_ms=max(1, round(found.matched / rate)) * 1000,
+        takes_ms=max(1, round(found["matched"] / rate)) * 1000,
     )
 
 
@@ -149,7 +149,7 @@ async def ask_forget_many(visit: Visit, error: SynapseError | None = None) -> An
     return _page(
         visit,
         "forget_many.html",
-        _title("forget", found.forgotten),
+        _title("forget", found["forgotten"]),
         error,
         selected=selected,
         found=found,
@@ -244,7 +244,7 @@ async def ask_forget(visit: Visit, error: SynapseError | None = None) -> Page:
 
 
 def _run_path(run: Any) -> str:
-    return f"/runs/{segment(run.id)}"
+    return f"/runs/{segment(run['id'])}"
 
 
 async def _do(

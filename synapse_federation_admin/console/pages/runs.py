@@ -25,7 +25,7 @@ async def list_runs(visit: Visit) -> Answered:
             "title": "Runs",
             "page": page,
             "is_first": not start,
-            "is_live": any(run.ended_ts is None for run in page.runs),
+            "is_live": bool(outcomes.under_way(page["runs"])),
         },
     )
 
@@ -36,15 +36,16 @@ async def show_run(visit: Visit) -> Answered:
     GET /_synapse/admin/federation/runs/<run_id>
     """
     run = await visit.ask("get_run", run_id=visit.parameters["run_id"])
-    is_silent = visit.now_ms - run.updated_ts > _SILENT_MS
+    is_live = run["ended_ts"] is None
+    is_silent = visit.now_ms - run["updated_ts"] > _SILENT_MS
     return Page(
         "run.html",
         {
-            "title": f"Run: {outcomes.action(run.action)}",
+            "title": f"Run: {outcomes.action(run['action'])}",
             "run": run,
-            "path": f"/runs/{segment(run.id)}",
-            "is_live": run.ended_ts is None,
-            "is_silent": is_silent and run.ended_ts is None,
+            "path": f"/runs/{segment(run['id'])}",
+            "is_live": is_live,
+            "is_silent": is_silent and is_live,
         },
     )
 

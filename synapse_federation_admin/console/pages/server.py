@@ -8,7 +8,7 @@ from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.destinations.backlog import mend_unsendable
 from synapse_federation_admin.homeserver.server_name import is_server_name
-from synapse_federation_admin.wording import causes
+from synapse_federation_admin.wording import causes, servers
 
 # So many outages, entries of the audit, and shared rooms are shown.
 _OUTAGES = 10
@@ -41,21 +41,22 @@ async def show_server(visit: Visit) -> Answered:
         "read_audit", {"limit": _ENTRIES, "destination": name}
     )
     rooms, rooms_from = None, visit.text("rooms")
-    if server.shared_rooms:
+    if server["shared_rooms"]:
         rooms = await visit.ask_if_on(
             "list_shared_rooms",
             {"limit": _ROOMS, "from": rooms_from},
             destination=name,
         )
-    is_failing = server.next_retry_ts is not None
+    is_failing = server["next_retry_ts"] is not None
     # There is nothing to tell of what does not fail, and nobody of what is no server.
     message = None
-    if is_server_name(name) and (is_failing or (diagnosis and diagnosis.kind)):
+    if is_server_name(name) and (is_failing or (diagnosis and diagnosis["kind"])):
         message = await visit.ask("tell", destination=name)
     support = None
     if message and visit.text("contacts"):
         support = await visit.ask_if_on("get_support", {}, destination=name)
-    last = server.last_failure if words.is_why(server) else None
+    last = server["last_failure"] if servers.is_why(server) else None
+    not_proven = servers.is_unanswered(server)
     return Page(
         "server.html",
         {
@@ -63,24 +64,23 @@ async def show_server(visit: Visit) -> Answered:
             "server": server,
             "path": f"/servers/{segment(name)}",
             "is_failing": is_failing,
-            "not_proven": words.is_unanswered(server),
+            "not_proven": not_proven,
             "lost": [what for what in kept if visit.text(what) and not kept[what]],
-            "cleared": words.cleared_ts(audit.entries, server)
-            if audit and words.is_unanswered(server)
+            "cleared": words.cleared_ts(audit["entries"], server)
+            if audit and not_proven
             else None,
             "last": last,
-            "advice": causes.advice(last.kind) if last else "",
+            "advice": causes.advice(last["kind"]) if last else "",
             "outages": outages,
             "rooms": rooms,
             "are_first_rooms": not rooms_from,
             "message": message,
             "support": support,
-            "entries": None if audit is None else audit.entries,
+            "entries": audit and audit["entries"],
             "diagnosis": diagnosis,
             "reconnected": kept[_RECONNECT],
             "flushed": kept[_FLUSH],
             "mend": mend_unsendable(name) if is_server_name(name) else "",
-            "raw": server.model_dump(mode="json", exclude_unset=True),
             "api_path": "/_synapse/admin/v2/federation/destinations/"
             + quote(name, safe=""),
         },

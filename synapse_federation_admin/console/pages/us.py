@@ -18,13 +18,12 @@ async def show_us(visit: Visit) -> Answered:
         "us.html",
         {
             "title": "Us",
-            "outlook": summary and summary.outlook,
-            "verdict": summary
-            and verdict_of(summary.model_dump(mode="json"), WHERE_WHY),
-            "senders": (summary and summary.senders) or [],
-            "not_yet_queued": summary and summary.not_yet_queued,
-            "indexes": summary and summary.indexes,
-            "instances": instances and instances.instances,
+            "outlook": summary and summary["outlook"],
+            "verdict": summary and verdict_of(summary, WHERE_WHY),
+            "senders": (summary and summary["senders"]) or [],
+            "not_yet_queued": summary and summary["not_yet_queued"],
+            "indexes": summary and summary["indexes"],
+            "instances": instances and instances["instances"],
             "status": status,
         },
     )
