@@ -74,25 +74,12 @@ class Operation(Generic[I]):
         assert self.handler is not None
         return await self.handler(asked, self._parse(asked.request), **parameters)
 
-    async def ask(
-        self, asked: Asked, values: Mapping[str, object], **parameters: str
-    ) -> JsonDict | None:
-        """Answer from within this process.
+    def take(self, values: Mapping[str, object]) -> I:
+        """Return what the handler takes.
 
         Args:
-            asked: Who asks.
             values: The query parameters, as texts or values, or the keys of the body;
                 what is "" or None is as if it were not there.
-            parameters: Those of the path.
-
-        Raises:
-            SynapseError: As `__call__`.
-        """
-        assert self.handler is not None
-        return await self.handler(asked, self.take(values), **parameters)
-
-    def take(self, values: Mapping[str, object]) -> I:
-        """Return what the handler takes, of texts or values.
 
         Raises:
             SynapseError: 400, as the API answers.

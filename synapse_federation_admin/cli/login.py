@@ -36,11 +36,8 @@ _PASSWORD = "m.login.password"  # noqa: S105
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _DEVICE_NAME = "synapse-federation-admin"
 
-# The stable path of what says where the authentication service is, and that before it.
-_METADATA = (
-    "/_matrix/client/v1/auth_metadata",
-    "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata",
-)
+# Says where the authentication service is.
+_METADATA = "/_matrix/client/v1/auth_metadata"
 
 # Where the service does not say it (RFC 8628, 3.2 and 3.5), and its bounds.
 _POLL_S, _SLOWER_S, _LONGEST_S = 5.0, 5.0, 1800.0
@@ -165,10 +162,9 @@ def _revoke(client: Client, kept: Login) -> None:
 
 def _service(client: Client, has_password: bool) -> Json:
     """Return what the authentication service says of itself (RFC 8414)."""
-    for path in _METADATA:
-        status, answer = client.unauthenticated("GET", path)
-        if status == HTTPStatus.OK and answer.get("token_endpoint"):
-            return answer
+    status, answer = client.unauthenticated("GET", _METADATA)
+    if status == HTTPStatus.OK and answer.get("token_endpoint"):
+        return answer
     instead = f"Set {TOKEN} to the access token of a server admin."
     if has_password:
         instead = "Log in with a password, without --device."

@@ -96,9 +96,9 @@ _FAILURES = (
 
 
 def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
-    def known(key: str, unknown: str = "not known") -> str:
+    def known(key: str) -> str:
         value = server.get(key)
-        return unknown if value is None else count(value)
+        return "not known" if value is None else count(value)
 
     yield "Status", status_of(server)
     if server.get("next_retry_ts") is not None:

@@ -218,14 +218,11 @@ def pill(look: str, word: str) -> Text:
     )
 
 
-def table(*heads: str, title: str | None = None) -> Table:
+def table(*heads: str) -> Table:
     """Return a table without lines; a head that begins with `>` is of numbers."""
     made = Table(
         box=None,
         pad_edge=False,
-        title=title,
-        title_justify="left",
-        title_style="bold",
         header_style="dim",
         padding=(0, 2, 0, 0),
     )
@@ -289,13 +286,13 @@ def user(user_id: Any, is_wide: bool) -> Text:
     return line(told if is_wide else told.partition(":")[0])
 
 
-def grid(rows: Iterable[tuple[RenderableType, ...]], indent: int = 2) -> Table:
+def grid(rows: Iterable[tuple[RenderableType, ...]]) -> Table:
     """Return a table without a head: what, and how much."""
     made = Table.grid(padding=(0, 2, 0, 0))
     is_empty = True
     for row in rows:
         if is_empty:
-            made.add_column(width=max(indent - 2, 0))
+            made.add_column(width=0)
             for number in range(len(row)):
                 made.add_column(overflow="fold", no_wrap=number == 0 < len(row) - 1)
             is_empty = False

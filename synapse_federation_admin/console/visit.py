@@ -127,8 +127,9 @@ class Visit:
             SynapseError: As the API answers; a `FeatureOffError` if what it needs is
                 off.
         """
-        asks = self.operation(name).ask
-        return await asks(self.asked, values or {}, **parameters)
+        operation = self.operation(name)
+        taken = operation.take(values or {})
+        return await operation.handler(self.asked, taken, **parameters)
 
     async def ask_if_on(
         self,

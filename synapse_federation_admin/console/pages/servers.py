@@ -87,17 +87,15 @@ async def export(visit: Visit) -> Answered:
 
     GET /_synapse/admin/federation/servers/export?format=csv&failing_for=7d
     """
-    operation = visit.operation("export_destinations")
-    query = query_of(visit)
-    wanted = operation.take(
+    await visit.ask(
+        "export_destinations",
         {
-            **query,
+            **query_of(visit),
             **_waiting_of(visit),
             "format": visit.text("format", "csv"),
             "include": _backlog_of(visit),
-        }
+        },
     )
-    await operation.handler(visit.asked, wanted)
     return None
 
 
