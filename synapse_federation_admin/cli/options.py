@@ -31,36 +31,6 @@ PARAMETERS: Mapping[str, Sequence[Parameter]] = json.loads(
 which destinations, of lists, exports and runs. `docs/_made.py` writes the file."""
 
 
-class _Known(click.ParamType):  # type: ignore[type-arg]
-    """A value of which some are known: completed, and told.
-
-    The API says which it takes: a later one may take more.
-    """
-
-    name = "value"
-
-    def __init__(self, name: str, known: Sequence[str]) -> None:
-        self.name = name
-        self._known = known
-
-    def get_metavar(
-        self,
-        param: click.Parameter,  # noqa: ARG002
-        ctx: click.Context | None = None,  # noqa: ARG002
-    ) -> str | None:
-        if self._known and len(self._known) <= 3:
-            return f"[{'|'.join(self._known)}]"
-        return "VALUE" if self._known else self.name.upper()
-
-    def shell_complete(
-        self,
-        ctx: click.Context,  # noqa: ARG002
-        param: click.Parameter,  # noqa: ARG002
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        return [CompletionItem(e) for e in self._known if e.startswith(incomplete)]
-
-
 def _option(parameter: Parameter) -> click.Option:
     name, schema = parameter["name"], parameter["schema"]
     known = schema.get("items", schema).get("enum", ())
@@ -75,8 +45,10 @@ def _option(parameter: Parameter) -> click.Option:
         numbers = click.IntRange(schema["minimum"], most if most < 2**53 else None)
         flags = {"type": numbers, "metavar": "NUMBER"}
     else:
-        kind = "duration" if name.startswith("failing_") else "text"
-        flags = {"type": _Known(kind, known)}
+        flags = {"metavar": "DURATION" if name.startswith("failing_") else "TEXT"}
+        if known:
+            metavar = "VALUE" if len(known) > 3 else None
+            flags = {"type": click.Choice(known), "metavar": metavar}
     return click.Option(
         [f"--{name.replace('_', '-')}", _in_python(name)],
         help=told,
