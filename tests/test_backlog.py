@@ -46,19 +46,6 @@ class BacklogTestCase(ModuleTestCase):
         self.assertTrue(found["idle.example"].is_empty)
         self.assertEqual(self.of(), {})
 
-    def test_never_delivered(self) -> None:
-        """Where nothing was ever delivered all rooms wait, and are not caught up."""
-        self.add_destination("new.example")
-        self.assertTrue(self.of("new.example")["new.example"].can_catch_up)
-
-        self.add_room("new.example", "!a:x", 8)
-        self.add_room("new.example", "!b:x", 7)
-
-        self.assertEqual(
-            self.of("new.example")["new.example"],
-            Backlog(rooms=2, oldest_stream_ordering=7, can_catch_up=False),
-        )
-
     def test_since_when(self) -> None:
         """Of the oldest event that waits it is told since when, here and in the sum;
         what is gone is not sent, and nobody knows when it came."""

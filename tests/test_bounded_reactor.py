@@ -1,29 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that would have no end, over real sockets, plain and TLS."""
+"""The connections of requests of our own: one each, with an end.
 
-import socket
-import ssl
-import threading
-import time
-from collections.abc import Generator
-from typing import Any
+That a server which sends without an end is dropped is in test_e2e_single.
+"""
+
 from unittest import mock
 
-import treq
-import trustme
 from netaddr import IPAddress
-from parameterized import parameterized
 from synapse.http.client import _is_ip_blocked
-from twisted.internet import reactor
-from twisted.internet.defer import ensureDeferred, inlineCallbacks
-from twisted.internet.ssl import CertificateOptions
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.internet.testing import StringTransport
-from twisted.internet.threads import deferToThread
-from twisted.protocols import tls
-from twisted.trial.unittest import TestCase
-from twisted.web.client import Agent, ResponseFailed
-from twisted.web.iweb import IPolicyForHTTPS
-from zope.interface import implementer
+from zope.interface import alsoProvides
 
 from synapse_federation_admin.failures.classify import is_ours
 from synapse_federation_admin.homeserver import lookups, network
@@ -31,135 +20,6 @@ from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.outbound import Outbound
 from tests import unittest
-
-LIMIT = 256 * 1024
-
-BODY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1000000000000\r\n\r\n"
-HEADERS = b"HTTP/1.1 200 OK\r\n"
-
-
-class HostileServer:
-    """Begins one answer, goes on sending for ever, and reads nothing more.
-
-    So it never agrees to the end of a TLS connection either.
-
-    Attributes:
-        sent: The bytes that it could send after the beginning.
-        dropped: Whether the connection was dropped by the client.
-    """
-
-    def __init__(
-        self, *, with_tls: bool, beginning: bytes, chunk: bytes, interval_s: float = 0
-    ) -> None:
-        self.sent = 0
-        self.dropped = False
-        self._beginning = beginning
-        self._chunk = chunk
-        self._interval_s = interval_s
-        self._context = None
-        if with_tls:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        scheme = "https" if with_tls else "http"
-        self.url = f"{scheme}://127.0.0.1:{self._listening.getsockname()[1]}/".encode()
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._listening.accept()
-        self._listening.close()
-        if self._context is not None:
-            connection = self._context.wrap_socket(connection, server_side=True)
-        connection.recv(65536)
-        deadline = time.monotonic() + 5
-        connection.settimeout(5)
-        with connection:
-            try:
-                connection.sendall(self._beginning)
-                while time.monotonic() < deadline:
-                    connection.sendall(self._chunk)
-                    self.sent += len(self._chunk)
-                    time.sleep(self._interval_s)
-            except TimeoutError:
-                pass
-            except OSError:
-                self.dropped = True
-
-
-@implementer(IPolicyForHTTPS)
-class TrustAnything:
-    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
-        return CertificateOptions(verify=False)
-
-
-class BoundedReactorTestCase(TestCase):
-    """With the real reactor."""
-
-    timeout = 20
-
-    def setUp(self) -> None:
-        # Synapse's harness puts its fake clock here, for good.
-        self.patch(tls, "_get_default_clock", lambda: reactor)
-
-    def agent(self, max_lifetime_s: float = 10) -> Agent:
-        bounded = BoundedReactor(
-            reactor, max_received_bytes=LIMIT, max_lifetime_s=max_lifetime_s
-        )
-        return Agent(bounded, TrustAnything())
-
-    @parameterized.expand(
-        [
-            # An endless body; headers without end; an answer that comes byte by byte.
-            (with_tls, beginning, chunk, interval_s)
-            for with_tls in (False, True)
-            for beginning, chunk, interval_s in (
-                (BODY, b"x" * 16384, 0),
-                (HEADERS, b"X-Header: " + b"x" * 8192 + b"\r\n", 0),
-                (BODY, b"x", 0.01),
-            )
-        ]
-    )
-    @inlineCallbacks
-    def test_dropped(
-        self, with_tls: bool, beginning: bytes, chunk: bytes, interval_s: float
-    ) -> Generator[Any, Any, None]:
-        """What has no end fails, and the connection is dropped at once."""
-        server = HostileServer(
-            with_tls=with_tls, beginning=beginning, chunk=chunk, interval_s=interval_s
-        )
-        started = time.monotonic()
-        agent = self.agent(max_lifetime_s=0.5 if interval_s else 10)
-        asked = agent.request(b"GET", server.url)
-        if beginning == BODY:
-            response = yield asked
-            self.assertEqual(response.code, 502)
-            asked = treq.content(response)
-        yield self.assertFailure(asked, ResponseFailed)
-        yield self.check_dropped(server)
-        self.assertLess(time.monotonic() - started, 4)
-
-    @inlineCallbacks
-    def check_dropped(self, server: HostileServer) -> Generator[Any, Any, None]:
-        yield deferToThread(server.thread.join)
-        self.assertTrue(server.dropped)
-        # More than the limit only by what the buffers of two sockets hold.
-        self.assertLess(server.sent, 16 * 1024 * 1024)
-
-    @parameterized.expand([(False,), (True,)])
-    @inlineCallbacks
-    def test_within_the_bounds(self, with_tls: bool) -> Generator[Any, Any, None]:
-        """An answer within the bounds is passed on as it is."""
-        body = b"x" * (LIMIT // 2)
-        beginning = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-        server = HostileServer(
-            with_tls=with_tls, beginning=beginning, chunk=body, interval_s=0.1
-        )
-        response = yield self.agent(max_lifetime_s=1).request(b"GET", server.url)
-        received = yield treq.content(response)
-        self.assertTrue(received == body)
-        # Nobody has asked for what came after it.
-        yield self.check_dropped(server)
 
 
 class ContactConnectionsTestCase(unittest.HomeserverTestCase):
@@ -197,6 +57,21 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
             contacting = Homeserver(self.hs.get_module_api())
             for _ in range(2):
                 self.assertTrue(self.contact(contacting).disconnecting)
+
+    def test_old(self) -> None:
+        """A connection is dropped when it is too old, whatever comes over it."""
+        bounded = BoundedReactor(self.reactor, max_lifetime_s=5)
+        bounded.connectTCP("1.2.3.4", 8448, ClientFactory.forProtocol(Protocol))
+        connection = self.reactor.tcpClients[-1][2].buildProtocol(None)
+        transport = StringTransport()
+        alsoProvides(transport, ITCPTransport)
+        connection.makeConnection(transport)
+        for _ in range(4):
+            self.reactor.advance(1)
+            connection.dataReceived(b"x")
+        self.assertFalse(transport.disconnected)
+        self.reactor.advance(1)
+        self.assertTrue(transport.disconnected)
 
     def test_nothing_is_remembered(self) -> None:
         """Whether a server has a well-known file is looked up for each contact.

@@ -22,9 +22,8 @@ from synapse_federation_admin.cli import command_line, manual
 from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.connection import (
     Connection,
+    Login,
     keep_login,
-    login_file,
-    read_login,
 )
 from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.cli.output import Output, now_ms, serialized
@@ -368,63 +367,28 @@ def test_not_read(answers: dict[str, Any]) -> None:
 # -- who, and for which ----------------------------------------------------------------
 
 
-def test_device_grant(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At an authentication service: a code for a browser; tokens are renewed."""
+def test_renewed(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that was renewed meanwhile is taken, and that of another login left; one
+    that cannot be renewed is told. More, with a service: in
+    test_e2e_authentication_service."""
     monkeypatch.delenv("FEDERATION_ADMIN_TOKEN")
-    base = "http://127.0.0.1:1"
-    answers["/_matrix/client/v3/login"] = {"flows": [{"type": "m.login.sso"}]}
-    answers["/_matrix/client/v1/auth_metadata"] = {
-        "token_endpoint": f"{base}/token",
-        "registration_endpoint": f"{base}/register",
-        "device_authorization_endpoint": f"{base}/device",
-        "revocation_endpoint": f"{base}/revoke",
+    renewal = {
+        "token_endpoint": "http://127.0.0.1:1/token",
+        "client_id": "c1",
+        "refresh_token": "r1",
     }
-    answers["/register"] = {"client_id": "c1"}
-    answers["/device"] = {
-        "device_code": "d1",
-        "user_code": "ABCD-EFGH",
-        "verification_uri": "https://auth.example/link",
-        "interval": 0,
-    }
-    pending = httpx.Response(400, json={"error": "authorization_pending"})
-    answers["/token"] = [pending, {"access_token": "a1", "refresh_token": "r1"}]
-    answers["/_matrix/client/v3/account/whoami"] = {"user_id": "@a:x.example"}
-    answers["/status"] = {"module_version": "1"}
-    done = run("login")
-    assert done.exit_code == 0, done.output
-    assert "ABCD-EFGH" in done.stderr
-    assert "https://auth.example/link" in done.stderr
-    kept = json.loads(login_file().read_text())
-    assert (kept["user_id"], kept["access_token"]) == ("@a:x.example", "a1")
-
-    ended_token = refused(401, "M_UNKNOWN_TOKEN")
-    answers["/destinations"] = [ended_token, {"destinations": []}]
-    answers["/token"] = [{"access_token": "a2", "refresh_token": "r2"}]
-    assert run("list").exit_code == 0
-    kept = json.loads(login_file().read_text())
-    assert kept["access_token"] == "a2"
-    assert kept["renewal"]["refresh_token"] == "r2"
-    assert login_file().stat().st_mode & 0o777 == 0o600
-
-    # Somebody logs in elsewhere while this goes on: that token stays there.
-    here = read_login()
-    assert here is not None
+    here = Login("http://127.0.0.1:1", "@a:x.example", "a1", renewal)
     keep_login(attr.evolve(here, url="https://other.example", access_token="theirs"))
     with closing(Client(Connection(here.url, login=here))) as client:
         assert not client.renew()
-        # Another command has renewed it: a refresh token is good once.
+        # A refresh token is good once.
         keep_login(attr.evolve(here, access_token="a3"))
         assert client.renew()
         assert client.token == "a3"
     keep_login(here)
-
-    answers["/destinations"] = ended_token
+    answers["/destinations"] = refused(401, "M_UNKNOWN_TOKEN")
     answers["/token"] = httpx.Response(400, json={"error": "invalid_grant"})
     assert run("list").exit_code == Exit.NOT_ALLOWED
-    # As it is: 200, and nothing.
-    answers["/revoke"] = httpx.Response(200)
-    assert run("logout").exit_code == 0
-    assert not login_file().exists()
 
 
 @pytest.mark.parametrize("command", ["list", "export", "forget", "reconnect"])

@@ -161,20 +161,6 @@ class ConsoleRunsTestCase(
             self.assertIn("Told: main .", told)
         self.assertEqual(len(self.audit("?action=flush_caches")), 1)
 
-    def test_forget_one(self) -> None:
-        """What would be lost is told first; keys are deleted only if asked for."""
-        self.add_to_device("a.example")
-        path = "/servers/a.example/forget"
-        page = self.page(path)
-        self.assertIn("Encrypted-message keys 1", words_of(page))
-        self.assertIn("a.example", self.names())
-        then = self.led_to(self.submit(page, path, ("drop_to_device", "true")))
-        self.assertNotIn("a.example", self.names())
-        self.assertEqual(then, "/audit?destination=a.example")
-        told = self.text(then)
-        self.assertIn("Forget a.example", told)
-        self.assertIn("✓ forgotten", told)
-
     def test_forget_refused(self) -> None:
         """A server that shares rooms is not forgotten, and the page says why."""
         path = "/servers/b.example/forget"

@@ -170,31 +170,21 @@ class OutagesTest(HistoryTestCase):
             "a.example", DAY, DAY - HOUR, ended="gave_up", kinds="rejected new_kind"
         )
         self.add_outage("b.example", HOUR)
+
+        def outage(ago: int, end: int | None, ended: str | None, *kinds: str) -> Any:
+            return {
+                "start_ts": self.now - ago,
+                "end_ts": None if end is None else self.now - end,
+                "duration_ms": ago - (end or 0),
+                "up_ms": 0,
+                "ended": ended,
+                "kinds": list(kinds),
+            }
+
         expected = [
-            {
-                "start_ts": self.now - HOUR,
-                "end_ts": None,
-                "duration_ms": HOUR,
-                "up_ms": 0,
-                "ended": None,
-                "kinds": ["gone"],
-            },
-            {
-                "start_ts": self.now - 5 * HOUR,
-                "end_ts": self.now - 4 * HOUR,
-                "duration_ms": HOUR,
-                "up_ms": 0,
-                "ended": "reset",
-                "kinds": [],
-            },
-            {
-                "start_ts": self.now - DAY,
-                "end_ts": self.now - DAY + HOUR,
-                "duration_ms": HOUR,
-                "up_ms": 0,
-                "ended": "gave_up",
-                "kinds": ["rejected", "new_kind"],
-            },
+            outage(HOUR, None, None, "gone"),
+            outage(5 * HOUR, 4 * HOUR, "reset"),
+            outage(DAY, DAY - HOUR, "gave_up", "rejected", "new_kind"),
         ]
         path = f"{LIST}/a.example/outages"
         self.assertEqual(

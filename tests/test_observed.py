@@ -34,7 +34,6 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.observed import (
     ObservedAgent,
     TakeCause,
-    current_attempt,
 )
 from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
@@ -115,25 +114,6 @@ class ObservedTestCase(unittest.HomeserverTestCase):
                 self.assertIs(
                     failure_of(error).kind, FailureKind.WELL_KNOWN_UNREACHABLE
                 )
-
-    def test_attempts(self) -> None:
-        """Each request has an attempt of its own, and none goes on after it."""
-        attempts = [Attempt(self.reactor, mock.Mock()) for _ in range(2)]
-        seen: list[Attempt] = []
-
-        async def asked(*_: object) -> Any:
-            await waits
-            seen.append(current_attempt.get())
-            return mock.Mock(code=200)
-
-        waits: Deferred[None] = Deferred()
-        inner = mock.Mock(request=lambda *args: ensureDeferred(asked(*args)))
-        agent = self.agent(inner, attempts=attempts)
-        for name in (b"a", b"b"):
-            agent.request(b"GET", b"matrix-federation://" + name)
-        waits.callback(None)
-        self.assertEqual(seen, attempts)
-        self.assertIsNone(current_attempt.get(None))
 
     def test_log_context(self) -> None:
         """What goes on after a request was called off ends in no log context.

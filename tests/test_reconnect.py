@@ -11,7 +11,6 @@ from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from twisted.internet import error
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
 
 REFUSED = error.ConnectionRefusedError()
@@ -29,37 +28,6 @@ class ReconnectTestCase(ProbeTestCase):
 
 class OutcomesTestCase(ReconnectTestCase):
     """What is answered and changed, by what comes of the contact."""
-
-    @pytest.mark.database
-    def test_connected(self) -> None:
-        """A destination that answers is cleared and woken; the audit knows of it."""
-        with self.wakes() as woken:
-            channel = self.reconnect(reason="they are back")
-            self.assertEqual(self.row(NAME), LONG_FAILING)
-            woken.assert_not_called()
-            self.answer()
-        self.assertEqual(channel.code, 200, channel.result)
-        body = channel.json_body
-        self.assertEqual(body["outcome"], "connected")
-        before, after = body["before"], body["after"]
-        self.assertEqual((before["status"], before["failure_ts"]), ("backing_off", 500))
-        self.assertEqual((after["status"], after["retry_last_ts"]), ("online", 0))
-        self.assertEqual(body["contact"]["server"], {"name": "Fake", "version": "1"})
-        self.assertIsNone(body["contact"]["error"])
-        self.assertEqual(body["told"], ["main"])
-        woken.assert_called_once_with(NAME)
-        self.assertEqual(self.row(NAME), (0, 0, None, 7))
-        self.assertIsNone(self.timings())
-
-        (entry,) = self.audit()
-        keys = ("action", "outcome", "destination", "user_id", "instance", "reason")
-        self.assertEqual(
-            [entry[key] for key in keys],
-            [*("reconnect", "connected", NAME), "@admin:test", "main", "they are back"],
-        )
-        self.assertEqual(entry["details"]["contact"], body["contact"])
-        self.assertEqual(entry["details"]["failure_ts"], 500)
-        self.assertGreaterEqual(entry["ended_ts"], entry["ts"])
 
     def test_at_once(self) -> None:
         """The entry in the audit ends in the transaction in which the row is cleared.
@@ -79,6 +47,7 @@ class OutcomesTestCase(ReconnectTestCase):
         [
             (LONG_FAILING, REFUSED, False, "still_failing", "connection_refused"),
             (LONG_FAILING, REFUSED, True, "forced", "connection_refused"),
+            (LONG_FAILING, ANSWER, False, "connected", None),
             (LONG_FAILING, ANSWER, True, "connected", None),
             (LONG_FAILING, KeyError("a bug"), False, "internal", "internal"),
             (NOT_FAILING, ANSWER, False, "connected", None),
@@ -255,31 +224,6 @@ class SeenThroughTestCase(ReconnectTestCase):
         self.get_success(self.log.note({entry["entry_id"]: refused}, "entry_id"))
         self.store_failure()
 
-    def test_taken(self) -> None:
-        """It is connected once the first of what waited is taken."""
-        channel = self.reconnect_waiting()
-        self.take(NAME)
-        self.assertEqual(channel.json_body["outcome"], "connected")
-        self.assertEqual(self.outcomes(), ["connected"])
-
-    def test_refused(self) -> None:
-        """Who answers the contact and refuses what waits is `refused`.
-
-        It is said what was refused, and `failure_ts` is what it was.
-        """
-        channel = self.reconnect_waiting()
-        self.refuse()
-        self.pump(0.01)
-        body = channel.json_body
-        self.assertEqual(body["outcome"], "refused")
-        self.assertIsNone(body["contact"]["error"])
-        self.assertEqual(body["after"]["failure_ts"], 500)
-        self.assertEqual(body["refused"]["status"], 413)
-        self.assertEqual(self.row(NAME)[2:], (500, 7))
-        (entry,) = self.audit()
-        self.assertEqual(entry["outcome"], "refused")
-        self.assertEqual(entry["details"]["refused"], body["refused"])
-
     def test_not_told(self) -> None:
         """If the process that sends tells nothing, it is not known what was refused."""
         channel = self.reconnect_waiting()
@@ -331,23 +275,6 @@ class ManyAskersTestCase(ReconnectTestCase):
         self.assertEqual(forced.json_body["outcome"], "forced")
         self.assertEqual(len(self.probes), 1)
 
-    def test_asked_later(self) -> None:
-        """Who asks after an attempt has ended has another one made."""
-        self.reconnect()
-        self.answer(REFUSED)
-        channel = self.reconnect()
-        self.assertEqual(len(self.probes), 2)
-        self.answer()
-        self.assertEqual(channel.json_body["outcome"], "connected")
-
-    def test_others_are_not_held_up(self) -> None:
-        """A destination that hangs does not hold up another."""
-        self.add_destination("b.example", *LONG_FAILING)
-        self.reconnect()
-        channel = self.reconnect("b.example")
-        self.answer()
-        self.assertEqual(channel.json_body["outcome"], "connected")
-
     def test_many_destinations(self) -> None:
         """Contacts with many destinations wait for each other, some at a time."""
         for number in range(limits.CONTACTS + 5):
@@ -358,30 +285,3 @@ class ManyAskersTestCase(ReconnectTestCase):
         for which in range(5):
             self.answer(which=which)
         self.assertEqual(len(self.probes), limits.CONTACTS + 5)
-
-
-class ToldTestCase(ReconnectTestCase):
-    def test_told(self) -> None:
-        """Told are those of the configuration that run; the others are named."""
-        told = mock.patch.object(self.store, "send_invalidation_to_replication")
-        others = mock.patch.object(Homeserver, "has_other_processes", True)
-        names = mock.patch.object(Homeserver, "other_instances", ["sender1"])
-        for connected, runs, expected, not_told in (
-            (True, False, ["main"], []),
-            (False, False, ["main"], []),
-            (True, True, ["main", "sender1"], []),
-            (False, True, ["main"], ["sender1"]),
-        ):
-            if runs:
-                self.add_instance("sender1")
-            reached = mock.patch.object(Homeserver, "can_tell_others", connected)
-            with told as sent, others, names, reached:
-                channel = self.reconnect()
-                self.answer()
-                self.assertEqual(sent.call_args.args[1], (NAME,))
-            body = channel.json_body
-            self.assertEqual(body["told"], expected)
-            self.assertEqual(body["not_told"], not_told)
-            self.assertEqual(body["not_running"], [] if runs else ["sender1"])
-            self.assertEqual("Redis" in str(body["not_told_error"]), not connected)
-            self.assertEqual(channel.json_body["outcome"], "connected")

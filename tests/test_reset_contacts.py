@@ -88,16 +88,6 @@ class ResetContactsTestCase(ContactTestCase):
         self.wait(11)
         self.assertEqual(self.probed, [NAME])
 
-    def test_bounded_contacts(self) -> None:
-        """So many are contacted at once; the others wait."""
-        self.fill()
-        for name in ("a.example", "b.example"):
-            self.reset_failing(name)
-        self.assertEqual(len(self.probes), limits.CONTACTS)
-        for which in range(2):
-            self.answer(ConnectError(), which)
-        self.assertEqual(self.probed[limits.CONTACTS :], ["a.example", "b.example"])
-
     def test_others_get_their_turn(self) -> None:
         """A contact that is cancelled, or ended by a database error, strands nobody."""
         self.fill()

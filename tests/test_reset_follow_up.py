@@ -328,18 +328,6 @@ class StoriesTestCase(StoryTestCase):
         self.assertEqual(self.row(NAME), (9_000, 600_000, 500, 7))
 
 
-class WithoutContactTestCase(StoryTestCase):
-    """With `contact_on_reset: false`, though nothing waits."""
-
-    config = {"contact_on_reset": False}
-
-    # All of them follow what is sent where it is, too: by the same code.
-    @parameterized.expand([*SENT_STORIES.items()][::2])
-    def test_sent(self, proves: str, story: str) -> None:
-        """Nobody is contacted; the next real request tells."""
-        self.check(proves, story)
-
-
 @pytest.mark.database
 class TakenTestCase(StoryTestCase):
     """What proves that a destination works ends what is pending of it."""

@@ -260,16 +260,6 @@ class TwoSendersTestCase(SendersTestCase):
             "federation_sender_instances": ["sender1", "sender2"],
         }
 
-    def test_states(self) -> None:
-        """What was never seen is told apart from what is gone."""
-        self.add_instance("sender1", MINUTE_MS)
-        one, two = self.all()
-        self.assertEqual((one.instance, two.instance), ("sender1", "sender2"))
-        self.assertIs(one.state, InstanceState.GONE)
-        self.assertIs(two.state, InstanceState.NEVER_SEEN)
-        self.assertTrue(one.is_down and two.is_down)
-        self.assertIsNone(two.position)
-
     def test_late(self) -> None:
         """Who has not been seen for 30 s is late, not down; so is one held up."""
         # However slow this machine is.
@@ -287,21 +277,6 @@ class TwoSendersTestCase(SendersTestCase):
         self.senders._written_s -= 60
         one, two = self.all()
         self.assertEqual((one.is_late, two.is_late), (False, True))
-
-    def test_seen(self) -> None:
-        """Who is not named by the configuration is told if it was seen."""
-        self.add_instance("generic_worker", 0)
-        found = self.get_json(f"{V2}/instances")["instances"]
-        self.assertEqual(
-            [(each["instance"], each["state"]) for each in found],
-            [
-                ("generic_worker", "running"),
-                ("main", "running"),
-                ("sender1", "never_seen"),
-                ("sender2", "never_seen"),
-            ],
-        )
-        self.assertEqual([each["sends"] for each in found[1:]], [False, True, True])
 
     def test_outlook(self) -> None:
         """It is us if a sender of ours stands still."""
@@ -405,16 +380,6 @@ class NobodyTestCase(SendersTestCase):
         config = super().default_config()
         config.pop("federation_sender_instances", None)
         return {**config, "send_federation": False}
-
-    def test_nobody(self) -> None:
-        """It is told that nobody sends, and what waits for whoever will."""
-        self.set_position("1")
-        self.helper.create_room_as("@admin:test", tok=self.admin_token)
-        sender = self.sender()
-        self.assertEqual((sender.instance, sender.state.value), (None, "nobody"))
-        self.assertTrue(sender.is_down)
-        self.assertEqual(sender.position, 1)
-        self.assertGreater(sender.behind_events or 0, 0)
 
     def test_never(self) -> None:
         """Who has never begun has no position; what waits is told all the same."""

@@ -23,6 +23,16 @@ LIST = V2 + "/destinations"
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
+KEYS = (
+    "destination",
+    "retry_last_ts",
+    "retry_interval",
+    "failure_ts",
+    "last_successful_stream_ordering",
+    "status",
+    "next_retry_ts",
+    "allowed",
+)
 
 CASES: list[tuple[str, list[str]]] = [
     ("?status=online", ["online"]),
@@ -82,30 +92,17 @@ class V2TestCase(SenderTestCase, MembersTestCase):
 class ListV2Test(V2TestCase):
     def test_shape(self) -> None:
         """A destination has v1's keys, its status, its next retry, and `allowed`."""
-        now_ms = self.now_ms
+        last_ts, since_ts = self.now_ms - HOUR_MS, self.now_ms - 10 * DAY_MS
         expected = [
-            {
-                "destination": "backing-off.example",
-                "retry_last_ts": now_ms - HOUR_MS,
-                "retry_interval": DAY_MS,
-                "failure_ts": now_ms - 10 * DAY_MS,
-                "last_successful_stream_ordering": 3,
-                "status": "backing_off",
-                "next_retry_ts": now_ms - HOUR_MS + DAY_MS,
-                "allowed": True,
-            },
-            {
-                "destination": "unknown.example",
-                "retry_last_ts": 0,
-                "retry_interval": 0,
-                "failure_ts": None,
-                "last_successful_stream_ordering": None,
-                "status": "unknown",
-                "next_retry_ts": None,
-                "allowed": True,
-            },
+            dict(zip(KEYS, row, strict=True))
+            for row in (
+                (
+                    *("backing-off.example", last_ts, DAY_MS, since_ts, 3),
+                    *("backing_off", last_ts + DAY_MS, True),
+                ),
+                ("unknown.example", 0, 0, None, None, "unknown", None, True),
+            )
         ]
-
         query = "?status=backing_off&status=unknown"
         self.assertEqual(self.get_json(LIST + query), {"destinations": expected})
         self.assertEqual(self.exported(f"{LIST}/export{query}"), expected)
@@ -194,19 +191,8 @@ class ListV2Test(V2TestCase):
         self.assertEqual(len(rows), 4 + len(names) + len(formulas) + len(obeyed) + 1)
         written = {*names, *obeyed.values(), *(f"'{formula}" for formula in formulas)}
         self.assertLess(written, set(rows))
-        self.assertEqual(
-            rows['a,"b".example'],
-            {
-                "destination": 'a,"b".example',
-                "retry_last_ts": "0",
-                "retry_interval": "0",
-                "failure_ts": "0",
-                "last_successful_stream_ordering": "0",
-                "status": "invalid",
-                "next_retry_ts": "",
-                "allowed": "true",
-            },
-        )
+        row = ('a,"b".example', *"0000", "invalid", "", "true")
+        self.assertEqual(rows['a,"b".example'], dict(zip(KEYS, row, strict=True)))
         unknown = rows["unknown.example"]
         self.assertEqual(unknown["last_successful_stream_ordering"], "")
 
