@@ -19,7 +19,12 @@ from synapse.logging.context import (
     run_in_background,
 )
 from twisted.internet import error as net
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    ensureDeferred,
+    fail,
+)
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
@@ -63,6 +68,21 @@ class ObservedTestCase(unittest.HomeserverTestCase):
         observed: Any = client.agent._observed
         self.assertLessEqual(set(vars(direct)), set(vars(observed._agent)))
         self.assertEqual(observed._agent.of_a_later_release, 5)
+
+    def test_not_as_expected(self) -> None:
+        """A request that a bug of ours stops is made by Synapse's own agent."""
+        inner = mock.Mock()
+        for own, expected in ((None, None), (AttributeError(), AttributeError)):
+            inner.request.return_value = fail(TypeError())
+            agent: Any = self.agent(inner)
+            agent._unobserved.request = mock.AsyncMock(
+                side_effect=own, return_value=mock.Mock(code=200)
+            )
+            asked = agent.request(b"GET", b"matrix-federation://a.example/")
+            if expected is None:
+                self.successResultOf(asked)
+            else:
+                self.failureResultOf(asked, expected)
 
     def test_redirected_nowhere(self) -> None:
         """A redirect to what is no URL fails as it does in Synapse."""

@@ -3,6 +3,7 @@
 
 import gc
 from collections.abc import Awaitable
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 from weakref import ref
@@ -288,6 +289,26 @@ class EveryTestCase(ModuleTestCase):
     def test_rest(self) -> None:
         """It is a hundred times as long."""
         self.assertEqual(len(self.begin(takes_s=1.5, leaps_s=0)), 2)
+
+    def test_bug(self) -> None:
+        """A round that fails again and again, and not as the database is away, is made
+        and logged less and less often; one that succeeds ends that."""
+        rounds: list[float] = []
+
+        async def round_() -> None:
+            rounds.append(self.reactor.seconds())
+            if len(rounds) != 7:
+                raise TypeError
+
+        with self.assertLogs(background.__name__, "ERROR") as logs:
+            self.homeserver.every(
+                "federation_admin_test", 10_000, round_, first_after_ms=1
+            )
+            for _ in range(300):
+                self.reactor.advance(1)
+        waits = [round(b - a) for a, b in pairwise(rounds)]
+        self.assertEqual(waits[:9], [10, 10, 10, 20, 40, 80, 10, 10, 10])
+        self.assertEqual(len(logs.records), len(rounds) - 1)
 
     def test_leap(self) -> None:
         """A clock that leaps meanwhile does not make a round a long one."""

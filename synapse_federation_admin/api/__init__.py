@@ -14,7 +14,7 @@ from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.api._base import Asked, Services
-from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.homeserver.features import NOT_AS_EXPECTED, Feature
 from synapse_federation_admin.homeserver.servlets import HttpServer
 
 logger = logging.getLogger(__name__)
@@ -137,11 +137,6 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
-# What Python raises where something of Synapse's is not what it was, and the self-check
-# could not see that.
-_NOT_AS_EXPECTED = (AttributeError, ImportError, LookupError, NameError, TypeError)
-
-
 class Api:
     """Registers what answers at each path.
 
@@ -186,7 +181,7 @@ class Api:
             except Exception as e:
                 if services.homeserver.is_database_away(e):
                     raise _database_away() from e
-                is_bug = isinstance(e, _NOT_AS_EXPECTED)
+                is_bug = isinstance(e, NOT_AS_EXPECTED)
                 if not (is_bug and route.is_v1) or request.startedWriting:
                     raise
                 logger.exception("Synapse's own servlet answers %s", route.name)

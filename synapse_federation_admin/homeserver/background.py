@@ -32,6 +32,11 @@ KeyedLock = Callable[[Hashable], AbstractAsyncContextManager[None]]
 _REST_FACTOR = 100
 _LONGEST_REST_MS = 600_000
 
+# After so many rounds in a row that a bug has stopped, each next one waits twice as
+# long, up to this.
+_BUGS = 3
+_LONGEST_AFTER_BUGS_MS = 3_600_000
+
 # When to try again where the database is away: periodic work, at the latest, and all
 # else.
 _AGAIN_MS = 60_000
@@ -147,7 +152,8 @@ class Background(Database):
         """Do something again and again, until Synapse shuts down.
 
         An error is logged, and the next round tries again: soon, if the database is
-        away. Any other is a bug, and logged with its traceback.
+        away. Any other is a bug, and logged with its traceback; if it stays, less and
+        less often.
 
         Args:
             desc: Its name in metrics, and in the log.
@@ -156,9 +162,12 @@ class Background(Database):
             first_after_ms: How long to wait before the first round; 0: it begins now.
             rests: Whether a round that takes long is followed by a long rest.
         """
+        bugs = 0
 
         async def round_() -> None:
-            began_s, next_ms = time.monotonic(), interval_ms
+            nonlocal bugs
+            began_s, next_ms, bugs_before = time.monotonic(), interval_ms, bugs
+            bugs = 0
             try:
                 await func()
             except CancelledError:
@@ -173,6 +182,9 @@ class Background(Database):
                     next_ms = min(interval_ms, _AGAIN_MS)
                 else:
                     logger.exception("%s has failed", desc)
+                    bugs = bugs_before + 1
+                    longest_ms = max(interval_ms, _LONGEST_AFTER_BUGS_MS)
+                    next_ms = min(interval_ms << max(0, bugs - _BUGS), longest_ms)
             # By a clock that does not jump: the reactor's may be put right meanwhile.
             took_ms = (time.monotonic() - began_s) * 1000
             rest_ms = min(_REST_FACTOR * took_ms, _LONGEST_REST_MS)

@@ -11,6 +11,11 @@ from synapse.module_api.errors import Codes, SynapseError
 logger = logging.getLogger(__name__)
 
 
+# What Python raises where something of Synapse's is not what it was, and the self-check
+# could not see that.
+NOT_AS_EXPECTED = (AttributeError, ImportError, LookupError, NameError, TypeError)
+
+
 class Feature(Enum):
     """What is switched off by itself if Synapse no longer has what it needs."""
 

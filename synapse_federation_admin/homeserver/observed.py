@@ -25,6 +25,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.features import NOT_AS_EXPECTED
 from synapse_federation_admin.homeserver.relay import Relay
 
 # That of the observed request within which the code runs.
@@ -102,7 +103,7 @@ class ObservedAgent:
             )
         finally:
             current_attempt.reset(current)
-        is_called_off = False
+        is_called_off = is_unobserved = False
 
         def call_off(_: object) -> None:
             # Afterwards nobody knows what it was waiting for.
@@ -118,7 +119,20 @@ class ObservedAgent:
                 answer.callback(response)
 
         def failed(failure: Failure) -> None:
-            if not answer.called:
+            nonlocal asked, is_unobserved
+            if isinstance(failure.value, NOT_AS_EXPECTED) and not (
+                is_unobserved or answer.called
+            ):
+                # A bug of ours, which must not stop real traffic.
+                logger.error(
+                    "A federation request is made again", exc_info=failure.value
+                )
+                is_unobserved = True
+                asked = run_in_background(
+                    self._unobserved.request, method, uri, headers, bodyProducer
+                )
+                asked.addCallbacks(answered, failed)
+            elif not answer.called:
                 assert failure.value is not None
                 if is_for_another:
                     failure = self._relayed(attempt, failure)

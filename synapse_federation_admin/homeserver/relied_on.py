@@ -144,6 +144,9 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             get_retry_limiter(*
                 destination our_server_name hs clock store ignore_backoff
                 notifier replication_client backoff_on_all_error_codes)
+            RetryDestinationLimiter(notifier)
+            RetryDestinationLimiter(replication_client)
+            RetryDestinationLimiter(backoff_on_all_error_codes)
             RetryDestinationLimiter.__exit__(backoff_on_failure)
         """,
     ),
