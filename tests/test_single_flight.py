@@ -5,12 +5,13 @@ import gc
 from collections.abc import Awaitable
 from itertools import pairwise
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import AsyncMock, patch
 from weakref import ref
 
 import pytest
 from module_case import ModuleTestCase
 from synapse.logging.context import LoggingContext, current_context
+from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 
 from synapse_federation_admin.destinations import reader
@@ -263,6 +264,17 @@ class LongListTest(ComputingTestCase):
                 self.finish("b")
             self.assertIsNone(self.successResultOf(closed))
             self.assertEqual(self.computing, [])
+
+
+class InBackgroundTestCase(ModuleTestCase):
+    def test_not_usable(self) -> None:
+        """Where what it needs cannot be used, the log says why, and has no traceback."""
+        func = AsyncMock(side_effect=SynapseError(503, "Tables of a later version"))
+        with self.assertLogs(level="WARNING") as logs:
+            self.homeserver.run_in_background("federation_admin_test", func)
+        (record,) = logs.records
+        self.assertIn("federation_admin_test: 503: Tables of a", record.getMessage())
+        self.assertIsNone(record.exc_info)
 
 
 class EveryTestCase(ModuleTestCase):

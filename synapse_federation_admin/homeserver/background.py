@@ -64,8 +64,9 @@ class Background(Database):
 
         Args:
             desc: Its name in metrics: one of a few, not one per destination.
-            func: What to run. What it raises is logged by Synapse, but that it was
-                called off as Synapse shuts down.
+            func: What to run. What it raises is logged by Synapse, with its traceback;
+                but not that it was called off as Synapse shuts down, and of what it
+                needs and cannot be used (a `SynapseError`), only what that says.
             args: Arguments for `func`.
         """
 
@@ -75,6 +76,8 @@ class Background(Database):
             except CancelledError:
                 if not self.is_shutting_down:
                     raise
+            except SynapseError as e:
+                logger.warning("%s: %s", desc, e)
 
         self._api.run_as_background_process(desc, run)
 
