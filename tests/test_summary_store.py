@@ -144,16 +144,6 @@ class SummaryTestCase(SummaryTestCaseBase):
             },
         )
 
-    def test_sample(self) -> None:
-        """Ten names without a row are told, however many there are."""
-        for number in range(6):
-            self.add_to_device(f"{number}.example")
-        for number in range(3, 15):
-            self.add_poke(f"{number}.example")
-        found = self.get_backlog()
-        self.assertEqual(found.unlisted, 15)
-        self.assertEqual(len(set(found.unlisted_sample)), 10)
-
     @parameterized.expand([(1,), (2,), (3,)])
     def test_plain(self, seed: int) -> None:
         """It is what a plain computation finds."""
@@ -195,7 +185,6 @@ class SummaryTestCase(SummaryTestCaseBase):
         unlisted = {name for name, _ in queued} | set(poked)
         unlisted -= set(rows)
         assert found.backlog is not None
-        sample = found.backlog.unlisted_sample
         self.assertEqual(
             found,
             Summary(
@@ -216,12 +205,9 @@ class SummaryTestCase(SummaryTestCaseBase):
                     ),
                     device_list_updates=len(poked),
                     unlisted=len(unlisted),
-                    unlisted_sample=sample,
                 ),
             ),
         )
-        self.assertEqual(set(sample) - unlisted, set())
-        self.assertEqual(len(sample), min(10, len(unlisted)))
 
     def test_always_new(self) -> None:
         """Where little waits, every answer is of its own time, in all that it says."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: the failing servers that matter most."""
 
-from enum import Enum
 from typing import Annotated
 
 from pydantic import Field
@@ -12,27 +11,16 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.schemas.destinations import RecordedDestination
-from synapse_federation_admin.api.schemas.model import Answer, Input, Lax
+from synapse_federation_admin.api.schemas.model import Answer, Input
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
 
 
-class AttentionOrder(Enum):
-    """By what the failing servers that matter most are sorted."""
-
-    LOCAL_USERS = "local_users"
-    WAITING = "waiting"
-
-
 class AttentionQuery(Input):
     """Which of the failing servers that matter most."""
 
-    order_by: Annotated[AttentionOrder, Lax] = Field(
-        default=AttentionOrder.LOCAL_USERS,
-        description="What to sort by, the most first: `local_users`, or `waiting`.",
-    )
     limit: Annotated[int, Field(ge=1, le=limits.TOLD_ATTENTION)] = Field(
         default=10, description="The most to return."
     )
@@ -64,15 +52,16 @@ class Attention(Answer):
         "nothing is known yet."
     )
     destinations: list[AffectingDestination] = Field(
-        description="Those that affect anybody, or for which anything waits."
+        description="Those that affect anybody, or for which anything waits: by "
+        "`local_users`, and then by `waiting`, the most first."
     )
 
 
 @operation(AttentionQuery, Attention)
 async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
-    """Tell which failing servers affect most local users, or have most waiting.
+    """Tell which failing servers affect most local users, and for whom most waits.
 
-    GET /_synapse/admin/v2/federation/attention?order_by=local_users&limit=10
+    GET /_synapse/admin/v2/federation/attention?limit=10
 
     200 OK
 
@@ -101,8 +90,7 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
     found = await services.attention.get()
     if found is None:
         return {"as_of_ts": None, "is_complete": None, "destinations": []}
-    is_by_users = query.order_by is AttentionOrder.LOCAL_USERS
-    rows = (found.by_users if is_by_users else found.by_waiting)[: query.limit]
+    rows = found.most[: query.limit]
     names = [each.row.destination for each in rows]
     days = await if_readable(lambda: services.history.availability(names)) or {}
     homeserver = services.homeserver

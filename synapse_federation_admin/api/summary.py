@@ -44,7 +44,6 @@ class Unlisted(Answer):
     """Names for which something waits, but which Synapse has no row for."""
 
     total: int | None = Field(description="How many; null while that is not known.")
-    sample: list[str] = Field(description="Some of them.")
 
 
 class Indexes(Answer):
@@ -184,7 +183,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                 "oldest_to_device_ts": 1557332397936,
                 "device_list_updates": 7000
             },
-            "unlisted": {"total": 1, "sample": ["new.example"]},
+            "unlisted": {"total": 1},
             "indexes": {
                 "enabled": true,
                 "ready": false,
@@ -230,7 +229,6 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         },
         "unlisted": {
             "total": waiting.unlisted if waiting else None,
-            "sample": list(waiting.unlisted_sample) if waiting else [],
         },
         "indexes": {
             "enabled": services.indexes.enabled,

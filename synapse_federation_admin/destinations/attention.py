@@ -72,8 +72,8 @@ class Attention:
     Attributes:
         as_of_ts: When looking for it began.
         is_complete: Whether everything was looked at: not more than there is room for.
-        by_users: Those that affect most local users, the most first.
-        by_waiting: Those for which most waits, the most first.
+        most: Those that affect most local users, or for which most waits, the most
+            first.
         waiting: How many rooms and to-device messages wait for each, and its name: of
             those for which most waits, the most first, and equal ones by name.
         has_all_waiting: Whether these are all.
@@ -85,8 +85,7 @@ class Attention:
 
     as_of_ts: int
     is_complete: bool
-    by_users: tuple[Affecting, ...]
-    by_waiting: tuple[Affecting, ...]
+    most: tuple[Affecting, ...]
     waiting: tuple[tuple[int, str], ...]
     has_all_waiting: bool
     shared: Mapping[str, list[str]]
@@ -218,8 +217,7 @@ class AttentionStore:
         return Attention(
             began_ms,
             has_all_names and has_all_rooms,
-            _most(found, lambda each: (each.local_users, each.waiting)),
-            _most(found, lambda each: (each.waiting, each.local_users)),
+            _most(found),
             waiting=tuple(most_waiting),
             has_all_waiting=has_all_names and len(waiting) == len(most_waiting),
             shared=shared,
@@ -294,15 +292,13 @@ class AttentionStore:
         )
 
 
-def _most(
-    found: Sequence[Affecting], key: Callable[[Affecting], tuple[int, int]]
-) -> tuple[Affecting, ...]:
+def _most(found: Sequence[Affecting]) -> tuple[Affecting, ...]:
     """Return those with the most that have anything; equal ones by name."""
     some = sorted(
-        (each for each in found if any(key(each))),
-        key=lambda each: each.row.destination,
+        (each for each in found if each.local_users or each.waiting),
+        key=lambda each: (-each.local_users, -each.waiting, each.row.destination),
     )
-    return tuple(sorted(some, key=key, reverse=True)[: limits.TOLD_ATTENTION])
+    return tuple(some[: limits.TOLD_ATTENTION])
 
 
 def _candidates(

@@ -26,9 +26,6 @@ from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.sql import FAILING, FAILING_SINCE, Sql, any_of
 
-# How many names without a row are named.
-_SAMPLE = 10
-
 # On SQLite, in how many transactions the rooms that wait are counted if that takes
 # longer, or is not known yet: with a million destinations, one would hold the
 # homeserver's only connection for over a second.
@@ -69,7 +66,6 @@ class TotalBacklog:
         device_list_updates: Changes of local users' devices that wait.
         unlisted: How many names there are without a row for which to-device messages or
             device list updates wait. All counts have what waits for them, too.
-        unlisted_sample: Some of them, in no order.
     """
 
     as_of_ts: int
@@ -81,7 +77,6 @@ class TotalBacklog:
     oldest_stuck_to_device_ts: int | None = None
     device_list_updates: int = 0
     unlisted: int = 0
-    unlisted_sample: tuple[str, ...] = ()
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -195,8 +190,8 @@ class SummaryStore:
             (last_count,),
             ((to_device, oldest_ts, oldest_stuck_ts),),
             ((device_lists,),),
-            unlisted,
-        ) = await self._read(last, _SUM_TO_DEVICE, _COUNT_DEVICE_LISTS, _UNLISTED)
+            ((unlisted,),),
+        ) = await self._read(last, _SUM_TO_DEVICE, _COUNT_DEVICE_LISTS, _COUNT_UNLISTED)
         counts.append(last_count)
         oldest = min((found for *_, found in counts if found is not None), default=None)
         oldest_event_ts = None
@@ -212,8 +207,7 @@ class SummaryStore:
             oldest_to_device_ts=oldest_ts,
             oldest_stuck_to_device_ts=oldest_stuck_ts,
             device_list_updates=device_lists,
-            unlisted=unlisted[0][1] if unlisted else 0,
-            unlisted_sample=tuple(name for name, _ in unlisted),
+            unlisted=unlisted,
         )
 
     async def _read(self, *statements: Sql) -> list[list[tuple[Any, ...]]]:
@@ -319,8 +313,5 @@ _SUM_TO_DEVICE = Sql(
 _COUNT_DEVICE_LISTS = Sql("SELECT COUNT(*) FROM device_lists_outbound_pokes")
 
 
-# How many names without a row there are, and some of them.
-_UNLISTED = Sql(
-    f"SELECT destination, COUNT(*) OVER () FROM {UNLISTED} AS u LIMIT ?",  # noqa: S608
-    (_SAMPLE,),
-)
+# How many names without a row there are.
+_COUNT_UNLISTED = Sql(f"SELECT COUNT(*) FROM {UNLISTED} AS u")  # noqa: S608
