@@ -268,7 +268,7 @@ class LongListTest(ComputingTestCase):
 
 class InBackgroundTestCase(ModuleTestCase):
     def test_not_usable(self) -> None:
-        """Where what it needs cannot be used, the log says why, and has no traceback."""
+        """Where what it needs cannot be used, the log says why, without a traceback."""
         func = AsyncMock(side_effect=SynapseError(503, "Tables of a later version"))
         with self.assertLogs(level="WARNING") as logs:
             self.homeserver.run_in_background("federation_admin_test", func)
