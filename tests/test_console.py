@@ -22,6 +22,7 @@ from synapse_federation_admin.console.cookie import (
     cookie_name,
 )
 from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.visit import Visit
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
 from synapse_federation_admin.homeserver.sessions import Sessions
@@ -128,8 +129,10 @@ class AccessTestCase(ConsoleTestCase):
             self.assertEqual(channel.code, 303, channel.result)
             location = channel.headers.getRawHeaders("Location")
             self.assertEqual(location, [f"/_synapse/admin/federation{page}"])
-        channel = self.visit("PUT", "/servers/a.example/diagnose", self.admin_token)
-        self.assertEqual(channel.code, 405, channel.result)
+        for path in {*PAGES, *CHANGES}:
+            for method in ("PUT", "DELETE", "PATCH", "TRACE", "X"):
+                channel = self.visit(method, path, self.admin_token)
+                self.assertEqual(channel.code, 405, (method, path, channel.result))
 
     def test_own_origin(self) -> None:
         """Without Sec-Fetch-Site, as over http, a form of ours comes without an origin,
@@ -227,13 +230,23 @@ class AccessTestCase(ConsoleTestCase):
         self.assertEqual(self.send("/runs/7/cancel", **fields).code, 400)
 
     def test_cookies_that_are_none(self) -> None:
-        """What is no cookie of ours is no session."""
+        """What is no cookie of ours, or is there twice, is no session, and no fault."""
         for value in (
             *("", "x", f"{ID}.z.t", "é", f"{ID}.p", "a.p.t", "%00.p.%0a"),
             *(f"{ID}.p.%C3%A9", f"{ID}.p.a%20b", f"{ID}.p.%0A"),
         ):
             headers = [("Cookie", f"{COOKIE}={value}")]
             self.assertEqual(self.visit("GET", "/", headers=headers).code, 401, value)
+        good = f"{COOKIE}={Session(ID, Origin.PASTED, self.admin_token).value()}"
+        renewal = cookie_name("test", "renewal")
+        for cookie, status in (
+            *((f"x=1; {good}; y", 200), (f"{good}; {COOKIE}=x", 401), ("=", 401)),
+            *((f"{good}{'a' * 6000}", 401), (good.replace("=", '="') + '"', 401)),
+            *((good.upper(), 401), ("; ".join(f"c{n}=1" for n in range(500)), 401)),
+            *((f"{renewal}={value}; {good}", 200) for value in ("~1~", "~" * 900)),
+        ):
+            channel = self.visit("GET", "/servers", headers=[("Cookie", cookie)])
+            self.assertEqual(channel.code, status, cookie[:200])
         injected = self.visit("GET", "/", "a\r\nX-Evil: 1")
         self.assertEqual(injected.code, 401)
 
@@ -267,7 +280,37 @@ class FaultsTestCase(ConsoleTestCase):
                 self.assertEqual(channel.code, status, target)
                 self.assertIn(text, channel.text_body)
                 self.assertNotIn("is locked", channel.text_body)
-                self.assertEqual("data-retry" in channel.text_body, status == 503)
+                for retries in ("data-retry", "looks again by itself"):
+                    self.assertEqual(retries in channel.text_body, status == 503)
+
+    def test_form_fails(self) -> None:
+        """So it is told where a form of any page fails, which is not sent again; and
+        what has failed as an operation of the API is told in its words."""
+        for error, status, *texts in (
+            (
+                OperationalError("is locked"),
+                503,
+                "The database of this",
+                "until it can",
+            ),
+            (ValueError("is locked"), 500, "This page has failed", "this module"),
+            (SynapseError(503, "<b> away"), 503, "does not work", "&lt;b&gt; away"),
+            (SynapseError(500, "<b> fails"), 500, "has failed", "&lt;b&gt; fails"),
+        ):
+            for path in CHANGES:
+                if path.startswith("/session"):
+                    continue
+                fails = mock.MagicMock(side_effect=error)
+                fails.ask.side_effect = error
+                with mock.patch.object(Visit, "operation", return_value=fails):
+                    channel = self.send(path, self.admin_token, longest="1h")
+                told = (path, channel.code, channel.text_body)
+                self.assertEqual(channel.code, status, told)
+                for text in texts:
+                    self.assertIn(text, channel.text_body, told)
+                for text in ("is locked", "data-retry", "by itself"):
+                    self.assertNotIn(text, channel.text_body, told)
+                self.assertIn("Try again", channel.text_body, told)
 
     def test_foot(self) -> None:
         """The foot of each page has versions, the process, and what is off, and why."""

@@ -36,8 +36,7 @@ def error_page(error: Exception, homeserver: "Homeserver", origin: Origin) -> Pa
         return _page(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "The database of this homeserver cannot be used just now",
-            "Nothing is known of the servers until it can. This page looks again by "
-            "itself.",
+            "Nothing is known of the servers until it can.",
             retries=True,
         )
     logger.error("A page of the console has failed", exc_info=error)
@@ -75,7 +74,7 @@ def _of_synapse(error: SynapseError, origin: Origin) -> Page:
 
 _TITLES = {
     HTTPStatus.NOT_FOUND: "This was not found",
-    HTTPStatus.SERVICE_UNAVAILABLE: "This cannot be told just now",
+    HTTPStatus.SERVICE_UNAVAILABLE: "This does not work just now",
 }
 
 
