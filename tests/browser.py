@@ -6,6 +6,7 @@ of the repository.
 """
 
 import os
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from conftest import find_chromium
+from conftest import cache, find_chromium
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -79,14 +80,13 @@ class Watched:
 
 def axe_source() -> str:
     """Return the script of axe-core."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = cache / "synapse-federation-admin" / f"{AXE}.js"
+    target = cache() / f"{AXE}.js"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        assert shutil.which("npm"), f"there is no npm, which fetches {AXE}"
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             # From wherever npm gets it here.
             subprocess.run(
-                ["npm", "pack", AXE, "--silent"],
+                ["npm", "pack", AXE, "--silent", "--cache", folder],
                 cwd=folder,
                 check=True,
                 stdout=subprocess.DEVNULL,

@@ -10,12 +10,14 @@ import functools
 import gc
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from unittest import mock
@@ -41,6 +43,8 @@ _LONGEST = (
     *("test_e2e_diagnosis", "test_e2e_outlook", "test_e2e_refused"),
     *("test_e2e_failures", "test_browser_console", "test_e2e_senders"),
 )
+
+REPOSITORY = Path(__file__).parent.parent
 
 # Where the files of this run's tests are.
 _OWN_FOLDER = pytest.StashKey[Path]()
@@ -217,13 +221,22 @@ def find_chromium() -> str | None:
     return shutil.which("chromium")
 
 
+def cache() -> Path:
+    """Return a folder for what is fetched once: the user's, or one of tox's."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for folder in (user / "synapse-federation-admin", REPOSITORY / ".tox" / "fetched"):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                break
+    return folder
+
+
 def synapse_tests() -> Path:
     """Return the folder that holds the installed Synapse's package `tests`."""
     version = importlib.metadata.version("matrix-synapse")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = cache / "synapse-federation-admin" / f"synapse-tests-{version}"
+    target = cache() / f"synapse-tests-{version}"
     if not (target / "tests" / "unittest.py").is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             unpacked = fetch_synapse_tests(version, Path(folder))
             try:
@@ -239,16 +252,26 @@ def fetch_synapse_tests(version: str, folder: Path) -> Path:
     # pip would build the package to know its metadata, which takes a Rust compiler.
     command = [sys.executable, "-m", "unearth", f"matrix-synapse=={version}"]
     command += ["--no-binary", "--download", str(folder)]
-    # Where pip would get it from.
-    index = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+    # Where pip would get it from, and how: as a variable says, or else a file.
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
         check=False,
         capture_output=True,
         text=True,
-    ).stdout.strip()
-    if index := os.environ.get("PIP_INDEX_URL") or index:
-        command += ["--index-url", index]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    ).stdout
+    keys = re.findall(r"^(global|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE)
+    settings = {key: value for _, key, value in sorted(keys, reverse=True)}
+    for key in ("index-url", "trusted-host"):
+        for value in settings.get(key, "").split():
+            command += [f"--{key}", value]
+    proxy, certificates = settings.get("proxy"), settings.get("cert")
+    variables = {
+        **({"https_proxy": proxy, "http_proxy": proxy} if proxy else {}),
+        **({"SSL_CERT_FILE": certificates} if certificates else {}),
+    }
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **variables}
+    )
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as sdist:
         members = [m for m in sdist if m.name.split("/")[1:2] == ["tests"]]
