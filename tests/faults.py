@@ -6,11 +6,21 @@ to it when it is imported.
 """
 
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any
 
 import attr
-from laboratory import HTML, WELL_KNOWN, Answer, Laboratory, as_json, homeserver, http
+from laboratory import (
+    HTML,
+    WELL_KNOWN,
+    Answer,
+    Answers,
+    Laboratory,
+    as_json,
+    homeserver,
+    http,
+)
 
 BLOCKED = "127.9.0.1"
 
@@ -26,6 +36,7 @@ BEGUN = b"HTTP/1.1 200 OK\r\n"
 BEGUN_LIST = BEGUN + b"Content-Type: application/json\r\n\r\n["
 
 Build = Callable[[Laboratory, str], str | None]
+Part = Callable[[Laboratory, str], object]
 Certify = Callable[[Laboratory, str], ssl.SSLContext]
 
 
@@ -67,55 +78,128 @@ def fault(line: str, says: str = "") -> Callable[[Build], Build]:
     return add
 
 
-def placed(lab: Laboratory, name: str, address: str = "") -> str:
-    """Give a name an address more: a new one, or a given one."""
+def placed(lab: Laboratory, host: str, address: str = "") -> str:
+    """Give a host an address more: a new one, or a given one."""
     address = address or lab.address()
-    lab.dns.add(name, "A", address)
+    lab.dns.add(host, "A", address)
     return address
 
 
-def up(lab: Laboratory, name: str, **answers: Answer) -> str:
-    """Have a homeserver in order, but for some answers, at port 8448."""
-    address = placed(lab, name)
-    lab.serve(address, 8448, homeserver(name, **answers), name)
-    return address
+def there(lab: Laboratory, name: str) -> str:
+    """Return the address that a name was given last, or else a new one."""
+    known = lab.dns.records.get((name, "A"))
+    return known[-1] if known else placed(lab, name)
+
+
+def way(line: str, *parts: Part, says: str = "") -> None:
+    """Add a fault that is made of parts: `{}` in what they are given is its name."""
+
+    @fault(line, says)
+    def _(lab: Laboratory, name: str) -> None:
+        for part in parts:
+            part(lab, name)
+
+
+def at(
+    host: str = "{}",
+    port: int = 8448,
+    certified: str = "",
+    certify: Certify | None = None,
+) -> Part:
+    """Have a homeserver in order at a new address of a host.
+
+    Args:
+        host: The host.
+        port: Where it listens.
+        certified: Whom its certificate is for; by default the host.
+        certify: Makes another certificate.
+    """
+
+    def part(lab: Laboratory, name: str) -> None:
+        known, made = host.format(name), certify(lab, name) if certify else None
+        names = (certified or known).format(name)
+        lab.serve(placed(lab, known), port, homeserver(name), names, context=made)
+
+    return part
+
+
+up = at()
+
+
+def answering(answer: Answer, *, plain: bool = False) -> Part:
+    """Answer the same to everything at port 8448, with TLS or without."""
+
+    def part(lab: Laboratory, name: str) -> None:
+        lab.serve(placed(lab, name), 8448, answer, name, plain=plain)
+
+    return part
 
 
 def serving(line: str, answer: Answer, *, plain: bool = False) -> None:
-    """Add one that answers the same to everything at port 8448, with TLS or without."""
-
-    @fault(line)
-    def _(lab: Laboratory, name: str) -> None:
-        lab.serve(placed(lab, name), 8448, answer, name, plain=plain)
+    """Add one that answers the same to everything."""
+    way(line, answering(answer, plain=plain))
 
 
-def named(line: str, given: str) -> None:
-    """Add a name to which nothing is sent."""
-    fault(line)(lambda _, __: given)
+def web(
+    answers: Answers | Answer, certified: str = "{}", certify: Certify | None = None
+) -> Part:
+    """Have a web server where the name is."""
+
+    def part(lab: Laboratory, name: str) -> None:
+        made = certify(lab, name) if certify else None
+        lab.serve(there(lab, name), 443, answers, certified.format(name), context=made)
+
+    return part
 
 
-def srv(lab: Laboratory, name: str, *hosts: Any, port: int = 8448) -> None:
-    """Give a name SRV records; the first host is used first."""
-    records = [(number, 0, port, host) for number, host in enumerate(hosts)]
-    lab.dns.add(f"_matrix-fed._tcp.{name}", "SRV", *records)
+def delegates(file: Answer | str) -> Part:
+    """Have a well-known file where the name is, or one with what it delegates to."""
+
+    def part(lab: Laboratory, name: str) -> None:
+        answer = m_server(file.format(name)) if isinstance(file, str) else file
+        web({WELL_KNOWN: answer})(lab, name)
+
+    return part
 
 
-def by_srv(line: str, *, service: str = "_matrix-fed", certified: str = "") -> None:
-    """Add one to which SRV records lead, at another host."""
-
-    @fault(line)
-    def _(lab: Laboratory, name: str) -> None:
-        host = f"target-{name}"
-        lab.dns.add(f"{service}._tcp.{name}", "SRV", (0, 0, 10448, host))
-        answers = homeserver(name)
-        lab.serve(placed(lab, host), 10448, answers, certified or name)
+def silent_web(lab: Laboratory, name: str) -> None:
+    """Have port 443 not react where the name is."""
+    lab.hole(there(lab, name), 443)
 
 
-def delegates(lab: Laboratory, name: str, file: Answer, address: str = "") -> str:
-    """Serve a well-known file at port 443, of a given address or a new one."""
-    address = address or placed(lab, name)
-    lab.serve(address, 443, {WELL_KNOWN: file}, name)
-    return address
+def hole(host: str = "{}") -> Part:
+    """Give a host an address at which port 8448 does not react."""
+    return lambda lab, name: placed(lab, host.format(name), lab.hole())
+
+
+def nobody(host: str = "{}", address: str = "") -> Part:
+    """Give a host an address where nobody listens."""
+    return lambda lab, name: placed(lab, host.format(name), address)
+
+
+def record(kind: str, value: str, of: str = "{}") -> Part:
+    """Have a record in the DNS."""
+    return lambda lab, name: lab.dns.add(of.format(name), kind, value.format(name))
+
+
+def unanswered(said: str, *kinds: str, of: str = "{}") -> Part:
+    """Have no answer, or an error, to questions about a host."""
+    return lambda lab, name: lab.dns.records.update(
+        {(of.format(name), kind): said for kind in kinds}
+    )
+
+
+def srv(
+    *hosts: Any, port: int = 8448, of: str = "{}", service: str = "_matrix-fed"
+) -> Part:
+    """Have SRV records; the first host is used first."""
+
+    def part(lab: Laboratory, name: str) -> None:
+        targets = [h.format(name) if isinstance(h, str) else h for h in hosts]
+        records = [(number, 0, port, target) for number, target in enumerate(targets)]
+        lab.dns.add(f"{service}._tcp.{of.format(name)}", "SRV", *records)
+
+    return part
 
 
 def site(
@@ -149,7 +233,7 @@ def site(
             answering = homeserver(name, **given)
             lab.serve(address, 8448, answering, name, context=made)
         if file is not None:
-            delegates(lab, name, file, address)
+            delegates(file)(lab, name)
 
 
 def m_server(to: object) -> bytes:
@@ -158,3 +242,13 @@ def m_server(to: object) -> bytes:
 
 def redirect(to: bytes) -> bytes:
     return http("302 Found", b"", b"Location: " + to + b"\r\n")
+
+
+def slowly(answer: bytes, seconds: float) -> Answer:
+    """Return what gives an answer after a time."""
+
+    def give(connection: ssl.SSLSocket) -> None:
+        time.sleep(seconds)
+        connection.sendall(answer)
+
+    return give

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue of faults: answers and keys, and what works, but."""
 
-import ssl
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from faults import (
     redirect,
     serving,
     site,
+    slowly,
 )
 from faults_tls import version
 from laboratory import (
@@ -106,16 +106,6 @@ for line, answer in {
     serving(f"{label} failing {kind}", answer)
 
 # Works, but.
-
-
-def slowly(answer: bytes, seconds: float) -> Answer:
-    """Return what gives an answer after a time."""
-
-    def give(connection: ssl.SSLSocket) -> None:
-        time.sleep(seconds)
-        connection.sendall(answer)
-
-    return give
 
 
 @fault("slow-answers degraded other/slow", "took 5 s")

@@ -2,21 +2,26 @@
 """The catalogue of faults: the well-known file."""
 
 import ssl
-import time
 
 from faults import (
     BEGUN,
     ESC,
     PAGE,
     TEXT,
+    at,
     delegates,
     fault,
     m_server,
     placed,
     redirect,
+    silent_web,
     site,
+    slowly,
     srv,
+    there,
     up,
+    way,
+    web,
 )
 from faults_tls import expired
 from laboratory import (
@@ -28,7 +33,6 @@ from laboratory import (
     as_json,
     close,
     hang,
-    homeserver,
     http,
     repeat,
 )
@@ -79,85 +83,51 @@ site(
 )
 
 
-@fault(f"web-expired failing {UNREACHABLE}/web_certificate", "expired 3 d ago")
-def _(lab: Laboratory, name: str) -> None:
-    """Two facts: the file cannot be fetched, and port 8448 is closed."""
-    made = expired(lab, name)
-    lab.serve(placed(lab, name), 443, {WELL_KNOWN: m_server("a")}, context=made)
-
-
-for label, to in (("path", "{}/matrix"), ("url", "https://{}"), ("slash", "{}/")):
-
-    @fault(f"{label}-of-another failing {INVALID}/m_server_invalid")
-    def _(lab: Laboratory, name: str, to: str = to) -> None:
-        """What it means is there."""
-        host = f"other-{name}"
-        delegates(lab, name, m_server(to.format(host)))
-        lab.serve(placed(lab, host), 8448, homeserver(name), host)
-
-
-@fault("web-certificate ok")
-def _(lab: Laboratory, name: str) -> None:
-    """A web site of the same name whose certificate is not for it."""
-    lab.serve(up(lab, name), 443, {}, "other.example")
-
-
-@fault("file-hole failing connection_refused", "no answer from file-hole.lab.example")
-def _(lab: Laboratory, name: str) -> None:
-    """Two facts again; it may be that the server is down."""
-    lab.hole(placed(lab, name), 443)
-
-
-@fault("web-page-and-srv failing connection_refused")
-def _(lab: Laboratory, name: str) -> None:
-    """Who has SRV records has no need of the file."""
-    delegates(lab, name, PAGE)
-    srv(lab, name, name)
-
-
-@fault(
-    "no-file failing connection_refused/may_lack_delegation",
-    "is not served: HTTP 404",
+# Two facts: the file cannot be fetched, and port 8448 is closed.
+way(
+    f"web-expired failing {UNREACHABLE}/web_certificate",
+    web({WELL_KNOWN: m_server("a")}, certify=expired),
+    says="expired 3 d ago",
 )
-def _(lab: Laboratory, name: str) -> None:
-    """A homeserver at port 443 to which nothing leads."""
-    lab.serve(placed(lab, name), 443, homeserver(name), name)
-
-
-@fault(f"dropped-file degraded {UNREACHABLE}")
-def _(lab: Laboratory, name: str) -> None:
-    lab.hole(up(lab, name), 443)
-
-
-@fault("slower-file ok")
-def _(lab: Laboratory, name: str) -> None:
-    """Synapse waits for it, and so does the diagnosis."""
-
-    def answer(connection: ssl.SSLSocket) -> None:
-        time.sleep(2)
-        connection.sendall(m_server(f"{name}:8448"))
-
-    delegates(lab, name, answer, up(lab, name))
-
-
-@fault(f"expired-file failing {UNREACHABLE}")
-def _(lab: Laboratory, name: str) -> None:
-    lab.serve(placed(lab, name), 443, {}, context=expired(lab, name))
-
-
-@fault("delegated-refused failing connection_refused")
-def _(lab: Laboratory, name: str) -> None:
-    """SRV records, here of a server that is up, do not count beside delegation."""
-    delegates(lab, name, m_server(f"{name}:9"), up(lab, name))
-    srv(lab, name, name)
+way(f"expired-file failing {UNREACHABLE}", web({}, certify=expired))
+# What it means is there.
+for label, to in (
+    ("path", "other-{}/matrix"),
+    ("url", "https://other-{}"),
+    ("slash", "other-{}/"),
+):
+    line = f"{label}-of-another failing {INVALID}/m_server_invalid"
+    way(line, delegates(to), at("other-{}"))
+# A web site of the same name whose certificate is not for it.
+way("web-certificate ok", up, web({}, "other.example"))
+# Two facts again; it may be that the server is down.
+way(
+    "file-hole failing connection_refused",
+    silent_web,
+    says="no answer from file-hole.lab.example",
+)
+way(f"dropped-file degraded {UNREACHABLE}", up, silent_web)
+# Who has SRV records has no need of the file.
+way("web-page-and-srv failing connection_refused", delegates(PAGE), srv("{}"))
+# A homeserver at port 443 to which nothing leads.
+way(
+    "no-file failing connection_refused/may_lack_delegation",
+    at("{}", 443),
+    says="is not served: HTTP 404",
+)
+# Synapse waits for it, and so does the diagnosis.
+SLOWLY = slowly(m_server(f"slower-file.{ZONE}:8448"), 2)
+way("slower-file ok", up, delegates(SLOWLY))
+# SRV records, here of a server that is up, do not count beside delegation.
+way("delegated-refused failing connection_refused", up, delegates("{}:9"), srv("{}"))
 
 
 @fault("delegated-wrong-name failing tls_wrong_name")
 def _(lab: Laboratory, name: str) -> None:
     """The certificate has to be for the delegated name."""
-    other = f"other-name.{ZONE}"
-    delegates(lab, name, m_server(f"{other}:8448"), up(lab, name))
-    placed(lab, other, lab.dns.records[name, "A"][0])
+    up(lab, name)
+    delegates(f"other-name.{ZONE}:8448")(lab, name)
+    placed(lab, f"other-name.{ZONE}", there(lab, name))
 
 
 @fault(f"late-hostile-file failing {UNREACHABLE}")
@@ -172,7 +142,8 @@ def _(lab: Laboratory, name: str) -> None:
         else:
             connection.sendall(as_json({"m.server": "x" * 300, "x": TEXT, "\xfc": 1}))
 
-    delegates(lab, name, answer, up(lab, name))
+    up(lab, name)
+    delegates(answer)(lab, name)
 
 
 site(
@@ -193,11 +164,7 @@ site(
 )
 
 
-@fault(f"endless-redirects degraded {UNREACHABLE}")
-def _(lab: Laboratory, name: str) -> None:
-    lab.serve(up(lab, name), 443, redirect(b"/x" + b"x" * 2000), name)
-
-
+way(f"endless-redirects degraded {UNREACHABLE}", up, web(redirect(b"/x" + b"x" * 2000)))
 site("file-forbidden ok", file=http("403 Forbidden", b"<html>", HTML))
 site(
     "file-204 degraded well_known_unreachable/no_file_in_it",

@@ -12,8 +12,8 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from faults import Build, Certify, by_srv, fault, placed, serving, site
-from laboratory import ZONE, Laboratory, as_json, close, hang, homeserver, http
+from faults import Certify, at, placed, serving, site, srv, way
+from laboratory import ZONE, Laboratory, as_json, close, hang, http
 from listener import reset
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
@@ -113,11 +113,6 @@ def loaded(folder: Path, name: str, chain: bytes, key: bytes) -> ssl.SSLContext:
     return made
 
 
-def bad_certificate(lab: Laboratory, name: str) -> None:
-    made = expired(lab, name)
-    lab.serve(placed(lab, name), 8448, homeserver(name), context=made)
-
-
 def self_signed(lab: Laboratory, name: str) -> ssl.SSLContext:
     """Return a context whose certificate is its own authority."""
     own = trustme.CA()
@@ -172,34 +167,22 @@ def _issuer(name: x509.Name, key: rsa.RSAPrivateKey) -> x509.Certificate:
     ).sign(key, hashes.SHA256())
 
 
-def by_nobody(subject: str, *names: str) -> Build:
-    """Return what makes a server with a certificate of its own for another name."""
+def by_nobody(authority: str, *names: str) -> Certify:
+    """Return what makes a certificate of an authority that nobody knows.
 
-    def build(lab: Laboratory, name: str) -> None:
+    Args:
+        authority: Who has issued it; for itself, if names are given.
+        names: Other names that it is for.
+    """
+
+    def certify(lab: Laboratory, name: str) -> ssl.SSLContext:
         key = rsa.generate_private_key(65537, 2048)
-        own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
-        certificate = issue(
-            lab,
-            subject,
-            key,
-            x509.SubjectAlternativeName([x509.DNSName(name) for name in names]),
-            by=(_issuer(own, key), key),
-        )
-        made = presenting(lab, name, key, certificate)
-        lab.serve(placed(lab, name), 8448, homeserver(name), context=made)
+        issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, authority)])
+        hosts = x509.SubjectAlternativeName([x509.DNSName(n) for n in names or [name]])
+        subject, by = authority if names else name, (_issuer(issuer, key), key)
+        return presenting(lab, name, key, issue(lab, subject, key, hosts, by=by))
 
-    return build
-
-
-def staged(lab: Laboratory, name: str) -> ssl.SSLContext:
-    """Return a context with a certificate of an authority for tests."""
-    key = rsa.generate_private_key(65537, 2048)
-    authority = x509.Name(
-        [x509.NameAttribute(x509.NameOID.COMMON_NAME, "(STAGING) Let's Encrypt")]
-    )
-    names = x509.SubjectAlternativeName([x509.DNSName(name)])
-    by = (_issuer(authority, key), key)
-    return presenting(lab, name, key, issue(lab, name, key, names, by=by))
+    return certify
 
 
 # TLS.
@@ -245,36 +228,34 @@ serving(
 )
 serving("hangs-handshake failing response_timeout/in_handshake", hang, plain=True)
 # The certificate has to be for the server name, not for where SRV leads to.
-by_srv(
+way(
     "srv-target-name failing tls_wrong_name",
-    certified=f"target-srv-target-name.{ZONE}",
+    srv("target-{}", port=10448),
+    at("target-{}", 10448),
 )
-
-
-@fault("two-faults failing tls_expired/own_certificate")
-def _(lab: Laboratory, name: str) -> None:
-    placed(lab, name)
-    bad_certificate(lab, name)
-
-
+way("two-faults failing tls_expired/own_certificate", placed, at(certify=expired))
 site(
     "staged failing tls_untrusted/not_for_the_public",
     "the authority (STAGING) Let's Encrypt issues none",
-    certify=staged,
+    certify=by_nobody("(STAGING) Let's Encrypt"),
 )
 site(
     "unknown-authorities failing tls_untrusted/unknown_authority",
     "does not know the authority Testing CA #",
     certify=unknown_authorities,
 )
-fault(
+site(
     "traefik failing tls_untrusted/default_certificate",
     "default certificate of Traefik, none for traefik.lab.example",
-)(by_nobody("TRAEFIK DEFAULT CERT", "0a1b.2c3d.traefik.default"))
-fault(
+    certify=by_nobody("TRAEFIK DEFAULT CERT", "0a1b.2c3d.traefik.default"),
+)
+site(
     "kubernetes failing tls_untrusted/default_certificate",
     "default certificate of Kubernetes",
-)(by_nobody("Kubernetes Ingress Controller Fake Certificate", "ingress.local"))
+    certify=by_nobody(
+        "Kubernetes Ingress Controller Fake Certificate", "ingress.local"
+    ),
+)
 site(
     "hosted failing tls_wrong_name/default_certificate",
     "default certificate of Plesk",

@@ -123,27 +123,6 @@ def new_page(page: Page) -> Iterator[None]:
         yield
 
 
-def test_signing_in_and_out(world: Playground, open_window: Open) -> None:
-    """A password signs in, and leads to the page that was asked for; out is out."""
-    page = open_window(token="", allowed=REFUSED).page
-    page.goto(address(world, "servers?destination=127"))
-    for password, text in (("wrong", "That did not work"), (world.admin.password, "")):
-        page.get_by_label("User").fill("admin")
-        page.get_by_label("Password").fill(password)
-        with new_page(page):
-            page.get_by_role("button", name="Sign in", exact=True).click()
-        expect(page.locator("main")).to_contain_text(text)
-    expect(page.locator("header")).to_contain_text(world.admin.user_id)
-    assert "destination=127" in page.url
-
-    with new_page(page):
-        page.get_by_role("button", name="Sign out").click()
-
-    page.goto(address(world))
-    expect(page.get_by_role("heading", level=1)).to_contain_text("Sign in")
-    assert world.admin.user_id not in page.content()
-
-
 def test_from_the_overview_to_a_repair(world: Playground, open_window: Open) -> None:
     """What fails is found by its cause, opened, diagnosed, brought up and reconnected.
 
@@ -476,7 +455,8 @@ def test_sessions_that_end(world: Playground, open_window: Open) -> None:
     """A page of which the token has ended says so, and asks no more.
 
     So does that of a run which is under way, and what is sent. Once somebody has signed
-    in again in another tab, it goes on by itself.
+    in again in another tab, where they are led to what they asked for, it goes on by
+    itself. Who signs out is out.
     """
     user = world.client.login("admin", world.admin.password)
     window = open_window(token=user.access_token, allowed=REFUSED)
@@ -507,6 +487,11 @@ def test_sessions_that_end(world: Playground, open_window: Open) -> None:
     with new_page(page):
         page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#run")).to_contain_text("cancelled")
+    with new_page(other):
+        other.get_by_role("button", name="Sign out").click()
+    other.goto(address(world))
+    expect(other.get_by_role("heading", level=1)).to_contain_text("Sign in")
+    assert world.admin.user_id not in other.content()
 
 
 def test_refused_renewal(world: Playground, open_window: Open) -> None:

@@ -287,12 +287,7 @@ class FaultsTestCase(ConsoleTestCase):
         """So it is told where a form of any page fails, which is not sent again; and
         what has failed as an operation of the API is told in its words."""
         for error, status, *texts in (
-            (
-                OperationalError("is locked"),
-                503,
-                "The database of this",
-                "until it can",
-            ),
+            (OperationalError("is locked"), 503, "The database", "until it can"),
             (ValueError("is locked"), 500, "This page has failed", "this module"),
             (SynapseError(503, "<b> away"), 503, "does not work", "&lt;b&gt; away"),
             (SynapseError(500, "<b> fails"), 500, "has failed", "&lt;b&gt; fails"),
@@ -301,7 +296,7 @@ class FaultsTestCase(ConsoleTestCase):
                 if path.startswith("/session"):
                     continue
                 fails = mock.MagicMock(side_effect=error)
-                fails.ask.side_effect = error
+                fails.handler.side_effect = error
                 with mock.patch.object(Visit, "operation", return_value=fails):
                     channel = self.send(path, self.admin_token, longest="1h")
                 told = (path, channel.code, channel.text_body)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import attr
-import httpx
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
 from fleet import CONTACT, Fleet, read_rows, write_failing
@@ -16,11 +15,7 @@ from plain_browser import PlainBrowser
 from real_synapse import SHARDS, RealSynapse, remote_of
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.client import (
-    CONSOLE,
-    FEDERATION,
-    FEDERATION_V2,
-)
+from synapse_federation_admin.playground.client import FEDERATION_V2
 from synapse_federation_admin.playground.configuration import (
     FEDERATION_SENDERS,
     GENERIC_WORKER,
@@ -202,24 +197,6 @@ def test_nothing_queued(cluster: Cluster, process: str) -> None:
         answered = time.monotonic()
         request = remote.wait_for_request(0, SOON_S, CONTACT)
         assert request.monotonic - answered < AT_ONCE_S
-
-
-def test_other_listeners(cluster: Cluster) -> None:
-    """The replication listener and a sender's serve no admin API, and no console."""
-    for url in (
-        f"http://127.0.0.1:{cluster.synapse.layout.replication_port}",
-        *(cluster.synapse.url(sender) for sender in FEDERATION_SENDERS),
-    ):
-        for path in (f"{FEDERATION}/destinations", CONSOLE, f"{CONSOLE}session"):
-            answer = httpx.get(
-                f"{url}{path}",
-                headers={
-                    "Authorization": f"Bearer {cluster.synapse.admin.access_token}"
-                },
-                trust_env=False,
-            )
-            assert answer.status_code == 404, path
-            assert answer.json()["errcode"] == "M_UNRECOGNIZED"
 
 
 def test_signing_in(cluster: Cluster) -> None:
