@@ -2,6 +2,7 @@
 """What follows a reset: the contact, or what waits, and what comes of it."""
 
 import errno
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -9,7 +10,7 @@ import pytest
 from module_case import FAILING, NAME, V2
 from parameterized import parameterized
 from probe_case import ANSWER, ContactTestCase
-from synapse.api.errors import HttpResponseException
+from synapse.api.errors import HttpResponseException, RequestSendFailed
 from twisted.internet.error import ConnectError
 
 from synapse_federation_admin.config import parse_config
@@ -17,6 +18,7 @@ from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.process import Process
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
+from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair import follow_up
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.housekeeping import Housekeeping
@@ -24,7 +26,8 @@ from synapse_federation_admin.repair.reset import ConnectionReset
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.runs import RunStore
-from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.schema import Tables, TablesUnusableError
+from synapse_federation_admin.wording import outcomes
 
 # This process has no descriptor left.
 OUT = OSError(errno.EMFILE, "Too many open files")
@@ -179,14 +182,51 @@ class StoriesTestCase(StoryTestCase):
         self.add_poke(NAME)
         self.check(proves, story)
 
-    def test_unwritten(self) -> None:
-        """Where a reset cannot be written it is made all the same, and contacted."""
+    @parameterized.expand(
+        [
+            ("fail:9000 down 90", 500),
+            ("fail:9000 3", 500),
+            ("answered 60 fail:90000 90", 90_000),
+        ]
+    )
+    def test_unwritten(self, events: str, failure_ts: int) -> None:
+        """Where a reset cannot be written it is made all the same, and contacted.
+
+        What is still down fails since when it did before, also where the tables cannot
+        even be read; what has answered since does not.
+        """
         self.refuse_changes("federation_admin_audit")
-        self.reset()
-        self.assertEqual(self.row(NAME)[0], 0)
-        self.tell("fail:9000 down 30")
-        self.assertEqual(self.row(NAME)[2], 9000)
+        unusable = mock.patch.object(
+            Tables, "run", side_effect=TablesUnusableError("They are gone")
+        )
+        for stopped, said in (nullcontext(), 0), (unusable, 1):
+            self.add_destination(NAME, *FAILING)
+            with self.assertLogs("synapse_federation_admin") as logs, stopped:
+                self.reset()
+                self.assertEqual(self.row(NAME)[0], 0)
+                self.tell(events)
+            self.assertEqual(self.row(NAME)[2], failure_ts)
+            lines = [line for line in logs.output if "Could not follow" in line]
+            self.assertEqual(len(lines), said)
         self.assertEqual(self.audit(), [])
+
+    def test_no_answer(self) -> None:
+        """What is answered with 200 and is no answer is refused; nothing fails by it.
+
+        Synapse takes it for a success, and does not back off.
+        """
+        self.add_poke(NAME)
+        self.reset()
+        no_json = RequestSendFailed(ValueError("no JSON"), can_retry=False)
+        status = mock.PropertyMock(return_value=200)
+        with mock.patch.object(Transaction, "status", status, create=True):
+            self.send(no_json)
+        self.tell("3")
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "refused")
+        self.assertEqual(entry["details"]["refused"]["status"], 200)
+        self.assertIn("HTTP 200, which is no answer", outcomes.why(entry["details"]))
+        self.assertEqual(self.row(NAME)[0], 0)
 
     def test_refused(self) -> None:
         """What the sender has told of the refusal is in the audit; then not again."""

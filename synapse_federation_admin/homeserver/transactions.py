@@ -32,7 +32,7 @@ class Transaction:
             sends it once more.
         has_ended: Whether it was taken, or Synapse has given up on it for now.
         error: Why it was not taken; None if it was, or if it has not ended.
-        is_answered: Whether an answer of 2xx has begun.
+        status: With what status the last answer has begun; None if none has.
         bytes: The size of its body; None if it was not seen.
     """
 
@@ -42,9 +42,14 @@ class Transaction:
         self.is_under_way = True
         self.has_ended = False
         self.error: Exception | None = None
-        self.is_answered = False
+        self.status: int | None = None
         self.bytes: int | None = None
         self._transaction = transaction
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether an answer of 2xx has begun: Synapse takes that for a success."""
+        return self.status is not None and self.status < HTTPStatus.MULTIPLE_CHOICES
 
     @property
     def pdus(self) -> int:
@@ -160,8 +165,8 @@ class Transactions:
 
 def _answered(answer: IResponse | Failure, sent: Transaction) -> Any:
     """Take note of an answer, or of none, after which it may be sent once more."""
-    code = HTTPStatus.BAD_GATEWAY if isinstance(answer, Failure) else answer.code
+    sent.status = None if isinstance(answer, Failure) else answer.code
+    code = sent.status or HTTPStatus.BAD_GATEWAY
     if code >= HTTPStatus.INTERNAL_SERVER_ERROR or code == HTTPStatus.TOO_MANY_REQUESTS:
         sent.is_under_way = False
-    sent.is_answered = code < HTTPStatus.MULTIPLE_CHOICES
     return answer

@@ -39,7 +39,7 @@ from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import TAKEN, Audit, AuditPosition
-from synapse_federation_admin.storage.audit_entry import AuditEntry
+from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING, AuditEntry
 from synapse_federation_admin.storage.outcomes import (
     Contact,
     ReconnectOutcome,
@@ -80,6 +80,9 @@ class FollowUp:
         self._runs = runs
         self._wake = wake
         self._writes = homeserver.linearizer("federation_admin_contacted", _WRITES)
+        # By their IDs: entries that the table could not take, which are followed while
+        # this process runs.
+        self._unwritten: dict[str, AuditEntry] = {}
         # By their IDs: entries that have ended, the newest last, for who waits for one.
         self._ended: dict[str, AuditEntry] = {}
         self._has_started = self._looking = self._noting = False
@@ -117,6 +120,10 @@ class FollowUp:
     async def _begin_again(self) -> None:
         self.begin()
 
+    def keep(self, entry: AuditEntry) -> None:
+        """Follow an entry that the table cannot take: it has when it failed first."""
+        keep_newest(self._unwritten, entry.entry_id, entry, limits.KEPT_ENDS)
+
     async def end_of(self, entry: AuditEntry, timeout_ms: int) -> AuditEntry | None:
         """Wait for the end of an entry of this process; None if it does not end."""
         self.begin()
@@ -135,7 +142,12 @@ class FollowUp:
         """Write what came of the contact after a reset, as soon as that can be."""
         shown = {"contact": shown_contact(contact)}
         waiting: Any = entry.details["waiting"]
-        if contact.failure is None and not waiting["perhaps"]:
+        is_connected = contact.failure is None and not waiting["perhaps"]
+        if (unwritten := self._unwritten.pop(entry.entry_id, None)) is not None:
+            if not is_connected:
+                self.keep(self._audit.ended(unwritten, AUDIT_PENDING, shown))
+            return
+        if is_connected:
             connected = ReconnectOutcome.CONNECTED.value
             ended = self._audit.ended(entry, connected, shown)
             write = partial(self._audit.end, ended)
@@ -148,6 +160,7 @@ class FollowUp:
 
     async def _look_while_any(self) -> None:
         waited_ms = self._took_ms = 0
+        has_said = False
         try:
             while self._is_any:
                 await self._homeserver.sleep_ms(_TICK_MS)
@@ -159,25 +172,28 @@ class FollowUp:
                 self._is_any, waited_ms = False, 0
                 try:
                     is_any = await self._homeserver.await_database(self._look)
-                    self._is_any = is_any or self._is_any
+                    self._is_any, has_said = is_any or self._is_any, False
                 except CancelledError:
                     # Synapse is shutting down.
                     raise
                 except Exception as e:
                     self._is_any = True
-                    # What cannot be used says why; all else is a bug.
-                    logger.error(
-                        "Could not follow destinations after a reset: %s",
-                        e,
-                        exc_info=not isinstance(e, SynapseError),
-                    )
+                    # What cannot be used says why, once; all else is a bug.
+                    is_unusable = isinstance(e, SynapseError)
+                    if not (is_unusable and has_said):
+                        logger.error(
+                            "Could not follow destinations after a reset: %s",
+                            e,
+                            exc_info=not is_unusable,
+                        )
+                    has_said = is_unusable
                     await self._homeserver.sleep_ms(_LOOK_RAREST_MS)
         finally:
             self._looking = False
 
     async def _look(self) -> bool:
         """Look at all rows once; return whether there is anything left."""
-        is_any, after = False, None
+        is_any, after = await self._look_at_unwritten(), None
         # That the database was away before is no reason to look rarely.
         began_ms = self._homeserver.now_ms()
         while True:
@@ -195,6 +211,22 @@ class FollowUp:
                 self._took_ms = self._homeserver.now_ms() - began_ms
                 return is_any
             after = (entries[-1].ts, entries[-1].entry_id)
+
+    async def _look_at_unwritten(self) -> bool:
+        """Look at what the table could not take; return whether any of it is left."""
+        entries = list(self._unwritten.values())
+
+        def look_txn(txn: LoggingTransaction) -> list[AuditEntry]:
+            ended = self._ended_txn(txn, entries)
+            self._restore_txn(txn, ended)
+            return ended
+
+        if entries:
+            for entry in await self._homeserver.run_db_interaction(
+                "federation_admin_follow_up", look_txn, read_committed=True
+            ):
+                self._unwritten.pop(entry.entry_id, None)
+        return bool(self._unwritten)
 
     def _look_txn(
         self, txn: LoggingTransaction, after: AuditPosition | None
@@ -266,9 +298,11 @@ class FollowUp:
             waiting = Waiting(**details["waiting"])
             if details.get("taken") or waiting.was_taken(now):
                 return ReconnectOutcome.CONNECTED
-            if failed_ts is None:
-                return None
             contact, refused = details.get("contact"), details.get("refused")
+            if failed_ts is None:
+                # Synapse takes the status for a success, and does not back off.
+                is_no_answer = refused and (refused["status"] or 0) in range(200, 300)
+                return ReconnectOutcome.REFUSED if is_no_answer else None
             within_ms = _TOLD_WITHIN_MS if contact else _TOLD_ALONE_WITHIN_MS
             is_fresh = 0 <= self._homeserver.now_ms() - failed_ts < within_ms
             if not waiting.is_nothing and refused is None and is_fresh:
@@ -304,6 +338,10 @@ class FollowUp:
 
     def _tell(self, name: str, note: Mapping[str, object]) -> None:
         """Have something be noted, soon, of what is pending of a destination."""
+        for entry in [e for e in self._unwritten.values() if e.destination == name]:
+            self._unwritten[entry.entry_id] = self._audit.ended(
+                entry, AUDIT_PENDING, note
+            )
         self._notes[name] = note
         if not self._noting:
             self._noting = True
@@ -337,7 +375,7 @@ class FollowUp:
 
 def _refusal(transaction: Transaction, failure: Failure) -> Mapping[str, object]:
     refused = Refused(
-        status=failure.facts.status,
+        status=failure.facts.status or transaction.status,
         bytes=transaction.bytes,
         pdus=transaction.pdus,
         edus=transaction.edus,

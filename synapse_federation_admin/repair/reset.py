@@ -124,12 +124,11 @@ class ConnectionReset:
         else:
             # What waits is the contact.
             await self._wake.everywhere([name])
-        if entry is not None:
-            self._follow_up.begin()
+        self._follow_up.begin()
         return ResetOutcome.RESET
 
     def _begin_contact(
-        self, name: str, entry: AuditEntry | None, again_ms: int = _AGAIN_AFTER_MS
+        self, name: str, entry: AuditEntry, again_ms: int = _AGAIN_AFTER_MS
     ) -> None:
         if self._waiting_contacts >= limits.WAITING_CONTACTS:
             logger.warning(
@@ -143,9 +142,7 @@ class ConnectionReset:
             "federation_admin_contact", self._contact, name, entry, again_ms
         )
 
-    async def _contact(
-        self, name: str, entry: AuditEntry | None, again_ms: int
-    ) -> None:
+    async def _contact(self, name: str, entry: AuditEntry, again_ms: int) -> None:
         """Contact a destination, of which Synapse's retry limiter is to know.
 
         Nobody is woken before: two transactions at once would be one too many.
@@ -164,8 +161,7 @@ class ConnectionReset:
         )
         if failure is None:
             await self._wake.everywhere([name])
-        if entry is not None:
-            await self._follow_up.contacted(entry, contact)
+        await self._follow_up.contacted(entry, contact)
         if failure is None or again_ms > _LAST_AFTER_MS:
             return
         if failure.is_ours and failure.reason is not Reason.OUT_OF_RESOURCES:
@@ -196,14 +192,14 @@ class ConnectionReset:
 
     async def _clear(
         self, destination: Destination, entry: AuditEntry, outcome: str
-    ) -> tuple[AuditEntry | None, bool]:
+    ) -> tuple[AuditEntry, bool]:
         """Clear the timings and write that it was done, in one transaction.
 
         They are cleared even if that cannot be written: v1 needs no tables of ours.
 
         Returns:
-            The entry as it is written, None if it is not, and whether anything waits
-            that Synapse sends once it is woken.
+            The entry as it is written, or kept in memory if it cannot be, and whether
+            anything waits that Synapse sends once it is woken.
         """
         homeserver, name = self._homeserver, destination.destination
 
@@ -232,7 +228,8 @@ class ConnectionReset:
                 desc, partial(clear_txn, writes=False)
             )
             self._audit.log_unwritten(cleared, e)
-            return None, waiting.is_any
+            if outcome == AUDIT_PENDING:
+                self._follow_up.keep(cleared)
         return cleared, waiting.is_any
 
 

@@ -190,22 +190,33 @@ def reconnected(found: Mapping[str, Any]) -> str:
     """
     contact = found.get("contact") or {}
     error, server = contact.get("error") or {}, contact.get("server") or {}
+    took = duration(contact.get("duration_ms") or 0)
     why = cut(str(error.get("message") or ""), 400)
     names = (server.get("name"), server.get("version"))
     itself = " ".join(cut(str(each), 80) for each in names if each)
     refused = found.get("refused")
     what = refusal(refused) if refused else "What exactly it has refused is not known."
     told = {
-        "connected": "It has taken an empty transaction in"
-        f" {duration(contact.get('duration_ms') or 0)}, and the first of what waited,"
+        "connected": f"It has taken an empty transaction in {took}, and the first of"
+        " what waited,"
         " if anything did. It is not failing any more."
         + (f" It says that it is {itself}." if itself else ""),
-        "refused": f"{what} It takes an empty transaction. It is in backoff again,"
-        " failing since when it was before.",
+        "refused": f"{what} It takes an empty transaction."
+        + (
+            " Synapse takes the status for a success: it does not back off, and has"
+            " delivered nothing."
+            if is_no_answer(refused)
+            else " It is in backoff again, failing since when it was before."
+        ),
         "still_failing": f"{why or 'It has not taken the empty transaction'}. Nothing"
         " has changed.",
-        "pending": "Within the time it has not answered, or neither taken nor refused"
-        " what waits. The attempt goes on; the audit has what comes of it.",
+        "pending": (
+            f"It has taken an empty transaction in {took}, and within the time neither"
+            " taken nor refused what waits."
+            if contact.get("server")
+            else f"It has given no answer in {took}: it is given a minute."
+        )
+        + " The attempt goes on; the audit has what comes of it.",
         "forced": f"{why or 'It has not answered'}. Its backoff is cleared even so. If"
         " it fails again, it is failing since when it was before.",
         "internal": f"{why or 'What waits could not be sent'}. It tells nothing of that"
@@ -230,4 +241,10 @@ def refusal(refused: Mapping[str, Any]) -> str:
         what += f" ({count(size)} bytes)"
     if status is None:
         return f"It gave no answer to {what}."
-    return f"It answered HTTP {status} to {what}."
+    no_answer = ", which is no answer of a homeserver," if is_no_answer(refused) else ""
+    return f"It answered HTTP {status}{no_answer} to {what}."
+
+
+def is_no_answer(refused: Mapping[str, Any] | None) -> bool:
+    """Tell whether what was refused was answered with 2xx, and with nothing of use."""
+    return ((refused or {}).get("status") or 0) in range(200, 300)
