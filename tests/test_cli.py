@@ -209,7 +209,11 @@ def test_since_when(answers: dict[str, Any]) -> None:
     answers["/destinations/a.example"]["last_success_ts"] = 3
     assert "✓ not failing" in run("show", "a.example").stdout
     outage = {"availability": {"share": 0.5, "down_since_ts": 1}}
-    for more, word in ((failed, "✓ not failing"), (outage, unanswered)):
+    for more, word in (
+        (failed, "✓ not failing"),
+        ({**failed, "last_success_ts": None}, unanswered),
+        (outage, unanswered),
+    ):
         answers["/destinations"] = {"destinations": [{**row, **more}]}
         assert word in run("list").stdout
 

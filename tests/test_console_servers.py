@@ -275,6 +275,30 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         listed = self.text(f"/servers?destination={name}")
         self.assertIn("! not in backoff , no answer since; was down for", listed)
 
+    def test_no_answer(self) -> None:
+        """Who answers real requests with 200 and with nothing of use is not in order.
+
+        Synapse does not back off from it, so that no outage is recorded.
+        """
+        name = "server000.example"
+        self.add_destination(name, 0, 0, None, 7)
+        self.assertIn("✓ not failing", self.text("/servers"))
+        self.insert(
+            "federation_admin_failures",
+            destination=name,
+            kind="invalid_response",
+            message="Invalid response",
+            first_ts=self.now,
+            last_ts=self.now,
+            count=1,
+            instance="main",
+            issuer="",
+        )
+        for path in ("/servers", f"/servers/{name}"):
+            text = self.text(path)
+            self.assertIn("! not in backoff , no answer since", text)
+            self.assertNotIn("✓ not failing", text)
+
     def test_hostile(self) -> None:
         """What others have sent is escaped and cut; never a link, nor obeyed."""
         self.add_fleet(2)

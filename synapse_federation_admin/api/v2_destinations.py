@@ -226,6 +226,10 @@ async def render_rows(
     if Include.FAILURE in includes:
         failures = await services.history.failures(names)
         more["last_failure"] = {name: found[0] for name, found in failures.items()}
+        # Where none failed, nothing depends on it.
+        more["last_success_ts"] = dict(
+            await services.history.last_successes(list(failures))
+        )
     if Include.AVAILABILITY in includes:
         more["availability"] = dict(await services.history.availability(names))
     if Include.LOCAL_USERS in includes:

@@ -118,15 +118,23 @@ class HistoryStore:
         )
         return len(set(map(owner_of, found)) - {owner_of(destination)})
 
-    async def last_success_ts(self, destination: str) -> int | None:
-        """Return when a destination last answered well, to within five minutes."""
-        if not can_be_stored(destination):
-            return None
+    async def last_successes(self, destinations: Sequence[str]) -> dict[str, int]:
+        """Return when destinations last answered well, to within five minutes.
+
+        Those of which none is recorded are left out.
+        """
+        names = list(filter(can_be_stored, destinations))
+        if not names:
+            return {}
         found = await self._run(
-            "successes", partial(records.last_success_ts_txn, destination=destination)
+            "successes", partial(records.last_successes_txn, destinations=names)
         )
         upto_ts = self._homeserver.now_ms() + AHEAD_MS
-        return found if found is not None and found <= upto_ts else None
+        return {name: ts for name, ts in found.items() if ts <= upto_ts}
+
+    async def last_success_ts(self, destination: str) -> int | None:
+        """Return it of one; None if none is recorded."""
+        return (await self.last_successes([destination])).get(destination)
 
     async def outages(
         self, destination: str, before_ts: int | None, limit: int

@@ -261,15 +261,17 @@ def add_successes_txn(
     )
 
 
-def last_success_ts_txn(txn: LoggingTransaction, destination: str) -> int | None:
-    """Return when a destination last answered; None if that is not known."""
+def last_successes_txn(
+    txn: LoggingTransaction, destinations: Sequence[str]
+) -> dict[str, int]:
+    """Return when destinations last answered; those without are left out."""
     txn.execute(
-        f"SELECT last_ts FROM {_SUCCESSES} WHERE destination = ? "  # noqa: S608
+        f"SELECT destination, last_ts FROM {_SUCCESSES} "  # noqa: S608
+        f"WHERE destination IN ({marks(destinations)}) "
         "AND (recovered_ts IS NULL OR recovered_ts <= last_ts)",
-        (destination,),
+        tuple(destinations),
     )
-    row = txn.fetchone()
-    return int(row[0]) if row else None
+    return dict(txn.fetchall())
 
 
 def write_addresses_txn(

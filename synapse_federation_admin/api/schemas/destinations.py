@@ -211,6 +211,13 @@ class ListedDestination(Destination):
         description="With `include=failure`: the last failure of a real request; null "
         "if none was recorded.",
     )
+    last_success_ts: int | None = Field(
+        default_factory=absent,
+        description="With `include=failure`, where one was recorded: when it last "
+        "answered a request well, to within five minutes; null if it has not since. A "
+        "server that is not failing and has not answered since it failed last is not "
+        "known to work.",
+    )
     availability: _Availability | None = Field(
         default=None, description="With `include=availability`."
     )
