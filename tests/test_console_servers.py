@@ -298,6 +298,12 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
             text = self.text(path)
             self.assertIn("! not in backoff , no answer since", text)
             self.assertNotIn("✓ not failing", text)
+        # A request to it failed, and nothing proves that all is well.
+        self.pass_time(11)
+        text = self.text("/")
+        self.assertIn("1 server has not answered since a request failed.", text)
+        self.assertIn("that has not answered since a request failed is in no", text)
+        self.assertNotIn("All is well", text)
 
     def test_hostile(self) -> None:
         """What others have sent is escaped and cut; never a link, nor obeyed."""
@@ -345,12 +351,14 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
             self.assertNotIn("y" * 1000, words_of(page).partition("Tell them")[0])
 
 
-def outlook(verdict: str, tried: int = 5, *, can_be_told: bool = True) -> Any:
+def outlook(
+    verdict: str, tried: int = 5, unanswered: int = 0, *, can_be_told: bool = True
+) -> Any:
     return {
         "verdict": CorrelationVerdict(verdict).value,
         "explanation": "Because",
         "can_be_told": can_be_told,
-        "last_hour": {"tried": tried},
+        "last_hour": {"tried": tried, "unanswered": unanswered},
     }
 
 
@@ -363,6 +371,7 @@ def sender(state: str) -> Any:
     [
         (outlook("normal"), [sender("running")], 0, "good", "All is well."),
         (outlook("normal", 0), [], 0, "good", "Nothing is known to be wrong."),
+        (outlook("normal", 5, 1), [], 0, "warn", "1 server has not answered since"),
         (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
         (outlook("normal", can_be_told=False), [], 3, "warn", "Whether it is us can"),
         (outlook("us"), [], 3, "bad", "It is us."),

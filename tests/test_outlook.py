@@ -78,7 +78,14 @@ class OutlookTest(SenderTestCase, HistoryTestCase):
         cause = {"type": "kind", "value": "dns_failed", "destinations": 6, "began": 6}
         self.assertEqual(
             found["last_15_minutes"],
-            {"tried": 7, "failing": 6, "began": 6, "share": 0.8571, "shared": [cause]},
+            {
+                "tried": 7,
+                "failing": 6,
+                "unanswered": 0,
+                "began": 6,
+                "share": 0.8571,
+                "shared": [cause],
+            },
         )
         self.assertEqual(found["last_hour"]["failing"], 7)
         self.assertEqual(

@@ -149,6 +149,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
                 "last_hour": {
                     "tried": 500,
                     "failing": 300,
+                    "unanswered": 0,
                     "began": 280,
                     "share": 0.6,
                     "shared": [

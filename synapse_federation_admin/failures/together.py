@@ -73,7 +73,7 @@ def explain_shared(
 
 
 def explain_nothing(
-    failing: int, tried: int, window_ms: int, *, can_be_told: bool
+    failing: int, tried: int, window_ms: int, *, can_be_told: bool, unanswered: int = 0
 ) -> str:
     """Say that nothing is out of the ordinary.
 
@@ -82,12 +82,22 @@ def explain_nothing(
         tried: How many were tried.
         window_ms: Within which time.
         can_be_told: Whether enough of those tried are known for long.
+        unanswered: How many others have not answered since they failed, and are not in
+            backoff.
     """
     time = _minutes(window_ms)
+    others = ""
+    if unanswered:
+        have = "has" if unanswered == 1 else "have"
+        others = (
+            f"; {unanswered} that {have} not answered since a request failed "
+            f"{'is' if unanswered == 1 else 'are'} in no backoff"
+        )
     if not tried:
-        return f"No server was tried in the last {time}"
+        which = "other server" if others else "server"
+        return f"No {which} was tried in the last {time}{others}"
     if not failing:
-        return f"None of the {tried} servers tried in the last {time} fails"
+        return f"None of the {tried} servers tried in the last {time} fails{others}"
     fail = (
         f"{_percent(failing, tried)} of servers tried in the last {time} fail "
         f"({failing} of {tried})"

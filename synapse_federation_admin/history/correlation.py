@@ -135,6 +135,7 @@ def correlate(last_hour: RecentAttempts, lately: RecentAttempts) -> Correlation:
         last_hour.total,
         last_hour.window_ms,
         can_be_told=can_be_told,
+        unanswered=last_hour.unanswered,
     )
     return Correlation(
         CorrelationVerdict.NORMAL, explanation, last_hour, lately, can_be_told

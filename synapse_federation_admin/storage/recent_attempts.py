@@ -101,13 +101,15 @@ class RecentAttempts:
         failing: How many of them fail.
         began: How many of those began to fail in that time.
         known: How many of the latter are known for long.
-        succeeded: How many do not fail.
+        succeeded: How many do not fail, and have answered since they did.
         looked: Of how many that are known for long and began to fail it is known where
             they lead.
         causes: What those that fail have in common, the most common first.
         owners: Those known for long, by whose they are: if some of them fail that began
             to within a day, or if it was looked up where they lead.
         working_owners: How many others there are of whom one does not fail.
+        unanswered: How many are in no backoff, and have not answered since a request to
+            them failed.
     """
 
     window_ms: int
@@ -119,6 +121,7 @@ class RecentAttempts:
     causes: tuple[SharedCause, ...]
     owners: tuple[OwnerAttempts, ...]
     working_owners: int
+    unanswered: int = 0
 
     @property
     def total(self) -> int:
@@ -165,9 +168,11 @@ def recent_attempts_txn(
     )
     looked, leading, by_owner = _addresses_txn(txn, since_ts, known_ms, now_ts)
     found = (
-        f"FROM {SUCCESSES} AS s "
+        f"FROM {SUCCESSES} AS s "  # noqa: S608
         f"LEFT JOIN destinations AS d ON d.destination = s.destination AND {FAILING} "
-        "WHERE s.last_ts >= ? AND d.destination IS NULL"
+        "WHERE s.last_ts >= ? AND d.destination IS NULL "
+        f"AND NOT EXISTS (SELECT 1 FROM {FAILURES} AS f "
+        "WHERE f.destination = s.destination AND f.last_ts > s.last_ts)"
     )
     tried = Sql(_upto(now_ts, found), (since_ts - SUCCESS_EVERY_MS,))
     txn.execute(
@@ -176,6 +181,15 @@ def recent_attempts_txn(
         (known_ms, *tried.args),
     )
     ((succeeded, working_owners),) = txn.fetchall()
+    statement = (
+        f"SELECT COUNT(DISTINCT f.destination) FROM {FAILURES} AS f "  # noqa: S608
+        f"LEFT JOIN destinations AS d ON d.destination = f.destination AND {FAILING} "
+        f"LEFT JOIN {SUCCESSES} AS s ON s.destination = f.destination "
+        "WHERE f.last_ts >= ? AND d.destination IS NULL "
+        "AND f.last_ts > COALESCE(s.last_ts, 0)"
+    )
+    txn.execute(_upto(now_ts, statement), (since_ts,))
+    ((unanswered,),) = txn.fetchall()
     owners = _owners_txn(txn, tried, since_ts, known_ms, now_ts, by_owner)
     kinds = _most_common((kind, *counts) for kind, _, *counts in groups)
     issuers = _most_common(
@@ -197,6 +211,7 @@ def recent_attempts_txn(
         ),
         owners=tuple(owners),
         working_owners=working_owners - sum(owner.works > 0 for owner in owners),
+        unanswered=unanswered,
     )
 
 

@@ -48,7 +48,7 @@ _KEYS: Mapping[type[Any], str] = {
     "explanation=situation.explanation advice=situation.advice stages stored",
     Instance: "instance=name state seen_ts started_ts module_version synapse_version "
     "sends in_memory reactor_late_ms",
-    RecentAttempts: "tried=total failing began share shared=causes",
+    RecentAttempts: "tried=total failing unanswered began share shared=causes",
     RecordedFailure: "kind message first_ts last_ts count instance",
     Run: "id=run_id action status user_id=actor.user_id puppeted_by=actor.puppeted_by "
     "reason criteria options created_ts started_ts updated_ts ended_ts matched done "
