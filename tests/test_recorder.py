@@ -408,13 +408,13 @@ class OddTestCase(RecorderTestCase):
 
     def test_has_asked_us(self) -> None:
         """That a destination asks us something proves nothing of what it answers."""
-        read = partial(records.last_success_ts_txn, destination="a.example")
+        read = partial(records.last_successes_txn, destinations=["a.example"])
         for has_answered in (False, True):
             self.recorder.recovered("a.example", has_answered=has_answered)
             self.reactor.advance(0.001)
             self.get_success(self.recorder.write())
-            ts = self.get_success(self.store.db_pool.runInteraction("read", read))
-            self.assertEqual(ts is not None, has_answered)
+            found = self.get_success(self.store.db_pool.runInteraction("read", read))
+            self.assertEqual(bool(found), has_answered)
 
 
 @pytest.mark.database
