@@ -402,6 +402,22 @@ def test_real_traffic(given: Stages, expected: str) -> None:
         assert "The last real request" in found.explanation
 
 
+def test_met() -> None:
+    """What a real request met is told as it was recorded: its kind alone says more.
+
+    "A web server answers, but no homeserver behind it" is not known of a homeserver
+    that takes one transaction, and answers another with an error.
+    """
+    said = "HTTP error: the homeserver itself answers with an error (HTTP 400 M_X)"
+    failure = RecordedFailure("http_error", said, 1, 1, 1, "main")
+    told = conclude(stages(real("http_error", last_failure=failure))).explanation
+    assert f"real request failed. {said}. The last real" in told
+    assert "no homeserver" not in told
+    # Of another kind it tells nothing.
+    other = {**SUCCEEDED, "last_failure": failure, "refused_bytes": 9}
+    assert said not in conclude(stages(real("", **other))).explanation
+
+
 def test_one_advice() -> None:
     """Who is to reconnect, to see what is accepted, is not told to reset as well."""
     failing = {"failing_since_ts": 1, "backoff_left_ms": 60_000}

@@ -338,14 +338,20 @@ class StoredFindings:
     refused_bytes: int | None = None
 
     @property
-    def last_kind(self) -> FailureKind | None:
-        """Why the last real request failed; None if that is not known.
+    def last_met(self) -> RecordedFailure | None:
+        """What the last real request that failed met; None if that is not known.
 
         What was recorded before it began to fail is not why.
         """
         last = self.last_failure
         since_ts = (self.failing_since_ts or 0) - MOMENT_MS
-        if last is None or last.last_ts < since_ts:
+        return None if last is None or last.last_ts < since_ts else last
+
+    @property
+    def last_kind(self) -> FailureKind | None:
+        """Why the last real request failed; None if that is not known."""
+        last = self.last_met
+        if last is None:
             return None
         # A later version may have written another one.
         return next((kind for kind in FailureKind if kind.value == last.kind), None)

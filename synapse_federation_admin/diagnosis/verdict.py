@@ -156,8 +156,11 @@ def _by_stages(
         return Situation(Effect.NOT_KNOWN, failure)
     left_ms = stored.backoff_left_ms if stored and stored.next_retry_ts else None
     real_effect, kind = _met_by_real(stored)
+    last = stored.last_met if stored else None
+    met = last.message if last and kind and last.kind == kind.value else ""
     if real_effect in (Effect.REFUSES, Effect.REFUSES_LARGE):
-        return Situation(real_effect, kind and Failure(kind), may_connect=True)
+        found = kind and Failure(kind)
+        return Situation(real_effect, found, may_connect=True, met=met)
     weak = _uneven_stage(stages) or _weak_stage(stages)
     took_ms = _slow_ms(stages)
     if took_ms and (weak is None or weak.name is StageName.VERSION):
@@ -167,8 +170,8 @@ def _by_stages(
         is_busy = stages.status(StageName.AUTHENTICATED) == HTTPStatus.TOO_MANY_REQUESTS
         if is_busy:
             real_effect = _BUSY.get(real_effect, real_effect)
-        found = kind and Failure(kind)
-        return Situation(real_effect, found, _harmless(stages), left_ms)
+        found, remarks = kind and Failure(kind), _harmless(stages)
+        return Situation(real_effect, found, remarks, left_ms, met=met)
     failure = explained(stages, weak)
     is_file = failure.kind is FailureKind.WELL_KNOWN_INVALID
     remarks = (Remark.FOUND_WITHOUT_FILE,) if is_file else ()

@@ -223,6 +223,8 @@ class Situation(HasFailure):
             None: it does not back off, or a reset would not help.
         real: What real requests met; None if that was not looked for.
         may_connect: Whether a reconnect may get through all the same.
+        met: What the last real request met, as it was recorded; "" if it is not that
+            of which the failure tells. The kind alone says more than is known.
     """
 
     effect: Effect
@@ -232,6 +234,7 @@ class Situation(HasFailure):
     also: Failure | None = None
     real: RealTraffic | None = None
     may_connect: bool = False
+    met: str = ""
 
     @property
     def fault(self) -> Fault | None:
@@ -261,7 +264,8 @@ class Situation(HasFailure):
         first = not self._is_proven and self.effect.unproven
         sentences = [first or self.effect.told]
         if self.failure is not None:
-            sentences += [f"{message_of(self.failure)}.", way_of(self.failure)]
+            met = self.met or message_of(self.failure)
+            sentences += [f"{met}.", way_of(self.failure)]
             sentences += [cache_of(self.failure), others_of(self.failure)]
         elif self.backoff_left_ms is not None:
             sentences.append("Synapse still backs off from it.")

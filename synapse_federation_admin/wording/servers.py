@@ -51,7 +51,7 @@ def is_unanswered(server: Mapping[str, Any]) -> bool:
     if (server.get("availability") or {}).get("down_since_ts") is not None:
         return True
     failed_ts = (server.get("last_failure") or {}).get("last_ts", 0)
-    # Lists do not have it, but the outage.
+    # Lists without failures do not have it.
     return bool(failed_ts > (server.get("last_success_ts", failed_ts) or 0))
 
 
