@@ -169,6 +169,10 @@ site(
     keys=http("200 OK", b"{}", FOLDED),
 )
 site(
+    "other-encoding failing invalid_response",
+    send=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+)
+site(
     "garbage-status failing invalid_response",
     send=b"\x1b[31m\x07" + b"g" * 20_000 + b"\r\n\r\n",
 )

@@ -73,6 +73,7 @@ from synapse_federation_admin.failures.relayed import description_of, failure_to
 from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
+    HTTP_CLIENT,
     NO_RESULTS,
     NO_WAY,
     BodyExceededMaxSize,
@@ -87,6 +88,7 @@ from synapse_federation_admin.homeserver.errors import (
     WithoutFileError,
     forget_frames,
     innermost,
+    is_of_parser,
     is_out_of_resources,
 )
 from synapse_federation_admin.homeserver.server_name import is_internal
@@ -155,9 +157,6 @@ _REDIRECTS = (
     (InfiniteRedirection, Reason.TOO_MANY_REDIRECTS),
     (SchemeNotSupported, Reason.REDIRECT_INVALID),
 )
-
-# Where the exceptions are defined that mean that an answer is no HTTP.
-_HTTP_CLIENT = "twisted.web."
 
 # The types among those of an answer that ends too early.
 _CUT = ("_DataLoss", "PotentialDataLoss")
@@ -346,7 +345,8 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
     for types, kind, of_type in (*_KINDS, *(_OF_CLIENTS if is_of_clients else ())):
         if isinstance(cause, types):
             return Failure(kind, of_type, facts)
-    if type(cause).__module__.startswith(_HTTP_CLIENT):
+    is_of_http = type(cause).__module__.startswith(HTTP_CLIENT)
+    if is_of_http or (is_of_clients and is_of_parser(cause)):
         return Failure(FailureKind.INVALID_RESPONSE, _reason_of_http(cause), facts)
     return Failure(FailureKind.INTERNAL, facts=facts)
 

@@ -7,7 +7,7 @@ import re
 import socket
 from contextlib import closing, suppress
 from enum import Enum
-from traceback import clear_frames
+from traceback import clear_frames, walk_tb
 from urllib.parse import urlsplit
 
 import attr
@@ -31,6 +31,10 @@ from twisted.web.client import (
 # A request that failed for reasons of its own: while it was sent, or its body was made,
 # or answered.
 _HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
+
+# Where the exceptions are defined that mean that an answer is no HTTP, and where those
+# are raised.
+HTTP_CLIENT = "twisted.web."
 
 # What Twisted says of a host name without an address that may be used.
 NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
@@ -188,6 +192,18 @@ def innermost(error: BaseException) -> BaseException:
         causes.sort(key=lambda cause: isinstance(cause, net.ConnectionClosed))
         return causes[0]
     return error
+
+
+def is_of_parser(error: BaseException) -> bool:
+    """Tell whether Twisted's HTTP client stumbled over what it received.
+
+    Not all of that raises what is for it: a transfer encoding that it does not know is
+    a `KeyError`.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return any(frame.f_code.co_name == "dataReceived" for frame in frames) and str(
+        frames[-1].f_globals.get("__name__")
+    ).startswith(HTTP_CLIENT)
 
 
 def is_out_of_resources(error: BaseException) -> bool:
