@@ -22,7 +22,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
-from synapse_federation_admin.console.pages import words
+from synapse_federation_admin.console.pages import days
 from synapse_federation_admin.durations import SECOND_MS, duration
 from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
@@ -168,7 +168,7 @@ def _environment() -> Environment:
         signs=stages.SIGNS,
         stages=stages.STAGES,
         states=servers.SENDERS,
-        strip=words.strip,
+        strip=days.strip,
         waiting=servers.waiting,
     )
     return environment

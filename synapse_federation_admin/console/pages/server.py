@@ -3,7 +3,6 @@
 
 from urllib.parse import quote
 
-from synapse_federation_admin.console.pages import words
 from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
 from synapse_federation_admin.destinations.backlog import mend_unsendable
@@ -56,7 +55,6 @@ async def show_server(visit: Visit) -> Answered:
     if message and visit.text("contacts"):
         support = await visit.ask_if_on("get_support", {}, destination=name)
     last = server["last_failure"] if servers.is_why(server) else None
-    not_proven = servers.is_unanswered(server)
     return Page(
         "server.html",
         {
@@ -64,11 +62,8 @@ async def show_server(visit: Visit) -> Answered:
             "server": server,
             "path": f"/servers/{segment(name)}",
             "is_failing": is_failing,
-            "not_proven": not_proven,
+            "not_proven": servers.is_unanswered(server),
             "lost": [what for what in kept if visit.text(what) and not kept[what]],
-            "cleared": words.cleared_ts(audit["entries"], server)
-            if audit and not_proven
-            else None,
             "last": last,
             "advice": causes.advice(last["kind"]) if last else "",
             "outages": outages,

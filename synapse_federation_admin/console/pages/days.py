@@ -1,48 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words and shapes that the pages about servers share. Pure."""
+"""The last days of a server, as a drawing and in words. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import attr
 from synapse.module_api import JsonDict
-
-from synapse_federation_admin.storage.audit_entry import (
-    AUDIT_INTERRUPTED,
-    AUDIT_PENDING,
-    AuditAction,
-)
-from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
-from synapse_federation_admin.storage.sql import MOMENT_MS
-
-
-def cleared_ts(entries: Iterable[JsonDict], server: JsonDict) -> int | None:
-    """Return when somebody cleared the backoff of a server that has not answered since.
-
-    Args:
-        entries: What was done to it, the newest first.
-        server: The server.
-    """
-    last = server["last_failure"]
-    failed_ts = last["last_ts"] if last else 0
-    for entry in entries:
-        done_ts: int = entry["ended_ts"] or entry["ts"]
-        is_clearing = entry["action"] in _CLEARING and entry["outcome"] in _CLEARED
-        if is_clearing and done_ts > failed_ts - MOMENT_MS:
-            return done_ts
-    return None
-
-
-# What clears a backoff before anybody knows what comes of it.
-_CLEARING = frozenset({AuditAction.RESET.value, AuditAction.RECONNECT.value})
-_CLEARED = frozenset(
-    {
-        AUDIT_PENDING,
-        AUDIT_INTERRUPTED,
-        ResetOutcome.RESET.value,
-        ReconnectOutcome.FORCED.value,
-    }
-)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
