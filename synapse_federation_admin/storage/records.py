@@ -237,6 +237,7 @@ def add_successes_txn(
         txn.execute(
             f"UPDATE {_FAILURES} AS known SET refused_bytes = NULL "  # noqa: S608
             f"FROM ({rows.text}) AS new WHERE known.destination = new.column1 "
+            f"AND known.kind = '{FailureKind.TOO_LARGE.value}' "
             f"AND known.refused_bytes * {AS_LARGE} <= new.column2",
             rows.args,
         )
