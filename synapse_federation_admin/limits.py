@@ -181,9 +181,6 @@ GOING_ON_BURST = 60
 # Bytes of a cookie, name and value, that every browser keeps (RFC 6265, 6.1).
 COOKIE_BYTES = 4096
 
-# Redirects of a well-known file: as many as Synapse follows.
-REDIRECTS = 20
-
 # Servers that SRV records lead to, which are tried; hosts that a diagnosis looks up;
 # and records and addresses that it tells.
 SRV_SERVERS = 8

@@ -115,7 +115,7 @@ ABSENT = (None, NOW + HOUR, True)
 )
 def test_file(file: Fetched, cached: Any, expected: str) -> None:
     """What a file means: the outcome, its kind, where it leads, where Synapse goes."""
-    found = conclude(file, lifetime_ms=1, cached=cached, max_bytes=9, now_ms=NOW)
+    found = conclude(file, lifetime_ms=1, cached=cached, now_ms=NOW)
     stage = found.stage
     kind = stage.kind.value if stage.kind else None
     words = (stage.outcome.value, kind, found.delegated_to, found.used)
@@ -140,7 +140,7 @@ def test_late_file() -> None:
         (CACHED, False),
         (STALE, False),
     ):
-        found = conclude(late, lifetime_ms=1, cached=cached, max_bytes=9, now_ms=NOW)
+        found = conclude(late, lifetime_ms=1, cached=cached, now_ms=NOW)
         assert found.is_late is is_late, cached
 
 

@@ -74,10 +74,11 @@ class Answer:
         return values[0] if values else None
 
 
-class _HangUp(Protocol):
+class HangUp(Protocol):
     """Wants nothing of a body."""
 
     def connectionMade(self) -> None:
+        """Close the connection."""
         assert self.transport is not None
         self.transport.loseConnection()
 
@@ -101,7 +102,7 @@ async def ask(agent: IAgent, url: str, headers: Headers, max_bytes: int) -> Answ
         )
         answer = Answer(response.code, response.headers)
         if response.code in REDIRECTS:
-            response.deliverBody(_HangUp())
+            response.deliverBody(HangUp())
             return answer
         body = await read_body(response, max_bytes)
     except CancelledError:

@@ -8,15 +8,18 @@ Synapse makes of it (`synapse/http/federation/well_known_resolver.py`).
 from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TypeAlias
-from urllib.parse import urljoin, urlsplit
+from typing import Any, TypeAlias
 
 import attr
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure as TwistedFailure
+from twisted.web.client import RedirectAgent
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IResponse
+from zope.interface import implementer
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.answers import Answer, ask
+from synapse_federation_admin.diagnosis.answers import Answer, HangUp, ask
 from synapse_federation_admin.diagnosis.findings import StageOutcome
 from synapse_federation_admin.diagnosis.resolution import (
     CachedWellKnown,
@@ -33,10 +36,7 @@ from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.files import (
     place_of,
     read_file,
-    too_large,
-    unreachable,
     why_no_file,
-    why_not_answered,
 )
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
@@ -48,7 +48,14 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.responses import REDIRECTS
-from synapse_federation_admin.homeserver.errors import ObstacleError
+from synapse_federation_admin.homeserver.errors import (
+    WELL_KNOWN_MAX_SIZE,
+    BodyExceededMaxSize,
+    FileAnswer,
+    ObstacleError,
+    host_in,
+    innermost,
+)
 from synapse_federation_admin.homeserver.network import GRACE_MS
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
@@ -95,7 +102,6 @@ async def check_well_known(way: Way, name: ServerName) -> WellKnown:
         fetched,
         lifetime_ms=outbound.well_known_lifetime_ms(answer.headers) if answer else None,
         cached=outbound.cached_well_known(name.host),
-        max_bytes=outbound.well_known_max_bytes,
         now_ms=way.homeserver.now_ms(),
     )
 
@@ -123,76 +129,85 @@ async def with_second_file(way: Way, name: ServerName, stage: Stage) -> Stage:
     return attr.evolve(stage, failure=failure)
 
 
+@implementer(IAgent)
+class _Recorder:
+    """Makes requests, and keeps what comes of each: also of those that redirect."""
+
+    def __init__(self, way: Way, agent: IAgent) -> None:
+        self._way = way
+        self._agent = agent
+        self.requests: list[WellKnownRequest] = []
+
+    def request(self, method: bytes, uri: bytes, *args: Any) -> "Deferred[IResponse]":
+        """Make a request: see `twisted.web.iweb.IAgent`."""
+        begun_ms, number = self._way.now_ms, len(self.requests)
+        asked = self._agent.request(method, uri, *args)
+        request = WellKnownRequest(bounded(uri.decode("latin-1"), limits.TEXT), 0)
+        self.requests.append(request)
+
+        def ended(answer: Any) -> Any:
+            found = attr.evolve(request, duration_ms=self._way.since(begun_ms))
+            if not isinstance(answer, TwistedFailure):
+                said = Answer(answer.code, answer.headers)
+                found = attr.evolve(
+                    found,
+                    status=said.status,
+                    content_type=word(said.header("Content-Type")),
+                    location=word(said.header("Location"), limits.TEXT),
+                )
+                if said.status in REDIRECTS:
+                    answer.deliverBody(HangUp())
+            self.requests[number] = found
+            return answer
+
+        return asked.addBoth(ended)
+
+
 async def fetch(
     way: Way, host: str, path: str = "/.well-known/matrix/server"
 ) -> Fetched:
-    """Fetch the file, or another at a path, and follow redirects."""
-    outbound = way.outbound
-    url = f"https://{host}{path}"
+    """Fetch the file, or another at a path, and follow redirects as Synapse does."""
+    outbound, left_ms = way.outbound, way.left_ms(_SHARE)
+    recorder = _Recorder(way, outbound.web_agent(left_ms))
     headers = Headers({"User-Agent": [outbound.user_agent]})
-    ends_ms = way.now_ms + way.left_ms(_SHARE)
-    requests: list[WellKnownRequest] = []
-    while True:
-        begun_ms = way.now_ms
-        left_ms = max(1, int(ends_ms - begun_ms))
-        answer, error = None, None
-        try:
-            answer = await way.within(
-                left_ms + GRACE_MS,
-                ask,
-                outbound.web_agent(left_ms),
-                url,
-                headers,
-                outbound.well_known_max_bytes,
-            )
-        except TimeIsOver:
-            error = Failure(FailureKind.RESPONSE_TIMEOUT)
-        except CancelledError:
-            raise
-        except Exception as e:
-            error = failure_of(e)
-            if error.is_ours:
-                raise
-        location = answer.header("Location") if answer else None
-        body = answer.body if answer else None
-        requests.append(
-            WellKnownRequest(
-                bounded(url, limits.TEXT),
-                way.since(begun_ms),
-                status=answer.status if answer else None,
-                content_type=word(answer.header("Content-Type")) if answer else None,
-                size_bytes=None if body is None else len(body),
-                location=word(location, limits.TEXT),
-                error=error,
-            )
+    answer, met, error = None, None, None
+    try:
+        answer = await way.within(
+            left_ms + GRACE_MS,
+            ask,
+            RedirectAgent(recorder),
+            f"https://{host}{path}",
+            headers,
+            WELL_KNOWN_MAX_SIZE,
         )
-        if answer is None or answer.status not in REDIRECTS:
-            found, problem = _judge(
-                requests,
-                answer,
-                is_proxied=outbound.goes_through_proxy(host),
-                max_bytes=outbound.well_known_max_bytes,
-            )
-            if problem and problem.reason is Reason.LEADS_TO_BLOCKED:
-                problem = await _blocked(way, problem)
-            return tuple(requests), found, problem
-        reason = Reason.REDIRECT_WITHOUT_TARGET
-        if location is not None and len(requests) > limits.REDIRECTS:
-            reason = Reason.TOO_MANY_REDIRECTS
-        elif location is not None:
-            try:
-                url = urljoin(url, location.decode("ascii"))
-                parts = urlsplit(url)
-                if parts.scheme in ("http", "https") and parts.hostname:
-                    continue
-            except ValueError:
-                # It is no URL.
-                pass
-            reason = Reason.REDIRECT_INVALID
-        to = bounded((location or b"").decode("latin-1"), limits.FACT)
-        via = (Link(How.REDIRECT, to),) if to else ()
-        facts = Facts(host=bounded(host), via=via)
-        return tuple(requests), None, unreachable(reason, facts)
+    except TimeIsOver:
+        error = Failure(FailureKind.RESPONSE_TIMEOUT)
+    except CancelledError:
+        raise
+    except Exception as e:
+        met, error = innermost(e), failure_of(e)
+        if error.is_ours:
+            raise
+    *before, last = recorder.requests
+    # Where a redirect leads that nobody follows.
+    to = last.location if last.status in REDIRECTS else None
+    file = FileAnswer(
+        to or last.url,
+        is_redirected=bool(before or to),
+        is_proxied=outbound.goes_through_proxy(host_in(last.url)),
+        status=last.status,
+        error=BodyExceededMaxSize() if answer and answer.is_too_large else met,
+    )
+    is_file = last.status == HTTPStatus.OK and file.error is None and error is None
+    problem = None if is_file else why_no_file(file, error)
+    if problem and problem.reason is Reason.LEADS_TO_BLOCKED:
+        problem = await _blocked(way, problem)
+    body = answer.body if answer else None
+    size_bytes = None if body is None else len(body)
+    if problem and problem.reason is Reason.REDIRECT_INVALID:
+        error = problem
+    last = attr.evolve(last, size_bytes=size_bytes, error=None if to else error)
+    return (*before, last), answer if is_file else None, problem
 
 
 async def _blocked(way: Way, problem: Failure) -> Failure:
@@ -207,27 +222,6 @@ async def _blocked(way: Way, problem: Failure) -> Failure:
     return problem
 
 
-def _judge(
-    requests: Sequence[WellKnownRequest],
-    answer: Answer | None,
-    *,
-    is_proxied: bool,
-    max_bytes: int,
-) -> tuple[Answer | None, Failure | None]:
-    """Tell what it means that a request was the last one."""
-    last, place = requests[-1], _place_of(requests)
-    if answer is None:
-        assert last.error is not None
-        return None, why_not_answered(
-            last.error, place, is_first=len(requests) == 1, is_proxied=is_proxied
-        )
-    if answer.is_too_large:
-        return None, too_large(place, max_bytes)
-    if answer.status == HTTPStatus.OK:
-        return answer, None
-    return None, why_no_file(answer.status, place)
-
-
 def _place_of(requests: Sequence[WellKnownRequest]) -> Facts:
     """Return at which host the last request was, and how it came there."""
     return place_of(requests[-1].url, is_redirected=len(requests) > 1)
@@ -238,7 +232,6 @@ def conclude(
     *,
     lifetime_ms: int | None,
     cached: tuple[str | None, int, bool] | None,
-    max_bytes: int,
     now_ms: int,
 ) -> WellKnown:
     """Return the stage: what the file says, and what Synapse makes of it.
@@ -248,7 +241,6 @@ def conclude(
         lifetime_ms: How long Synapse would cache it.
         cached: What Synapse has cached: a name or None, until when, and whether that
             is used unasked.
-        max_bytes: The size up to which Synapse reads the file.
         now_ms: The time, in ms since the epoch.
     """
     requests, answer, problem = fetched
@@ -282,7 +274,7 @@ def conclude(
                 outcome = StageOutcome.WARNING
     findings = WellKnownFindings(
         requests,
-        max_bytes,
+        WELL_KNOWN_MAX_SIZE,
         m_server=word(m_server),
         is_valid=None if m_server is None else problem is None,
         delegated_to=word(delegated_to),

@@ -41,21 +41,9 @@ from twisted.internet import error as net
 from twisted.internet.defer import CancelledError, TimeoutError as DeferredTimeoutError
 from twisted.internet.error import DNSLookupError
 from twisted.names import error as dns
-from twisted.web.error import (
-    InfiniteRedirection,
-    RedirectWithNoLocation,
-    SchemeNotSupported,
-)
 
 from synapse_federation_admin.failures.bounds import bounded
-from synapse_federation_admin.failures.files import (
-    place_of,
-    read_file,
-    too_large,
-    unreachable,
-    why_no_file,
-    why_not_answered,
-)
+from synapse_federation_admin.failures.files import why_no_file
 from synapse_federation_admin.failures.handshakes import (
     expected_name,
     reason_of_handshake,
@@ -78,7 +66,6 @@ from synapse_federation_admin.homeserver.errors import (
     NO_WAY,
     BodyExceededMaxSize,
     FederationDeniedError,
-    FileAnswer,
     HttpResponseException,
     MetElsewhereError,
     NotRetryingDestination,
@@ -150,13 +137,6 @@ _OBSTACLES: dict[Obstacle, tuple[FailureKind, Reason | None]] = {
     Obstacle.OTHER_PROCESS: (FailureKind.SENDER_DOWN, None),
     Obstacle.UNTOLD: (FailureKind.OTHER, None),
 }
-
-# What redirects of a well-known file are that lead to none.
-_REDIRECTS = (
-    (RedirectWithNoLocation, Reason.REDIRECT_WITHOUT_TARGET),
-    (InfiniteRedirection, Reason.TOO_MANY_REDIRECTS),
-    (SchemeNotSupported, Reason.REDIRECT_INVALID),
-)
 
 # The types among those of an answer that ends too early.
 _CUT = ("_DataLoss", "PotentialDataLoss")
@@ -264,40 +244,20 @@ def _without_file(error: WithoutFileError) -> Failure:
 
     Two facts: the file is wrong, and requests go where nobody is. The first is why.
     """
-    met = error.__cause__
+    met, file = error.__cause__, error.file
     assert met is not None
-    found, file = _read(met, is_of_clients=True), error.file
+    found = _read(met, is_of_clients=True)
     if found.kind not in NOBODY_THERE:
         return found
-    why = _why_without(file)
+    cause = None if file.error is None else _read(file.error, is_of_clients=True)
+    # There it is as here: there is no such file.
+    is_none = cause and not file.is_redirected and cause.kind in NOBODY_THERE
+    why = None if is_none or (cause and cause.is_ours) else why_no_file(file, cause)
     if why is None:
         return found
     if file.addresses and all(map(is_internal, file.addresses)):
         why = why.but(Reason.LEADS_TO_INTERNAL)
     return why.but(also=(found.kind,))
-
-
-def _why_without(file: FileAnswer) -> Failure | None:
-    """Tell what is wrong with a file; None if there is no such file."""
-    place = place_of(file.url, is_redirected=file.is_redirected)
-    if isinstance(file.error, BodyExceededMaxSize):
-        return too_large(place, file.most_bytes)
-    for redirected_in_vain, reason in _REDIRECTS:
-        if isinstance(file.error, redirected_in_vain):
-            return unreachable(reason, place)
-    if file.error is not None:
-        error = _read(file.error, is_of_clients=True)
-        if error.is_ours or (not file.is_redirected and error.kind in NOBODY_THERE):
-            return None
-        return why_not_answered(
-            error,
-            place,
-            is_first=not file.is_redirected,
-            is_proxied=file.is_proxied,
-        )
-    if file.status != HTTPStatus.OK:
-        return why_no_file(file.status or 0, place)
-    return read_file(file.body, file.content_type, place)[1]
 
 
 def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:

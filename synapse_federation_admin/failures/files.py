@@ -7,6 +7,11 @@ from http import HTTPStatus
 from typing import Any
 
 import attr
+from twisted.web.error import (
+    InfiniteRedirection,
+    RedirectWithNoLocation,
+    SchemeNotSupported,
+)
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.bounds import bounded, json_object, word
@@ -20,7 +25,12 @@ from synapse_federation_admin.failures.kinds import (
     Reason,
 )
 from synapse_federation_admin.failures.names import invalid_name
-from synapse_federation_admin.homeserver.errors import host_in
+from synapse_federation_admin.homeserver.errors import (
+    WELL_KNOWN_MAX_SIZE,
+    BodyExceededMaxSize,
+    FileAnswer,
+    host_in,
+)
 from synapse_federation_admin.homeserver.server_name import (
     InvalidServerNameError,
     ServerName,
@@ -42,6 +52,14 @@ _NO_WEB_SERVER_BY_PROXY = (
     FailureKind.INVALID_RESPONSE,
 )
 
+# What redirects are that lead to none: the last to what is no URL.
+_REDIRECTS: tuple[tuple[type[BaseException], Reason], ...] = (
+    (RedirectWithNoLocation, Reason.REDIRECT_WITHOUT_TARGET),
+    (InfiniteRedirection, Reason.TOO_MANY_REDIRECTS),
+    (SchemeNotSupported, Reason.REDIRECT_INVALID),
+    (ValueError, Reason.REDIRECT_INVALID),
+)
+
 # How a file begins that is in UTF-16.
 _UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 
@@ -55,56 +73,54 @@ def place_of(url: str, *, is_redirected: bool) -> Facts:
     return Facts(host=bounded(host_in(url)), via=via)
 
 
-def unreachable(reason: Reason, place: Facts) -> Failure:
-    """Return that a file cannot be fetched.
+def why_no_file(file: FileAnswer, error: Failure | None) -> Failure | None:
+    """Tell what is wrong with a file, or with what is in place of it.
 
     Args:
-        reason: Why.
-        place: Where.
+        file: What was met.
+        error: What its error means; None if it has none.
+
+    Returns:
+        The failure; None if the file is in order, or the server has none.
     """
-    return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, reason, place)
+    place = place_of(file.url, is_redirected=file.is_redirected)
+    if isinstance(file.error, BodyExceededMaxSize):
+        facts = attr.evolve(place, most_bytes=WELL_KNOWN_MAX_SIZE)
+        return Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE, facts)
+    for redirected_in_vain, reason in _REDIRECTS:
+        if isinstance(file.error, redirected_in_vain):
+            return _unreachable(reason, place)
+    if error is not None:
+        return _why_not_answered(file, error, place)
+    status = file.status or 0
+    if status == HTTPStatus.OK:
+        return read_file(file.body, file.content_type, place)[1]
+    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return None
+    is_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    reason = Reason.WEB_STATUS if is_error else Reason.NO_FILE_IN_IT
+    return _unreachable(reason, attr.evolve(place, status=status))
 
 
-def too_large(place: Facts, max_bytes: int) -> Failure:
-    """Return that a file has more than so many bytes."""
-    facts = attr.evolve(place, most_bytes=max_bytes)
-    return Failure(FailureKind.WELL_KNOWN_INVALID, Reason.BODY_TOO_LARGE, facts)
+def _unreachable(reason: Reason, facts: Facts) -> Failure:
+    return Failure(FailureKind.WELL_KNOWN_UNREACHABLE, reason, facts)
 
 
-def why_not_answered(
-    error: Failure, place: Facts, *, is_first: bool, is_proxied: bool
-) -> Failure | None:
-    """Tell what it means that there is no answer; None: there is no web server.
-
-    Args:
-        error: What the request met.
-        place: Where it went.
-        is_first: Whether it went there at first, and not by a redirect.
-        is_proxied: Whether by this homeserver's proxy.
-    """
+def _why_not_answered(file: FileAnswer, error: Failure, place: Facts) -> Failure | None:
     kind = error.kind
-    no_web_server = _NO_WEB_SERVER_BY_PROXY if is_proxied else _NO_WEB_SERVER
-    if is_first and kind in no_web_server:
+    no_web_server = _NO_WEB_SERVER_BY_PROXY if file.is_proxied else _NO_WEB_SERVER
+    if not file.is_redirected and kind in no_web_server:
         return None
     if kind is FailureKind.IP_BLOCKED:
         blocked = error.facts.host or place.host
         facts = attr.evolve(place, host=blocked)
-        return unreachable(Reason.LEADS_TO_BLOCKED, facts)
+        return _unreachable(Reason.LEADS_TO_BLOCKED, facts)
     is_certificate = kind in TLS_KINDS and kind is not FailureKind.TLS_FAILED
     reason = Reason.WEB_CERTIFICATE if is_certificate else Reason.WEB_NO_ANSWER
     if kind is FailureKind.DNS_FAILED:
         # Whose resolver or name servers they are that do not answer, nobody knows.
         reason = Reason.WEB_LOOKUP
-    return unreachable(reason, attr.evolve(place, cause=error))
-
-
-def why_no_file(status: int, place: Facts) -> Failure | None:
-    """Tell what an answer means that is not of status 200; None: there is no file."""
-    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return None
-    is_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    reason = Reason.WEB_STATUS if is_error else Reason.NO_FILE_IN_IT
-    return unreachable(reason, attr.evolve(place, status=status))
+    return _unreachable(reason, attr.evolve(place, cause=error))
 
 
 def read_file(

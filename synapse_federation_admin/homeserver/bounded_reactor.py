@@ -30,25 +30,17 @@ from synapse_federation_admin import limits
 class BoundedReactor:
     """Passes everything on to another reactor, and bounds the connections it makes."""
 
-    def __init__(
-        self,
-        reactor: Any,
-        *,
-        max_lifetime_s: float | None,
-        max_received_bytes: int = limits.CONNECTION_BYTES,
-    ) -> None:
+    def __init__(self, reactor: Any, *, max_lifetime_s: float | None) -> None:
         """Wrap a reactor.
 
         Args:
             reactor: The reactor that does everything.
-            max_lifetime_s: A connection older than this is dropped, idle or not; None:
-                connections have no end.
-            max_received_bytes: So is a connection over which more comes in. What counts
-                are the bytes on the wire, TLS handshake included.
+            max_lifetime_s: A connection older than this is dropped, idle or not, and so
+                is one over which too much comes in: what counts are the bytes on the
+                wire, TLS handshake included. None: connections have no end.
         """
         self._reactor = reactor
         self.max_lifetime_s = max_lifetime_s
-        self.max_received_bytes = max_received_bytes
         # Whether more came in over a connection.
         self.is_dropped = False
 
@@ -100,7 +92,7 @@ class _BoundedProtocol(ProtocolWrapper):
 
     def __init__(self, factory: "_BoundedFactory", protocol: IProtocol) -> None:
         super().__init__(factory, protocol)  # type: ignore[arg-type]  # it is one of a subclass of its own
-        self._bytes_left = factory.reactor.max_received_bytes
+        self._bytes_left = limits.CONNECTION_BYTES
         self._end: IDelayedCall | None = None
 
     def connectionMade(self) -> None:

@@ -19,7 +19,9 @@ from synapse.api.errors import (
 )
 from synapse.http.client import BodyExceededMaxSize as BodyExceededMaxSize
 from synapse.http.connectproxyclient import ProxyConnectError as ProxyConnectError
-from synapse.http.federation.well_known_resolver import WELL_KNOWN_MAX_SIZE
+from synapse.http.federation.well_known_resolver import (
+    WELL_KNOWN_MAX_SIZE as WELL_KNOWN_MAX_SIZE,
+)
 from synapse.util.retryutils import NotRetryingDestination as NotRetryingDestination
 from twisted.internet import error as net
 from twisted.web.client import (
@@ -131,7 +133,6 @@ class FileAnswer:
         content_type: As the server says it; empty if it does not.
         body: The body, or its beginning.
         error: Why there was no answer, or no end of it; None if there was.
-        most_bytes: The size up to which it is read.
         addresses: Those of its host, if that is because they are blocked.
     """
 
@@ -142,7 +143,6 @@ class FileAnswer:
     content_type: bytes = b""
     body: bytes = b""
     error: BaseException | None = None
-    most_bytes: int = WELL_KNOWN_MAX_SIZE
     addresses: tuple[str, ...] = ()
 
 

@@ -11,7 +11,6 @@ from synapse.http.federation.well_known_resolver import (
     WELL_KNOWN_DEFAULT_CACHE_PERIOD,
     WELL_KNOWN_GRACE_PERIOD_FACTOR,
     WELL_KNOWN_MAX_CACHE_PERIOD,
-    WELL_KNOWN_MAX_SIZE,
     WELL_KNOWN_MIN_CACHE_PERIOD,
     WellKnownLookupResult,
     _cache_period_from_headers,
@@ -44,9 +43,6 @@ class Outbound(Requests):
     As Synapse's federation client goes it (`synapse/http/federation/`), with the same
     settings, over bounded connections.
     """
-
-    # The size up to which Synapse reads a well-known file.
-    well_known_max_bytes = WELL_KNOWN_MAX_SIZE
 
     def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
         """Make no connection yet: see `Requests`."""
