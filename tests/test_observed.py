@@ -35,24 +35,23 @@ from synapse_federation_admin.homeserver.delegation import AttemptWellKnownResol
 from synapse_federation_admin.homeserver.errors import (
     WithoutFileError,
 )
-from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.homeserver import (
+    Homeserver,
+    logger as homeserver_logger,
+)
 from synapse_federation_admin.homeserver.observed import (
     ObservedAgent,
-    TakeCause,
 )
 from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 
 
 class ObservedTestCase(unittest.HomeserverTestCase):
-    def agent(
-        self, inner: Any, watch: Any = None, attempts: Sequence[Attempt] = ()
-    ) -> ObservedAgent:
+    def agent(self, inner: Any, attempts: Sequence[Attempt] = ()) -> ObservedAgent:
         """Return one around another agent, with some attempts, or as many as asked."""
         made = attempts or (Attempt(self.reactor, mock.Mock()) for _ in count())
         return ObservedAgent(
-            *(mock.Mock(), inner, iter(made).__next__, watch or mock.Mock()),
-            *(Relay(self.hs), str),
+            *(mock.Mock(), inner, iter(made).__next__, Relay(self.hs), str)
         )
 
     def test_later_release(self) -> None:
@@ -86,18 +85,14 @@ class ObservedTestCase(unittest.HomeserverTestCase):
 
     def test_redirected_nowhere(self) -> None:
         """A redirect to what is no URL fails as it does in Synapse."""
-        inner, told, names = mock.Mock(), mock.Mock(), list[str]()
-
-        def watch(name: str, _: int) -> TakeCause:
-            names.append(name)
-            return told
-
-        agent = self.agent(inner, watch)
+        inner = mock.Mock()
+        agent = self.agent(inner)
         for uri in (b"", b"elsewhere", b"https:", b"//", b"/path"):
             inner.request.return_value = fail(AssertionError())
             self.failureResultOf(agent.request(b"GET", uri), AssertionError)
-            told.assert_called_with(None)
-        self.assertEqual(set(names), {""})
+            watched = traffic._watched.get()
+            assert watched is not None
+            self.assertEqual((watched.name, watched.cause), ("", None))
 
     def test_file_of_no_host(self) -> None:
         """A file is done without as in Synapse, whatever is wrong in telling why."""
@@ -120,7 +115,6 @@ class ObservedTestCase(unittest.HomeserverTestCase):
                 mock.Mock(return_value=attempt),
                 make,
                 goes_through_proxy,
-                {},
                 server_name=self.hs.hostname,
                 clock=self.clock,
                 reactor=self.reactor,
@@ -169,7 +163,7 @@ class ObservedTestCase(unittest.HomeserverTestCase):
         for getting in ({"return_value": other}, {"side_effect": AttributeError}):
             with (
                 mock.patch.object(self.hs, "get_federation_http_client", **getting),
-                self.assertLogs(traffic.logger, "WARNING") as logs,
+                self.assertLogs(homeserver_logger, "WARNING") as logs,
             ):
                 homeserver.learn_causes(str)
             self.assertIn("many alike", logs.records[0].getMessage())

@@ -438,9 +438,9 @@ class ObserversTestCase(TrafficTestCase):
         async def fail(number: int) -> None:
             limiter = self.limiter()
             with contextlib.suppress(net.ConnectError), limiter:
-                take = traffic._watch(NAME, 10 + number)
+                watched = traffic.watch(NAME, 10 + number)
                 await met[number]
-                take(causes[number])
+                watched.cause = causes[number]
                 raise errors[number]
 
         for number in (0, 1):
@@ -453,6 +453,6 @@ class ObserversTestCase(TrafficTestCase):
         self.assertEqual(self.seen.sizes, [11, 10])
         # What is known of a request is not told of another.
         error = net.ConnectError()
-        traffic._watch("other.example", 5)(causes[0])
+        traffic.watch("other.example", 5).cause = causes[0]
         self.fail_with(error, "b.example")
         self.assertEqual(self.seen.failures[-1], ("b.example", error))

@@ -105,8 +105,7 @@ class Background(Database):
     @cached_property
     def single_flight(self) -> SingleFlight:
         """Runs what many ask for at the same time once for all of them."""
-        lock = self.linearizer("federation_admin_single_flight")
-        return SingleFlight(self.reactor, self.run_in_background, lock)
+        return SingleFlight(self)
 
     async def await_database(self, func: Callable[[], Awaitable[T]]) -> T:
         """Call something that uses the database; again while that is away.

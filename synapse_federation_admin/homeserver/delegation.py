@@ -91,7 +91,6 @@ class AttemptWellKnownResolver(WellKnownResolver):
         attempt: Callable[[], Attempt],
         make_agent: MakeAgent,
         goes_through_proxy: Callable[[str], bool],
-        known: dict[bytes, FileAnswer],
         **kwargs: Any,
     ) -> None:
         """Ask for nothing yet.
@@ -100,8 +99,6 @@ class AttemptWellKnownResolver(WellKnownResolver):
             attempt: Returns that of the request that a file is asked for.
             make_agent: Makes what fetches the file.
             goes_through_proxy: Tells whether the proxy is to connect to a host.
-            known: What was met in place of files, by server name: of what Synapse has
-                cached, it does not say why.
             kwargs: What Synapse's wants.
         """
         agent = _FileAgent(attempt, make_agent)
@@ -111,7 +108,9 @@ class AttemptWellKnownResolver(WellKnownResolver):
         self._attempt = attempt
         self._own_name = str(kwargs["server_name"])
         self._goes_through_proxy = goes_through_proxy
-        self._known = known
+        # What was met in place of files, by server name: of what Synapse has cached, it
+        # does not say why.
+        self._known: dict[bytes, FileAnswer] = {}
 
     async def get_well_known(self, server_name: bytes) -> WellKnownLookupResult:
         """Return what the file says: see Synapse's."""

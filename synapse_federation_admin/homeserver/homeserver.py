@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the rest of the module needs of the Synapse process that it is loaded into."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from synapse_federation_admin.homeserver.senders import OwnSender
     from synapse_federation_admin.homeserver.traffic import TrafficObserver
     from synapse_federation_admin.homeserver.transactions import Transactions
+
+logger = logging.getLogger(__name__)
 
 
 class Homeserver(Background):
@@ -113,11 +116,17 @@ class Homeserver(Background):
         observe(self._hs, observer)
 
     def learn_causes(self, describe: Callable[[BaseException], str]) -> None:
-        """Have the observer of traffic told what really stops requests.
+        """Have the observer of traffic told what stops requests; else it is logged.
 
         Args:
             describe: Says for another process of this homeserver what has stopped one.
         """
-        from synapse_federation_admin.homeserver.traffic import learn_causes
-
-        learn_causes(lambda watch: self.federation.observe(watch, describe))
+        try:
+            self.federation.observe(describe)
+        except Exception as e:
+            logger.warning(
+                "Cannot tell what stops federation requests: failures are recorded as "
+                "Synapse tells of them, and many alike (%s: %s)",
+                type(e).__name__,
+                e,
+            )

@@ -43,7 +43,6 @@ from synapse_federation_admin.homeserver.observed import (
     LateEndpoints,
     ObservedAgent,
     ObservedDirectAgent,
-    Watch,
     current_attempt,
 )
 from synapse_federation_admin.homeserver.process import outbound_instances
@@ -200,17 +199,12 @@ class Network:
 
         return send_and_hear
 
-    def observe(
-        self,
-        watch: Watch,
-        describe: Callable[[BaseException], str],
-    ) -> None:
+    def observe(self, describe: Callable[[BaseException], str]) -> None:
         """Have it told what stops Synapse's own requests, if this process makes them.
 
         Synapse tells less of it: see `ObservedAgent`.
 
         Args:
-            watch: Is told of each that begins: see there.
             describe: Says it for another process.
 
         Raises:
@@ -228,7 +222,6 @@ class Network:
             current_attempt.get,
             lambda attempt: self._blocklisted(self._web_agent(attempt, direct._pool)),
             self.goes_through_proxy,
-            {},
             well_known_cache=resolver._well_known_cache,
             had_well_known_cache=resolver._had_valid_well_known_cache,
             reactor=cast(Any, reactor),
@@ -258,7 +251,6 @@ class Network:
             agent,
             observed,
             partial(Attempt, reactor, look_ups),
-            watch,
             self._relay,
             describe,
         )
@@ -279,7 +271,6 @@ class Network:
             delegation,
             lambda attempt: AttemptAgent(self._blocklisted(self._web_agent(attempt))),
             self.goes_through_proxy,
-            {},
             # Synapse remembers for an hour that a server has no such file, also if it
             # could not be reached: it would seem to be down when it is up.
             well_known_cache=cast(Any, _NoCache()),

@@ -27,6 +27,7 @@ from zope.interface import implementer
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.features import NOT_AS_EXPECTED
 from synapse_federation_admin.homeserver.relay import Relay
+from synapse_federation_admin.homeserver.traffic import Watched, watch
 
 # That of the observed request within which the code runs.
 current_attempt: ContextVar[Attempt] = ContextVar("current_attempt")
@@ -35,11 +36,6 @@ logger = logging.getLogger(__name__)
 
 # From this HTTP status on an answer is no success.
 _ERROR = 300
-
-# Takes what has stopped a request; and is told of one that begins: of the server name,
-# and how many bytes its body has.
-TakeCause = Callable[[BaseException | None], None]
-Watch = Callable[[str, int], TakeCause]
 
 
 @implementer(IAgent)
@@ -54,8 +50,6 @@ class ObservedAgent:
         unobserved: Synapse's agent: makes requests if they cannot be observed.
         observed: Makes them as that does, and tells the current attempt.
         begin: Begins an attempt.
-        watch: Is told of a request that begins. Returns what is told what has stopped
-            it, before Synapse hears of it; None: nothing has, or Synapse tells.
         relay: Tells other processes whose requests these are.
         describe: Says for them what has stopped one.
     """
@@ -63,7 +57,6 @@ class ObservedAgent:
     _unobserved: BlocklistingAgentWrapper
     _observed: IAgent
     _begin: Callable[[], Attempt]
-    _watch: Watch
     _relay: Relay
     _describe: Callable[[BaseException], str]
 
@@ -86,7 +79,7 @@ class ObservedAgent:
             # A redirect may lead anywhere, and nowhere.
             authority = uri.partition(b"//")[2].partition(b"/")[0]
             length = bodyProducer.length if bodyProducer is not None else 0
-            take = self._watch(
+            watched = watch(
                 authority.decode("ascii", "replace"),
                 length if isinstance(length, int) else 0,
             )
@@ -108,14 +101,14 @@ class ObservedAgent:
         def call_off(_: object) -> None:
             # Afterwards nobody knows what it was waiting for.
             nonlocal is_called_off
-            self._tell(take, attempt, CancelledError())
+            self._tell(watched, attempt, CancelledError())
             is_called_off = True
             asked.cancel()
 
         def answered(response: IResponse) -> None:
             if not answer.called:
                 is_error = response.code >= _ERROR and attempt.wrong_delegation
-                self._tell(take, attempt, ValueError() if is_error else None)
+                self._tell(watched, attempt, ValueError() if is_error else None)
                 answer.callback(response)
 
         def failed(failure: Failure) -> None:
@@ -137,7 +130,7 @@ class ObservedAgent:
                 if is_for_another:
                     failure = self._relayed(attempt, failure)
                 elif not is_called_off:
-                    self._tell(take, attempt, failure.value)
+                    self._tell(watched, attempt, failure.value)
                 answer.errback(failure)
 
         answer: Deferred[IResponse] = Deferred(call_off)
@@ -155,10 +148,11 @@ class ObservedAgent:
             return failure
 
     @staticmethod
-    def _tell(take: TakeCause, attempt: Attempt, error: BaseException | None) -> None:
+    def _tell(watched: Watched, attempt: Attempt, error: BaseException | None) -> None:
+        """Tell, before Synapse hears of it."""
         try:
             cause = None if error is None else attempt.explained(error)
-            take(None if cause is error else cause)
+            watched.cause = None if cause is error else cause
         except Exception:
             logger.exception("Could not tell what has stopped a federation request")
 

@@ -2,15 +2,15 @@
 """What many ask for at the same time runs once, in the background, for all of them."""
 
 from collections.abc import Awaitable, Callable, Hashable
-from contextlib import AbstractAsyncContextManager
-from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from synapse.logging.context import PreserveLoggingContext
 from synapse.module_api import make_deferred_yieldable
 from twisted.internet.defer import Deferred, TimeoutError as DeferredTimeoutError
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from synapse_federation_admin.homeserver.background import Background
 
 T = TypeVar("T")
 
@@ -18,15 +18,9 @@ T = TypeVar("T")
 class SingleFlight:
     """Runs things once for all who ask for them at the same time."""
 
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        run_in_background: Callable[[str, Callable[[], Awaitable[None]]], None],
-        lock: Callable[[Hashable], AbstractAsyncContextManager[None]],
-    ) -> None:
-        self._lock = lock
-        self._reactor = reactor
-        self._run_in_background = run_in_background
+    def __init__(self, background: "Background") -> None:
+        self._background = background
+        self._lock = background.linearizer("federation_admin_single_flight")
         self._newest: dict[Hashable, _Flight] = {}
 
     async def run(
@@ -57,14 +51,14 @@ class SingleFlight:
         """
         waiter: Deferred[T] = Deferred()
         if timeout_ms is not None:
-            waiter.addTimeout(timeout_ms / 1000, self._reactor)
+            waiter.addTimeout(timeout_ms / 1000, self._background.reactor)
         of = (desc, key)
         flight = self._newest.get(of)
         if flight is None or (flight.has_begun and not joins):
             flight = self._newest[of] = _Flight()
             # Before it runs: it may end at once.
             flight.waiters.append(waiter)
-            self._run_in_background(desc, partial(self._run, of, func, flight))
+            self._background.run_in_background(desc, self._run, of, func, flight)
         else:
             flight.waiters.append(waiter)
         try:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from synapse.logging.context import current_context
 
-from synapse_federation_admin.homeserver.observed import TakeCause, Watch
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.relied_on import (
@@ -64,7 +63,7 @@ _observers: dict[str, TrafficObserver] = {}
 _relays: dict[str, Relay] = {}
 
 
-class _Watched:
+class Watched:
     """A request that is under way: what it was stopped by, of which Synapse says less.
 
     Attributes:
@@ -78,14 +77,10 @@ class _Watched:
         self.size_bytes = size_bytes
         self.cause: BaseException | None = None
 
-    def take(self, cause: BaseException | None) -> None:
-        """Take note of what has stopped it."""
-        self.cause = cause
-
 
 # The last request in this context: Synapse says what came of it in the same one, and
 # begins others that run at once in contexts of their own.
-_watched: ContextVar[_Watched | None] = ContextVar("_watched", default=None)
+_watched: ContextVar[Watched | None] = ContextVar("_watched", default=None)
 
 # Whether the request which is under way here is no real traffic.
 _is_unobserved: ContextVar[bool] = ContextVar("_is_unobserved", default=False)
@@ -129,19 +124,19 @@ def tell_answered(hs: "HomeServer", destination: str) -> None:
             logger.exception("Could not take note of a contact with '%s'", destination)
 
 
-def _watch(name: str, size_bytes: int) -> TakeCause:
-    """Take note that a request begins; return what takes note of what stops it."""
-    watched = _Watched(name, size_bytes)
+def watch(name: str, size_bytes: int) -> Watched:
+    """Take note that a request begins, to a server and so large."""
+    watched = Watched(name, size_bytes)
     _watched.set(watched)
-    return watched.take
+    return watched
 
 
-def _watched_of(destination: str) -> _Watched:
+def _watched_of(destination: str) -> Watched:
     """Return the request to a destination of which Synapse tells."""
     watched = _watched.get()
     _watched.set(None)
     if watched is None or watched.name != destination:
-        return _Watched(destination, 0)
+        return Watched(destination, 0)
     return watched
 
 
@@ -231,16 +226,3 @@ def _observe_logger(observed: logging.Logger) -> None:
         # It may be of a class of somebody else's.
         bases = (_Observed, type(observed))
         observed.__class__ = type(_Observed.__name__, bases, {})
-
-
-def learn_causes(observe_requests: Callable[[Watch], None]) -> None:
-    """Have it told what stops Synapse's requests, if it can be; it is logged if not."""
-    try:
-        observe_requests(_watch)
-    except Exception as e:
-        logger.warning(
-            "Cannot tell what stops federation requests: failures are recorded as "
-            "Synapse tells of them, and many alike (%s: %s)",
-            type(e).__name__,
-            e,
-        )
