@@ -14,6 +14,7 @@ import attr
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure as TwistedFailure
 from twisted.web.client import RedirectAgent
+from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 from zope.interface import implementer
@@ -141,7 +142,11 @@ class _Recorder:
     def request(self, method: bytes, uri: bytes, *args: Any) -> "Deferred[IResponse]":
         """Make a request: see `twisted.web.iweb.IAgent`."""
         begun_ms, number = self._way.now_ms, len(self.requests)
-        asked = self._agent.request(method, uri, *args)
+        try:
+            asked = self._agent.request(method, uri, *args)
+        except ValueError as e:
+            # A redirect leads to what is no URL.
+            raise SchemeNotSupported from e
         request = WellKnownRequest(bounded(uri.decode("latin-1"), limits.TEXT), 0)
         self.requests.append(request)
 
@@ -206,7 +211,8 @@ async def fetch(
     size_bytes = None if body is None else len(body)
     if problem and problem.reason is Reason.REDIRECT_INVALID:
         error = problem
-    last = attr.evolve(last, size_bytes=size_bytes, error=None if to else error)
+    error = None if last.status in REDIRECTS else error
+    last = attr.evolve(last, size_bytes=size_bytes, error=error)
     return (*before, last), answer if is_file else None, problem
 
 

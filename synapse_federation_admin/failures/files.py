@@ -52,12 +52,11 @@ _NO_WEB_SERVER_BY_PROXY = (
     FailureKind.INVALID_RESPONSE,
 )
 
-# What redirects are that lead to none: the last to what is no URL.
-_REDIRECTS: tuple[tuple[type[BaseException], Reason], ...] = (
+# What redirects are that lead to none.
+_REDIRECTS = (
     (RedirectWithNoLocation, Reason.REDIRECT_WITHOUT_TARGET),
     (InfiniteRedirection, Reason.TOO_MANY_REDIRECTS),
     (SchemeNotSupported, Reason.REDIRECT_INVALID),
-    (ValueError, Reason.REDIRECT_INVALID),
 )
 
 # How a file begins that is in UTF-16.
