@@ -149,6 +149,27 @@ class WritesTestCase(RecorderTestCase):
         (success,) = self.rows("successes")
         self.assertEqual(success["destination"], "a.example")
 
+    def test_sent_again(self) -> None:
+        """What is answered with 503 and is to be sent again is a failure, no outage.
+
+        Not where Synapse gives up at once, which is told by itself.
+        """
+        for number, (status, has_ended) in enumerate(
+            [(503, False), (429, False), (502, True)]
+        ):
+            sent: Any = mock.Mock(
+                destination=f"{number}.example", status=status, has_ended=has_ended
+            )
+            self.recorder.transaction_refused(sent)
+        for seconds in (1.1, WRITE_S):
+            self.pass_s(seconds)
+        self.assertEqual(
+            self.counts(),
+            {("0.example", "http_error"): 1, ("1.example", "rate_limited"): 1},
+        )
+        self.assertEqual(self.rows("outages"), [])
+        self.assertIn("was answered HTTP 503, and is", self.rows()[0]["message"])
+
     def test_transactions(self) -> None:
         """However many fail within three seconds, a thousand take one transaction."""
         with self.writes() as writes:

@@ -600,6 +600,13 @@ class Reason(Worded):
         Fault.THEM,
         "Slow responses",
     )
+    SENT_AGAIN = (
+        "a transaction of this homeserver was answered {status}, and is sent again",
+        "Wait: Synapse sends it again for some minutes, and then backs off. Reconnect: "
+        "that shows whether an empty transaction is accepted.",
+        Fault.THEM,
+        "Transactions refused",
+    )
     CALLED_OFF = (
         "this homeserver called it off",
         "Nothing to do.",

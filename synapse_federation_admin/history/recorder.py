@@ -26,6 +26,7 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
+from synapse_federation_admin.failures.responses import http_failure
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.history.second_looks import SecondLooks
@@ -51,6 +52,9 @@ logger = logging.getLogger(__name__)
 # How long what was taken may wait until it is written; and while that fails.
 _WRITE_EVERY_MS = 3000
 _AGAIN_MS = 10_000
+
+# Synapse waits for longer before it sends a transaction again.
+_SENT_AGAIN_MS = 1000
 
 # What an answer of 2xx is that cannot be read, or has no end.
 _NO_ANSWER = (FailureKind.INVALID_RESPONSE, FailureKind.RESPONSE_TIMEOUT)
@@ -98,6 +102,7 @@ class Recorder:
         """Begin to take note of what comes of this process's transactions, too."""
         self._under_way = transactions.under_way
         transactions.observe(self.transaction_ended)
+        transactions.observe_refused(self.transaction_refused)
 
     # -- what is taken from the traffic, on the reactor ------------------------------
 
@@ -151,13 +156,31 @@ class Recorder:
         if not transaction.is_answered:
             return
         failure = failure_of(transaction.error)
-        if failure.kind not in _NO_ANSWER:
+        if failure.kind in _NO_ANSWER:
+            self._record_refused(name, failure)
+
+    def transaction_refused(self, transaction: Transaction) -> None:
+        """Take note of what is answered with 5xx or 429, and is sent again.
+
+        Synapse waits before it does, for minutes in all. Only then it backs off.
+        """
+        self._homeserver.run_in_background(
+            "federation_admin_refused", self._refused, transaction, transaction.begun_ts
+        )
+
+    async def _refused(self, transaction: Transaction, begun_ts: int) -> None:
+        await self._homeserver.sleep_ms(_SENT_AGAIN_MS)
+        name, status = transaction.destination, transaction.status
+        if transaction.has_ended or transaction.begun_ts != begun_ts or status is None:
+            # If it was given up, that is told.
             return
-        key = (name, failure.kind.value)
-        if not self._has_room(self._unwritten.failures, key):
-            return
-        self._noted.pop(name, None)
-        self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
+        self._record_refused(name, http_failure(status, b"").but(Reason.SENT_AGAIN))
+
+    def _record_refused(self, name: str, failure: Failure) -> None:
+        """Take note of a failure for which Synapse does not back off."""
+        if self._has_room(self._unwritten.failures, (name, failure.kind.value)):
+            self._noted.pop(name, None)
+            self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
 
     def _record(self, name: str, failure: Failure, now_ts: int, **more: Any) -> None:
         """Take note of one failure, to be written soon."""

@@ -79,6 +79,7 @@ class Transactions:
         """Watch them, from now on."""
         self._clock = hs.get_clock()
         self._observers: list[Ended] = []
+        self._refused_observers: list[Ended] = []
         # Of each destination there is one at a time.
         self._sending: dict[str, Transaction] = {}
         self._watch_transactions(hs.get_federation_transport_client())
@@ -90,6 +91,13 @@ class Transactions:
         What goes wrong in it is logged, and changes nothing of it.
         """
         self._observers.append(ended)
+
+    def observe_refused(self, refused: Ended) -> None:
+        """Have a function told of each that is answered so that it may be sent again.
+
+        On the reactor, in the midst of the request: it must be quick.
+        """
+        self._refused_observers.append(refused)
 
     def under_way(self, destination: str) -> Transaction | None:
         """Return the transaction that is under way to a destination, if one is."""
@@ -128,9 +136,13 @@ class Transactions:
 
     def _tell(self, sent: Transaction) -> None:
         sent.has_ended = True
-        for ended in self._observers:
+        self._tell_all(self._observers, sent)
+
+    @staticmethod
+    def _tell_all(observers: list[Ended], sent: Transaction) -> None:
+        for observer in observers:
             try:
-                ended(sent)
+                observer(sent)
             except Exception:
                 logger.exception("Could not take note of a transaction")
 
@@ -160,13 +172,17 @@ class Transactions:
         if sent is not None:
             sent.is_under_way, sent.begun_ts = True, self._clock.time_msec()
             sent.bytes = length
-            answer.addBoth(_answered, sent)
+            answer.addBoth(self._answered, sent)
 
-
-def _answered(answer: IResponse | Failure, sent: Transaction) -> Any:
-    """Take note of an answer, or of none, after which it may be sent once more."""
-    sent.status = None if isinstance(answer, Failure) else answer.code
-    code = sent.status or HTTPStatus.BAD_GATEWAY
-    if code >= HTTPStatus.INTERNAL_SERVER_ERROR or code == HTTPStatus.TOO_MANY_REQUESTS:
-        sent.is_under_way = False
-    return answer
+    def _answered(self, answer: IResponse | Failure, sent: Transaction) -> Any:
+        """Take note of an answer, or of none, after which it may be sent once more."""
+        sent.status = None if isinstance(answer, Failure) else answer.code
+        code = sent.status or HTTPStatus.BAD_GATEWAY
+        if (
+            code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            or code == HTTPStatus.TOO_MANY_REQUESTS
+        ):
+            sent.is_under_way = False
+            if sent.status is not None:
+                self._tell_all(self._refused_observers, sent)
+        return answer
