@@ -176,8 +176,8 @@ class FailureKind(Worded):
     HTTP_ERROR = (
         "HTTP error",
         "a web server answers, but no homeserver behind it",
-        "Tell their admin: the homeserver is down, or the reverse proxy does not "
-        "pass /_matrix on to it.",
+        "Tell their admin: the homeserver, or a reverse proxy before it, answers with "
+        "an error; the logs there say why.",
     )
     RESPONSE_TIMEOUT = (
         "Response timed out",
