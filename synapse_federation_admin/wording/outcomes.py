@@ -211,8 +211,8 @@ def reconnected(found: Mapping[str, Any]) -> str:
         "still_failing": f"{why or 'It has not taken the empty transaction'}. Nothing"
         " has changed.",
         "pending": (
-            f"It has taken an empty transaction in {took}, and within the time neither"
-            " taken nor refused what waits."
+            f"It has taken an empty transaction in {took}, and has not taken what waits"
+            " within the time."
             if contact.get("server")
             else f"It has given no answer in {took}: it is given a minute."
         )
