@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -358,6 +358,8 @@ class NamesTestCase(SelfCheckTestCase):
 
         async def coroutine() -> None: ...
 
+        async def outer() -> None: ...
+
         def later() -> "Deferred[None]": ...
 
         called = mock.Mock(f=lambda: None, put_json=coroutine)
@@ -367,6 +369,11 @@ class NamesTestCase(SelfCheckTestCase):
         awaited = mock.Mock(f=coroutine, put_json=lambda: None)
         for path in ("f", "f(*)", "put_json", "put_json(*)"):
             self.assertRaises(TypeError, selfcheck.find, awaited, path)
+        # As decorators of Synapse's have it, on either side.
+        outer, inner = wraps(later)(outer), wraps(coroutine)(lambda: None)
+        for function in (outer, inner):
+            self.assertRaises(TypeError, selfcheck.find, mock.Mock(f=function), "f")
+            selfcheck.find(mock.Mock(put_json=function), "put_json")
 
     def test_database_away(self) -> None:
         """While the database is away nothing is switched off; it is asked again."""

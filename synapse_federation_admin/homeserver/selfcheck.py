@@ -108,7 +108,9 @@ def _require_awaited(name: str, found: Any) -> None:
 
     A function that became a coroutine would do nothing, and say nothing of it.
     """
-    is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(found))
+    # Synapse's decorators hide it: behind those of caches there is one.
+    layers = (found, inspect.unwrap(found))
+    is_coroutine = any(map(inspect.iscoroutinefunction, layers))
     is_awaited = name in AWAITED.split()
     if is_coroutine and not is_awaited:
         raise TypeError(f"{name} has to be awaited")
