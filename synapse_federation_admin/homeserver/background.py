@@ -69,17 +69,18 @@ class Background(Database):
                 needs and cannot be used (a `SynapseError`), only what that says.
             args: Arguments for `func`.
         """
+        self._api.run_as_background_process(desc, self._run, desc, func, *args)
 
-        async def run() -> None:
-            try:
-                await func(*args)
-            except CancelledError:
-                if not self.is_shutting_down:
-                    raise
-            except SynapseError as e:
-                logger.warning("%s: %s", desc, e)
-
-        self._api.run_as_background_process(desc, run)
+    async def _run(
+        self, desc: str, func: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        try:
+            await func(*args)
+        except CancelledError:
+            if not self.is_shutting_down:
+                raise
+        except SynapseError as e:
+            logger.warning("%s: %s", desc, e)
 
     async def run_to_end(
         self,
@@ -247,7 +248,9 @@ class Background(Database):
         reactor = self._hs.get_reactor()
 
         def run() -> "Deferred[None]":
-            done: Deferred[None] = self._hs.run_as_background_process(desc, func)
+            done: Deferred[None] = self._hs.run_as_background_process(
+                desc, self._run, desc, func
+            )
             return done.addTimeout(_SHUTDOWN_S, reactor).addErrback(
                 lambda _: logger.warning("Shutting down before %s was done", desc)
             )
