@@ -7,7 +7,7 @@ from unittest import mock
 
 import psycopg2
 import pytest
-from module_case import DESTINATIONS, ModuleTestCase
+from module_case import DESTINATIONS, FAILING, NAME, V2, ModuleTestCase
 from parameterized import parameterized
 from psycopg2.extensions import (
     ISOLATION_LEVEL_READ_COMMITTED,
@@ -294,6 +294,26 @@ class TablesTestCase(ModuleTestCase):
         )
         connection.set_isolation_level(ISOLATION_LEVEL_READ_COMMITTED)
         return connection
+
+    def test_locked(self) -> None:
+        """A table that somebody else has locked holds nobody up: not v1's reset, which
+        goes unrecorded, and no connection for long."""
+        if not self.is_postgres:
+            # There, the whole database is.
+            return
+        self.add_destination(NAME, *FAILING)
+        self.patch(module, "_LOCK_TIMEOUT", "50ms")
+        connection = self.connect()
+        try:
+            connection.cursor().execute("LOCK TABLE federation_admin_audit")
+            self.assert_error(self.ask("GET", f"{V2}/audit"), 503, "M_UNKNOWN", "again")
+            with self.assertLogs("synapse_federation_admin", "WARNING") as logs:
+                self.assertEqual(self.reset().code, 200)
+            self.assertIn("Cannot write to the audit", "".join(logs.output))
+        finally:
+            connection.close()
+        self.assertEqual(self.audit(), [])
+        self.assertIsNone(self.get_json(self.destination_path(NAME))["failure_ts"])
 
     def test_at_once(self) -> None:
         """Several processes that make them at once do not get in each other's way."""

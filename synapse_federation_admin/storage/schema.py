@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 # The key of PostgreSQL's advisory lock: any number that nobody else uses.
 _LOCK = 0x6665_6461_7462_6C73  # "fedatbls"
 
+# How long a statement waits for a lock that somebody else has on a table of ours. Each
+# that waits has one of the few connections that the whole homeserver has.
+_LOCK_TIMEOUT = "2s"
+
 # How often something is tried where what it uses turns out to be missing.
 _TRIES = 3
 
@@ -110,7 +114,7 @@ class Tables:
             return
         if not await self._homeserver.run_db_interaction(
             "federation_admin_tables",
-            lambda txn: _is_current(txn, self._wanted),
+            _impatient(lambda txn: _is_current(txn, self._wanted)),
         ):
             await self._make()
         self._is_ready = True
@@ -152,7 +156,7 @@ class Tables:
         for attempt in range(_TRIES):
             try:
                 await (self._make() if attempt else self.ready())
-                return await run(desc, func)
+                return await run(desc, _impatient(func))
             except CancelledError:
                 raise
             except Exception as e:
@@ -202,6 +206,22 @@ class Tables:
             await self._make()
             found = await read()
         return found
+
+
+def _impatient(
+    func: Callable[[LoggingTransaction], T],
+) -> Callable[[LoggingTransaction], T]:
+    """Have a transaction not wait for long for what somebody else has locked.
+
+    Then the database cannot be used just now, as if it were away.
+    """
+
+    def impatient_txn(txn: LoggingTransaction) -> T:
+        if on_postgres(txn):
+            txn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        return func(txn)
+
+    return impatient_txn
 
 
 def _told(error: Exception) -> str:
