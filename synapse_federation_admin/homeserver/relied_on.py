@@ -239,7 +239,8 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     ),
     (_CLASSIFIES, "hs: config.worker.worker_replication_secret"),
     (
-        (*_CONTACTS, _F.HISTORY),
+        # Also where Synapse's client asks a store of ours.
+        _CLASSIFIES,
         "hs: get_datastores().main.get_destination_retry_timings",
     ),
     (
