@@ -42,7 +42,7 @@ class AttentionTestCase(MembersTestCase):
         self.assertEqual(self.ask_anew(), [])
 
     def test_whom(self) -> None:
-        """Whom it affects, and what waits, is told of what fails."""
+        """Whom it affects, what waits, and why, is told of what fails."""
         names = ("few.example", "many.example", "more.example", "none.example")
         for name in (*names, "waits.example"):
             self.add_failing(name)
@@ -64,6 +64,7 @@ class AttentionTestCase(MembersTestCase):
         self.add_room("more.example", "!1:x", 6)
         self.add_to_device("more.example")
         self.add_to_device("waits.example")
+        self.insert_failure("few.example", "tls_expired", message="It has expired")
         found = self.ask_anew()
         told = [
             (row["destination"], row["shared_rooms"], row["local_users"])
@@ -76,16 +77,9 @@ class AttentionTestCase(MembersTestCase):
         self.assertEqual(found[3]["backlog"]["to_device_messages"], 1)
         self.assertEqual(found[0]["status"], "backing_off")
         self.assertIsNone(found[0]["last_failure"])
+        self.assertEqual(found[2]["last_failure"]["message"], "It has expired")
         self.assertEqual(self.ask_anew("?limit=1"), found[:1])
         self.assertEqual(self.ask("GET", f"{PATH}?limit=51").code, 400)
-
-    def test_why(self) -> None:
-        """Why it last failed is told where that was recorded."""
-        self.add_failing("a.example")
-        self.add_to_device("a.example")
-        self.insert_failure("a.example", "tls_expired", message="It has expired")
-        (found,) = self.ask_anew()
-        self.assertEqual(found["last_failure"]["message"], "It has expired")
 
     def test_kept(self) -> None:
         """What was found is told for a minute, and nothing is read for it."""

@@ -54,8 +54,15 @@ class CapBackoffTestCase(RunsTestCase):
             self.add_destination("b" * 261, 1000, 10**12, 500)
 
     def test_cap(self) -> None:
-        """Only what is longer is shortened, and only its interval; the audit knows."""
+        """Only what is longer is shortened, and only its interval; the audit knows.
+
+        A dry run counts as a run, and changes nothing.
+        """
         options = {"max_retry_interval_ms": 2 * HOUR_MS}
+        dry = self.post("cap_backoff", **options, dry_run=True).json_body
+        sample = ["long.example", "longest.example"]
+        self.assertEqual(dry, {"dry_run": True, "matched": 2, "sample": sample})
+        self.assertEqual((self.rows(), self.audit()), (self.intervals, []))
         run = self.complete("cap_backoff", **options, reason="lowered")
         self.assertEqual((run["matched"], run["outcomes"]), (2, {"capped": 2}))
         self.assertEqual(run["options"], options)
@@ -74,22 +81,6 @@ class CapBackoffTestCase(RunsTestCase):
         self.assertEqual(entry["details"], {"retry_interval": 10**12})
         # Again: nothing is left to do.
         self.assertEqual(self.complete("cap_backoff", **options)["matched"], 0)
-
-    def test_dry_run(self) -> None:
-        """A dry run counts as a run, and changes nothing."""
-        body = self.post(
-            "cap_backoff", max_retry_interval_ms=2 * HOUR_MS, dry_run=True
-        ).json_body
-        self.assertEqual(
-            body,
-            {
-                "dry_run": True,
-                "matched": 2,
-                "sample": ["long.example", "longest.example"],
-            },
-        )
-        self.assertEqual(self.rows(), self.intervals)
-        self.assertEqual(self.audit(), [])
 
     def test_recovers_meanwhile(self) -> None:
         """What is not longer any more when its turn comes stays as it is."""

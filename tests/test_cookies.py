@@ -21,14 +21,6 @@ def test_renewal_cookie() -> None:
         assert Renewal.parse(wrong) is None
 
 
-def test_session_cookie() -> None:
-    """A session comes back from its cookie, before and after somebody signs in."""
-    new = Session.new()
-    signed_in = new.signed_in(Origin.LOGIN, "syt_a.b%~")
-    for session in (new, signed_in, signed_in.signed_in(Origin.PASTED, "n")):
-        assert Session.parse(session.value()) == session
-
-
 def test_names() -> None:
     """Homeservers of one host, whose cookies browsers do not tell apart by the port,
     have cookies of their own."""

@@ -106,16 +106,6 @@ def judged(began: dict[str, int], **values: object) -> Correlation:
     )
 
 
-def test_resolver() -> None:
-    """The explanation has the share, the time, the kind, and the likely cause."""
-    found = judged({"dns_failed": 46}, succeeded=4)
-    assert found.verdict.value == "us"
-    assert found.explanation == (
-        "92 % of long-known servers tried in the last 15 minutes fail with dns_failed: "
-        "the resolver of this host is the likely cause"
-    )
-
-
 # Kinds with which many began to fail, and what of ours is named.
 OURS = [
     ({"dns_failed": 9, "dns_not_found": 3}, "resolver"),

@@ -520,6 +520,7 @@ def test_command_line(world: World, open_browser: Open, tmp_path: Path) -> None:
     assert not here.kept.exists()
     service.withheld = set()
 
+    service.says_next.append("authorization_pending")
     said = here.end(here.log_in(browser))
     assert f"Logged in as @admin:{world.synapse.server_name}" in said
     assert here.kept.stat().st_mode & 0o777 == 0o600

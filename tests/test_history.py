@@ -61,12 +61,6 @@ class FailuresTest(HistoryTestCase):
         self.assertEqual(expected["kind"], "rejected")
         self.assertEqual(report["stored"]["last_failure"], expected)
 
-    def test_last_success(self) -> None:
-        """The detail tells when it last answered, even if there is no row."""
-        then = self.now - 5
-        self.insert("federation_admin_successes", destination="a.example", last_ts=then)
-        self.assertEqual(self.get_json(f"{LIST}/a.example")["last_success_ts"], then)
-
     def names_with(self, query: str) -> list[str]:
         """Return the names that a list holds, which are those of its export, too."""
         body = self.get_json(f"{LIST}?total=true&{query}")

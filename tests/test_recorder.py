@@ -415,18 +415,6 @@ class OddTestCase(RecorderTestCase):
         self.assertEqual(self.rows(), [])
         self.assertIn("Traceback", "".join(logs.output))
 
-    def test_held_up(self) -> None:
-        """Of two processes that saw it recover, the later time stays."""
-        other = self.other()
-        self.recorder.recovered("a.example")
-        self.reactor.advance(1)
-        later_ts = self.clock.time_msec()
-        other.recovered("a.example")
-        for recorder in (other, self.recorder):
-            self.get_success(recorder.write())
-        (row,) = self.rows("successes")
-        self.assertEqual((row["recovered_ts"], row["last_ts"]), (later_ts, later_ts))
-
     def test_has_asked_us(self) -> None:
         """That a destination asks us something proves nothing of what it answers."""
         read = partial(records.last_successes_txn, destinations=["a.example"])

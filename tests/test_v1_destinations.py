@@ -139,17 +139,6 @@ class ListTestCase(ModuleTestCase):
 class DetailTestCase(ModuleTestCase):
     """GET destinations/<destination>."""
 
-    def test_keys(self) -> None:
-        """The same five keys as in the list, with the same values."""
-        for row in (("up.example",), ("down.example", 10, 20, 5, 7)):
-            self.add_destination(*row)
-            detail = self.get_json(self.destination_path(row[0]))
-            (listed,) = self.get_json(f"{DESTINATIONS}?destination={row[0]}")[
-                "destinations"
-            ]
-            self.assertEqual(detail, listed)
-            self.assertEqual(set(detail), set(KEYS))
-
     @pytest.mark.database
     def test_exact_name(self) -> None:
         """The name is exact: case counts, and so does the port."""

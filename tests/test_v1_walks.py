@@ -156,21 +156,14 @@ class WalkTestCase(ModuleTestCase):
         self.reactor.advance(11)
         self.assertEqual(total(), 12)
 
-    def test_list_changes(self) -> None:
-        """Where the list is shorter or longer than its count, `total` follows."""
+    def test_list_is_shorter(self) -> None:
+        """Where the list is shorter than its count, `total` follows."""
         for number in range(10):
             self.add(number)
         self.assertEqual(self.get_json(f"{DESTINATIONS}?limit=4")["total"], 10)
         self.run_sql("DELETE FROM destinations WHERE destination > 'host003.example'")
         shorter = self.get_json(f"{DESTINATIONS}?limit=4&from=4")
         self.assertEqual(shorter, {"destinations": [], "total": 4})
-
-        self.add(4)
-        self.get_json(f"{DESTINATIONS}?limit=4")
-        for number in range(5, 10):
-            self.add(number)
-        longer = self.get_json(f"{DESTINATIONS}?limit=4&from=4")
-        self.assertEqual((longer["total"], longer["next_token"]), (9, "8"))
 
 
 @pytest.mark.database
