@@ -17,10 +17,6 @@ from synapse_federation_admin.destinations.shared_rooms import SharedRoom
 SharedRoomModel: TypeAlias = model_of(SharedRoom)  # type: ignore[valid-type]
 
 
-class SharedRoomsQuery(Paged):
-    """The list's query parameters."""
-
-
 class SharedRoomsPage(Answer):
     """A page of the rooms that a server shares with us."""
 
@@ -30,10 +26,8 @@ class SharedRoomsPage(Answer):
     next_token: NextToken = None
 
 
-@operation(SharedRoomsQuery, SharedRoomsPage)
-async def list_shared_rooms(
-    asked: Asked, query: SharedRoomsQuery, destination: str
-) -> JsonDict:
+@operation(Paged, SharedRoomsPage)
+async def list_shared_rooms(asked: Asked, query: Paged, destination: str) -> JsonDict:
     """List the rooms in which users of a server and of this one are now.
 
     GET /_synapse/admin/v2/federation/destinations/<destination>/shared_rooms
@@ -56,7 +50,7 @@ async def list_shared_rooms(
 
     A name that shares none, known or not, has an empty list.
     """
-    paging = Paging(query, destination)
+    paging = Paging(query, "shared_rooms", destination)
     found = await asked.services.shared_rooms.page(
         destination, paging.after, paging.limit
     )

@@ -57,26 +57,17 @@ _EXITS = {
 }
 
 
-class _Duration(click.ParamType):  # type: ignore[type-arg]
-    """A duration such as `7d`, as ms."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
-        found = value if isinstance(value, int) else parse_duration(str(value))
-        if found is None:
-            self.fail(
-                f"{value!r} is no duration: a number and one of s, m, h, d and w, such"
-                " as 7d.",
-                param,
-                ctx,
-            )
-        return found
-
-
-DURATION = _Duration()
+def _duration(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> int | None:
+    """Return the ms of a duration such as `7d`; None if none is given."""
+    found = None if value is None else parse_duration(value)
+    if value is not None and found is None:
+        raise click.BadParameter(
+            f"{value!r} is no duration: a number and one of s, m, h, d and w, such as"
+            " 7d."
+        )
+    return found
 
 
 @command("filter")
@@ -89,7 +80,12 @@ DURATION = _Duration()
     help="How many contacts to begin per second: 5 by default, from 0.1 to"
     " `bulk.max_per_second` of the configuration.",
 )
-@click.option("--timeout", type=DURATION, help="How long each has to answer: `10s`.")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    callback=_duration,
+    help="How long each has to answer: `10s`.",
+)
 @click.option(
     "--ignore-unknown",
     is_flag=True,
@@ -254,7 +250,7 @@ def _tell_lost(asked: Asked, found: Json) -> None:
 
 
 @command(name="cap-backoff")
-@click.argument("longest", metavar="DURATION", type=DURATION)
+@click.argument("longest", metavar="DURATION", callback=_duration)
 @_careful
 def cap_backoff(asked: Asked, /, longest: int, **given: Any) -> int:
     """Shorten backoffs that are longer than DURATION, such as 1d.
