@@ -22,6 +22,8 @@ from laboratory import (
     http,
 )
 
+from synapse_federation_admin.failures.kinds import FailureKind, Reason
+
 BLOCKED = "127.9.0.1"
 
 BAD_GATEWAY = http("502 Bad Gateway", b"<html>", HTML)
@@ -76,6 +78,13 @@ def fault(line: str, says: str = "") -> Callable[[Build], Build]:
         return build
 
     return add
+
+
+def told_as(kind: str, text: str) -> bool:
+    """Tell whether a text has the term of a kind, or of what is below one."""
+    terms = [k.headline for k in FailureKind if k.value == kind]
+    terms += [reason.headline for reason in Reason if reason.headline]
+    return any(term in text for term in terms)
 
 
 def placed(lab: Laboratory, host: str, address: str = "") -> str:

@@ -12,7 +12,7 @@ import attr
 import pytest
 from catalogue import CATALOGUE
 from deadlines import AT_ONCE_S
-from faults import BLOCKED
+from faults import BLOCKED, told_as
 from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
 from real_synapse import Admin, RealSynapse
@@ -181,6 +181,7 @@ def test_reconnect(
         if error["kind"] not in kinds:
             wrong[label] = (error, kinds)
         assert contact["duration_ms"] < AT_ONCE_S * 1000, label
+        assert told_as(error["kind"], error["message"]), (label, error)
         assert error["message"].isascii(), label
         assert error["message"].isprintable(), label
         assert len(error["message"]) < 500, label
@@ -245,6 +246,9 @@ def test_history(
     found = {x: recorded.get(world.names[x]) for x in expected}
     told = {x: detail and detail["last_failure"]["kind"] for x, detail in found.items()}
     assert {x: k for x, k in told.items() if k not in expected[x]} == {}
+    for detail in filter(None, found.values()):
+        failure = detail["last_failure"]
+        assert told_as(failure["kind"], failure["message"]), failure
     refusing = {x: d for x, d in found.items() if x.startswith("send-")}
     assert {x for x, detail in refusing.items() if detail["last_success_ts"]} == set()
 

@@ -14,7 +14,7 @@ import attr
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
 from dns_server import DnsServer
-from faults import m_server
+from faults import m_server, told_as
 from faults_tls import expired
 from fleet import select, write_failing
 from laboratory import (
@@ -325,6 +325,7 @@ def test_shut_out(world: World) -> None:
     ) as closed:
         report = world.diagnose(closed.server_name)
     assert (report["verdict"], report["kind"]) == ("failing", "rejected"), report
+    assert told_as("rejected", report["explanation"]), report
     assert report["stages"]["authenticated"]["status"] in (401, 403)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import attr
 import pytest
 import trustme
-from faults import BAD_GATEWAY, BLOCKED, PAGE_NOT_FOUND
+from faults import BAD_GATEWAY, BLOCKED, PAGE_NOT_FOUND, told_as
 from faults_tls import DAY, NOW, context, loaded
 from fleet import select
 from laboratory import Answer, Server, close, full, hang, http
@@ -357,6 +357,7 @@ def test_every_failure(cluster: Cluster, told: list[Told]) -> None:
         expected = (kinds[what], len(found), found[-1].process)
         is_ = (failure["kind"], failure["count"], failure["instance"])
         assert is_ == expected, (name, what)
+        assert told_as(failure["kind"], failure["message"]), failure
         assert abs(failure["first_ts"] - found[0].ts) <= CLOSE_MS, (failure, found)
         assert abs(failure["last_ts"] - found[-1].ts) <= CLOSE_MS, (failure, found)
         (outage,) = cluster.client.outages(name)

@@ -52,7 +52,10 @@ def test_silent_dns(tmp_path: Path) -> None:
         assert set(run["errors"]) == {"dns_failed"}
         assert run["done"] < len(names)
         found = client.reconnect(long[0])
-        assert found["contact"]["error"]["kind"] == "invalid_name"
+        error = found["contact"]["error"]
+        assert error["kind"] == "invalid_name"
+        assert error["message"].startswith("Invalid server name: ")
+        assert "DNS lookup failed" in str(client.audit(destination=names[0]))
         assert found["contact"]["duration_ms"] == 0
         assert all(row[2] is not None for row in read_rows(synapse).values())
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import attr
 import pytest
+from faults import told_as
 from fleet import read_rows, select, write_failing
 from real_synapse import SHARDS, RealSynapse, remote_of
 
@@ -71,6 +72,7 @@ def test_one(cluster: Cluster, behaviour: Behaviour, process: str) -> None:
     report = client.diagnose(name)
     verdict = "failing" if kind else "ok"
     assert (report["verdict"], report["kind"]) == (verdict, kind), report
+    assert kind is None or told_as(kind, report["explanation"]), report
     assert report["instance"] == process
     for stage in report["stages"]:
         if stage["name"] in ("well_known", "addresses", "connections", "version"):
@@ -84,7 +86,9 @@ def test_one(cluster: Cluster, behaviour: Behaviour, process: str) -> None:
         assert answer["contact"]["server"]["name"] == "playground"
         return
     assert answer["outcome"] == "still_failing"
-    assert answer["contact"]["error"]["kind"] == kind, answer
+    error = answer["contact"]["error"]
+    assert error["kind"] == kind, answer
+    assert told_as(kind, error["message"]), answer
     assert read_rows(cluster.synapse)[name] == before
 
 
@@ -139,7 +143,6 @@ def test_recorded(cluster: Cluster) -> None:
         wait_until(recorded, "all to be recorded", 90)
     for name, (kind, process) in expected.items():
         (failure,) = client.detail(name)["failures"]
-        assert (failure["kind"], failure["instance"]) == (kind, process), (
-            name,
-            failure,
-        )
+        is_ = (failure["kind"], failure["instance"])
+        assert is_ == (kind, process), (name, failure)
+        assert told_as(kind, failure["message"]), (name, failure)
