@@ -108,7 +108,7 @@ for line, answer in {
 # Works, but.
 
 
-@fault("slow-answers degraded other/slow", "took 5 s")
+@fault("slow-answers degraded other/slow", "took 5.")
 def _(lab: Laboratory, name: str) -> None:
     answers = {path: slowly(answer, 5.1) for path, answer in homeserver(name).items()}
     lab.serve(placed(lab, name), 8448, answers, name)

@@ -64,6 +64,7 @@ from synapse_federation_admin.homeserver.errors import (
     HTTP_CLIENT,
     NO_RESULTS,
     NO_WAY,
+    TLS_CLIENT,
     BodyExceededMaxSize,
     FederationDeniedError,
     HttpResponseException,
@@ -75,8 +76,8 @@ from synapse_federation_admin.homeserver.errors import (
     WithoutFileError,
     forget_frames,
     innermost,
-    is_of_parser,
     is_out_of_resources,
+    stumbled_in,
 )
 from synapse_federation_admin.homeserver.server_name import is_internal
 
@@ -306,7 +307,10 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         if isinstance(cause, types):
             return Failure(kind, of_type, facts)
     is_of_http = type(cause).__module__.startswith(HTTP_CLIENT)
-    if is_of_http or (is_of_clients and is_of_parser(cause)):
+    where = stumbled_in(cause) if is_of_clients else ""
+    if where == TLS_CLIENT:
+        return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE, facts)
+    if is_of_http or where.startswith(HTTP_CLIENT):
         return Failure(FailureKind.INVALID_RESPONSE, _reason_of_http(cause), facts)
     return Failure(FailureKind.INTERNAL, facts=facts)
 

@@ -279,11 +279,7 @@ class Attempt(BoundedReactor):
             return ObstacleError(Obstacle.OWN_PROXY, cause=cause)
         if isinstance(cause, net.ConnectionClosed) and self.is_dropped:
             return ObstacleError(Obstacle.NO_END)
-        # An index error is what Twisted makes of one that is closed by a notice of TLS.
-        if (
-            isinstance(cause, net.ConnectionClosed | IndexError)
-            and self.is_shaking_hands
-        ):
+        if isinstance(cause, net.ConnectionClosed) and self.is_shaking_hands:
             return ObstacleError(Obstacle.CLOSED_IN_HANDSHAKE)
         return error
 

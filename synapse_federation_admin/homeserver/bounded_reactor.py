@@ -105,10 +105,15 @@ class _BoundedProtocol(ProtocolWrapper):
     def dataReceived(self, data: bytes) -> None:
         """Pass data on while there is not too much of it."""
         self._bytes_left -= len(data)
-        if self._bytes_left >= 0:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's
-        else:
+        if self._bytes_left < 0:
             self.factory.reactor.is_dropped = True
+            self._drop()
+            return
+        try:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's
+        except IndexError:
+            # Twisted stumbles over a notice of TLS that ends a handshake; the reactor
+            # would log that as an error of its own.
             self._drop()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # no default: always given

@@ -35,8 +35,9 @@ from twisted.web.client import (
 _HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
 
 # Where the exceptions are defined that mean that an answer is no HTTP, and where those
-# are raised.
+# are raised; and what speaks TLS.
 HTTP_CLIENT = "twisted.web."
+TLS_CLIENT = "twisted.protocols.tls"
 
 # What Twisted says of a host name without an address that may be used.
 NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
@@ -194,16 +195,16 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
-def is_of_parser(error: BaseException) -> bool:
-    """Tell whether Twisted's HTTP client stumbled over what it received.
+def stumbled_in(error: BaseException) -> str:
+    """Return the module of Twisted's that stumbled over what it received, or else "".
 
     Not all of that raises what is for it: a transfer encoding that it does not know is
-    a `KeyError`.
+    a `KeyError`, a notice of TLS that ends a handshake an `IndexError`.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return any(frame.f_code.co_name == "dataReceived" for frame in frames) and str(
-        frames[-1].f_globals.get("__name__")
-    ).startswith(HTTP_CLIENT)
+    if not any(frame.f_code.co_name == "dataReceived" for frame in frames):
+        return ""
+    return str(frames[-1].f_globals.get("__name__"))
 
 
 def is_out_of_resources(error: BaseException) -> bool:
