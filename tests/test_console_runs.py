@@ -14,6 +14,7 @@ from twisted.internet import error
 
 from synapse_federation_admin.console.render import Renderer
 from synapse_federation_admin.storage.audit_entry import AuditAction
+from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.storage.outcomes import ReconnectOutcome, Refused
 from synapse_federation_admin.storage.run_values import RunStatus
 from synapse_federation_admin.wording import outcomes
@@ -227,6 +228,11 @@ def test_words() -> None:
     assert {each.value for each in ReconnectOutcome} <= set(outcomes.OUTCOMES)
 
 
+def sender(state: str, instance: str | None = "sender1") -> dict[str, Any]:
+    """Return the process that sends, as the API answers it."""
+    return {"state": InstanceState(state).value, "instance": instance}
+
+
 def refused(*values: int | None) -> dict[str, Any]:
     """Return a transaction that was refused, as the API answers it."""
     return dict(zip(Refused.__slots__, values, strict=False))
@@ -236,6 +242,16 @@ def refused(*values: int | None) -> dict[str, Any]:
     ("outcome", "more", "told"),
     [
         ("connected", {}, "Connected"),
+        ("connected", {"sender": sender("running")}, "Connected"),
+        ("connected", {"sender": sender("gone")}, "Answers, and nothing is sent to it"),
+        ("connected", {"sender": sender("never_seen")}, "to it: sender1 does not run."),
+        (
+            "pending",
+            {"sender": sender("nobody", None)},
+            "no process of this homeserver",
+        ),
+        ("connected", {"sender": {**sender("late"), "ahead_events": 4}}, "is ahead of"),
+        ("still_failing", {"sender": sender("gone")}, "Nothing has changed. </p>"),
         (
             "refused",
             {"refused": refused(413, 5000, 2, 1, 1)},

@@ -240,6 +240,9 @@ class SeenThroughTestCase(ReconnectTestCase):
         self.assertEqual(body["outcome"], "pending")
         self.assertEqual(body["after"]["status"], "online")
         self.assertEqual(body["told"], ["main"])
+        # Nothing leaves before it runs.
+        found = body["sender"]
+        self.assertEqual((found["instance"], found["state"]), ("sender1", "never_seen"))
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "pending")
         self.assertIsNotNone(entry["ended_ts"])

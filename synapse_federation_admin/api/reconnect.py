@@ -13,7 +13,7 @@ from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.api.v2_destinations import require_known
-from synapse_federation_admin.destinations.senders import Processes
+from synapse_federation_admin.destinations.senders import Processes, Sender
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.storage.outcomes import (
     Contact,
@@ -75,6 +75,11 @@ class Reconnected(Telling):
         description="The transaction that it has refused; null if it has not, or if "
         "the process that sends has not told."
     )
+    sender: model_of(Sender) | None = Field(  # type: ignore[valid-type]
+        description="The process that sends to it: while it does not run, nothing "
+        "leaves, whatever the server takes; null where the module's own tables cannot "
+        "be read."
+    )
 
 
 @operation(
@@ -110,6 +115,15 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
                 "error": null
             },
             "refused": null,
+            "sender": {
+                "instance": "federation_sender1",
+                "state": "running",
+                "seen_ts": 1557332397936,
+                "position": 4711,
+                "behind_events": 0,
+                "behind_ms": 0,
+                "ahead_events": 0
+            },
             "told": ["main", "federation_sender1"],
             "not_told": [],
             "not_told_error": null,
@@ -130,6 +144,7 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
     # What it has met is told to whoever asks next.
     await if_readable(lambda: services.recorder.write())
     processes = await if_readable(lambda: services.senders.read())
+    sender = await if_readable(lambda: services.senders.of(destination))
     told = told_to(found.told, processes)
     if processes is not None and not processes.is_sent:
         told["told"] = []
@@ -139,6 +154,7 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
         "after": render_row(homeserver, found.after),
         "contact": shown(found.contact or Contact(homeserver.now_ms() - asked_ts)),
         "refused": shown(found.refused) if found.refused else None,
+        "sender": shown(sender),
         **told,
     }
 

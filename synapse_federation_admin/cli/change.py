@@ -156,12 +156,14 @@ def _reconnect(asked: Asked, name: str, body: Json) -> int:
     with asked.out.waiting(f"Contacting {name}"):
         found = asked.client.post(f"/destinations/{segment(name)}/reconnect", body)
     asked.out.answer(found, lambda: asked.out.show(*reconnected(name, found)))
-    return _EXITS.get(str(found.get("outcome")), Exit.FAILED)
+    is_well = outcomes.came_of(found).sign == "good"
+    exit_ = _EXITS.get(str(found.get("outcome")), Exit.FAILED)
+    return Exit.FAILED if exit_ is Exit.FINE and not is_well else exit_
 
 
 def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     """Write what came of a reconnect."""
-    told = outcomes.outcome("reconnect", str(found.get("outcome")))
+    told = outcomes.came_of(found)
     yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(told.sign, told.word))
     yield Padding(plain(outcomes.reconnected(found)), (0, 0, 0, 2))
     if not_running := found.get("not_running"):

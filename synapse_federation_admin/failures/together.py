@@ -117,10 +117,8 @@ def explain_senders(names: Sequence[str]) -> str:
     told = ", ".join(names[: limits.NAMES_IN_A_SENTENCE])
     more = len(names) - limits.NAMES_IN_A_SENTENCE
     others = f" and {more} more" if more > 0 else ""
-    return (
-        f"Of this homeserver's senders {told}{others} do not run, or have not come to "
-        "new events"
-    )
+    verbs = "does not run, or has" if len(names) == 1 else "do not run, or have"
+    return f"Of this homeserver's senders {told}{others} {verbs} not come to new events"
 
 
 def _percent(part: float, whole: float) -> str:

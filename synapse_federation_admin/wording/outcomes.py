@@ -222,7 +222,30 @@ def reconnected(found: Mapping[str, Any]) -> str:
         "internal": f"{why or 'What waits could not be sent'}. It tells nothing of that"
         " server; the log of Synapse has it.",
     }
-    return told.get(str(found.get("outcome")), why)
+    return told.get(str(found.get("outcome")), why) + _not_sent(found)
+
+
+def came_of(found: Mapping[str, Any]) -> Told:
+    """Return the outcome of a reconnect in words: not as good where nothing is sent."""
+    is_connected = found.get("outcome") == "connected"
+    if is_connected and _not_sent(found):
+        return Told("warn", "answers, and nothing is sent to it")
+    return outcome("reconnect", str(found.get("outcome")))
+
+
+def _not_sent(found: Mapping[str, Any]) -> str:
+    """Return why nothing is sent to a server, whatever it takes; or ""."""
+    sender = found.get("sender") or {}
+    if found.get("outcome") not in ("connected", "pending"):
+        return ""
+    who = sender.get("instance") or "no process of this homeserver"
+    if sender.get("state") in ("gone", "never_seen"):
+        return f" But nothing is sent to it: {who} does not run."
+    if sender.get("state") == "nobody":
+        return f" But nothing is sent to it: {who} sends."
+    if sender.get("ahead_events"):
+        return f" But nothing is sent to it: {who} is ahead of all events."
+    return ""
 
 
 def refusal(refused: Mapping[str, Any]) -> str:
