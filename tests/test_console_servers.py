@@ -406,6 +406,23 @@ def test_verdict(
 
 
 @pytest.mark.parametrize(
+    ("senders", "look", "says"),
+    [
+        ([{"behind_events": 0}, {"behind_events": 3}], "good", "Nothing waits."),
+        ([{"behind_events": 0}, {"instance": "two"}], "warn", "how far two has come"),
+        ([{"instance": "a"}, {"instance": "b"}], "warn", "how far a, b have come"),
+        ([{"instance": None}], "warn", "how far we have come"),
+        (None, "warn", "how far we have come"),
+    ],
+)
+def test_nothing_waits(senders: Any, look: str, says: str) -> None:
+    """Nothing is told to wait only where it is known how far all who send have come."""
+    found, told = servers.nothing_waits(senders)
+    assert found == look
+    assert says in told
+
+
+@pytest.mark.parametrize(
     ("failure_ts", "last_ts", "is_why"),
     [(5000, 5000, True), (5000, 4100, True), (5000, 3000, False), (None, 9000, True)],
 )

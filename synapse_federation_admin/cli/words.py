@@ -104,7 +104,7 @@ def waiting_rows(summary: Json) -> Iterator[tuple[RenderableType, ...]]:
     ]
     found = [row for row in rows if row[1]]
     if not found:
-        yield (pill("good", "Nothing waits."),)
+        yield (pill(*servers.nothing_waits(summary.get("senders"))),)
     for name, number, more in found:
         yield (name, Text(count(number), justify="right"), line(more, "dim"))
 

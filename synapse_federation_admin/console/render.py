@@ -163,6 +163,7 @@ def _environment() -> Environment:
         is_unanswered=servers.is_unanswered,
         not_allowed=servers.NOT_ALLOWED,
         not_failing=servers.STATUSES,
+        nothing_waits=servers.nothing_waits,
         say=outcomes,
         how_far=servers.how_far,
         signs=stages.SIGNS,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server's status and what waits for it, and a process of ours, in words. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from synapse_federation_admin.durations import duration
@@ -67,6 +67,22 @@ def waiting(backlog: Mapping[str, Any] | None) -> str:
         counted(numbers[key], word) for key, word in words.items() if numbers.get(key)
     ]
     return ", ".join(told) or "\u2013"
+
+
+def nothing_waits(senders: Iterable[Mapping[str, Any]] | None) -> tuple[str, str]:
+    """Return what is told where nothing is queued: a look, and a sentence.
+
+    What a process that sends has not come to is in no queue.
+
+    Args:
+        senders: As in the summary; None: that is not known.
+    """
+    unknown = [s for s in senders or ({},) if s.get("behind_events") is None]
+    if not unknown:
+        return "good", "Nothing waits."
+    names = ", ".join(str(s["instance"]) for s in unknown if s.get("instance"))
+    who = f"{names} {'has' if len(unknown) == 1 else 'have'}" if names else "we have"
+    return "warn", f"Nothing is queued; how far {who} come with sending is not known."
 
 
 def how_far(sender: Mapping[str, Any]) -> str:
