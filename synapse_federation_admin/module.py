@@ -157,7 +157,9 @@ def _wire_base(s: "Services", api: "ModuleApi") -> None:
     ) -> "Mapping[str, Mapping[FailureAge, int]] | None":
         return await if_readable(lambda: s.history.failing_by_kind(now_ms))
 
-    s.summary = SummaryStore(s.homeserver, invalid, count_kinds)
+    s.summary = SummaryStore(
+        s.homeserver, invalid, count_kinds, partial(s.features.is_on, Feature.BACKLOG)
+    )
 
     async def last_failures(
         names: "Sequence[str]",

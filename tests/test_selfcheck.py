@@ -310,6 +310,9 @@ class NamesTestCase(SelfCheckTestCase):
             for key in ("backlog", "shared_rooms", "local_users"):
                 self.assertIsNone(found[key])
             self.assertEqual(loaded.ask("GET", f"{path}/b.example").code, 404)
+            summary = loaded.ask("GET", f"{ADMIN_PATH}/v2/federation/summary")
+            self.assertEqual(summary.json_body["total"], 1, summary.result)
+            self.assertIsNone(summary.json_body["backlog"]["rooms"])
 
     def test_no_transaction(self) -> None:
         """Where no transaction can be run, Synapse's own servlets answer v1."""

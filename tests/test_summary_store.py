@@ -45,7 +45,7 @@ class SummaryTestCaseBase(ModuleTestCase):
         super().prepare(*args)
         self.reactor.advance(1000 * 24 * 3600)
         invalid = InvalidNames(self.homeserver)
-        self.summaries = SummaryStore(self.homeserver, invalid, no_kinds)
+        self.summaries = SummaryStore(self.homeserver, invalid, no_kinds, lambda: True)
 
     def get(self) -> Summary:
         return self.get_success(self.summaries.get())

@@ -122,7 +122,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_F.AUDIT, "GET", f"{_V2}/audit", "audit.read_audit"),
     Route(_F.AUDIT, "GET", f"{_V2}/changes", "changes.list_changes"),
     Route(_F.DIAGNOSIS, "POST", f"{_ONE}/diagnose", "diagnose.diagnose"),
-    Route(_F.V2, "GET", f"{_ONE}/tell", "tell.tell"),
+    Route(_F.LISTS, "GET", f"{_ONE}/tell", "tell.tell"),
     Route(_F.DIAGNOSIS, "GET", f"{_ONE}/support", "diagnose.get_support"),
     Route(_F.HISTORY, "GET", f"{_ONE}/outages", "outages.list_outages"),
     Route(

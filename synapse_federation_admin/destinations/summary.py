@@ -136,9 +136,14 @@ class SummaryStore:
     """
 
     def __init__(
-        self, homeserver: Homeserver, invalid: InvalidNames, count_kinds: CountKinds
+        self,
+        homeserver: Homeserver,
+        invalid: InvalidNames,
+        count_kinds: CountKinds,
+        has_backlog: Callable[[], bool],
     ) -> None:
         self._homeserver = homeserver
+        self._has_backlog = has_backlog
         self._invalid = invalid
         self._count_kinds = count_kinds
         self._counts = Costly(
@@ -160,7 +165,8 @@ class SummaryStore:
         """
         summary = await self._counts.get()
         assert summary is not None
-        return attr.evolve(summary, backlog=await self._backlog.get())
+        backlog = await self._backlog.get() if self._has_backlog() else None
+        return attr.evolve(summary, backlog=backlog)
 
     def forget(self) -> None:
         """Count anew for who asks next: this process has changed some."""

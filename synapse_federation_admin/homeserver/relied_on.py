@@ -311,7 +311,11 @@ COLUMNS: tuple[tuple[Collection[Feature], str, str], ...] = (
     # Whether a transaction can be run at all.
     ((_F.BASE,), "schema_version", "version"),
     (
-        (*_LISTS, *_CONTACTS, *(_F.DIAGNOSIS, _F.HISTORY, _F.METRICS, _F.INDEXES)),
+        (
+            *(*_LISTS, *_CLASSIFIES, _F.FLUSH_CACHES, _F.METRICS, _F.INDEXES),
+            # Who needs attention, and who has no row.
+            *(_F.SHARED_ROOMS, _F.BACKLOG),
+        ),
         "destinations",
         "destination retry_last_ts retry_interval failure_ts "
         "last_successful_stream_ordering",
