@@ -167,6 +167,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             BlocklistingAgentWrapper(*agent ip_blocklist)
             BlocklistingReactorWrapper(*reactor ip_allowlist ip_blocklist)
         synapse.http.federation.matrix_federation_agent:
+            MatrixFederationAgent._agent
             MatrixFederationAgent(*
                 reactor tls_client_options_factory ip_allowlist ip_blocklist
                 proxy_config _srv_resolver _well_known_resolver
