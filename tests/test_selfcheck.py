@@ -340,12 +340,19 @@ class NamesTestCase(SelfCheckTestCase):
                 self.assertEqual(is_off, set(needed_by))
 
     def test_other_arguments(self) -> None:
-        """A log text counts only with the arguments that are taken from it."""
+        """A log text counts only with the arguments that are taken from it, and where
+        it is taken."""
         for text, (module, args) in relied_on.LOG_TEXTS.items():
             self.assertTrue(selfcheck.says(module, text, args))
             self.assertFalse(selfcheck.says(module, text, f"other, {args}"))
             self.assertFalse(selfcheck.says(module, text, "other"))
             self.assertFalse(selfcheck.says(module, f"{text} now", args))
+            with mock.patch(f"{module}.logger", logging.getLogger("elsewhere")):
+                self.assertFalse(selfcheck.says(module, text, args))
+            source = Path(import_module(module).__file__).read_text()
+            louder = re.sub(r"logger\.(info|debug)", "logger.warning", source)
+            with mock.patch.object(Path, "read_text", return_value=louder):
+                self.assertFalse(selfcheck.says(module, text, args))
 
     def test_calls(self) -> None:
         """A function counts only if it can be called as it is called here."""

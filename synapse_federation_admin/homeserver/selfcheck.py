@@ -6,6 +6,7 @@ Synapse here that is not public.
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -132,17 +133,22 @@ def _require_name(function: Any, name: str) -> None:
 def says(module: str, text: str, args: str) -> bool:
     """Tell whether a module of Synapse's logs a text with some arguments.
 
-    Where Synapse was installed without its sources, it is believed.
+    By the logger of its own name, at level INFO or DEBUG. Where Synapse was installed
+    without its sources, it is believed.
     """
     try:
-        file = Path(str(import_module(module).__file__))
+        found = import_module(module)
+        if getattr(found, "logger", None) is not logging.getLogger(module):
+            return False
+        file = Path(str(found.__file__))
         source = file.read_text(encoding="utf-8", errors="replace")
     except ImportError:
         return False
     except OSError:
         return True
     then = "".join(rf",\s*{re.escape(arg)}" for arg in args.split(", "))
-    call = re.escape(f'"{text}"') + then + r",?\s*\)"
+    quoted = re.escape(f'"{text}"')
+    call = rf"\blogger\.(?:info|debug)\(\s*{quoted}{then},?\s*\)"
     return re.search(call, source) is not None
 
 
