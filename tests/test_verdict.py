@@ -402,6 +402,17 @@ def test_real_traffic(given: Stages, expected: str) -> None:
         assert "The last real request" in found.explanation
 
 
+def test_reaches_us() -> None:
+    """That they reach us is told where they have since they fail, not of before.
+
+    Who has just gone down has reached us within the last day, too.
+    """
+    for since_ts, is_told in (1, True), (None, False):
+        known = stored(reaches_us=True, failing_since_ts=since_ts)
+        found = conclude(not_connected(REFUSED, known))
+        assert ("They reach this" in found.explanation) is is_told
+
+
 def test_met() -> None:
     """What a real request met is told as it was recorded: its kind alone says more.
 

@@ -238,6 +238,8 @@ def _failing(stages: Stages, stage: Stage) -> Situation:
     is_reached = any(stages.status(name) for name in (StageName.VERSION, *_ASKED))
     if (
         stored is not None
+        # That they did before it failed says nothing: they may have gone down since.
+        and stored.failing_since_ts is not None
         and stored.reaches_us
         and failure.kind not in _NOT_SENT
         and not is_reached
