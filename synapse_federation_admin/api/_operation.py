@@ -58,11 +58,6 @@ class Operation(Generic[I]):
     media_types: tuple[str, ...] = ("application/json",)
     handler: Handler | None = None
 
-    @property
-    def name(self) -> str:
-        """The name of its handler, as that of its route."""
-        return getattr(self.handler, "__name__", "")
-
     async def __call__(self, asked: Asked, **parameters: str) -> JsonDict | None:
         """Answer a request.
 
