@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import pytest
 from module_case import V2, ModuleTestCase, quote
-from synapse.storage.database import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations import backlog
@@ -90,7 +89,7 @@ class BacklogTestCase(ModuleTestCase):
         self.add_room("b.example", room_id, there)
         # It was delivered, and purged.
         self.add_room("b.example", "!delivered:x", 1)
-        self.run_delete("DELETE FROM events WHERE stream_ordering = 1")
+        self.run_sql("DELETE FROM events WHERE stream_ordering = 1")
         self.add_destination("new.example")
         self.add_room("new.example", room_id, there)
 
@@ -112,7 +111,7 @@ class BacklogTestCase(ModuleTestCase):
         self.assertEqual(woken()[:2], ["a.example", "b.example"])
         self.assertEqual((sent("a.example"), sent("b.example")), ([], [event_id]))
         for name in ("b.example", "it's.example", "new.example"):
-            self.run_delete(mend_unsendable(name))
+            self.run_sql(mend_unsendable(name))
         (rooms,) = self.run_sql(
             "SELECT COUNT(*) FROM destination_rooms WHERE destination = 'b.example'"
         )
@@ -123,12 +122,6 @@ class BacklogTestCase(ModuleTestCase):
         self.assertEqual(told("new.example"), (1, 0, 1))
         with patch.object(limits, "WAITING_CHECKED", 2):
             self.assertEqual(told("a.example"), (3, 2, 0))
-
-    def run_delete(self, statement: str) -> None:
-        def run_txn(txn: LoggingTransaction) -> None:
-            txn.execute(statement)
-
-        self.get_success(self.store.db_pool.runInteraction("test", run_txn))
 
     def test_synapse_agrees_on_rooms(self) -> None:
         """Synapse's sender takes as undelivered what we say waits, where it asks."""

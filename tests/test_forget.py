@@ -2,6 +2,7 @@
 """What Synapse keeps of servers that are gone for good is removed."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from unittest import mock
 
@@ -35,15 +36,13 @@ class ForgetTestCase(MembersTestCase):
         # Tokens of users do not expire by that, but the admin's may be cached.
         self.stream_id = 10
 
-    @property
+    @cached_property
     def tables(self) -> list[str]:
         """Those of the tables that this Synapse has."""
-        if not hasattr(self, "_tables"):
-            existing = self.get_success(
-                self.store.db_pool.runInteraction("test", existing_tables)
-            )
-            self._tables = [table for table in TABLES if table in existing]
-        return self._tables
+        existing = self.get_success(
+            self.store.db_pool.runInteraction("test", existing_tables)
+        )
+        return [table for table in TABLES if table in existing]
 
     def add_everything(self, name: str, row: tuple[Any, ...] = LONG_AGO) -> None:
         """Write a row of a destination, and something of it into every table."""
@@ -71,14 +70,11 @@ class ForgetTestCase(MembersTestCase):
 
     def left(self, name: str) -> dict[str, int]:
         """Return how many rows of a name there are, by table; without zeros."""
-        found = {
-            table: self.get_success(
-                self.store.db_pool.simple_select_one_onecol(
-                    table, {"destination": name}, "COUNT(*)"
-                )
+        found = {}
+        for table in self.tables:
+            ((found[table],),) = self.run_sql(
+                f"SELECT COUNT(*) FROM {table} WHERE destination = '{name}'"
             )
-            for table in self.tables
-        }
         return {table: count for table, count in found.items() if count}
 
     def everything(self) -> dict[str, int]:

@@ -2,8 +2,7 @@
 """Every list, by every order and filter, is a plain sort of the plain rows."""
 
 import random
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -31,8 +30,6 @@ from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.storage.sql import Sql, where
 
 pytestmark = pytest.mark.one_synapse
-
-T = TypeVar("T")
 
 NOW_MS = 1_000_000
 
@@ -131,7 +128,6 @@ def keeps(wanted: DestinationFilter, row: Destination) -> bool:
 class ListPropertiesTest(ModuleTestCase):
     def prepare(self, *args: Any) -> None:
         self.store = self.hs.get_datastores().main
-        self.db_pool = self.store.db_pool
         self.reactor.advance(NOW_MS / 1000 - self.reactor.seconds())
         homeserver = self.homeserver
         # The harness lets a microsecond go by now and then; examples are to the ms.
@@ -143,9 +139,6 @@ class ListPropertiesTest(ModuleTestCase):
             DestinationIndexes(homeserver, False),
             InvalidNames(homeserver),
         )
-
-    def result(self, awaitable: Awaitable[T]) -> T:
-        return self.get_success(awaitable)
 
     def fill(self, rows: list[Destination]) -> None:
         def fill_txn(txn: Any) -> None:
@@ -165,7 +158,7 @@ class ListPropertiesTest(ModuleTestCase):
                 ],
             )
 
-        self.result(self.db_pool.runInteraction("fill", fill_txn))
+        self.get_success(self.store.db_pool.runInteraction("fill", fill_txn))
         # Nothing is known of what was there before.
         self.reader.invalid = InvalidNames(self.homeserver)
 
@@ -179,14 +172,14 @@ class ListPropertiesTest(ModuleTestCase):
         self.fill(rows)
         expected = plainly_sorted([row for row in rows if keeps(wanted, row)], sort)
         of = self.reader.of(wanted, sort)
-        self.assertEqual(self.result(of.count()), len(expected))
+        self.assertEqual(self.get_success(of.count()), len(expected))
         self.assertEqual(self.walk(wanted, sort, limit), expected)
         for most in (10**9, limit, 2 * limit):
-            self.assertEqual(self.result(self.collect(of, most)), expected[:most])
+            self.assertEqual(self.get_success(self.collect(of, most)), expected[:most])
         for offset in {1, limit, len(expected) // 2, len(expected) - 1}:
             if 0 < offset < len(expected):
                 at = sort.position_of(expected[offset - 1])
-                found = self.result(of.position_at(offset, len(expected)))
+                found = self.get_success(of.position_at(offset, len(expected)))
                 self.assertEqual(found, at)
 
     def walk(
@@ -195,7 +188,7 @@ class ListPropertiesTest(ModuleTestCase):
         rows: list[Destination] = []
         after = None
         while True:
-            page = self.result(self.reader.of(wanted, sort).read(after, limit))
+            page = self.get_success(self.reader.of(wanted, sort).read(after, limit))
             rows += page
             if len(page) < limit:
                 return rows
@@ -256,7 +249,7 @@ class ListPropertiesTest(ModuleTestCase):
         """Every name that is no server's is found, and no other."""
         self.fill([Destination(name, None, None, None, None) for name in names])
         self.assertEqual(
-            sorted(self.result(self.reader.invalid.find())),
+            sorted(self.get_success(self.reader.invalid.find())),
             sorted(name for name in names if not is_server_name(name)),
         )
 
@@ -294,7 +287,7 @@ class ListPropertiesTest(ModuleTestCase):
             random.Random(1).shuffle(rows)
             self.fill(rows)
             if self.is_postgres:
-                self.run_all(["ANALYZE destinations"])
+                self.run_sql("ANALYZE destinations")
             *_, last = self.plans(due, Sort(), 100)
             by_key = (
                 "Index Scan using dest" if self.is_postgres else "INDEX sqlite_auto"
@@ -330,18 +323,13 @@ class ListPropertiesTest(ModuleTestCase):
             return select(txn, source, which, order, limit)
 
         with patch.object(module, "_select", explain):
-            self.result(self.reader.of(wanted, sort).read(None, limit))
+            self.get_success(self.reader.of(wanted, sort).read(None, limit))
         return plans
 
     def create_indexes(self) -> None:
-        self.run_all([index.create for index in INDEXES])
+        for index in INDEXES:
+            self.run_sql(index.create)
 
     def drop_indexes(self) -> None:
-        self.run_all([f"DROP INDEX IF EXISTS {index.name}" for index in INDEXES])
-
-    def run_all(self, statements: list[str]) -> None:
-        def run_txn(txn: Any) -> None:
-            for statement in statements:
-                txn.execute(statement)
-
-        self.result(self.db_pool.runInteraction("indexes", run_txn))
+        for index in INDEXES:
+            self.run_sql(f"DROP INDEX IF EXISTS {index.name}")
