@@ -269,15 +269,20 @@ class LongListTest(ComputingTestCase):
 class InBackgroundTestCase(ModuleTestCase):
     def test_not_usable(self) -> None:
         """Where what it needs cannot be used, the log says why, without a traceback."""
-        func = AsyncMock(side_effect=SynapseError(503, "Tables of a later version"))
-        with self.assertLogs(level="WARNING") as logs:
-            self.homeserver.run_in_background("federation_admin_test", func)
-            self.homeserver.before_shutdown("federation_admin_test", func)
-            self.reactor.triggers["before"]["shutdown"][-1][0]()
-        self.assertEqual(len(logs.records), 2)
-        for record in logs.records:
-            self.assertIn("federation_admin_test: 503: Tables", record.getMessage())
-            self.assertIsNone(record.exc_info)
+        engine = self.hs.get_datastores().main.database_engine
+        for error, text in (
+            (SynapseError(503, "Tables of a later version"), "503: Tables"),
+            (engine.module.OperationalError("gone"), "the database is away: gone"),
+        ):
+            func = AsyncMock(side_effect=error)
+            with self.assertLogs(level="WARNING") as logs:
+                self.homeserver.run_in_background("federation_admin_test", func)
+                self.homeserver.before_shutdown("federation_admin_test", func)
+                self.reactor.triggers["before"]["shutdown"][-1][0]()
+            self.assertEqual(len(logs.records), 2)
+            for record in logs.records:
+                self.assertIn(f"federation_admin_test: {text}", record.getMessage())
+                self.assertIsNone(record.exc_info)
 
 
 class EveryTestCase(ModuleTestCase):

@@ -66,7 +66,8 @@ class Background(Database):
             desc: Its name in metrics: one of a few, not one per destination.
             func: What to run. What it raises is logged by Synapse, with its traceback;
                 but not that it was called off as Synapse shuts down, and of what it
-                needs and cannot be used (a `SynapseError`), only what that says.
+                needs and cannot be used (a `SynapseError`), or where the database is
+                away, only what that says.
             args: Arguments for `func`.
         """
         self._api.run_as_background_process(desc, self._run, desc, func, *args)
@@ -81,6 +82,10 @@ class Background(Database):
                 raise
         except SynapseError as e:
             logger.warning("%s: %s", desc, e)
+        except Exception as e:
+            if not self.is_database_away(e):
+                raise
+            logger.warning("%s: the database is away: %s", desc, e)
 
     async def run_to_end(
         self,
