@@ -37,7 +37,7 @@ REPEATS = 7
 HOSTILE = (
     *("dropped", "hangs-handshake", "all-hangs", "silent-dns", "hanging-file"),
     *("endless-body", "endless-headers", "endless-keys", "endless-file"),
-    *("endless-redirects", "slow-version", "slow-query", "slow-file"),
+    *("endless-redirects", "slow-version", "slow-send", "slow-file"),
     *("many-addresses", "blocked-by-delegation", "hostile-version", "deep-keys"),
 )
 
