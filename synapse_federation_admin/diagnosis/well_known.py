@@ -142,11 +142,7 @@ class _Recorder:
     def request(self, method: bytes, uri: bytes, *args: Any) -> "Deferred[IResponse]":
         """Make a request: see `twisted.web.iweb.IAgent`."""
         begun_ms, number = self._way.now_ms, len(self.requests)
-        try:
-            asked = self._agent.request(method, uri, *args)
-        except ValueError as e:
-            # A redirect leads to what is no URL.
-            raise SchemeNotSupported from e
+        asked = self._agent.request(method, uri, *args)
         request = WellKnownRequest(bounded(uri.decode("latin-1"), limits.TEXT), 0)
         self.requests.append(request)
 
@@ -194,6 +190,9 @@ async def fetch(
         if error.is_ours:
             raise
     *before, last = recorder.requests
+    if last.status in REDIRECTS and isinstance(met, ValueError):
+        # It leads to what is no URL: Twisted says so of a scheme alone.
+        met = SchemeNotSupported()
     # Where a redirect leads that nobody follows.
     to = last.location if last.status in REDIRECTS else None
     file = FileAnswer(
