@@ -192,7 +192,7 @@ def test_since_when(answers: dict[str, Any]) -> None:
     hour_ago = now_ms() - 3_600_500
     backlog = {"rooms": 2, "oldest_event_ts": hour_ago}
     row = {"destination": "a.example", "status": "online", "backlog": backlog}
-    unanswered = "! not in backoff, no answer since"
+    unanswered = "! not in backoff, no success since"
     answers["/summary"] = {
         "backlog": {**backlog, "as_of_ts": 1, "to_device_messages": 0},
         "total": 1,

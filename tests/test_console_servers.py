@@ -268,11 +268,11 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         self.assertEqual(self.reset(name).code, 200)
         self.pass_time(10)
         text = self.text(f"/servers/{name}")
-        self.assertIn("! not in backoff , no answer since; was down for", text)
-        self.assertIn("It is not in backoff, but no answer to a real request", text)
+        self.assertIn("! not in backoff , no success since; was down for", text)
+        self.assertIn("It is not in backoff, but no success of a real", text)
         self.assertNotIn("not failing", text.partition("Last 14 days")[0])
         listed = self.text(f"/servers?destination={name}")
-        self.assertIn("! not in backoff , no answer since; was down for", listed)
+        self.assertIn("! not in backoff , no success since; was down for", listed)
 
     def test_no_answer(self) -> None:
         """Who answers real requests with 200 and with nothing of use is not in order.
@@ -295,13 +295,13 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         )
         for path in ("/servers", f"/servers/{name}"):
             text = self.text(path)
-            self.assertIn("! not in backoff , no answer since", text)
+            self.assertIn("! not in backoff , no success since", text)
             self.assertNotIn("✓ not failing", text)
         # A request to it failed, and nothing proves that all is well.
         self.pass_time(11)
         text = self.text("/")
-        self.assertIn("1 server has not answered since a request failed.", text)
-        self.assertIn("that has not answered since a request failed is in no", text)
+        self.assertIn("1 server has accepted no request since one failed.", text)
+        self.assertIn("that has accepted no request since one failed is in no", text)
         self.assertNotIn("All is well", text)
 
     def test_hostile(self) -> None:
@@ -370,7 +370,7 @@ def sender(state: str) -> Any:
     [
         (outlook("normal"), [sender("running")], 0, "good", "All is well."),
         (outlook("normal", 0), [], 0, "good", "Nothing is known to be wrong."),
-        (outlook("normal", 5, 1), [], 0, "warn", "1 server has not answered since"),
+        (outlook("normal", 5, 1), [], 0, "warn", "1 server has accepted no request"),
         (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
         (outlook("normal", can_be_told=False), [], 3, "warn", "Whether it is us can"),
         (outlook("us"), [], 3, "bad", "It is us."),

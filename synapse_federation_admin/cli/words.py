@@ -154,7 +154,7 @@ def status_of(row: Json) -> Text:
         began = row.get("failure_ts") or row.get("retry_last_ts")
         told = pill("bad", f"down for {since(began)}")
     elif found != "invalid" and servers.is_unanswered(row):
-        told = pill("warn", "not in backoff, no answer since")
+        told = pill("warn", "not in backoff, no success since")
     else:
         told = pill(*STATUSES.get(found, ("muted", found)))
     if row.get("allowed") is False:

@@ -90,7 +90,7 @@ def explain_nothing(
     if unanswered:
         have = "has" if unanswered == 1 else "have"
         others = (
-            f"; {unanswered} that {have} not answered since a request failed "
+            f"; {unanswered} that {have} accepted no request since one failed "
             f"{'is' if unanswered == 1 else 'are'} in no backoff"
         )
     if not tried:

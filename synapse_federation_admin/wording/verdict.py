@@ -65,7 +65,7 @@ def verdict_of(summary: Mapping[str, Any], see: str) -> Verdict:
         return Verdict("warn", "Nothing suggests that it is us.", why)
     if unanswered := outlook.get("last_hour", {}).get("unanswered"):
         have = "server has" if unanswered == 1 else "servers have"
-        sentence = f"{unanswered:,} {have} not answered since a request failed."
+        sentence = f"{unanswered:,} {have} accepted no request since one failed."
         return Verdict("warn", sentence, why)
     if not outlook.get("last_hour", {}).get("tried"):
         return Verdict("good", "Nothing is known to be wrong.", why)
