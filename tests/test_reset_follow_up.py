@@ -311,7 +311,7 @@ class StoriesTestCase(StoryTestCase):
         self.add_instance("renamed", 590_000)
         self.tell("fail:9000 601 pending")
         self.add_instance("renamed", 610_000)
-        self.tell("600")
+        self.tell("700")
         self.assertEqual(self.outcomes(), ["still_failing"])
         self.assertEqual(self.row(NAME)[2], 500)
 
