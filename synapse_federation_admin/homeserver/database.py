@@ -24,6 +24,10 @@ _SQLITE_ERROR = 1
 _READ_ONLY = "25006"
 
 
+class LockedError(Exception):
+    """Somebody else has locked a table: Synapse repeats the database's own error."""
+
+
 def on_postgres(txn: LoggingTransaction) -> bool:
     """Tell whether a transaction is one of PostgreSQL; else it is of SQLite."""
     return isinstance(txn.database_engine, PostgresEngine)
@@ -86,8 +90,8 @@ class Database(Process):
         module = self._hs.get_datastores().main.database_engine.module
         if getattr(error, "pgcode", None) == _READ_ONLY:
             return True
-        if isinstance(error, ConnectionLost):
-            # It closed the connection in the midst of a transaction.
+        if isinstance(error, LockedError | ConnectionLost):
+            # Or it closed the connection in the midst of a transaction.
             return True
         if isinstance(error, module.InterfaceError):
             # The connection was closed. From SQLite's driver it is about an argument.

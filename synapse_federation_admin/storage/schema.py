@@ -22,7 +22,7 @@ from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.database import on_postgres
+from synapse_federation_admin.homeserver.database import LockedError, on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import versions
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX, TABLES
@@ -46,10 +46,11 @@ _LOCK_TIMEOUT = "2s"
 _TRIES = 3
 
 # What the database says of a table, a column or a unique index that is not there:
-# PostgreSQL's codes, and the texts of SQLite, which has no codes for them; and that it
-# is not to be used.
+# PostgreSQL's codes, and the texts of SQLite, which has no codes for them; that it is
+# not to be used; and that it is locked.
 _UNDEFINED_CODES = frozenset({"42P01", "42703", "42P10"})
 _DENIED_CODE = "42501"
+_LOCKED_CODE = "55P03"
 _UNDEFINED_TEXTS = (
     "no such table",
     "no such column",
@@ -219,7 +220,13 @@ def _impatient(
     def impatient_txn(txn: LoggingTransaction) -> T:
         if on_postgres(txn):
             txn.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-        return func(txn)
+        try:
+            return func(txn)
+        except Exception as e:
+            if _code_of(e) == _LOCKED_CODE:
+                # Synapse would repeat it at once, and wait as long each time.
+                raise LockedError(_told(e)) from e
+            raise
 
     return impatient_txn
 
