@@ -29,7 +29,7 @@ from twisted.internet.defer import (
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import FailureKind
-from synapse_federation_admin.homeserver import traffic
+from synapse_federation_admin.homeserver import observed, traffic
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.delegation import AttemptWellKnownResolver
 from synapse_federation_admin.homeserver.errors import (
@@ -64,24 +64,37 @@ class ObservedTestCase(unittest.HomeserverTestCase):
         ):
             Homeserver(self.hs.get_module_api()).learn_causes(str)
         self.assertIsInstance(client.agent, ObservedAgent)
-        observed: Any = client.agent._observed
-        self.assertLessEqual(set(vars(direct)), set(vars(observed._agent)))
-        self.assertEqual(observed._agent.of_a_later_release, 5)
+        made: Any = client.agent._observed
+        self.assertLessEqual(set(vars(direct)), set(vars(made._agent)))
+        self.assertEqual(made._agent.of_a_later_release, 5)
 
     def test_not_as_expected(self) -> None:
         """A request that a bug of ours stops is made by Synapse's own agent."""
         inner = mock.Mock()
-        for own, expected in ((None, None), (AttributeError(), AttributeError)):
+        for own, is_ours in ((None, True), (OSError(), True), (TypeError(), False)):
             inner.request.return_value = fail(TypeError())
             agent: Any = self.agent(inner)
             agent._unobserved.request = mock.AsyncMock(
                 side_effect=own, return_value=mock.Mock(code=200)
             )
-            asked = agent.request(b"GET", b"matrix-federation://a.example/")
-            if expected is None:
+            # What Synapse itself stumbles over, by another server's fault, is none.
+            logs = self.assertLogs if is_ours else self.assertNoLogs
+            with logs(observed.logger, "ERROR"):
+                asked = agent.request(b"GET", b"matrix-federation://a.example/")
+            if own is None:
                 self.successResultOf(asked)
             else:
-                self.failureResultOf(asked, expected)
+                self.failureResultOf(asked, type(own))
+
+    def test_called_off_by_a_bug(self) -> None:
+        """A request that is called off is not made again, whatever that leads to."""
+        inner = mock.Mock()
+        inner.request.return_value = Deferred(lambda asked: asked.errback(TypeError()))
+        agent: Any = self.agent(inner)
+        asked = agent.request(b"GET", b"matrix-federation://a.example/")
+        asked.cancel()
+        self.failureResultOf(asked, TypeError)
+        agent._unobserved.request.assert_not_called()
 
     def test_redirected_nowhere(self) -> None:
         """A redirect to what is no URL fails as it does in Synapse."""

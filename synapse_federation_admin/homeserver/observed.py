@@ -15,6 +15,7 @@ from synapse.http.federation.matrix_federation_agent import (
 from synapse.http.federation.well_known_resolver import (
     WellKnownResolver,
 )
+from synapse.logging.context import PreserveLoggingContext, current_context
 from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
@@ -96,7 +97,10 @@ class ObservedAgent:
             )
         finally:
             current_attempt.reset(current)
-        is_called_off = is_unobserved = False
+        context = current_context()
+        is_called_off = False
+        # Why it is made again, if it is.
+        stopped: Failure | None = None
 
         def call_off(_: object) -> None:
             # Afterwards nobody knows what it was waiting for.
@@ -106,32 +110,35 @@ class ObservedAgent:
             asked.cancel()
 
         def answered(response: IResponse) -> None:
+            if stopped is not None:
+                _log_bug(stopped)
             if not answer.called:
                 is_error = response.code >= _ERROR and attempt.wrong_delegation
                 self._tell(watched, attempt, ValueError() if is_error else None)
                 answer.callback(response)
 
         def failed(failure: Failure) -> None:
-            nonlocal asked, is_unobserved
-            if isinstance(failure.value, NOT_AS_EXPECTED) and not (
-                is_unobserved or answer.called
-            ):
-                # A bug of ours, which must not stop real traffic.
-                logger.error(
-                    "A federation request is made again", exc_info=failure.value
-                )
-                is_unobserved = True
-                asked = run_in_background(
-                    self._unobserved.request, method, uri, headers, bodyProducer
-                )
+            nonlocal asked, stopped
+            if answer.called:
+                return
+            assert failure.value is not None
+            is_bug = isinstance(failure.value, NOT_AS_EXPECTED)
+            if is_bug and stopped is None and not is_called_off:
+                # Perhaps one of ours, which must not stop real traffic.
+                stopped = failure
+                with PreserveLoggingContext(context):
+                    asked = run_in_background(
+                        self._unobserved.request, method, uri, headers, bodyProducer
+                    )
                 asked.addCallbacks(answered, failed)
-            elif not answer.called:
-                assert failure.value is not None
-                if is_for_another:
-                    failure = self._relayed(attempt, failure)
-                elif not is_called_off:
-                    self._tell(watched, attempt, failure.value)
-                answer.errback(failure)
+                return
+            if stopped is not None and stopped.type is not failure.type:
+                _log_bug(stopped)
+            if is_for_another:
+                failure = self._relayed(attempt, failure)
+            elif not is_called_off:
+                self._tell(watched, attempt, failure.value)
+            answer.errback(failure)
 
         answer: Deferred[IResponse] = Deferred(call_off)
         asked.addCallbacks(answered, failed)
@@ -155,6 +162,16 @@ class ObservedAgent:
             watched.cause = None if cause is error else cause
         except Exception:
             logger.exception("Could not tell what has stopped a federation request")
+
+
+def _log_bug(stopped: Failure) -> None:
+    """Log what has stopped a request that Synapse's own agent was not stopped by."""
+    error = stopped.value
+    assert error is not None
+    logger.error(
+        "A federation request was made again",
+        exc_info=(type(error), error, stopped.getTracebackObject()),
+    )
 
 
 @implementer(IStreamClientEndpoint)
