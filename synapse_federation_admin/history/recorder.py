@@ -13,6 +13,7 @@ one row for each kind. Old rows are deleted
 
 import logging
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import attr
@@ -160,10 +161,13 @@ class Recorder:
             self._record_refused(name, failure)
 
     def transaction_refused(self, transaction: Transaction) -> None:
-        """Take note of what is answered with 5xx or 429, and is sent again.
+        """Take note of what is answered with 5xx, and is sent again.
 
-        Synapse waits before it does, for minutes in all. Only then it backs off.
+        Synapse waits before it does, for minutes in all. Only then it backs off. 429 is
+        left to that: whoever takes one transaction at a time says so to a second one.
         """
+        if transaction.status == HTTPStatus.TOO_MANY_REQUESTS:
+            return
         self._homeserver.run_in_background(
             "federation_admin_refused", self._refused, transaction, transaction.begun_ts
         )
