@@ -34,10 +34,12 @@ def test_names() -> None:
 
 def test_signing_in_makes_a_new_session() -> None:
     """Who has put a session into a browser does not know the token of the forms once
-    somebody has signed in; what was begun before goes on, in other tabs."""
+    somebody has signed in; what was begun before goes on, in other tabs. Each comes
+    back from its cookie."""
     secret = b"secret"
     before = Session.new()
-    after = before.signed_in(Origin.SERVICE, "token")
+    after = before.signed_in(Origin.SERVICE, "a.b%41;")
+    assert [Session.parse(each.value()) for each in (before, after)] == [before, after]
     assert not after.is_form_token(secret, before.form_token(secret))
     assert after.sign(secret, "state", "x") == before.sign(secret, "state", "x")
     again = after.signed_in(Origin.SERVICE, "other")
