@@ -193,7 +193,8 @@ class WritesTestCase(RecorderTestCase):
     def test_two_instances(self) -> None:
         """What two processes count adds up, though their times overlap.
 
-        What the last of them was told is shown, whoever writes last.
+        What the last of them was told is shown, and when the last saw it recover,
+        whoever writes last.
         """
         late, early = self.other(), self.other()
         processes = {"early": early, "late": late}
@@ -214,6 +215,14 @@ class WritesTestCase(RecorderTestCase):
             self.assertEqual((row["first_ts"], row["last_ts"]), (began_ts, last_ts))
             self.assertEqual((row["count"], row["instance"]), (count, "late"))
             self.assertIn(f"HTTP 401 {count}", row["message"])
+        for process in (early, late):
+            last_ts = self.clock.time_msec()
+            process.recovered("a.example")
+            self.reactor.advance(0.2)
+        for process in (late, early):
+            self.get_success(process.write())
+        (row,) = self.rows("successes")
+        self.assertEqual((row["recovered_ts"], row["last_ts"]), (last_ts, last_ts))
 
     def test_last_issuer(self) -> None:
         """Kept is who issued the certificate of the last failure, written or not."""
