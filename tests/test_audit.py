@@ -219,12 +219,17 @@ class KeepTestCase(AuditTestCase):
         background tasks; not of one that is seen, nor while this one is not."""
         for name, age_ms in (("seen", 590_000), ("away", 610_000)):
             self.add_instance(name, age_ms)
+        now_ms = self.clock.time_msec()
         before = {
-            self.write(outcome="pending", instance=name).entry_id: outcome
-            for name, outcome in (
-                ("seen", "pending"),
-                ("away", "interrupted"),
-                ("unheard of", "pending"),
+            self.write(
+                ts=now_ms - ago_ms, outcome="pending", instance=name
+            ).entry_id: outcome
+            for name, ago_ms, outcome in (
+                ("seen", 610_000, "pending"),
+                ("away", 610_000, "interrupted"),
+                # It may only not have written since the database was away.
+                ("away", 590_000, "pending"),
+                ("unheard of", 610_000, "pending"),
             )
         }
         look = partial(self.housekeeping._look_back, 0)

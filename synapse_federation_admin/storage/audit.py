@@ -227,17 +227,21 @@ class Audit:
             txn: The transaction.
             before_ts: The time, in ms since the epoch.
             instance: The process, this one; None for any. Likewise what those began
-                that are away, whenever that was, where background tasks are run.
+                that are away, before that, where background tasks are run.
         """
         which = Sql("ts < ?", (before_ts,))
         if instance is not None:
             # What has been cleared is followed up by the next process.
-            # Nor may the clock of the last one have been right.
-            away = self._away(txn)
+            # Nor may the clock of the last one have been right. Where nobody could
+            # write for long, some seem to be away, and go on.
+            away, now_ms = self._away(txn), self._homeserver.now_ms()
             which = Sql(
-                "ended_ts IS NULL AND "
-                f"(((ts < ? OR ts > ?) AND instance = ?) OR {away.text})",
-                (before_ts, self._homeserver.now_ms() + AHEAD_MS, instance, *away.args),
+                "ended_ts IS NULL AND (((ts < ? OR ts > ?) AND instance = ?) "
+                f"OR (ts < ? AND {away.text}))",
+                (
+                    *(before_ts, now_ms + AHEAD_MS, instance),
+                    *(now_ms - instances.AWAY_MS, *away.args),
+                ),
             )
         # The literal is that of the index. A run as a whole goes on; what was entered
         # with its own ID as that of a run, in version 2 of the tables, does not.

@@ -28,7 +28,7 @@ REACTOR_LATE_MS = 5000
 
 # One that has not been seen for so long is not about to come back: another follows up
 # what it has begun.
-_AWAY_MS = 600_000
+AWAY_MS = 600_000
 
 # For so long it is told of one that is gone and that nobody expects.
 KEPT_MS = 7 * 86_400_000
@@ -159,8 +159,8 @@ def away(txn: LoggingTransaction, own: str) -> Sql:
     now = _NOW_ON_POSTGRES if on_postgres(txn) else _NOW
     return Sql(
         f"(SELECT other.instance FROM {_TABLE} AS other, {_TABLE} AS own "  # noqa: S608
-        f"WHERE own.instance = ? AND {now} - own.seen_ts < {_AWAY_MS} "
-        f"AND {now} - other.seen_ts >= {_AWAY_MS})",
+        f"WHERE own.instance = ? AND {now} - own.seen_ts < {AWAY_MS} "
+        f"AND {now} - other.seen_ts >= {AWAY_MS})",
         (own,),
     )
 
