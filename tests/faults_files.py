@@ -72,6 +72,9 @@ site(f"path failing {INVALID}", file=m_server("a.example/b"))
 # Also if Synapse does not cache it.
 UNCACHED = as_json({"m.server": "https://a.example/"}, b"Cache-Control: no-store\r\n")
 site(f"url-uncached failing {INVALID}", file=UNCACHED)
+# Nor does Synapse then send anything, wherever it leads.
+NO_DATE = as_json({"m.server": f"expires-empty.{ZONE}:8448"}, b"Expires:\r\n")
+site(f"expires-empty failing {INVALID}/expires_empty", file=NO_DATE)
 site(f"hanging-file failing {UNREACHABLE}", file=hang)
 # A web site that answers with a page, whatever it is asked for.
 site("web-page ok", file=PAGE)

@@ -82,7 +82,8 @@ class WellKnown:
         delegated_to: To which name requests go by it, as it is: perhaps no server name
             at all. None if the server does not delegate.
         used: To which name Synapse sends them now, by what it has cached.
-        is_late: Whether it did not come in time: Synapse may wait longer.
+        is_late: Whether it did not come in time: Synapse may wait longer; or is what
+            Synapse stops at.
     """
 
     stage: Stage
@@ -246,7 +247,7 @@ def conclude(
 
     Args:
         fetched: The file.
-        lifetime_ms: How long Synapse would cache it.
+        lifetime_ms: How long Synapse would cache it; None: it cannot tell, and stops.
         cached: What Synapse has cached: a name or None, until when, and whether that
             is used unasked.
         now_ms: The time, in ms since the epoch.
@@ -257,6 +258,10 @@ def conclude(
         content_type = answer.header("Content-Type") or b""
         place = _place_of(requests)
         m_server, problem = read_file(answer.body or b"", content_type, place)
+        if problem is None and lifetime_ms is None:
+            problem = Failure(
+                FailureKind.WELL_KNOWN_INVALID, Reason.EXPIRES_EMPTY, place
+            )
     # Synapse uses whatever is ASCII, and what that leads to is seen later.
     fresh = (
         m_server[: limits.DELEGATED_NAME] if m_server and m_server.isascii() else None
@@ -292,11 +297,12 @@ def conclude(
     )
     error = requests[-1].error
     is_late = error is not None and error.kind is FailureKind.RESPONSE_TIMEOUT
+    stops = problem is not None and problem.reason is Reason.EXPIRES_EMPTY
     return WellKnown(
         Stage(StageName.WELL_KNOWN, outcome, failure, findings),
         delegated_to,
         used,
-        is_late and used is None and not is_unasked,
+        (stops or (is_late and used is None)) and not is_unasked,
     )
 
 

@@ -64,6 +64,7 @@ from synapse_federation_admin.homeserver.errors import (
     HTTP_CLIENT,
     NO_RESULTS,
     NO_WAY,
+    READS_DATE,
     TLS_CLIENT,
     BodyExceededMaxSize,
     FederationDeniedError,
@@ -308,7 +309,9 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
             return Failure(kind, of_type, facts)
     is_of_http = type(cause).__module__.startswith(HTTP_CLIENT)
     where = stumbled_in(cause) if is_of_clients else ""
-    if where == TLS_CLIENT:
+    if where == READS_DATE:
+        return Failure(FailureKind.WELL_KNOWN_INVALID, Reason.EXPIRES_EMPTY, facts)
+    if where.startswith(TLS_CLIENT):
         return Failure(FailureKind.TLS_FAILED, Reason.CLOSED_IN_HANDSHAKE, facts)
     if is_of_http or where.startswith(HTTP_CLIENT):
         return Failure(FailureKind.INVALID_RESPONSE, _reason_of_http(cause), facts)

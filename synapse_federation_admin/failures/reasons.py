@@ -216,6 +216,11 @@ class Reason(Worded):
         'm.server is "{said}"',
         'Tell their admin: m.server has to be "{right}", with no scheme and no path.',
     )
+    EXPIRES_EMPTY = (
+        "it comes with an empty Expires header, at which Synapse stops",
+        "Tell their admin: their web server has to leave out the header Expires of the "
+        "file, or give it a date.",
+    )
     REDIRECT_WITHOUT_TARGET = (
         "a redirect does not say where to",
         "Tell their admin: the redirect of the file needs a Location.",

@@ -35,9 +35,12 @@ from twisted.web.client import (
 _HAS_REASONS = (ResponseFailed, RequestTransmissionFailed, RequestGenerationFailed)
 
 # Where the exceptions are defined that mean that an answer is no HTTP, and where those
-# are raised; and what speaks TLS.
+# are raised; what speaks TLS; and what reads the header that says until when a
+# well-known file holds.
 HTTP_CLIENT = "twisted.web."
-TLS_CLIENT = "twisted.protocols.tls"
+TLS_CLIENT = "twisted.protocols.tls."
+READS_DATE = "twisted.web.http.stringToDatetime"
+_READS = ("dataReceived", "stringToDatetime")
 
 # What Twisted says of a host name without an address that may be used.
 NO_RESULTS = re.compile(r"no results for hostname lookup: ([^\s'\"]+)")
@@ -196,15 +199,16 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def stumbled_in(error: BaseException) -> str:
-    """Return the module of Twisted's that stumbled over what it received, or else "".
+    """Return what of Twisted's stumbled over what it received, with its module, or "".
 
     Not all of that raises what is for it: a transfer encoding that it does not know is
-    a `KeyError`, a notice of TLS that ends a handshake an `IndexError`.
+    a `KeyError`, a notice of TLS that ends a handshake an `IndexError`, and so is an
+    empty date.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    if not any(frame.f_code.co_name == "dataReceived" for frame in frames):
+    if not any(frame.f_code.co_name in _READS for frame in frames):
         return ""
-    return str(frames[-1].f_globals.get("__name__"))
+    return f"{frames[-1].f_globals.get('__name__')}.{frames[-1].f_code.co_name}"
 
 
 def is_out_of_resources(error: BaseException) -> bool:

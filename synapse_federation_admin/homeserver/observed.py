@@ -26,6 +26,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from synapse_federation_admin.homeserver.attempt import Attempt
+from synapse_federation_admin.homeserver.errors import stumbled_in
 from synapse_federation_admin.homeserver.features import NOT_AS_EXPECTED
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.traffic import Watched, watch
@@ -123,6 +124,9 @@ class ObservedAgent:
                 return
             assert failure.value is not None
             is_bug = isinstance(failure.value, NOT_AS_EXPECTED)
+            if stumbled_in(failure.value).startswith("twisted."):
+                # By what the other server has sent.
+                is_bug = False
             if is_bug and stopped is None and not is_called_off:
                 # Perhaps one of ours, which must not stop real traffic.
                 stopped = failure

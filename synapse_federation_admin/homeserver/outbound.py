@@ -134,11 +134,17 @@ class Outbound(Requests):
             endpoint = to(reactor, address, port, timeout=timeout_s)
         return wrapClientTLS(policy.observed(name, observer), endpoint)
 
-    def well_known_lifetime_ms(self, headers: Headers) -> int:
-        """Tell how long Synapse caches a valid well-known file, by its headers."""
-        period_s = _cache_period_from_headers(
-            headers, time_now=self._hs.get_reactor().seconds
-        )
+    def well_known_lifetime_ms(self, headers: Headers) -> int | None:
+        """Tell how long Synapse caches a valid well-known file, by its headers.
+
+        None: it stumbles over an empty date.
+        """
+        try:
+            period_s = _cache_period_from_headers(
+                headers, time_now=self._hs.get_reactor().seconds
+            )
+        except IndexError:
+            return None
         if period_s is None:
             period_s = WELL_KNOWN_DEFAULT_CACHE_PERIOD
         else:
