@@ -23,7 +23,10 @@ from twisted.web.server import Site
 
 from synapse_federation_admin import FederationAdmin
 from synapse_federation_admin.api import ROUTES, Route
-from synapse_federation_admin.homeserver.admin_resource import AdminResource
+from synapse_federation_admin.homeserver.admin_resource import (
+    CONSOLE_PATH,
+    AdminResource,
+)
 
 MODULE = {"module": "synapse_federation_admin.FederationAdmin", "config": {}}
 
@@ -131,18 +134,23 @@ class ListenersTestCase(HomeserverTestCase):
     def check(self, open_listeners: set[int]) -> None:
         """Check every listener.
 
-        Each route of ours is 401 on some, and 404 on all the others; it is answered by
-        us. Each route of stock Synapse is there, and where it has none there are none.
+        Each route of ours, and the console, is 401 on some, and 404 on all the others;
+        it is answered by us. Each route of stock Synapse is there, and where it has
+        none there are none.
         """
         ours, stock = self.open(), self.open(stock=True)
         self.assertEqual(len(ours), len(self.listeners))
         for number, options in enumerate(self.listeners):
-            for route in ROUTES:
-                path = route.path.replace("<destination>", "a")
+            for method, path in (
+                ("GET", f"{CONSOLE_PATH}/"),
+                *((route.method, route.path) for route in ROUTES),
+            ):
                 self.assertEqual(
-                    self.status(ours[number], path, route.method),
+                    self.status(
+                        ours[number], path.replace("<destination>", "a"), method
+                    ),
                     401 if number in open_listeners else 404,
-                    (number, route),
+                    (number, path),
                 )
             request = mock.Mock(synapse_site=ours[number])
             mounted = self.mounted.routes_for(request)

@@ -63,7 +63,9 @@ class OutcomesTestCase(ReconnectTestCase):
         """
         self.add_destination(NAME, *row)
         with self.wakes() as woken:
-            channel = self.reconnect(**({"force": True} if force else {}))
+            channel = self.reconnect(
+                reason="back", **({"force": True} if force else {})
+            )
             self.answer(what)
         body = channel.json_body
         clears = outcome in ("connected", "forced")
@@ -78,7 +80,7 @@ class OutcomesTestCase(ReconnectTestCase):
         (entry,) = self.audit()
         # Of what was forced it is known when it fails, or not.
         known = "pending" if outcome == "forced" else outcome
-        self.assertEqual(entry["outcome"], known)
+        self.assertEqual((entry["outcome"], entry["reason"]), (known, "back"))
         self.assertEqual(entry["details"].get("force"), force or None)
 
     def test_pending(self) -> None:
