@@ -82,6 +82,7 @@ class OutcomesTestCase(ReconnectTestCase):
         known = "pending" if outcome == "forced" else outcome
         self.assertEqual((entry["outcome"], entry["reason"]), (known, "back"))
         self.assertEqual(entry["details"].get("force"), force or None)
+        self.assertEqual(entry["details"]["failure_ts"], row[2])
 
     def test_pending(self) -> None:
         """After its time limit the answer is `pending`; the attempt goes on to its end.
