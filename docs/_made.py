@@ -100,6 +100,9 @@ _SAID = {
     Reason.REDIRECT: "www.example.org",
 }
 
+# What an answer has that is not 404.
+_STATUS = {Reason.NO_FILE_IN_IT: 204, Reason.ODD_STATUS: 204, Reason.SENT_AGAIN: 503}
+
 
 def _kinds() -> str:
     """Return the table of kinds: an example, who has to act, and what to do."""
@@ -116,8 +119,7 @@ def _reasons() -> str:
     rows = []
     for reason in Reason:
         said = _SAID.get(reason, "ed25519:a")
-        is_odd = reason in (Reason.NO_FILE_IN_IT, Reason.ODD_STATUS)
-        status = 204 if is_odd else _EXAMPLE.status
+        status = _STATUS.get(reason, _EXAMPLE.status)
         facts = attr.evolve(_EXAMPLE, said=said, status=status)
         failure = Failure(FailureKind.OTHER, reason, facts)
         told = gist_of(failure).removeprefix(f"{FailureKind.OTHER.headline}: ")
