@@ -196,9 +196,6 @@ async def fetch(
         met = SchemeNotSupported()
     # Where a redirect leads that nobody follows.
     to = last.location if last.status in REDIRECTS else None
-    if to and isinstance(met, ValueError):
-        # It is no URL.
-        met = SchemeNotSupported()
     file = FileAnswer(
         to or last.url,
         is_redirected=bool(before or to),
