@@ -200,7 +200,7 @@ class Tables:
         read = partial(
             self._homeserver.run_db_interaction,
             "federation_admin_tables",
-            stored_version_txn,
+            _impatient(stored_version_txn),
         )
         found = await read()
         if self._is_ready and not found.version:
