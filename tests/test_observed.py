@@ -25,6 +25,7 @@ from twisted.internet.defer import (
     ensureDeferred,
     fail,
 )
+from twisted.web.http import stringToDatetime
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
@@ -94,6 +95,18 @@ class ObservedTestCase(unittest.HomeserverTestCase):
         asked = agent.request(b"GET", b"matrix-federation://a.example/")
         asked.cancel()
         self.failureResultOf(asked, TypeError)
+        agent._unobserved.request.assert_not_called()
+
+    def test_stumbled(self) -> None:
+        """What another server has Synapse stumble over is not asked for again."""
+        inner = mock.Mock()
+        try:
+            stringToDatetime(b"")
+        except IndexError as e:
+            inner.request.return_value = fail(e)
+        agent: Any = self.agent(inner)
+        asked = agent.request(b"GET", b"matrix-federation://a.example/")
+        self.failureResultOf(asked, IndexError)
         agent._unobserved.request.assert_not_called()
 
     def test_redirected_nowhere(self) -> None:
