@@ -57,6 +57,14 @@ def test_where(tmp_path: Path) -> None:
     assert (by_name.url, by_name.token) == ("http://e.example", None)
     assert found(FEDERATION_ADMIN_TOKEN="t").token == "t"
 
+    # What is wrong in synadm's file is nothing to who does not need it.
+    text = synadm.read_text()
+    synadm.write_text(text.replace("of_synadm", "no token"))
+    assert (found().token, found(FEDERATION_ADMIN_TOKEN="t").token) == ("kept", "t")
+    with pytest.raises(FailedError, match="no access token"):
+        found(url="https://s.example")
+    synadm.write_text(text)
+
     homeserver = tmp_path / "homeserver.yaml"
     homeserver.write_text(
         "{listeners: [{type: http, port: 1, resources: [{names: [client]}]}]}"

@@ -93,11 +93,10 @@ def find_connection(
     if url and homeserver_yaml:
         raise FailedError("Give either --url or -c, not both.", Exit.USAGE)
     login = read_login()
-    synadm = _read_synadm()
     if homeserver_yaml:
         url = read_listener(homeserver_yaml)
     url = url or os.environ.get(URL)
-    if not url and (kept := login or synadm):
+    if not url and (kept := login or _read_synadm()):
         url = kept.url
     url = url or _usual_listener()
     if not url:
@@ -112,7 +111,7 @@ def find_connection(
         return attr.evolve(found, token=checked_token(token, TOKEN))
     if login and login.url == found.url:
         return attr.evolve(found, token=login.access_token, login=login)
-    if synadm and synadm.url == found.url:
+    if (synadm := _read_synadm()) and synadm.url == found.url:
         return attr.evolve(found, token=synadm.access_token)
     return found
 
