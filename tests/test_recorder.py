@@ -378,6 +378,14 @@ class BoundsTestCase(RecorderTestCase):
             (row,) = self.rows("successes")
             self.assertEqual(row["recovered_ts"], later_ts[0])
 
+    def test_written_at_shutdown(self) -> None:
+        """What has not been written is when Synapse shuts down."""
+        self.recorder.failed("a.example", refused())
+        for ending, *_ in self.reactor.triggers["before"]["shutdown"]:
+            ending()
+        self.pump()
+        self.assertEqual(self.counts(), {("a.example", "connection_refused"): 1})
+
     def test_two_writes_at_once(self) -> None:
         """A write at the shutdown, while another one is under way, doubles nothing."""
         for number in range(1500):
