@@ -158,7 +158,7 @@ def test_findings() -> None:
             {"host": "b\nexample", "took_ms": 107_000},
         ],
         "names": ["a", "b"],
-        "tls": {"not_after_ts": 1_795_819_515_000, "left_ms": -60_000},
+        "tls": {"not_after_ts": 1_795_819_515_000, "left_ms": -60_000, "days_left": -1},
         "seen_ts": 10**18,
         "size_bytes": 1234,
         "position": 0,

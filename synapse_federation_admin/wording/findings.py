@@ -17,7 +17,7 @@ def told(findings: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         indent: What each line begins with.
     """
     for key, value in findings.items():
-        if value in (None, "", [], {}):
+        if value in (None, "", [], {}) or key == _TOLD_BY_ANOTHER:
             continue
         label, deeper = f"{indent}{_label(key)}:", f"{indent}  "
         if isinstance(value, Mapping):
@@ -63,5 +63,8 @@ def _signed(ms: int) -> str:
 def _size(size: int) -> str:
     return f"{count(size)} bytes"
 
+
+# Rounded down, it is -2 where the line before it says that it has ended a day ago.
+_TOLD_BY_ANOTHER = "days_left"
 
 _UNITS = {"ts": _time, "ms": _signed, "bytes": _size}
