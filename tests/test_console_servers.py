@@ -11,10 +11,12 @@ from urllib.parse import quote, urljoin
 import pytest
 from console_case import CONSOLE, ConsoleTestCase, words_of
 from history_case import DAY, HOUR, MINUTE, HistoryTestCase
+from markupsafe import escape
 from module_case import V2, MembersTestCase, SenderTestCase
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.console.pages import days
+from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.support import (
     Support,
@@ -142,6 +144,30 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         self.assertNotIn('rel="next"', more)
         self.assertIn("No server matches.", self.text("/servers?destination=nobody"))
         self.assertIn("1 device change", self.text("/servers?destination=server000"))
+
+    def test_long_names(self) -> None:
+        """A page whose names are as long and hostile as can be has fewer rows.
+
+        Those that match are counted once for it.
+        """
+        counts = mock.Mock(side_effect=DestinationList.count)
+        counting = mock.patch.object(DestinationList, "count", lambda it: counts(it))
+        for character, length, least in (("'", 255, 15), ("é", 120, 20), ("y", 80, 50)):
+            names = [
+                f"{character}{number:02}".ljust(length, character)
+                for number in range(55)
+            ]
+            for name in names:
+                self.add_destination(name, self.now - 5, HOUR, self.now - DAY)
+            counts.reset_mock()
+            with counting:
+                page = self.page(f"/servers?destination={quote(character * 9)}")
+            counts.assert_called_once()
+            self.assertIn("55 servers that match", words_of(page))
+            self.assertLess(len(page.encode()), PAGE_BYTES)
+            rows = page.count("<tr data-row>")
+            self.assertGreaterEqual(rows, least)
+            self.assertIn(f'value="{escape(names[rows])}"', self.next_page(page))
 
     def test_dots(self) -> None:
         """A name that browsers take for a folder has a page, too."""

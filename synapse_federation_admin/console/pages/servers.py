@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of servers: filters in the URL, any order, a selection."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from markupsafe import escape
+
 from synapse_federation_admin.api.schemas.destinations import Filter
+from synapse_federation_admin.console.render import segment
 from synapse_federation_admin.console.visit import Answered, Page, Visit
 from synapse_federation_admin.destinations.values import DestinationOrder
+from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.repair import criteria
 from synapse_federation_admin.wording import causes, outcomes
+from synapse_federation_admin.wording.amounts import middle
 
-# How many rows a page has.
+# How many rows a page has; of servers fewer where their names are so long that they
+# would be more than so many bytes, of which each row takes some beside the name.
 _ROWS = 50
+_ROWS_BYTES = 50_000
+_ROW_BYTES = 720
 
 SPANS = {
     "0s": "0 seconds",
@@ -58,6 +67,12 @@ async def list_servers(visit: Visit) -> Answered:
     waiting = _waiting_of(visit)
     more = {"include": includes, "limit": _ROWS, "total": True, "from": start}
     page = await visit.ask("list_destinations", {**query, **waiting, **more})
+    most = how_many_fit(row["destination"] for row in page["destinations"])
+    if most < len(page["destinations"]):
+        # They are not counted once more.
+        more |= {"limit": most, "total": False}
+        fewer = await visit.ask("list_destinations", {**query, **waiting, **more})
+        page = {**fewer, "total": page["total"]}
     filters = {key: value for key, value in query.items() if key in _FILTERS}
     return Page(
         "servers.html",
@@ -80,6 +95,20 @@ async def list_servers(visit: Visit) -> Answered:
             },
         },
     )
+
+
+def how_many_fit(names: Iterable[str]) -> int:
+    """Return for how many of the names there is room on a page: at least for one."""
+    left = _ROWS_BYTES
+    fits = 0
+    for name in names:
+        shown_names = [escape(shown(middle(name, most))) for most in (40, 60)]
+        texts = (escape(name), segment(name), *shown_names)
+        left -= _ROW_BYTES + sum(len(text.encode()) for text in texts)
+        if left < 0:
+            break
+        fits += 1
+    return max(fits, 1)
 
 
 async def export(visit: Visit) -> Answered:
