@@ -179,7 +179,7 @@ def test_cached_delegation(world: World) -> None:
     assert found["cached"]["differs"] is True
     assert report["reason"] == "cached_delegation"
     assert re.search(
-        r"for 2\dh?.*, until (....-..-.. )?..:.. UTC", report["explanation"]
+        r"for (2\d h|1 d).*, until (....-..-.. )?..:.. UTC", report["explanation"]
     )
     assert re.match(r"Wait until (....-..-.. )?..:.. UTC", report["advice"])
     # And while it cannot be fetched, Synapse goes on with it.
