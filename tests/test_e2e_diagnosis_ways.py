@@ -190,7 +190,7 @@ def test_cached_delegation(world: World) -> None:
         "well_known_unreachable",
     )
     assert report["stages"]["well_known"]["delegated_to"] == f"{name}:9449"
-    assert "the file that it has cached, for 2" in report["explanation"]
+    assert "the file that it has cached, for " in report["explanation"]
 
 
 @pytest.mark.parametrize("said", [None, "SERVFAIL"])
