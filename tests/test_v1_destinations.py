@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 from module_case import DESTINATIONS, FAILING, NAME, ModuleTestCase
 
+from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 KEYS = (
@@ -284,3 +285,25 @@ class BugTestCase(ModuleTestCase):
         with patch.object(Homeserver, "run_db_interaction", side_effect=TypeError):
             self.assertEqual(self.reset().code, 200)
         self.assertIsNone(self.get_json(one)["failure_ts"])
+
+    def test_switched_off_meanwhile(self) -> None:
+        """So they do where it turns out while they are asked that something is missing.
+
+        As at start, where Synapse's columns are looked at.
+        """
+        self.add_destination(NAME, *FAILING)
+        require = Features.require
+
+        def switch_off(features: Features, *wanted: Feature) -> None:
+            for feature in {*wanted} - {Feature.BASE}:
+                features.switch_off(feature, "it is gone")
+            require(features, *wanted)
+
+        with (
+            patch.object(Features, "require", switch_off),
+            self.assertLogs("synapse_federation_admin", "ERROR") as logs,
+        ):
+            self.assertEqual(self.get_json(DESTINATIONS)["total"], 1)
+            self.assertEqual(self.reset().code, 200)
+        self.assertFalse(any(record.exc_info for record in logs.records))
+        self.assert_error(self.reset(), 400, "M_UNKNOWN")

@@ -181,10 +181,13 @@ class Api:
             except Exception as e:
                 if services.homeserver.is_database_away(e):
                     raise _database_away() from e
-                is_bug = isinstance(e, NOT_AS_EXPECTED)
-                if not (is_bug and route.is_v1) or request.startedWriting:
+                # Off since the request began: what is missing is looked for at start.
+                is_off = not all(map(services.features.is_on, route.needs))
+                is_left = route.is_v1 and (is_off or isinstance(e, NOT_AS_EXPECTED))
+                if not is_left or request.startedWriting:
                     raise
-                logger.exception("Synapse's own servlet answers %s", route.name)
+                if not is_off:
+                    logger.exception("Synapse's own servlet answers %s", route.name)
                 own = services.homeserver.own_v1(route.method, route.path)
                 return await own(request, **parameters)
             return None if body is None else (HTTPStatus.OK, body)
