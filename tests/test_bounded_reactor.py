@@ -73,6 +73,15 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         self.reactor.advance(1)
         self.assertTrue(transport.disconnected)
 
+    def test_bug(self) -> None:
+        """An error of ours in what reads is not taken for what a server has sent."""
+        bounded = BoundedReactor(self.reactor, max_lifetime_s=5)
+        bounded.connectTCP("1.2.3.4", 8448, ClientFactory.forProtocol(Protocol))
+        connection = self.reactor.tcpClients[-1][2].buildProtocol(None)
+        connection.makeConnection(StringTransport())
+        with mock.patch.object(Protocol, "dataReceived", side_effect=IndexError):
+            self.assertRaises(IndexError, connection.dataReceived, b"x")
+
     def test_nothing_is_remembered(self) -> None:
         """Whether a server has a well-known file is looked up for each contact.
 

@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.errors import stumbled_in
 
 
 @implementer(IReactorPluggableNameResolver)
@@ -111,9 +112,11 @@ class _BoundedProtocol(ProtocolWrapper):
             return
         try:
             super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's
-        except IndexError:
+        except IndexError as e:
             # Twisted stumbles over a notice of TLS that ends a handshake; the reactor
-            # would log that as an error of its own.
+            # would log that as an error of its own, as it does with one of ours.
+            if not stumbled_in(e).startswith("twisted."):
+                raise
             self._drop()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # no default: always given
