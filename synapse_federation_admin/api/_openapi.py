@@ -21,6 +21,7 @@ from synapse_federation_admin.api.schemas.model import (
     Nothing,
 )
 from synapse_federation_admin.api.schemas.v1 import OPERATIONS
+from synapse_federation_admin.api.schemas.values import model_of
 
 _PATH_PARAMETERS = {
     "destination": "The server name, exact, with its port if it has one.",
@@ -65,7 +66,15 @@ async def get_openapi(asked: Asked, _: Nothing) -> JsonDict:
     200 OK: the document, which is docs/openapi.json, too.
     """
     is_on = asked.services.features.is_on
-    return document(tuple(route for route in ROUTES if all(map(is_on, route.needs))))
+    routes = tuple(route for route in ROUTES if all(map(is_on, route.needs)))
+    # For the first who asks, each model is made now, which would hold everybody up.
+    turn = asked.services.homeserver.turn()
+    for route in routes:
+        declared = declared_for(route)
+        for model in (declared.takes, model_of(declared.gives)):
+            json_schema(model)
+            await turn.end_if_long()
+    return document(routes)
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +84,7 @@ def document(routes: tuple[Route, ...] = ROUTES) -> JsonDict:
     paths: dict[str, Any] = {}
     for route in routes:
         declared = declared_for(route)
-        models |= {declared.gives, declared.gives_dry or declared.gives}
+        models |= {model_of(declared.gives), declared.gives_dry or Error}
         if route.method == "POST":
             models.add(declared.takes)
         path = re.sub("<([a-z_]+)>", r"{\1}", route.path)
@@ -150,12 +159,13 @@ def _operation(route: Route, declared: Operation[Input]) -> JsonDict:
         }
     if parameters:
         found["parameters"] = parameters
-    gives = _ref(declared.gives)
+    answer = model_of(declared.gives)
+    gives = _ref(answer)
     if declared.gives_dry is not None:
         gives = {"anyOf": [gives, _ref(declared.gives_dry)]}
     found["responses"] = {
         "200": {
-            "description": (declared.gives.__doc__ or "").partition("\n")[0],
+            "description": (answer.__doc__ or "").partition("\n")[0],
             "content": {
                 media_type: {
                     "schema": {"type": "string"}

@@ -42,7 +42,8 @@ class Operation(Generic[I]):
 
     Attributes:
         takes: The query parameters of a GET or DELETE, the JSON body of a POST.
-        gives: The answer, 200; each line of it where it is a file of lines.
+        gives: The answer, 200, a model or a class of values; each line of it where it
+            is a file of lines.
         gives_dry: The answer to a dry run; None: the same.
         body_bytes: How long its JSON body may be.
         errors: When it fails, by HTTP status, beside what every route answers.
@@ -51,7 +52,7 @@ class Operation(Generic[I]):
     """
 
     takes: type[I]
-    gives: type[Answer]
+    gives: Any
     gives_dry: type[Answer] | None = None
     errors: Mapping[int, str] = attr.Factory(dict)
     body_bytes: int = limits.BODY_BYTES
@@ -118,7 +119,7 @@ def _parts(body: bytes) -> int:
 
 
 def operation(
-    takes: type[I], gives: type[Answer], **more: Any
+    takes: type[I], gives: Any, **more: Any
 ) -> Callable[[Handler], Operation[I]]:
     """Make an operation of a handler; see `Operation`."""
     return lambda handler: Operation(takes, gives, handler=handler, **more)

@@ -12,7 +12,7 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.schemas.destinations import RecordedDestination
 from synapse_federation_admin.api.schemas.model import Answer, Input
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
@@ -36,9 +36,7 @@ class AffectingDestination(RecordedDestination):
     waiting: int = Field(
         description="How many rooms and to-device messages wait for it."
     )
-    backlog: model_of(Backlog) = Field(  # type: ignore[valid-type]
-        description="What waits for it."
-    )
+    backlog: Shown[Backlog] = Field(description="What waits for it.")
 
 
 class Attention(Answer):

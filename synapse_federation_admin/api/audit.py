@@ -17,7 +17,7 @@ from synapse_federation_admin.api.schemas.model import (
     Paged,
     Text,
 )
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.storage.audit_entry import (
     AuditAction,
     AuditEntry,
@@ -62,9 +62,7 @@ class AuditQuery(Paged):
 class AuditPage(Answer):
     """A page of the audit."""
 
-    entries: list[model_of(AuditEntry)] = Field(  # type: ignore[valid-type]
-        description="The entries of the page."
-    )
+    entries: list[Shown[AuditEntry]] = Field(description="The entries of the page.")
     next_token: NextToken = None
 
 

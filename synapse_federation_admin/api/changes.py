@@ -10,7 +10,7 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.runs import Run, shown_run
 from synapse_federation_admin.api.schemas.model import MAX_INT, Answer, Input
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.storage.audit_entry import AuditEntry
 from synapse_federation_admin.storage.outages import CameBack
 from synapse_federation_admin.storage.records import Failed
@@ -34,17 +34,15 @@ class Changes(Answer):
         description="Whether that is all; false if there is more than is told, or if "
         "`since` is more than ten minutes ago."
     )
-    failed: list[model_of(Failed)] = Field(  # type: ignore[valid-type]
+    failed: list[Shown[Failed]] = Field(
         description="To which real requests have failed, also if they were failing "
         "before: each server and cause once, with its last failure."
     )
-    came_back: list[model_of(CameBack)] = Field(  # type: ignore[valid-type]
-        description="Whose outage has ended."
-    )
+    came_back: list[Shown[CameBack]] = Field(description="Whose outage has ended.")
     runs: list[Run] = Field(
         description="The runs that have begun, gone on or ended, as they are now."
     )
-    audit: list[model_of(AuditEntry)] = Field(  # type: ignore[valid-type]
+    audit: list[Shown[AuditEntry]] = Field(
         description="The entries of the audit that are new or have ended."
     )
 

@@ -6,14 +6,14 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin.api._base import Asked, unknown_destination
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Nothing
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import shown
 from synapse_federation_admin.diagnosis.stages import Diagnosis
 from synapse_federation_admin.diagnosis.support import Support
 
 
 @operation(
     Nothing,
-    model_of(Diagnosis),
+    Diagnosis,
     errors={
         404: "The name is empty.",
         429: "Other diagnoses are under way, and no turn came within a quarter of the "
@@ -66,7 +66,7 @@ async def diagnose(asked: Asked, _: Nothing, destination: str) -> JsonDict:
 
 @operation(
     Nothing,
-    model_of(Support),
+    Support,
     errors={
         404: "The name is empty.",
         429: "Diagnoses are under way, and no turn came in time; `retry_after_ms` says "

@@ -24,7 +24,7 @@ from synapse_federation_admin.api.schemas.destinations import (
     ListedDestination,
 )
 from synapse_federation_admin.api.schemas.v1 import TOO_MANY
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import keys_of, shown
 from synapse_federation_admin.api.v2_destinations import destinations_of
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
@@ -80,7 +80,7 @@ async def _chunks(
     # Written with the first rows: what fails before is answered as an error.
     head = ""
     if is_csv:
-        added = model_of(Backlog).model_fields if includes_backlog else ()
+        added = keys_of(Backlog) if includes_backlog else ()
         head = f"{csv_fields((*CSV_COLUMNS, *added))}{end}"
     async with aclosing(pieces):
         async for rows in pieces:

@@ -22,9 +22,10 @@ from synapse_federation_admin.api.runs import (
 )
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
-from synapse_federation_admin.api.schemas.values import shown
-from synapse_federation_admin.api.shared_rooms import SharedRoomModel, shared_rooms_path
+from synapse_federation_admin.api.schemas.values import Shown, shown
+from synapse_federation_admin.api.shared_rooms import shared_rooms_path
 from synapse_federation_admin.api.v2_destinations import require_known
+from synapse_federation_admin.destinations.shared_rooms import SharedRoom
 from synapse_federation_admin.repair.forget import shown_loss
 from synapse_federation_admin.repair.forget_many import ForgetMany
 
@@ -104,7 +105,7 @@ class ForgottenDestination(Answer):
     lost: Lost = Field(description="What was lost, or would be.")
     kept: Kept = Field(description="What still waits, or would.")
     shared_rooms: int = Field(description="Rooms that local users share with it.")
-    shared_rooms_sample: list[SharedRoomModel] = Field(
+    shared_rooms_sample: list[Shown[SharedRoom]] = Field(
         description="Some of them, as in their list."
     )
     refused: str | None = Field(

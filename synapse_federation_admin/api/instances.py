@@ -7,7 +7,7 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Nothing
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, model_of, shown
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.storage.instances import Instance
 
@@ -15,7 +15,7 @@ from synapse_federation_admin.storage.instances import Instance
 class Process(model_of(Instance)):  # type: ignore[misc]
     """A process of this homeserver."""
 
-    sender: model_of(Sender) | None = Field(  # type: ignore[valid-type]
+    sender: Shown[Sender] | None = Field(
         description="How far it has come, if it sends; null if it does not."
     )
 

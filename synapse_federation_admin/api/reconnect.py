@@ -11,7 +11,7 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._render import render_row
 from synapse_federation_admin.api.schemas.destinations import Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.destinations.senders import Processes, Sender
 from synapse_federation_admin.history.store import if_readable
@@ -68,14 +68,12 @@ class Reconnected(Telling):
     )
     before: Destination = Field(description="The destination before.")
     after: Destination = Field(description="The destination after.")
-    contact: model_of(Contact) = Field(  # type: ignore[valid-type]
-        description="What came of the contact."
-    )
-    refused: model_of(Refused) | None = Field(  # type: ignore[valid-type]
+    contact: Shown[Contact] = Field(description="What came of the contact.")
+    refused: Shown[Refused] | None = Field(
         description="The transaction that it has refused; null if it has not, or if "
         "the process that sends has not told."
     )
-    sender: model_of(Sender) | None = Field(  # type: ignore[valid-type]
+    sender: Shown[Sender] | None = Field(
         description="The process that sends to it: while it does not run, nothing "
         "leaves, whatever the server takes; null where the module's own tables cannot "
         "be read."

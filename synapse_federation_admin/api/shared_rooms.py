@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: the rooms that a server shares with us."""
 
-from typing import TypeAlias
 from urllib.parse import quote
 
 from pydantic import Field
@@ -11,16 +10,14 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
 from synapse_federation_admin.api.schemas.model import Answer, NextToken, Paged
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.destinations.shared_rooms import SharedRoom
-
-SharedRoomModel: TypeAlias = model_of(SharedRoom)  # type: ignore[valid-type]
 
 
 class SharedRoomsPage(Answer):
     """A page of the rooms that a server shares with us."""
 
-    rooms: list[SharedRoomModel] = Field(
+    rooms: list[Shown[SharedRoom]] = Field(
         description="The rooms, those with most local members first."
     )
     next_token: NextToken = None

@@ -7,7 +7,7 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Kind, Nothing
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.destinations.queued import not_yet_queued
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import FailureAge
@@ -80,11 +80,11 @@ class Summary(Answer):
         description="The same as a table: of each of those kinds, how many have been "
         "failing for how long. Null as `failing_by_kind`."
     )
-    outlook: model_of(Correlation) | None = Field(  # type: ignore[valid-type]
+    outlook: Shown[Correlation] | None = Field(
         description="Whether servers began to fail together. Null where the module's "
         "own tables cannot be read."
     )
-    senders: list[model_of(Sender)] | None = Field(  # type: ignore[valid-type]
+    senders: list[Shown[Sender]] | None = Field(
         description="The processes that send, one of the state `nobody` if none does. "
         "Null where the module's own tables cannot be read."
     )

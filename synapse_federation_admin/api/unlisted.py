@@ -10,7 +10,7 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
 from synapse_federation_admin.api.schemas.model import Answer, NextToken, Paged
-from synapse_federation_admin.api.schemas.values import model_of, shown
+from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.destinations.backlog import Backlog, unlisted_txn
 
 
@@ -18,9 +18,7 @@ class UnlistedName(Answer):
     """A name for which something waits, and which Synapse has no row for."""
 
     destination: str = Field(description="The name.")
-    backlog: model_of(Backlog) = Field(  # type: ignore[valid-type]
-        description="What waits for it."
-    )
+    backlog: Shown[Backlog] = Field(description="What waits for it.")
 
 
 class UnlistedPage(Answer):

@@ -2,7 +2,7 @@
 """v2: destinations, and which of them a request is for."""
 
 from enum import Enum
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -18,7 +18,7 @@ from synapse_federation_admin.api.schemas.model import (
     absent,
 )
 from synapse_federation_admin.api.schemas.v1 import V1Destination
-from synapse_federation_admin.api.schemas.values import model_of
+from synapse_federation_admin.api.schemas.values import Shown
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import (
@@ -164,11 +164,6 @@ class ExportQuery(SortedFilter):
     )
 
 
-_Availability: TypeAlias = model_of(Availability)  # type: ignore[valid-type]
-_Backlog: TypeAlias = model_of(Backlog)  # type: ignore[valid-type]
-_RecordedFailure: TypeAlias = model_of(RecordedFailure)  # type: ignore[valid-type]
-
-
 class Destination(V1Destination):
     """A destination, as in every list and answer of v2."""
 
@@ -191,10 +186,10 @@ class Destination(V1Destination):
 class RecordedDestination(Destination):
     """A destination, and what was recorded of it."""
 
-    last_failure: _RecordedFailure | None = Field(
+    last_failure: Shown[RecordedFailure] | None = Field(
         description="The last failure of a real request; null if none was recorded."
     )
-    availability: _Availability | None = Field(
+    availability: Shown[Availability] | None = Field(
         description="How much of the last 14 days it was not failing; null where the "
         "module's own tables cannot be read."
     )
@@ -203,10 +198,10 @@ class RecordedDestination(Destination):
 class ListedDestination(Destination):
     """A destination in the list, with what `include` asks for."""
 
-    backlog: _Backlog | None = Field(
+    backlog: Shown[Backlog] | None = Field(
         default=None, description="With `include=backlog`."
     )
-    last_failure: _RecordedFailure | None = Field(
+    last_failure: Shown[RecordedFailure] | None = Field(
         default_factory=absent,
         description="With `include=failure`: the last failure of a real request; null "
         "if none was recorded.",
@@ -218,7 +213,7 @@ class ListedDestination(Destination):
         "server that is not failing and has not answered since it failed last is not "
         "known to work.",
     )
-    availability: _Availability | None = Field(
+    availability: Shown[Availability] | None = Field(
         default=None, description="With `include=availability`."
     )
     local_users: int | None = Field(
@@ -241,7 +236,7 @@ class Inbound(Answer):
 class DestinationDetail(RecordedDestination):
     """Everything about one destination."""
 
-    backlog: _Backlog | None = Field(
+    backlog: Shown[Backlog] | None = Field(
         description="What waits for it; null while the feature `backlog` is off."
     )
     unsendable: int | None = Field(
@@ -255,7 +250,7 @@ class DestinationDetail(RecordedDestination):
         "only what its sender still has in memory. 0 where something was delivered; "
         "null as `backlog`."
     )
-    failures: list[_RecordedFailure] = Field(
+    failures: list[Shown[RecordedFailure]] = Field(
         description="Why real requests to it failed: one for each kind, the last first."
     )
     last_success_ts: int | None = Field(
@@ -270,7 +265,7 @@ class DestinationDetail(RecordedDestination):
     local_users: int | None = Field(
         description="Users of this server in those rooms; null as `shared_rooms`."
     )
-    sender: model_of(Sender) | None = Field(  # type: ignore[valid-type]
+    sender: Shown[Sender] | None = Field(
         description="The process that sends to it, and how far it has come; null where "
         "the module's own tables cannot be read."
     )

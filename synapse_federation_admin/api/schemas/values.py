@@ -11,12 +11,22 @@ from enum import Enum
 from functools import cache
 from inspect import getdoc
 from operator import attrgetter
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import attr
-from pydantic import Field, create_model
+from pydantic import Field, GetCoreSchemaHandler, create_model
+from pydantic_core import CoreSchema
 
-from synapse_federation_admin.api.schemas.model import Answer, Kind
+from synapse_federation_admin.api.schemas.model import Answer, Kind, Model
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.diagnosis.findings import SenderFindings
@@ -32,6 +42,8 @@ from synapse_federation_admin.storage.outcomes import Contact
 from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
 from synapse_federation_admin.storage.records import RecordedFailure
 from synapse_federation_admin.storage.run_values import Run
+
+T = TypeVar("T")
 
 # The keys of those that are not shown field by field. Each is a field or a property;
 # `key=path` where the key has another name.
@@ -101,25 +113,45 @@ def shown(value: Any) -> Any:
         }
     kind: Any = type(value)
     if attr.has(kind):
-        return {key: shown(get(value)) for key, (_, get) in _keys(kind).items()}
+        return {key: shown(get(value)) for key, (_, get) in keys_of(kind).items()}
     return value
 
 
 @cache
-def model_of(value: Any) -> type[Answer]:
-    """Return the model of a class of values."""
+def model_of(value: Any) -> type[Model]:
+    """Return the model of a class of values; that of a model is itself."""
     if value is kinds.Failure:
         return Failure
+    if issubclass(value, Model):
+        model: type[Model] = value
+        return model
     fields: dict[str, Any] = {
-        key: _described(value, path) for key, (path, _) in _keys(value).items()
+        key: _described(value, path) for key, (path, _) in keys_of(value).items()
     }
     text = (getdoc(value) or "").partition("\n")[0]
     return create_model(value.__name__, __base__=Answer, __doc__=text, **fields)
 
 
+class _Lazily:
+    """Makes the model of a class of values once its schema is asked for.
+
+    Synapse starts sooner for it.
+    """
+
+    @staticmethod
+    def __get_pydantic_core_schema__(
+        source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return handler.generate_schema(model_of(source))
+
+
+# In a model: a value of a class of values, as JSON has it.
+Shown: TypeAlias = Annotated[T, _Lazily]
+
+
 @cache
-def _keys(value: Any) -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """Return the path of each key, and what gets it of a value."""
+def keys_of(value: Any) -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """Return the keys of a value as JSON has it: each path, and what gets it."""
     keys = _KEYS.get(value) or " ".join(attr.fields_dict(value))
     named = (key.partition("=") for key in keys.split())
     return {key: (path or key, attrgetter(path or key)) for key, _, path in named}
@@ -136,12 +168,16 @@ def _described(value: type[Any], path: str) -> tuple[Any, Any]:
         kind = get_type_hints(found.fget, include_extras=True)["return"]
         text = (getdoc(found) or "").partition("\n")[0]
     else:
-        kind = hints[name]
-        attributes = (getdoc(value) or "").partition("Attributes:")[2]
-        (text,) = re.findall(rf"^    {name}: (.*(?:\n {{8}}.*)*)", attributes, re.M)
+        kind, text = hints[name], _attributes(value)[name]
     # The docstrings are about values of Python's.
     text = re.sub(r"\bNone\b", "null", " ".join(text.split()))
     return type_of(kind), Field(description=text)
+
+
+def _attributes(value: type[Any]) -> dict[str, str]:
+    """Return what a class' docstring says of each attribute."""
+    section = (getdoc(value) or "").partition("Attributes:")[2]
+    return dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.M))
 
 
 def type_of(kind: Any) -> Any:
@@ -163,4 +199,4 @@ def type_of(kind: Any) -> Any:
         return dict[arguments[0], type_of(arguments[1])]  # type: ignore[misc, valid-type]
     if arguments:
         return Union[tuple(type_of(each) for each in arguments)]  # noqa: UP007
-    return model_of(kind) if attr.has(kind) else kind
+    return Shown[kind] if attr.has(kind) else kind  # type: ignore[misc]
