@@ -157,21 +157,26 @@ def keys_of(value: Any) -> dict[str, tuple[str, Callable[[Any], Any]]]:
     return {key: (path or key, attrgetter(path or key)) for key, _, path in named}
 
 
-def _described(value: type[Any], path: str) -> tuple[Any, Any]:
+def _described(value: Any, path: str) -> tuple[Any, Any]:
     """Return a key's type, and its description."""
     name, _, rest = path.partition(".")
-    hints = get_type_hints(value, include_extras=True)
+    hints = _hints(value)
     if rest:
         return _described(hints[name], rest)
     found = getattr(value, name, None)
     if isinstance(found, property):
-        kind = get_type_hints(found.fget, include_extras=True)["return"]
+        kind = _hints(found.fget)["return"]
         text = (getdoc(found) or "").partition("\n")[0]
     else:
         kind, text = hints[name], _attributes(value)[name]
     # The docstrings are about values of Python's.
     text = re.sub(r"\bNone\b", "null", " ".join(text.split()))
     return type_of(kind), Field(description=text)
+
+
+@cache
+def _hints(value: Any) -> dict[str, Any]:
+    return get_type_hints(value, include_extras=True)
 
 
 def _attributes(value: type[Any]) -> dict[str, str]:
