@@ -15,8 +15,8 @@ from pathlib import Path
 
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.storage import versions
-from synapse_federation_admin.storage.versions import VERSIONS, Version, add_column
+from synapse_federation_admin.storage import definitions
+from synapse_federation_admin.storage.definitions import VERSIONS, Version, add_column
 
 THIS = VERSIONS[-1].number
 
@@ -81,7 +81,7 @@ def _main() -> None:
     name = Path(sys.argv[-1]).stem
     told = json.loads(Path(file).read_text())
     if {"homeserver": "main"}.get(name, name) in told["processes"]:
-        versions.VERSIONS = (*VERSIONS, later(told["destination"]))
+        definitions.VERSIONS = (*VERSIONS, later(told["destination"]))
     # The folder of this file.
     del sys.path[0]
     del sys.argv[:4]

@@ -13,10 +13,13 @@ from run_case import RunsTestCase
 from twisted.internet import error
 
 from synapse_federation_admin.console.render import Renderer
-from synapse_federation_admin.storage.audit_entry import AuditAction
 from synapse_federation_admin.storage.instances import InstanceState
-from synapse_federation_admin.storage.outcomes import ReconnectOutcome, Refused
-from synapse_federation_admin.storage.run_values import RunStatus
+from synapse_federation_admin.storage.values import (
+    AuditAction,
+    ReconnectOutcome,
+    Refused,
+    RunStatus,
+)
 from synapse_federation_admin.wording import outcomes
 
 pytestmark = pytest.mark.one_synapse

@@ -17,7 +17,7 @@ from synapse_federation_admin.playground.configuration import (
     WORKERS,
 )
 from synapse_federation_admin.playground.processes import wait_until
-from synapse_federation_admin.storage.versions import VERSIONS
+from synapse_federation_admin.storage.definitions import VERSIONS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 

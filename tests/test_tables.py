@@ -15,15 +15,20 @@ from psycopg2.extensions import (
 from synapse.storage.database import LoggingTransaction
 from twisted.internet.defer import Deferred, fail
 
-from synapse_federation_admin.storage import schema as module, versions
-from synapse_federation_admin.storage.definitions import PREFIX, TABLES
+from synapse_federation_admin.storage import definitions, schema as module
+from synapse_federation_admin.storage.definitions import (
+    PREFIX,
+    TABLES,
+    VERSIONS,
+    Version,
+    add_column,
+)
 from synapse_federation_admin.storage.schema import (
     SchemaVersion,
     Tables,
     TablesUnusableError,
 )
 from synapse_federation_admin.storage.sql import existing_tables
-from synapse_federation_admin.storage.versions import VERSIONS, Version, add_column
 
 NEWEST = SchemaVersion(VERSIONS[-1].number, VERSIONS[-1].compat)
 
@@ -129,7 +134,7 @@ class TablesTestCase(ModuleTestCase):
                 txn, "recording", "x", "INTEGER NOT NULL DEFAULT 5"
             ),
         )
-        with mock.patch.object(versions, "VERSIONS", (*VERSIONS, later)):
+        with mock.patch.object(definitions, "VERSIONS", (*VERSIONS, later)):
             self.ready()
             self.ready()
 

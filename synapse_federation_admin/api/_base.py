@@ -10,7 +10,7 @@ from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.config import FederationAdminConfig
 from synapse_federation_admin.homeserver.features import Feature, Features
-from synapse_federation_admin.storage.audit_entry import Actor
+from synapse_federation_admin.storage.values import Actor
 
 # What a feature needs of Synapse may be missing: that must not take others away.
 if TYPE_CHECKING:

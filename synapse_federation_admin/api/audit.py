@@ -18,7 +18,7 @@ from synapse_federation_admin.api.schemas.model import (
     Text,
 )
 from synapse_federation_admin.api.schemas.values import Shown, shown
-from synapse_federation_admin.storage.audit_entry import (
+from synapse_federation_admin.storage.values import (
     AuditAction,
     AuditEntry,
     AuditFilter,

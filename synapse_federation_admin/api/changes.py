@@ -11,9 +11,9 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.runs import Run, shown_run
 from synapse_federation_admin.api.schemas.model import MAX_INT, Answer, Input
 from synapse_federation_admin.api.schemas.values import Shown, shown
-from synapse_federation_admin.storage.audit_entry import AuditEntry
 from synapse_federation_admin.storage.outages import CameBack
 from synapse_federation_admin.storage.records import Failed
+from synapse_federation_admin.storage.values import AuditEntry
 
 
 class ChangesQuery(Input):

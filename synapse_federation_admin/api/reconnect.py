@@ -15,7 +15,7 @@ from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.destinations.senders import Processes, Sender
 from synapse_federation_admin.history.store import if_readable
-from synapse_federation_admin.storage.outcomes import (
+from synapse_federation_admin.storage.values import (
     Contact,
     ReconnectOutcome,
     Refused,

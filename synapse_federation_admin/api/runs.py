@@ -16,8 +16,7 @@ from synapse_federation_admin.api.schemas.model import Answer, NextToken, Nothin
 from synapse_federation_admin.api.schemas.values import model_of, shown
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.repair import criteria
-from synapse_federation_admin.storage import run_values
-from synapse_federation_admin.storage.run_values import RunOrder
+from synapse_federation_admin.storage import values
 
 # Which destinations something is done to: those of a filter, or of a list.
 Chosen: TypeAlias = DestinationFilter | Sequence[str]
@@ -38,7 +37,7 @@ class Ignored(Answer):
     invalid: int = Field(description="Those that are no valid server names.")
 
 
-class Run(model_of(run_values.Run)):  # type: ignore[misc]
+class Run(model_of(values.Run)):  # type: ignore[misc]
     """A run: one change to many destinations, one after the other."""
 
     estimated_end_ts: int | None = Field(
@@ -140,7 +139,7 @@ async def cancel_run(asked: Asked, _: Nothing, run_id: str) -> JsonDict:
     return shown_run(asked, await asked.services.runs.cancel(run_id, asked.actor))
 
 
-def shown_run(asked: Asked, run: run_values.Run | None) -> JsonDict:
+def shown_run(asked: Asked, run: values.Run | None) -> JsonDict:
     """Return a run as the API shows it.
 
     Raises:
@@ -159,7 +158,7 @@ async def start_run(
     how: Mapping[str, object],
     reason: str,
 ) -> JsonDict:
-    """Make a run, and answer it; see `RunOrder`.
+    """Make a run, and answer it.
 
     Args:
         asked: Who asks for it.
@@ -179,8 +178,9 @@ async def start_run(
         which = criteria.shown(chosen)
     else:
         names, which = chosen, criteria.listed(len(chosen))
-    order = RunOrder(action, which, how, names, asked.actor, reason or None)
-    run, created = await asked.services.runner.create(order)
+    run, created = await asked.services.runs.create(
+        action, which, how, names, asked.actor, reason or None
+    )
     if not created:
         raise SynapseError(
             HTTPStatus.CONFLICT,
@@ -189,4 +189,5 @@ async def start_run(
             Codes.UNKNOWN,
             additional_fields={"id": run.run_id},
         )
+    await asked.services.runner.wake()
     return shown_run(asked, run)

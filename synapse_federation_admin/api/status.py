@@ -13,7 +13,7 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.schemas.model import Answer, Nothing
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
-from synapse_federation_admin.storage.versions import VERSIONS
+from synapse_federation_admin.storage.definitions import VERSIONS
 
 
 class FeatureState(Answer):

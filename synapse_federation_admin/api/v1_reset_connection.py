@@ -7,7 +7,7 @@ from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.api._base import Asked, unknown_destination
-from synapse_federation_admin.storage.outcomes import ResetOutcome
+from synapse_federation_admin.storage.values import ResetOutcome
 
 
 async def reset_connection_v1(asked: Asked, destination: str) -> JsonDict:

@@ -14,12 +14,11 @@ from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages, records
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import AuditEntry, AuditFilter
 from synapse_federation_admin.storage.outages import CameBack
 from synapse_federation_admin.storage.records import Failed
-from synapse_federation_admin.storage.run_values import Run
 from synapse_federation_admin.storage.runs import RunStore
 from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.values import AuditEntry, AuditFilter, Run
 
 # For how long what was read is told to others, and how far back it goes.
 _KEEP_MS = 5000

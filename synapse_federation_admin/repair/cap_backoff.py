@@ -16,8 +16,8 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.runner import Action
 from synapse_federation_admin.storage.run_queue import Job
-from synapse_federation_admin.storage.run_values import Run, RunResult
 from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of
+from synapse_federation_admin.storage.values import Run, RunResult
 
 # Between two transactions, so that others get their turn.
 _PAUSE_MS = 5

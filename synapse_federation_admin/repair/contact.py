@@ -14,7 +14,7 @@ from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.second_look import may_be_more, second_look
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.outcomes import Contact, ReconnectOutcome, Server
+from synapse_federation_admin.storage.values import Contact, ReconnectOutcome, Server
 
 
 async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contact:

@@ -10,13 +10,13 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.repair.wake import tell_all
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import (
+from synapse_federation_admin.storage.values import (
     AUDIT_FLUSHED,
     AUDIT_FLUSHED_IN_PART,
     Actor,
     AuditAction,
+    Told,
 )
-from synapse_federation_admin.storage.outcomes import Told
 
 
 class FlushCaches:

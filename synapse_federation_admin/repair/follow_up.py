@@ -39,13 +39,14 @@ from synapse_federation_admin.homeserver.transactions import Transaction
 from synapse_federation_admin.repair.contact import shown_contact
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import TAKEN, Audit, AuditPosition
-from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING, AuditEntry
-from synapse_federation_admin.storage.outcomes import (
+from synapse_federation_admin.storage.runs import RunStore
+from synapse_federation_admin.storage.values import (
+    AUDIT_PENDING,
+    AuditEntry,
     Contact,
     ReconnectOutcome,
     Refused,
 )
-from synapse_federation_admin.storage.runs import RunStore
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,14 @@ from synapse_federation_admin.repair.forget import (
     refusal,
 )
 from synapse_federation_admin.repair.runner import Action, in_pieces
-from synapse_federation_admin.storage.audit_entry import AUDIT_FORGOTTEN
-from synapse_federation_admin.storage.outcomes import LeftOut
 from synapse_federation_admin.storage.run_queue import Job
-from synapse_federation_admin.storage.run_values import Queued, Run, RunResult
+from synapse_federation_admin.storage.values import (
+    AUDIT_FORGOTTEN,
+    LeftOut,
+    Queued,
+    Run,
+    RunResult,
+)
 
 # Of how many destinations a pass over all members looks for shared rooms.
 _CANDIDATES = 20_000

@@ -24,10 +24,14 @@ from synapse_federation_admin.repair.pace import Pace
 from synapse_federation_admin.repair.runner import Action, persist
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.outcomes import LeftOut, ReconnectOutcome
 from synapse_federation_admin.storage.run_queue import Job
-from synapse_federation_admin.storage.run_values import Queued, RunResult
 from synapse_federation_admin.storage.sql import FAILING, any_of
+from synapse_federation_admin.storage.values import (
+    LeftOut,
+    Queued,
+    ReconnectOutcome,
+    RunResult,
+)
 
 # First what waits to be sent: messages to devices, without which others cannot read
 # what they are sent, then events, then changes of devices.

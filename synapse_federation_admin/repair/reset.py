@@ -22,13 +22,14 @@ from synapse_federation_admin.repair.contact import contact_of
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.wake import Wake
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import (
+from synapse_federation_admin.storage.values import (
     AUDIT_PENDING,
     Actor,
     AuditAction,
     AuditEntry,
+    Contact,
+    ResetOutcome,
 )
-from synapse_federation_admin.storage.outcomes import Contact, ResetOutcome
 
 logger = logging.getLogger(__name__)
 

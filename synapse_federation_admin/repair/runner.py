@@ -25,12 +25,15 @@ from synapse_federation_admin.destinations.values import (
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.repair.criteria import wanted_by
-from synapse_federation_admin.storage.audit_entry import AUDIT_PENDING
 from synapse_federation_admin.storage.run_queue import LEFT, Job
-from synapse_federation_admin.storage.run_values import Run, RunOrder, RunStatus
 from synapse_federation_admin.storage.runs import RunStore, whole_action
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of
+from synapse_federation_admin.storage.values import (
+    AUDIT_PENDING,
+    Run,
+    RunStatus,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ async def persist(homeserver: Homeserver, func: Callable[[], Awaitable[T]]) -> T
 
 
 class Runner:
-    """Makes runs, and works on them where background tasks are run."""
+    """Works on runs, where background tasks are run."""
 
     def __init__(
         self,
@@ -145,23 +148,15 @@ class Runner:
                 first_after_ms=_FIRST_LOOK_MS,
             )
 
-    async def create(self, order: RunOrder) -> tuple[Run, bool]:
-        """Make a run and have it begun, unless one of its action has not ended.
-
-        Returns:
-            The run, and True; or the one that has not ended, and False. Raises what the
-            database raises.
-        """
-        run, created = await self._runs.create(order)
-        if created:
-            try:
-                await self._wake()
-            except CancelledError:
-                raise
-            except Exception as e:
-                # It is there, and will be found within a minute.
-                logger.warning("Cannot wake the runner: %s", e)
-        return run, created
+    async def wake(self) -> None:
+        """Have a run that was just made be begun, on the process that works on runs."""
+        try:
+            await self._wake()
+        except CancelledError:
+            raise
+        except Exception as e:
+            # It is there, and will be found within a minute.
+            logger.warning("Cannot wake the runner: %s", e)
 
     def _woken(self) -> None:
         if self._homeserver.runs_background_tasks:

@@ -10,7 +10,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.background import Send
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.newest import keep_newest
-from synapse_federation_admin.storage.outcomes import Told
+from synapse_federation_admin.storage.values import Told
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,16 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import REPAIRS
 from synapse_federation_admin.storage import instances
-from synapse_federation_admin.storage.audit_entry import (
+from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import (
+    AHEAD_MS,
+    Expired,
+    Sql,
+    any_of,
+    marks,
+    where,
+)
+from synapse_federation_admin.storage.values import (
     AUDIT_FAILED,
     AUDIT_FLUSHED,
     AUDIT_FLUSHED_IN_PART,
@@ -30,17 +39,9 @@ from synapse_federation_admin.storage.audit_entry import (
     AuditAction,
     AuditEntry,
     AuditFilter,
-)
-from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
-from synapse_federation_admin.storage.run_values import RunStatus
-from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import (
-    AHEAD_MS,
-    Expired,
-    Sql,
-    any_of,
-    marks,
-    where,
+    ReconnectOutcome,
+    ResetOutcome,
+    RunStatus,
 )
 
 logger = logging.getLogger(__name__)

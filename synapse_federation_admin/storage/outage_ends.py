@@ -4,15 +4,16 @@
 from enum import Enum
 
 from synapse_federation_admin.storage.audit import ENTRIES
-from synapse_federation_admin.storage.audit_entry import (
+from synapse_federation_admin.storage.records import FAILURES, SUCCESSES
+from synapse_federation_admin.storage.sql import AHEAD_MS, FAILING, Sql
+from synapse_federation_admin.storage.values import (
     AUDIT_FORGOTTEN,
     AUDIT_INTERRUPTED,
     AUDIT_PENDING,
     AuditAction,
+    ReconnectOutcome,
+    ResetOutcome,
 )
-from synapse_federation_admin.storage.outcomes import ReconnectOutcome, ResetOutcome
-from synapse_federation_admin.storage.records import FAILURES, SUCCESSES
-from synapse_federation_admin.storage.sql import AHEAD_MS, FAILING, Sql
 
 # How long Synapse may take to write the row of a destination that it has never met.
 _NEW_ROW_MS = 60_000

@@ -19,8 +19,10 @@ from collections.abc import Callable, Sequence
 import attr
 from synapse.module_api import LoggingTransaction
 
-from synapse_federation_admin.storage.audit_entry import AuditEntry
-from synapse_federation_admin.storage.run_values import (
+from synapse_federation_admin.storage.runs import UNENDED, RunStore
+from synapse_federation_admin.storage.sql import Expired, Sql, any_of
+from synapse_federation_admin.storage.values import (
+    AuditEntry,
     Queued,
     Run,
     RunError,
@@ -28,8 +30,6 @@ from synapse_federation_admin.storage.run_values import (
     RunResult,
     RunStatus,
 )
-from synapse_federation_admin.storage.runs import UNENDED, RunStore
-from synapse_federation_admin.storage.sql import Expired, Sql, any_of
 
 # Of each kind of error, how many are kept.
 _RECENT_ERRORS = 5

@@ -9,7 +9,7 @@ ended.
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attr
@@ -17,21 +17,18 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.audit import Audit
-from synapse_federation_admin.storage.audit_entry import (
+from synapse_federation_admin.storage.schema import Tables
+from synapse_federation_admin.storage.sql import Expired, Sql, can_be_stored, marks
+from synapse_federation_admin.storage.values import (
     AUDIT_PENDING,
     WHOLE,
     Actor,
     AuditAction,
-)
-from synapse_federation_admin.storage.run_values import (
     Run,
     RunError,
     RunErrors,
-    RunOrder,
     RunStatus,
 )
-from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import Expired, Sql, can_be_stored, marks
 
 T = TypeVar("T")
 
@@ -68,8 +65,24 @@ class RunStore:
     _tables: Tables
     audit: Audit
 
-    async def create(self, order: RunOrder) -> tuple[Run, bool]:
+    async def create(
+        self,
+        action: str,
+        criteria: Mapping[str, object],
+        options: Mapping[str, object],
+        names: Sequence[str],
+        actor: Actor,
+        reason: str | None,
+    ) -> tuple[Run, bool]:
         """Make a run, unless one of the same action has not ended.
+
+        Args:
+            action: What is done to each destination: the name of an action.
+            criteria: Which destinations, as the API shows it.
+            options: How, as the API shows it.
+            names: The destinations, where the criteria are a list; else empty.
+            actor: Who asks for it.
+            reason: Why, as they say.
 
         Returns:
             The run, and True; or the one that has not ended, and False.
@@ -77,25 +90,25 @@ class RunStore:
         now_ts = self.homeserver.now_ms()
         run_id = secrets.token_hex(8)
         entry = self.audit.entry(
-            whole_action(order.action),
-            order.actor,
-            reason=order.reason,
+            whole_action(action),
+            actor,
+            reason=reason,
             run_id=run_id,
-            details={"criteria": order.criteria, **order.options},
+            details={"criteria": criteria, **options},
         )
         run = Run(
             run_id,
-            order.action,
+            action,
             RunStatus.SCHEDULED.value,
             entry.entry_id,
-            order.actor,
-            order.reason,
-            order.criteria,
-            order.options,
+            actor,
+            reason,
+            criteria,
+            options,
             created_ts=now_ts,
             updated_ts=now_ts,
         )
-        row = attr.asdict(run, recurse=False) | {"names": order.names}
+        row = attr.asdict(run, recurse=False) | {"names": names}
         row |= attr.asdict(row.pop("actor"))
         for column in (*_JSON, "names"):
             row[column] = json.dumps(row[column])
@@ -110,7 +123,7 @@ class RunStore:
             created = bool(txn.rowcount)
             if created:
                 self.audit.insert_txn(txn, [entry])
-            (found,) = _select(txn, "action = ? AND ended_ts IS NULL", order.action)
+            (found,) = _select(txn, "action = ? AND ended_ts IS NULL", action)
             return found, created
 
         return await self.run("create", create_txn)

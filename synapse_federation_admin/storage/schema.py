@@ -24,7 +24,7 @@ from twisted.internet.defer import CancelledError
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import LockedError, on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage import versions
+from synapse_federation_admin.storage import definitions
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX, TABLES
 from synapse_federation_admin.storage.sql import Expired, existing_tables
 
@@ -277,13 +277,13 @@ def _upgrade(txn: LoggingTransaction, wanted: _Statements = TABLES) -> None:
             "Some tables of synapse-federation-admin are missing, and the others are "
             "those of a later version of it, which makes them again"
         )
-    for version in versions.VERSIONS[stored.version :] if existing else ():
+    for version in definitions.VERSIONS[stored.version :] if existing else ():
         if version.upgrade is not None:
             version.upgrade(txn)
     for statements in wanted.values():
         for statement in statements:
             txn.execute(statement)
-    newest = versions.VERSIONS[-1]
+    newest = definitions.VERSIONS[-1]
     txn.execute(
         "INSERT INTO federation_admin_schema (only_row, version, compat_version) "
         "VALUES (1, ?, ?) ON CONFLICT (only_row) DO UPDATE SET "
@@ -336,4 +336,4 @@ def _stored_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersio
 
 def _newest() -> int:
     """Return the version of this code."""
-    return versions.VERSIONS[-1].number
+    return definitions.VERSIONS[-1].number

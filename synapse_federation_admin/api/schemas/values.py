@@ -36,12 +36,10 @@ from synapse_federation_admin.failures.kinds import FailureKind, Reason
 from synapse_federation_admin.failures.text import detail_of, message_of
 from synapse_federation_admin.history.availability import AvailableDay
 from synapse_federation_admin.history.correlation import Correlation
-from synapse_federation_admin.storage.audit_entry import AuditEntry
 from synapse_federation_admin.storage.instances import Instance
-from synapse_federation_admin.storage.outcomes import Contact
 from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
 from synapse_federation_admin.storage.records import RecordedFailure
-from synapse_federation_admin.storage.run_values import Run
+from synapse_federation_admin.storage.values import AuditEntry, Contact, Run
 
 T = TypeVar("T")
 

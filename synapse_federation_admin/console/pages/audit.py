@@ -7,7 +7,7 @@ from typing import Any
 from synapse.module_api.errors import Codes, SynapseError
 
 from synapse_federation_admin.console.visit import Answered, Page, Visit
-from synapse_federation_admin.storage.audit_entry import AuditAction
+from synapse_federation_admin.storage.values import AuditAction
 from synapse_federation_admin.wording import outcomes
 
 # How many rows a page has.
