@@ -52,11 +52,16 @@ def openapi_json() -> str:
 def parameters_json() -> str:
     """Return what the command line makes options of: of each path, what it takes."""
     taken = {
-        path.removeprefix("/_synapse/admin/v2/federation"): methods["get"]["parameters"]
+        path.removeprefix("/_synapse/admin/v2/federation"): found
         for path, methods in document()["paths"].items()
         if "/v2/" in path
-        and "{" not in path
-        and methods.get("get", {}).get("parameters")
+        and (
+            found := [
+                p
+                for p in methods.get("get", {}).get("parameters", ())
+                if p["in"] == "query"
+            ]
+        )
     }
     filters = [p for p in taken["/destinations"] if p["name"] in Filter.model_fields]
     return json.dumps({"filter": filters, **taken}, indent=1, ensure_ascii=False) + "\n"

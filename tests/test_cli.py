@@ -226,6 +226,28 @@ def test_not_all(answers: dict[str, Any]) -> None:
     answers["/attention"] = {"as_of_ts": 1, "destinations": rows}
     assert "These 10 matter most; --limit" in run("attention").stderr
     assert "--limit" not in run("attention", "--limit", "11").stderr
+    path = "/destinations/a.example"
+    answers[path] = {"destination": "a.example", "shared_rooms": 9}
+    outages, rooms = [{"start_ts": 1, "end_ts": None}], [{"room_id": "!r"}]
+    answers[f"{path}/outages"] = {"outages": outages, "next_token": "x"}
+    answers[f"{path}/shared_rooms"] = {"rooms": rooms, "next_token": "x"}
+    shown = run("show", "a.example").stdout
+    assert "and earlier ones, which `outages`" in shown
+    assert "and 8 more, which `shared-rooms`" in shown
+    for command in ("outages", "shared-rooms"):
+        assert "than these 1: --from x" in run(command, "a.example").stderr
+
+
+def test_flushed(answers: dict[str, Any]) -> None:
+    """A process that still has what was to be flushed is told, and fails."""
+    path, known = "/destinations/a.example/flush_caches", {"told": ["main", "w"]}
+    answers[path] = known
+    done = run("flush-caches", "a.example")
+    assert (done.exit_code, done.stdout) == (0, "a.example: flushed by main, w\n")
+    answers[path] = {**known, "not_told": ["x"]}
+    done = run("flush-caches", "a.example", "--reason", "moved")
+    assert done.exit_code == Exit.FAILED
+    assert "Could not be told: x" in done.stdout
 
 
 def test_numbers_are_whole() -> None:
@@ -406,7 +428,11 @@ def test_filters_are_seen(answers: dict[str, Any], command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["show", "why", "tell", "reset", "reconnect", "forget", "watch"]
+    "command",
+    [
+        *("show", "why", "tell", "reset", "reconnect", "forget", "watch"),
+        *("outages", "shared-rooms", "flush-caches"),
+    ],
 )
 def test_empty_name(answers: dict[str, Any], command: str) -> None:
     """Nor is a name that is empty taken for one."""

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 from cli_case import be_at
 
+from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.connection import (
     Connection,
     Login,
@@ -64,6 +65,8 @@ def test_where(tmp_path: Path) -> None:
     with pytest.raises(FailedError, match="no access token"):
         found(url="https://s.example")
     synadm.write_text(text)
+    with pytest.raises(FailedError, match="kept is for https"):
+        _ = Client(found(url="https://other.example")).token
 
     homeserver = tmp_path / "homeserver.yaml"
     homeserver.write_text(

@@ -350,6 +350,13 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         (more,) = re.findall(r'href="([^"]*)">More rooms<', self.page(one))
         onwards = html.unescape(more).removeprefix(CONSOLE).partition("#")[0]
         self.assertIn("The first rooms", self.text(onwards))
+        self.assertNotIn("More rooms", self.text(onwards))
+        for number in range(11):
+            self.add_outage("server001.example", 8 * DAY + number, 7 * DAY)
+        (more,) = re.findall(r'href="([^"]*)">Earlier outages<', self.page(one))
+        earlier = html.unescape(more).removeprefix(CONSOLE).partition("#")[0]
+        self.assertIn("The last outages", self.text(earlier))
+        self.assertNotIn("Earlier outages", self.text(earlier))
         asks = [
             f"/forget?name={name}&name=server001.example",
             "/forget?all=true&failing_for=0s",

@@ -186,6 +186,11 @@ def test_change(homeserver: Homeserver) -> None:
     assert "Cap backoff" in run("watch", run_id).stdout
     assert "would be forgotten" in run("forget", down[1], "--dry-run").stdout
     assert down[1] in run("list").stdout
+    some = ("forget", down[1], "nowhere.example", "--dry-run")
+    assert "--ignore-unknown" in run(*some, status=2).stderr
+    assert "Left out: 1" in run(*some, "--ignore-unknown").stderr
+    run("flush-caches", up[0], "--reason", "moved")
+    assert up[0] in run("audit", "--action", "flush_caches").stdout
     run("forget", down[1], status=2)
     assert "forgotten" in run("forget", down[1], "--yes").stdout
     assert down[1] not in run("list").stdout

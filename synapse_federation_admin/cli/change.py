@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that change many servers, or lose something: a dry run comes first."""
+"""Commands that change servers: where it is many, a dry run comes first."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,24 @@ from rich.text import Text
 
 from synapse_federation_admin.cli.client import Json, segment
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.options import NAME, Asked, F, command, complete_names
+from synapse_federation_admin.cli.options import (
+    NAME,
+    Asked,
+    F,
+    command,
+    complete_names,
+    name_argument,
+)
 from synapse_federation_admin.cli.output import line, pill, plain
 from synapse_federation_admin.cli.runs import see_through
 from synapse_federation_admin.durations import duration, parse_duration
 from synapse_federation_admin.wording import outcomes
 from synapse_federation_admin.wording.amounts import count, counted
 
+_reason = click.option("--reason", metavar="TEXT", help="Why, for the audit.")
+
 _CAREFUL = (
-    click.option("--reason", metavar="TEXT", help="Why, for the audit."),
+    _reason,
     click.option(
         "-n",
         "--dry-run",
@@ -47,6 +56,13 @@ _names = click.argument(
     type=NAME,
     nargs=-1,
     shell_complete=complete_names,
+)
+
+_ignore_unknown = click.option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="Leave out the names that are no valid server names, or that Synapse has no"
+    " row for.",
 )
 
 _EXITS = {
@@ -86,12 +102,7 @@ def _duration(
     callback=_duration,
     help="How long each has to answer: `10s`.",
 )
-@click.option(
-    "--ignore-unknown",
-    is_flag=True,
-    help="Leave out the names that are no valid server names, or that Synapse has no"
-    " row for.",
-)
+@_ignore_unknown
 @click.option(
     "--force",
     is_flag=True,
@@ -131,12 +142,7 @@ def reconnect(
 
     def ask(found: Json) -> str:
         _tell_sample(asked, "would be contacted", found["matched"], found["sample"])
-        left_out = sum(found.get("ignored", {}).values())
-        if left_out:
-            asked.out.note(
-                f"Left out: {count(left_out)} that Synapse has no row for, or that are"
-                " no server names."
-            )
+        _tell_ignored(asked, found)
         return f"Reconnect {counted(found['matched'], 'server')}?"
 
     return _run(asked, "/reconnect", body, ask, given)
@@ -166,10 +172,31 @@ def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     told = outcomes.came_of(found)
     yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(told.sign, told.word))
     yield Padding(plain(outcomes.reconnected(found)), (0, 0, 0, 2))
+    yield from _left_out(found)
+
+
+def _left_out(found: Json) -> Iterator[RenderableType]:
     if not_running := found.get("not_running"):
         yield line(f"  Does not run: {', '.join(not_running)}", "yellow")
     if not_told := found.get("not_told"):
         yield line(f"  Could not be told: {', '.join(not_told)}", "yellow")
+
+
+@command(name="flush-caches")
+@name_argument
+@_reason
+def flush_caches(asked: Asked, name: str, reason: str | None) -> int:
+    """Have every process forget what it keeps in memory of a server, as after a move.
+
+    That is its well-known file, its SRV records, and what caches say of its backoff.
+    Nothing is contacted, and no retry timing is changed: `reconnect` does that. The
+    exit status is 1 if a process could not be told.
+    """
+    path = f"/destinations/{segment(name)}/flush_caches"
+    found = asked.client.post(path, _given(reason=reason))
+    told = f"{name}: flushed by {', '.join(found.get('told', ())) or 'nobody'}"
+    asked.out.answer(found, lambda: asked.out.show(line(told), *_left_out(found)))
+    return Exit.FAILED if found.get("not_told") else Exit.FINE
 
 
 @command("filter")
@@ -181,6 +208,7 @@ def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     " on them: if the destination should come back, it could not read what it was"
     " sent.",
 )
+@_ignore_unknown
 @click.option(
     "--force",
     is_flag=True,
@@ -192,6 +220,7 @@ def forget(
     /,
     names: tuple[str, ...],
     drop_to_device: bool,
+    ignore_unknown: bool,
     force: bool,
     params: Json,
     **given: Any,
@@ -209,6 +238,7 @@ def forget(
 
     def ask(found: Json) -> str:
         _tell_sample(asked, "would be forgotten", found["forgotten"], found["sample"])
+        _tell_ignored(asked, found)
         if refused := found.get("refused"):
             some = [str(each["destination"]) for each in found["refused_sample"]]
             _tell_sample(
@@ -219,6 +249,7 @@ def forget(
         return f"Forget {counted(found['forgotten'], 'server')}? It cannot be undone."
 
     body |= _given(destinations=list(names), filter=params, force=force)
+    body |= _given(ignore_unknown=ignore_unknown)
     return _run(asked, "/forget", body, ask, given)
 
 
@@ -262,7 +293,8 @@ def cap_backoff(asked: Asked, /, longest: int, **given: Any) -> int:
     """
 
     def ask(found: Json) -> str:
-        _tell_sample(asked, "would be shortened", found["matched"], found["sample"])
+        what = "would have their backoff shortened"
+        _tell_sample(asked, what, found["matched"], found["sample"])
         return f"Shorten {count(found['matched'])} to {duration(longest)}?"
 
     body = {"max_retry_interval_ms": longest, **_given(reason=given["reason"])}
@@ -322,6 +354,14 @@ def _ask(question: str, given: Json) -> None:
         )
     if not click.confirm(question, err=True):
         raise FailedError("Nothing was changed.")
+
+
+def _tell_ignored(asked: Asked, found: Json) -> None:
+    if left_out := sum(found.get("ignored", {}).values()):
+        asked.out.note(
+            f"Left out: {count(left_out)} that Synapse has no row for, or that are no"
+            " server names."
+        )
 
 
 def _tell_sample(asked: Asked, what: str, number: int, some: Sequence[str]) -> None:

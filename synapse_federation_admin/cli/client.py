@@ -20,6 +20,7 @@ from synapse_federation_admin.cli.connection import (
     checked_token,
     keep_login,
     locked_login,
+    read_login,
 )
 from synapse_federation_admin.cli.errors import failure, reason
 from synapse_federation_admin.cli.exits import Exit, FailedError
@@ -272,9 +273,11 @@ class Client:
             FailedError: There is none.
         """
         if self._token is None:
+            kept = read_login()
+            other = f" What `login` has kept is for {kept.url}." if kept else ""
             raise FailedError(
-                f"There is no access token for {self.connection.url}. Log in with"
-                f" `login`, or set {TOKEN} to that of a server admin.",
+                f"There is no access token for {self.connection.url}.{other} Log in"
+                f" with `login`, or set {TOKEN} to that of a server admin.",
                 Exit.NOT_ALLOWED,
             )
         return self._token

@@ -8,7 +8,12 @@ from pathlib import Path
 import click
 
 from synapse_federation_admin import __version__
-from synapse_federation_admin.cli.change import cap_backoff, forget, reconnect
+from synapse_federation_admin.cli.change import (
+    cap_backoff,
+    flush_caches,
+    forget,
+    reconnect,
+)
 from synapse_federation_admin.cli.client import Client
 from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.cli.login import login, logout
@@ -20,7 +25,7 @@ from synapse_federation_admin.cli.look import (
     unlisted,
 )
 from synapse_federation_admin.cli.manual import man
-from synapse_federation_admin.cli.one import reset, show, tell
+from synapse_federation_admin.cli.one import outages, reset, shared_rooms, show, tell
 from synapse_federation_admin.cli.options import Asked, command, shared
 from synapse_federation_admin.cli.records import audit, export
 from synapse_federation_admin.cli.runs import cancel, runs, watch
@@ -123,8 +128,8 @@ def playground(workers: bool, check: bool, keep: Path | None) -> int:
 
 
 for _command in (
-    *(status, top, list_, attention, show, why, tell),
-    *(reconnect, reset, forget, cap_backoff),
+    *(status, top, list_, attention, show, outages, shared_rooms, why, tell),
+    *(reconnect, reset, flush_caches, forget, cap_backoff),
     *(runs, watch, cancel, audit, export),
     *(instances, unlisted),
     *(login, logout, man, playground),

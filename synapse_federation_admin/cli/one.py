@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about one server: `show`, `tell` and `reset`."""
+"""Commands about one server, but for `why`, and for what changes it."""
 
 from collections.abc import Iterator
 
@@ -79,12 +79,14 @@ def shown_server(server: Json, outages: Json, rooms: Json) -> Iterator[Renderabl
         yield Padding(made, (0, 0, 0, 2))
     if outages.get("outages"):
         yield Text("\nOutages", "bold")
-        yield grid(map(_outage, outages["outages"]))
+        yield Padding(listed(outages["outages"], _BY_OUTAGE, WIDE), (0, 0, 0, 2))
+        if outages.get("next_token"):
+            yield Text("  and earlier ones, which `outages` lists", "dim")
     if rooms.get("rooms"):
         yield Text("\nShared rooms", "bold")
-        yield grid(map(_room, rooms["rooms"]))
+        yield Padding(listed(rooms["rooms"], _BY_ROOM, WIDE), (0, 0, 0, 2))
         if more := server["shared_rooms"] - len(rooms["rooms"]):
-            yield Text(f"  and {count(more)} more", "dim")
+            yield Text(f"  and {count(more)} more, which `shared-rooms` lists", "dim")
 
 
 _FAILURES = (
@@ -139,25 +141,48 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
         yield "Sent by", f"{sender.get('instance') or 'nobody'}: {state}"
 
 
-def _outage(outage: Json) -> tuple[RenderableType, ...]:
-    kinds = ", ".join(cause(str(kind)) for kind in outage.get("kinds", ())[:3])
+def _lasted(outage: Json) -> str:
     if outage.get("end_ts") is None:
-        return exact(outage["start_ts"]), "lasts", line(kinds, "dim")
+        return "lasts"
     ended = outage.get("ended")
     how = f", {ended}" if ended and ended != "recovered" else ""
-    lasted = f"{duration(outage['duration_ms'])}{how}"
-    return exact(outage["start_ts"]), line(lasted), line(kinds, "dim")
+    return f"{duration(outage['duration_ms'])}{how}"
 
 
-def _room(room: Json) -> tuple[RenderableType, ...]:
-    ours = count(room.get("local_members", 0))
-    return (
-        line(room.get("room_id")),
-        line(room.get("name") or ""),
-        Text(
-            f"{ours} of yours, {count(room.get('their_members', 0))} of theirs", "dim"
-        ),
-    )
+def _kinds(outage: Json) -> Text:
+    kinds = ", ".join(cause(str(kind)) for kind in outage.get("kinds", ())[:3])
+    return line(kinds, "dim")
+
+
+_BY_OUTAGE = (
+    Column("Began", lambda outage: exact(outage["start_ts"])),
+    Column("Lasted", _lasted),
+    Column("Causes", _kinds),
+)
+
+
+@command("/destinations/{destination}/outages")
+@name_argument
+def outages(asked: Asked, name: str, params: Json) -> None:
+    """List when a server was failing, and for how long; the newest first."""
+    answer = asked.client.get(f"/destinations/{segment(name)}/outages", params)
+    asked.out.answer_list(answer, "outages", _BY_OUTAGE, "No outage is recorded.")
+
+
+_BY_ROOM = (
+    Column("Room", lambda room: room["room_id"], is_whole=True),
+    Column("Name", lambda room: room.get("name") or ""),
+    Column(">Yours", lambda room: count(room.get("local_members", 0))),
+    Column(">Theirs", lambda room: count(room.get("their_members", 0))),
+)
+
+
+@command("/destinations/{destination}/shared_rooms", "shared-rooms")
+@name_argument
+def shared_rooms(asked: Asked, name: str, params: Json) -> None:
+    """List the rooms shared with a server; those with most of your users first."""
+    answer = asked.client.get(f"/destinations/{segment(name)}/shared_rooms", params)
+    asked.out.answer_list(answer, "rooms", _BY_ROOM, "There are none.")
 
 
 @command()

@@ -24,7 +24,7 @@ _KEPT = (_DIAGNOSIS, _RECONNECT, _FLUSH)
 async def show_server(visit: Visit) -> Answered:
     """Show everything that is known of a server.
 
-    GET /_synapse/admin/federation/servers/<name>?contacts=yes&rooms=<token>
+    GET /_synapse/admin/federation/servers/<name>?contacts=yes&rooms=<token>&outages=
 
     With `contacts` the server is asked whom to tell: that may take ten seconds. A
     diagnosis, and a reconnect, lead here with the ID of what came of them.
@@ -34,16 +34,18 @@ async def show_server(visit: Visit) -> Answered:
     diagnosis = kept[_DIAGNOSIS]
     server = await visit.ask("get_destination", destination=name)
     outages = await visit.ask_if_on(
-        "list_outages", {"limit": _OUTAGES}, destination=name
+        "list_outages",
+        {"limit": _OUTAGES, "from": visit.text("outages")},
+        destination=name,
     )
     audit = await visit.ask_if_on(
         "read_audit", {"limit": _ENTRIES, "destination": name}
     )
-    rooms, rooms_from = None, visit.text("rooms")
+    rooms = None
     if server["shared_rooms"]:
         rooms = await visit.ask_if_on(
             "list_shared_rooms",
-            {"limit": _ROOMS, "from": rooms_from},
+            {"limit": _ROOMS, "from": visit.text("rooms")},
             destination=name,
         )
     is_failing = server["next_retry_ts"] is not None
@@ -68,7 +70,7 @@ async def show_server(visit: Visit) -> Answered:
             "advice": causes.advice(last["kind"]) if last else "",
             "outages": outages,
             "rooms": rooms,
-            "are_first_rooms": not rooms_from,
+            "from_": {what: visit.text(what) for what in ("outages", "rooms")},
             "message": message,
             "support": support,
             "entries": audit and audit["entries"],
