@@ -198,10 +198,15 @@ def _wire_audit(s: "Services") -> Iterable[Start]:
 
 def _wire_follow_up(s: "Services") -> Start:
     """Make once what three features need; each of them can be off."""
+    from synapse_federation_admin.history.store import if_readable
     from synapse_federation_admin.repair.follow_up import FollowUp
 
     if "follow_up" not in vars(s):
-        s.follow_up = FollowUp(s.homeserver, s.audit, s.runs, s.wake)
+
+        async def unsent(names: Iterable[str]) -> set[str]:
+            return await if_readable(lambda: s.senders.unsent(names)) or set()
+
+        s.follow_up = FollowUp(s.homeserver, s.audit, s.runs, s.wake, unsent)
         s.homeserver.retry_timings.on_change = s.summary.forget
     return s.follow_up.start
 

@@ -23,8 +23,15 @@ STEPS = 20
 class ProbeTestCase(ModuleTestCase):
     """`probes` are the contacts under way; the network is in the end-to-end tests."""
 
+    def default_config(self) -> dict[str, Any]:
+        return {**super().default_config(), "federation_sender_instances": ["sender1"]}
+
     def setUp(self) -> None:
         super().setUp()
+        # It has begun once: it may run without this module.
+        self.run_sql(
+            "INSERT INTO federation_stream_position VALUES ('events', 1, 'sender1')"
+        )
         self.probes: list[tuple[str, Deferred[Any]]] = []
         # Of the contacts after a reset: how long they may take, and whether they were
         # made in spite of a backoff.

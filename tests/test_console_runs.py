@@ -245,15 +245,14 @@ def refused(*values: int | None) -> dict[str, Any]:
     ("outcome", "more", "told"),
     [
         ("connected", {}, "Connected"),
-        ("connected", {"sender": sender("running")}, "Connected"),
-        ("connected", {"sender": sender("gone")}, "Answers, and nothing is sent to it"),
-        ("connected", {"sender": sender("never_seen")}, "to it: sender1 does not run."),
+        ("not_sent", {"sender": sender("gone")}, "Answers, and nothing is sent to it"),
+        ("not_sent", {"sender": sender("never_seen")}, "to it: sender1 does not run."),
         (
             "pending",
             {"sender": sender("nobody", None)},
             "no process of this homeserver",
         ),
-        ("connected", {"sender": {**sender("late"), "ahead_events": 4}}, "is ahead of"),
+        ("not_sent", {"sender": {**sender("late"), "ahead_events": 4}}, "is ahead of"),
         ("still_failing", {"sender": sender("gone")}, "Nothing has changed. </p>"),
         (
             "refused",
@@ -266,6 +265,11 @@ def refused(*values: int | None) -> dict[str, Any]:
         ("pending", {}, "Not known yet"),
         ("forced", {}, "Forced, without an answer"),
         ("internal", {}, "A fault of this side"),
+        (
+            "pending",
+            {"sender": sender("gone"), "not_running": ["sender1"]},
+            "it: sender1 does not run.",
+        ),
         ("pending", {"not_running": ["sender1"]}, "sent once it runs again"),
         ("pending", {"not_told": ["sender1"], "not_told_error": "Redis"}, "(Redis)"),
     ],

@@ -102,6 +102,8 @@ def test_cluster(tmp_path: Path) -> None:
             assert two in text
             assert "does not help" not in text
         answer = client.reconnect(name)
+        # It has got all that it was sent before; what is new is in no table.
+        assert answer["outcome"] == "not_sent"
         assert set(answer["not_running"]) == set(ALL_SENDERS)
         assert not set(answer["told"]) & set(ALL_SENDERS)
 
@@ -153,6 +155,7 @@ def test_nobody(tmp_path: Path) -> None:
             f"VALUES ('{remote.server_name}', 1)",
         )
         answer = client.reconnect(remote.server_name)
+        assert answer["outcome"] == "not_sent"
         assert (answer["told"], answer["not_running"]) == ([], [])
         found = client.detail(remote.server_name)
         assert found["status"] == "online"

@@ -18,9 +18,6 @@ NOT_FAILING = (0, 0, None, 3)
 
 
 class ReconnectTestCase(ProbeTestCase):
-    def default_config(self) -> dict[str, Any]:
-        return {**super().default_config(), "federation_sender_instances": ["sender1"]}
-
     def setUp(self) -> None:
         super().setUp()
         self.add_destination(NAME, *LONG_FAILING)
@@ -42,6 +39,15 @@ class OutcomesTestCase(ReconnectTestCase):
             self.reconnect()
             self.answer()
         self.assertEqual(self.outcomes(), ["connected"])
+
+    def test_not_sent(self) -> None:
+        """Where the sender was never started, nobody is connected by an answer."""
+        self.run_sql("DELETE FROM federation_stream_position")
+        channel = self.reconnect()
+        self.answer()
+        self.assertEqual(channel.json_body["outcome"], "not_sent")
+        self.assertEqual(self.row(NAME), (0, 0, None, 7))
+        self.assertEqual(self.outcomes(), ["not_sent"])
 
     @parameterized.expand(
         [

@@ -259,6 +259,16 @@ class RunTestCase(ManyTestCase):
         self.assertEqual(self.counts(run_id), (1, 1, 1, 0))
         self.assertEqual(self.names(), [])
 
+    def test_not_sent(self) -> None:
+        """Where the sender was never started, nobody is counted as connected."""
+        self.run_sql("DELETE FROM federation_stream_position")
+        self.add_failing("a.example")
+        self.answers["a.example"] = ANSWER
+        run_id = self.begin("reconnect", all_failing=True)
+        self.wait(1)
+        self.assertEqual(self.run_of(run_id)["outcomes"], {"not_sent": 1})
+        self.assertEqual(self.row("a.example"), (0, 0, None, 7))
+
     def test_not_failing(self) -> None:
         """What is not failing, but in the list, is contacted, and its row stays."""
         self.add_destination("new.example")

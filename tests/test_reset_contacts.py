@@ -43,6 +43,13 @@ class ResetContactsTestCase(ContactTestCase):
         woken.assert_called_once_with(NAME)
         self.assertEqual(self.row(NAME), (0, 0, None, 7))
 
+    def test_not_sent(self) -> None:
+        """An answer is no connection where the sender was never started."""
+        self.run_sql("DELETE FROM federation_stream_position")
+        self.reset()
+        self.answer()
+        self.assertEqual(self.outcomes(), ["not_sent"])
+
     def test_one_at_a_time(self) -> None:
         """Each reset is followed by one contact, one after the other.
 

@@ -298,7 +298,7 @@ class StoriesTestCase(StoryTestCase):
         self.tell("fail:9000 60")
         self.assertEqual(self.row(NAME)[2], 9000)
         runs = RunStore(self.homeserver, self.tables, self.log)
-        FollowUp(self.homeserver, self.log, runs, mock.Mock()).start()
+        FollowUp(self.homeserver, self.log, runs, *[mock.Mock()] * 2).start()
         self.tell("1")
         self.assertEqual(self.row(NAME)[2], 500)
 
@@ -323,7 +323,8 @@ class StoriesTestCase(StoryTestCase):
         self.wait(1)
         with mock.patch.object(ConnectionReset, "_begin_contact"):
             self.reset()
-        follow_up = FollowUp(self.homeserver, self.log, mock.Mock(), mock.Mock())
+        mocks = [mock.Mock(), mock.Mock(), mock.AsyncMock(return_value=[])]
+        follow_up = FollowUp(self.homeserver, self.log, *mocks)
         for probed, turns in (([NAME], 1), ([NAME], 0)):
             with mock.patch.object(Turn, "end_if_long", autospec=True) as others:
                 ConnectionReset(

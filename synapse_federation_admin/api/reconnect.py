@@ -60,7 +60,9 @@ class Reconnected(Telling):
 
     outcome: ReconnectOutcome = Field(
         description="`connected`: it takes transactions, and the first of what "
-        "waited, too; `refused`: it takes an empty one, but not what waits; "
+        "waited, too; `not_sent`: it takes an empty one, and nothing is sent to "
+        "it, as the `sender` does not run, or is ahead; `refused`: it takes an empty "
+        "one, but not what waits; "
         "`still_failing`: it takes none, and nothing has changed; `pending`: it is "
         "not known yet, the attempt goes on, and the audit has its outcome then; "
         "`forced`: it takes none, and is cleared even so; "

@@ -162,14 +162,12 @@ def _reconnect(asked: Asked, name: str, body: Json) -> int:
     with asked.out.waiting(f"Contacting {name}"):
         found = asked.client.post(f"/destinations/{segment(name)}/reconnect", body)
     asked.out.answer(found, lambda: asked.out.show(*reconnected(name, found)))
-    is_well = outcomes.came_of(found).sign == "good"
-    exit_ = _EXITS.get(str(found.get("outcome")), Exit.FAILED)
-    return Exit.FAILED if exit_ is Exit.FINE and not is_well else exit_
+    return _EXITS.get(str(found.get("outcome")), Exit.FAILED)
 
 
 def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     """Write what came of a reconnect."""
-    told = outcomes.came_of(found)
+    told = outcomes.outcome("reconnect", str(found.get("outcome")))
     yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(told.sign, told.word))
     yield Padding(plain(outcomes.reconnected(found)), (0, 0, 0, 2))
     yield from _left_out(found)

@@ -75,8 +75,8 @@ def watch(asked: Asked, run_id: str) -> int:
     """Look at a run until it ends, and tell what came of it.
 
     The exit status is 0 if all went well, 3 if a run that reconnects has left servers
-    that fail, and 1 if it was cancelled or has failed. Ctrl-C ends this, and not the
-    run.
+    that fail, and 1 if it was cancelled or has failed, or if nothing is sent to servers
+    that answer. Ctrl-C ends this, and not the run.
     """
     return see_through(asked, asked.client.get(f"/runs/{segment(run_id)}"))
 
@@ -122,8 +122,9 @@ def see_through(asked: Asked, run: Json) -> int:
     out.answer(run, lambda: out.show(*_told(run)))
     if run["status"] != "complete":
         return Exit.FAILED
-    if run["action"] == "reconnect" and set(run.get("outcomes", {})) - _WELL:
-        return Exit.DESTINATION_FAILS
+    left = set(run.get("outcomes", {})) - _WELL
+    if run["action"] == "reconnect" and left:
+        return Exit.FAILED if left == {"not_sent"} else Exit.DESTINATION_FAILS
     return Exit.FINE
 
 

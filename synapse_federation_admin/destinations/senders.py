@@ -123,6 +123,11 @@ class Sender:
         return (self.behind_ms or 0) >= _WAITS_MS
 
     @property
+    def sends_nothing(self) -> bool:
+        """Whether it is known that nothing leaves: it does not run, or is ahead."""
+        return self.is_down or bool(self.ahead_events)
+
+    @property
     def stands_still(self) -> bool:
         """Whether events do not leave by it: it does not run, or is far behind."""
         return self.is_down or self.is_behind
@@ -257,8 +262,16 @@ class Senders:
 
     async def of(self, destination: str) -> Sender:
         """Return who sends to a destination; of the state `nobody` if nobody does."""
-        name = self._homeserver.sender_of(destination)
-        senders = await self.all()
+        return self._of(await self.read(), destination)
+
+    async def unsent(self, destinations: Iterable[str]) -> set[str]:
+        """Return those of some destinations to whom it is known that nothing leaves."""
+        lately = await self.lately.get()
+        assert lately is not None  # It is waited for.
+        return {d for d in destinations if self._of(lately, d).sends_nothing}
+
+    def _of(self, processes: Processes, destination: str) -> Sender:
+        name, senders = self._homeserver.sender_of(destination), processes.senders
         return next((s for s in senders if s.instance == name), senders[0])
 
     async def read(self) -> Processes:

@@ -19,7 +19,7 @@ nothing is sent. After a day nobody waits for it any more
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -74,12 +74,19 @@ class FollowUp:
     """Ends the entries of what was cleared, and gives back `failure_ts`."""
 
     def __init__(
-        self, homeserver: Homeserver, audit: Audit, runs: RunStore, wake: Wake
+        self,
+        homeserver: Homeserver,
+        audit: Audit,
+        runs: RunStore,
+        wake: Wake,
+        unsent: Callable[[Iterable[str]], Awaitable[Collection[str]]],
     ) -> None:
         self._homeserver = homeserver
         self._audit = audit
         self._runs = runs
         self._wake = wake
+        # Of some destinations, those to whom it is known that nothing leaves.
+        self.unsent = unsent
         self._writes = homeserver.linearizer("federation_admin_contacted", _WRITES)
         # By their IDs: entries that the table could not take, which are followed while
         # this process runs.
@@ -149,8 +156,11 @@ class FollowUp:
                 self.keep(self._audit.ended(unwritten, AUDIT_PENDING, shown))
             return
         if is_connected:
-            connected = ReconnectOutcome.CONNECTED.value
-            ended = self._audit.ended(entry, connected, shown)
+            unsent = await self.unsent([str(entry.destination)])
+            outcome = (
+                ReconnectOutcome.NOT_SENT if unsent else ReconnectOutcome.CONNECTED
+            )
+            ended = self._audit.ended(entry, outcome.value, shown)
             write = partial(self._audit.end, ended)
         else:
             write = partial(self._audit.note, {entry.entry_id: shown}, "entry_id")

@@ -53,6 +53,7 @@ _SOFTWARE_TIMEOUT_MS = 2_000
 # With these the retry timings are cleared.
 _CLEARED = (
     ReconnectOutcome.CONNECTED,
+    ReconnectOutcome.NOT_SENT,
     ReconnectOutcome.FORCED,
     ReconnectOutcome.PENDING,
 )
@@ -234,6 +235,7 @@ class Reconnect:
         # Where somebody has changed the row by hand, Synapse may still be backing off,
         # as it finds in its cache.
         backs_off = clears and await homeserver.retry_timings.is_backing_off(name)
+        is_unsent = bool(await self._follow_up.unsent([name]))
 
         def settle_txn(txn: LoggingTransaction) -> Reconnected:
             row = after = self._destinations.get_txn(txn, name)
@@ -245,7 +247,11 @@ class Reconnect:
                     homeserver.retry_timings.clear_txn(txn, name)
                     after = self._destinations.get_txn(txn, name)
                 if outcome is ReconnectOutcome.CONNECTED and waiting.is_nothing:
-                    self._audit.works_txn(txn, [name])
+                    if is_unsent:
+                        settled = ReconnectOutcome.NOT_SENT
+                        ended = settled.value
+                    else:
+                        self._audit.works_txn(txn, [name])
                 else:
                     # Another who has asked may have cleared it before.
                     since_ts = before.failure_ts

@@ -3,7 +3,8 @@
 
 import gc
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -246,10 +247,14 @@ class _Contacts:
             await persist(self._homeserver, lambda: self._job.say(None))
             self._is_waiting = False
         results = [self._ended.popleft() for _ in range(some)]
-        alive = await persist(
-            self._homeserver, lambda: self._job.record(results, self._clear_txn)
+        connected = _connected(results)
+        clear = partial(
+            self._clear_txn, connected, await self._follow_up.unsent(connected)
         )
-        if alive and (connected := _connected(results)):
+        alive = await persist(
+            self._homeserver, lambda: self._job.record(results, clear)
+        )
+        if alive and connected:
             await self._wake.everywhere(connected)
             self._follow_up.begin()
         return alive
@@ -293,13 +298,22 @@ class _Contacts:
         )
 
     def _clear_txn(
-        self, txn: LoggingTransaction, results: Sequence[RunResult]
+        self,
+        names: Sequence[str],
+        unsent: Collection[str],
+        txn: LoggingTransaction,
+        results: Sequence[RunResult],
     ) -> Sequence[RunResult]:
         """Clear the retry timings of destinations that have answered.
 
         Where something waits for one, it is not known yet what comes of that.
+
+        Args:
+            names: Those.
+            unsent: Those of them to whom it is known that nothing leaves.
+            txn: The transaction.
+            results: Those of all that are recorded.
         """
-        names = _connected(results)
         if not names:
             return results
         wanted = any_of("destination", names)
@@ -312,13 +326,15 @@ class _Contacts:
         waiting = waiting_txn(txn, names)
         for name in since:
             self._homeserver.retry_timings.clear_txn(txn, name)
-        works = [name for name in names if waiting[name].is_nothing]
+        works = [n for n in names if waiting[n].is_nothing and n not in unsent]
         self._audit.works_txn(txn, works)
 
         def seen_through(result: RunResult) -> RunResult:
             name = result.destination
-            if name not in waiting or waiting[name].is_nothing:
+            if name not in waiting or name in works:
                 return result
+            if waiting[name].is_nothing:
+                return attr.evolve(result, outcome=ReconnectOutcome.NOT_SENT.value)
             details = self._follow_up.details_of(since.get(name), waiting[name])
             return attr.evolve(
                 result,

@@ -118,7 +118,9 @@ def _values(*members: Enum) -> str:
 
 # By which outcomes of what is in the audit an outage may have ended. The former is of
 # versions which did not see through what comes of a reset.
-_CLEARED = _values(ResetOutcome.RESET, ReconnectOutcome.CONNECTED)
+_CLEARED = _values(
+    ResetOutcome.RESET, ReconnectOutcome.CONNECTED, ReconnectOutcome.NOT_SENT
+)
 
 _HAS_ROW = (
     "EXISTS (SELECT 1 FROM destinations AS r WHERE r.destination = o.destination)"

@@ -202,6 +202,10 @@ class ReconnectOutcome(Enum):
     # It has taken an empty transaction; nothing waited, or the first of that, too.
     CONNECTED = "connected"
 
+    # It has taken an empty transaction; but the process that sends to it does not run,
+    # or is ahead of all events: nothing leaves, and what may wait is in no table yet.
+    NOT_SENT = "not_sent"
+
     # It has taken an empty transaction, and refuses what waits.
     REFUSED = "refused"
 

@@ -37,6 +37,7 @@ RUN_STATUSES = {
 
 OUTCOMES = {
     "connected": ("good", "connected"),
+    "not_sent": ("warn", "answers, and nothing is sent to it"),
     "still_failing": ("bad", "still failing"),
     "refused": ("warn", "refuses what waits"),
     "pending": ("muted", "not known yet"),
@@ -201,6 +202,7 @@ def reconnected(found: Mapping[str, Any]) -> str:
         " what waited,"
         " if anything did. It is not failing any more."
         + (f" It says that it is {itself}." if itself else ""),
+        "not_sent": f"It has taken an empty transaction in {took}.",
         "refused": f"{what} It takes an empty transaction."
         + (
             " Synapse takes the status for a success: it does not back off, and has"
@@ -225,26 +227,18 @@ def reconnected(found: Mapping[str, Any]) -> str:
     return told.get(str(found.get("outcome")), why) + _not_sent(found)
 
 
-def came_of(found: Mapping[str, Any]) -> Told:
-    """Return the outcome of a reconnect in words: not as good where nothing is sent."""
-    is_connected = found.get("outcome") == "connected"
-    if is_connected and _not_sent(found):
-        return Told("warn", "answers, and nothing is sent to it")
-    return outcome("reconnect", str(found.get("outcome")))
-
-
 def _not_sent(found: Mapping[str, Any]) -> str:
     """Return why nothing is sent to a server, whatever it takes; or ""."""
-    sender = found.get("sender") or {}
-    if found.get("outcome") not in ("connected", "pending"):
+    sender, is_known = found.get("sender") or {}, found.get("outcome") == "not_sent"
+    if not is_known and found.get("outcome") != "pending":
         return ""
     who = sender.get("instance") or "no process of this homeserver"
-    if sender.get("state") in ("gone", "never_seen"):
-        return f" But nothing is sent to it: {who} does not run."
     if sender.get("state") == "nobody":
         return f" But nothing is sent to it: {who} sends."
     if sender.get("ahead_events"):
         return f" But nothing is sent to it: {who} is ahead of all events."
+    if is_known or who in found.get("not_running", ()):
+        return f" But nothing is sent to it: {who} does not run."
     return ""
 
 
