@@ -12,11 +12,7 @@ from typing import Any
 from conftest import find_nginx
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.processes import (
-    ChildProcess,
-    tail,
-    wait_until,
-)
+from synapse_federation_admin.playground.processes import ChildProcess, tail, wait_until
 
 _LOCATION = Path(__file__).parent.parent / "contrib" / "proxy" / "nginx.conf"
 

@@ -19,11 +19,7 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.process import Process
 from synapse_federation_admin.repair.housekeeping import Housekeeping
 from synapse_federation_admin.storage import audit as module
-from synapse_federation_admin.storage.values import (
-    Actor,
-    AuditAction,
-    AuditEntry,
-)
+from synapse_federation_admin.storage.values import Actor, AuditAction, AuditEntry
 
 pytestmark = pytest.mark.one_synapse
 

@@ -20,11 +20,7 @@ from rich.console import Console
 
 from synapse_federation_admin.cli import command_line, manual
 from synapse_federation_admin.cli.client import Client
-from synapse_federation_admin.cli.connection import (
-    Connection,
-    Login,
-    keep_login,
-)
+from synapse_federation_admin.cli.connection import Connection, Login, keep_login
 from synapse_federation_admin.cli.exits import Exit
 from synapse_federation_admin.cli.output import Output, now_ms, serialized
 from synapse_federation_admin.cli.words import heat

@@ -15,11 +15,7 @@ from twisted.web.http_headers import Headers
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.values import Destination
-from synapse_federation_admin.diagnosis.answers import (
-    Answer,
-    check_clock,
-    date_of,
-)
+from synapse_federation_admin.diagnosis.answers import Answer, check_clock, date_of
 from synapse_federation_admin.diagnosis.connections import (
     conclude as conclude_connections,
     plan,
@@ -54,9 +50,7 @@ from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
-from synapse_federation_admin.homeserver.server_name import (
-    ServerName,
-)
+from synapse_federation_admin.homeserver.server_name import ServerName
 from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.storage.records import RecordedFailure
 

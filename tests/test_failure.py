@@ -7,11 +7,7 @@ import socket
 
 import pytest
 from OpenSSL import SSL
-from service_identity.exceptions import (
-    CertificateError,
-    DNSMismatch,
-    VerificationError,
-)
+from service_identity.exceptions import CertificateError, DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
 from synapse.http.client import BodyExceededMaxSize
 from synapse.module_api.errors import SynapseError

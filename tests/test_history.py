@@ -9,9 +9,7 @@ from history_case import DAY, HOUR, LIST, MINUTE, NOON, HistoryTestCase
 from module_case import V2
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.failures.kinds import (
-    FAILURE_KINDS,
-)
+from synapse_federation_admin.failures.kinds import FAILURE_KINDS
 from synapse_federation_admin.history.outages import Outages
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.repair.housekeeping import Housekeeping

@@ -7,9 +7,7 @@ from itertools import count
 from typing import Any
 from unittest import mock
 
-from synapse.http.matrixfederationclient import (
-    MatrixFederationHttpClient,
-)
+from synapse.http.matrixfederationclient import MatrixFederationHttpClient
 from synapse.logging.context import (
     SENTINEL_CONTEXT,
     LoggingContext,
@@ -19,12 +17,7 @@ from synapse.logging.context import (
     run_in_background,
 )
 from twisted.internet import error as net
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    ensureDeferred,
-    fail,
-)
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
 from twisted.web.http import stringToDatetime
 
 from synapse_federation_admin import limits
@@ -33,16 +26,12 @@ from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.homeserver import observed, traffic
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.delegation import AttemptWellKnownResolver
-from synapse_federation_admin.homeserver.errors import (
-    WithoutFileError,
-)
+from synapse_federation_admin.homeserver.errors import WithoutFileError
 from synapse_federation_admin.homeserver.homeserver import (
     Homeserver,
     logger as homeserver_logger,
 )
-from synapse_federation_admin.homeserver.observed import (
-    ObservedAgent,
-)
+from synapse_federation_admin.homeserver.observed import ObservedAgent
 from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 

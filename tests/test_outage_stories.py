@@ -5,14 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from module_case import NAME
-from outages_case import (
-    HOUR,
-    MINUTE,
-    NO_DNS,
-    OUTAGES,
-    REFUSED,
-    OutagesTestCase,
-)
+from outages_case import HOUR, MINUTE, NO_DNS, OUTAGES, REFUSED, OutagesTestCase
 
 pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 

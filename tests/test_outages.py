@@ -5,13 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from module_case import NAME
-from outages_case import (
-    DAY,
-    GONE,
-    HOUR,
-    MINUTE,
-    OutagesTestCase,
-)
+from outages_case import DAY, GONE, HOUR, MINUTE, OutagesTestCase
 from synapse.federation.transport.server._base import Authenticator
 from synapse.module_api import LoggingTransaction
 

@@ -11,9 +11,7 @@ from synapse.config._base import ShardedWorkerHandlingConfig
 from twisted.internet.defer import ensureDeferred
 
 from synapse_federation_admin.destinations import shared_rooms
-from synapse_federation_admin.destinations.shared_rooms import (
-    SharedRoomsStore,
-)
+from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
 from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 

@@ -8,9 +8,7 @@ from unittest.mock import patch
 import pytest
 from module_case import ModuleTestCase
 from parameterized import parameterized
-from synapse.logging.context import (
-    PreserveLoggingContext,
-)
+from synapse.logging.context import PreserveLoggingContext
 from synapse.module_api import make_deferred_yieldable
 from twisted.internet.defer import Deferred, ensureDeferred, fail
 

@@ -9,9 +9,7 @@ import psycopg2
 import pytest
 from module_case import DESTINATIONS, FAILING, NAME, V2, ModuleTestCase
 from parameterized import parameterized
-from psycopg2.extensions import (
-    ISOLATION_LEVEL_READ_COMMITTED,
-)
+from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 from synapse.storage.database import LoggingTransaction
 from twisted.internet.defer import Deferred, fail
 

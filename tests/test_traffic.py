@@ -22,9 +22,7 @@ from synapse.http.matrixfederationclient import (
     MatrixFederationHttpClient,
     MatrixFederationRequest,
 )
-from synapse.logging.context import (
-    LoggingContext,
-)
+from synapse.logging.context import LoggingContext
 from synapse.util import retryutils
 from twisted.internet import error as net
 from twisted.internet.defer import Deferred, ensureDeferred
