@@ -65,6 +65,25 @@ def test_everything_of_the_api() -> None:
     assert handlers - shown == {"get_openapi", *v1}
 
 
+def test_renewal_cookie() -> None:
+    """What renews a session comes back from its cookie; what is none of ours, not."""
+    for renewal in (Renewal("a~b", 1, "c~;é"), Renewal("", 0, "")):
+        assert Renewal.parse(renewal.value()) == renewal
+    for wrong in ("", "a~b", "a~1~b~c", "a~-1~b", f"a~{'9' * 5000}~b"):
+        assert Renewal.parse(wrong) is None
+
+
+def test_names() -> None:
+    """Homeservers of one host, whose cookies browsers do not tell apart by the port,
+    have cookies of their own."""
+    names = {
+        cookie_name(server_name, purpose)
+        for server_name in ("a.example", "a.example:8448", "a.example:8449")
+        for purpose in ("session", "renewal")
+    }
+    assert len(names) == 6
+
+
 class AccessTestCase(ConsoleTestCase):
     """Walks over the table of pages, so that a new one cannot be forgotten."""
 

@@ -37,13 +37,6 @@ def test_late_reactor() -> None:
     assert late.allows(0) == 1
 
 
-def test_under_way() -> None:
-    """No more are begun than may be under way."""
-    pace = Pace(500, 4)
-    assert begun_in(pace, 3, in_flight=4) == 0
-    assert pace.allows(1) == 3
-
-
 def test_nothing_left() -> None:
     """Where nothing was left it rests, and half as many are under way then."""
     pace = Pace(500, 400)
