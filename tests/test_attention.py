@@ -9,7 +9,7 @@ import pytest
 from module_case import V2, MembersTestCase
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations import attention, attention_rows
+from synapse_federation_admin.destinations import attention
 
 pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
@@ -191,7 +191,7 @@ class AttentionTestCase(MembersTestCase):
         for size in (1, 2, 3, 1000):
             sizes = dict.fromkeys(("_NAMES", "_ROOMS", "_MEMBERS"), size)
             with (
-                patch.multiple(attention_rows, **sizes),
+                patch.multiple(attention, **sizes),
                 patch.object(attention, "_COUNTED", size),
             ):
                 found = self.ask_anew("?limit=50")
@@ -211,7 +211,7 @@ class AttentionTestCase(MembersTestCase):
             self.reactor.advance(601)
             with (
                 patch.object(limits, limit, 2),
-                patch.multiple(attention_rows, _NAMES=1, _ROOMS=1),
+                patch.multiple(attention, _NAMES=1, _ROOMS=1),
             ):
                 body = self.get_json(PATH)
             self.assertFalse(body["is_complete"])

@@ -29,7 +29,7 @@ from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.diagnosis.stages import StageName, StageOutcome
 from synapse_federation_admin.history.correlation import CorrelationVerdict
 from synapse_federation_admin.storage.instances import InstanceState
-from synapse_federation_admin.wording import causes, findings, servers, stages
+from synapse_federation_admin.wording import causes, diagnosis, servers
 
 pytestmark = pytest.mark.one_synapse
 
@@ -95,8 +95,8 @@ def test_words_are_for_all_values() -> None:
     assert {s.value for s in {*DestinationStatus} - failing} == set(servers.STATUSES)
     assert {s.value for s in InstanceState} == set(servers.SENDERS)
     assert [age.value for age in FailureAge] == [a.age for a in causes.AGES]
-    assert [s.value for s in StageName] == list(stages.STAGES)
-    assert {s.value for s in StageOutcome} == set(stages.SIGNS)
+    assert [s.value for s in StageName] == list(diagnosis.STAGES)
+    assert {s.value for s in StageOutcome} == set(diagnosis.SIGNS)
     assert {v.value for v in CorrelationVerdict} == {"normal", "us", "shared"}
 
 
@@ -159,7 +159,7 @@ def test_findings() -> None:
         "size_bytes": 1234,
         "position": 0,
     }
-    assert [*findings.told(found)] == [
+    assert [*diagnosis.told(found)] == [
         "targets:",
         "  - host: a.example",
         "    is blocked: no",

@@ -17,9 +17,9 @@ from synapse_federation_admin.cli.connection import (
     find_connection,
     keep_login,
     login_file,
+    read_listener,
 )
 from synapse_federation_admin.cli.exits import Exit, FailedError
-from synapse_federation_admin.cli.listeners import read_listener
 
 pytestmark = pytest.mark.one_synapse
 

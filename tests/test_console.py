@@ -21,7 +21,6 @@ from synapse_federation_admin.console.cookie import (
     Session,
     cookie_name,
 )
-from synapse_federation_admin.console.pages import days
 from synapse_federation_admin.console.visit import Visit
 from synapse_federation_admin.homeserver.features import Feature, Features
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
@@ -53,9 +52,8 @@ def test_no_files() -> None:
 
 def test_everything_of_the_api() -> None:
     """The pages ask for everything that the API gives, but its own description."""
-    pages = "".join(
-        path.read_text() for path in Path(days.__file__).parent.glob("*.py")
-    )
+    files = Path(render.__file__).with_name("pages").glob("*.py")
+    pages = "".join(path.read_text() for path in files)
     handlers = {route.handler.partition(".")[2] for route in API_ROUTES}
     shown = {name for name in handlers if f'"{name}"' in pages}
     asked = re.findall(r'(?:ask|ask_if_on|operation)\(\s*"(\w+)"', pages)

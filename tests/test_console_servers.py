@@ -15,7 +15,7 @@ from markupsafe import escape
 from module_case import V2, MembersTestCase, SenderTestCase
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.console.pages import days
+from synapse_federation_admin.console.render import strip
 from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.diagnosis.support import (
@@ -510,6 +510,6 @@ def test_turn(turn_ms: int, ended: int) -> None:
 
 def test_strip() -> None:
     """A strip has one shape for each state, told in words."""
-    found = days.strip([{"share": share} for share in (None, 0, 0.5, 1, 1)])
+    found = strip([{"share": share} for share in (None, 0, 0.5, 1, 1)])
     assert [name for name, _ in found.paths] == ["down", "part", "up", "none"]
     assert found.told == "Last 5 days: 1 down, 1 in part down, 2 up, 1 not recorded"

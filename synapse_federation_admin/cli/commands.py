@@ -19,6 +19,8 @@ from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.cli.login import login, logout
 from synapse_federation_admin.cli.look import (
     attention,
+    audit,
+    export,
     instances,
     list_,
     status,
@@ -27,7 +29,6 @@ from synapse_federation_admin.cli.look import (
 from synapse_federation_admin.cli.manual import man
 from synapse_federation_admin.cli.one import outages, reset, shared_rooms, show, tell
 from synapse_federation_admin.cli.options import Asked, command, shared
-from synapse_federation_admin.cli.records import audit, export
 from synapse_federation_admin.cli.runs import cancel, runs, watch
 from synapse_federation_admin.cli.why import why
 

@@ -23,8 +23,14 @@ from synapse_federation_admin.cli.client import Client, segment
 from synapse_federation_admin.cli.exits import FailedError
 from synapse_federation_admin.cli.one import shown_server
 from synapse_federation_admin.cli.output import grid, line, now_ms, since
-from synapse_federation_admin.cli.top_boxes import Box, Question
-from synapse_federation_admin.cli.top_reading import ROWS, Seen, brief, read
+from synapse_federation_admin.cli.top_parts import (
+    ROWS,
+    Box,
+    Question,
+    Seen,
+    brief,
+    read,
+)
 from synapse_federation_admin.cli.why import diagnosis
 from synapse_federation_admin.cli.words import (
     NARROW,

@@ -13,8 +13,7 @@ from synapse_federation_admin.cli.exits import Exit, FailedError
 from synapse_federation_admin.cli.options import Asked, command, name_argument
 from synapse_federation_admin.cli.output import STYLES, grid, line, plain
 from synapse_federation_admin.durations import duration
-from synapse_federation_admin.wording.findings import told
-from synapse_federation_admin.wording.stages import SIGNS, STAGES
+from synapse_federation_admin.wording.diagnosis import SIGNS, STAGES, told
 
 _STYLES = {**STYLES, "fail": "red", "skipped": "dim"}
 

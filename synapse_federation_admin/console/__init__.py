@@ -107,7 +107,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/servers/<name>/reconnect", "server.reconnect", (_F.RECONNECT,)),
     Route("POST", "/servers/<name>/flush", "server.flush_caches", (_F.FLUSH_CACHES,)),
     Route("GET", "/unlisted", "servers.show_unlisted", (_F.BACKLOG,)),
-    Route("GET", "/us", "us.show_us", nav="Us", key="u"),
+    Route("GET", "/us", "overview.show_us", nav="Us", key="u"),
     Route("GET", "/runs", "runs.list_runs", (_F.AUDIT,), nav="Runs", key="r"),
     Route("GET", "/runs/<run_id>", "runs.show_run", (_F.AUDIT,)),
     Route("POST", "/runs/<run_id>/cancel", "runs.cancel_run", (_F.RUNS,)),

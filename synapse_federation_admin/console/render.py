@@ -10,9 +10,10 @@ there are for what is all templates can say: `say.outcome(...)`, `cause(kind)`.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,13 +22,13 @@ import attr
 from jinja2 import DictLoader, Environment, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
+from synapse.module_api import JsonDict
 
-from synapse_federation_admin.console.pages import days
 from synapse_federation_admin.durations import SECOND_MS, duration
 from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.background import Turn
-from synapse_federation_admin.wording import causes, findings, outcomes, servers, stages
+from synapse_federation_admin.wording import causes, diagnosis, outcomes, servers
 from synapse_federation_admin.wording.amounts import count, counted, cut, middle
 
 _HERE = Path(__file__).parent
@@ -120,6 +121,48 @@ def segment(name: str) -> str:
     return quote(f"{name}\0" if name in (".", "..") else name, safe="")
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Strip:
+    """The last days of a server, as lines of a drawing of 8 units for each day.
+
+    The style sheet parts a line into days, and has each state as high as it is told.
+
+    Attributes:
+        paths: For each state that occurs, its class and its line.
+        told: The same in words.
+    """
+
+    paths: tuple[tuple[str, str], ...]
+    told: str
+
+
+_UP, _PART, _DOWN, _NONE = "up", "part", "down", "none"
+_WORDS = {_DOWN: "down", _PART: "in part down", _UP: "up", _NONE: "not recorded"}
+
+
+def _state(share: float | None) -> str:
+    if share is None:
+        return _NONE
+    return _UP if share == 1 else _PART if share else _DOWN
+
+
+def strip(days: Sequence[JsonDict]) -> Strip:
+    """Return the strip of an availability: one path for each state."""
+    lines = dict.fromkeys(_WORDS, "")
+    counts = dict.fromkeys(_WORDS, 0)
+    begin = 0
+    for state, run in groupby(_state(day["share"]) for day in days):
+        length = len(list(run))
+        lines[state] += f"M{8 * begin} 9h{8 * length - 2}"
+        counts[state] += length
+        begin += length
+    told = ", ".join(f"{n} {_WORDS[state]}" for state, n in counts.items() if n)
+    return Strip(
+        tuple((state, line) for state, line in lines.items() if line),
+        f"Last {begin} days: {told}",
+    )
+
+
 def _finalize(value: Any) -> Any:
     is_plain = isinstance(value, str) and not isinstance(value, Markup)
     return shown(value) if is_plain else value
@@ -152,7 +195,7 @@ def _environment() -> Environment:
         cut=cut,
         middle=middle,
         segment=segment,
-        findings=findings.told,
+        findings=diagnosis.told,
         as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
     environment.globals.update(
@@ -166,10 +209,10 @@ def _environment() -> Environment:
         nothing_waits=servers.nothing_waits,
         say=outcomes,
         how_far=servers.how_far,
-        signs=stages.SIGNS,
-        stages=stages.STAGES,
+        signs=diagnosis.SIGNS,
+        stages=diagnosis.STAGES,
         states=servers.SENDERS,
-        strip=days.strip,
+        strip=strip,
         waiting=servers.waiting,
     )
     return environment

@@ -1,24 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a page is called with, and what it gives back."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import attr
 from synapse.module_api import Requester, SynapseRequest
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.api import ROUTES, Services
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.console.cookie import Session
 from synapse_federation_admin.console.desk import Desk
-from synapse_federation_admin.console.kept import Kept
 from synapse_federation_admin.homeserver.features import FeatureOffError
+from synapse_federation_admin.homeserver.homeserver import Homeserver
+from synapse_federation_admin.homeserver.newest import keep_newest
 
 # Parameters by name; a list where one is repeated.
 Values: TypeAlias = Mapping[str, str | list[str]]
 
 # The operations of the API.
 _OPERATIONS = {route.name: route for route in ROUTES}
+
+
+class Kept:
+    """Keeps what came of a form, for the page that it leads to: answers of the API.
+
+    So a reload of that page, and the way back to it, does nothing again. They are kept
+    for some minutes, in this process: another one does not have them.
+    """
+
+    def __init__(self, homeserver: Homeserver) -> None:
+        self._homeserver = homeserver
+        # By ID: when it was kept, what it is of, and the answer.
+        self._answers: dict[str, tuple[int, str, Any]] = {}
+
+    def keep(self, of: str, answer: Any) -> str:
+        """Keep an answer; return its ID.
+
+        Args:
+            of: What it is of: `diagnosis`, and the server.
+            answer: That of the API.
+        """
+        key = secrets.token_urlsafe(9)
+        kept = (self._homeserver.now_ms(), of, answer)
+        keep_newest(self._answers, key, kept, limits.KEPT_ANSWERS)
+        return key
+
+    def find(self, of: str, key: str) -> Any:
+        """Return an answer; None if this process does not have it."""
+        kept_ms, kept_of, answer = self._answers.get(key, (0, None, None))
+        is_old = self._homeserver.now_ms() > kept_ms + limits.KEPT_ANSWERS_MS
+        return None if is_old or kept_of != of else answer
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

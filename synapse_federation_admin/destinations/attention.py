@@ -6,8 +6,7 @@ all rooms of local users are looked through, in pieces, in the background. That 
 only for somebody who asks, and what was found is told to all for some time.
 """
 
-from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
 from typing import TypeVar
@@ -16,21 +15,20 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.attention_rows import (
-    failing_txn,
-    rooms_txn,
-)
-from synapse_federation_admin.destinations.backlog import Backlog, BacklogStore
+from synapse_federation_admin.destinations.backlog import WAITS, Backlog, BacklogStore
 from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.destinations.query import rows_txn
-from synapse_federation_admin.destinations.values import (
-    Destination,
-    DestinationFilter,
-    Position,
-)
+from synapse_federation_admin.destinations.shared_rooms import server_of_member
+from synapse_federation_admin.destinations.values import Destination, DestinationFilter
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.records import RecordedFailure
-from synapse_federation_admin.storage.sql import FAILING, MOMENT_MS, Sql, any_of
+from synapse_federation_admin.storage.sql import (
+    FAILING,
+    MOMENT_MS,
+    Sql,
+    any_of,
+    in_pieces,
+)
 
 T = TypeVar("T")
 
@@ -39,6 +37,38 @@ _KEEP_MS = 60_000
 
 # Of how many destinations one transaction counts the local users.
 _COUNTED = 10
+
+# How many names one transaction goes through, how many rooms, and how many members.
+_NAMES = 10_000
+_ROOMS = 500
+_MEMBERS = 20_000
+
+# What of `destinations` AS d fails in a part of the table, and how many rooms and
+# to-device messages wait for it.
+_WAITING = f"""
+    SELECT d.destination,
+        (
+            SELECT COUNT(*) FROM destination_rooms AS w
+            WHERE w.destination = d.destination AND {WAITS}
+        ) + (
+            SELECT COUNT(*) FROM device_federation_outbox AS w
+            WHERE w.destination = d.destination
+        )
+    FROM destinations AS d
+    WHERE {FAILING} AND d.destination > ? AND d.destination <= ?
+"""  # noqa: S608
+
+# The next rooms with local users, how many of them there are, and how many members.
+_LOCAL_ROOMS = """
+    SELECT l.room_id, l.users, COALESCE(s.joined_members, 0)
+    FROM (
+        SELECT room_id, COUNT(*) AS users FROM local_current_membership
+        WHERE membership = 'join' AND room_id > ?
+        GROUP BY room_id ORDER BY room_id LIMIT ?
+    ) AS l
+    LEFT JOIN room_stats_current AS s ON s.room_id = l.room_id
+    ORDER BY l.room_id
+"""
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -78,7 +108,7 @@ class Attention:
             those for which most waits, the most first, and equal ones by name.
         has_all_waiting: Whether these are all.
         shared: The rooms that each shares, of those that share most.
-        has_all_shared: Whether these are all that share any.
+        has_all_shared: Whether it is sure that these are all that share any.
         users: How many local users each affects, of those that were asked for since.
         totals: How many of `waiting` filters keep, of those that were asked for since.
     """
@@ -93,19 +123,9 @@ class Attention:
     users: dict[str, int] = attr.Factory(dict)
     totals: dict[DestinationFilter, int] = attr.Factory(dict)
 
-    def behind(self, after: Position | None) -> Sequence[tuple[int, str]]:
-        """Return for whom less waits than at a place in `waiting`, or as much.
 
-        The place need not be there any more.
-        """
-        if after is None:
-            return self.waiting
-        last = _place((after.value or 0, after.destination))
-        place = bisect_right(self.waiting, last, key=_place)
-        return self.waiting[place:]
-
-
-def _place(waiting: tuple[int, str]) -> tuple[int, str]:
+def place(waiting: tuple[int, str]) -> tuple[int, str]:
+    """Return by what `Attention.waiting` is sorted."""
     count, name = waiting
     return -count, name
 
@@ -172,11 +192,10 @@ class AttentionStore:
         ]
         counted = [n for n in were_failing if n in found.shared and n not in known]
         known.update(await self._count_users({n: found.shared[n] for n in counted}))
-        has_all = found.is_complete and found.has_all_shared
         return found.as_of_ts, {
             name: known.get(name, 0)
             for name in were_failing
-            if name in known or has_all
+            if name in known or found.has_all_shared
         }
 
     async def _find(self) -> Attention:
@@ -188,40 +207,45 @@ class AttentionStore:
 
         def candidates_txn(
             txn: LoggingTransaction,
-        ) -> tuple[list[Destination], list[tuple[int, str]], Mapping[str, list[str]]]:
+        ) -> tuple[
+            dict[str, Destination], list[tuple[int, str]], Mapping[str, list[str]]
+        ]:
             # On this thread: with many it takes a while.
-            first = sorted(((n, name) for name, n in waiting.items()), key=_place)
+            first = sorted(((n, name) for name, n in waiting.items()), key=place)
             del first[limits.KEPT_WAITING :]
-            shared = _most_shared(rooms, users_in)
+            shared: Mapping[str, list[str]] = rooms
+            if len(rooms) > limits.KEPT_SHARING:
+                sharing = _first(limits.KEPT_SHARING, rooms, users_in)
+                shared = {name: rooms[name] for name in sharing}
             most = [name for _, name in first[: limits.TOLD_ATTENTION]]
-            names = {*_candidates(rooms, users_in), *most}
-            these = any_of("destination", names)
-            rows = rows_txn(txn, [Sql(FAILING), these])
-            return list(rows.values()), first, shared
+            # How many local users one affects lies between these two bounds.
+            for bound in (max, sum):
+                most += _first(2 * limits.TOLD_ATTENTION, rooms, users_in, bound)
+            rows = rows_txn(txn, [Sql(FAILING), any_of("destination", most)])
+            return rows, first, shared
 
         rows, most_waiting, shared = await self._run(candidates_txn)
-        names = [row.destination for row in rows]
+        names = list(rows)
         users = await self._count_users({name: rooms.get(name, []) for name in names})
         backlogs = await self._backlog.of(names)
         failures = await self._last_failures(names)
         found = [
             Affecting(
-                row,
-                len(rooms.get(row.destination, ())),
-                users[row.destination],
-                backlogs[row.destination],
-                failures.get(row.destination),
+                row, len(rooms.get(n, ())), users[n], backlogs[n], failures.get(n)
             )
-            for row in rows
+            for n, row in rows.items()
         ]
+        found = [each for each in found if each.local_users or each.waiting]
+        found.sort(key=lambda of: (-of.local_users, -of.waiting, of.row.destination))
+        is_complete = has_all_names and has_all_rooms
         return Attention(
             began_ms,
-            has_all_names and has_all_rooms,
-            _most(found),
+            is_complete,
+            tuple(found[: limits.TOLD_ATTENTION]),
             waiting=tuple(most_waiting),
             has_all_waiting=has_all_names and len(waiting) == len(most_waiting),
             shared=shared,
-            has_all_shared=len(shared) == len(rooms),
+            has_all_shared=is_complete and len(shared) == len(rooms),
         )
 
     async def _failing(self) -> tuple[set[str], dict[str, int], bool]:
@@ -230,7 +254,7 @@ class AttentionStore:
         waiting: dict[str, int] = {}
         after: str | None = ""
         while after is not None:
-            found, after = await self._run(partial(failing_txn, after=after))
+            found, after = await self._run(partial(_failing_txn, after=after))
             failing.update(name for name, _ in found)
             waiting.update((name, count) for name, count in found if count)
             if len(failing) >= limits.ATTENTION_NAMES:
@@ -253,7 +277,7 @@ class AttentionStore:
         after: str | None = "" if failing else None
         while after is not None and left > 0:
             found, after = await self._run(
-                partial(rooms_txn, after=after, failing=failing)
+                partial(_rooms_txn, after=after, failing=failing)
             )
             for room_id, (users, servers) in found.items():
                 users_in[room_id] = users
@@ -268,8 +292,8 @@ class AttentionStore:
         counts = dict.fromkeys(rooms, 0)
         names = [name for name, found in rooms.items() if found]
 
-        def count_txn(txn: LoggingTransaction, some: Sequence[str]) -> list[int]:
-            found = []
+        def count_txn(txn: LoggingTransaction, some: Sequence[str]) -> dict[str, int]:
+            found = {}
             for name in some:
                 these = any_of("room_id", rooms[name])
                 txn.execute(
@@ -277,13 +301,11 @@ class AttentionStore:
                     f"WHERE membership = 'join' AND {these.text}",
                     these.args,
                 )
-                found += [count for (count,) in txn]
+                ((found[name],),) = txn.fetchall()
             return found
 
-        for begin in range(0, len(names), _COUNTED):
-            some = names[begin : begin + _COUNTED]
-            found = await self._run(partial(count_txn, some=some))
-            counts.update(zip(some, found, strict=True))
+        for some in in_pieces(names, _COUNTED):
+            counts.update(await self._run(partial(count_txn, some=some)))
         return counts
 
     async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
@@ -292,44 +314,78 @@ class AttentionStore:
         )
 
 
-def _most(found: Sequence[Affecting]) -> tuple[Affecting, ...]:
-    """Return those with the most that have anything; equal ones by name."""
-    some = sorted(
-        (each for each in found if each.local_users or each.waiting),
-        key=lambda each: (-each.local_users, -each.waiting, each.row.destination),
-    )
-    return tuple(some[: limits.TOLD_ATTENTION])
+def _first(
+    most: int,
+    rooms: Mapping[str, list[str]],
+    users_in: Mapping[str, int],
+    bound: Callable[[Iterable[int]], int] = sum,
+) -> list[str]:
+    """Return names, those with most local users in all of their rooms first.
 
-
-def _candidates(
-    rooms: Mapping[str, list[str]], users_in: Mapping[str, int]
-) -> set[str]:
-    """Return which destinations may affect most local users.
-
-    How many they affect lies between those in the largest of their rooms and the sum of
-    those in all of them: the first by each of the two.
+    Args:
+        most: The most to return.
+        rooms: The rooms of each.
+        users_in: How many local users are in each room.
+        bound: `max`: by those in the largest of their rooms.
     """
-    found: set[str] = set()
-    for bound in (max, sum):
-        found.update(
-            nlargest(
-                2 * limits.TOLD_ATTENTION,
-                rooms,
-                key=lambda name: bound(map(users_in.__getitem__, rooms[name])),
-            )
-        )
-    return found
-
-
-def _most_shared(
-    rooms: Mapping[str, list[str]], users_in: Mapping[str, int]
-) -> Mapping[str, list[str]]:
-    """Return the rooms of those that share most."""
-    if len(rooms) <= limits.KEPT_SHARING:
-        return rooms
-    most = nlargest(
-        limits.KEPT_SHARING,
-        rooms,
-        key=lambda name: sum(map(users_in.__getitem__, rooms[name])),
+    return nlargest(
+        most, rooms, lambda name: bound(map(users_in.__getitem__, rooms[name]))
     )
-    return {name: rooms[name] for name in most}
+
+
+# -- what it is found in, in pieces ----------------------------------------------------
+
+
+def _failing_txn(
+    txn: LoggingTransaction, after: str
+) -> tuple[list[tuple[str, int]], str | None]:
+    """Read what fails of the next names, and how much waits for it.
+
+    Returns:
+        Names and counts, and the last name that was looked at; None if there are no
+        more.
+    """
+    txn.execute(
+        "SELECT MAX(destination), COUNT(*) FROM (SELECT destination FROM destinations "
+        "WHERE destination > ? ORDER BY destination LIMIT ?) AS next",
+        (after, _NAMES),
+    )
+    ((upto, count),) = txn.fetchall()
+    if upto is None:
+        return [], None
+    txn.execute(_WAITING, (after, upto))
+    return txn.fetchall(), upto if count == _NAMES else None
+
+
+def _rooms_txn(
+    txn: LoggingTransaction, *, after: str, failing: Collection[str]
+) -> tuple[dict[str, tuple[int, list[str]]], str | None]:
+    """Read in which of the next rooms of local users there are users of what fails.
+
+    Returns:
+        By room ID, how many local users are in it, and the servers; and the last room
+        that was looked at, None if there are no more.
+    """
+    txn.execute(_LOCAL_ROOMS, (after, _ROOMS))
+    read = txn.fetchall()
+    users: dict[str, int] = {}
+    left = _MEMBERS
+    for room_id, local, members in read:
+        if users and members > left:
+            break
+        users[room_id] = local
+        left -= members
+    if not users:
+        return {}, None
+    these = any_of("room_id", users)
+    txn.execute(
+        f"SELECT DISTINCT room_id, {server_of_member(txn)} FROM current_state_events "  # noqa: S608
+        f"WHERE type = 'm.room.member' AND membership = 'join' AND {these.text}",
+        these.args,
+    )
+    found: dict[str, tuple[int, list[str]]] = {}
+    for room_id, name in txn:
+        if name in failing:
+            found.setdefault(room_id, (users[room_id], []))[1].append(name)
+    is_last = len(users) == len(read) < _ROOMS
+    return found, None if is_last else max(users)

@@ -22,7 +22,7 @@ from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import Sql, can_be_stored
+from synapse_federation_admin.storage.sql import Sql, can_be_stored, in_pieces, marks
 
 # How many names one transaction is about.
 _NAMES = 200
@@ -236,12 +236,9 @@ class BacklogStore:
         """
         found = {name: Backlog() for name in names}
         asked = [name for name in found if can_be_stored(name)]
-        for begin in range(0, len(asked), _NAMES):
-            found.update(
-                await self._homeserver.run_db_interaction(
-                    "federation_admin_backlog",
-                    partial(_backlogs_txn, names=asked[begin : begin + _NAMES]),
-                )
+        for some in in_pieces(asked, _NAMES):
+            found |= await self._homeserver.run_db_interaction(
+                "federation_admin_backlog", partial(_backlogs_txn, names=some)
             )
         return found
 
@@ -288,11 +285,9 @@ def mend_unsendable(name: str) -> str:
 
 
 def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Backlog]:
-    marks = ", ".join("?" * len(names))
-
     def read(what: str) -> dict[str, tuple[int, int | None, int]]:
         txn.execute(
-            f"{what} AND w.destination IN ({marks}) GROUP BY w.destination",
+            f"{what} AND w.destination IN ({marks(names)}) GROUP BY w.destination",
             tuple(names),
         )
         return {name: (count, oldest, sent) for name, count, oldest, sent in txn}
@@ -301,10 +296,9 @@ def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Ba
     none = (0, None, 0)
     received: dict[int | None, int | None] = {}
     if oldest := sorted({oldest for _, oldest, _ in rooms.values() if oldest}):
-        marks = ", ".join("?" * len(oldest))
         txn.execute(
             "SELECT stream_ordering, received_ts FROM events "  # noqa: S608
-            f"WHERE stream_ordering IN ({marks})",
+            f"WHERE stream_ordering IN ({marks(oldest)})",
             tuple(oldest),
         )
         received = dict(txn)

@@ -21,10 +21,7 @@ from synapse_federation_admin import __version__, limits
 from synapse_federation_admin.destinations.costly import Costly
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.process import (
-    SYNAPSE_VERSION,
-    shown_instance,
-)
+from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION, shown_instance
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import Instance, InstanceState
 from synapse_federation_admin.storage.schema import Tables

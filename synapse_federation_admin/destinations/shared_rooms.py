@@ -18,7 +18,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import on_postgres
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.storage.sql import Sql, any_of, can_be_stored
+from synapse_federation_admin.storage.sql import Sql, any_of, can_be_stored, in_pieces
 
 T = TypeVar("T")
 
@@ -200,8 +200,7 @@ class SharedRoomsStore:
             users, after = await self._run(
                 partial(_users_txn, names=wanted, after=after)
             )
-            for begin in range(0, len(users), _USERS):
-                some = users[begin : begin + _USERS]
+            for some in in_pieces(users, _USERS):
                 found = await self._run(partial(_rooms_txn, users=some))
                 for server, room_id, count in found:
                     rooms.setdefault(server, Counter())[room_id] += count

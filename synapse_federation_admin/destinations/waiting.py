@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists the failing destinations for which something waits, where most waits first."""
 
+from bisect import bisect_right
 from collections.abc import AsyncGenerator
 
-from synapse_federation_admin.destinations.attention import Attention
+from synapse_federation_admin.destinations.attention import Attention, place
 from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.destinations.values import Destination, Position
+from synapse_federation_admin.storage.sql import in_pieces
 
 # Among how many of them rows are looked for at a time.
 _LOOKED_FOR = 500
@@ -52,9 +54,12 @@ class WaitingList:
         self, after: Position | None
     ) -> AsyncGenerator[list[Destination], None]:
         """Read all rows, piece by piece; see `DestinationList`."""
-        left = self.found.behind(after) if self.found else ()
-        for begin in range(0, len(left), _LOOKED_FOR):
-            some = left[begin : begin + _LOOKED_FOR]
+        left = self.found.waiting if self.found else ()
+        if after is not None:
+            # What stood there need not be there any more.
+            last = place((after.value or 0, after.destination))
+            left = left[bisect_right(left, last, key=place) :]
+        for some in in_pieces(left, _LOOKED_FOR):
             rows = await self._destinations.among([name for _, name in some])
             self._counts.update((name, count) for count, name in some)
             if rows:

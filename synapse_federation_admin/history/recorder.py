@@ -35,10 +35,7 @@ from synapse_federation_admin.history.unwritten import Unwritten
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import FAILURES
 from synapse_federation_admin.homeserver.newest import keep_newest
-from synapse_federation_admin.homeserver.transactions import (
-    Transaction,
-    Transactions,
-)
+from synapse_federation_admin.homeserver.transactions import Transaction, Transactions
 from synapse_federation_admin.storage.records import (
     SUCCESS_EVERY_MS,
     RecordedFailure,

@@ -33,16 +33,8 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import records
 from synapse_federation_admin.storage.audit import Audit
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import (
-    Sql,
-    any_of,
-    existing_tables,
-)
-from synapse_federation_admin.storage.values import (
-    AUDIT_FORGOTTEN,
-    Actor,
-    AuditAction,
-)
+from synapse_federation_admin.storage.sql import Sql, any_of, existing_tables
+from synapse_federation_admin.storage.values import AUDIT_FORGOTTEN, Actor, AuditAction
 
 # Tables of Synapse's with what refers to a destination, in the order in which it is
 # deleted: one of them is bound to `destinations` by a foreign key. Not every Synapse

@@ -24,8 +24,9 @@ from synapse_federation_admin.repair.forget import (
     loss_of,
     refusal,
 )
-from synapse_federation_admin.repair.runner import Action, in_pieces
+from synapse_federation_admin.repair.runner import Action
 from synapse_federation_admin.storage.run_queue import Job
+from synapse_federation_admin.storage.sql import in_pieces
 from synapse_federation_admin.storage.values import (
     AUDIT_FORGOTTEN,
     LeftOut,

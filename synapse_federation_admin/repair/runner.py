@@ -9,7 +9,7 @@ wherever it was when its process ended (`synapse_federation_admin.storage.run_qu
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import ClassVar, TypeVar
 
@@ -28,12 +28,8 @@ from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.storage.run_queue import LEFT, Job
 from synapse_federation_admin.storage.runs import RunStore, whole_action
 from synapse_federation_admin.storage.schema import Tables
-from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of
-from synapse_federation_admin.storage.values import (
-    AUDIT_PENDING,
-    Run,
-    RunStatus,
-)
+from synapse_federation_admin.storage.sql import FAILING, FITS, Sql, any_of, in_pieces
+from synapse_federation_admin.storage.values import AUDIT_PENDING, Run, RunStatus
 
 logger = logging.getLogger(__name__)
 
@@ -262,9 +258,3 @@ class Runner:
             async for rows in pieces:
                 for part in in_pieces(rows, limits.DESTINATIONS_QUEUED):
                     yield [row.destination for row in part]
-
-
-def in_pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield so many items at a time."""
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]

@@ -5,15 +5,17 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import on_postgres
+
+T = TypeVar("T")
 
 # What of Synapse's table `destinations` is failing. The optional indexes are over the
 # rows for which it is true, so it is written the same wherever it is used.
@@ -84,6 +86,12 @@ def rows_of(rows: Sequence[Sequence[str | int | None]]) -> Sql:
     """Return the VALUES of some rows: one at least, all as long."""
     text = ", ".join(f"({marks(row)})" for row in rows)
     return Sql(f"VALUES {text}", tuple(chain.from_iterable(rows)))
+
+
+def in_pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield so many items at a time: as many as one transaction is about."""
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
 
 
 def marks(values: Collection[object]) -> str:

@@ -28,7 +28,7 @@ from synapse_federation_admin.destinations.values import (
     Direction,
     Sort,
 )
-from synapse_federation_admin.history.availability import Availability
+from synapse_federation_admin.history.store import Availability
 from synapse_federation_admin.storage.records import RecordedFailure
 
 

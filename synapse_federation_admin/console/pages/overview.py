@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overview: is it us, who fails, who needs somebody."""
+"""The overview: is it us, who fails, who needs somebody; and all of what is us."""
 
 from synapse.module_api import JsonDict
 
@@ -72,4 +72,27 @@ def waits(summary: JsonDict) -> bool:
     numbers = [*map(summary["backlog"].get, keys), summary["unlisted"]["total"]]
     return any(number is None or number for number in numbers) or bool(
         summary["not_yet_queued"]
+    )
+
+
+async def show_us(visit: Visit) -> Answered:
+    """Show what is known of this homeserver itself.
+
+    GET /_synapse/admin/federation/us
+    """
+    summary = await visit.ask_if_on("summarize")
+    instances = await visit.ask_if_on("list_instances")
+    status = await visit.ask("get_status")
+    return Page(
+        "us.html",
+        {
+            "title": "Us",
+            "outlook": summary and summary["outlook"],
+            "verdict": summary and verdict_of(summary, WHERE_WHY),
+            "senders": (summary and summary["senders"]) or [],
+            "not_yet_queued": summary and summary["not_yet_queued"],
+            "indexes": summary and summary["indexes"],
+            "instances": instances and instances["instances"],
+            "status": status,
+        },
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage of a diagnosis has seen, in words. Pure."""
+"""A diagnosis in words: its stages, and what each of them has seen. Pure."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -7,6 +7,28 @@ from typing import Any
 
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording.amounts import count
+
+STAGES = {
+    "name": "Name",
+    "well_known": "Delegation",
+    "addresses": "Addresses",
+    "connections": "Connections",
+    "version": "Version",
+    "keys": "Keys",
+    "authenticated": "Transaction",
+    "clock": "Clock",
+    "sender": "Our sender",
+    "stored": "Real traffic",
+}
+"""What is told of each stage."""
+
+SIGNS = {
+    "ok": ("✓", "good", "as it should be"),
+    "warning": ("!", "warn", "not as it should be"),
+    "failed": ("✗", "fail", "nothing gets past here"),
+    "skipped": ("\u2013", "skipped", "not tried"),
+}
+"""What came of a stage: its sign, its class, and a word."""
 
 
 def told(findings: Mapping[str, Any], indent: str = "") -> Iterator[str]:
