@@ -11,8 +11,10 @@ from module_case import DESTINATIONS, FAILING, NAME, V2, ModuleTestCase
 from parameterized import parameterized
 from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 from synapse.storage.database import LoggingTransaction
+from test_access import EVERY_ROUTE
 from twisted.internet.defer import Deferred, fail
 
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.storage import definitions, schema as module
 from synapse_federation_admin.storage.definitions import (
     PREFIX,
@@ -21,6 +23,7 @@ from synapse_federation_admin.storage.definitions import (
     Version,
     add_column,
 )
+from synapse_federation_admin.storage.records import RecordedSuccess, add_successes_txn
 from synapse_federation_admin.storage.schema import (
     SchemaVersion,
     Tables,
@@ -79,6 +82,10 @@ class PlainTransaction:
 
 @pytest.mark.database
 class TablesTestCase(ModuleTestCase):
+    def default_config(self) -> dict[str, Any]:
+        # Diagnoses would go out to nowhere.
+        return {**super().default_config(), "federation_domain_whitelist": []}
+
     def ready(self) -> None:
         self.get_success(Tables(self.homeserver).ready())
 
@@ -206,19 +213,61 @@ class TablesTestCase(ModuleTestCase):
         self.assertEqual(self.ask("POST", path, content=body).code, 200)
         self.assertEqual(self.ask("POST", path, content=body).code, 409)
 
-    def test_column_dropped(self) -> None:
-        """Where a column is gone, that is told, and v1 works; so does the table once it
-        was dropped."""
-        self.run_sql(f"ALTER TABLE {PREFIX}audit RENAME COLUMN reason TO cause")
-        self.add_destination("down.example", 1, 2, 1)
-        reset = self.ask("POST", f"{DESTINATIONS}/down.example/reset_connection")
-        self.assertEqual(reset.code, 200, reset.result)
-        audit = "/_synapse/admin/v2/federation/audit"
-        channel = self.ask("GET", audit)
-        self.assertEqual(channel.code, 503, channel.result)
-        self.assertIn("reason", channel.json_body["error"])
-        self.drop("audit")
-        self.assertEqual(self.ask("GET", audit).code, 200)
+    def test_replaced(self) -> None:
+        """Where something else is in a table's place, every route tells so or works,
+        v1 works, and once that is dropped the table is made again."""
+        bodies = {
+            "/federation/reconnect": {"all_failing": True},
+            "/federation/cap_backoff": {"max_retry_interval_ms": 1},
+            "/federation/forget": {"destinations": [NAME]},
+        }
+        # So would contacts.
+        self.patch(Federation, "probe", mock.Mock(side_effect=OSError))
+        told = set()
+        for table in TABLES:
+            self.drop(table)
+            self.run_sql(f"CREATE VIEW {PREFIX}{table} AS SELECT 1 AS a")
+            for method, path in EVERY_ROUTE:
+                self.add_destination("a", *FAILING)
+                body = next((b for end, b in bodies.items() if path.endswith(end)), {})
+                channel = self.ask(method, path, content=body)
+                if channel.code == 503:
+                    told.add(table)
+                    self.assertIn("says", channel.json_body["error"], path)
+                else:
+                    expected = (200,) if "/v1/" in path else (200, 400, 404, 409)
+                    self.assertIn(channel.code, expected, (table, path))
+            self.run_sql(f"DROP VIEW {PREFIX}{table}")
+            self.drop()
+            self.get_json(f"{V2}/audit")
+        self.assertLessEqual(
+            {"audit", "runs", "failures", "outages", "recording"}, told
+        )
+
+    def test_primary_key_dropped(self) -> None:
+        """A primary key that was dropped is made again, as a unique index."""
+        if not self.is_postgres:
+            # It cannot be dropped there.
+            return
+        for table in ("outages", "successes"):
+            self.run_sql(
+                f"ALTER TABLE {PREFIX}{table} DROP CONSTRAINT {PREFIX}{table}_pkey"
+            )
+        answer = RecordedSuccess(NAME, 1, None, NAME)
+
+        def add_txn(txn: LoggingTransaction) -> None:
+            for _ in range(2):
+                add_successes_txn(txn, [answer])
+
+        self.get_success(self.tables.run("test", add_txn))
+        made = self.run_sql(
+            "SELECT indexdef FROM pg_indexes WHERE indexname IN "
+            f"('{PREFIX}outages_pkey', '{PREFIX}successes_pkey') ORDER BY 1"
+        )
+        self.assertEqual(
+            [definition.partition(" USING btree ")[2] for (definition,) in made],
+            ["(destination, start_ts)", "(destination)"],
+        )
 
     def test_too_new_while_it_runs(self) -> None:
         """If a later version takes the tables over, v1 works; the rest is told why."""

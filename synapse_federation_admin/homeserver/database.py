@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synapse's database."""
 
+import sqlite3
 from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
@@ -15,9 +16,14 @@ from synapse_federation_admin.homeserver.process import Process
 
 T = TypeVar("T")
 
-# SQLite's code for an error in the statement: no such table, no such column, a syntax
-# error. All other codes of an `OperationalError` are about the file: locked, full ...
+# What is wrong with a statement: there is no such table or column, it is a view, of
+# another type, a syntax error ... PostgreSQL's class of codes, and SQLite's code. All
+# other codes of SQLite's `OperationalError` are about the file: locked, full ...
+_STATEMENT = "42"
 _SQLITE_ERROR = 1
+
+# Of its texts, for Python 3.10, which does not tell the code.
+_OF_STATEMENT = ("no such ", "near ", "has no column", "does not match", " view")
 
 # PostgreSQL's code for a change on a server that only reads: a standby, or a primary in
 # the midst of becoming one.
@@ -31,6 +37,21 @@ class LockedError(Exception):
 def on_postgres(txn: LoggingTransaction) -> bool:
     """Tell whether a transaction is one of PostgreSQL; else it is of SQLite."""
     return isinstance(txn.database_engine, PostgresEngine)
+
+
+def code_of(error: BaseException) -> str | None:
+    """Return PostgreSQL's code for an error; None if it has none."""
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Tell whether a statement is wrong, for the tables that there are."""
+    code = code_of(error)
+    if code is not None or not isinstance(error, sqlite3.OperationalError):
+        return (code or "").startswith(_STATEMENT)
+    if not hasattr(error, "sqlite_errorcode"):
+        return any(words in str(error) for words in _OF_STATEMENT)
+    return bool(error.sqlite_errorcode == _SQLITE_ERROR)
 
 
 class Database(Process):
@@ -88,7 +109,7 @@ class Database(Process):
         what failed does so only then: everything else is a bug, and stays one.
         """
         module = self._hs.get_datastores().main.database_engine.module
-        if getattr(error, "pgcode", None) == _READ_ONLY:
+        if code_of(error) == _READ_ONLY:
             return True
         if isinstance(error, LockedError | ConnectionLost):
             # Or it closed the connection in the midst of a transaction.
@@ -99,15 +120,7 @@ class Database(Process):
         if self.is_postgres and type(error) is module.DatabaseError:
             # It went while its answer was read: psycopg2 has no other class for that.
             return True
-        if not isinstance(error, module.OperationalError):
-            return False
-        if self.is_postgres:
-            return True
-        # Python 3.10 does not tell the code.
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None:
-            return not str(error).startswith(("no such ", "near "))
-        return bool(code != _SQLITE_ERROR)
+        return isinstance(error, module.OperationalError) and not is_refused(error)
 
 
 def _begun_anew(

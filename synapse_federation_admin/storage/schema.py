@@ -11,6 +11,7 @@ that of the oldest code that may still use them.
 """
 
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -22,7 +23,12 @@ from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.homeserver.database import LockedError, on_postgres
+from synapse_federation_admin.homeserver.database import (
+    LockedError,
+    code_of,
+    is_refused,
+    on_postgres,
+)
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import definitions
 from synapse_federation_admin.storage.definitions import OF_HISTORY, PREFIX, TABLES
@@ -45,26 +51,20 @@ _LOCK_TIMEOUT = "2s"
 # How often something is tried where what it uses turns out to be missing.
 _TRIES = 3
 
-# What the database says of a table, a column or a unique index that is not there:
-# PostgreSQL's codes, and the texts of SQLite, which has no codes for them; that it is
-# not to be used; and that it is locked.
-_UNDEFINED_CODES = frozenset({"42P01", "42703", "42P10"})
+# The columns of a table's primary key.
+_KEY = re.compile(r"(\w+) \w+ NOT NULL PRIMARY KEY|PRIMARY KEY \((.+)\)")
+
+# PostgreSQL's codes for what is not to be used, and for what is locked.
 _DENIED_CODE = "42501"
 _LOCKED_CODE = "55P03"
-_UNDEFINED_TEXTS = (
-    "no such table",
-    "no such column",
-    "has no column named",
-    "does not match any PRIMARY KEY or UNIQUE constraint",
-)
 
 
 class TablesUnusableError(SynapseError):
     """The tables are not to be used by this process.
 
     They are those of a later version of this module, too late for this one, belong to
-    another user of the database, or lack a column. Requests that need them are answered
-    with it: 503 `M_UNKNOWN`.
+    another user of the database, or are not as they were made. Requests that need them
+    are answered with it: 503 `M_UNKNOWN`.
     """
 
     def __init__(self, message: str) -> None:
@@ -123,7 +123,7 @@ class Tables:
     async def _make(self) -> None:
         await self._homeserver.run_db_interaction(
             "federation_admin_create_tables",
-            lambda txn: _upgrade(txn, self._wanted),
+            _impatient(lambda txn: _upgrade(txn, self._wanted)),
             read_committed=True,
         )
 
@@ -161,14 +161,14 @@ class Tables:
             except CancelledError:
                 raise
             except Exception as e:
-                if _code_of(e) == _DENIED_CODE:
+                if code_of(e) == _DENIED_CODE:
                     raise TablesUnusableError(
                         "The tables of synapse-federation-admin must belong to "
                         f"Synapse's database user: {_told(e)}"
                     ) from e
-                if not _is_undefined(e):
+                if not is_refused(e):
                     raise
-                logger.warning("Tables of federation_admin are missing: %s", e)
+                logger.warning("A table of federation_admin is not as expected: %s", e)
                 error = e
         assert error is not None
         raise TablesUnusableError(
@@ -223,7 +223,7 @@ def _impatient(
         try:
             return func(txn)
         except Exception as e:
-            if _code_of(e) == _LOCKED_CODE:
+            if code_of(e) == _LOCKED_CODE:
                 # Synapse would repeat it at once, and wait as long each time.
                 raise LockedError(_told(e)) from e
             raise
@@ -233,19 +233,6 @@ def _impatient(
 
 def _told(error: Exception) -> str:
     return str(error).partition("\n")[0]
-
-
-def _code_of(error: Exception) -> str | None:
-    """Return PostgreSQL's code for an error; None if it has none."""
-    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-
-
-def _is_undefined(error: Exception) -> bool:
-    """Tell whether an error of the database, of any driver, is "no such"."""
-    code = _code_of(error)
-    if code is not None:
-        return code in _UNDEFINED_CODES
-    return any(text in str(error) for text in _UNDEFINED_TEXTS)
 
 
 def _is_current(txn: LoggingTransaction, wanted: Collection[str]) -> bool:
@@ -280,9 +267,17 @@ def _upgrade(txn: LoggingTransaction, wanted: _Statements = TABLES) -> None:
     for version in definitions.VERSIONS[stored.version :] if existing else ():
         if version.upgrade is not None:
             version.upgrade(txn)
-    for statements in wanted.values():
+    for name, statements in wanted.items():
         for statement in statements:
             txn.execute(statement)
+        if on_postgres(txn):
+            # Of the name that PostgreSQL gives a primary key, so that there is none
+            # but where that was dropped.
+            key = "".join(_KEY.search(statements[0]).groups(""))  # type: ignore[union-attr]
+            txn.execute(
+                f"CREATE UNIQUE INDEX IF NOT EXISTS {PREFIX}{name}_pkey "
+                f"ON {PREFIX}{name} ({key})"
+            )
     newest = definitions.VERSIONS[-1]
     txn.execute(
         "INSERT INTO federation_admin_schema (only_row, version, compat_version) "
@@ -329,9 +324,8 @@ def _stored_version(txn: LoggingTransaction, existing: set[str]) -> SchemaVersio
     columns = [column[0] for column in txn.description or ()]
     found: Mapping[str, int] = dict(zip(columns, row, strict=True))
     # Those of version 2 and earlier are for no other code.
-    return SchemaVersion(
-        found["version"], found.get("compat_version") or found["version"]
-    )
+    version = found.get("version", 0)
+    return SchemaVersion(version, found.get("compat_version") or version)
 
 
 def _newest() -> int:
