@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sqlite3
+import subprocess
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -114,7 +115,7 @@ def section_options(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentPa
 
 def write_section(page: Path, heading: str, lines: Sequence[str]) -> None:
     """Print a section, and put it into a page in place of the one it has."""
-    section = "\n".join(lines)
+    section = "\n".join([f"Commit {_commit()}, measured on {_today()}.", "", *lines])
     print(section)
     text = page.read_text("utf-8") if page.exists() else ""
     before, _, rest = text.partition(heading)
@@ -130,6 +131,22 @@ def sections_from(page: Path, heading: str) -> str:
     return f"\n{found}{sections}" if found else ""
 
 
+def _commit() -> str:
+    """Return of which commit this is, and whether it was changed since."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607  # wherever it is
+        cwd=_PAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"`{done.stdout.strip()}`" if done.stdout else "unknown"
+
+
+def _today() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
+
+
 def machine_and_versions(postgres: str | None) -> str:
     """Describe the machine and what runs on it, without naming it."""
     cpu = "unknown"
@@ -139,7 +156,8 @@ def machine_and_versions(postgres: str | None) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     module = importlib.metadata.version("synapse-federation-admin")
     lines = [
-        ("Date", datetime.now(timezone.utc).strftime("%Y-%m-%d")),
+        ("Date", _today()),
+        ("Commit", _commit()),
         ("CPU", f"{cpu}, {len(os.sched_getaffinity(0))} cores"),
         ("Memory", f"{memory:.0f} GiB"),
         ("Kernel", f"{platform.system()} {platform.release()}"),

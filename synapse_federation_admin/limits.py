@@ -235,10 +235,8 @@ ENDS_SOON_MS = 7 * 86_400_000
 SHORT_LIVED_MS = 6 * 86_400_000
 SLOW_MS = 5000
 
-# A sentence for people, an advice; a fact in them; and how many names one sentence
-# tells.
+# A sentence for people; a fact in it; and how many names one tells.
 SENTENCE = 160
-ADVICE = 240
 FACT = 50
 NAMES_IN_A_SENTENCE = 3
 

@@ -26,6 +26,9 @@ from synapse_federation_admin.failures.kinds import FailureKind, Reason
 
 BLOCKED = "127.9.0.1"
 
+# How long an advice may be.
+ADVICE = 240
+
 BAD_GATEWAY = http("502 Bad Gateway", b"<html>", HTML)
 PAGE = http("200 OK", b"<html>", HTML)
 PAGE_NOT_FOUND = http("404 Not Found", b"<html>", HTML)

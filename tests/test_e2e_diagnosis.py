@@ -12,12 +12,11 @@ import attr
 import pytest
 from catalogue import CATALOGUE
 from deadlines import AT_ONCE_S
-from faults import BLOCKED, told_as
+from faults import ADVICE, BLOCKED, told_as
 from fleet import read_rows, write_failing
 from laboratory import ZONE, Laboratory
 from real_synapse import Admin, RealSynapse
 
-from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import (
     FAILURE_KINDS,
     UNKNOWN_KIND,
@@ -107,7 +106,7 @@ def test_faults(reports: dict[str, Any]) -> None:
         ):
             wrong.append((fault, json.dumps(report, indent=1)))
         assert report["duration_ms"] < (DIAGNOSIS_S + AT_ONCE_S) * 1000, fault
-        assert len(report["advice"]) <= limits.ADVICE, fault
+        assert len(report["advice"]) <= ADVICE, fault
         for text in texts(report):
             assert text.isascii(), fault
             assert text.isprintable(), fault

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import attr
 import pytest
+from faults import ADVICE
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import (
@@ -105,7 +106,7 @@ def test_words() -> None:
         assert situation.fault
         assert message_of(failure)[0].isupper()
         assert not re.search(r"[^.]\.$", message_of(failure)), failure
-        assert len(advice) <= limits.ADVICE
+        assert len(advice) <= ADVICE
         assert advice.endswith(".")
         assert WHO.search(advice), advice
         for sentence in situation.sentences:
@@ -132,10 +133,10 @@ def test_situations(effect: Effect, left_ms: int | None) -> None:
         if failure.kind is not FailureKind.OTHER and failure.reason:
             continue
         situation = Situation(effect, failure, (), left_ms)
-        assert len(situation.advice) <= limits.ADVICE, situation.advice
+        assert len(situation.advice) <= ADVICE, situation.advice
         assert situation.advice.endswith(".")
     nothing = Situation(Effect.NONE, None, tuple(Remark), left_ms)
-    assert len(nothing.advice) <= limits.ADVICE
+    assert len(nothing.advice) <= ADVICE
     assert all(len(text) <= limits.SENTENCE for text in nothing.sentences)
 
 
