@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.destinations.senders import Sender
     from synapse_federation_admin.destinations.summary import FailureAge
     from synapse_federation_admin.diagnosis.stored import Recorded
-    from synapse_federation_admin.homeserver.pages import PagesResource
+    from synapse_federation_admin.homeserver.responses import PagesResource
     from synapse_federation_admin.storage.records import RecordedFailure
 
 Start = Callable[[], object]
@@ -347,7 +347,7 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
 def _make_console(s: "Services", api: "ModuleApi") -> "PagesResource":
     s.features.require(Feature.V2)
     from synapse_federation_admin.console.resource import Console
-    from synapse_federation_admin.homeserver.pages import PagesResource
+    from synapse_federation_admin.homeserver.responses import PagesResource
 
     return PagesResource(api, Console(s, api).answer)
 

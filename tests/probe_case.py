@@ -9,7 +9,6 @@ from synapse.logging.context import make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin.homeserver.federation import Federation
-from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 ANSWER = {"server": {"name": "Fake", "version": "1"}}
 
@@ -42,7 +41,7 @@ class ProbeTestCase(ModuleTestCase):
         # What they say of their software, if they are asked.
         self.software: Any = ANSWER
         self.patch(Federation, "probe", self.probe)
-        self.patch(Homeserver, "contact", self.contact)
+        self.patch(Federation, "contact", self.contact)
         self.patch(Federation, "version", self.version)
 
     def probe(self, destination: str, *, timeout_ms: int) -> "Deferred[Any]":

@@ -30,7 +30,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         self.reactor.lookups.update({ip: ip for ip in ("1.2.3.4", "127.0.0.1")})
         before = len(self.reactor.tcpClients)
         answer = ensureDeferred(
-            contacting.contact(
+            contacting.federation.contact(
                 "1.2.3.4:8448",
                 timeout_ms=10_000,
                 ignore_backoff=True,
@@ -87,7 +87,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
         Else one that could not be reached would seem to be down for an hour.
         """
-        made = network.Network(self.hs, max_lifetime_s=1)
+        made = network.Network(Homeserver(self.hs.get_module_api()), max_lifetime_s=1)
         client = made.client(1000)
         resolver = client.agent._agent._agent._well_known_resolver  # type: ignore[attr-defined]
         asked = []
@@ -103,7 +103,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
 
     def test_requests(self) -> None:
         """Requests side by side have a client each: what one meets is its own."""
-        outbound = Outbound(self.hs, max_lifetime_s=1)
+        outbound = Outbound(Homeserver(self.hs.get_module_api()), max_lifetime_s=1)
 
         async def answer(*_: object, **__: object) -> object:
             return {}, {}
@@ -137,7 +137,7 @@ class ContactConnectionsTestCase(unittest.HomeserverTestCase):
         ]
         many = [f"2001:db8::{number:x}" for number in range(2000)]
         found = [(None, None, None, "", (address, 8448)) for address in (*few, *many)]
-        outbound = Outbound(self.hs, max_lifetime_s=1)
+        outbound = Outbound(Homeserver(self.hs.get_module_api()), max_lifetime_s=1)
 
         def judge() -> dict[str, bool]:
             return self.get_success(

@@ -49,7 +49,7 @@ from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.situation import LastRequest
-from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
+from synapse_federation_admin.homeserver.errors import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import ServerName
 from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.storage.records import RecordedFailure

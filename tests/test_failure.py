@@ -27,7 +27,6 @@ from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import described, failure_of
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind, Reason
 from synapse_federation_admin.failures.text import message_of
-from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     FederationDeniedError,
     FileAnswer,
@@ -38,6 +37,7 @@ from synapse_federation_admin.homeserver.errors import (
     ObstacleError,
     ProxyConnectError,
     RequestSendFailed,
+    UntrustedCertificateError,
     WithoutFileError,
 )
 

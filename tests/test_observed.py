@@ -23,7 +23,8 @@ from twisted.web.http import stringToDatetime
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.kinds import FailureKind
-from synapse_federation_admin.homeserver import observed, traffic
+from synapse_federation_admin.homeserver import agents, traffic
+from synapse_federation_admin.homeserver.agents import ObservedAgent
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.delegation import AttemptWellKnownResolver
 from synapse_federation_admin.homeserver.errors import WithoutFileError
@@ -31,7 +32,6 @@ from synapse_federation_admin.homeserver.homeserver import (
     Homeserver,
     logger as homeserver_logger,
 )
-from synapse_federation_admin.homeserver.observed import ObservedAgent
 from synapse_federation_admin.homeserver.relay import Relay
 from tests import unittest
 
@@ -69,7 +69,7 @@ class ObservedTestCase(unittest.HomeserverTestCase):
             )
             # What Synapse itself stumbles over, by another server's fault, is none.
             logs = self.assertLogs if is_ours else self.assertNoLogs
-            with logs(observed.logger, "ERROR"):
+            with logs(agents.logger, "ERROR"):
                 asked = agent.request(b"GET", b"matrix-federation://a.example/")
             if own is None:
                 self.successResultOf(asked)

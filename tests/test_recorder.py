@@ -28,10 +28,10 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.history import recorder as module
 from synapse_federation_admin.history.recorder import SUCCESS_EVERY_MS, Recorder
 from synapse_federation_admin.homeserver import relied_on
-from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     HttpResponseException,
     RequestSendFailed,
+    UntrustedCertificateError,
 )
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver

@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectError
 
 from synapse_federation_admin.config import parse_config
 from synapse_federation_admin.homeserver.background import Turn
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.process import Process
 from synapse_federation_admin.homeserver.retry_timings import RetryTimings
@@ -38,7 +39,7 @@ TOO_LARGE = HttpResponseException(413, "Too large", b"{}")
 ENDS: dict[str, Any] = {"answered": ANSWER, "down": ConnectError(), "out": OUT}
 
 # As it is where no test stands in for the network.
-CONTACT = Homeserver.contact
+CONTACT = Federation.contact
 
 # What happens after the reset of a destination that has failed since 500 and has got
 # event 7: how its contacts end, what Synapse stores, that the sender's transaction is
@@ -255,7 +256,7 @@ class StoriesTestCase(StoryTestCase):
         """What fails by a fault of this side is not put into backoff by the contact."""
         errors = {"out.example": OUT, "bug.example": KeyError("a bug")}
         self.answers.update(errors)
-        with mock.patch.object(Homeserver, "contact", CONTACT):
+        with mock.patch.object(Federation, "contact", CONTACT):
             for name in errors:
                 self.add_destination(name, *FAILING)
                 self.reset(name)

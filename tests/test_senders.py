@@ -12,7 +12,7 @@ from module_case import V2, MembersTestCase
 from synapse_federation_admin.destinations import queued as module
 from synapse_federation_admin.destinations.queued import queued_position
 from synapse_federation_admin.destinations.senders import Sender, Senders
-from synapse_federation_admin.homeserver.senders import OwnSender
+from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import instances
 from synapse_federation_admin.storage.instances import InstanceState, state_of
 
@@ -45,12 +45,13 @@ def test_state(age_ms: int, has_ended: bool, late_ms: int, state: str) -> None:
 @pytest.mark.parametrize("poked", [-1, 5])
 def test_looks_for_events(poked: int) -> None:
     """A sender that was started anew is told of what was stored before, once."""
-    hs = mock.Mock()
+    api = mock.Mock()
+    hs = api._hs
     sender = hs.get_federation_sender()
     sender._last_poked_id = poked
     newest = hs.get_datastores().main.get_room_max_token()
     newest.stream = 5
-    OwnSender(hs).look_for_events()
+    Homeserver(api).look_for_events()
     calls = [mock.call(newest)] if poked < newest.stream else []
     assert sender.notify_new_events.call_args_list == calls
 

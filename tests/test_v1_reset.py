@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 from module_case import DESTINATIONS, FAILING, NAME, V2, ResetTestCase
 
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 
@@ -125,7 +126,7 @@ class AnswersTestCase(ResetTestCase):
     def test_no_contact(self) -> None:
         """With `contact_on_reset: false` nothing is asked of the destination."""
         self.add_destination(NAME, *FAILING)
-        with mock.patch.object(Homeserver, "contact") as contact:
+        with mock.patch.object(Federation, "contact") as contact:
             self.reset()
             self.pump(1)
         contact.assert_not_called()

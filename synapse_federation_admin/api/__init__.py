@@ -14,8 +14,8 @@ from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
 
 from synapse_federation_admin.api._base import Asked, Services
+from synapse_federation_admin.homeserver.admin_resource import HttpServer
 from synapse_federation_admin.homeserver.features import NOT_AS_EXPECTED, Feature
-from synapse_federation_admin.homeserver.servlets import HttpServer
 
 logger = logging.getLogger(__name__)
 

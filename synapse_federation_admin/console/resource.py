@@ -34,8 +34,8 @@ from synapse_federation_admin.console.visit import (
 )
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.homeserver.pages import respond
 from synapse_federation_admin.homeserver.process import SYNAPSE_VERSION
+from synapse_federation_admin.homeserver.responses import respond
 from synapse_federation_admin.homeserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)

@@ -234,14 +234,14 @@ class Senders:
         return steady_ms >= _WAITS_MS > self._written_ago_ms()
 
     async def _own(self, reactor_late_ms: int = 0) -> Instance:
-        sender = self._homeserver.own_sender
+        homeserver = self._homeserver
         return Instance(
-            self._homeserver.instance_name,
+            homeserver.instance_name,
             InstanceState.RUNNING,
             module_version=__version__,
             synapse_version=SYNAPSE_VERSION,
-            sends=sender.sends,
-            in_memory=await sender.in_memory(self._homeserver.sleep_ms),
+            sends=homeserver.sends,
+            in_memory=await homeserver.in_memory(),
             reactor_late_ms=reactor_late_ms,
         )
 
@@ -284,7 +284,7 @@ class Senders:
             partial(
                 _read_txn,
                 now_ts=homeserver.now_ms(),
-                newest=homeserver.own_sender.newest_position,
+                newest=homeserver.newest_position,
             ),
         )
         own = homeserver.instance_name

@@ -33,8 +33,8 @@ from synapse_federation_admin.diagnosis.way import Way
 from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of, result_or_failure
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
+from synapse_federation_admin.homeserver.federation import KEYS_PATH
 from synapse_federation_admin.homeserver.outbound import Delegation
-from synapse_federation_admin.homeserver.requests import KEYS_PATH
 from synapse_federation_admin.homeserver.transactions import SEND_PATH
 
 # The share of the time that is left when Synapse's client has to give up: so that it

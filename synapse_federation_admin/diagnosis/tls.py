@@ -18,7 +18,7 @@ from synapse_federation_admin.failures.bounds import word
 from synapse_federation_admin.failures.classify import failure_of
 from synapse_federation_admin.failures.handshakes import default_of
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
+from synapse_federation_admin.homeserver.errors import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import ServerName
 
 _DAY_MS = 86_400_000

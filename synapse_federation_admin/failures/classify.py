@@ -59,7 +59,6 @@ from synapse_federation_admin.failures.kinds import (
 )
 from synapse_federation_admin.failures.relayed import description_of, failure_told
 from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
-from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
 from synapse_federation_admin.homeserver.errors import (
     HTTP_CLIENT,
     NO_RESULTS,
@@ -74,6 +73,7 @@ from synapse_federation_admin.homeserver.errors import (
     Obstacle,
     ObstacleError,
     ProxyConnectError,
+    UntrustedCertificateError,
     WithoutFileError,
     forget_frames,
     innermost,

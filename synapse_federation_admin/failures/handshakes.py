@@ -7,7 +7,7 @@ from OpenSSL import SSL
 
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
-from synapse_federation_admin.homeserver.certificates import UntrustedCertificateError
+from synapse_federation_admin.homeserver.errors import UntrustedCertificateError
 
 # OpenSSL's verification errors (`man openssl-verification-options`):
 # X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED.

@@ -2,24 +2,23 @@
 """Where Synapse serves its admin API, and ours with it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
-from synapse.http.server import HttpServer, JsonResource
-from synapse.module_api import ModuleApi, SynapseRequest
+from synapse.http.server import HttpServer as HttpServer, JsonResource
+from synapse.module_api import JsonDict, ModuleApi, SynapseRequest
 from synapse.module_api.errors import ConfigError
 from synapse.rest.admin import register_servlets
 from synapse.rest.admin.media import register_servlets_for_media_repo
 from twisted.internet.address import UNIXAddress
 from twisted.web.resource import Resource
 
-from synapse_federation_admin.homeserver.servlets import own_servlets
-
 if TYPE_CHECKING:
     from synapse.config.server import ListenerConfig
+    from synapse.http.servlet import RestServlet
     from synapse.server import HomeServer
 
-    from synapse_federation_admin.homeserver.pages import PagesResource
+    from synapse_federation_admin.homeserver.responses import PagesResource
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +156,46 @@ def _register_v1_on_worker(hs: "HomeServer", http_server: HttpServer) -> None:
         return
     for servlet in servlets.values():
         servlet.register(http_server)
+
+
+def own_v1(
+    hs: "HomeServer", method: str, path: str
+) -> Callable[..., Awaitable[tuple[int, JsonDict]]]:
+    """Return what answers a route in Synapse itself, also a request begun by ours."""
+    servlet = own_servlets(hs)[path.partition("/destinations")[2]]
+
+    async def answer(
+        request: SynapseRequest, **parameters: str
+    ) -> tuple[int, JsonDict]:
+        # Who asks is told to a request only once.
+        request._requester = None
+        on_method = getattr(servlet, f"on_{method}")
+        answered: tuple[int, JsonDict] = await on_method(request, **parameters)
+        return answered
+
+    return answer
+
+
+def own_servlets(hs: "HomeServer") -> "Mapping[str, RestServlet]":
+    """Make those that answer where ours do not, by the path below `destinations`.
+
+    Raises:
+        ImportError: Synapse has them no longer.
+    """
+    from synapse.rest.admin.federation import (
+        DestinationMembershipRestServlet,
+        DestinationResetConnectionRestServlet,
+        DestinationRestServlet,
+        ListDestinationsRestServlet,
+    )
+
+    one = "/<destination>"
+    return {
+        "": ListDestinationsRestServlet(hs),
+        one: DestinationRestServlet(hs),
+        f"{one}/rooms": DestinationMembershipRestServlet(hs),
+        f"{one}/reset_connection": DestinationResetConnectionRestServlet(hs),
+    }
 
 
 class _Listeners:

@@ -11,6 +11,7 @@ from traceback import clear_frames, walk_tb
 from urllib.parse import urlsplit
 
 import attr
+from OpenSSL import SSL
 from synapse.api.errors import (
     FederationDeniedError as FederationDeniedError,
     HttpResponseException as HttpResponseException,
@@ -159,6 +160,38 @@ def host_in(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+class UntrustedCertificateError(SSL.Error):
+    """A certificate does not lead to an authority that this homeserver trusts.
+
+    Attributes:
+        code: OpenSSL's verification error, one of its `X509_V_ERR_*`.
+        depth: Of which certificate: 0 is the server's, others are in its chain.
+        issuer: Who issued that certificate, as `CN=..., O=...`; "" if that is unknown.
+        subject: Whose it is, likewise.
+        ago_ms: How long ago it expired, by the clock of this host; None: it has not.
+        left_ms: How long it is until it is valid; 0 if it is.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        depth: int = 0,
+        issuer: str = "",
+        subject: str = "",
+        ago_ms: int | None = None,
+        left_ms: int = 0,
+    ) -> None:
+        # As OpenSSL's own error, which Twisted looks into.
+        said = f"certificate verify failed: OpenSSL verification error {code}"
+        super().__init__([("SSL routines", "", said)])
+        self.code = code
+        self.depth = depth
+        self.issuer = issuer
+        self.subject = subject
+        self.ago_ms = ago_ms
+        self.left_ms = left_ms
 
 
 class WithoutFileError(Exception):

@@ -3,22 +3,43 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import attr
 from synapse.module_api import JsonDict
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.background import Background
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
 if TYPE_CHECKING:
+    from synapse.federation.sender import FederationSender
+
     from synapse_federation_admin.homeserver.federation import Federation
     from synapse_federation_admin.homeserver.retry_timings import RetryTimings
-    from synapse_federation_admin.homeserver.senders import OwnSender
     from synapse_federation_admin.homeserver.traffic import TrafficObserver
     from synapse_federation_admin.homeserver.transactions import Transactions
 
 logger = logging.getLogger(__name__)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class InMemory:
+    """What a process that sends has in memory.
+
+    Attributes:
+        destinations: To how many destinations a transmission is under way.
+        pdus: How many PDUs are queued, for all destinations together.
+        edus: How many EDUs are.
+        oldest_ts: When the oldest of those PDUs was made; None if none is queued.
+    """
+
+    destinations: int = 0
+    pdus: int = 0
+    edus: int = 0
+    oldest_ts: int | None = None
 
 
 class Homeserver(Background):
@@ -41,51 +62,7 @@ class Homeserver(Background):
         """Requests to other servers."""
         from synapse_federation_admin.homeserver.federation import Federation
 
-        return Federation(self._hs, lambda: self.is_shutting_down)
-
-    async def contact(
-        self,
-        destination: str,
-        *,
-        timeout_ms: int,
-        ignore_backoff: bool,
-        is_ours: Callable[[Exception], bool],
-    ) -> None:
-        """Send a destination an empty transaction, as real traffic is sent.
-
-        Whitelist, IP blocklist, proxy, `outbound_federation_restricted_to`,
-        certificates, signature and the retry limiter are Synapse's; only the connection
-        is bounded. The limiter puts a destination that does not take it into backoff,
-        and takes one that does out of it, as after a transaction of a sender's.
-
-        Args:
-            destination: The server name.
-            timeout_ms: How long it has to answer.
-            ignore_backoff: Ask even if it is in backoff; a failure then leaves the
-                retry timings as they are.
-            is_ours: Tells whether it failed by our own fault; the retry timings are
-                then left as they are, too.
-
-        Raises:
-            Exception: Whatever Synapse's client raises.
-        """
-        from synapse_federation_admin.homeserver.limiter import contact
-
-        await contact(
-            self._hs,
-            self.federation,
-            destination,
-            timeout_ms=timeout_ms,
-            ignore_backoff=ignore_backoff,
-            is_ours=is_ours,
-        )
-
-    @cached_property
-    def own_sender(self) -> "OwnSender":
-        """The federation sender of this process, if it has one."""
-        from synapse_federation_admin.homeserver.senders import OwnSender
-
-        return OwnSender(self._hs)
+        return Federation(self)
 
     @cached_property
     def transactions(self) -> "Transactions":
@@ -98,16 +75,41 @@ class Homeserver(Background):
         self, method: str, path: str
     ) -> Callable[..., Awaitable[tuple[int, JsonDict]]]:
         """Return what answers a route of v1 in Synapse itself, with its own checks."""
-        from synapse_federation_admin.homeserver.servlets import own_v1
+        from synapse_federation_admin.homeserver.admin_resource import own_v1
 
         return own_v1(self._hs, method, path)
 
     def drop_way(self, name: str) -> None:
-        """Forget what this process keeps in memory of the way to a server."""
-        from synapse_federation_admin.homeserver.caches import drop_way
+        """Forget what this process keeps in memory of the way to a server.
 
-        if is_server_name(name):
-            drop_way(self._hs, name)
+        That is what its well-known file delegates to, which Synapse keeps for a day and
+        longer, and its SRV records. Addresses it does not keep. A server's signing keys
+        are in tables: without them, nobody could check any more what it has signed, so
+        they stay; one that is not known is asked for anyway.
+        """
+        from synapse.http.federation.srv_resolver import SERVER_CACHE
+        from synapse.util.stringutils import parse_server_name
+
+        if not is_server_name(name):
+            return
+        host = parse_server_name(name)[0].lower()
+        hosts = [host]
+        agent = self._hs.get_federation_http_client().agent
+        # A process that does not go out itself has none.
+        resolver = getattr(getattr(agent, "_agent", None), "_well_known_resolver", None)
+        if resolver is not None:
+            key = host.encode("ascii", "replace")
+            resolver._had_valid_well_known_cache.pop(key, None)
+            delegated = resolver._well_known_cache.pop(key, None)
+            if delegated:
+                # Synapse keeps what the file says, be it a server name or not.
+                with suppress(ValueError):
+                    hosts.append(
+                        parse_server_name(delegated.decode("ascii"))[0].lower()
+                    )
+        for each in hosts:
+            for service in ("_matrix-fed._tcp", "_matrix._tcp"):
+                SERVER_CACHE.pop(f"{service}.{each}".encode(), None)
 
     def observe_traffic(self, observer: "TrafficObserver") -> None:
         """Have an observer told of this process's federation requests, from now on."""
@@ -130,3 +132,52 @@ class Homeserver(Background):
                 type(e).__name__,
                 e,
             )
+
+    # -- the federation sender of this process, if it has one --------------------------
+
+    @property
+    def sends(self) -> bool:
+        """Whether this process sends, to all destinations or to a share of them."""
+        return self._hs.should_send_federation()
+
+    async def in_memory(self) -> InMemory:
+        """Return what its sender has in memory; nothing if this process does not send.
+
+        Others go on meanwhile: there may be a queue for each destination.
+        """
+        if not self.sends:
+            return InMemory()
+        sender = cast("FederationSender", self._hs.get_federation_sender())
+        under_way = pdus = edus = 0
+        oldest_ts: int | None = None
+        queues = list(sender._per_destination_queues.values())
+        for number, queue in enumerate(queues, start=1):
+            under_way += queue.transmission_loop_running
+            edus += queue.pending_edu_count()
+            if waiting := queue._pending_pdus:
+                pdus += len(waiting)
+                # In older releases it is a list.
+                events = waiting.values() if isinstance(waiting, dict) else waiting
+                made_ts = next(iter(events)).origin_server_ts
+                oldest_ts = min(oldest_ts or made_ts, made_ts)
+            if number % limits.QUEUES_COUNTED == 0:
+                await self.sleep_ms(0)
+        return InMemory(under_way, pdus, edus, oldest_ts)
+
+    def look_for_events(self) -> None:
+        """Have its sender queue what was stored while no process sent.
+
+        Synapse does so with the next event only, which on a quiet homeserver may be
+        hours away.
+        """
+        if not self.sends:
+            return
+        sender = cast("FederationSender", self._hs.get_federation_sender())
+        newest = self._hs.get_datastores().main.get_room_max_token()
+        if getattr(sender, "_last_poked_id", newest.stream) < newest.stream:
+            sender.notify_new_events(newest)
+
+    @property
+    def newest_position(self) -> int:
+        """Up to which stream ordering all events are stored, as this process knows."""
+        return self._hs.get_datastores().main.get_room_max_stream_ordering()

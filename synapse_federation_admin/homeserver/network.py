@@ -23,8 +23,15 @@ from twisted.web.client import URI, HTTPConnectionPool
 from twisted.web.iweb import IAgent, IResponse
 from unpaddedbase64 import encode_base64
 
+from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.agents import (
+    AttemptAgent,
+    LateEndpoints,
+    ObservedAgent,
+    ObservedDirectAgent,
+    current_attempt,
+)
 from synapse_federation_admin.homeserver.attempt import Attempt
-from synapse_federation_admin.homeserver.attempt_agent import AttemptAgent
 from synapse_federation_admin.homeserver.bounded_reactor import BoundedReactor
 from synapse_federation_admin.homeserver.delegation import (
     AttemptSrvResolver,
@@ -39,12 +46,6 @@ from synapse_federation_admin.homeserver.lookups import (
     LookUps,
     SynapseLookUps,
 )
-from synapse_federation_admin.homeserver.observed import (
-    LateEndpoints,
-    ObservedAgent,
-    ObservedDirectAgent,
-    current_attempt,
-)
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.tls_policy import ContactPolicy
@@ -52,6 +53,8 @@ from synapse_federation_admin.homeserver.tls_policy import ContactPolicy
 if TYPE_CHECKING:
     from synapse.server import HomeServer
     from synapse.storage import DataStore
+
+    from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 T = TypeVar("T")
 
@@ -66,18 +69,28 @@ class Network:
     What other servers send is such afterwards that Synapse may log it.
 
     Attributes:
+        instances: The processes that go out to other servers in this one's stead; None
+            if this one goes itself (`outbound_federation_restricted_to`).
         policy: What is wanted of TLS.
         look_ups: Looks names up.
     """
 
-    def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
+    def __init__(
+        self,
+        homeserver: "Homeserver",
+        *,
+        max_lifetime_s: float = limits.CONTACT_CONNECTION_S,
+    ) -> None:
         """Make no connection yet.
 
         Args:
-            hs: The homeserver.
+            homeserver: The homeserver.
             max_lifetime_s: How long a connection may last.
         """
+        hs = homeserver._hs
+        self._homeserver = homeserver
         self._hs = hs
+        self.instances = outbound_instances(hs)
         self._config = hs.config.server
         self._max_lifetime_s = max_lifetime_s
         self.look_ups = LookUps(hs.get_reactor())
@@ -92,14 +105,14 @@ class Network:
         # Made with the policy as it is, for clients differ in their agents only.
         self._client = (
             copy(hs.get_federation_http_client())
-            if outbound_instances(hs) is None
+            if self.instances is None
             # Its agent asks another process. That is within a wrapper which keeps to
             # `ip_range_blacklist`.
             else MatrixFederationHttpClient(
                 cast("HomeServer", _HomeServerView(hs, max_lifetime_s)), self.policy
             )
         )
-        if outbound_instances(hs) is not None:
+        if self.instances is not None:
             self._client.agent._agent._pool.persistent = False  # type: ignore[attr-defined]  # IAgent's have none
             self._client.agent = AttemptAgent(self._client.agent)
             self._client._send_request = self._heard(self._client._send_request)  # type: ignore[method-assign, assignment]  # of this object alone
@@ -163,7 +176,7 @@ class Network:
             delegation: What the well-known file of the server says; None: fetch it.
         """
         client = copy(self._client)
-        if outbound_instances(self._hs) is None:
+        if self.instances is None:
             client.agent = self._contact_agent(timeout_ms, delegation)
         return client
 
@@ -210,7 +223,7 @@ class Network:
         Raises:
             Exception: Synapse's client is not as expected, and left as it is.
         """
-        if outbound_instances(self._hs) is not None:
+        if self.instances is not None:
             return
         client = self._hs.get_federation_http_client()
         agent: Any = client.agent

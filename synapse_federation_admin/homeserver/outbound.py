@@ -29,36 +29,25 @@ from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.attempt import Attempt
-from synapse_federation_admin.homeserver.process import outbound_instances
-from synapse_federation_admin.homeserver.requests import Requests
+from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
 
 if TYPE_CHECKING:
-    from synapse.server import HomeServer
+    from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 
-class Outbound(Requests):
+class Outbound(Federation):
     """The way from this process to other servers, each step by itself.
 
     As Synapse's federation client goes it (`synapse/http/federation/`), with the same
     settings, over bounded connections.
     """
 
-    def __init__(self, hs: "HomeServer", *, max_lifetime_s: float) -> None:
-        """Make no connection yet: see `Requests`."""
-        super().__init__(hs, max_lifetime_s=max_lifetime_s)
-        # Each request is made once only.
-        self._client.max_short_retries = 0
+    def __init__(self, homeserver: "Homeserver", *, max_lifetime_s: float) -> None:
+        """Make no connection yet: see `Network`."""
+        super().__init__(homeserver, max_lifetime_s=max_lifetime_s)
         # Five threads at once would take every turn from the reactor, for 0.1 s.
         self._judging = Lock()
-
-    @property
-    def instances(self) -> list[str] | None:
-        """The processes that go out to other servers in this one's stead.
-
-        None if this one goes itself (`outbound_federation_restricted_to`).
-        """
-        return outbound_instances(self._hs)
 
     def verifies(self, host: str) -> bool:
         """Tell whether Synapse verifies the certificate of a host."""
@@ -193,7 +182,7 @@ class Outbound(Requests):
             )
             return {key_id: encode_base64(bytes(key)) for key_id, key in txn.fetchall()}
 
-        return await self._hs.get_datastores().main.db_pool.runInteraction(
+        return await self._homeserver.run_db_interaction(
             "federation_admin_stored_keys", stored_keys_txn
         )
 

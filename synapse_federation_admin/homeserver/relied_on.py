@@ -18,18 +18,17 @@ _CLASSIFIES = (*_CONTACTS, _F.DIAGNOSIS, _F.HISTORY)
 
 # What needs which files of this room: all that they import of Synapse has to be there.
 FILES: tuple[tuple[Collection[Feature], str], ...] = (
-    ((_F.MOUNT,), "admin_resource servlets"),
+    ((_F.MOUNT,), "admin_resource"),
     ((_F.BASE,), "homeserver"),
     (_LISTS, "responses"),
     (_CLASSIFIES, "errors"),
     ((*_CONTACTS, _F.DIAGNOSIS), "federation"),
-    ((_F.V1_RESET,), "limiter"),
     ((*_CONTACTS, _F.HISTORY), "retry_timings"),
     ((*_CONTACTS, _F.DIAGNOSIS), "transactions"),
-    ((_F.FLUSH_CACHES,), "caches retry_timings"),
+    ((_F.FLUSH_CACHES,), "retry_timings"),
     ((_F.DIAGNOSIS,), "outbound"),
     ((_F.HISTORY,), "traffic"),
-    ((_F.CONSOLE,), "pages sessions"),
+    ((_F.CONSOLE,), "responses sessions"),
 )
 
 # What needs which other names: behind a module or `hs`, the homeserver object, those
@@ -218,12 +217,13 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             http_proxy_endpoint(*proxy reactor tls_options_factory)
         hs:
             get_clock().time get_reactor().getThreadPool
-            get_federation_http_client().max_short_retries
         """,
     ),
     (
         (_F.FLUSH_CACHES,),
         """
+        synapse.http.federation.srv_resolver: SERVER_CACHE
+        synapse.util.stringutils: parse_server_name
         synapse.http.federation.well_known_resolver:
             WellKnownResolver._well_known_cache
             WellKnownResolver._had_valid_well_known_cache

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Synapse wants of TLS, and what handshakes have shown."""
 
+import time
+from datetime import datetime, timezone
 from typing import Any, Protocol, cast
 
 from OpenSSL import SSL
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import X509, X509Name
 from service_identity.exceptions import VerificationError
 from synapse.config.homeserver import HomeServerConfig
 from synapse.crypto.context_factory import (
@@ -15,12 +17,12 @@ from synapse.crypto.context_factory import (
 from synapse.http.proxyagent import parse_proxy
 from twisted.python.failure import Failure
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.attempt import Attempt
-from synapse_federation_admin.homeserver.certificates import (
-    UntrustedCertificateError,
-    untrusted,
-    verified,
-)
+from synapse_federation_admin.homeserver.errors import UntrustedCertificateError
+
+# The parts of the name that are told of who issued a certificate.
+_TOLD_OF_ISSUERS = (b"CN", b"O", b"OU")
 
 _HANDSHAKE = SSL.SSL_CB_HANDSHAKE_START | SSL.SSL_CB_HANDSHAKE_DONE
 
@@ -133,12 +135,61 @@ class ContactPolicy(FederationPolicyForHTTPS):
 def _verified(
     connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int
 ) -> bool:
-    """Pass on what OpenSSL has against a certificate: to an observer, if there is one.
+    """Say what OpenSSL has against a certificate: its verdict stands.
 
-    Then the handshake goes on.
+    Without this, all that is left of it is "certificate verify failed". An observer is
+    told, if there is one, and the handshake goes on.
+
+    Raises:
+        UntrustedCertificateError: It does not trust it. pyOpenSSL ends the handshake
+            and raises this in place of its own error.
     """
-    observer = connection.get_app_data()._synapse_tls_verifier.observer
-    if ok or observer is None:
-        return verified(connection, certificate, code, depth, ok)
-    observer.failed(untrusted(certificate, code, depth))
+    if not ok:
+        observer = connection.get_app_data()._synapse_tls_verifier.observer
+        error = _untrusted(certificate, code, depth)
+        if observer is None:
+            raise error
+        observer.failed(error)
     return True
+
+
+def _untrusted(certificate: X509, code: int, depth: int) -> UntrustedCertificateError:
+    """Return the error of a certificate, with what that tells.
+
+    Args:
+        certificate: The certificate.
+        code: OpenSSL's verification error.
+        depth: Where it is in the chain.
+    """
+    issuer, subject = certificate.get_issuer(), certificate.get_subject()
+    expired_ms = _since_ms(certificate.get_notAfter())
+    valid_ms = _since_ms(certificate.get_notBefore())
+    return UntrustedCertificateError(
+        code,
+        depth,
+        _name_of(issuer),
+        _name_of(subject),
+        expired_ms if expired_ms and expired_ms > 0 else None,
+        max(0, -(valid_ms or 0)),
+    )
+
+
+def _since_ms(time_told: bytes | None) -> int | None:
+    """Return how long ago a time in a certificate was; None if nobody can read it."""
+    try:
+        told = (time_told or b"").decode("ascii")
+        moment = datetime.strptime(told, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+    except ValueError:
+        # It is up to the server.
+        return None
+    return int((time.time() - moment.timestamp()) * 1000)
+
+
+def _name_of(name: X509Name) -> str:
+    """Return the parts of a name that are told, on one line."""
+    parts = [
+        f"{key.decode('ascii', 'replace')}={value.decode('utf-8', 'replace')}"
+        for key, value in name.get_components()
+        if key in _TOLD_OF_ISSUERS
+    ]
+    return ascii(", ".join(parts))[1:-1][: limits.ISSUER]

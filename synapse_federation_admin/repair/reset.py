@@ -183,7 +183,7 @@ class ConnectionReset:
             # If another attempt has put it into backoff by now, ask all the same: a
             # failure then leaves that as it is. Else it has to lead to one.
             backs_off = await homeserver.retry_timings.is_backing_off(name)
-            request = homeserver.contact(
+            request = homeserver.federation.contact(
                 name,
                 timeout_ms=self._timeout_ms,
                 ignore_backoff=backs_off,

@@ -75,7 +75,7 @@ class Wake:
             self._homeserver.wake_elsewhere(name)
 
     def _wake(self, *names: str) -> None:
-        self._homeserver.own_sender.look_for_events()
+        self._homeserver.look_for_events()
         for name in names:
             keep_newest(self.woken, name, True, limits.WOKEN)
             self._homeserver.wake(name)

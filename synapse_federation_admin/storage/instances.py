@@ -11,7 +11,7 @@ import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.database import on_postgres
-from synapse_federation_admin.homeserver.senders import InMemory
+from synapse_federation_admin.homeserver.homeserver import InMemory
 from synapse_federation_admin.storage.sql import Expired, Sql, marks
 
 _TABLE = "federation_admin_instances"

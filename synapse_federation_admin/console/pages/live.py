@@ -8,7 +8,7 @@ from synapse_federation_admin.console.visit import Visit
 from synapse_federation_admin.history.changes import Changes
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
-from synapse_federation_admin.homeserver.pages import respond
+from synapse_federation_admin.homeserver.responses import respond
 
 
 async def show_changes(visit: Visit) -> None:

@@ -17,7 +17,7 @@ from synapse_federation_admin.console.pages.session import (
     ways,
 )
 from synapse_federation_admin.console.visit import Answered, Page, See, Visit
-from synapse_federation_admin.homeserver.pages import respond
+from synapse_federation_admin.homeserver.responses import respond
 
 
 async def begin(visit: Visit) -> Answered:
