@@ -32,13 +32,13 @@ from synapse_federation_admin.diagnosis.resolution import (
     WellKnownFindings,
     WellKnownRequest,
 )
-from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.stages import (
     SkipReason,
     Stage,
     StageName,
     Stages,
 )
+from synapse_federation_admin.diagnosis.stored import check_sender
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,

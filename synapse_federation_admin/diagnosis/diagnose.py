@@ -32,7 +32,6 @@ from synapse_federation_admin.diagnosis.requests import (
     left_ms,
 )
 from synapse_federation_admin.diagnosis.resolution import AddressesFindings
-from synapse_federation_admin.diagnosis.sender import check_sender
 from synapse_federation_admin.diagnosis.stages import (
     Diagnosis,
     SkipReason,
@@ -40,7 +39,11 @@ from synapse_federation_admin.diagnosis.stages import (
     StageName,
     Stages,
 )
-from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
+from synapse_federation_admin.diagnosis.stored import (
+    Recorded,
+    check_sender,
+    check_stored,
+)
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.diagnosis.well_known import (

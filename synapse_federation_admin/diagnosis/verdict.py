@@ -9,11 +9,12 @@ from http import HTTPStatus
 import attr
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.diagnosis.choice import is_chosen_bad, is_waited_for
 from synapse_federation_admin.diagnosis.explained import (
     explained,
+    is_chosen_bad,
     is_only_send,
     is_us,
+    is_waited_for,
 )
 from synapse_federation_admin.diagnosis.findings import (
     ConnectionsFindings,

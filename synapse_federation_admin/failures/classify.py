@@ -27,6 +27,7 @@ that this process has no descriptor, thread or memory left.
 """
 
 import errno
+import json
 import logging
 import re
 from collections.abc import Awaitable
@@ -57,7 +58,6 @@ from synapse_federation_admin.failures.kinds import (
     FailureKind,
     Reason,
 )
-from synapse_federation_admin.failures.relayed import description_of, failure_told
 from synapse_federation_admin.failures.responses import http_failure, reason_of_bytes
 from synapse_federation_admin.homeserver.errors import (
     HTTP_CLIENT,
@@ -156,6 +156,10 @@ _OF_CLIENTS: tuple[_Row, ...] = (
 _NO_NAME = ("invalid hostname", "Port out of range")
 
 
+# The facts that another process of this homeserver is told.
+_TOLD = ("host", "status", "said", "exception", "code", "issuer", "subject", "ago_ms")
+
+
 def failure_of(error: BaseException) -> Failure:
     """Tell why a request failed.
 
@@ -205,7 +209,7 @@ def _found(error: BaseException) -> Failure:
     if is_out_of_resources(cause):
         return Failure(FailureKind.INTERNAL, Reason.OUT_OF_RESOURCES)
     if isinstance(cause, MetElsewhereError):
-        return failure_told(cause.told)
+        return _failure_told(cause.told)
     if isinstance(cause, HttpResponseException):
         return http_failure(cause.code, cause.response or b"")
     return _read(cause, is_of_clients=cause is not error)
@@ -213,7 +217,30 @@ def _found(error: BaseException) -> Failure:
 
 def described(error: BaseException) -> str:
     """Say for another process of this homeserver why a request failed."""
-    return description_of(failure_of(error))
+    failure = failure_of(error)
+    facts = attr.asdict(failure.facts, filter=lambda field, _: field.name in _TOLD)
+    facts["also"] = [kind.value for kind in failure.facts.also]
+    reason = failure.reason.value if failure.reason else None
+    return json.dumps([failure.kind.value, reason, facts])
+
+
+def _failure_told(description: str) -> Failure:
+    """Return the failure that another process has met; see `described`."""
+    try:
+        kind, reason, facts = json.loads(description)
+        also = facts.pop("also", ())
+        return Failure(
+            FailureKind[kind.upper()],
+            Reason[reason.upper()] if reason else None,
+            Facts(
+                **facts,
+                also=tuple(FailureKind[kind.upper()] for kind in also),
+                is_relayed=True,
+            ),
+        )
+    except (AttributeError, LookupError, ValueError, TypeError):
+        # It has another release of this module.
+        return Failure(FailureKind.OTHER, facts=Facts(is_relayed=True))
 
 
 def _stopped_by(error: ObstacleError) -> Failure:

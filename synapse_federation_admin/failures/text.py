@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.durations import SECOND_MS, duration
-from synapse_federation_admin.failures.by_link import BY_LINK
 from synapse_federation_admin.failures.kinds import (
     SET_CLOCK,
     Failure,
     FailureKind,
     Fault,
+    How,
     Reason,
 )
 
@@ -47,6 +47,45 @@ _OF_THE_SERVER = frozenset(
         FailureKind.INTERNAL,
         FailureKind.OTHER,
     }
+)
+
+_NAME_A_HOST = "Tell their admin: m.server has to name a valid host that exists."
+
+# What is told in place of a kind's advice where a request came to the place by such a
+# link last. It is always their admin who has to act.
+_BY_LINK: dict[tuple[FailureKind, How], str] = {
+    (FailureKind.DNS_NOT_FOUND, How.FILE): _NAME_A_HOST,
+    (FailureKind.DNS_NOT_FOUND, How.FILE_WITHOUT_PORT): _NAME_A_HOST,
+    (FailureKind.DNS_NOT_FOUND, How.SERVICE): (
+        "Tell their admin: the SRV record has to name a valid host that exists, or to "
+        "be removed."
+    ),
+    (FailureKind.WELL_KNOWN_UNREACHABLE, How.REDIRECT): (
+        "Tell their admin: correct the redirect of the file on their web server."
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.PORT): (
+        "Tell their admin: the homeserver is down, or it is not at port {port}."
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.FILE): (
+        "Tell their admin: the homeserver is down, or m.server has to name another "
+        "port than {port}."
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.FILE_WITHOUT_PORT): (
+        "Tell their admin: the homeserver is down; or it is at port 443, and m.server "
+        'has to be "{to}:443".'
+    ),
+    (FailureKind.CONNECTION_REFUSED, How.SERVICE): (
+        "Tell their admin: the homeserver is down, or the SRV record has to name "
+        "another host or port."
+    ),
+    (FailureKind.CONNECTION_TIMEOUT, How.FILE_WITHOUT_PORT): (
+        "Tell their admin: the host is down, or a firewall drops port {port}; or "
+        'm.server has to be "{to}:443".'
+    ),
+} | dict.fromkeys(
+    [(kind, How.SECOND_FILE) for kind in FailureKind],
+    "Tell their admin: only one delegation is followed; m.server has to be "
+    '"{to}:{port}" itself.',
 )
 
 
@@ -120,7 +159,7 @@ def others_of(failure: Failure) -> str:
 def _by_link(failure: Failure) -> str | None:
     """Return the advice by how a request came there last; their admin has to act."""
     links = failure.facts.via
-    return BY_LINK.get((failure.kind, links[-1].how)) if links else None
+    return _BY_LINK.get((failure.kind, links[-1].how)) if links else None
 
 
 def fault_of(failure: Failure) -> Fault:
