@@ -7,6 +7,8 @@ from signedjson.key import generate_signing_key, get_verify_key
 from synapse.storage.keys import FetchKeyResult
 from unpaddedbase64 import encode_base64
 
+from synapse_federation_admin.homeserver.outbound import Outbound
+
 
 @pytest.mark.database
 class StoredKeysTestCase(ModuleTestCase):
@@ -30,7 +32,7 @@ class StoredKeysTestCase(ModuleTestCase):
                     response_json={},
                 )
             )
-        outbound = self.homeserver.federation.outbound(1000)
+        outbound = Outbound(self.homeserver, max_lifetime_s=1)
         found = self.get_success(outbound.stored_keys("a.example"))
         self.assertEqual(
             found,

@@ -282,7 +282,7 @@ async def _look_up_target(
     # Such Synapse refuses before it asks its proxy.
     is_refused = as_server_name and outbound.is_blocked(host, as_server_name=True)
     target = Target(bounded(host, _MAX_HOST), port)
-    if not _HOST.fullmatch(host) or not way.homeserver.federation.can_be_host(host):
+    if not _HOST.fullmatch(host) or not outbound.can_be_host(host):
         facts = Facts(host=bounded(host))
         error = Failure(FailureKind.DNS_NOT_FOUND, Reason.NO_HOST_NAME, facts)
         return attr.evolve(target, error=error)

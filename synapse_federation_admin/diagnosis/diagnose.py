@@ -131,7 +131,8 @@ class Diagnoses:
 
     @cached_property
     def _outbound(self) -> Outbound:
-        return self._homeserver.federation.outbound(self.timeout_ms + _GRACE_MS)
+        max_lifetime_s = (self.timeout_ms + _GRACE_MS) / 1000
+        return Outbound(self._homeserver, max_lifetime_s=max_lifetime_s)
 
     async def diagnose(self, name: str) -> Diagnosis:
         """Return a diagnosis; of one that is under way, to all who ask for it.

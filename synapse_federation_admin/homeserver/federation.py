@@ -4,12 +4,11 @@
 import secrets
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from synapse.http.federation.well_known_resolver import WellKnownLookupResult
 from synapse.module_api import JsonDict
 from twisted.internet.defer import CancelledError
-from twisted.internet.endpoints import HostnameEndpoint
+from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.errors import (
@@ -19,9 +18,6 @@ from synapse_federation_admin.homeserver.errors import (
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.traffic import tell_answered, unobserved
 from synapse_federation_admin.homeserver.transactions import SEND_PATH
-
-if TYPE_CHECKING:
-    from synapse_federation_admin.homeserver.outbound import Outbound
 
 KEYS_PATH = "/_matrix/key/v2/server"
 
@@ -33,14 +29,6 @@ class Federation(Network):
 
     But for `contact`, past Synapse's retry limiter: none is real traffic.
     """
-
-    def can_be_host(self, host: str) -> bool:
-        """Tell whether Synapse can connect to a host of this name, if there is one.
-
-        Twisted is stricter than the DNS: of underscores, or hyphens at the ends.
-        """
-        endpoint = HostnameEndpoint(self._hs.get_reactor(), host, 443)
-        return not endpoint._badHostname
 
     async def get(
         self,
@@ -208,6 +196,18 @@ class Federation(Network):
             return False
         return self.are_own_keys(body)
 
+    def are_own_keys(self, body: object) -> bool:
+        """Tell whether an answer of `/_matrix/key/v2/server` is this homeserver's own.
+
+        It has our server name, and one of our keys: whatever the address, that is we.
+        """
+        if not isinstance(body, dict) or body.get("server_name") != self._hs.hostname:
+            return False
+        ours, keys = self._hs.signing_key, body.get("verify_keys")
+        key = keys.get(f"{ours.alg}:{ours.version}") if isinstance(keys, dict) else None
+        own = encode_base64(ours.verify_key.encode())
+        return isinstance(key, dict) and key.get("key") == own
+
     async def alias_of(self, host: str) -> str:
         """Return the last name of which a host name is an alias; "" if it is none.
 
@@ -216,16 +216,6 @@ class Federation(Network):
         if self.instances is not None:
             return ""
         return await self.look_ups.alias_of(host, limits.DNS_ANSWER_MS / 1000)
-
-    def outbound(self, max_lifetime_ms: int) -> "Outbound":
-        """Make the way out to other servers, step by step.
-
-        Args:
-            max_lifetime_ms: How long a connection may last.
-        """
-        from synapse_federation_admin.homeserver.outbound import Outbound
-
-        return Outbound(self._homeserver, max_lifetime_s=max_lifetime_ms / 1000)
 
 
 def _is_busy(error: BaseException) -> bool:

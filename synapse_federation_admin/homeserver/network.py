@@ -9,7 +9,6 @@ from urllib.request import (  # type: ignore[attr-defined]  # not documented, bu
     proxy_bypass_environment,
 )
 
-from netaddr import IPAddress  # type: ignore[import-untyped]  # Synapse's
 from synapse.http.client import BlocklistingAgentWrapper, BlocklistingReactorWrapper
 from synapse.http.federation.matrix_federation_agent import (
     MatrixFederationAgent,
@@ -21,7 +20,6 @@ from synapse.http.proxyagent import ProxyAgent
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.client import URI, HTTPConnectionPool
 from twisted.web.iweb import IAgent, IResponse
-from unpaddedbase64 import encode_base64
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.agents import (
@@ -125,40 +123,12 @@ class Network:
         version: str = self._hs.version_string
         return f"{version} {suffix}" if suffix else version
 
-    def is_blocked(self, address: str, *, as_server_name: bool = False) -> bool:
-        """Tell whether Synapse's settings block an IP address for federation.
-
-        That takes up to 50 microseconds, and hostile names have thousands.
-
-        Args:
-            address: The address.
-            as_server_name: Whether it is a server name itself, or stands in a URL: for
-                those Synapse does not look at `ip_range_whitelist`.
-        """
-        found = IPAddress(address.partition("%")[0])
-        allowed = None if as_server_name else self._config.federation_ip_range_allowlist
-        return found in self._config.federation_ip_range_blocklist and not (
-            allowed and found in allowed
-        )
-
     def goes_through_proxy(self, host: str) -> bool:
         """Tell whether Synapse's proxy is to connect to a host."""
         proxies = self._config.proxy_config
         return bool(proxies and proxies.https_proxy) and not proxy_bypass_environment(
             host, proxies=proxies.get_proxies_dictionary()
         )
-
-    def are_own_keys(self, body: object) -> bool:
-        """Tell whether an answer of `/_matrix/key/v2/server` is this homeserver's own.
-
-        It has our server name, and one of our keys: whatever the address, that is we.
-        """
-        if not isinstance(body, dict) or body.get("server_name") != self._hs.hostname:
-            return False
-        ours, keys = self._hs.signing_key, body.get("verify_keys")
-        key = keys.get(f"{ours.alg}:{ours.version}") if isinstance(keys, dict) else None
-        own = encode_base64(ours.verify_key.encode())
-        return isinstance(key, dict) and key.get("key") == own
 
     def client(
         self, timeout_ms: int, delegation: WellKnownLookupResult | None = None

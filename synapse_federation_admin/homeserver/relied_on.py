@@ -190,7 +190,6 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.proxyagent:
             ProxyAgent(*reactor proxy_reactor pool contextFactory proxy_config)
         synapse.util.gai_resolver: HostResolution(*name)
-        twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             version_string get_reactor().nameResolver
             config.server.federation_ip_range_allowlist
@@ -215,6 +214,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
             _cache_period_from_headers(*headers time_now)
         synapse.http.proxyagent:
             http_proxy_endpoint(*proxy reactor tls_options_factory)
+        twisted.internet.endpoints: HostnameEndpoint._badHostname
         hs:
             get_clock().time get_reactor().getThreadPool
         """,
