@@ -133,6 +133,14 @@ def test_long_files_say_why() -> None:
         assert text.count("\n") <= 400 or re.search(r"\bfile\b", told), path
 
 
+@pytest.mark.parametrize("room", ["homeserver", "diagnosis", "failures"])
+def test_rooms_name_their_files(room: str) -> None:
+    """A large room says at its head what each of its files is for."""
+    told = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    files = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
+    assert files <= set(re.findall(r"\w+", told or ""))
+
+
 def awaits(statements: list[ast.stmt]) -> bool:
     """Tell whether statements wait for something, but for functions within."""
     left: list[ast.AST] = list(statements)
