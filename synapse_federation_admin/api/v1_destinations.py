@@ -6,9 +6,8 @@ import re
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-import attr
 from synapse.module_api import JsonDict, SynapseRequest
 
 from synapse_federation_admin import limits
@@ -18,6 +17,7 @@ from synapse_federation_admin.api._stream import respond_in_chunks
 from synapse_federation_admin.destinations.pagination import Listing, Page
 from synapse_federation_admin.destinations.store import RoomList
 from synapse_federation_admin.destinations.values import (
+    Destination,
     DestinationFilter,
     DestinationOrder,
     DestinationRoom,
@@ -84,7 +84,9 @@ async def list_destinations_v1(asked: Asked) -> JsonDict | None:
     )
     wanted = DestinationFilter(name_contains=_parse_text(request, "destination") or "")
     listing = asked.services.reader.of(wanted, sort)
-    return await _answer_page(asked, listing, _DESTINATIONS)
+    return await _answer_page(
+        asked, listing, "destinations", render_v1, _encode_destinations
+    )
 
 
 async def get_destination_v1(asked: Asked, destination: str) -> JsonDict:
@@ -132,30 +134,26 @@ async def list_rooms_v1(asked: Asked, destination: str) -> JsonDict | None:
         raise unknown_destination()
     direction = _parse_choice(asked.request, "dir", default=Direction.FORWARDS)
     rooms = RoomList(services.homeserver, destination, direction)
-    return await _answer_page(asked, rooms, _ROOMS)
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Kind(Generic[T]):
-    """How a list is written.
-
-    Attributes:
-        key: The key in the answer under which its rows are.
-        render: Returns one row as JSON has it.
-        encode: Returns the JSON of some rows, as it stands between the brackets.
-    """
-
-    key: str
-    render: Callable[[T], JsonDict]
-    encode: Callable[[list[T]], str]
+    return await _answer_page(asked, rooms, "rooms", _render_room, _encode_rooms)
 
 
 async def _answer_page(
-    asked: Asked, listing: Listing[T, P], kind: _Kind[T]
+    asked: Asked,
+    listing: Listing[T, P],
+    key: str,
+    render: Callable[[T], JsonDict],
+    encode: Callable[[list[T]], str],
 ) -> JsonDict | None:
     """Answer with a page of a list, as `from` and `limit` say.
 
     A long page is written while it is read, and None is returned.
+
+    Args:
+        asked: Who asks for it.
+        listing: The list.
+        key: The key in the answer under which its rows are.
+        render: Returns one row as JSON has it.
+        encode: Returns the JSON of some rows, as it stands between the brackets.
     """
     offset = _parse_count(asked.request, "from", default=0)
     limit = _parse_count(asked.request, "limit", default=_DEFAULT_LIMIT)
@@ -164,12 +162,13 @@ async def _answer_page(
     if limit <= limits.PLAIN_PAGE:
         rows = [row async for piece in page.pieces() for row in piece]
         return {
-            kind.key: [kind.render(row) for row in rows],
+            key: [render(row) for row in rows],
             "total": page.total,
             **({"next_token": str(page.end)} if page.has_more else {}),
         }
+    chunks = _chunks(page, key, encode)
     await respond_in_chunks(
-        services.homeserver, asked.request, "application/json", _encode(page, kind)
+        services.homeserver, asked.request, "application/json", chunks
     )
     return None
 
@@ -186,12 +185,14 @@ def _client_of(asked: Asked) -> Hashable:
     )
 
 
-async def _encode(page: Page[T, P], kind: _Kind[T]) -> AsyncGenerator[bytes, None]:
+async def _chunks(
+    page: Page[T, P], key: str, encode: Callable[[list[T]], str]
+) -> AsyncGenerator[bytes, None]:
     """Yield the JSON of a long page in chunks."""
-    before = f'{{"{kind.key}":['
+    before = f'{{"{key}":['
     async with aclosing(page.pieces()) as pieces:
         async for rows in pieces:
-            yield (before + kind.encode(rows)).encode("ascii")
+            yield (before + encode(rows)).encode("ascii")
             before = ","
     next_token = f',"next_token":"{page.end}"' if page.has_more else ""
     empty = before if before != "," else ""
@@ -202,14 +203,12 @@ def _render_room(row: DestinationRoom) -> JsonDict:
     return {"room_id": row.room_id, "stream_ordering": row.stream_ordering}
 
 
+def _encode_destinations(rows: list[Destination]) -> str:
+    return ",".join(map(encode_v1, rows))
+
+
 def _encode_rooms(rows: list[DestinationRoom]) -> str:
     return json.dumps(list(map(_render_room, rows)), separators=(",", ":"))[1:-1]
-
-
-_DESTINATIONS = _Kind(
-    "destinations", render_v1, lambda rows: ",".join(map(encode_v1, rows))
-)
-_ROOMS = _Kind("rooms", _render_room, _encode_rooms)
 
 
 def _parse_text(request: SynapseRequest, name: str) -> str | None:
