@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations as people write them in the configuration, and read them everywhere."""
+"""Durations as people write them in the configuration, and read them; and times."""
 
 import re
+from datetime import datetime, timezone
 from itertools import pairwise
 
 SECOND_MS = 1000
@@ -46,3 +47,14 @@ def duration(ms: float) -> str:
                 return f"{amount} {unit} {rest} {next_unit}"
             return f"{amount} {unit}"
     return "0 s"
+
+
+def utc(ts: float) -> datetime | None:
+    """Return a time in ms since the epoch, in UTC; None if it is none.
+
+    What a database or another server says may be no time at all.
+    """
+    try:
+        return datetime.fromtimestamp(ts / 1000, timezone.utc)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None

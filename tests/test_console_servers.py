@@ -510,6 +510,6 @@ def test_turn(turn_ms: int, ended: int) -> None:
 
 def test_strip() -> None:
     """A strip has one shape for each state, told in words."""
-    found = strip([{"share": share} for share in (None, 0, 0.5, 1, 1)])
-    assert [name for name, _ in found.paths] == ["down", "part", "up", "none"]
-    assert found.told == "Last 5 days: 1 down, 1 in part down, 2 up, 1 not recorded"
+    paths, told = strip([{"share": share} for share in (None, 0, 0.5, 1, 1)])
+    assert [name for name, _ in paths] == ["down", "part", "up", "none"]
+    assert told == "Last 5 days: 1 down, 1 in part down, 2 up, 1 not recorded"

@@ -11,7 +11,11 @@ from module_case import ModuleTestCase
 from tests.utils import USE_POSTGRES_FOR_TESTS
 
 from synapse_federation_admin.destinations import reader as module
-from synapse_federation_admin.destinations.indexes import INDEXES, DestinationIndexes
+from synapse_federation_admin.destinations.indexes import (
+    INDEXES,
+    DestinationIndexes,
+    create_index,
+)
 from synapse_federation_admin.destinations.invalid import InvalidNames
 from synapse_federation_admin.destinations.reader import (
     DestinationList,
@@ -327,9 +331,9 @@ class ListPropertiesTest(ModuleTestCase):
         return plans
 
     def create_indexes(self) -> None:
-        for index in INDEXES:
-            self.run_sql(index.create)
+        for name in INDEXES:
+            self.run_sql(create_index(name))
 
     def drop_indexes(self) -> None:
-        for index in INDEXES:
-            self.run_sql(f"DROP INDEX IF EXISTS {index.name}")
+        for name in INDEXES:
+            self.run_sql(f"DROP INDEX IF EXISTS {name}")

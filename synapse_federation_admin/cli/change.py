@@ -168,7 +168,7 @@ def _reconnect(asked: Asked, name: str, body: Json) -> int:
 def reconnected(name: str, found: Json) -> Iterator[RenderableType]:
     """Write what came of a reconnect."""
     told = outcomes.outcome("reconnect", str(found.get("outcome")))
-    yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(told.sign, told.word))
+    yield Text.assemble((f"{line(name).plain}: ", "bold"), pill(*told))
     yield Padding(plain(outcomes.reconnected(found)), (0, 0, 0, 2))
     yield from _left_out(found)
 

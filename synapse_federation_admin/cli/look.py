@@ -242,8 +242,7 @@ def _server(entry: Json) -> str:
 
 
 def _outcome(entry: Json) -> Text:
-    told = outcomes.outcome(entry["action"], entry["outcome"])
-    return pill(told.sign, told.word)
+    return pill(*outcomes.outcome(entry["action"], entry["outcome"]))
 
 
 def _who(entry: Json, is_wide: bool) -> Text:

@@ -50,6 +50,8 @@ class Output:
 
     Attributes:
         shape: One of `FORMATS`.
+        console: That of stdout.
+        errors: That of stderr.
     """
 
     def __init__(self, shape: str) -> None:
@@ -58,7 +60,7 @@ class Output:
             # A terminal that has no ✓ is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
         self.console = _console(sys.stdout)
-        self._errors = _console(sys.stderr)
+        self.errors = _console(sys.stderr)
 
     @property
     def is_human(self) -> bool:
@@ -68,12 +70,7 @@ class Output:
     @property
     def is_live(self) -> bool:
         """Whether what is shown beside the data may move: never in a pipe."""
-        return self._errors.is_terminal and not self._errors.is_dumb_terminal
-
-    @property
-    def errors(self) -> Console:
-        """The console of stderr."""
-        return self._errors
+        return self.errors.is_terminal and not self.errors.is_dumb_terminal
 
     def answer(self, answer: Any, human: Callable[[], None]) -> None:
         """Write an answer of the API: as it is, or for people.
@@ -146,7 +143,7 @@ class Output:
         if not self.is_live:
             yield
             return
-        with self._errors.status(plain(f"{text} …")):
+        with self.errors.status(plain(f"{text} …")):
             yield
 
     def tell_more(self, answer: Mapping[str, Any], shown: int) -> None:
@@ -156,7 +153,7 @@ class Output:
 
     def note(self, text: str, look: str = "") -> None:
         """Say something beside the data, on stderr."""
-        self._errors.print(
+        self.errors.print(
             plain(text, STYLES.get(look, look)), soft_wrap=not self.is_live
         )
 

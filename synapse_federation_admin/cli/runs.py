@@ -65,8 +65,7 @@ def _done(run: Json) -> str:
 
 
 def _status(run: Json) -> Text:
-    told = outcomes.run_status(str(run.get("status")))
-    return pill(told.sign, told.word)
+    return pill(*outcomes.run_status(str(run.get("status"))))
 
 
 @command()
@@ -159,10 +158,12 @@ def _told(run: Json) -> Iterator[RenderableType]:
     found = sorted(run.get("outcomes", {}).items(), key=lambda item: -item[1])
     if found:
         yield Text("\nWhat came of it", "bold")
-        told = [(outcomes.outcome(run["action"], name), n) for name, n in found]
         yield grid(
-            (pill(each.sign, each.word), Text(count(number), justify="right"))
-            for each, number in told
+            (
+                pill(*outcomes.outcome(run["action"], name)),
+                Text(count(number), justify="right"),
+            )
+            for name, number in found
         )
     for name, number in run.get("totals", {}).items():
         yield line(f"  {outcomes.TOTALS.get(name, name)}: {count(number)}")

@@ -2,7 +2,6 @@
 """What the API answers, as a terminal tells it: servers, runs, senders, what waits."""
 
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from typing import Any
 
 from rich.console import RenderableType
@@ -22,7 +21,7 @@ from synapse_federation_admin.cli.output import (
     table,
     until,
 )
-from synapse_federation_admin.durations import duration
+from synapse_federation_admin.durations import duration, utc
 from synapse_federation_admin.wording import outcomes, servers
 from synapse_federation_admin.wording.amounts import count
 from synapse_federation_admin.wording.causes import AGES, cause, heat_table
@@ -191,9 +190,8 @@ def share(availability: Json | None) -> str:
 
 def exact(ts: Any) -> str:
     """Return a time, exactly and relatively."""
-    try:
-        when = datetime.fromtimestamp(ts / 1000, timezone.utc)
-    except (TypeError, ValueError, OverflowError, OSError):
+    when = utc(ts)
+    if when is None:
         return str(ts)
     told = f"in {duration(ts - now_ms())}" if ts > now_ms() + 1000 else ago(ts)
     return f"{when:%Y-%m-%d %H:%M:%S} UTC ({told})"

@@ -34,19 +34,6 @@ _NOT_YET = frozenset({"authorization_pending", "slow_down"})
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
-class SignIn:
-    """A sign-in that is under way at the service.
-
-    Attributes:
-        client_id: Who asks.
-        next: The page to go to then.
-    """
-
-    client_id: str
-    next: str
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Tokens:
     """What the service gave: the access token, and what renews it."""
 
@@ -83,7 +70,7 @@ class OAuth:
         endpoint = str(service.get("authorization_endpoint") or "")
         if client_id is None or not is_web(endpoint):
             return None
-        state = self._state(session, SignIn(client_id, next_path))
+        state = self._state(session, client_id, next_path)
         verifier = session.sign(self._secret, "verifier", state)
         query = {
             "response_type": "code",
@@ -97,8 +84,8 @@ class OAuth:
         }
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
 
-    def sign_in_of(self, session: Session, state: str) -> SignIn:
-        """Return the sign-in that a `state` is of.
+    def sign_in_of(self, session: Session, state: str) -> tuple[str, str]:
+        """Return whose sign-in a `state` is of: the client ID, and where it goes on.
 
         Raises:
             SynapseError: 400, it was not begun in this session.
@@ -113,7 +100,7 @@ class OAuth:
                 Codes.INVALID_PARAM,
             )
         _, client_id, next_path = json.loads(urlsafe_b64decode(payload))
-        return SignIn(client_id, next_path)
+        return client_id, next_path
 
     async def exchange(
         self, session: Session, origin: str, state: str, code: str, now_ms: int
@@ -125,17 +112,16 @@ class OAuth:
         Raises:
             SynapseError: 400, it refuses the code; 503, it is away.
         """
-        sign_in = self.sign_in_of(session, state)
+        client_id, next_path = self.sign_in_of(session, state)
         service = await self._sessions.service()
         form = {
             "grant_type": "authorization_code",
             "code": code,
             "redirect_uri": _redirect(origin),
-            "client_id": sign_in.client_id,
+            "client_id": client_id,
             "code_verifier": session.sign(self._secret, "verifier", state),
         }
-        tokens = await self._tokens(service, sign_in.client_id, form, now_ms)
-        return tokens, sign_in.next
+        return await self._tokens(service, client_id, form, now_ms), next_path
 
     async def begin_on_device(self) -> tuple[str, Mapping[str, Any]]:
         """Begin a sign-in that goes on in another window or on another device.
@@ -250,8 +236,8 @@ class OAuth:
             self._clients[key] = client_id
         return self._clients[key], ""
 
-    def _state(self, session: Session, sign_in: SignIn) -> str:
-        parts = [secrets.token_urlsafe(9), sign_in.client_id, sign_in.next]
+    def _state(self, session: Session, client_id: str, next_path: str) -> str:
+        parts = [secrets.token_urlsafe(9), client_id, next_path]
         payload = urlsafe_b64encode(json.dumps(parts).encode()).decode()
         return f"{payload}.{session.sign(self._secret, 'state', payload)}"
 

@@ -11,20 +11,18 @@ there are for what is all templates can say: `say.outcome(...)`, `cause(kind)`.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import attr
 from jinja2 import DictLoader, Environment, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from synapse.module_api import JsonDict
 
-from synapse_federation_admin.durations import SECOND_MS, duration
+from synapse_federation_admin.durations import SECOND_MS, duration, utc
 from synapse_federation_admin.failures.bounds import shown
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.background import Turn
@@ -36,38 +34,9 @@ _HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Static:
-    """A file that never changes under its name.
-
-    Attributes:
-        name: With a hash of what is in it.
-        media_type: For `Content-Type`.
-        body: What is in it.
-    """
-
-    name: str
-    media_type: str
-    body: bytes
-
-
-def _read(path: Path) -> Static:
-    body = path.read_bytes()
-    digest = hashlib.sha256(body).hexdigest()[:12]
-    return Static(f"{path.stem}-{digest}{path.suffix}", _TYPES[path.suffix], body)
-
-
-def _datetime(ts: int) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(ts / 1000, timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        # What a database or another server says may be no time at all.
-        return None
-
-
 def time(ts: int, text: str | None = None, kind: str = "") -> Markup:
     """Return a `<time>` that shows the exact time, or a text with that on hover."""
-    when = _datetime(ts)
+    when = utc(ts)
     if when is None:
         return escape(text or f"{ts} ms")
     exact = f"{when.day} {when:%b %Y, %H:%M:%S} UTC"
@@ -121,21 +90,6 @@ def segment(name: str) -> str:
     return quote(f"{name}\0" if name in (".", "..") else name, safe="")
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Strip:
-    """The last days of a server, as lines of a drawing of 8 units for each day.
-
-    The style sheet parts a line into days, and has each state as high as it is told.
-
-    Attributes:
-        paths: For each state that occurs, its class and its line.
-        told: The same in words.
-    """
-
-    paths: tuple[tuple[str, str], ...]
-    told: str
-
-
 _UP, _PART, _DOWN, _NONE = "up", "part", "down", "none"
 _WORDS = {_DOWN: "down", _PART: "in part down", _UP: "up", _NONE: "not recorded"}
 
@@ -146,8 +100,14 @@ def _state(share: float | None) -> str:
     return _UP if share == 1 else _PART if share else _DOWN
 
 
-def strip(days: Sequence[JsonDict]) -> Strip:
-    """Return the strip of an availability: one path for each state."""
+def strip(days: Sequence[JsonDict]) -> tuple[list[tuple[str, str]], str]:
+    """Return the last days of a server, as lines of a drawing of 8 units for each day.
+
+    The style sheet parts a line into days, and has each state as high as it is told.
+
+    Returns:
+        For each state that occurs, its class and its line; and the same in words.
+    """
     lines = dict.fromkeys(_WORDS, "")
     counts = dict.fromkeys(_WORDS, 0)
     begin = 0
@@ -157,10 +117,8 @@ def strip(days: Sequence[JsonDict]) -> Strip:
         counts[state] += length
         begin += length
     told = ", ".join(f"{n} {_WORDS[state]}" for state, n in counts.items() if n)
-    return Strip(
-        tuple((state, line) for state, line in lines.items() if line),
-        f"Last {begin} days: {told}",
-    )
+    paths = [(state, line) for state, line in lines.items() if line]
+    return paths, f"Last {begin} days: {told}"
 
 
 def _finalize(value: Any) -> Any:
@@ -222,15 +180,21 @@ class Renderer:
     """Makes pages of templates.
 
     Attributes:
-        static: The files that pages need, by name.
+        static: The files that pages need: of each, its media type and what is in it, by
+            a name with a hash of that, under which it never changes.
     """
 
     def __init__(self) -> None:
-        files = {path.name: _read(path) for path in (_HERE / "static").iterdir()}
-        self.static = {file.name: file for file in files.values()}
+        names: dict[str, str] = {}
+        self.static: dict[str, tuple[str, bytes]] = {}
+        for path in (_HERE / "static").iterdir():
+            body = path.read_bytes()
+            digest = hashlib.sha256(body).hexdigest()[:12]
+            names[path.name] = name = f"{path.stem}-{digest}{path.suffix}"
+            self.static[name] = (_TYPES[path.suffix], body)
         self._environment = _environment()
         self._environment.globals.update(
-            static=lambda name: url(f"/static/{files[name].name}")
+            static=lambda name: url(f"/static/{names[name]}")
         )
 
     def compile(self) -> None:

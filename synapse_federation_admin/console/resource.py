@@ -204,9 +204,10 @@ class Console:
             request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
             respond(request, HTTPStatus.NOT_FOUND, b"No such file\n")
             return
-        request.setHeader(b"Content-Type", file.media_type.encode())
+        media_type, body = file
+        request.setHeader(b"Content-Type", media_type.encode())
         request.setHeader(b"Cache-Control", b"public, max-age=31536000, immutable")
-        respond(request, HTTPStatus.OK, file.body)
+        respond(request, HTTPStatus.OK, body)
 
     async def _respond_page(
         self,

@@ -6,9 +6,8 @@ been removed would stumble over an update that it does not know.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
@@ -21,61 +20,43 @@ from synapse_federation_admin.storage.sql import FAILING
 logger = logging.getLogger(__name__)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Index:
-    """A partial index on `destinations`.
-
-    Attributes:
-        name: Its name.
-        columns: The columns and expressions that it is over.
-        where: Which rows it holds.
-    """
-
-    name: str
-    columns: str
-    where: str
-
-    @property
-    def create(self) -> str:
-        """The statement that creates it.
-
-        Without IF NOT EXISTS: where something else has the name, that is an error to
-        be told, and not an index that is there.
-        """
-        return (
-            f"CREATE INDEX {self.name} ON destinations ({self.columns}) "
-            f"WHERE {self.where}"
-        )
-
-
-# All but the last are over failing rows alone: what is delivered does not touch them.
-INDEXES: tuple[Index, ...] = (
-    Index("federation_admin_failing", "destination", FAILING),
-    Index("federation_admin_retry_last_ts", "retry_last_ts, destination", FAILING),
-    Index(
-        "federation_admin_retry_interval",
+# Partial indexes on `destinations`: by name, the columns and expressions that each is
+# over, and which rows it holds. All but the last are over failing rows alone: what is
+# delivered does not touch them.
+INDEXES: Mapping[str, tuple[str, str]] = {
+    "federation_admin_failing": ("destination", FAILING),
+    "federation_admin_retry_last_ts": ("retry_last_ts, destination", FAILING),
+    "federation_admin_retry_interval": (
         "retry_interval, destination",
         "retry_interval <> 0",
     ),
     # Descending: many rows have the longest interval, and they are sorted by name,
     # ascending in both directions.
-    Index(
-        "federation_admin_retry_interval_desc",
+    "federation_admin_retry_interval_desc": (
         "retry_interval DESC, destination",
         "retry_interval <> 0",
     ),
-    Index(
-        "federation_admin_failure_ts",
+    "federation_admin_failure_ts": (
         "failure_ts, destination",
         "failure_ts IS NOT NULL",
     ),
-    Index("federation_admin_next_retry_ts", f"{NEXT_RETRY_TS}, destination", FAILING),
-    Index(
-        "federation_admin_last_successful",
+    "federation_admin_next_retry_ts": (f"{NEXT_RETRY_TS}, destination", FAILING),
+    "federation_admin_last_successful": (
         "last_successful_stream_ordering, destination",
         "last_successful_stream_ordering IS NOT NULL",
     ),
-)
+}
+
+
+def create_index(name: str) -> str:
+    """Return the statement that creates an index.
+
+    Without IF NOT EXISTS: where something else has the name, that is an error to be
+    told, and not an index that is there.
+    """
+    columns, which = INDEXES[name]
+    return f"CREATE INDEX {name} ON destinations ({columns}) WHERE {which}"
+
 
 # How soon after start-up, when a homeserver has enough to do, and how often to look
 # whether they are there, and create what is not.
@@ -134,51 +115,53 @@ class DestinationIndexes:
             "federation_admin_index_states", _existing_txn
         )
         return {
-            i.name: IndexState.READY if found.get(i.name) else IndexState.MISSING
-            for i in INDEXES
+            name: IndexState.READY if found.get(name) else IndexState.MISSING
+            for name in INDEXES
         }
 
     async def _look(self) -> None:
         states = await self.states()
-        missing = [i for i in INDEXES if states[i.name] is IndexState.MISSING]
+        missing = [n for n, state in states.items() if state is IndexState.MISSING]
         if missing and self._homeserver.runs_background_tasks:
             await self._build(missing)
-            missing = [index for index in missing if index.name in self.errors]
+            missing = list(self.errors)
         self.are_ready = not missing
 
-    async def _build(self, missing: Sequence[Index]) -> None:
+    async def _build(self, missing: Sequence[str]) -> None:
         """Create what is missing; what fails is logged, and left to the next look."""
         self.errors.clear()
-        for index in missing:
+        for name in missing:
             try:
-                await self._create(index)
+                await self._create(name)
             except CancelledError:
                 # Synapse is shutting down.
                 raise
             except Exception as e:
                 # The driver's texts have lines that point into the statement.
                 error = " ".join(str(e).split()) or type(e).__name__
-                self.errors[index.name] = error
-                logger.error("Cannot create an index (%s): %s", error, index.create)
+                self.errors[name] = error
+                create = create_index(name)
+                logger.error("Cannot create an index (%s): %s", error, create)
             else:
-                logger.info("Index %s is ready", index.name)
+                logger.info("Index %s is ready", name)
         if self._homeserver.is_postgres:
             # Only now there are statistics of the expression that one of them is over.
             await self._run("ANALYZE destinations")
 
-    async def _create(self, index: Index) -> None:
+    async def _create(self, name: str) -> None:
         """Create an index; on SQLite, which has no other way, all else has to wait."""
+        create = create_index(name)
         if not self._homeserver.is_postgres:
-            await self._run(index.create)
+            await self._run(create)
             return
 
         def create_txn(txn: LoggingTransaction) -> None:
             txn.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
             try:
-                if _existing_txn(txn).get(index.name) is False:
+                if _existing_txn(txn).get(name) is False:
                     # What is left of an attempt that was interrupted.
-                    txn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index.name}")
-                txn.execute(index.create.replace("INDEX", "INDEX CONCURRENTLY", 1))
+                    txn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+                txn.execute(create.replace("INDEX", "INDEX CONCURRENTLY", 1))
             finally:
                 txn.execute("RESET lock_timeout")
 

@@ -2,10 +2,9 @@
 """A diagnosis in words: its stages, and what each of them has seen. Pure."""
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
 from typing import Any
 
-from synapse_federation_admin.durations import duration
+from synapse_federation_admin.durations import duration, utc
 from synapse_federation_admin.wording.amounts import count
 
 STAGES = {
@@ -71,11 +70,8 @@ def _word(key: str, value: Any) -> str:
 
 
 def _time(ts: int) -> str:
-    try:
-        when = datetime.fromtimestamp(ts / 1000, timezone.utc)
-    except (OverflowError, ValueError, OSError):
-        return str(ts)
-    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+    when = utc(ts)
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else str(ts)
 
 
 def _signed(ms: int) -> str:

@@ -3,9 +3,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
-
-import attr
+from typing import Any, NamedTuple
 
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import servers
@@ -81,8 +79,7 @@ _OF_FORGET = {
 }
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Told:
+class Told(NamedTuple):
     """A value as a page tells it.
 
     Attributes:
