@@ -196,11 +196,18 @@ def test_since_when(answers: dict[str, Any]) -> None:
     answers["/status"] = {}
     answers["/runs"] = {"runs": []}
     assert "Rooms  2  the oldest for at least 1 h; each counts" in run("status").stdout
+    indexes = {"enabled": True, "ready": False, "errors": {"an_index": "disk full"}}
+    answers["/summary"]["indexes"] = indexes
+    assert "not ready\n  an_index  disk full" in run("status").stdout
     failed = {"last_failure": {"kind": "other", "message": "x", "last_ts": 2}}
     answers["/destinations/a.example"] = {**row, **failed, "last_success_ts": 1}
     answers["/destinations/a.example/outages"] = {}
+    stuck = {"never_delivered": 2, "unsendable": 1}
+    answers["/destinations/a.example"] |= stuck
     told = run("show", "a.example").stdout
     assert "Rooms that wait     2, the oldest for at least 1 h" in told
+    assert "May never arrive    2 rooms: nothing was ever delivered" in told
+    assert "Can never be sent   1 room: the event is in the database no more" in told
     assert unanswered in told
     answers["/destinations/a.example"]["last_success_ts"] = 3
     assert "✓ not failing" in run("show", "a.example").stdout
@@ -220,16 +227,22 @@ def test_not_all(answers: dict[str, Any]) -> None:
     answers["/destinations"] = {"destinations": rows, "next_token": "x"}
     assert "There are more than these 10: --from x" in run("list").stderr
     answers["/attention"] = {"as_of_ts": 1, "destinations": rows}
+    nothing = [{"destinations": []}, {"destinations": []}]
+    answers["/destinations"] = nothing
+    assert "No other server is known yet." in run("list").stderr
+    assert "No server matches." in run("list", "--status", "invalid").stderr
     assert "These 10 matter most; --limit" in run("attention").stderr
     assert "--limit" not in run("attention", "--limit", "11").stderr
     path = "/destinations/a.example"
     answers[path] = {"destination": "a.example", "shared_rooms": 9}
-    outages, rooms = [{"start_ts": 1, "end_ts": None}], [{"room_id": "!r"}]
+    ended = {"end_ts": 2, "duration_ms": 7_200_000, "up_ms": 3_600_000}
+    outages, rooms = [{"start_ts": 1, **ended, "ended": "reset"}], [{"room_id": "!r"}]
     answers[f"{path}/outages"] = {"outages": outages, "next_token": "x"}
     answers[f"{path}/shared_rooms"] = {"rooms": rooms, "next_token": "x"}
     shown = run("show", "a.example").stdout
     assert "and earlier ones, which `outages`" in shown
     assert "and 8 more, which `shared-rooms`" in shown
+    assert "2 h, 1 h of it not failing, reset" in shown
     for command in ("outages", "shared-rooms"):
         assert "than these 1: --from x" in run(command, "a.example").stderr
 

@@ -352,10 +352,11 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         self.assertIn("The first rooms", self.text(onwards))
         self.assertNotIn("More rooms", self.text(onwards))
         for number in range(11):
-            self.add_outage("server001.example", 8 * DAY + number, 7 * DAY)
+            self.add_outage("server001.example", 8 * DAY + number, DAY, up_ms=2 * HOUR)
         (more,) = re.findall(r'href="([^"]*)">Earlier outages<', self.page(one))
         earlier = html.unescape(more).removeprefix(CONSOLE).partition("#")[0]
         self.assertIn("The last outages", self.text(earlier))
+        self.assertIn("7 d, 2 h of it not failing", self.text(earlier))
         self.assertNotIn("Earlier outages", self.text(earlier))
         asks = [
             f"/forget?name={name}&name=server001.example",

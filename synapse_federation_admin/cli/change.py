@@ -177,7 +177,8 @@ def _left_out(found: Json) -> Iterator[RenderableType]:
     if not_running := found.get("not_running"):
         yield line(f"  Does not run: {', '.join(not_running)}", "yellow")
     if not_told := found.get("not_told"):
-        yield line(f"  Could not be told: {', '.join(not_told)}", "yellow")
+        why = f" ({error})" if (error := found.get("not_told_error")) else ""
+        yield line(f"  Could not be told: {', '.join(not_told)}{why}", "yellow")
 
 
 @command(name="flush-caches")

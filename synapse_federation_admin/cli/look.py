@@ -15,6 +15,7 @@ from synapse_federation_admin.cli.output import (
     ago,
     escaped,
     grid,
+    line,
     listed,
     pill,
     since,
@@ -38,7 +39,7 @@ from synapse_federation_admin.cli.words import (
 )
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import outcomes
-from synapse_federation_admin.wording.amounts import count
+from synapse_federation_admin.wording.amounts import count, counted
 from synapse_federation_admin.wording.outcomes import under_way
 from synapse_federation_admin.wording.servers import SENDERS, waiting
 from synapse_federation_admin.wording.verdict import failing_of
@@ -79,6 +80,10 @@ def _status(answers: Json, width: int) -> Iterator[RenderableType]:
     if runs := under_way(answers.get("runs", {}).get("runs", ())):
         yield Text("\nRun under way", "bold")
         yield grid((run_line(run),) for run in runs)
+    indexes = summary.get("indexes") or {}
+    if indexes.get("enabled") and not indexes.get("ready"):
+        yield Text("\nOptional indexes are not ready", "bold")
+        yield grid((line(n), line(e)) for n, e in indexes.get("errors", {}).items())
     off = {
         name: state
         for name, state in answers["status"].get("features", {}).items()
@@ -114,7 +119,8 @@ def list_(asked: Asked, params: Json) -> None:
         if "total" in answer:
             out.note(f"{count(answer['total'])} match.", "dim")
         elif not rows:
-            out.note("No server matches.")
+            none = "No server matches." if params else "No other server is known yet."
+            out.note(none)
         out.tell_more(answer, len(rows))
 
     out.answer(answer, human)
@@ -192,6 +198,7 @@ def instances(asked: Asked) -> None:
         Column("Seen", lambda each: ago(each.get("seen_ts"))),
         Column("Module", lambda each: each.get("module_version") or DASH, WIDE),
         Column("Synapse", lambda each: each.get("synapse_version") or DASH, WIDE),
+        Column("In memory", _in_memory, WIDE),
         Column("Reactor late", _late, WIDE),
     )
     asked.out.answer_list(answer, "instances", columns, "None is known.")
@@ -204,6 +211,13 @@ def _sends(instance: Json) -> bool:
 def _state(instance: Json) -> Text:
     state = str(instance.get("state"))
     return pill(*SENDERS.get(state, ("muted", state)))
+
+
+def _in_memory(instance: Json) -> str:
+    held = instance.get("in_memory")
+    if not held or not instance.get("sends"):
+        return DASH
+    return f"{counted(held['pdus'], 'event')}, {counted(held['edus'], 'EDU')}"
 
 
 def _late(instance: Json) -> str:

@@ -27,9 +27,9 @@ from synapse_federation_admin.cli.words import (
     status_of,
     why_of,
 )
-from synapse_federation_admin.durations import duration
-from synapse_federation_admin.wording.amounts import count
+from synapse_federation_admin.wording.amounts import count, counted
 from synapse_federation_admin.wording.causes import advice, cause
+from synapse_federation_admin.wording.servers import how_far, lasted
 
 # So many outages and shared rooms are told.
 _OUTAGES = 5
@@ -133,20 +133,21 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
             + (f", the oldest queued {ago(oldest)}" if oldest else ""),
         )
         yield "Device changes", count(backlog.get("device_list_updates", 0))
+        if never := server.get("never_delivered"):
+            why = (
+                "rooms: nothing was ever delivered to it, so Synapse does not catch up"
+            )
+            yield "May never arrive", f"{count(never)} {why}"
+        if gone := server.get("unsendable"):
+            why = "the event is in the database no more; the console has what ends that"
+            yield "Can never be sent", f"{counted(gone, 'room')}: {why}"
     yield "Not yet queued", known("not_yet_queued")
     yield "Your users", known("local_users")
     yield "Rooms shared", known("shared_rooms")
     if sender := server.get("sender"):
         state = str(sender.get("state")).replace("_", " ")
-        yield "Sent by", f"{sender.get('instance') or 'nobody'}: {state}"
-
-
-def _lasted(outage: Json) -> str:
-    if outage.get("end_ts") is None:
-        return "lasts"
-    ended = outage.get("ended")
-    how = f", {ended}" if ended and ended != "recovered" else ""
-    return f"{duration(outage['duration_ms'])}{how}"
+        far = f", {how_far(sender)}" if sender.get("position") is not None else ""
+        yield "Sent by", f"{sender.get('instance') or 'nobody'}: {state}{far}"
 
 
 def _kinds(outage: Json) -> Text:
@@ -156,7 +157,7 @@ def _kinds(outage: Json) -> Text:
 
 _BY_OUTAGE = (
     Column("Began", lambda outage: exact(outage["start_ts"])),
-    Column("Lasted", _lasted),
+    Column("Lasted", lasted),
     Column("Causes", _kinds),
 )
 

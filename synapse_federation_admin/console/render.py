@@ -167,6 +167,7 @@ def _environment() -> Environment:
         nothing_waits=servers.nothing_waits,
         say=outcomes,
         how_far=servers.how_far,
+        lasted=servers.lasted,
         signs=diagnosis.SIGNS,
         stages=diagnosis.STAGES,
         states=servers.SENDERS,

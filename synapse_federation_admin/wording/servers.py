@@ -85,6 +85,16 @@ def nothing_waits(senders: Iterable[Mapping[str, Any]] | None) -> tuple[str, str
     return "warn", f"Nothing is queued; how far {who} come with sending is not known."
 
 
+def lasted(outage: Mapping[str, Any]) -> str:
+    """Return how long an outage lasted, and how it ended, if not by itself."""
+    is_over = outage.get("end_ts") is not None
+    told = duration(outage["duration_ms"]) if is_over else "lasts"
+    if up_ms := outage.get("up_ms"):
+        told += f", {duration(up_ms)} of it not failing"
+    ended = outage.get("ended")
+    return f"{told}, {ended}" if ended and ended != "recovered" else told
+
+
 def how_far(sender: Mapping[str, Any]) -> str:
     """Return how far a process that sends has come."""
     if ahead := sender.get("ahead_events"):
